@@ -1,0 +1,179 @@
+//! WireGuard's keys: Curve25519 private and public keys and preshared keys, 32 bytes each, in base64 (RFC 4648 section 4)
+//! as wg(8) writes them. Secret ones are wiped from memory when dropped and print as dots.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use thiserror::Error;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// The length of each key in bytes.
+pub const KEY_LENGTH: usize = 32;
+
+/// The length of a key's base64 text, its one `=` included.
+pub const KEY_TEXT_LENGTH: usize = 44;
+
+/// Why a text is no key. Never holds any of the text: it may be a secret with one wrong character.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum KeyError {
+    /// It has not 44 characters.
+    #[error("a key has {KEY_TEXT_LENGTH} characters, this has {found}")]
+    Length {
+        /// How many it has.
+        found: usize,
+    },
+    /// It is not base64 at all, or not that of 32 bytes.
+    #[error("a key is base64 of 32 bytes: letters, digits, '+' and '/', and one '=' at the end")]
+    Encoding,
+}
+
+fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_LENGTH]>, KeyError> {
+    let length = text.chars().count();
+    if length != KEY_TEXT_LENGTH {
+        return Err(KeyError::Length { found: length });
+    }
+    let mut bytes = Zeroizing::new([0; KEY_LENGTH + 1]);
+    match STANDARD.decode_slice(text, &mut *bytes) {
+        Ok(KEY_LENGTH) => {
+            let mut key = Zeroizing::new([0; KEY_LENGTH]);
+            key.copy_from_slice(&bytes[..KEY_LENGTH]);
+            Ok(key)
+        }
+        _ => Err(KeyError::Encoding),
+    }
+}
+
+macro_rules! secret_key {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+        pub struct $name([u8; KEY_LENGTH]);
+
+        impl $name {
+            /// The key's bytes. Copies of them are the caller's to wipe.
+            pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
+                &self.0
+            }
+
+            /// Whether all bytes are zero, which stands for "no key" in WireGuard's interfaces.
+            pub fn is_zero(&self) -> bool {
+                self.0.iter().all(|byte| *byte == 0)
+            }
+        }
+
+        impl From<[u8; KEY_LENGTH]> for $name {
+            fn from(bytes: [u8; KEY_LENGTH]) -> Self {
+                Self(bytes)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = KeyError;
+
+            fn from_str(text: &str) -> Result<Self, KeyError> {
+                decode(text).map(|bytes| Self(*bytes))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(…)"))
+            }
+        }
+    };
+}
+
+secret_key! {
+    /// The private key of an interface.
+    PrivateKey
+}
+
+secret_key! {
+    /// The symmetric key that two peers share besides their key pairs.
+    PresharedKey
+}
+
+impl PrivateKey {
+    /// The public key that belongs to this private key.
+    pub fn public_key(&self) -> PublicKey {
+        let secret = x25519_dalek::StaticSecret::from(self.0);
+        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+}
+
+/// The public key of a peer: its name in WireGuard, and no secret.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PublicKey([u8; KEY_LENGTH]);
+
+impl PublicKey {
+    /// The key's bytes.
+    pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
+        &self.0
+    }
+}
+
+impl From<[u8; KEY_LENGTH]> for PublicKey {
+    fn from(bytes: [u8; KEY_LENGTH]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode(text).map(|bytes| Self(*bytes))
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl serde::Serialize for PublicKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The first key pair of RFC 7748 section 6.1.
+    const ALICE: [u8; 32] = [
+        0x77, 0x07, 0x6d, 0x0a, 0x73, 0x18, 0xa5, 0x7d, 0x3c, 0x16, 0xc1, 0x72, 0x51, 0xb2, 0x66, 0x45, 0xdf, 0x4c,
+        0x2f, 0x87, 0xeb, 0xc0, 0x99, 0x2a, 0xb1, 0x77, 0xfb, 0xa5, 0x1d, 0xb9, 0x2c, 0x2a,
+    ];
+
+    #[test]
+    fn public_key_follows_rfc_7748() {
+        assert_eq!(PrivateKey::from(ALICE).public_key().to_string(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+    }
+
+    #[test]
+    fn secrets_never_print() {
+        let text = STANDARD.encode(ALICE);
+        let key: PrivateKey = text.parse().expect("a key");
+        assert_eq!(format!("{key:?}"), "PrivateKey(…)");
+        assert_eq!(key.as_bytes(), &ALICE);
+    }
+
+    #[test]
+    fn what_is_no_key_says_why() {
+        assert_eq!("abc".parse::<PublicKey>(), Err(KeyError::Length { found: 3 }));
+        assert_eq!("!".repeat(44).parse::<PublicKey>(), Err(KeyError::Encoding));
+        // The last character before '=' carries two unused bits, which must be zero, as wg(8) demands.
+        assert_eq!("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmp=".parse::<PublicKey>(), Err(KeyError::Encoding));
+    }
+}

@@ -1,0 +1,88 @@
+//! WireGuard itself: one trait, two implementations. Knows nothing of files, plans or namespaces.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::keys::{PresharedKey, PrivateKey, PublicKey};
+
+pub mod userspace;
+
+/// Which implementation a device is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The kernel's module.
+    Kernel,
+    /// The embedded one: [`userspace`].
+    Userspace,
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Backend::Kernel => "kernel",
+            Backend::Userspace => "userspace",
+        })
+    }
+}
+
+/// What a WireGuard device is made from.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// The device's key.
+    pub private_key: PrivateKey,
+    /// The UDP port to listen on; 0: any free one.
+    pub listen_port: u16,
+    /// The mark of the encrypted packets (`SO_MARK`, socket(7)); 0: none.
+    pub fwmark: u32,
+    /// The peers, no two with the same public key.
+    pub peers: Vec<PeerConfig>,
+}
+
+/// What a peer of a WireGuard device is made from.
+#[derive(Clone, Debug)]
+pub struct PeerConfig {
+    /// The peer's key, and its name.
+    pub public_key: PublicKey,
+    /// The key shared besides.
+    pub preshared_key: Option<PresharedKey>,
+    /// Which inner addresses are sent to this peer, and accepted from it. Longest prefix first wins among peers.
+    pub allowed_ips: Vec<IpNet>,
+    /// Seconds between keepalives that are sent whether or not there is traffic.
+    pub persistent_keepalive: Option<u16>,
+    /// Where the peer is, if that is known yet.
+    pub endpoint: Option<SocketAddr>,
+}
+
+/// What a peer is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The peer's key.
+    pub public_key: PublicKey,
+    /// Where its packets come from or go to.
+    pub endpoint: Option<SocketAddr>,
+    /// How long ago the last handshake was completed.
+    pub handshake_age: Option<Duration>,
+    /// Bytes received from it, encrypted.
+    pub rx_bytes: u64,
+    /// Bytes sent to it, encrypted.
+    pub tx_bytes: u64,
+}
+
+/// A living WireGuard device. Dropping it ends an embedded one; the kernel's lives on until its namespace ends.
+pub trait Device: Send {
+    /// Which implementation it is of.
+    fn backend(&self) -> Backend;
+
+    /// Points a peer at an endpoint, and forgets the former one.
+    fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> std::io::Result<()>;
+
+    /// Begins a handshake with a peer now, as if there were a packet for it. No error if the peer has no endpoint yet.
+    fn initiate_handshake(&self, peer: &PublicKey) -> std::io::Result<()>;
+
+    /// What each peer is doing, in the order of [`DeviceConfig::peers`].
+    fn peers(&self) -> std::io::Result<Vec<PeerStatus>>;
+}
