@@ -1,1 +1,3 @@
+//! The command `vpn-exec`.
+
 fn main() {}
