@@ -1,7 +1,7 @@
 //! Network namespaces: making them, giving them a name that ip-netns(8) accepts, and working inside them.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -66,16 +66,9 @@ impl NetworkNamespace {
         })
     }
 
-    /// The namespace of a name, if there is one.
-    ///
-    /// # Errors
-    /// `ENOENT` if there is no such file, `EINVAL` if it is no namespace.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if rustix::fs::fstatfs(&file)?.f_type as i64 != NSFS_MAGIC {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        Ok(Self(file.into()))
+    /// Another handle to the same namespace.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
     }
 
     /// What tells this namespace apart.
@@ -155,14 +148,11 @@ pub fn prepare_names() -> io::Result<NamesMade> {
 /// Takes away what [`prepare_names`] made, unless others' names are there by now.
 pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
     if made.mount {
-        let _lock = match lock_names() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            lock => lock?,
-        };
-        if fs::read_dir(NAMES)?.next().is_some() {
-            return Ok(());
+        match fs::read_dir(NAMES) {
+            Ok(mut names) if names.next().is_none() => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => return Ok(()),
         }
-        drop(_lock);
         match rustix::mount::unmount(NAMES, UnmountFlags::empty()) {
             // Somebody is at work there, so it is theirs now; or it is gone already.
             Err(rustix::io::Errno::BUSY | rustix::io::Errno::INVAL) => return Ok(()),
@@ -185,17 +175,44 @@ fn lock_names() -> io::Result<File> {
     Ok(directory)
 }
 
-/// Gives a namespace a name: the file `path`, which must not exist, becomes a mount of it.
+/// Gives a namespace a name: the file `path`, which must not exist, becomes a mount of it. Until then, and again once the
+/// mount is gone, the file holds `mark`, so that whoever was killed in between can tell it for its own.
 ///
 /// # Errors
 /// `EEXIST` if the name is taken.
-pub fn give_name(namespace: &NetworkNamespace, path: &Path) -> io::Result<()> {
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o444).open(path)?;
+pub fn give_name(namespace: &NetworkNamespace, path: &Path, mark: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
     let source = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
-    rustix::mount::mount_bind(source, path).map_err(|error| {
+    let named = file.write_all(mark.as_bytes()).and_then(|()| Ok(rustix::mount::mount_bind(source, path)?));
+    if named.is_err() {
         let _ = fs::remove_file(path);
-        error.into()
-    })
+    }
+    named
+}
+
+/// What stands behind a name.
+#[derive(Debug)]
+pub enum Named {
+    /// Nothing: the name is free.
+    Free,
+    /// A namespace.
+    Namespace(NetworkNamespace),
+    /// A file without a namespace, with the beginning of its text.
+    File(String),
+}
+
+/// Looks up a name.
+pub fn look_up(path: &Path) -> io::Result<Named> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Named::Free),
+        file => file?,
+    };
+    if rustix::fs::fstatfs(&file)?.f_type as i64 == NSFS_MAGIC {
+        return Ok(Named::Namespace(NetworkNamespace(file.into())));
+    }
+    let mut text = vec![0; 128];
+    let length = file.read(&mut text)?;
+    Ok(Named::File(String::from_utf8_lossy(&text[..length]).into_owned()))
 }
 
 /// Takes a name away. Whoever is in the namespace stays in it. That there is no such name is no error.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fs;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
@@ -53,6 +53,33 @@ pub fn adopt_orphans() -> io::Result<()> {
 /// Executing a program undoes it.
 pub fn forbid_inspection() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Ends the calling process at once, without running what was registered for its end by the process that forked it.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) does nothing but end the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Makes standard descriptors lead to `/dev/null`.
+pub fn redirect_to_null(descriptors: &[RawFd]) -> io::Result<()> {
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for descriptor in descriptors {
+        // SAFETY: the standard descriptors are owned by nobody in particular, and stay open all the time.
+        if unsafe { libc::dup2(null.as_raw_fd(), *descriptor) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Closes descriptors that were inherited and that nothing in this process owns.
+pub fn close(descriptors: std::ops::Range<RawFd>) {
+    for descriptor in descriptors {
+        // SAFETY: by the contract above no value in this process owns it, so no value is left with a closed descriptor. One
+        // that is not open fails with EBADF.
+        unsafe { libc::close(descriptor) };
+    }
 }
 
 /// Marks every descriptor from `first` on as closed at the next exec.

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 
+pub mod kernel;
 pub mod userspace;
 
 /// Which implementation a device is of.
