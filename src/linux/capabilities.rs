@@ -57,13 +57,21 @@ pub fn bound(kept: CapabilitySet, last: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes exactly `kept` permitted, effective, inheritable and ambient, so that a program executed by a user who is not root has
-/// them.
+/// Makes exactly `kept` permitted and effective, and `inheritable` inheritable.
 ///
 /// # Errors
 /// `EPERM` if one of them is not permitted.
-pub fn keep_across_exec(kept: CapabilitySet, last: u8) -> io::Result<()> {
-    let sets = CapabilitySets { permitted: kept, effective: kept, inheritable: kept };
+pub fn set(kept: CapabilitySet, inheritable: CapabilitySet) -> io::Result<()> {
+    Ok(rustix::thread::set_capabilities(None, CapabilitySets { permitted: kept, effective: kept, inheritable })?)
+}
+
+/// Makes `kept` inheritable and ambient, so that a program executed by a user who is not root has them.
+///
+/// # Errors
+/// `EPERM` if one of them is not permitted.
+pub fn make_ambient(kept: CapabilitySet, last: u8) -> io::Result<()> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.inheritable = kept;
     rustix::thread::set_capabilities(None, sets)?;
     rustix::thread::clear_ambient_capability_set()?;
     for number in 0..=last {
@@ -75,25 +83,28 @@ pub fn keep_across_exec(kept: CapabilitySet, last: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets permitted capabilities survive a change from root to another user.
-pub fn keep_across_setuid() -> io::Result<()> {
-    Ok(rustix::thread::set_keep_capabilities(true)?)
-}
-
-/// Locks the secure bits so that being root gives nothing: user ID 0 gains no capabilities by itself, neither by executing a
-/// program nor by changing users, and none of this can be undone. The ambient set may still be raised only where `ambient` says
-/// so.
+/// Lets capabilities survive a change from root to another user, until they are dropped by name.
 ///
 /// # Errors
 /// `EPERM` without CAP_SETPCAP.
-pub fn lock_secure_bits(ambient: bool) -> io::Result<()> {
-    let mut bits = CapabilitiesSecureBits::NO_ROOT
-        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+pub fn survive_change_of_user() -> io::Result<()> {
+    Ok(rustix::thread::set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?)
+}
+
+/// Locks the secure bits: no change of users brings capabilities, no more can be made ambient, and, unless `root_is_special`, user
+/// ID 0 has none by being 0. None of this can be undone.
+///
+/// # Errors
+/// `EPERM` without CAP_SETPCAP.
+pub fn lock_secure_bits(root_is_special: bool) -> io::Result<()> {
+    let mut bits = CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_SETUID_FIXUP
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
-        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED;
-    if !ambient {
-        bits |= CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    if !root_is_special {
+        bits |= CapabilitiesSecureBits::NO_ROOT;
     }
     Ok(rustix::thread::set_capabilities_secure_bits(bits)?)
 }

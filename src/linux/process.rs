@@ -82,6 +82,13 @@ pub fn close(descriptors: std::ops::Range<RawFd>) {
     }
 }
 
+/// The number after the highest descriptor that is open.
+pub fn descriptor_limit() -> RawFd {
+    let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let highest = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok()).max();
+    highest.unwrap_or(2).saturating_add(1)
+}
+
 /// Marks every descriptor from `first` on as closed at the next exec.
 pub fn close_at_exec_from(first: RawFd) -> io::Result<()> {
     let Ok(first_unsigned) = libc::c_uint::try_from(first) else {

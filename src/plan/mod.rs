@@ -26,6 +26,7 @@ use serde::Serialize;
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, HostInterface, HostRoute};
 pub use hooks::HookPlan;
+pub use mtu::wireguard_mtu;
 pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};

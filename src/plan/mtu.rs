@@ -21,6 +21,16 @@ pub(super) const MAX_MTU: u32 = 65535;
 /// What is assumed where nothing is known of the way to the endpoints: Ethernet's.
 const ETHERNET: u32 = 1500;
 
+/// The MTU of a WireGuard interface, in bytes, whose encrypted packets take a way with an MTU of `path`: what a computed plan
+/// has, for an endpoint that was not known when it was made.
+pub fn wireguard_mtu(path: u32, ipv6: bool) -> u32 {
+    path.saturating_sub(OVERHEAD).clamp(least(ipv6), MAX_MTU)
+}
+
+fn least(ipv6: bool) -> u32 {
+    if ipv6 { MIN_IPV6_MTU } else { MIN_IPV4_MTU }
+}
+
 /// An MTU in bytes, and where it comes from, as a phrase.
 pub(super) struct Mtu {
     pub(super) bytes: u32,
@@ -38,16 +48,15 @@ pub(super) fn decide(explicit: Option<u32>, ipv6: bool, facts: &Facts, findings:
         return Mtu { bytes, reason: "as the configuration says".into() };
     }
     let (path, whence) = path_mtu(facts);
-    let bytes = path.saturating_sub(OVERHEAD);
-    let least = if ipv6 { MIN_IPV6_MTU } else { MIN_IPV4_MTU };
-    if bytes < least {
+    let least = least(ipv6);
+    if path.saturating_sub(OVERHEAD) < least {
         findings.note(format!(
             "The way to the endpoint has an MTU of {path}, too small for what the tunnel needs: the tunnel's MTU is {least} \
              all the same, so the host cuts large encrypted packets into fragments."
         ));
         return Mtu { bytes: least, reason: format!("the least that IPv{} needs", if ipv6 { 6 } else { 4 }) };
     }
-    Mtu { bytes: bytes.min(MAX_MTU), reason: format!("{path}, {whence}, less {OVERHEAD} for WireGuard") }
+    Mtu { bytes: wireguard_mtu(path, ipv6), reason: format!("{path}, {whence}, less {OVERHEAD} for WireGuard") }
 }
 
 /// The MTU of the narrowest way to an endpoint, and which way that is.

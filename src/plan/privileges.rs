@@ -53,6 +53,14 @@ const CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
+impl PrivilegesPlan {
+    /// The numbers of the capabilities that are kept.
+    pub fn numbers(&self) -> impl Iterator<Item = u8> {
+        let number = |name: &String| CAPABILITIES.iter().position(|known| known == name);
+        self.capabilities.iter().filter_map(number).filter_map(|number| u8::try_from(number).ok())
+    }
+}
+
 /// Those with which a program can leave the tunnel: by new routes or a new endpoint, by another process's namespace, or by
 /// the kernel's memory.
 const ESCAPES: [&str; 5] = ["CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"];

@@ -18,13 +18,13 @@ use serde::{Deserialize, Serialize};
 use super::endpoints::{Resolver, Search, Step};
 use super::state::Directory;
 use super::{DeviceEvents, Tunnel, TunnelError};
-use crate::config::{Endpoint, WgQuick};
+use crate::config::{Endpoint, Peer, WgQuick};
 use crate::keys::PublicKey;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process::{self, Forked};
 use crate::linux::signals;
 use crate::plan::Plan;
-use crate::wireguard::{Backend, DeviceConfig};
+use crate::wireguard::{Backend, DeviceConfig, PeerConfig};
 
 /// How long an embedded device tries one address of an endpoint: three initiations fit (REKEY_TIMEOUT is 5 s, but a new address
 /// gets one at once).
@@ -154,7 +154,7 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
     let hooks = plan.hooks.iter().any(|hook| hook.run);
     become_keeper(foreign, hooks).doing("detach the keeper")?;
     let mut tunnel = Tunnel::begin(plan, directory)?;
-    let made = device_config(&wireguard).and_then(|config| tunnel.make(&config, drop_all_privileges));
+    let made = device_config(&wireguard, tunnel.plan().wireguard.mtu).and_then(|config| tunnel.make(&config, drop_all_privileges));
     let mut keeper = match made {
         Ok(events) => Keeper::new(tunnel, events, wireguard).doing("watch the tunnel")?,
         Err(error) => {
@@ -200,7 +200,7 @@ fn drop_all_privileges() -> io::Result<()> {
 }
 
 /// What a device is made from. Endpoints come later, by [`Search`].
-fn device_config(wireguard: &WgQuick) -> Result<DeviceConfig, TunnelError> {
+fn device_config(wireguard: &WgQuick, mtu: u32) -> Result<DeviceConfig, TunnelError> {
     use super::Doing;
 
     let interface = &wireguard.interface;
@@ -209,9 +209,19 @@ fn device_config(wireguard: &WgQuick) -> Result<DeviceConfig, TunnelError> {
         private_key: private_key.doing("make a WireGuard device")?,
         listen_port: interface.listen_port.unwrap_or(0),
         fwmark: interface.fwmark.unwrap_or(0),
-        mtu: 0,
-        peers: wireguard.peers.iter().map(Into::into).collect(),
+        mtu,
+        peers: wireguard.peers.iter().map(peer_config).collect(),
     })
+}
+
+fn peer_config(peer: &Peer) -> PeerConfig {
+    PeerConfig {
+        public_key: peer.public_key,
+        preshared_key: peer.preshared_key.clone(),
+        allowed_ips: peer.allowed_ips.clone(),
+        persistent_keepalive: peer.persistent_keepalive,
+        endpoint: None,
+    }
 }
 
 /// Why a keeper ends.
@@ -357,15 +367,17 @@ impl Keeper {
 
     /// Fits the MTU to the route of an endpoint that was not known when the plan was made.
     fn adapt_mtu(&mut self, address: std::net::SocketAddr) {
+        let plan = &self.tunnel.plan().wireguard;
+        let (ipv6, planned) = (plan.ipv6, plan.mtu);
         if !self.automatic_mtu {
             return;
         }
-        let ipv6 = self.tunnel.plan().wireguard.ipv6;
-        let planned = self.tunnel.plan().wireguard.mtu;
-        let Ok(mtu) = super::facts::mtu_by_route(self.tunnel.host(), address.ip(), ipv6) else { return };
+        let Ok(path) = super::facts::path_mtu(self.tunnel.host(), address.ip()) else { return };
+        let mtu = crate::plan::wireguard_mtu(path, ipv6);
         if mtu < planned {
+            tracing::info!("the MTU is {mtu}, as the way to {address} has {path}");
             if let Err(error) = self.tunnel.set_mtu(mtu) {
-                tracing::warn!("the MTU stays as it is: {error}");
+                tracing::warn!("the MTU stays at {planned}: {error}");
             }
         }
     }

@@ -169,6 +169,11 @@ impl Directory {
     }
 }
 
+/// What is written down about the tunnel of a name, living or killed. Anybody may read it.
+pub fn read(name: &TunnelName) -> io::Result<Option<State>> {
+    read_state(&Path::new(BASE).join(name.as_str()))
+}
+
 /// Opens a directory, made if need be, and the base with it.
 fn open_directory(path: &Path) -> io::Result<File> {
     loop {
