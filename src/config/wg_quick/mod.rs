@@ -219,8 +219,9 @@ impl Parser {
         if self.seen.contains(&key) {
             let message = format!("`{}` is given more than once", key.name());
             self.warn(line, line.columns(), message, "this one counts, as it does for WireGuard's tools");
+        } else {
+            self.seen.push(key);
         }
-        self.seen.push(key);
     }
 
     /// A key that wg-quick reads itself.
