@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - [`config`]: what the user asked for, parsed and checked.
+//! - [`config_file`]: reads such text, from wherever it is, for the commands.
 //! - [`plan`]: what will be done: a pure function of a config and of facts about the host.
 //! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
 //! - [`wireguard`]: one trait, two implementations.

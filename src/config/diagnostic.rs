@@ -1,1 +1,349 @@
-//! (being written)
+//! What is wrong with a configuration, said as a compiler says it: where, what, and what would be right; all of a file at
+//! once.
+//!
+//! A [`Diagnostic`] holds only text that may be shown. Which text that is, is decided by the parsers, with
+//! `shown`; they hide secrets before they hand a line over, so no later step can leak one. Nothing here reads
+//! files or writes to a terminal.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::shown::printable;
+
+/// The most problems of one severity that are kept for one file. A file with more is no configuration.
+const MAX_KEPT: usize = 100;
+
+/// The most characters of a line that are shown; of a longer one, those around the problem.
+const MAX_SHOWN: usize = 120;
+
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// The configuration cannot be used.
+    Error,
+    /// It can, but perhaps not as its author thinks.
+    Warning,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        })
+    }
+}
+
+/// A place in a file: part of one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The line, from 1.
+    pub line: usize,
+    /// The first character of the part, from 1. Characters are Unicode's scalar values.
+    pub column: usize,
+    /// How many characters the part has; at least 1.
+    pub width: usize,
+    /// The line as it is shown, or the part of a long one around the problem.
+    excerpt: String,
+    /// Where the part begins in `excerpt`, in characters from 0.
+    offset: usize,
+}
+
+impl Place {
+    /// The part `columns` (in characters from 0) of the line with this number (from 1). `shown` is the line as it may be
+    /// shown, with as many characters as the line itself, up to the end of `columns` at least.
+    pub(super) fn new(line: usize, columns: Range<usize>, shown: &str) -> Self {
+        let length = shown.chars().count();
+        let width = columns.end.saturating_sub(columns.start).max(1);
+        let first = if length <= MAX_SHOWN { 0 } else { columns.start.saturating_sub(MAX_SHOWN / 4) };
+        let before = if first > 0 { "…" } else { "" };
+        let after = if length > first + MAX_SHOWN { "…" } else { "" };
+        let part: String = shown.chars().skip(first).take(MAX_SHOWN).collect();
+        let excerpt = format!("{before}{}{after}", printable(part.trim_end()));
+        Self { line, column: columns.start + 1, width, excerpt, offset: columns.start - first + before.chars().count() }
+    }
+
+    /// How many carets fit under the part that is shown.
+    fn carets(&self) -> usize {
+        let left = self.excerpt.chars().count().saturating_sub(self.offset);
+        self.width.min(left).max(1)
+    }
+}
+
+/// One problem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, in one line.
+    pub message: String,
+    /// Where; `None`: in the file as a whole.
+    pub place: Option<Place>,
+    /// What was expected there; may be empty.
+    pub label: String,
+    /// What would be right.
+    pub help: Option<String>,
+}
+
+impl Diagnostic {
+    /// An error of the file as a whole.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self::new(Severity::Error, message)
+    }
+
+    /// A warning about the file as a whole.
+    pub fn warning(message: impl Into<String>) -> Self {
+        Self::new(Severity::Warning, message)
+    }
+
+    fn new(severity: Severity, message: impl Into<String>) -> Self {
+        Self { severity, message: message.into(), place: None, label: String::new(), help: None }
+    }
+
+    /// The same, at a place, with what was expected there.
+    pub fn at(mut self, place: Place, label: impl Into<String>) -> Self {
+        self.place = Some(place);
+        self.label = label.into();
+        self
+    }
+
+    /// The same, with what would be right.
+    pub fn help(mut self, help: impl Into<Option<String>>) -> Self {
+        self.help = help.into();
+        self
+    }
+}
+
+/// All problems of one file, in the order of its lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostics {
+    source: String,
+    entries: Vec<Diagnostic>,
+    left_out: usize,
+}
+
+impl Diagnostics {
+    /// None yet, of the file with this name.
+    pub fn new(source: &str) -> Self {
+        Self { source: source.to_owned(), entries: Vec::new(), left_out: 0 }
+    }
+
+    /// Adds a problem. Beyond a hundred of one severity they are counted, not kept.
+    pub fn push(&mut self, diagnostic: Diagnostic) {
+        if self.of(diagnostic.severity).count() < MAX_KEPT {
+            self.entries.push(diagnostic);
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    /// Brings them into the order of their lines; those of the file as a whole come last.
+    pub(super) fn sort(&mut self) {
+        self.entries.sort_by_key(|entry| entry.place.as_ref().map_or((usize::MAX, 0), |at| (at.line, at.column)));
+    }
+
+    /// The problems.
+    pub fn iter(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.entries.iter()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether one of them is an error.
+    pub fn has_errors(&self) -> bool {
+        self.of(Severity::Error).next().is_some()
+    }
+
+    fn of(&self, severity: Severity) -> impl Iterator<Item = &Diagnostic> {
+        self.entries.iter().filter(move |entry| entry.severity == severity)
+    }
+
+    /// The text for a person: one block for each problem, an empty line between two, a newline at the end; empty if there
+    /// are none. With `color`, for a terminal that knows ECMA-48's colours.
+    pub fn render(&self, color: bool) -> String {
+        let paint = Paint { color };
+        let source = printable(&self.source);
+        let mut blocks: Vec<String> = self.entries.iter().map(|entry| block(entry, &source, &paint)).collect();
+        if self.left_out > 0 {
+            blocks.push(format!("{}: {source}: {} more problems\n", paint.bold("note"), self.left_out));
+        }
+        blocks.join("\n")
+    }
+}
+
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.render(false).trim_end())
+    }
+}
+
+impl std::error::Error for Diagnostics {}
+
+fn block(entry: &Diagnostic, source: &str, paint: &Paint) -> String {
+    let heading = paint.severity(entry.severity, &entry.severity.to_string());
+    let message = paint.bold(&format!(": {}", printable(&entry.message)));
+    let mut text = format!("{heading}{message}\n");
+    let gutter = entry.place.as_ref().map_or(1, |place| place.line.to_string().len());
+    let pad = " ".repeat(gutter);
+    let bar = paint.frame("|");
+    if let Some(place) = &entry.place {
+        let number = paint.frame(&format!("{:>gutter$}", place.line));
+        let indent = " ".repeat(place.offset);
+        let label = format!("{} {}", "^".repeat(place.carets()), printable(&entry.label));
+        let label = paint.severity(entry.severity, label.trim_end());
+        text += &format!("{pad}{} {source}:{}:{}\n", paint.frame("-->"), place.line, place.column);
+        text += &format!("{pad} {bar}\n");
+        text += format!("{number} {bar} {}", place.excerpt).trim_end();
+        text += &format!("\n{pad} {bar} {indent}{label}\n");
+    } else {
+        text += &format!("{pad}{} {source}\n", paint.frame("-->"));
+    }
+    if let Some(help) = &entry.help {
+        text += &format!("{pad} {bar}\n{pad} {} {}: {}\n", paint.frame("="), paint.bold("help"), printable(help));
+    }
+    text
+}
+
+/// Colours as rustc uses them, or none.
+struct Paint {
+    color: bool,
+}
+
+impl Paint {
+    fn wrap(&self, code: &str, text: &str) -> String {
+        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn severity(&self, severity: Severity, text: &str) -> String {
+        let code = match severity {
+            Severity::Error => "1;31",
+            Severity::Warning => "1;33",
+        };
+        self.wrap(code, text)
+    }
+
+    fn bold(&self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    fn frame(&self, text: &str) -> String {
+        self.wrap("1;34", text)
+    }
+}
+
+/// The candidate that `word` is most likely a misspelling of, if any is near: at most a third of its letters wrong.
+pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // No candidate is longer than 40 characters; the distance takes quadratic time.
+    if word.len() > 64 {
+        return None;
+    }
+    let word = word.to_ascii_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&word, &candidate.to_ascii_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.chars().count() / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(diagnostic: Diagnostic) -> Diagnostics {
+        let mut all = Diagnostics::new("wg0.conf");
+        all.push(diagnostic);
+        all
+    }
+
+    #[test]
+    fn reads_like_a_compilers() {
+        let place = Place::new(12, 13..19, "AllowedIPs = 10.0/8");
+        let all = one(Diagnostic::error("this is no network")
+            .at(place, "an IPv4 address has four numbers")
+            .help("did you mean `10.0.0.0/8`?".to_owned()));
+        insta::assert_snapshot!(all.render(false), @r"
+        error: this is no network
+          --> wg0.conf:12:14
+           |
+        12 | AllowedIPs = 10.0/8
+           |              ^^^^^^ an IPv4 address has four numbers
+           |
+           = help: did you mean `10.0.0.0/8`?
+        ");
+    }
+
+    #[test]
+    fn a_problem_of_the_whole_file_has_no_line() {
+        insta::assert_snapshot!(one(Diagnostic::warning("it is odd").help("write another".to_owned())).render(false), @r"
+        warning: it is odd
+         --> wg0.conf
+          |
+          = help: write another
+        ");
+    }
+
+    #[test]
+    fn color_only_adds_escapes() {
+        let all = one(Diagnostic::error("x").at(Place::new(1, 0..1, "abc"), "y").help("z".to_owned()));
+        let mut plain = String::new();
+        let mut rest = all.render(true);
+        while let Some(start) = rest.find('\x1b') {
+            plain += &rest[..start];
+            let end = start + rest[start..].find('m').expect("an escape ends with m");
+            rest = rest[end + 1..].to_owned();
+        }
+        plain += &rest;
+        assert_eq!(plain, all.render(false));
+        assert!(!all.render(false).contains('\x1b'));
+    }
+
+    #[test]
+    fn nothing_reaches_the_terminal_raw() {
+        let place = Place::new(1, 4..5, "a\x1b[2J\u{202e}b\tc");
+        let mut all = Diagnostics::new("w\x07g.conf");
+        all.push(Diagnostic::error("\x1b]0;m").at(place, "\u{9b}l").help("\r\nh".to_owned()));
+        let text = all.render(false);
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert!(!text.contains('\u{202e}'));
+        // The lines are those of the frame alone.
+        assert_eq!(text.lines().count(), 7, "{text}");
+    }
+
+    #[test]
+    fn a_long_line_is_shown_around_the_problem() {
+        let line = format!("{}WRONG{}", "x".repeat(3000), "y".repeat(3000));
+        let all = one(Diagnostic::error("m").at(Place::new(1, 3000..3005, &line), "here"));
+        let text = all.render(false);
+        assert!(text.lines().all(|line| line.chars().count() < 140), "{text}");
+        let source = text.lines().find(|line| line.contains("WRONG")).expect("the excerpt");
+        let carets = text.lines().find(|line| line.contains("^^^^^")).expect("the carets");
+        let column = |line: &str, what: char| line.chars().position(|c| c == what);
+        assert_eq!(column(source, 'W'), column(carets, '^'));
+        assert!(text.contains("wg0.conf:1:3001"));
+    }
+
+    #[test]
+    fn a_flood_is_counted_and_errors_are_not_lost_in_it() {
+        let mut all = Diagnostics::new("f");
+        for _ in 0..MAX_KEPT + 5 {
+            all.push(Diagnostic::warning("w"));
+        }
+        all.push(Diagnostic::error("e"));
+        assert!(all.has_errors());
+        assert!(all.render(false).ends_with("note: f: 5 more problems\n"));
+    }
+
+    #[test]
+    fn nearest_is_near() {
+        let keys = ["PrivateKey", "PublicKey", "MTU", "DNS"];
+        assert_eq!(nearest("privatkey", keys), Some("PrivateKey"));
+        assert_eq!(nearest("PubilcKey", keys), Some("PublicKey"));
+        assert_eq!(nearest("mut", keys), Some("MTU"));
+        assert_eq!(nearest("Banana", keys), None);
+        assert_eq!(nearest(&"x".repeat(100_000), keys), None);
+    }
+}

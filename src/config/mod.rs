@@ -2,7 +2,10 @@
 //! the text that it is handed.
 
 pub mod diagnostic;
+mod network;
 pub mod profile;
+mod shown;
+mod text;
 pub mod wg_quick;
 
 use std::fmt;
@@ -15,6 +18,9 @@ use serde::Serialize;
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::names::TunnelName;
+
+/// The most bytes that a configuration may have: 1 MiB. Real ones have a few hundred.
+pub const MAX_BYTES: usize = 1 << 20;
 
 /// All that a tunnel and the program inside are made from: the `wg-quick` file, the profile and the command line, merged.
 #[derive(Clone, Debug)]

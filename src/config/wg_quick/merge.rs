@@ -1,0 +1,144 @@
+//! What becomes of the `[Peer]` sections: those of one public key are one peer, and an allowed IP belongs to one peer, as
+//! if the kernel had been told of one section after the other, which is what `wg setconf` does.
+
+use std::collections::HashMap;
+
+use ipnet::IpNet;
+
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Place};
+use crate::config::{Endpoint, Peer};
+use crate::keys::{PresharedKey, PublicKey};
+
+/// A `[Peer]` section, as written.
+pub(super) struct PeerSection {
+    /// Its heading.
+    heading: Place,
+    /// The heading again, as long as the section lacks a `PublicKey` and nothing excused that.
+    pub(super) needs_key: Option<Place>,
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) preshared_key: Option<PresharedKey>,
+    pub(super) endpoint: Option<Endpoint>,
+    pub(super) persistent_keepalive: Option<u16>,
+    /// Whether its allowed IPs take the place of those that an earlier section gave the peer. So they do unless the last
+    /// `AllowedIPs` line had an entry with `+` or `-` (parse_allowedips() of wireguard-tools).
+    pub(super) replace: bool,
+    /// The entries of `AllowedIPs`.
+    allowed: Vec<Entry>,
+}
+
+struct Entry {
+    remove: bool,
+    net: IpNet,
+    place: Place,
+}
+
+impl PeerSection {
+    /// An empty one with this heading.
+    pub(super) fn new(heading: Place) -> Self {
+        Self {
+            needs_key: Some(heading.clone()),
+            heading,
+            public_key: None,
+            preshared_key: None,
+            endpoint: None,
+            persistent_keepalive: None,
+            replace: true,
+            allowed: Vec::new(),
+        }
+    }
+
+    /// Adds an entry of `AllowedIPs`.
+    pub(super) fn allow(&mut self, remove: bool, signed: bool, net: IpNet, place: Place) {
+        self.replace &= !signed;
+        self.allowed.push(Entry { remove, net, place });
+    }
+}
+
+/// Who has an allowed IP: the peer's index, and the number of the entry that gave it.
+type Owners = HashMap<IpNet, (usize, usize)>;
+
+/// A peer in the making: its networks in order, with the numbers of their entries; those that it no longer owns are dead.
+struct Draft {
+    peer: Peer,
+    networks: Vec<(IpNet, usize)>,
+}
+
+/// The peers that the sections make. `own` is the interface's own public key: the kernel passes over such a peer. All
+/// sections have a public key.
+pub(super) fn peers(sections: Vec<PeerSection>, own: Option<PublicKey>, found: &mut Diagnostics) -> Vec<Peer> {
+    let mut drafts: Vec<Draft> = Vec::new();
+    let mut by_key: HashMap<PublicKey, usize> = HashMap::new();
+    let mut owners = Owners::new();
+    let mut entries = 0;
+    for section in sections {
+        let Some(public_key) = section.public_key else { continue };
+        if own == Some(public_key) {
+            let label = "the interface's own public key; the peer's is another one";
+            found.push(
+                Diagnostic::warning("this peer is the interface itself, and is left out").at(section.heading, label),
+            );
+            continue;
+        }
+        let index = *by_key.entry(public_key).or_insert_with(|| {
+            drafts.push(Draft { peer: empty(public_key), networks: Vec::new() });
+            drafts.len() - 1
+        });
+        let draft = &mut drafts[index];
+        let peer = &mut draft.peer;
+        if let Some(key) = section.preshared_key {
+            // A zero key stands for none, also where an earlier section had one.
+            peer.preshared_key = Some(key).filter(|key| !key.is_zero());
+        }
+        peer.endpoint = section.endpoint.or(peer.endpoint.take());
+        if let Some(seconds) = section.persistent_keepalive {
+            peer.persistent_keepalive = Some(seconds).filter(|seconds| *seconds > 0);
+        }
+        if section.replace && forget(&mut owners, draft, index) {
+            let label = "an earlier section with the same public key had others";
+            let message = "this section's `AllowedIPs` take the place of earlier ones";
+            found.push(Diagnostic::warning(message).at(section.heading, label));
+        }
+        for entry in section.allowed {
+            let owner = owners.get(&entry.net).map(|(owner, _)| *owner);
+            if entry.remove {
+                if owner == Some(index) {
+                    owners.remove(&entry.net);
+                }
+                continue;
+            }
+            if owner == Some(index) {
+                continue;
+            }
+            if owner.is_some() {
+                let message = format!("`{}` is allowed for two peers", entry.net);
+                let label = "a network has one peer; this later one gets it";
+                found.push(Diagnostic::warning(message).at(entry.place, label));
+            }
+            owners.insert(entry.net, (index, entries));
+            drafts[index].networks.push((entry.net, entries));
+            entries += 1;
+        }
+    }
+    drafts.into_iter().enumerate().map(|(index, draft)| finished(draft, index, &owners)).collect()
+}
+
+fn empty(public_key: PublicKey) -> Peer {
+    Peer { public_key, preshared_key: None, allowed_ips: Vec::new(), endpoint: None, persistent_keepalive: None }
+}
+
+/// Takes all networks from a peer; whether it had any.
+fn forget(owners: &mut Owners, draft: &mut Draft, index: usize) -> bool {
+    let mut had = false;
+    for (net, entry) in draft.networks.drain(..) {
+        if owners.get(&net) == Some(&(index, entry)) {
+            owners.remove(&net);
+            had = true;
+        }
+    }
+    had
+}
+
+fn finished(draft: Draft, index: usize, owners: &Owners) -> Peer {
+    let living = draft.networks.into_iter().filter(|(net, entry)| owners.get(net) == Some(&(index, *entry)));
+    Peer { allowed_ips: living.map(|(net, _)| net).collect(), ..draft.peer }
+}

@@ -1,0 +1,275 @@
+//! The values of a `wg-quick` file, each read as wg(8) or wg-quick(8) reads it, and what is wrong with those that are none.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use super::lines::is_space;
+use crate::config::Endpoint;
+use crate::config::network::{Problem, decimal, is_domain, network};
+use crate::config::shown::quoted;
+use crate::config::text::Piece;
+use crate::keys::KeyError;
+use crate::names::InterfaceName;
+
+/// The smallest MTU of an IPv4 link: RFC 791, section 3.2.
+const MIN_MTU: u32 = 68;
+
+/// The largest packet that IPv4's and IPv6's length fields can say, and a TUN device's largest MTU.
+const MAX_MTU: u32 = 65535;
+
+/// A private, preshared or public key. Nothing of the text gets into the problem.
+pub(super) fn key<K: FromStr<Err = KeyError>>(value: Piece<'_>, name: &str) -> Result<K, Problem> {
+    value.text.parse().map_err(|error| {
+        let help = match error {
+            KeyError::Length { found: 43 } if !value.text.ends_with('=') => {
+                Some("the `=` at the end belongs to the key".to_owned())
+            }
+            KeyError::Length { found: 64 } if value.text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                Some("this looks like hexadecimal; write the key in base64, as `wg genkey` does".to_owned())
+            }
+            _ => None,
+        };
+        let message = match error {
+            KeyError::Length { .. } => format!("the value of `{name}` has the wrong length for a key"),
+            KeyError::Encoding => format!("the value of `{name}` is no key"),
+        };
+        Problem::new(value, message, error.to_string()).help(help)
+    })
+}
+
+/// A UDP port of at least `min`. A name of a service is refused: what it means depends on the machine's /etc/services.
+pub(super) fn port(value: Piece<'_>, min: u16) -> Result<u16, Problem> {
+    decimal(value.text, u16::MAX.into())
+        .and_then(|port| u16::try_from(port).ok())
+        .filter(|port| *port >= min)
+        .ok_or_else(|| Problem::new(value, "this is no port", format!("expected a number from {min} to 65535")))
+}
+
+/// `FwMark`: `off`, a decimal number or, after `0x`, a hexadecimal one.
+pub(super) fn fwmark(value: Piece<'_>) -> Result<u32, Problem> {
+    let text = value.text;
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(0);
+    }
+    let number = match text.strip_prefix("0x") {
+        Some(hex) if !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            let digits = hex.trim_start_matches('0');
+            if digits.is_empty() { Some(0) } else { u32::from_str_radix(digits, 16).ok() }
+        }
+        Some(_) => None,
+        None => decimal(text, u32::MAX),
+    };
+    number.ok_or_else(|| {
+        let lower = text.to_ascii_lowercase();
+        let help = text.starts_with("0X").then(|| format!("write {}", quoted(&lower)));
+        let expected = "expected `off`, or a number up to 4294967295 or 0xffffffff";
+        Problem::new(value, "this is no firewall mark", expected).help(help)
+    })
+}
+
+/// `PersistentKeepalive` in seconds; `off` is 0.
+pub(super) fn keepalive(value: Piece<'_>) -> Result<u16, Problem> {
+    if value.text.eq_ignore_ascii_case("off") {
+        return Ok(0);
+    }
+    decimal(value.text, u16::MAX.into()).and_then(|seconds| u16::try_from(seconds).ok()).ok_or_else(|| {
+        let digits = value.text.bytes().take_while(u8::is_ascii_digit).count();
+        let unit = digits > 0 && matches!(&value.text[digits..], "s" | "sec" | "seconds");
+        let help = unit.then(|| format!("the number is in seconds: {}", quoted(&value.text[..digits])));
+        Problem::new(value, "this is no interval", "expected `off` or seconds from 0 to 65535").help(help)
+    })
+}
+
+/// `MTU` in bytes.
+pub(super) fn mtu(value: Piece<'_>) -> Result<u32, Problem> {
+    decimal(value.text, MAX_MTU).filter(|mtu| *mtu >= MIN_MTU).ok_or_else(|| {
+        Problem::new(value, "this is no MTU", format!("expected a number of bytes from {MIN_MTU} to {MAX_MTU}"))
+    })
+}
+
+/// `SaveConfig`.
+pub(super) fn boolean(value: Piece<'_>) -> Result<bool, Problem> {
+    match value.text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Problem::new(value, "this is neither true nor false", "expected `true` or `false`")),
+    }
+}
+
+/// An entry of `AllowedIPs`.
+pub(super) struct AllowedIp {
+    /// Whether it is taken away (`-`) instead of added.
+    pub(super) remove: bool,
+    /// The network, as written.
+    pub(super) net: IpNet,
+}
+
+/// An entry of `AllowedIPs`: an address, or one with the length of its prefix, after an optional `+` or `-`.
+pub(super) fn allowed_ip(entry: Piece<'_>) -> Result<AllowedIp, Problem> {
+    let sign = usize::from(entry.text.starts_with(['+', '-']));
+    let net = network(entry.part(sign..entry.text.len()), "a network", "0.0.0.0/0, ::/0")?;
+    Ok(AllowedIp { remove: entry.text.starts_with('-'), net })
+}
+
+/// An entry of `Address`: as of `AllowedIPs`, or with a netmask as `ip address add` takes it, and an address that an
+/// interface can have.
+pub(super) fn address(entry: Piece<'_>) -> Result<IpNet, Problem> {
+    let masked = entry.text.split_once('/').and_then(|(address, mask)| {
+        let prefix = ipnet::ipv4_mask_to_prefix(mask.parse().ok()?).ok()?;
+        IpNet::new(address.parse::<Ipv4Addr>().ok()?.into(), prefix).ok()
+    });
+    let net = match masked {
+        Some(net) => net,
+        None => network(entry, "an address", "10.64.0.2/32")?,
+    };
+    let address = net.addr();
+    if address.is_unspecified() || address.is_multicast() || address == IpAddr::V6(Ipv6Addr::LOCALHOST) {
+        return Err(Problem::new(entry, "an interface cannot have this address", "expected one of the tunnel's own"));
+    }
+    Ok(net)
+}
+
+/// A word of a `DNS` line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum DnsWord {
+    /// A resolver.
+    Server(IpAddr),
+    /// A search domain.
+    Search(String),
+    /// A routing domain of systemd-resolved (`~.`), which says only which names to ask of this resolver.
+    Routing,
+}
+
+/// A word of a `DNS` line: what looks like an address must be one, anything else is a search domain (wg-quick(8)).
+pub(super) fn dns(word: Piece<'_>) -> Result<DnsWord, Problem> {
+    let text = word.text;
+    if let Ok(server) = text.parse() {
+        return Ok(DnsWord::Server(server));
+    }
+    if text.contains(':') || text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        let help = match text.split_once('%') {
+            Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => {
+                Some("a resolver inside the tunnel has no zone: leave out `%` and what follows it".to_owned())
+            }
+            _ if text.parse::<SocketAddr>().is_ok() => Some("a resolver is an address without a port".to_owned()),
+            _ => None,
+        };
+        let message = format!("{} is not an IP address", quoted(text));
+        return Err(Problem::new(word, message, "expected a resolver's address, or a search domain").help(help));
+    }
+    if text.starts_with('~') {
+        return Ok(DnsWord::Routing);
+    }
+    if is_domain(text) {
+        return Ok(DnsWord::Search(text.to_owned()));
+    }
+    let message = format!("{} is neither an IP address nor a search domain", quoted(text));
+    let help = text.contains(';').then(|| "separate entries with commas".to_owned());
+    Err(Problem::new(word, message, "expected letters, digits, `-` and `.`").help(help))
+}
+
+/// `Endpoint`: a host and a port, and whether an IPv6 address should have had brackets.
+pub(super) fn endpoint(value: Piece<'_>) -> Result<(Endpoint, bool), Problem> {
+    let text = value.text;
+    let no_port = |help: Option<String>| {
+        Err(Problem::new(value, "the endpoint has no port", "expected HOST:PORT, such as `vpn.example.com:51820`")
+            .help(help))
+    };
+    let (host, port, bracketed) = if text.starts_with('[') {
+        let Some(close) = text.find(']') else {
+            return Err(Problem::new(value, "the bracket is never closed", "expected `[ADDRESS]:PORT`"));
+        };
+        match text[close + 1..].strip_prefix(':') {
+            Some(port) if !port.is_empty() => (1..close, close + 2..text.len(), true),
+            _ => return no_port(Some(format!("write {}", quoted(&format!("{}:51820", &text[..=close]))))),
+        }
+    } else {
+        match text.rfind(':') {
+            // An IPv6 address, whole or nearly so, whose last colon is not the port's.
+            Some(colon) if text[..colon].contains(':') && text[..colon].parse::<Ipv6Addr>().is_err() => {
+                let help = text.parse::<Ipv6Addr>().is_ok().then(|| format!("write `[{text}]:51820`"));
+                let zone = text[..colon].split_once('%').is_some_and(|(ip, _)| ip.parse::<Ipv6Addr>().is_ok());
+                if zone {
+                    (0..colon, colon + 1..text.len(), false)
+                } else if help.is_some() {
+                    return no_port(help);
+                } else {
+                    let message = format!("{} is not an endpoint", quoted(text));
+                    return Err(Problem::new(value, message, "expected HOST:PORT, or `[ADDRESS]:PORT` for IPv6"));
+                }
+            }
+            Some(colon) if colon + 1 < text.len() => (0..colon, colon + 1..text.len(), false),
+            _ => {
+                let host = text.trim_end_matches(':');
+                return no_port((!host.is_empty()).then(|| format!("write {}", quoted(&format!("{host}:51820")))));
+            }
+        }
+    };
+    // No packet can be sent to port 0, so that is refused, although wg(8) takes it.
+    let port = self::port(value.part(port), 1)?;
+    let host = value.part(host);
+    let endpoint = endpoint_host(host, port)?;
+    let unbracketed = !bracketed && host.text.contains(':');
+    Ok((endpoint, unbracketed))
+}
+
+fn endpoint_host(host: Piece<'_>, port: u16) -> Result<Endpoint, Problem> {
+    let text = host.text;
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(Endpoint::Address { address: SocketAddr::new(address, port), zone: None });
+    }
+    if let Some((address, zone)) = host.cut('%')
+        && let Ok(address) = address.text.parse::<Ipv6Addr>()
+    {
+        return zoned(address, zone, port);
+    }
+    let last = text.strip_suffix('.').unwrap_or(text).rsplit('.').next().unwrap_or_default();
+    let hexadecimal = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = last.bytes().all(|byte| byte.is_ascii_digit())
+        || last.strip_prefix("0x").or(last.strip_prefix("0X")).is_some_and(hexadecimal);
+    if number && is_domain(text) {
+        // getaddrinfo(3) would take `10.1` for 10.0.0.1 and `010.0.0.1` for 8.0.0.1; nobody means that.
+        let message = format!("{} is not an IPv4 address", quoted(text));
+        return Err(Problem::new(host, message, "expected four decimal numbers without leading zeros"));
+    }
+    if is_domain(text) {
+        return Ok(Endpoint::Name { host: text.to_owned(), port });
+    }
+    let message = if text.is_empty() {
+        "the endpoint has no host".to_owned()
+    } else {
+        format!("{} is neither an address nor a host's name", quoted(text))
+    };
+    let help = if text.contains("://") {
+        Some("an endpoint is HOST:PORT, without a scheme".to_owned())
+    } else {
+        (!text.is_ascii()).then(|| "write an international name in its ASCII form (`xn--…`)".to_owned())
+    };
+    Err(Problem::new(host, message, "expected an IPv4 address, `[IPv6 address]` or a host's name").help(help))
+}
+
+/// An IPv6 address with a zone (RFC 4007, section 11): a number, or for a link-local address an interface's name.
+fn zoned(address: Ipv6Addr, zone: Piece<'_>, port: u16) -> Result<Endpoint, Problem> {
+    if let Some(scope) = decimal(zone.text, u32::MAX) {
+        return Ok(Endpoint::Address { address: SocketAddrV6::new(address, port, 0, scope).into(), zone: None });
+    }
+    let link_local = address.is_unicast_link_local() || address.octets()[..2] == [0xff, 0x02];
+    if !link_local {
+        let message = "only a link-local address has a zone";
+        return Err(Problem::new(zone, message, format!("`{address}` is not link-local; leave out the zone")));
+    }
+    match zone.text.parse::<InterfaceName>() {
+        Ok(name) => Ok(Endpoint::Address {
+            address: SocketAddr::new(address.into(), port),
+            zone: Some(name.as_str().to_owned()),
+        }),
+        Err(error) => Err(Problem::new(zone, "this is no interface's name", error.to_string())),
+    }
+}
+
+/// The words of a list of wg-quick's: separated by commas and blanks, as bash splits them.
+pub(super) fn words(value: Piece<'_>) -> impl Iterator<Item = Piece<'_>> {
+    value.split(|c| matches!(c, ',' | ' ' | '\t')).filter(|word| !word.text.trim_matches(is_space).is_empty())
+}

@@ -1,0 +1,242 @@
+//! Reads a configuration: a file, a pipe, a descriptor (`/proc/self/fd/N`) or standard input (`-`). What was read is wiped
+//! from memory when dropped; what it means is [`crate::config`]'s to say.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::config::MAX_BYTES;
+
+/// The room to begin with: more than a provider's file needs, so that the common one is read with one call.
+const FIRST_ROOM: usize = 16 * 1024;
+
+/// A configuration that was read.
+#[derive(Debug)]
+pub struct ConfigFile {
+    /// What it is called in messages.
+    pub name: String,
+    /// Its contents.
+    pub contents: Contents,
+    /// Who else can read or change it, and what to do about that, as a sentence; only of regular files.
+    pub warning: Option<String>,
+}
+
+/// The contents of a configuration: wiped when dropped, and never printed.
+pub struct Contents(Zeroizing<Vec<u8>>);
+
+impl std::ops::Deref for Contents {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Contents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Contents({} bytes)", self.0.len())
+    }
+}
+
+/// Why a configuration cannot be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// It cannot be opened, or not read.
+    #[error("cannot read {name}")]
+    Io {
+        /// What it is called.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is a directory, a socket or the like.
+    #[error("cannot read {name}: it is a {kind}, not a file")]
+    Kind {
+        /// What it is called.
+        name: String,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// It is far too large to be a configuration.
+    #[error("cannot read {name}: it has more than {MAX_BYTES} bytes, so it is no configuration")]
+    TooLarge {
+        /// What it is called.
+        name: String,
+    },
+}
+
+/// Reads a configuration to its end, which for a pipe is when its last writer closes it. `-` is standard input.
+///
+/// # Errors
+///
+/// If it cannot be opened or read, is no file or pipe, or has more than [`MAX_BYTES`].
+pub fn read(path: &Path) -> Result<ConfigFile, ReadError> {
+    if path == Path::new("-") {
+        let input = io::stdin();
+        // The descriptor itself, since the standard library's buffer around it is never wiped.
+        let input = input.as_fd().try_clone_to_owned();
+        return input
+            .map_err(|source| ReadError::Io { name: "standard input".to_owned(), source })
+            .and_then(|input| read_open(File::from(input), "standard input", None));
+    }
+    let name = path.display().to_string();
+    // No terminal becomes ours by opening it. A pipe is opened as any reader does: it waits for a writer.
+    let open = File::options().read(true).custom_flags(nix::libc::O_NOCTTY).open(path);
+    match open {
+        Ok(file) => read_open(file, &name, Some(path)),
+        Err(source) => Err(ReadError::Io { name, source }),
+    }
+}
+
+fn read_open(mut file: File, name: &str, path: Option<&Path>) -> Result<ConfigFile, ReadError> {
+    let failed = |source| ReadError::Io { name: name.to_owned(), source };
+    let metadata = file.metadata().map_err(failed)?;
+    let kind = metadata.file_type();
+    let unfit = match () {
+        () if kind.is_dir() => Some("directory"),
+        () if kind.is_socket() => Some("socket"),
+        () if kind.is_block_device() => Some("block device"),
+        () => None,
+    };
+    if let Some(kind) = unfit {
+        return Err(ReadError::Kind { name: name.to_owned(), kind });
+    }
+    // Of the file that was opened, not of what the path means by now.
+    let warning = if kind.is_file() { exposure(metadata.mode(), name, path) } else { None };
+    let contents = read_wiped(&mut file).map_err(failed)?;
+    let contents = contents.ok_or_else(|| ReadError::TooLarge { name: name.to_owned() })?;
+    Ok(ConfigFile { name: name.to_owned(), contents: Contents(contents), warning })
+}
+
+/// Reads to the end, and wipes each buffer that became too small. `None` if there are more than [`MAX_BYTES`].
+fn read_wiped(file: &mut impl Read) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    let mut buffer = Zeroizing::new(vec![0; FIRST_ROOM]);
+    let mut length = 0;
+    loop {
+        if length == buffer.len() {
+            if length > MAX_BYTES {
+                return Ok(None);
+            }
+            let mut larger = Zeroizing::new(vec![0; (length * 2).min(MAX_BYTES + 1)]);
+            larger[..length].copy_from_slice(&buffer);
+            buffer = larger;
+        }
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(length);
+    Ok(Some(buffer))
+}
+
+/// Who besides its owner can do what with a file of this mode.
+fn exposure(mode: u32, name: &str, path: Option<&Path>) -> Option<String> {
+    let rights = |shift: u32| match (mode >> shift) & 0o6 {
+        0o4 => Some("read"),
+        0o2 => Some("change"),
+        0o6 => Some("read and change"),
+        _ => None,
+    };
+    let who = match (rights(3), rights(0)) {
+        (None, None) => return None,
+        (Some(group), Some(others)) if group == others => format!("its group (g) and all others (o) can {group} it"),
+        (Some(group), Some(others)) => format!("its group (g) can {group} it, all others (o) can {others} it"),
+        (Some(group), None) => format!("its group (g) can {group} it"),
+        (None, Some(others)) => format!("all others (o) can {others} it"),
+    };
+    let remedy = path.map_or(String::new(), |path| format!("; try: chmod go-rwx {}", shell_word(path)));
+    Some(format!("{name} has mode {:04o}: {who}, and it may hold a private key{remedy}", mode & 0o7777))
+}
+
+/// A path that a shell takes for one word.
+fn shell_word(path: &Path) -> String {
+    let path = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=@%:,".contains(c);
+    if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn file(mode: u32) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(b"[Interface]\n").expect("written");
+        file.as_file().set_permissions(PermissionsExt::from_mode(mode)).expect("its mode");
+        file
+    }
+
+    #[test]
+    fn says_which_bits_are_too_open() {
+        let said = |mode| exposure(mode, "wg0.conf", Some(Path::new("wg0.conf")));
+        assert_eq!(said(0o100600), None);
+        assert_eq!(said(0o100711), None);
+        assert_eq!(
+            said(0o100644).as_deref(),
+            Some(
+                "wg0.conf has mode 0644: its group (g) and all others (o) can read it, and it may hold a private key; \
+                 try: chmod go-rwx wg0.conf"
+            )
+        );
+        assert!(said(0o640).is_some_and(|text| text.contains("0640: its group (g) can read it,")));
+        assert!(said(0o604).is_some_and(|text| text.contains("0604: all others (o) can read it,")));
+        assert!(said(0o620).is_some_and(|text| text.contains("its group (g) can change it,")));
+        assert!(said(0o666).is_some_and(|text| text.contains("can read and change it,")));
+        assert_eq!(shell_word(Path::new("a b'c")), r"'a b'\''c'");
+    }
+
+    #[test]
+    fn a_file_is_read_with_its_warning() {
+        let open = file(0o640);
+        let read_back = read(open.path()).expect("readable");
+        assert_eq!(&*read_back.contents, b"[Interface]\n");
+        assert!(read_back.warning.expect("a warning").contains(&format!("chmod go-rwx {}", open.path().display())));
+        assert_eq!(read(file(0o600).path()).expect("readable").warning, None);
+    }
+
+    #[test]
+    fn a_pipe_is_read_by_its_descriptor() {
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let sender = std::thread::spawn(move || {
+            // Longer than a pipe holds, and than the first buffer.
+            writer.write_all(&vec![b'#'; 300_000]).expect("written");
+        });
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        let read_back = read(Path::new(&path)).expect("readable");
+        sender.join().expect("the writer");
+        assert_eq!((read_back.contents.len(), read_back.name, read_back.warning), (300_000, path, None));
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_refused() {
+        assert!(matches!(read(Path::new("/")), Err(ReadError::Kind { kind: "directory", .. })));
+        assert!(matches!(read(Path::new("/dev/zero")), Err(ReadError::TooLarge { .. })));
+        assert!(matches!(read(Path::new("/nonexistent")), Err(ReadError::Io { .. })));
+        let exact = vec![b'#'; MAX_BYTES];
+        assert_eq!(read_wiped(&mut &exact[..]).expect("readable").expect("it fits").len(), MAX_BYTES);
+        let over = vec![b'#'; MAX_BYTES + 1];
+        assert!(read_wiped(&mut &over[..]).expect("readable").is_none());
+    }
+
+    #[test]
+    fn contents_are_never_printed() {
+        let secret = ConfigFile {
+            name: "f".to_owned(),
+            contents: Contents(Zeroizing::new(b"PrivateKey = x".to_vec())),
+            warning: None,
+        };
+        assert!(!format!("{secret:?}").contains("Private") && format!("{secret:?}").contains("14 bytes"));
+    }
+}
