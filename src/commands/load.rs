@@ -1,5 +1,6 @@
 //! Brings the file, the profile and the command line together into one [`Config`].
 
+use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -98,8 +99,7 @@ fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
             .advise("write one (all it needs is a line `wireguard = \"FILE\"`), or use --config FILE"));
     };
     let text = read(&path)?;
-    let mut profile =
-        profile::parse(&text.name, &text.contents).map_err(|found| Failure::new(render(&found)))?;
+    let mut profile = profile::parse(&text.name, &text.contents).map_err(|found| Failure::new(render(&found)))?;
     // A relative path is meant from where the profile is, wherever vpn-exec is run.
     if let (true, Some(folder)) = (profile.wireguard.is_relative(), path.parent()) {
         profile.wireguard = folder.join(&profile.wireguard);
@@ -116,8 +116,8 @@ fn own_profiles() -> Option<PathBuf> {
 /// The name of a tunnel that has only a file: the file's, without its ending.
 fn name_of(file: &Path) -> Result<TunnelName, Failure> {
     let from_descriptor = file == Path::new("-") || file.starts_with("/proc/") || file.starts_with("/dev/fd");
-    let stem = if from_descriptor { Some("vpn".into()) } else { file.file_stem() };
-    let stem = stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = if from_descriptor { Some(OsStr::new("vpn")) } else { file.file_stem() };
+    let stem = stem.unwrap_or_default().to_string_lossy();
     stem.parse().map_err(|error| {
         Failure::new(format!("the name of the file {} cannot be the tunnel's: {error}", file.display()))
             .advise("give the tunnel a name with --name NAME")

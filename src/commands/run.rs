@@ -10,9 +10,9 @@ use crate::linux::process;
 use crate::linux::signals::{self, Signals};
 use crate::program::identity::{self, Identity};
 use crate::program::{self, Ended, Program, WATCHED};
+use crate::tunnel;
 use crate::tunnel::keeper::{self, Event, Lease, Mission};
 use crate::tunnel::state::Directory;
-use crate::tunnel;
 
 pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     if arguments.program.is_empty() {
@@ -69,10 +69,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
 
     let ended = await_tunnel(&lease, wait).and_then(|()| {
-        program::run(&program, &lease, signals).map_err(|error| Failure {
-            status: error.exit_status(),
-            ..Failure::new(error)
-        })
+        program::run(&program, &lease, signals)
+            .map_err(|error| Failure { status: error.exit_status(), ..Failure::new(error) })
     });
     if let Err(error) = lease.leave() {
         tracing::debug!(%error, "the keeper is gone, so this process takes the tunnel down");
@@ -83,7 +81,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
 /// Waits until the tunnel is made and, if asked to, until it has its first handshake.
 fn await_tunnel(lease: &Lease, wait: Option<Duration>) -> Result<(), Failure> {
-    let next = |until| lease.next_event(until).map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")));
+    let next =
+        |until| lease.next_event(until).map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")));
     let ended = |event| match event {
         Some(Event::Failed { reason, advice }) => Failure { message: reason, advice, status: FAILED },
         _ => Failure::new("the tunnel's keeper was killed"),
@@ -111,8 +110,8 @@ fn clean_up(name: &crate::names::TunnelName) -> Result<(), Failure> {
     let all = capabilities::permitted().unwrap_or(CapabilitySet::empty());
     let cleaned = capabilities::raised(all, || {
         let directory = Directory::claim(name).map_err(Failure::new)?;
-        let reclaimed = tunnel::reclaim(&directory, name);
-        reclaimed.and(directory.release().map_err(Into::into)).map_err(Failure::new)
+        let reclaimed = tunnel::reclaim(&directory, name).map_err(Failure::new);
+        reclaimed.and(directory.release().map_err(Failure::new))
     });
     cleaned.map_err(|error| Failure::new(format!("cannot raise privileges: {error}")))?
 }
@@ -122,8 +121,10 @@ fn require_privileges() -> Result<(), Failure> {
     let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
     match capabilities::permitted() {
         Ok(permitted) if permitted.contains(needed) => Ok(()),
-        Ok(_) => Err(Failure::new("making a network namespace needs CAP_SYS_ADMIN and CAP_NET_ADMIN, which this process lacks")
-            .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
+        Ok(_) => Err(Failure::new(
+            "making a network namespace needs CAP_SYS_ADMIN and CAP_NET_ADMIN, which this process lacks",
+        )
+        .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
         Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
     }
 }
@@ -155,9 +156,8 @@ fn listen_fds() -> i32 {
 fn claim_failure(error: tunnel::state::ClaimError) -> Failure {
     let failure = Failure::new(&error);
     match error {
-        tunnel::state::ClaimError::InUse { .. } => {
-            failure.advise("this version runs one program in a tunnel: give this one a tunnel of its own with --name NAME")
-        }
+        tunnel::state::ClaimError::InUse { .. } => failure
+            .advise("this version runs one program in a tunnel: give this one a tunnel of its own with --name NAME"),
         tunnel::state::ClaimError::System { .. } => failure.advise("/run must be there and writable for root"),
     }
 }

@@ -148,10 +148,13 @@ pub fn prepare_names() -> io::Result<NamesMade> {
 /// Takes away what [`prepare_names`] made, unless others' names are there by now.
 pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
     if made.mount {
-        match fs::read_dir(NAMES) {
-            Ok(mut names) if names.next().is_none() => {}
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => return Ok(()),
+        let others = match fs::read_dir(NAMES) {
+            Ok(mut names) => names.next().is_some(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(error),
+        };
+        if others {
+            return Ok(());
         }
         match rustix::mount::unmount(NAMES, UnmountFlags::empty()) {
             // Somebody is at work there, so it is theirs now; or it is gone already.

@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn only_the_hosts_line_of_nsswitch_changes() {
-        let host = "# comment\npasswd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] dns\nnetworks: files\n";
+        let host =
+            "# comment\npasswd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] dns\nnetworks: files\n";
         assert_eq!(
             with_hosts_line(host, "hosts: files dns"),
             "# comment\npasswd: files systemd\nnetworks: files\nhosts: files dns\n"

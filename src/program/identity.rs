@@ -84,7 +84,8 @@ pub fn choose(
 }
 
 fn account(user: &str, group: Option<&str>) -> Result<Account, IdentityError> {
-    let system = |error: nix::errno::Errno| IdentityError::System { what: format!("the user {user}"), error: error.into() };
+    let system =
+        |error: nix::errno::Errno| IdentityError::System { what: format!("the user {user}"), error: error.into() };
     let number: Option<u32> = user.parse().ok();
     let entry = match User::from_name(user).map_err(system)? {
         Some(entry) => Some(entry),
@@ -110,7 +111,8 @@ fn account(user: &str, group: Option<&str>) -> Result<Account, IdentityError> {
 }
 
 fn group_number(group: &str) -> Result<u32, IdentityError> {
-    let system = |error: nix::errno::Errno| IdentityError::System { what: format!("the group {group}"), error: error.into() };
+    let system =
+        |error: nix::errno::Errno| IdentityError::System { what: format!("the group {group}"), error: error.into() };
     match Group::from_name(group).map_err(system)? {
         Some(entry) => Ok(entry.gid.as_raw()),
         None => group.parse().map_err(|_| IdentityError::NoGroup(group.into())),
@@ -130,11 +132,7 @@ impl Identity {
     }
 
     /// The environment of this user's program, from the one that vpn-exec has.
-    pub(super) fn environment(
-        &self,
-        inherited: Vec<(OsString, OsString)>,
-        listens: bool,
-    ) -> Vec<(OsString, OsString)> {
+    pub(super) fn environment(&self, inherited: Vec<(OsString, OsString)>, listens: bool) -> Vec<(OsString, OsString)> {
         let mut environment = inherited;
         let mut set = |name: &str, value: Option<OsString>| {
             environment.retain(|(other, _)| other != name);
@@ -179,7 +177,9 @@ mod tests {
 
     #[test]
     fn a_group_by_number_goes_before_the_users_own() {
-        let Ok(Identity::Other(account)) = choose(Some("0"), Some("4321"), variables(&[])) else { panic!("an account") };
+        let Ok(Identity::Other(account)) = choose(Some("0"), Some("4321"), variables(&[])) else {
+            panic!("an account")
+        };
         assert_eq!((account.uid, account.gid), (0, 4321));
         assert_eq!(account.groups[0], 4321);
     }
@@ -198,8 +198,9 @@ mod tests {
             .map(|(name, value)| (name.into(), value.into()));
         let mut environment = Identity::Other(account).environment(inherited.into(), false);
         environment.sort();
-        let expected = [("HOME", "/home/ann"), ("LANG", "C"), ("LOGNAME", "ann"), ("SHELL", "/bin/zsh"), ("USER", "ann")]
-            .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let expected =
+            [("HOME", "/home/ann"), ("LANG", "C"), ("LOGNAME", "ann"), ("SHELL", "/bin/zsh"), ("USER", "ann")]
+                .map(|(name, value)| (OsString::from(name), OsString::from(value)));
         assert_eq!(environment, expected);
     }
 }

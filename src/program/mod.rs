@@ -191,8 +191,12 @@ fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
     signals::restore_sigpipe().map_err(doing("restore signals"))?;
     signals::set_mask(mask).map_err(doing("restore signals"))?;
     let zero = |_| ("prepare the program's arguments", io::Error::from(io::ErrorKind::InvalidInput));
-    let arguments =
-        program.command.iter().map(|text| CString::new(text.clone().into_vec())).collect::<Result<_, _>>().map_err(zero)?;
+    let arguments = program
+        .command
+        .iter()
+        .map(|text| CString::new(text.clone().into_vec()))
+        .collect::<Result<_, _>>()
+        .map_err(zero)?;
     let environment = environment
         .into_iter()
         .map(|(mut name, value)| {

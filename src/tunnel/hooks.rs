@@ -14,6 +14,7 @@ use crate::plan::HookPlan;
 /// If it cannot be run, or ends with another status than 0. Its text is not repeated: it may hold a secret.
 pub(super) fn run(namespace: &NetworkNamespace, hook: &HookPlan) -> io::Result<()> {
     // The thread enters the namespace, and the command that it starts is born there.
-    let status = namespace.run(|| Command::new("/bin/sh").arg("-c").arg(&hook.command).stdin(Stdio::null()).process_group(0).status())?;
+    let status = namespace
+        .run(|| Command::new("/bin/sh").arg("-c").arg(&hook.command).stdin(Stdio::null()).process_group(0).status())?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("the command ended with {status}"))) }
 }

@@ -154,7 +154,8 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
     let hooks = plan.hooks.iter().any(|hook| hook.run);
     become_keeper(foreign, hooks).doing("detach the keeper")?;
     let mut tunnel = Tunnel::begin(plan, directory)?;
-    let made = device_config(&wireguard, tunnel.plan().wireguard.mtu).and_then(|config| tunnel.make(&config, drop_all_privileges));
+    let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
+        .and_then(|config| tunnel.make(&config, drop_all_privileges));
     let mut keeper = match made {
         Ok(events) => Keeper::new(tunnel, events, wireguard).doing("watch the tunnel")?,
         Err(error) => {

@@ -25,7 +25,7 @@ use crate::linux::link::Place;
 use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
 use crate::linux::netlink::{Netlink, Request};
 use crate::linux::{process, sysctl, tun};
-use crate::names::InterfaceName;
+use crate::names::{InterfaceName, TunnelName};
 use crate::plan::Plan;
 use crate::wireguard::kernel::{self, KernelDevice};
 use crate::wireguard::userspace::{Sockets, UserspaceDevice};
@@ -66,9 +66,15 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 
 fn advice_for(error: &io::Error) -> Option<String> {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => Some("run vpn-exec as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN".into()),
-        Some(libc::EROFS) => Some("/run and /proc/sys must be writable; in a container, give it more privileges".into()),
-        Some(libc::ENOSPC) => Some("a limit is reached: see user.max_net_namespaces in sysctl, and free space in /run".into()),
+        Some(libc::EPERM | libc::EACCES) => {
+            Some("run vpn-exec as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN".into())
+        }
+        Some(libc::EROFS) => {
+            Some("/run and /proc/sys must be writable; in a container, give it more privileges".into())
+        }
+        Some(libc::ENOSPC) => {
+            Some("a limit is reached: see user.max_net_namespaces in sysctl, and free space in /run".into())
+        }
         _ => None,
     }
 }
@@ -276,7 +282,11 @@ impl Tunnel {
                 Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
                 _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
             };
-            TunnelError { what: format!("make a TUN interface with {}", tun::DEVICE), error, advice: Some(advice.into()) }
+            TunnelError {
+                what: format!("make a TUN interface with {}", tun::DEVICE),
+                error,
+                advice: Some(advice.into()),
+            }
         })?;
         let sockets = Sockets::bind(config.listen_port, config.fwmark)
             .doing(format!("open WireGuard's UDP port {}", config.listen_port))?;
@@ -303,7 +313,8 @@ impl Tunnel {
         requests.extend(plan.routes.iter().map(|route| Request::add_route(index, name, *route, None)));
         netlink.execute(requests).doing("configure WireGuard's interface").map_err(|mut error| {
             if error.error.kind() == io::ErrorKind::AddrInUse {
-                error.advice = Some("another program uses the ListenPort of the file: leave that line out, or stop it".into());
+                error.advice =
+                    Some("another program uses the ListenPort of the file: leave that line out, or stop it".into());
             }
             error
         })
@@ -323,8 +334,9 @@ impl Tunnel {
         let announced = self.directory.announce_stop().doing("announce the end of the tunnel");
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
         let untaken = match namespace::look_up(&self.plan.namespace) {
-            Ok(named) if self.is_ours(&named) => namespace::take_name(&self.plan.namespace)
-                .doing(format!("remove {}", self.plan.namespace.display())),
+            Ok(named) if self.is_ours(&named) => {
+                namespace::take_name(&self.plan.namespace).doing(format!("remove {}", self.plan.namespace.display()))
+            }
             _ => Ok(()),
         };
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
@@ -400,12 +412,12 @@ fn remove_host_interface(host: &mut Netlink, name: &InterfaceName, mark: &Mark) 
 }
 
 /// Takes away what a tunnel of this name has left that was killed, programs included. Only what carries its mark is touched.
-pub fn reclaim(directory: &Directory, name: &str) -> Result<(), TunnelError> {
+pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelError> {
     let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? else {
         return Ok(());
     };
     tracing::info!("taking away what a killed tunnel {name} has left");
-    let path = namespace::path_of(name);
+    let path = namespace::path_of(name.as_str());
     match namespace::look_up(&path).doing(format!("look at {}", path.display()))? {
         Named::Namespace(namespace) => {
             let same = namespace.id().doing("identify the namespace")? == state.namespace;
@@ -451,8 +463,13 @@ fn addresses(
     let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
     // A /31 has no broadcast address (RFC 3021), a /127 no subnet-router anycast address (RFC 6164).
     let ipv4 = IpNet::new(ipv4.into(), 31).map_err(invalid).doing("use the veth's address")?;
-    let ipv6 = ipv6.map(|ipv6| IpNet::new(ipv6.into(), 127)).transpose().map_err(invalid).doing("use the veth's address")?;
-    Ok([Some(ipv4), ipv6].into_iter().flatten().map(|address| Request::add_address(index, name.as_str(), address)).collect())
+    let ipv6 =
+        ipv6.map(|ipv6| IpNet::new(ipv6.into(), 127)).transpose().map_err(invalid).doing("use the veth's address")?;
+    Ok([Some(ipv4), ipv6]
+        .into_iter()
+        .flatten()
+        .map(|address| Request::add_address(index, name.as_str(), address))
+        .collect())
 }
 
 /// Sets IPv6's parameters of a new namespace, for all interfaces to come: none at all where the tunnel has none, `lo` excepted;

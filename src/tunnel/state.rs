@@ -17,7 +17,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::linux::namespace::{self, NamespaceId, NamesMade};
+use crate::linux::namespace::{self, NamesMade, NamespaceId};
 use crate::names::{InterfaceName, TunnelName};
 
 /// Where tunnels keep their state.
@@ -126,8 +126,7 @@ impl Directory {
     pub fn write(&self, state: &State) -> io::Result<()> {
         let text = serde_json::to_vec(state)?;
         let temporary = self.path.join("state.new");
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
         file.write_all(&text)?;
         drop(file);
         fs::rename(temporary, self.path.join("state"))

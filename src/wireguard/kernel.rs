@@ -52,8 +52,7 @@ impl KernelDevice {
         interface: InterfaceName,
         config: &DeviceConfig,
     ) -> io::Result<KernelDevice> {
-        let control_name =
-            interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let control_name = interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let peers = config.peers.iter().map(|peer| (peer.public_key, peer.persistent_keepalive)).collect();
         let device = KernelDevice { namespace, interface, control_name, peers };
         let mut update = control::DeviceUpdate::new()
@@ -76,7 +75,11 @@ impl KernelDevice {
         self.namespace.run(|| update.apply(&self.control_name, control::Backend::Kernel).map_err(without_text))
     }
 
-    fn update_peer(&self, change: impl FnOnce(control::PeerConfigBuilder) -> control::PeerConfigBuilder, peer: &PublicKey) -> io::Result<()> {
+    fn update_peer(
+        &self,
+        change: impl FnOnce(control::PeerConfigBuilder) -> control::PeerConfigBuilder,
+        peer: &PublicKey,
+    ) -> io::Result<()> {
         let description = change(control::PeerConfigBuilder::new(&control::Key(*peer.as_bytes())));
         self.apply(control::DeviceUpdate::new().add_peer(description))
     }
@@ -130,7 +133,10 @@ impl Device for KernelDevice {
         // (set_peer() in drivers/net/wireguard/netlink.c). Nothing else does without a packet.
         let interval = self.peers.iter().find(|(key, _)| key == peer).and_then(|(_, interval)| *interval);
         self.update_peer(|description| description.set_persistent_keepalive_interval(0), peer)?;
-        self.update_peer(|description| description.set_persistent_keepalive_interval(interval.unwrap_or(u16::MAX)), peer)?;
+        self.update_peer(
+            |description| description.set_persistent_keepalive_interval(interval.unwrap_or(u16::MAX)),
+            peer,
+        )?;
         match interval {
             Some(_) => Ok(()),
             None => self.update_peer(|description| description.set_persistent_keepalive_interval(0), peer),
@@ -138,9 +144,9 @@ impl Device for KernelDevice {
     }
 
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
-        let device = self.namespace.run(|| {
-            control::Device::get(&self.control_name, control::Backend::Kernel).map_err(without_text)
-        })?;
+        let device = self
+            .namespace
+            .run(|| control::Device::get(&self.control_name, control::Backend::Kernel).map_err(without_text))?;
         tracing::trace!(interface = %self.interface, "the kernel was asked for its peers");
         Ok(self
             .peers
