@@ -27,8 +27,10 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     require_privileges()?;
     let listen_fds = listen_fds();
-    process::close(3 + listen_fds..process::descriptor_limit());
-    process::forbid_inspection().map_err(|error| Failure::new(format!("cannot forbid inspection: {error}")))?;
+    // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
+    process::close(3 + listen_fds, i32::MAX)
+        .and_then(|()| process::forbid_inspection())
+        .map_err(|error| Failure::new(format!("cannot prepare this process: {error}")))?;
     let signals =
         Signals::block(&WATCHED).map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
 
@@ -65,7 +67,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         listen_fds,
     };
     let name = loaded.config.name.clone();
-    let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, foreign: 3..3 + listen_fds };
+    let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, listen_fds };
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
 
     let ended = await_tunnel(&lease, wait).and_then(|()| {

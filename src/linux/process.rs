@@ -73,40 +73,35 @@ pub fn redirect_to_null(descriptors: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes descriptors that were inherited and that nothing in this process owns.
-pub fn close(descriptors: std::ops::Range<RawFd>) {
-    for descriptor in descriptors {
-        // SAFETY: by the contract above no value in this process owns it, so no value is left with a closed descriptor. One
-        // that is not open fails with EBADF.
+/// Closes descriptors that were inherited and that nothing in this process owns, `first` to `last`.
+pub fn close(first: RawFd, last: RawFd) -> io::Result<()> {
+    for_range(first, last, 0, |descriptor| {
+        // SAFETY: by the contract above no value in this process owns it, so no value is left with a closed descriptor.
         unsafe { libc::close(descriptor) };
-    }
-}
-
-/// The number after the highest descriptor that is open.
-pub fn descriptor_limit() -> RawFd {
-    let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
-    let highest = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok()).max();
-    highest.unwrap_or(2).saturating_add(1)
+    })
 }
 
 /// Marks every descriptor from `first` on as closed at the next exec.
 pub fn close_at_exec_from(first: RawFd) -> io::Result<()> {
-    let Ok(first_unsigned) = libc::c_uint::try_from(first) else {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    };
-    // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed now, so no descriptor that somebody owns becomes invalid.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, first_unsigned, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    for_range(first, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC, |descriptor| {
+        // SAFETY: setting a flag invalidates no descriptor; on what is none any more it fails.
+        unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+    })
+}
+
+/// Does something to all open descriptors of a range: by close_range(2), or one by one where the kernel (before 5.11) lacks it.
+fn for_range(first: RawFd, last: RawFd, flags: libc::c_uint, one: impl Fn(RawFd)) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: what this does to descriptors is the callers' affair, who say why it is sound.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if result == 0 {
         return Ok(());
     }
-    // Kernels before 5.11 cannot do so in one call.
-    let numbers: Vec<RawFd> =
-        fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    for number in numbers.into_iter().filter(|number| *number >= first) {
-        // SAFETY: fcntl on a number that is no descriptor any more fails with EBADF, which is as good.
-        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
-    }
+    let numbers = fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let numbers: Vec<RawFd> = numbers.filter(|number| (first..=last).contains(number)).collect();
+    numbers.into_iter().for_each(one);
     Ok(())
 }
 

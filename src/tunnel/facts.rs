@@ -15,7 +15,7 @@ use crate::plan::{EndpointRoute, Facts, HostInterface, HostRoute};
 /// so that a plan of it comes out as it was.
 pub fn read(host: &mut Netlink, name: &TunnelName, wireguard: &WgQuick) -> io::Result<Facts> {
     let own = state::read(name)?;
-    let is_own = |link: &Link| own.as_ref().is_some_and(|state| link.alias.as_deref() == Some(&*state.mark.text()));
+    let is_own = |link: &Link| own.as_ref().is_some_and(|state| link.alias.as_deref() == Some(state.mark.text()));
     let (own, others): (Vec<Link>, Vec<Link>) = host.links()?.into_iter().partition(is_own);
     let interfaces =
         others.into_iter().map(|link| HostInterface { name: link.name, index: link.index, mtu: link.mtu }).collect();

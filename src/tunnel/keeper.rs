@@ -79,8 +79,8 @@ pub struct Mission {
     pub directory: Directory,
     /// The keys and the peers.
     pub wireguard: WgQuick,
-    /// Descriptors that belong to the program, and that the keeper is to close.
-    pub foreign: std::ops::Range<i32>,
+    /// How many descriptors, from 3 on, belong to the program: the keeper closes them.
+    pub listen_fds: i32,
 }
 
 /// Starts a keeper, which begins at once. The caller's copies of the claimed name and of the keys are gone when this returns.
@@ -150,9 +150,9 @@ impl AsFd for Lease {
 fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
     use super::Doing;
 
-    let Mission { plan, directory, wireguard, foreign } = mission;
+    let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
-    become_keeper(foreign, hooks).doing("detach the keeper")?;
+    become_keeper(listen_fds, hooks).doing("detach the keeper")?;
     let mut tunnel = Tunnel::begin(plan, directory)?;
     let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
         .and_then(|config| tunnel.make(&config, drop_all_privileges));
@@ -182,10 +182,10 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
 
 /// Makes the calling process one that only a tunnel holds: no terminal, no descriptors of the program's, and no more
 /// capabilities than making, watching and removing a tunnel take.
-fn become_keeper(foreign: std::ops::Range<i32>, hooks: bool) -> io::Result<()> {
+fn become_keeper(listen_fds: i32, hooks: bool) -> io::Result<()> {
     rustix::process::setsid()?;
     process::redirect_to_null(&[0, 1])?;
-    process::close(foreign);
+    process::close(3, 2 + listen_fds)?;
     // The launcher's signals are not the keeper's: it ends when its leases do.
     signals::set_mask(&nix::sys::signal::SigSet::all())?;
     let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE;

@@ -14,6 +14,7 @@ pub mod state;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -116,7 +117,7 @@ impl Tunnel {
     /// Begins a tunnel of a claimed name. Nothing is made yet.
     pub fn begin(plan: Plan, directory: Directory) -> Result<Self, TunnelError> {
         let host = Netlink::open().doing("open a netlink socket")?;
-        let mark = Mark::random().doing("get random bytes")?;
+        let mark = Mark::random(&plan.name).doing("get random bytes")?;
         Ok(Self { plan, directory, host, mark, inner: None, device: None, post_down_due: false })
     }
 
@@ -193,7 +194,7 @@ impl Tunnel {
             prepare_ipv6(ipv6)?;
             let mut netlink = Netlink::open()?;
             // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
-            netlink.execute(vec![Request::set_alias(1, "lo", &mark), Request::set_up(1, "lo")])?;
+            netlink.execute(vec![Request::set_alias(1, "lo", mark), Request::set_up(1, "lo")])?;
             Ok(netlink)
         })
         .doing("make a network namespace")?;
@@ -212,8 +213,8 @@ impl Tunnel {
     }
 
     fn give_name(&mut self) -> Result<(), TunnelError> {
-        let (path, mark) = (self.plan.namespace.clone(), self.mark.text());
-        let given = namespace::give_name(&self.inner()?.namespace, &path, &mark);
+        let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
+        let given = namespace::give_name(&self.inner()?.namespace, &path, mark.text());
         let taken = matches!(&given, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
         given.doing(format!("name the namespace {}", path.display())).map_err(|mut error| {
             if taken {
@@ -230,13 +231,13 @@ impl Tunnel {
     fn make_veth(&mut self) -> Result<(), TunnelError> {
         let veth = self.plan.veth.clone();
         let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
-        let mark = self.mark.text();
+        let mark = self.mark.clone();
         let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
         let add = Request::add_veth(outer, inner, Place::Namespace(namespace.as_fd()));
         self.host.execute_one(add).doing("join the namespace to the host")?;
         let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
         prepare_host_interface(outer).doing(format!("set the parameters of {outer}"))?;
-        let mut requests = vec![Request::set_alias(index, outer.as_str(), &mark)];
+        let mut requests = vec![Request::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
         requests.push(Request::set_up(index, outer.as_str()));
         self.host.execute(requests).doing("join the namespace to the host")?;
@@ -347,7 +348,7 @@ impl Tunnel {
     fn is_ours(&self, named: &Named) -> bool {
         match (named, &self.inner) {
             (Named::Namespace(there), Some(inner)) => there.id().ok() == inner.namespace.id().ok(),
-            (Named::File(text), _) => *text == self.mark.text(),
+            (Named::File(text), _) => text == self.mark.text(),
             _ => false,
         }
     }
@@ -356,7 +357,6 @@ impl Tunnel {
     pub fn release(mut self) -> Result<Remains, TunnelError> {
         let remains = Remains {
             host: self.host,
-            host_interface: self.plan.veth.host_interface.clone(),
             mark: self.mark.clone(),
             wireguard_interface: self.plan.wireguard.interface.clone(),
             kernel_inner: match &self.device {
@@ -374,7 +374,6 @@ impl Tunnel {
 /// What the kernel takes its time to remove.
 pub struct Remains {
     host: Netlink,
-    host_interface: InterfaceName,
     mark: Mark,
     wireguard_interface: InterfaceName,
     kernel_inner: Option<Inner>,
@@ -394,46 +393,53 @@ impl Remains {
         }
         // Closes the TUN, and with it ends its interface.
         drop(self._device.take());
-        remove_host_interface(&mut self.host, &self.host_interface, &self.mark)
+        remove_links(&mut self.host, self.mark.text())
     }
 }
 
-/// Waits for the veth's host end to go with its namespace, and removes it if it does not. One without the mark is not ours.
-fn remove_host_interface(host: &mut Netlink, name: &InterfaceName, mark: &Mark) -> Result<(), TunnelError> {
+/// Waits for the links of the host whose alias begins with a mark to go with their namespace, and removes them if they do not.
+fn remove_links(host: &mut Netlink, mark: &str) -> Result<(), TunnelError> {
     let begin = Instant::now();
     loop {
-        let link = host.link(name.as_str()).doing(format!("look for {name}"))?;
-        let Some(link) = link.filter(|link| link.alias.as_deref() == Some(&*mark.text())) else { return Ok(()) };
+        let links = host.links().doing("look for the tunnel's links")?;
+        let ours = links.into_iter().filter(|link| link.alias.as_ref().is_some_and(|alias| alias.starts_with(mark)));
+        let ours: Vec<_> = ours.map(|link| Request::delete_link(link.index, &link.name)).collect();
+        if ours.is_empty() {
+            return Ok(());
+        }
         if begin.elapsed() > LINKS_END {
-            return host.execute_one(Request::delete_link(link.index, name.as_str())).doing(format!("remove {name}"));
+            return host.execute(ours).doing("remove the tunnel's links");
         }
         std::thread::sleep(Duration::from_micros(500));
     }
 }
 
-/// Takes away what a tunnel of this name has left that was killed, programs included. Only what carries its mark is touched.
+/// Takes away what a tunnel of this name has left: one that was killed, programs included, or one whose links the kernel is still
+/// about to remove. Only what carries the mark is touched.
 pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelError> {
-    let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? else {
-        return Ok(());
-    };
-    tracing::info!("taking away what a killed tunnel {name} has left");
-    let path = namespace::path_of(name.as_str());
-    match namespace::look_up(&path).doing(format!("look at {}", path.display()))? {
-        Named::Namespace(namespace) => {
-            let same = namespace.id().doing("identify the namespace")? == state.namespace;
-            let marked = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
-            if same && marked.doing("look into the namespace")?.as_deref() == Some(&*state.mark.text()) {
-                kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
-                namespace::take_name(&path).doing(format!("remove {}", path.display()))?;
-            }
-        }
-        Named::File(text) if text == state.mark.text() => {
-            namespace::take_name(&path).doing(format!("remove {}", path.display()))?;
-        }
-        Named::File(_) | Named::Free => {}
+    if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
+        tracing::info!("taking away what a killed tunnel {name} has left");
+        reclaim_namespace(&state, &namespace::path_of(name.as_str()))?;
     }
     let mut host = Netlink::open().doing("open a netlink socket")?;
-    remove_host_interface(&mut host, &state.host_interface, &state.mark)
+    remove_links(&mut host, &Mark::of_name(name))
+}
+
+fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
+    let is_ours = match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
+        Named::Free => false,
+        Named::File(text) => text == state.mark.text(),
+        Named::Namespace(namespace) => {
+            let alias = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
+            namespace.id().doing("identify the namespace")? == state.namespace
+                && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text())
+        }
+    };
+    if !is_ours {
+        return Ok(());
+    }
+    kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
+    namespace::take_name(path).doing(format!("remove {}", path.display()))
 }
 
 /// Kills every process in a namespace until there is none.

@@ -29,25 +29,31 @@ const STOPPING: Duration = Duration::from_secs(5);
 /// How long a start waits for a tunnel of the same name that may be about to go down.
 const IN_USE: Duration = Duration::from_millis(100);
 
-/// The random number that marks what is this tunnel's own.
+/// What marks the things of one tunnel: its name and a random number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Mark(String);
 
 impl Mark {
-    /// A new one, of 128 random bits.
-    pub fn random() -> io::Result<Self> {
+    /// A new one, with 128 random bits.
+    pub fn random(name: &TunnelName) -> io::Result<Self> {
         let mut bytes = [0; 16];
         let mut filled = 0;
         while filled < bytes.len() {
             filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
         }
-        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+        let number: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self(Self::of_name(name) + &number))
     }
 
     /// The text that marks a file, and an interface as its alias.
-    pub fn text(&self) -> String {
-        format!("vpn-exec:{}", self.0)
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// How the marks of all tunnels of a name begin. A name has no colon, so no other name's begin so.
+    pub fn of_name(name: &TunnelName) -> String {
+        format!("vpn-exec:{name}:")
     }
 }
 
