@@ -58,6 +58,7 @@ mod tests {
 
     impl Drop for Secret<'_> {
         fn drop(&mut self) {
+            assert_eq!(self.0, [0xaa; 32], "it is dropped before it is wiped");
             self.1.set(self.1.get() + 1);
         }
     }
