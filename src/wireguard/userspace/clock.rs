@@ -24,7 +24,7 @@ pub(super) mod travel {
         static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     }
 
-    /// Moves the calling thread's time since boot forward.
+    /// Moves the calling thread's time since boot forward, and the time of day with it, which handshakes are stamped with.
     pub(in super::super) fn advance(by: Duration) {
         AHEAD.set(AHEAD.get() + by);
     }
@@ -37,7 +37,7 @@ pub(super) mod travel {
     unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> libc::c_int {
         // SAFETY: the kernel checks the pointer, and reports a bad one as EFAULT.
         let result = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) };
-        if result == 0 && clock == libc::CLOCK_BOOTTIME {
+        if result == 0 && matches!(clock, libc::CLOCK_BOOTTIME | libc::CLOCK_REALTIME) {
             let ahead = AHEAD.get();
             // SAFETY: the kernel has just written there, so it is valid, aligned and initialized.
             let time = unsafe { &mut *time };

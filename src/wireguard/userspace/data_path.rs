@@ -122,7 +122,7 @@ fn drain_tun(core: &mut Core, buffer: &mut [u8], now: Duration, wire: &mut Wire<
             Ok(length) => core.on_packet(buffer, length, now, wire),
             Err(Errno::AGAIN) => break,
             Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(broken("the TUN is gone", errno)),
         }
     }
     Ok(())
@@ -152,7 +152,7 @@ fn drain_socket(
                 tracing::debug!(%errno, "a socket reported an error");
                 *errors += 1;
                 if *errors > SOCKET_ERRORS {
-                    return Err(errno.into());
+                    return Err(broken("a socket is broken", errno));
                 }
             }
         }
@@ -192,6 +192,10 @@ impl Sink for Wire<'_> {
     fn handshake_completed(&mut self) {
         notify(self.handshakes);
     }
+}
+
+fn broken(what: &str, errno: Errno) -> io::Error {
+    io::Error::new(errno.kind(), format!("{what}: {errno}"))
 }
 
 /// Makes an eventfd readable.

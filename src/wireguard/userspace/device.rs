@@ -216,7 +216,7 @@ impl Core {
         self.peers[index].set_endpoint(endpoint, &mut Context { now, scratch: &mut self.scratch, sink });
     }
 
-    /// Begins a handshake with a peer, unless one is in flight.
+    /// Begins a handshake with a peer, unless one is in flight or has just been completed.
     pub(super) fn initiate_handshake<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
         self.peers[index].initiate(&mut Context { now, scratch: &mut self.scratch, sink });
     }

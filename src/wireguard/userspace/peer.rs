@@ -162,10 +162,14 @@ impl Peer {
         }
     }
 
-    /// Begins a handshake, unless one is in flight.
+    /// Begins a handshake, unless one is in flight or has just been completed: a peer takes one begun too soon after another
+    /// for a flood, and drops it.
     pub(super) fn initiate<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        self.wanted = true;
         self.update(context);
+        if self.session.as_ref().is_some_and(|session| context.now < session.made_at + REKEY_TIMEOUT) {
+            return;
+        }
+        self.wanted = true;
         self.send_initiation(false, context);
     }
 
@@ -344,8 +348,9 @@ impl Peer {
         }
     }
 
-    /// `boringtun` has given up. As the kernel, we go on where a keepalive asks for it; and where the attempt was not a full
-    /// one, because it began shortly before all was reset for age, or because the endpoint is newer than it.
+    /// `boringtun` has given up. As with the kernel, the next packet or persistent keepalive begins again. At once does so an
+    /// attempt that was not a full one, because it began shortly before all was reset for age, or because the endpoint is
+    /// newer than it.
     fn given_up<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         let cut_short = self.initiation.take().is_some_and(|initiation| {
             let tried_since = self.endpoint_set_at.unwrap_or_default().max(initiation.begun_at);
@@ -356,7 +361,7 @@ impl Peer {
         self.unanswered_since = None;
         self.owed_since = None;
         self.unconfirmed = [None; SESSIONS];
-        if cut_short || (self.endpoint.is_some() && self.persistent_keepalive.is_some()) {
+        if cut_short {
             self.send_initiation(false, context);
         }
     }
@@ -440,14 +445,10 @@ impl Peer {
         self.wanted = false;
         self.handshake_at = Some(context.now);
         while let TunnResult::WriteToNetwork(message) = self.tunn.decapsulate(None, &[], context.scratch) {
-            let sent = message[0] == DATA;
-            if sent {
+            if message[0] == DATA {
                 self.unanswered_since.get_or_insert(context.now);
             }
             self.transmit(message, context.now, context.sink);
-            if !sent {
-                break;
-            }
         }
         context.sink.handshake_completed();
     }

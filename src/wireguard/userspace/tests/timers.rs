@@ -174,6 +174,18 @@ fn the_persistent_keepalive_is_sent_after_silence_only() {
 }
 
 #[test]
+fn whoever_hears_its_peer_need_not_keep_anything_alive() {
+    let (mut client, mut server) = with_keepalive(5);
+    settle(&mut [&mut client, &mut server]);
+    for _ in 0..4 {
+        let log = pass(seconds(2), &mut [&mut client, &mut server]).log;
+        assert!(log.is_empty(), "{log:?}");
+        server.send(&inbound());
+        settle(&mut [&mut client, &mut server]);
+    }
+}
+
+#[test]
 fn a_tunnel_with_nothing_but_keepalives_is_never_without_a_session() {
     let (mut client, mut server) = with_keepalive(25);
     settle(&mut [&mut client, &mut server]);
