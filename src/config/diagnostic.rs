@@ -137,6 +137,13 @@ impl Diagnostics {
         }
     }
 
+    /// Whether another problem of this severity is kept; if not, it is counted now, and need not be made.
+    pub(super) fn has_room(&mut self, severity: Severity) -> bool {
+        let room = self.of(severity).count() < MAX_KEPT;
+        self.left_out += usize::from(!room);
+        room
+    }
+
     /// Brings them into the order of their lines; those of the file as a whole come last.
     pub(super) fn sort(&mut self) {
         self.entries.sort_by_key(|entry| entry.place.as_ref().map_or((usize::MAX, 0), |at| (at.line, at.column)));

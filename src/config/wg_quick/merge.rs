@@ -2,19 +2,21 @@
 //! if the kernel had been told of one section after the other, which is what `wg setconf` does.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use ipnet::IpNet;
 
-use crate::config::diagnostic::{Diagnostic, Diagnostics, Place};
+use super::lines::Line;
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::config::{Endpoint, Peer};
 use crate::keys::{PresharedKey, PublicKey};
 
 /// A `[Peer]` section, as written.
-pub(super) struct PeerSection {
+pub(super) struct PeerSection<'a> {
     /// Its heading.
-    heading: Place,
-    /// The heading again, as long as the section lacks a `PublicKey` and nothing excused that.
-    pub(super) needs_key: Option<Place>,
+    pub(super) heading: Line<'a>,
+    /// Whether it has a `PublicKey` line, be it a wrong one, which was complained about.
+    pub(super) meant_a_key: bool,
     pub(super) public_key: Option<PublicKey>,
     pub(super) preshared_key: Option<PresharedKey>,
     pub(super) endpoint: Option<Endpoint>,
@@ -23,21 +25,22 @@ pub(super) struct PeerSection {
     /// `AllowedIPs` line had an entry with `+` or `-` (parse_allowedips() of wireguard-tools).
     pub(super) replace: bool,
     /// The entries of `AllowedIPs`.
-    allowed: Vec<Entry>,
+    allowed: Vec<Entry<'a>>,
 }
 
-struct Entry {
+struct Entry<'a> {
     remove: bool,
     net: IpNet,
-    place: Place,
+    line: Line<'a>,
+    columns: Range<usize>,
 }
 
-impl PeerSection {
+impl<'a> PeerSection<'a> {
     /// An empty one with this heading.
-    pub(super) fn new(heading: Place) -> Self {
+    pub(super) fn new(heading: Line<'a>) -> Self {
         Self {
-            needs_key: Some(heading.clone()),
             heading,
+            meant_a_key: false,
             public_key: None,
             preshared_key: None,
             endpoint: None,
@@ -48,9 +51,9 @@ impl PeerSection {
     }
 
     /// Adds an entry of `AllowedIPs`.
-    pub(super) fn allow(&mut self, remove: bool, signed: bool, net: IpNet, place: Place) {
+    pub(super) fn allow(&mut self, remove: bool, signed: bool, net: IpNet, line: Line<'a>, columns: Range<usize>) {
         self.replace &= !signed;
-        self.allowed.push(Entry { remove, net, place });
+        self.allowed.push(Entry { remove, net, line, columns });
     }
 }
 
@@ -65,7 +68,7 @@ struct Draft {
 
 /// The peers that the sections make. `own` is the interface's own public key: the kernel passes over such a peer. All
 /// sections have a public key.
-pub(super) fn peers(sections: Vec<PeerSection>, own: Option<PublicKey>, found: &mut Diagnostics) -> Vec<Peer> {
+pub(super) fn peers(sections: Vec<PeerSection<'_>>, own: Option<PublicKey>, found: &mut Diagnostics) -> Vec<Peer> {
     let mut drafts: Vec<Draft> = Vec::new();
     let mut by_key: HashMap<PublicKey, usize> = HashMap::new();
     let mut owners = Owners::new();
@@ -75,7 +78,8 @@ pub(super) fn peers(sections: Vec<PeerSection>, own: Option<PublicKey>, found: &
         if own == Some(public_key) {
             let label = "the interface's own public key; the peer's is another one";
             found.push(
-                Diagnostic::warning("this peer is the interface itself, and is left out").at(section.heading, label),
+                Diagnostic::warning("this peer is the interface itself, and is left out")
+                    .at(section.heading.place(section.heading.columns()), label),
             );
             continue;
         }
@@ -96,7 +100,7 @@ pub(super) fn peers(sections: Vec<PeerSection>, own: Option<PublicKey>, found: &
         if section.replace && forget(&mut owners, draft, index) {
             let label = "an earlier section with the same public key had others";
             let message = "this section's `AllowedIPs` take the place of earlier ones";
-            found.push(Diagnostic::warning(message).at(section.heading, label));
+            found.push(Diagnostic::warning(message).at(section.heading.place(section.heading.columns()), label));
         }
         for entry in section.allowed {
             let owner = owners.get(&entry.net).map(|(owner, _)| *owner);
@@ -109,10 +113,10 @@ pub(super) fn peers(sections: Vec<PeerSection>, own: Option<PublicKey>, found: &
             if owner == Some(index) {
                 continue;
             }
-            if owner.is_some() {
+            if owner.is_some() && found.has_room(Severity::Warning) {
                 let message = format!("`{}` is allowed for two peers", entry.net);
                 let label = "a network has one peer; this later one gets it";
-                found.push(Diagnostic::warning(message).at(entry.place, label));
+                found.push(Diagnostic::warning(message).at(entry.line.place(entry.columns), label));
             }
             owners.insert(entry.net, (index, entries));
             drafts[index].networks.push((entry.net, entries));

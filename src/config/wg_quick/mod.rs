@@ -17,7 +17,7 @@ use self::key::{KEYS, Key, foreign_key};
 use self::lines::{Line, is_plain_name, is_space};
 use self::merge::PeerSection;
 use self::values::DnsWord;
-use super::diagnostic::{Diagnostic, Diagnostics, nearest};
+use super::diagnostic::{Diagnostic, Diagnostics, Severity, nearest};
 use super::network::Problem;
 use super::shown::quoted;
 use super::text::Piece;
@@ -93,10 +93,10 @@ pub fn ignored(config: &WgQuick, source_name: &str, allow_hooks: bool) -> Option
     Some(all)
 }
 
-struct Parser {
+struct Parser<'a> {
     found: Diagnostics,
     interface: Interface,
-    peers: Vec<PeerSection>,
+    peers: Vec<PeerSection<'a>>,
     section: Section,
     /// Whether wg-quick takes this to be an `[Interface]` section: it knows the heading only without white space inside.
     quick_interface: bool,
@@ -104,7 +104,7 @@ struct Parser {
     seen: Vec<Key>,
 }
 
-impl Parser {
+impl<'a> Parser<'a> {
     fn new(source_name: &str) -> Self {
         Self {
             found: Diagnostics::new(source_name),
@@ -116,7 +116,7 @@ impl Parser {
         }
     }
 
-    fn file(&mut self, text: &[u8]) {
+    fn file(&mut self, text: &'a [u8]) {
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         for (index, bytes) in text.split(|byte| *byte == b'\n').enumerate() {
             match Line::new(index + 1, bytes) {
@@ -132,9 +132,10 @@ impl Parser {
 
     fn finish(mut self) -> Result<(WgQuick, Diagnostics), Diagnostics> {
         for peer in &self.peers {
-            if let (None, Some(place)) = (&peer.public_key, &peer.needs_key) {
+            if peer.public_key.is_none() && !peer.meant_a_key {
                 let missing = Diagnostic::error("this peer has no public key");
-                self.found.push(missing.at(place.clone(), "expected a line `PublicKey = …` below"));
+                let place = peer.heading.place(peer.heading.columns());
+                self.found.push(missing.at(place, "expected a line `PublicKey = …` below"));
             }
         }
         let config = if self.found.has_errors() {
@@ -149,7 +150,7 @@ impl Parser {
         config.map(|config| (config, self.found.clone())).ok_or(self.found)
     }
 
-    fn line(&mut self, line: Line<'_>) {
+    fn line(&mut self, line: Line<'a>) {
         let squeezed = line.squeezed();
         let piece = squeezed.piece();
         if piece.text.is_empty() {
@@ -194,24 +195,29 @@ impl Parser {
         }
     }
 
-    fn begin_peer(&mut self, line: Line<'_>) {
+    fn begin_peer(&mut self, line: Line<'a>) {
         self.section = Section::Peer;
         self.seen.retain(|key| !key.is_peers());
-        self.peers.push(PeerSection::new(line.place(line.columns())));
+        self.peers.push(PeerSection::new(line));
     }
 
     /// Takes a value, or notes what is wrong with it.
     fn take<T>(&mut self, line: Line<'_>, value: Result<T, Problem>) -> Option<T> {
         value
             .map_err(|problem| {
-                let place = line.place(problem.columns);
-                self.found.push(Diagnostic::error(problem.message).at(place, problem.label).help(problem.help));
+                // A line may be long and have many problems: its places are made for those that are kept only.
+                if self.found.has_room(Severity::Error) {
+                    let place = line.place(problem.columns);
+                    self.found.push(Diagnostic::error(problem.message).at(place, problem.label).help(problem.help));
+                }
             })
             .ok()
     }
 
     fn warn(&mut self, line: Line<'_>, columns: Range<usize>, message: impl Into<String>, label: impl Into<String>) {
-        self.found.push(Diagnostic::warning(message).at(line.place(columns), label));
+        if self.found.has_room(Severity::Warning) {
+            self.found.push(Diagnostic::warning(message).at(line.place(columns), label));
+        }
     }
 
     /// Says that a key which has one value was given one before.
@@ -225,7 +231,7 @@ impl Parser {
     }
 
     /// A key that wg-quick reads itself.
-    fn quick_value(&mut self, line: Line<'_>, key: Key, value: Piece<'_>) {
+    fn quick_value(&mut self, line: Line<'a>, key: Key, value: Piece<'_>) {
         match key {
             Key::Address => {
                 for word in values::words(value) {
@@ -274,7 +280,7 @@ impl Parser {
     }
 
     /// A key that wg(8) reads, in the section where it belongs.
-    fn value(&mut self, line: Line<'_>, key: Key, value: Piece<'_>) {
+    fn value(&mut self, line: Line<'a>, key: Key, value: Piece<'_>) {
         if key != Key::AllowedIps {
             self.once(line, key);
         }
@@ -286,11 +292,11 @@ impl Parser {
         }
     }
 
-    fn peer_value(&mut self, line: Line<'_>, key: Key, value: Piece<'_>) {
+    fn peer_value(&mut self, line: Line<'a>, key: Key, value: Piece<'_>) {
         match key {
             Key::PublicKey => {
                 let public_key = self.take(line, values::key(value, key.name()));
-                self.peer(|peer| (peer.public_key, peer.needs_key) = (public_key, None));
+                self.peer(|peer| (peer.public_key, peer.meant_a_key) = (public_key, true));
             }
             Key::PresharedKey => {
                 let preshared_key = self.take(line, values::key(value, key.name()));
@@ -317,15 +323,16 @@ impl Parser {
                         let label = format!("read as `{network}`, as WireGuard's tools do");
                         self.warn(line, entry.columns(), "the network has a non-zero host part", label);
                     }
-                    let place = line.place(entry.columns());
-                    self.peer(|peer| peer.allow(allowed.remove, entry.text.starts_with(['+', '-']), network, place));
+                    self.peer(|peer| {
+                        peer.allow(allowed.remove, entry.text.starts_with(['+', '-']), network, line, entry.columns())
+                    });
                 }
             }
             _ => unreachable_key(key),
         }
     }
 
-    fn peer(&mut self, change: impl FnOnce(&mut PeerSection)) {
+    fn peer(&mut self, change: impl FnOnce(&mut PeerSection<'a>)) {
         if let Some(peer) = self.peers.last_mut() {
             change(peer);
         }
@@ -338,14 +345,14 @@ fn unreachable_key(key: Key) {
 }
 
 /// What wg(8) calls an unrecognised line, said so that it helps.
-impl Parser {
+impl<'a> Parser<'a> {
     fn no_equals(&mut self, line: Line<'_>, key: Key) {
         let message = format!("`{}` has no value", key.name());
         let place = line.place(line.columns());
         self.found.push(Diagnostic::error(message).at(place, format!("expected `{} = …`", key.name())));
     }
 
-    fn unrecognised(&mut self, line: Line<'_>, name: Piece<'_>, value: Option<Piece<'_>>) {
+    fn unrecognised(&mut self, line: Line<'a>, name: Piece<'_>, value: Option<Piece<'_>>) {
         if name.text.starts_with('[') {
             return self.unknown_section(line, name.text);
         }
@@ -369,7 +376,7 @@ impl Parser {
         self.found.push(diagnostic);
         if meant == Some(Key::PublicKey) && self.section == Section::Peer {
             // Whoever wrote this meant to give one; one complaint is enough.
-            self.peer(|peer| peer.needs_key = None);
+            self.peer(|peer| peer.meant_a_key = true);
         }
     }
 
@@ -403,7 +410,7 @@ impl Parser {
             .help(format!("write `[Interface]` and `{text}`"))
     }
 
-    fn unknown_section(&mut self, line: Line<'_>, text: &str) {
+    fn unknown_section(&mut self, line: Line<'a>, text: &str) {
         let name = text.trim_start_matches('[').split(']').next().unwrap_or_default();
         let near = nearest(name, ["Interface", "Peer"]);
         let exact = near.filter(|near| near.eq_ignore_ascii_case(name));
