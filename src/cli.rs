@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::BackendChoice;
 use crate::names::TunnelName;
@@ -17,7 +19,7 @@ use crate::names::TunnelName;
     about,
     long_about = LONG_ABOUT,
     after_long_help = AFTER_HELP,
-    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
     disable_help_subcommand = true,
     override_usage = "vpn-exec [--config FILE | --tunnel NAME] [OPTIONS] -- PROGRAM [ARG]...\n       vpn-exec COMMAND [OPTIONS]",
     max_term_width = 100
@@ -34,6 +36,27 @@ pub struct Cli {
     /// What is said on the way.
     #[command(flatten)]
     pub verbosity: Verbosity,
+}
+
+impl Cli {
+    /// Parses a command line, the program's name first.
+    ///
+    /// # Errors
+    /// If it is not understood; also if it asks for help, which is then the error's text.
+    pub fn parse_checked(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        if let Some((name, _)) = matches.subcommand() {
+            // Clap's own `args_conflicts_with_subcommands` would forbid `vpn-exec -v plan`, too.
+            let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+            let misplaced = matches.ids().filter(given).find(|id| !matches!(id.as_str(), "verbose" | "quiet"));
+            if let Some(option) = command.get_arguments().find(|argument| Some(argument.get_id()) == misplaced) {
+                let message = format!("the argument '{option}' belongs after '{name}', not before it");
+                return Err(command.error(ErrorKind::ArgumentConflict, message));
+            }
+        }
+        Self::from_arg_matches(&matches)
+    }
 }
 
 const LONG_ABOUT: &str = "\
@@ -187,18 +210,28 @@ pub struct Verbosity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_declaration_is_sound() {
         Cli::command().debug_assert();
     }
 
+    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::parse_checked(arguments.iter().map(OsString::from))
+    }
+
     #[test]
     fn a_program_always_follows_two_dashes() {
-        let cli = Cli::try_parse_from(["vpn-exec", "-c", "wg0.conf", "--", "plan", "--json"]).expect("valid");
+        let cli = parse(&["vpn-exec", "-c", "wg0.conf", "--", "plan", "--json"]).expect("valid");
         assert!(cli.command.is_none());
         assert_eq!(cli.run.program, ["plan", "--json"]);
-        assert!(Cli::try_parse_from(["vpn-exec", "-c", "wg0.conf", "curl"]).is_err());
+        assert!(parse(&["vpn-exec", "-c", "wg0.conf", "curl"]).is_err());
+    }
+
+    #[test]
+    fn options_of_a_command_follow_it() {
+        assert!(parse(&["vpn-exec", "-q", "check", "-c", "wg0.conf"]).is_ok_and(|cli| cli.verbosity.quiet));
+        let error = parse(&["vpn-exec", "-c", "wg0.conf", "plan"]).expect_err("it would be ignored");
+        assert!(error.to_string().contains("belongs after 'plan'"), "{error}");
     }
 }
