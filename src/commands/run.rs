@@ -8,7 +8,7 @@ use crate::cli::RunArgs;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process;
 use crate::linux::signals::{self, Signals};
-use crate::program::identity::{self, Identity};
+use crate::program::identity;
 use crate::program::{self, Ended, Program, WATCHED};
 use crate::tunnel;
 use crate::tunnel::keeper::{self, Event, Lease, Mission};
@@ -50,10 +50,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         tracing::warn!("{note}");
     }
     let kept = plan.privileges.numbers().map(capabilities::single).fold(CapabilitySet::empty(), |all, one| all | one);
-    let limited = limit_launcher(kept, &identity);
     let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
-    limited.map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
-
     let program = Program {
         command: arguments.program.clone(),
         namespace: plan.namespace.clone(),
@@ -66,6 +63,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         kill_orphans: arguments.kill_orphans,
         listen_fds,
     };
+    limit_launcher(&program).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
     let name = loaded.config.name.clone();
     let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, listen_fds };
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
@@ -131,18 +129,9 @@ fn require_privileges() -> Result<(), Failure> {
     }
 }
 
-/// From here on only what the next steps need: making and joining the namespace, becoming the program's user, ending what is
-/// left inside.
-fn limit_launcher(kept: CapabilitySet, identity: &Identity) -> std::io::Result<()> {
-    let mut needed = CapabilitySet::SYS_ADMIN
-        | CapabilitySet::NET_ADMIN
-        | CapabilitySet::SETPCAP
-        | CapabilitySet::KILL
-        | CapabilitySet::SYS_PTRACE
-        | kept;
-    if *identity != Identity::Unchanged {
-        needed |= CapabilitySet::SETUID | CapabilitySet::SETGID;
-    }
+/// From here on only what the next steps need: the keeper's, the program's, and ending what is left inside.
+fn limit_launcher(program: &Program) -> std::io::Result<()> {
+    let needed = keeper::needed_capabilities() | program.needed_capabilities();
     capabilities::limit(needed, needed)
 }
 

@@ -8,6 +8,10 @@ use super::{Program, Step};
 use crate::linux::mounts;
 use crate::linux::namespace::{self, Named};
 
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
+const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
+
 /// Moves the calling process into the program's network namespace and into a mount namespace of its own.
 pub(super) fn enter(program: &Program) -> Step<()> {
     let doing = |what| move |error: io::Error| (what, error);
@@ -45,12 +49,9 @@ fn show_own_names(program: &Program) -> Step<()> {
     let staging = &program.staging;
     mounts::memory(staging).map_err(doing("make a file system in memory"))?;
     let views = [
-        View { path: "/etc/resolv.conf", text: program.names.resolv_conf.clone() },
-        View { path: "/etc/hosts", text: format!("{}{}", read("/etc/hosts")?, program.names.hosts) },
-        View {
-            path: "/etc/nsswitch.conf",
-            text: with_hosts_line(&read("/etc/nsswitch.conf")?, &program.names.nsswitch_hosts),
-        },
+        View { path: RESOLV_CONF, text: program.names.resolv_conf.clone() },
+        View { path: HOSTS, text: format!("{}{}", read(HOSTS)?, program.names.hosts) },
+        View { path: NSSWITCH_CONF, text: with_hosts_line(&read(NSSWITCH_CONF)?, &program.names.nsswitch_hosts) },
     ];
     for view in &views {
         fs::write(view.staged(staging), &view.text).map_err(doing("write the program's own files"))?;
@@ -68,6 +69,11 @@ fn show_own_names(program: &Program) -> Step<()> {
         mounts::bind(&view.staged(staging), &target).map_err(doing("show the program's own files"))?;
     }
     mounts::detach(staging).map_err(doing("hide the place of the program's own files"))
+}
+
+/// Whether the host lacks one of the files that the program is to see.
+pub(super) fn adds_files() -> bool {
+    [RESOLV_CONF, HOSTS, NSSWITCH_CONF].iter().any(|path| !Path::new(path).exists())
 }
 
 /// A file as the program sees it.

@@ -33,8 +33,12 @@ const PATIENCE_USERSPACE: Duration = Duration::from_secs(3);
 /// The same for the kernel's, which sends no more than one initiation in REKEY_TIMEOUT (5 s), whatever the address.
 const PATIENCE_KERNEL: Duration = Duration::from_millis(5500);
 
-/// How often the kernel's device is asked whether a handshake has been completed, while one is awaited.
-const ASK_KERNEL: Duration = Duration::from_millis(20);
+/// How soon after an endpoint was set the kernel's device is asked for the first time whether a handshake has been completed. It
+/// tells nobody by itself. Each further time waits for twice as long, up to [`ASK_KERNEL_LAST`].
+const ASK_KERNEL_FIRST: Duration = Duration::from_millis(5);
+
+/// The longest time between two such questions.
+const ASK_KERNEL_LAST: Duration = Duration::from_millis(250);
 
 /// The longest message between a keeper and a lease.
 const MESSAGE: usize = 8192;
@@ -180,6 +184,12 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
     taken_down.and(remains.settle())
 }
 
+/// Which capabilities it takes to make, watch and remove a tunnel: the namespace and its mounts, the network in it, and finding and
+/// ending what still runs there.
+pub fn needed_capabilities() -> CapabilitySet {
+    CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE
+}
+
 /// Makes the calling process one that only a tunnel holds: no terminal, no descriptors of the program's, and no more
 /// capabilities than making, watching and removing a tunnel take.
 fn become_keeper(listen_fds: i32, hooks: bool) -> io::Result<()> {
@@ -188,11 +198,10 @@ fn become_keeper(listen_fds: i32, hooks: bool) -> io::Result<()> {
     process::close(3, 2 + listen_fds)?;
     // The launcher's signals are not the keeper's: it ends when its leases do.
     signals::set_mask(&nix::sys::signal::SigSet::all())?;
-    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE;
     // What a hook could gain by being executed as root is what configures a network, and no more.
     let gained = if hooks { CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW } else { CapabilitySet::empty() };
     capabilities::bound(gained, capabilities::last()?)?;
-    capabilities::limit(needed, needed)
+    capabilities::limit(needed_capabilities(), needed_capabilities())
 }
 
 /// What the data path's thread may do: move packets between descriptors that are open already.
@@ -242,6 +251,8 @@ struct Keeper {
     resolver: Resolver,
     searches: HashMap<PublicKey, (Endpoint, Search)>,
     backend: Backend,
+    /// When the kernel's device is asked next whether a handshake has been completed, and how long after that again.
+    ask_kernel: (Instant, Duration),
     /// Whether the MTU was left to us.
     automatic_mtu: bool,
 }
@@ -267,7 +278,15 @@ impl Keeper {
                 Some((peer.public_key, (endpoint, Search::new(known, patience, now))))
             })
             .collect();
-        Ok(Self { tunnel, events, resolver: Resolver::new()?, searches, backend, automatic_mtu })
+        Ok(Self {
+            tunnel,
+            events,
+            resolver: Resolver::new()?,
+            searches,
+            backend,
+            ask_kernel: (now, ASK_KERNEL_FIRST),
+            automatic_mtu,
+        })
     }
 
     /// Watches the tunnel until it ends.
@@ -292,25 +311,33 @@ impl Keeper {
                 tracing::error!("the tunnel's device has ended");
                 return Ok(End::Failed);
             }
-            let asked = self.backend == Backend::Kernel && self.is_searching();
-            if (embedded && ready[3]) || asked {
+            if embedded && ready[3] || self.is_kernel_due() {
                 self.take_handshakes(lease)?;
             }
         }
     }
 
-    fn is_searching(&self) -> bool {
-        self.searches.values().any(|(_, search)| !search.is_done())
+    /// Whether a handshake is awaited of which only asking tells.
+    fn is_asking(&self) -> bool {
+        self.backend == Backend::Kernel && self.searches.values().any(|(_, search)| !search.is_done())
+    }
+
+    /// Whether the kernel is to be asked now; if so, the next time is settled.
+    fn is_kernel_due(&mut self) -> bool {
+        let now = Instant::now();
+        let (at, delay) = self.ask_kernel;
+        let due = self.is_asking() && at <= now;
+        if due {
+            self.ask_kernel = (now + delay, (delay * 2).min(ASK_KERNEL_LAST));
+        }
+        due
     }
 
     fn next_wake(&self) -> Option<Duration> {
         let now = Instant::now();
-        let due = self.searches.values().filter_map(|(_, search)| search.due()).min();
-        let due = due.map(|due| due.saturating_duration_since(now));
-        if self.backend == Backend::Kernel && self.is_searching() {
-            return Some(due.map_or(ASK_KERNEL, |due| due.min(ASK_KERNEL)));
-        }
-        due
+        let asking = self.is_asking().then_some(self.ask_kernel.0);
+        let due = self.searches.values().filter_map(|(_, search)| search.due()).chain(asking).min();
+        due.map(|due| due.saturating_duration_since(now))
     }
 
     /// Does what is due for each peer.
@@ -327,6 +354,7 @@ impl Keeper {
         }
         for (peer, address) in tried {
             tracing::info!("trying the endpoint {address}");
+            self.ask_kernel = (now + ASK_KERNEL_FIRST, ASK_KERNEL_FIRST * 2);
             self.adapt_mtu(address);
             if let Some(device) = self.tunnel.device() {
                 device.set_endpoint(&peer, address)?;

@@ -260,7 +260,7 @@ impl Tunnel {
             match kernel::make(&mut self.host, &namespace, &name) {
                 Ok(()) => {
                     let device =
-                        KernelDevice::configure(namespace, name, config).doing("configure the kernel's WireGuard")?;
+                        KernelDevice::configure(namespace, &name, config).doing("configure the kernel's WireGuard")?;
                     tracing::info!("using the kernel's WireGuard");
                     return Ok((Box::new(device), DeviceEvents::default()));
                 }
