@@ -52,6 +52,14 @@ pub use provider::{PROVIDER_PORT, Peer, Provider};
 pub use snapshot::Snapshot;
 pub use world::Skip;
 
+/// Whether this machine has a TUN device that may be used: what every tunnel of the embedded WireGuard needs.
+///
+/// # Errors
+/// [`Skip`] if it has not.
+pub fn require_tun() -> Result<()> {
+    Peer::Ours.check()
+}
+
 /// Runs a test in a world of its own, with the whole lab up: [`world::test`] and [`Lab::start`].
 pub fn test<F: FnOnce(&Lab) -> Result<()>>(peer: Peer, body: F) {
     world::test_as(std::any::type_name::<F>(), || body(&Lab::start(peer)?));
