@@ -88,12 +88,12 @@ impl<'a> Line<'a> {
             None if is_plain_name(&squeeze(name)) && !value.chars().all(|c| c == '=' || is_space(c)) => {
                 format!("{name}={}", dots(value))
             }
-            None => format!("{}.{}", dots(name), dots(value)),
+            None => shown_without_equals(code),
         }
     }
 }
 
-/// What may be shown of a line without `=`: a section's heading, or the key that it begins with.
+/// What may be shown of a line that is not `KEY = VALUE`: a section's heading, or the key that it begins with.
 fn shown_without_equals(code: &str) -> String {
     let squeezed = squeeze(code);
     if let Some(name) = squeezed.strip_prefix('[')

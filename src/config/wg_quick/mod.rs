@@ -1,5 +1,5 @@
 //! The provider's `wg-quick` file, read as wg-quick(8) and wg(8) read it: what `wg-quick strip` and `wg setconf` accept is
-//! accepted with the same meaning, and what they refuse is refused. `tests/config_differential.rs` holds this against
+//! accepted with the same meaning, and what they refuse is refused. `tests/config_differential` holds this against
 //! wireguard-tools, and lists the few places where a careful user would want something else.
 //!
 //! Here are the sections, and the meaning of the whole; `lines` has the lines and what may be shown of them, `values` the
@@ -387,7 +387,7 @@ impl<'a> Parser<'a> {
             let place = line.place(line.columns());
             return Diagnostic::error(format!("`{text}` has no value")).at(place, format!("expected `{text} = …`"));
         };
-        let home = if key.is_peers() { "[Peer]" } else { "[Interface]" };
+        let home = if key.is_peers() { "a `[Peer]`" } else { "an `[Interface]`" };
         let place = line.place(name.columns());
         let at_home = (self.section == Section::Peer) == key.is_peers() && self.section != Section::None;
         if !at_home {
@@ -396,7 +396,7 @@ impl<'a> Parser<'a> {
                 Section::Peer => "this is a `[Peer]` section",
                 Section::None | Section::Unknown => "this is before the first section",
             };
-            return Diagnostic::error(format!("`{text}` belongs in a `{home}` section")).at(place, label);
+            return Diagnostic::error(format!("`{text}` belongs in {home} section")).at(place, label);
         }
         if value.text.is_empty() {
             let help = (key == Key::AllowedIps).then(|| "leave the line out if no address is allowed".to_owned());
