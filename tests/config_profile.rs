@@ -142,7 +142,7 @@ fn a_large_file_takes_no_long_time() {
     assert!(refused(unknown).contains("more problems"));
     let publish: String = (0..60_000).map(|i| format!("\"{}:{}\",", i + 1, i + 1)).collect();
     assert_eq!(parse(&format!("wireguard='x'\n[local]\npublish=[{publish}]")).local.publish.len(), 60_000);
-    assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
+    assert!(begin.elapsed().as_secs() < 60, "{:?}", begin.elapsed());
 }
 
 proptest! {
