@@ -50,7 +50,8 @@ impl Cli {
             // Clap's own `args_conflicts_with_subcommands` would forbid `vpn-exec -v plan`, too.
             let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
             let misplaced = matches.ids().filter(given).find(|id| !matches!(id.as_str(), "verbose" | "quiet"));
-            if let Some(option) = command.get_arguments().find(|argument| Some(argument.get_id()) == misplaced) {
+            let option = command.get_arguments().find(|argument| Some(argument.get_id()) == misplaced);
+            if let Some(option) = option.map(ToString::to_string) {
                 let message = format!("the argument '{option}' belongs after '{name}', not before it");
                 return Err(command.error(ErrorKind::ArgumentConflict, message));
             }
