@@ -7,10 +7,10 @@ use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use lab::dns::{A, AAAA, Question, lookup};
 use lab::{
-    HOST, LAN, Lab, PROVIDER, PROVIDER_PORT, Peer, ROUTER, Reach, Snapshot, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
+    Context, HOST, LAN, Lab, PROVIDER, PROVIDER_PORT, Peer, ROUTER, Reach, Result, Snapshot, TUNNEL_CLIENT,
+    TUNNEL_RESOLVER, WEB,
 };
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
@@ -244,7 +244,7 @@ fn orphans_are_reaped_and_end_with_the_world() {
 #[test]
 #[should_panic(expected = "the test failed in its world")]
 fn a_failure_in_a_world_is_a_failure() {
-    lab::world::test(|| anyhow::bail!("this shall fail"));
+    lab::world::test(|| lab::bail!("this shall fail"));
 }
 
 #[test]

@@ -43,7 +43,7 @@ mod provider;
 mod snapshot;
 pub mod world;
 
-use anyhow::Result;
+pub use anyhow::{Context, Error, Result, bail, ensure};
 
 pub use capture::Capture;
 pub use internet::{Addresses, HOST, LAN, Lab, PROVIDER, ROUTER, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB};
