@@ -279,7 +279,7 @@ impl Reader<'_> {
         }
         let upper = text.text.to_ascii_uppercase();
         let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-        let help = nearest(&name, capability::CAPABILITIES.into_iter()).map(|near| format!("did you mean `{near}`?"));
+        let help = nearest(&name, capability::CAPABILITIES).map(|near| format!("did you mean `{near}`?"));
         let message = format!("{} is no capability", quoted(text.text));
         Err(Problem::new(text, message, "expected a name of capabilities(7), such as `CAP_NET_RAW`").help(help))
     }

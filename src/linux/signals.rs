@@ -42,7 +42,7 @@ impl Signals {
     }
 
     /// The next signal, if there is one.
-    pub fn next(&mut self) -> io::Result<Option<Received>> {
+    pub fn receive(&mut self) -> io::Result<Option<Received>> {
         let Some(info) = self.descriptor.read_signal()? else { return Ok(None) };
         let signal = Signal::try_from(info.ssi_signo as i32)?;
         Ok(Some(Received { signal, from_kernel: info.ssi_code == SI_KERNEL }))

@@ -66,7 +66,7 @@ impl Supervision<'_> {
             } else {
                 wait_for(&[signals.as_fd()], None)?
             };
-            while let Some(received) = signals.next()? {
+            while let Some(received) = signals.receive()? {
                 self.pass_on(received)?;
             }
             if watching_tunnel && ready[1] {

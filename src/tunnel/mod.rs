@@ -206,7 +206,6 @@ impl Tunnel {
         let state = State {
             mark: self.mark.clone(),
             namespace: self.inner()?.namespace.id().doing("identify the namespace")?,
-            host_interface: self.plan.veth.host_interface.clone(),
             keeper: std::process::id(),
         };
         self.directory.write(&state).doing(format!("write below {}", self.directory.path().display()))
