@@ -26,14 +26,14 @@ const PROGRAM: &str = "--program";
 
 fn main() -> ExitCode {
     let outcome = if std::env::args().nth(1).as_deref() == Some(PROGRAM) {
-        program()
+        program().map(|()| ExitCode::SUCCESS)
     } else if world::is_inside() {
-        world::furnish().and_then(|()| demonstrate())
+        world::furnish().and_then(|()| demonstrate()).map(|()| ExitCode::SUCCESS)
     } else {
         prepare()
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("demo: {error:#}");
             ExitCode::FAILURE
@@ -42,10 +42,10 @@ fn main() -> ExitCode {
 }
 
 /// Makes sure that there is what the demonstration needs, and runs it in a world of its own.
-fn prepare() -> Result<()> {
+fn prepare() -> Result<ExitCode> {
     if let Err(error) = File::options().read(true).write(true).open(tun::DEVICE) {
         bail!(
-            "{} cannot be used: {error}\n  the embedded WireGuard needs it; distributions let everybody use it, and so can you:\n  \
+            "{} cannot be used: {error}\n  the embedded WireGuard needs it; distributions let every user open it. To do the same here:\n  \
              sudo modprobe tun; sudo chmod 0666 {}",
             tun::DEVICE,
             tun::DEVICE
@@ -54,9 +54,10 @@ fn prepare() -> Result<()> {
     build()?;
     let status = world::enter(Command::new(std::env::current_exe()?))?.wait()?;
     match (status.code(), status.signal()) {
-        (Some(0), _) => Ok(()),
+        (Some(0), _) => Ok(ExitCode::SUCCESS),
         (_, Some(signal)) => bail!("it took too long, or was killed, by signal {signal}"),
-        _ => bail!("it did not end well"),
+        // It has said why.
+        _ => Ok(ExitCode::FAILURE),
     }
 }
 
@@ -137,7 +138,7 @@ fn demonstrate() -> Result<()> {
     let encrypted = lab.capture.uplink()?.iter().filter(|packet| packet.is_encrypted()).count();
     ensure!(encrypted > 0, "the tunnel did not even try to reach the provider");
     say("a dead provider", format_args!("the program gets errors:       {}", errors.join(", ")));
-    say("", format_args!("the host's uplink carried {encrypted} encrypted packets for the provider, and nothing else"));
+    say("", format_args!("the uplink carried {encrypted} encrypted packets for the provider, nothing in the clear"));
 
     program.end()?;
     let left = before.changes_within(Duration::from_secs(2))?;

@@ -108,7 +108,11 @@ fn the_snapshot_finds_changes() {
         let before = Snapshot::take()?;
         get(&format!("http://{}/", WEB.ipv4))?;
         assert_eq!(before.changes_to(&Snapshot::take()?), Vec::<String>::new(), "counters are no changes");
-        assert!(format!("{before:?}").lines().count() > 300);
+        let text = format!("{before:?}");
+        assert!(text.lines().count() > 300);
+        for section in ["link", "address", "route", "rule", "mount", "sysctl", "run", "resolver", "program"] {
+            assert!(text.lines().any(|line| line.starts_with(&format!("{section}: "))), "nothing about {section}");
+        }
 
         let mut found: Vec<(&str, Vec<String>)> = Vec::new();
         let mut after = |section: &'static str| -> Result<()> {
@@ -132,6 +136,8 @@ fn the_snapshot_finds_changes() {
             vpn_exec::linux::link::Place::Here,
         ))?;
         after("link")?;
+        lab::nat::masquerade()?;
+        after("nftables")?;
         fs::write("/run/left", "behind")?;
         after("run")?;
         vpn_exec::linux::mounts::memory("/run/lab".as_ref())?;

@@ -14,6 +14,7 @@
 //! - [`Capture`]: what really left and reached the host. Leaks are judged by it, never by what a program says.
 //! - [`Snapshot`]: the state of the host, to be compared.
 //! - [`dns`], [`http`]: the servers, which log, and clients for them.
+//! - [`nat`]: masquerading, for the provider, and for tests that want a firewall on the host.
 //!
 //! A test reads so; it is skipped, loudly, where there is no usable `/dev/net/tun`:
 //!
@@ -35,7 +36,7 @@ mod capture;
 pub mod dns;
 pub mod http;
 mod internet;
-mod nat;
+pub mod nat;
 mod nest;
 mod netlink;
 mod packet;
@@ -60,7 +61,7 @@ pub fn require_tun() -> Result<()> {
     Peer::Ours.check()
 }
 
-/// Runs a test in a world of its own, with the whole lab up: [`world::test`] and [`Lab::start`].
+/// Runs a test in a world of its own, with the whole lab up: [`world::test()`] and [`Lab::start`].
 pub fn test<F: FnOnce(&Lab) -> Result<()>>(peer: Peer, body: F) {
     world::test_as(std::any::type_name::<F>(), || body(&Lab::start(peer)?));
 }
