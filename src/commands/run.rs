@@ -20,6 +20,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
             .advise("it follows two dashes: vpn-exec --config FILE -- PROGRAM [ARG]..., and see --help"));
     }
     let loaded = load::load(&arguments.source, &arguments.tunnel)?;
+    tracing::debug!("the configuration is read");
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(loaded.wait);
     let options = &loaded.config.program;
     let identity = identity::choose(options.user.as_deref(), options.group.as_deref(), |name| std::env::var(name).ok())
@@ -46,6 +47,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
             return Err(failure);
         }
     };
+    tracing::debug!("the tunnel is planned");
     for note in &plan.notes {
         tracing::warn!("{note}");
     }
@@ -72,10 +74,12 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         program::run(&program, &lease, signals)
             .map_err(|error| Failure { status: error.exit_status(), ..Failure::new(error) })
     });
+    tracing::debug!("the program has ended");
     if let Err(error) = lease.leave() {
         tracing::debug!(%error, "the keeper is gone, so this process takes the tunnel down");
         clean_up(&name)?;
     }
+    tracing::debug!("the tunnel is gone");
     Ok(status_of(ended?))
 }
 

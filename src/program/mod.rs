@@ -194,6 +194,7 @@ type Step<T> = Result<T, (&'static str, io::Error)>;
 fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
     let doing = |what| move |error: io::Error| (what, error);
     enter::enter(program)?;
+    tracing::debug!("the program is inside");
     privileges::assume(program)?;
     // After the change of identity, which undoes it. A parent that has ended before cannot be noticed in any other way.
     process::set_death_signal(Signal::SIGKILL).map_err(doing("end with vpn-exec"))?;
@@ -221,5 +222,6 @@ fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
         })
         .collect::<Result<_, _>>()
         .map_err(zero)?;
+    tracing::debug!("the program is about to be executed");
     Ok(Prepared { arguments, environment })
 }

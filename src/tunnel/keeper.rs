@@ -157,6 +157,7 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
     let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
     become_keeper(listen_fds, hooks).doing("detach the keeper")?;
+    tracing::debug!("the keeper has begun");
     let mut tunnel = Tunnel::begin(plan, directory)?;
     let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
         .and_then(|config| tunnel.make(&config, drop_all_privileges));

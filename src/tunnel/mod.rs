@@ -131,21 +131,26 @@ impl Tunnel {
         on_data_path_start: fn() -> io::Result<()>,
     ) -> Result<DeviceEvents, TunnelError> {
         self.make_namespace()?;
+        tracing::debug!("the namespace is made");
         fault::point("after the namespace")?;
         self.write_state()?;
         fault::point("after the state")?;
         self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES))?;
         fault::point("after the directory of names")?;
         self.give_name()?;
+        tracing::debug!("the namespace has its name");
         fault::point("after the name")?;
         self.make_veth()?;
+        tracing::debug!("the veth pair is made");
         fault::point("after the veth pair")?;
         let (device, events) = self.make_device(config, on_data_path_start)?;
         self.device = Some(device);
+        tracing::debug!("the WireGuard device is made");
         fault::point("after the WireGuard device")?;
         self.run_hooks(HookKind::PreUp)?;
         self.post_down_due = true;
         self.open_wireguard()?;
+        tracing::debug!("the tunnel is made");
         fault::point("after the routes")?;
         self.run_hooks(HookKind::PostUp)?;
         fault::point("at the end")?;
