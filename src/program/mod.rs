@@ -176,7 +176,7 @@ fn become_program(program: &Program, parent: u32, mask: &SigSet) -> Failure {
         Ok(prepared) => {
             let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
             let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
-            let error = process::execute(arguments[0], &arguments, &environment);
+            let error = process::execute(arguments[0], &arguments, &environment, &prepared.search_path);
             Failure::Execute { errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
         }
         Err((what, error)) => Failure::Setup { what: what.into(), reason: error.to_string() },
@@ -186,7 +186,11 @@ fn become_program(program: &Program, parent: u32, mask: &SigSet) -> Failure {
 struct Prepared {
     arguments: Vec<CString>,
     environment: Vec<CString>,
+    search_path: Vec<u8>,
 }
+
+/// Where programs are looked for if PATH does not say: confstr(3)'s `_CS_PATH`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// An error, and what could not be done.
 type Step<T> = Result<T, (&'static str, io::Error)>;
@@ -223,5 +227,6 @@ fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
         .collect::<Result<_, _>>()
         .map_err(zero)?;
     tracing::debug!("the program is about to be executed");
-    Ok(Prepared { arguments, environment })
+    let search_path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()).into_vec();
+    Ok(Prepared { arguments, environment, search_path })
 }
