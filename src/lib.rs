@@ -15,10 +15,15 @@
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod config_file;
 pub mod keys;
 pub mod linux;
+pub mod logging;
 pub mod names;
 pub mod plan;
+pub mod program;
+pub mod tunnel;
 pub mod wireguard;

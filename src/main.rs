@@ -1,1 +1,24 @@
-fn main() {}
+//! The command `vpn-exec`: parses, runs one command, and turns an error into an exit status.
+
+use std::process::ExitCode;
+
+use vpn_exec::cli::Cli;
+use vpn_exec::{commands, logging};
+
+fn main() -> ExitCode {
+    let cli = match Cli::parse_checked(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { commands::FAILED } else { 0 });
+        }
+    };
+    logging::start(cli.verbosity);
+    match commands::execute(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            logging::report(&failure);
+            ExitCode::from(failure.status)
+        }
+    }
+}

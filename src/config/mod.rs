@@ -1,6 +1,7 @@
 //! What the user asked for: the provider's `wg-quick` file and the TOML profile, parsed and checked. Touches nothing but
 //! the text that it is handed.
 
+pub mod capability;
 pub mod diagnostic;
 mod network;
 pub mod profile;

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::capability;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
 use super::network::{self, Problem};
 use super::shown::{dots, hide_keys, is_plain_name, quoted};
@@ -277,14 +278,12 @@ impl Reader<'_> {
     }
 
     fn capability(text: Piece<'_>) -> Result<String, Problem> {
-        let upper = text.text.to_ascii_uppercase();
-        let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-        if name.parse::<caps::Capability>().is_ok() {
+        if capability::lookup(text.text).is_some() {
             return Ok(text.text.to_owned());
         }
-        let mut names: Vec<String> = caps::all().iter().map(ToString::to_string).collect();
-        names.sort();
-        let help = nearest(&name, names.iter().map(String::as_str)).map(|near| format!("did you mean `{near}`?"));
+        let upper = text.text.to_ascii_uppercase();
+        let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+        let help = nearest(&name, capability::CAPABILITIES).map(|near| format!("did you mean `{near}`?"));
         let message = format!("{} is no capability", quoted(text.text));
         Err(Problem::new(text, message, "expected a name of capabilities(7), such as `CAP_NET_RAW`").help(help))
     }

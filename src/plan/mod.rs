@@ -1,63 +1,53 @@
 //! What will be done: a pure function of [`Config`] and of [`Facts`] read once from the host. All decisions are made here,
 //! and none of this touches the system, so all decisions are tested without root.
+//!
+//! [`plan()`] is the entry. A module for each subject decides about it: `wireguard`, `mtu`, `interfaces` (their names),
+//! `addresses` (of the veth), `names` (what the program can look up), `privileges` and `hooks`. What they cannot accept, and
+//! what the user may not expect, is collected, so that everything is reported at once. `render` prints a plan for people.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+mod addresses;
+mod error;
+mod facts;
+mod hooks;
+mod interfaces;
+mod mtu;
+mod names;
+mod privileges;
+mod render;
+mod stable;
+mod wireguard;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::config::{BackendChoice, Config, HookKind};
-use crate::keys::PublicKey;
+pub use error::{PlanError, PlanErrors};
+pub use facts::{EndpointRoute, Facts, HostInterface, HostRoute};
+pub use hooks::HookPlan;
+pub use mtu::wireguard_mtu;
+pub use names::NamesPlan;
+pub use privileges::PrivilegesPlan;
+pub use wireguard::{PeerPlan, WireguardPlan};
+
+use crate::config::{BackendChoice, Config, Local, Protocol};
 use crate::names::{InterfaceName, TunnelName};
 
-/// What is read from the host, once, before a plan is made.
-#[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// The host's interfaces.
-    pub interfaces: Vec<HostInterface>,
-    /// Every route of the host, of all tables, the local ones (the host's own addresses) included; default routes too.
-    pub routes: Vec<HostRoute>,
-    /// For each endpoint whose address is known, the route that leads there.
-    pub endpoint_routes: Vec<EndpointRoute>,
-    /// The highest capability that the kernel knows: `/proc/sys/kernel/cap_last_cap`.
-    pub last_capability: u8,
+/// Where named namespaces are, as ip-netns(8) has them.
+const NAMESPACES: &str = "/run/netns";
+
+/// What the command line says about a plan, beyond the [`Config`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Whether the file's hooks are run: `--allow-hooks`.
+    pub allow_hooks: bool,
 }
 
-/// An interface of the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostInterface {
-    /// Its name.
-    pub name: String,
-    /// Its number.
-    pub index: u32,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-}
-
-/// A route of the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostRoute {
-    /// Where it leads.
-    pub destination: IpNet,
-    /// The interface that it leaves by.
-    pub interface: Option<u32>,
-    /// Its own MTU, where it has one.
-    pub mtu: Option<u32>,
-}
-
-/// The route of the host to an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointRoute {
-    /// The endpoint's address.
-    pub address: IpAddr,
-    /// The interface that it leaves by.
-    pub interface: Option<u32>,
-    /// The route's own MTU, where it has one.
-    pub mtu: Option<u32>,
-}
-
-/// All that will be done, without any secret. Serializes to what `vpn-exec plan --json` prints.
+/// All that will be done, without any secret. Serializes to what `vpn-exec plan --json` prints; its [`Display`] is what
+/// `vpn-exec plan` prints.
+///
+/// [`Display`]: std::fmt::Display
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// The tunnel's name.
@@ -80,46 +70,6 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// WireGuard's interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct WireguardPlan {
-    /// Its name in the namespace: `wg0`.
-    pub interface: InterfaceName,
-    /// The name that a kernel interface has in the host's namespace, for the instant before it is moved.
-    pub birth_name: InterfaceName,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-    /// Where [`Self::mtu`] comes from, as a phrase.
-    pub mtu_reason: String,
-    /// Its addresses.
-    pub addresses: Vec<IpNet>,
-    /// What is routed into it.
-    pub routes: Vec<IpNet>,
-    /// Whether there is IPv6 in the namespace at all (but for lo).
-    pub ipv6: bool,
-    /// The UDP port on the host; 0: any free one.
-    pub listen_port: u16,
-    /// The mark of the encrypted packets; 0: none.
-    pub fwmark: u32,
-    /// The peers.
-    pub peers: Vec<PeerPlan>,
-}
-
-/// A peer, without its secrets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PeerPlan {
-    /// Its key.
-    pub public_key: PublicKey,
-    /// Whether there is a preshared key.
-    pub preshared_key: bool,
-    /// Where it is reached, as the file has it.
-    pub endpoint: Option<String>,
-    /// What is sent to it.
-    pub allowed_ips: Vec<IpNet>,
-    /// Seconds between keepalives.
-    pub persistent_keepalive: Option<u16>,
-}
-
 /// The pair of interfaces that joins the namespace to the host. It carries local traffic only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VethPlan {
@@ -138,43 +88,92 @@ pub struct VethPlan {
     pub inner_ipv6: Option<Ipv6Addr>,
 }
 
-/// What the program sees of names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct NamesPlan {
-    /// The resolvers.
-    pub servers: Vec<IpAddr>,
-    /// The search domains.
-    pub search: Vec<String>,
-    /// The options.
-    pub options: Vec<String>,
-    /// The text of `/etc/resolv.conf` (resolv.conf(5)).
-    pub resolv_conf: String,
-    /// The lines that `/etc/hosts` has besides the host's: `host.internal`.
-    pub hosts: String,
-    /// The text of `/etc/nsswitch.conf`'s `hosts:` line.
-    pub nsswitch_hosts: String,
+/// What the stages of a plan find: reasons to refuse, and what is worth a note.
+#[derive(Debug, Default)]
+struct Findings {
+    errors: Vec<PlanError>,
+    notes: Vec<String>,
 }
 
-/// What the program may do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PrivilegesPlan {
-    /// The user that was asked for.
-    pub user: Option<String>,
-    /// The group that was asked for.
-    pub group: Option<String>,
-    /// The capabilities kept, in the order of their numbers, as `CAP_NET_RAW`.
-    pub capabilities: Vec<String>,
-    /// Whether `no_new_privs` is set (prctl(2)).
-    pub no_new_privileges: bool,
+impl Findings {
+    fn refuse(&mut self, error: PlanError) {
+        self.errors.push(error);
+    }
+
+    fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
 }
 
-/// A command of the file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct HookPlan {
-    /// When.
-    pub kind: HookKind,
-    /// The shell command, `%i` replaced by the interface's name.
-    pub command: String,
-    /// Whether it will be run (`--allow-hooks`).
-    pub run: bool,
+/// Decides all that will be done.
+///
+/// # Errors
+///
+/// All reasons at once why no tunnel can be made.
+pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan, PlanErrors> {
+    let mut findings = Findings::default();
+    let file = &config.wireguard;
+
+    wireguard::check(config, &mut findings);
+    let reach = wireguard::reach(file, &mut findings);
+    let mtu = mtu::decide(file.interface.mtu, reach.ipv6, facts, &mut findings);
+    let interfaces = interfaces::derive(&config.name, facts, &mut findings);
+    let servers = names::servers(config);
+    let veth = addresses::derive(config, facts, &servers, reach.ipv6, &mut findings);
+    let names = names::decide(config, servers, &reach.routes, veth.as_ref(), &mut findings);
+    refuse_local(&config.local, &mut findings);
+    let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
+    let hooks =
+        interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
+
+    let (Some(interfaces), Some(veth), Some(hooks), []) = (interfaces, veth, hooks, findings.errors.as_slice()) else {
+        return Err(PlanErrors { name: config.name.clone(), reasons: findings.errors });
+    };
+    Ok(Plan {
+        name: config.name.clone(),
+        namespace: Path::new(NAMESPACES).join(config.name.as_str()),
+        backend: config.backend,
+        wireguard: WireguardPlan {
+            interface: interfaces.wireguard,
+            mtu: mtu.bytes,
+            mtu_reason: mtu.reason,
+            addresses: reach.addresses,
+            routes: reach.routes,
+            ipv6: reach.ipv6,
+            listen_port: file.interface.listen_port.unwrap_or(0),
+            fwmark: file.interface.fwmark.unwrap_or(0),
+            peers: wireguard::peers(file),
+        },
+        veth: VethPlan {
+            host_interface: interfaces.host,
+            inner_interface: interfaces.inner,
+            host_ipv4: veth.ipv4.0,
+            inner_ipv4: veth.ipv4.1,
+            host_ipv6: veth.ipv6.map(|(host, _)| host),
+            inner_ipv6: veth.ipv6.map(|(_, inner)| inner),
+        },
+        names,
+        privileges,
+        hooks,
+        notes: findings.notes,
+    })
+}
+
+/// Refuses what a later release brings, so that nobody takes it for working.
+fn refuse_local(local: &Local, findings: &mut Findings) {
+    if !local.networks.is_empty() {
+        let networks: Vec<String> = local.networks.iter().map(IpNet::to_string).collect();
+        findings.refuse(PlanError::LocalNetworks { networks: networks.join(", ") });
+    }
+    if !local.publish.is_empty() {
+        let port = |publish: &crate::config::Publish| {
+            let protocol = match publish.protocol {
+                Protocol::Tcp => "TCP",
+                Protocol::Udp => "UDP",
+            };
+            format!("{protocol} port {}", publish.host_port)
+        };
+        let ports: Vec<String> = local.publish.iter().map(port).collect();
+        findings.refuse(PlanError::PublishedPorts { ports: ports.join(", ") });
+    }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 
+pub mod kernel;
 pub mod userspace;
 
 /// Which implementation a device is of.
@@ -38,6 +39,8 @@ pub struct DeviceConfig {
     pub listen_port: u16,
     /// The mark of the encrypted packets (`SO_MARK`, socket(7)); 0: none.
     pub fwmark: u32,
+    /// The interface's MTU in bytes, beyond which no packet is padded; 0: not known.
+    pub mtu: u32,
     /// The peers, no two with the same public key.
     pub peers: Vec<PeerConfig>,
 }

@@ -21,7 +21,7 @@ use super::diagnostic::{Diagnostic, Diagnostics, Severity, nearest};
 use super::network::Problem;
 use super::shown::{is_plain_name, quoted};
 use super::text::Piece;
-use super::{Hook, HookKind, Interface, MAX_BYTES, WgQuick};
+use super::{Hook, Interface, MAX_BYTES, WgQuick};
 
 /// The section that a line is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,33 +64,6 @@ fn unfit(text: &[u8]) -> Option<Diagnostic> {
     let nul = text.iter().position(|byte| *byte == 0)?;
     let line = 1 + text[..nul].iter().filter(|byte| **byte == b'\n').count();
     Some(Diagnostic::error(format!("line {line} has a zero byte; this is no text file")))
-}
-
-/// One of the commands' warnings: which keys of the file have no meaning in a namespace of its own, and so are not
-/// followed. `None` if there are none. Hooks are among them unless `allow_hooks`.
-pub fn ignored(config: &WgQuick, source_name: &str, allow_hooks: bool) -> Option<Diagnostics> {
-    let interface = &config.interface;
-    let mut names = Vec::new();
-    if interface.table.as_ref().is_some_and(|table| !table.eq_ignore_ascii_case("auto")) {
-        names.push("`Table`");
-    }
-    if interface.save_config == Some(true) {
-        names.push("`SaveConfig`");
-    }
-    let kinds = [HookKind::PreUp, HookKind::PostUp, HookKind::PreDown, HookKind::PostDown];
-    let hooks = kinds.into_iter().filter(|kind| !allow_hooks && interface.hooks.iter().any(|hook| hook.kind == *kind));
-    let hooks: Vec<String> = hooks.map(|kind| format!("`{kind}`")).collect();
-    names.extend(hooks.iter().map(String::as_str));
-    let (last, others) = names.split_last()?;
-    let list = if others.is_empty() { (*last).to_owned() } else { format!("{} and {last}", others.join(", ")) };
-    let verb = if others.is_empty() { "is" } else { "are" };
-    let mut warning = Diagnostic::warning(format!("{list} {verb} not followed: the tunnel has a namespace of its own"));
-    if !hooks.is_empty() {
-        warning = warning.help("`--allow-hooks` runs the file's commands, as root".to_owned());
-    }
-    let mut all = Diagnostics::new(source_name);
-    all.push(warning);
-    Some(all)
 }
 
 struct Parser<'a> {

@@ -1,0 +1,238 @@
+//! The command line. Declared once, here: help, completions and the man page come from it.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::BackendChoice;
+use crate::names::TunnelName;
+
+/// Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vpn-exec",
+    version,
+    about,
+    long_about = LONG_ABOUT,
+    after_long_help = AFTER_HELP,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
+    override_usage = "vpn-exec [--config FILE | --tunnel NAME] [OPTIONS] -- PROGRAM [ARG]...\n       vpn-exec COMMAND [OPTIONS]",
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do instead of running a program.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Which program to run, and how.
+    #[command(flatten)]
+    pub run: RunArgs,
+
+    /// What is said on the way.
+    #[command(flatten)]
+    pub verbosity: Verbosity,
+}
+
+impl Cli {
+    /// Parses a command line, the program's name first.
+    ///
+    /// # Errors
+    /// If it is not understood; also if it asks for help, which is then the error's text.
+    pub fn parse_checked(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        if let Some((name, _)) = matches.subcommand() {
+            // Clap's own `args_conflicts_with_subcommands` would forbid `vpn-exec -v plan`, too.
+            let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+            let misplaced = matches.ids().filter(given).find(|id| !matches!(id.as_str(), "verbose" | "quiet"));
+            let option = command.get_arguments().find(|argument| Some(argument.get_id()) == misplaced);
+            if let Some(option) = option.map(ToString::to_string) {
+                let message = format!("the argument '{option}' belongs after '{name}', not before it");
+                return Err(command.error(ErrorKind::ArgumentConflict, message));
+            }
+        }
+        Self::from_arg_matches(&matches)
+    }
+}
+
+const LONG_ABOUT: &str = "\
+Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
+
+The program runs in a network namespace of its own that holds WireGuard's interface wg0 and a link to the host, and nothing \
+else: when the tunnel is down, it has no way out. The machine and everybody else on it keep their network as it is.";
+
+const AFTER_HELP: &str = "\
+Exit status:
+  the program's own; 128+N if signal N ended it (vpn-exec then ends by the same signal);
+  125 vpn-exec itself failed; 126 the program cannot be executed; 127 there is no such program.
+
+Examples:
+  vpn-exec --config wg0.conf -- curl https://ifconfig.me
+  vpn-exec --tunnel mullvad --wait 10 -- transmission-daemon --foreground
+  vpn-exec plan --config wg0.conf";
+
+/// What to do instead of running a program.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show all that would be done, and change nothing
+    Plan(PlanArgs),
+    /// Check a configuration, and say what is wrong with it
+    Check(CheckArgs),
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Where the tunnel comes from.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// The provider's wg-quick file, unchanged; `-` is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "tunnel")]
+    pub config: Option<PathBuf>,
+
+    /// The profile /etc/vpn-exec/NAME.toml (else ~/.config/vpn-exec/NAME.toml)
+    #[arg(short, long, value_name = "NAME")]
+    pub tunnel: Option<TunnelName>,
+
+    /// The tunnel's name, also of its namespace /run/netns/NAME [default: the file's or the profile's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<TunnelName>,
+}
+
+/// What the tunnel is made of, beyond its file.
+#[derive(Debug, Args)]
+pub struct TunnelArgs {
+    /// Which WireGuard to use [default: auto, the kernel's if there is one]
+    #[arg(long, value_enum, value_name = "BACKEND", hide_possible_values = false)]
+    pub backend: Option<BackendChoice>,
+
+    /// A resolver for the program, instead of the file's (repeatable)
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<IpAddr>,
+
+    /// A search domain for the program, instead of the file's (repeatable)
+    #[arg(long, value_name = "DOMAIN")]
+    pub search: Vec<String>,
+
+    /// Run the file's PreUp, PostUp, PreDown and PostDown, inside the tunnel's namespace
+    #[arg(long)]
+    pub allow_hooks: bool,
+
+    /// Run as this user (name or number) [default: who called sudo, else the same user]
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+
+    /// Run as this group (name or number)
+    #[arg(short, long, value_name = "GROUP")]
+    pub group: Option<String>,
+
+    /// A capability that the program keeps, such as net_raw (repeatable) [default: none]
+    #[arg(long, value_name = "CAPABILITY")]
+    pub keep_cap: Vec<String>,
+
+    /// Let the program gain privileges by set-user-ID files (no_new_privs off)
+    #[arg(long)]
+    pub new_privs: bool,
+}
+
+/// Which program to run, and how.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Where the tunnel comes from.
+    #[command(flatten)]
+    pub source: SourceArgs,
+
+    /// What the tunnel is made of.
+    #[command(flatten)]
+    pub tunnel: TunnelArgs,
+
+    /// Start the program only after the first handshake, and fail if there is none within SECONDS
+    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub wait: Option<u32>,
+
+    /// Kill what the program leaves behind when it ends, instead of waiting for it
+    #[arg(long)]
+    pub kill_orphans: bool,
+
+    /// The program and its arguments
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub program: Vec<OsString>,
+}
+
+/// Arguments of `vpn-exec plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Where the tunnel comes from.
+    #[command(flatten)]
+    pub source: SourceArgs,
+
+    /// What the tunnel is made of.
+    #[command(flatten)]
+    pub tunnel: TunnelArgs,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `vpn-exec check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Where the tunnel comes from.
+    #[command(flatten)]
+    pub source: SourceArgs,
+
+    /// What the tunnel is made of.
+    #[command(flatten)]
+    pub tunnel: TunnelArgs,
+}
+
+/// What is said on the way.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Verbosity {
+    /// Say what is done; twice: everything
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// Say only what went wrong
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::parse_checked(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn a_program_always_follows_two_dashes() {
+        let cli = parse(&["vpn-exec", "-c", "wg0.conf", "--", "plan", "--json"]).expect("valid");
+        assert!(cli.command.is_none());
+        assert_eq!(cli.run.program, ["plan", "--json"]);
+        assert!(parse(&["vpn-exec", "-c", "wg0.conf", "curl"]).is_err());
+    }
+
+    #[test]
+    fn options_of_a_command_follow_it() {
+        assert!(parse(&["vpn-exec", "-q", "check", "-c", "wg0.conf"]).is_ok_and(|cli| cli.verbosity.quiet));
+        let error = parse(&["vpn-exec", "-c", "wg0.conf", "plan"]).expect_err("it would be ignored");
+        assert!(error.to_string().contains("belongs after 'plan'"), "{error}");
+    }
+}

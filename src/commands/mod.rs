@@ -1,0 +1,61 @@
+//! A file for each command; each reads like a recipe, from top to bottom.
+
+mod check;
+mod completions;
+mod load;
+mod man;
+mod plan;
+mod run;
+
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command};
+
+/// The exit status of a failure of vpn-exec itself, as env(1), timeout(1) and chroot(1) have it.
+pub const FAILED: u8 = 125;
+
+/// A failure that is told to the user: what failed and why, what can be done about it, and the exit status.
+#[derive(Debug)]
+pub struct Failure {
+    /// What failed, and why. May be a whole report of several lines, which then says all by itself.
+    pub message: String,
+    /// What can be done about it.
+    pub advice: Option<String>,
+    /// The exit status.
+    pub status: u8,
+}
+
+impl Failure {
+    fn new(message: impl ToString) -> Self {
+        Self { message: message.to_string(), advice: None, status: FAILED }
+    }
+
+    fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+}
+
+/// Runs the command that was asked for.
+pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
+    match cli.command {
+        None => run::run(&cli.run),
+        Some(Command::Plan(arguments)) => plan::run(&arguments),
+        Some(Command::Check(arguments)) => check::run(&arguments),
+        Some(Command::Completions { shell }) => completions::run(shell),
+        Some(Command::Man) => man::run(),
+    }
+}
+
+/// Writes to standard output. That nobody reads it any more is no failure.
+fn print(text: &[u8]) -> Result<(), Failure> {
+    use std::io::Write;
+
+    let mut output = std::io::stdout().lock();
+    match output.write_all(text).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,227 @@
+//! Network interfaces: making, moving, configuring and listing them (rtnetlink(7)).
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+use super::netlink::{Netlink, Request};
+use crate::names::InterfaceName;
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its alias: a free text.
+    pub alias: Option<String>,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+impl Netlink {
+    /// The interface of a name, if there is one.
+    pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.query(RouteNetlinkMessage::GetLink(message)) {
+            Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(link_of(&message))),
+            Ok(_) => Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number of an interface.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none of that name.
+    pub fn link_index(&mut self, name: &InterfaceName) -> io::Result<u32> {
+        self.link(name.as_str())?.map(|link| link.index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// All interfaces.
+    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+        let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(link_of(&message)),
+                _ => None,
+            })
+            .collect())
+    }
+}
+
+fn link_of(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        alias: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            _ => {}
+        }
+    }
+    link
+}
+
+/// Where a new interface is to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// In the namespace of the socket.
+    Here,
+    /// In another one.
+    Namespace(BorrowedFd<'a>),
+}
+
+fn new_link(name: &InterfaceName, place: Place<'_>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    if let Place::Namespace(namespace) = place {
+        message.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+    }
+    message
+}
+
+impl Request {
+    /// Makes a veth pair (veth(4)), one end here, the other in `place`.
+    pub fn add_veth(name: &InterfaceName, peer: &InterfaceName, place: Place<'_>) -> Self {
+        let mut message = new_link(name, Place::Here);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(new_link(peer, place)))),
+        ]));
+        Self {
+            what: format!("make the veth pair {name} and {peer}"),
+            message: RouteNetlinkMessage::NewLink(message),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+            tolerated: None,
+        }
+    }
+
+    /// Makes a WireGuard interface in `place`. Its UDP socket belongs to the namespace of the netlink socket that makes it,
+    /// wherever the interface itself is (`wg_newlink()` in the kernel's drivers/net/wireguard/device.c).
+    pub fn add_wireguard(name: &InterfaceName, place: Place<'_>) -> Self {
+        let mut message = new_link(name, place);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
+        Self {
+            what: format!("make the WireGuard interface {name}"),
+            message: RouteNetlinkMessage::NewLink(message),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+            tolerated: None,
+        }
+    }
+
+    /// Takes an interface up.
+    pub fn set_up(index: u32, name: &str) -> Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        Self {
+            what: format!("take {name} up"),
+            message: RouteNetlinkMessage::SetLink(message),
+            flags: 0,
+            tolerated: None,
+        }
+    }
+
+    /// Sets an interface's alias.
+    pub fn set_alias(index: u32, name: &str, alias: &str) -> Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        Self {
+            what: format!("set the alias of {name}"),
+            message: RouteNetlinkMessage::SetLink(message),
+            flags: 0,
+            tolerated: None,
+        }
+    }
+
+    /// Sets an interface's MTU, in bytes.
+    pub fn set_mtu(index: u32, name: &str, mtu: u32) -> Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        Self {
+            what: format!("set the MTU of {name} to {mtu}"),
+            message: RouteNetlinkMessage::SetLink(message),
+            flags: 0,
+            tolerated: None,
+        }
+    }
+
+    /// Removes an interface. That it is gone already is no error.
+    pub fn delete_link(index: u32, name: &str) -> Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        Self {
+            what: format!("remove {name}"),
+            message: RouteNetlinkMessage::DelLink(message),
+            flags: 0,
+            tolerated: Some(libc::ENODEV),
+        }
+    }
+
+    /// Gives an interface an address. An IPv6 address is usable at once: there is nobody on these links to be a duplicate
+    /// of, and duplicate address detection (RFC 4862 section 5.4) would take a second.
+    pub fn add_address(index: u32, name: &str, address: IpNet) -> Self {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.prefix_len = address.prefix_len();
+        message.header.family = super::route::family_of(address.addr());
+        if address.addr().is_ipv6() {
+            message.header.flags = AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        } else {
+            message.attributes.push(AddressAttribute::Local(address.addr()));
+        }
+        message.attributes.push(AddressAttribute::Address(address.addr()));
+        Self {
+            what: format!("add the address {address} to {name}"),
+            message: RouteNetlinkMessage::NewAddress(message),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+            tolerated: None,
+        }
+    }
+}
+
+impl Netlink {
+    /// All addresses: the number of the interface and the address.
+    pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpNet)>> {
+        let answers = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| {
+                let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
+                let mut found: Option<IpAddr> = None;
+                for attribute in &message.attributes {
+                    match attribute {
+                        // On a point-to-point link IFA_ADDRESS is the other end's, so IFA_LOCAL goes first.
+                        AddressAttribute::Local(address) => found = Some(*address),
+                        AddressAttribute::Address(address) if found.is_none() => found = Some(*address),
+                        _ => {}
+                    }
+                }
+                Some((message.header.index, IpNet::new(found?, message.header.prefix_len).ok()?))
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,154 @@
+//! Mounts in a mount namespace of one's own (mount_namespaces(7)).
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::sched::CloneFlags;
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+/// Moves the calling thread into a new mount namespace: what is mounted in it stays in it, what the host mounts and unmounts
+/// later appears and vanishes in it, too.
+pub fn isolate() -> io::Result<()> {
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+    Ok(rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
+}
+
+/// Mounts a small file system in memory, for root alone to write.
+pub fn memory(at: &Path) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(rustix::mount::mount("vpn-exec", at, c"tmpfs", flags, Some(c"mode=0755,size=1m"))?)
+}
+
+/// Makes `target` show what `source` is.
+pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_bind(source, target)?)
+}
+
+/// Makes the mount at `target` read-only, for its own mount point alone.
+pub fn make_read_only(target: &Path) -> io::Result<()> {
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(rustix::mount::mount_remount(target, flags, c"")?)
+}
+
+/// Takes the topmost mount at `target` out of the tree. What is in use lives on until it is no longer.
+pub fn detach(target: &Path) -> io::Result<()> {
+    Ok(rustix::mount::unmount(target, UnmountFlags::DETACH)?)
+}
+
+/// Mounts a layer in memory over a directory: what is written there from now on is in the layer only (overlayfs).
+///
+/// `layer` is an empty directory on a file system in memory.
+pub fn overlay(directory: &Path, layer: &Path) -> io::Result<()> {
+    let (upper, work) = (layer.join("upper"), layer.join("work"));
+    fs::create_dir(&upper)?;
+    fs::create_dir(&work)?;
+    let options = format!("lowerdir={},upperdir={},workdir={}", directory.display(), upper.display(), work.display());
+    let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
+    Ok(rustix::mount::mount(
+        "vpn-exec",
+        directory,
+        c"overlay",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        Some(&*options),
+    )?)
+}
+
+/// Replaces `/sys` by that of the calling thread's network namespace: a sysfs shows the interfaces of the namespace in which
+/// it was mounted. What is mounted below (`/sys/fs/cgroup` and others) is carried over.
+pub fn replace_sys() -> io::Result<()> {
+    let below = mounted_below("/sys")?;
+    let read_only = rustix::fs::statvfs("/sys")?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    let kept: Vec<(PathBuf, OwnedFd)> = below
+        .into_iter()
+        .filter_map(|path| {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+            rustix::mount::open_tree(CWD, &path, flags).ok().map(|tree| (path, tree))
+        })
+        .collect();
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    if read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    rustix::mount::mount("sysfs", "/sys", c"sysfs", flags, None)?;
+    for (path, tree) in kept {
+        // One that cannot be carried over is hidden, which is safe; the program can do without it, as in a container.
+        if let Err(error) = rustix::mount::move_mount(tree, "", CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
+            tracing::debug!(path = %path.display(), %error, "a mount below /sys is hidden from the program");
+        }
+    }
+    Ok(())
+}
+
+/// Hides the host's interfaces where [`replace_sys`] is not possible.
+pub fn hide_sys_interfaces() -> io::Result<()> {
+    for path in ["/sys/class/net", "/sys/devices/virtual/net"].map(Path::new) {
+        if path.exists() {
+            memory(path)?;
+            make_read_only(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The topmost mounts below a mount point (proc_pid_mountinfo(5)).
+fn mounted_below(point: &str) -> io::Result<Vec<PathBuf>> {
+    let mut found: Vec<String> = Vec::new();
+    for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        let Some(path) = line.split(' ').nth(4).map(unescape) else { continue };
+        if path.strip_prefix(point).is_some_and(|rest| rest.starts_with('/')) {
+            found.push(path);
+        }
+    }
+    let mut top: Vec<String> = Vec::new();
+    for path in &found {
+        let nested =
+            found.iter().any(|other| path.strip_prefix(other.as_str()).is_some_and(|rest| rest.starts_with('/')));
+        if !nested && !top.contains(path) {
+            top.push(path.clone());
+        }
+    }
+    Ok(top.into_iter().map(PathBuf::from).collect())
+}
+
+/// Undoes the octal escapes of `/proc/self/mountinfo`: `\040` is a blank.
+fn unescape(field: &str) -> String {
+    let mut text = String::with_capacity(field.len());
+    let mut rest = field;
+    while let Some(at) = rest.find('\\') {
+        text.push_str(&rest[..at]);
+        let digits = rest.get(at + 1..at + 4);
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                text.push(char::from(byte));
+                rest = &rest[at + 4..];
+            }
+            None => {
+                text.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    text.push_str(rest);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_escapes_are_undone() {
+        assert_eq!(unescape(r"/a\040b\134c"), r"/a b\c");
+        assert_eq!(unescape(r"/a\9"), r"/a\9");
+    }
+
+    #[test]
+    fn only_topmost_mounts_are_found() {
+        let below_root = mounted_below("").expect("mountinfo is readable");
+        assert!(below_root.iter().any(|path| path == Path::new("/proc")), "{below_root:?}");
+        assert!(!below_root.iter().any(|path| path.starts_with("/proc/sys")), "{below_root:?}");
+    }
+}

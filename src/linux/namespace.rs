@@ -1,0 +1,276 @@
+//! Network namespaces: making them, giving them a name that ip-netns(8) accepts, and working inside them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use nix::sched::CloneFlags;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::thread::LinkNameSpaceType;
+use serde::{Deserialize, Serialize};
+
+/// Where ip-netns(8) keeps the names of network namespaces.
+pub const NAMES: &str = "/run/netns";
+
+/// The magic number of the file system of namespaces (statfs(2)).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// The stack of a thread that works in a namespace, in bytes: requests of netlink and their answers fit many times.
+const THREAD_STACK: usize = 256 * 1024;
+
+/// A network namespace, kept alive by an open descriptor.
+#[derive(Debug)]
+pub struct NetworkNamespace(OwnedFd);
+
+/// What tells a namespace apart while it lives (namespaces(7)). The kernel may use the number again afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NamespaceId {
+    device: u64,
+    inode: u64,
+}
+
+impl AsFd for NetworkNamespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for NetworkNamespace {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl From<NetworkNamespace> for OwnedFd {
+    fn from(namespace: NetworkNamespace) -> OwnedFd {
+        namespace.0
+    }
+}
+
+impl NetworkNamespace {
+    /// The namespace of the calling thread.
+    pub fn current() -> io::Result<Self> {
+        File::open("/proc/thread-self/ns/net").map(|file| Self(file.into()))
+    }
+
+    /// Makes a new namespace, and runs `inside` in it before anything else can be there. The calling thread stays where it
+    /// is: the work is done by a thread that ends with this call, so that no error can leave a thread astray.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SYS_ADMIN, `ENOSPC` at the limit of namespaces, and what `inside` returns.
+    pub fn create<T: Send>(inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<(Self, T)> {
+        on_own_thread(|| {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+            let namespace = Self::current()?;
+            let value = inside()?;
+            Ok((namespace, value))
+        })
+    }
+
+    /// Another handle to the same namespace.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// What tells this namespace apart.
+    pub fn id(&self) -> io::Result<NamespaceId> {
+        let status = rustix::fs::fstat(&self.0)?;
+        Ok(NamespaceId { device: status.st_dev, inode: status.st_ino })
+    }
+
+    /// Runs `inside` in this namespace, on a thread that ends with this call.
+    pub fn run<T: Send>(&self, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        on_own_thread(|| {
+            self.enter()?;
+            inside()
+        })
+    }
+
+    /// Moves the calling thread into this namespace, for good.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SYS_ADMIN over the namespace's user namespace and one's own.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(rustix::thread::move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))?)
+    }
+}
+
+/// A thread that lives in a network namespace, for work that has to be done there again and again.
+#[derive(Debug)]
+pub struct Resident {
+    jobs: mpsc::Sender<Job>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Resident {
+    /// Starts a thread and moves it into a namespace. It ends when this value is dropped.
+    pub fn start(namespace: NetworkNamespace) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let resident = Self { jobs };
+        std::thread::Builder::new().name("namespace".into()).stack_size(THREAD_STACK).spawn(move || {
+            let entered = namespace.enter();
+            drop(namespace);
+            // Without the namespace no job is done: one that is dropped undone tells who waits for it.
+            if entered.is_ok() {
+                queue.into_iter().for_each(|job| job());
+            }
+        })?;
+        resident.run(|| ())?;
+        Ok(resident)
+    }
+
+    /// Does work in the namespace, and waits for it.
+    ///
+    /// # Errors
+    /// If the thread is not there, because it could not enter the namespace.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let (sender, result) = mpsc::sync_channel(1);
+        let job = move || {
+            // Who asked is waiting.
+            let _ = sender.send(work());
+        };
+        let gone = || io::Error::other("the thread in the tunnel's namespace has ended");
+        self.jobs.send(Box::new(job)).map_err(|_| gone())?;
+        result.recv().map_err(|_| gone())
+    }
+}
+
+impl NamespaceId {
+    /// The namespace of a process, if it is there and may be asked.
+    pub fn of_process(pid: i32) -> io::Result<Self> {
+        let status = fs::metadata(format!("/proc/{pid}/ns/net"))?;
+        Ok(Self { device: status.dev(), inode: status.ino() })
+    }
+}
+
+fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread =
+            std::thread::Builder::new().name("namespace".into()).stack_size(THREAD_STACK).spawn_scoped(scope, work)?;
+        thread.join().map_err(|_| io::Error::other("the thread that worked in a namespace panicked"))?
+    })
+}
+
+/// The file that stands for a name.
+pub fn path_of(name: &str) -> PathBuf {
+    Path::new(NAMES).join(name)
+}
+
+/// What [`prepare_names`] had to make, so that [`unprepare_names`] can take exactly that away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesMade {
+    /// The directory itself.
+    pub directory: bool,
+    /// The mount on it.
+    pub mount: bool,
+}
+
+/// Makes `/run/netns` ready as ip-netns(8) does: a directory that is a shared mount, so that a name which is made or removed
+/// here is made or removed in every mount namespace that shares it. Without that, a name removed here would live on in the
+/// mount namespaces of others, and the network namespace with it.
+pub fn prepare_names() -> io::Result<NamesMade> {
+    let mut made = NamesMade::default();
+    match fs::DirBuilder::new().mode(0o755).create(NAMES) {
+        Ok(()) => made.directory = true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let _lock = lock_names()?;
+    let share = || rustix::mount::mount_change(NAMES, MountPropagationFlags::SHARED | MountPropagationFlags::REC);
+    if share().is_err() {
+        // It is no mount point yet.
+        rustix::mount::mount_bind_recursive(NAMES, NAMES)?;
+        made.mount = true;
+        share()?;
+    }
+    Ok(made)
+}
+
+/// Takes away what [`prepare_names`] made, unless others' names are there by now.
+pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
+    if made.mount {
+        let others = match fs::read_dir(NAMES) {
+            Ok(mut names) => names.next().is_some(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(error),
+        };
+        if others {
+            return Ok(());
+        }
+        match rustix::mount::unmount(NAMES, UnmountFlags::empty()) {
+            // Somebody is at work there, so it is theirs now; or it is gone already.
+            Err(rustix::io::Errno::BUSY | rustix::io::Errno::INVAL) => return Ok(()),
+            other => other?,
+        }
+    }
+    if made.directory {
+        match fs::remove_dir(NAMES) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EBUSY | libc::ENOENT)) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// The lock that ip-netns(8) takes, too, while it makes the directory ready.
+fn lock_names() -> io::Result<File> {
+    let directory = File::open(NAMES)?;
+    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(directory)
+}
+
+/// Gives a namespace a name: the file `path`, which must not exist, becomes a mount of it. Until then, and again once the
+/// mount is gone, the file holds `mark`, so that whoever was killed in between can tell it for its own.
+///
+/// # Errors
+/// `EEXIST` if the name is taken.
+pub fn give_name(namespace: &NetworkNamespace, path: &Path, mark: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
+    let source = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
+    let named = file.write_all(mark.as_bytes()).and_then(|()| Ok(rustix::mount::mount_bind(source, path)?));
+    if named.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    named
+}
+
+/// What stands behind a name.
+#[derive(Debug)]
+pub enum Named {
+    /// Nothing: the name is free.
+    Free,
+    /// A namespace.
+    Namespace(NetworkNamespace),
+    /// A file without a namespace, with the beginning of its text.
+    File(String),
+}
+
+/// Looks up a name.
+pub fn look_up(path: &Path) -> io::Result<Named> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Named::Free),
+        file => file?,
+    };
+    if rustix::fs::fstatfs(&file)?.f_type as i64 == NSFS_MAGIC {
+        return Ok(Named::Namespace(NetworkNamespace(file.into())));
+    }
+    let mut text = vec![0; 128];
+    let length = file.read(&mut text)?;
+    Ok(Named::File(String::from_utf8_lossy(&text[..length]).into_owned()))
+}
+
+/// Takes a name away. Whoever is in the namespace stays in it. That there is no such name is no error.
+pub fn take_name(path: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

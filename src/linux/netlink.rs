@@ -1,0 +1,268 @@
+//! A route netlink socket (rtnetlink(7)): requests with their acknowledgements, in batches, and dumps.
+//!
+//! Synchronous on purpose: a set-up is a short list of requests in a fixed order, and a whole list goes to the kernel in
+//! one system call. A socket belongs for ever to the network namespace in which it was opened, so one thread can hold one
+//! socket for each namespace that it configures.
+
+use std::fmt;
+use std::io;
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// The length of the header of a netlink message, which an error echoes before its attributes.
+const HEADER_LENGTH: usize = 16;
+
+/// The kinds of messages that end an answer (netlink(7)).
+const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
+const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
+
+/// The attribute of an error message that holds its text (`enum nlmsgerr_attrs`).
+const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// How many requests go into one datagram at most. The socket's receive buffer must hold all their answers.
+const BATCH: usize = 64;
+
+/// A route netlink socket in the network namespace in which it was opened.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+/// One change that the kernel is asked to make.
+#[derive(Debug)]
+pub struct Request {
+    /// What it does, for the error message: "add address 10.0.0.1/32 to wg0".
+    pub(super) what: String,
+    pub(super) message: RouteNetlinkMessage,
+    pub(super) flags: u16,
+    /// An error that means success, such as `EEXIST` where it is enough that the thing exists.
+    pub(super) tolerated: Option<i32>,
+}
+
+/// A change that the kernel refused.
+#[derive(Debug)]
+pub struct RequestError {
+    what: String,
+    error: io::Error,
+    detail: Option<String>,
+}
+
+impl RequestError {
+    /// The system's error number.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.error.raw_os_error()
+    }
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: {}", self.what, self.error)?;
+        match &self.detail {
+            Some(detail) => write!(f, " (the kernel says: {detail})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for RequestError {}
+
+impl From<RequestError> for io::Error {
+    fn from(error: RequestError) -> io::Error {
+        io::Error::new(error.error.kind(), error)
+    }
+}
+
+impl fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Netlink").finish_non_exhaustive()
+    }
+}
+
+impl Netlink {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // Both only make errors better; kernels before 4.12 have neither.
+        let _ = socket.set_ext_ack(true);
+        let _ = socket.set_cap_ack(true);
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Makes changes in order, in as few system calls as possible.
+    ///
+    /// # Errors
+    /// The first change that was refused. The kernel has tried those after it too: undo is the caller's.
+    pub fn execute(&mut self, requests: Vec<Request>) -> Result<(), RequestError> {
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            self.execute_batch(requests.by_ref().take(BATCH).collect())?;
+        }
+        Ok(())
+    }
+
+    fn execute_batch(&mut self, requests: Vec<Request>) -> Result<(), RequestError> {
+        let first = self.sequence.wrapping_add(1);
+        let mut names = Vec::with_capacity(requests.len());
+        let mut buffer = Vec::new();
+        for request in requests {
+            let Request { what, message, flags, tolerated } = request;
+            self.append(&mut buffer, message, flags | NLM_F_REQUEST | NLM_F_ACK);
+            names.push((what, tolerated));
+        }
+        let outcome = self.socket.send(&buffer, 0).and_then(|_| self.collect_acks(first, names.len()));
+        let acks = match outcome {
+            Ok(acks) => acks,
+            Err(error) => {
+                let what = names.into_iter().next().map_or_else(String::new, |(what, _)| what);
+                return Err(RequestError { what, error, detail: None });
+            }
+        };
+        for ((what, tolerated), ack) in names.into_iter().zip(acks) {
+            match ack {
+                Some((error, detail)) if error.raw_os_error() != tolerated => {
+                    return Err(RequestError { what, error, detail });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one change.
+    pub fn execute_one(&mut self, request: Request) -> Result<(), RequestError> {
+        self.execute(vec![request])
+    }
+
+    /// Asks a question that has one answer.
+    pub(super) fn query(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        let mut answers = self.ask(message, NLM_F_REQUEST | NLM_F_ACK)?;
+        answers.pop().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+    }
+
+    /// Asks for a list. Entries that this library cannot read are left out.
+    pub(super) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.ask(message, NLM_F_REQUEST | NLM_F_DUMP)
+    }
+
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut buffer = Vec::new();
+        let sequence = self.append(&mut buffer, message, flags);
+        self.socket.send(&buffer, 0)?;
+        let mut answers = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for bytes in Messages(&datagram) {
+                let header = Header::of(bytes);
+                if header.sequence != sequence {
+                    continue;
+                }
+                match header.kind {
+                    NLMSG_DONE => return Ok(answers),
+                    NLMSG_ERROR => {
+                        return match ack_of(bytes) {
+                            Some((error, _)) => Err(error),
+                            None => Ok(answers),
+                        };
+                    }
+                    _ => match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+                        Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
+                            answers.push(message);
+                        }
+                        Ok(_) => {}
+                        Err(error) => tracing::debug!(%error, "a netlink message that cannot be read is left out"),
+                    },
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, buffer: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let start = buffer.len();
+        buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut buffer[start..]);
+        self.sequence
+    }
+
+    fn collect_acks(&mut self, first: u32, count: usize) -> io::Result<Vec<Option<Ack>>> {
+        let mut acks = Vec::with_capacity(count);
+        while acks.len() < count {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for bytes in Messages(&datagram) {
+                let header = Header::of(bytes);
+                // Answers come in the order of the requests. Anything else is a stray answer to an abandoned one.
+                if header.kind == NLMSG_ERROR && header.sequence == first.wrapping_add(acks.len() as u32) {
+                    acks.push(ack_of(bytes));
+                }
+            }
+        }
+        Ok(acks)
+    }
+}
+
+type Ack = (io::Error, Option<String>);
+
+/// The error and the text in an `NLMSG_ERROR`; none if it says success.
+fn ack_of(message: &[u8]) -> Option<Ack> {
+    let code = read_i32(message, HEADER_LENGTH);
+    if code == 0 {
+        return None;
+    }
+    // After the code comes the header of the request, and, as NETLINK_CAP_ACK is on, at once the attributes.
+    let mut rest = message.get(HEADER_LENGTH + 4 + HEADER_LENGTH..).unwrap_or_default();
+    let mut detail = None;
+    while rest.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
+        let kind = u16::from_ne_bytes([rest[2], rest[3]]) & 0x3fff;
+        let Some(value) = rest.get(4..length) else { break };
+        if kind == NLMSGERR_ATTR_MSG {
+            detail = Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned());
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some((io::Error::from_raw_os_error(code.wrapping_neg()), detail))
+}
+
+struct Header {
+    kind: u16,
+    sequence: u32,
+}
+
+impl Header {
+    fn of(message: &[u8]) -> Self {
+        Self {
+            kind: u16::from_ne_bytes([message[4], message[5]]),
+            sequence: u32::from_ne_bytes([message[8], message[9], message[10], message[11]]),
+        }
+    }
+}
+
+fn read_i32(bytes: &[u8], at: usize) -> i32 {
+    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(-libc::EPROTO, i32::from_ne_bytes)
+}
+
+/// The messages of a datagram, each at least a header long.
+struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let length = u32::from_ne_bytes(self.0.get(..4)?.try_into().ok()?) as usize;
+        if length < HEADER_LENGTH {
+            return None;
+        }
+        let message = self.0.get(..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    }
+}

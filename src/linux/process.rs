@@ -1,0 +1,167 @@
+//! Processes: forking, executing, their relatives, and what they pass on.
+
+use std::collections::BTreeSet;
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid};
+use rustix::process::DumpableBehavior;
+
+use super::namespace::NamespaceId;
+
+/// Which side of a fork the caller is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forked {
+    /// The parent, with the child's number.
+    Parent(Pid),
+    /// The child.
+    Child,
+}
+
+/// Forks the calling process, which must have one thread only.
+///
+/// # Errors
+/// `EBUSY` if there are more threads: a child of such a process may find locks held for ever by threads that it does not have.
+pub fn fork() -> io::Result<Forked> {
+    if fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: the process has one thread, so the child has all threads that there were and no lock is held by another.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Forked::Parent(child)),
+        ForkResult::Child => Ok(Forked::Child),
+    }
+}
+
+/// Has the kernel send `signal` to the calling process when the thread that forked it ends (prctl(2)). Executing a
+/// set-user-ID program undoes it.
+pub fn set_death_signal(signal: Signal) -> io::Result<()> {
+    let signal = rustix::process::Signal::from_named_raw(signal as i32)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+    Ok(rustix::process::set_parent_process_death_signal(Some(signal))?)
+}
+
+/// Makes the calling process the parent of its descendants whose own parents end (prctl(2)).
+pub fn adopt_orphans() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// Keeps the calling process out of core dumps and away from the debuggers and `/proc` readers of its own user (prctl(2)).
+/// Executing a program undoes it.
+pub fn forbid_inspection() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Ends the calling process at once, without running what was registered for its end by the process that forked it.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) does nothing but end the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Makes standard descriptors lead to `/dev/null`.
+pub fn redirect_to_null(descriptors: &[RawFd]) -> io::Result<()> {
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for descriptor in descriptors {
+        // SAFETY: the standard descriptors are owned by nobody in particular, and stay open all the time.
+        if unsafe { libc::dup2(null.as_raw_fd(), *descriptor) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Closes descriptors that were inherited and that nothing in this process owns, `first` to `last`.
+pub fn close(first: RawFd, last: RawFd) -> io::Result<()> {
+    for_range(first, last, 0, |descriptor| {
+        // SAFETY: by the contract above no value in this process owns it, so no value is left with a closed descriptor.
+        unsafe { libc::close(descriptor) };
+    })
+}
+
+/// Marks every descriptor from `first` on as closed at the next exec.
+pub fn close_at_exec_from(first: RawFd) -> io::Result<()> {
+    for_range(first, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC, |descriptor| {
+        // SAFETY: setting a flag invalidates no descriptor; on what is none any more it fails.
+        unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+    })
+}
+
+/// Does something to all open descriptors of a range: by close_range(2), or one by one where the kernel (before 5.11) lacks it.
+fn for_range(first: RawFd, last: RawFd, flags: libc::c_uint, one: impl Fn(RawFd)) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: what this does to descriptors is the callers' affair, who say why it is sound.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if result == 0 {
+        return Ok(());
+    }
+    let numbers = fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let numbers: Vec<RawFd> = numbers.filter(|number| (first..=last).contains(number)).collect();
+    numbers.into_iter().for_each(one);
+    Ok(())
+}
+
+/// Lets descriptors `first..first + count` survive the next exec.
+pub fn keep_at_exec(first: RawFd, count: RawFd) -> io::Result<()> {
+    for number in first..first.saturating_add(count) {
+        // SAFETY: fcntl fails with EBADF on what is no descriptor; clearing a flag invalidates none.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Executes a program found by PATH if its name has no slash (execvpe(3)), in the calling process. Returns only on failure.
+pub fn execute(program: &CStr, arguments: &[&CStr], environment: &[&CStr]) -> io::Error {
+    match nix::unistd::execvpe(program, arguments, environment) {
+        Ok(never) => match never {},
+        Err(errno) => errno.into(),
+    }
+}
+
+/// The living children of the calling process; zombies are among them until they are waited for.
+pub fn children() -> io::Result<BTreeSet<i32>> {
+    let own = std::process::id();
+    match fs::read_to_string(format!("/proc/self/task/{own}/children")) {
+        Ok(list) => Ok(list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()),
+        // A kernel without CONFIG_PROC_CHILDREN.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(all()?.into_iter().filter(|pid| parent_of(*pid) == i32::try_from(own).ok()).collect())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// All processes of the PID namespace.
+fn all() -> io::Result<Vec<i32>> {
+    Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything; the state and the parent follow the last one (proc_pid_stat(5)).
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// The processes in a network namespace, but for the calling one. A process of another user is found only with
+/// CAP_SYS_PTRACE.
+pub fn in_namespace(namespace: NamespaceId) -> io::Result<Vec<i32>> {
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    Ok(all()?
+        .into_iter()
+        .filter(|pid| *pid != own && NamespaceId::of_process(*pid).is_ok_and(|of| of == namespace))
+        .collect())
+}
+
+/// Sends a signal to a process. That it is gone already is no error.
+pub fn kill(pid: i32, signal: Signal) -> io::Result<()> {
+    match nix::sys::signal::kill(Pid::from_raw(pid), signal) {
+        Err(nix::errno::Errno::ESRCH) => Ok(()),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,66 @@
+//! What a plan must know of the host. Reading it is left to the callers, so that every plan can be made from made-up facts.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// What is read from the host, once, before a plan is made.
+///
+/// Whoever reads it leaves out what is this tunnel's own: its veth and the routes of that. Otherwise a plan for a tunnel that
+/// is already up would take its own name and addresses for another's.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The host's interfaces.
+    pub interfaces: Vec<HostInterface>,
+    /// Every route of the host, of all tables, the local ones (the host's own addresses) included; default routes too.
+    pub routes: Vec<HostRoute>,
+    /// For each endpoint whose address is known, the route that leads there.
+    pub endpoint_routes: Vec<EndpointRoute>,
+    /// The highest capability that the kernel knows: `/proc/sys/kernel/cap_last_cap`.
+    pub last_capability: u8,
+}
+
+impl Facts {
+    /// The interface with this number.
+    pub(super) fn interface(&self, index: u32) -> Option<&HostInterface> {
+        self.interfaces.iter().find(|interface| interface.index == index)
+    }
+
+    /// Whether an interface of the host has this name.
+    pub(super) fn has_interface(&self, name: &str) -> bool {
+        self.interfaces.iter().any(|interface| interface.name == name)
+    }
+}
+
+/// An interface of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostInterface {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub index: u32,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+/// A route of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRoute {
+    /// Where it leads.
+    pub destination: IpNet,
+    /// The interface that it leaves by.
+    pub interface: Option<u32>,
+    /// Its own MTU, where it has one.
+    pub mtu: Option<u32>,
+}
+
+/// The route of the host to an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointRoute {
+    /// The endpoint's address.
+    pub address: IpAddr,
+    /// The interface that it leaves by.
+    pub interface: Option<u32>,
+    /// The route's own MTU, where it has one.
+    pub mtu: Option<u32>,
+}

@@ -1,0 +1,123 @@
+//! What the program sees of names: the resolvers, and the text of the files that it finds in `/etc`. Mounting them is left to
+//! the program's side.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::Findings;
+use super::addresses::Addresses;
+use super::error::PlanError;
+use crate::config::Config;
+
+/// The name of the host's end of the veth, inside.
+const HOST_NAME: &str = "host.internal";
+
+/// Only `/etc/hosts` and the resolvers of `/etc/resolv.conf`. `resolve`, `mymachines`, `mdns`, `sss`, `wins` and the like ask a
+/// daemon of the host, which looks names up by the host's own ways, past the tunnel.
+const NSSWITCH_HOSTS: &str = "hosts: files dns";
+
+/// How many resolvers glibc uses: MAXNS of resolv.conf(5).
+const MAX_SERVERS: usize = 3;
+
+/// What the program sees of names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NamesPlan {
+    /// The resolvers.
+    pub servers: Vec<IpAddr>,
+    /// The search domains.
+    pub search: Vec<String>,
+    /// The options.
+    pub options: Vec<String>,
+    /// The text of `/etc/resolv.conf` (resolv.conf(5)).
+    pub resolv_conf: String,
+    /// The lines that `/etc/hosts` has besides the host's: `host.internal`.
+    pub hosts: String,
+    /// The text of `/etc/nsswitch.conf`'s `hosts:` line, without a newline.
+    pub nsswitch_hosts: String,
+}
+
+/// The resolvers: those of the profile or the command line, else those of the `wg-quick` file; each once.
+pub(super) fn servers(config: &Config) -> Vec<IpAddr> {
+    let chosen = config.dns.servers.as_ref().unwrap_or(&config.wireguard.interface.dns_servers);
+    let mut servers = Vec::with_capacity(chosen.len());
+    for server in chosen {
+        if !servers.contains(server) {
+            servers.push(*server);
+        }
+    }
+    servers
+}
+
+/// Writes the files. `routes` is what is routed into the tunnel.
+pub(super) fn decide(
+    config: &Config,
+    servers: Vec<IpAddr>,
+    routes: &[IpNet],
+    veth: Option<&Addresses>,
+    findings: &mut Findings,
+) -> NamesPlan {
+    let search = config.dns.search.as_ref().unwrap_or(&config.wireguard.interface.dns_search).clone();
+    let options = config.dns.options.clone();
+    for (texts, what) in [(&search, "a search domain"), (&options, "an option")] {
+        for text in texts {
+            if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                findings.refuse(PlanError::ResolverText { text: text.clone(), what });
+            }
+        }
+    }
+    note_servers(&servers, routes, findings);
+    NamesPlan {
+        resolv_conf: resolv_conf(&servers, &search, &options),
+        hosts: veth.map(hosts).unwrap_or_default(),
+        nsswitch_hosts: NSSWITCH_HOSTS.into(),
+        servers,
+        search,
+        options,
+    }
+}
+
+fn note_servers(servers: &[IpAddr], routes: &[IpNet], findings: &mut Findings) {
+    if servers.is_empty() {
+        findings.note("There is no DNS server, so the program can look no names up but those in /etc/hosts.".into());
+    }
+    if servers.len() > MAX_SERVERS {
+        let unused: Vec<String> = servers[MAX_SERVERS..].iter().map(IpAddr::to_string).collect();
+        findings
+            .note(format!("The C library uses the first {MAX_SERVERS} DNS servers only, not {}.", unused.join(", ")));
+    }
+    for server in servers {
+        if server.is_loopback() {
+            findings.note(format!(
+                "Nothing answers at the DNS server {server}: inside, that is the program's own loopback."
+            ));
+        } else if !routes.iter().any(|route| route.contains(server)) {
+            findings.note(format!(
+                "The DNS server {server} is not reached: no AllowedIPs that are routed into the tunnel cover it."
+            ));
+        }
+    }
+}
+
+fn resolv_conf(servers: &[IpAddr], search: &[String], options: &[String]) -> String {
+    let mut text = String::from("# Written by vpn-exec: the names of this tunnel.\n");
+    if servers.is_empty() {
+        // Without a nameserver the C library asks 127.0.0.1, where nothing listens inside: look-ups fail, and at once.
+        text.push_str("# It has no DNS server.\n");
+    }
+    for server in servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    for (keyword, words) in [("search", search), ("options", options)] {
+        if !words.is_empty() {
+            text.push_str(&format!("{keyword} {}\n", words.join(" ")));
+        }
+    }
+    text
+}
+
+fn hosts(veth: &Addresses) -> String {
+    let ipv6 = veth.ipv6.map(|(host, _)| format!("{host} {HOST_NAME}\n")).unwrap_or_default();
+    format!("{} {HOST_NAME}\n{ipv6}", veth.ipv4.0)
+}

@@ -1,0 +1,79 @@
+//! What the program may do: the capabilities that were asked for, checked against the kernel's, and nothing else.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::Findings;
+use super::error::PlanError;
+use crate::config::{ProgramOptions, capability};
+
+impl PrivilegesPlan {
+    /// The numbers of the capabilities that are kept.
+    pub fn numbers(&self) -> impl Iterator<Item = u8> {
+        self.capabilities.iter().filter_map(|name| capability::lookup(name)).map(|(number, _)| number)
+    }
+}
+
+/// Those with which a program can leave the tunnel: by new routes or a new endpoint, by another process's namespace, or by
+/// the kernel's memory.
+const ESCAPES: [&str; 5] = ["CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"];
+
+/// What the program may do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PrivilegesPlan {
+    /// The user that was asked for.
+    pub user: Option<String>,
+    /// The group that was asked for.
+    pub group: Option<String>,
+    /// The capabilities kept, in the order of their numbers, as `CAP_NET_RAW`.
+    pub capabilities: Vec<String>,
+    /// Whether `no_new_privs` is set (prctl(2)).
+    pub no_new_privileges: bool,
+}
+
+/// Checks the capabilities, `last` being the kernel's highest, and puts them in order.
+pub(super) fn decide(options: &ProgramOptions, last: u8, findings: &mut Findings) -> PrivilegesPlan {
+    let mut kept = BTreeMap::new();
+    for asked in &options.capabilities {
+        match capability::lookup(asked) {
+            Some((number, name)) if number <= last => {
+                kept.insert(number, name);
+            }
+            Some((number, name)) => findings.refuse(PlanError::CapabilityNotInKernel { name, number, last }),
+            None => findings.refuse(PlanError::UnknownCapability { name: asked.clone() }),
+        }
+    }
+    for name in kept.values().filter(|name| ESCAPES.contains(name)) {
+        findings.note(format!("With {name} the program can leave the tunnel if it wants to."));
+    }
+    if options.new_privileges {
+        findings.note("The program may become another user, root too, by set-user-ID programs.".into());
+    }
+    PrivilegesPlan {
+        user: options.user.clone(),
+        group: options.group.clone(),
+        capabilities: kept.into_values().map(String::from).collect(),
+        no_new_privileges: !options.new_privileges,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_normalised_and_sorted() {
+        let capabilities = ["net_raw", "CAP_CHOWN", "Cap_Net_Raw", "checkpoint_restore"].map(String::from).to_vec();
+        let options = ProgramOptions { capabilities, ..ProgramOptions::default() };
+        let mut findings = Findings::default();
+        let plan = decide(&options, 40, &mut findings);
+        assert_eq!(plan.capabilities, ["CAP_CHOWN", "CAP_NET_RAW", "CAP_CHECKPOINT_RESTORE"]);
+        assert!(plan.no_new_privileges && findings.errors.is_empty() && findings.notes.is_empty());
+
+        let plan = decide(&options, 39, &mut findings);
+        assert_eq!(plan.capabilities, ["CAP_CHOWN", "CAP_NET_RAW"]);
+        let refused = PlanError::CapabilityNotInKernel { name: "CAP_CHECKPOINT_RESTORE", number: 40, last: 39 };
+        assert_eq!(findings.errors, [refused]);
+    }
+}

@@ -1,0 +1,140 @@
+//! A plan as text for people: what `vpn-exec plan` prints. The same facts as its JSON, in the order in which they take effect.
+
+use std::fmt::{self, Display, Formatter};
+
+use super::Plan;
+use crate::config::BackendChoice;
+
+/// The width of the column of labels.
+const LABEL: usize = 15;
+
+impl Display for Plan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        tunnel(self, f)?;
+        link(self, f)?;
+        names(self, f)?;
+        program(self, f)?;
+        remarks(self, f)
+    }
+}
+
+fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(f, "Tunnel {}", plan.name)?;
+    row(f, "namespace", plan.namespace.display())?;
+    let backend = match plan.backend {
+        BackendChoice::Auto => "auto: the kernel's WireGuard if there is one, else the embedded one",
+        BackendChoice::Kernel => "kernel",
+        BackendChoice::Userspace => "userspace: the embedded one",
+    };
+    row(f, "backend", backend)?;
+
+    let wireguard = &plan.wireguard;
+    writeln!(f, "\nWireGuard")?;
+    row(f, "interface", &wireguard.interface)?;
+    rows(f, "addresses", &wireguard.addresses)?;
+    rows(f, "routes", &wireguard.routes)?;
+    row(f, "MTU", format_args!("{} ({})", wireguard.mtu, wireguard.mtu_reason))?;
+    row(f, "IPv6", if wireguard.ipv6 { "on" } else { "off" })?;
+    row(f, "UDP port", if_set(wireguard.listen_port != 0, wireguard.listen_port, "any free one"))?;
+    row(f, "mark", if_set(wireguard.fwmark != 0, format_args!("{:#x}", wireguard.fwmark), "none"))?;
+
+    for peer in &wireguard.peers {
+        writeln!(f, "\nPeer {}", peer.public_key)?;
+        row(f, "endpoint", peer.endpoint.as_deref().unwrap_or("none: it has to begin"))?;
+        rows(f, "allowed IPs", &peer.allowed_ips)?;
+        row(f, "preshared key", if peer.preshared_key { "yes" } else { "no" })?;
+        match peer.persistent_keepalive {
+            Some(seconds) => row(f, "keepalive", format_args!("every {seconds} s"))?,
+            None => row(f, "keepalive", "off")?,
+        }
+    }
+    Ok(())
+}
+
+fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+    let veth = &plan.veth;
+    let end = |name: &dyn Display, ipv4: &dyn Display, ipv6: Option<std::net::Ipv6Addr>| {
+        let ipv6 = ipv6.map(|address| format!(", {address}/127")).unwrap_or_default();
+        format!("{name}: {ipv4}/31{ipv6}")
+    };
+    writeln!(f, "\nLink to the host, for local traffic only")?;
+    row(f, "on the host", end(&veth.host_interface, &veth.host_ipv4, veth.host_ipv6))?;
+    row(f, "inside", end(&veth.inner_interface, &veth.inner_ipv4, veth.inner_ipv6))
+}
+
+fn names(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\nNames, as the program sees them")?;
+    for (file, text) in [
+        ("/etc/resolv.conf", plan.names.resolv_conf.as_str()),
+        ("/etc/hosts, added to the host's", &plan.names.hosts),
+        ("/etc/nsswitch.conf, in place of the host's line", &plan.names.nsswitch_hosts),
+    ] {
+        writeln!(f, "  {file}")?;
+        for line in text.lines() {
+            writeln!(f, "    {}", Plain(line))?;
+        }
+    }
+    Ok(())
+}
+
+fn program(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+    let privileges = &plan.privileges;
+    writeln!(f, "\nProgram")?;
+    row(f, "user", privileges.user.as_deref().unwrap_or("the caller"))?;
+    row(f, "group", privileges.group.as_deref().unwrap_or("the user's"))?;
+    rows(f, "capabilities", &privileges.capabilities)?;
+    row(
+        f,
+        "new privileges",
+        if privileges.no_new_privileges { "none can be gained" } else { "by set-user-ID programs" },
+    )
+}
+
+fn remarks(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+    if !plan.hooks.is_empty() {
+        writeln!(f, "\nHooks")?;
+    }
+    for hook in &plan.hooks {
+        let prefix = if hook.run { "" } else { "not run: " };
+        row(f, &hook.kind.to_string(), format_args!("{prefix}{}", hook.command))?;
+    }
+    if !plan.notes.is_empty() {
+        writeln!(f, "\nNotes")?;
+    }
+    for note in &plan.notes {
+        writeln!(f, "  - {}", Plain(note))?;
+    }
+    Ok(())
+}
+
+/// A line of a label and a value.
+fn row(f: &mut Formatter<'_>, label: &str, value: impl Display) -> fmt::Result {
+    writeln!(f, "  {label:LABEL$} {}", Plain(value))
+}
+
+/// A line for each value, the label on the first.
+fn rows<T: Display>(f: &mut Formatter<'_>, label: &str, values: &[T]) -> fmt::Result {
+    if values.is_empty() {
+        return row(f, label, "none");
+    }
+    for (index, value) in values.iter().enumerate() {
+        row(f, if index == 0 { label } else { "" }, value)?;
+    }
+    Ok(())
+}
+
+fn if_set(set: bool, value: impl Display, otherwise: &str) -> String {
+    if set { value.to_string() } else { otherwise.to_owned() }
+}
+
+/// Text that came from a file, with control characters escaped: they could make a terminal show something else.
+struct Plain<T>(T);
+
+impl<T: Display> Display for Plain<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string().chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
+    }
+}

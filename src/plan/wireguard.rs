@@ -1,0 +1,181 @@
+//! WireGuard's interface: its addresses, what is routed into it, and its peers; and whether these make a tunnel at all.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::Findings;
+use super::error::PlanError;
+use crate::config::{Config, WgQuick};
+use crate::keys::PublicKey;
+use crate::names::InterfaceName;
+
+/// WireGuard's interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WireguardPlan {
+    /// Its name in the namespace: `wg0`.
+    pub interface: InterfaceName,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Where [`Self::mtu`] comes from, as a phrase.
+    pub mtu_reason: String,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+    /// What is routed into it, in the order of the addresses, IPv4 first. One may equal the network of an address; for IPv4
+    /// the kernel has then made that route already.
+    pub routes: Vec<IpNet>,
+    /// Whether there is IPv6 in the namespace at all (but for lo).
+    pub ipv6: bool,
+    /// The UDP port on the host; 0: any free one.
+    pub listen_port: u16,
+    /// The mark of the encrypted packets; 0: none.
+    pub fwmark: u32,
+    /// The peers.
+    pub peers: Vec<PeerPlan>,
+}
+
+/// A peer, without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PeerPlan {
+    /// Its key.
+    pub public_key: PublicKey,
+    /// Whether there is a preshared key.
+    pub preshared_key: bool,
+    /// Where it is reached, as the file has it.
+    pub endpoint: Option<String>,
+    /// What is sent to it.
+    pub allowed_ips: Vec<IpNet>,
+    /// Seconds between keepalives.
+    pub persistent_keepalive: Option<u16>,
+}
+
+/// What is reached through the tunnel, and from which addresses.
+pub(super) struct Reach {
+    pub(super) addresses: Vec<IpNet>,
+    pub(super) routes: Vec<IpNet>,
+    pub(super) ipv6: bool,
+}
+
+/// Refuses what can make no tunnel whatever its addresses are: keys, peers, endpoints.
+pub(super) fn check(config: &Config, findings: &mut Findings) {
+    let WgQuick { interface, peers } = &config.wireguard;
+    match &interface.private_key {
+        None => findings.refuse(PlanError::NoPrivateKey),
+        Some(key) if key.is_zero() => findings.refuse(PlanError::ZeroPrivateKey),
+        Some(key) => {
+            let own = key.public_key();
+            match peers.as_slice() {
+                [only] if only.public_key == own => findings.refuse(PlanError::OnlyPeerIsSelf),
+                peers if peers.iter().any(|peer| peer.public_key == own) => {
+                    findings.note(format!("The peer {own} is this tunnel itself, and WireGuard leaves it out."));
+                }
+                _ => {}
+            }
+        }
+    }
+    let listens = interface.listen_port.is_some_and(|port| port != 0);
+    let without_endpoint = peers.iter().filter(|peer| peer.endpoint.is_none());
+    if peers.is_empty() {
+        findings.refuse(PlanError::NoPeer);
+    } else if without_endpoint.clone().count() == peers.len() {
+        if listens {
+            findings.note("No peer has an endpoint: the tunnel is of use once a peer has begun.".into());
+        } else {
+            findings.refuse(PlanError::NoEndpoint);
+        }
+    } else {
+        for peer in without_endpoint {
+            let key = peer.public_key;
+            findings.note(format!("The peer {key} has no endpoint: nothing is sent to it before it has begun."));
+        }
+    }
+    if listens && let Some(port) = interface.listen_port {
+        findings.note(format!("WireGuard listens on UDP port {port} of the host, on all of the host's addresses."));
+    }
+    if let Some(mark) = interface.fwmark.filter(|mark| *mark != 0) {
+        findings.note(format!("The encrypted packets carry the mark {mark:#x}, which rules of the host may act on."));
+    }
+}
+
+/// Decides the addresses and the routes.
+pub(super) fn reach(file: &WgQuick, findings: &mut Findings) -> Reach {
+    let addresses = addresses(&file.interface.addresses, findings);
+    let mut routes: Vec<IpNet> = file.peers.iter().flat_map(|peer| &peer.allowed_ips).map(IpNet::trunc).collect();
+    routes.sort_unstable();
+    routes.dedup();
+    note_peers(file, findings);
+
+    let ipv4 = addresses.iter().any(|net| net.addr().is_ipv4());
+    let ipv6 = addresses.iter().any(|net| net.addr().is_ipv6());
+    let (kept, dropped): (Vec<IpNet>, Vec<IpNet>) =
+        routes.into_iter().partition(|net| if net.addr().is_ipv4() { ipv4 } else { ipv6 });
+    if kept.is_empty() && dropped.is_empty() {
+        // Without a peer, that alone is said.
+        if !file.peers.is_empty() {
+            findings.refuse(PlanError::NothingRouted);
+        }
+    } else if !addresses.is_empty() {
+        // Only one family can be dropped where there is an address at all.
+        let (present, absent) = if ipv4 { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+        if kept.is_empty() {
+            findings.refuse(PlanError::FamiliesApart { addresses: present, allowed: absent });
+        } else if !dropped.is_empty() {
+            let nets: Vec<String> = dropped.iter().map(IpNet::to_string).collect();
+            findings.note(format!("The tunnel has no {absent} address, so {} is not routed.", nets.join(", ")));
+        }
+    }
+    Reach { addresses, routes: kept, ipv6 }
+}
+
+/// The addresses as given, each once. The kernel has an IPv6 address once only, whatever its prefix.
+fn addresses(given: &[IpNet], findings: &mut Findings) -> Vec<IpNet> {
+    let mut kept: Vec<IpNet> = Vec::with_capacity(given.len());
+    for net in given {
+        let address = net.addr();
+        let unusable = match address {
+            _ if address.is_unspecified() => Some("the unspecified address"),
+            _ if address.is_multicast() => Some("a multicast address"),
+            _ if address.is_loopback() => Some("a loopback address"),
+            _ => None,
+        };
+        if let Some(what) = unusable {
+            findings.refuse(PlanError::UnusableAddress { address: *net, what });
+        } else if !kept.iter().any(|other| other == net || (address.is_ipv6() && other.addr() == address)) {
+            kept.push(*net);
+        }
+    }
+    if given.is_empty() {
+        findings.refuse(PlanError::NoAddress);
+    }
+    kept
+}
+
+/// Says what of AllowedIPs is of no effect.
+fn note_peers(file: &WgQuick, findings: &mut Findings) {
+    let mut last: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
+    for peer in &file.peers {
+        let key = peer.public_key;
+        if peer.allowed_ips.is_empty() {
+            findings.note(format!("The peer {key} has no AllowedIPs: nothing is sent to it or taken from it."));
+        }
+        for net in &peer.allowed_ips {
+            if let Some(former) = last.insert(net.trunc(), key).filter(|former| *former != key) {
+                findings
+                    .note(format!("{net} is given to two peers; WireGuard sends to the later, {key}, not {former}."));
+            }
+        }
+    }
+}
+
+/// The peers, without their secrets.
+pub(super) fn peers(file: &WgQuick) -> Vec<PeerPlan> {
+    let plan = |peer: &crate::config::Peer| PeerPlan {
+        public_key: peer.public_key,
+        preshared_key: peer.preshared_key.as_ref().is_some_and(|key| !key.is_zero()),
+        endpoint: peer.endpoint.as_ref().map(ToString::to_string),
+        allowed_ips: peer.allowed_ips.clone(),
+        persistent_keepalive: peer.persistent_keepalive,
+    };
+    file.peers.iter().map(plan).collect()
+}

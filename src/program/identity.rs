@@ -1,0 +1,206 @@
+//! Who the program is: the user that was asked for, else the one who called sudo, doas or pkexec, else whoever runs vpn-exec.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use nix::unistd::{Gid, Group, Uid, User};
+use thiserror::Error;
+
+/// Who a program is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Whoever runs vpn-exec, with all that belongs to that.
+    Unchanged,
+    /// Somebody else.
+    Other(Account),
+}
+
+/// A user with its groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The user's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
+    /// All groups, the supplementary ones included.
+    pub groups: Vec<u32>,
+    /// What the user database says, unless the user is a mere number.
+    pub entry: Option<Entry>,
+}
+
+/// An entry of the user database (passwd(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The login name.
+    pub name: String,
+    /// The home directory.
+    pub home: PathBuf,
+    /// The login shell.
+    pub shell: PathBuf,
+}
+
+/// Why an identity was refused.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// There is no such user.
+    #[error("there is no user {0}: give a name that `getent passwd` lists, or a number")]
+    NoUser(String),
+    /// There is no such group.
+    #[error("there is no group {0}: give a name that `getent group` lists, or a number")]
+    NoGroup(String),
+    /// The database cannot be asked.
+    #[error("cannot look up {what}: {error}")]
+    System {
+        /// Whom.
+        what: String,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// The variables by which sudo, doas and pkexec tell who called them.
+const CALLERS: [&str; 3] = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"];
+
+/// What sudo and its kind set for the program, and that would tell it of them.
+const TRACES: [&str; 6] = ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND", "DOAS_USER", "PKEXEC_UID"];
+
+/// Finds out who the program is to be. `variable` reads the environment.
+pub fn choose(
+    user: Option<&str>,
+    group: Option<&str>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Identity, IdentityError> {
+    let is_root = nix::unistd::geteuid().is_root();
+    let caller = || CALLERS.iter().find_map(|name| variable(name)).filter(|_| is_root);
+    let Some(user) = user.map(str::to_owned).or_else(caller) else {
+        return match group {
+            None => Ok(Identity::Unchanged),
+            Some(group) => account(&nix::unistd::getuid().to_string(), Some(group)).map(Identity::Other),
+        };
+    };
+    account(&user, group).map(Identity::Other)
+}
+
+fn account(user: &str, group: Option<&str>) -> Result<Account, IdentityError> {
+    let system =
+        |error: nix::errno::Errno| IdentityError::System { what: format!("the user {user}"), error: error.into() };
+    let number: Option<u32> = user.parse().ok();
+    let entry = match User::from_name(user).map_err(system)? {
+        Some(entry) => Some(entry),
+        None => match number {
+            Some(number) => User::from_uid(Uid::from_raw(number)).map_err(system)?,
+            None => return Err(IdentityError::NoUser(user.into())),
+        },
+    };
+    let uid = entry.as_ref().map(|entry| entry.uid.as_raw()).or(number).ok_or(IdentityError::NoUser(user.into()))?;
+    let gid = match group {
+        Some(group) => group_number(group)?,
+        // A user that the database does not know has the group of its own number, as systemd and Docker have it.
+        None => entry.as_ref().map_or(uid, |entry| entry.gid.as_raw()),
+    };
+    let mut groups = vec![gid];
+    if let Some(entry) = &entry {
+        let name = CString::new(entry.name.as_str()).map_err(|_| IdentityError::NoUser(user.into()))?;
+        let list = nix::unistd::getgrouplist(&name, Gid::from_raw(gid)).map_err(system)?;
+        groups.extend(list.into_iter().map(Gid::as_raw).filter(|group| *group != gid));
+    }
+    let entry = entry.map(|entry| Entry { name: entry.name, home: entry.dir, shell: entry.shell });
+    Ok(Account { uid, gid, groups, entry })
+}
+
+fn group_number(group: &str) -> Result<u32, IdentityError> {
+    let system =
+        |error: nix::errno::Errno| IdentityError::System { what: format!("the group {group}"), error: error.into() };
+    match Group::from_name(group).map_err(system)? {
+        Some(entry) => Ok(entry.gid.as_raw()),
+        None => group.parse().map_err(|_| IdentityError::NoGroup(group.into())),
+    }
+}
+
+impl Identity {
+    /// Makes the calling process this user, for good: real, effective and saved.
+    pub(super) fn assume(&self) -> io::Result<()> {
+        let Self::Other(account) = self else { return Ok(()) };
+        let groups: Vec<Gid> = account.groups.iter().copied().map(Gid::from_raw).collect();
+        nix::unistd::setgroups(&groups)?;
+        let gid = Gid::from_raw(account.gid);
+        nix::unistd::setresgid(gid, gid, gid)?;
+        let uid = Uid::from_raw(account.uid);
+        Ok(nix::unistd::setresuid(uid, uid, uid)?)
+    }
+
+    /// The environment of this user's program, from the one that vpn-exec has.
+    pub(super) fn environment(&self, inherited: Vec<(OsString, OsString)>, listens: bool) -> Vec<(OsString, OsString)> {
+        let mut environment = inherited;
+        let mut set = |name: &str, value: Option<OsString>| {
+            environment.retain(|(other, _)| other != name);
+            environment.extend(value.map(|value| (name.into(), value)));
+        };
+        if let Self::Other(account) = self {
+            for name in TRACES {
+                set(name, None);
+            }
+            if let Some(entry) = &account.entry {
+                set("HOME", Some(entry.home.clone().into()));
+                set("SHELL", Some(entry.shell.clone().into()));
+                set("USER", Some(entry.name.clone().into()));
+                set("LOGNAME", Some(entry.name.clone().into()));
+            }
+            let runtime = PathBuf::from(format!("/run/user/{}", account.uid));
+            let is_own = runtime.metadata().is_ok_and(|status| status.uid() == account.uid);
+            set("XDG_RUNTIME_DIR", is_own.then(|| runtime.into()));
+        }
+        if listens {
+            // The one who is meant is the program, which this process becomes (sd_listen_fds(3)).
+            set("LISTEN_PID", Some(std::process::id().to_string().into()));
+        }
+        environment
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables<'a>(list: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
+        move |name| list.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
+    }
+
+    #[test]
+    fn who_was_asked_for_goes_before_who_called() {
+        let identity = choose(Some("1234567"), None, variables(&[("SUDO_UID", "0")])).expect("a number will do");
+        let account = Account { uid: 1_234_567, gid: 1_234_567, groups: vec![1_234_567], entry: None };
+        assert_eq!(identity, Identity::Other(account));
+    }
+
+    #[test]
+    fn a_group_by_number_goes_before_the_users_own() {
+        let Ok(Identity::Other(account)) = choose(Some("0"), Some("4321"), variables(&[])) else {
+            panic!("an account")
+        };
+        assert_eq!((account.uid, account.gid), (0, 4321));
+        assert_eq!(account.groups[0], 4321);
+    }
+
+    #[test]
+    fn whom_nobody_knows_is_refused() {
+        assert!(matches!(choose(Some("no such user"), None, variables(&[])), Err(IdentityError::NoUser(_))));
+        assert!(matches!(choose(Some("0"), Some("no such group"), variables(&[])), Err(IdentityError::NoGroup(_))));
+    }
+
+    #[test]
+    fn the_environment_is_the_users_own() {
+        let entry = Entry { name: "ann".into(), home: "/home/ann".into(), shell: "/bin/zsh".into() };
+        let account = Account { uid: 4_000_000, gid: 1, groups: vec![1], entry: Some(entry) };
+        let inherited = [("HOME", "/root"), ("SUDO_USER", "ann"), ("LANG", "C"), ("XDG_RUNTIME_DIR", "/run/user/0")]
+            .map(|(name, value)| (name.into(), value.into()));
+        let mut environment = Identity::Other(account).environment(inherited.into(), false);
+        environment.sort();
+        let expected =
+            [("HOME", "/home/ann"), ("LANG", "C"), ("LOGNAME", "ann"), ("SHELL", "/bin/zsh"), ("USER", "ann")]
+                .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        assert_eq!(environment, expected);
+    }
+}

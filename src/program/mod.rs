@@ -1,0 +1,227 @@
+//! The program: joins the namespace, gets its own view of some files, gives up what it does not need, runs, and hands back its
+//! exit status.
+
+mod enter;
+pub mod identity;
+mod privileges;
+mod supervise;
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use nix::sys::signal::{SigSet, Signal};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::linux::capabilities::CapabilitySet;
+use crate::linux::process::{self, Forked};
+use crate::linux::signals::{self, Signals};
+use crate::plan::NamesPlan;
+use crate::tunnel::keeper::Lease;
+use identity::Identity;
+pub use supervise::WATCHED;
+
+/// What runs, where and as whom.
+#[derive(Debug)]
+pub struct Program {
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// The path of the network namespace's name.
+    pub namespace: PathBuf,
+    /// A directory that exists on the host and is of no use to the program: the place to build its private files in.
+    pub staging: PathBuf,
+    /// What it sees of names.
+    pub names: NamesPlan,
+    /// Who it is.
+    pub identity: Identity,
+    /// Which capabilities it keeps.
+    pub kept: CapabilitySet,
+    /// The highest capability of the kernel.
+    pub last_capability: u8,
+    /// Whether it can gain privileges by executing a file.
+    pub new_privileges: bool,
+    /// Whether what it leaves behind is killed when it ends.
+    pub kill_orphans: bool,
+    /// How many descriptors, from 3 on, belong to it (sd_listen_fds(3)).
+    pub listen_fds: RawFd,
+}
+
+impl Program {
+    /// Which capabilities it takes to become this program.
+    pub fn needed_capabilities(&self) -> CapabilitySet {
+        let mut needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP | self.kept;
+        if self.identity != Identity::Unchanged {
+            needed |= CapabilitySet::SETUID | CapabilitySet::SETGID;
+        }
+        if enter::adds_files() {
+            // The work directory of an overlay has mode 0: its owner needs this to use it.
+            needed |= CapabilitySet::DAC_OVERRIDE;
+        }
+        needed
+    }
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself, with a status.
+    Exited(i32),
+    /// By a signal.
+    Signaled(Signal),
+}
+
+/// Why a program was not run, or not to its end.
+#[derive(Debug, Error)]
+pub enum ProgramError {
+    /// There is no such program.
+    #[error("cannot find the program {0}")]
+    NotFound(String),
+    /// It is there, but cannot be executed.
+    #[error("cannot execute {program}: {reason}")]
+    NotExecutable {
+        /// Which.
+        program: String,
+        /// Why.
+        reason: String,
+    },
+    /// Something before that failed.
+    #[error("cannot {what}: {reason}")]
+    Setup {
+        /// What could not be done.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// The tunnel has ended under the program.
+    #[error("the tunnel has ended, so the program was ended, too: {0}")]
+    TunnelEnded(String),
+    /// The system refused.
+    #[error("cannot {what}: {error}")]
+    System {
+        /// What could not be done.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl ProgramError {
+    /// The exit status for this error, as env(1), timeout(1) and chroot(1) have it.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::NotFound(_) => 127,
+            Self::NotExecutable { .. } => 126,
+            Self::Setup { .. } | Self::TunnelEnded(_) | Self::System { .. } => 125,
+        }
+    }
+}
+
+/// What the child tells its parent when it cannot become the program.
+#[derive(Debug, Serialize, Deserialize)]
+enum Failure {
+    Execute { errno: i32 },
+    Setup { what: String, reason: String },
+}
+
+/// Runs a program in a tunnel until it and, unless they are killed, its orphans have ended. `signals` are passed on to it.
+pub fn run(program: &Program, lease: &Lease, signals: Signals) -> Result<Ended, ProgramError> {
+    let system = |what| move |error: io::Error| ProgramError::System { what, error };
+    process::adopt_orphans().map_err(system("become the parent of orphans"))?;
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| system("make a pipe")(error.into()))?;
+    let parent = std::process::id();
+    match process::fork().map_err(system("make a process"))? {
+        Forked::Child => {
+            drop(reader);
+            let failure = become_program(program, parent, &signals.mask_before());
+            let text = serde_json::to_vec(&failure).unwrap_or_default();
+            let _ = rustix::io::write(&writer, &text);
+            process::exit_now(125)
+        }
+        Forked::Parent(pid) => {
+            drop(writer);
+            // The parent has passed on what it had to: from now on it only forwards signals, and cleans up if the keeper dies.
+            privileges::limit_supervisor().map_err(system("drop privileges"))?;
+            let mut text = Vec::new();
+            let read = io::Read::read_to_end(&mut std::fs::File::from(reader), &mut text);
+            read.map_err(system("learn whether the program was started"))?;
+            let supervised = supervise::supervise(program, pid, lease, signals);
+            match serde_json::from_slice::<Failure>(&text) {
+                Ok(failure) => Err(failure.into_error(&program.command[0])),
+                Err(_) => supervised,
+            }
+        }
+    }
+}
+
+impl Failure {
+    fn into_error(self, program: &OsString) -> ProgramError {
+        let program = program.to_string_lossy().into_owned();
+        match self {
+            Self::Execute { errno: libc::ENOENT } => ProgramError::NotFound(program),
+            Self::Execute { errno } => {
+                ProgramError::NotExecutable { program, reason: io::Error::from_raw_os_error(errno).to_string() }
+            }
+            Self::Setup { what, reason } => ProgramError::Setup { what, reason },
+        }
+    }
+}
+
+/// Turns the calling process, a fresh child, into the program. Returns only on failure.
+fn become_program(program: &Program, parent: u32, mask: &SigSet) -> Failure {
+    match prepare(program, parent, mask) {
+        Ok(prepared) => {
+            let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
+            let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
+            let error = process::execute(arguments[0], &arguments, &environment);
+            Failure::Execute { errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
+        }
+        Err((what, error)) => Failure::Setup { what: what.into(), reason: error.to_string() },
+    }
+}
+
+struct Prepared {
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+/// An error, and what could not be done.
+type Step<T> = Result<T, (&'static str, io::Error)>;
+
+fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
+    let doing = |what| move |error: io::Error| (what, error);
+    enter::enter(program)?;
+    tracing::debug!("the program is inside");
+    privileges::assume(program)?;
+    // After the change of identity, which undoes it. A parent that has ended before cannot be noticed in any other way.
+    process::set_death_signal(Signal::SIGKILL).map_err(doing("end with vpn-exec"))?;
+    if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
+        return Err(("end with vpn-exec", io::Error::other("it has ended already")));
+    }
+    let environment = program.identity.environment(std::env::vars_os().collect(), program.listen_fds > 0);
+    process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
+    process::keep_at_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
+    signals::restore_sigpipe().map_err(doing("restore signals"))?;
+    signals::set_mask(mask).map_err(doing("restore signals"))?;
+    let zero = |_| ("prepare the program's arguments", io::Error::from(io::ErrorKind::InvalidInput));
+    let arguments = program
+        .command
+        .iter()
+        .map(|text| CString::new(text.clone().into_vec()))
+        .collect::<Result<_, _>>()
+        .map_err(zero)?;
+    let environment = environment
+        .into_iter()
+        .map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            CString::new(name.into_vec())
+        })
+        .collect::<Result<_, _>>()
+        .map_err(zero)?;
+    tracing::debug!("the program is about to be executed");
+    Ok(Prepared { arguments, environment })
+}

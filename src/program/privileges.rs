@@ -1,0 +1,40 @@
+//! Gives up what the program, and then its supervisor, do not need, and checks that it is gone.
+
+use std::io;
+
+use super::{Program, Step};
+use crate::linux::capabilities::{self, CapabilitySet, State};
+use crate::tunnel::keeper;
+
+/// Makes the calling process the program's user with the program's capabilities and no way to more.
+pub(super) fn assume(program: &Program) -> Step<()> {
+    let doing = |what| move |error: io::Error| (what, error);
+    let kept = program.kept;
+    capabilities::bound(kept, program.last_capability).map_err(doing("clear the bounding set"))?;
+    capabilities::survive_change_of_user().map_err(doing("set the secure bits"))?;
+    program.identity.assume().map_err(doing("change to the program's user"))?;
+    let root = nix::unistd::geteuid().is_root();
+    // Root has its capabilities by being root, within the bounding set. Only others need the ambient set for that.
+    let ambient = !root && !kept.is_empty();
+    if ambient {
+        capabilities::make_ambient(kept, program.last_capability).map_err(doing("keep the capabilities asked for"))?;
+    }
+    let root_is_special = root && !kept.is_empty();
+    capabilities::lock_secure_bits(root_is_special).map_err(doing("lock the secure bits"))?;
+    let inheritable = if ambient { kept } else { CapabilitySet::empty() };
+    capabilities::set(kept, inheritable).map_err(doing("drop capabilities"))?;
+    if !program.new_privileges {
+        capabilities::forbid_new_privileges().map_err(doing("forbid new privileges"))?;
+    }
+    let state = State::read().map_err(doing("read the capabilities"))?;
+    if !state.is_within(kept) {
+        return Err(("drop capabilities", io::Error::other("they are still there")));
+    }
+    Ok(())
+}
+
+/// What remains for the supervisor: it may signal a program of another user, and, should the keeper die, take the tunnel down in
+/// its place. Nothing of that is effective until it is needed.
+pub(super) fn limit_supervisor() -> io::Result<()> {
+    capabilities::limit(keeper::needed_capabilities(), CapabilitySet::KILL)
+}

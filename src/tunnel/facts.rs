@@ -1,0 +1,48 @@
+//! Reads the facts about the host that a plan needs, once. Changes nothing and needs no privilege.
+
+use std::io;
+use std::net::IpAddr;
+
+use super::state;
+use crate::config::{Endpoint, WgQuick};
+use crate::linux::capabilities;
+use crate::linux::link::Link;
+use crate::linux::netlink::Netlink;
+use crate::names::TunnelName;
+use crate::plan::{EndpointRoute, Facts, HostInterface, HostRoute};
+
+/// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
+/// so that a plan of it comes out as it was.
+pub fn read(host: &mut Netlink, name: &TunnelName, wireguard: &WgQuick) -> io::Result<Facts> {
+    let own = state::read(name)?;
+    let is_own = |link: &Link| own.as_ref().is_some_and(|state| link.alias.as_deref() == Some(state.mark.text()));
+    let (own, others): (Vec<Link>, Vec<Link>) = host.links()?.into_iter().partition(is_own);
+    let interfaces =
+        others.into_iter().map(|link| HostInterface { name: link.name, index: link.index, mtu: link.mtu }).collect();
+    let routes = host
+        .routes()?
+        .into_iter()
+        .filter(|route| !own.iter().any(|link| Some(link.index) == route.interface))
+        .map(|route| HostRoute { destination: route.destination, interface: route.interface, mtu: route.mtu })
+        .collect();
+    let mut endpoint_routes = Vec::new();
+    for peer in &wireguard.peers {
+        let Some(Endpoint::Address { address, .. }) = &peer.endpoint else { continue };
+        // An endpoint that cannot be reached yet says nothing about the MTU; it is no error here.
+        if let Ok(route) = host.route_to(address.ip()) {
+            let (interface, mtu) = (route.interface, route.mtu);
+            endpoint_routes.push(EndpointRoute { address: address.ip(), interface, mtu });
+        }
+    }
+    Ok(Facts { interfaces, routes, endpoint_routes, last_capability: capabilities::last()? })
+}
+
+/// The MTU of the host's way to an address, in bytes.
+pub(super) fn path_mtu(host: &mut Netlink, address: IpAddr) -> io::Result<u32> {
+    let route = host.route_to(address)?;
+    if let Some(mtu) = route.mtu {
+        return Ok(mtu);
+    }
+    let link = host.links()?.into_iter().find(|link| Some(link.index) == route.interface);
+    link.map(|link| link.mtu).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}

@@ -1,0 +1,20 @@
+//! Runs the file's hooks where the user has allowed it: inside the namespace, so that what they do to routes and firewalls they
+//! do to the tunnel alone. They never see the host's network.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use crate::linux::namespace::NetworkNamespace;
+use crate::plan::HookPlan;
+
+/// Runs a hook with `/bin/sh` and waits for it.
+///
+/// # Errors
+/// If it cannot be run, or ends with another status than 0. Its text is not repeated: it may hold a secret.
+pub(super) fn run(namespace: &NetworkNamespace, hook: &HookPlan) -> io::Result<()> {
+    // The thread enters the namespace, and the command that it starts is born there.
+    let status = namespace
+        .run(|| Command::new("/bin/sh").arg("-c").arg(&hook.command).stdin(Stdio::null()).process_group(0).status())?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("the command ended with {status}"))) }
+}

@@ -1,0 +1,445 @@
+//! The keeper: the process that owns a tunnel. It makes the tunnel, runs its data path, finds its endpoints, and takes it down
+//! when nobody wants it any more.
+//!
+//! Whoever wants the tunnel holds a *lease*: an open connection to the keeper. The kernel closes it however its holder ends, so
+//! the keeper learns of every end, and cleans up, with nobody's help. A lease that ends without a word takes with it what still
+//! runs in the namespace.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+
+use super::endpoints::{Resolver, Search, Step};
+use super::state::Directory;
+use super::{DeviceEvents, Tunnel, TunnelError};
+use crate::config::{Endpoint, Peer, WgQuick};
+use crate::keys::PublicKey;
+use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::process::{self, Forked};
+use crate::linux::signals;
+use crate::plan::Plan;
+use crate::wireguard::{Backend, DeviceConfig, PeerConfig};
+
+/// How long an embedded device tries one address of an endpoint: three initiations fit (REKEY_TIMEOUT is 5 s, but a new address
+/// gets one at once).
+const PATIENCE_USERSPACE: Duration = Duration::from_secs(3);
+
+/// The same for the kernel's, which sends no more than one initiation in REKEY_TIMEOUT (5 s), whatever the address.
+const PATIENCE_KERNEL: Duration = Duration::from_millis(5500);
+
+/// How soon after an endpoint was set the kernel's device is asked for the first time whether a handshake has been completed. It
+/// tells nobody by itself. Each further time waits for twice as long, up to [`ASK_KERNEL_LAST`].
+const ASK_KERNEL_FIRST: Duration = Duration::from_millis(5);
+
+/// The longest time between two such questions.
+const ASK_KERNEL_LAST: Duration = Duration::from_millis(250);
+
+/// The longest message between a keeper and a lease.
+const MESSAGE: usize = 8192;
+
+/// What the keeper tells the holder of a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The tunnel is made, and closed to all but itself. No handshake may have been completed yet.
+    Made,
+    /// A handshake has been completed with a peer.
+    Connected,
+    /// The tunnel could not be made, or its device has ended. Nothing of it is left, or will be in an instant.
+    Failed {
+        /// Why.
+        reason: String,
+        /// What can be done about it.
+        advice: Option<String>,
+    },
+    /// The tunnel's names are taken away. What follows is the kernel's affair.
+    Gone,
+}
+
+/// What the holder of a lease tells the keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Command {
+    /// The tunnel is not wanted any more; what still runs inside was killed or has ended.
+    Leave,
+}
+
+/// A lease on a tunnel, and the keeper's process.
+#[derive(Debug)]
+pub struct Lease {
+    socket: OwnedFd,
+    keeper: Pid,
+}
+
+/// What a keeper is made for.
+pub struct Mission {
+    /// What is to be made.
+    pub plan: Plan,
+    /// The name claimed for it.
+    pub directory: Directory,
+    /// The keys and the peers.
+    pub wireguard: WgQuick,
+    /// How many descriptors, from 3 on, belong to the program: the keeper closes them.
+    pub listen_fds: i32,
+}
+
+/// Starts a keeper, which begins at once. The caller's copies of the claimed name and of the keys are gone when this returns.
+///
+/// # Errors
+/// Only if there can be no process; all other failures come as [`Event::Failed`].
+pub fn start(mission: Mission) -> io::Result<Lease> {
+    let (socket, keepers) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    match process::fork()? {
+        Forked::Parent(keeper) => Ok(Lease { socket, keeper }),
+        Forked::Child => {
+            drop(socket);
+            let code = match keep(mission, &keepers) {
+                Ok(()) => 0,
+                Err(error) => {
+                    tracing::error!("{error}");
+                    1
+                }
+            };
+            // Not by returning: the caller's stack belongs to the parent. Nothing is left to be dropped that matters.
+            process::exit_now(code)
+        }
+    }
+}
+
+impl Lease {
+    /// The keeper's process.
+    pub fn keeper(&self) -> Pid {
+        self.keeper
+    }
+
+    /// Waits for the next event; none if the keeper has ended, or if `until` has come.
+    pub fn next_event(&self, until: Option<Instant>) -> io::Result<Option<Event>> {
+        loop {
+            let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if timeout.is_some_and(|timeout| timeout.is_zero()) {
+                return Ok(None);
+            }
+            if wait_for(&[self.socket.as_fd()], timeout)? == [true] {
+                return receive(&self.socket);
+            }
+        }
+    }
+
+    /// Says that the tunnel is not wanted any more, and waits until its names are gone.
+    pub fn leave(self) -> io::Result<()> {
+        // A keeper that has ended already cannot be told.
+        let _ = send(&self.socket, &Command::Leave);
+        while let Some(event) = receive::<Event>(&self.socket)? {
+            if event == Event::Gone {
+                return Ok(());
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper has ended without taking the tunnel down"))
+    }
+}
+
+impl AsFd for Lease {
+    /// Readable when there is an event, or when the keeper has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The keeper's life.
+fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
+    use super::Doing;
+
+    let Mission { plan, directory, wireguard, listen_fds } = mission;
+    let hooks = plan.hooks.iter().any(|hook| hook.run);
+    become_keeper(listen_fds, hooks).doing("detach the keeper")?;
+    tracing::debug!("the keeper has begun");
+    let mut tunnel = Tunnel::begin(plan, directory)?;
+    let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
+        .and_then(|config| tunnel.make(&config, drop_all_privileges));
+    let mut keeper = match made {
+        Ok(events) => Keeper::new(tunnel, events, wireguard).doing("watch the tunnel")?,
+        Err(error) => {
+            let failed = Event::Failed { reason: error.to_string(), advice: error.advice.clone() };
+            // The error that matters is the first one.
+            let _ = tunnel.take_down();
+            let remains = tunnel.release()?;
+            let _ = send(lease, &failed);
+            return remains.settle();
+        }
+    };
+    let _ = send(lease, &Event::Made);
+    let orderly = keeper.watch(lease).doing("watch the tunnel");
+    if !matches!(orderly, Ok(End::Left)) {
+        keeper.tunnel.kill_programs().doing("end what still runs in the tunnel")?;
+    }
+    let taken_down = keeper.tunnel.take_down();
+    let remains = keeper.tunnel.release()?;
+    // Whoever waits for all output to end shall not wait for the kernel.
+    let _ = process::redirect_to_null(&[2]);
+    let _ = send(lease, &Event::Gone);
+    taken_down.and(remains.settle())
+}
+
+/// Which capabilities it takes to make, watch and remove a tunnel: the namespace and its mounts, the network in it, and finding and
+/// ending what still runs there.
+pub fn needed_capabilities() -> CapabilitySet {
+    CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE
+}
+
+/// Makes the calling process one that only a tunnel holds: no terminal, no descriptors of the program's, and no more
+/// capabilities than making, watching and removing a tunnel take.
+fn become_keeper(listen_fds: i32, hooks: bool) -> io::Result<()> {
+    rustix::process::setsid()?;
+    process::redirect_to_null(&[0, 1])?;
+    process::close(3, 2 + listen_fds)?;
+    // The launcher's signals are not the keeper's: it ends when its leases do.
+    signals::set_mask(&nix::sys::signal::SigSet::all())?;
+    // What a hook could gain by being executed as root is what configures a network, and no more.
+    let gained = if hooks { CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW } else { CapabilitySet::empty() };
+    capabilities::bound(gained, capabilities::last()?)?;
+    capabilities::limit(needed_capabilities(), needed_capabilities())
+}
+
+/// What the data path's thread may do: move packets between descriptors that are open already.
+fn drop_all_privileges() -> io::Result<()> {
+    capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
+}
+
+/// What a device is made from. Endpoints come later, by [`Search`].
+fn device_config(wireguard: &WgQuick, mtu: u32) -> Result<DeviceConfig, TunnelError> {
+    use super::Doing;
+
+    let interface = &wireguard.interface;
+    let private_key = interface.private_key.clone().ok_or_else(|| io::Error::other("the file has no PrivateKey"));
+    Ok(DeviceConfig {
+        private_key: private_key.doing("make a WireGuard device")?,
+        listen_port: interface.listen_port.unwrap_or(0),
+        fwmark: interface.fwmark.unwrap_or(0),
+        mtu,
+        peers: wireguard.peers.iter().map(peer_config).collect(),
+    })
+}
+
+fn peer_config(peer: &Peer) -> PeerConfig {
+    PeerConfig {
+        public_key: peer.public_key,
+        preshared_key: peer.preshared_key.clone(),
+        allowed_ips: peer.allowed_ips.clone(),
+        persistent_keepalive: peer.persistent_keepalive,
+        endpoint: None,
+    }
+}
+
+/// Why a keeper ends.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// Its lease has said so.
+    Left,
+    /// Its lease was closed without a word.
+    Abandoned,
+    /// The data path has ended.
+    Failed,
+}
+
+struct Keeper {
+    tunnel: Tunnel,
+    events: DeviceEvents,
+    resolver: Resolver,
+    searches: HashMap<PublicKey, (Endpoint, Search)>,
+    backend: Backend,
+    /// When the kernel's device is asked next whether a handshake has been completed, and how long after that again.
+    ask_kernel: (Instant, Duration),
+    /// Whether the MTU was left to us.
+    automatic_mtu: bool,
+}
+
+impl Keeper {
+    fn new(tunnel: Tunnel, events: DeviceEvents, wireguard: WgQuick) -> io::Result<Self> {
+        let backend = tunnel.device().map_or(Backend::Userspace, |device| device.backend());
+        let patience = match backend {
+            Backend::Kernel => PATIENCE_KERNEL,
+            Backend::Userspace => PATIENCE_USERSPACE,
+        };
+        let now = Instant::now();
+        let automatic_mtu = wireguard.interface.mtu.is_none();
+        let searches = wireguard
+            .peers
+            .into_iter()
+            .filter_map(|peer| {
+                let endpoint = peer.endpoint?;
+                let known = match &endpoint {
+                    Endpoint::Address { address, zone: None } => vec![*address],
+                    _ => Vec::new(),
+                };
+                Some((peer.public_key, (endpoint, Search::new(known, patience, now))))
+            })
+            .collect();
+        Ok(Self {
+            tunnel,
+            events,
+            resolver: Resolver::new()?,
+            searches,
+            backend,
+            ask_kernel: (now, ASK_KERNEL_FIRST),
+            automatic_mtu,
+        })
+    }
+
+    /// Watches the tunnel until it ends.
+    fn watch(&mut self, lease: &OwnedFd) -> io::Result<End> {
+        loop {
+            self.search()?;
+            let mut descriptors = vec![lease.as_fd(), self.resolver.as_fd()];
+            descriptors.extend(self.events.failed.as_ref().map(AsFd::as_fd));
+            descriptors.extend(self.events.handshakes.as_ref().map(AsFd::as_fd));
+            let ready = wait_for(&descriptors, self.next_wake())?;
+            let embedded = self.events.failed.is_some();
+            if ready[0] {
+                return Ok(match receive(lease) {
+                    Ok(Some(Command::Leave)) => End::Left,
+                    _ => End::Abandoned,
+                });
+            }
+            if ready[1] {
+                self.take_answers();
+            }
+            if embedded && ready[2] {
+                tracing::error!("the tunnel's device has ended");
+                return Ok(End::Failed);
+            }
+            if embedded && ready[3] || self.is_kernel_due() {
+                self.take_handshakes(lease)?;
+            }
+        }
+    }
+
+    /// Whether a handshake is awaited of which only asking tells.
+    fn is_asking(&self) -> bool {
+        self.backend == Backend::Kernel && self.searches.values().any(|(_, search)| !search.is_done())
+    }
+
+    /// Whether the kernel is to be asked now; if so, the next time is settled.
+    fn is_kernel_due(&mut self) -> bool {
+        let now = Instant::now();
+        let (at, delay) = self.ask_kernel;
+        let due = self.is_asking() && at <= now;
+        if due {
+            self.ask_kernel = (now + delay, (delay * 2).min(ASK_KERNEL_LAST));
+        }
+        due
+    }
+
+    fn next_wake(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let asking = self.is_asking().then_some(self.ask_kernel.0);
+        let due = self.searches.values().filter_map(|(_, search)| search.due()).chain(asking).min();
+        due.map(|due| due.saturating_duration_since(now))
+    }
+
+    /// Does what is due for each peer.
+    fn search(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        let mut tried = Vec::new();
+        for (peer, (endpoint, search)) in &mut self.searches {
+            while let Some(step) = search.step(now) {
+                match step {
+                    Step::Resolve => self.resolver.ask(*peer, endpoint.clone())?,
+                    Step::Try(address) => tried.push((*peer, address)),
+                }
+            }
+        }
+        for (peer, address) in tried {
+            tracing::info!("trying the endpoint {address}");
+            self.ask_kernel = (now + ASK_KERNEL_FIRST, ASK_KERNEL_FIRST * 2);
+            self.adapt_mtu(address);
+            if let Some(device) = self.tunnel.device() {
+                device.set_endpoint(&peer, address)?;
+                device.initiate_handshake(&peer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_answers(&mut self) {
+        while let Some(answer) = self.resolver.next() {
+            let Some((endpoint, search)) = self.searches.get_mut(&answer.peer) else { continue };
+            let addresses = match answer.addresses {
+                Ok(addresses) => Some(addresses),
+                Err(error) => {
+                    tracing::warn!("the endpoint {endpoint} cannot be resolved yet: {error}");
+                    None
+                }
+            };
+            search.resolved(addresses, Instant::now());
+        }
+    }
+
+    fn take_handshakes(&mut self, lease: &OwnedFd) -> io::Result<()> {
+        if let Some(handshakes) = &self.events.handshakes {
+            let _ = rustix::io::read(handshakes, &mut [0_u8; 8]);
+        }
+        let Some(device) = self.tunnel.device() else { return Ok(()) };
+        for status in device.peers()?.into_iter().filter(|status| status.handshake_age.is_some()) {
+            let Some((_, search)) = self.searches.get_mut(&status.public_key) else { continue };
+            if !search.is_done() {
+                search.succeeded();
+                tracing::info!("the peer {} has answered", status.public_key);
+                let _ = send(lease, &Event::Connected);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fits the MTU to the route of an endpoint that was not known when the plan was made.
+    fn adapt_mtu(&mut self, address: std::net::SocketAddr) {
+        let plan = &self.tunnel.plan().wireguard;
+        let (ipv6, planned) = (plan.ipv6, plan.mtu);
+        if !self.automatic_mtu {
+            return;
+        }
+        let Ok(path) = super::facts::path_mtu(self.tunnel.host(), address.ip()) else { return };
+        let mtu = crate::plan::wireguard_mtu(path, ipv6);
+        if mtu < planned {
+            tracing::info!("the MTU is {mtu}, as the way to {address} has {path}");
+            if let Err(error) = self.tunnel.set_mtu(mtu) {
+                tracing::warn!("the MTU stays at {planned}: {error}");
+            }
+        }
+    }
+}
+
+fn send(socket: &OwnedFd, message: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_vec(message)?;
+    rustix::net::send(socket, &text, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive<T: for<'a> Deserialize<'a>>(socket: &OwnedFd) -> io::Result<Option<T>> {
+    let mut buffer = vec![0; MESSAGE];
+    match rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty()) {
+        Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => Ok(None),
+        Ok((length, _)) => Ok(Some(serde_json::from_slice(&buffer[..length])?)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until one of the descriptors is readable or closed, or the time is up, and says which are.
+pub(crate) fn wait_for(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+    let mut entries: Vec<PollFd<'_>> =
+        descriptors.iter().map(|descriptor| PollFd::from_borrowed_fd(*descriptor, PollFlags::IN)).collect();
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match rustix::event::poll(&mut entries, left.as_ref()) {
+            Ok(_) => return Ok(entries.iter().map(|entry| !entry.revents().is_empty()).collect()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

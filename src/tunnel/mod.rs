@@ -1,0 +1,521 @@
+//! Applies a [`Plan`] step by step, and undoes it from any point.
+//!
+//! The order of the steps is what keeps the namespace closed at every instant: it is born with nothing but `lo`, then has the
+//! veth with a route to the host alone, and last WireGuard's interface with all other routes. Nothing has to be undone one by
+//! one: all of it ends with the namespace, so undoing is to let go of the namespace.
+
+pub mod endpoints;
+pub mod facts;
+mod fault;
+mod hooks;
+pub mod keeper;
+pub mod state;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use nix::sys::signal::Signal;
+use thiserror::Error;
+
+use crate::config::{BackendChoice, HookKind};
+use crate::linux::link::Place;
+use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
+use crate::linux::netlink::{Netlink, Request};
+use crate::linux::{process, sysctl, tun};
+use crate::names::{InterfaceName, TunnelName};
+use crate::plan::Plan;
+use crate::wireguard::kernel::{self, KernelDevice};
+use crate::wireguard::userspace::{Sockets, UserspaceDevice};
+use crate::wireguard::{Backend, Device, DeviceConfig};
+use state::{Directory, Mark, State};
+
+/// How long the kernel may take to remove the links of a namespace that has ended, before they are removed one by one.
+const LINKS_END: Duration = Duration::from_secs(1);
+
+/// How long programs that were killed may take to be gone.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// Why a tunnel could not be made, or not be taken down.
+#[derive(Debug, Error)]
+#[error("cannot {what}: {error}")]
+pub struct TunnelError {
+    what: String,
+    #[source]
+    error: io::Error,
+    /// What the user can do about it, where that is known.
+    pub advice: Option<String>,
+}
+
+/// Turns the system's error into one that says what was being done.
+trait Doing<T> {
+    fn doing(self, what: impl Into<String>) -> Result<T, TunnelError>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, what: impl Into<String>) -> Result<T, TunnelError> {
+        self.map_err(|error| {
+            let error = error.into();
+            let advice = advice_for(&error);
+            TunnelError { what: what.into(), error, advice }
+        })
+    }
+}
+
+fn advice_for(error: &io::Error) -> Option<String> {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            Some("run vpn-exec as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN".into())
+        }
+        Some(libc::EROFS) => {
+            Some("/run and /proc/sys must be writable; in a container, give it more privileges".into())
+        }
+        Some(libc::ENOSPC) => {
+            Some("a limit is reached: see user.max_net_namespaces in sysctl, and free space in /run".into())
+        }
+        _ => None,
+    }
+}
+
+/// A tunnel that is being made, or that is up. Taken down by [`Tunnel::take_down`]; when the process is killed, by
+/// [`reclaim`] at the next start.
+pub struct Tunnel {
+    plan: Plan,
+    directory: Directory,
+    host: Netlink,
+    mark: Mark,
+    inner: Option<Inner>,
+    device: Option<Box<dyn Device>>,
+    post_down_due: bool,
+}
+
+/// The namespace, and a netlink socket in it.
+struct Inner {
+    namespace: NetworkNamespace,
+    netlink: Netlink,
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+/// What a device signals to whoever holds the tunnel.
+#[derive(Debug, Default)]
+pub struct DeviceEvents {
+    /// Readable once the data path has ended by itself. None for the kernel's.
+    pub failed: Option<OwnedFd>,
+    /// Readable after a completed handshake. None for the kernel's, which has to be asked.
+    pub handshakes: Option<OwnedFd>,
+}
+
+impl Tunnel {
+    /// Begins a tunnel of a claimed name. Nothing is made yet.
+    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, TunnelError> {
+        let host = Netlink::open().doing("open a netlink socket")?;
+        let mark = Mark::random(&plan.name).doing("get random bytes")?;
+        Ok(Self { plan, directory, host, mark, inner: None, device: None, post_down_due: false })
+    }
+
+    /// Makes everything, in the order that keeps the namespace closed. After an error what was made until then is still there:
+    /// take the tunnel down.
+    ///
+    /// `on_data_path_start` runs first in the thread of an embedded device.
+    pub fn make(
+        &mut self,
+        config: &DeviceConfig,
+        on_data_path_start: fn() -> io::Result<()>,
+    ) -> Result<DeviceEvents, TunnelError> {
+        self.make_namespace()?;
+        tracing::debug!("the namespace is made");
+        fault::point("after the namespace")?;
+        self.write_state()?;
+        fault::point("after the state")?;
+        self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES))?;
+        fault::point("after the directory of names")?;
+        self.give_name()?;
+        tracing::debug!("the namespace has its name");
+        fault::point("after the name")?;
+        self.make_veth()?;
+        tracing::debug!("the veth pair is made");
+        fault::point("after the veth pair")?;
+        let (device, events) = self.make_device(config, on_data_path_start)?;
+        self.device = Some(device);
+        tracing::debug!("the WireGuard device is made");
+        fault::point("after the WireGuard device")?;
+        self.run_hooks(HookKind::PreUp)?;
+        self.post_down_due = true;
+        self.open_wireguard()?;
+        tracing::debug!("the tunnel is made");
+        fault::point("after the routes")?;
+        self.run_hooks(HookKind::PostUp)?;
+        fault::point("at the end")?;
+        Ok(events)
+    }
+
+    /// The WireGuard device, once it is made.
+    pub fn device(&self) -> Option<&dyn Device> {
+        self.device.as_deref()
+    }
+
+    /// What was planned.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The netlink socket of the host's namespace.
+    pub fn host(&mut self) -> &mut Netlink {
+        &mut self.host
+    }
+
+    /// Kills every process in the namespace, and waits until they are gone.
+    pub fn kill_programs(&self) -> io::Result<()> {
+        match &self.inner {
+            Some(inner) => kill_all_in(inner.namespace.id()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the MTU of WireGuard's interface, in bytes.
+    pub fn set_mtu(&mut self, mtu: u32) -> io::Result<()> {
+        let Some(inner) = &mut self.inner else { return Ok(()) };
+        let name = &self.plan.wireguard.interface;
+        let index = inner.netlink.link_index(name)?;
+        Ok(inner.netlink.execute_one(Request::set_mtu(index, name.as_str(), mtu))?)
+    }
+
+    fn inner(&mut self) -> Result<&mut Inner, TunnelError> {
+        self.inner.as_mut().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT)).doing("use the namespace")
+    }
+
+    /// Makes the namespace: marked, with `lo` up, and nothing else.
+    fn make_namespace(&mut self) -> Result<(), TunnelError> {
+        let (mark, ipv6) = (self.mark.text(), self.plan.wireguard.ipv6);
+        let (namespace, netlink) = NetworkNamespace::create(|| {
+            prepare_ipv6(ipv6)?;
+            let mut netlink = Netlink::open()?;
+            // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
+            netlink.execute(vec![Request::set_alias(1, "lo", mark), Request::set_up(1, "lo")])?;
+            Ok(netlink)
+        })
+        .doing("make a network namespace")?;
+        self.inner = Some(Inner { namespace, netlink });
+        Ok(())
+    }
+
+    fn write_state(&mut self) -> Result<(), TunnelError> {
+        let state = State {
+            mark: self.mark.clone(),
+            namespace: self.inner()?.namespace.id().doing("identify the namespace")?,
+            keeper: std::process::id(),
+        };
+        self.directory.write(&state).doing(format!("write below {}", self.directory.path().display()))
+    }
+
+    fn give_name(&mut self) -> Result<(), TunnelError> {
+        let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
+        let given = namespace::give_name(&self.inner()?.namespace, &path, mark.text());
+        let taken = matches!(&given, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+        given.doing(format!("name the namespace {}", path.display())).map_err(|mut error| {
+            if taken {
+                error.advice = Some(format!(
+                    "the name belongs to somebody else: choose another with --name, or remove it with `ip netns delete {}`",
+                    self.plan.name
+                ));
+            }
+            error
+        })
+    }
+
+    /// Makes the veth pair. Its inner end is born inside; no route leads over it but the one to the host's end.
+    fn make_veth(&mut self) -> Result<(), TunnelError> {
+        let veth = self.plan.veth.clone();
+        let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
+        let mark = self.mark.clone();
+        let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
+        let add = Request::add_veth(outer, inner, Place::Namespace(namespace.as_fd()));
+        self.host.execute_one(add).doing("join the namespace to the host")?;
+        let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
+        prepare_host_interface(outer).doing(format!("set the parameters of {outer}"))?;
+        let mut requests = vec![Request::set_alias(index, outer.as_str(), mark.text())];
+        requests.extend(addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
+        requests.push(Request::set_up(index, outer.as_str()));
+        self.host.execute(requests).doing("join the namespace to the host")?;
+
+        let netlink = &mut self.inner()?.netlink;
+        let index = netlink.link_index(inner).doing(format!("find {inner}"))?;
+        let mut requests = addresses(index, inner, veth.inner_ipv4, veth.inner_ipv6)?;
+        requests.push(Request::set_up(index, inner.as_str()));
+        netlink.execute(requests).doing("join the namespace to the host")
+    }
+
+    fn make_device(
+        &mut self,
+        config: &DeviceConfig,
+        on_data_path_start: fn() -> io::Result<()>,
+    ) -> Result<(Box<dyn Device>, DeviceEvents), TunnelError> {
+        let name = self.plan.wireguard.interface.clone();
+        let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
+        if self.plan.backend != BackendChoice::Userspace {
+            match kernel::make(&mut self.host, &namespace, &name) {
+                Ok(()) => {
+                    let device =
+                        KernelDevice::configure(namespace, &name, config).doing("configure the kernel's WireGuard")?;
+                    tracing::info!("using the kernel's WireGuard");
+                    return Ok((Box::new(device), DeviceEvents::default()));
+                }
+                Err(error) if self.plan.backend == BackendChoice::Kernel => {
+                    let missing = error.raw_os_error() == Some(libc::EOPNOTSUPP);
+                    return Err(error).doing("use the kernel's WireGuard").map_err(|mut error| {
+                        if missing {
+                            error.advice = Some(
+                                "this kernel has no WireGuard (module wireguard, Linux 5.6 or newer): use --backend userspace".into(),
+                            );
+                        }
+                        error
+                    });
+                }
+                Err(error) => tracing::info!("{error}: using the embedded WireGuard instead"),
+            }
+        }
+        let tun = namespace.run(|| tun::open(&name)).map_err(|error| {
+            let advice = match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
+                _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
+            };
+            TunnelError {
+                what: format!("make a TUN interface with {}", tun::DEVICE),
+                error,
+                advice: Some(advice.into()),
+            }
+        })?;
+        let sockets = Sockets::bind(config.listen_port, config.fwmark)
+            .doing(format!("open WireGuard's UDP port {}", config.listen_port))?;
+        let device =
+            UserspaceDevice::start(config, tun, sockets, on_data_path_start).doing("start the embedded WireGuard")?;
+        let events = DeviceEvents {
+            failed: Some(device.failed().try_clone_to_owned().doing("watch the embedded WireGuard")?),
+            handshakes: Some(device.handshakes().try_clone_to_owned().doing("watch the embedded WireGuard")?),
+        };
+        tracing::info!("using the embedded WireGuard");
+        Ok((Box::new(device), events))
+    }
+
+    /// Gives WireGuard's interface its addresses, takes it up, and only then routes into it: the last step, after which there
+    /// is a way out, and it is the tunnel.
+    fn open_wireguard(&mut self) -> Result<(), TunnelError> {
+        let plan = self.plan.wireguard.clone();
+        let name = plan.interface.as_str();
+        let netlink = &mut self.inner()?.netlink;
+        let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
+        let mut requests = vec![Request::set_mtu(index, name, plan.mtu)];
+        requests.extend(plan.addresses.iter().map(|address| Request::add_address(index, name, *address)));
+        requests.push(Request::set_up(index, name));
+        requests.extend(plan.routes.iter().map(|route| Request::add_route(index, name, *route, None)));
+        netlink.execute(requests).doing("configure WireGuard's interface").map_err(|mut error| {
+            if error.error.kind() == io::ErrorKind::AddrInUse {
+                error.advice =
+                    Some("another program uses the ListenPort of the file: leave that line out, or stop it".into());
+            }
+            error
+        })
+    }
+
+    fn run_hooks(&mut self, kind: HookKind) -> Result<(), TunnelError> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        for hook in self.plan.hooks.iter().filter(|hook| hook.run && hook.kind == kind) {
+            hooks::run(&inner.namespace, hook).doing(format!("run the hook {kind} of the file"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes away the tunnel's names: after this the host is as it was, the namespace's links excepted, which the kernel is
+    /// about to remove. Works from any point of [`Self::make`]. Goes on after an error, and returns the first.
+    pub fn take_down(&mut self) -> Result<(), TunnelError> {
+        let announced = self.directory.announce_stop().doing("announce the end of the tunnel");
+        let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
+        let untaken = match namespace::look_up(&self.plan.namespace) {
+            Ok(named) if self.is_ours(&named) => {
+                namespace::take_name(&self.plan.namespace).doing(format!("remove {}", self.plan.namespace.display()))
+            }
+            _ => Ok(()),
+        };
+        let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
+        self.post_down_due = false;
+        announced.and(pre_down).and(untaken).and(post_down)
+    }
+
+    fn is_ours(&self, named: &Named) -> bool {
+        match (named, &self.inner) {
+            (Named::Namespace(there), Some(inner)) => there.id().ok() == inner.namespace.id().ok(),
+            (Named::File(text), _) => text == self.mark.text(),
+            _ => false,
+        }
+    }
+
+    /// Lets go of the namespace and gives the tunnel's name back to the next start. What remains is [`Remains::settle`].
+    pub fn release(mut self) -> Result<Remains, TunnelError> {
+        let remains = Remains {
+            host: self.host,
+            mark: self.mark.clone(),
+            wireguard_interface: self.plan.wireguard.interface.clone(),
+            kernel_inner: match &self.device {
+                Some(device) if device.backend() == Backend::Kernel => self.inner.take(),
+                _ => None,
+            },
+            _device: self.device.take(),
+        };
+        drop(self.inner);
+        self.directory.release().doing("remove the tunnel's state")?;
+        Ok(remains)
+    }
+}
+
+/// What the kernel takes its time to remove.
+pub struct Remains {
+    host: Netlink,
+    mark: Mark,
+    wireguard_interface: InterfaceName,
+    kernel_inner: Option<Inner>,
+    _device: Option<Box<dyn Device>>,
+}
+
+impl Remains {
+    /// Waits until the tunnel's links are gone, and removes them where somebody else keeps the namespace alive (a shell of
+    /// `ip netns exec`, say).
+    pub fn settle(mut self) -> Result<(), TunnelError> {
+        if let Some(mut inner) = self.kernel_inner.take() {
+            let index = inner.netlink.link_index(&self.wireguard_interface);
+            if let Ok(index) = index {
+                let delete = Request::delete_link(index, self.wireguard_interface.as_str());
+                inner.netlink.execute_one(delete).doing("remove WireGuard's interface")?;
+            }
+        }
+        // Closes the TUN, and with it ends its interface.
+        drop(self._device.take());
+        remove_links(&mut self.host, self.mark.text())
+    }
+}
+
+/// Waits for the links of the host whose alias begins with a mark to go with their namespace, and removes them if they do not.
+fn remove_links(host: &mut Netlink, mark: &str) -> Result<(), TunnelError> {
+    let begin = Instant::now();
+    loop {
+        let links = host.links().doing("look for the tunnel's links")?;
+        let ours = links.into_iter().filter(|link| link.alias.as_ref().is_some_and(|alias| alias.starts_with(mark)));
+        let ours: Vec<_> = ours.map(|link| Request::delete_link(link.index, &link.name)).collect();
+        if ours.is_empty() {
+            return Ok(());
+        }
+        if begin.elapsed() > LINKS_END {
+            return host.execute(ours).doing("remove the tunnel's links");
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Takes away what a tunnel of this name has left: one that was killed, programs included, or one whose links the kernel is still
+/// about to remove. Only what carries the mark is touched.
+pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelError> {
+    if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
+        tracing::info!("taking away what a killed tunnel {name} has left");
+        reclaim_namespace(&state, &namespace::path_of(name.as_str()))?;
+    }
+    let mut host = Netlink::open().doing("open a netlink socket")?;
+    remove_links(&mut host, &Mark::of_name(name))
+}
+
+fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
+    let is_ours = match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
+        Named::Free => false,
+        Named::File(text) => text == state.mark.text(),
+        Named::Namespace(namespace) => {
+            let alias = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
+            namespace.id().doing("identify the namespace")? == state.namespace
+                && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text())
+        }
+    };
+    if !is_ours {
+        return Ok(());
+    }
+    kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
+    namespace::take_name(path).doing(format!("remove {}", path.display()))
+}
+
+/// Kills every process in a namespace until there is none.
+fn kill_all_in(namespace: NamespaceId) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        let programs = process::in_namespace(namespace)?;
+        if programs.is_empty() {
+            return Ok(());
+        }
+        if begin.elapsed() > KILLED {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("processes {programs:?} do not end")));
+        }
+        for pid in programs {
+            process::kill(pid, Signal::SIGKILL)?;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn addresses(
+    index: u32,
+    name: &InterfaceName,
+    ipv4: std::net::Ipv4Addr,
+    ipv6: Option<std::net::Ipv6Addr>,
+) -> Result<Vec<Request>, TunnelError> {
+    let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    // A /31 has no broadcast address (RFC 3021), a /127 no subnet-router anycast address (RFC 6164).
+    let ipv4 = IpNet::new(ipv4.into(), 31).map_err(invalid).doing("use the veth's address")?;
+    let ipv6 =
+        ipv6.map(|ipv6| IpNet::new(ipv6.into(), 127)).transpose().map_err(invalid).doing("use the veth's address")?;
+    Ok([Some(ipv4), ipv6]
+        .into_iter()
+        .flatten()
+        .map(|address| Request::add_address(index, name.as_str(), address))
+        .collect())
+}
+
+/// Sets IPv6's parameters of a new namespace, for all interfaces to come: none at all where the tunnel has none, `lo` excepted;
+/// never what a router advertises; and no link-local addresses, by which the host could be reached beyond the plan.
+fn prepare_ipv6(wanted: bool) -> io::Result<()> {
+    let conf = "net/ipv6/conf/default";
+    match sysctl::get(&format!("{conf}/disable_ipv6")) {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    sysctl::set(&format!("{conf}/disable_ipv6"), if wanted { "0" } else { "1" })?;
+    sysctl::set(&format!("{conf}/accept_ra"), "0")?;
+    sysctl::set(&format!("{conf}/addr_gen_mode"), "1")?;
+    sysctl::set("net/ipv6/conf/lo/disable_ipv6", "0")
+}
+
+/// Sets the parameters of the veth's host end: nothing that comes in by it is forwarded, whatever the host forwards otherwise;
+/// it answers for its own address only, and never for others'; it takes no router's word.
+fn prepare_host_interface(name: &InterfaceName) -> io::Result<()> {
+    for (parameter, value) in [
+        ("ipv4/conf", ("forwarding", "0")),
+        ("ipv4/conf", ("arp_ignore", "1")),
+        ("ipv4/conf", ("proxy_arp", "0")),
+        ("ipv4/conf", ("accept_redirects", "0")),
+        ("ipv4/conf", ("send_redirects", "0")),
+        ("ipv6/conf", ("accept_ra", "0")),
+        ("ipv6/conf", ("addr_gen_mode", "1")),
+    ]
+    .map(|(family, (parameter, value))| (format!("net/{family}/{name}/{parameter}"), value))
+    {
+        match sysctl::set(&parameter, value) {
+            // A kernel without IPv6, or an older one without this parameter.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! The UDP sockets that carry the encrypted packets: one for IPv4 and one for IPv6, on the same port. They belong for ever
+//! to the network namespace that they were made in, which is what lets the device itself live in another one.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+/// What is asked for as the sockets' buffers, in bytes: what `wireguard-go` asks for. The kernel gives less
+/// (`net.core.rmem_max`, `wmem_max`) to those without `CAP_NET_ADMIN`.
+const BUFFER_SIZE: usize = 7 << 20;
+
+/// How often another random port is tried when IPv6 has no room on the one that IPv4 got.
+const PORT_ATTEMPTS: usize = 100;
+
+/// The device's UDP sockets.
+#[derive(Debug)]
+pub struct Sockets {
+    ipv4: OwnedFd,
+    ipv6: Option<OwnedFd>,
+    port: u16,
+}
+
+impl Sockets {
+    /// Opens the sockets in the calling thread's network namespace, not blocking and closed on execve(2). A `listen_port`
+    /// of 0 takes any port that is free for both families; a `fwmark` other than 0 marks the packets (`SO_MARK`,
+    /// socket(7)), which needs `CAP_NET_ADMIN` or `CAP_NET_RAW`. A host without IPv6 gets IPv4 alone.
+    pub fn bind(listen_port: u16, fwmark: u32) -> io::Result<Self> {
+        let mut attempts = if listen_port == 0 { PORT_ATTEMPTS } else { 1 };
+        loop {
+            let ipv4 = open((Ipv4Addr::UNSPECIFIED, listen_port).into(), fwmark)?;
+            let port = local_port(&ipv4)?;
+            attempts -= 1;
+            match open((Ipv6Addr::UNSPECIFIED, port).into(), fwmark) {
+                Ok(ipv6) => return Ok(Self { ipv4, ipv6: Some(ipv6), port }),
+                Err(Errno::AFNOSUPPORT) => return Ok(Self { ipv4, ipv6: None, port }),
+                Err(Errno::ADDRINUSE) if attempts > 0 => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The port that both are bound to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The descriptors, to wait for.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.ipv4.as_fd()).chain(self.ipv6.as_ref().map(OwnedFd::as_fd))
+    }
+
+    /// Sends one datagram.
+    pub(super) fn send(&self, endpoint: SocketAddr, datagram: &[u8]) -> Result<(), Errno> {
+        let socket = match endpoint {
+            SocketAddr::V4(_) => &self.ipv4,
+            SocketAddr::V6(_) => self.ipv6.as_ref().ok_or(Errno::AFNOSUPPORT)?,
+        };
+        rustix::net::sendto(socket, datagram, SendFlags::empty(), &endpoint).map(drop)
+    }
+}
+
+/// Receives one datagram and its sender from one of the [`Sockets::descriptors`].
+pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, SocketAddr), Errno> {
+    let (length, _, from) = rustix::net::recvfrom(socket, buffer, RecvFlags::empty())?;
+    let from = from.and_then(|from| SocketAddr::try_from(from).ok()).ok_or(Errno::AFNOSUPPORT)?;
+    Ok((length, from))
+}
+
+fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
+    let (family, level, option, discover) = match address.ip() {
+        IpAddr::V4(_) => (AddressFamily::INET, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        IpAddr::V6(_) => (AddressFamily::INET6, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    if family == AddressFamily::INET6 {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    if fwmark != 0 {
+        setsockopt(&socket, sockopt::Mark, &fwmark).map_err(to_rustix)?;
+    }
+    // As the kernel's WireGuard: the path's MTU is the inner packets' affair, and a datagram too large for it is cut into
+    // fragments rather than refused.
+    set_integer_option(&socket, level, option, discover)?;
+    // Best effort: what is asked for, regardless of the limits; else as much as they allow.
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_SIZE)
+        .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER_SIZE));
+    let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER_SIZE)
+        .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &BUFFER_SIZE));
+    rustix::net::bind(&socket, &address)?;
+    Ok(socket)
+}
+
+fn set_integer_option(
+    socket: &OwnedFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> Result<(), Errno> {
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the kernel reads `size` bytes from `value`,
+    // which lives until the call returns.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size) };
+    nix::errno::Errno::result(result).map(drop).map_err(to_rustix)
+}
+
+fn to_rustix(errno: nix::errno::Errno) -> Errno {
+    Errno::from_raw_os_error(errno as i32)
+}
+
+fn local_port(socket: &OwnedFd) -> Result<u16, Errno> {
+    let address = SocketAddr::try_from(rustix::net::getsockname(socket)?)?;
+    Ok(address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_share_a_port_and_a_taken_one_is_an_error() {
+        let sockets = Sockets::bind(0, 0).expect("sockets");
+        assert_ne!(sockets.port(), 0);
+        for socket in sockets.descriptors() {
+            let address = SocketAddr::try_from(rustix::net::getsockname(socket).expect("name")).expect("address");
+            assert_eq!(address.port(), sockets.port());
+            let mut buffer = [0; 16];
+            assert_eq!(receive(socket, &mut buffer), Err(Errno::WOULDBLOCK));
+            assert!(rustix::io::fcntl_getfd(socket).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
+        }
+        let error = Sockets::bind(sockets.port(), 0).expect_err("the port is taken");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_port_taken_for_ipv6_alone_is_an_error_and_not_half_a_device() {
+        let taken = std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0));
+        // Without IPv6 on the host there is nothing to take.
+        let Ok(taken) = taken else { return };
+        let port = taken.local_addr().expect("address").port();
+        let error = Sockets::bind(port, 0).expect_err("the port is taken");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

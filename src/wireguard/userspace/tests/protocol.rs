@@ -1,0 +1,398 @@
+//! What goes where: routing, roaming, padding, cookies, replays, endpoints that come late.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::network::*;
+use crate::keys::PresharedKey;
+use crate::wireguard::userspace::clock;
+use crate::wireguard::userspace::device::{Core, Dropped};
+use crate::wireguard::{DeviceConfig, PeerConfig};
+
+const ELSEWHERE: &str = "203.0.113.7:4000";
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+#[test]
+fn packets_that_waited_for_the_handshake_arrive_in_order_and_both_ways() {
+    let (mut client, mut server) = client_and_server();
+    let packets = [
+        packet("10.0.0.1", "10.0.0.2", 20),
+        packet("2001:db8::1", "2001:db8::2", 40),
+        packet("10.0.0.1", "192.0.2.200", MTU as usize),
+    ];
+    for packet in &packets {
+        client.send(packet);
+    }
+    let kinds: Vec<u8> = settle(&mut [&mut client, &mut server]).iter().map(|(_, _, d)| d[0]).collect();
+    assert_eq!(kinds, [1, 2, 4, 4, 4, 4], "one handshake, its keepalive and the packets");
+    assert_eq!(server.take_delivered(), packets);
+    assert_eq!((client.sink.handshakes, server.sink.handshakes), (1, 1));
+
+    let answers = [packet("2001:db8::2", "2001:db8::1", 1000), packet("10.0.0.2", "10.0.0.1", 333)];
+    for packet in &answers {
+        server.send(packet);
+    }
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(client.take_delivered(), answers);
+    assert_eq!(client.core.dropped(), Dropped::default());
+    assert_eq!(server.core.dropped(), Dropped::default());
+}
+
+#[test]
+fn counters_are_those_of_encrypted_bytes() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&packet("10.0.0.1", "10.0.0.2", 100));
+    settle(&mut [&mut client, &mut server]);
+    // Initiation, keepalive, and 100 bytes padded to 112; response.
+    let (up, down) = (148 + 32 + 112 + 32, 92);
+    let (at_client, at_server) = (client.status(0), server.status(0));
+    assert_eq!((at_client.tx_bytes, at_client.rx_bytes), (up, down));
+    assert_eq!((at_server.tx_bytes, at_server.rx_bytes), (down, up));
+    assert!(at_client.handshake_age.expect("a handshake") < Duration::from_secs(5));
+
+    client.sink.unreachable = true;
+    client.send(&outbound());
+    assert_eq!(client.status(0).tx_bytes, up, "what was not sent does not count");
+}
+
+#[test]
+fn the_longest_prefix_chooses_the_peer_and_the_same_rule_judges_sources() {
+    let mut hub = Node::new(
+        SERVER,
+        &device(1, vec![peer(2, &["10.0.0.0/8"], Some("192.0.2.2:2")), peer(3, &["10.3.0.0/16"], Some("192.0.2.3:3"))]),
+    );
+    let spoke = |number: u8| {
+        Node::new(&format!("192.0.2.{number}:{number}"), &device(number, vec![peer(1, &["0.0.0.0/0"], Some(SERVER))]))
+    };
+    let (mut two, mut three) = (spoke(2), spoke(3));
+
+    let (to_two, to_three) = (packet("10.9.9.9", "10.2.0.1", 60), packet("10.9.9.9", "10.3.0.1", 60));
+    hub.send(&to_two);
+    hub.send(&to_three);
+    hub.send(&packet("10.9.9.9", "11.0.0.1", 60));
+    settle(&mut [&mut hub, &mut two, &mut three]);
+    assert_eq!(two.take_delivered(), [to_two]);
+    assert_eq!(three.take_delivered(), [to_three]);
+    assert_eq!(hub.core.dropped(), Dropped { no_peer: 1, ..Dropped::default() });
+
+    // 10.3.0.1 lies in the prefix of peer 2 as well, but belongs to peer 3.
+    let honest = packet("10.3.0.1", "10.9.9.9", 60);
+    two.send(&honest);
+    three.send(&honest);
+    three.send(&packet("10.2.0.1", "10.9.9.9", 60));
+    three.send(&packet("172.16.0.1", "10.9.9.9", 60));
+    settle(&mut [&mut hub, &mut two, &mut three]);
+    assert_eq!(hub.take_delivered(), [honest]);
+    assert_eq!(hub.core.dropped().source_not_allowed, 3);
+}
+
+#[test]
+fn padding_is_to_16_bytes_but_not_beyond_the_mtu() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    server.take_delivered();
+    let mtu = MTU as usize;
+    for (length, padded) in [
+        (20, 32),
+        (32, 32),
+        (33, 48),
+        (1400, 1408),
+        (mtu - 1, mtu),
+        (mtu, mtu),
+        // Longer than the MTU: as Linux, by what exceeds it.
+        (mtu + 1, mtu + 16),
+        (2 * mtu - 1, 2 * mtu),
+    ] {
+        let packet = packet("10.0.0.1", "10.0.0.2", length);
+        client.send(&packet);
+        let sent = settle(&mut [&mut client, &mut server]);
+        assert_eq!(sent[0].2.len(), padded + 32, "a packet of {length} bytes");
+        assert_eq!(server.take_delivered(), [packet], "the padding is gone again");
+    }
+}
+
+#[test]
+fn a_peer_roams_with_authentic_messages_and_with_nothing_else() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.status(0).endpoint, Some(address(CLIENT)));
+
+    // A message that is tampered with, a replay, garbage with a right session index, a cookie reply: none moves it.
+    client.send(&outbound());
+    let (_, fresh) = client.take_sent().remove(0);
+    let mut forged = fresh.clone();
+    *forged.last_mut().expect("a byte") ^= 1;
+    server.receive(&forged, address(ELSEWHERE));
+    assert_eq!(server.status(0).endpoint, Some(address(CLIENT)));
+    server.receive(&fresh, address(CLIENT));
+    server.receive(&fresh, address(ELSEWHERE));
+    assert_eq!(server.status(0).endpoint, Some(address(CLIENT)));
+    let mut garbage = vec![0x55; 64];
+    garbage[..8].copy_from_slice(&[3, 0, 0, 0, fresh[4], fresh[5], fresh[6], fresh[7]]);
+    server.receive(&garbage, address(ELSEWHERE));
+    garbage[0] = 4;
+    server.receive(&garbage, address(ELSEWHERE));
+    assert_eq!(server.status(0).endpoint, Some(address(CLIENT)));
+
+    // An initiation that is replayed does not either, but a fresh one and data do.
+    clock::travel::advance(Duration::from_secs(6));
+    client.initiate(0);
+    let (_, initiation) = client.take_sent().remove(0);
+    server.receive(&initiation, address(CLIENT));
+    server.receive(&initiation, address(ELSEWHERE));
+    assert_eq!(server.status(0).endpoint, Some(address(CLIENT)));
+    server.take_sent();
+    client.address = address(ELSEWHERE);
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.status(0).endpoint, Some(address(ELSEWHERE)));
+    client.address = address("[2001:db8::77]:77");
+    let mut fresh_client = Node::new("[2001:db8::77]:77", &device(1, vec![peer(2, &["0.0.0.0/0"], Some(SERVER))]));
+    fresh_client.send(&outbound());
+    settle(&mut [&mut fresh_client, &mut server]);
+    assert_eq!(server.status(0).endpoint, Some(address("[2001:db8::77]:77")));
+    server.take_delivered();
+    server.send(&inbound());
+    settle(&mut [&mut fresh_client, &mut server]);
+    assert_eq!(fresh_client.take_delivered(), [inbound()], "answers follow it");
+}
+
+#[test]
+fn a_cookie_reply_that_is_authentic_moves_no_endpoint() {
+    let (mut client, mut server) = client_and_server();
+    exhaust(&mut server);
+    client.send(&outbound());
+    let (_, initiation) = client.take_sent().remove(0);
+    server.receive(&initiation, address(CLIENT));
+    let (_, reply) = server.take_sent().pop().expect("a cookie reply");
+    assert_eq!(reply[0], 3);
+    client.receive(&reply, address(ELSEWHERE));
+    assert_eq!(client.core.dropped(), Dropped::default(), "the cookie was taken");
+    assert_eq!(client.status(0).endpoint, Some(address(SERVER)));
+}
+
+/// Sends so many initiations with a valid first MAC that the device is under load.
+fn exhaust(server: &mut Node) {
+    let mut stranger = Node::new(ELSEWHERE, &device(9, vec![peer(2, &["0.0.0.0/0"], Some(SERVER))]));
+    for _ in 0..100 {
+        stranger.set_endpoint(0, SERVER);
+        stranger.set_endpoint(0, "198.51.100.9:9");
+        stranger.initiate(0);
+        let (_, initiation) = stranger.take_sent().remove(0);
+        server.receive(&initiation, address(ELSEWHERE));
+    }
+    assert!(server.take_sent().iter().all(|(_, datagram)| datagram[0] == 3), "a stranger is never answered");
+}
+
+#[test]
+fn under_load_a_cookie_is_asked_for_and_accepted() {
+    let (mut client, mut server) = client_and_server();
+    exhaust(&mut server);
+    client.send(&outbound());
+    let kinds: Vec<u8> = settle(&mut [&mut client, &mut server]).iter().map(|(_, _, d)| d[0]).collect();
+    assert_eq!(kinds, [1, 3], "the initiation is answered with a cookie");
+    assert!(server.core.dropped().cookie_demanded > 0);
+
+    // The client shows the cookie when it tries again; the server is still under load then.
+    let sent = pass(Duration::from_secs(6), &mut [&mut client]).log;
+    assert_eq!(sent.len(), 1);
+    exhaust(&mut server);
+    let mut without = sent[0].2.clone();
+    without[132..].fill(0);
+    server.receive(&without, address(CLIENT));
+    assert_eq!(server.take_sent().pop().expect("a reply").1[0], 3, "without the cookie it is refused");
+    server.receive(&sent[0].2, address(ELSEWHERE));
+    assert_eq!(server.take_sent().pop().expect("a reply").1[0], 3, "a cookie is for one address");
+    server.receive(&sent[0].2, address(CLIENT));
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.take_delivered(), [outbound()]);
+}
+
+#[test]
+fn the_load_passes() {
+    let (mut client, mut server) = client_and_server();
+    exhaust(&mut server);
+    clock::travel::advance(Duration::from_secs(1));
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.take_delivered(), [outbound()]);
+}
+
+#[test]
+fn a_replayed_packet_is_delivered_once() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    server.take_delivered();
+    client.send(&outbound());
+    let (_, datagram) = client.take_sent().remove(0);
+    server.receive(&datagram, address(CLIENT));
+    server.receive(&datagram, address(CLIENT));
+    assert_eq!(server.take_delivered(), [outbound()]);
+    assert_eq!(server.core.dropped(), Dropped { not_authentic: 1, ..Dropped::default() });
+}
+
+#[test]
+fn an_endpoint_that_comes_late_finds_the_packets_that_waited() {
+    let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
+    client.send(&outbound());
+    client.send(&outbound());
+    assert!(pass(Duration::from_secs(60), &mut [&mut client, &mut server]).log.is_empty());
+    client.set_endpoint(0, SERVER);
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.take_delivered(), [outbound(), outbound()]);
+}
+
+#[test]
+fn an_endpoint_that_comes_very_late_still_gets_a_handshake() {
+    let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
+    client.send(&outbound());
+    pass(Duration::from_secs(600), &mut [&mut client, &mut server]);
+    client.set_endpoint(0, SERVER);
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(client.sink.handshakes, 1);
+}
+
+#[test]
+fn without_a_reason_a_new_endpoint_is_left_in_peace() {
+    let (mut client, _) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
+    client.set_endpoint(0, SERVER);
+    assert!(client.take_sent().is_empty());
+}
+
+#[test]
+fn a_handshake_in_flight_follows_the_endpoint_at_once() {
+    let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], Some("198.51.100.66:66")));
+    client.send(&outbound());
+    assert_eq!(client.take_sent().len(), 1);
+    client.set_endpoint(0, "198.51.100.66:66");
+    assert!(client.take_sent().is_empty(), "it is there already");
+    client.set_endpoint(0, "[::ffff:198.51.100.1]:51820");
+    assert_eq!(client.status(0).endpoint, Some(address(SERVER)), "a mapped address is the address");
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.take_delivered(), [outbound()]);
+}
+
+#[test]
+fn an_answer_to_the_initiation_before_the_last_completes_the_handshake() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    let (_, first) = client.take_sent().remove(0);
+    client.set_endpoint(0, ELSEWHERE);
+    client.take_sent();
+    server.receive(&first, address(CLIENT));
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.take_delivered(), [outbound()]);
+    assert_eq!(client.status(0).endpoint, Some(address(SERVER)), "where the answer came from");
+    let soon = clock::now() + Duration::from_secs(6);
+    assert!(client.core.next_tick().is_some_and(|at| at < soon), "the last one is still in flight");
+}
+
+#[test]
+fn a_late_endpoint_gets_a_full_attempt() {
+    let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
+    client.send(&outbound());
+    pass(Duration::from_secs(88), &mut [&mut client]);
+    client.set_endpoint(0, SERVER);
+    // The server is away for some seconds, in which the attempt that began without an endpoint comes to its end.
+    pass(Duration::from_secs(10), &mut [&mut client]);
+    pass(Duration::from_secs(6), &mut [&mut client, &mut server]);
+    assert_eq!(client.sink.handshakes, 1);
+}
+
+#[test]
+fn a_persistent_keepalive_begins_by_itself() {
+    let keepalive = |endpoint| PeerConfig { persistent_keepalive: Some(25), ..peer(2, &["0.0.0.0/0"], endpoint) };
+    let (mut client, mut server) = client_and_server_with(keepalive(Some(SERVER)));
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!((client.sink.handshakes, server.sink.handshakes), (1, 1));
+
+    let (mut client, mut server) = client_and_server_with(keepalive(None));
+    pass(Duration::from_secs(600), &mut [&mut client]);
+    client.set_endpoint(0, SERVER);
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!((client.sink.handshakes, server.sink.handshakes), (1, 1));
+}
+
+#[test]
+fn a_responder_keeps_its_packets_until_the_session_is_confirmed() {
+    let (mut client, mut server) = client_and_server();
+    client.initiate(0);
+    let (_, initiation) = client.take_sent().remove(0);
+    server.receive(&initiation, address(CLIENT));
+    let (_, response) = server.take_sent().remove(0);
+    assert_eq!((server.sink.handshakes, server.status(0).handshake_age), (0, None), "nothing is confirmed yet");
+    server.send(&inbound());
+    assert!(server.take_sent().iter().all(|(_, datagram)| datagram[0] != 4), "no data yet");
+    client.receive(&response, address(SERVER));
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(client.take_delivered(), [inbound()]);
+    assert_eq!(server.sink.handshakes, 1);
+}
+
+#[test]
+fn a_handshake_that_has_just_been_completed_is_not_begun_again() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    client.initiate(0);
+    server.initiate(0);
+    assert!(settle(&mut [&mut client, &mut server]).is_empty());
+    clock::travel::advance(Duration::from_secs(6));
+    client.initiate(0);
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!((client.sink.handshakes, server.sink.handshakes), (2, 2));
+}
+
+#[test]
+fn what_is_no_ip_packet_goes_no_further() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    server.take_delivered();
+    for bytes in [vec![], vec![0x45; 19], vec![0x60; 39], vec![0x70; 100]] {
+        client.send(&bytes);
+    }
+    assert_eq!(client.core.dropped(), Dropped { not_ip: 4, ..Dropped::default() });
+    assert!(client.take_sent().is_empty());
+    // Headers whose length is less than their own, and more than there is.
+    for length in [0, 19, 200] {
+        let mut packet = outbound();
+        packet[3] = length;
+        client.send(&packet);
+    }
+    settle(&mut [&mut client, &mut server]);
+    assert!(server.take_delivered().is_empty());
+    assert_eq!(server.core.dropped(), Dropped { malformed: 3, ..Dropped::default() });
+}
+
+#[test]
+fn a_different_preshared_key_makes_no_session() {
+    let with = |byte| Some(PresharedKey::from([byte; 32]));
+    let to_server = |byte| PeerConfig { preshared_key: with(byte), ..peer(2, &["0.0.0.0/0"], Some(SERVER)) };
+    let (mut client, mut server) = client_and_server_with(to_server(7));
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.take_delivered(), [outbound()]);
+
+    let mut other = Node::new(CLIENT, &device(1, vec![to_server(8)]));
+    other.send(&outbound());
+    settle(&mut [&mut other, &mut server]);
+    assert_eq!(other.sink.handshakes, 0);
+    assert!(server.take_delivered().is_empty());
+}
+
+#[test]
+fn configurations_that_can_make_no_tunnel_are_refused() {
+    let refuse = |config: &DeviceConfig| match Core::new(config, clock::now()) {
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput),
+        Ok(_) => panic!("accepted"),
+    };
+    refuse(&device(1, vec![peer(2, &[], None), peer(2, &["10.0.0.0/8"], None)]));
+    refuse(&device(1, vec![PeerConfig { public_key: [0; 32].into(), ..peer(2, &[], None) }]));
+}

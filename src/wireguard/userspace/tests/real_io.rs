@@ -1,0 +1,178 @@
+//! The data path with real sockets on the loopback interface, and a pair of local sockets that keep packets apart in place of
+//! the TUN.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::SigSet;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::network::{device, inbound, outbound, peer, public_key};
+use crate::wireguard::userspace::{Dropped, Sockets, UserspaceDevice};
+use crate::wireguard::{Backend, Device, DeviceConfig};
+
+/// As long as anything here may take on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Our end and the device's end of a TUN.
+fn tun() -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a socket pair")
+}
+
+fn readable(descriptor: BorrowedFd<'_>, within: Duration) -> bool {
+    let timeout = Timespec { tv_sec: within.as_secs() as i64, tv_nsec: within.subsec_nanos().into() };
+    let mut descriptors = [PollFd::new(&descriptor, PollFlags::IN)];
+    poll(&mut descriptors, Some(&timeout)).expect("poll") > 0
+}
+
+fn read(tun: &OwnedFd) -> Vec<u8> {
+    assert!(readable(tun.as_fd(), PATIENCE), "nothing came");
+    let mut buffer = vec![0; 2_000];
+    let length = rustix::io::read(tun, &mut buffer).expect("a packet");
+    buffer.truncate(length);
+    buffer
+}
+
+fn start(config: &DeviceConfig) -> (OwnedFd, UserspaceDevice) {
+    let (ours, theirs) = tun();
+    let sockets = Sockets::bind(0, 0).expect("sockets");
+    let device = UserspaceDevice::start(config, theirs, sockets, || Ok(())).expect("a device");
+    (ours, device)
+}
+
+/// A client and its server over the loopback of one family.
+fn pair(host: &str) -> ((OwnedFd, UserspaceDevice), (OwnedFd, UserspaceDevice)) {
+    let server = start(&device(2, vec![peer(1, &["10.0.0.1/32"], None)]));
+    let endpoint = format!("{host}:{}", server.1.listen_port());
+    let client = start(&device(1, vec![peer(2, &["0.0.0.0/0"], Some(&endpoint))]));
+    (client, server)
+}
+
+#[test]
+fn packets_cross_the_loopback() {
+    for host in ["127.0.0.1", "[::1]"] {
+        if host == "[::1]" && std::net::UdpSocket::bind("[::1]:0").is_err() {
+            continue;
+        }
+        let ((client_tun, client), (server_tun, server)) = pair(host);
+        for _ in 0..500 {
+            rustix::io::write(&client_tun, &outbound()).expect("write");
+            assert_eq!(read(&server_tun), outbound());
+            rustix::io::write(&server_tun, &inbound()).expect("write");
+            assert_eq!(read(&client_tun), inbound());
+        }
+        let status = client.peers().expect("status").remove(0);
+        assert_eq!(status.public_key, public_key(2));
+        assert!(status.handshake_age.expect("a handshake") < PATIENCE);
+        assert!(status.tx_bytes > 500 * 100 && status.rx_bytes > 500 * 100);
+        let endpoint = server.peers().expect("status").remove(0).endpoint.expect("an endpoint");
+        assert_eq!(endpoint.port(), client.listen_port());
+        assert_eq!(client.dropped().expect("counters"), Dropped::default());
+        assert_eq!(client.backend(), Backend::Userspace);
+    }
+}
+
+#[test]
+fn a_completed_handshake_is_known_at_once_and_once() {
+    let ((_client_tun, client), (_server_tun, _server)) = pair("127.0.0.1");
+    assert!(!readable(client.handshakes(), Duration::ZERO));
+    client.initiate_handshake(&public_key(2)).expect("initiate");
+    assert!(readable(client.handshakes(), PATIENCE));
+    assert!(client.peers().expect("status")[0].handshake_age.is_some());
+    let mut count = [0; 8];
+    rustix::io::read(client.handshakes(), &mut count).expect("read");
+    assert_eq!(u64::from_ne_bytes(count), 1);
+    assert!(!readable(client.handshakes(), Duration::ZERO));
+}
+
+#[test]
+fn an_endpoint_set_later_and_an_unknown_peer() {
+    let (_server_tun, server) = start(&device(2, vec![peer(1, &["10.0.0.1/32"], None)]));
+    let (_client_tun, client) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
+    client.initiate_handshake(&public_key(2)).expect("without an endpoint it is no error");
+    let endpoint = format!("127.0.0.1:{}", server.listen_port()).parse().expect("an endpoint");
+    client.set_endpoint(&public_key(2), endpoint).expect("set");
+    assert!(readable(client.handshakes(), PATIENCE));
+    let error = client.set_endpoint(&public_key(7), endpoint).expect_err("unknown");
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn a_device_stops_promptly_and_closes_what_it_had() {
+    let (tun, device) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
+    let port = device.listen_port();
+    let begin = Instant::now();
+    drop(device);
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert!(read(&tun).is_empty(), "the TUN is closed");
+    Sockets::bind(port, 0).expect("the port is free again");
+}
+
+#[test]
+fn a_tun_that_is_gone_is_noticed() {
+    let (tun, device) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
+    assert!(!readable(device.failed(), Duration::ZERO));
+    drop(tun);
+    assert!(readable(device.failed(), PATIENCE));
+    for error in [
+        device.peers().map(drop).expect_err("ended"),
+        device.initiate_handshake(&public_key(2)).err().unwrap_or_else(|| device.peers().expect_err("ended")),
+    ] {
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert!(error.to_string().contains("the TUN was closed"), "{error}");
+    }
+}
+
+#[test]
+fn unreachable_and_refusing_networks_do_not_matter() {
+    let ((client_tun, client), (server_tun, server)) = pair("127.0.0.1");
+    let right = server.listen_port();
+    // A port where nobody listens (ICMP errors), an address that cannot be sent to, a family that may have no route.
+    let closed = Sockets::bind(0, 0).expect("sockets").port();
+    for endpoint in
+        [format!("127.0.0.1:{closed}"), "255.255.255.255:9".into(), "[2001:db8::1]:9".into(), "127.0.0.1:0".into()]
+    {
+        client.set_endpoint(&public_key(2), endpoint.parse().expect("an endpoint")).expect("set");
+        client.initiate_handshake(&public_key(2)).expect("initiate");
+        rustix::io::write(&client_tun, &outbound()).expect("write");
+    }
+    assert!(!readable(client.failed(), Duration::from_millis(50)));
+    assert_eq!(client.peers().expect("alive").len(), 1);
+    client.set_endpoint(&public_key(2), format!("127.0.0.1:{right}").parse().expect("an endpoint")).expect("set");
+    assert_eq!(read(&server_tun), outbound());
+}
+
+#[test]
+fn the_thread_begins_with_the_hook_has_a_name_and_no_signals() {
+    let before = SigSet::thread_get_mask().expect("a mask");
+    let (_tun, theirs) = tun();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let sockets = Sockets::bind(0, 0).expect("sockets");
+    let hook = move || {
+        let status = std::fs::read_to_string("/proc/thread-self/status").expect("procfs");
+        sender.send(status).map_err(io::Error::other)
+    };
+    let _device = UserspaceDevice::start(&device(1, vec![]), theirs, sockets, hook).expect("a device");
+    let status = receiver.try_recv().expect("the hook has run before start returns");
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).expect("a field").trim_matches([':', '\t']).to_owned()
+    };
+    assert_eq!(field("Name"), "wireguard");
+    // All but SIGKILL and SIGSTOP, which cannot be blocked, and glibc's own two, which it does not let anybody block.
+    let blocked = u64::from_str_radix(&field("SigBlk"), 16).expect("a mask");
+    let (kill, stop, internal) = (1 << 8, 1 << 18, 0b11 << 31);
+    assert_eq!(blocked | kill | stop | internal, u64::MAX);
+    assert_eq!(SigSet::thread_get_mask().expect("a mask"), before, "the caller's mask is as it was");
+}
+
+#[test]
+fn a_hook_that_fails_is_an_error_and_no_device() {
+    let (ours, theirs) = tun();
+    let sockets = Sockets::bind(0, 0).expect("sockets");
+    let hook = || Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    let error = UserspaceDevice::start(&device(1, vec![]), theirs, sockets, hook).map(drop).expect_err("an error");
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    assert!(read(&ours).is_empty(), "the TUN is closed");
+}

@@ -1,0 +1,194 @@
+//! The command line without a tunnel: what is said, and with which exit status. None of this needs root or a network.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use assert_cmd::Command;
+
+const FILE: &str = "\
+[Interface]
+PrivateKey = iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=
+Address = 10.64.3.2/32, fc00:bbbb::3:2/128
+DNS = 10.64.0.1
+
+[Peer]
+PublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
+AllowedIPs = 0.0.0.0/0, ::/0
+Endpoint = 192.0.2.1:51820
+";
+
+const KEY: &str = "iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=";
+
+fn vpn_exec() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+    command.env("NO_COLOR", "1");
+    command
+}
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory"))
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, text).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("permissions");
+        path
+    }
+}
+
+/// Standard output, standard error and the exit status.
+fn outcome(command: &mut Command) -> (String, String, i32) {
+    let output = command.output().expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (text(output.stdout), text(output.stderr), output.status.code().expect("no signal"))
+}
+
+#[test]
+fn plan_shows_everything_but_the_keys() {
+    let files = Files::new();
+    let path = files.file("mullvad.conf", FILE);
+    let (text, said, status) = outcome(vpn_exec().arg("plan").arg("--config").arg(&path));
+    assert_eq!((said.as_str(), status), ("", 0));
+    for expected in ["/run/netns/mullvad", "10.64.3.2/32", "0.0.0.0/0", "::/0", "nameserver 10.64.0.1", "ve-mullvad"] {
+        assert!(text.contains(expected), "{expected} is missing in:\n{text}");
+    }
+    assert!(!text.contains(KEY), "{text}");
+    let (json, _, status) = outcome(vpn_exec().args(["plan", "--json", "--config"]).arg(&path));
+    assert_eq!(status, 0);
+    let plan: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(plan["name"], "mullvad");
+    assert_eq!(plan["wireguard"]["addresses"][1], "fc00:bbbb::3:2/128");
+    assert!(!json.contains(KEY));
+}
+
+#[test]
+fn plan_reads_standard_input_and_descriptors() {
+    let (text, _, status) = outcome(vpn_exec().args(["plan", "--config", "-"]).write_stdin(FILE));
+    assert_eq!(status, 0);
+    assert!(text.contains("/run/netns/vpn"), "{text}");
+    let (text, _, status) =
+        outcome(vpn_exec().args(["plan", "--name", "piped", "--config", "/proc/self/fd/0"]).write_stdin(FILE));
+    assert_eq!(status, 0);
+    assert!(text.contains("/run/netns/piped"), "{text}");
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_shown_at_once_and_no_key() {
+    let files = Files::new();
+    let wrong = FILE.replace("8Vc=\n", "8V=\n").replace("0.0.0.0/0", "10.0/8").replace("DNS =", "DSN =");
+    let path = files.file("wrong.conf", &wrong);
+    let (text, said, status) = outcome(vpn_exec().arg("check").arg("--config").arg(&path));
+    assert_eq!((text.as_str(), status), ("", 125));
+    for expected in ["wrong.conf:2:", "wrong.conf:4:", "wrong.conf:8:", "10.0.0.0/8", "`DNS`", "^^^"] {
+        assert!(said.contains(expected), "{expected} is missing in:\n{said}");
+    }
+    assert!(!said.contains(&KEY[..20]), "{said}");
+}
+
+#[test]
+fn what_can_make_no_tunnel_is_refused_with_the_reason() {
+    let files = Files::new();
+    let no_key: String =
+        FILE.lines().filter(|line| !line.starts_with("PrivateKey")).map(|line| format!("{line}\n")).collect();
+    let no_peer = FILE.split("[Peer]").next().expect("a part");
+    let no_address = FILE.replace("Address", "#Address");
+    let nothing_routed = FILE.replace("AllowedIPs", "#AllowedIPs");
+    for (text, reason) in [
+        (no_key.as_str(), "no private key"),
+        (no_peer, "no peer"),
+        (no_address.as_str(), "no address"),
+        (nothing_routed.as_str(), "nothing is routed"),
+    ] {
+        let path = files.file("none.conf", text);
+        let (_, said, status) = outcome(vpn_exec().arg("check").arg("--config").arg(&path));
+        assert_eq!(status, 125, "{said}");
+        assert!(said.contains(reason), "{reason} is missing in:\n{said}");
+    }
+}
+
+#[test]
+fn what_has_no_meaning_here_is_named_once_and_never_run() {
+    let files = Files::new();
+    let witness = files.0.path().join("witness");
+    let hooks = format!("Table = off\nSaveConfig = true\nPostUp = touch {}\n\n[Peer]", witness.display());
+    let path = files.file("hooks.conf", &FILE.replace("\n[Peer]", &hooks));
+    let (text, _, status) = outcome(vpn_exec().arg("check").arg("--config").arg(&path));
+    assert_eq!(status, 0);
+    let notes: Vec<&str> = text.lines().filter(|line| line.contains("Table") || line.contains("PostUp")).collect();
+    assert_eq!(notes.len(), 1, "{text}");
+    for expected in ["Table", "SaveConfig", "PostUp", "--allow-hooks"] {
+        assert!(notes[0].contains(expected), "{expected} is missing in {}", notes[0]);
+    }
+    assert!(!witness.exists());
+}
+
+#[test]
+fn a_file_that_others_can_read_gets_a_warning_that_says_which_bits() {
+    let files = Files::new();
+    let path = files.file("open.conf", FILE);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("permissions");
+    let (_, said, status) = outcome(vpn_exec().arg("check").arg("--config").arg(&path));
+    assert_eq!(status, 0);
+    assert!(said.contains("warning") && said.contains("0644"), "{said}");
+    let (_, said, _) = outcome(vpn_exec().args(["-q", "check", "--config"]).arg(&path));
+    assert_eq!(said, "", "-q says only what went wrong");
+}
+
+#[test]
+fn a_profile_is_found_by_its_name() {
+    let files = Files::new();
+    let wireguard = files.file("provider.conf", FILE);
+    let home = files.0.path().join("home");
+    fs::create_dir_all(home.join(".config/vpn-exec")).expect("a directory");
+    let profile =
+        format!("wireguard = {:?}\n[program]\ncapabilities = [\"net_raw\"]\n", wireguard.display().to_string());
+    fs::write(home.join(".config/vpn-exec/se-got.toml"), profile).expect("a file");
+    let mut command = vpn_exec();
+    command.env("HOME", &home).env_remove("XDG_CONFIG_HOME");
+    let (text, said, status) = outcome(command.args(["plan", "--tunnel", "se-got"]));
+    assert_eq!(status, 0, "{said}");
+    assert!(text.contains("/run/netns/se-got") && text.contains("CAP_NET_RAW"), "{text}");
+
+    fs::write(home.join(".config/vpn-exec/typo.toml"), "wireguard = \"x\"\nbackand = \"auto\"\n").expect("a file");
+    let mut command = vpn_exec();
+    command.env("HOME", &home).env_remove("XDG_CONFIG_HOME");
+    let (_, said, status) = outcome(command.args(["plan", "--tunnel", "typo"]));
+    assert_eq!(status, 125);
+    assert!(said.contains("typo.toml:2:1") && said.contains("`backend`"), "{said}");
+}
+
+#[test]
+fn bad_command_lines_are_125() {
+    for arguments in
+        [&["--no-such-option"][..], &["--config"], &["no-such-command"], &["--name", "a/b", "--", "true"], &[]]
+    {
+        let (text, said, status) = outcome(vpn_exec().args(arguments));
+        assert_eq!((text.as_str(), status), ("", 125), "{arguments:?}: {said}");
+        assert!(!said.is_empty());
+    }
+    let (_, said, status) = outcome(vpn_exec().args(["--config", "/no/such/file.conf", "--", "true"]));
+    assert_eq!(status, 125);
+    assert!(said.contains("/no/such/file.conf") && said.contains("No such file"), "{said}");
+}
+
+#[test]
+fn help_completions_and_manual_come_from_one_declaration() {
+    let (help, _, status) = outcome(vpn_exec().arg("--help"));
+    assert_eq!(status, 0);
+    let (manual, _, status) = outcome(vpn_exec().arg("man"));
+    assert_eq!(status, 0);
+    for shell in ["bash", "fish", "zsh"] {
+        let (completions, _, status) = outcome(vpn_exec().args(["completions", shell]));
+        assert_eq!(status, 0);
+        for option in ["keep-cap", "allow-hooks", "kill-orphans", "wait"] {
+            assert!(completions.contains(option), "{option} is missing for {shell}");
+            assert!(help.contains(option));
+            assert!(manual.replace("\\-", "-").contains(option), "{option} is missing in the manual");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The network itself: who is where, and the cables between them. All addresses are for documentation (RFC 5737 and
+//! RFC 3849), but for those inside the tunnel, which are private (RFC 1918 and RFC 4193), as providers have it.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, anyhow};
+use ipnet::{Ipv4Net, Ipv6Net};
+use vpn_exec::linux::link::Place;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::sysctl;
+use vpn_exec::names::InterfaceName;
+
+use crate::capture::Capture;
+use crate::dns::DnsServer;
+use crate::http::{Page, WebServer};
+use crate::provider::{PROVIDER_PORT, Peer, Provider};
+use crate::{nat, world};
+
+/// The IPv4 and the IPv6 address of one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// IPv4.
+    pub ipv4: Ipv4Addr,
+    /// IPv6.
+    pub ipv6: Ipv6Addr,
+}
+
+impl Addresses {
+    const fn new(ipv4: [u8; 4], network: u16, host: u16) -> Self {
+        let [a, b, c, d] = ipv4;
+        Self { ipv4: Ipv4Addr::new(a, b, c, d), ipv6: Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, host) }
+    }
+
+    /// Both, IPv4 first.
+    pub fn both(self) -> [IpAddr; 2] {
+        [self.ipv4.into(), self.ipv6.into()]
+    }
+}
+
+/// The host, on its uplink `eth0`.
+pub const HOST: Addresses = Addresses::new([192, 0, 2, 2], 1, 2);
+/// The router, on the host's side: the host's way out, and its resolver.
+pub const ROUTER: Addresses = Addresses::new([192, 0, 2, 1], 1, 1);
+/// A neighbour in the local network that the host has at `lan0`.
+pub const LAN: Addresses = Addresses::new([192, 0, 2, 66], 2, 2);
+/// The VPN's provider: where its WireGuard listens, and what servers see of its customers.
+pub const PROVIDER: Addresses = Addresses::new([198, 51, 100, 2], 3, 2);
+/// The server that tells callers their address.
+pub const WEB: Addresses = Addresses::new([203, 0, 113, 2], 4, 2);
+
+/// The host's own address in the local network.
+const HOST_ON_LAN: Addresses = Addresses::new([192, 0, 2, 65], 2, 1);
+const ROUTER_TO_PROVIDER: Addresses = Addresses::new([198, 51, 100, 1], 3, 1);
+const ROUTER_TO_WEB: Addresses = Addresses::new([203, 0, 113, 1], 4, 1);
+
+/// The provider's resolver, inside the tunnel.
+pub const TUNNEL_RESOLVER: Addresses = inner(1);
+/// The customer's address inside the tunnel.
+pub const TUNNEL_CLIENT: Addresses = inner(2);
+
+const fn inner(host: u8) -> Addresses {
+    Addresses { ipv4: Ipv4Addr::new(10, 64, 0, host), ipv6: Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, host as u16) }
+}
+
+/// The prefix lengths of every cable.
+const PREFIXES: (u8, u8) = (26, 64);
+
+/// How a provider's file says where the provider is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// By its IPv4 address.
+    Ipv4,
+    /// By its IPv6 address.
+    Ipv6,
+    /// As `vpn.example`, which the host's resolver knows.
+    Name,
+}
+
+/// The whole lab, up and running. The calling thread's network namespace is the host.
+#[derive(Debug)]
+pub struct Lab {
+    /// The namespace that vpn-exec runs in.
+    pub host: NetworkNamespace,
+    /// A neighbour in the local network.
+    pub lan: NetworkNamespace,
+    /// Where [`Self::web`] is.
+    pub web_site: NetworkNamespace,
+    /// The WireGuard peer.
+    pub provider: Provider,
+    /// Answers at [`WEB`], port 80, with the caller's address.
+    pub web: WebServer,
+    /// A page at [`LAN`], port 80.
+    pub lan_page: WebServer,
+    /// The host's resolver, at the router.
+    pub resolver: DnsServer,
+    /// The provider's resolver, inside the tunnel.
+    pub tunnel_resolver: DnsServer,
+    /// What goes over the host's interfaces.
+    pub capture: Capture,
+}
+
+impl Lab {
+    /// Builds all of it, in a world that the calling process has for itself.
+    ///
+    /// # Errors
+    /// [`crate::Skip`] where the machine has no usable TUN or not the program that `peer` asks for.
+    pub fn start(peer: Peer) -> Result<Self> {
+        peer.check()?;
+        let host = NetworkNamespace::current()?;
+        sysctl::set("net/ipv4/ip_forward", "0")?;
+        let (router, lan) = (site(true)?, site(false)?);
+        let (provider, web_site) = (site(true)?, site(false)?);
+
+        let uplink = Cable::lay((&host, "eth0", HOST), (&router, "host", ROUTER))?;
+        let local = Cable::lay((&host, "lan0", HOST_ON_LAN), (&lan, "eth0", LAN))?;
+        // Before the first packet, so that none is missed.
+        let capture = Capture::start(uplink.near, local.near)?;
+        uplink.take_up(Some(ROUTER))?;
+        local.take_up(None)?;
+        Cable::lay((&provider, "eth0", PROVIDER), (&router, "provider", ROUTER_TO_PROVIDER))?
+            .take_up(Some(ROUTER_TO_PROVIDER))?;
+        Cable::lay((&web_site, "eth0", WEB), (&router, "web", ROUTER_TO_WEB))?.take_up(Some(ROUTER_TO_WEB))?;
+
+        provider.run(nat::masquerade).context("the provider cannot masquerade (nftables)")?;
+        put_on_lo(&provider, TUNNEL_RESOLVER)?;
+
+        let resolver = DnsServer::start(&router, ROUTER)?;
+        let tunnel_resolver = DnsServer::start(&provider, TUNNEL_RESOLVER)?;
+        resolver.set("vpn.example", &PROVIDER.both());
+        for server in [&resolver, &tunnel_resolver] {
+            server.set("web.example", &WEB.both());
+        }
+        Ok(Self {
+            web: WebServer::start(&web_site, 80, Page::CallersAddress)?,
+            lan_page: WebServer::start(&lan, 80, Page::Text("a page in the local network\n"))?,
+            provider: Provider::start(peer, provider)?,
+            host,
+            lan,
+            web_site,
+            resolver,
+            tunnel_resolver,
+            capture,
+        })
+    }
+
+    /// The text of the file that the provider gives to its customer.
+    pub fn wg_quick_text(&self, reach: Reach) -> String {
+        let endpoint = match reach {
+            Reach::Ipv4 => format!("{}:{PROVIDER_PORT}", PROVIDER.ipv4),
+            Reach::Ipv6 => format!("[{}]:{PROVIDER_PORT}", PROVIDER.ipv6),
+            Reach::Name => format!("vpn.example:{PROVIDER_PORT}"),
+        };
+        let keys = self.provider.customer();
+        format!(
+            "[Interface]\n\
+             PrivateKey = {}\n\
+             Address = {}/32, {}/128\n\
+             DNS = {}, {}\n\
+             \n\
+             [Peer]\n\
+             PublicKey = {}\n\
+             PresharedKey = {}\n\
+             AllowedIPs = 0.0.0.0/0, ::/0\n\
+             Endpoint = {endpoint}\n",
+            keys.private,
+            TUNNEL_CLIENT.ipv4,
+            TUNNEL_CLIENT.ipv6,
+            TUNNEL_RESOLVER.ipv4,
+            TUNNEL_RESOLVER.ipv6,
+            keys.provider_public,
+            keys.preshared,
+        )
+    }
+
+    /// Writes a text into a new file that only its owner can read, as a provider's file is kept.
+    pub fn file(&self, text: &str) -> Result<PathBuf> {
+        static FILES: AtomicU32 = AtomicU32::new(0);
+        let path = Path::new(world::FILES).join(format!("wg{}.conf", FILES.fetch_add(1, Ordering::Relaxed)));
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?.write_all(text.as_bytes())?;
+        Ok(path)
+    }
+
+    /// The provider's file: [`Self::wg_quick_text`] in a [`Self::file`].
+    pub fn wg_quick_file(&self, reach: Reach) -> Result<PathBuf> {
+        self.file(&self.wg_quick_text(reach))
+    }
+}
+
+/// Makes a namespace with `lo` up.
+fn site(forwards: bool) -> Result<NetworkNamespace> {
+    let (namespace, ()) = NetworkNamespace::create(|| {
+        let forwards = if forwards { "1" } else { "0" };
+        sysctl::set("net/ipv4/ip_forward", forwards)?;
+        sysctl::set("net/ipv6/conf/all/forwarding", forwards)?;
+        let mut netlink = Netlink::open()?;
+        let lo = netlink.link_index(&name("lo"))?;
+        Ok(netlink.execute_one(Request::set_up(lo, "lo"))?)
+    })?;
+    Ok(namespace)
+}
+
+fn put_on_lo(site: &NetworkNamespace, addresses: Addresses) -> Result<()> {
+    site.run(|| {
+        let mut netlink = Netlink::open()?;
+        let lo = netlink.link_index(&name("lo"))?;
+        let requests = [(addresses.ipv4.into(), 32), (addresses.ipv6.into(), 128)]
+            .into_iter()
+            .filter_map(|(address, length)| ipnet::IpNet::new(address, length).ok())
+            .map(|address| Request::add_address(lo, "lo", address));
+        Ok(netlink.execute(requests.collect())?)
+    })?;
+    Ok(())
+}
+
+fn name(text: &str) -> InterfaceName {
+    text.parse().expect("the lab's names are the names of interfaces")
+}
+
+type End<'a> = (&'a NetworkNamespace, &'static str, Addresses);
+
+/// A veth pair between two places.
+struct Cable<'a> {
+    ends: [End<'a>; 2],
+    /// The number of the first end's interface.
+    near: u32,
+}
+
+impl<'a> Cable<'a> {
+    /// Makes the pair, which is down.
+    fn lay(near: End<'a>, far: End<'a>) -> Result<Self> {
+        let index = near.0.run(|| {
+            let mut netlink = Netlink::open()?;
+            let place = Place::Namespace(far.0.as_fd());
+            netlink.execute_one(Request::add_veth(&name(near.1), &name(far.1), place))?;
+            netlink.link_index(&name(near.1))
+        })?;
+        Ok(Self { ends: [near, far], near: index })
+    }
+
+    /// Gives both ends their addresses and takes them up; the near one sends what it does not know to `gateway`.
+    fn take_up(self, gateway: Option<Addresses>) -> Result<()> {
+        for (end, gateway) in self.ends.into_iter().zip([gateway, None]) {
+            let (site, interface, addresses) = end;
+            site.run(|| {
+                // Even the link-local address is usable at once.
+                sysctl::set(&format!("net/ipv6/conf/{interface}/accept_dad"), "0")?;
+                let mut netlink = Netlink::open()?;
+                let index = netlink.link_index(&name(interface))?;
+                let (ipv4, ipv6) = networks(addresses);
+                let mut requests = vec![
+                    Request::set_up(index, interface),
+                    Request::add_address(index, interface, ipv4.into()),
+                    Request::add_address(index, interface, ipv6.into()),
+                ];
+                if let Some(gateway) = gateway {
+                    let (any4, any6) = (Ipv4Net::default(), Ipv6Net::default());
+                    requests.push(Request::add_route(index, interface, any4.into(), Some(gateway.ipv4.into())));
+                    requests.push(Request::add_route(index, interface, any6.into(), Some(gateway.ipv6.into())));
+                }
+                Ok(netlink.execute(requests)?)
+            })
+            .with_context(|| format!("cannot configure {interface}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn networks(addresses: Addresses) -> (Ipv4Net, Ipv6Net) {
+    let (length4, length6) = PREFIXES;
+    (Ipv4Net::new_assert(addresses.ipv4, length4), Ipv6Net::new_assert(addresses.ipv6, length6))
+}
+
+/// The packets that an interface has sent and received, in the calling thread's network namespace.
+pub(crate) fn packets_of(interface: u32) -> Result<u64> {
+    let mut netlink = Netlink::open()?;
+    let link = netlink.links()?.into_iter().find(|link| link.index == interface);
+    let name = link.ok_or_else(|| anyhow!("interface {interface} is gone"))?.name;
+    let table = fs::read_to_string("/proc/thread-self/net/dev")?;
+    // proc_pid_net(5): eight columns of what was received, of which the second counts packets, then eight of what was sent.
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{name}:")));
+    let numbers: Vec<u64> =
+        line.unwrap_or_default().split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
+    match numbers[..] {
+        [_, received, _, _, _, _, _, _, _, sent, ..] => Ok(received + sent),
+        _ => Err(anyhow!("/proc/net/dev has no line for {name}")),
+    }
+}

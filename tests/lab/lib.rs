@@ -1,0 +1,67 @@
+//! The lab: a pretend Internet in namespaces, in which vpn-exec's tests and its demonstration run the real program with
+//! real packets, as root or as an ordinary user, and touch nothing of the machine.
+//!
+//! ```text
+//!                  192.0.2.0/26            198.51.100.0/26
+//!   lan ───────── host ───────────── router ───────────── provider ··· inside the tunnel: 10.64.0.0/24, fd64::/64
+//!    192.0.2.64/26                     │
+//!                                     web   203.0.113.0/26
+//! ```
+//!
+//! - [`world`]: the user, mount, PID and network namespaces in which one test lives, and with which all of it dies.
+//! - [`Lab`]: the network above. `host` is the world's own network namespace, so a command that a test starts is on the host.
+//! - [`Provider`]: the WireGuard peer that masquerades, our own implementation or wireguard-go.
+//! - [`Capture`]: what really left and reached the host. Leaks are judged by it, never by what a program says.
+//! - [`Snapshot`]: the state of the host, to be compared.
+//! - [`dns`], [`http`]: the servers, which log, and clients for them.
+//! - [`nat`]: masquerading, for the provider, and for tests that want a firewall on the host.
+//!
+//! A test reads so; it is skipped, loudly, where there is no usable `/dev/net/tun`:
+//!
+//! ```no_run
+//! #[test]
+//! fn a_server_sees_the_host() {
+//!     lab::test(lab::Peer::Ours, |_lab| {
+//!         let seen = lab::http::get("http://203.0.113.2/", std::time::Duration::from_secs(1))?;
+//!         assert_eq!(seen, "192.0.2.2\n");
+//!         Ok(())
+//!     });
+//! }
+//! ```
+//!
+//! It is a package of its own, so that it is compiled once and not for each test, and so that a test which does not use
+//! all of it is no reason for a warning.
+
+mod capture;
+pub mod dns;
+pub mod http;
+mod internet;
+pub mod nat;
+mod nest;
+mod netlink;
+mod packet;
+mod provider;
+mod snapshot;
+pub mod world;
+
+pub use anyhow::{Context, Error, Result, bail, ensure};
+
+pub use capture::Capture;
+pub use internet::{Addresses, HOST, LAN, Lab, PROVIDER, ROUTER, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB};
+pub use packet::{Flow, Packet};
+pub use provider::{PROVIDER_PORT, Peer, Provider};
+pub use snapshot::Snapshot;
+pub use world::Skip;
+
+/// Whether this machine has a TUN device that may be used: what every tunnel of the embedded WireGuard needs.
+///
+/// # Errors
+/// [`Skip`] if it has not.
+pub fn require_tun() -> Result<()> {
+    Peer::Ours.check()
+}
+
+/// Runs a test in a world of its own, with the whole lab up: [`world::test()`] and [`Lab::start`].
+pub fn test<F: FnOnce(&Lab) -> Result<()>>(peer: Peer, body: F) {
+    world::test_as(std::any::type_name::<F>(), || body(&Lab::start(peer)?));
+}

@@ -1,0 +1,59 @@
+//! Masquerading, as a provider does it: one nftables table for IPv4 and IPv6, with one chain and one rule, set over
+//! nfnetlink (the kernel's include/uapi/linux/netfilter/nf_tables.h).
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, Expressions, Hook, InetHookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
+    TableAttribute, TableMessage,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use crate::netlink;
+
+/// The priority of source NAT among the hooks (`NF_IP_PRI_NAT_SRC`).
+const SOURCE_NAT: u32 = 100;
+
+/// Hides what is forwarded in the calling thread's network namespace behind the address that it leaves by.
+///
+/// # Errors
+/// What the kernel says that has no nftables, or no NAT in it.
+pub fn masquerade() -> io::Result<()> {
+    let table = || "lab".to_owned();
+    let chain = || "postrouting".to_owned();
+    let new_table = TableMessage { attributes: vec![TableAttribute::Name(table())] };
+    let new_chain = ChainMessage {
+        attributes: vec![
+            ChainAttribute::Table(table()),
+            ChainAttribute::Name(chain()),
+            ChainAttribute::Hook(vec![Hook::Number(InetHookNumber::PostRouting.into()), Hook::Priority(SOURCE_NAT)]),
+            ChainAttribute::Type("nat".to_owned()),
+        ],
+    };
+    let masquerade = Expressions::Other { expression_type: "masq".to_owned(), attributes: Vec::new() };
+    let new_rule = RuleMessage {
+        attributes: vec![
+            RuleAttribute::Table(table()),
+            RuleAttribute::Chain(chain()),
+            RuleAttribute::Expressions(vec![masquerade.into()]),
+        ],
+    };
+    let inet = |message| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), message);
+    let batch = |message| {
+        let subsystem = libc::NFNL_SUBSYS_NFTABLES as u16;
+        NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, subsystem), message)
+    };
+    netlink::transact(
+        NETLINK_NETFILTER,
+        vec![
+            (batch(ControlMessage::BatchBegin), 0),
+            (inet(NfTablesMessage::NewTable(new_table)), NLM_F_CREATE | NLM_F_ACK),
+            (inet(NfTablesMessage::NewChain(new_chain)), NLM_F_CREATE | NLM_F_ACK),
+            (inet(NfTablesMessage::NewRule(new_rule)), NLM_F_CREATE | NLM_F_APPEND | NLM_F_ACK),
+            (batch(ControlMessage::BatchEnd), 0),
+        ],
+    )
+}

@@ -1,0 +1,282 @@
+//! The VPN's provider: a WireGuard peer, of one of two implementations, in a namespace that forwards and masquerades.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
+use vpn_exec::keys::{PresharedKey, PrivateKey, PublicKey};
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::tun;
+use vpn_exec::names::InterfaceName;
+use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
+use vpn_exec::wireguard::{DeviceConfig, PeerConfig};
+
+use crate::internet::TUNNEL_CLIENT;
+use crate::world::Skip;
+
+/// The UDP port at which the provider's WireGuard listens.
+pub const PROVIDER_PORT: u16 = 51820;
+
+/// The provider's interface, and its MTU in bytes, which is wg-quick's usual one.
+const INTERFACE: &str = "provider0";
+const MTU: u32 = 1420;
+
+/// Where wireguard-go makes its socket (<https://www.wireguard.com/xplatform/>).
+const CONTROL: &str = "/var/run/wireguard/provider0.sock";
+
+/// How long wireguard-go may take to begin.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which implementation of WireGuard the provider runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// The library's own.
+    Ours,
+    /// Debian's wireguard-go: not ours, so that we do not agree with ourselves only.
+    WireguardGo,
+}
+
+impl Peer {
+    /// Whether this machine can run it.
+    pub(crate) fn check(self) -> Result<()> {
+        if let Err(error) = File::options().read(true).write(true).open(tun::DEVICE) {
+            let reason = format!("{} cannot be opened: {error}", tun::DEVICE);
+            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_TUN" }.into());
+        }
+        let version = Command::new("wireguard-go").arg("--version").stdin(Stdio::null()).output();
+        match (self, version) {
+            (Peer::Ours, _) | (Peer::WireguardGo, Ok(_)) => Ok(()),
+            (Peer::WireguardGo, Err(error)) => {
+                let reason = format!("wireguard-go cannot be run: {error}");
+                Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
+            }
+        }
+    }
+}
+
+/// The keys in the file that the customer is given, as text.
+#[derive(Clone)]
+pub(crate) struct CustomersKeys {
+    pub(crate) private: String,
+    pub(crate) provider_public: String,
+    pub(crate) preshared: String,
+}
+
+/// The provider. It can be stopped and started again, by which it loses its sessions, as a server does that reboots.
+#[derive(Debug)]
+pub struct Provider(Arc<Inner>);
+
+struct Inner {
+    peer: Peer,
+    site: NetworkNamespace,
+    private: PrivateKey,
+    preshared: PresharedKey,
+    customer: PrivateKey,
+    running: Mutex<Option<Running>>,
+}
+
+enum Running {
+    Ours(UserspaceDevice),
+    WireguardGo(Child),
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Provider").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Provider {
+    pub(crate) fn start(peer: Peer, site: NetworkNamespace) -> Result<Self> {
+        let inner = Inner {
+            peer,
+            site,
+            private: random()?.into(),
+            preshared: random()?.into(),
+            customer: random()?.into(),
+            running: Mutex::new(None),
+        };
+        let provider = Self(Arc::new(inner));
+        provider.restart()?;
+        Ok(provider)
+    }
+
+    /// The namespace that the provider's WireGuard, its forwarding and its resolver are in.
+    pub fn site(&self) -> &NetworkNamespace {
+        &self.0.site
+    }
+
+    /// The provider's public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.0.private.public_key()
+    }
+
+    pub(crate) fn customer(&self) -> CustomersKeys {
+        CustomersKeys {
+            private: STANDARD.encode(self.0.customer.as_bytes()),
+            provider_public: self.public_key().to_string(),
+            preshared: STANDARD.encode(self.0.preshared.as_bytes()),
+        }
+    }
+
+    /// A device's configuration that fits this provider, for a tunnel made by hand; the endpoint is left out.
+    pub fn customers_device(&self) -> DeviceConfig {
+        self.0.device(&self.0.customer, self.public_key(), everything(), 0)
+    }
+
+    /// Stops the provider's WireGuard: nothing answers any more. Does nothing if it is stopped.
+    pub fn stop(&self) -> Result<()> {
+        self.0.stop()
+    }
+
+    /// Starts the provider's WireGuard, anew if it was running, with the same keys.
+    pub fn restart(&self) -> Result<()> {
+        self.0.start()
+    }
+
+    /// Starts the provider's WireGuard later, and returns at once: until then a stopped provider does not answer.
+    pub fn restart_after(&self, delay: Duration) {
+        let inner = Arc::clone(&self.0);
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            if let Err(error) = inner.start() {
+                eprintln!("the provider does not start again: {error:?}");
+            }
+        });
+    }
+}
+
+impl Inner {
+    fn start(&self) -> Result<()> {
+        self.stop()?;
+        let running = match self.peer {
+            Peer::Ours => Running::Ours(self.start_ours()?),
+            Peer::WireguardGo => Running::WireguardGo(self.start_wireguard_go()?),
+        };
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
+        self.site.run(|| {
+            let mut netlink = Netlink::open()?;
+            let index = netlink.link_index(&interface())?;
+            let mut requests = vec![Request::set_mtu(index, INTERFACE, MTU), Request::set_up(index, INTERFACE)];
+            requests.extend(customers_addresses().map(|to| Request::add_route(index, INTERFACE, to, None)));
+            Ok(netlink.execute(requests)?)
+        })?;
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<()> {
+        match self.running.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(Running::Ours(device)) => drop(device),
+            Some(Running::WireguardGo(mut child)) => {
+                child.kill()?;
+                child.wait()?;
+                fs::remove_file(CONTROL)?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn device(&self, own: &PrivateKey, peer: PublicKey, allowed_ips: Vec<IpNet>, listen_port: u16) -> DeviceConfig {
+        let peer = PeerConfig {
+            public_key: peer,
+            preshared_key: Some(self.preshared.clone()),
+            allowed_ips,
+            persistent_keepalive: None,
+            endpoint: None,
+        };
+        DeviceConfig { private_key: own.clone(), listen_port, fwmark: 0, mtu: MTU, peers: vec![peer] }
+    }
+
+    fn start_ours(&self) -> Result<UserspaceDevice> {
+        let (tun, sockets) = self.site.run(|| Ok((tun::open(&interface())?, Sockets::bind(PROVIDER_PORT, 0)?)))?;
+        let allowed_ips = customers_addresses().collect();
+        let config = self.device(&self.private, self.customer.public_key(), allowed_ips, PROVIDER_PORT);
+        Ok(UserspaceDevice::start(&config, tun, sockets, || Ok(()))?)
+    }
+
+    fn start_wireguard_go(&self) -> Result<Child> {
+        let mut command = Command::new("wireguard-go");
+        command.args(["-f", INTERFACE]).env("LOG_LEVEL", "error").stdin(Stdio::null());
+        let child = self.site.run(|| command.spawn()).context("cannot start wireguard-go")?;
+        let configured = self.configure_wireguard_go();
+        if configured.is_err() {
+            let mut child = child;
+            child.kill()?;
+            child.wait()?;
+            return configured.map(|()| child);
+        }
+        Ok(child)
+    }
+
+    /// Speaks the configuration protocol of <https://www.wireguard.com/xplatform/>.
+    fn configure_wireguard_go(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut socket = loop {
+            match UnixStream::connect(Path::new(CONTROL)) {
+                Ok(socket) => break socket,
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).context("wireguard-go did not make its socket");
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        let mut request = format!(
+            "set=1\nprivate_key={}\nlisten_port={PROVIDER_PORT}\npublic_key={}\npreshared_key={}\n",
+            hex(self.private.as_bytes()),
+            hex(self.customer.public_key().as_bytes()),
+            hex(self.preshared.as_bytes()),
+        );
+        for address in customers_addresses() {
+            request.push_str(&format!("allowed_ip={address}\n"));
+        }
+        request.push('\n');
+        socket.write_all(request.as_bytes())?;
+        socket.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        if answer.trim() != "errno=0" {
+            bail!("wireguard-go does not take its configuration: {answer:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The world ends soon after, and takes with it what could not be stopped.
+        let _ = self.stop();
+    }
+}
+
+fn interface() -> InterfaceName {
+    INTERFACE.parse().expect("the provider's interface has a name that interfaces can have")
+}
+
+fn customers_addresses() -> impl Iterator<Item = IpNet> {
+    TUNNEL_CLIENT.both().into_iter().map(IpNet::from)
+}
+
+fn everything() -> Vec<IpNet> {
+    vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()]
+}
+
+fn random() -> io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,263 @@
+//! The lab tests others, so it is tested first: that it is the network that it says, and above all that each of its judges
+//! can find somebody guilty.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::dns::{A, AAAA, Question, lookup};
+use lab::{
+    Context, HOST, LAN, Lab, PROVIDER, PROVIDER_PORT, Peer, ROUTER, Reach, Result, Snapshot, TUNNEL_CLIENT,
+    TUNNEL_RESOLVER, WEB,
+};
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::{sysctl, tun};
+use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn get(url: &str) -> io::Result<String> {
+    lab::http::get(url, SECOND)
+}
+
+#[test]
+fn servers_see_the_host_without_a_tunnel() {
+    lab::test(Peer::Ours, |lab| {
+        assert_eq!(get(&format!("http://{}/", WEB.ipv4))?, format!("{}\n", HOST.ipv4));
+        assert_eq!(get(&format!("http://[{}]/", WEB.ipv6))?, format!("{}\n", HOST.ipv6));
+        assert_eq!(get(&format!("http://{}/", LAN.ipv4))?, "a page in the local network\n");
+        assert_eq!(get(&format!("http://[{}]:80/", LAN.ipv6))?, "a page in the local network\n");
+        assert_eq!(lab.web.callers(), HOST.both());
+        Ok(())
+    });
+}
+
+#[test]
+fn the_neighbour_has_no_way_to_the_internet() {
+    lab::test(Peer::Ours, |lab| {
+        let found = lab.lan.run(|| get(&format!("http://{}/", WEB.ipv4)));
+        assert_eq!(found.expect_err("there is no way").kind(), io::ErrorKind::NetworkUnreachable);
+        Ok(())
+    });
+}
+
+#[test]
+fn name_servers_know_names_and_remember_questions() {
+    lab::test(Peer::Ours, |lab| {
+        let server = IpAddr::from(ROUTER.ipv4);
+        assert_eq!(lookup(server, "VPN.example", A, SECOND)?, [PROVIDER.ipv4]);
+        assert_eq!(lookup(ROUTER.ipv6.into(), "vpn.example", AAAA, SECOND)?, [PROVIDER.ipv6]);
+        let unknown = lookup(server, "late.example", A, SECOND);
+        assert_eq!(unknown.expect_err("nobody said this name").kind(), io::ErrorKind::NotFound);
+        let dead = IpAddr::from([198, 51, 100, 33]);
+        lab.resolver.set("late.example", &[dead, PROVIDER.ipv4.into()]);
+        assert_eq!(lookup(server, "late.example", A, SECOND)?, [dead, PROVIDER.ipv4.into()]);
+        assert_eq!(lookup(server, "late.example", AAAA, SECOND)?, Vec::<IpAddr>::new());
+        lab.resolver.forget("late.example");
+        assert!(lookup(server, "late.example", A, SECOND).is_err());
+
+        let questions = lab.resolver.questions();
+        assert_eq!(questions.len(), 6);
+        assert_eq!(questions[0], Question { from: HOST.ipv4.into(), name: "vpn.example".into(), kind: A });
+        assert_eq!(lab.tunnel_resolver.questions(), []);
+
+        // The system's own lookups go to the host's resolver, too.
+        assert!(HOST.both().map(|address| format!("{address}\n")).contains(&get("http://web.example/")?));
+        assert!(lab.resolver.questions().iter().any(|question| question.name == "web.example"));
+        Ok(())
+    });
+}
+
+#[test]
+fn the_capture_finds_leaks() {
+    lab::test(Peer::Ours, |lab| {
+        let names = |lab: &Lab| -> Result<Vec<String>> {
+            Ok(lab.capture.leaks()?.iter().map(|packet| format!("{packet:?}")).collect())
+        };
+        let from_host = UdpSocket::bind("0.0.0.0:0")?;
+        // What looks like WireGuard's, goes where it should go, and nobody answers.
+        from_host.send_to(&[1, 0, 0, 0, 7], (PROVIDER.ipv4, PROVIDER_PORT))?;
+        lookup(ROUTER.ipv4.into(), "vpn.example", A, SECOND)?;
+        get(&format!("http://{}/", LAN.ipv4))?;
+        assert_eq!(names(lab)?, Vec::<String>::new());
+        assert!(lab.capture.uplink()?.len() >= 3);
+        assert!(lab.capture.lan()?.len() >= 3);
+
+        from_host.send_to(b"in plain", (PROVIDER.ipv4, PROVIDER_PORT))?;
+        let found = names(lab)?;
+        assert!(found.len() == 1 && found[0].contains("in plain"), "{found:?}");
+
+        lab.capture.forget()?;
+        lookup(ROUTER.ipv4.into(), "web.example", A, SECOND)?;
+        assert_eq!(names(lab)?.len(), 2, "a question that is not for the provider, and its answer");
+
+        lab.capture.forget()?;
+        get(&format!("http://[{}]/", WEB.ipv6))?;
+        let found = names(lab)?;
+        assert!(found.iter().any(|packet| packet.starts_with("out TCP") && packet.contains("GET /")), "{found:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_snapshot_finds_changes() {
+    lab::test(Peer::Ours, |_lab| {
+        let before = Snapshot::take()?;
+        get(&format!("http://{}/", WEB.ipv4))?;
+        assert_eq!(before.changes_to(&Snapshot::take()?), Vec::<String>::new(), "counters are no changes");
+        let text = format!("{before:?}");
+        assert!(text.lines().count() > 300);
+        for section in ["link", "address", "route", "rule", "mount", "sysctl", "run", "resolver", "program"] {
+            assert!(text.lines().any(|line| line.starts_with(&format!("{section}: "))), "nothing about {section}");
+        }
+
+        let mut found: Vec<(&str, Vec<String>)> = Vec::new();
+        let mut after = |section: &'static str| -> Result<()> {
+            let changes = before.changes_to(&Snapshot::take()?);
+            found.push((section, changes));
+            Ok(())
+        };
+        sysctl::set("net/ipv4/ip_forward", "1")?;
+        after("sysctl")?;
+        sysctl::set("net/ipv4/ip_forward", "0")?;
+
+        let mut netlink = Netlink::open()?;
+        let lan = netlink.link("lan0")?.context("the host has lan0")?;
+        netlink.execute_one(Request::add_address(lan.index, "lan0", "192.0.2.200/32".parse()?))?;
+        after("address")?;
+        netlink.execute_one(Request::add_route(lan.index, "lan0", "192.0.2.201/32".parse()?, None))?;
+        after("route")?;
+        netlink.execute_one(Request::add_veth(
+            &"ve-x".parse()?,
+            &"ve-y".parse()?,
+            vpn_exec::linux::link::Place::Here,
+        ))?;
+        after("link")?;
+        lab::nat::masquerade()?;
+        after("nftables")?;
+        fs::write("/run/left", "behind")?;
+        after("run")?;
+        vpn_exec::linux::mounts::memory("/run/lab".as_ref())?;
+        after("mount")?;
+        // It waits for its input to end.
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn()?;
+        after("program")?;
+        child.kill()?;
+        child.wait()?;
+        for (section, changes) in found {
+            let new = format!("+ {section}: ");
+            assert!(changes.iter().any(|change| change.starts_with(&new)), "no {new:?} in {changes:#?}");
+        }
+        Ok(())
+    });
+}
+
+/// Makes a tunnel by hand, as vpn-exec does it, and asks through it.
+fn a_tunnel_by_hand(lab: &Lab, endpoint: IpAddr) -> Result<()> {
+    let mut config = lab.provider.customers_device();
+    config.peers[0].endpoint = Some((endpoint, PROVIDER_PORT).into());
+    let sockets = Sockets::bind(0, 0)?;
+    let (inside, tun) = NetworkNamespace::create(|| {
+        let wg0 = "wg0".parse().map_err(io::Error::other)?;
+        let tun = tun::open(&wg0)?;
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link_index(&wg0)?;
+        let mut requests = vec![Request::set_mtu(index, "wg0", 1420), Request::set_up(index, "wg0")];
+        requests.extend(TUNNEL_CLIENT.both().map(|address| Request::add_address(index, "wg0", address.into())));
+        for everything in ["0.0.0.0/0", "::/0"] {
+            let everything = everything.parse().map_err(io::Error::other)?;
+            requests.push(Request::add_route(index, "wg0", everything, None));
+        }
+        netlink.execute(requests)?;
+        Ok(tun)
+    })?;
+    let device = UserspaceDevice::start(&config, tun, sockets, || Ok(()))?;
+    let through = |url: String| inside.run(|| get(&url));
+
+    lab.capture.forget()?;
+    assert_eq!(through(format!("http://{}/", WEB.ipv4))?, format!("{}\n", PROVIDER.ipv4));
+    assert_eq!(through(format!("http://[{}]/", WEB.ipv6))?, format!("{}\n", PROVIDER.ipv6));
+    for resolver in TUNNEL_RESOLVER.both() {
+        assert_eq!(inside.run(|| lookup(resolver, "web.example", A, SECOND))?, [WEB.ipv4]);
+    }
+    assert_eq!(lab.tunnel_resolver.questions()[0].from, TUNNEL_CLIENT.ipv4);
+
+    lab.provider.stop()?;
+    assert!(through(format!("http://{}/", WEB.ipv4)).is_err(), "the provider is stopped");
+    assert_eq!(lab.web.callers(), PROVIDER.both());
+    assert_eq!(lab.capture.leaks()?, []);
+
+    // A provider that was restarted has no session, so nothing passes before a new handshake.
+    lab.provider.restart_after(Duration::from_millis(100));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while through(format!("http://{}/", WEB.ipv4)).is_err() {
+        assert!(Instant::now() < deadline, "the provider is back, and no packet passes");
+        vpn_exec::wireguard::Device::initiate_handshake(&device, &lab.provider.public_key())?;
+    }
+    assert_eq!(lab.capture.leaks()?, []);
+    Ok(())
+}
+
+#[test]
+fn our_own_provider_serves_over_ipv4() {
+    lab::test(Peer::Ours, |lab| a_tunnel_by_hand(lab, PROVIDER.ipv4.into()));
+}
+
+#[test]
+fn our_own_provider_serves_over_ipv6() {
+    lab::test(Peer::Ours, |lab| a_tunnel_by_hand(lab, PROVIDER.ipv6.into()));
+}
+
+#[test]
+fn wireguard_go_as_provider_serves() {
+    lab::test(Peer::WireguardGo, |lab| a_tunnel_by_hand(lab, PROVIDER.ipv4.into()));
+}
+
+#[test]
+fn the_providers_file_is_secret_and_complete() {
+    use std::os::unix::fs::PermissionsExt;
+    lab::test(Peer::Ours, |lab| {
+        let path = lab.wg_quick_file(Reach::Name)?;
+        assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, 0o600);
+        let text = fs::read_to_string(&path)?;
+        assert!(text.contains("Endpoint = vpn.example:51820\n"), "{text}");
+        assert!(lab.wg_quick_text(Reach::Ipv6).contains("Endpoint = [2001:db8:3::2]:51820\n"));
+        assert!(lab.wg_quick_text(Reach::Ipv4).contains("Endpoint = 198.51.100.2:51820\n"));
+        Ok(())
+    });
+}
+
+#[test]
+fn orphans_are_reaped_and_end_with_the_world() {
+    lab::world::test(|| {
+        // The shell ends at once; who runs its child's child then has a new parent, which must be init, and be waited for.
+        let shell = Command::new("sh").args(["-c", "sleep 0.05 & echo $!; exit"]).output()?;
+        let orphan: i32 = String::from_utf8(shell.stdout)?.trim().parse()?;
+        let deadline = Instant::now() + 5 * SECOND;
+        while fs::exists(format!("/proc/{orphan}"))? {
+            assert!(Instant::now() < deadline, "the orphan {orphan} is a zombie");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // One that outlives this test is killed; the test would not end otherwise, as it holds the test's output open.
+        Command::new("sleep").arg("1000").spawn()?;
+        Ok(())
+    });
+}
+
+#[test]
+#[should_panic(expected = "the test failed in its world")]
+fn a_failure_in_a_world_is_a_failure() {
+    lab::world::test(|| lab::bail!("this shall fail"));
+}
+
+#[test]
+#[should_panic(expected = "nothing was tested")]
+fn a_test_that_cannot_be_found_is_a_failure() {
+    fn not_a_test() {
+        lab::world::test(|| Ok(()));
+    }
+    not_a_test();
+}

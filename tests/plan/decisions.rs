@@ -1,0 +1,154 @@
+//! What is decided about MTU, routes, families and names in the cases that differ from a plain tunnel's.
+
+use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanOptions, plan};
+
+use crate::world::{both, config, host, ips, ipv4, nets, peer, planned, route};
+
+fn endpoint_route(address: &str, interface: u32, mtu: Option<u32>) -> EndpointRoute {
+    EndpointRoute { address: address.parse().expect("an address"), interface: Some(interface), mtu }
+}
+
+fn mtu(facts: &Facts) -> (u32, String) {
+    let wireguard = planned(&ipv4(), facts).wireguard;
+    (wireguard.mtu, wireguard.mtu_reason)
+}
+
+/// wg-quick(8), set_mtu_up in linux.bash: the smallest of the routes' own MTUs, else their interfaces'.
+#[test]
+fn mtu_is_that_of_the_narrowest_way_to_an_endpoint() {
+    let mut facts = host();
+    facts.interfaces.push(HostInterface { name: "ppp0".into(), index: 3, mtu: 1492 });
+    facts.endpoint_routes = vec![endpoint_route("192.0.2.1", 2, None), endpoint_route("192.0.2.2", 3, None)];
+    assert_eq!(mtu(&facts), (1412, "1492, the MTU of ppp0 to 192.0.2.2, less 80 for WireGuard".into()));
+    facts.endpoint_routes.push(endpoint_route("2001:db8::1", 2, Some(1400)));
+    assert_eq!(mtu(&facts), (1320, "1400, the MTU of eth0 to 2001:db8::1, less 80 for WireGuard".into()));
+    // The route's own MTU is meant, even where it is more than the interface's.
+    facts.endpoint_routes = vec![endpoint_route("192.0.2.1", 3, Some(1500))];
+    assert_eq!(mtu(&facts).0, 1420);
+    facts.endpoint_routes = vec![endpoint_route("127.0.0.1", 1, None)];
+    assert_eq!(mtu(&facts), (65456, "65536, the MTU of lo to 127.0.0.1, less 80 for WireGuard".into()));
+}
+
+#[test]
+fn mtu_without_a_known_endpoint_is_that_of_the_default_route() {
+    let mut facts = host();
+    facts.endpoint_routes.clear();
+    assert_eq!(mtu(&facts), (1420, "1500, the MTU of the default route by eth0, less 80 for WireGuard".into()));
+    facts.routes[0].mtu = Some(1400);
+    assert_eq!(mtu(&facts), (1320, "1400, the MTU of the default route by eth0, less 80 for WireGuard".into()));
+    // An unreachable default route, as kernels show it, says nothing.
+    facts.routes = vec![route("::/0", 1), route("10.0.0.0/24", 2)];
+    assert_eq!(mtu(&facts).0, 1420);
+    assert_eq!(
+        mtu(&Facts::default()),
+        (1420, "1500, Ethernet's MTU, as no route to an endpoint is known, less 80 for WireGuard".into())
+    );
+}
+
+#[test]
+fn a_way_too_narrow_for_the_tunnel_is_said() {
+    for (path, config, expected) in
+        [(1300, both(), 1280), (1300, ipv4(), 1220), (1360, both(), 1280), (60, ipv4(), 576), (0, ipv4(), 1420)]
+    {
+        let mut facts = host();
+        facts.endpoint_routes = vec![endpoint_route("192.0.2.1", 2, Some(path))];
+        if path == 0 {
+            // A route that says 0 says nothing: its interface counts.
+            facts.interfaces[1].mtu = 1500;
+        }
+        let plan = planned(&config, &facts);
+        assert_eq!(plan.wireguard.mtu, expected, "{path}");
+        let said = plan.notes.iter().any(|note| note.contains("fragments"));
+        assert_eq!(said, path != 0 && expected + 80 > path, "{path}: {:?}", plan.notes);
+    }
+}
+
+#[test]
+fn the_mtu_of_the_file_wins() {
+    let mut config = ipv4();
+    config.wireguard.interface.mtu = Some(1300);
+    assert_eq!(planned(&config, &host()).wireguard.mtu, 1300);
+}
+
+#[test]
+fn without_an_ipv6_address_there_is_no_ipv6() {
+    let plan = planned(&config(&["10.66.1.2/32"], &["10.64.0.1"], &["0.0.0.0/0", "::/0"]), &host());
+    assert!(!plan.wireguard.ipv6);
+    assert_eq!(plan.wireguard.routes, nets(&["0.0.0.0/0"]));
+    assert_eq!((plan.veth.host_ipv6, plan.veth.inner_ipv6), (None, None));
+    assert_eq!(plan.names.hosts.lines().count(), 1);
+    assert_eq!(plan.notes, ["The tunnel has no IPv6 address, so ::/0 is not routed."]);
+    // WireGuard still takes from the peer what the file says.
+    assert_eq!(plan.wireguard.peers[0].allowed_ips, nets(&["0.0.0.0/0", "::/0"]));
+}
+
+#[test]
+fn without_an_ipv4_address_only_the_link_has_ipv4() {
+    let plan = planned(&config(&["fd00:6::2/128"], &["fd00:6::1"], &["0.0.0.0/0", "::/0"]), &host());
+    assert!(plan.wireguard.ipv6);
+    assert_eq!(plan.wireguard.routes, nets(&["::/0"]));
+    assert_eq!(plan.names.hosts.lines().count(), 2);
+    assert_eq!(plan.notes, ["The tunnel has no IPv4 address, so 0.0.0.0/0 is not routed."]);
+}
+
+#[test]
+fn routes_are_the_union_of_allowed_ips() {
+    let mut config = config(&["10.66.1.2/32", "fd00:6::2/64"], &[], &["128.0.0.0/1", "0.0.0.0/1", "8000::/1", "::/1"]);
+    config.wireguard.peers.push(peer(8, &["192.168.7.0/24", "128.0.0.0/1"], Some("192.0.2.2:1")));
+    let plan = planned(&config, &host());
+    assert_eq!(plan.wireguard.routes, nets(&["0.0.0.0/1", "128.0.0.0/1", "192.168.7.0/24", "::/1", "8000::/1"]));
+    assert!(plan.notes.iter().any(|note| note.starts_with("128.0.0.0/1 is given to two peers")), "{:?}", plan.notes);
+}
+
+#[test]
+fn addresses_are_kept_as_given_and_once() {
+    let plan = planned(
+        &config(&["10.2.0.2/24", "10.2.0.2/24", "10.2.0.2/32", "fd00:2::2/64", "fd00:2::2/128"], &[], &["0.0.0.0/0"]),
+        &host(),
+    );
+    assert_eq!(plan.wireguard.addresses, nets(&["10.2.0.2/24", "10.2.0.2/32", "fd00:2::2/64"]));
+}
+
+#[test]
+fn dns_of_the_profile_replaces_that_of_the_file() {
+    let mut config = ipv4();
+    config.wireguard.interface.dns_search = vec!["file.example".into()];
+    assert_eq!(planned(&config, &host()).names.servers, ips(&["10.64.0.1"]));
+    config.dns.servers = Some(ips(&["9.9.9.9", "9.9.9.9"]));
+    config.dns.search = Some(vec!["a.example".into(), "b.example".into()]);
+    config.dns.options = vec!["edns0".into(), "timeout:2".into()];
+    let names = planned(&config, &host()).names;
+    assert_eq!(
+        names.resolv_conf,
+        "# Written by vpn-exec: the names of this tunnel.\nnameserver 9.9.9.9\nsearch a.example b.example\noptions edns0 \
+         timeout:2\n"
+    );
+}
+
+#[test]
+fn without_dns_servers_there_is_no_nameserver() {
+    let mut config = ipv4();
+    config.dns.servers = Some(vec![]);
+    let plan = planned(&config, &host());
+    assert!(!plan.names.resolv_conf.contains("nameserver"), "{}", plan.names.resolv_conf);
+    assert_eq!(plan.notes.len(), 1);
+    assert!(plan.notes[0].starts_with("There is no DNS server"));
+}
+
+#[test]
+fn dns_servers_that_cannot_answer_are_said() {
+    let config = config(&["10.2.0.2/24"], &["10.2.0.1", "10.3.0.1", "fd00::1", "127.0.0.53"], &["10.3.0.0/16"]);
+    let notes = planned(&config, &host()).notes;
+    // The subnet of the address is a route, but WireGuard has no peer for it.
+    for (note, server) in notes[1..].iter().zip(["10.2.0.1 is not reached", "fd00::1 is not reached", "127.0.0.53"]) {
+        assert!(note.contains(server), "{note}");
+    }
+    assert!(notes[0].contains("the first 3 DNS servers only, not 127.0.0.53"), "{notes:?}");
+    assert_eq!(notes.len(), 4, "{notes:?}");
+}
+
+#[test]
+fn a_plan_depends_on_its_input_alone() {
+    let planned = || plan(&both(), &host(), PlanOptions::default());
+    assert_eq!(planned(), planned());
+}

@@ -1,0 +1,8 @@
+//! The planner's promises: what is decided for the usual tunnels, what is refused, and that nothing derived ever collides.
+
+mod decisions;
+mod overlaps;
+mod properties;
+mod refusals;
+mod snapshots;
+mod world;

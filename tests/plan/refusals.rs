@@ -1,0 +1,156 @@
+//! What can make no tunnel is refused, with all reasons at once, each with what to do.
+
+use vpn_exec::config::{Endpoint, Hook, HookKind, Protocol, Publish};
+use vpn_exec::keys::PrivateKey;
+use vpn_exec::plan::{PlanError, PlanOptions, plan};
+
+use crate::world::{both, config, host, ipv4, nets, peer, planned, refused};
+
+#[test]
+fn all_reasons_are_reported_at_once() {
+    let mut config = config(&[], &[], &[]);
+    config.wireguard.interface.private_key = None;
+    config.wireguard.interface.mtu = Some(100);
+    config.wireguard.peers[0].endpoint = None;
+    config.local.networks = nets(&["10.0.0.0/8"]);
+    config.local.publish = vec![Publish { address: None, host_port: 8080, inner_port: 80, protocol: Protocol::Tcp }];
+    config.program.capabilities = vec!["net_raww".into()];
+    config.dns.options = vec!["edns0\nnameserver".into()];
+    let errors = plan(&config, &host(), PlanOptions::default()).expect_err("a refusal");
+    insta::assert_snapshot!(errors);
+}
+
+#[test]
+fn no_key() {
+    let mut config = ipv4();
+    config.wireguard.interface.private_key = None;
+    assert_eq!(refused(&config, &host()), [PlanError::NoPrivateKey]);
+    config.wireguard.interface.private_key = Some(PrivateKey::from([0; 32]));
+    assert_eq!(refused(&config, &host()), [PlanError::ZeroPrivateKey]);
+}
+
+#[test]
+fn no_peer() {
+    let mut config = ipv4();
+    config.wireguard.peers.clear();
+    assert_eq!(refused(&config, &host()), [PlanError::NoPeer]);
+}
+
+#[test]
+fn no_peer_but_oneself() {
+    let mut config = ipv4();
+    let own = config.wireguard.interface.private_key.as_ref().expect("a key").public_key();
+    config.wireguard.peers[0].public_key = own;
+    assert_eq!(refused(&config, &host()), [PlanError::OnlyPeerIsSelf]);
+    config.wireguard.peers.push(peer(8, &[], Some("192.0.2.2:1")));
+    assert!(planned(&config, &host()).notes.iter().any(|note| note.contains("is this tunnel itself")));
+}
+
+#[test]
+fn no_address() {
+    let mut config = ipv4();
+    config.wireguard.interface.addresses.clear();
+    assert_eq!(refused(&config, &host()), [PlanError::NoAddress]);
+}
+
+#[test]
+fn addresses_that_no_interface_can_have() {
+    for (bad, what) in [("0.0.0.0/0", "unspecified"), ("ff02::1/128", "multicast"), ("127.0.0.1/8", "loopback")] {
+        let mut config = both();
+        config.wireguard.interface.addresses.extend(nets(&[bad]));
+        let reasons = refused(&config, &host());
+        assert!(matches!(reasons[..], [PlanError::UnusableAddress { .. }]), "{reasons:?}");
+        assert!(reasons[0].to_string().contains(what), "{}", reasons[0]);
+    }
+}
+
+#[test]
+fn nothing_routed() {
+    assert_eq!(refused(&config(&["10.1.1.1/32"], &[], &[]), &host()), [PlanError::NothingRouted]);
+    assert_eq!(
+        refused(&config(&["10.1.1.1/32"], &[], &["::/0"]), &host()),
+        [PlanError::FamiliesApart { addresses: "IPv4", allowed: "IPv6" }]
+    );
+    assert_eq!(
+        refused(&config(&["fd00::1/128"], &[], &["0.0.0.0/0"]), &host()),
+        [PlanError::FamiliesApart { addresses: "IPv6", allowed: "IPv4" }]
+    );
+}
+
+#[test]
+fn no_endpoint_is_for_responders_only() {
+    let mut config = ipv4();
+    config.wireguard.peers[0].endpoint = None;
+    assert_eq!(refused(&config, &host()), [PlanError::NoEndpoint]);
+    // Port 0 is any free one, which no peer could know.
+    config.wireguard.interface.listen_port = Some(0);
+    assert_eq!(refused(&config, &host()), [PlanError::NoEndpoint]);
+    config.wireguard.interface.listen_port = Some(51820);
+    assert!(planned(&config, &host()).notes.iter().any(|note| note.starts_with("No peer has an endpoint")));
+    // A name that does not resolve yet is an endpoint.
+    config.wireguard.interface.listen_port = None;
+    config.wireguard.peers[0].endpoint = Some(Endpoint::Name { host: "vpn.example".into(), port: 1 });
+    assert!(planned(&config, &host()).notes.is_empty());
+}
+
+#[test]
+fn an_mtu_must_carry_what_the_tunnel_has() {
+    for (mtu, ipv4_fits, ipv6_fits) in
+        [(0, false, false), (575, false, false), (576, true, false), (1279, true, false), (1280, true, true)]
+            .into_iter()
+            .chain([(65535, true, true), (65536, false, false), (u32::MAX, false, false)])
+    {
+        for (mut config, fits) in [(ipv4(), ipv4_fits), (both(), ipv6_fits)] {
+            config.wireguard.interface.mtu = Some(mtu);
+            let planned = plan(&config, &host(), PlanOptions::default());
+            assert_eq!(planned.is_ok(), fits, "{mtu}: {planned:?}");
+        }
+    }
+}
+
+#[test]
+fn unknown_capabilities() {
+    let mut config = ipv4();
+    config.program.capabilities = ["all", "CAP_", "", "cap_cap_chown"].map(String::from).to_vec();
+    let reasons = refused(&config, &host());
+    assert_eq!(reasons.len(), 4, "{reasons:?}");
+    assert!(reasons.iter().all(|reason| matches!(reason, PlanError::UnknownCapability { .. })), "{reasons:?}");
+}
+
+#[test]
+fn text_that_would_add_a_line_to_resolv_conf() {
+    for text in ["a\nnameserver 192.0.2.1", "a b", "", "a\0"] {
+        let mut config = ipv4();
+        config.wireguard.interface.dns_search = vec![text.into()];
+        let reasons = refused(&config, &host());
+        assert!(matches!(reasons[..], [PlanError::ResolverText { .. }]), "{text:?}: {reasons:?}");
+    }
+}
+
+/// The file's keys are nowhere in a plan, even where a hook holds them; and such a hook is never run.
+#[test]
+fn no_secret_is_in_a_plan() {
+    const PRIVATE: &str = "QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkI=";
+    const PRESHARED: &str = "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=";
+    let mut config = ipv4();
+    config.wireguard.interface.private_key = Some(PRIVATE.parse().expect("a key"));
+    config.wireguard.peers[0].preshared_key = Some(PRESHARED.parse().expect("a key"));
+    let command = format!("wg set %i private-key <(echo {PRIVATE}) peer x preshared-key <(echo {PRESHARED})");
+    config.wireguard.interface.hooks = vec![Hook { kind: HookKind::PostUp, command }];
+
+    let plan_shown = planned(&config, &host());
+    assert_eq!(
+        plan_shown.hooks[0].command,
+        "wg set wg0 private-key <(echo (secret)) peer x preshared-key <(echo (secret))"
+    );
+    let errors = plan(&config, &host(), PlanOptions { allow_hooks: true }).expect_err("a refusal");
+    assert_eq!(errors.reasons, [PlanError::SecretInHook { kind: HookKind::PostUp }]);
+
+    let json = serde_json::to_string(&plan_shown).expect("JSON");
+    for text in [json, format!("{plan_shown:?}"), plan_shown.to_string(), format!("{errors} {errors:?}")] {
+        // Neither as base64, nor as the bytes that a derived Debug or Serialize would print.
+        for secret in [PRIVATE, PRESHARED, "66, 66, 66", "66,66,66", "9, 9, 9", "9,9,9", "424242", "090909"] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+    }
+}
