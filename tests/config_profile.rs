@@ -124,6 +124,17 @@ fn a_wg_quick_file_in_its_place_is_refused_without_its_secrets() {
 }
 
 #[test]
+fn a_key_alone_on_a_line_is_hidden() {
+    // With 31 characters before its `=`, and with 43.
+    for key in ["yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy=", "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="] {
+        for line in [key.to_owned(), format!("{key}1.5"), format!("private key: {key}"), format!("backend = {key}")] {
+            let said = refused(&line);
+            assert!(!said.contains(&key[..12]), "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_missing_file_is_said_to_be_missing() {
     assert_snapshot!(refused("[dns]\n"), @r#"
     error: the profile has no `wireguard`

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::capability;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
 use super::network::{self, Problem};
-use super::shown::{dots, hide_keys, quoted};
+use super::shown::{dots, hide_keys, is_plain_name, quoted};
 use super::text::{Piece, View};
 use super::{BackendChoice, MAX_BYTES, Profile, Protocol, Publish};
 
@@ -146,7 +146,11 @@ impl Reader<'_> {
         };
         let label = format!("expected {}", one_of(here));
         let what = if table.is_empty() { "the profile".to_owned() } else { format!("`[{table}]`") };
-        self.error(span, format!("{what} has no key {}", quoted(name)), label, help);
+        let message = match is_plain_name(name) {
+            true => format!("{what} has no key {}", quoted(name)),
+            false => format!("{what} has no such key"),
+        };
+        self.error(span, message, label, help);
     }
 }
 
@@ -422,17 +426,18 @@ impl Reader<'_> {
 /// A line of a profile as it may be shown. A profile holds no secrets, but a `wg-quick` file may have been put in its
 /// place: only the values of a profile's own keys are shown, and of these nothing that looks like a key.
 fn shown(line: &str) -> String {
+    let hidden = hide_keys(line);
+    // Dots are as long as what they hide, so places in the line are places in what is shown.
     let Some(equals) = line.find('=') else {
         let squeezed: String = line.chars().filter(|c| !c.is_whitespace()).collect();
         let secret = ["privatekey", "presharedkey"].iter().any(|key| squeezed.to_ascii_lowercase().contains(key));
-        return if secret { dots(line) } else { hide_keys(line) };
+        return if secret { dots(line) } else { hidden };
     };
-    let (name, value) = (&line[..equals], &line[equals + 1..]);
-    let known = name.trim().rsplit('.').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+    let known = line[..equals].trim().rsplit('.').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
     if TABLES.iter().any(|(_, keys)| keys.contains(&known)) {
-        format!("{name}={}", hide_keys(value))
+        hidden
     } else {
-        format!("{}={}", hide_keys(name), dots(value))
+        format!("{}={}", &hidden[..equals], dots(&hidden[equals + 1..]))
     }
 }
 

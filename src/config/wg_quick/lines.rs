@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::setting::{SETTINGS, Setting};
 use crate::config::diagnostic::Place;
-use crate::config::shown::{dots, hide_keys};
+use crate::config::shown::{dots, hide_keys, is_plain_name};
 use crate::config::text::View;
 
 /// White space to wg(8) (`char_is_space` of its ctype.h) and to bash's `[[:space:]]` in the C locale.
@@ -82,7 +82,7 @@ impl<'a> Line<'a> {
         let Some(equals) = code.find('=') else { return shown_without_equals(code) };
         let (name, value) = (&code[..equals], &code[equals + 1..]);
         match Setting::named(&squeeze(name)) {
-            Some(key) if key.may_be_shown() => format!("{name}={}", hide_keys(value)),
+            Some(key) if key.may_be_shown() => hide_keys(code),
             Some(_) => format!("{name}={}", dots(value)),
             // Base64 ends with `=`: a piece of a key that stands alone on a line has nothing after it.
             None if is_plain_name(&squeeze(name)) && !value.chars().all(|c| c == '=' || is_space(c)) => {
@@ -108,11 +108,6 @@ fn shown_without_equals(code: &str) -> String {
     } else {
         dots(code)
     }
-}
-
-/// Whether a word is what keys are called, and too short to be much of a secret.
-pub(super) fn is_plain_name(word: &str) -> bool {
-    (1..=24).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 fn squeeze(text: &str) -> Zeroizing<String> {

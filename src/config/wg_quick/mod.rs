@@ -13,13 +13,13 @@ mod values;
 
 use std::ops::Range;
 
-use self::lines::{Line, is_plain_name, is_space};
+use self::lines::{Line, is_space};
 use self::merge::PeerSection;
 use self::setting::{SETTINGS, Setting, foreign_key};
 use self::values::DnsWord;
 use super::diagnostic::{Diagnostic, Diagnostics, Severity, nearest};
 use super::network::Problem;
-use super::shown::quoted;
+use super::shown::{is_plain_name, quoted};
 use super::text::Piece;
 use super::{Hook, Interface, MAX_BYTES, WgQuick};
 
