@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::{FAILED, Failure, load};
 use crate::cli::RunArgs;
+use crate::config::capability;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process;
 use crate::linux::signals::{self, Signals};
+use crate::names::TunnelName;
 use crate::program::identity;
 use crate::program::{self, Ended, Program, WATCHED};
 use crate::tunnel;
@@ -28,9 +30,14 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     require_privileges()?;
     let listen_fds = listen_fds();
+    // A name that is none is refused by the plan.
+    let kept = options.capabilities.iter().filter_map(|name| capability::lookup(name));
+    let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::single(number));
+    let needed = keeper::needed_capabilities() | program::needed_capabilities(&identity, kept);
     // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
     process::close(3 + listen_fds, i32::MAX)
         .and_then(|()| process::forbid_inspection())
+        .and_then(|()| capabilities::limit(needed, needed))
         .map_err(|error| Failure::new(format!("cannot prepare this process: {error}")))?;
     let signals =
         Signals::block(&WATCHED).map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
@@ -51,7 +58,6 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     for note in &plan.notes {
         tracing::warn!("{note}");
     }
-    let kept = plan.privileges.numbers().map(capabilities::single).fold(CapabilitySet::empty(), |all, one| all | one);
     let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
     let program = Program {
         command: arguments.program.clone(),
@@ -65,7 +71,6 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         kill_orphans: arguments.kill_orphans,
         listen_fds,
     };
-    limit_launcher(&program).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
     let name = loaded.config.name.clone();
     let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, listen_fds };
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
@@ -110,14 +115,12 @@ fn await_tunnel(lease: &Lease, wait: Option<Duration>) -> Result<(), Failure> {
 }
 
 /// Takes down what a killed keeper has left.
-fn clean_up(name: &crate::names::TunnelName) -> Result<(), Failure> {
-    let all = capabilities::permitted().unwrap_or(CapabilitySet::empty());
-    let cleaned = capabilities::raised(all, || {
-        let directory = Directory::claim(name).map_err(Failure::new)?;
-        let reclaimed = tunnel::reclaim(&directory, name).map_err(Failure::new);
-        reclaimed.and(directory.release().map_err(Failure::new))
-    });
-    cleaned.map_err(|error| Failure::new(format!("cannot raise privileges: {error}")))?
+fn clean_up(name: &TunnelName) -> Result<(), Failure> {
+    capabilities::raise(keeper::needed_capabilities())
+        .map_err(|error| Failure::new(format!("cannot raise privileges: {error}")))?;
+    let directory = Directory::claim(name).map_err(claim_failure)?;
+    let reclaimed = tunnel::reclaim(&directory, name).map_err(Failure::new);
+    reclaimed.and(directory.release().map_err(Failure::new))
 }
 
 /// Refuses early what cannot work, before anything is touched.
@@ -131,12 +134,6 @@ fn require_privileges() -> Result<(), Failure> {
         .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
         Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
     }
-}
-
-/// From here on only what the next steps need: the keeper's, the program's, and ending what is left inside.
-fn limit_launcher(program: &Program) -> std::io::Result<()> {
-    let needed = keeper::needed_capabilities() | program.needed_capabilities();
-    capabilities::limit(needed, needed)
 }
 
 /// How many descriptors were passed to this very process (sd_listen_fds(3)).

@@ -49,19 +49,17 @@ pub struct Program {
     pub listen_fds: RawFd,
 }
 
-impl Program {
-    /// Which capabilities it takes to become this program.
-    pub fn needed_capabilities(&self) -> CapabilitySet {
-        let mut needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP | self.kept;
-        if self.identity != Identity::Unchanged {
-            needed |= CapabilitySet::SETUID | CapabilitySet::SETGID;
-        }
-        if enter::adds_files() {
-            // The work directory of an overlay has mode 0: its owner needs this to use it.
-            needed |= CapabilitySet::DAC_OVERRIDE;
-        }
-        needed
+/// Which capabilities it takes to become a program of this identity that keeps these capabilities.
+pub fn needed_capabilities(identity: &Identity, kept: CapabilitySet) -> CapabilitySet {
+    let mut needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP | kept;
+    if *identity != Identity::Unchanged {
+        needed |= CapabilitySet::SETUID | CapabilitySet::SETGID;
     }
+    if enter::adds_files() {
+        // The work directory of an overlay has mode 0: its owner needs this to use it.
+        needed |= CapabilitySet::DAC_OVERRIDE;
+    }
+    needed
 }
 
 /// How a program ended.

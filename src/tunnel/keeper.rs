@@ -168,21 +168,31 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
             // The error that matters is the first one.
             let _ = tunnel.take_down();
             let remains = tunnel.release()?;
-            let _ = send(lease, &failed);
+            say_goodbye(lease, &[failed, Event::Gone]);
             return remains.settle();
         }
     };
+    // What is left to do until the end is to fit the MTU, and to point the kernel's device at endpoints.
+    capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN).doing("drop privileges")?;
     let _ = send(lease, &Event::Made);
-    let orderly = keeper.watch(lease).doing("watch the tunnel");
-    if !matches!(orderly, Ok(End::Left)) {
-        keeper.tunnel.kill_programs().doing("end what still runs in the tunnel")?;
-    }
+    let ended = keeper.watch(lease).doing("watch the tunnel");
+    capabilities::raise(needed_capabilities()).doing("take the tunnel down")?;
+    let killed = match ended {
+        Ok(End::Left) => Ok(()),
+        _ => keeper.tunnel.kill_programs().doing("end what still runs in the tunnel"),
+    };
     let taken_down = keeper.tunnel.take_down();
     let remains = keeper.tunnel.release()?;
-    // Whoever waits for all output to end shall not wait for the kernel.
+    say_goodbye(lease, &[Event::Gone]);
+    ended.and(killed).and(taken_down).and(remains.settle())
+}
+
+/// The last words to a lease. Whoever waits for all output to end shall not wait for the kernel, so that is closed first.
+fn say_goodbye(lease: &OwnedFd, events: &[Event]) {
     let _ = process::redirect_to_null(&[2]);
-    let _ = send(lease, &Event::Gone);
-    taken_down.and(remains.settle())
+    for event in events {
+        let _ = send(lease, event);
+    }
 }
 
 /// Which capabilities it takes to make, watch and remove a tunnel: the namespace and its mounts, the network in it, and finding and
