@@ -182,9 +182,12 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
         _ => keeper.tunnel.kill_programs().doing("end what still runs in the tunnel"),
     };
     let taken_down = keeper.tunnel.take_down();
+    for error in [ended.map(drop), killed, taken_down].into_iter().filter_map(Result::err) {
+        tracing::error!("{error}");
+    }
     let remains = keeper.tunnel.release()?;
     say_goodbye(lease, &[Event::Gone]);
-    ended.and(killed).and(taken_down).and(remains.settle())
+    remains.settle()
 }
 
 /// The last words to a lease. Whoever waits for all output to end shall not wait for the kernel, so that is closed first.
