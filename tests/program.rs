@@ -28,14 +28,11 @@ Endpoint = 127.0.0.1:9
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a test in a world of its own with a file of a tunnel that leads nowhere.
-macro_rules! test_with_file {
-    ($body:expr) => {
-        world::test(|| {
-            lab::require_tun()?;
-            #[allow(clippy::redundant_closure_call, reason = "the closure names the test's own argument")]
-            $body(config_file()?)
-        })
-    };
+fn test_with_file<F: FnOnce(PathBuf) -> Result<()>>(body: F) {
+    world::test_as(std::any::type_name::<F>(), || {
+        lab::require_tun()?;
+        body(config_file()?)
+    });
 }
 
 fn config_file() -> Result<PathBuf> {
@@ -97,7 +94,7 @@ const CAP_NET_RAW: u64 = 1 << 13;
 
 #[test]
 fn the_program_has_no_privileges_and_no_way_to_any() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let status = stdout_of(vpn_exec(&config, &[], &["cat", "/proc/self/status"]))?;
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             ensure!(bits(&status, set)? == 0, "{set} is {}", field(&status, set)?);
@@ -112,7 +109,7 @@ fn the_program_has_no_privileges_and_no_way_to_any() {
 
 #[test]
 fn root_keeps_what_was_asked_for_and_no_more() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let program = ["sh", "-c", "cat /proc/self/status"];
         let status = stdout_of(vpn_exec(&config, &["--keep-cap", "net_raw"], &program))?;
         for set in ["CapPrm", "CapEff", "CapBnd"] {
@@ -128,7 +125,7 @@ fn root_keeps_what_was_asked_for_and_no_more() {
 
 #[test]
 fn the_secure_bits_are_locked() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let report = probe(&config, &[], "secure-bits")?;
         // NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE, all locked, and KEEP_CAPS locked off (linux/securebits.h).
         ensure!(report == "0xef", "{report}");
@@ -161,7 +158,7 @@ fn probe_inside() {
 
 #[test]
 fn another_user_has_its_own_identity_and_what_it_keeps() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         if !has_other_users()? {
             return Ok(());
         }
@@ -183,7 +180,7 @@ fn another_user_has_its_own_identity_and_what_it_keeps() {
 
 #[test]
 fn under_sudo_the_program_is_its_caller() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         if !has_other_users()? {
             return Ok(());
         }
@@ -213,7 +210,7 @@ fn has_other_users() -> Result<bool> {
 
 #[test]
 fn only_the_standard_descriptors_and_those_of_listen_fds_pass_on() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         // Which descriptors of the program lead to the file that its callers have open.
         let list = "ls -l /proc/$$/fd | sed -n 's|.* \\([0-9]*\\) -> .*/nowhere.conf|\\1|p' | tr '\\n' ' '";
         let inherit = |setup: &str| -> Result<(String, String)> {
@@ -241,7 +238,7 @@ fn only_the_standard_descriptors_and_those_of_listen_fds_pass_on() {
 
 #[test]
 fn the_exit_status_is_the_programs() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         for (program, code) in [
             (&["true"][..], 0),
             (&["sh", "-c", "exit 7"], 7),
@@ -263,7 +260,7 @@ fn the_exit_status_is_the_programs() {
 
 #[test]
 fn signals_reach_the_program() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         for signal in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH"] {
             let script = format!("trap 'echo got; exit 3' {signal}; echo ready; while :; do sleep 0.05; done");
             let mut child = vpn_exec(&config, &[], &["sh", "-c", &script]).stdout(Stdio::piped()).spawn()?;
@@ -283,7 +280,7 @@ fn signals_reach_the_program() {
 
 #[test]
 fn inherited_dispositions_and_the_mask_are_as_they_came() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let mut command = Command::new("sh");
         let script = format!(
             "trap '' HUP USR2; exec {} --config {} --backend userspace -- cat /proc/self/status",
@@ -303,7 +300,7 @@ fn inherited_dispositions_and_the_mask_are_as_they_came() {
 
 #[test]
 fn the_program_ends_with_vpn_exec() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let mut child =
             vpn_exec(&config, &[], &["sh", "-c", "echo $$; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
@@ -323,7 +320,7 @@ fn the_program_ends_with_vpn_exec() {
 
 #[test]
 fn orphans_keep_the_tunnel_until_they_end() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         // The orphan has a session of its own, and looks at the tunnel after its parent has ended.
         let script = "setsid sh -c 'sleep 0.6; cat /sys/class/net/wg0/mtu; echo late' & exit 4";
         let output = vpn_exec(&config, &[], &["sh", "-c", script]).output()?;
@@ -341,7 +338,7 @@ fn orphans_keep_the_tunnel_until_they_end() {
 
 #[test]
 fn the_files_that_tell_of_names_are_the_tunnels() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let script = "cat /etc/resolv.conf; echo ---; cat /etc/hosts; echo ---; cat /etc/nsswitch.conf; echo ---; \
                       ls /sys/class/net | tr '\\n' ' '; echo; echo x 2>&- >/etc/resolv.conf && echo written; true";
         let before = fs::read_to_string("/etc/resolv.conf")?;
@@ -361,7 +358,7 @@ fn the_files_that_tell_of_names_are_the_tunnels() {
 
 #[test]
 fn a_host_without_resolv_conf_is_served_too() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         // A layer in memory over the world's /etc, in which files can be missing.
         let layer = Path::new("/run/lab/layer");
         fs::create_dir(layer)?;
@@ -388,7 +385,7 @@ fn a_host_without_resolv_conf_is_served_too() {
 
 #[test]
 fn working_directory_and_umask_stay() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let mut command = Command::new("sh");
         let script = format!(
             "umask 031; cd /usr/lib; exec {} --config {} --backend userspace -- sh -c 'pwd; umask'",
@@ -464,7 +461,7 @@ impl Terminal {
 
 #[test]
 fn ctrl_c_is_delivered_once() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let script = "trap 'echo interrupted' INT; trap 'exit 6' TERM; echo ready; while :; do sleep 0.1; done";
         let config = config.to_str().context("UTF-8")?;
         let binary = env!("CARGO_BIN_EXE_vpn-exec");
@@ -488,7 +485,7 @@ fn ctrl_c_is_delivered_once() {
 
 #[test]
 fn job_control_works() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let (mut terminal, mut child) = Terminal::start(&["bash", "--norc", "--noprofile", "-i"])?;
         let binary = env!("CARGO_BIN_EXE_vpn-exec");
         let line = format!(
@@ -515,7 +512,7 @@ fn job_control_works() {
 
 #[test]
 fn pipelines_in_a_terminal_work() {
-    test_with_file!(|config: PathBuf| {
+    test_with_file(|config| {
         let (mut terminal, mut child) = Terminal::start(&["bash", "--norc", "--noprofile", "-i"])?;
         let binary = env!("CARGO_BIN_EXE_vpn-exec");
         // What reads from the terminal is the last part of the pipeline: it must be in the foreground.

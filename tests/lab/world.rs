@@ -57,7 +57,7 @@ pub fn test<F: FnOnce() -> Result<()>>(body: F) {
 }
 
 /// [`test()`] with the name of the closure's type: `crate::module::function::{{closure}}`.
-pub(crate) fn test_as(type_name: &str, body: impl FnOnce() -> Result<()>) {
+pub fn test_as(type_name: &str, body: impl FnOnce() -> Result<()>) {
     let path = type_name.split("::{{closure}}").next().unwrap_or(type_name);
     let name = path.split_once("::").map_or(path, |(_, name)| name);
     if is_inside() {
