@@ -398,6 +398,33 @@ fn working_directory_and_umask_stay() {
     });
 }
 
+#[test]
+fn a_strict_umask_hides_nothing_from_the_program() {
+    test_with_file(|config| {
+        let mut command = Command::new("sh");
+        let script = format!(
+            "umask 077; exec {} --config {} --backend userspace -- stat -c %a /etc/resolv.conf /etc/hosts /run/vpn-exec",
+            env!("CARGO_BIN_EXE_vpn-exec"),
+            config.display()
+        );
+        command.args(["-c", &script]).stdin(Stdio::null());
+        ensure!(stdout_of(command)? == "644\n644\n755\n");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_large_hosts_file_is_shown_whole() {
+    test_with_file(|config| {
+        let before = fs::read_to_string("/etc/hosts")?;
+        let many: String = (0..100_000).map(|number| format!("0.0.0.0 advertisement-{number}.example\n")).collect();
+        fs::write("/etc/hosts", before + &many)?;
+        let text = stdout_of(vpn_exec(&config, &[], &["cat", "/etc/hosts"]))?;
+        ensure!(text.contains("advertisement-99999.example\n") && text.ends_with(" host.internal\n"));
+        Ok(())
+    });
+}
+
 fn kill(pid: u32, signal: &str) -> Result<()> {
     let status = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status()?;
     ensure!(status.success());

@@ -30,6 +30,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     require_privileges()?;
     let listen_fds = listen_fds();
+    // What is made for the tunnel can be read by all, whatever the caller's mask. The program has that mask again.
+    let umask = process::set_umask(0o022);
     // A name that is none is refused by the plan.
     let kept = options.capabilities.iter().filter_map(|name| capability::lookup(name));
     let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::single(number));
@@ -70,6 +72,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         new_privileges: !plan.privileges.no_new_privileges,
         kill_orphans: arguments.kill_orphans,
         listen_fds,
+        umask,
     };
     let name = loaded.config.name.clone();
     let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, listen_fds };

@@ -56,6 +56,11 @@ pub fn forbid_inspection() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// Sets the mask of permission bits that new files do not get (umask(2)), and returns the former one.
+pub fn set_umask(mask: u32) -> u32 {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask)).as_raw_mode()
+}
+
 /// Ends the calling process at once, without running what was registered for its end by the process that forked it.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) does nothing but end the process.

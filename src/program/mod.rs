@@ -47,6 +47,8 @@ pub struct Program {
     pub kill_orphans: bool,
     /// How many descriptors, from 3 on, belong to it (sd_listen_fds(3)).
     pub listen_fds: RawFd,
+    /// Its mask of permission bits (umask(2)).
+    pub umask: u32,
 }
 
 /// Which capabilities it takes to become a program of this identity that keeps these capabilities.
@@ -206,6 +208,7 @@ fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
     let environment = program.identity.environment(std::env::vars_os().collect(), program.listen_fds > 0);
     process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
     process::keep_at_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
+    process::set_umask(program.umask);
     signals::restore_sigpipe().map_err(doing("restore signals"))?;
     signals::set_mask(mask).map_err(doing("restore signals"))?;
     let zero = |_| ("prepare the program's arguments", io::Error::from(io::ErrorKind::InvalidInput));

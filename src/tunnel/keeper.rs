@@ -306,7 +306,7 @@ impl Keeper {
     /// Watches the tunnel until it ends.
     fn watch(&mut self, lease: &OwnedFd) -> io::Result<End> {
         loop {
-            self.search()?;
+            self.search();
             let mut descriptors = vec![lease.as_fd(), self.resolver.as_fd()];
             descriptors.extend(self.events.failed.as_ref().map(AsFd::as_fd));
             descriptors.extend(self.events.handshakes.as_ref().map(AsFd::as_fd));
@@ -355,14 +355,19 @@ impl Keeper {
     }
 
     /// Does what is due for each peer.
-    fn search(&mut self) -> io::Result<()> {
+    fn search(&mut self) {
         let now = Instant::now();
         let mut tried = Vec::new();
         for (peer, (endpoint, search)) in &mut self.searches {
             while let Some(step) = search.step(now) {
                 match step {
-                    Step::Resolve => self.resolver.ask(*peer, endpoint.clone())?,
                     Step::Try(address) => tried.push((*peer, address)),
+                    Step::Resolve => {
+                        if let Err(error) = self.resolver.ask(*peer, endpoint.clone()) {
+                            tracing::warn!("the endpoint {endpoint} cannot be resolved yet: {error}");
+                            search.resolved(None, now);
+                        }
+                    }
                 }
             }
         }
@@ -370,12 +375,12 @@ impl Keeper {
             tracing::info!("trying the endpoint {address}");
             self.ask_kernel = (now + ASK_KERNEL_FIRST, ASK_KERNEL_FIRST * 2);
             self.adapt_mtu(address);
-            if let Some(device) = self.tunnel.device() {
-                device.set_endpoint(&peer, address)?;
-                device.initiate_handshake(&peer)?;
+            let Some(device) = self.tunnel.device() else { continue };
+            // An address of a family that the host lacks may be refused; the next one has its turn.
+            if let Err(error) = device.set_endpoint(&peer, address).and_then(|()| device.initiate_handshake(&peer)) {
+                tracing::warn!("the endpoint {address} cannot be tried: {error}");
             }
         }
-        Ok(())
     }
 
     fn take_answers(&mut self) {
