@@ -202,11 +202,7 @@ struct Launch {
 }
 
 fn launch(candidate: Candidate, turn: usize, own: &str) -> Outcome<Launch> {
-    settle()?;
-    if candidate == VpnExecSameName {
-        // The former launch, whose links the kernel is still removing when the next begins.
-        candidate.command(turn, &["true"]).status()?;
-    }
+    clear_the_way(candidate, turn)?;
     let mut command = candidate.command(turn, &["true"]);
     let begin = now();
     let status = command.status()?;
@@ -215,7 +211,7 @@ fn launch(candidate: Candidate, turn: usize, own: &str) -> Outcome<Launch> {
         return Err(format!("{command:?} ended with {status}").into());
     }
 
-    settle()?;
+    clear_the_way(candidate, turn + 1)?;
     let mut command = candidate.command(turn + 1, &[own, STAMP]);
     let begin = now();
     let output = command.stderr(Stdio::inherit()).output()?;
@@ -224,6 +220,15 @@ fn launch(candidate: Candidate, turn: usize, own: &str) -> Outcome<Launch> {
         .parse()
         .map_err(|_| format!("{command:?} did not run its program: {}", output.status))?;
     Ok(Launch { total, first: milliseconds(Duration::from_nanos(stamp) - begin) })
+}
+
+fn clear_the_way(candidate: Candidate, turn: usize) -> Outcome<()> {
+    settle()?;
+    if candidate == VpnExecSameName {
+        // The launch before it, whose links the kernel is still removing when this one begins.
+        candidate.command(turn, &["true"]).status()?;
+    }
+    Ok(())
 }
 
 /// Waits for the end of all that former launches have left: as the first process of this world it is the parent of whatever has
@@ -330,31 +335,26 @@ impl Phases {
         let output = command.output()?;
         let end = now() - begin;
         let text = String::from_utf8(output.stderr)?;
-        let mut before = 0.0;
-        let mut note = |what: &str, at: f64| {
-            match self.0.iter_mut().find(|(known, _)| known == what) {
-                Some((_, times)) => times.push(at - before),
-                None => self.0.push((what.to_owned(), vec![at - before])),
-            }
-            before = at;
+        let mut note = |what: &str, at: f64| match self.0.iter_mut().find(|(known, _)| known == what) {
+            Some((_, times)) => times.push(at),
+            None => self.0.push((what.to_owned(), vec![at])),
         };
         for line in text.lines() {
             let Some((seconds, what)) = line.strip_prefix("vpn-exec: [").and_then(|line| line.split_once("] ")) else {
                 return Err(format!("{command:?} says: {line}").into());
             };
-            // The keeper's search for the endpoint goes on beside the program's start.
-            if what.starts_with("the ") {
-                note(what, seconds.parse::<f64>()? * 1e3 - milliseconds(begin));
-            }
+            note(what, seconds.parse::<f64>()? * 1e3 - milliseconds(begin));
         }
         note("vpn-exec has ended", milliseconds(end));
         Ok(())
     }
 
     fn report(self) {
-        println!("\n{:<74}   median (min - max) ms", "where the time goes: until it can be said that");
-        for (what, times) in self.0 {
-            let spread = Spread::of(times);
+        println!("\n{:<74}   median (min - max) ms", "where the time goes: how long after exec vpn-exec says so");
+        let mut spreads: Vec<_> = self.0.into_iter().map(|(what, times)| (what, Spread::of(times))).collect();
+        // Its processes work side by side, so their words need not come in the same order each time.
+        spreads.sort_by(|(_, one), (_, other)| one.median.total_cmp(&other.median));
+        for (what, spread) in spreads {
             println!("  {what:<72}   {:6.2} ({:.2} - {:.2})", spread.median, spread.least, spread.most);
         }
     }

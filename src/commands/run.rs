@@ -11,7 +11,7 @@ use crate::linux::process;
 use crate::linux::signals::{self, Signals};
 use crate::names::TunnelName;
 use crate::program::identity;
-use crate::program::{self, Ended, Program, WATCHED};
+use crate::program::{self, Ended, Program, ProgramError, WATCHED};
 use crate::tunnel;
 use crate::tunnel::keeper::{self, Event, Lease, Mission};
 use crate::tunnel::state::Directory;
@@ -78,9 +78,10 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, listen_fds };
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
 
-    let ended = await_tunnel(&lease, wait).and_then(|()| {
-        program::run(&program, &lease, signals)
-            .map_err(|error| Failure { status: error.exit_status(), ..Failure::new(error) })
+    let failed = |error: ProgramError| Failure { status: error.exit_status(), ..Failure::new(error) };
+    let ended = program::start(&program, &signals).map_err(failed).and_then(|mut waiting| {
+        await_tunnel(&lease, wait, || waiting.enter())?;
+        waiting.run(&lease, signals).map_err(failed)
     });
     tracing::debug!("the program has ended");
     if let Err(error) = lease.leave() {
@@ -91,17 +92,21 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     Ok(status_of(ended?))
 }
 
-/// Waits until the tunnel is made and, if asked to, until it has its first handshake.
-fn await_tunnel(lease: &Lease, wait: Option<Duration>) -> Result<(), Failure> {
+/// Waits until the tunnel is made and, if asked to, until it has its first handshake. `on_named` is done as soon as the namespace
+/// is there.
+fn await_tunnel(lease: &Lease, wait: Option<Duration>, mut on_named: impl FnMut()) -> Result<(), Failure> {
     let next =
         |until| lease.next_event(until).map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")));
     let ended = |event| match event {
         Some(Event::Failed { reason, advice }) => Failure { message: reason, advice, status: FAILED },
         _ => Failure::new("the tunnel's keeper was killed"),
     };
-    match next(None)? {
-        Some(Event::Made) => {}
-        event => return Err(ended(event)),
+    loop {
+        match next(None)? {
+            Some(Event::Named) => on_named(),
+            Some(Event::Made) => break,
+            event => return Err(ended(event)),
+        }
     }
     let Some(wait) = wait else { return Ok(()) };
     let until = Instant::now() + wait;

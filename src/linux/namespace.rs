@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use nix::sched::CloneFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
@@ -251,7 +252,33 @@ pub enum Named {
 
 /// Looks up a name.
 pub fn look_up(path: &Path) -> io::Result<Named> {
-    let mut file = match File::open(path) {
+    named(File::open(path))
+}
+
+/// Where names are, as the calling process sees it now: for one that moves to a mount namespace of its own, where a name that is
+/// given later need not appear.
+#[derive(Debug)]
+pub struct Names(OwnedFd);
+
+impl Names {
+    /// Holds on to the place. [`NAMES`] need not be there yet.
+    pub fn hold() -> io::Result<Self> {
+        let parent = Path::new(NAMES).parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::open(parent, flags, Mode::empty())?))
+    }
+
+    /// Looks up a name, given as its path below [`NAMES`].
+    pub fn look_up(&self, path: &Path) -> io::Result<Named> {
+        let below = Path::new(NAMES).parent().and_then(|parent| path.strip_prefix(parent).ok());
+        let below = below.ok_or(io::ErrorKind::InvalidInput)?;
+        let file = rustix::fs::openat(&self.0, below, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        named(file.map(File::from).map_err(io::Error::from))
+    }
+}
+
+fn named(file: io::Result<File>) -> io::Result<Named> {
+    let mut file = match file {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Named::Free),
         file => file?,
     };

@@ -6,27 +6,41 @@ use std::path::{Path, PathBuf};
 
 use super::{Program, Step};
 use crate::linux::mounts;
-use crate::linux::namespace::{self, Named};
+use crate::linux::namespace::{Named, Names};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
 
-/// Moves the calling process into the program's network namespace and into a mount namespace of its own.
-pub(super) fn enter(program: &Program) -> Step<()> {
+/// What a process needs from the host's side of its mount namespace, once it has one of its own.
+pub(super) struct Isolated {
+    names: Names,
+    directory: io::Result<PathBuf>,
+}
+
+/// Moves the calling process into a mount namespace of its own, with its own view of names. The tunnel need not be there yet.
+pub(super) fn isolate(program: &Program) -> Step<Isolated> {
     let doing = |what| move |error: io::Error| (what, error);
-    match namespace::look_up(&program.namespace).map_err(doing("open the tunnel's namespace"))? {
+    let names = Names::hold().map_err(doing("open the tunnel's namespace"))?;
+    let directory = std::env::current_dir();
+    mounts::isolate().map_err(doing("make a mount namespace"))?;
+    show_own_names(program)?;
+    Ok(Isolated { names, directory })
+}
+
+/// Moves the calling process, which is isolated already, into the program's network namespace.
+pub(super) fn enter(program: &Program, isolated: Isolated) -> Step<()> {
+    let doing = |what| move |error: io::Error| (what, error);
+    match isolated.names.look_up(&program.namespace).map_err(doing("open the tunnel's namespace"))? {
         Named::Namespace(namespace) => namespace.enter().map_err(doing("enter the tunnel's namespace"))?,
         Named::File(_) | Named::Free => {
             return Err(("open the tunnel's namespace", io::Error::from(io::ErrorKind::NotFound)));
         }
     }
-    let directory = std::env::current_dir();
-    mounts::isolate().map_err(doing("make a mount namespace"))?;
+    // A sysfs shows the network namespace in which it was mounted, so this comes last.
     show_own_sys().map_err(doing("mount /sys for the tunnel's namespace"))?;
-    show_own_names(program)?;
     // The working directory may lie in what is covered now; by its name it is found as the program will see it.
-    if let Ok(directory) = directory {
+    if let Ok(directory) = isolated.directory {
         let _ = std::env::set_current_dir(directory);
     }
     Ok(())

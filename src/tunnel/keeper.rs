@@ -46,6 +46,8 @@ const MESSAGE: usize = 8192;
 /// What the keeper tells the holder of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
+    /// The namespace is there, has its name, and holds nothing but `lo`.
+    Named,
     /// The tunnel is made, and closed to all but itself. No handshake may have been completed yet.
     Made,
     /// A handshake has been completed with a peer.
@@ -160,7 +162,7 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
     tracing::debug!("the keeper has begun");
     let mut tunnel = Tunnel::begin(plan, directory)?;
     let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
-        .and_then(|config| tunnel.make(&config, drop_all_privileges));
+        .and_then(|config| tunnel.make(&config, drop_all_privileges, || drop(send(lease, &Event::Named))));
     let mut keeper = match made {
         Ok(events) => Keeper::new(tunnel, events, wireguard).doing("watch the tunnel")?,
         Err(error) => {

@@ -124,11 +124,12 @@ impl Tunnel {
     /// Makes everything, in the order that keeps the namespace closed. After an error what was made until then is still there:
     /// take the tunnel down.
     ///
-    /// `on_data_path_start` runs first in the thread of an embedded device.
+    /// `on_data_path_start` runs first in the thread of an embedded device, `on_named` as soon as the namespace has its name.
     pub fn make(
         &mut self,
         config: &DeviceConfig,
         on_data_path_start: fn() -> io::Result<()>,
+        on_named: impl FnOnce(),
     ) -> Result<DeviceEvents, TunnelError> {
         self.make_namespace()?;
         tracing::debug!("the namespace is made");
@@ -139,6 +140,7 @@ impl Tunnel {
         fault::point("after the directory of names")?;
         self.give_name()?;
         tracing::debug!("the namespace has its name");
+        on_named();
         fault::point("after the name")?;
         self.make_veth()?;
         tracing::debug!("the veth pair is made");
