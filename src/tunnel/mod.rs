@@ -500,12 +500,19 @@ fn prepare_ipv6(wanted: bool) -> io::Result<()> {
 }
 
 /// Sets the parameters of the veth's host end: nothing that comes in by it is forwarded, whatever the host forwards otherwise;
-/// it answers for its own address only, and never for others'; it takes no router's word.
+/// it answers for its own address only, and never for others'; it takes no router's word, and no sender's.
+///
+/// A write to `net.ipv4.ip_forward` while the tunnel is up sets `forwarding` on every interface, this one among them. So what
+/// keeps the host from being found as a router must hold without it, and against what `conf.all` says for all interfaces:
+/// `medium_id` -1 forbids proxy ARP whatever `proxy_arp` is (the kernel's `arp_fwd_proxy()`), and source routes are refused
+/// where any of the two says so.
 fn prepare_host_interface(name: &InterfaceName) -> io::Result<()> {
     for (parameter, value) in [
         ("ipv4/conf", ("forwarding", "0")),
         ("ipv4/conf", ("arp_ignore", "1")),
         ("ipv4/conf", ("proxy_arp", "0")),
+        ("ipv4/conf", ("medium_id", "-1")),
+        ("ipv4/conf", ("accept_source_route", "0")),
         ("ipv4/conf", ("accept_redirects", "0")),
         ("ipv4/conf", ("send_redirects", "0")),
         ("ipv6/conf", ("accept_ra", "0")),

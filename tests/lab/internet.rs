@@ -56,7 +56,7 @@ pub const PROVIDER: Addresses = Addresses::new([198, 51, 100, 2], 3, 2);
 pub const WEB: Addresses = Addresses::new([203, 0, 113, 2], 4, 2);
 
 /// The host's own address in the local network.
-const HOST_ON_LAN: Addresses = Addresses::new([192, 0, 2, 65], 2, 1);
+pub const HOST_ON_LAN: Addresses = Addresses::new([192, 0, 2, 65], 2, 1);
 const ROUTER_TO_PROVIDER: Addresses = Addresses::new([198, 51, 100, 1], 3, 1);
 const ROUTER_TO_WEB: Addresses = Addresses::new([203, 0, 113, 1], 4, 1);
 

@@ -15,6 +15,7 @@
 //! - [`Snapshot`]: the state of the host, to be compared.
 //! - [`dns`], [`http`]: the servers, which log, and clients for them.
 //! - [`nat`]: masquerading, for the provider, and for tests that want a firewall on the host.
+//! - [`agent`]: a program to run inside, which does what a test tells it.
 //!
 //! A test reads so; it is skipped, loudly, where there is no usable `/dev/net/tun`:
 //!
@@ -32,6 +33,7 @@
 //! It is a package of its own, so that it is compiled once and not for each test, and so that a test which does not use
 //! all of it is no reason for a warning.
 
+pub mod agent;
 mod capture;
 pub mod dns;
 pub mod http;
@@ -42,15 +44,19 @@ mod netlink;
 mod packet;
 mod provider;
 mod snapshot;
+mod trespass;
 pub mod world;
 
 pub use anyhow::{Context, Error, Result, bail, ensure};
 
 pub use capture::Capture;
-pub use internet::{Addresses, HOST, LAN, Lab, PROVIDER, ROUTER, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB};
+pub use internet::{
+    Addresses, HOST, HOST_ON_LAN, LAN, Lab, PROVIDER, ROUTER, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
+};
 pub use packet::{Flow, Packet};
 pub use provider::{PROVIDER_PORT, Peer, Provider};
 pub use snapshot::Snapshot;
+pub use trespass::send_storm;
 pub use world::Skip;
 
 /// Whether this machine has a TUN device that may be used: what every tunnel of the embedded WireGuard needs.

@@ -1,0 +1,172 @@
+//! Every instant: set-up and tear-down are watched by those who wait for a gap, and the processes that hold the tunnel are
+//! killed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lab::agent::{Agent, launcher};
+use lab::{LAN, Lab, PROVIDER, Peer, ROUTER, Reach, Snapshot, WEB, send_storm};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vpn_exec::linux::namespace::{Named, look_up, path_of};
+
+use super::{VPN_EXEC, assert_no_leak, finish, inside, outside};
+
+/// How long after the end of a tunnel something of it may be left.
+const CLEAN: Duration = Duration::from_secs(10);
+
+fn targets() -> Vec<SocketAddr> {
+    let all = [WEB, ROUTER, LAN, PROVIDER].into_iter().flat_map(lab::Addresses::both);
+    all.map(|to| SocketAddr::new(to, 9)).collect()
+}
+
+fn storm() -> String {
+    let targets: Vec<String> = targets().iter().map(SocketAddr::to_string).collect();
+    format!("storm {}", targets.join(" "))
+}
+
+/// A storm through a tunnel to a provider that is silent: what is seen of it anywhere is a leak.
+fn begin_storm(lab: &Lab) -> Result<(Agent, Before)> {
+    lab.provider.stop()?;
+    let file = lab.wg_quick_file(Reach::Ipv4)?;
+    let before = Before { state: Snapshot::take()?, file: file.clone() };
+    let mut agent = Agent::start(Some(launcher(VPN_EXEC, &file, &["--name", "storm"])))?.begun()?;
+    agent.succeed(&storm())?;
+    std::thread::sleep(Duration::from_millis(100));
+    Ok((agent, before))
+}
+
+/// What was before a storm.
+struct Before {
+    state: Snapshot,
+    file: PathBuf,
+}
+
+impl Before {
+    /// The host is, or will be in a moment, as it was; and nothing has leaked.
+    fn is_again(&self, lab: &Lab) -> Result<()> {
+        assert_eq!(self.state.changes_within(CLEAN)?, [""; 0]);
+        assert_no_leak(lab)
+    }
+}
+
+#[test]
+fn a_storm_on_the_host_is_seen() {
+    lab::test(Peer::Ours, |lab| {
+        let mut agent = outside()?;
+        agent.succeed(&storm())?;
+        std::thread::sleep(Duration::from_millis(100));
+        finish(agent)?;
+        assert_no_leak(lab).expect_err("it is seen");
+        let on_lan = lab.capture.lan()?;
+        assert!(on_lan.iter().any(|packet| !packet.is_expected_on_uplink()), "{on_lan:?}");
+        Ok(())
+    });
+}
+
+/// A process that joins the namespace as soon as it has a name, and stays in it longer than the tunnel.
+#[test]
+fn whoever_waits_in_the_namespace_finds_no_gap() {
+    lab::test(Peer::Ours, |lab| {
+        lab.provider.stop()?;
+        let text = lab.wg_quick_text(Reach::Ipv4);
+        for round in 0..5 {
+            let (goes_on, began) = (AtomicBool::new(true), AtomicBool::new(false));
+            let running = || goes_on.load(Ordering::Relaxed);
+            let (tried, ran) = std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| {
+                    let path = path_of("early");
+                    while running() {
+                        if let Ok(Named::Namespace(namespace)) = look_up(&path) {
+                            began.store(true, Ordering::Relaxed);
+                            return namespace.run(|| Ok(send_storm(&targets(), running)));
+                        }
+                    }
+                    Ok(0)
+                });
+                let ran = inside(lab, &text, &["--name", "early"]).and_then(|agent| {
+                    std::thread::sleep(Duration::from_millis(50));
+                    finish(agent)
+                });
+                std::thread::sleep(Duration::from_millis(100));
+                goes_on.store(false, Ordering::Relaxed);
+                (waiting.join(), ran)
+            });
+            ran?;
+            let tried = tried.expect("the thread that waits does not panic")?;
+            assert!(began.load(Ordering::Relaxed) && tried > 0, "nobody was there in round {round}");
+            assert_no_leak(lab)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_storm_ends_with_the_program() {
+    lab::test(Peer::Ours, |lab| {
+        let (agent, before) = begin_storm(lab)?;
+        finish(agent)?;
+        before.is_again(lab)
+    });
+}
+
+fn ends_by(lab: &Lab, signal: Signal) -> Result<()> {
+    let (agent, before) = begin_storm(lab)?;
+    kill(Pid::from_raw(agent.pid()), signal)?;
+    let (status, complaints) = agent.end()?;
+    let by = std::os::unix::process::ExitStatusExt::signal(&status);
+    assert_eq!(by, Some(signal as i32), "{status}: {complaints}");
+    before.is_again(lab)
+}
+
+#[test]
+fn a_storm_ends_by_sigterm() {
+    lab::test(Peer::Ours, |lab| ends_by(lab, Signal::SIGTERM));
+}
+
+#[test]
+fn a_storm_ends_with_a_killed_launcher() {
+    lab::test(Peer::Ours, |lab| ends_by(lab, Signal::SIGKILL));
+}
+
+#[test]
+fn a_storm_ends_with_a_killed_keeper() {
+    lab::test(Peer::Ours, |lab| {
+        let (agent, before) = begin_storm(lab)?;
+        let state = vpn_exec::tunnel::state::read(&"storm".parse()?)?.context("the tunnel has written its state")?;
+        assert_ne!(state.keeper.cast_signed(), agent.pid());
+        kill(Pid::from_raw(state.keeper.cast_signed()), Signal::SIGKILL)?;
+        let (status, complaints) = agent.end()?;
+        assert_eq!(status.code(), Some(125), "{complaints}");
+        assert!(complaints.contains("keeper"), "{complaints}");
+        before.is_again(lab)
+    });
+}
+
+/// Keeper and launcher are killed at once: nobody is left to clean up. What remains is closed, and the next start takes it.
+#[test]
+fn what_remains_when_all_are_killed_is_closed() {
+    lab::test(Peer::Ours, |lab| {
+        let (agent, before) = begin_storm(lab)?;
+        let state = vpn_exec::tunnel::state::read(&"storm".parse()?)?.context("the tunnel has written its state")?;
+        // Stopped first, or whoever is killed last would clean up.
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in [agent.pid(), state.keeper.cast_signed()] {
+                kill(Pid::from_raw(pid), signal)?;
+            }
+        }
+        agent.end()?;
+        assert!(Path::new("/run/netns/storm").exists(), "nobody has cleaned up");
+        let Named::Namespace(left) = look_up(&path_of("storm"))? else { anyhow::bail!("the name is a namespace's") };
+        let begin = std::time::Instant::now();
+        left.run(|| Ok(send_storm(&targets(), || begin.elapsed() < Duration::from_millis(100))))?;
+        drop(left);
+        assert_no_leak(lab)?;
+
+        finish(Agent::start(Some(launcher(VPN_EXEC, &before.file, &["--name", "storm"])))?.begun()?)?;
+        before.is_again(lab)
+    });
+}
