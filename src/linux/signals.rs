@@ -71,8 +71,11 @@ pub fn restore_sigpipe() -> io::Result<()> {
 /// end a process. No core is dumped: the process that deserved one was the program.
 pub fn die_by(signal: Signal) -> io::Result<()> {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
-    // SAFETY: as above.
-    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    if signal != Signal::SIGKILL {
+        // Of SIGKILL there is no other action, and none can be set.
+        // SAFETY: as above.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    }
     let set: SigSet = std::iter::once(signal).collect();
     pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&set), None)?;
     nix::sys::signal::raise(signal)?;
