@@ -151,13 +151,15 @@ impl Directory {
     /// Makes `/run/netns` ready, and writes down what had to be made for that, for whoever goes last.
     pub fn prepare_names(&self) -> io::Result<()> {
         let _base = lock_base()?;
-        let made = namespace::prepare_names()?;
-        if made == NamesMade::default() {
-            return Ok(());
+        let needed = namespace::names_needed()?;
+        if needed != NamesMade::default() {
+            // Written down first, so that it is taken away even if this process is killed, or the disk is full, half-way.
+            let before = read_names_made()?;
+            let made =
+                NamesMade { directory: needed.directory || before.directory, mount: needed.mount || before.mount };
+            fs::write(names_made_file(), serde_json::to_vec(&made)?)?;
         }
-        let before = read_names_made()?;
-        let made = NamesMade { directory: made.directory || before.directory, mount: made.mount || before.mount };
-        fs::write(names_made_file(), serde_json::to_vec(&made)?)
+        namespace::prepare_names()
     }
 
     /// Gives the name back: removes the directory and, for the last tunnel, what the first had to make.
