@@ -6,7 +6,8 @@
 
 pub mod endpoints;
 pub mod facts;
-mod fault;
+#[doc(hidden)]
+pub mod fault;
 mod hooks;
 pub mod keeper;
 pub mod state;
