@@ -8,6 +8,7 @@ use crate::cli::RunArgs;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process;
 use crate::linux::signals::{self, Signals};
+use crate::plan::Plan;
 use crate::program::identity::{self, Identity};
 use crate::program::{self, Ended, Program, WATCHED};
 use crate::tunnel;
@@ -36,23 +37,13 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     // The name is claimed before the plan is made: what a killed tunnel of this name has left is none of the host's facts.
     let directory = Directory::claim(&loaded.config.name).map_err(claim_failure)?;
-    let planned = tunnel::reclaim(&directory, &loaded.config.name)
-        .map_err(|error| Failure { advice: error.advice.clone(), ..Failure::new(error) })
-        .and_then(|()| loaded.plan());
-    let plan = match planned {
-        Ok(plan) => plan,
+    let (plan, kept, last_capability) = match prepare(&loaded, &directory, &identity) {
+        Ok(prepared) => prepared,
         Err(failure) => {
             let _ = directory.release();
             return Err(failure);
         }
     };
-    for note in &plan.notes {
-        tracing::warn!("{note}");
-    }
-    let kept = plan.privileges.numbers().map(capabilities::single).fold(CapabilitySet::empty(), |all, one| all | one);
-    let limited = limit_launcher(kept, &identity);
-    let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
-    limited.map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
 
     let program = Program {
         command: arguments.program.clone(),
@@ -79,6 +70,26 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         clean_up(&name)?;
     }
     Ok(status_of(ended?))
+}
+
+/// What remains to be done in the time between claiming the name and making the tunnel: takes away what a killed one has left,
+/// plans, and drops the privileges that the plan does not need. Returns the plan, the capabilities that the program keeps, and
+/// the number of the kernel's last one.
+fn prepare(
+    loaded: &load::Loaded,
+    directory: &Directory,
+    identity: &Identity,
+) -> Result<(Plan, CapabilitySet, u8), Failure> {
+    tunnel::reclaim(directory, &loaded.config.name)
+        .map_err(|error| Failure { advice: error.advice.clone(), ..Failure::new(error) })?;
+    let plan = loaded.plan()?;
+    for note in &plan.notes {
+        tracing::warn!("{note}");
+    }
+    let kept = plan.privileges.numbers().map(capabilities::single).fold(CapabilitySet::empty(), |all, one| all | one);
+    let last = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
+    limit_launcher(kept, identity).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
+    Ok((plan, kept, last))
 }
 
 /// Waits until the tunnel is made and, if asked to, until it has its first handshake.

@@ -57,6 +57,12 @@ pub enum Event {
     Gone,
 }
 
+impl Event {
+    fn failed(error: &TunnelError) -> Self {
+        Self::Failed { reason: error.to_string(), advice: error.advice.clone() }
+    }
+}
+
 /// What the holder of a lease tells the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Command {
@@ -88,16 +94,26 @@ pub struct Mission {
 /// # Errors
 /// Only if there can be no process; all other failures come as [`Event::Failed`].
 pub fn start(mission: Mission) -> io::Result<Lease> {
-    let (socket, keepers) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    match process::fork()? {
+    let launcher = std::process::id();
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let begun = pair.map_err(io::Error::from).and_then(|pair| Ok((pair, process::fork()?)));
+    let ((socket, keepers), side) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            // There is nobody else to give the name back.
+            let _ = mission.directory.release();
+            return Err(error);
+        }
+    };
+    match side {
         Forked::Parent(keeper) => Ok(Lease { socket, keeper }),
         Forked::Child => {
             drop(socket);
-            let code = match keep(mission, &keepers) {
+            let code = match keep(mission, launcher, &keepers) {
                 Ok(()) => 0,
                 Err(error) => {
-                    tracing::error!("{error}");
+                    // It is for the launcher to tell, who also cleans up.
+                    let _ = send(&keepers, &Event::failed(&error));
                     1
                 }
             };
@@ -131,8 +147,10 @@ impl Lease {
         // A keeper that has ended already cannot be told.
         let _ = send(&self.socket, &Command::Leave);
         while let Some(event) = receive::<Event>(&self.socket)? {
-            if event == Event::Gone {
-                return Ok(());
+            match event {
+                Event::Gone => return Ok(()),
+                Event::Failed { reason, .. } => return Err(io::Error::other(reason)),
+                Event::Made | Event::Connected => {}
             }
         }
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper has ended without taking the tunnel down"))
@@ -147,33 +165,47 @@ impl AsFd for Lease {
 }
 
 /// The keeper's life.
-fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
+fn keep(mission: Mission, launcher: u32, lease: &OwnedFd) -> Result<(), TunnelError> {
     use super::Doing;
 
     let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
     become_keeper(listen_fds, hooks).doing("detach the keeper")?;
-    let mut tunnel = Tunnel::begin(plan, directory)?;
+    let mut tunnel = Tunnel::begin(plan, directory, launcher)?;
     let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
         .and_then(|config| tunnel.make(&config, drop_all_privileges));
     let mut keeper = match made {
         Ok(events) => Keeper::new(tunnel, events, wireguard).doing("watch the tunnel")?,
         Err(error) => {
-            let failed = Event::Failed { reason: error.to_string(), advice: error.advice.clone() };
             // The error that matters is the first one.
             let _ = tunnel.take_down();
-            let remains = tunnel.release()?;
-            let _ = send(lease, &failed);
-            return remains.settle();
+            let remains = tunnel.release();
+            let _ = send(lease, &Event::failed(&error));
+            return remains?.settle();
         }
     };
     let _ = send(lease, &Event::Made);
     let orderly = keeper.watch(lease).doing("watch the tunnel");
-    if !matches!(orderly, Ok(End::Left)) {
-        keeper.tunnel.kill_programs().doing("end what still runs in the tunnel")?;
+    // Before programs are killed, which takes them their time: a start of the same name shall wait for it.
+    let _ = keeper.tunnel.announce_stop();
+    let ended = match &orderly {
+        Ok(End::Failed) => Some(Event::Failed { reason: "its device has failed".into(), advice: None }),
+        Ok(End::Left | End::Abandoned) => None,
+        Err(error) => Some(Event::failed(error)),
+    };
+    if let Some(ended) = ended {
+        // Before programs are killed, so that whoever sees one die knows why.
+        let _ = send(lease, &ended);
     }
-    let taken_down = keeper.tunnel.take_down();
+    let killed = match orderly {
+        Ok(End::Left) => Ok(()),
+        _ => keeper.tunnel.kill_programs().doing("end what still runs in the tunnel"),
+    };
+    let taken_down = killed.and(keeper.tunnel.take_down());
     let remains = keeper.tunnel.release()?;
+    if let Err(error) = &taken_down {
+        tracing::warn!("{error}");
+    }
     // Whoever waits for all output to end shall not wait for the kernel.
     let _ = process::redirect_to_null(&[2]);
     let _ = send(lease, &Event::Gone);
@@ -289,7 +321,7 @@ impl Keeper {
                 self.take_answers();
             }
             if embedded && ready[2] {
-                tracing::error!("the tunnel's device has ended");
+                tracing::debug!("the tunnel's device has ended");
                 return Ok(End::Failed);
             }
             let asked = self.backend == Backend::Kernel && self.is_searching();
