@@ -7,7 +7,7 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::Zeroizing;
 
 /// The length of each key in bytes.
 pub const KEY_LENGTH: usize = 32;
@@ -29,7 +29,10 @@ pub enum KeyError {
     Encoding,
 }
 
-fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_LENGTH]>, KeyError> {
+/// A secret's bytes: on the heap, since moving a value leaves a copy of it behind, which nobody wipes.
+type Secret = Box<Zeroizing<[u8; KEY_LENGTH]>>;
+
+fn decode(text: &str) -> Result<Secret, KeyError> {
     let length = text.chars().count();
     if length != KEY_TEXT_LENGTH {
         return Err(KeyError::Length { found: length });
@@ -37,7 +40,7 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_LENGTH]>, KeyError> {
     let mut bytes = Zeroizing::new([0; KEY_LENGTH + 1]);
     match STANDARD.decode_slice(text, &mut *bytes) {
         Ok(KEY_LENGTH) => {
-            let mut key = Zeroizing::new([0; KEY_LENGTH]);
+            let mut key = Secret::default();
             key.copy_from_slice(&bytes[..KEY_LENGTH]);
             Ok(key)
         }
@@ -48,8 +51,8 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_LENGTH]>, KeyError> {
 macro_rules! secret_key {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-        pub struct $name([u8; KEY_LENGTH]);
+        #[derive(Clone, PartialEq, Eq)]
+        pub struct $name(Secret);
 
         impl $name {
             /// The key's bytes. Copies of them are the caller's to wipe.
@@ -65,7 +68,7 @@ macro_rules! secret_key {
 
         impl From<[u8; KEY_LENGTH]> for $name {
             fn from(bytes: [u8; KEY_LENGTH]) -> Self {
-                Self(bytes)
+                Self(Box::new(Zeroizing::new(bytes)))
             }
         }
 
@@ -73,7 +76,7 @@ macro_rules! secret_key {
             type Err = KeyError;
 
             fn from_str(text: &str) -> Result<Self, KeyError> {
-                decode(text).map(|bytes| Self(*bytes))
+                decode(text).map(Self)
             }
         }
 
@@ -98,7 +101,7 @@ secret_key! {
 impl PrivateKey {
     /// The public key that belongs to this private key.
     pub fn public_key(&self) -> PublicKey {
-        let secret = x25519_dalek::StaticSecret::from(self.0);
+        let secret = x25519_dalek::StaticSecret::from(**self.0);
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 }
@@ -124,7 +127,7 @@ impl FromStr for PublicKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        decode(text).map(|bytes| Self(*bytes))
+        decode(text).map(|bytes| Self(**bytes))
     }
 }
 

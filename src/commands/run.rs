@@ -46,10 +46,10 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     // The name is claimed before the plan is made: what a killed tunnel of this name has left is none of the host's facts.
     let directory = Directory::claim(&loaded.config.name).map_err(claim_failure)?;
-    let planned = tunnel::reclaim(&directory, &loaded.config.name)
-        .map_err(|error| Failure { advice: error.advice.clone(), ..Failure::new(error) })
-        .and_then(|()| loaded.plan());
-    let plan = match planned {
+    // If that fails, what is written down there must stay for the next start.
+    tunnel::reclaim(&directory, &loaded.config.name)
+        .map_err(|error| Failure { advice: error.advice.clone(), ..Failure::new(error) })?;
+    let plan = match loaded.plan() {
         Ok(plan) => plan,
         Err(failure) => {
             let _ = directory.release();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use nix::sched::CloneFlags;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
@@ -161,7 +161,7 @@ pub fn path_of(name: &str) -> PathBuf {
     Path::new(NAMES).join(name)
 }
 
-/// What [`prepare_names`] had to make, so that [`unprepare_names`] can take exactly that away.
+/// What [`prepare_names`] has to make, so that [`unprepare_names`] can take exactly that away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamesMade {
     /// The directory itself.
@@ -170,25 +170,33 @@ pub struct NamesMade {
     pub mount: bool,
 }
 
+/// What there is to make before `/run/netns` is ready.
+pub fn names_needed() -> io::Result<NamesMade> {
+    if !fs::exists(NAMES)? {
+        return Ok(NamesMade { directory: true, mount: true });
+    }
+    let status = rustix::fs::statx(CWD, NAMES, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
+    // Before Linux 5.8 this cannot be told. Then the mount counts as somebody's, and stays.
+    let can_tell = status.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+    Ok(NamesMade { directory: false, mount: can_tell && !status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) })
+}
+
 /// Makes `/run/netns` ready as ip-netns(8) does: a directory that is a shared mount, so that a name which is made or removed
 /// here is made or removed in every mount namespace that shares it. Without that, a name removed here would live on in the
 /// mount namespaces of others, and the network namespace with it.
-pub fn prepare_names() -> io::Result<NamesMade> {
-    let mut made = NamesMade::default();
+pub fn prepare_names() -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o755).create(NAMES) {
-        Ok(()) => made.directory = true,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
     }
     let _lock = lock_names()?;
     let share = || rustix::mount::mount_change(NAMES, MountPropagationFlags::SHARED | MountPropagationFlags::REC);
     if share().is_err() {
         // It is no mount point yet.
         rustix::mount::mount_bind_recursive(NAMES, NAMES)?;
-        made.mount = true;
         share()?;
     }
-    Ok(made)
+    Ok(())
 }
 
 /// Takes away what [`prepare_names`] made, unless others' names are there by now.
@@ -203,8 +211,10 @@ pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
             return Ok(());
         }
         match rustix::mount::unmount(NAMES, UnmountFlags::empty()) {
-            // Somebody is at work there, so it is theirs now; or it is gone already.
-            Err(rustix::io::Errno::BUSY | rustix::io::Errno::INVAL) => return Ok(()),
+            // Somebody is at work there, so it is theirs now.
+            Err(rustix::io::Errno::BUSY) => return Ok(()),
+            // Whoever was killed here had unmounted it already, and not yet removed the directory.
+            Err(rustix::io::Errno::INVAL) => {}
             other => other?,
         }
     }
@@ -225,14 +235,20 @@ fn lock_names() -> io::Result<File> {
 }
 
 /// Gives a namespace a name: the file `path`, which must not exist, becomes a mount of it. Until then, and again once the
-/// mount is gone, the file holds `mark`, so that whoever was killed in between can tell it for its own.
+/// mount is gone, the file holds `mark`, so that whoever was killed in between can tell it for its own. It is never there
+/// without it.
 ///
 /// # Errors
 /// `EEXIST` if the name is taken.
 pub fn give_name(namespace: &NetworkNamespace, path: &Path, mark: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    // A file without a name yet (O_TMPFILE of open(2)), which tmpfs and all common file systems have.
+    let mut file = OpenOptions::new().write(true).mode(0o444).custom_flags(libc::O_TMPFILE).open(directory)?;
+    file.write_all(mark.as_bytes())?;
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
     let source = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
-    let named = file.write_all(mark.as_bytes()).and_then(|()| Ok(rustix::mount::mount_bind(source, path)?));
+    let named = rustix::mount::mount_bind(source, path).map_err(io::Error::from);
     if named.is_err() {
         let _ = fs::remove_file(path);
     }

@@ -184,6 +184,26 @@ pub fn in_namespace(namespace: NamespaceId) -> io::Result<Vec<i32>> {
         .collect())
 }
 
+/// Whether a process has ended, or is about to: it is gone, a zombie, on its way out, or SIGKILL waits for it, which cannot be
+/// blocked. What it holds is let go in an instant, if it is not already. Unsure is no.
+pub fn is_ending(pid: i32) -> bool {
+    /// PF_EXITING of the kernel's include/linux/sched.h, among the flags in /proc/PID/stat.
+    const EXITING: u32 = 0x4;
+    /// SIGKILL in the masks of /proc/PID/status, whose lowest bit is signal 1.
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(error) => return matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+    };
+    // As in `parent_of`; the flags are the seventh field after the name.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().collect();
+    let exiting = fields.get(6).and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & EXITING != 0);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mut pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    exiting || pending.any(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & KILLED != 0))
+}
+
 /// Sends a signal to a process. That it is gone already is no error.
 pub fn kill(pid: i32, signal: Signal) -> io::Result<()> {
     match nix::sys::signal::kill(Pid::from_raw(pid), signal) {

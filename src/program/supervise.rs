@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -46,6 +47,9 @@ pub(super) fn supervise(
 ) -> Result<Ended, ProgramError> {
     let mut supervision = Supervision { program, pid, lease, ended: None, tunnel_ended: None };
     supervision.watch(&mut signals).map_err(|error| ProgramError::System { what: "watch the program", error })?;
+    if supervision.ended == Some(Ended::Signaled(Signal::SIGKILL)) {
+        supervision.ask_keeper().map_err(|error| ProgramError::System { what: "hear the keeper", error })?;
+    }
     match (supervision.tunnel_ended, supervision.ended) {
         (Some(reason), _) => Err(ProgramError::TunnelEnded(reason)),
         (None, Some(ended)) => Ok(ended),
@@ -132,6 +136,14 @@ impl Supervision<'_> {
         if matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU) {
             nix::sys::signal::raise(Signal::SIGSTOP)?;
             // The shell's SIGCONT goes to the whole group. One that was sent to this process alone is passed on as others are.
+        }
+        Ok(())
+    }
+
+    /// Hears what the keeper has to say already: it may have been the one who killed the program, and tells so before.
+    fn ask_keeper(&mut self) -> io::Result<()> {
+        while self.tunnel_ended.is_none() && wait_for(&[self.lease.as_fd()], Some(Duration::ZERO))? == [true] {
+            self.hear_from_keeper()?;
         }
         Ok(())
     }

@@ -3,6 +3,21 @@
 
 use super::TunnelError;
 
+/// The points of a set-up, in their order.
+pub const SET_UP: [&str; 8] = [
+    "after the namespace",
+    "after the state",
+    "after the directory of names",
+    "after the name",
+    "after the veth pair",
+    "after the WireGuard device",
+    "after the routes",
+    "at the end",
+];
+
+/// The points of taking a tunnel down, in their order. They can only be killed at: no failure keeps the rest from being done.
+pub const TAKE_DOWN: [&str; 3] = ["after the announcement", "after the name is gone", "before the state is gone"];
+
 /// Fails if the test has chosen this point: the environment variable `VPN_EXEC_TEST_FAIL` holds its name, or `kill:` and its name
 /// to have the process killed there instead.
 #[cfg(debug_assertions)]
@@ -10,6 +25,7 @@ pub(super) fn point(name: &str) -> Result<(), TunnelError> {
     use super::Doing;
     use nix::sys::signal::{Signal, raise};
 
+    assert!(SET_UP.contains(&name) || TAKE_DOWN.contains(&name), "{name:?} is in no list, so no test would choose it");
     match std::env::var("VPN_EXEC_TEST_FAIL") {
         Ok(chosen) if chosen == name => Err(std::io::Error::other("a test has it fail")).doing(format!("go on {name}")),
         Ok(chosen) if chosen.strip_prefix("kill:") == Some(name) => {

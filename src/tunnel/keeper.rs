@@ -63,6 +63,12 @@ pub enum Event {
     Gone,
 }
 
+impl Event {
+    fn failed(error: &TunnelError) -> Self {
+        Self::Failed { reason: error.to_string(), advice: error.advice.clone() }
+    }
+}
+
 /// What the holder of a lease tells the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Command {
@@ -94,16 +100,26 @@ pub struct Mission {
 /// # Errors
 /// Only if there can be no process; all other failures come as [`Event::Failed`].
 pub fn start(mission: Mission) -> io::Result<Lease> {
-    let (socket, keepers) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    match process::fork()? {
+    let launcher = std::process::id();
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let begun = pair.map_err(io::Error::from).and_then(|pair| Ok((pair, process::fork()?)));
+    let ((socket, keepers), side) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            // There is nobody else to give the name back.
+            let _ = mission.directory.release();
+            return Err(error);
+        }
+    };
+    match side {
         Forked::Parent(keeper) => Ok(Lease { socket, keeper }),
         Forked::Child => {
             drop(socket);
-            let code = match keep(mission, &keepers) {
+            let code = match keep(mission, launcher, &keepers) {
                 Ok(()) => 0,
                 Err(error) => {
-                    tracing::error!("{error}");
+                    // It is for the launcher to tell, who also cleans up.
+                    let _ = send(&keepers, &Event::failed(&error));
                     1
                 }
             };
@@ -153,50 +169,61 @@ impl AsFd for Lease {
 }
 
 /// The keeper's life.
-fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
+fn keep(mission: Mission, launcher: u32, lease: &OwnedFd) -> Result<(), TunnelError> {
     use super::Doing;
 
     let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
     become_keeper(listen_fds, hooks).doing("detach the keeper")?;
     tracing::debug!("the keeper has begun");
-    let mut tunnel = Tunnel::begin(plan, directory)?;
+    let mut tunnel = Tunnel::begin(plan, directory, launcher)?;
     let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
         .and_then(|config| tunnel.make(&config, drop_all_privileges, || drop(send(lease, &Event::Named))));
     let mut keeper = match made {
         Ok(events) => Keeper::new(tunnel, events, wireguard).doing("watch the tunnel")?,
         Err(error) => {
-            let failed = Event::Failed { reason: error.to_string(), advice: error.advice.clone() };
             // The error that matters is the first one.
             let _ = tunnel.take_down();
-            let remains = tunnel.release()?;
-            say_goodbye(lease, &[failed, Event::Gone]);
-            return remains.settle();
+            let remains = tunnel.release();
+            let gone = remains.is_ok().then_some(Event::Gone);
+            say_goodbye(lease, [Event::failed(&error)].into_iter().chain(gone));
+            return remains?.settle();
         }
     };
     // What is left to do until the end is to fit the MTU, and to point the kernel's device at endpoints.
     capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN).doing("drop privileges")?;
     let _ = send(lease, &Event::Made);
     let ended = keeper.watch(lease).doing("watch the tunnel");
+    // Before programs are killed, which takes them their time: a start of the same name shall wait for it.
+    let _ = keeper.tunnel.announce_stop();
+    let reason = match &ended {
+        Ok(End::Failed) => Some(Event::Failed { reason: "its device has failed".into(), advice: None }),
+        Ok(End::Left | End::Abandoned) => None,
+        Err(error) => Some(Event::failed(error)),
+    };
+    if let Some(reason) = reason {
+        // Before programs are killed, so that whoever sees one die knows why.
+        let _ = send(lease, &reason);
+    }
     capabilities::raise(needed_capabilities()).doing("take the tunnel down")?;
     let killed = match ended {
         Ok(End::Left) => Ok(()),
         _ => keeper.tunnel.kill_programs().doing("end what still runs in the tunnel"),
     };
     let taken_down = keeper.tunnel.take_down();
-    for error in [ended.map(drop), killed, taken_down].into_iter().filter_map(Result::err) {
+    for error in [killed, taken_down].into_iter().filter_map(Result::err) {
         tracing::error!("{error}");
     }
     let remains = keeper.tunnel.release()?;
-    say_goodbye(lease, &[Event::Gone]);
+    say_goodbye(lease, [Event::Gone]);
     remains.settle()
 }
 
 /// The last words to a lease. Whoever waits for all output to end shall not wait for the kernel, so that is closed first.
-fn say_goodbye(lease: &OwnedFd, events: &[Event]) {
+fn say_goodbye(lease: &OwnedFd, events: impl IntoIterator<Item = Event>) {
     let _ = process::redirect_to_null(&[2]);
     for event in events {
-        let _ = send(lease, event);
+        let _ = send(lease, &event);
     }
 }
 
@@ -324,7 +351,7 @@ impl Keeper {
                 self.take_answers();
             }
             if embedded && ready[2] {
-                tracing::error!("the tunnel's device has ended");
+                tracing::debug!("the tunnel's device has ended");
                 return Ok(End::Failed);
             }
             if embedded && ready[3] || self.is_kernel_due() {

@@ -6,7 +6,8 @@
 
 pub mod endpoints;
 pub mod facts;
-mod fault;
+#[doc(hidden)]
+pub mod fault;
 mod hooks;
 pub mod keeper;
 pub mod state;
@@ -90,6 +91,9 @@ pub struct Tunnel {
     inner: Option<Inner>,
     device: Option<Box<dyn Device>>,
     post_down_due: bool,
+    launcher: u32,
+    /// A descriptor that taking down can have when there are no others left.
+    reserve: Option<OwnedFd>,
 }
 
 /// The namespace, and a netlink socket in it.
@@ -114,11 +118,13 @@ pub struct DeviceEvents {
 }
 
 impl Tunnel {
-    /// Begins a tunnel of a claimed name. Nothing is made yet.
-    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, TunnelError> {
+    /// Begins a tunnel of a claimed name, which the process `launcher` wants. Nothing is made yet.
+    pub fn begin(plan: Plan, directory: Directory, launcher: u32) -> Result<Self, TunnelError> {
         let host = Netlink::open().doing("open a netlink socket")?;
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
-        Ok(Self { plan, directory, host, mark, inner: None, device: None, post_down_due: false })
+        let reserve = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+        let reserve = Some(reserve.doing("keep a descriptor in reserve")?);
+        Ok(Self { plan, directory, host, mark, inner: None, device: None, post_down_due: false, launcher, reserve })
     }
 
     /// Makes everything, in the order that keeps the namespace closed. After an error what was made until then is still there:
@@ -175,7 +181,8 @@ impl Tunnel {
     }
 
     /// Kills every process in the namespace, and waits until they are gone.
-    pub fn kill_programs(&self) -> io::Result<()> {
+    pub fn kill_programs(&mut self) -> io::Result<()> {
+        self.reserve = None;
         match &self.inner {
             Some(inner) => kill_all_in(inner.namespace.id()?),
             None => Ok(()),
@@ -214,6 +221,7 @@ impl Tunnel {
             mark: self.mark.clone(),
             namespace: self.inner()?.namespace.id().doing("identify the namespace")?,
             keeper: std::process::id(),
+            launcher: self.launcher,
         };
         self.directory.write(&state).doing(format!("write below {}", self.directory.path().display()))
     }
@@ -335,19 +343,28 @@ impl Tunnel {
         Ok(())
     }
 
+    /// Lets a start of the same name wait for the end of this tunnel, instead of failing.
+    pub fn announce_stop(&self) -> Result<(), TunnelError> {
+        self.directory.announce_stop().doing("announce the end of the tunnel")
+    }
+
     /// Takes away the tunnel's names: after this the host is as it was, the namespace's links excepted, which the kernel is
     /// about to remove. Works from any point of [`Self::make`]. Goes on after an error, and returns the first.
     pub fn take_down(&mut self) -> Result<(), TunnelError> {
-        let announced = self.directory.announce_stop().doing("announce the end of the tunnel");
+        self.reserve = None;
+        let announced = self.announce_stop();
+        fault::point("after the announcement")?;
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
         let untaken = match namespace::look_up(&self.plan.namespace) {
             Ok(named) if self.is_ours(&named) => {
                 namespace::take_name(&self.plan.namespace).doing(format!("remove {}", self.plan.namespace.display()))
             }
-            _ => Ok(()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error).doing(format!("look at {}", self.plan.namespace.display())),
         };
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
         self.post_down_due = false;
+        fault::point("after the name is gone")?;
         announced.and(pre_down).and(untaken).and(post_down)
     }
 
@@ -372,6 +389,7 @@ impl Tunnel {
             _device: self.device.take(),
         };
         drop(self.inner);
+        fault::point("before the state is gone")?;
         self.directory.release().doing("remove the tunnel's state")?;
         Ok(remains)
     }

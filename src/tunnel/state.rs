@@ -18,12 +18,16 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::linux::namespace::{self, NamesMade, NamespaceId};
+use crate::linux::process;
 use crate::names::TunnelName;
+
+/// The file, beside the tunnels' directories, that says what had to be made for `/run/netns`.
+const NAMES_MADE: &str = ".netns";
 
 /// Where tunnels keep their state.
 pub const BASE: &str = "/run/vpn-exec";
 
-/// How long a start waits for a tunnel of the same name that is going down.
+/// How long a start waits for a tunnel of the same name that is coming or going down.
 const STOPPING: Duration = Duration::from_secs(5);
 
 /// How long a start waits for a tunnel of the same name that may be about to go down.
@@ -66,6 +70,8 @@ pub struct State {
     pub namespace: NamespaceId,
     /// The process that holds the tunnel.
     pub keeper: u32,
+    /// The process that wants it: the tunnel is going down once this has ended.
+    pub launcher: u32,
 }
 
 /// Why a name could not be claimed.
@@ -104,7 +110,10 @@ impl Directory {
         let begin = Instant::now();
         loop {
             let system = |error| ClaimError::System { path: path.clone(), error };
-            let lock = open_directory(&path).map_err(system)?;
+            let lock = open_directory(&path).map_err(|error| {
+                let _ = release_base();
+                system(error)
+            })?;
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if is_at(&lock, &path) => return Ok(Self { path, lock }),
                 // It was released and removed since it was opened.
@@ -112,9 +121,13 @@ impl Directory {
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(system(error.into())),
             }
-            let limit = if path.join("stopping").exists() { STOPPING } else { IN_USE };
-            if begin.elapsed() > limit {
-                let keeper = read_state(&path).ok().flatten().map(|state| state.keeper);
+            let state = read_state(&path).ok().flatten();
+            let keeper = state.as_ref().map(|state| state.keeper);
+            // Without a state it is just coming, or going. One that was killed, or whose launcher was, may take its time.
+            let ending =
+                |state: State| [state.keeper, state.launcher].map(u32::cast_signed).into_iter().any(process::is_ending);
+            let passing = state.is_none_or(ending) || path.join("stopping").exists();
+            if begin.elapsed() > if passing { STOPPING } else { IN_USE } {
                 return Err(ClaimError::InUse { name: name.clone(), keeper });
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -149,13 +162,15 @@ impl Directory {
     /// Makes `/run/netns` ready, and writes down what had to be made for that, for whoever goes last.
     pub fn prepare_names(&self) -> io::Result<()> {
         let _base = lock_base()?;
-        let made = namespace::prepare_names()?;
-        if made == NamesMade::default() {
-            return Ok(());
+        let needed = namespace::names_needed()?;
+        if needed != NamesMade::default() {
+            // Written down first, so that it is taken away even if this process is killed, or the disk is full, half-way.
+            let before = read_names_made()?;
+            let made =
+                NamesMade { directory: needed.directory || before.directory, mount: needed.mount || before.mount };
+            fs::write(names_made_file(), serde_json::to_vec(&made)?)?;
         }
-        let before = read_names_made()?;
-        let made = NamesMade { directory: made.directory || before.directory, mount: made.mount || before.mount };
-        fs::write(names_made_file(), serde_json::to_vec(&made)?)
+        namespace::prepare_names()
     }
 
     /// Gives the name back: removes the directory and, for the last tunnel, what the first had to make.
@@ -177,20 +192,28 @@ pub fn read(name: &TunnelName) -> io::Result<Option<State>> {
     read_state(&Path::new(BASE).join(name.as_str()))
 }
 
-/// Opens a directory, made if need be, and the base with it.
+/// Opens a directory, made if need be, and the base with it. What was made is removed after an error.
 fn open_directory(path: &Path) -> io::Result<File> {
+    let mut made = false;
     loop {
         for directory in [Path::new(BASE), path] {
             match fs::DirBuilder::new().mode(0o755).create(directory) {
+                Ok(()) => made |= directory == path,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
             }
         }
         match fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path) {
             // Another tunnel that went last has removed the base in between. But without /run there is no use in trying.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/run").exists() => continue,
-            other => return other,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/run").exists() => {}
+            Err(error) => {
+                if made {
+                    let _ = fs::remove_dir(path);
+                }
+                return Err(error);
+            }
+            Ok(directory) => return Ok(directory),
         }
     }
 }
@@ -218,7 +241,7 @@ fn remove_file(path: &Path) -> io::Result<()> {
 }
 
 fn names_made_file() -> PathBuf {
-    Path::new(BASE).join(".netns")
+    Path::new(BASE).join(NAMES_MADE)
 }
 
 fn read_names_made() -> io::Result<NamesMade> {
@@ -236,6 +259,18 @@ fn lock_base() -> io::Result<File> {
     Ok(base)
 }
 
+/// Whether the base has a tunnel's directory. Takes no descriptor besides: there may be none left.
+fn has_others(base: &File) -> io::Result<bool> {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 2048];
+    let mut entries = rustix::fs::RawDir::new(base, &mut buffer);
+    while let Some(entry) = entries.next() {
+        if ![".", "..", NAMES_MADE].map(str::as_bytes).contains(&entry?.file_name().to_bytes()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Removes the base if no tunnel is left.
 fn release_base() -> io::Result<()> {
     let base = match lock_base() {
@@ -245,8 +280,7 @@ fn release_base() -> io::Result<()> {
     if !is_at(&base, Path::new(BASE)) {
         return Ok(());
     }
-    let others = fs::read_dir(BASE)?.filter_map(Result::ok).any(|entry| entry.file_name() != ".netns");
-    if others {
+    if has_others(&base)? {
         return Ok(());
     }
     namespace::unprepare_names(read_names_made()?)?;

@@ -1,0 +1,96 @@
+//! A failure, and a kill, after every single step: the steps are [`fault`]'s, so that a new one cannot be forgotten here.
+
+use std::time::Instant;
+
+use anyhow::ensure;
+use lab::Snapshot;
+use nix::sys::signal::Signal;
+use vpn_exec::tunnel::fault;
+
+use crate::support::{
+    PATIENCE, assert_none_soon, assert_refused, assert_unchanged, bare, ended, errors, prepare, run, run_this, send,
+    vpn_exec,
+};
+
+const CHOSEN: &str = "VPN_EXEC_TEST_FAIL";
+
+#[test]
+fn a_failure_after_any_step_is_told_and_undone() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        for point in fault::SET_UP {
+            let mut command = vpn_exec("faults", "exit 0");
+            command.env(CHOSEN, point);
+            let output = run(command)?;
+            let message = assert_refused(&output);
+            assert!(message.contains(point), "{message}");
+            assert_unchanged(&before, point)?;
+        }
+        let output = run(vpn_exec("faults", "exit 0"))?;
+        assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_keeper_killed_after_any_step_is_told_and_undone() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        for point in fault::SET_UP {
+            let mut command = vpn_exec("faults", "exit 0");
+            command.env(CHOSEN, format!("kill:{point}"));
+            let message = assert_refused(&run(command)?);
+            assert!(message.contains("killed"), "{point}: {message}");
+            assert_unchanged(&before, point)?;
+        }
+        // Once the program has ended its status counts, whatever happens to the keeper.
+        for point in fault::TAKE_DOWN {
+            let mut command = bare("faults");
+            run_this(command.arg("-vv"), "exit 3");
+            command.env(CHOSEN, format!("kill:{point}"));
+            let output = run(command)?;
+            assert_eq!(ended(output.status), Ok(3), "{point}: {}", errors(&output));
+            assert!(errors(&output).contains("the keeper is gone"), "{point} is never passed: {}", errors(&output));
+            assert_unchanged(&before, point)?;
+        }
+        Ok(())
+    });
+}
+
+/// The launcher is stopped, so that it cannot clean up, when the keeper is killed; then it is killed itself.
+#[test]
+fn when_both_are_killed_the_next_start_reclaims() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        for point in fault::SET_UP.into_iter().chain(fault::TAKE_DOWN) {
+            let mut command = vpn_exec("faults", "nap");
+            command.env(CHOSEN, format!("kill:{point}"));
+            let mut child = command.spawn()?;
+            let launcher = child.id().cast_signed();
+            // The keeper is a child of the launcher, and a zombie once it is killed, as the launcher is stopped then. If the
+            // launcher is too fast for this, it has cleaned up, which is right, too.
+            let deadline = Instant::now() + PATIENCE;
+            while !has_dead_child(launcher) && child.try_wait()?.is_none() {
+                ensure!(Instant::now() < deadline, "{point}: the keeper is never killed");
+            }
+            let _ = send(launcher, Signal::SIGKILL);
+            child.wait()?;
+            assert_none_soon(&["nap"], point)?;
+            let output = run(vpn_exec("faults", "exit 0"))?;
+            assert_eq!(ended(output.status), Ok(0), "{point}: {}", errors(&output));
+            assert_unchanged(&before, format_args!("after {point:?} and another start"))?;
+        }
+        Ok(())
+    });
+}
+
+fn has_dead_child(launcher: i32) -> bool {
+    let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap_or_default();
+    children.split_ascii_whitespace().any(|child| {
+        std::fs::read_to_string(format!("/proc/{child}/stat"))
+            .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
+    })
+}

@@ -1,0 +1,124 @@
+//! The file's hooks: run only where that is asked for, inside the namespace, at their time, and with few privileges.
+
+use std::fs;
+
+use anyhow::Result;
+use lab::Snapshot;
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    ARGUMENTS, CONFIG_TEXT, Running, Seen, TASK, assert_refused, assert_unchanged, bare, ended, errors, is_there,
+    prepare, run, run_this, started, this, write_config,
+};
+
+const SEEN: &str = "/run/lab/hooks";
+
+/// CAP_NET_ADMIN and CAP_NET_RAW (capabilities(7)).
+const FOR_NETWORKS: u64 = 1 << 12 | 1 << 13;
+
+/// A file in which each of the given hooks writes down what it sees; further lines follow.
+fn write_hooks(kinds: &[&str], further: &str) -> Result<()> {
+    let this = this();
+    let lines: String = kinds
+        .iter()
+        .map(|kind| {
+            format!(
+                "{kind} = WHICH={kind} {TASK}='hook {SEEN}' '{}' {} >/dev/null\n",
+                this.display(),
+                ARGUMENTS.join(" ")
+            )
+        })
+        .collect();
+    write_config(&CONFIG_TEXT.replacen("[Peer]", &format!("{lines}{further}[Peer]"), 1))
+}
+
+fn seen() -> Result<Vec<Seen>> {
+    fs::read_to_string(SEEN)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+fn with_hooks(task: &str) -> std::process::Command {
+    let mut command = bare("hooks");
+    run_this(command.arg("--allow-hooks"), task);
+    command
+}
+
+const ALL: [&str; 4] = ["PreUp", "PostUp", "PreDown", "PostDown"];
+
+#[test]
+fn hooks_are_not_run_unless_asked_for() {
+    lab::world::test(|| {
+        prepare()?;
+        write_hooks(&ALL, "")?;
+        let output = run(crate::support::vpn_exec("hooks", "exit 0"))?;
+        assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
+        assert!(errors(&output).contains("--allow-hooks"), "they are set aside without a word: {}", errors(&output));
+        assert!(!is_there(SEEN), "{:?}", seen()?);
+        Ok(())
+    });
+}
+
+#[test]
+fn hooks_run_inside_in_their_order_with_few_privileges() {
+    lab::world::test(|| {
+        prepare()?;
+        write_hooks(&ALL, "")?;
+        let before = Snapshot::take()?;
+        let Running { program, child, .. } = started(with_hooks("wait"), "hooks")?;
+        crate::support::send(program.pid, Signal::SIGTERM)?;
+        let output = crate::support::output_of(child)?;
+        assert_eq!(ended(output.status), Err(Signal::SIGTERM), "{}", errors(&output));
+
+        let seen = seen()?;
+        assert_eq!(seen.iter().map(|hook| hook.which.as_str()).collect::<Vec<_>>(), ALL);
+        for hook in &seen {
+            assert_eq!(hook.namespace, program.namespace, "{} is run outside", hook.which);
+            let is_up = hook.interfaces.iter().find(|(name, _)| name == "wg0").map(|(_, up)| *up);
+            assert_eq!(is_up, Some(hook.which != "PreUp"), "{}", hook.which);
+            for (set, capabilities) in &hook.capabilities {
+                assert_eq!(capabilities & !FOR_NETWORKS, 0, "{}: {set} {capabilities:x}", hook.which);
+            }
+            let (_, effective) = hook.capabilities.iter().find(|(set, _)| set == "CapEff").expect("the effective set");
+            assert_eq!(*effective, FOR_NETWORKS, "{} can configure the network", hook.which);
+            let ours: Vec<_> = hook.descriptors.iter().filter(|(number, _)| *number > 2).collect();
+            assert!(ours.is_empty(), "{} has descriptors of the keeper's: {ours:?}", hook.which);
+        }
+        fs::remove_file(SEEN)?;
+        assert_unchanged(&before, "at the end")
+    });
+}
+
+#[test]
+fn a_failing_hook_before_the_program_undoes_everything() {
+    lab::world::test(|| {
+        prepare()?;
+        for (kind, then) in [("PreUp", &["PreUp"] as &[&str]), ("PostUp", &["PreUp", "PostUp", "PreDown", "PostDown"])]
+        {
+            write_hooks(&ALL, &format!("{kind} = echo a-secret-word >/dev/null; exit 7\n"))?;
+            let before = Snapshot::take()?;
+            let message = assert_refused(&run(with_hooks("exit 0"))?);
+            assert!(message.contains(kind) && message.contains('7'), "{message}");
+            assert!(!message.contains("a-secret-word"), "its text may hold a secret: {message}");
+            let names: Vec<String> = seen()?.into_iter().map(|hook| hook.which).collect();
+            assert_eq!(names, then, "{kind}");
+            fs::remove_file(SEEN)?;
+            assert_unchanged(&before, kind)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_failing_hook_after_the_program_is_told_and_keeps_nothing() {
+    lab::world::test(|| {
+        prepare()?;
+        for kind in ["PreDown", "PostDown"] {
+            write_hooks(&[], &format!("{kind} = exit 7\n"))?;
+            let before = Snapshot::take()?;
+            let output = run(with_hooks("exit 3"))?;
+            assert_eq!(ended(output.status), Ok(3), "the program's own status: {}", errors(&output));
+            assert!(errors(&output).contains(kind), "nobody tells that it failed: {:?}", errors(&output));
+            assert_unchanged(&before, kind)?;
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,203 @@
+//! Surroundings in which a tunnel cannot be: each is told in one clear message, and nothing is left.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use lab::Snapshot;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, mount_remount, unmount};
+use vpn_exec::linux::sysctl;
+
+use crate::support::{
+    CONFIG_TEXT, PATIENCE, assert_refused, assert_unchanged, bare, by_way_of, ended, errors, output_of, prepare, run,
+    run_this, start, vpn_exec,
+};
+
+/// `vpn-exec` that reads its configuration from its input: whatever is the matter with `/run` is no matter of that.
+fn from_input(name: &str, task: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+    command.args(["--config", "-", "--backend", "userspace", "--name", name]);
+    run_this(&mut command, task);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run_with_input(mut command: Command) -> Result<Output> {
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
+    child.stdin.take().context("an input")?.write_all(CONFIG_TEXT.as_bytes())?;
+    output_of(child)
+}
+
+#[test]
+fn a_run_that_cannot_be_written_to_is_told() {
+    lab::world::test(|| {
+        prepare()?;
+        let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+        mount_remount("/run", flags | MountFlags::RDONLY, c"")?;
+        let before = Snapshot::take()?;
+        let message = assert_refused(&run(vpn_exec("obstacle", "exit 0"))?);
+        assert!(message.contains("/run") && message.contains("ead-only"), "{message}");
+        assert_unchanged(&before, "with a read-only /run")?;
+
+        mount_remount("/run", flags, c"")?;
+        assert_eq!(ended(run(vpn_exec("obstacle", "exit 0"))?.status), Ok(0));
+        Ok(())
+    });
+}
+
+/// Moves the calling process to where all is as it was, but for a `/run`. It must be alone in its mount namespace's use.
+pub(crate) fn leave_run() -> Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    mount_change("/", rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC)?;
+    let root = Path::new("/run/lab/root");
+    fs::create_dir_all(root)?;
+    mount("lab-root", root, c"tmpfs", MountFlags::empty(), None)?;
+    for entry in fs::read_dir("/")? {
+        let entry = entry?;
+        if entry.file_name() == "run" {
+            continue;
+        }
+        let there = root.join(entry.file_name());
+        if entry.file_type()?.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path())?, there)?;
+        } else if entry.file_type()?.is_dir() {
+            fs::create_dir(&there)?;
+            mount_bind_recursive(entry.path(), &there)?;
+        }
+    }
+    std::env::set_current_dir(root)?;
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    Ok(std::env::set_current_dir("/")?)
+}
+
+#[test]
+fn a_missing_run_is_told() {
+    lab::world::test(|| {
+        prepare()?;
+        fs::create_dir("/run/lab/root")?;
+        let before = Snapshot::take()?;
+        let message = assert_refused(&run_with_input(by_way_of("no-run", &from_input("obstacle", "exit 0"))?)?);
+        assert!(message.contains("/run/vpn-exec"), "{message}");
+        assert_unchanged(&before, "without /run")
+    });
+}
+
+/// A `/run` of so many files and pages, over the world's own.
+fn small_run(options: &str) -> Result<()> {
+    let options = std::ffi::CString::new(format!("mode=0755,{options}"))?;
+    Ok(mount("lab-small", "/run", c"tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(&*options))?)
+}
+
+#[test]
+fn a_full_run_is_told_at_whichever_file_it_is_full() {
+    lab::world::test(|| {
+        prepare()?;
+        let mut worked = 0;
+        let sizes = (1..=10).map(|files| format!("nr_inodes={files}"));
+        // The kernel rounds up to its own pages, of which 4096 bytes are the smallest.
+        let page = 4096;
+        let sizes = sizes.chain((1..=5).map(|pages| format!("size={}", pages * page)));
+        let mut refused = Vec::new();
+        for size in sizes {
+            small_run(&size)?;
+            let before = Snapshot::take()?;
+            let output = run_with_input(from_input("obstacle", "exit 0"))?;
+            if ended(output.status) == Ok(0) {
+                worked += 1;
+            } else {
+                assert!(assert_refused(&output).contains("/run"), "{size}: {}", errors(&output));
+                refused.push(size.clone());
+            }
+            assert_unchanged(&before, format_args!("with {size}"))?;
+            unmount("/run", UnmountFlags::empty())?;
+        }
+        assert!(worked >= 2 && refused.len() >= 6, "{refused:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_missing_tun_device_is_told() {
+    lab::world::test(|| {
+        prepare()?;
+        mount("lab-no-tun", "/dev/net", c"tmpfs", MountFlags::empty(), None)?;
+        let before = Snapshot::take()?;
+        let message = assert_refused(&run(vpn_exec("obstacle", "exit 0"))?);
+        assert!(message.contains("/dev/net/tun") && message.contains("modprobe tun"), "{message}");
+        assert_unchanged(&before, "without /dev/net/tun")?;
+        unmount("/dev/net", UnmountFlags::empty())?;
+
+        rustix::mount::mount_bind("/dev/null", "/dev/net/tun")?;
+        let before = Snapshot::take()?;
+        let message = assert_refused(&run(vpn_exec("obstacle", "exit 0"))?);
+        assert!(message.contains("/dev/net/tun"), "{message}");
+        assert_unchanged(&before, "with another /dev/net/tun")
+    });
+}
+
+#[test]
+fn limits_of_namespaces_are_told() {
+    lab::world::test(|| {
+        prepare()?;
+        // For each world on its own: they belong to its user namespace.
+        let refuse = |limit: &str, expected: &str| -> Result<()> {
+            let parameter = format!("user/{limit}");
+            let usual = sysctl::get(&parameter)?;
+            let before = Snapshot::take()?;
+            sysctl::set(&parameter, "0")?;
+            let message = assert_refused(&run(vpn_exec("obstacle", "exit 0"))?);
+            assert!(message.contains(expected), "{message}");
+            sysctl::set(&parameter, &usual)?;
+            assert_unchanged(&before, parameter)
+        };
+        refuse("max_net_namespaces", "network namespace")?;
+        // The world has one itself, so this is enough for one tunnel, and not for two.
+        sysctl::set("user/max_net_namespaces", "2")?;
+        let before = Snapshot::take()?;
+        let running = start("one", "wait")?;
+        let message = assert_refused(&run(vpn_exec("two", "exit 0"))?);
+        assert!(message.contains("user.max_net_namespaces"), "{message}");
+        running.end()?;
+        assert_unchanged(&before, "after one of two")?;
+        // The kernel may still be about to remove the first one's.
+        let deadline = Instant::now() + PATIENCE;
+        while ended(run(vpn_exec("two", "exit 0"))?.status) != Ok(0) {
+            ensure!(Instant::now() < deadline, "the first tunnel's namespace is never gone");
+        }
+        assert_unchanged(&before, "after the other of two")?;
+        sysctl::set("user/max_net_namespaces", "100")?;
+        refuse("max_mnt_namespaces", "mount namespace")
+    });
+}
+
+#[test]
+fn too_few_files_are_told_however_few_they_are() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        let (mut refused, mut worked) = (0, 0);
+        for files in 6..=32 {
+            let output = run(by_way_of(&format!("files {files}"), &with_true_inside("obstacle"))?)?;
+            if ended(output.status) == Ok(0) {
+                worked += 1;
+            } else {
+                assert_refused(&output);
+                refused += 1;
+            }
+            assert_unchanged(&before, format_args!("with {files} files at most"))?;
+        }
+        assert!(refused >= 3 && worked >= 3, "{refused} refused, {worked} worked");
+        Ok(())
+    });
+}
+
+/// `vpn-exec` whose program is a mere `true`: the environment is taken by [`by_way_of`].
+fn with_true_inside(name: &str) -> Command {
+    let mut command = bare(name);
+    command.args(["--", "true"]);
+    command
+}
