@@ -315,7 +315,12 @@ impl Tunnel {
         let mut requests = vec![Request::set_mtu(index, name, plan.mtu)];
         requests.extend(plan.addresses.iter().map(|address| Request::add_address(index, name, *address)));
         requests.push(Request::set_up(index, name));
-        requests.extend(plan.routes.iter().map(|route| Request::add_route(index, name, *route, None)));
+        requests.extend(plan.routes.iter().map(|route| {
+            let request = Request::add_route(index, name, *route, None);
+            // Taking the interface up has made the route to the network of each IPv4 address.
+            let is_connected = plan.addresses.iter().any(|address| address.trunc() == *route);
+            if is_connected { request.or_exists() } else { request }
+        }));
         netlink.execute(requests).doing("configure WireGuard's interface").map_err(|mut error| {
             if error.error.kind() == io::ErrorKind::AddrInUse {
                 error.advice =
@@ -430,19 +435,21 @@ pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelErr
 }
 
 fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
-    let is_ours = match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
-        Named::Free => false,
-        Named::File(text) => text == state.mark.text(),
+    match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
+        // Killed before the namespace was mounted there, or after it was unmounted: no program is inside. The namespace may have
+        // ended, and its number be another's by now, so nobody is to be killed by that number.
+        Named::File(text) if text == state.mark.text() => {}
         Named::Namespace(namespace) => {
             let alias = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
-            namespace.id().doing("identify the namespace")? == state.namespace
-                && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text())
+            let is_ours = namespace.id().doing("identify the namespace")? == state.namespace
+                && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text());
+            if !is_ours {
+                return Ok(());
+            }
+            kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
         }
-    };
-    if !is_ours {
-        return Ok(());
+        Named::Free | Named::File(_) => return Ok(()),
     }
-    kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
     namespace::take_name(path).doing(format!("remove {}", path.display()))
 }
 
