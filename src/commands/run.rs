@@ -1,13 +1,16 @@
 //! `vpn-exec -- PROGRAM`: a tunnel for the length of one program.
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use super::{FAILED, Failure, load};
 use crate::cli::RunArgs;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process;
-use crate::linux::signals::{self, Signals};
+use crate::linux::signals::{self, Received, Signals};
 use crate::program::identity;
 use crate::program::{self, Ended, Program, WATCHED};
 use crate::tunnel;
@@ -27,20 +30,21 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         .map_err(Failure::new)?;
 
     require_privileges()?;
-    let listen_fds = listen_fds();
+    let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
+    let listen_fds = listen_fds()?;
     // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
     process::close(3 + listen_fds, i32::MAX)
         .and_then(|()| process::forbid_inspection())
         .map_err(|error| Failure::new(format!("cannot prepare this process: {error}")))?;
-    let signals =
+    let mut signals =
         Signals::block(&WATCHED).map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
 
     // The name is claimed before the plan is made: what a killed tunnel of this name has left is none of the host's facts.
     let directory = Directory::claim(&loaded.config.name).map_err(claim_failure)?;
-    let planned = tunnel::reclaim(&directory, &loaded.config.name)
-        .map_err(|error| Failure { advice: error.advice.clone(), ..Failure::new(error) })
-        .and_then(|()| loaded.plan());
-    let plan = match planned {
+    // If that fails, what is written down there must stay for the next start.
+    tunnel::reclaim(&directory, &loaded.config.name)
+        .map_err(|error| Failure { advice: error.advice.clone(), ..Failure::new(error) })?;
+    let plan = match loaded.plan() {
         Ok(plan) => plan,
         Err(failure) => {
             let _ = directory.release();
@@ -52,7 +56,6 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         tracing::warn!("{note}");
     }
     let kept = plan.privileges.numbers().map(capabilities::single).fold(CapabilitySet::empty(), |all, one| all | one);
-    let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
     let program = Program {
         command: arguments.program.clone(),
         namespace: plan.namespace.clone(),
@@ -65,17 +68,30 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         kill_orphans: arguments.kill_orphans,
         listen_fds,
     };
-    limit_launcher(&program).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
     let name = loaded.config.name.clone();
     let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, listen_fds };
-    let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
+    let started =
+        limit_launcher(&program).map_err(|error| Failure::new(format!("cannot drop privileges: {error}"))).and_then(
+            |()| keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}"))),
+        );
+    let lease = match started {
+        Ok(lease) => lease,
+        Err(failure) => {
+            // The failure that matters is the first one.
+            let _ = clean_up(&name);
+            return Err(failure);
+        }
+    };
 
-    let ended = await_tunnel(&lease, wait).and_then(|()| {
-        program::run(&program, &lease, signals)
-            .map_err(|error| Failure { status: error.exit_status(), ..Failure::new(error) })
+    let ended = await_tunnel(&lease, &mut signals, wait).and_then(|interrupted| match interrupted {
+        Some(signal) => Ok(Ended::Signaled(signal as i32)),
+        None => program::run(&program, &lease, signals)
+            .map_err(|error| Failure { status: error.exit_status(), ..Failure::new(error) }),
     });
     tracing::debug!("the program has ended");
-    if let Err(error) = lease.leave() {
+    // After a failure nobody knows what still runs.
+    let left = if ended.is_ok() { lease.leave() } else { lease.abandon() };
+    if let Err(error) = left {
         tracing::debug!(%error, "the keeper is gone, so this process takes the tunnel down");
         clean_up(&name)?;
     }
@@ -83,30 +99,53 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     Ok(status_of(ended?))
 }
 
-/// Waits until the tunnel is made and, if asked to, until it has its first handshake.
-fn await_tunnel(lease: &Lease, wait: Option<Duration>) -> Result<(), Failure> {
-    let next =
-        |until| lease.next_event(until).map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")));
-    let ended = |event| match event {
-        Some(Event::Failed { reason, advice }) => Failure { message: reason, advice, status: FAILED },
-        _ => Failure::new("the tunnel's keeper was killed"),
-    };
-    match next(None)? {
-        Some(Event::Made) => {}
-        event => return Err(ended(event)),
-    }
-    let Some(wait) = wait else { return Ok(()) };
-    let until = Instant::now() + wait;
-    match next(Some(until))? {
-        Some(Event::Connected) => Ok(()),
-        None if Instant::now() >= until => {
-            Err(Failure::new(format!("no handshake with any peer within {} s", wait.as_secs())).advise(
-                "check that the endpoint can be reached from here, and that the keys are those the provider knows; -v says what \
-                 was tried",
-            ))
+/// Waits until the tunnel is made and, if asked to, until it has its first handshake. Returns the signal that ended the wait, if one
+/// did: there is no program yet that could take it.
+fn await_tunnel(lease: &Lease, signals: &mut Signals, wait: Option<Duration>) -> Result<Option<Signal>, Failure> {
+    let mut until = None;
+    loop {
+        if let Some(signal) =
+            interruption(signals).map_err(|error| Failure::new(format!("cannot read signals: {error}")))?
+        {
+            return Ok(Some(signal));
         }
-        event => Err(ended(event)),
+        let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
+        let heard = keeper::wait_for(&[lease.as_fd(), signals.as_fd()], left)
+            .and_then(|ready| if ready[0] { lease.next_event(None).map(Some) } else { Ok(None) });
+        match heard.map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")))? {
+            Some(Some(Event::Made)) => match wait {
+                Some(wait) => until = Some(Instant::now() + wait),
+                // What was sent until now was for the program, which is not there to have it.
+                None => return interruption(signals).map_err(Failure::new),
+            },
+            Some(Some(Event::Connected)) => return interruption(signals).map_err(Failure::new),
+            Some(Some(Event::Failed { reason, advice })) => {
+                return Err(Failure { message: reason, advice, status: FAILED });
+            }
+            Some(Some(Event::Gone) | None) => return Err(Failure::new("the tunnel's keeper was killed")),
+            None if until.is_some_and(|until| Instant::now() >= until) => {
+                let seconds = wait.unwrap_or_default().as_secs();
+                return Err(Failure::new(format!("no handshake with any peer within {seconds} s")).advise(
+                    "check that the endpoint can be reached from here, and that the keys are those the provider knows; -v says \
+                     what was tried",
+                ));
+            }
+            None => {}
+        }
     }
+}
+
+/// Does what the signals that have arrived do to a program by default, but for ending it: that is left to the caller.
+fn interruption(signals: &mut Signals) -> std::io::Result<Option<Signal>> {
+    while let Some(Received { signal, .. }) = signals.receive()? {
+        match signal {
+            Signal::SIGCHLD | Signal::SIGWINCH | Signal::SIGCONT => {}
+            _ if signals::is_ignored(signal)? => {}
+            Signal::SIGTSTP => signals::stop()?,
+            _ => return Ok(Some(signal)),
+        }
+    }
+    Ok(None)
 }
 
 /// Takes down what a killed keeper has left.
@@ -114,19 +153,21 @@ fn clean_up(name: &crate::names::TunnelName) -> Result<(), Failure> {
     let all = capabilities::permitted().unwrap_or(CapabilitySet::empty());
     let cleaned = capabilities::raised(all, || {
         let directory = Directory::claim(name).map_err(Failure::new)?;
-        let reclaimed = tunnel::reclaim(&directory, name).map_err(Failure::new);
-        reclaimed.and(directory.release().map_err(Failure::new))
+        // What is written down is released only once all of it is gone.
+        tunnel::reclaim(&directory, name).map_err(Failure::new)?;
+        directory.release().map_err(Failure::new)
     });
     cleaned.map_err(|error| Failure::new(format!("cannot raise privileges: {error}")))?
 }
 
 /// Refuses early what cannot work, before anything is touched.
 fn require_privileges() -> Result<(), Failure> {
-    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP;
     match capabilities::permitted() {
         Ok(permitted) if permitted.contains(needed) => Ok(()),
         Ok(_) => Err(Failure::new(
-            "making a network namespace needs CAP_SYS_ADMIN and CAP_NET_ADMIN, which this process lacks",
+            "making a network namespace, and leaving the program no way to privileges, needs CAP_SYS_ADMIN, CAP_NET_ADMIN and \
+             CAP_SETPCAP, which this process lacks",
         )
         .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
         Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
@@ -140,11 +181,16 @@ fn limit_launcher(program: &Program) -> std::io::Result<()> {
 }
 
 /// How many descriptors were passed to this very process (sd_listen_fds(3)).
-fn listen_fds() -> i32 {
+fn listen_fds() -> Result<i32, Failure> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
-    match (number("LISTEN_PID"), number("LISTEN_FDS")) {
+    let count = match (number("LISTEN_PID"), number("LISTEN_FDS")) {
         (Some(pid), Some(count)) if pid.cast_unsigned() == std::process::id() && (0..=1024).contains(&count) => count,
-        _ => 0,
+        _ => return Ok(0),
+    };
+    // One that is not open would become one of ours, and pass on to the program.
+    match (3..3 + count).find(|descriptor| !process::is_open(*descriptor)) {
+        Some(missing) => Err(Failure::new(format!("LISTEN_FDS is {count}, but the descriptor {missing} is not open"))),
+        None => Ok(count),
     }
 }
 
@@ -165,7 +211,7 @@ fn status_of(ended: Ended) -> ExitCode {
             if let Err(error) = signals::die_by(signal) {
                 tracing::debug!(%error, "this process cannot end by the program's signal");
             }
-            ExitCode::from(128_u8.wrapping_add(signal as u8))
+            ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED))
         }
     }
 }

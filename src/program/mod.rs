@@ -12,13 +12,13 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process::{self, Forked};
-use crate::linux::signals::{self, Signals};
+use crate::linux::signals::{self, Inherited, Signals};
 use crate::plan::NamesPlan;
 use crate::tunnel::keeper::Lease;
 use identity::Identity;
@@ -69,8 +69,8 @@ impl Program {
 pub enum Ended {
     /// By itself, with a status.
     Exited(i32),
-    /// By a signal.
-    Signaled(Signal),
+    /// By a signal, of this number.
+    Signaled(i32),
 }
 
 /// Why a program was not run, or not to its end.
@@ -127,16 +127,20 @@ enum Failure {
 }
 
 /// Runs a program in a tunnel until it and, unless they are killed, its orphans have ended. `signals` are passed on to it.
+///
+/// After an error, what the program has started may still run in the tunnel.
 pub fn run(program: &Program, lease: &Lease, signals: Signals) -> Result<Ended, ProgramError> {
     let system = |what| move |error: io::Error| ProgramError::System { what, error };
     process::adopt_orphans().map_err(system("become the parent of orphans"))?;
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| system("make a pipe")(error.into()))?;
     let parent = std::process::id();
+    // Whoever became this process by exec may have started others before. These are not the program's.
+    let strangers = process::children().map_err(system("look for other children"))?;
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
             drop(reader);
-            let failure = become_program(program, parent, &signals.mask_before());
+            let failure = become_program(program, parent, &signals.inherited());
             let text = serde_json::to_vec(&failure).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
@@ -148,7 +152,7 @@ pub fn run(program: &Program, lease: &Lease, signals: Signals) -> Result<Ended, 
             let mut text = Vec::new();
             let read = io::Read::read_to_end(&mut std::fs::File::from(reader), &mut text);
             read.map_err(system("learn whether the program was started"))?;
-            let supervised = supervise::supervise(program, pid, lease, signals);
+            let supervised = supervise::supervise(program, pid, strangers, lease, signals);
             match serde_json::from_slice::<Failure>(&text) {
                 Ok(failure) => Err(failure.into_error(&program.command[0])),
                 Err(_) => supervised,
@@ -171,8 +175,8 @@ impl Failure {
 }
 
 /// Turns the calling process, a fresh child, into the program. Returns only on failure.
-fn become_program(program: &Program, parent: u32, mask: &SigSet) -> Failure {
-    match prepare(program, parent, mask) {
+fn become_program(program: &Program, parent: u32, inherited: &Inherited) -> Failure {
+    match prepare(program, parent, inherited) {
         Ok(prepared) => {
             let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
             let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
@@ -191,7 +195,7 @@ struct Prepared {
 /// An error, and what could not be done.
 type Step<T> = Result<T, (&'static str, io::Error)>;
 
-fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
+fn prepare(program: &Program, parent: u32, inherited: &Inherited) -> Step<Prepared> {
     let doing = |what| move |error: io::Error| (what, error);
     enter::enter(program)?;
     tracing::debug!("the program is inside");
@@ -205,7 +209,7 @@ fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
     process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
     process::keep_at_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
     signals::restore_sigpipe().map_err(doing("restore signals"))?;
-    signals::set_mask(mask).map_err(doing("restore signals"))?;
+    inherited.restore().map_err(doing("restore signals"))?;
     let zero = |_| ("prepare the program's arguments", io::Error::from(io::ErrorKind::InvalidInput));
     let arguments = program
         .command
