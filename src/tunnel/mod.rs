@@ -90,6 +90,8 @@ pub struct Tunnel {
     inner: Option<Inner>,
     device: Option<Box<dyn Device>>,
     post_down_due: bool,
+    /// Whether the namespace's name may be there still though it should be gone.
+    name_left: bool,
 }
 
 /// The namespace, and a netlink socket in it.
@@ -118,7 +120,7 @@ impl Tunnel {
     pub fn begin(plan: Plan, directory: Directory) -> Result<Self, TunnelError> {
         let host = Netlink::open().doing("open a netlink socket")?;
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
-        Ok(Self { plan, directory, host, mark, inner: None, device: None, post_down_due: false })
+        Ok(Self { plan, directory, host, mark, inner: None, device: None, post_down_due: false, name_left: false })
     }
 
     /// Makes everything, in the order that keeps the namespace closed. After an error what was made until then is still there:
@@ -294,7 +296,13 @@ impl Tunnel {
             }
         })?;
         let sockets = Sockets::bind(config.listen_port, config.fwmark)
-            .doing(format!("open WireGuard's UDP port {}", config.listen_port))?;
+            .doing(format!("open WireGuard's UDP port {}", config.listen_port))
+            .map_err(|error| TunnelError {
+                advice: Some(
+                    "leave ListenPort out of the file, if nobody has to reach this end: any free port will do".into(),
+                ),
+                ..error
+            })?;
         let device =
             UserspaceDevice::start(config, tun, sockets, on_data_path_start).doing("start the embedded WireGuard")?;
         let events = DeviceEvents {
@@ -343,12 +351,11 @@ impl Tunnel {
     pub fn take_down(&mut self) -> Result<(), TunnelError> {
         let announced = self.directory.announce_stop().doing("announce the end of the tunnel");
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
-        let untaken = match namespace::look_up(&self.plan.namespace) {
-            Ok(named) if self.is_ours(&named) => {
-                namespace::take_name(&self.plan.namespace).doing(format!("remove {}", self.plan.namespace.display()))
-            }
-            _ => Ok(()),
-        };
+        let path = &self.plan.namespace;
+        let untaken = namespace::look_up(path)
+            .and_then(|named| if self.is_ours(&named) { namespace::take_name(path) } else { Ok(()) })
+            .doing(format!("remove {}", path.display()));
+        self.name_left = untaken.is_err();
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
         self.post_down_due = false;
         announced.and(pre_down).and(untaken).and(post_down)
@@ -363,7 +370,18 @@ impl Tunnel {
     }
 
     /// Lets go of the namespace and gives the tunnel's name back to the next start. What remains is [`Remains::settle`].
+    ///
+    /// # Errors
+    /// Also if the namespace's name could not be taken away: then what is written down stays, for [`reclaim`] to find it.
     pub fn release(mut self) -> Result<Remains, TunnelError> {
+        if self.name_left {
+            let busy = Err(io::Error::from_raw_os_error(libc::EBUSY));
+            return busy.doing(format!(
+                "give back the name {}: {} is still there",
+                self.plan.name,
+                self.plan.namespace.display()
+            ));
+        }
         let remains = Remains {
             host: self.host,
             mark: self.mark.clone(),
