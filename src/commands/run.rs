@@ -1,14 +1,17 @@
 //! `vpn-exec -- PROGRAM`: a tunnel for the length of one program.
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use super::{FAILED, Failure, load};
 use crate::cli::RunArgs;
 use crate::config::capability;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process;
-use crate::linux::signals::{self, Signals};
+use crate::linux::signals::{self, Received, Signals};
 use crate::names::TunnelName;
 use crate::program::identity;
 use crate::program::{self, Ended, Program, ProgramError, WATCHED};
@@ -29,7 +32,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         .map_err(Failure::new)?;
 
     require_privileges()?;
-    let listen_fds = listen_fds();
+    let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
+    let listen_fds = listen_fds()?;
     // What is made for the tunnel can be read by all, whatever the caller's mask. The program has that mask again.
     let umask = process::set_umask(0o022);
     // A name that is none is refused by the plan.
@@ -41,7 +45,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         .and_then(|()| process::forbid_inspection())
         .and_then(|()| capabilities::limit(needed, needed))
         .map_err(|error| Failure::new(format!("cannot prepare this process: {error}")))?;
-    let signals =
+    let mut signals =
         Signals::block(&WATCHED).map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
 
     // The name is claimed before the plan is made: what a killed tunnel of this name has left is none of the host's facts.
@@ -60,7 +64,6 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     for note in &plan.notes {
         tracing::warn!("{note}");
     }
-    let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
     let program = Program {
         command: arguments.program.clone(),
         namespace: plan.namespace.clone(),
@@ -80,11 +83,15 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     let failed = |error: ProgramError| Failure { status: error.exit_status(), ..Failure::new(error) };
     let ended = program::start(&program, &signals).map_err(failed).and_then(|mut waiting| {
-        await_tunnel(&lease, wait, || waiting.enter())?;
-        waiting.run(&lease, signals).map_err(failed)
+        match await_tunnel(&lease, &mut signals, wait, || waiting.enter())? {
+            Some(signal) => Ok(Ended::Signaled(signal as i32)),
+            None => waiting.run(&lease, signals).map_err(failed),
+        }
     });
     tracing::debug!("the program has ended");
-    if let Err(error) = lease.leave() {
+    // After a failure nobody knows what still runs.
+    let left = if ended.is_ok() { lease.leave() } else { lease.abandon() };
+    if let Err(error) = left {
         tracing::debug!(%error, "the keeper is gone, so this process takes the tunnel down");
         clean_up(&name)?;
     }
@@ -93,33 +100,58 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Waits until the tunnel is made and, if asked to, until it has its first handshake. `on_named` is done as soon as the namespace
-/// is there.
-fn await_tunnel(lease: &Lease, wait: Option<Duration>, mut on_named: impl FnMut()) -> Result<(), Failure> {
-    let next =
-        |until| lease.next_event(until).map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")));
-    let ended = |event| match event {
-        Some(Event::Failed { reason, advice }) => Failure { message: reason, advice, status: FAILED },
-        _ => Failure::new("the tunnel's keeper was killed"),
-    };
+/// is there. Returns the signal that ended the wait, if one did: there is no program yet that could take it.
+fn await_tunnel(
+    lease: &Lease,
+    signals: &mut Signals,
+    wait: Option<Duration>,
+    mut on_named: impl FnMut(),
+) -> Result<Option<Signal>, Failure> {
+    let mut until = None;
     loop {
-        match next(None)? {
-            Some(Event::Named) => on_named(),
-            Some(Event::Made) => break,
-            event => return Err(ended(event)),
+        if let Some(signal) =
+            interruption(signals).map_err(|error| Failure::new(format!("cannot read signals: {error}")))?
+        {
+            return Ok(Some(signal));
+        }
+        let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
+        let heard = keeper::wait_for(&[lease.as_fd(), signals.as_fd()], left)
+            .and_then(|ready| if ready[0] { lease.next_event(None).map(Some) } else { Ok(None) });
+        match heard.map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")))? {
+            Some(Some(Event::Named)) => on_named(),
+            Some(Some(Event::Made)) => match wait {
+                Some(wait) => until = Some(Instant::now() + wait),
+                // What was sent until now was for the program, which is not there to have it.
+                None => return interruption(signals).map_err(Failure::new),
+            },
+            Some(Some(Event::Connected)) => return interruption(signals).map_err(Failure::new),
+            Some(Some(Event::Failed { reason, advice })) => {
+                return Err(Failure { message: reason, advice, status: FAILED });
+            }
+            Some(Some(Event::Gone) | None) => return Err(Failure::new("the tunnel's keeper was killed")),
+            None if until.is_some_and(|until| Instant::now() >= until) => {
+                let seconds = wait.unwrap_or_default().as_secs();
+                return Err(Failure::new(format!("no handshake with any peer within {seconds} s")).advise(
+                    "check that the endpoint can be reached from here, and that the keys are those the provider knows; -v says \
+                     what was tried",
+                ));
+            }
+            None => {}
         }
     }
-    let Some(wait) = wait else { return Ok(()) };
-    let until = Instant::now() + wait;
-    match next(Some(until))? {
-        Some(Event::Connected) => Ok(()),
-        None if Instant::now() >= until => {
-            Err(Failure::new(format!("no handshake with any peer within {} s", wait.as_secs())).advise(
-                "check that the endpoint can be reached from here, and that the keys are those the provider knows; -v says what \
-                 was tried",
-            ))
+}
+
+/// Does what the signals that have arrived do to a program by default, but for ending it: that is left to the caller.
+fn interruption(signals: &mut Signals) -> std::io::Result<Option<Signal>> {
+    while let Some(Received { signal, .. }) = signals.receive()? {
+        match signal {
+            Signal::SIGCHLD | Signal::SIGWINCH | Signal::SIGCONT => {}
+            _ if signals::is_ignored(signal)? => {}
+            Signal::SIGTSTP => signals::stop()?,
+            _ => return Ok(Some(signal)),
         }
-        event => Err(ended(event)),
     }
+    Ok(None)
 }
 
 /// Takes down what a killed keeper has left.
@@ -127,17 +159,19 @@ fn clean_up(name: &TunnelName) -> Result<(), Failure> {
     capabilities::raise(keeper::needed_capabilities())
         .map_err(|error| Failure::new(format!("cannot raise privileges: {error}")))?;
     let directory = Directory::claim(name).map_err(claim_failure)?;
-    let reclaimed = tunnel::reclaim(&directory, name).map_err(Failure::new);
-    reclaimed.and(directory.release().map_err(Failure::new))
+    // What is written down is released only once all of it is gone.
+    tunnel::reclaim(&directory, name).map_err(Failure::new)?;
+    directory.release().map_err(Failure::new)
 }
 
 /// Refuses early what cannot work, before anything is touched.
 fn require_privileges() -> Result<(), Failure> {
-    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP;
     match capabilities::permitted() {
         Ok(permitted) if permitted.contains(needed) => Ok(()),
         Ok(_) => Err(Failure::new(
-            "making a network namespace needs CAP_SYS_ADMIN and CAP_NET_ADMIN, which this process lacks",
+            "making a network namespace, and leaving the program no way to privileges, needs CAP_SYS_ADMIN, CAP_NET_ADMIN and \
+             CAP_SETPCAP, which this process lacks",
         )
         .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
         Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
@@ -145,11 +179,16 @@ fn require_privileges() -> Result<(), Failure> {
 }
 
 /// How many descriptors were passed to this very process (sd_listen_fds(3)).
-fn listen_fds() -> i32 {
+fn listen_fds() -> Result<i32, Failure> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
-    match (number("LISTEN_PID"), number("LISTEN_FDS")) {
+    let count = match (number("LISTEN_PID"), number("LISTEN_FDS")) {
         (Some(pid), Some(count)) if pid.cast_unsigned() == std::process::id() && (0..=1024).contains(&count) => count,
-        _ => 0,
+        _ => return Ok(0),
+    };
+    // One that is not open would become one of ours, and pass on to the program.
+    match (3..3 + count).find(|descriptor| !process::is_open(*descriptor)) {
+        Some(missing) => Err(Failure::new(format!("LISTEN_FDS is {count}, but the descriptor {missing} is not open"))),
+        None => Ok(count),
     }
 }
 
@@ -170,7 +209,7 @@ fn status_of(ended: Ended) -> ExitCode {
             if let Err(error) = signals::die_by(signal) {
                 tracing::debug!(%error, "this process cannot end by the program's signal");
             }
-            ExitCode::from(128_u8.wrapping_add(signal as u8))
+            ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED))
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -15,6 +16,9 @@ use serde::{Deserialize, Serialize};
 
 /// Where ip-netns(8) keeps the names of network namespaces.
 pub const NAMES: &str = "/run/netns";
+
+/// How long the lock on [`NAMES`] is waited for. Who takes it in earnest holds it for some system calls only.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The magic number of the file system of namespaces (statfs(2)).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -141,9 +145,21 @@ impl Resident {
 }
 
 impl NamespaceId {
-    /// The namespace of a process, if it is there and may be asked.
+    /// The namespace of a process, if it is there and may be asked: that of its first thread, or of another where the first has ended.
     pub fn of_process(pid: i32) -> io::Result<Self> {
-        let status = fs::metadata(format!("/proc/{pid}/ns/net"))?;
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        match Self::of_thread(&process) {
+            // A thread that has ended is in no namespace.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let threads = fs::read_dir(process.join("task"))?;
+                threads.filter_map(|thread| Self::of_thread(&thread.ok()?.path()).ok()).next().ok_or(error)
+            }
+            other => other,
+        }
+    }
+
+    fn of_thread(thread: &Path) -> io::Result<Self> {
+        let status = fs::metadata(thread.join("ns/net"))?;
         Ok(Self { device: status.dev(), inode: status.ino() })
     }
 }
@@ -227,11 +243,20 @@ pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
     Ok(())
 }
 
-/// The lock that ip-netns(8) takes, too, while it makes the directory ready.
+/// The lock that ip-netns(8) takes, too, while it makes the directory ready. Anybody can open that directory, and so hold the lock
+/// for ever: after [`LOCK_PATIENCE`] it is done without. The worst to come of that is a second mount on the directory.
 fn lock_names() -> io::Result<File> {
     let directory = File::open(NAMES)?;
-    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive)?;
-    Ok(directory)
+    let begin = Instant::now();
+    loop {
+        match rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if begin.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(()) | Err(rustix::io::Errno::WOULDBLOCK) => return Ok(directory),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Gives a namespace a name: the file `path`, which must not exist, becomes a mount of it. Until then, and again once the

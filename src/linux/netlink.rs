@@ -41,6 +41,13 @@ pub struct Request {
     pub(super) tolerated: Option<i32>,
 }
 
+impl Request {
+    /// The same, but it is enough that the thing exists.
+    pub fn or_exists(self) -> Self {
+        Self { tolerated: Some(libc::EEXIST), ..self }
+    }
+}
+
 /// A change that the kernel refused.
 #[derive(Debug)]
 pub struct RequestError {

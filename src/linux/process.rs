@@ -111,6 +111,12 @@ fn for_range(first: RawFd, last: RawFd, flags: libc::c_uint, one: impl Fn(RawFd)
     Ok(())
 }
 
+/// Whether a descriptor is open.
+pub fn is_open(descriptor: RawFd) -> bool {
+    // SAFETY: fcntl fails with EBADF on what is no descriptor; asking changes nothing.
+    unsafe { libc::fcntl(descriptor, libc::F_GETFD) != -1 }
+}
+
 /// Lets descriptors `first..first + count` survive the next exec.
 pub fn keep_at_exec(first: RawFd, count: RawFd) -> io::Result<()> {
     for number in first..first.saturating_add(count) {

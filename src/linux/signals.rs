@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// `si_code` of a signal that the kernel itself sent, as the terminal does for Ctrl-C (sigaction(2)).
@@ -14,7 +14,25 @@ const SI_KERNEL: i32 = 0x80;
 #[derive(Debug)]
 pub struct Signals {
     descriptor: SignalFd,
-    before: SigSet,
+    before: Inherited,
+}
+
+/// What of signals was inherited and is changed while they are watched, so that a program can get it as it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Inherited {
+    mask: SigSet,
+    children_ignored: bool,
+}
+
+impl Inherited {
+    /// Restores it in the calling thread, for a program about to be executed.
+    pub fn restore(&self) -> io::Result<()> {
+        if self.children_ignored {
+            // SAFETY: SIG_IGN installs no handler, so there is none that could be unsafe.
+            unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+        }
+        set_mask(&self.mask)
+    }
 }
 
 /// A signal that arrived.
@@ -24,20 +42,26 @@ pub struct Received {
     pub signal: Signal,
     /// Whether the kernel sent it: then a terminal sent it, to every process of the foreground group alike.
     pub from_kernel: bool,
+    /// Whether the calling process has sent it itself, as to a group that it belongs to.
+    pub from_self: bool,
 }
 
 impl Signals {
-    /// Blocks `signals` in the calling thread and in threads and processes that it makes later, and lets them be read.
+    /// Blocks `signals` in the calling thread and in threads and processes that it makes later, and lets them be read. Children are
+    /// waited for from now on: where SIGCHLD was inherited as ignored, the kernel would hide their ends (wait(2)).
     pub fn block(signals: &[Signal]) -> io::Result<Self> {
+        // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe.
+        let children = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         let set: SigSet = signals.iter().copied().collect();
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before))?;
         let descriptor = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let before = Inherited { mask: before, children_ignored: matches!(children, SigHandler::SigIgn) };
         Ok(Self { descriptor, before })
     }
 
-    /// The mask as it was before [`Self::block`].
-    pub fn mask_before(&self) -> SigSet {
+    /// What was inherited, as it was before [`Self::block`].
+    pub fn inherited(&self) -> Inherited {
         self.before
     }
 
@@ -45,7 +69,8 @@ impl Signals {
     pub fn receive(&mut self) -> io::Result<Option<Received>> {
         let Some(info) = self.descriptor.read_signal()? else { return Ok(None) };
         let signal = Signal::try_from(info.ssi_signo as i32)?;
-        Ok(Some(Received { signal, from_kernel: info.ssi_code == SI_KERNEL }))
+        let from_kernel = info.ssi_code == SI_KERNEL;
+        Ok(Some(Received { signal, from_kernel, from_self: !from_kernel && info.ssi_pid == std::process::id() }))
     }
 }
 
@@ -63,21 +88,43 @@ pub fn set_mask(mask: &SigSet) -> io::Result<()> {
 /// Restores the default action of SIGPIPE, which Rust's runtime ignores from the start, for a program about to be executed.
 pub fn restore_sigpipe() -> io::Result<()> {
     // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe.
-    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) }?;
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
     Ok(())
 }
 
-/// Ends the calling process by `signal`, so that its parent sees what ended the program. Returns only if the signal does not
-/// end a process. No core is dumped: the process that deserved one was the program.
-pub fn die_by(signal: Signal) -> io::Result<()> {
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
-    // SIGKILL always has its default action, and nothing else may be asked of it.
-    if signal != Signal::SIGKILL {
-        // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe.
-        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+/// Whether the calling process ignores a signal.
+pub fn is_ignored(signal: Signal) -> io::Result<bool> {
+    // SAFETY: `sigaction` is plain data for which all zeros is valid; without a new action nothing is changed.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        match libc::sigaction(signal as i32, std::ptr::null(), &raw mut action) {
+            0 => Ok(action.sa_sigaction == libc::SIG_IGN),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
-    let set: SigSet = std::iter::once(signal).collect();
-    pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&set), None)?;
-    nix::sys::signal::raise(signal)?;
+}
+
+/// Stops the calling process until SIGCONT.
+pub fn stop() -> io::Result<()> {
+    Ok(nix::sys::signal::raise(Signal::SIGSTOP)?)
+}
+
+/// Ends the calling process by a signal, so that its parent sees what ended the program. Takes a number, since a program may be
+/// ended by a real-time signal, too (signal(7)). Returns only if the signal does not end a process. No core is dumped: the process
+/// that deserved one was the program.
+pub fn die_by(signal: i32) -> io::Result<()> {
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
+    // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe; `set` is a live signal set, and made empty first.
+    // What may not be asked of SIGKILL fails, and need not be done.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::signal(signal, libc::SIG_DFL);
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+        if libc::raise(signal) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{Program, Step};
@@ -68,7 +69,7 @@ fn show_own_names(program: &Program) -> Step<()> {
         View { path: NSSWITCH_CONF, text: with_hosts_line(&read(NSSWITCH_CONF)?, &program.names.nsswitch_hosts) },
     ];
     for view in &views {
-        fs::write(view.staged(staging), &view.text).map_err(doing("write the program's own files"))?;
+        write_readable(&view.staged(staging), &view.text).map_err(doing("write the program's own files"))?;
     }
     let missing: Vec<&View> = views.iter().filter(|view| !Path::new(view.path).exists()).collect();
     if !missing.is_empty() {
@@ -114,9 +115,15 @@ fn add_files(staging: &Path, missing: &[&View]) -> io::Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        fs::write(view.path, &view.text)?;
+        write_readable(Path::new(view.path), &view.text)?;
     }
     mounts::detach(&layer)
+}
+
+/// Writes a file that every user can read, whatever the umask.
+fn write_readable(path: &Path, text: &str) -> io::Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
 }
 
 /// The text of a host's file; empty if there is none.

@@ -47,6 +47,9 @@ pub enum IdentityError {
     /// There is no such user.
     #[error("there is no user {0}: give a name that `getent passwd` lists, or a number")]
     NoUser(String),
+    /// The number that setresuid(2) and its kind take for "as it is".
+    #[error("{0} is nobody's number: give one from 0 to 4294967294, or a name")]
+    NoNumber(u32),
     /// There is no such group.
     #[error("there is no group {0}: give a name that `getent group` lists, or a number")]
     NoGroup(String),
@@ -87,10 +90,10 @@ fn account(user: &str, group: Option<&str>) -> Result<Account, IdentityError> {
     let system =
         |error: nix::errno::Errno| IdentityError::System { what: format!("the user {user}"), error: error.into() };
     let number: Option<u32> = user.parse().ok();
-    let entry = match User::from_name(user).map_err(system)? {
+    let entry = match known(User::from_name(user)).map_err(system)? {
         Some(entry) => Some(entry),
         None => match number {
-            Some(number) => User::from_uid(Uid::from_raw(number)).map_err(system)?,
+            Some(number) => known(User::from_uid(Uid::from_raw(number))).map_err(system)?,
             None => return Err(IdentityError::NoUser(user.into())),
         },
     };
@@ -106,14 +109,25 @@ fn account(user: &str, group: Option<&str>) -> Result<Account, IdentityError> {
         let list = nix::unistd::getgrouplist(&name, Gid::from_raw(gid)).map_err(system)?;
         groups.extend(list.into_iter().map(Gid::as_raw).filter(|group| *group != gid));
     }
+    if let Some(none) = [uid].iter().chain(&groups).find(|number| **number == u32::MAX) {
+        return Err(IdentityError::NoNumber(*none));
+    }
     let entry = entry.map(|entry| Entry { name: entry.name, home: entry.dir, shell: entry.shell });
     Ok(Account { uid, gid, groups, entry })
+}
+
+/// What a database says. By some of its modules, that they know nobody of that name is an error (getpwnam(3)).
+fn known<T>(found: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+    match found {
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ESRCH) => Ok(None),
+        other => other,
+    }
 }
 
 fn group_number(group: &str) -> Result<u32, IdentityError> {
     let system =
         |error: nix::errno::Errno| IdentityError::System { what: format!("the group {group}"), error: error.into() };
-    match Group::from_name(group).map_err(system)? {
+    match known(Group::from_name(group)).map_err(system)? {
         Some(entry) => Ok(entry.gid.as_raw()),
         None => group.parse().map_err(|_| IdentityError::NoGroup(group.into())),
     }
@@ -128,7 +142,12 @@ impl Identity {
         let gid = Gid::from_raw(account.gid);
         nix::unistd::setresgid(gid, gid, gid)?;
         let uid = Uid::from_raw(account.uid);
-        Ok(nix::unistd::setresuid(uid, uid, uid)?)
+        nix::unistd::setresuid(uid, uid, uid)?;
+        let (users, now) = (nix::unistd::getresuid()?, nix::unistd::getresgid()?);
+        if [users.real, users.effective, users.saved] != [uid; 3] || [now.real, now.effective, now.saved] != [gid; 3] {
+            return Err(io::Error::other("the system has not changed it"));
+        }
+        Ok(())
     }
 
     /// The environment of this user's program, from the one that vpn-exec has.
@@ -188,6 +207,13 @@ mod tests {
     fn whom_nobody_knows_is_refused() {
         assert!(matches!(choose(Some("no such user"), None, variables(&[])), Err(IdentityError::NoUser(_))));
         assert!(matches!(choose(Some("0"), Some("no such group"), variables(&[])), Err(IdentityError::NoGroup(_))));
+    }
+
+    #[test]
+    fn the_number_that_means_no_change_is_refused() {
+        for (user, group) in [("4294967295", None), ("4294967295", Some("0")), ("0", Some("4294967295"))] {
+            assert!(matches!(choose(Some(user), group, variables(&[])), Err(IdentityError::NoNumber(u32::MAX))));
+        }
     }
 
     #[test]

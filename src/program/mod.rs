@@ -6,20 +6,21 @@ pub mod identity;
 mod privileges;
 mod supervise;
 
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process::{self, Forked};
-use crate::linux::signals::{self, Signals};
+use crate::linux::signals::{self, Inherited, Signals};
 use crate::plan::NamesPlan;
 use crate::tunnel::keeper::Lease;
 use identity::Identity;
@@ -70,8 +71,8 @@ pub fn needed_capabilities(identity: &Identity, kept: CapabilitySet) -> Capabili
 pub enum Ended {
     /// By itself, with a status.
     Exited(i32),
-    /// By a signal.
-    Signaled(Signal),
+    /// By a signal, of this number.
+    Signaled(i32),
 }
 
 /// Why a program was not run, or not to its end.
@@ -138,6 +139,8 @@ pub struct Waiting<'a> {
     entered: bool,
     /// What it writes to when it cannot become the program.
     failure: OwnedFd,
+    /// Our children from before, the keeper among them.
+    strangers: BTreeSet<i32>,
 }
 
 /// Starts the process that is to become the program, and prepares it as far as that takes no tunnel: while the keeper makes the
@@ -149,15 +152,17 @@ pub fn start<'a>(program: &'a Program, signals: &Signals) -> Result<Waiting<'a>,
     let (failure, writer) = pipe().map_err(system("make a pipe"))?;
     let (wait, go) = pipe().map_err(system("make a pipe"))?;
     let parent = std::process::id();
+    // Whoever became this process by exec may have started others before. These are not the program's.
+    let strangers = process::children().map_err(system("look for other children"))?;
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
             drop((failure, go));
-            let failed = become_program(program, parent, &signals.mask_before(), &wait);
+            let failed = become_program(program, parent, &signals.inherited(), &wait);
             let text = serde_json::to_vec(&failed).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
         }
-        Forked::Parent(pid) => Ok(Waiting { program, pid: Some(pid), go, entered: false, failure }),
+        Forked::Parent(pid) => Ok(Waiting { program, pid: Some(pid), go, entered: false, failure, strangers }),
     }
 }
 
@@ -176,6 +181,8 @@ impl Waiting<'_> {
 
     /// Runs the program in its tunnel, which is there now, until it and, unless they are killed, its orphans have ended. `signals`
     /// are passed on to it.
+    ///
+    /// After an error, what the program has started may still run in the tunnel.
     pub fn run(mut self, lease: &Lease, signals: Signals) -> Result<Ended, ProgramError> {
         let system = |what| move |error: io::Error| ProgramError::System { what, error };
         self.enter();
@@ -193,7 +200,7 @@ impl Waiting<'_> {
             }
         }
         let Some(pid) = self.pid.take() else { return Err(system("find the program")(io::ErrorKind::NotFound.into())) };
-        let supervised = supervise::supervise(self.program, pid, lease, signals);
+        let supervised = supervise::supervise(self.program, pid, std::mem::take(&mut self.strangers), lease, signals);
         match serde_json::from_slice::<Failure>(&text) {
             Ok(failure) => Err(failure.into_error(&self.program.command[0])),
             Err(_) => supervised,
@@ -225,8 +232,8 @@ impl Failure {
 }
 
 /// Turns the calling process, a fresh child, into the program. Returns only on failure.
-fn become_program(program: &Program, parent: u32, mask: &SigSet, wait: &OwnedFd) -> Failure {
-    match prepare(program, parent, mask, wait) {
+fn become_program(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd) -> Failure {
+    match prepare(program, parent, inherited, wait) {
         Ok(prepared) => {
             let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
             let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
@@ -259,7 +266,7 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// An error, and what could not be done.
 type Step<T> = Result<T, (&'static str, io::Error)>;
 
-fn prepare(program: &Program, parent: u32, mask: &SigSet, wait: &OwnedFd) -> Step<Prepared> {
+fn prepare(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd) -> Step<Prepared> {
     let doing = |what| move |error: io::Error| (what, error);
     let isolated = enter::isolate(program)?;
     tracing::debug!("a process waits for the namespace");
@@ -279,7 +286,7 @@ fn prepare(program: &Program, parent: u32, mask: &SigSet, wait: &OwnedFd) -> Ste
     tracing::debug!("the process waits for the tunnel");
     await_byte(wait)?;
     signals::restore_sigpipe().map_err(doing("restore signals"))?;
-    signals::set_mask(mask).map_err(doing("restore signals"))?;
+    inherited.restore().map_err(doing("restore signals"))?;
     let zero = |_| ("prepare the program's arguments", io::Error::from(io::ErrorKind::InvalidInput));
     let arguments = program
         .command

@@ -1,18 +1,19 @@
 //! Watches over a running program: passes signals on to it, stops and goes on with it, waits for its end and for that of what it
 //! leaves behind.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, WaitStatus};
 
 use super::{Ended, Program, ProgramError};
 use crate::linux::process;
-use crate::linux::signals::{Received, Signals};
+use crate::linux::signals::{self, Received, Signals};
 use crate::tunnel::keeper::{Event, Lease, wait_for};
 
 /// The signals that are passed on, and SIGCHLD.
@@ -33,6 +34,8 @@ pub const WATCHED: [Signal; 10] = [
 struct Supervision<'a> {
     program: &'a Program,
     pid: Pid,
+    /// Our children that are not the program's: the keeper, and what was started before vpn-exec was executed.
+    strangers: BTreeSet<i32>,
     lease: &'a Lease,
     ended: Option<Ended>,
     tunnel_ended: Option<String>,
@@ -42,12 +45,13 @@ struct Supervision<'a> {
 pub(super) fn supervise(
     program: &Program,
     pid: Pid,
+    strangers: BTreeSet<i32>,
     lease: &Lease,
     mut signals: Signals,
 ) -> Result<Ended, ProgramError> {
-    let mut supervision = Supervision { program, pid, lease, ended: None, tunnel_ended: None };
+    let mut supervision = Supervision { program, pid, strangers, lease, ended: None, tunnel_ended: None };
     supervision.watch(&mut signals).map_err(|error| ProgramError::System { what: "watch the program", error })?;
-    if supervision.ended == Some(Ended::Signaled(Signal::SIGKILL)) {
+    if supervision.ended == Some(Ended::Signaled(Signal::SIGKILL as i32)) {
         supervision.ask_keeper().map_err(|error| ProgramError::System { what: "hear the keeper", error })?;
     }
     match (supervision.tunnel_ended, supervision.ended) {
@@ -82,14 +86,11 @@ impl Supervision<'_> {
 
     /// Waits for children that have ended or stopped. Returns whether there is still somebody to wait for.
     fn reap(&mut self) -> io::Result<bool> {
-        let changes = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED;
         loop {
-            match waitpid(None, Some(changes)) {
-                Ok(WaitStatus::Exited(pid, status)) => self.note_end(pid, Ended::Exited(status)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => self.note_end(pid, Ended::Signaled(signal)),
-                Ok(WaitStatus::Stopped(pid, signal)) if pid == self.pid => self.stop_with_program(signal)?,
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => break,
-                Ok(_) | Err(Errno::EINTR) => {}
+            match rustix::process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+                Ok(Some((pid, status))) => self.note(pid.as_raw_pid(), status)?,
+                Ok(None) | Err(Errno::CHILD) => break,
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -105,22 +106,38 @@ impl Supervision<'_> {
         Ok(!orphans.is_empty())
     }
 
-    fn note_end(&mut self, pid: Pid, ended: Ended) {
-        if pid == self.pid {
-            self.ended = Some(ended);
+    /// Takes note of what has become of a child. A signal is a number here: it may be a real-time one, which has no name.
+    fn note(&mut self, pid: i32, status: WaitStatus) -> io::Result<()> {
+        if pid != self.pid.as_raw() {
+            if !status.stopped() {
+                // The number is free for another.
+                self.strangers.remove(&pid);
+            }
+            return Ok(());
         }
+        if let Some(signal) = status.stopping_signal() {
+            return stop_with_program(signal);
+        }
+        let exited = status.exit_status().map(Ended::Exited);
+        self.ended = exited.or(status.terminating_signal().map(Ended::Signaled)).or(self.ended);
+        Ok(())
     }
 
-    /// What the program has left behind: our children, the keeper excepted.
+    /// What the program has left behind: our children but for strangers.
     fn orphans(&self) -> io::Result<Vec<i32>> {
-        let keeper = self.lease.keeper().as_raw();
-        Ok(process::children()?.into_iter().filter(|pid| *pid != keeper && *pid != self.pid.as_raw()).collect())
+        let is_orphan = |pid: &i32| *pid != self.pid.as_raw() && !self.strangers.contains(pid);
+        Ok(process::children()?.into_iter().filter(is_orphan).collect())
     }
 
     fn pass_on(&mut self, received: Received) -> io::Result<()> {
-        // A terminal's signal goes to all processes of the foreground group, the program among them: it has it already.
-        if received.signal == Signal::SIGCHLD || received.from_kernel {
+        if received.signal == Signal::SIGCHLD || received.from_self {
             return Ok(());
+        }
+        if received.from_kernel {
+            // A terminal's signal goes to all processes of the foreground group, the program among them: it has it already. But of
+            // its end the terminal tells the session's leader alone.
+            let hung_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT) && is_session_leader();
+            return if hung_up { self.hang_up(received.signal) } else { Ok(()) };
         }
         if self.ended.is_none() {
             return process::kill(self.pid.as_raw(), received.signal);
@@ -131,11 +148,12 @@ impl Supervision<'_> {
         Ok(())
     }
 
-    /// Stops as the program has, so that the shell sees its job stop. SIGCONT lets both go on.
-    fn stop_with_program(&self, signal: Signal) -> io::Result<()> {
-        if matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU) {
-            nix::sys::signal::raise(Signal::SIGSTOP)?;
-            // The shell's SIGCONT goes to the whole group. One that was sent to this process alone is passed on as others are.
+    /// Does what the kernel does when the leader of a session ends with its terminal: signals the leader's group.
+    fn hang_up(&self, signal: Signal) -> io::Result<()> {
+        let own = nix::unistd::getpgrp();
+        nix::sys::signal::killpg(own, signal)?;
+        if self.ended.is_none() && nix::unistd::getpgid(Some(self.pid)) != Ok(own) {
+            process::kill(self.pid.as_raw(), signal)?;
         }
         Ok(())
     }
@@ -161,4 +179,17 @@ impl Supervision<'_> {
         }
         Ok(())
     }
+}
+
+/// Stops as the program has, so that the shell sees its job stop. The shell's SIGCONT goes to the whole group, and lets both go on;
+/// one that is sent to this process alone is passed on as others are.
+fn stop_with_program(signal: i32) -> io::Result<()> {
+    if [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].iter().any(|stops| *stops as i32 == signal) {
+        signals::stop()?;
+    }
+    Ok(())
+}
+
+fn is_session_leader() -> bool {
+    nix::unistd::getsid(None) == Ok(nix::unistd::getpid())
 }

@@ -152,6 +152,16 @@ impl Lease {
     pub fn leave(self) -> io::Result<()> {
         // A keeper that has ended already cannot be told.
         let _ = send(&self.socket, &Command::Leave);
+        self.await_end()
+    }
+
+    /// Has the keeper end what still runs in the tunnel, as if this process had died, and waits until the tunnel's names are gone.
+    pub fn abandon(self) -> io::Result<()> {
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+        self.await_end()
+    }
+
+    fn await_end(self) -> io::Result<()> {
         while let Some(event) = receive::<Event>(&self.socket)? {
             if event == Event::Gone {
                 return Ok(());
@@ -174,7 +184,8 @@ fn keep(mission: Mission, launcher: u32, lease: &OwnedFd) -> Result<(), TunnelEr
 
     let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
-    become_keeper(listen_fds, hooks).doing("detach the keeper")?;
+    // What fails here leaves the name claimed until this process ends; then the launcher gives it back.
+    become_keeper(listen_fds, hooks).doing("make the keeper's process")?;
     tracing::debug!("the keeper has begun");
     let mut tunnel = Tunnel::begin(plan, directory, launcher)?;
     let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)

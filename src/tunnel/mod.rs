@@ -94,6 +94,8 @@ pub struct Tunnel {
     launcher: u32,
     /// A descriptor that taking down can have when there are no others left.
     reserve: Option<OwnedFd>,
+    /// Whether the namespace's name may be there still though it should be gone.
+    name_left: bool,
 }
 
 /// The namespace, and a netlink socket in it.
@@ -124,7 +126,9 @@ impl Tunnel {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
         let reserve = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
         let reserve = Some(reserve.doing("keep a descriptor in reserve")?);
-        Ok(Self { plan, directory, host, mark, inner: None, device: None, post_down_due: false, launcher, reserve })
+        let (inner, device) = (None, None);
+        let (post_down_due, name_left) = (false, false);
+        Ok(Self { plan, directory, host, mark, inner, device, post_down_due, launcher, reserve, name_left })
     }
 
     /// Makes everything, in the order that keeps the namespace closed. After an error what was made until then is still there:
@@ -304,7 +308,13 @@ impl Tunnel {
             }
         })?;
         let sockets = Sockets::bind(config.listen_port, config.fwmark)
-            .doing(format!("open WireGuard's UDP port {}", config.listen_port))?;
+            .doing(format!("open WireGuard's UDP port {}", config.listen_port))
+            .map_err(|error| TunnelError {
+                advice: Some(
+                    "leave ListenPort out of the file, if nobody has to reach this end: any free port will do".into(),
+                ),
+                ..error
+            })?;
         let device =
             UserspaceDevice::start(config, tun, sockets, on_data_path_start).doing("start the embedded WireGuard")?;
         let events = DeviceEvents {
@@ -325,7 +335,12 @@ impl Tunnel {
         let mut requests = vec![Request::set_mtu(index, name, plan.mtu)];
         requests.extend(plan.addresses.iter().map(|address| Request::add_address(index, name, *address)));
         requests.push(Request::set_up(index, name));
-        requests.extend(plan.routes.iter().map(|route| Request::add_route(index, name, *route, None)));
+        requests.extend(plan.routes.iter().map(|route| {
+            let request = Request::add_route(index, name, *route, None);
+            // Taking the interface up has made the route to the network of each IPv4 address.
+            let is_connected = plan.addresses.iter().any(|address| address.trunc() == *route);
+            if is_connected { request.or_exists() } else { request }
+        }));
         netlink.execute(requests).doing("configure WireGuard's interface").map_err(|mut error| {
             if error.error.kind() == io::ErrorKind::AddrInUse {
                 error.advice =
@@ -355,13 +370,11 @@ impl Tunnel {
         let announced = self.announce_stop();
         fault::point("after the announcement")?;
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
-        let untaken = match namespace::look_up(&self.plan.namespace) {
-            Ok(named) if self.is_ours(&named) => {
-                namespace::take_name(&self.plan.namespace).doing(format!("remove {}", self.plan.namespace.display()))
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(error).doing(format!("look at {}", self.plan.namespace.display())),
-        };
+        let path = &self.plan.namespace;
+        let untaken = namespace::look_up(path)
+            .and_then(|named| if self.is_ours(&named) { namespace::take_name(path) } else { Ok(()) })
+            .doing(format!("remove {}", path.display()));
+        self.name_left = untaken.is_err();
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
         self.post_down_due = false;
         fault::point("after the name is gone")?;
@@ -377,7 +390,18 @@ impl Tunnel {
     }
 
     /// Lets go of the namespace and gives the tunnel's name back to the next start. What remains is [`Remains::settle`].
+    ///
+    /// # Errors
+    /// Also if the namespace's name could not be taken away: then what is written down stays, for [`reclaim`] to find it.
     pub fn release(mut self) -> Result<Remains, TunnelError> {
+        if self.name_left {
+            let busy = Err(io::Error::from_raw_os_error(libc::EBUSY));
+            return busy.doing(format!(
+                "give back the name {}: {} is still there",
+                self.plan.name,
+                self.plan.namespace.display()
+            ));
+        }
         let remains = Remains {
             host: self.host,
             mark: self.mark.clone(),
@@ -450,19 +474,21 @@ pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelErr
 }
 
 fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
-    let is_ours = match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
-        Named::Free => false,
-        Named::File(text) => text == state.mark.text(),
+    match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
+        // Killed before the namespace was mounted there, or after it was unmounted: no program is inside. The namespace may have
+        // ended, and its number be another's by now, so nobody is to be killed by that number.
+        Named::File(text) if text == state.mark.text() => {}
         Named::Namespace(namespace) => {
             let alias = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
-            namespace.id().doing("identify the namespace")? == state.namespace
-                && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text())
+            let is_ours = namespace.id().doing("identify the namespace")? == state.namespace
+                && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text());
+            if !is_ours {
+                return Ok(());
+            }
+            kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
         }
-    };
-    if !is_ours {
-        return Ok(());
+        Named::Free | Named::File(_) => return Ok(()),
     }
-    kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
     namespace::take_name(path).doing(format!("remove {}", path.display()))
 }
 

@@ -6,10 +6,10 @@
 //! the namespace, the file that becomes the namespace's name, the alias of the veth's host end. Only what carries the mark is
 //! ever removed.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,10 @@ const NAMES_MADE: &str = ".netns";
 
 /// Where tunnels keep their state.
 pub const BASE: &str = "/run/vpn-exec";
+
+/// The mode of the directories: who may open one may lock it (flock(2)), and so keep its owner waiting. Their files, whose names are
+/// known, can be read by anybody.
+const DIRECTORY_MODE: u32 = 0o711;
 
 /// How long a start waits for a tunnel of the same name that is coming or going down.
 const STOPPING: Duration = Duration::from_secs(5);
@@ -144,6 +148,7 @@ impl Directory {
         let text = serde_json::to_vec(state)?;
         let temporary = self.path.join("state.new");
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        file.set_permissions(Permissions::from_mode(0o644))?;
         file.write_all(&text)?;
         drop(file);
         fs::rename(temporary, self.path.join("state"))
@@ -197,11 +202,11 @@ fn open_directory(path: &Path) -> io::Result<File> {
     let mut made = false;
     loop {
         for directory in [Path::new(BASE), path] {
-            match fs::DirBuilder::new().mode(0o755).create(directory) {
-                Ok(()) => made |= directory == path,
+            match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                Err(_) => {}
+                Ok(()) => made |= directory == path,
             }
         }
         match fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path) {

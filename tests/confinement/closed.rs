@@ -85,11 +85,13 @@ fn a_provider_goes_and_comes_back(lab: &Lab) -> Result<()> {
 
 #[test]
 fn a_provider_that_goes_and_comes_back() {
+    #[expect(clippy::redundant_closure, reason = "the test has its name from the closure")]
     lab::test(Peer::Ours, |lab| a_provider_goes_and_comes_back(lab));
 }
 
 #[test]
 fn wireguard_go_that_goes_and_comes_back() {
+    #[expect(clippy::redundant_closure, reason = "the test has its name from the closure")]
     lab::test(Peer::WireguardGo, |lab| a_provider_goes_and_comes_back(lab));
 }
 

@@ -103,8 +103,9 @@ fn while_it_runs_only_its_own_things_differ() {
         let before = Snapshot::take()?;
         let running = start("differ", "wait")?;
         let during = Snapshot::take()?;
-        let index = Netlink::open()?.link_index(&running.state.host_interface)?;
-        assert_eq!(running.state.host_interface.as_str(), "ve-differ");
+        let link = running.host_link()?;
+        assert_eq!(link.name, "ve-differ");
+        let index = link.index;
         let this = crate::support::this();
         let this: String = this.file_name().context("a file")?.to_string_lossy().chars().take(15).collect::<String>();
 

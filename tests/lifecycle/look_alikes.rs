@@ -46,7 +46,6 @@ fn forge_state(name: &str, mark: &str, namespace: &NetworkNamespace, wrong_by: u
     let state = serde_json::json!({
         "mark": mark,
         "namespace": { "device": found.dev(), "inode": found.ino() + wrong_by },
-        "host_interface": format!("ve-{name}"),
         "keeper": std::process::id(),
         "launcher": std::process::id(),
     });
@@ -174,7 +173,7 @@ fn neighbours_of_similar_names_are_left_alone() {
         plant_neighbours("")?;
         let before = Snapshot::take()?;
         let running = start("tune", "wait")?;
-        assert_ne!(running.state.host_interface.as_str(), "ve-tune", "that is somebody's");
+        assert_ne!(running.host_link()?.name, "ve-tune", "that is somebody's");
         let output = running.end()?;
         assert_eq!(ended(output.status), Err(nix::sys::signal::Signal::SIGTERM), "{}", errors(&output));
         assert_unchanged(&before, "after a tunnel")?;

@@ -65,7 +65,7 @@ fn of_many_starts_of_a_name_at_once_each_works_or_is_refused() {
 
 fn addresses_of(running: &Running) -> Result<Vec<String>> {
     let mut netlink = Netlink::open()?;
-    let index = netlink.link_index(&running.state.host_interface)?;
+    let index = running.host_link()?.index;
     let own = netlink.addresses()?.into_iter().filter(|(of, _)| *of == index);
     Ok(own.map(|(_, address)| address.to_string()).collect())
 }
@@ -157,7 +157,7 @@ fn the_longest_name_works_and_a_longer_one_is_refused() {
         let before = Snapshot::take()?;
         let running = start(&"n".repeat(64), "wait")?;
         assert!(is_there(format!("/run/netns/{}", "n".repeat(64))));
-        assert!(running.state.host_interface.as_str().len() <= 15);
+        assert!(running.host_link()?.name.len() <= 15);
         running.end()?;
         let output = run(vpn_exec(&"n".repeat(65), "exit 0"))?;
         assert_eq!(ended(output.status), Ok(125));

@@ -13,6 +13,7 @@ use lab::{Skip, Snapshot};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
+use vpn_exec::linux::link::Link;
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::tun;
 use vpn_exec::tunnel::state::{self, State};
@@ -212,6 +213,15 @@ pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) program: Seen,
     pub(crate) state: State,
+}
+
+impl Running {
+    /// The veth's end on the host, which carries the tunnel's mark.
+    pub(crate) fn host_link(&self) -> Result<Link> {
+        let mark = self.state.mark.text();
+        let links = Netlink::open()?.links()?;
+        links.into_iter().find(|link| link.alias.as_deref() == Some(mark)).context("a link with the mark")
+    }
 }
 
 /// Starts vpn-exec and waits until its program runs.

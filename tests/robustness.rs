@@ -1,0 +1,312 @@
+//! What careless users, unlucky machines and hostile programs do to vpn-exec: nothing of others is touched, nothing hangs, and
+//! nothing fails open.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::world;
+
+/// How long anything may take that does not hang.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A tunnel that leads nowhere, in the directory of the world's files.
+fn config(address: &str, allowed: &str) -> Result<PathBuf> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let path = Path::new(world::FILES).join("nowhere.conf");
+    let text = format!(
+        "[Interface]\nPrivateKey = iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=\nAddress = {address}\nDNS = 10.64.0.1\n\
+         [Peer]\nPublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\nAllowedIPs = {allowed}\nEndpoint = 127.0.0.1:9\n"
+    );
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?.write_all(text.as_bytes())?;
+    Ok(path)
+}
+
+/// The beginning of a shell's line that runs vpn-exec: all but the options, the two dashes and the program.
+fn vpn_exec() -> Result<String> {
+    let config = config("10.64.3.2/32, fc00:bbbb::3:2/128", "0.0.0.0/0, ::/0")?;
+    Ok(format!("{} --config {} --backend userspace", env!("CARGO_BIN_EXE_vpn-exec"), config.display()))
+}
+
+fn bash(script: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs a shell's script that must not hang.
+fn run(script: &str) -> Result<Output> {
+    let mut child = bash(script).spawn()?;
+    wait_for(&mut child)?;
+    Ok(child.wait_with_output()?)
+}
+
+fn wait_for(child: &mut Child) -> Result<ExitStatus> {
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if begin.elapsed() > PATIENCE {
+            child.kill()?;
+            anyhow::bail!("it hangs");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!("{}: {}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn ensure_nothing_left() -> Result<()> {
+    for path in ["/run/vpn-exec", "/run/netns"] {
+        ensure!(!Path::new(path).exists(), "{path} is left behind");
+    }
+    Ok(())
+}
+
+/// Runs a test in a world of its own.
+macro_rules! test {
+    ($body:expr) => {
+        world::test(|| {
+            lab::require_tun()?;
+            #[allow(clippy::redundant_closure_call, reason = "the closure names the test")]
+            $body()
+        })
+    };
+}
+
+#[test]
+fn nobody_is_killed_by_a_namespaces_number() {
+    test!(|| {
+        // A keeper was killed before its namespace had its name. Its number has become that of somebody else's.
+        let mut innocent = Command::new("unshare").args(["--net", "sleep", "60"]).spawn()?;
+        std::thread::sleep(Duration::from_millis(200));
+        let namespace = fs::metadata(format!("/proc/{}/ns/net", innocent.id()))?;
+        let (device, inode) = {
+            use std::os::unix::fs::MetadataExt;
+            (namespace.dev(), namespace.ino())
+        };
+        ensure!(inode != fs::metadata("/proc/self/ns/net").map(|own| std::os::unix::fs::MetadataExt::ino(&own))?);
+        fs::create_dir_all("/run/vpn-exec/nowhere")?;
+        fs::create_dir_all("/run/netns")?;
+        let mark = format!("vpn-exec:nowhere:{}", "0".repeat(32));
+        fs::write("/run/netns/nowhere", &mark)?;
+        let state =
+            format!(r#"{{"mark":"{mark}","namespace":{{"device":{device},"inode":{inode}}},"keeper":4194304}}"#);
+        fs::write("/run/vpn-exec/nowhere/state", state)?;
+        let output = run(&format!("{} -- true", vpn_exec()?))?;
+        ensure!(output.status.success(), "what was left is reclaimed: {}", said(&output));
+        ensure!(innocent.try_wait()?.is_none(), "a stranger was killed");
+        innocent.kill()?;
+        innocent.wait()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_network_of_an_address_may_be_among_the_allowed_ips() {
+    test!(|| {
+        for (address, allowed) in [
+            ("10.0.0.2/24", "10.0.0.0/24"),
+            ("10.0.0.2/31, fd00::2/64", "10.0.0.2/31, 10.0.0.0/8, fd00::/64"),
+            ("10.0.0.2/24, 10.0.0.3/24, 10.0.0.2/24", "10.0.0.0/24, 0.0.0.0/0"),
+            ("10.0.0.2/0, fd00::2/0", "0.0.0.0/0, ::/0"),
+        ] {
+            vpn_exec()?;
+            let config = config(address, allowed)?;
+            let binary = env!("CARGO_BIN_EXE_vpn-exec");
+            let script = format!("{binary} --config {} --backend userspace -- true", config.display());
+            let output = run(&script)?;
+            ensure!(output.status.success(), "{address} with {allowed}: {}", said(&output));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_handshake() {
+    test!(|| {
+        for signal in ["INT", "TERM", "HUP"] {
+            let mut waiting = bash(&format!("exec {} --wait 60 -- echo started", vpn_exec()?)).spawn()?;
+            std::thread::sleep(Duration::from_millis(300));
+            run(&format!("kill -{signal} {}", waiting.id()))?;
+            let begin = Instant::now();
+            let status = wait_for(&mut waiting)?;
+            ensure!(begin.elapsed() < Duration::from_secs(2), "SIG{signal} took {:?}", begin.elapsed());
+            let number = nix::sys::signal::Signal::from_str_name(signal)?;
+            ensure!(status.signal() == Some(number), "it ends by SIG{signal}: {status}");
+            ensure!(waiting.wait_with_output()?.stdout.is_empty(), "the program was not started");
+            ensure_nothing_left()?;
+        }
+        // Who was told to ignore a signal goes on to do so.
+        let script = format!("trap '' HUP; exec {} --wait 1 -- true", vpn_exec()?);
+        let mut waiting = bash(&script).spawn()?;
+        std::thread::sleep(Duration::from_millis(300));
+        run(&format!("kill -HUP {}", waiting.id()))?;
+        ensure!(wait_for(&mut waiting)?.code() == Some(125), "an ignored SIGHUP has ended the wait");
+        Ok(())
+    });
+}
+
+/// The numbers of signals by the names that a shell uses.
+trait ByName: Sized {
+    fn from_str_name(name: &str) -> Result<i32>;
+}
+
+impl ByName for nix::sys::signal::Signal {
+    fn from_str_name(name: &str) -> Result<i32> {
+        Ok(format!("SIG{name}").parse::<Self>()? as i32)
+    }
+}
+
+#[test]
+fn ignored_children_are_waited_for_and_stay_ignored_for_the_program() {
+    test!(|| {
+        let output = run(&format!("trap '' CHLD; exec {} -- sed -n 's/^SigIgn:\t//p' /proc/self/status", vpn_exec()?))?;
+        ensure!(output.status.success(), "{}", said(&output));
+        let ignored = u64::from_str_radix(String::from_utf8(output.stdout)?.trim(), 16)?;
+        ensure!(ignored & (1 << 16) != 0, "SIGCHLD, number 17, is as it was: {ignored:x}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_real_time_signal_is_an_end_like_others() {
+    test!(|| {
+        let mut child = bash(&format!("exec {} -- sh -c 'kill -40 $$'", vpn_exec()?)).spawn()?;
+        let status = wait_for(&mut child)?;
+        ensure!(status.signal() == Some(40), "{status}");
+        let script = format!(
+            "{} -- bash -c '(setsid sh -c \"sleep 0.1; kill -40 \\$\\$\" &); sleep 0.5; echo lives'",
+            vpn_exec()?
+        );
+        let output = run(&script)?;
+        ensure!(output.status.success() && output.stdout == b"lives\n", "{}", said(&output));
+        ensure_nothing_left()
+    });
+}
+
+#[test]
+fn children_from_before_the_execution_are_nobodys_orphans() {
+    test!(|| {
+        for option in ["", "--kill-orphans"] {
+            let script = format!("sleep 60 >/dev/null 2>&1 & echo $!; exec {} {option} -- true", vpn_exec()?);
+            let output = run(&script)?;
+            ensure!(output.status.success(), "{}", said(&output));
+            let stranger = String::from_utf8(output.stdout)?;
+            let stranger = stranger.trim();
+            ensure!(Path::new("/proc").join(stranger).join("exe").exists(), "a stranger was killed");
+            run(&format!("kill -9 {stranger}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_number_of_nobody_is_refused() {
+    test!(|| {
+        for options in ["--user 4294967295 --group 0", "--user 4294967295", "--group 4294967295"] {
+            let output = run(&format!("{} {options} -- id", vpn_exec()?))?;
+            ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{options}: {}", said(&output));
+        }
+        let output = run(&format!("SUDO_UID=4294967295 {} -- id", vpn_exec()?))?;
+        ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{}", said(&output));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_strict_umask_hides_nothing_from_the_program() {
+    test!(|| {
+        let script = format!("umask 077; {} -- stat -c %a /etc/resolv.conf /etc/hosts /etc/nsswitch.conf", vpn_exec()?);
+        let output = run(&script)?;
+        ensure!(output.stdout == b"644\n644\n644\n", "{}", said(&output));
+        Ok(())
+    });
+}
+
+#[test]
+fn listen_fds_that_are_not_open_are_refused() {
+    test!(|| {
+        let output = run(&format!("LISTEN_PID=$$ LISTEN_FDS=6 exec {} -- true", vpn_exec()?))?;
+        ensure!(output.status.code() == Some(125), "{}", said(&output));
+        ensure!(said(&output).contains("LISTEN_FDS is 6, but the descriptor 3 is not open"), "{}", said(&output));
+        ensure_nothing_left()
+    });
+}
+
+#[test]
+fn who_is_not_root_cannot_lock_a_tunnel() {
+    test!(|| {
+        use std::os::unix::fs::PermissionsExt;
+
+        let mut child = bash(&format!("umask 022; exec {} -- sleep 60", vpn_exec()?)).spawn()?;
+        let (base, own) = (Path::new("/run/vpn-exec"), Path::new("/run/vpn-exec/nowhere"));
+        let begin = Instant::now();
+        while !own.join("state").exists() {
+            ensure!(begin.elapsed() < PATIENCE, "no state");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for directory in [base, own] {
+            let mode = fs::metadata(directory)?.permissions().mode() & 0o777;
+            ensure!(mode == 0o711, "{} has mode {mode:o}: who can read it can lock it", directory.display());
+        }
+        let mode = fs::metadata(own.join("state"))?.permissions().mode() & 0o777;
+        ensure!(mode == 0o644, "the state has mode {mode:o}, and anybody may read it");
+        // Of iproute2's directory anybody can hold the lock.
+        let mut holder = Command::new("flock").args(["/run/netns", "sleep", "60"]).process_group(0).spawn()?;
+        std::thread::sleep(Duration::from_millis(200));
+        let begin = Instant::now();
+        let output = run(&format!("{} --name other -- true", vpn_exec()?))?;
+        ensure!(output.status.success(), "{}", said(&output));
+        ensure!(begin.elapsed() < Duration::from_secs(5));
+        run(&format!("kill -- -{}; kill {}", holder.id(), child.id()))?;
+        holder.wait()?;
+        wait_for(&mut child)?;
+        ensure_nothing_left()
+    });
+}
+
+#[test]
+fn a_lack_of_descriptors_leaves_nothing_behind() {
+    test!(|| {
+        // With fewer not even the directory of its name can be read, to be removed.
+        for limit in 6..=20 {
+            run(&format!("ulimit -n {limit}; exec {} -- true", vpn_exec()?))?;
+            ensure_nothing_left().with_context(|| format!("with {limit} descriptors"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_terminal_that_goes_takes_its_program_along() {
+    test!(|| {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = ptsname(&master, Vec::new())?.into_string()?;
+        // The terminal's emulator runs vpn-exec itself: no shell is there to pass a hangup on.
+        let script = format!("exec setsid --ctty {} -- sh -c 'sleep 60; :' <{name} >{name} 2>&1", vpn_exec()?);
+        let mut child = bash(&script).spawn()?;
+        let begin = Instant::now();
+        while !Path::new("/run/vpn-exec/nowhere/state").exists() {
+            ensure!(begin.elapsed() < PATIENCE, "no state");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        drop(master);
+        let status = wait_for(&mut child)?;
+        ensure!(status.signal() == Some(1), "{status}");
+        ensure_nothing_left()
+    });
+}
