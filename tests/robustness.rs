@@ -310,3 +310,23 @@ fn a_terminal_that_goes_takes_its_program_along() {
         ensure_nothing_left()
     });
 }
+
+#[test]
+fn a_program_that_makes_packets_has_no_ipv6_to_the_host() {
+    test!(|| {
+        // Linux forwards IPv6 from all interfaces or none, so what the host's end does not take at all is what counts.
+        for (option, disabled) in [("", "0"), ("--keep-cap net_raw", "1")] {
+            let script = format!("{} {option} -- sleep 60", vpn_exec()?);
+            let mut child = bash(&format!("exec {script}")).spawn()?;
+            let parameter = Path::new("/proc/sys/net/ipv6/conf/ve-nowhere/disable_ipv6");
+            let begin = Instant::now();
+            while !fs::read_to_string(parameter).is_ok_and(|value| value.trim() == disabled) {
+                ensure!(begin.elapsed() < PATIENCE, "{option}: {:?}", fs::read_to_string(parameter));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            run(&format!("kill {}", child.id()))?;
+            wait_for(&mut child)?;
+        }
+        Ok(())
+    });
+}
