@@ -216,8 +216,10 @@ fn the_number_of_nobody_is_refused() {
             let output = run(&format!("{} {options} -- id", vpn_exec()?))?;
             ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{options}: {}", said(&output));
         }
-        let output = run(&format!("SUDO_UID=4294967295 {} -- id", vpn_exec()?))?;
-        ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{}", said(&output));
+        for caller in ["4294967295", "$'\\xff'", "''", "abc"] {
+            let output = run(&format!("SUDO_UID={caller} {} -- id", vpn_exec()?))?;
+            ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{caller}: {}", said(&output));
+        }
         Ok(())
     });
 }
