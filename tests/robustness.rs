@@ -98,8 +98,9 @@ fn nobody_is_killed_by_a_namespaces_number() {
         fs::create_dir_all("/run/netns")?;
         let mark = format!("vpn-exec:nowhere:{}", "0".repeat(32));
         fs::write("/run/netns/nowhere", &mark)?;
-        let state =
-            format!(r#"{{"mark":"{mark}","namespace":{{"device":{device},"inode":{inode}}},"keeper":4194304,"launcher":4194304}}"#);
+        let state = format!(
+            r#"{{"mark":"{mark}","namespace":{{"device":{device},"inode":{inode}}},"keeper":4194304,"launcher":4194304}}"#
+        );
         fs::write("/run/vpn-exec/nowhere/state", state)?;
         let output = run(&format!("{} -- true", vpn_exec()?))?;
         ensure!(output.status.success(), "what was left is reclaimed: {}", said(&output));
@@ -216,8 +217,10 @@ fn the_number_of_nobody_is_refused() {
             let output = run(&format!("{} {options} -- id", vpn_exec()?))?;
             ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{options}: {}", said(&output));
         }
-        let output = run(&format!("SUDO_UID=4294967295 {} -- id", vpn_exec()?))?;
-        ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{}", said(&output));
+        for caller in ["4294967295", "$'\\xff'", "''", "abc"] {
+            let output = run(&format!("SUDO_UID={caller} {} -- id", vpn_exec()?))?;
+            ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{caller}: {}", said(&output));
+        }
         Ok(())
     });
 }
@@ -311,5 +314,25 @@ fn a_terminal_that_goes_takes_its_program_along() {
         let status = wait_for(&mut child)?;
         ensure!(status.signal() == Some(1), "{status}");
         ensure_nothing_left()
+    });
+}
+
+#[test]
+fn a_program_that_makes_packets_has_no_ipv6_to_the_host() {
+    test!(|| {
+        // Linux forwards IPv6 from all interfaces or none, so what the host's end does not take at all is what counts.
+        for (option, disabled) in [("", "0"), ("--keep-cap net_raw", "1")] {
+            let script = format!("{} {option} -- sleep 60", vpn_exec()?);
+            let mut child = bash(&format!("exec {script}")).spawn()?;
+            let parameter = Path::new("/proc/sys/net/ipv6/conf/ve-nowhere/disable_ipv6");
+            let begin = Instant::now();
+            while !fs::read_to_string(parameter).is_ok_and(|value| value.trim() == disabled) {
+                ensure!(begin.elapsed() < PATIENCE, "{option}: {:?}", fs::read_to_string(parameter));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            run(&format!("kill {}", child.id()))?;
+            wait_for(&mut child)?;
+        }
+        Ok(())
     });
 }

@@ -38,6 +38,11 @@ impl Failure {
 
 /// Runs the command that was asked for.
 pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
+    // Whoever calls a set-user-ID file chooses its environment and its files, which are trusted here.
+    if nix::unistd::getuid() != nix::unistd::geteuid() || nix::unistd::getgid() != nix::unistd::getegid() {
+        return Err(Failure::new("vpn-exec must not be a set-user-ID or set-group-ID file")
+            .advise("take these bits away (chmod u-s,g-s), and call it by sudo"));
+    }
     match cli.command {
         None => run::run(&cli.run),
         Some(Command::Plan(arguments)) => plan::run(&arguments),

@@ -28,8 +28,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     tracing::debug!("the configuration is read");
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(loaded.wait);
     let options = &loaded.config.program;
-    let identity = identity::choose(options.user.as_deref(), options.group.as_deref(), |name| std::env::var(name).ok())
-        .map_err(Failure::new)?;
+    let identity =
+        identity::choose(options.user.as_deref(), options.group.as_deref(), environment).map_err(Failure::new)?;
 
     require_privileges()?;
     let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
@@ -162,6 +162,11 @@ fn clean_up(name: &TunnelName) -> Result<(), Failure> {
     // What is written down is released only once all of it is gone.
     tunnel::reclaim(&directory, name).map_err(Failure::new)?;
     directory.release().map_err(Failure::new)
+}
+
+/// A variable of the environment. What is no UTF-8 names nobody, and is refused as such: it must not be taken for missing.
+fn environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 /// Refuses early what cannot work, before anything is touched.

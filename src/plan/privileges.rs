@@ -12,6 +12,23 @@ use crate::config::{ProgramOptions, capability};
 /// the kernel's memory.
 const ESCAPES: [&str; 5] = ["CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"];
 
+/// Whether the program can make packets by itself, and so send the host some for anybody. The host's end of the veth forwards no IPv4,
+/// but Linux forwards IPv6 from all interfaces or none: then the veth has no IPv6.
+pub(super) fn makes_packets(options: &ProgramOptions, findings: &mut Findings) -> bool {
+    let raw = options
+        .capabilities
+        .iter()
+        .filter_map(|asked| capability::lookup(asked))
+        .any(|(_, name)| name == "CAP_NET_RAW");
+    if raw {
+        findings.note(
+            "The host is reached over IPv4 only: with CAP_NET_RAW the program could have it forward IPv6 packets, if it does so for others."
+                .into(),
+        );
+    }
+    raw
+}
+
 /// What the program may do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PrivilegesPlan {

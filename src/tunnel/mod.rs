@@ -69,7 +69,7 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 fn advice_for(error: &io::Error) -> Option<String> {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            Some("run vpn-exec as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN".into())
+            Some("run vpn-exec as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP".into())
         }
         Some(libc::EROFS) => {
             Some("/run and /proc/sys must be writable; in a container, give it more privileges".into())
@@ -254,7 +254,7 @@ impl Tunnel {
         let add = Request::add_veth(outer, inner, Place::Namespace(namespace.as_fd()));
         self.host.execute_one(add).doing("join the namespace to the host")?;
         let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
-        prepare_host_interface(outer).doing(format!("set the parameters of {outer}"))?;
+        prepare_host_interface(outer, veth.host_ipv6.is_some()).doing(format!("set the parameters of {outer}"))?;
         let mut requests = vec![Request::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
         requests.push(Request::set_up(index, outer.as_str()));
@@ -550,7 +550,9 @@ fn prepare_ipv6(wanted: bool) -> io::Result<()> {
 /// keeps the host from being found as a router must hold without it, and against what `conf.all` says for all interfaces:
 /// `medium_id` -1 forbids proxy ARP whatever `proxy_arp` is (the kernel's `arp_fwd_proxy()`), and source routes are refused
 /// where any of the two says so.
-fn prepare_host_interface(name: &InterfaceName) -> io::Result<()> {
+///
+/// Where it has no IPv6, it takes none at all: forwarding of IPv6 can be turned off for the whole host only.
+fn prepare_host_interface(name: &InterfaceName, ipv6: bool) -> io::Result<()> {
     for (parameter, value) in [
         ("ipv4/conf", ("forwarding", "0")),
         ("ipv4/conf", ("arp_ignore", "1")),
@@ -561,6 +563,7 @@ fn prepare_host_interface(name: &InterfaceName) -> io::Result<()> {
         ("ipv4/conf", ("send_redirects", "0")),
         ("ipv6/conf", ("accept_ra", "0")),
         ("ipv6/conf", ("addr_gen_mode", "1")),
+        ("ipv6/conf", ("disable_ipv6", if ipv6 { "0" } else { "1" })),
     ]
     .map(|(family, (parameter, value))| (format!("net/{family}/{name}/{parameter}"), value))
     {
