@@ -127,4 +127,9 @@ impl Request {
             tolerated: None,
         }
     }
+
+    /// Makes it no error that there is such a thing already.
+    pub fn unless_there(self) -> Self {
+        Self { tolerated: Some(libc::EEXIST), ..self }
+    }
 }

@@ -311,7 +311,12 @@ impl Tunnel {
         let mut requests = vec![Request::set_mtu(index, name, plan.mtu)];
         requests.extend(plan.addresses.iter().map(|address| Request::add_address(index, name, *address)));
         requests.push(Request::set_up(index, name));
-        requests.extend(plan.routes.iter().map(|route| Request::add_route(index, name, *route, None)));
+        requests.extend(plan.routes.iter().map(|route| {
+            let add = Request::add_route(index, name, *route, None);
+            // The kernel has then made the route with the address, to the same interface.
+            let is_own = route.addr().is_ipv4() && plan.addresses.iter().any(|address| address.trunc() == *route);
+            if is_own { add.unless_there() } else { add }
+        }));
         netlink.execute(requests).doing("configure WireGuard's interface").map_err(|mut error| {
             if error.error.kind() == io::ErrorKind::AddrInUse {
                 error.advice =
