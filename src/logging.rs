@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::Write;
 
+use nix::time::{ClockId, clock_gettime};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -13,8 +14,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::cli::Verbosity;
 use crate::commands::Failure;
 
-/// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`; with `-vvv` the
-/// libraries' own, too.
+/// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
+/// each; with `-vvv` the libraries' own, too.
 pub fn start(verbosity: Verbosity) {
     let level = match verbosity {
         Verbosity { quiet: true, .. } => Level::ERROR,
@@ -26,7 +27,9 @@ pub fn start(verbosity: Verbosity) {
     // The libraries call an error what is an ordinary event for a tunnel, such as a peer that does not answer.
     let targets = tracing_subscriber::filter::Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let targets = if level == Level::TRACE { targets.with_default(level) } else { targets };
-    let output = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(Plain);
+    let output = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .event_format(Plain { timed: level >= Level::DEBUG });
     // Fails only if there is a subscriber already, which then serves.
     let _ = tracing_subscriber::registry().with(targets).with(output).try_init();
 }
@@ -41,7 +44,10 @@ pub fn report(failure: &Failure) {
 }
 
 /// One line for each event: `vpn-exec: warning: what`.
-struct Plain;
+struct Plain {
+    /// Whether each line says when, in seconds as dmesg(1) does: `vpn-exec: [5.123456] what`.
+    timed: bool,
+}
 
 impl<S, N> FormatEvent<S, N> for Plain
 where
@@ -54,7 +60,11 @@ where
             Level::WARN => "warning: ",
             _ => "",
         };
-        write!(writer, "vpn-exec: {word}")?;
+        writer.write_str("vpn-exec: ")?;
+        if let (true, Ok(now)) = (self.timed, clock_gettime(ClockId::CLOCK_MONOTONIC)) {
+            write!(writer, "[{}.{:06}] ", now.tv_sec(), now.tv_nsec() / 1000)?;
+        }
+        writer.write_str(word)?;
         context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }

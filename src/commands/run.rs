@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::{FAILED, Failure, load};
 use crate::cli::RunArgs;
+use crate::config::capability;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process;
 use crate::linux::signals::{self, Signals};
-use crate::program::identity::{self, Identity};
-use crate::program::{self, Ended, Program, WATCHED};
+use crate::names::TunnelName;
+use crate::program::identity;
+use crate::program::{self, Ended, Program, ProgramError, WATCHED};
 use crate::tunnel;
 use crate::tunnel::keeper::{self, Event, Lease, Mission};
 use crate::tunnel::state::Directory;
@@ -20,6 +22,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
             .advise("it follows two dashes: vpn-exec --config FILE -- PROGRAM [ARG]..., and see --help"));
     }
     let loaded = load::load(&arguments.source, &arguments.tunnel)?;
+    tracing::debug!("the configuration is read");
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(loaded.wait);
     let options = &loaded.config.program;
     let identity = identity::choose(options.user.as_deref(), options.group.as_deref(), |name| std::env::var(name).ok())
@@ -27,9 +30,16 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     require_privileges()?;
     let listen_fds = listen_fds();
+    // What is made for the tunnel can be read by all, whatever the caller's mask. The program has that mask again.
+    let umask = process::set_umask(0o022);
+    // A name that is none is refused by the plan.
+    let kept = options.capabilities.iter().filter_map(|name| capability::lookup(name));
+    let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::single(number));
+    let needed = keeper::needed_capabilities() | program::needed_capabilities(&identity, kept);
     // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
     process::close(3 + listen_fds, i32::MAX)
         .and_then(|()| process::forbid_inspection())
+        .and_then(|()| capabilities::limit(needed, needed))
         .map_err(|error| Failure::new(format!("cannot prepare this process: {error}")))?;
     let signals =
         Signals::block(&WATCHED).map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
@@ -46,14 +56,11 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
             return Err(failure);
         }
     };
+    tracing::debug!("the tunnel is planned");
     for note in &plan.notes {
         tracing::warn!("{note}");
     }
-    let kept = plan.privileges.numbers().map(capabilities::single).fold(CapabilitySet::empty(), |all, one| all | one);
-    let limited = limit_launcher(kept, &identity);
     let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
-    limited.map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
-
     let program = Program {
         command: arguments.program.clone(),
         namespace: plan.namespace.clone(),
@@ -65,33 +72,41 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         new_privileges: !plan.privileges.no_new_privileges,
         kill_orphans: arguments.kill_orphans,
         listen_fds,
+        umask,
     };
     let name = loaded.config.name.clone();
     let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, listen_fds };
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
 
-    let ended = await_tunnel(&lease, wait).and_then(|()| {
-        program::run(&program, &lease, signals)
-            .map_err(|error| Failure { status: error.exit_status(), ..Failure::new(error) })
+    let failed = |error: ProgramError| Failure { status: error.exit_status(), ..Failure::new(error) };
+    let ended = program::start(&program, &signals).map_err(failed).and_then(|mut waiting| {
+        await_tunnel(&lease, wait, || waiting.enter())?;
+        waiting.run(&lease, signals).map_err(failed)
     });
+    tracing::debug!("the program has ended");
     if let Err(error) = lease.leave() {
         tracing::debug!(%error, "the keeper is gone, so this process takes the tunnel down");
         clean_up(&name)?;
     }
+    tracing::debug!("the tunnel is gone");
     Ok(status_of(ended?))
 }
 
-/// Waits until the tunnel is made and, if asked to, until it has its first handshake.
-fn await_tunnel(lease: &Lease, wait: Option<Duration>) -> Result<(), Failure> {
+/// Waits until the tunnel is made and, if asked to, until it has its first handshake. `on_named` is done as soon as the namespace
+/// is there.
+fn await_tunnel(lease: &Lease, wait: Option<Duration>, mut on_named: impl FnMut()) -> Result<(), Failure> {
     let next =
         |until| lease.next_event(until).map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")));
     let ended = |event| match event {
         Some(Event::Failed { reason, advice }) => Failure { message: reason, advice, status: FAILED },
         _ => Failure::new("the tunnel's keeper was killed"),
     };
-    match next(None)? {
-        Some(Event::Made) => {}
-        event => return Err(ended(event)),
+    loop {
+        match next(None)? {
+            Some(Event::Named) => on_named(),
+            Some(Event::Made) => break,
+            event => return Err(ended(event)),
+        }
     }
     let Some(wait) = wait else { return Ok(()) };
     let until = Instant::now() + wait;
@@ -108,14 +123,12 @@ fn await_tunnel(lease: &Lease, wait: Option<Duration>) -> Result<(), Failure> {
 }
 
 /// Takes down what a killed keeper has left.
-fn clean_up(name: &crate::names::TunnelName) -> Result<(), Failure> {
-    let all = capabilities::permitted().unwrap_or(CapabilitySet::empty());
-    let cleaned = capabilities::raised(all, || {
-        let directory = Directory::claim(name).map_err(Failure::new)?;
-        let reclaimed = tunnel::reclaim(&directory, name).map_err(Failure::new);
-        reclaimed.and(directory.release().map_err(Failure::new))
-    });
-    cleaned.map_err(|error| Failure::new(format!("cannot raise privileges: {error}")))?
+fn clean_up(name: &TunnelName) -> Result<(), Failure> {
+    capabilities::raise(keeper::needed_capabilities())
+        .map_err(|error| Failure::new(format!("cannot raise privileges: {error}")))?;
+    let directory = Directory::claim(name).map_err(claim_failure)?;
+    let reclaimed = tunnel::reclaim(&directory, name).map_err(Failure::new);
+    reclaimed.and(directory.release().map_err(Failure::new))
 }
 
 /// Refuses early what cannot work, before anything is touched.
@@ -129,21 +142,6 @@ fn require_privileges() -> Result<(), Failure> {
         .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
         Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
     }
-}
-
-/// From here on only what the next steps need: making and joining the namespace, becoming the program's user, ending what is
-/// left inside.
-fn limit_launcher(kept: CapabilitySet, identity: &Identity) -> std::io::Result<()> {
-    let mut needed = CapabilitySet::SYS_ADMIN
-        | CapabilitySet::NET_ADMIN
-        | CapabilitySet::SETPCAP
-        | CapabilitySet::KILL
-        | CapabilitySet::SYS_PTRACE
-        | kept;
-    if *identity != Identity::Unchanged {
-        needed |= CapabilitySet::SETUID | CapabilitySet::SETGID;
-    }
-    capabilities::limit(needed, needed)
 }
 
 /// How many descriptors were passed to this very process (sd_listen_fds(3)).

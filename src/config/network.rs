@@ -51,7 +51,11 @@ pub(super) fn network(entry: Piece<'_>, what: &str, example: &str) -> Result<IpN
     };
     let Ok(address) = ip.text.parse::<IpAddr>() else {
         let (label, help) = no_network(entry.text, what, example);
-        return Err(Problem::new(entry, format!("{} is not {what}", quoted(entry.text)), label).help(help));
+        let message = match entry.text {
+            "" => "this entry is empty".to_owned(),
+            text => format!("{} is not {what}", quoted(text)),
+        };
+        return Err(Problem::new(entry, message, label).help(help));
     };
     let max = if address.is_ipv4() { 32 } else { 128 };
     let Some(prefix) = prefix else {
@@ -60,7 +64,11 @@ pub(super) fn network(entry: Piece<'_>, what: &str, example: &str) -> Result<IpN
     decimal(prefix.text, max.into()).and_then(|length| IpNet::new(address, u8::try_from(length).ok()?).ok()).ok_or_else(
         || {
             let mask = prefix.text.parse().ok().and_then(|mask| ipnet::ip_mask_to_prefix(mask).ok());
-            let help = mask.map(|length| format!("did you mean `{address}/{length}`?"));
+            let help = match mask {
+                Some(length) => Some(format!("did you mean `{address}/{length}`?")),
+                None if prefix.text.contains([';', '/', ':']) => Some("separate entries with commas".to_owned()),
+                None => None,
+            };
             let family = if max == 32 { "IPv4" } else { "IPv6" };
             let at = if prefix.text.is_empty() { entry } else { prefix };
             Problem::new(at, "this is no prefix length", format!("expected a number from 0 to {max} for {family}"))

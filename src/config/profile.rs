@@ -11,9 +11,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::capability;
-use super::diagnostic::{Diagnostic, Diagnostics, Place, nearest};
+use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
 use super::network::{self, Problem};
-use super::shown::{dots, hide_keys, quoted};
+use super::shown::{dots, hide_keys, is_plain_name, quoted};
 use super::text::{Piece, View};
 use super::{BackendChoice, MAX_BYTES, Profile, Protocol, Publish};
 
@@ -46,7 +46,8 @@ pub fn parse(source_name: &str, text: &[u8]) -> Result<Profile, Diagnostics> {
     };
     let (table, errors) = DeTable::parse_recoverable(text);
     let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-    let mut reader = Reader { text, lines, found, profile: Profile::default(), broken: HashSet::new() };
+    let mut reader =
+        Reader { text, lines, found, profile: Profile::default(), meant_wireguard: false, broken: HashSet::new() };
     for error in &errors {
         reader.syntax(error);
     }
@@ -63,6 +64,8 @@ struct Reader<'a> {
     lines: Vec<usize>,
     found: Diagnostics,
     profile: Profile,
+    /// Whether there is a `wireguard`, or what seems to be a misspelt one.
+    meant_wireguard: bool,
     /// The lines that are no TOML. What the parser makes of them is not judged any further.
     broken: HashSet<usize>,
 }
@@ -73,7 +76,10 @@ impl Reader<'_> {
         for (key, value) in table {
             let name = key.get_ref().as_ref();
             match name {
-                "wireguard" => self.wireguard(value),
+                "wireguard" => {
+                    self.meant_wireguard = true;
+                    self.wireguard(value);
+                }
                 "backend" => self.backend(value),
                 "wait" => self.wait(value),
                 "dns" | "local" | "program" => match value.get_ref() {
@@ -83,7 +89,7 @@ impl Reader<'_> {
                 _ => self.unknown("", key.span(), name),
             }
         }
-        if !table.keys().any(|key| key.get_ref() == "wireguard") && self.broken.is_empty() {
+        if !self.meant_wireguard && self.broken.is_empty() {
             let missing = Diagnostic::error("the profile has no `wireguard`");
             let help = "write `wireguard = \"/path/to/the/provider's/file.conf\"` above the first table";
             self.found.push(missing.help(help.to_owned()));
@@ -114,12 +120,22 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, table: &str, span: Range<usize>, name: &str) {
+        // A broken heading puts the keys below it into another table.
+        if table.is_empty() && self.broken.iter().any(|line| *line < self.line_of(span.start)) {
+            return;
+        }
+        if !self.found.has_room(Severity::Error) {
+            return;
+        }
         let here = TABLES.iter().find(|(known, _)| *known == table).map_or(&[][..], |(_, keys)| *keys);
         let home = TABLES.iter().find(|(_, keys)| keys.contains(&name));
         let help = match (home, nearest(name, here.iter().copied())) {
             (Some(("", _)), _) => Some(format!("`{name}` belongs at the top of the file, above the first table")),
             (Some((home, _)), _) => Some(format!("`{name}` belongs in the table `[{home}]`")),
-            (None, Some(near)) => Some(format!("did you mean `{near}`?")),
+            (None, Some(near)) => {
+                self.meant_wireguard |= near == "wireguard";
+                Some(format!("did you mean `{near}`?"))
+            }
             (None, None) => {
                 let near = TABLES.iter().find_map(|(home, keys)| {
                     let near = nearest(name, keys.iter().copied())?;
@@ -130,7 +146,11 @@ impl Reader<'_> {
         };
         let label = format!("expected {}", one_of(here));
         let what = if table.is_empty() { "the profile".to_owned() } else { format!("`[{table}]`") };
-        self.error(span, format!("{what} has no key {}", quoted(name)), label, help);
+        let message = match is_plain_name(name) {
+            true => format!("{what} has no key {}", quoted(name)),
+            false => format!("{what} has no such key"),
+        };
+        self.error(span, message, label, help);
     }
 }
 
@@ -263,7 +283,7 @@ impl Reader<'_> {
         }
         let upper = text.text.to_ascii_uppercase();
         let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-        let help = nearest(&name, capability::CAPABILITIES.into_iter()).map(|near| format!("did you mean `{near}`?"));
+        let help = nearest(&name, capability::CAPABILITIES).map(|near| format!("did you mean `{near}`?"));
         let message = format!("{} is no capability", quoted(text.text));
         Err(Problem::new(text, message, "expected a name of capabilities(7), such as `CAP_NET_RAW`").help(help))
     }
@@ -406,17 +426,18 @@ impl Reader<'_> {
 /// A line of a profile as it may be shown. A profile holds no secrets, but a `wg-quick` file may have been put in its
 /// place: only the values of a profile's own keys are shown, and of these nothing that looks like a key.
 fn shown(line: &str) -> String {
+    let hidden = hide_keys(line);
+    // Dots are as long as what they hide, so places in the line are places in what is shown.
     let Some(equals) = line.find('=') else {
         let squeezed: String = line.chars().filter(|c| !c.is_whitespace()).collect();
         let secret = ["privatekey", "presharedkey"].iter().any(|key| squeezed.to_ascii_lowercase().contains(key));
-        return if secret { dots(line) } else { hide_keys(line) };
+        return if secret { dots(line) } else { hidden };
     };
-    let (name, value) = (&line[..equals], &line[equals + 1..]);
-    let known = name.trim().rsplit('.').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+    let known = line[..equals].trim().rsplit('.').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
     if TABLES.iter().any(|(_, keys)| keys.contains(&known)) {
-        format!("{name}={}", hide_keys(value))
+        hidden
     } else {
-        format!("{}={}", hide_keys(name), dots(value))
+        format!("{}={}", &hidden[..equals], dots(&hidden[equals + 1..]))
     }
 }
 

@@ -39,6 +39,11 @@ pub(super) fn hide_keys(text: &str) -> String {
     shown
 }
 
+/// Whether a word is what keys are called, and too short to be much of a secret.
+pub(super) fn is_plain_name(word: &str) -> bool {
+    (1..=24).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
 /// The longest parts of `text` that consist of base64's characters, of either alphabet of RFC 4648.
 fn base64_runs(text: &str) -> impl Iterator<Item = Range<usize>> {
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte);

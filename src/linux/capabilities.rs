@@ -26,15 +26,11 @@ pub fn limit(permitted: CapabilitySet, effective: CapabilitySet) -> io::Result<(
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
-/// Makes permitted capabilities effective for as long as `work` takes.
-pub fn raised<T>(capabilities: CapabilitySet, work: impl FnOnce() -> T) -> io::Result<T> {
-    let before = rustix::thread::capabilities(None)?;
-    let mut raised = before;
-    raised.effective |= capabilities & before.permitted;
-    rustix::thread::set_capabilities(None, raised)?;
-    let value = work();
-    rustix::thread::set_capabilities(None, before)?;
-    Ok(value)
+/// Makes permitted capabilities effective.
+pub fn raise(capabilities: CapabilitySet) -> io::Result<()> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective |= capabilities & sets.permitted;
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 /// The capabilities that the calling thread may make effective.

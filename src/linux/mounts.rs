@@ -16,10 +16,11 @@ pub fn isolate() -> io::Result<()> {
     Ok(rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
 }
 
-/// Mounts a small file system in memory, for root alone to write.
+/// Mounts a file system in memory, for root alone to write. It may hold 64 MiB, which no `/etc/hosts` reaches, not even one that
+/// blocks the world's advertisements, and takes what is in it.
 pub fn memory(at: &Path) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    Ok(rustix::mount::mount("vpn-exec", at, c"tmpfs", flags, Some(c"mode=0755,size=1m"))?)
+    Ok(rustix::mount::mount("vpn-exec", at, c"tmpfs", flags, Some(c"mode=0755,size=64m"))?)
 }
 
 /// Makes `target` show what `source` is.

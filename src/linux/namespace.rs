@@ -5,8 +5,10 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 
 use nix::sched::CloneFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,9 @@ pub const NAMES: &str = "/run/netns";
 
 /// The magic number of the file system of namespaces (statfs(2)).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// The stack of a thread that works in a namespace, in bytes: requests of netlink and their answers fit many times.
+const THREAD_STACK: usize = 256 * 1024;
 
 /// A network namespace, kept alive by an open descriptor.
 #[derive(Debug)]
@@ -94,6 +99,47 @@ impl NetworkNamespace {
     }
 }
 
+/// A thread that lives in a network namespace, for work that has to be done there again and again.
+#[derive(Debug)]
+pub struct Resident {
+    jobs: mpsc::Sender<Job>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Resident {
+    /// Starts a thread and moves it into a namespace. It ends when this value is dropped.
+    pub fn start(namespace: NetworkNamespace) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let resident = Self { jobs };
+        std::thread::Builder::new().name("namespace".into()).stack_size(THREAD_STACK).spawn(move || {
+            let entered = namespace.enter();
+            drop(namespace);
+            // Without the namespace no job is done: one that is dropped undone tells who waits for it.
+            if entered.is_ok() {
+                queue.into_iter().for_each(|job| job());
+            }
+        })?;
+        resident.run(|| ())?;
+        Ok(resident)
+    }
+
+    /// Does work in the namespace, and waits for it.
+    ///
+    /// # Errors
+    /// If the thread is not there, because it could not enter the namespace.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let (sender, result) = mpsc::sync_channel(1);
+        let job = move || {
+            // Who asked is waiting.
+            let _ = sender.send(work());
+        };
+        let gone = || io::Error::other("the thread in the tunnel's namespace has ended");
+        self.jobs.send(Box::new(job)).map_err(|_| gone())?;
+        result.recv().map_err(|_| gone())
+    }
+}
+
 impl NamespaceId {
     /// The namespace of a process, if it is there and may be asked.
     pub fn of_process(pid: i32) -> io::Result<Self> {
@@ -105,7 +151,7 @@ impl NamespaceId {
 fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread =
-            std::thread::Builder::new().name("namespace".into()).stack_size(256 * 1024).spawn_scoped(scope, work)?;
+            std::thread::Builder::new().name("namespace".into()).stack_size(THREAD_STACK).spawn_scoped(scope, work)?;
         thread.join().map_err(|_| io::Error::other("the thread that worked in a namespace panicked"))?
     })
 }
@@ -206,7 +252,33 @@ pub enum Named {
 
 /// Looks up a name.
 pub fn look_up(path: &Path) -> io::Result<Named> {
-    let mut file = match File::open(path) {
+    named(File::open(path))
+}
+
+/// Where names are, as the calling process sees it now: for one that moves to a mount namespace of its own, where a name that is
+/// given later need not appear.
+#[derive(Debug)]
+pub struct Names(OwnedFd);
+
+impl Names {
+    /// Holds on to the place. [`NAMES`] need not be there yet.
+    pub fn hold() -> io::Result<Self> {
+        let parent = Path::new(NAMES).parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::open(parent, flags, Mode::empty())?))
+    }
+
+    /// Looks up a name, given as its path below [`NAMES`].
+    pub fn look_up(&self, path: &Path) -> io::Result<Named> {
+        let below = Path::new(NAMES).parent().and_then(|parent| path.strip_prefix(parent).ok());
+        let below = below.ok_or(io::ErrorKind::InvalidInput)?;
+        let file = rustix::fs::openat(&self.0, below, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        named(file.map(File::from).map_err(io::Error::from))
+    }
+}
+
+fn named(file: io::Result<File>) -> io::Result<Named> {
+    let mut file = match file {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Named::Free),
         file => file?,
     };

@@ -1,10 +1,11 @@
 //! Processes: forking, executing, their relatives, and what they pass on.
 
 use std::collections::BTreeSet;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
@@ -53,6 +54,11 @@ pub fn adopt_orphans() -> io::Result<()> {
 /// Executing a program undoes it.
 pub fn forbid_inspection() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Sets the mask of permission bits that new files do not get (umask(2)), and returns the former one.
+pub fn set_umask(mask: u32) -> u32 {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask)).as_raw_mode()
 }
 
 /// Ends the calling process at once, without running what was registered for its end by the process that forked it.
@@ -116,9 +122,29 @@ pub fn keep_at_exec(first: RawFd, count: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Executes a program found by PATH if its name has no slash (execvpe(3)), in the calling process. Returns only on failure.
-pub fn execute(program: &CStr, arguments: &[&CStr], environment: &[&CStr]) -> io::Error {
-    match nix::unistd::execvpe(program, arguments, environment) {
+/// Executes a program, found as execvp(3) does by the directories of `search_path` if its name has no slash, in the calling
+/// process. Returns only on failure: `ENOENT` if it is nowhere, another error if it is there but cannot be executed.
+///
+/// execvp(3) itself says `EACCES` also if one of the directories may not be looked into, though the program is nowhere.
+pub fn execute(program: &CStr, arguments: &[&CStr], environment: &[&CStr], search_path: &[u8]) -> io::Error {
+    if program.to_bytes().contains(&b'/') {
+        return execute_at(program, arguments, environment);
+    }
+    let mut failure = None;
+    for directory in search_path.split(|byte| *byte == b':') {
+        let directory = if directory.is_empty() { b"." } else { directory };
+        let Ok(path) = CString::new([directory, b"/", program.to_bytes()].concat()) else { continue };
+        let error = execute_at(&path, arguments, environment);
+        let there = fs::metadata(OsStr::from_bytes(path.to_bytes())).is_ok_and(|found| !found.is_dir());
+        if there && failure.is_none() {
+            failure = Some(error);
+        }
+    }
+    failure.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+}
+
+fn execute_at(path: &CStr, arguments: &[&CStr], environment: &[&CStr]) -> io::Error {
+    match nix::unistd::execvpe(path, arguments, environment) {
         Ok(never) => match never {},
         Err(errno) => errno.into(),
     }

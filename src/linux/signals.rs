@@ -42,7 +42,7 @@ impl Signals {
     }
 
     /// The next signal, if there is one.
-    pub fn next(&mut self) -> io::Result<Option<Received>> {
+    pub fn receive(&mut self) -> io::Result<Option<Received>> {
         let Some(info) = self.descriptor.read_signal()? else { return Ok(None) };
         let signal = Signal::try_from(info.ssi_signo as i32)?;
         Ok(Some(Received { signal, from_kernel: info.ssi_code == SI_KERNEL }))
@@ -71,8 +71,11 @@ pub fn restore_sigpipe() -> io::Result<()> {
 /// end a process. No core is dumped: the process that deserved one was the program.
 pub fn die_by(signal: Signal) -> io::Result<()> {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
-    // SAFETY: as above.
-    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    // SIGKILL always has its default action, and nothing else may be asked of it.
+    if signal != Signal::SIGKILL {
+        // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    }
     let set: SigSet = std::iter::once(signal).collect();
     pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&set), None)?;
     nix::sys::signal::raise(signal)?;

@@ -53,7 +53,8 @@ fn secrets(file: &WgQuick) -> Vec<Zeroizing<String>> {
 /// Names in one sentence all that wg-quick would heed and that is set aside here.
 fn note_ignored(file: &WgQuick, run: bool, findings: &mut Findings) {
     let mut ignored = Vec::new();
-    if file.interface.table.is_some() {
+    // `auto` asks for what is done here.
+    if file.interface.table.as_ref().is_some_and(|table| !table.eq_ignore_ascii_case("auto")) {
         ignored.push("Table (the routes have a namespace of their own, and follow AllowedIPs)".to_owned());
     }
     if file.interface.save_config == Some(true) {

@@ -3,8 +3,7 @@
 //!
 //! On the host, a tunnel's end of the veth is `ve-NAME` where that fits into the kernel's 15 bytes. Otherwise, or where that
 //! name is taken by another interface, it is `ve-`, the first five characters of the name, `-`, and six digits of
-//! [`stable::hex`] for the purpose `host-interface`. A kernel WireGuard interface is born on the host as `wg-` and twelve
-//! digits for the purpose `birth-name`. The attempt is 0, and one more for each derived name that is taken.
+//! [`stable::hex`] for the purpose `host-interface`. The attempt is 0, and one more for each derived name that is taken.
 
 use super::error::PlanError;
 use super::facts::Facts;
@@ -23,7 +22,6 @@ const ATTEMPTS: u32 = 64;
 /// All interface names of a tunnel.
 pub(super) struct Names {
     pub(super) wireguard: InterfaceName,
-    pub(super) birth: InterfaceName,
     pub(super) host: InterfaceName,
     pub(super) inner: InterfaceName,
 }
@@ -33,18 +31,13 @@ pub(super) fn derive(name: &TunnelName, facts: &Facts, findings: &mut Findings) 
     let plain = Some(format!("ve-{name}")).filter(|plain| plain.len() <= InterfaceName::MAX);
     let derived = (0..ATTEMPTS).map(|attempt| shortened(name, attempt));
     let host = first_free(plain.into_iter().chain(derived), facts, findings);
-    let birth = first_free((0..ATTEMPTS).map(|attempt| birth_name(name, attempt)), facts, findings);
-    Some(Names { wireguard: checked(WIREGUARD), birth: birth?, host: host?, inner: checked(INNER) })
+    Some(Names { wireguard: checked(WIREGUARD), host: host?, inner: checked(INNER) })
 }
 
 fn shortened(name: &TunnelName, attempt: u32) -> String {
     // A tunnel's name is ASCII, so any cut is between characters.
     let start = &name.as_str()[..name.as_str().len().min(5)];
     format!("ve-{start}-{}", stable::hex("host-interface", name, attempt, 6))
-}
-
-fn birth_name(name: &TunnelName, attempt: u32) -> String {
-    format!("wg-{}", stable::hex("birth-name", name, attempt, 12))
 }
 
 fn first_free(
@@ -76,48 +69,47 @@ mod tests {
     use super::*;
     use crate::plan::facts::HostInterface;
 
-    fn derived(name: &str, taken: &[&str]) -> (String, String, Vec<String>) {
+    fn derived(name: &str, taken: &[&str]) -> Option<(String, Vec<String>)> {
         let interfaces = taken.iter().map(|name| HostInterface { name: (*name).into(), index: 9, mtu: 1500 }).collect();
         let mut findings = Findings::default();
         let facts = Facts { interfaces, ..Facts::default() };
-        let names = derive(&name.parse().expect("a name"), &facts, &mut findings).expect("free names");
-        (names.host.to_string(), names.birth.to_string(), findings.notes)
+        let names = derive(&name.parse().expect("a name"), &facts, &mut findings);
+        assert_eq!(names.is_none(), matches!(findings.errors[..], [PlanError::NoFreeInterfaceName { .. }]));
+        Some((names?.host.to_string(), findings.notes))
     }
 
     // These values are a promise between versions; they were computed with another implementation (Python's hashlib).
     #[test]
     fn names_never_change() {
         let long = "x".repeat(64);
-        for (name, host, birth) in [
-            ("a", "ve-a", "wg-c9a0fae3a68a"),
-            ("mullvad", "ve-mullvad", "wg-d30a7d031a30"),
-            ("twelve-chars", "ve-twelve-chars", "wg-64a51f0bf69b"),
-            ("thirteen-char", "ve-thirt-e852f3", "wg-6edde9ea1d98"),
-            (long.as_str(), "ve-xxxxx-6bbc9f", "wg-d18636eec3bb"),
+        for (name, host) in [
+            ("a", "ve-a"),
+            ("mullvad", "ve-mullvad"),
+            ("twelve-chars", "ve-twelve-chars"),
+            ("thirteen-char", "ve-thirt-e852f3"),
+            (long.as_str(), "ve-xxxxx-6bbc9f"),
         ] {
-            assert_eq!(derived(name, &[]), (host.into(), birth.into(), vec![]), "{name}");
+            assert_eq!(derived(name, &[]), Some((host.into(), vec![])), "{name}");
         }
     }
 
     #[test]
     fn a_name_that_the_host_has_is_passed_over_and_noted() {
-        let (host, birth, notes) = derived("mullvad", &["lo", "ve-mullvad"]);
-        assert_eq!((host.as_str(), birth.as_str()), ("ve-mullv-aa3202", "wg-d30a7d031a30"));
+        let (host, notes) = derived("mullvad", &["lo", "ve-mullvad"]).expect("a free name");
+        assert_eq!(host, "ve-mullv-aa3202");
         assert_eq!(notes, ["The host has an interface ve-mullvad already, so this tunnel uses ve-mullv-aa3202."]);
 
-        let (host, birth, notes) = derived("mullvad", &["ve-mullvad", "ve-mullv-aa3202", "wg-d30a7d031a30"]);
-        assert_eq!((host.as_str(), birth.as_str()), ("ve-mullv-262897", "wg-72cfb326158a"));
-        assert_eq!(notes.len(), 2);
+        let (host, notes) = derived("mullvad", &["ve-mullvad", "ve-mullv-aa3202"]).expect("a free name");
+        assert_eq!((host.as_str(), notes.len()), ("ve-mullv-262897", 1));
     }
 
     #[test]
     fn a_host_full_of_look_alikes_is_an_error() {
         let name: TunnelName = "mullvad".parse().expect("a name");
-        let mut taken: Vec<String> = (0..ATTEMPTS).map(|attempt| birth_name(&name, attempt)).collect();
-        taken.push("lo".into());
-        let interfaces = taken.into_iter().map(|name| HostInterface { name, index: 9, mtu: 1500 }).collect();
-        let mut findings = Findings::default();
-        assert!(derive(&name, &Facts { interfaces, ..Facts::default() }, &mut findings).is_none());
-        assert!(matches!(findings.errors[..], [PlanError::NoFreeInterfaceName { .. }]), "{:?}", findings.errors);
+        let mut taken: Vec<String> = (0..ATTEMPTS).map(|attempt| shortened(&name, attempt)).collect();
+        taken.push("ve-mullvad".into());
+        let taken: Vec<&str> = taken.iter().map(String::as_str).collect();
+        assert_eq!(derived("mullvad", &taken), None);
+        assert!(derived("mullvad", &taken[1..]).is_some());
     }
 }

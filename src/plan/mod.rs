@@ -135,7 +135,6 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         backend: config.backend,
         wireguard: WireguardPlan {
             interface: interfaces.wireguard,
-            birth_name: interfaces.birth,
             mtu: mtu.bytes,
             mtu_reason: mtu.reason,
             addresses: reach.addresses,

@@ -8,13 +8,6 @@ use super::Findings;
 use super::error::PlanError;
 use crate::config::{ProgramOptions, capability};
 
-impl PrivilegesPlan {
-    /// The numbers of the capabilities that are kept.
-    pub fn numbers(&self) -> impl Iterator<Item = u8> {
-        self.capabilities.iter().filter_map(|name| capability::lookup(name)).map(|(number, _)| number)
-    }
-}
-
 /// Those with which a program can leave the tunnel: by new routes or a new endpoint, by another process's namespace, or by
 /// the kernel's memory.
 const ESCAPES: [&str; 5] = ["CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"];

@@ -30,12 +30,7 @@ fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
 
     let wireguard = &plan.wireguard;
     writeln!(f, "\nWireGuard")?;
-    let birth = match plan.backend {
-        BackendChoice::Auto => format!(" (the kernel's is born on the host as {})", wireguard.birth_name),
-        BackendChoice::Kernel => format!(" (born on the host as {})", wireguard.birth_name),
-        BackendChoice::Userspace => String::new(),
-    };
-    row(f, "interface", format_args!("{}{birth}", wireguard.interface))?;
+    row(f, "interface", &wireguard.interface)?;
     rows(f, "addresses", &wireguard.addresses)?;
     rows(f, "routes", &wireguard.routes)?;
     row(f, "MTU", format_args!("{} ({})", wireguard.mtu, wireguard.mtu_reason))?;

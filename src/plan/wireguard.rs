@@ -16,8 +16,6 @@ use crate::names::InterfaceName;
 pub struct WireguardPlan {
     /// Its name in the namespace: `wg0`.
     pub interface: InterfaceName,
-    /// The name that a kernel interface has in the host's namespace, for the instant before it is moved.
-    pub birth_name: InterfaceName,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Where [`Self::mtu`] comes from, as a phrase.

@@ -6,23 +6,41 @@ use std::path::{Path, PathBuf};
 
 use super::{Program, Step};
 use crate::linux::mounts;
-use crate::linux::namespace::{self, Named};
+use crate::linux::namespace::{Named, Names};
 
-/// Moves the calling process into the program's network namespace and into a mount namespace of its own.
-pub(super) fn enter(program: &Program) -> Step<()> {
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
+const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
+
+/// What a process needs from the host's side of its mount namespace, once it has one of its own.
+pub(super) struct Isolated {
+    names: Names,
+    directory: io::Result<PathBuf>,
+}
+
+/// Moves the calling process into a mount namespace of its own, with its own view of names. The tunnel need not be there yet.
+pub(super) fn isolate(program: &Program) -> Step<Isolated> {
     let doing = |what| move |error: io::Error| (what, error);
-    match namespace::look_up(&program.namespace).map_err(doing("open the tunnel's namespace"))? {
+    let names = Names::hold().map_err(doing("open the tunnel's namespace"))?;
+    let directory = std::env::current_dir();
+    mounts::isolate().map_err(doing("make a mount namespace"))?;
+    show_own_names(program)?;
+    Ok(Isolated { names, directory })
+}
+
+/// Moves the calling process, which is isolated already, into the program's network namespace.
+pub(super) fn enter(program: &Program, isolated: Isolated) -> Step<()> {
+    let doing = |what| move |error: io::Error| (what, error);
+    match isolated.names.look_up(&program.namespace).map_err(doing("open the tunnel's namespace"))? {
         Named::Namespace(namespace) => namespace.enter().map_err(doing("enter the tunnel's namespace"))?,
         Named::File(_) | Named::Free => {
             return Err(("open the tunnel's namespace", io::Error::from(io::ErrorKind::NotFound)));
         }
     }
-    let directory = std::env::current_dir();
-    mounts::isolate().map_err(doing("make a mount namespace"))?;
+    // A sysfs shows the network namespace in which it was mounted, so this comes last.
     show_own_sys().map_err(doing("mount /sys for the tunnel's namespace"))?;
-    show_own_names(program)?;
     // The working directory may lie in what is covered now; by its name it is found as the program will see it.
-    if let Ok(directory) = directory {
+    if let Ok(directory) = isolated.directory {
         let _ = std::env::set_current_dir(directory);
     }
     Ok(())
@@ -45,12 +63,9 @@ fn show_own_names(program: &Program) -> Step<()> {
     let staging = &program.staging;
     mounts::memory(staging).map_err(doing("make a file system in memory"))?;
     let views = [
-        View { path: "/etc/resolv.conf", text: program.names.resolv_conf.clone() },
-        View { path: "/etc/hosts", text: format!("{}{}", read("/etc/hosts")?, program.names.hosts) },
-        View {
-            path: "/etc/nsswitch.conf",
-            text: with_hosts_line(&read("/etc/nsswitch.conf")?, &program.names.nsswitch_hosts),
-        },
+        View { path: RESOLV_CONF, text: program.names.resolv_conf.clone() },
+        View { path: HOSTS, text: format!("{}{}", read(HOSTS)?, program.names.hosts) },
+        View { path: NSSWITCH_CONF, text: with_hosts_line(&read(NSSWITCH_CONF)?, &program.names.nsswitch_hosts) },
     ];
     for view in &views {
         fs::write(view.staged(staging), &view.text).map_err(doing("write the program's own files"))?;
@@ -68,6 +83,11 @@ fn show_own_names(program: &Program) -> Step<()> {
         mounts::bind(&view.staged(staging), &target).map_err(doing("show the program's own files"))?;
     }
     mounts::detach(staging).map_err(doing("hide the place of the program's own files"))
+}
+
+/// Whether the host lacks one of the files that the program is to see.
+pub(super) fn adds_files() -> bool {
+    [RESOLV_CONF, HOSTS, NSSWITCH_CONF].iter().any(|path| !Path::new(path).exists())
 }
 
 /// A file as the program sees it.

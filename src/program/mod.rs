@@ -8,11 +8,12 @@ mod supervise;
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -47,6 +48,21 @@ pub struct Program {
     pub kill_orphans: bool,
     /// How many descriptors, from 3 on, belong to it (sd_listen_fds(3)).
     pub listen_fds: RawFd,
+    /// Its mask of permission bits (umask(2)).
+    pub umask: u32,
+}
+
+/// Which capabilities it takes to become a program of this identity that keeps these capabilities.
+pub fn needed_capabilities(identity: &Identity, kept: CapabilitySet) -> CapabilitySet {
+    let mut needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP | kept;
+    if *identity != Identity::Unchanged {
+        needed |= CapabilitySet::SETUID | CapabilitySet::SETGID;
+    }
+    if enter::adds_files() {
+        // The work directory of an overlay has mode 0: its owner needs this to use it.
+        needed |= CapabilitySet::DAC_OVERRIDE;
+    }
+    needed
 }
 
 /// How a program ended.
@@ -111,33 +127,86 @@ enum Failure {
     Setup { what: String, reason: String },
 }
 
-/// Runs a program in a tunnel until it and, unless they are killed, its orphans have ended. `signals` are passed on to it.
-pub fn run(program: &Program, lease: &Lease, signals: Signals) -> Result<Ended, ProgramError> {
+/// A program that waits for its tunnel: a process with a mount namespace of its own. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    program: &'a Program,
+    /// The process, until its end is somebody else's to wait for.
+    pid: Option<Pid>,
+    /// What the process reads a byte from before it enters the tunnel, and another before it becomes the program.
+    go: OwnedFd,
+    entered: bool,
+    /// What it writes to when it cannot become the program.
+    failure: OwnedFd,
+}
+
+/// Starts the process that is to become the program, and prepares it as far as that takes no tunnel: while the keeper makes the
+/// tunnel, the other half of the work is done here.
+pub fn start<'a>(program: &'a Program, signals: &Signals) -> Result<Waiting<'a>, ProgramError> {
     let system = |what| move |error: io::Error| ProgramError::System { what, error };
     process::adopt_orphans().map_err(system("become the parent of orphans"))?;
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|error| system("make a pipe")(error.into()))?;
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
+    let (failure, writer) = pipe().map_err(system("make a pipe"))?;
+    let (wait, go) = pipe().map_err(system("make a pipe"))?;
     let parent = std::process::id();
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
-            drop(reader);
-            let failure = become_program(program, parent, &signals.mask_before());
-            let text = serde_json::to_vec(&failure).unwrap_or_default();
+            drop((failure, go));
+            let failed = become_program(program, parent, &signals.mask_before(), &wait);
+            let text = serde_json::to_vec(&failed).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
         }
-        Forked::Parent(pid) => {
-            drop(writer);
-            // The parent has passed on what it had to: from now on it only forwards signals, and cleans up if the keeper dies.
-            privileges::limit_supervisor().map_err(system("drop privileges"))?;
-            let mut text = Vec::new();
-            let read = io::Read::read_to_end(&mut std::fs::File::from(reader), &mut text);
-            read.map_err(system("learn whether the program was started"))?;
-            let supervised = supervise::supervise(program, pid, lease, signals);
-            match serde_json::from_slice::<Failure>(&text) {
-                Ok(failure) => Err(failure.into_error(&program.command[0])),
-                Err(_) => supervised,
+        Forked::Parent(pid) => Ok(Waiting { program, pid: Some(pid), go, entered: false, failure }),
+    }
+}
+
+impl Waiting<'_> {
+    /// Lets the process enter the tunnel's namespace, which has its name now, and drop its privileges there.
+    pub fn enter(&mut self) {
+        if !std::mem::replace(&mut self.entered, true) {
+            self.go_on();
+        }
+    }
+
+    fn go_on(&self) {
+        // A process that has ended already has said why.
+        let _ = rustix::io::write(&self.go, &[1]);
+    }
+
+    /// Runs the program in its tunnel, which is there now, until it and, unless they are killed, its orphans have ended. `signals`
+    /// are passed on to it.
+    pub fn run(mut self, lease: &Lease, signals: Signals) -> Result<Ended, ProgramError> {
+        let system = |what| move |error: io::Error| ProgramError::System { what, error };
+        self.enter();
+        self.go_on();
+        // The parent has passed on what it had to: from now on it only forwards signals, and cleans up if the keeper dies.
+        privileges::limit_supervisor().map_err(system("drop privileges"))?;
+        let mut text = Vec::new();
+        let mut buffer = [0; 512];
+        loop {
+            match rustix::io::read(&self.failure, &mut buffer) {
+                Ok(0) => break,
+                Ok(length) => text.extend_from_slice(&buffer[..length]),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(system("learn whether the program was started")(error.into())),
             }
+        }
+        let Some(pid) = self.pid.take() else { return Err(system("find the program")(io::ErrorKind::NotFound.into())) };
+        let supervised = supervise::supervise(self.program, pid, lease, signals);
+        match serde_json::from_slice::<Failure>(&text) {
+            Ok(failure) => Err(failure.into_error(&self.program.command[0])),
+            Err(_) => supervised,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid {
+            // It is our child, and nobody has waited for it: the number is still its own.
+            let _ = process::kill(pid.as_raw(), Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, None);
         }
     }
 }
@@ -156,29 +225,47 @@ impl Failure {
 }
 
 /// Turns the calling process, a fresh child, into the program. Returns only on failure.
-fn become_program(program: &Program, parent: u32, mask: &SigSet) -> Failure {
-    match prepare(program, parent, mask) {
+fn become_program(program: &Program, parent: u32, mask: &SigSet, wait: &OwnedFd) -> Failure {
+    match prepare(program, parent, mask, wait) {
         Ok(prepared) => {
             let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
             let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
-            let error = process::execute(arguments[0], &arguments, &environment);
+            let error = process::execute(arguments[0], &arguments, &environment, &prepared.search_path);
             Failure::Execute { errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
         }
         Err((what, error)) => Failure::Setup { what: what.into(), reason: error.to_string() },
     }
 }
 
+/// Waits for the parent's word. None comes from one that has ended, or that has no use for the program any more.
+fn await_byte(wait: &OwnedFd) -> Step<()> {
+    let what = "wait for the tunnel";
+    match rustix::io::retry_on_intr(|| rustix::io::read(wait, &mut [0_u8])) {
+        Ok(1) => Ok(()),
+        Ok(_) => Err((what, io::Error::from(io::ErrorKind::UnexpectedEof))),
+        Err(error) => Err((what, error.into())),
+    }
+}
+
 struct Prepared {
     arguments: Vec<CString>,
     environment: Vec<CString>,
+    search_path: Vec<u8>,
 }
+
+/// Where programs are looked for if PATH does not say: confstr(3)'s `_CS_PATH`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// An error, and what could not be done.
 type Step<T> = Result<T, (&'static str, io::Error)>;
 
-fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
+fn prepare(program: &Program, parent: u32, mask: &SigSet, wait: &OwnedFd) -> Step<Prepared> {
     let doing = |what| move |error: io::Error| (what, error);
-    enter::enter(program)?;
+    let isolated = enter::isolate(program)?;
+    tracing::debug!("a process waits for the namespace");
+    await_byte(wait)?;
+    enter::enter(program, isolated)?;
+    tracing::debug!("the program is inside");
     privileges::assume(program)?;
     // After the change of identity, which undoes it. A parent that has ended before cannot be noticed in any other way.
     process::set_death_signal(Signal::SIGKILL).map_err(doing("end with vpn-exec"))?;
@@ -188,6 +275,9 @@ fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
     let environment = program.identity.environment(std::env::vars_os().collect(), program.listen_fds > 0);
     process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
     process::keep_at_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
+    process::set_umask(program.umask);
+    tracing::debug!("the process waits for the tunnel");
+    await_byte(wait)?;
     signals::restore_sigpipe().map_err(doing("restore signals"))?;
     signals::set_mask(mask).map_err(doing("restore signals"))?;
     let zero = |_| ("prepare the program's arguments", io::Error::from(io::ErrorKind::InvalidInput));
@@ -206,5 +296,7 @@ fn prepare(program: &Program, parent: u32, mask: &SigSet) -> Step<Prepared> {
         })
         .collect::<Result<_, _>>()
         .map_err(zero)?;
-    Ok(Prepared { arguments, environment })
+    tracing::debug!("the program is about to be executed");
+    let search_path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()).into_vec();
+    Ok(Prepared { arguments, environment, search_path })
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use super::{Program, Step};
 use crate::linux::capabilities::{self, CapabilitySet, State};
-use crate::linux::process;
+use crate::tunnel::keeper;
 
 /// Makes the calling process the program's user with the program's capabilities and no way to more.
 pub(super) fn assume(program: &Program) -> Step<()> {
@@ -36,7 +36,5 @@ pub(super) fn assume(program: &Program) -> Step<()> {
 /// What remains for the supervisor: it may signal a program of another user, and, should the keeper die, take the tunnel down in
 /// its place. Nothing of that is effective until it is needed.
 pub(super) fn limit_supervisor() -> io::Result<()> {
-    let needed = CapabilitySet::KILL | CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SYS_PTRACE;
-    process::forbid_inspection()?;
-    capabilities::limit(needed, CapabilitySet::KILL)
+    capabilities::limit(keeper::needed_capabilities(), CapabilitySet::KILL)
 }

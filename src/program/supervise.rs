@@ -66,7 +66,7 @@ impl Supervision<'_> {
             } else {
                 wait_for(&[signals.as_fd()], None)?
             };
-            while let Some(received) = signals.next()? {
+            while let Some(received) = signals.receive()? {
                 self.pass_on(received)?;
             }
             if watching_tunnel && ready[1] {
@@ -138,7 +138,7 @@ impl Supervision<'_> {
 
     fn hear_from_keeper(&mut self) -> io::Result<()> {
         let reason = match self.lease.next_event(None)? {
-            Some(Event::Connected | Event::Made) => return Ok(()),
+            Some(Event::Named | Event::Made | Event::Connected) => return Ok(()),
             Some(Event::Failed { reason, .. }) => reason,
             Some(Event::Gone) => "its device has failed".into(),
             None => "its keeper was killed".into(),

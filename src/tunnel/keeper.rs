@@ -33,8 +33,12 @@ const PATIENCE_USERSPACE: Duration = Duration::from_secs(3);
 /// The same for the kernel's, which sends no more than one initiation in REKEY_TIMEOUT (5 s), whatever the address.
 const PATIENCE_KERNEL: Duration = Duration::from_millis(5500);
 
-/// How often the kernel's device is asked whether a handshake has been completed, while one is awaited.
-const ASK_KERNEL: Duration = Duration::from_millis(20);
+/// How soon after an endpoint was set the kernel's device is asked for the first time whether a handshake has been completed. It
+/// tells nobody by itself. Each further time waits for twice as long, up to [`ASK_KERNEL_LAST`].
+const ASK_KERNEL_FIRST: Duration = Duration::from_millis(5);
+
+/// The longest time between two such questions.
+const ASK_KERNEL_LAST: Duration = Duration::from_millis(250);
 
 /// The longest message between a keeper and a lease.
 const MESSAGE: usize = 8192;
@@ -42,6 +46,8 @@ const MESSAGE: usize = 8192;
 /// What the keeper tells the holder of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
+    /// The namespace is there, has its name, and holds nothing but `lo`.
+    Named,
     /// The tunnel is made, and closed to all but itself. No handshake may have been completed yet.
     Made,
     /// A handshake has been completed with a peer.
@@ -153,9 +159,10 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
     let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
     become_keeper(listen_fds, hooks).doing("detach the keeper")?;
+    tracing::debug!("the keeper has begun");
     let mut tunnel = Tunnel::begin(plan, directory)?;
     let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
-        .and_then(|config| tunnel.make(&config, drop_all_privileges));
+        .and_then(|config| tunnel.make(&config, drop_all_privileges, || drop(send(lease, &Event::Named))));
     let mut keeper = match made {
         Ok(events) => Keeper::new(tunnel, events, wireguard).doing("watch the tunnel")?,
         Err(error) => {
@@ -163,21 +170,40 @@ fn keep(mission: Mission, lease: &OwnedFd) -> Result<(), TunnelError> {
             // The error that matters is the first one.
             let _ = tunnel.take_down();
             let remains = tunnel.release()?;
-            let _ = send(lease, &failed);
+            say_goodbye(lease, &[failed, Event::Gone]);
             return remains.settle();
         }
     };
+    // What is left to do until the end is to fit the MTU, and to point the kernel's device at endpoints.
+    capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN).doing("drop privileges")?;
     let _ = send(lease, &Event::Made);
-    let orderly = keeper.watch(lease).doing("watch the tunnel");
-    if !matches!(orderly, Ok(End::Left)) {
-        keeper.tunnel.kill_programs().doing("end what still runs in the tunnel")?;
-    }
+    let ended = keeper.watch(lease).doing("watch the tunnel");
+    capabilities::raise(needed_capabilities()).doing("take the tunnel down")?;
+    let killed = match ended {
+        Ok(End::Left) => Ok(()),
+        _ => keeper.tunnel.kill_programs().doing("end what still runs in the tunnel"),
+    };
     let taken_down = keeper.tunnel.take_down();
+    for error in [ended.map(drop), killed, taken_down].into_iter().filter_map(Result::err) {
+        tracing::error!("{error}");
+    }
     let remains = keeper.tunnel.release()?;
-    // Whoever waits for all output to end shall not wait for the kernel.
+    say_goodbye(lease, &[Event::Gone]);
+    remains.settle()
+}
+
+/// The last words to a lease. Whoever waits for all output to end shall not wait for the kernel, so that is closed first.
+fn say_goodbye(lease: &OwnedFd, events: &[Event]) {
     let _ = process::redirect_to_null(&[2]);
-    let _ = send(lease, &Event::Gone);
-    taken_down.and(remains.settle())
+    for event in events {
+        let _ = send(lease, event);
+    }
+}
+
+/// Which capabilities it takes to make, watch and remove a tunnel: the namespace and its mounts, the network in it, and finding and
+/// ending what still runs there.
+pub fn needed_capabilities() -> CapabilitySet {
+    CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE
 }
 
 /// Makes the calling process one that only a tunnel holds: no terminal, no descriptors of the program's, and no more
@@ -188,11 +214,10 @@ fn become_keeper(listen_fds: i32, hooks: bool) -> io::Result<()> {
     process::close(3, 2 + listen_fds)?;
     // The launcher's signals are not the keeper's: it ends when its leases do.
     signals::set_mask(&nix::sys::signal::SigSet::all())?;
-    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE;
     // What a hook could gain by being executed as root is what configures a network, and no more.
     let gained = if hooks { CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW } else { CapabilitySet::empty() };
     capabilities::bound(gained, capabilities::last()?)?;
-    capabilities::limit(needed, needed)
+    capabilities::limit(needed_capabilities(), needed_capabilities())
 }
 
 /// What the data path's thread may do: move packets between descriptors that are open already.
@@ -242,6 +267,8 @@ struct Keeper {
     resolver: Resolver,
     searches: HashMap<PublicKey, (Endpoint, Search)>,
     backend: Backend,
+    /// When the kernel's device is asked next whether a handshake has been completed, and how long after that again.
+    ask_kernel: (Instant, Duration),
     /// Whether the MTU was left to us.
     automatic_mtu: bool,
 }
@@ -267,13 +294,21 @@ impl Keeper {
                 Some((peer.public_key, (endpoint, Search::new(known, patience, now))))
             })
             .collect();
-        Ok(Self { tunnel, events, resolver: Resolver::new()?, searches, backend, automatic_mtu })
+        Ok(Self {
+            tunnel,
+            events,
+            resolver: Resolver::new()?,
+            searches,
+            backend,
+            ask_kernel: (now, ASK_KERNEL_FIRST),
+            automatic_mtu,
+        })
     }
 
     /// Watches the tunnel until it ends.
     fn watch(&mut self, lease: &OwnedFd) -> io::Result<End> {
         loop {
-            self.search()?;
+            self.search();
             let mut descriptors = vec![lease.as_fd(), self.resolver.as_fd()];
             descriptors.extend(self.events.failed.as_ref().map(AsFd::as_fd));
             descriptors.extend(self.events.handshakes.as_ref().map(AsFd::as_fd));
@@ -292,48 +327,62 @@ impl Keeper {
                 tracing::error!("the tunnel's device has ended");
                 return Ok(End::Failed);
             }
-            let asked = self.backend == Backend::Kernel && self.is_searching();
-            if (embedded && ready[3]) || asked {
+            if embedded && ready[3] || self.is_kernel_due() {
                 self.take_handshakes(lease)?;
             }
         }
     }
 
-    fn is_searching(&self) -> bool {
-        self.searches.values().any(|(_, search)| !search.is_done())
+    /// Whether a handshake is awaited of which only asking tells.
+    fn is_asking(&self) -> bool {
+        self.backend == Backend::Kernel && self.searches.values().any(|(_, search)| !search.is_done())
     }
 
-    fn next_wake(&self) -> Option<Duration> {
+    /// Whether the kernel is to be asked now; if so, the next time is settled.
+    fn is_kernel_due(&mut self) -> bool {
         let now = Instant::now();
-        let due = self.searches.values().filter_map(|(_, search)| search.due()).min();
-        let due = due.map(|due| due.saturating_duration_since(now));
-        if self.backend == Backend::Kernel && self.is_searching() {
-            return Some(due.map_or(ASK_KERNEL, |due| due.min(ASK_KERNEL)));
+        let (at, delay) = self.ask_kernel;
+        let due = self.is_asking() && at <= now;
+        if due {
+            self.ask_kernel = (now + delay, (delay * 2).min(ASK_KERNEL_LAST));
         }
         due
     }
 
+    fn next_wake(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let asking = self.is_asking().then_some(self.ask_kernel.0);
+        let due = self.searches.values().filter_map(|(_, search)| search.due()).chain(asking).min();
+        due.map(|due| due.saturating_duration_since(now))
+    }
+
     /// Does what is due for each peer.
-    fn search(&mut self) -> io::Result<()> {
+    fn search(&mut self) {
         let now = Instant::now();
         let mut tried = Vec::new();
         for (peer, (endpoint, search)) in &mut self.searches {
             while let Some(step) = search.step(now) {
                 match step {
-                    Step::Resolve => self.resolver.ask(*peer, endpoint.clone())?,
                     Step::Try(address) => tried.push((*peer, address)),
+                    Step::Resolve => {
+                        if let Err(error) = self.resolver.ask(*peer, endpoint.clone()) {
+                            tracing::warn!("the endpoint {endpoint} cannot be resolved yet: {error}");
+                            search.resolved(None, now);
+                        }
+                    }
                 }
             }
         }
         for (peer, address) in tried {
             tracing::info!("trying the endpoint {address}");
+            self.ask_kernel = (now + ASK_KERNEL_FIRST, ASK_KERNEL_FIRST * 2);
             self.adapt_mtu(address);
-            if let Some(device) = self.tunnel.device() {
-                device.set_endpoint(&peer, address)?;
-                device.initiate_handshake(&peer)?;
+            let Some(device) = self.tunnel.device() else { continue };
+            // An address of a family that the host lacks may be refused; the next one has its turn.
+            if let Err(error) = device.set_endpoint(&peer, address).and_then(|()| device.initiate_handshake(&peer)) {
+                tracing::warn!("the endpoint {address} cannot be tried: {error}");
             }
         }
-        Ok(())
     }
 
     fn take_answers(&mut self) {

@@ -124,28 +124,35 @@ impl Tunnel {
     /// Makes everything, in the order that keeps the namespace closed. After an error what was made until then is still there:
     /// take the tunnel down.
     ///
-    /// `on_data_path_start` runs first in the thread of an embedded device.
+    /// `on_data_path_start` runs first in the thread of an embedded device, `on_named` as soon as the namespace has its name.
     pub fn make(
         &mut self,
         config: &DeviceConfig,
         on_data_path_start: fn() -> io::Result<()>,
+        on_named: impl FnOnce(),
     ) -> Result<DeviceEvents, TunnelError> {
         self.make_namespace()?;
+        tracing::debug!("the namespace is made");
         fault::point("after the namespace")?;
         self.write_state()?;
         fault::point("after the state")?;
         self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES))?;
         fault::point("after the directory of names")?;
         self.give_name()?;
+        tracing::debug!("the namespace has its name");
+        on_named();
         fault::point("after the name")?;
         self.make_veth()?;
+        tracing::debug!("the veth pair is made");
         fault::point("after the veth pair")?;
         let (device, events) = self.make_device(config, on_data_path_start)?;
         self.device = Some(device);
+        tracing::debug!("the WireGuard device is made");
         fault::point("after the WireGuard device")?;
         self.run_hooks(HookKind::PreUp)?;
         self.post_down_due = true;
         self.open_wireguard()?;
+        tracing::debug!("the tunnel is made");
         fault::point("after the routes")?;
         self.run_hooks(HookKind::PostUp)?;
         fault::point("at the end")?;
@@ -206,7 +213,6 @@ impl Tunnel {
         let state = State {
             mark: self.mark.clone(),
             namespace: self.inner()?.namespace.id().doing("identify the namespace")?,
-            host_interface: self.plan.veth.host_interface.clone(),
             keeper: std::process::id(),
         };
         self.directory.write(&state).doing(format!("write below {}", self.directory.path().display()))
@@ -260,7 +266,7 @@ impl Tunnel {
             match kernel::make(&mut self.host, &namespace, &name) {
                 Ok(()) => {
                     let device =
-                        KernelDevice::configure(namespace, name, config).doing("configure the kernel's WireGuard")?;
+                        KernelDevice::configure(namespace, &name, config).doing("configure the kernel's WireGuard")?;
                     tracing::info!("using the kernel's WireGuard");
                     return Ok((Box::new(device), DeviceEvents::default()));
                 }

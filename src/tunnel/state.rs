@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::linux::namespace::{self, NamesMade, NamespaceId};
-use crate::names::{InterfaceName, TunnelName};
+use crate::names::TunnelName;
 
 /// Where tunnels keep their state.
 pub const BASE: &str = "/run/vpn-exec";
@@ -64,8 +64,6 @@ pub struct State {
     pub mark: Mark,
     /// Its namespace.
     pub namespace: NamespaceId,
-    /// The veth's end on the host.
-    pub host_interface: InterfaceName,
     /// The process that holds the tunnel.
     pub keeper: u32,
 }

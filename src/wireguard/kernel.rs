@@ -16,7 +16,7 @@ use wireguard_control as control;
 use super::{Backend, Device, DeviceConfig, PeerConfig, PeerStatus};
 use crate::keys::PublicKey;
 use crate::linux::link::Place;
-use crate::linux::namespace::NetworkNamespace;
+use crate::linux::namespace::{NetworkNamespace, Resident};
 use crate::linux::netlink::{Netlink, Request, RequestError};
 use crate::names::InterfaceName;
 use std::os::fd::AsFd;
@@ -27,8 +27,8 @@ const ALLOWED_IPS_PER_MESSAGE: usize = 100;
 /// A WireGuard interface of the kernel's.
 #[derive(Debug)]
 pub struct KernelDevice {
-    namespace: NetworkNamespace,
-    interface: InterfaceName,
+    /// The thread in the tunnel's namespace, from where alone the kernel lets the interface be seen.
+    resident: Resident,
     control_name: control::InterfaceName,
     /// Each peer and its keepalive interval.
     peers: Vec<(PublicKey, Option<u16>)>,
@@ -49,12 +49,12 @@ impl KernelDevice {
     /// What the kernel refuses, without the text of the request: it holds keys.
     pub fn configure(
         namespace: NetworkNamespace,
-        interface: InterfaceName,
+        interface: &InterfaceName,
         config: &DeviceConfig,
     ) -> io::Result<KernelDevice> {
         let control_name = interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let peers = config.peers.iter().map(|peer| (peer.public_key, peer.persistent_keepalive)).collect();
-        let device = KernelDevice { namespace, interface, control_name, peers };
+        let device = KernelDevice { resident: Resident::start(namespace)?, control_name, peers };
         let mut update = control::DeviceUpdate::new()
             .set_private_key(control::Key(*config.private_key.as_bytes()))
             .replace_peers()
@@ -70,9 +70,10 @@ impl KernelDevice {
     }
 
     fn apply(&self, update: control::DeviceUpdate) -> io::Result<()> {
-        // The crate asks for the interface to be made first, in the namespace of the calling thread. It exists, so this does
-        // nothing; in another namespace it would make a second one.
-        self.namespace.run(|| update.apply(&self.control_name, control::Backend::Kernel).map_err(without_text))
+        // The crate asks for the interface to be made first, in the namespace of the calling thread. It exists there, so this
+        // does nothing; elsewhere it would make a second one.
+        let name = self.control_name;
+        self.resident.run(move || update.apply(&name, control::Backend::Kernel))?.map_err(without_text)
     }
 
     fn update_peer(
@@ -144,10 +145,9 @@ impl Device for KernelDevice {
     }
 
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
-        let device = self
-            .namespace
-            .run(|| control::Device::get(&self.control_name, control::Backend::Kernel).map_err(without_text))?;
-        tracing::trace!(interface = %self.interface, "the kernel was asked for its peers");
+        let name = self.control_name;
+        let device =
+            self.resident.run(move || control::Device::get(&name, control::Backend::Kernel))?.map_err(without_text)?;
         Ok(self
             .peers
             .iter()

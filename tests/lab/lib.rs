@@ -14,6 +14,7 @@
 //! - [`Capture`]: what really left and reached the host. Leaks are judged by it, never by what a program says.
 //! - [`Snapshot`]: the state of the host, to be compared.
 //! - [`dns`], [`http`]: the servers, which log, and clients for them.
+//! - [`nat`]: masquerading, for the provider, and for tests that want a firewall on the host.
 //! - [`agent`]: a program to run inside, which does what a test tells it.
 //!
 //! A test reads so; it is skipped, loudly, where there is no usable `/dev/net/tun`:
@@ -37,7 +38,7 @@ mod capture;
 pub mod dns;
 pub mod http;
 mod internet;
-mod nat;
+pub mod nat;
 mod nest;
 mod netlink;
 mod packet;
@@ -46,7 +47,7 @@ mod snapshot;
 mod trespass;
 pub mod world;
 
-use anyhow::Result;
+pub use anyhow::{Context, Error, Result, bail, ensure};
 
 pub use capture::Capture;
 pub use internet::{
@@ -58,7 +59,15 @@ pub use snapshot::Snapshot;
 pub use trespass::send_storm;
 pub use world::Skip;
 
-/// Runs a test in a world of its own, with the whole lab up: [`world::test`] and [`Lab::start`].
+/// Whether this machine has a TUN device that may be used: what every tunnel of the embedded WireGuard needs.
+///
+/// # Errors
+/// [`Skip`] if it has not.
+pub fn require_tun() -> Result<()> {
+    Peer::Ours.check()
+}
+
+/// Runs a test in a world of its own, with the whole lab up: [`world::test()`] and [`Lab::start`].
 pub fn test<F: FnOnce(&Lab) -> Result<()>>(peer: Peer, body: F) {
     world::test_as(std::any::type_name::<F>(), || body(&Lab::start(peer)?));
 }

@@ -18,7 +18,10 @@ use crate::netlink;
 const SOURCE_NAT: u32 = 100;
 
 /// Hides what is forwarded in the calling thread's network namespace behind the address that it leaves by.
-pub(crate) fn masquerade() -> io::Result<()> {
+///
+/// # Errors
+/// What the kernel says that has no nftables, or no NAT in it.
+pub fn masquerade() -> io::Result<()> {
     let table = || "lab".to_owned();
     let chain = || "postrouting".to_owned();
     let new_table = TableMessage { attributes: vec![TableAttribute::Name(table())] };

@@ -62,6 +62,11 @@ impl Packet {
             _ => false,
         }
     }
+
+    /// Whether this is an encrypted packet between the host and the provider.
+    pub fn is_encrypted(&self) -> bool {
+        self.flow.as_ref().is_some_and(Flow::is_encrypted)
+    }
 }
 
 impl Flow {

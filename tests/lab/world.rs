@@ -1,6 +1,6 @@
 //! A world for one test: new user, mount, PID and network namespaces, in which the test is root, and which end with it.
 //!
-//! The test's executable is run again, for that one test, inside the world (see `nest`): what [`test`] is given runs in
+//! The test's executable is run again, for that one test, inside the world (see `nest`): what [`test()`] is given runs in
 //! that second process, and the first only waits for it and passes on what it says.
 
 use std::fmt;
@@ -56,8 +56,8 @@ pub fn test<F: FnOnce() -> Result<()>>(body: F) {
     test_as(std::any::type_name::<F>(), body);
 }
 
-/// [`test`] with the name of the closure's type: `crate::module::function::{{closure}}`.
-pub(crate) fn test_as(type_name: &str, body: impl FnOnce() -> Result<()>) {
+/// [`test()`] with the name of the closure's type: `crate::module::function::{{closure}}`.
+pub fn test_as(type_name: &str, body: impl FnOnce() -> Result<()>) {
     let path = type_name.split("::{{closure}}").next().unwrap_or(type_name);
     let name = path.split_once("::").map_or(path, |(_, name)| name);
     if is_inside() {

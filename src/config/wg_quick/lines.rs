@@ -8,9 +8,9 @@ use std::str::Utf8Error;
 
 use zeroize::Zeroizing;
 
-use super::key::{KEYS, Key};
+use super::setting::{SETTINGS, Setting};
 use crate::config::diagnostic::Place;
-use crate::config::shown::{dots, hide_keys};
+use crate::config::shown::{dots, hide_keys, is_plain_name};
 use crate::config::text::View;
 
 /// White space to wg(8) (`char_is_space` of its ctype.h) and to bash's `[[:space:]]` in the C locale.
@@ -81,19 +81,19 @@ impl<'a> Line<'a> {
         let code = self.code.trim_end_matches(is_space);
         let Some(equals) = code.find('=') else { return shown_without_equals(code) };
         let (name, value) = (&code[..equals], &code[equals + 1..]);
-        match Key::named(&squeeze(name)) {
-            Some(key) if key.may_be_shown() => format!("{name}={}", hide_keys(value)),
+        match Setting::named(&squeeze(name)) {
+            Some(key) if key.may_be_shown() => hide_keys(code),
             Some(_) => format!("{name}={}", dots(value)),
             // Base64 ends with `=`: a piece of a key that stands alone on a line has nothing after it.
             None if is_plain_name(&squeeze(name)) && !value.chars().all(|c| c == '=' || is_space(c)) => {
                 format!("{name}={}", dots(value))
             }
-            None => format!("{}.{}", dots(name), dots(value)),
+            None => shown_without_equals(code),
         }
     }
 }
 
-/// What may be shown of a line without `=`: a section's heading, or the key that it begins with.
+/// What may be shown of a line that is not `KEY = VALUE`: a section's heading, or the key that it begins with.
 fn shown_without_equals(code: &str) -> String {
     let squeezed = squeeze(code);
     if let Some(name) = squeezed.strip_prefix('[')
@@ -103,16 +103,11 @@ fn shown_without_equals(code: &str) -> String {
     }
     let lead = code.len() - code.trim_start_matches(is_space).len();
     let word = code[lead..].find(|c: char| !c.is_ascii_alphanumeric()).map_or(code.len(), |length| lead + length);
-    if KEYS.iter().any(|key| key.name().eq_ignore_ascii_case(&code[lead..word])) {
+    if SETTINGS.iter().any(|key| key.name().eq_ignore_ascii_case(&code[lead..word])) {
         format!("{}{}", &code[..word], dots(&code[word..]))
     } else {
         dots(code)
     }
-}
-
-/// Whether a word is what keys are called, and too short to be much of a secret.
-pub(super) fn is_plain_name(word: &str) -> bool {
-    (1..=24).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 fn squeeze(text: &str) -> Zeroizing<String> {

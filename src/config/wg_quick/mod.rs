@@ -1,27 +1,27 @@
 //! The provider's `wg-quick` file, read as wg-quick(8) and wg(8) read it: what `wg-quick strip` and `wg setconf` accept is
-//! accepted with the same meaning, and what they refuse is refused. `tests/config_differential.rs` holds this against
+//! accepted with the same meaning, and what they refuse is refused. `tests/config_differential` holds this against
 //! wireguard-tools, and lists the few places where a careful user would want something else.
 //!
 //! Here are the sections, and the meaning of the whole; `lines` has the lines and what may be shown of them, `values` the
 //! values, `merge` what becomes of peers that are written more than once. Whether a tunnel can be made of the
 //! result is the plan's to say.
 
-mod key;
 mod lines;
 mod merge;
+mod setting;
 mod values;
 
 use std::ops::Range;
 
-use self::key::{KEYS, Key, foreign_key};
-use self::lines::{Line, is_plain_name, is_space};
+use self::lines::{Line, is_space};
 use self::merge::PeerSection;
+use self::setting::{SETTINGS, Setting, foreign_key};
 use self::values::DnsWord;
 use super::diagnostic::{Diagnostic, Diagnostics, Severity, nearest};
 use super::network::Problem;
-use super::shown::quoted;
+use super::shown::{is_plain_name, quoted};
 use super::text::Piece;
-use super::{Hook, HookKind, Interface, MAX_BYTES, WgQuick};
+use super::{Hook, Interface, MAX_BYTES, WgQuick};
 
 /// The section that a line is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,33 +66,6 @@ fn unfit(text: &[u8]) -> Option<Diagnostic> {
     Some(Diagnostic::error(format!("line {line} has a zero byte; this is no text file")))
 }
 
-/// One of the commands' warnings: which keys of the file have no meaning in a namespace of its own, and so are not
-/// followed. `None` if there are none. Hooks are among them unless `allow_hooks`.
-pub fn ignored(config: &WgQuick, source_name: &str, allow_hooks: bool) -> Option<Diagnostics> {
-    let interface = &config.interface;
-    let mut names = Vec::new();
-    if interface.table.as_ref().is_some_and(|table| !table.eq_ignore_ascii_case("auto")) {
-        names.push("`Table`");
-    }
-    if interface.save_config == Some(true) {
-        names.push("`SaveConfig`");
-    }
-    let kinds = [HookKind::PreUp, HookKind::PostUp, HookKind::PreDown, HookKind::PostDown];
-    let hooks = kinds.into_iter().filter(|kind| !allow_hooks && interface.hooks.iter().any(|hook| hook.kind == *kind));
-    let hooks: Vec<String> = hooks.map(|kind| format!("`{kind}`")).collect();
-    names.extend(hooks.iter().map(String::as_str));
-    let (last, others) = names.split_last()?;
-    let list = if others.is_empty() { (*last).to_owned() } else { format!("{} and {last}", others.join(", ")) };
-    let verb = if others.is_empty() { "is" } else { "are" };
-    let mut warning = Diagnostic::warning(format!("{list} {verb} not followed: the tunnel has a namespace of its own"));
-    if !hooks.is_empty() {
-        warning = warning.help("`--allow-hooks` runs the file's commands, as root".to_owned());
-    }
-    let mut all = Diagnostics::new(source_name);
-    all.push(warning);
-    Some(all)
-}
-
 struct Parser<'a> {
     found: Diagnostics,
     interface: Interface,
@@ -101,7 +74,7 @@ struct Parser<'a> {
     /// Whether wg-quick takes this to be an `[Interface]` section: it knows the heading only without white space inside.
     quick_interface: bool,
     /// The keys that this section, or any `[Interface]` section, has had.
-    seen: Vec<Key>,
+    seen: Vec<Setting>,
 }
 
 impl<'a> Parser<'a> {
@@ -161,7 +134,7 @@ impl<'a> Parser<'a> {
             self.quick_interface = quick_key.eq_ignore_ascii_case("[Interface]");
         }
         if self.quick_interface
-            && let Some(key) = Key::named(quick_key).filter(|key| key.is_quicks())
+            && let Some(key) = Setting::named(quick_key).filter(|key| key.is_quicks())
         {
             return match line.quick_value() {
                 Some(value) => self.quick_value(line, key, value.piece()),
@@ -176,7 +149,7 @@ impl<'a> Parser<'a> {
         } else if self.section != Section::Unknown || piece.text.starts_with('[') {
             match piece.cut('=') {
                 Some((name, value)) => {
-                    match Key::named(name.text).filter(|key| !value.text.is_empty() && self.fits(*key)) {
+                    match Setting::named(name.text).filter(|key| !value.text.is_empty() && self.fits(*key)) {
                         Some(key) => self.value(line, key, value),
                         None => self.unrecognised(line, name, Some(value)),
                     }
@@ -187,7 +160,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Whether wg(8) knows the key in this section.
-    fn fits(&self, key: Key) -> bool {
+    fn fits(&self, key: Setting) -> bool {
         match self.section {
             Section::Interface => !key.is_peers() && !key.is_quicks(),
             Section::Peer => key.is_peers(),
@@ -221,7 +194,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Says that a key which has one value was given one before.
-    fn once(&mut self, line: Line<'_>, key: Key) {
+    fn once(&mut self, line: Line<'_>, key: Setting) {
         if self.seen.contains(&key) {
             let message = format!("`{}` is given more than once", key.name());
             self.warn(line, line.columns(), message, "this one counts, as it does for WireGuard's tools");
@@ -231,16 +204,16 @@ impl<'a> Parser<'a> {
     }
 
     /// A key that wg-quick reads itself.
-    fn quick_value(&mut self, line: Line<'a>, key: Key, value: Piece<'_>) {
+    fn quick_value(&mut self, line: Line<'a>, key: Setting, value: Piece<'_>) {
         match key {
-            Key::Address => {
+            Setting::Address => {
                 for word in values::words(value) {
                     if let Some(address) = self.take(line, values::address(word)) {
                         self.interface.addresses.push(address);
                     }
                 }
             }
-            Key::Dns => {
+            Setting::Dns => {
                 for word in values::words(value) {
                     match self.take(line, values::dns(word)) {
                         Some(DnsWord::Server(server)) => self.interface.dns_servers.push(server),
@@ -253,7 +226,7 @@ impl<'a> Parser<'a> {
                     }
                 }
             }
-            Key::Mtu => {
+            Setting::Mtu => {
                 self.once(line, key);
                 // An empty value is none, to wg-quick too.
                 self.interface.mtu = match value.text {
@@ -261,15 +234,15 @@ impl<'a> Parser<'a> {
                     _ => self.take(line, values::mtu(value)),
                 };
             }
-            Key::Table => {
+            Setting::Table => {
                 self.once(line, key);
                 self.interface.table = Some(value.text.to_owned()).filter(|table| !table.is_empty());
             }
-            Key::SaveConfig => {
+            Setting::SaveConfig => {
                 self.once(line, key);
                 self.interface.save_config = self.take(line, values::boolean(value));
             }
-            Key::Hook(kind) => {
+            Setting::Hook(kind) => {
                 let command = line.command().unwrap_or(value.text).to_owned();
                 if !command.is_empty() {
                     self.interface.hooks.push(Hook { kind, command });
@@ -280,33 +253,33 @@ impl<'a> Parser<'a> {
     }
 
     /// A key that wg(8) reads, in the section where it belongs.
-    fn value(&mut self, line: Line<'a>, key: Key, value: Piece<'_>) {
-        if key != Key::AllowedIps {
+    fn value(&mut self, line: Line<'a>, key: Setting, value: Piece<'_>) {
+        if key != Setting::AllowedIps {
             self.once(line, key);
         }
         match key {
-            Key::PrivateKey => self.interface.private_key = self.take(line, values::key(value, key.name())),
-            Key::ListenPort => self.interface.listen_port = self.take(line, values::port(value, 0)),
-            Key::FwMark => self.interface.fwmark = self.take(line, values::fwmark(value)),
+            Setting::PrivateKey => self.interface.private_key = self.take(line, values::key(value, key.name())),
+            Setting::ListenPort => self.interface.listen_port = self.take(line, values::port(value, 0)),
+            Setting::FwMark => self.interface.fwmark = self.take(line, values::fwmark(value)),
             _ => self.peer_value(line, key, value),
         }
     }
 
-    fn peer_value(&mut self, line: Line<'a>, key: Key, value: Piece<'_>) {
+    fn peer_value(&mut self, line: Line<'a>, key: Setting, value: Piece<'_>) {
         match key {
-            Key::PublicKey => {
+            Setting::PublicKey => {
                 let public_key = self.take(line, values::key(value, key.name()));
                 self.peer(|peer| (peer.public_key, peer.meant_a_key) = (public_key, true));
             }
-            Key::PresharedKey => {
+            Setting::PresharedKey => {
                 let preshared_key = self.take(line, values::key(value, key.name()));
                 self.peer(|peer| peer.preshared_key = preshared_key);
             }
-            Key::PersistentKeepalive => {
+            Setting::PersistentKeepalive => {
                 let seconds = self.take(line, values::keepalive(value));
                 self.peer(|peer| peer.persistent_keepalive = seconds);
             }
-            Key::Endpoint => {
+            Setting::Endpoint => {
                 let endpoint = self.take(line, values::endpoint(value));
                 if let Some((endpoint, true)) = &endpoint {
                     let message = "an IPv6 endpoint without brackets";
@@ -314,7 +287,7 @@ impl<'a> Parser<'a> {
                 }
                 self.peer(|peer| peer.endpoint = endpoint.map(|(endpoint, _)| endpoint));
             }
-            Key::AllowedIps => {
+            Setting::AllowedIps => {
                 self.peer(|peer| peer.replace = true);
                 for entry in value.split(|c| c == ',') {
                     let Some(allowed) = self.take(line, values::allowed_ip(entry)) else { continue };
@@ -340,13 +313,13 @@ impl<'a> Parser<'a> {
 }
 
 /// The callers look up which keys they pass; another one is a mistake of this module, not of the file.
-fn unreachable_key(key: Key) {
+fn unreachable_key(key: Setting) {
     debug_assert!(false, "{key:?} is read elsewhere");
 }
 
 /// What wg(8) calls an unrecognised line, said so that it helps.
 impl<'a> Parser<'a> {
-    fn no_equals(&mut self, line: Line<'_>, key: Key) {
+    fn no_equals(&mut self, line: Line<'_>, key: Setting) {
         let message = format!("`{}` has no value", key.name());
         let place = line.place(line.columns());
         self.found.push(Diagnostic::error(message).at(place, format!("expected `{} = …`", key.name())));
@@ -356,8 +329,11 @@ impl<'a> Parser<'a> {
         if name.text.starts_with('[') {
             return self.unknown_section(line, name.text);
         }
+        if !self.found.has_room(Severity::Error) {
+            return;
+        }
         let empty = value.is_none_or(|value| value.text.is_empty());
-        let (diagnostic, meant) = match Key::named(name.text) {
+        let (diagnostic, meant) = match Setting::named(name.text) {
             Some(key) => (self.misplaced(line, key, name, value), Some(key)),
             None if empty || !is_plain_name(name.text) => (
                 Diagnostic::error("this is neither a section nor a key with a value")
@@ -366,28 +342,28 @@ impl<'a> Parser<'a> {
                 begins_with_key(line.code),
             ),
             None => {
-                let near = nearest(name.text, KEYS.map(Key::name));
+                let near = nearest(name.text, SETTINGS.map(Setting::name));
                 let help = near.map(|key| format!("did you mean `{key}`?")).or_else(|| foreign_key(name.text));
                 let place = line.place(name.columns());
                 let unknown = Diagnostic::error(format!("unknown key {}", quoted(name.text)));
-                (unknown.at(place, "neither wg(8) nor wg-quick(8) knows it").help(help), near.and_then(Key::named))
+                (unknown.at(place, "neither wg(8) nor wg-quick(8) knows it").help(help), near.and_then(Setting::named))
             }
         };
         self.found.push(diagnostic);
-        if meant == Some(Key::PublicKey) && self.section == Section::Peer {
+        if meant == Some(Setting::PublicKey) && self.section == Section::Peer {
             // Whoever wrote this meant to give one; one complaint is enough.
             self.peer(|peer| peer.meant_a_key = true);
         }
     }
 
     /// A key that exists, but not so.
-    fn misplaced(&self, line: Line<'_>, key: Key, name: Piece<'_>, value: Option<Piece<'_>>) -> Diagnostic {
+    fn misplaced(&self, line: Line<'_>, key: Setting, name: Piece<'_>, value: Option<Piece<'_>>) -> Diagnostic {
         let text = key.name();
         let Some(value) = value else {
             let place = line.place(line.columns());
             return Diagnostic::error(format!("`{text}` has no value")).at(place, format!("expected `{text} = …`"));
         };
-        let home = if key.is_peers() { "[Peer]" } else { "[Interface]" };
+        let home = if key.is_peers() { "a `[Peer]`" } else { "an `[Interface]`" };
         let place = line.place(name.columns());
         let at_home = (self.section == Section::Peer) == key.is_peers() && self.section != Section::None;
         if !at_home {
@@ -396,10 +372,10 @@ impl<'a> Parser<'a> {
                 Section::Peer => "this is a `[Peer]` section",
                 Section::None | Section::Unknown => "this is before the first section",
             };
-            return Diagnostic::error(format!("`{text}` belongs in a `{home}` section")).at(place, label);
+            return Diagnostic::error(format!("`{text}` belongs in {home} section")).at(place, label);
         }
         if value.text.is_empty() {
-            let help = (key == Key::AllowedIps).then(|| "leave the line out if no address is allowed".to_owned());
+            let help = (key == Setting::AllowedIps).then(|| "leave the line out if no address is allowed".to_owned());
             let place = line.place(line.columns());
             let empty = Diagnostic::error(format!("`{text}` has no value"));
             return empty.at(place, format!("expected `{text} = …`")).help(help);
@@ -434,6 +410,6 @@ impl<'a> Parser<'a> {
 }
 
 /// The key that a line without `=` begins with.
-fn begins_with_key(code: &str) -> Option<Key> {
-    Key::named(code.trim_matches(is_space).split(|c: char| !c.is_ascii_alphanumeric()).next()?)
+fn begins_with_key(code: &str) -> Option<Setting> {
+    Setting::named(code.trim_matches(is_space).split(|c: char| !c.is_ascii_alphanumeric()).next()?)
 }

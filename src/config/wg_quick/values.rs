@@ -177,6 +177,10 @@ pub(super) fn endpoint(value: Piece<'_>) -> Result<(Endpoint, bool), Problem> {
         Err(Problem::new(value, "the endpoint has no port", "expected HOST:PORT, such as `vpn.example.com:51820`")
             .help(help))
     };
+    if text.contains("://") {
+        let message = format!("{} is not an endpoint", quoted(text));
+        return Err(Problem::new(value, message, "expected HOST:PORT, without a scheme"));
+    }
     let (host, port, bracketed) = if text.starts_with('[') {
         let Some(close) = text.find(']') else {
             return Err(Problem::new(value, "the bracket is never closed", "expected `[ADDRESS]:PORT`"));
@@ -242,11 +246,7 @@ fn endpoint_host(host: Piece<'_>, port: u16) -> Result<Endpoint, Problem> {
     } else {
         format!("{} is neither an address nor a host's name", quoted(text))
     };
-    let help = if text.contains("://") {
-        Some("an endpoint is HOST:PORT, without a scheme".to_owned())
-    } else {
-        (!text.is_ascii()).then(|| "write an international name in its ASCII form (`xn--…`)".to_owned())
-    };
+    let help = (!text.is_ascii()).then(|| "write an international name in its ASCII form (`xn--…`)".to_owned());
     Err(Problem::new(host, message, "expected an IPv4 address, `[IPv6 address]` or a host's name").help(help))
 }
 

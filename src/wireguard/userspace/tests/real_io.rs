@@ -106,7 +106,7 @@ fn a_device_stops_promptly_and_closes_what_it_had() {
     let begin = Instant::now();
     drop(device);
     assert!(begin.elapsed() < Duration::from_secs(1));
-    assert_eq!(read(&tun), [], "the TUN is closed");
+    assert!(read(&tun).is_empty(), "the TUN is closed");
     Sockets::bind(port, 0).expect("the port is free again");
 }
 
@@ -174,5 +174,5 @@ fn a_hook_that_fails_is_an_error_and_no_device() {
     let hook = || Err(io::Error::from(io::ErrorKind::PermissionDenied));
     let error = UserspaceDevice::start(&device(1, vec![]), theirs, sockets, hook).map(drop).expect_err("an error");
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-    assert_eq!(read(&ours), [], "the TUN is closed");
+    assert!(read(&ours).is_empty(), "the TUN is closed");
 }

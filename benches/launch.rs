@@ -1,0 +1,385 @@
+//! How long a launch takes, and where the time goes: `cargo bench --bench launch [-- ROUNDS]`.
+//!
+//! Everything happens in a world of its own (user, mount, PID and network namespaces, an own `/run` and an own layer over
+//! `/etc`), so an ordinary user can run it and nothing of the machine is touched. The endpoint is a documentation address behind
+//! a link without a router. All candidates take turns within each round, and before each turn everything of the former one has
+//! ended, so that a busy machine troubles all of them alike; ratios are taken round by round. Nothing is asserted: what is slow
+//! on one machine is fast on another.
+
+use std::error::Error;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::wait::wait;
+use nix::time::{ClockId, clock_gettime};
+use vpn_exec::linux::link::Place;
+use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::names::InterfaceName;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
+const BY_HAND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/by-hand.sh");
+const CONFIG: &str = "/run/bench/wg.conf";
+
+/// How many rounds, unless the command line says otherwise.
+const ROUNDS: usize = 40;
+
+/// Rounds that are not counted: files come into the page cache, slabs grow.
+const WARM_UP: usize = 3;
+
+/// How long the kernel gets to end a namespace in the background, before the next candidate has its turn.
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// This program's modes, when it runs itself.
+const WORLD: &str = "--in-its-own-world";
+const STAMP: &str = "--say-when-it-begins";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.first().map(String::as_str) {
+        Some(STAMP) => return say_when_it_begins(),
+        Some(WORLD) => measure(arguments.get(1).and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)),
+        _ => enter_world(&arguments),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("launch: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The program whose first instruction is waited for: says what the time was when it began.
+fn say_when_it_begins() -> ExitCode {
+    let now = now();
+    println!("{}", now.as_nanos());
+    ExitCode::SUCCESS
+}
+
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has this clock").into()
+}
+
+/// Runs this program again in namespaces of its own, or says what is missing for that.
+fn enter_world(arguments: &[String]) -> Outcome<ExitCode> {
+    if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        return Err(format!(
+            "cannot open /dev/net/tun: {error}: load the driver (`modprobe tun`), give this user access, or run as root"
+        )
+        .into());
+    }
+    let namespaces = ["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--mount-proc"];
+    let unshare = |rest: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(namespaces).arg("--kill-child").args(rest);
+        command
+    };
+    let possible = unshare(&["true"]).output().map_err(|error| format!("cannot run util-linux's unshare: {error}"))?;
+    if !possible.status.success() {
+        return Err(format!(
+            "cannot make namespaces: {}\n(for an ordinary user: `sysctl kernel.unprivileged_userns_clone`, \
+             `kernel.apparmor_restrict_unprivileged_userns`, `user.max_user_namespaces`)",
+            String::from_utf8_lossy(&possible.stderr).trim()
+        )
+        .into());
+    }
+    let own = std::env::current_exe()?;
+    let rounds = arguments.iter().find(|argument| argument.parse::<usize>().is_ok());
+    let mut command = unshare(&[]);
+    command.arg(own).arg(WORLD).args(rounds);
+    Err(command.exec().into())
+}
+
+/// Makes the mounts, the network and the tunnel's file.
+fn furnish() -> Outcome<()> {
+    let tmpfs = |target: &str| mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::empty(), None::<&str>);
+    tmpfs("/run").map_err(|error| format!("cannot mount an own /run: {error}"))?;
+    for directory in ["/run/bench", "/run/etc/upper", "/run/etc/work"] {
+        fs::create_dir_all(directory)?;
+    }
+    // The script writes to /etc/netns, so it gets a layer for that.
+    let layer = Some("lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work");
+    mount(Some("layer"), "/etc", Some("overlay"), MsFlags::empty(), layer)
+        .map_err(|error| format!("cannot put a layer over /etc: {error}"))?;
+    if !Path::new("/etc/resolv.conf").exists() {
+        // A link into the host's /run, which is not here.
+        let _ = fs::remove_file("/etc/resolv.conf");
+        fs::write("/etc/resolv.conf", "nameserver 192.0.2.1\n")?;
+    }
+
+    let mut network = Netlink::open()?;
+    let (uplink, router): (InterfaceName, InterfaceName) = ("eth0".parse()?, "router".parse()?);
+    network.execute_one(Request::add_veth(&uplink, &router, Place::Here))?;
+    let (index, other) = (network.link_index(&uplink)?, network.link_index(&router)?);
+    network.execute(vec![
+        Request::set_up(1, "lo"),
+        Request::set_up(other, "router"),
+        Request::set_up(index, "eth0"),
+        Request::add_address(index, "eth0", "192.0.2.2/24".parse()?),
+        Request::add_address(index, "eth0", "2001:db8::2/64".parse()?),
+        Request::add_route(index, "eth0", "0.0.0.0/0".parse()?, Some("192.0.2.1".parse()?)),
+        Request::add_route(index, "eth0", "::/0".parse()?, Some("2001:db8::1".parse()?)),
+    ])?;
+
+    let key = || -> io::Result<String> {
+        let mut bytes = [0; 32];
+        io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
+        Ok(BASE64_STANDARD.encode(bytes))
+    };
+    let text = format!(
+        "[Interface]\nPrivateKey = {}\nAddress = 10.64.0.2/32, fd00:64::2/128\nDNS = 10.64.0.1\n\n[Peer]\nPublicKey = {}\n\
+         AllowedIPs = 0.0.0.0/0, ::/0\nEndpoint = 198.51.100.1:51820\n",
+        key()?,
+        key()?
+    );
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(CONFIG)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Candidate {
+    Nothing,
+    Unshare,
+    VpnExec,
+    VpnExecSameName,
+    ByHand,
+    ByHandWithoutNft,
+}
+
+use Candidate::{ByHand, ByHandWithoutNft, Nothing, Unshare, VpnExec, VpnExecSameName};
+
+const CANDIDATES: [Candidate; 6] = [Nothing, Unshare, VpnExec, VpnExecSameName, ByHand, ByHandWithoutNft];
+
+impl Candidate {
+    fn title(self) -> &'static str {
+        match self {
+            Nothing => "the program alone",
+            Unshare => "unshare -n",
+            VpnExec => "vpn-exec",
+            VpnExecSameName => "vpn-exec, again at once, same name",
+            ByHand => "ip -batch, nft -f",
+            ByHandWithoutNft => "ip -batch",
+        }
+    }
+
+    /// The command that runs `program`. `turn` makes names that were not used just before.
+    fn command(self, turn: usize, program: &[&str]) -> Command {
+        let name = format!("b{}", turn % 8);
+        let words: &[&str] = match self {
+            Nothing => &[],
+            Unshare => &["unshare", "-n"],
+            VpnExec => &[VPN_EXEC, "--config", CONFIG, "--backend", "userspace", "--name", &name, "--"],
+            VpnExecSameName => &[VPN_EXEC, "--config", CONFIG, "--backend", "userspace", "--name", "same", "--"],
+            ByHand => &[BY_HAND, &name],
+            ByHandWithoutNft => &[BY_HAND, "--no-nft", &name],
+        };
+        let mut words = words.iter().chain(program);
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words).stdin(Stdio::null());
+        command
+    }
+}
+
+/// One launch.
+struct Launch {
+    /// From before the fork to the end of the process.
+    total: f64,
+    /// From before the fork to the program's first statement.
+    first: f64,
+}
+
+fn launch(candidate: Candidate, turn: usize, own: &str) -> Outcome<Launch> {
+    clear_the_way(candidate, turn)?;
+    let mut command = candidate.command(turn, &["true"]);
+    let begin = now();
+    let status = command.status()?;
+    let total = milliseconds(now() - begin);
+    if !status.success() {
+        return Err(format!("{command:?} ended with {status}").into());
+    }
+
+    clear_the_way(candidate, turn + 1)?;
+    let mut command = candidate.command(turn + 1, &[own, STAMP]);
+    let begin = now();
+    let output = command.stderr(Stdio::inherit()).output()?;
+    let stamp: u64 = String::from_utf8(output.stdout)?
+        .trim()
+        .parse()
+        .map_err(|_| format!("{command:?} did not run its program: {}", output.status))?;
+    Ok(Launch { total, first: milliseconds(Duration::from_nanos(stamp) - begin) })
+}
+
+fn clear_the_way(candidate: Candidate, turn: usize) -> Outcome<()> {
+    settle()?;
+    if candidate == VpnExecSameName {
+        // The launch before it, whose links the kernel is still removing when this one begins.
+        candidate.command(turn, &["true"]).status()?;
+    }
+    Ok(())
+}
+
+/// Waits for the end of all that former launches have left: as the first process of this world it is the parent of whatever has
+/// lost its own, the keepers among them.
+fn settle() -> Outcome<()> {
+    loop {
+        match wait() {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::ECHILD) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    thread::sleep(PAUSE);
+    Ok(())
+}
+
+fn measure(rounds: usize) -> Outcome<ExitCode> {
+    furnish()?;
+    let own = std::env::current_exe()?;
+    let own = own.to_str().ok_or("this program's path is not UTF-8")?;
+    let found = |program: &str| Command::new(program).arg("-V").output().is_ok_and(|output| output.status.success());
+    let (ip, nft) = (found("ip"), found("nft"));
+    let candidates: Vec<Candidate> = CANDIDATES
+        .into_iter()
+        .filter(|candidate| match candidate {
+            ByHand => ip && nft,
+            ByHandWithoutNft => ip,
+            _ => true,
+        })
+        .collect();
+    for (there, what) in [(ip, "ip (iproute2)"), (nft, "nft (nftables)")] {
+        if !there {
+            println!("There is no {what} here, so what needs it is left out.");
+        }
+    }
+
+    let mut launches: Vec<Vec<Launch>> = candidates.iter().map(|_| Vec::new()).collect();
+    let mut phases = Phases::default();
+    for round in 0..WARM_UP + rounds {
+        for (candidate, launches) in candidates.iter().zip(&mut launches) {
+            let launch = launch(*candidate, 2 * round, own)?;
+            if round >= WARM_UP {
+                launches.push(launch);
+            }
+        }
+        settle()?;
+        phases.take(round)?;
+        if round < WARM_UP {
+            phases = Phases::default();
+        }
+    }
+    report(&candidates, &launches);
+    phases.report();
+    let load = fs::read_to_string("/proc/loadavg")?;
+    println!("\n{rounds} rounds; load {}", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(candidates: &[Candidate], launches: &[Vec<Launch>]) {
+    let of = |wanted: Candidate| candidates.iter().position(|candidate| *candidate == wanted).map(|at| &launches[at]);
+    let bare = of(Nothing).expect("always measured");
+    let ours = of(VpnExec).expect("always measured");
+    for (title, time) in [
+        ("from exec to exit of `true`", (|launch, _| launch.total) as fn(&Launch, &Launch) -> f64),
+        ("from exec to the program's first instruction, its own start-up taken off", |launch, bare| {
+            launch.first - bare.first
+        }),
+    ] {
+        println!("\n{title:<74}   median (min - max) ms    vpn-exec takes");
+        for (candidate, own) in candidates.iter().zip(launches) {
+            let times: Vec<f64> = own.iter().zip(bare).map(|(launch, bare)| time(launch, bare)).collect();
+            let ratios: Vec<f64> = times
+                .iter()
+                .zip(ours.iter().zip(bare))
+                .map(|(theirs, (ours, bare))| time(ours, bare) / theirs)
+                .collect();
+            let spread = Spread::of(times);
+            let ratio = Spread::of(ratios).median;
+            let ratio =
+                if ratio.is_finite() && ratio < 1e3 { format!("{ratio:8.2} times that") } else { String::new() };
+            println!(
+                "  {:<72}   {:6.2} ({:.2} - {:.2}) {ratio:>28}",
+                candidate.title(),
+                spread.median,
+                spread.least,
+                spread.most
+            );
+        }
+    }
+}
+
+/// Where the time of a launch goes: what vpn-exec says that it has done, and when.
+#[derive(Default)]
+struct Phases(Vec<(String, Vec<f64>)>);
+
+impl Phases {
+    fn take(&mut self, turn: usize) -> Outcome<()> {
+        let mut command = VpnExec.command(turn, &["true"]);
+        let mut arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        arguments.insert(0, "-vv".into());
+        command = Command::new(VPN_EXEC);
+        command.args(arguments).stdin(Stdio::null());
+        let begin = now();
+        let output = command.output()?;
+        let end = now() - begin;
+        let text = String::from_utf8(output.stderr)?;
+        let mut note = |what: &str, at: f64| match self.0.iter_mut().find(|(known, _)| known == what) {
+            Some((_, times)) => times.push(at),
+            None => self.0.push((what.to_owned(), vec![at])),
+        };
+        for line in text.lines() {
+            let Some((seconds, what)) = line.strip_prefix("vpn-exec: [").and_then(|line| line.split_once("] ")) else {
+                return Err(format!("{command:?} says: {line}").into());
+            };
+            note(what, seconds.parse::<f64>()? * 1e3 - milliseconds(begin));
+        }
+        note("vpn-exec has ended", milliseconds(end));
+        Ok(())
+    }
+
+    fn report(self) {
+        println!("\n{:<74}   median (min - max) ms", "where the time goes: how long after exec vpn-exec says so");
+        let mut spreads: Vec<_> = self.0.into_iter().map(|(what, times)| (what, Spread::of(times))).collect();
+        // Its processes work side by side, so their words need not come in the same order each time.
+        spreads.sort_by(|(_, one), (_, other)| one.median.total_cmp(&other.median));
+        for (what, spread) in spreads {
+            println!("  {what:<72}   {:6.2} ({:.2} - {:.2})", spread.median, spread.least, spread.most);
+        }
+    }
+}
+
+struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (values.first().copied().unwrap_or(f64::NAN), values.last().copied().unwrap_or(f64::NAN));
+        let middle = values.len() / 2;
+        let median = match values.len() {
+            0 => f64::NAN,
+            even if even % 2 == 0 => (values[middle - 1] + values[middle]) / 2.0,
+            _ => values[middle],
+        };
+        Self { median, least, most }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

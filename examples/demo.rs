@@ -1,0 +1,255 @@
+//! The demonstration: `cargo run --release --example demo`.
+//!
+//! Runs the real `vpn-exec` in a pretend Internet that is made of namespaces of this process alone: it needs no root, no
+//! VPN account and no Internet, and touches nothing of the machine. Each line that it prints is a check that was passed; the
+//! first that is not ends it with an error. What leaves the host is judged by a capture of its packets.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write, stdin};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::http::{self, Page, WebServer};
+use lab::{Context, HOST, Lab, PROVIDER, Peer, Reach, Result, Snapshot, WEB, bail, ensure, world};
+use vpn_exec::linux::netlink::Netlink;
+use vpn_exec::linux::tun;
+
+/// How long the program inside waits for an answer, and how long when it is sure to get none.
+const PATIENCE: Duration = Duration::from_secs(3);
+const BRIEFLY: Duration = Duration::from_secs(1);
+
+/// The argument that makes this executable the program that runs inside the tunnel.
+const PROGRAM: &str = "--program";
+
+fn main() -> ExitCode {
+    let outcome = if std::env::args().nth(1).as_deref() == Some(PROGRAM) {
+        program().map(|()| ExitCode::SUCCESS)
+    } else if world::is_inside() {
+        world::furnish().and_then(|()| demonstrate()).map(|()| ExitCode::SUCCESS)
+    } else {
+        prepare()
+    };
+    match outcome {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Makes sure that there is what the demonstration needs, and runs it in a world of its own.
+fn prepare() -> Result<ExitCode> {
+    if let Err(error) = File::options().read(true).write(true).open(tun::DEVICE) {
+        bail!(
+            "{} cannot be used: {error}\n  the embedded WireGuard needs it; distributions let every user open it. To do the same here:\n  \
+             sudo modprobe tun; sudo chmod 0666 {}",
+            tun::DEVICE,
+            tun::DEVICE
+        );
+    }
+    build()?;
+    let status = world::enter(Command::new(std::env::current_exe()?))?.wait()?;
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(ExitCode::SUCCESS),
+        (_, Some(signal)) => bail!("it took too long, or was killed, by signal {signal}"),
+        // It has said why.
+        _ => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// The real binary, beside this executable's directory.
+fn vpn_exec() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let directory = own.parent().and_then(Path::parent).context("this executable is nowhere")?;
+    Ok(directory.join("vpn-exec"))
+}
+
+/// Has cargo build the real binary, as `cargo run --example` does not; nothing happens if it is fresh.
+fn build() -> Result<()> {
+    let binary = vpn_exec()?;
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        if !binary.exists() {
+            eprintln!("building vpn-exec ...");
+        }
+        let mut command = Command::new(cargo);
+        command.args(["build", "--quiet", "--bin", "vpn-exec"]);
+        if binary.parent().is_some_and(|directory| directory.ends_with("release")) {
+            command.arg("--release");
+        }
+        ensure!(command.status()?.success(), "vpn-exec cannot be built");
+    }
+    ensure!(binary.exists(), "there is no {}: run `cargo build --release --bin vpn-exec` first", binary.display());
+    Ok(())
+}
+
+fn demonstrate() -> Result<()> {
+    let begun = Instant::now();
+    let lab = Lab::start(Peer::Ours)?;
+    let _page = WebServer::start(&lab.host, 8080, Page::Text("a page on the host\n"))?;
+    let web = WEB
+        .both()
+        .map(|address| if address.is_ipv6() { format!("http://[{address}]/") } else { format!("http://{address}/") });
+
+    say("the stage", "host, router, VPN provider and web server, in namespaces of this process alone");
+    for (url, address) in web.iter().zip(HOST.both()) {
+        ensure_same("without vpn-exec, the server", http::get(url, PATIENCE)?.trim(), &address.to_string())?;
+    }
+    say("without vpn-exec", format_args!("the server sees the host:      {} and {}", HOST.ipv4, HOST.ipv6));
+
+    lab.capture.forget()?;
+    let config = lab.wg_quick_file(Reach::Name)?;
+    let before = Snapshot::take()?;
+    let mut program = Inside::start(&config)?;
+    for (url, address) in web.iter().zip(PROVIDER.both()) {
+        ensure_same("with vpn-exec, the server", &program.get(url)??, &address.to_string())?;
+    }
+    say("with vpn-exec", format_args!("the server sees the provider:  {} and {}", PROVIDER.ipv4, PROVIDER.ipv6));
+
+    program.get("http://web.example/")??;
+    ensure!(
+        lab.tunnel_resolver.questions().iter().any(|question| question.name == "web.example")
+            && lab.resolver.questions().iter().all(|question| question.name == "vpn.example"),
+        "the program's question for web.example went to the host's resolver"
+    );
+    say("", "names are asked of the provider's resolver; the host's was asked for vpn.example only");
+
+    let page = program.get("http://host.internal:8080/")??;
+    say("the local network", format_args!("the program reads http://host.internal:8080/:  {page}"));
+    program.tell("serve 8000")??;
+    let url = format!("http://{}:8000/", inner_address()?);
+    let page = http::get(&url, PATIENCE).with_context(|| format!("the host cannot reach {url}, inside"))?;
+    say("", format_args!("the host reads {url}:  {}", page.trim()));
+    ensure_no_leaks(&lab)?;
+
+    lab.capture.forget()?;
+    lab.provider.stop()?;
+    let mut errors = Vec::new();
+    for url in &web {
+        match program.tell(&format!("try {url}"))? {
+            Ok(answer) => bail!("the provider is stopped, and the program still gets {answer:?} from {url}"),
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    ensure_no_leaks(&lab)?;
+    let encrypted = lab.capture.uplink()?.iter().filter(|packet| packet.is_encrypted()).count();
+    ensure!(encrypted > 0, "the tunnel did not even try to reach the provider");
+    say("a dead provider", format_args!("the program gets errors:       {}", errors.join(", ")));
+    say("", format_args!("the uplink carried {encrypted} encrypted packets for the provider, nothing in the clear"));
+
+    program.end()?;
+    let left = before.changes_within(Duration::from_secs(2))?;
+    ensure!(left.is_empty(), "something is left on the host:\n  {}", left.join("\n  "));
+    say("afterwards", "addresses, routes, rules, links, mounts, sysctls, nftables, /run, programs: as before");
+    say("", format_args!("all of it took {:.1} seconds", begun.elapsed().as_secs_f32()));
+    Ok(())
+}
+
+fn say(subject: &str, what: impl std::fmt::Display) {
+    println!("{subject:<18} {what}");
+}
+
+fn ensure_same(who: &str, seen: &str, expected: &str) -> Result<()> {
+    ensure!(seen == expected, "{who} should see {expected} and sees {seen}");
+    Ok(())
+}
+
+fn ensure_no_leaks(lab: &Lab) -> Result<()> {
+    let leaks = lab.capture.leaks()?;
+    ensure!(leaks.is_empty(), "something leaked from the host: {leaks:#?}");
+    Ok(())
+}
+
+/// The program's address on its link to the host: the other one of the /31 that the host's end has.
+fn inner_address() -> Result<IpAddr> {
+    let mut netlink = Netlink::open()?;
+    let link = netlink.links()?.into_iter().find(|link| link.name.starts_with("ve-"));
+    let link = link.context("the host has no interface ve-... to the program")?;
+    let addresses = netlink.addresses()?;
+    let host_end = addresses.iter().find_map(|(index, address)| match address.addr() {
+        IpAddr::V4(address) if *index == link.index => Some(address),
+        _ => None,
+    });
+    let host_end = host_end.with_context(|| format!("{} has no IPv4 address", link.name))?;
+    Ok(Ipv4Addr::from(u32::from(host_end) ^ 1).into())
+}
+
+/// The program in the tunnel, and `vpn-exec` around it. It does what it is told, line by line.
+struct Inside {
+    process: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Inside {
+    fn start(config: &Path) -> Result<Self> {
+        let mut command = Command::new(vpn_exec()?);
+        command.arg("--config").arg(config).args(["--backend", "userspace", "--"]);
+        command.arg(std::env::current_exe()?).arg(PROGRAM).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().context("vpn-exec cannot be started")?;
+        let (orders, answers) = (process.stdin.take(), process.stdout.take());
+        let (orders, answers) = orders.zip(answers).context("vpn-exec has no standard input and output")?;
+        Ok(Self { process, orders, answers: BufReader::new(answers) })
+    }
+
+    /// Tells the program to do something. Its own error is the inner one.
+    fn tell(&mut self, order: &str) -> Result<Result<String>> {
+        writeln!(self.orders, "{order}").context("the program inside is gone")?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(match line.trim_end().split_once(' ') {
+            Some(("ok", answer)) => Ok(answer.to_owned()),
+            Some(("error", error)) => Err(lab::Error::msg(error.to_owned())),
+            _ => bail!("the program inside is gone; vpn-exec says: {}", self.process.wait()?),
+        })
+    }
+
+    fn get(&mut self, url: &str) -> Result<Result<String>> {
+        let answer = self.tell(&format!("get {url}"))?;
+        Ok(answer.with_context(|| format!("the program inside cannot get {url}")))
+    }
+
+    fn end(mut self) -> Result<()> {
+        drop(self.orders);
+        let status = self.process.wait()?;
+        ensure!(status.success(), "vpn-exec ended with {status}");
+        Ok(())
+    }
+}
+
+/// The program itself, which knows nothing of VPNs: it takes orders from standard input, one a line, and answers each.
+fn program() -> Result<()> {
+    for line in stdin().lines() {
+        let outcome = match line?.split_once(' ') {
+            Some(("get", url)) => http::get(url, PATIENCE),
+            Some(("try", url)) => http::get(url, BRIEFLY),
+            Some(("serve", port)) => serve(port.parse()?),
+            order => bail!("what is {order:?}?"),
+        };
+        match outcome {
+            Ok(answer) => println!("ok {}", answer.trim_end()),
+            Err(error) => println!("error {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn serve(port: u16) -> std::io::Result<String> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // The caller's question is no matter: there is one page.
+            let mut reader = BufReader::new(&stream);
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|_| !line.trim_end().is_empty()) {
+                line.clear();
+            }
+            let page = "a page inside the tunnel\n";
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+        }
+    });
+    Ok("serving".to_owned())
+}

@@ -1,0 +1,166 @@
+//! What a profile means, and what is said of one that is wrong.
+
+use std::path::Path;
+use std::time::Duration;
+
+use insta::assert_snapshot;
+use proptest::prelude::*;
+use vpn_exec::config::{BackendChoice, MAX_BYTES, Profile, Protocol, profile};
+
+fn parse(text: &str) -> Profile {
+    profile::parse("mullvad.toml", text.as_bytes()).unwrap_or_else(|errors| panic!("refused:\n{errors}"))
+}
+
+fn refused(text: impl AsRef<[u8]>) -> String {
+    match profile::parse("mullvad.toml", text.as_ref()) {
+        Ok(profile) => panic!("accepted as {profile:?}"),
+        Err(errors) => errors.render(false),
+    }
+}
+
+#[test]
+fn every_key_is_understood() {
+    let profile = parse(
+        r#"
+        wireguard = "/run/secrets/mullvad.conf"
+        backend = "kernel"
+        wait = 20
+        [dns]
+        servers = ["10.64.0.1", "fc00::1"]
+        search = ["example.com"]
+        options = ["edns0", "ndots:2"]
+        [local]
+        networks = ["10.0.0.0/8", "192.168.1.7", "fd00::/8"]
+        publish = ["8080:80", "53:5353/udp", "127.0.0.1:9000:9000/TCP", "[::1]:1:2"]
+        [program]
+        user = "transmission"
+        group = 70
+        capabilities = ["net_raw", "CAP_NET_BIND_SERVICE"]
+        new-privileges = true
+        "#,
+    );
+    assert_eq!(profile.wireguard, Path::new("/run/secrets/mullvad.conf"));
+    assert_eq!((profile.backend, profile.wait), (BackendChoice::Kernel, Some(Duration::from_secs(20))));
+    assert_eq!(format!("{:?}", profile.dns.servers), "Some([10.64.0.1, fc00::1])");
+    assert_eq!(profile.dns.search.as_deref(), Some(&["example.com".to_owned()][..]));
+    assert_eq!(profile.dns.options, ["edns0", "ndots:2"]);
+    assert_eq!(format!("{:?}", profile.local.networks), "[10.0.0.0/8, 192.168.1.7/32, fd00::/8]");
+    let publish: Vec<_> = profile
+        .local
+        .publish
+        .iter()
+        .map(|p| format!("{:?} {} {} {}", p.address, p.host_port, p.inner_port, p.protocol == Protocol::Udp))
+        .collect();
+    assert_eq!(
+        publish,
+        ["None 8080 80 false", "None 53 5353 true", "Some(127.0.0.1) 9000 9000 false", "Some(::1) 1 2 false"]
+    );
+    assert_eq!((profile.program.user.as_deref(), profile.program.group.as_deref()), (Some("transmission"), Some("70")));
+    assert_eq!(profile.program.capabilities, ["net_raw", "CAP_NET_BIND_SERVICE"]);
+    assert!(profile.program.new_privileges);
+}
+
+#[test]
+fn every_key_but_the_first_has_a_default() {
+    let profile = parse("wireguard = 'x'");
+    assert_eq!(profile, Profile { wireguard: "x".into(), ..Profile::default() });
+    assert_eq!((profile.backend, profile.wait, profile.dns.servers), (BackendChoice::Auto, None, None));
+    assert!(!profile.program.new_privileges);
+    // An empty list is not the default: it says that there are none.
+    assert_eq!(parse("wireguard = 'x'\n[dns]\nservers = []").dns.servers, Some(Vec::new()));
+    assert_eq!(parse("wireguard = 'x'\nwait = 0").wait, None);
+    assert_eq!(parse("wireguard = 'x'\nwait = 2.5").wait, Some(Duration::from_millis(2500)));
+}
+
+#[test]
+fn unknown_keys_are_errors_with_the_nearest_one() {
+    assert_snapshot!(refused(
+        "wiregaurd = 'x'\nservers = ['10.0.0.1']\nbanana = 1\n[dsn]\nserver = 'secret'\n[dns]\nserver = ['10.0.0.1']\n\
+         backend = 'auto'\n[program]\nnew_privileges = true\n[program.user]\nname = 'x'\n"
+    ));
+}
+
+#[test]
+fn all_errors_of_a_file_are_said_at_once() {
+    assert_snapshot!(refused(
+        r#"wireguard = ""
+backend = "kernal"
+wait = -1
+[dns]
+servers = ["10.0.0", "10.0.0.1:53", 7]
+search = "example.com"
+options = ["edns0 ndots:1"]
+[local]
+networks = [
+    "10.0/8",
+    "192.168.1.7/24",
+    "0.0.0.0/0",
+]
+publish = ["8080", "80:0", "80:80/sctp", "::1:80:80", "1:1", "1:2/tcp", "x:1:2", "99999:1"]
+[program]
+user = -5
+group = ["a"]
+capabilities = ["NET_RWA", "sudo", "net_\u0061dmn"]
+new-privileges = "yes"
+"#
+    ));
+}
+
+#[test]
+fn what_is_no_toml_says_where() {
+    assert_snapshot!(refused("wireguard = x\n[dns\nservers = ['10.0.0.1'\n[local]\nnetworks = ['10.0/8']\n"));
+    assert_snapshot!(refused("wireguard = 'a'\nwireguard = 'b'\n"));
+}
+
+#[test]
+fn a_wg_quick_file_in_its_place_is_refused_without_its_secrets() {
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/airvpn.conf")).expect("a file");
+    let said = refused(&text);
+    for line in text.lines().filter(|line| line.contains("Key")) {
+        let (_, key) = line.split_once(" = ").expect("a value");
+        assert!(!said.contains(&key[..10]), "{said}");
+    }
+}
+
+#[test]
+fn a_key_alone_on_a_line_is_hidden() {
+    // With 31 characters before its `=`, and with 43.
+    for key in ["yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy=", "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="] {
+        for line in [key.to_owned(), format!("{key}1.5"), format!("private key: {key}"), format!("backend = {key}")] {
+            let said = refused(&line);
+            assert!(!said.contains(&key[..12]), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_file_is_said_to_be_missing() {
+    assert_snapshot!(refused("[dns]\n"), @r#"
+    error: the profile has no `wireguard`
+     --> mullvad.toml
+      |
+      = help: write `wireguard = "/path/to/the/provider's/file.conf"` above the first table
+    "#);
+    assert!(refused(b"wireguard = '\xff'").contains("not UTF-8"));
+    assert!(refused(vec![b'\n'; MAX_BYTES + 1]).contains("more than 1048576 bytes"));
+}
+
+#[test]
+fn a_large_file_takes_no_long_time() {
+    let begin = std::time::Instant::now();
+    let unknown: String = (0..80_000).map(|i| format!("k{i} = 1\n")).collect();
+    assert!(refused(unknown).contains("more problems"));
+    let publish: String = (0..60_000).map(|i| format!("\"{}:{}\",", i + 1, i + 1)).collect();
+    assert_eq!(parse(&format!("wireguard='x'\n[local]\npublish=[{publish}]")).local.publish.len(), 60_000);
+    assert!(begin.elapsed().as_secs() < 60, "{:?}", begin.elapsed());
+}
+
+proptest! {
+    #[test]
+    fn anything_is_read_or_refused_with_a_reason(text in "(?s).{0,200}|(wireguard = \"x\"\n)?(\\[(dns|local|program)\\]\n)?[a-z-]{1,12} ?= ?[\\[\\]\"',.0-9a-z:/ ]{0,30}\n") {
+        if let Err(errors) = profile::parse("f", text.as_bytes()) {
+            prop_assert!(errors.has_errors() && !errors.render(false).is_empty());
+        }
+    }
+}
