@@ -132,6 +132,21 @@ fn the_network_of_an_address_may_be_among_the_allowed_ips() {
 }
 
 #[test]
+fn a_privileged_port_can_be_listened_on() {
+    test!(|| {
+        vpn_exec()?;
+        let config = config("10.0.0.2/32", "0.0.0.0/0")?;
+        let text = fs::read_to_string(&config)?.replace("DNS =", "ListenPort = 443\nDNS =");
+        fs::write(&config, text)?;
+        let script =
+            format!("{} --config {} --backend userspace -- true", env!("CARGO_BIN_EXE_vpn-exec"), config.display());
+        let output = run(&script)?;
+        ensure!(output.status.success(), "{}", said(&output));
+        Ok(())
+    });
+}
+
+#[test]
 fn a_signal_ends_the_wait_for_a_handshake() {
     test!(|| {
         for signal in ["INT", "TERM", "HUP"] {

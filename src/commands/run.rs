@@ -39,7 +39,9 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     // A name that is none is refused by the plan.
     let kept = options.capabilities.iter().filter_map(|name| capability::lookup(name));
     let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::single(number));
-    let needed = keeper::needed_capabilities() | program::needed_capabilities(&identity, kept);
+    let needed = keeper::needed_capabilities()
+        | keeper::capabilities_for_port(loaded.config.wireguard.interface.listen_port)
+        | program::needed_capabilities(&identity, kept);
     // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
     process::close(3 + listen_fds, i32::MAX)
         .and_then(|()| process::forbid_inspection())

@@ -8,9 +8,22 @@ use super::Findings;
 use super::error::PlanError;
 use crate::config::{ProgramOptions, capability};
 
-/// Those with which a program can leave the tunnel: by new routes or a new endpoint, by another process's namespace, or by
-/// the kernel's memory.
-const ESCAPES: [&str; 5] = ["CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"];
+/// Those with which a program can leave the tunnel: by new routes or a new endpoint, by another process's namespace, by the
+/// kernel's memory, or as the host's root, by files and devices that are root's alone.
+const ESCAPES: [&str; 12] = [
+    "CAP_NET_ADMIN",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_ADMIN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_MKNOD",
+    "CAP_BPF",
+];
 
 /// Whether the program can make packets by itself, and so send the host some for anybody. The host's end of the veth forwards no IPv4,
 /// but Linux forwards IPv6 from all interfaces or none: then the veth has no IPv6.

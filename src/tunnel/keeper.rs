@@ -185,7 +185,8 @@ fn keep(mission: Mission, launcher: u32, lease: &OwnedFd) -> Result<(), TunnelEr
     let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
     // What fails here leaves the name claimed until this process ends; then the launcher gives it back.
-    become_keeper(listen_fds, hooks).doing("make the keeper's process")?;
+    let making = needed_capabilities() | capabilities_for_port(wireguard.interface.listen_port);
+    become_keeper(listen_fds, hooks, making).doing("make the keeper's process")?;
     tracing::debug!("the keeper has begun");
     let mut tunnel = Tunnel::begin(plan, directory, launcher)?;
     let made = device_config(&wireguard, tunnel.plan().wireguard.mtu)
@@ -244,9 +245,17 @@ pub fn needed_capabilities() -> CapabilitySet {
     CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE
 }
 
+/// Which capabilities it takes besides to make a tunnel with this UDP port: one below 1024 is privileged (ip(7)).
+pub fn capabilities_for_port(listen_port: Option<u16>) -> CapabilitySet {
+    match listen_port {
+        Some(1..1024) => CapabilitySet::NET_BIND_SERVICE,
+        _ => CapabilitySet::empty(),
+    }
+}
+
 /// Makes the calling process one that only a tunnel holds: no terminal, no descriptors of the program's, and no more
-/// capabilities than making, watching and removing a tunnel take.
-fn become_keeper(listen_fds: i32, hooks: bool) -> io::Result<()> {
+/// capabilities than are needed.
+fn become_keeper(listen_fds: i32, hooks: bool, needed: CapabilitySet) -> io::Result<()> {
     rustix::process::setsid()?;
     process::redirect_to_null(&[0, 1])?;
     process::close(3, 2 + listen_fds)?;
@@ -255,7 +264,7 @@ fn become_keeper(listen_fds: i32, hooks: bool) -> io::Result<()> {
     // What a hook could gain by being executed as root is what configures a network, and no more.
     let gained = if hooks { CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW } else { CapabilitySet::empty() };
     capabilities::bound(gained, capabilities::last()?)?;
-    capabilities::limit(needed_capabilities(), needed_capabilities())
+    capabilities::limit(needed, needed)
 }
 
 /// What the data path's thread may do: move packets between descriptors that are open already.

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::agent::{Agent, Echo, launcher};
@@ -16,6 +17,12 @@ use super::{VPN_EXEC, assert_no_leak, finish, outside};
 
 /// The port at which the host answers whoever reaches it.
 const ECHO: u16 = 7;
+
+/// How long something may take that works.
+const WORKS: Duration = Duration::from_secs(10);
+
+/// How long a packet may take to the host's interfaces.
+const SOON: Duration = Duration::from_millis(200);
 
 /// All that the program must not reach: the Internet, the neighbours, and the host by its other addresses.
 fn out_of_bounds() -> Vec<SocketAddr> {
@@ -109,6 +116,8 @@ fn stays_inside(lab: &Lab, start: impl FnOnce(Command) -> Result<Agent>, options
             // Whether it is heard by the host is not the question here.
             let _ = agent.act(&act)?;
         }
+        // What waits for a neighbour's address may be sent a little later.
+        std::thread::sleep(SOON);
         assert_no_leak(lab).map_err(|error| error.context(round))?;
         misconfigure_host()?;
     }
@@ -119,7 +128,7 @@ fn stays_inside(lab: &Lab, start: impl FnOnce(Command) -> Result<Agent>, options
     for host in hosts.split(' ') {
         // That the host is heard at all by this link, or silence would prove nothing.
         let to = SocketAddr::new(host.parse()?, ECHO);
-        agent.succeed(&format!("bound-send host0 {to}"))?;
+        agent.succeed_within(WORKS, &format!("bound-send host0 {to}"))?;
     }
     finish(agent)?;
 
@@ -204,7 +213,7 @@ fn on_the_host_the_same_acts_succeed_and_are_seen() {
             agent.fail(&format!("bound-send eth0 {to}"))?;
             assert_no_leak(lab).expect_err("sent by its device");
             lab.capture.forget()?;
-            agent.succeed(&format!("bound-connect eth0 {to}"))?;
+            agent.succeed_within(WORKS, &format!("bound-connect eth0 {to}"))?;
             assert_no_leak(lab).expect_err("connected by its device");
             lab.capture.forget()?;
             agent.fail(&format!("packetinfo-send eth0 {to}"))?;

@@ -42,8 +42,8 @@ nix::setsockopt_impl!(
     nix::sys::socket::sockopt::SetStruct<'_, [u8; 12]>
 );
 
-/// How long an answer is waited for. What gets through at all does so within a millisecond.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long an answer is waited for: not long, as what gets out is found by the capture, and there are many acts.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The type of the option "loose source and record route" (RFC 791 section 3.1).
 const LOOSE_SOURCE_ROUTE: u8 = 131;
