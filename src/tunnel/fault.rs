@@ -22,7 +22,7 @@ pub const TAKE_DOWN: [&str; 3] = ["after the announcement", "after the name is g
 /// to have the process killed there instead.
 #[cfg(debug_assertions)]
 pub(super) fn point(name: &str) -> Result<(), TunnelError> {
-    use super::Doing;
+    use super::error::Doing;
     use nix::sys::signal::{Signal, raise};
 
     assert!(SET_UP.contains(&name) || TAKE_DOWN.contains(&name), "{name:?} is in no list, so no test would choose it");

@@ -180,7 +180,7 @@ impl AsFd for Lease {
 
 /// The keeper's life.
 fn keep(mission: Mission, launcher: u32, lease: &OwnedFd) -> Result<(), TunnelError> {
-    use super::Doing;
+    use super::error::Doing;
 
     let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
@@ -274,7 +274,7 @@ fn drop_all_privileges() -> io::Result<()> {
 
 /// What a device is made from. Endpoints come later, by [`Search`].
 fn device_config(wireguard: &WgQuick, mtu: u32) -> Result<DeviceConfig, TunnelError> {
-    use super::Doing;
+    use super::error::Doing;
 
     let interface = &wireguard.interface;
     let private_key = interface.private_key.clone().ok_or_else(|| io::Error::other("the file has no PrivateKey"));

@@ -4,82 +4,37 @@
 //! veth with a route to the host alone, and last WireGuard's interface with all other routes. Nothing has to be undone one by
 //! one: all of it ends with the namespace, so undoing is to let go of the namespace.
 
+mod clean_up;
 pub mod endpoints;
+mod error;
 pub mod facts;
 #[doc(hidden)]
 pub mod fault;
 mod hooks;
 pub mod keeper;
+mod parameters;
 pub mod state;
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use nix::sys::signal::Signal;
-use thiserror::Error;
 
 use crate::config::{BackendChoice, HookKind};
 use crate::linux::link::Place;
-use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
+use crate::linux::namespace::{self, Named, NetworkNamespace};
 use crate::linux::netlink::{Netlink, Request};
-use crate::linux::{process, sysctl, tun};
-use crate::names::{InterfaceName, TunnelName};
+use crate::linux::tun;
+use crate::names::InterfaceName;
 use crate::plan::Plan;
 use crate::wireguard::kernel::{self, KernelDevice};
 use crate::wireguard::userspace::{Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
+pub use clean_up::{Remains, reclaim};
+use error::Doing;
+pub use error::TunnelError;
 use state::{Directory, Mark, State};
-
-/// How long the kernel may take to remove the links of a namespace that has ended, before they are removed one by one.
-const LINKS_END: Duration = Duration::from_secs(1);
-
-/// How long programs that were killed may take to be gone.
-const KILLED: Duration = Duration::from_secs(5);
-
-/// Why a tunnel could not be made, or not be taken down.
-#[derive(Debug, Error)]
-#[error("cannot {what}: {error}")]
-pub struct TunnelError {
-    what: String,
-    #[source]
-    error: io::Error,
-    /// What the user can do about it, where that is known.
-    pub advice: Option<String>,
-}
-
-/// Turns the system's error into one that says what was being done.
-trait Doing<T> {
-    fn doing(self, what: impl Into<String>) -> Result<T, TunnelError>;
-}
-
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
-    fn doing(self, what: impl Into<String>) -> Result<T, TunnelError> {
-        self.map_err(|error| {
-            let error = error.into();
-            let advice = advice_for(&error);
-            TunnelError { what: what.into(), error, advice }
-        })
-    }
-}
-
-fn advice_for(error: &io::Error) -> Option<String> {
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            Some("run vpn-exec as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP".into())
-        }
-        Some(libc::EROFS) => {
-            Some("/run and /proc/sys must be writable; in a container, give it more privileges".into())
-        }
-        Some(libc::ENOSPC) => {
-            Some("a limit is reached: see user.max_net_namespaces in sysctl, and free space in /run".into())
-        }
-        _ => None,
-    }
-}
 
 /// A tunnel that is being made, or that is up. Taken down by [`Tunnel::take_down`]; when the process is killed, by
 /// [`reclaim`] at the next start.
@@ -188,7 +143,7 @@ impl Tunnel {
     pub fn kill_programs(&mut self) -> io::Result<()> {
         self.reserve = None;
         match &self.inner {
-            Some(inner) => kill_all_in(inner.namespace.id()?),
+            Some(inner) => clean_up::kill_all_in(inner.namespace.id()?),
             None => Ok(()),
         }
     }
@@ -209,7 +164,7 @@ impl Tunnel {
     fn make_namespace(&mut self) -> Result<(), TunnelError> {
         let (mark, ipv6) = (self.mark.text(), self.plan.wireguard.ipv6);
         let (namespace, netlink) = NetworkNamespace::create(|| {
-            prepare_ipv6(ipv6)?;
+            parameters::prepare_ipv6(ipv6)?;
             let mut netlink = Netlink::open()?;
             // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
             netlink.execute(vec![Request::set_alias(1, "lo", mark), Request::set_up(1, "lo")])?;
@@ -254,7 +209,8 @@ impl Tunnel {
         let add = Request::add_veth(outer, inner, Place::Namespace(namespace.as_fd()));
         self.host.execute_one(add).doing("join the namespace to the host")?;
         let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
-        prepare_host_interface(outer, veth.host_ipv6.is_some()).doing(format!("set the parameters of {outer}"))?;
+        parameters::prepare_host_interface(outer, veth.host_ipv6.is_some())
+            .doing(format!("set the parameters of {outer}"))?;
         let mut requests = vec![Request::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
         requests.push(Request::set_up(index, outer.as_str()));
@@ -419,97 +375,6 @@ impl Tunnel {
     }
 }
 
-/// What the kernel takes its time to remove.
-pub struct Remains {
-    host: Netlink,
-    mark: Mark,
-    wireguard_interface: InterfaceName,
-    kernel_inner: Option<Inner>,
-    _device: Option<Box<dyn Device>>,
-}
-
-impl Remains {
-    /// Waits until the tunnel's links are gone, and removes them where somebody else keeps the namespace alive (a shell of
-    /// `ip netns exec`, say).
-    pub fn settle(mut self) -> Result<(), TunnelError> {
-        if let Some(mut inner) = self.kernel_inner.take() {
-            let index = inner.netlink.link_index(&self.wireguard_interface);
-            if let Ok(index) = index {
-                let delete = Request::delete_link(index, self.wireguard_interface.as_str());
-                inner.netlink.execute_one(delete).doing("remove WireGuard's interface")?;
-            }
-        }
-        // Closes the TUN, and with it ends its interface.
-        drop(self._device.take());
-        remove_links(&mut self.host, self.mark.text())
-    }
-}
-
-/// Waits for the links of the host whose alias begins with a mark to go with their namespace, and removes them if they do not.
-fn remove_links(host: &mut Netlink, mark: &str) -> Result<(), TunnelError> {
-    let begin = Instant::now();
-    loop {
-        let links = host.links().doing("look for the tunnel's links")?;
-        let ours = links.into_iter().filter(|link| link.alias.as_ref().is_some_and(|alias| alias.starts_with(mark)));
-        let ours: Vec<_> = ours.map(|link| Request::delete_link(link.index, &link.name)).collect();
-        if ours.is_empty() {
-            return Ok(());
-        }
-        if begin.elapsed() > LINKS_END {
-            return host.execute(ours).doing("remove the tunnel's links");
-        }
-        std::thread::sleep(Duration::from_micros(500));
-    }
-}
-
-/// Takes away what a tunnel of this name has left: one that was killed, programs included, or one whose links the kernel is still
-/// about to remove. Only what carries the mark is touched.
-pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelError> {
-    if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
-        tracing::info!("taking away what a killed tunnel {name} has left");
-        reclaim_namespace(&state, &namespace::path_of(name.as_str()))?;
-    }
-    let mut host = Netlink::open().doing("open a netlink socket")?;
-    remove_links(&mut host, &Mark::of_name(name))
-}
-
-fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
-    match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
-        // Killed before the namespace was mounted there, or after it was unmounted: no program is inside. The namespace may have
-        // ended, and its number be another's by now, so nobody is to be killed by that number.
-        Named::File(text) if text == state.mark.text() => {}
-        Named::Namespace(namespace) => {
-            let alias = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
-            let is_ours = namespace.id().doing("identify the namespace")? == state.namespace
-                && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text());
-            if !is_ours {
-                return Ok(());
-            }
-            kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
-        }
-        Named::Free | Named::File(_) => return Ok(()),
-    }
-    namespace::take_name(path).doing(format!("remove {}", path.display()))
-}
-
-/// Kills every process in a namespace until there is none.
-fn kill_all_in(namespace: NamespaceId) -> io::Result<()> {
-    let begin = Instant::now();
-    loop {
-        let programs = process::in_namespace(namespace)?;
-        if programs.is_empty() {
-            return Ok(());
-        }
-        if begin.elapsed() > KILLED {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("processes {programs:?} do not end")));
-        }
-        for pid in programs {
-            process::kill(pid, Signal::SIGKILL)?;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 fn addresses(
     index: u32,
     name: &InterfaceName,
@@ -526,52 +391,4 @@ fn addresses(
         .flatten()
         .map(|address| Request::add_address(index, name.as_str(), address))
         .collect())
-}
-
-/// Sets IPv6's parameters of a new namespace, for all interfaces to come: none at all where the tunnel has none, `lo` excepted;
-/// never what a router advertises; and no link-local addresses, by which the host could be reached beyond the plan.
-fn prepare_ipv6(wanted: bool) -> io::Result<()> {
-    let conf = "net/ipv6/conf/default";
-    match sysctl::get(&format!("{conf}/disable_ipv6")) {
-        // A kernel without IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    sysctl::set(&format!("{conf}/disable_ipv6"), if wanted { "0" } else { "1" })?;
-    sysctl::set(&format!("{conf}/accept_ra"), "0")?;
-    sysctl::set(&format!("{conf}/addr_gen_mode"), "1")?;
-    sysctl::set("net/ipv6/conf/lo/disable_ipv6", "0")
-}
-
-/// Sets the parameters of the veth's host end: nothing that comes in by it is forwarded, whatever the host forwards otherwise;
-/// it answers for its own address only, and never for others'; it takes no router's word, and no sender's.
-///
-/// A write to `net.ipv4.ip_forward` while the tunnel is up sets `forwarding` on every interface, this one among them. So what
-/// keeps the host from being found as a router must hold without it, and against what `conf.all` says for all interfaces:
-/// `medium_id` -1 forbids proxy ARP whatever `proxy_arp` is (the kernel's `arp_fwd_proxy()`), and source routes are refused
-/// where any of the two says so.
-///
-/// Where it has no IPv6, it takes none at all: forwarding of IPv6 can be turned off for the whole host only.
-fn prepare_host_interface(name: &InterfaceName, ipv6: bool) -> io::Result<()> {
-    for (parameter, value) in [
-        ("ipv4/conf", ("forwarding", "0")),
-        ("ipv4/conf", ("arp_ignore", "1")),
-        ("ipv4/conf", ("proxy_arp", "0")),
-        ("ipv4/conf", ("medium_id", "-1")),
-        ("ipv4/conf", ("accept_source_route", "0")),
-        ("ipv4/conf", ("accept_redirects", "0")),
-        ("ipv4/conf", ("send_redirects", "0")),
-        ("ipv6/conf", ("accept_ra", "0")),
-        ("ipv6/conf", ("addr_gen_mode", "1")),
-        ("ipv6/conf", ("disable_ipv6", if ipv6 { "0" } else { "1" })),
-    ]
-    .map(|(family, (parameter, value))| (format!("net/{family}/{name}/{parameter}"), value))
-    {
-        match sysctl::set(&parameter, value) {
-            // A kernel without IPv6, or an older one without this parameter.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,114 @@
+//! Removes what a tunnel leaves: what the kernel takes its time for after a tunnel was taken down, and all that one has left that
+//! was killed. Only what carries the mark is touched.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::Inner;
+use super::error::{Doing, TunnelError};
+use super::state::{Directory, Mark, State};
+use crate::linux::namespace::{self, Named, NamespaceId};
+use crate::linux::netlink::{Netlink, Request};
+use crate::linux::process;
+use crate::names::{InterfaceName, TunnelName};
+use crate::wireguard::Device;
+
+/// How long the kernel may take to remove the links of a namespace that has ended, before they are removed one by one.
+const LINKS_END: Duration = Duration::from_secs(1);
+
+/// How long programs that were killed may take to be gone.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// What the kernel takes its time to remove.
+pub struct Remains {
+    pub(super) host: Netlink,
+    pub(super) mark: Mark,
+    pub(super) wireguard_interface: InterfaceName,
+    pub(super) kernel_inner: Option<Inner>,
+    pub(super) _device: Option<Box<dyn Device>>,
+}
+
+impl Remains {
+    /// Waits until the tunnel's links are gone, and removes them where somebody else keeps the namespace alive (a shell of
+    /// `ip netns exec`, say).
+    pub fn settle(mut self) -> Result<(), TunnelError> {
+        if let Some(mut inner) = self.kernel_inner.take() {
+            let index = inner.netlink.link_index(&self.wireguard_interface);
+            if let Ok(index) = index {
+                let delete = Request::delete_link(index, self.wireguard_interface.as_str());
+                inner.netlink.execute_one(delete).doing("remove WireGuard's interface")?;
+            }
+        }
+        // Closes the TUN, and with it ends its interface.
+        drop(self._device.take());
+        remove_links(&mut self.host, self.mark.text())
+    }
+}
+
+/// Waits for the links of the host whose alias begins with a mark to go with their namespace, and removes them if they do not.
+fn remove_links(host: &mut Netlink, mark: &str) -> Result<(), TunnelError> {
+    let begin = Instant::now();
+    loop {
+        let links = host.links().doing("look for the tunnel's links")?;
+        let ours = links.into_iter().filter(|link| link.alias.as_ref().is_some_and(|alias| alias.starts_with(mark)));
+        let ours: Vec<_> = ours.map(|link| Request::delete_link(link.index, &link.name)).collect();
+        if ours.is_empty() {
+            return Ok(());
+        }
+        if begin.elapsed() > LINKS_END {
+            return host.execute(ours).doing("remove the tunnel's links");
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Takes away what a tunnel of this name has left: one that was killed, programs included, or one whose links the kernel is still
+/// about to remove. Only what carries the mark is touched.
+pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelError> {
+    if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
+        tracing::info!("taking away what a killed tunnel {name} has left");
+        reclaim_namespace(&state, &namespace::path_of(name.as_str()))?;
+    }
+    let mut host = Netlink::open().doing("open a netlink socket")?;
+    remove_links(&mut host, &Mark::of_name(name))
+}
+
+fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
+    match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
+        // Killed before the namespace was mounted there, or after it was unmounted: no program is inside. The namespace may have
+        // ended, and its number be another's by now, so nobody is to be killed by that number.
+        Named::File(text) if text == state.mark.text() => {}
+        Named::Namespace(namespace) => {
+            let alias = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
+            let is_ours = namespace.id().doing("identify the namespace")? == state.namespace
+                && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text());
+            if !is_ours {
+                return Ok(());
+            }
+            kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
+        }
+        Named::Free | Named::File(_) => return Ok(()),
+    }
+    namespace::take_name(path).doing(format!("remove {}", path.display()))
+}
+
+/// Kills every process in a namespace until there is none.
+pub(super) fn kill_all_in(namespace: NamespaceId) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        let programs = process::in_namespace(namespace)?;
+        if programs.is_empty() {
+            return Ok(());
+        }
+        if begin.elapsed() > KILLED {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("processes {programs:?} do not end")));
+        }
+        for pid in programs {
+            process::kill(pid, Signal::SIGKILL)?;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

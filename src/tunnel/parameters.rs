@@ -1,0 +1,54 @@
+//! The kernel parameters that keep a tunnel's interfaces to what they are for: in its namespace, and on the veth's host end.
+
+use std::io;
+
+use crate::linux::sysctl;
+use crate::names::InterfaceName;
+
+/// Sets IPv6's parameters of a new namespace, for all interfaces to come: none at all where the tunnel has none, `lo` excepted;
+/// never what a router advertises; and no link-local addresses, by which the host could be reached beyond the plan.
+pub(super) fn prepare_ipv6(wanted: bool) -> io::Result<()> {
+    let conf = "net/ipv6/conf/default";
+    match sysctl::get(&format!("{conf}/disable_ipv6")) {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    sysctl::set(&format!("{conf}/disable_ipv6"), if wanted { "0" } else { "1" })?;
+    sysctl::set(&format!("{conf}/accept_ra"), "0")?;
+    sysctl::set(&format!("{conf}/addr_gen_mode"), "1")?;
+    sysctl::set("net/ipv6/conf/lo/disable_ipv6", "0")
+}
+
+/// Sets the parameters of the veth's host end: nothing that comes in by it is forwarded, whatever the host forwards otherwise;
+/// it answers for its own address only, and never for others'; it takes no router's word, and no sender's.
+///
+/// A write to `net.ipv4.ip_forward` while the tunnel is up sets `forwarding` on every interface, this one among them. So what
+/// keeps the host from being found as a router must hold without it, and against what `conf.all` says for all interfaces:
+/// `medium_id` -1 forbids proxy ARP whatever `proxy_arp` is (the kernel's `arp_fwd_proxy()`), and source routes are refused
+/// where any of the two says so.
+///
+/// Where it has no IPv6, it takes none at all: forwarding of IPv6 can be turned off for the whole host only.
+pub(super) fn prepare_host_interface(name: &InterfaceName, ipv6: bool) -> io::Result<()> {
+    for (parameter, value) in [
+        ("ipv4/conf", ("forwarding", "0")),
+        ("ipv4/conf", ("arp_ignore", "1")),
+        ("ipv4/conf", ("proxy_arp", "0")),
+        ("ipv4/conf", ("medium_id", "-1")),
+        ("ipv4/conf", ("accept_source_route", "0")),
+        ("ipv4/conf", ("accept_redirects", "0")),
+        ("ipv4/conf", ("send_redirects", "0")),
+        ("ipv6/conf", ("accept_ra", "0")),
+        ("ipv6/conf", ("addr_gen_mode", "1")),
+        ("ipv6/conf", ("disable_ipv6", if ipv6 { "0" } else { "1" })),
+    ]
+    .map(|(family, (parameter, value))| (format!("net/{family}/{name}/{parameter}"), value))
+    {
+        match sysctl::set(&parameter, value) {
+            // A kernel without IPv6, or an older one without this parameter.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
