@@ -10,13 +10,15 @@ use super::{FAILED, Failure, load};
 use crate::cli::RunArgs;
 use crate::config::capability;
 use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::poll::wait_for;
 use crate::linux::process;
 use crate::linux::signals::{self, Received, Signals};
 use crate::names::TunnelName;
 use crate::program::identity;
 use crate::program::{self, Ended, Program, ProgramError, WATCHED};
 use crate::tunnel;
-use crate::tunnel::keeper::{self, Event, Lease, Mission};
+use crate::tunnel::keeper::{self, Mission};
+use crate::tunnel::lease::{Event, Lease};
 use crate::tunnel::state::Directory;
 
 pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
@@ -117,8 +119,8 @@ fn await_tunnel(
             return Ok(Some(signal));
         }
         let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
-        let heard = keeper::wait_for(&[lease.as_fd(), signals.as_fd()], left)
-            .and_then(|ready| if ready[0] { lease.next_event(None).map(Some) } else { Ok(None) });
+        let heard = wait_for(&[lease.as_fd(), signals.as_fd()], left)
+            .and_then(|ready| if ready[0] { lease.next_event().map(Some) } else { Ok(None) });
         match heard.map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")))? {
             Some(Some(Event::Named)) => on_named(),
             Some(Some(Event::Made)) => match wait {

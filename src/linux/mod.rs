@@ -6,6 +6,7 @@ pub mod link;
 pub mod mounts;
 pub mod namespace;
 pub mod netlink;
+pub mod poll;
 pub mod process;
 pub mod route;
 pub mod signals;

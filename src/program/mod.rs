@@ -22,7 +22,7 @@ use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::{self, Inherited, Signals};
 use crate::plan::NamesPlan;
-use crate::tunnel::keeper::Lease;
+use crate::tunnel::lease::Lease;
 use identity::Identity;
 pub use supervise::WATCHED;
 

@@ -12,9 +12,10 @@ use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
 use super::{Ended, Program, ProgramError};
+use crate::linux::poll::wait_for;
 use crate::linux::process;
 use crate::linux::signals::{self, Received, Signals};
-use crate::tunnel::keeper::{Event, Lease, wait_for};
+use crate::tunnel::lease::{Event, Lease};
 
 /// The signals that are passed on, and SIGCHLD.
 pub const WATCHED: [Signal; 10] = [
@@ -167,7 +168,7 @@ impl Supervision<'_> {
     }
 
     fn hear_from_keeper(&mut self) -> io::Result<()> {
-        let reason = match self.lease.next_event(None)? {
+        let reason = match self.lease.next_event()? {
             Some(Event::Named | Event::Made | Event::Connected) => return Ok(()),
             Some(Event::Failed { reason, .. }) => reason,
             Some(Event::Gone) => "its device has failed".into(),

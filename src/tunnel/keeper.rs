@@ -7,20 +7,18 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::unistd::Pid;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use serde::{Deserialize, Serialize};
-
 use super::endpoints::{Resolver, Search, Step};
+use super::error::Doing;
+use super::lease::{Command, Event, Lease, receive, send};
 use super::state::Directory;
 use super::{DeviceEvents, Tunnel, TunnelError};
 use crate::config::{Endpoint, Peer, WgQuick};
 use crate::keys::PublicKey;
 use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals;
 use crate::plan::Plan;
@@ -40,49 +38,6 @@ const ASK_KERNEL_FIRST: Duration = Duration::from_millis(5);
 /// The longest time between two such questions.
 const ASK_KERNEL_LAST: Duration = Duration::from_millis(250);
 
-/// The longest message between a keeper and a lease.
-const MESSAGE: usize = 8192;
-
-/// What the keeper tells the holder of a lease.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
-    /// The namespace is there, has its name, and holds nothing but `lo`.
-    Named,
-    /// The tunnel is made, and closed to all but itself. No handshake may have been completed yet.
-    Made,
-    /// A handshake has been completed with a peer.
-    Connected,
-    /// The tunnel could not be made, or its device has ended. Nothing of it is left, or will be in an instant.
-    Failed {
-        /// Why.
-        reason: String,
-        /// What can be done about it.
-        advice: Option<String>,
-    },
-    /// The tunnel's names are taken away. What follows is the kernel's affair.
-    Gone,
-}
-
-impl Event {
-    fn failed(error: &TunnelError) -> Self {
-        Self::Failed { reason: error.to_string(), advice: error.advice.clone() }
-    }
-}
-
-/// What the holder of a lease tells the keeper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Command {
-    /// The tunnel is not wanted any more; what still runs inside was killed or has ended.
-    Leave,
-}
-
-/// A lease on a tunnel, and the keeper's process.
-#[derive(Debug)]
-pub struct Lease {
-    socket: OwnedFd,
-    keeper: Pid,
-}
-
 /// What a keeper is made for.
 pub struct Mission {
     /// What is to be made.
@@ -101,9 +56,8 @@ pub struct Mission {
 /// Only if there can be no process; all other failures come as [`Event::Failed`].
 pub fn start(mission: Mission) -> io::Result<Lease> {
     let launcher = std::process::id();
-    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-    let begun = pair.map_err(io::Error::from).and_then(|pair| Ok((pair, process::fork()?)));
-    let ((socket, keepers), side) = match begun {
+    let begun = Lease::pair().and_then(|pair| Ok((pair, process::fork()?)));
+    let ((lease, keepers), side) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             // There is nobody else to give the name back.
@@ -112,9 +66,9 @@ pub fn start(mission: Mission) -> io::Result<Lease> {
         }
     };
     match side {
-        Forked::Parent(keeper) => Ok(Lease { socket, keeper }),
+        Forked::Parent(_) => Ok(lease),
         Forked::Child => {
-            drop(socket);
+            drop(lease);
             let code = match keep(mission, launcher, &keepers) {
                 Ok(()) => 0,
                 Err(error) => {
@@ -129,59 +83,8 @@ pub fn start(mission: Mission) -> io::Result<Lease> {
     }
 }
 
-impl Lease {
-    /// The keeper's process.
-    pub fn keeper(&self) -> Pid {
-        self.keeper
-    }
-
-    /// Waits for the next event; none if the keeper has ended, or if `until` has come.
-    pub fn next_event(&self, until: Option<Instant>) -> io::Result<Option<Event>> {
-        loop {
-            let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if timeout.is_some_and(|timeout| timeout.is_zero()) {
-                return Ok(None);
-            }
-            if wait_for(&[self.socket.as_fd()], timeout)? == [true] {
-                return receive(&self.socket);
-            }
-        }
-    }
-
-    /// Says that the tunnel is not wanted any more, and waits until its names are gone.
-    pub fn leave(self) -> io::Result<()> {
-        // A keeper that has ended already cannot be told.
-        let _ = send(&self.socket, &Command::Leave);
-        self.await_end()
-    }
-
-    /// Has the keeper end what still runs in the tunnel, as if this process had died, and waits until the tunnel's names are gone.
-    pub fn abandon(self) -> io::Result<()> {
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
-        self.await_end()
-    }
-
-    fn await_end(self) -> io::Result<()> {
-        while let Some(event) = receive::<Event>(&self.socket)? {
-            if event == Event::Gone {
-                return Ok(());
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper has ended without taking the tunnel down"))
-    }
-}
-
-impl AsFd for Lease {
-    /// Readable when there is an event, or when the keeper has ended.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 /// The keeper's life.
 fn keep(mission: Mission, launcher: u32, lease: &OwnedFd) -> Result<(), TunnelError> {
-    use super::error::Doing;
-
     let Mission { plan, directory, wireguard, listen_fds } = mission;
     let hooks = plan.hooks.iter().any(|hook| hook.run);
     // What fails here leaves the name claimed until this process ends; then the launcher gives it back.
@@ -274,8 +177,6 @@ fn drop_all_privileges() -> io::Result<()> {
 
 /// What a device is made from. Endpoints come later, by [`Search`].
 fn device_config(wireguard: &WgQuick, mtu: u32) -> Result<DeviceConfig, TunnelError> {
-    use super::error::Doing;
-
     let interface = &wireguard.interface;
     let private_key = interface.private_key.clone().ok_or_else(|| io::Error::other("the file has no PrivateKey"));
     Ok(DeviceConfig {
@@ -476,37 +377,6 @@ impl Keeper {
             if let Err(error) = self.tunnel.set_mtu(mtu) {
                 tracing::warn!("the MTU stays at {planned}: {error}");
             }
-        }
-    }
-}
-
-fn send(socket: &OwnedFd, message: &impl Serialize) -> io::Result<()> {
-    let text = serde_json::to_vec(message)?;
-    rustix::net::send(socket, &text, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-fn receive<T: for<'a> Deserialize<'a>>(socket: &OwnedFd) -> io::Result<Option<T>> {
-    let mut buffer = vec![0; MESSAGE];
-    match rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty()) {
-        Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => Ok(None),
-        Ok((length, _)) => Ok(Some(serde_json::from_slice(&buffer[..length])?)),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Waits until one of the descriptors is readable or closed, or the time is up, and says which are.
-pub(crate) fn wait_for(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
-    let mut entries: Vec<PollFd<'_>> =
-        descriptors.iter().map(|descriptor| PollFd::from_borrowed_fd(*descriptor, PollFlags::IN)).collect();
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = left.and_then(|left| Timespec::try_from(left).ok());
-        match rustix::event::poll(&mut entries, left.as_ref()) {
-            Ok(_) => return Ok(entries.iter().map(|entry| !entry.revents().is_empty()).collect()),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
         }
     }
 }

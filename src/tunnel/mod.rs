@@ -12,6 +12,7 @@ pub mod facts;
 pub mod fault;
 mod hooks;
 pub mod keeper;
+pub mod lease;
 mod parameters;
 pub mod state;
 
