@@ -1,6 +1,6 @@
 //! A name is one tunnel's at a time, and a tunnel's addresses are its name's.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::Snapshot;
@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use vpn_exec::linux::netlink::Netlink;
 
 use crate::support::{
-    PATIENCE, Running, assert_refused, assert_unchanged, ended, errors, is_there, output_of, prepare, run, start,
+    PATIENCE, Running, assert_refused, assert_unchanged, ended, errors, is_there, output_of, prepare, run, send, start,
     vpn_exec,
 };
 
@@ -41,6 +41,26 @@ fn a_name_can_be_used_again_at_once() {
             assert_eq!(ended(output.status), Ok(0), "round {round}: {}", errors(&output));
         }
         assert_unchanged(&before, "after many")
+    });
+}
+
+#[test]
+fn a_start_waits_for_a_tunnel_whose_launcher_was_killed() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        let running = start("abandoned", "wait")?;
+        // A keeper that takes its time, as on a busy machine, to notice.
+        send(running.keeper(), Signal::SIGSTOP)?;
+        send(running.launcher(), Signal::SIGKILL)?;
+        let keeper = running.keeper();
+        output_of(running.child)?;
+        let next = vpn_exec("abandoned", "exit 0").spawn()?;
+        std::thread::sleep(Duration::from_millis(500));
+        send(keeper, Signal::SIGCONT)?;
+        let output = output_of(next)?;
+        assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
+        assert_unchanged(&before, "at the end")
     });
 }
 
@@ -97,7 +117,7 @@ fn many_tunnels_stand_side_by_side() {
 
         // They go all at once, too, so that several believe to be the last.
         for one in &running {
-            crate::support::send(one.program.pid, Signal::SIGTERM)?;
+            send(one.program.pid, Signal::SIGTERM)?;
         }
         for one in running {
             assert_eq!(ended(output_of(one.child)?.status), Err(Signal::SIGTERM));
