@@ -119,7 +119,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let mtu = mtu::decide(file.interface.mtu, reach.ipv6, facts, &mut findings);
     let interfaces = interfaces::derive(&config.name, facts, &mut findings);
     let servers = names::servers(config);
-    let veth_ipv6 = reach.ipv6 && !privileges::makes_packets(&config.program, &mut findings);
+    let veth_ipv6 = reach.ipv6 && !privileges::could_use_host_as_router(&config.program, &mut findings);
     let veth = addresses::derive(config, facts, &servers, veth_ipv6, &mut findings);
     let names = names::decide(config, servers, &reach.routes, veth.as_ref(), &mut findings);
     refuse_local(&config.local, &mut findings);

@@ -25,21 +25,17 @@ const ESCAPES: [&str; 12] = [
     "CAP_BPF",
 ];
 
-/// Whether the program can make packets by itself, and so send the host some for anybody. The host's end of the veth forwards no IPv4,
-/// but Linux forwards IPv6 from all interfaces or none: then the veth has no IPv6.
-pub(super) fn makes_packets(options: &ProgramOptions, findings: &mut Findings) -> bool {
-    let raw = options
-        .capabilities
-        .iter()
-        .filter_map(|asked| capability::lookup(asked))
-        .any(|(_, name)| name == "CAP_NET_RAW");
-    if raw {
-        findings.note(
-            "The host is reached over IPv4 only: with CAP_NET_RAW the program could have it forward IPv6 packets, if it does so for others."
-                .into(),
-        );
+/// Whether the program could send the host packets for anybody: by making them itself, or by a route of its own. The host's end of
+/// the veth forwards no IPv4, but Linux forwards IPv6 from all interfaces or none: then the veth has no IPv6.
+pub(super) fn could_use_host_as_router(options: &ProgramOptions, findings: &mut Findings) -> bool {
+    let kept = options.capabilities.iter().filter_map(|asked| capability::lookup(asked));
+    let by = kept.map(|(_, name)| name).find(|name| matches!(*name, "CAP_NET_RAW" | "CAP_NET_ADMIN"));
+    if let Some(name) = by {
+        findings.note(format!(
+            "The host is reached over IPv4 only: with {name} the program could have it forward IPv6 packets, if it does so for others."
+        ));
     }
-    raw
+    by.is_some()
 }
 
 /// What the program may do.
