@@ -199,7 +199,7 @@ pub struct CheckArgs {
 /// What is said on the way.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Verbosity {
-    /// Say what is done; twice: everything
+    /// Say what is done; twice: in detail; three times: what the libraries say, too
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use vpn_exec::cli::Cli;
+use vpn_exec::linux::process;
 use vpn_exec::{commands, logging};
 
 fn main() -> ExitCode {
@@ -14,6 +15,10 @@ fn main() -> ExitCode {
         }
     };
     logging::start(cli.verbosity);
+    // Before the first secret is read, whatever the command.
+    if let Err(error) = process::forbid_inspection() {
+        tracing::warn!("this process could be inspected: {error}");
+    }
     match commands::execute(cli) {
         Ok(code) => code,
         Err(failure) => {

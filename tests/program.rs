@@ -156,6 +156,103 @@ fn probe_inside() {
     println!("report: {report}");
 }
 
+/// The permitted and the effective capabilities of all threads of a process, each once.
+fn capabilities_of(pid: u32) -> Result<Vec<(u64, u64)>> {
+    let mut found = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let sets = (bits(&status, "CapPrm")?, bits(&status, "CapEff")?);
+        if !found.contains(&sets) {
+            found.push(sets);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+#[test]
+fn each_process_may_do_what_its_next_step_takes() {
+    const KILL: u64 = 1 << 5;
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_PTRACE: u64 = 1 << 19;
+    const SYS_ADMIN: u64 = 1 << 21;
+    test_with_file(|config| {
+        let mut child =
+            vpn_exec(&config, &[], &["sh", "-c", "echo up; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+        let state = vpn_exec::tunnel::state::read(&"nowhere".parse()?)?.context("a state")?;
+        let all = KILL | NET_ADMIN | SYS_PTRACE | SYS_ADMIN;
+        ensure!(capabilities_of(child.id())? == [(all, KILL)], "{:x?}", capabilities_of(child.id())?);
+        // The thread of the data path, and the one that watches the tunnel.
+        let keeper = capabilities_of(state.keeper)?;
+        ensure!(keeper == [(0, 0), (all, NET_ADMIN)], "{keeper:x?}");
+        let keeper = fs::read_to_string(format!("/proc/{}/status", state.keeper))?;
+        ensure!(bits(&keeper, "CapBnd")? == 0, "{keeper}");
+        kill(child.id(), "TERM")?;
+        wait_for_end(&mut child)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_used_instead_of_the_kernels_wireguard_is_said() {
+    test_with_file(|config| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        command.arg("-v").arg("--config").arg(&config).args(["--backend", "auto", "--", "true"]).stdin(Stdio::null());
+        let output = command.output()?;
+        ensure!(output.status.success(), "{}", said(&output));
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        let kernel = words.contains("using the kernel's WireGuard");
+        let embedded = words.contains("using the embedded WireGuard instead");
+        ensure!(kernel != embedded, "one of them, and it is said: {words}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_hosts_own_idea_of_host_internal_does_not_count() {
+    test_with_file(|config| {
+        let before = fs::read_to_string("/etc/hosts")?;
+        fs::write("/etc/hosts", format!("203.0.113.99 host.internal\n{before}"))?;
+        let text = stdout_of(vpn_exec(&config, &[], &["getent", "ahostsv4", "host.internal"]))?;
+        ensure!(text.starts_with("10."), "{text}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_state_that_nobody_wrote_is_named_and_left_alone() {
+    test_with_file(|config| {
+        fs::create_dir_all("/run/vpn-exec/nowhere")?;
+        fs::write("/run/vpn-exec/nowhere/state", "garbage")?;
+        let output = vpn_exec(&config, &[], &["true"]).output()?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(125), "{words}");
+        ensure!(words.contains("/run/vpn-exec/nowhere/state") && words.contains("remove the file"), "{words}");
+        ensure!(fs::read_to_string("/run/vpn-exec/nowhere/state")? == "garbage");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_terminals_signals_reach_what_the_program_left_behind() {
+    test_with_file(|config| {
+        let script =
+            "setsid sh -c 'trap \"echo heard; exit\" INT; echo \"le\"ft; while :; do sleep 0.1; done' & exit 3";
+        let config = config.to_str().context("UTF-8")?;
+        let command =
+            [env!("CARGO_BIN_EXE_vpn-exec"), "--config", config, "--backend", "userspace", "--", "sh", "-c", script];
+        let (mut terminal, mut child) = Terminal::start(&command)?;
+        terminal.expect("left")?;
+        std::thread::sleep(Duration::from_millis(300));
+        terminal.send("\x03")?;
+        terminal.expect("heard")?;
+        ensure!(wait_for_end(&mut child)?.code() == Some(3));
+        Ok(())
+    });
+}
+
 #[test]
 fn another_user_has_its_own_identity_and_what_it_keeps() {
     test_with_file(|config| {
@@ -420,7 +517,11 @@ fn a_large_hosts_file_is_shown_whole() {
         let many: String = (0..100_000).map(|number| format!("0.0.0.0 advertisement-{number}.example\n")).collect();
         fs::write("/etc/hosts", before + &many)?;
         let text = stdout_of(vpn_exec(&config, &[], &["cat", "/etc/hosts"]))?;
-        ensure!(text.contains("advertisement-99999.example\n") && text.ends_with(" host.internal\n"));
+        ensure!(
+            text.lines().next().is_some_and(|first| first.ends_with(" host.internal")),
+            "ours come first, and count"
+        );
+        ensure!(text.ends_with("advertisement-99999.example\n"));
         Ok(())
     });
 }

@@ -15,7 +15,7 @@ use crate::linux::process;
 use crate::linux::signals::{self, Received, Signals};
 use crate::names::TunnelName;
 use crate::program::identity;
-use crate::program::{self, Ended, Program, ProgramError, WATCHED};
+use crate::program::{self, Ended, Program, ProgramError, WATCHED, Waiting};
 use crate::tunnel;
 use crate::tunnel::keeper::{self, Mission};
 use crate::tunnel::lease::{Event, Lease};
@@ -28,6 +28,10 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     }
     let loaded = load::load(&arguments.source, &arguments.tunnel)?;
     tracing::debug!("the configuration is read");
+    let listen_fds = listen_fds()?;
+    // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
+    process::close(3 + listen_fds, i32::MAX)
+        .map_err(|error| Failure::new(format!("cannot close inherited descriptors: {error}")))?;
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(loaded.wait);
     let options = &loaded.config.program;
     let identity =
@@ -35,7 +39,6 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     require_privileges()?;
     let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
-    let listen_fds = listen_fds()?;
     // What is made for the tunnel can be read by all, whatever the caller's mask. The program has that mask again.
     let umask = process::set_umask(0o022);
     // A name that is none is refused by the plan.
@@ -44,19 +47,19 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let needed = keeper::needed_capabilities()
         | keeper::capabilities_for_port(loaded.config.wireguard.interface.listen_port)
         | program::needed_capabilities(&identity, kept);
-    // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
-    process::close(3 + listen_fds, i32::MAX)
-        .and_then(|()| process::forbid_inspection())
-        .and_then(|()| capabilities::limit(needed, needed))
-        .map_err(|error| Failure::new(format!("cannot prepare this process: {error}")))?;
+    capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
     let mut signals =
         Signals::block(&WATCHED).map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
 
     // The name is claimed before the plan is made: what a killed tunnel of this name has left is none of the host's facts.
     let directory = Directory::claim(&loaded.config.name).map_err(claim_failure)?;
-    // If that fails, what is written down there must stay for the next start.
-    tunnel::reclaim(&directory, &loaded.config.name)
-        .map_err(|error| Failure { advice: error.advice.clone(), ..Failure::new(error) })?;
+    if let Err(error) = tunnel::reclaim(&directory, &loaded.config.name) {
+        // What is written down there must stay for the next start.
+        if matches!(directory.state(), Ok(None)) {
+            let _ = directory.release();
+        }
+        return Err(Failure { advice: error.advice.clone(), ..Failure::new(error) });
+    }
     let plan = match loaded.plan() {
         Ok(plan) => plan,
         Err(failure) => {
@@ -87,7 +90,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
 
     let failed = |error: ProgramError| Failure { status: error.exit_status(), ..Failure::new(error) };
     let ended = program::start(&program, &signals).map_err(failed).and_then(|mut waiting| {
-        match await_tunnel(&lease, &mut signals, wait, || waiting.enter())? {
+        match await_tunnel(&lease, &mut signals, wait, &mut waiting)? {
             Some(signal) => Ok(Ended::Signaled(signal as i32)),
             None => waiting.run(&lease, signals).map_err(failed),
         }
@@ -103,13 +106,13 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     Ok(status_of(ended?))
 }
 
-/// Waits until the tunnel is made and, if asked to, until it has its first handshake. `on_named` is done as soon as the namespace
-/// is there. Returns the signal that ended the wait, if one did: there is no program yet that could take it.
+/// Waits until the tunnel is made and, if asked to, until it has its first handshake. The program's process enters the
+/// namespace as soon as that is there; if it cannot, there is nothing to wait for. Returns the signal that ended the wait, if one did: there is no program yet that could take it.
 fn await_tunnel(
     lease: &Lease,
     signals: &mut Signals,
     wait: Option<Duration>,
-    mut on_named: impl FnMut(),
+    waiting: &mut Waiting<'_>,
 ) -> Result<Option<Signal>, Failure> {
     let mut until = None;
     loop {
@@ -119,10 +122,13 @@ fn await_tunnel(
             return Ok(Some(signal));
         }
         let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
-        let heard = wait_for(&[lease.as_fd(), signals.as_fd()], left)
-            .and_then(|ready| if ready[0] { lease.next_event().map(Some) } else { Ok(None) });
+        let ready = wait_for(&[lease.as_fd(), signals.as_fd(), waiting.failure()], left);
+        if matches!(ready.as_deref(), Ok([false, _, true])) {
+            return Ok(None);
+        }
+        let heard = ready.and_then(|ready| if ready[0] { lease.next_event().map(Some) } else { Ok(None) });
         match heard.map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")))? {
-            Some(Some(Event::Named)) => on_named(),
+            Some(Some(Event::Named)) => waiting.enter(),
             Some(Some(Event::Made)) => match wait {
                 Some(wait) => until = Some(Instant::now() + wait),
                 // What was sent until now was for the program, which is not there to have it.

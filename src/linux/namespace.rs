@@ -14,6 +14,8 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
 
+use super::capabilities::{self, CapabilitySet};
+
 /// Where ip-netns(8) keeps the names of network namespaces.
 pub const NAMES: &str = "/run/netns";
 
@@ -112,12 +114,12 @@ pub struct Resident {
 type Job = Box<dyn FnOnce() + Send>;
 
 impl Resident {
-    /// Starts a thread and moves it into a namespace. It ends when this value is dropped.
-    pub fn start(namespace: NetworkNamespace) -> io::Result<Self> {
+    /// Starts a thread, moves it into a namespace, and limits it to `capabilities` there. It ends when this value is dropped.
+    pub fn start(namespace: NetworkNamespace, capabilities: CapabilitySet) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let resident = Self { jobs };
         std::thread::Builder::new().name("namespace".into()).stack_size(THREAD_STACK).spawn(move || {
-            let entered = namespace.enter();
+            let entered = namespace.enter().and_then(|()| capabilities::limit(capabilities, capabilities));
             drop(namespace);
             // Without the namespace no job is done: one that is dropped undone tells who waits for it.
             if entered.is_ok() {

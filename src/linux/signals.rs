@@ -3,6 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -83,6 +85,12 @@ impl AsFd for Signals {
 /// Sets the calling thread's mask.
 pub fn set_mask(mask: &SigSet) -> io::Result<()> {
     Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?)
+}
+
+/// Has a command start with no signal blocked, whatever the calling thread blocks.
+pub fn unblock_all(command: &mut Command) {
+    // SAFETY: setting the mask is safe between fork and exec (signal-safety(7)), and nothing else is done there.
+    unsafe { command.pre_exec(|| set_mask(&SigSet::empty())) };
 }
 
 /// Restores the default action of SIGPIPE, which Rust's runtime ignores from the start, for a program about to be executed.

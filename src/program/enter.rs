@@ -65,7 +65,7 @@ fn show_own_names(program: &Program) -> Step<()> {
     mounts::memory(staging).map_err(doing("make a file system in memory"))?;
     let views = [
         View { path: RESOLV_CONF, text: program.names.resolv_conf.clone() },
-        View { path: HOSTS, text: format!("{}{}", read(HOSTS)?, program.names.hosts) },
+        View { path: HOSTS, text: format!("{}{}", program.names.hosts, read(HOSTS)?) },
         View { path: NSSWITCH_CONF, text: with_hosts_line(&read(NSSWITCH_CONF)?, &program.names.nsswitch_hosts) },
     ];
     for view in &views {

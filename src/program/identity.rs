@@ -67,7 +67,18 @@ pub enum IdentityError {
 const CALLERS: [&str; 3] = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"];
 
 /// What sudo and its kind set for the program, and that would tell it of them.
-const TRACES: [&str; 6] = ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND", "DOAS_USER", "PKEXEC_UID"];
+const TRACES: [&str; 9] = [
+    "SUDO_UID",
+    "SUDO_GID",
+    "SUDO_USER",
+    "SUDO_COMMAND",
+    "SUDO_HOME",
+    "SUDO_TTY",
+    "DOAS_USER",
+    "PKEXEC_UID",
+    // The mailbox of whoever vpn-exec runs as.
+    "MAIL",
+];
 
 /// Finds out who the program is to be. `variable` reads the environment.
 pub fn choose(

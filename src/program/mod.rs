@@ -9,7 +9,7 @@ mod supervise;
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -172,6 +172,11 @@ impl Waiting<'_> {
         if !std::mem::replace(&mut self.entered, true) {
             self.go_on();
         }
+    }
+
+    /// Readable once the process has found that it cannot become the program: [`Self::run`] then says why.
+    pub fn failure(&self) -> BorrowedFd<'_> {
+        self.failure.as_fd()
     }
 
     fn go_on(&self) {

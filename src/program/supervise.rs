@@ -138,13 +138,28 @@ impl Supervision<'_> {
             // A terminal's signal goes to all processes of the foreground group, the program among them: it has it already. But of
             // its end the terminal tells the session's leader alone.
             let hung_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT) && is_session_leader();
-            return if hung_up { self.hang_up(received.signal) } else { Ok(()) };
+            return if hung_up { self.hang_up(received.signal) } else { self.pass_to_distant_orphans(received.signal) };
         }
         if self.ended.is_none() {
             return process::kill(self.pid.as_raw(), received.signal);
         }
         for orphan in self.orphans()? {
             process::kill(orphan, received.signal)?;
+        }
+        Ok(())
+    }
+
+    /// Once the program has ended, what it has left behind is what the terminal's signals are for; what is in another group has not
+    /// had them.
+    fn pass_to_distant_orphans(&self, signal: Signal) -> io::Result<()> {
+        if self.ended.is_none() {
+            return Ok(());
+        }
+        let own = nix::unistd::getpgrp();
+        for orphan in self.orphans()? {
+            if nix::unistd::getpgid(Some(Pid::from_raw(orphan))) != Ok(own) {
+                process::kill(orphan, signal)?;
+            }
         }
         Ok(())
     }

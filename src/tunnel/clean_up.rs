@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use super::Inner;
 use super::error::{Doing, TunnelError};
 use super::state::{Directory, Mark, State};
+use crate::linux::link::Link;
 use crate::linux::namespace::{self, Named, NamespaceId};
 use crate::linux::netlink::{Netlink, Request};
 use crate::linux::process;
@@ -48,32 +49,37 @@ impl Remains {
     }
 }
 
-/// Waits for the links of the host whose alias begins with a mark to go with their namespace, and removes them if they do not.
+/// Waits for the links that carry a mark to go with their namespace, and removes them if they do not.
 fn remove_links(host: &mut Netlink, mark: &str) -> Result<(), TunnelError> {
+    let left = wait_for_links(host, mark)?;
+    let requests = left.into_iter().map(|link| Request::delete_link(link.index, &link.name)).collect();
+    host.execute(requests).doing("remove the tunnel's links")
+}
+
+/// Waits for the links of the host whose alias begins with a mark to go with their namespace, and returns those that do not.
+fn wait_for_links(host: &mut Netlink, mark: &str) -> Result<Vec<Link>, TunnelError> {
     let begin = Instant::now();
     loop {
-        let links = host.links().doing("look for the tunnel's links")?;
-        let ours = links.into_iter().filter(|link| link.alias.as_ref().is_some_and(|alias| alias.starts_with(mark)));
-        let ours: Vec<_> = ours.map(|link| Request::delete_link(link.index, &link.name)).collect();
-        if ours.is_empty() {
-            return Ok(());
-        }
-        if begin.elapsed() > LINKS_END {
-            return host.execute(ours).doing("remove the tunnel's links");
+        let mut links = host.links().doing("look for the tunnel's links")?;
+        links.retain(|link| link.alias.as_ref().is_some_and(|alias| alias.starts_with(mark)));
+        if links.is_empty() || begin.elapsed() > LINKS_END {
+            return Ok(links);
         }
         std::thread::sleep(Duration::from_micros(500));
     }
 }
 
-/// Takes away what a tunnel of this name has left: one that was killed, programs included, or one whose links the kernel is still
-/// about to remove. Only what carries the mark is touched.
+/// Takes away what a tunnel of this name has left that was killed, programs included: what carries its mark. Of one that has ended
+/// well the kernel may still be about to remove the links, which is waited for.
 pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelError> {
+    let mut host = Netlink::open().doing("open a netlink socket")?;
     if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
         tracing::info!("taking away what a killed tunnel {name} has left");
         reclaim_namespace(&state, &namespace::path_of(name.as_str()))?;
+        remove_links(&mut host, state.mark.text())?;
     }
-    let mut host = Netlink::open().doing("open a netlink socket")?;
-    remove_links(&mut host, &Mark::of_name(name))
+    // Any that stay are not this machine's /run's: somebody in a container on this network has a tunnel of this name.
+    wait_for_links(&mut host, &Mark::of_name(name)).map(drop)
 }
 
 fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {

@@ -14,7 +14,8 @@ use crate::plan::{EndpointRoute, Facts, HostInterface, HostRoute};
 /// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
 /// so that a plan of it comes out as it was.
 pub fn read(host: &mut Netlink, name: &TunnelName, wireguard: &WgQuick) -> io::Result<Facts> {
-    let own = state::read(name)?;
+    // One that cannot be read is judged where a tunnel is made.
+    let own = state::read(name).unwrap_or(None);
     let is_own = |link: &Link| own.as_ref().is_some_and(|state| link.alias.as_deref() == Some(state.mark.text()));
     let (own, others): (Vec<Link>, Vec<Link>) = host.links()?.into_iter().partition(is_own);
     let interfaces =

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use crate::linux::namespace::NetworkNamespace;
+use crate::linux::signals;
 use crate::plan::HookPlan;
 
 /// Runs a hook with `/bin/sh` and waits for it.
@@ -13,8 +14,11 @@ use crate::plan::HookPlan;
 /// # Errors
 /// If it cannot be run, or ends with another status than 0. Its text is not repeated: it may hold a secret.
 pub(super) fn run(namespace: &NetworkNamespace, hook: &HookPlan) -> io::Result<()> {
+    let mut command = Command::new("/bin/sh");
+    command.arg("-c").arg(&hook.command).stdin(Stdio::null()).process_group(0);
+    // The keeper blocks all signals.
+    signals::unblock_all(&mut command);
     // The thread enters the namespace, and the command that it starts is born there.
-    let status = namespace
-        .run(|| Command::new("/bin/sh").arg("-c").arg(&hook.command).stdin(Stdio::null()).process_group(0).status())?;
+    let status = namespace.run(|| command.status())?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("the command ended with {status}"))) }
 }

@@ -5,7 +5,7 @@
 //! the keeper learns of every end, and cleans up, with nobody's help. A lease that ends without a word takes with it what still
 //! runs in the namespace.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -217,8 +217,12 @@ struct Keeper {
     backend: Backend,
     /// When the kernel's device is asked next whether a handshake has been completed, and how long after that again.
     ask_kernel: (Instant, Duration),
-    /// Whether the MTU was left to us.
-    automatic_mtu: bool,
+    /// The peers with which a handshake has been completed.
+    connected: HashSet<PublicKey>,
+    /// The MTU of the way to each peer's endpoint, as far as it is known. None if the MTU was not left to us.
+    path_mtus: Option<HashMap<PublicKey, u32>>,
+    /// The MTU of WireGuard's interface.
+    mtu: u32,
 }
 
 impl Keeper {
@@ -229,7 +233,8 @@ impl Keeper {
             Backend::Userspace => PATIENCE_USERSPACE,
         };
         let now = Instant::now();
-        let automatic_mtu = wireguard.interface.mtu.is_none();
+        let path_mtus = wireguard.interface.mtu.is_none().then(HashMap::new);
+        let mtu = tunnel.plan().wireguard.mtu;
         let searches = wireguard
             .peers
             .into_iter()
@@ -249,7 +254,9 @@ impl Keeper {
             searches,
             backend,
             ask_kernel: (now, ASK_KERNEL_FIRST),
-            automatic_mtu,
+            connected: HashSet::new(),
+            path_mtus,
+            mtu,
         })
     }
 
@@ -283,7 +290,8 @@ impl Keeper {
 
     /// Whether a handshake is awaited of which only asking tells.
     fn is_asking(&self) -> bool {
-        self.backend == Backend::Kernel && self.searches.values().any(|(_, search)| !search.is_done())
+        let awaited = self.connected.is_empty() || self.searches.values().any(|(_, search)| !search.is_done());
+        self.backend == Backend::Kernel && awaited
     }
 
     /// Whether the kernel is to be asked now; if so, the next time is settled.
@@ -324,7 +332,7 @@ impl Keeper {
         for (peer, address) in tried {
             tracing::info!("trying the endpoint {address}");
             self.ask_kernel = (now + ASK_KERNEL_FIRST, ASK_KERNEL_FIRST * 2);
-            self.adapt_mtu(address);
+            self.adapt_mtu(peer, address);
             let Some(device) = self.tunnel.device() else { continue };
             // An address of a family that the host lacks may be refused; the next one has its turn.
             if let Err(error) = device.set_endpoint(&peer, address).and_then(|()| device.initiate_handshake(&peer)) {
@@ -353,30 +361,32 @@ impl Keeper {
         }
         let Some(device) = self.tunnel.device() else { return Ok(()) };
         for status in device.peers()?.into_iter().filter(|status| status.handshake_age.is_some()) {
-            let Some((_, search)) = self.searches.get_mut(&status.public_key) else { continue };
-            if !search.is_done() {
+            if let Some((_, search)) = self.searches.get_mut(&status.public_key) {
                 search.succeeded();
-                tracing::info!("the peer {} has answered", status.public_key);
+            }
+            // A peer without an endpoint in the file begins by itself, and counts as well.
+            if self.connected.insert(status.public_key) {
+                tracing::info!("the handshake with the peer {} is completed", status.public_key);
                 let _ = send(lease, &Event::Connected);
             }
         }
         Ok(())
     }
 
-    /// Fits the MTU to the route of an endpoint that was not known when the plan was made.
-    fn adapt_mtu(&mut self, address: std::net::SocketAddr) {
-        let plan = &self.tunnel.plan().wireguard;
-        let (ipv6, planned) = (plan.ipv6, plan.mtu);
-        if !self.automatic_mtu {
+    /// Fits the MTU to the way to a peer's endpoint, which was not known when the plan was made, or has changed.
+    fn adapt_mtu(&mut self, peer: PublicKey, address: std::net::SocketAddr) {
+        let Some(path_mtus) = &mut self.path_mtus else { return };
+        let Ok(path) = super::facts::path_mtu(self.tunnel.host(), address.ip()) else { return };
+        path_mtus.insert(peer, path);
+        let narrowest = path_mtus.values().copied().min().unwrap_or(path);
+        let mtu = crate::plan::wireguard_mtu(narrowest, self.tunnel.plan().wireguard.ipv6);
+        if mtu == self.mtu {
             return;
         }
-        let Ok(path) = super::facts::path_mtu(self.tunnel.host(), address.ip()) else { return };
-        let mtu = crate::plan::wireguard_mtu(path, ipv6);
-        if mtu < planned {
-            tracing::info!("the MTU is {mtu}, as the way to {address} has {path}");
-            if let Err(error) = self.tunnel.set_mtu(mtu) {
-                tracing::warn!("the MTU stays at {planned}: {error}");
-            }
+        tracing::info!("the MTU is {mtu}, as the narrowest way to an endpoint has {narrowest}");
+        match self.tunnel.set_mtu(mtu) {
+            Ok(()) => self.mtu = mtu,
+            Err(error) => tracing::warn!("the MTU stays at {}: {error}", self.mtu),
         }
     }
 }

@@ -232,7 +232,14 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 fn read_state(path: &Path) -> io::Result<Option<State>> {
     match fs::read(path.join("state")) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
+            let file = path.join("state");
+            let advice = "if no tunnel of that name is up, remove the file";
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} is not what was written there ({error}): {advice}", file.display()),
+            )
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

@@ -15,6 +15,7 @@ use wireguard_control as control;
 
 use super::{Backend, Device, DeviceConfig, PeerConfig, PeerStatus};
 use crate::keys::PublicKey;
+use crate::linux::capabilities::CapabilitySet;
 use crate::linux::link::Place;
 use crate::linux::namespace::{NetworkNamespace, Resident};
 use crate::linux::netlink::{Netlink, Request, RequestError};
@@ -54,7 +55,8 @@ impl KernelDevice {
     ) -> io::Result<KernelDevice> {
         let control_name = interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let peers = config.peers.iter().map(|peer| (peer.public_key, peer.persistent_keepalive)).collect();
-        let device = KernelDevice { resident: Resident::start(namespace)?, control_name, peers };
+        let device =
+            KernelDevice { resident: Resident::start(namespace, CapabilitySet::NET_ADMIN)?, control_name, peers };
         let mut update = control::DeviceUpdate::new()
             .set_private_key(control::Key(*config.private_key.as_bytes()))
             .replace_peers()
