@@ -238,8 +238,8 @@ fn a_state_that_nobody_wrote_is_named_and_left_alone() {
 #[test]
 fn a_terminals_signals_reach_what_the_program_left_behind() {
     test_with_file(|config| {
-        let script =
-            "setsid sh -c 'trap \"echo heard; exit\" INT; echo \"le\"ft; while :; do sleep 0.1; done' & exit 3";
+        // A shell has what runs in its background ignore what the terminal sends, and that is inherited.
+        let script = "setsid env --default-signal=INT sh -c 'trap \"echo heard; exit\" INT; echo \"le\"ft; while :; do sleep 0.1; done' & exit 3";
         let config = config.to_str().context("UTF-8")?;
         let command =
             [env!("CARGO_BIN_EXE_vpn-exec"), "--config", config, "--backend", "userspace", "--", "sh", "-c", script];
