@@ -3,27 +3,35 @@
 //! The rooms, and which may call which (an arrow reads "may use"):
 //!
 //! ```text
-//! commands ─► program, tunnel ─► wireguard, linux        plan ─► config        all ─► names, keys
+//! commands ─► program ─► tunnel ─► wireguard ─► linux        tunnel ─► plan ─► config        all ─► names, keys
 //! ```
 //!
+//! - [`cli`], [`logging`]: the command line, and what is said.
+//! - [`commands`]: a file for each command, with [`config_file`], which reads what [`config`] parses.
 //! - [`config`]: what the user asked for, parsed and checked.
-//! - [`config_file`]: reads such text, from wherever it is, for the commands.
 //! - [`plan`]: what will be done: a pure function of a config and of facts about the host.
-//! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
+//! - [`tunnel`]: applies a plan and undoes it; the keeper that owns it, and the leases of those who want it.
+//! - [`program`]: enters the tunnel, drops privileges, runs, and hands back an exit status.
 //! - [`wireguard`]: one trait, two implementations.
+//! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
 //! - [`names`], [`keys`]: checked names and wiped keys.
 
-#![deny(unsafe_op_in_unsafe_fn)]
+#![deny(unsafe_code)]
 
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod config_file;
 pub mod keys;
+#[expect(
+    unsafe_code,
+    reason = "some of what the kernel offers has no safe wrapper elsewhere; each block says why it is sound"
+)]
 pub mod linux;
 pub mod logging;
 pub mod names;
 pub mod plan;
 pub mod program;
 pub mod tunnel;
+#[expect(unsafe_code, reason = "the embedded device sets socket options; each block says why it is sound")]
 pub mod wireguard;

@@ -37,7 +37,8 @@ pub(super) struct Mtu {
     pub(super) reason: String,
 }
 
-/// Decides the MTU. As in wg-quick, the narrowest way to any endpoint counts, else the default route.
+/// Decides the MTU. As in newer versions of wg-quick the narrowest way to any endpoint counts (older ones take the widest, which is too
+/// much for all others), else the default route.
 pub(super) fn decide(explicit: Option<u32>, ipv6: bool, facts: &Facts, findings: &mut Findings) -> Mtu {
     if let Some(bytes) = explicit {
         if !(MIN_IPV4_MTU..=MAX_MTU).contains(&bytes) {
