@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::{Agent, launcher};
-use lab::{HOST, LAN, Lab, PROVIDER, PROVIDER_PORT, Packet, Peer, Reach, TUNNEL_CLIENT, WEB};
+use lab::{HOST, HOST_ON_LAN, LAN, Lab, PROVIDER, PROVIDER_PORT, Packet, Peer, Reach, TUNNEL_CLIENT, WEB};
 use vpn_exec::keys::{PrivateKey, PublicKey};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
@@ -312,5 +312,22 @@ fn a_peer_that_moves_is_followed() {
         });
         assert!(to_new_port, "the packets go where the peer is now");
         Ok(())
+    });
+}
+
+/// A peer without an endpoint is waited for, too: it begins.
+#[test]
+fn a_peer_that_begins_ends_the_wait() {
+    lab::test(Peer::Ours, |lab| {
+        let neighbour = Neighbour::new();
+        let port = PROVIDER_PORT + 7;
+        let text = neighbour.wg_quick("").replace("Endpoint = \n", "");
+        let text = text.replace("[Peer]", &format!("ListenPort = {port}\n[Peer]"));
+        let agent = start(lab, &text, &["--wait", "60"])?;
+        eventually("the tunnel", || Ok(std::fs::exists("/run/netns/wg0")?))?;
+        let _device = neighbour.listen(&lab.lan, PROVIDER_PORT, Some((HOST_ON_LAN.ipv4, port).into()))?;
+        let mut agent = agent.begun()?;
+        assert_eq!(agent.succeed("get http://10.64.0.1/")?, "a page in the local network");
+        finish(agent)
     });
 }
