@@ -72,19 +72,16 @@ fn ensure_nothing_left() -> Result<()> {
 }
 
 /// Runs a test in a world of its own.
-macro_rules! test {
-    ($body:expr) => {
-        world::test(|| {
-            lab::require_tun()?;
-            #[allow(clippy::redundant_closure_call, reason = "the closure names the test")]
-            $body()
-        })
-    };
+fn test<F: FnOnce() -> Result<()>>(body: F) {
+    world::test_as(std::any::type_name::<F>(), || {
+        lab::require_tun()?;
+        body()
+    });
 }
 
 #[test]
 fn nobody_is_killed_by_a_namespaces_number() {
-    test!(|| {
+    test(|| {
         // A keeper was killed before its namespace had its name. Its number has become that of somebody else's.
         let mut innocent = Command::new("unshare").args(["--net", "sleep", "60"]).spawn()?;
         std::thread::sleep(Duration::from_millis(200));
@@ -113,7 +110,7 @@ fn nobody_is_killed_by_a_namespaces_number() {
 
 #[test]
 fn the_network_of_an_address_may_be_among_the_allowed_ips() {
-    test!(|| {
+    test(|| {
         for (address, allowed) in [
             ("10.0.0.2/24", "10.0.0.0/24"),
             ("10.0.0.2/31, fd00::2/64", "10.0.0.2/31, 10.0.0.0/8, fd00::/64"),
@@ -133,7 +130,7 @@ fn the_network_of_an_address_may_be_among_the_allowed_ips() {
 
 #[test]
 fn a_privileged_port_can_be_listened_on() {
-    test!(|| {
+    test(|| {
         vpn_exec()?;
         let config = config("10.0.0.2/32", "0.0.0.0/0")?;
         let text = fs::read_to_string(&config)?.replace("DNS =", "ListenPort = 443\nDNS =");
@@ -148,7 +145,7 @@ fn a_privileged_port_can_be_listened_on() {
 
 #[test]
 fn a_signal_ends_the_wait_for_a_handshake() {
-    test!(|| {
+    test(|| {
         for signal in ["INT", "TERM", "HUP"] {
             let mut waiting = bash(&format!("exec {} --wait 60 -- echo started", vpn_exec()?)).spawn()?;
             std::thread::sleep(Duration::from_millis(300));
@@ -184,7 +181,7 @@ impl ByName for nix::sys::signal::Signal {
 
 #[test]
 fn ignored_children_are_waited_for_and_stay_ignored_for_the_program() {
-    test!(|| {
+    test(|| {
         let output = run(&format!("trap '' CHLD; exec {} -- sed -n 's/^SigIgn:\t//p' /proc/self/status", vpn_exec()?))?;
         ensure!(output.status.success(), "{}", said(&output));
         let ignored = u64::from_str_radix(String::from_utf8(output.stdout)?.trim(), 16)?;
@@ -195,7 +192,7 @@ fn ignored_children_are_waited_for_and_stay_ignored_for_the_program() {
 
 #[test]
 fn a_real_time_signal_is_an_end_like_others() {
-    test!(|| {
+    test(|| {
         let mut child = bash(&format!("exec {} -- sh -c 'kill -40 $$'", vpn_exec()?)).spawn()?;
         let status = wait_for(&mut child)?;
         ensure!(status.signal() == Some(40), "{status}");
@@ -211,7 +208,7 @@ fn a_real_time_signal_is_an_end_like_others() {
 
 #[test]
 fn children_from_before_the_execution_are_nobodys_orphans() {
-    test!(|| {
+    test(|| {
         for option in ["", "--kill-orphans"] {
             let script = format!("sleep 60 >/dev/null 2>&1 & echo $!; exec {} {option} -- true", vpn_exec()?);
             let output = run(&script)?;
@@ -227,7 +224,7 @@ fn children_from_before_the_execution_are_nobodys_orphans() {
 
 #[test]
 fn the_number_of_nobody_is_refused() {
-    test!(|| {
+    test(|| {
         for options in ["--user 4294967295 --group 0", "--user 4294967295", "--group 4294967295"] {
             let output = run(&format!("{} {options} -- id", vpn_exec()?))?;
             ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{options}: {}", said(&output));
@@ -242,7 +239,7 @@ fn the_number_of_nobody_is_refused() {
 
 #[test]
 fn a_strict_umask_hides_nothing_from_the_program() {
-    test!(|| {
+    test(|| {
         let script = format!("umask 077; {} -- stat -c %a /etc/resolv.conf /etc/hosts /etc/nsswitch.conf", vpn_exec()?);
         let output = run(&script)?;
         ensure!(output.stdout == b"644\n644\n644\n", "{}", said(&output));
@@ -252,7 +249,7 @@ fn a_strict_umask_hides_nothing_from_the_program() {
 
 #[test]
 fn listen_fds_that_are_not_open_are_refused() {
-    test!(|| {
+    test(|| {
         let output = run(&format!("LISTEN_PID=$$ LISTEN_FDS=6 exec {} -- true", vpn_exec()?))?;
         ensure!(output.status.code() == Some(125), "{}", said(&output));
         ensure!(said(&output).contains("LISTEN_FDS is 6, but the descriptor 3 is not open"), "{}", said(&output));
@@ -262,7 +259,7 @@ fn listen_fds_that_are_not_open_are_refused() {
 
 #[test]
 fn who_is_not_root_cannot_lock_a_tunnel() {
-    test!(|| {
+    test(|| {
         use std::os::unix::fs::PermissionsExt;
 
         let mut child = bash(&format!("umask 022; exec {} -- sleep 60", vpn_exec()?)).spawn()?;
@@ -297,7 +294,7 @@ fn who_is_not_root_cannot_lock_a_tunnel() {
 
 #[test]
 fn a_lack_of_descriptors_leaves_nothing_behind() {
-    test!(|| {
+    test(|| {
         // With fewer not even the directory of its name can be read, to be removed.
         for limit in 6..=20 {
             run(&format!("ulimit -n {limit}; exec {} -- true", vpn_exec()?))?;
@@ -309,7 +306,7 @@ fn a_lack_of_descriptors_leaves_nothing_behind() {
 
 #[test]
 fn a_terminal_that_goes_takes_its_program_along() {
-    test!(|| {
+    test(|| {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
@@ -334,7 +331,7 @@ fn a_terminal_that_goes_takes_its_program_along() {
 
 #[test]
 fn a_program_that_makes_packets_has_no_ipv6_to_the_host() {
-    test!(|| {
+    test(|| {
         // Linux forwards IPv6 from all interfaces or none, so what the host's end does not take at all is what counts.
         for (option, disabled) in [("", "0"), ("--keep-cap net_raw", "1")] {
             let script = format!("{} {option} -- sleep 60", vpn_exec()?);

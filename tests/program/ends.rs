@@ -1,0 +1,141 @@
+//! How a program's life ends: exit status, signals, orphans.
+
+use std::fs::{self};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+
+use crate::support::*;
+
+#[test]
+fn what_is_used_instead_of_the_kernels_wireguard_is_said() {
+    test_with_file(|config| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        command.arg("-v").arg("--config").arg(&config).args(["--backend", "auto", "--", "true"]).stdin(Stdio::null());
+        let output = command.output()?;
+        ensure!(output.status.success(), "{}", said(&output));
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        let kernel = words.contains("using the kernel's WireGuard");
+        let embedded = words.contains("using the embedded WireGuard instead");
+        ensure!(kernel != embedded, "one of them, and it is said: {words}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_state_that_nobody_wrote_is_named_and_left_alone() {
+    test_with_file(|config| {
+        fs::create_dir_all("/run/vpn-exec/nowhere")?;
+        fs::write("/run/vpn-exec/nowhere/state", "garbage")?;
+        let output = vpn_exec(&config, &[], &["true"]).output()?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(125), "{words}");
+        ensure!(words.contains("/run/vpn-exec/nowhere/state") && words.contains("remove the file"), "{words}");
+        ensure!(fs::read_to_string("/run/vpn-exec/nowhere/state")? == "garbage");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_exit_status_is_the_programs() {
+    test_with_file(|config| {
+        for (program, code) in [
+            (&["true"][..], 0),
+            (&["sh", "-c", "exit 7"], 7),
+            (&["sh", "-c", "exit 255"], 255),
+            (&["/etc/passwd"], 126),
+            (&["/nonexistent/program"], 127),
+            (&["no-such-program-anywhere"], 127),
+        ] {
+            let output = vpn_exec(&config, &[], program).output()?;
+            ensure!(output.status.code() == Some(code), "{program:?}: {}", said(&output));
+        }
+        for signal in [1, 2, 6, 9, 13, 15] {
+            let output = vpn_exec(&config, &[], &["sh", "-c", &format!("kill -{signal} $$")]).output()?;
+            ensure!(output.status.signal() == Some(signal), "{signal}: {}", said(&output));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn signals_reach_the_program() {
+    test_with_file(|config| {
+        for signal in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH"] {
+            let script = format!("trap 'echo got; exit 3' {signal}; echo ready; while :; do sleep 0.05; done");
+            let mut child = vpn_exec(&config, &[], &["sh", "-c", &script]).stdout(Stdio::piped()).spawn()?;
+            let mut output = BufReader::new(child.stdout.take().context("piped")?);
+            let mut line = String::new();
+            output.read_line(&mut line)?;
+            ensure!(line == "ready\n", "{line}");
+            kill(child.id(), signal)?;
+            let status = wait_for_end(&mut child)?;
+            let mut rest = String::new();
+            output.read_to_string(&mut rest)?;
+            ensure!((rest.as_str(), status.code()) == ("got\n", Some(3)), "{signal}: {rest} {status}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn inherited_dispositions_and_the_mask_are_as_they_came() {
+    test_with_file(|config| {
+        let mut command = Command::new("sh");
+        let script = format!(
+            "trap '' HUP USR2; exec {} --config {} --backend userspace -- cat /proc/self/status",
+            env!("CARGO_BIN_EXE_vpn-exec"),
+            config.display()
+        );
+        command.args(["-c", &script]).stdin(Stdio::null());
+        let status = stdout_of(command)?;
+        let (hup, usr2) = (1 << 0, 1 << 11);
+        // The C library's own signals, 32 and 33, are as the test itself was started with.
+        let standard = (1 << 31) - 1;
+        ensure!(bits(&status, "SigIgn")? & standard == hup | usr2, "{}", field(&status, "SigIgn")?);
+        ensure!(bits(&status, "SigBlk")? == 0, "{}", field(&status, "SigBlk")?);
+        Ok(())
+    });
+}
+
+#[test]
+fn the_program_ends_with_vpn_exec() {
+    test_with_file(|config| {
+        let mut child =
+            vpn_exec(&config, &[], &["sh", "-c", "echo $$; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+        let program = PathBuf::from(format!("/proc/{}/cmdline", line.trim()));
+        // The keeper would end the program, too. It is kept from that, so this is the kernel's own doing.
+        let state = vpn_exec::tunnel::state::read(&"nowhere".parse()?)?.context("a state")?;
+        let keeper = state.keeper;
+        kill(keeper, "STOP")?;
+        child.kill()?;
+        child.wait()?;
+        wait_until("the end of the program", || Ok(!fs::read(&program).is_ok_and(|text| !text.is_empty())))?;
+        kill(keeper, "CONT")?;
+        wait_until("the end of the tunnel", || Ok(!Path::new("/run/vpn-exec").exists()))
+    });
+}
+
+#[test]
+fn orphans_keep_the_tunnel_until_they_end() {
+    test_with_file(|config| {
+        // The orphan has a session of its own, and looks at the tunnel after its parent has ended.
+        let script = "setsid sh -c 'sleep 0.6; cat /sys/class/net/wg0/mtu; echo late' & exit 4";
+        let output = vpn_exec(&config, &[], &["sh", "-c", script]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.code() == Some(4), "{}", said(&output));
+        ensure!(text.ends_with("late\n") && text.lines().count() == 2, "{}", said(&output));
+
+        let begin = Instant::now();
+        let output = vpn_exec(&config, &["--kill-orphans"], &["sh", "-c", "setsid sleep 1000 & exit 5"]).output()?;
+        ensure!(output.status.code() == Some(5), "{}", said(&output));
+        ensure!(begin.elapsed() < PATIENCE);
+        Ok(())
+    });
+}

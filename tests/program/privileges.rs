@@ -1,0 +1,183 @@
+//! What a program may do, and as whom; and what our own processes may.
+
+use std::fs::{self};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::*;
+
+const CAP_NET_RAW: u64 = 1 << 13;
+
+#[test]
+fn the_program_has_no_privileges_and_no_way_to_any() {
+    test_with_file(|config| {
+        let status = stdout_of(vpn_exec(&config, &[], &["cat", "/proc/self/status"]))?;
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            ensure!(bits(&status, set)? == 0, "{set} is {}", field(&status, set)?);
+        }
+        ensure!(field(&status, "NoNewPrivs")? == "1");
+        // The twin: without vpn-exec there would have been some.
+        let status = fs::read_to_string("/proc/self/status")?;
+        ensure!(bits(&status, "CapEff")? != 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn root_keeps_what_was_asked_for_and_no_more() {
+    test_with_file(|config| {
+        let program = ["sh", "-c", "cat /proc/self/status"];
+        let status = stdout_of(vpn_exec(&config, &["--keep-cap", "net_raw"], &program))?;
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            ensure!(bits(&status, set)? == CAP_NET_RAW, "{set} is {}", field(&status, set)?);
+        }
+        ensure!(bits(&status, "CapAmb")? == 0, "root needs no ambient capability");
+        let status = stdout_of(vpn_exec(&config, &["--new-privs"], &["cat", "/proc/self/status"]))?;
+        ensure!(field(&status, "NoNewPrivs")? == "0");
+        ensure!(bits(&status, "CapBnd")? == 0, "a set-user-ID program would gain a user, but no capability");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_secure_bits_are_locked() {
+    test_with_file(|config| {
+        let report = probe(&config, &[], "secure-bits")?;
+        // NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE, all locked, and KEEP_CAPS locked off (linux/securebits.h).
+        ensure!(report == "0xef", "{report}");
+        Ok(())
+    });
+}
+
+/// Runs this very executable as the program, in the function [`probe_inside`], and returns what it reports.
+fn probe(config: &Path, options: &[&str], what: &str) -> Result<String> {
+    let own = std::env::current_exe()?;
+    let own = own.to_str().context("a path in UTF-8")?;
+    let mut command = vpn_exec(config, options, &[own, "probe_inside", "--exact", "--ignored", "--nocapture"]);
+    command.env("VPN_EXEC_TEST_PROBE", what);
+    let output = stdout_of(command)?;
+    let report = output.split("report: ").nth(1).with_context(|| format!("no report in {output}"))?;
+    Ok(report.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The permitted and the effective capabilities of all threads of a process, each once.
+fn capabilities_of(pid: u32) -> Result<Vec<(u64, u64)>> {
+    let mut found = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let sets = (bits(&status, "CapPrm")?, bits(&status, "CapEff")?);
+        if !found.contains(&sets) {
+            found.push(sets);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+#[test]
+fn each_process_may_do_what_its_next_step_takes() {
+    const KILL: u64 = 1 << 5;
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_PTRACE: u64 = 1 << 19;
+    const SYS_ADMIN: u64 = 1 << 21;
+    test_with_file(|config| {
+        let mut child =
+            vpn_exec(&config, &[], &["sh", "-c", "echo up; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+        let state = vpn_exec::tunnel::state::read(&"nowhere".parse()?)?.context("a state")?;
+        let all = KILL | NET_ADMIN | SYS_PTRACE | SYS_ADMIN;
+        ensure!(capabilities_of(child.id())? == [(all, KILL)], "{:x?}", capabilities_of(child.id())?);
+        // The thread of the data path, and the one that watches the tunnel.
+        let keeper = capabilities_of(state.keeper)?;
+        ensure!(keeper == [(0, 0), (all, NET_ADMIN)], "{keeper:x?}");
+        let keeper = fs::read_to_string(format!("/proc/{}/status", state.keeper))?;
+        ensure!(bits(&keeper, "CapBnd")? == 0, "{keeper}");
+        kill(child.id(), "TERM")?;
+        wait_for_end(&mut child)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn another_user_has_its_own_identity_and_what_it_keeps() {
+    test_with_file(|config| {
+        if !has_other_users()? {
+            return Ok(());
+        }
+        let options = ["--user", "4321", "--group", "8765", "--keep-cap", "CAP_NET_RAW"];
+        let status = stdout_of(vpn_exec(&config, &options, &["cat", "/proc/self/status"]))?;
+        ensure!(field(&status, "Uid")? == "4321\t4321\t4321\t4321");
+        ensure!(field(&status, "Gid")? == "8765\t8765\t8765\t8765");
+        ensure!(field(&status, "Groups")? == "8765", "no group of the caller's stays");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            ensure!(bits(&status, set)? == CAP_NET_RAW, "{set} is {}", field(&status, set)?);
+        }
+        let status = stdout_of(vpn_exec(&config, &["--user", "4321"], &["cat", "/proc/self/status"]))?;
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            ensure!(bits(&status, set)? == 0, "{set} is {}", field(&status, set)?);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn under_sudo_the_program_is_its_caller() {
+    test_with_file(|config| {
+        if !has_other_users()? {
+            return Ok(());
+        }
+        let mut command = vpn_exec(&config, &[], &["sh", "-c", "id -u; id -g; echo $HOME; echo ${SUDO_UID-none}"]);
+        let nobody = rustix::process::getuid();
+        command.env("SUDO_UID", "65534").env("SUDO_USER", "nobody").env("HOME", "/root");
+        let text = stdout_of(command)?;
+        let lines: Vec<&str> = text.lines().collect();
+        ensure!(lines[0] == "65534" && lines[3] == "none", "{nobody:?}: {text}");
+        ensure!(lines[2] != "/root", "HOME is the caller's: {text}");
+        let mut command = vpn_exec(&config, &["--user", "0"], &["id", "-u"]);
+        command.env("SUDO_UID", "65534");
+        ensure!(stdout_of(command)? == "0\n", "--user goes before sudo");
+        Ok(())
+    });
+}
+
+/// Whether the world has users other than root: it has only if an administrator made it.
+fn has_other_users() -> Result<bool> {
+    let map = fs::read_to_string("/proc/self/uid_map")?;
+    let has = map.split_ascii_whitespace().nth(2).is_some_and(|count| count != "1");
+    if !has {
+        println!("skipped: the world of an ordinary user has no other users");
+    }
+    Ok(has)
+}
+
+#[test]
+fn only_the_standard_descriptors_and_those_of_listen_fds_pass_on() {
+    test_with_file(|config| {
+        // Which descriptors of the program lead to the file that its callers have open.
+        let list = "ls -l /proc/$$/fd | sed -n 's|.* \\([0-9]*\\) -> .*/nowhere.conf|\\1|p' | tr '\\n' ' '";
+        let inherit = |setup: &str| -> Result<(String, String)> {
+            let vpn_exec = env!("CARGO_BIN_EXE_vpn-exec");
+            let config = config.display();
+            let script = format!(
+                "exec 3<{config} 4<{config} 7<{config}; {setup} exec {vpn_exec} --config {config} --backend userspace -- \
+                 sh -c 'if [ \"$LISTEN_PID\" = $$ ]; then echo mine; else echo \"$LISTEN_PID\"; fi; eval \"$LIST\"'"
+            );
+            let mut command = Command::new("bash");
+            command.args(["-c", &script]).env("LIST", list).stdin(Stdio::null());
+            let text = stdout_of(command)?;
+            let (listen, descriptors) = text.split_once('\n').context("two lines")?;
+            Ok((listen.to_owned(), descriptors.trim_end().to_owned()))
+        };
+        let pair = |listen: &str, descriptors: &str| (listen.to_owned(), descriptors.to_owned());
+        ensure!(inherit("")? == pair("", ""));
+        let passed = inherit("LISTEN_FDS=2 LISTEN_PID=$$")?;
+        ensure!(passed == pair("mine", "3 4"), "{passed:?}");
+        let others = inherit("LISTEN_FDS=2 LISTEN_PID=1")?;
+        ensure!(others == pair("1", ""), "they are somebody else's: {others:?}");
+        Ok(())
+    });
+}

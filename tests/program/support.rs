@@ -1,0 +1,94 @@
+//! What the tests of this folder share.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::world;
+
+pub(crate) const FILE: &str = "\
+[Interface]
+PrivateKey = iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=
+Address = 10.64.3.2/32, fc00:bbbb::3:2/128
+DNS = 10.64.0.1, vpn.example
+
+[Peer]
+PublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
+AllowedIPs = 0.0.0.0/0, ::/0
+Endpoint = 127.0.0.1:9
+";
+
+/// How long anything may take that does not hang.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs a test in a world of its own with a file of a tunnel that leads nowhere.
+pub(crate) fn test_with_file<F: FnOnce(PathBuf) -> Result<()>>(body: F) {
+    world::test_as(std::any::type_name::<F>(), || {
+        lab::require_tun()?;
+        body(config_file()?)
+    });
+}
+
+pub(crate) fn config_file() -> Result<PathBuf> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let path = Path::new(world::FILES).join("nowhere.conf");
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?.write_all(FILE.as_bytes())?;
+    Ok(path)
+}
+
+/// A command that runs `program` in a tunnel.
+pub(crate) fn vpn_exec(config: &Path, options: &[&str], program: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+    command.arg("--config").arg(config).args(["--backend", "userspace"]).args(options).arg("--").args(program);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// What a program that succeeds prints.
+pub(crate) fn stdout_of(mut command: Command) -> Result<String> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?} failed: {}", said(&output));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+pub(crate) fn said(output: &Output) -> String {
+    format!("{}: {}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A field of `/proc/self/status`.
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
+    let line = status.lines().find(|line| line.starts_with(&format!("{name}:"))).context(name.to_owned())?;
+    Ok(line.split_once(':').map(|(_, value)| value.trim()).unwrap_or_default())
+}
+
+pub(crate) fn bits(status: &str, name: &str) -> Result<u64> {
+    Ok(u64::from_str_radix(field(status, name)?, 16)?)
+}
+
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begin = Instant::now();
+    while !condition()? {
+        ensure!(begin.elapsed() < PATIENCE, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+pub(crate) fn wait_for_end(child: &mut Child) -> Result<std::process::ExitStatus> {
+    let mut status = None;
+    wait_until("the end of vpn-exec", || {
+        status = child.try_wait()?;
+        Ok(status.is_some())
+    })?;
+    status.context("ended")
+}
+
+pub(crate) fn kill(pid: u32, signal: &str) -> Result<()> {
+    let status = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status()?;
+    ensure!(status.success());
+    Ok(())
+}

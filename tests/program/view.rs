@@ -1,0 +1,113 @@
+//! What a program sees of files, and how it makes them.
+
+use std::fs::{self};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::ensure;
+
+use crate::support::*;
+
+#[test]
+fn the_hosts_own_idea_of_host_internal_does_not_count() {
+    test_with_file(|config| {
+        let before = fs::read_to_string("/etc/hosts")?;
+        fs::write("/etc/hosts", format!("203.0.113.99 host.internal\n{before}"))?;
+        let text = stdout_of(vpn_exec(&config, &[], &["getent", "ahostsv4", "host.internal"]))?;
+        ensure!(text.starts_with("10."), "{text}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_files_that_tell_of_names_are_the_tunnels() {
+    test_with_file(|config| {
+        let script = "cat /etc/resolv.conf; echo ---; cat /etc/hosts; echo ---; cat /etc/nsswitch.conf; echo ---; \
+                      ls /sys/class/net | tr '\\n' ' '; echo; echo x 2>&- >/etc/resolv.conf && echo written; true";
+        let before = fs::read_to_string("/etc/resolv.conf")?;
+        let text = stdout_of(vpn_exec(&config, &[], &["sh", "-c", script]))?;
+        let parts: Vec<&str> = text.split("---\n").collect();
+        let servers: Vec<&str> = parts[0].lines().filter(|line| line.starts_with("nameserver")).collect();
+        ensure!(servers == ["nameserver 10.64.0.1"], "{text}");
+        ensure!(parts[0].contains("search vpn.example"), "{text}");
+        ensure!(parts[1].contains("127.0.0.1 localhost"), "the host's own lines stay: {text}");
+        ensure!(parts[1].lines().filter(|line| line.ends_with(" host.internal")).count() == 2, "{text}");
+        ensure!(parts[2].lines().filter(|line| line.starts_with("hosts:")).eq(["hosts: files dns"]), "{text}");
+        ensure!(parts[3].lines().eq(["host0 lo wg0 "]), "{text}");
+        ensure!(fs::read_to_string("/etc/resolv.conf")? == before, "the host's own is as it was");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_host_without_resolv_conf_is_served_too() {
+    test_with_file(|config| {
+        // A layer in memory over the world's /etc, in which files can be missing.
+        let layer = Path::new("/run/lab/layer");
+        fs::create_dir(layer)?;
+        vpn_exec::linux::mounts::memory(layer)?;
+        if let Err(error) = vpn_exec::linux::mounts::overlay(Path::new("/etc"), layer) {
+            println!("skipped: no overlayfs here: {error}");
+            return Ok(());
+        }
+        for dangling in [false, true] {
+            fs::remove_file("/etc/resolv.conf")?;
+            if dangling {
+                std::os::unix::fs::symlink("../run/nowhere/resolv.conf", "/etc/resolv.conf")?;
+            }
+            let text = stdout_of(vpn_exec(&config, &[], &["cat", "/etc/resolv.conf", "/etc/hosts"]))?;
+            ensure!(text.contains("nameserver 10.64.0.1") && text.contains("host.internal"), "{text}");
+            ensure!(!Path::new("/etc/resolv.conf").exists(), "the host's own is as it was");
+            if !dangling {
+                fs::write("/etc/resolv.conf", "")?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn working_directory_and_umask_stay() {
+    test_with_file(|config| {
+        let mut command = Command::new("sh");
+        let script = format!(
+            "umask 031; cd /usr/lib; exec {} --config {} --backend userspace -- sh -c 'pwd; umask'",
+            env!("CARGO_BIN_EXE_vpn-exec"),
+            config.display()
+        );
+        command.args(["-c", &script]).stdin(Stdio::null());
+        ensure!(stdout_of(command)? == "/usr/lib\n0031\n");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_strict_umask_hides_nothing_from_the_program() {
+    test_with_file(|config| {
+        let mut command = Command::new("sh");
+        let script = format!(
+            "umask 077; exec {} --config {} --backend userspace -- stat -c %a /etc/resolv.conf /etc/hosts /run/vpn-exec",
+            env!("CARGO_BIN_EXE_vpn-exec"),
+            config.display()
+        );
+        command.args(["-c", &script]).stdin(Stdio::null());
+        ensure!(stdout_of(command)? == "644\n644\n711\n");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_large_hosts_file_is_shown_whole() {
+    test_with_file(|config| {
+        let before = fs::read_to_string("/etc/hosts")?;
+        let many: String = (0..100_000).map(|number| format!("0.0.0.0 advertisement-{number}.example\n")).collect();
+        fs::write("/etc/hosts", before + &many)?;
+        let text = stdout_of(vpn_exec(&config, &[], &["cat", "/etc/hosts"]))?;
+        ensure!(
+            text.lines().next().is_some_and(|first| first.ends_with(" host.internal")),
+            "ours come first, and count"
+        );
+        ensure!(text.ends_with("advertisement-99999.example\n"));
+        Ok(())
+    });
+}
