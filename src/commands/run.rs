@@ -122,7 +122,10 @@ fn await_tunnel(
             return Ok(Some(signal));
         }
         let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
-        let ready = wait_for(&[lease.as_fd(), signals.as_fd(), waiting.failure()], left);
+        // Before the tunnel is made, a process that cannot enter it may only be the first to see that the keeper has failed, which
+        // then says why.
+        let watched = [lease.as_fd(), signals.as_fd(), waiting.failure()];
+        let ready = wait_for(if until.is_some() { &watched } else { &watched[..2] }, left);
         if matches!(ready.as_deref(), Ok([false, _, true])) {
             return Ok(None);
         }
