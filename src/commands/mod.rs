@@ -10,6 +10,8 @@ mod run;
 use std::process::ExitCode;
 
 use crate::cli::{Cli, Command};
+use crate::program::ProgramError;
+use crate::tunnel::TunnelError;
 
 /// The exit status of a failure of vpn-exec itself, as env(1), timeout(1) and chroot(1) have it.
 pub const FAILED: u8 = 125;
@@ -33,6 +35,18 @@ impl Failure {
     fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());
         self
+    }
+}
+
+impl From<TunnelError> for Failure {
+    fn from(error: TunnelError) -> Self {
+        Self { advice: error.advice.clone(), ..Self::new(error) }
+    }
+}
+
+impl From<ProgramError> for Failure {
+    fn from(error: ProgramError) -> Self {
+        Self { status: error.exit_status(), ..Self::new(error) }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::linux::process;
 use crate::linux::signals::{self, Received, Signals};
 use crate::names::TunnelName;
 use crate::program::identity;
-use crate::program::{self, Ended, Program, ProgramError, WATCHED, Waiting};
+use crate::program::{self, Ended, Program, WATCHED, Waiting};
 use crate::tunnel;
 use crate::tunnel::keeper::{self, Mission};
 use crate::tunnel::lease::{Event, Lease};
@@ -58,7 +58,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         if matches!(directory.state(), Ok(None)) {
             let _ = directory.release();
         }
-        return Err(Failure { advice: error.advice.clone(), ..Failure::new(error) });
+        return Err(error.into());
     }
     let plan = match loaded.plan() {
         Ok(plan) => plan,
@@ -88,11 +88,10 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let mission = Mission { plan, directory, wireguard: loaded.config.wireguard, listen_fds };
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
 
-    let failed = |error: ProgramError| Failure { status: error.exit_status(), ..Failure::new(error) };
-    let ended = program::start(&program, &signals).map_err(failed).and_then(|mut waiting| {
+    let ended = program::start(&program, &signals).map_err(Failure::from).and_then(|mut waiting| {
         match await_tunnel(&lease, &mut signals, wait, &mut waiting)? {
             Some(signal) => Ok(Ended::Signaled(signal as i32)),
-            None => waiting.run(&lease, signals).map_err(failed),
+            None => Ok(waiting.run(&lease, signals)?),
         }
     });
     tracing::debug!("the program has ended");
@@ -173,7 +172,7 @@ fn clean_up(name: &TunnelName) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("cannot raise privileges: {error}")))?;
     let directory = Directory::claim(name).map_err(claim_failure)?;
     // What is written down is released only once all of it is gone.
-    tunnel::reclaim(&directory, name).map_err(Failure::new)?;
+    tunnel::reclaim(&directory, name)?;
     directory.release().map_err(Failure::new)
 }
 

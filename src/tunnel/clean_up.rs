@@ -29,7 +29,7 @@ pub struct Remains {
     pub(super) mark: Mark,
     pub(super) wireguard_interface: InterfaceName,
     pub(super) kernel_inner: Option<Inner>,
-    pub(super) _device: Option<Box<dyn Device>>,
+    pub(super) device: Option<Box<dyn Device>>,
 }
 
 impl Remains {
@@ -44,7 +44,7 @@ impl Remains {
             }
         }
         // Closes the TUN, and with it ends its interface.
-        drop(self._device.take());
+        drop(self.device.take());
         remove_links(&mut self.host, self.mark.text())
     }
 }

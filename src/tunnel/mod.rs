@@ -367,7 +367,7 @@ impl Tunnel {
                 Some(device) if device.backend() == Backend::Kernel => self.inner.take(),
                 _ => None,
             },
-            _device: self.device.take(),
+            device: self.device.take(),
         };
         drop(self.inner);
         fault::point("before the state is gone")?;
