@@ -73,12 +73,22 @@ Exit status:
 
 Examples:
   vpn-exec --config wg0.conf -- curl https://ifconfig.me
-  vpn-exec --tunnel mullvad --wait 10 -- transmission-daemon --foreground
+  vpn-exec up mullvad --wait 10 && vpn-exec --tunnel mullvad -- transmission-daemon --foreground
   vpn-exec plan --config wg0.conf";
 
 /// What to do instead of running a program.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Make a standing tunnel, which programs join with --tunnel NAME
+    Up(UpArgs),
+    /// Take a standing tunnel down
+    Down(DownArgs),
+    /// Apply a changed configuration to a tunnel that is up, without interrupting the programs inside
+    Reload(TargetArgs),
+    /// Show how tunnels are: their handshakes, their traffic, the programs inside
+    Status(StatusArgs),
+    /// List all tunnels, a line each
+    List(ListArgs),
     /// Show all that would be done, and change nothing
     Plan(PlanArgs),
     /// Check a configuration, and say what is wrong with it
@@ -99,7 +109,7 @@ pub struct SourceArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "tunnel")]
     pub config: Option<PathBuf>,
 
-    /// The profile /etc/vpn-exec/NAME.toml (else ~/.config/vpn-exec/NAME.toml)
+    /// The standing tunnel NAME, or the profile /etc/vpn-exec/NAME.toml (else ~/.config/vpn-exec/NAME.toml)
     #[arg(short, long, value_name = "NAME")]
     pub tunnel: Option<TunnelName>,
 
@@ -109,7 +119,7 @@ pub struct SourceArgs {
 }
 
 /// What the tunnel is made of, beyond its file.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct TunnelArgs {
     /// Which WireGuard to use [default: auto, the kernel's if there is one]
     #[arg(long, value_enum, value_name = "BACKEND", hide_possible_values = false)]
@@ -126,7 +136,11 @@ pub struct TunnelArgs {
     /// Run the file's PreUp, PostUp, PreDown and PostDown, inside the tunnel's namespace
     #[arg(long)]
     pub allow_hooks: bool,
+}
 
+/// Under what identity and with which privileges the program runs.
+#[derive(Debug, Args)]
+pub struct ProgramArgs {
     /// Run as this user (name or number) [default: who called sudo, else the same user]
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,
@@ -155,6 +169,10 @@ pub struct RunArgs {
     #[command(flatten)]
     pub tunnel: TunnelArgs,
 
+    /// Under what identity the program runs.
+    #[command(flatten)]
+    pub identity: ProgramArgs,
+
     /// Start the program only after the first handshake, and fail if there is none within SECONDS
     #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub wait: Option<u32>,
@@ -179,6 +197,10 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub tunnel: TunnelArgs,
 
+    /// Under what identity the program would run.
+    #[command(flatten)]
+    pub identity: ProgramArgs,
+
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -194,6 +216,80 @@ pub struct CheckArgs {
     /// What the tunnel is made of.
     #[command(flatten)]
     pub tunnel: TunnelArgs,
+
+    /// Under what identity the program would run.
+    #[command(flatten)]
+    pub identity: ProgramArgs,
+}
+
+/// Which tunnel a command is about that has a configuration.
+#[derive(Clone, Debug, Args)]
+pub struct TargetArgs {
+    /// The profile's name, or the provider's wg-quick file if there is a `/` in it or it ends in `.conf`; `-` is standard input
+    #[arg(value_name = "NAME|FILE")]
+    pub target: PathBuf,
+
+    /// The tunnel's name, also of its namespace /run/netns/NAME [default: the file's or the profile's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<TunnelName>,
+
+    /// What the tunnel is made of.
+    #[command(flatten)]
+    pub tunnel: TunnelArgs,
+}
+
+/// Arguments of `vpn-exec up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// Which tunnel.
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Return only after the first handshake, and take the tunnel down again if there is none within SECONDS
+    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub wait: Option<u32>,
+
+    /// Stay in the foreground and hold the tunnel until SIGTERM or SIGINT, for service managers; SIGHUP reads the file again
+    #[arg(short, long)]
+    pub foreground: bool,
+
+    /// Put a new keeper in the place of the running one (after an upgrade, say); programs inside go on
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// Arguments of `vpn-exec down`.
+#[derive(Debug, Args)]
+pub struct DownArgs {
+    /// Which tunnel.
+    pub name: TunnelName,
+
+    /// Take it down even if programs are inside, which are killed
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// Arguments of `vpn-exec status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Which tunnel [default: all]
+    pub name: Option<TunnelName>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print it again every second, until interrupted
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Arguments of `vpn-exec list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What is said on the way.

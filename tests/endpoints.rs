@@ -11,7 +11,6 @@ use lab::{HOST, HOST_ON_LAN, LAN, Lab, PROVIDER, PROVIDER_PORT, Packet, Peer, Re
 use vpn_exec::keys::{PrivateKey, PublicKey};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
-use vpn_exec::linux::tun;
 use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
 use vpn_exec::wireguard::{Device, DeviceConfig, PeerConfig};
 
@@ -237,7 +236,7 @@ impl Neighbour {
             DeviceConfig { private_key: self.private.clone(), listen_port: port, fwmark: 0, mtu, peers: vec![peer] };
         let (tun, sockets) = site.run(|| {
             let wg0 = "wg0".parse().map_err(std::io::Error::other)?;
-            let tun = tun::open(&wg0)?;
+            let tun = lab::passing_tun(&wg0)?;
             let mut netlink = Netlink::open()?;
             let index = netlink.link_index(&wg0)?;
             let network = "10.64.0.1/24".parse().map_err(std::io::Error::other)?;

@@ -14,7 +14,7 @@ use lab::{
 };
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
-use vpn_exec::linux::{sysctl, tun};
+use vpn_exec::linux::sysctl;
 use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -165,7 +165,7 @@ fn a_tunnel_by_hand(lab: &Lab, endpoint: IpAddr) -> Result<()> {
     let sockets = Sockets::bind(0, 0)?;
     let (inside, tun) = NetworkNamespace::create(|| {
         let wg0 = "wg0".parse().map_err(io::Error::other)?;
-        let tun = tun::open(&wg0)?;
+        let tun = lab::passing_tun(&wg0)?;
         let mut netlink = Netlink::open()?;
         let index = netlink.link_index(&wg0)?;
         let mut requests = vec![Request::set_mtu(index, "wg0", 1420), Request::set_up(index, "wg0")];

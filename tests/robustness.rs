@@ -96,7 +96,7 @@ fn nobody_is_killed_by_a_namespaces_number() {
         let mark = format!("vpn-exec:nowhere:{}", "0".repeat(32));
         fs::write("/run/netns/nowhere", &mark)?;
         let state = format!(
-            r#"{{"mark":"{mark}","namespace":{{"device":{device},"inode":{inode}}},"keeper":4194304,"launcher":4194304}}"#
+            r#"{{"mark":"{mark}","namespace":{{"device":{device},"inode":{inode}}},"keeper":4194304,"made":null,"standing":false,"holders":[]}}"#
         );
         fs::write("/run/vpn-exec/nowhere/state", state)?;
         let output = run(&format!("{} -- true", vpn_exec()?))?;

@@ -6,7 +6,7 @@ use super::{Failure, load, print};
 use crate::cli::CheckArgs;
 
 pub(super) fn run(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
-    let plan = load::load(&arguments.source, &arguments.tunnel)?.plan()?;
+    let plan = load::load(&arguments.source, &arguments.tunnel, &arguments.identity)?.plan()?;
     for note in &plan.notes {
         print(format!("note: {note}\n").as_bytes())?;
     }

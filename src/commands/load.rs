@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Failure;
-use crate::cli::{SourceArgs, TunnelArgs};
+use crate::cli::{ProgramArgs, SourceArgs, TargetArgs, TunnelArgs};
 use crate::config::diagnostic::Diagnostics;
 use crate::config::{Config, Dns, Profile, profile, wg_quick};
 use crate::config_file::{self, ConfigFile};
@@ -14,6 +14,7 @@ use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan, PlanOptions};
 use crate::tunnel::facts;
+use crate::tunnel::handover::Handover;
 
 /// The folder of the machine's profiles.
 const PROFILES: &str = "/etc/vpn-exec";
@@ -24,11 +25,56 @@ pub(super) struct Loaded {
     pub(super) config: Config,
     /// How long the profile has the program wait for the first handshake.
     pub(super) wait: Option<Duration>,
-    options: PlanOptions,
+    pub(super) options: PlanOptions,
+    file: ConfigFile,
 }
 
 /// Reads and checks everything. Warnings are told at once.
-pub(super) fn load(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failure> {
+pub(super) fn load(source: &SourceArgs, tunnel: &TunnelArgs, identity: &ProgramArgs) -> Result<Loaded, Failure> {
+    let mut loaded = load_tunnel(source, tunnel)?;
+    let program = &mut loaded.config.program;
+    program.user = identity.user.clone().or(program.user.take());
+    program.group = identity.group.clone().or(program.group.take());
+    program.capabilities.extend(identity.keep_cap.iter().cloned());
+    program.new_privileges |= identity.new_privs;
+    Ok(loaded)
+}
+
+/// Reads and checks what a command says that is about a tunnel alone.
+pub(super) fn load_target(target: &TargetArgs) -> Result<Loaded, Failure> {
+    load_tunnel(&source_of(target)?, &target.tunnel)
+}
+
+/// A profile's name is told from a file's by what names cannot have, or hardly do.
+fn source_of(target: &TargetArgs) -> Result<SourceArgs, Failure> {
+    let (path, name) = (target.target.clone(), target.name.clone());
+    let text = path.to_string_lossy();
+    if text == "-" || text.contains('/') || text.ends_with(".conf") {
+        return Ok(SourceArgs { config: Some(path), tunnel: None, name });
+    }
+    let tunnel = text.parse().map_err(|error| {
+        Failure::new(format!("{text:?} is no profile's name: {error}"))
+            .advise("a file is told from a name by a `/` in its path, or by `.conf` at its end: try ./FILE")
+    })?;
+    Ok(SourceArgs { config: None, tunnel: Some(tunnel), name })
+}
+
+/// Whether there is a profile of a name.
+pub(super) fn has_profile(name: &TunnelName) -> bool {
+    profiles(name).any(|path| path.exists())
+}
+
+/// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
+pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
+    let TunnelArgs { backend, dns, search, allow_hooks } = tunnel;
+    if backend.is_none() && dns.is_empty() && search.is_empty() && !allow_hooks {
+        return Ok(());
+    }
+    Err(Failure::new("this tunnel is up already: --backend, --dns, --search and --allow-hooks are of no use here")
+        .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
+}
+
+fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failure> {
     let (profile, default_name) = match (&source.config, &source.tunnel) {
         (Some(file), _) => (Profile { wireguard: file.clone(), ..Profile::default() }, None),
         (None, Some(name)) => (read_profile(name)?, Some(name.clone())),
@@ -47,17 +93,18 @@ pub(super) fn load(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, F
     if !warnings.is_empty() {
         tracing::warn!("{}", render(&warnings));
     }
-    let Profile { backend, mut dns, local, mut program, wait, .. } = profile;
+    let Profile { backend, mut dns, local, program, wait, .. } = profile;
     overrule(&mut dns, tunnel);
-    program.user = tunnel.user.clone().or(program.user);
-    program.group = tunnel.group.clone().or(program.group);
-    program.capabilities.extend(tunnel.keep_cap.iter().cloned());
-    program.new_privileges |= tunnel.new_privs;
     let config = Config { name, wireguard, backend: tunnel.backend.unwrap_or(backend), dns, local, program };
-    Ok(Loaded { config, wait, options: PlanOptions { allow_hooks: tunnel.allow_hooks } })
+    Ok(Loaded { config, wait, options: PlanOptions { allow_hooks: tunnel.allow_hooks }, file })
 }
 
 impl Loaded {
+    /// The same, for a keeper.
+    pub(super) fn handover(&self) -> Handover {
+        Handover::new(&self.config, self.options, &self.file.name, &self.file.contents)
+    }
+
     /// Plans from the facts of this instant.
     pub(super) fn plan(&self) -> Result<Plan, Failure> {
         let facts = Netlink::open()
@@ -89,14 +136,10 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
 
 /// Reads the machine's profile of a name, else the user's own.
 fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
-    let file = format!("{name}.toml");
-    let machine = Path::new(PROFILES).join(&file);
-    let own = own_profiles().map(|folder| folder.join(&file));
-    let found = std::iter::once(machine.clone()).chain(own.clone()).find(|path| path.exists());
-    let Some(path) = found else {
-        let places = own.map(|own| format!(" nor {}", own.display())).unwrap_or_default();
-        return Err(Failure::new(format!("there is no profile {name}: neither {}{places} exists", machine.display()))
-            .advise("write one (all it needs is a line `wireguard = \"FILE\"`), or use --config FILE"));
+    let Some(path) = profiles(name).find(|path| path.exists()) else {
+        let places: Vec<String> = profiles(name).map(|path| path.display().to_string()).collect();
+        return Err(Failure::new(format!("there is no profile {name}: {} does not exist", places.join(" or ")))
+            .advise("write one (all it needs is a line `wireguard = \"FILE\"`), or name the provider's file"));
     };
     let text = read(&path)?;
     let mut profile = profile::parse(&text.name, &text.contents).map_err(|found| Failure::new(render(&found)))?;
@@ -105,6 +148,12 @@ fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
         profile.wireguard = folder.join(&profile.wireguard);
     }
     Ok(profile)
+}
+
+/// Where the profile of a name may be.
+fn profiles(name: &TunnelName) -> impl Iterator<Item = PathBuf> {
+    let file = format!("{name}.toml");
+    std::iter::once(PathBuf::from(PROFILES)).chain(own_profiles()).map(move |folder| folder.join(&file))
 }
 
 fn own_profiles() -> Option<PathBuf> {

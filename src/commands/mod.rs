@@ -2,10 +2,16 @@
 
 mod check;
 mod completions;
+mod down;
+mod held;
+mod list;
 mod load;
 mod man;
 mod plan;
+mod reload;
 mod run;
+mod status;
+mod up;
 
 use std::process::ExitCode;
 
@@ -59,6 +65,11 @@ pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
     }
     match cli.command {
         None => run::run(&cli.run),
+        Some(Command::Up(arguments)) => up::run(&arguments),
+        Some(Command::Down(arguments)) => down::run(&arguments),
+        Some(Command::Reload(arguments)) => reload::run(&arguments),
+        Some(Command::Status(arguments)) => status::run(&arguments),
+        Some(Command::List(arguments)) => list::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Check(arguments)) => check::run(&arguments),
         Some(Command::Completions { shell }) => completions::run(shell),

@@ -3,6 +3,7 @@
 
 pub mod capability;
 pub mod diagnostic;
+mod difference;
 mod network;
 pub mod profile;
 mod shown;
@@ -15,7 +16,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+pub use difference::{Difference, difference};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::names::TunnelName;
@@ -41,7 +44,7 @@ pub struct Config {
 }
 
 /// Which implementation of WireGuard to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendChoice {
     /// The kernel's if it has WireGuard, else the embedded one.
@@ -97,7 +100,7 @@ pub struct Hook {
 }
 
 /// When `wg-quick` would run a [`Hook`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum HookKind {
     /// Before the interface is up.
     PreUp,
@@ -167,7 +170,7 @@ impl fmt::Display for Endpoint {
 }
 
 /// How names are resolved inside. `None` of servers: those of the `wg-quick` file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {
     /// The resolvers' addresses.
     pub servers: Option<Vec<IpAddr>>,
@@ -178,7 +181,7 @@ pub struct Dns {
 }
 
 /// What is reached through the host instead of the tunnel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Local {
     /// Networks beyond the host.
     pub networks: Vec<IpNet>,
@@ -187,7 +190,7 @@ pub struct Local {
 }
 
 /// A port of the host that leads to a port inside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publish {
     /// The host's address to listen on; `None`: all.
     pub address: Option<IpAddr>,
@@ -200,7 +203,7 @@ pub struct Publish {
 }
 
 /// A transport protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.

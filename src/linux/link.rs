@@ -28,6 +28,21 @@ pub struct Link {
     pub alias: Option<String>,
     /// Whether it is up.
     pub up: bool,
+    /// What it is: "veth", "tun", "wireguard". None for one that is the kernel's own, as `lo` is.
+    pub kind: Option<String>,
+}
+
+/// What has gone through an interface since it was made. Received is what came in by it, for the programs of its namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
 }
 
 impl Netlink {
@@ -49,6 +64,28 @@ impl Netlink {
     /// `ENODEV` if there is none of that name.
     pub fn link_index(&mut self, name: &InterfaceName) -> io::Result<u32> {
         self.link(name.as_str())?.map(|link| link.index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// What has gone through an interface.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none of that name.
+    pub fn counters(&mut self, name: &InterfaceName) -> io::Result<Counters> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_string()));
+        let RouteNetlinkMessage::NewLink(message) = self.query(RouteNetlinkMessage::GetLink(message))? else {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        };
+        let counters = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(stats) => Some(Counters {
+                rx_bytes: stats.rx_bytes,
+                rx_packets: stats.rx_packets,
+                tx_bytes: stats.tx_bytes,
+                tx_packets: stats.tx_packets,
+            }),
+            _ => None,
+        });
+        Ok(counters.unwrap_or_default())
     }
 
     /// All interfaces.
@@ -74,12 +111,19 @@ fn link_of(message: &LinkMessage) -> Link {
         mtu: 0,
         alias: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        kind: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
@@ -204,6 +248,20 @@ impl Request {
             message: RouteNetlinkMessage::NewAddress(message),
             flags: NLM_F_CREATE | NLM_F_EXCL,
             tolerated: None,
+        }
+    }
+}
+
+impl Request {
+    /// Takes an address away. That it is gone already is no error.
+    pub fn delete_address(index: u32, name: &str, address: IpNet) -> Self {
+        let add = Self::add_address(index, name, address);
+        let RouteNetlinkMessage::NewAddress(message) = add.message else { return add };
+        Self {
+            what: format!("remove the address {address} from {name}"),
+            message: RouteNetlinkMessage::DelAddress(message),
+            flags: 0,
+            tolerated: Some(libc::EADDRNOTAVAIL),
         }
     }
 }

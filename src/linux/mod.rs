@@ -2,13 +2,19 @@
 //! nothing of VPNs, and decides nothing.
 
 pub mod capabilities;
+pub mod clock;
 pub mod link;
+pub mod local_socket;
+pub mod memory_file;
+pub mod monitor;
 pub mod mounts;
 pub mod namespace;
 pub mod netlink;
 pub mod poll;
 pub mod process;
 pub mod route;
+pub mod seccomp;
 pub mod signals;
 pub mod sysctl;
+pub mod timer;
 pub mod tun;

@@ -160,6 +160,12 @@ impl NamespaceId {
         }
     }
 
+    /// The mount namespace of a process, if it is there and may be asked.
+    pub fn of_mounts(pid: i32) -> io::Result<Self> {
+        let status = fs::metadata(format!("/proc/{pid}/ns/mnt"))?;
+        Ok(Self { device: status.dev(), inode: status.ino() })
+    }
+
     fn of_thread(thread: &Path) -> io::Result<Self> {
         let status = fs::metadata(thread.join("ns/net"))?;
         Ok(Self { device: status.dev(), inode: status.ino() })

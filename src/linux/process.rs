@@ -1,15 +1,17 @@
 //! Processes: forking, executing, their relatives, and what they pass on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::{ForkResult, Pid, Uid};
 use rustix::process::DumpableBehavior;
+use serde::{Deserialize, Serialize};
 
 use super::namespace::NamespaceId;
 
@@ -174,7 +176,8 @@ fn all() -> io::Result<Vec<i32>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
-fn parent_of(pid: i32) -> Option<i32> {
+/// The parent of a process, if that is there.
+pub fn parent_of(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything; the state and the parent follow the last one (proc_pid_stat(5)).
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
@@ -188,6 +191,45 @@ pub fn in_namespace(namespace: NamespaceId) -> io::Result<Vec<i32>> {
         .into_iter()
         .filter(|pid| *pid != own && NamespaceId::of_process(*pid).is_ok_and(|of| of == namespace))
         .collect())
+}
+
+/// All processes that can be seen, by their network namespaces: but for the calling one's, and for those of other users where
+/// CAP_SYS_PTRACE is missing.
+pub fn by_namespace() -> io::Result<HashMap<NamespaceId, Vec<i32>>> {
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let own = NamespaceId::of_process(own).ok();
+    let mut found: HashMap<NamespaceId, Vec<i32>> = HashMap::new();
+    for pid in all()? {
+        if let Ok(namespace) = NamespaceId::of_process(pid)
+            && Some(namespace) != own
+        {
+            found.entry(namespace).or_default().push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// What a process looks like from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its effective user.
+    pub user: Uid,
+    /// Its command line, or in brackets the name of one that has none.
+    pub command: String,
+}
+
+/// What a process looks like. None if it has ended.
+pub fn describe(pid: i32) -> Option<Seen> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    // The owner of this directory may be root where the process may not be inspected; its status tells in any case.
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let user = Uid::from_raw(users.split_ascii_whitespace().nth(1)?.parse().ok()?);
+    let command = fs::read(process.join("cmdline")).ok()?;
+    let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let command = words.join(" ").trim_end().to_owned();
+    let named = || fs::read_to_string(process.join("comm")).map(|name| format!("[{}]", name.trim_end()));
+    Some(Seen { user, command: if command.is_empty() { named().ok()? } else { command } })
 }
 
 /// Whether a process has ended, or is about to: it is gone, a zombie, on its way out, or SIGKILL waits for it, which cannot be
@@ -208,6 +250,34 @@ pub fn is_ending(pid: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mut pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
     exiting || pending.any(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & KILLED != 0))
+}
+
+/// What tells a process from all others since the machine was started: its number may be another's by now, but not one that was
+/// started at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its number.
+    pub pid: i32,
+    /// When it was started, in clock ticks since boot (proc_pid_stat(5)).
+    started: u64,
+}
+
+impl ProcessId {
+    /// The process that has a number now.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` if there is none.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // As in `parent_of`; the time of its start is the twentieth field after the name.
+        let started = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19)?.parse().ok());
+        started.map(|started| Self { pid, started }).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Whether it lives, and is not about to end.
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_ok_and(|now| now == *self) && !is_ending(self.pid)
+    }
 }
 
 /// Sends a signal to a process. That it is gone already is no error.

@@ -21,6 +21,8 @@ pub struct Route {
     pub interface: Option<u32>,
     /// The router that it goes through.
     pub gateway: Option<IpAddr>,
+    /// The host's own address that is used on it, where the kernel says.
+    pub source: Option<IpAddr>,
     /// Its own MTU, where it has one.
     pub mtu: Option<u32>,
     /// Its table.
@@ -37,12 +39,13 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
         _ => return None,
     };
-    let (mut destination, mut interface, mut gateway, mut mtu) = (any, None, None, None);
+    let (mut destination, mut interface, mut gateway, mut source, mut mtu) = (any, None, None, None, None);
     let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip_of(address)?,
             RouteAttribute::Gateway(address) => gateway = ip_of(address),
+            RouteAttribute::PrefSource(address) => source = ip_of(address),
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Metrics(metrics) => {
@@ -55,7 +58,7 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         }
     }
     let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
-    Some(Route { destination, interface, gateway, mtu, table })
+    Some(Route { destination, interface, gateway, source, mtu, table })
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
@@ -125,6 +128,21 @@ impl Request {
             message: RouteNetlinkMessage::NewRoute(message),
             flags: NLM_F_CREATE | NLM_F_EXCL,
             tolerated: None,
+        }
+    }
+
+    /// Takes a route of the main table away. That it is gone already is no error.
+    pub fn delete_route(index: u32, name: &str, destination: IpNet) -> Self {
+        let add = Self::add_route(index, name, destination, None);
+        let RouteNetlinkMessage::NewRoute(mut message) = add.message else { return add };
+        // Whoever has made it: the kernel makes the one to an address's own network.
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.scope = RouteScope::NoWhere;
+        Self {
+            what: format!("remove the route {destination} by {name}"),
+            message: RouteNetlinkMessage::DelRoute(message),
+            flags: 0,
+            tolerated: Some(libc::ESRCH),
         }
     }
 }

@@ -62,6 +62,13 @@ impl Signals {
         Ok(Self { descriptor, before })
     }
 
+    /// Blocks all signals, and lets some be read, for a process that ends in order whatever is sent to it.
+    pub fn block_all_but_read(signals: &[Signal]) -> io::Result<Self> {
+        let read = Self::block(signals)?;
+        set_mask(&SigSet::all())?;
+        Ok(read)
+    }
+
     /// What was inherited, as it was before [`Self::block`].
     pub fn inherited(&self) -> Inherited {
         self.before

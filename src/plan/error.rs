@@ -113,6 +113,15 @@ pub enum PlanError {
         /// Where free ones were looked for.
         pools: &'static str,
     },
+    /// A living tunnel whose link to the host was made for programs that cannot use it as a router.
+    #[error(
+        "the tunnel {tunnel} was made for programs without CAP_NET_RAW and CAP_NET_ADMIN: its link to the host has IPv6, by which \
+         this one could leave"
+    )]
+    OpenLink {
+        /// The tunnel.
+        tunnel: TunnelName,
+    },
     /// Every name that could be derived is taken.
     #[error("every interface name that can be derived for this tunnel (such as {last:?}) is taken on the host")]
     NoFreeInterfaceName {
@@ -146,6 +155,9 @@ impl PlanError {
             Self::SecretInHook { .. } => "let the hook read the key from a file, or leave out --allow-hooks",
             Self::NoFreeAddresses { .. } => {
                 "narrow or remove a route of the host that covers private addresses it does not use"
+            }
+            Self::OpenLink { .. } => {
+                "put the capability into the tunnel's profile, and take it down and up again, or choose another name"
             }
             Self::NoFreeInterfaceName { .. } => "remove unused interfaces, or choose another tunnel name",
         }

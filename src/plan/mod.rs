@@ -6,6 +6,7 @@
 //! what the user may not expect, is collected, so that everything is reported at once. `render` prints a plan for people.
 
 mod addresses;
+mod change;
 mod error;
 mod facts;
 mod hooks;
@@ -21,8 +22,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+pub use change::{Change, change};
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, HostInterface, HostRoute};
 pub use hooks::HookPlan;
@@ -31,7 +33,7 @@ pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::{BackendChoice, Config, Local, Protocol};
+use crate::config::{BackendChoice, Config, Local, ProgramOptions, Protocol};
 use crate::names::{InterfaceName, TunnelName};
 
 /// Where named namespaces are, as ip-netns(8) has them.
@@ -48,7 +50,7 @@ pub struct PlanOptions {
 /// `vpn-exec plan` prints.
 ///
 /// [`Display`]: std::fmt::Display
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The tunnel's name.
     pub name: TunnelName,
@@ -71,7 +73,7 @@ pub struct Plan {
 }
 
 /// The pair of interfaces that joins the namespace to the host. It carries local traffic only.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VethPlan {
     /// The end on the host: `ve-…`.
     pub host_interface: InterfaceName,
@@ -158,6 +160,26 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         hooks,
         notes: findings.notes,
     })
+}
+
+/// Decides about a program that joins a living tunnel: what it may do, and what there is to be said about that.
+///
+/// # Errors
+///
+/// All reasons at once why it cannot be so. One is that it could leave by the link to the host, which was made for programs without
+/// such capabilities.
+pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Result<Vec<String>, PlanErrors> {
+    let mut findings = Findings::default();
+    if living.veth.host_ipv6.is_some() && privileges::could_use_host_as_router(program, &mut findings) {
+        findings.refuse(PlanError::OpenLink { tunnel: living.name.clone() });
+    }
+    findings.notes.clear();
+    privileges::decide(program, last_capability, &mut findings);
+    if findings.errors.is_empty() {
+        Ok(findings.notes)
+    } else {
+        Err(PlanErrors { name: living.name.clone(), reasons: findings.errors })
+    }
 }
 
 /// Refuses what a later release brings, so that nobody takes it for working.

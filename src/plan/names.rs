@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Findings;
 use super::addresses::Addresses;
@@ -22,7 +22,7 @@ const NSSWITCH_HOSTS: &str = "hosts: files dns";
 const MAX_SERVERS: usize = 3;
 
 /// What the program sees of names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamesPlan {
     /// The resolvers.
     pub servers: Vec<IpAddr>,

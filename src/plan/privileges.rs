@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Findings;
 use super::error::PlanError;
@@ -39,7 +39,7 @@ pub(super) fn could_use_host_as_router(options: &ProgramOptions, findings: &mut 
 }
 
 /// What the program may do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrivilegesPlan {
     /// The user that was asked for.
     pub user: Option<String>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Findings;
 use super::error::PlanError;
@@ -12,7 +12,7 @@ use crate::keys::PublicKey;
 use crate::names::InterfaceName;
 
 /// WireGuard's interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireguardPlan {
     /// Its name in the namespace: `wg0`.
     pub interface: InterfaceName,
@@ -36,7 +36,7 @@ pub struct WireguardPlan {
 }
 
 /// A peer, without its secrets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerPlan {
     /// Its key.
     pub public_key: PublicKey,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,8 @@ fn show_own_sys() -> io::Result<()> {
 fn show_own_names(program: &Program) -> Step<()> {
     let doing = |what| move |error: io::Error| (what, error);
     let staging = &program.staging;
+    // The place is about to be covered, the file with it.
+    let resolv_conf = fs::File::open(&program.resolv_conf).map_err(doing("open the tunnel's resolv.conf"))?;
     mounts::memory(staging).map_err(doing("make a file system in memory"))?;
     let views = [
         View { path: RESOLV_CONF, text: program.names.resolv_conf.clone() },
@@ -83,6 +86,12 @@ fn show_own_names(program: &Program) -> Step<()> {
         let target = fs::canonicalize(view.path).map_err(doing("find the host's own file"))?;
         mounts::bind(&view.staged(staging), &target).map_err(doing("show the program's own files"))?;
     }
+    // All programs of a tunnel see the same file, into which a change of the resolvers is written.
+    let target = fs::canonicalize(RESOLV_CONF).map_err(doing("find the program's own resolv.conf"))?;
+    let source = PathBuf::from(format!("/proc/self/fd/{}", resolv_conf.as_raw_fd()));
+    mounts::bind(&source, &target)
+        .and_then(|()| mounts::make_read_only(&target))
+        .map_err(doing("show the tunnel's resolv.conf"))?;
     mounts::detach(staging).map_err(doing("hide the place of the program's own files"))
 }
 

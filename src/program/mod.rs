@@ -21,6 +21,7 @@ use thiserror::Error;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::{self, Inherited, Signals};
+use crate::names::TunnelName;
 use crate::plan::NamesPlan;
 use crate::tunnel::lease::Lease;
 use identity::Identity;
@@ -33,6 +34,8 @@ pub struct Program {
     pub command: Vec<OsString>,
     /// The path of the network namespace's name.
     pub namespace: PathBuf,
+    /// The file of the host's that it sees as `/etc/resolv.conf`, whatever becomes of it.
+    pub resolv_conf: PathBuf,
     /// A directory that exists on the host and is of no use to the program: the place to build its private files in.
     pub staging: PathBuf,
     /// What it sees of names.
@@ -51,6 +54,8 @@ pub struct Program {
     pub listen_fds: RawFd,
     /// Its mask of permission bits (umask(2)).
     pub umask: u32,
+    /// What a keeper that its launcher may have to start can gain by executing a file.
+    pub keeper_gains: CapabilitySet,
 }
 
 /// Which capabilities it takes to become a program of this identity that keeps these capabilities.
@@ -188,12 +193,12 @@ impl Waiting<'_> {
     /// are passed on to it.
     ///
     /// After an error, what the program has started may still run in the tunnel.
-    pub fn run(mut self, lease: &Lease, signals: Signals) -> Result<Ended, ProgramError> {
+    pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<Ended, ProgramError> {
         let system = |what| move |error: io::Error| ProgramError::System { what, error };
         self.enter();
         self.go_on();
         // The parent has passed on what it had to: from now on it only forwards signals, and cleans up if the keeper dies.
-        privileges::limit_supervisor().map_err(system("drop privileges"))?;
+        privileges::limit_supervisor(self.program).map_err(system("drop privileges"))?;
         let mut text = Vec::new();
         let mut buffer = [0; 512];
         loop {
@@ -205,7 +210,10 @@ impl Waiting<'_> {
             }
         }
         let Some(pid) = self.pid.take() else { return Err(system("find the program")(io::ErrorKind::NotFound.into())) };
-        let supervised = supervise::supervise(self.program, pid, std::mem::take(&mut self.strangers), lease, signals);
+        // What it starts from now on has its mount namespace.
+        lease.started(pid.as_raw());
+        let strangers = std::mem::take(&mut self.strangers);
+        let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals);
         match serde_json::from_slice::<Failure>(&text) {
             Ok(failure) => Err(failure.into_error(&self.program.command[0])),
             Err(_) => supervised,

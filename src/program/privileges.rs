@@ -33,8 +33,13 @@ pub(super) fn assume(program: &Program) -> Step<()> {
     Ok(())
 }
 
-/// What remains for the supervisor: it may signal a program of another user, and, should the keeper die, take the tunnel down in
-/// its place. Nothing of that is effective until it is needed.
-pub(super) fn limit_supervisor() -> io::Result<()> {
+/// What remains for the supervisor: it may signal a program of another user, and, should the keeper die, start another one, or take
+/// the tunnel down in its place. Nothing of that is effective until it is needed.
+pub(super) fn limit_supervisor(program: &Program) -> io::Result<()> {
+    // A keeper does this for itself, but one that is started later could not any more.
+    if capabilities::permitted()?.contains(CapabilitySet::SETPCAP) {
+        capabilities::raise(CapabilitySet::SETPCAP)?;
+        capabilities::bound(program.keeper_gains, program.last_capability)?;
+    }
     capabilities::limit(keeper::needed_capabilities(), CapabilitySet::KILL)
 }

@@ -11,11 +11,13 @@ use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
-use super::{Ended, Program, ProgramError};
+use super::{Ended, Program, ProgramError, privileges};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
 use crate::linux::signals::{self, Received, Signals};
+use crate::names::TunnelName;
 use crate::tunnel::lease::{Event, Lease};
+use crate::tunnel::recovery;
 
 /// The signals that are passed on, and SIGCHLD.
 pub const WATCHED: [Signal; 10] = [
@@ -37,7 +39,8 @@ struct Supervision<'a> {
     pid: Pid,
     /// Our children that are not the program's: the keeper, and what was started before vpn-exec was executed.
     strangers: BTreeSet<i32>,
-    lease: &'a Lease,
+    tunnel: &'a TunnelName,
+    lease: &'a mut Lease,
     ended: Option<Ended>,
     tunnel_ended: Option<String>,
 }
@@ -47,10 +50,11 @@ pub(super) fn supervise(
     program: &Program,
     pid: Pid,
     strangers: BTreeSet<i32>,
-    lease: &Lease,
+    tunnel: &TunnelName,
+    lease: &mut Lease,
     mut signals: Signals,
 ) -> Result<Ended, ProgramError> {
-    let mut supervision = Supervision { program, pid, strangers, lease, ended: None, tunnel_ended: None };
+    let mut supervision = Supervision { program, pid, strangers, tunnel, lease, ended: None, tunnel_ended: None };
     supervision.watch(&mut signals).map_err(|error| ProgramError::System { what: "watch the program", error })?;
     if supervision.ended == Some(Ended::Signaled(Signal::SIGKILL as i32)) {
         supervision.ask_keeper().map_err(|error| ProgramError::System { what: "hear the keeper", error })?;
@@ -184,15 +188,31 @@ impl Supervision<'_> {
 
     fn hear_from_keeper(&mut self) -> io::Result<()> {
         let reason = match self.lease.next_event()? {
-            Some(Event::Named | Event::Made | Event::Connected) => return Ok(()),
             Some(Event::Failed { reason, .. }) => reason,
-            Some(Event::Gone) => "its device has failed".into(),
-            None => "its keeper was killed".into(),
+            Some(Event::Gone) => "it is gone".into(),
+            Some(_) => return Ok(()),
+            None => match self.recover() {
+                Ok(()) => return Ok(()),
+                Err(reason) => reason,
+            },
         };
         self.tunnel_ended = Some(reason);
         if self.ended.is_none() {
             process::kill(self.pid.as_raw(), Signal::SIGKILL)?;
         }
+        Ok(())
+    }
+
+    /// The keeper was killed: finds its successor, or starts one. The program goes on meanwhile, and cannot leave but by the tunnel.
+    fn recover(&mut self) -> Result<(), String> {
+        let before = process::children().map_err(|error| error.to_string())?;
+        let recovered = recovery::recover(self.tunnel, self.lease);
+        privileges::limit_supervisor(self.program).map_err(|error| error.to_string())?;
+        // A successor that was started here is no child of the program's.
+        let now = process::children().map_err(|error| error.to_string())?;
+        self.strangers.extend(now.difference(&before));
+        *self.lease = recovered.map_err(|error| error.to_string())?;
+        self.lease.started(self.pid.as_raw());
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ pub struct Remains {
     pub(super) host: Netlink,
     pub(super) mark: Mark,
     pub(super) wireguard_interface: InterfaceName,
-    pub(super) kernel_inner: Option<Inner>,
+    pub(super) inner: Option<Inner>,
     pub(super) device: Option<Box<dyn Device>>,
 }
 
@@ -36,15 +36,15 @@ impl Remains {
     /// Waits until the tunnel's links are gone, and removes them where somebody else keeps the namespace alive (a shell of
     /// `ip netns exec`, say).
     pub fn settle(mut self) -> Result<(), TunnelError> {
-        if let Some(mut inner) = self.kernel_inner.take() {
+        // An embedded device's data path would take the loss of its interface for a failure.
+        drop(self.device.take());
+        if let Some(mut inner) = self.inner.take() {
             let index = inner.netlink.link_index(&self.wireguard_interface);
             if let Ok(index) = index {
                 let delete = Request::delete_link(index, self.wireguard_interface.as_str());
                 inner.netlink.execute_one(delete).doing("remove WireGuard's interface")?;
             }
         }
-        // Closes the TUN, and with it ends its interface.
-        drop(self.device.take());
         remove_links(&mut self.host, self.mark.text())
     }
 }
@@ -103,9 +103,34 @@ fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
 
 /// Kills every process in a namespace until there is none.
 pub(super) fn kill_all_in(namespace: NamespaceId) -> io::Result<()> {
+    kill_until_none(|| process::in_namespace(namespace))
+}
+
+/// Kills, of the processes in a network namespace, those in a mount namespace and their descendants, until there is none.
+pub(super) fn kill_left_behind(namespace: NamespaceId, mounts: NamespaceId) -> io::Result<()> {
+    kill_until_none(|| {
+        let mut inside = process::in_namespace(namespace)?;
+        let mut found: Vec<i32> = Vec::new();
+        loop {
+            let belongs = |pid: &i32| {
+                let parent = process::parent_of(*pid);
+                NamespaceId::of_mounts(*pid).is_ok_and(|of| of == mounts)
+                    || parent.is_some_and(|of| found.contains(&of))
+            };
+            let (more, others): (Vec<i32>, Vec<i32>) = inside.into_iter().partition(belongs);
+            if more.is_empty() {
+                return Ok(found);
+            }
+            found.extend(more);
+            inside = others;
+        }
+    })
+}
+
+fn kill_until_none(find: impl Fn() -> io::Result<Vec<i32>>) -> io::Result<()> {
     let begin = Instant::now();
     loop {
-        let programs = process::in_namespace(namespace)?;
+        let programs = find()?;
         if programs.is_empty() {
             return Ok(());
         }

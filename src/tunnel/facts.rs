@@ -3,6 +3,8 @@
 use std::io;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::state;
 use crate::config::{Endpoint, WgQuick};
 use crate::linux::capabilities;
@@ -13,19 +15,30 @@ use crate::plan::{EndpointRoute, Facts, HostInterface, HostRoute};
 
 /// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
 /// so that a plan of it comes out as it was.
+/// What other tunnels have chosen, and perhaps not yet made, is among the facts.
 pub fn read(host: &mut Netlink, name: &TunnelName, wireguard: &WgQuick) -> io::Result<Facts> {
     // One that cannot be read is judged where a tunnel is made.
     let own = state::read(name).unwrap_or(None);
     let is_own = |link: &Link| own.as_ref().is_some_and(|state| link.alias.as_deref() == Some(state.mark.text()));
     let (own, others): (Vec<Link>, Vec<Link>) = host.links()?.into_iter().partition(is_own);
-    let interfaces =
+    let mut interfaces: Vec<HostInterface> =
         others.into_iter().map(|link| HostInterface { name: link.name, index: link.index, mtu: link.mtu }).collect();
-    let routes = host
+    let mut routes: Vec<HostRoute> = host
         .routes()?
         .into_iter()
         .filter(|route| !own.iter().any(|link| Some(link.index) == route.interface))
         .map(|route| HostRoute { destination: route.destination, interface: route.interface, mtu: route.mtu })
         .collect();
+    // Who may not see it cannot make a tunnel, either.
+    for veth in state::chosen_by_others(name).unwrap_or_default() {
+        if !interfaces.iter().any(|interface| interface.name == veth.host_interface.as_str()) {
+            interfaces.push(HostInterface { name: veth.host_interface.to_string(), index: 0, mtu: 0 });
+        }
+        let ipv4 = IpNet::new(veth.host_ipv4.into(), 31).ok();
+        let ipv6 = veth.host_ipv6.and_then(|address| IpNet::new(address.into(), 127).ok());
+        let link = |net: IpNet| HostRoute { destination: net.trunc(), interface: None, mtu: None };
+        routes.extend([ipv4, ipv6].into_iter().flatten().map(link));
+    }
     let mut endpoint_routes = Vec::new();
     for peer in &wireguard.peers {
         let Some(Endpoint::Address { address, .. }) = &peer.endpoint else { continue };

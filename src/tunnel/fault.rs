@@ -16,7 +16,7 @@ pub const SET_UP: [&str; 8] = [
 ];
 
 /// The points of taking a tunnel down, in their order. They can only be killed at: no failure keeps the rest from being done.
-pub const TAKE_DOWN: [&str; 3] = ["after the announcement", "after the name is gone", "before the state is gone"];
+pub const TAKE_DOWN: [&str; 3] = ["after the socket is gone", "after the name is gone", "before the state is gone"];
 
 /// Fails if the test has chosen this point: the environment variable `VPN_EXEC_TEST_FAIL` holds its name, or `kill:` and its name
 /// to have the process killed there instead.

@@ -1,19 +1,29 @@
-//! What the keeper and who wants its tunnel say to each other.
+//! What the keeper and those who want something of its tunnel say to each other.
 //!
-//! A lease is an open connection to the keeper. The kernel closes it however its holder ends, so nobody needs to say so.
+//! They speak by messages over a local socket (unix(7), SOCK_SEQPACKET) at `/run/vpn-exec/NAME/socket`. Anybody may ask how the
+//! tunnel is; all else is for the keeper's own user alone. Whoever asks to join holds a *lease* from then on: the open
+//! connection. The kernel closes it however its holder ends, so nobody needs to say so.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::error::TunnelError;
+use super::state;
+use crate::linux::local_socket;
+use crate::linux::memory_file;
+use crate::names::TunnelName;
 
-/// The longest message between a keeper and a lease.
-const MESSAGE: usize = 8192;
+/// The longest message. What may be longer is passed as a file in memory.
+pub(super) const MESSAGE: usize = 8192;
 
-/// What the keeper tells the holder of a lease.
+/// How long a keeper may take to answer. Before it answers anybody, it makes its tunnel, with all hooks.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// What the keeper tells those who have asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The namespace is there, has its name, and holds nothing but `lo`.
@@ -22,7 +32,7 @@ pub enum Event {
     Made,
     /// A handshake has been completed with a peer.
     Connected,
-    /// The tunnel could not be made, or its device has ended. Nothing of it is left, or will be in an instant.
+    /// The tunnel could not be made, or it ends. Nothing of it is left, or will be in an instant.
     Failed {
         /// Why.
         reason: String,
@@ -31,6 +41,21 @@ pub enum Event {
     },
     /// The tunnel's names are taken away. What follows is the kernel's affair.
     Gone,
+    /// You hold a lease on a tunnel that is made. With it comes what a successor of the keeper needs.
+    Welcome,
+    /// Your lease has ended. Others still want the tunnel.
+    Left,
+    /// What was asked for is not done, and nothing has changed.
+    Refused {
+        /// Why.
+        reason: String,
+        /// What can be done about it.
+        advice: Option<String>,
+    },
+    /// What was asked for is done. With it comes the answer, where there is one: JSON in a file in memory.
+    Done,
+    /// The configuration is another now: this is what a successor of the keeper needs from now on.
+    Changed,
 }
 
 impl Event {
@@ -39,48 +64,142 @@ impl Event {
     }
 }
 
-/// What the holder of a lease tells the keeper.
+/// What the keeper is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Command {
-    /// The tunnel is not wanted any more; what still runs inside was killed or has ended.
+pub(super) enum Request {
+    /// A lease on the tunnel.
+    Join,
+    /// The tunnel shall stay when nobody holds a lease on it.
+    Stand,
+    /// The program of this lease runs; this is its number.
+    Started {
+        /// The program's process.
+        program: i32,
+    },
+    /// The lease is not wanted any more; what still runs inside was killed or has ended.
     Leave,
+    /// How the tunnel is.
+    Report,
+    /// Make the tunnel what the configuration says that comes with this.
+    Reload,
+    /// Take the tunnel down.
+    Down {
+        /// Even if programs are inside, which are killed.
+        force: bool,
+    },
+    /// End, and leave all as it is, for a successor.
+    GiveWay,
 }
 
-/// A lease on a tunnel.
+/// An open connection to a keeper: whoever has asked to join holds a lease by it.
 #[derive(Debug)]
 pub struct Lease {
     socket: OwnedFd,
+    /// What a successor of the keeper needs.
+    handover: Option<OwnedFd>,
 }
 
 impl Lease {
-    /// Makes a lease, and the keeper's end of it. Both are closed at the next exec.
-    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
-        let (socket, keepers) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        Ok((Self { socket }, keepers))
+    /// Makes a lease for who starts a keeper, and the keeper's end of it. Both are closed at the next exec.
+    pub(super) fn pair(handover: OwnedFd) -> io::Result<(Self, OwnedFd)> {
+        let (socket, keepers) = local_socket::pair()?;
+        Ok((Self { socket, handover: Some(handover) }, keepers))
+    }
+
+    /// Connects to the keeper of a tunnel, if there is one that answers.
+    ///
+    /// # Errors
+    /// What the system refuses. That nobody is there is none.
+    pub(super) fn connect(name: &TunnelName) -> io::Result<Option<Self>> {
+        let socket = match local_socket::connect(&state::socket_of(name)) {
+            Ok(socket) => socket,
+            Err(error) if is_absence(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Self { socket, handover: None }))
+    }
+
+    /// Asks for a lease, and waits for it. None if the tunnel ends instead.
+    pub(super) fn join(mut self) -> io::Result<Option<Self>> {
+        match self.ask(Request::Join, None) {
+            Ok(Some((Event::Welcome, _))) => Ok(Some(self)),
+            Ok(Some((Event::Refused { reason, .. }, _))) => {
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for something, and waits for the answer: the first that is none of the tunnel's news. None if the keeper ends instead.
+    pub(super) fn ask(
+        &mut self,
+        request: Request,
+        passed: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
+        send(&self.socket, &request, passed)?;
+        local_socket::set_receive_timeout(&self.socket, Some(ANSWER))?;
+        let answer = loop {
+            match self.next_with_file() {
+                Ok(Some((Event::Named | Event::Made | Event::Connected | Event::Changed, _))) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let late = format!("the tunnel's keeper does not answer within {} s", ANSWER.as_secs());
+                    break Err(io::Error::new(io::ErrorKind::TimedOut, late));
+                }
+                other => break other,
+            }
+        };
+        local_socket::set_receive_timeout(&self.socket, None)?;
+        answer
     }
 
     /// Waits for the next event; none if the keeper has ended.
-    pub fn next_event(&self) -> io::Result<Option<Event>> {
-        receive(&self.socket)
+    pub fn next_event(&mut self) -> io::Result<Option<Event>> {
+        Ok(self.next_with_file()?.map(|(event, _)| event))
     }
 
-    /// Says that the tunnel is not wanted any more, and waits until its names are gone.
+    fn next_with_file(&mut self) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
+        let Some((event, mut file)) = receive(&self.socket)? else { return Ok(None) };
+        if matches!(event, Event::Welcome | Event::Changed) {
+            self.handover = file.take();
+        }
+        Ok(Some((event, file)))
+    }
+
+    /// What a successor of the keeper needs: see [`super::handover`].
+    pub fn handover(&self) -> Option<BorrowedFd<'_>> {
+        self.handover.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Has the tunnel stay when nobody holds a lease on it any more.
+    pub fn stand(&mut self, name: &TunnelName) -> Result<(), AskError> {
+        let answer = self.ask(Request::Stand, None);
+        done(name, answer).map(drop)
+    }
+
+    /// Says that the program of this lease runs.
+    pub fn started(&self, program: i32) {
+        // A keeper that has ended is noticed where it is waited for.
+        let _ = send(&self.socket, &Request::Started { program }, None);
+    }
+
+    /// Says that the tunnel is not wanted any more, and waits until it is gone, or stays for others.
     pub fn leave(self) -> io::Result<()> {
         // A keeper that has ended already cannot be told.
-        let _ = send(&self.socket, &Command::Leave);
+        let _ = send(&self.socket, &Request::Leave, None);
         self.await_end()
     }
 
-    /// Has the keeper end what still runs in the tunnel, as if this process had died, and waits until the tunnel's names are gone.
+    /// Has the keeper end what still runs in the tunnel, as if this process had died, and waits until that is done.
     pub fn abandon(self) -> io::Result<()> {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
         self.await_end()
     }
 
-    fn await_end(self) -> io::Result<()> {
-        while let Some(event) = receive::<Event>(&self.socket)? {
-            if event == Event::Gone {
+    fn await_end(mut self) -> io::Result<()> {
+        while let Some(event) = self.next_event()? {
+            if matches!(event, Event::Gone | Event::Left) {
                 return Ok(());
             }
         }
@@ -95,17 +214,103 @@ impl AsFd for Lease {
     }
 }
 
-pub(super) fn send(socket: &OwnedFd, message: &impl Serialize) -> io::Result<()> {
-    let text = serde_json::to_vec(message)?;
-    rustix::net::send(socket, &text, SendFlags::NOSIGNAL)?;
-    Ok(())
+/// Whether an error says that nobody is there, or not any more.
+fn is_absence(error: &io::Error) -> bool {
+    let gone = [libc::ENOENT, libc::ECONNREFUSED, libc::ECONNRESET, libc::EPIPE, libc::ENOTCONN];
+    error.raw_os_error().is_some_and(|number| gone.contains(&number))
 }
 
-pub(super) fn receive<T: for<'a> Deserialize<'a>>(socket: &OwnedFd) -> io::Result<Option<T>> {
-    let mut buffer = vec![0; MESSAGE];
-    match rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty()) {
-        Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => Ok(None),
-        Ok((length, _)) => Ok(Some(serde_json::from_slice(&buffer[..length])?)),
-        Err(error) => Err(error.into()),
+/// Asks the keeper of a tunnel for something, and waits for the answer. None if there is no keeper, or none any more.
+pub(super) fn ask(
+    name: &TunnelName,
+    request: Request,
+    passed: Option<BorrowedFd<'_>>,
+) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
+    let Some(mut connection) = Lease::connect(name)? else { return Ok(None) };
+    match connection.ask(request, passed) {
+        Err(error) if is_absence(&error) => Ok(None),
+        other => other,
     }
+}
+
+/// Why a keeper does not do what it was asked for.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// There is no keeper.
+    #[error("the tunnel {0} is not up")]
+    Absent(TunnelName),
+    /// It has refused, and nothing has changed.
+    #[error("{reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+        /// What can be done about it.
+        advice: Option<String>,
+    },
+    /// It cannot be asked.
+    #[error("cannot talk to the tunnel's keeper: {0}")]
+    System(#[from] io::Error),
+}
+
+/// The answer to a request that is done or refused.
+fn done(name: &TunnelName, answer: io::Result<Option<(Event, Option<OwnedFd>)>>) -> Result<Option<OwnedFd>, AskError> {
+    match answer? {
+        Some((Event::Done | Event::Gone, file)) => Ok(file),
+        Some((Event::Refused { reason, advice } | Event::Failed { reason, advice }, _)) => {
+            Err(AskError::Refused { reason, advice })
+        }
+        Some((event, _)) => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("an unexpected answer: {event:?}")).into())
+        }
+        None => Err(AskError::Absent(name.clone())),
+    }
+}
+
+/// Has the keeper of a tunnel change it to what a configuration says that was handed over ([`super::handover`]). Returns what has
+/// changed, a phrase each.
+pub fn reload(name: &TunnelName, handover: BorrowedFd<'_>) -> Result<Vec<String>, AskError> {
+    let file = done(name, ask(name, Request::Reload, Some(handover)))?;
+    Ok(read_answer(file)?)
+}
+
+/// Has the keeper of a tunnel take it down, even if programs are inside where that is `force`d; waits until it is gone.
+pub fn take_down(name: &TunnelName, force: bool) -> Result<(), AskError> {
+    let Some(mut connection) = Lease::connect(name)? else { return Err(AskError::Absent(name.clone())) };
+    match connection.ask(Request::Down { force }, None) {
+        // With force, it says first why programs are ended.
+        Ok(Some((Event::Failed { .. }, _))) if force => Ok(connection.await_end()?),
+        answer => done(name, answer).map(drop),
+    }
+}
+
+/// Has the keeper of a tunnel end for a successor, which gets the claim on the tunnel's name.
+pub fn give_way(name: &TunnelName) -> Result<OwnedFd, AskError> {
+    let claim = done(name, ask(name, Request::GiveWay, None))?;
+    claim.ok_or_else(|| AskError::System(io::Error::new(io::ErrorKind::InvalidData, "no claim was passed")))
+}
+
+/// Sends a message, with a descriptor if there is one to be passed.
+pub(super) fn send(socket: &OwnedFd, message: &impl Serialize, passed: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    local_socket::send(socket, &serde_json::to_vec(message)?, passed)
+}
+
+/// Receives a message, with a descriptor if one was passed. None at the end.
+pub(super) fn receive<T: for<'a> Deserialize<'a>>(socket: &OwnedFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    let mut buffer = vec![0; MESSAGE];
+    let Some((length, passed)) = local_socket::receive(socket, &mut buffer)? else { return Ok(None) };
+    Ok(Some((serde_json::from_slice(&buffer[..length])?, passed)))
+}
+
+/// Puts an answer that may be long into a file in memory.
+pub(super) fn answer_file(answer: &impl Serialize) -> io::Result<OwnedFd> {
+    memory_file::seal(&serde_json::to_vec(answer)?)
+}
+
+/// Reads an answer from a file in memory.
+pub(super) fn read_answer<T: for<'a> Deserialize<'a>>(file: Option<OwnedFd>) -> io::Result<T> {
+    /// More than a machine full of peers.
+    const LONGEST: usize = 64 << 20;
+
+    let file = file.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the keeper's answer is missing"))?;
+    Ok(serde_json::from_slice(&memory_file::read(file.as_fd(), LONGEST)?)?)
 }

@@ -4,41 +4,48 @@
 //! veth with a route to the host alone, and last WireGuard's interface with all other routes. Nothing has to be undone one by
 //! one: all of it ends with the namespace, so undoing is to let go of the namespace.
 
+mod adopt;
+pub mod approach;
 mod clean_up;
 pub mod endpoints;
 mod error;
 pub mod facts;
 #[doc(hidden)]
 pub mod fault;
+mod filter;
+pub mod handover;
 mod hooks;
 pub mod keeper;
 pub mod lease;
 mod parameters;
+pub mod recovery;
 pub mod state;
+pub mod status;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ipnet::IpNet;
 
 use crate::config::{BackendChoice, HookKind};
-use crate::linux::link::Place;
-use crate::linux::namespace::{self, Named, NetworkNamespace};
+use crate::linux::link::{Counters, Place};
+use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
 use crate::linux::netlink::{Netlink, Request};
+use crate::linux::process;
 use crate::linux::tun;
 use crate::names::InterfaceName;
-use crate::plan::Plan;
+use crate::plan::{Change, Plan};
 use crate::wireguard::kernel::{self, KernelDevice};
 use crate::wireguard::userspace::{Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 pub use clean_up::{Remains, reclaim};
 use error::Doing;
 pub use error::TunnelError;
-use state::{Directory, Mark, State};
+use state::{Directory, Holder, Mark, State};
 
-/// A tunnel that is being made, or that is up. Taken down by [`Tunnel::take_down`]; when the process is killed, by
-/// [`reclaim`] at the next start.
+/// A tunnel that is being made, or that is up. Taken down by [`Tunnel::take_down`]; when the process is killed, it is taken over
+/// by [`Tunnel::adopt`], or taken away by [`reclaim`].
 pub struct Tunnel {
     plan: Plan,
     directory: Directory,
@@ -46,8 +53,9 @@ pub struct Tunnel {
     mark: Mark,
     inner: Option<Inner>,
     device: Option<Box<dyn Device>>,
+    /// What is written down of it, once something is.
+    state: Option<State>,
     post_down_due: bool,
-    launcher: u32,
     /// A descriptor that taking down can have when there are no others left.
     reserve: Option<OwnedFd>,
     /// Whether the namespace's name may be there still though it should be gone.
@@ -76,31 +84,38 @@ pub struct DeviceEvents {
 }
 
 impl Tunnel {
-    /// Begins a tunnel of a claimed name, which the process `launcher` wants. Nothing is made yet.
-    pub fn begin(plan: Plan, directory: Directory, launcher: u32) -> Result<Self, TunnelError> {
-        let host = Netlink::open().doing("open a netlink socket")?;
+    /// Begins a tunnel of a claimed name. Nothing is made yet.
+    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, TunnelError> {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
+        Self::with_mark(plan, directory, mark)
+    }
+
+    fn with_mark(plan: Plan, directory: Directory, mark: Mark) -> Result<Self, TunnelError> {
+        let host = Netlink::open().doing("open a netlink socket")?;
         let reserve = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
         let reserve = Some(reserve.doing("keep a descriptor in reserve")?);
-        let (inner, device) = (None, None);
+        let (inner, device, state) = (None, None, None);
         let (post_down_due, name_left) = (false, false);
-        Ok(Self { plan, directory, host, mark, inner, device, post_down_due, launcher, reserve, name_left })
+        Ok(Self { plan, directory, host, mark, inner, device, state, post_down_due, reserve, name_left })
     }
 
     /// Makes everything, in the order that keeps the namespace closed. After an error what was made until then is still there:
     /// take the tunnel down.
     ///
     /// `on_data_path_start` runs first in the thread of an embedded device, `on_named` as soon as the namespace has its name.
+    /// `standing` and `holders` are written down.
     pub fn make(
         &mut self,
         config: &DeviceConfig,
+        standing: bool,
+        holders: Vec<Holder>,
         on_data_path_start: fn() -> io::Result<()>,
         on_named: impl FnOnce(),
     ) -> Result<DeviceEvents, TunnelError> {
         self.make_namespace()?;
         tracing::debug!("the namespace is made");
         fault::point("after the namespace")?;
-        self.write_state()?;
+        self.write_first_state(standing, holders)?;
         fault::point("after the state")?;
         self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES))?;
         fault::point("after the directory of names")?;
@@ -121,8 +136,22 @@ impl Tunnel {
         tracing::debug!("the tunnel is made");
         fault::point("after the routes")?;
         self.run_hooks(HookKind::PostUp)?;
+        let backend = self.device.as_ref().map(|device| device.backend());
+        self.note(|state| state.made = backend)?;
         fault::point("at the end")?;
         Ok(events)
+    }
+
+    /// Changes what is written down of the tunnel.
+    pub fn note(&mut self, change: impl FnOnce(&mut State)) -> Result<(), TunnelError> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let mut changed = state.clone();
+        change(&mut changed);
+        if changed != *state {
+            self.directory.write(&changed).doing(format!("write below {}", self.directory.path().display()))?;
+            self.state = Some(changed);
+        }
+        Ok(())
     }
 
     /// The WireGuard device, once it is made.
@@ -138,6 +167,85 @@ impl Tunnel {
     /// The netlink socket of the host's namespace.
     pub fn host(&mut self) -> &mut Netlink {
         &mut self.host
+    }
+
+    /// The WireGuard device, to be changed.
+    pub fn device_mut(&mut self) -> Option<&mut (dyn Device + 'static)> {
+        self.device.as_deref_mut()
+    }
+
+    /// The living device, as what may be asked for.
+    pub fn living_choice(&self) -> BackendChoice {
+        match self.device.as_ref().map(|device| device.backend()) {
+            Some(Backend::Kernel) => BackendChoice::Kernel,
+            Some(Backend::Userspace) => BackendChoice::Userspace,
+            None => self.plan.backend,
+        }
+    }
+
+    /// Who holds a lease, as it is written down.
+    pub fn holders(&self) -> Vec<Holder> {
+        self.state.as_ref().map(|state| state.holders.clone()).unwrap_or_default()
+    }
+
+    /// Whether the tunnel stays when nobody holds a lease on it.
+    pub fn is_standing(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.standing)
+    }
+
+    /// The claim on the tunnel's name: whoever is passed this descriptor shares it, and has it alone once this process ends.
+    pub fn claim(&self) -> BorrowedFd<'_> {
+        self.directory.claim()
+    }
+
+    /// Lets nobody reach the keeper any more.
+    pub fn close(&self) -> Result<(), TunnelError> {
+        self.directory.remove_socket().doing("close the keeper's socket")
+    }
+
+    /// What went through WireGuard's interface.
+    pub fn counters(&mut self) -> io::Result<Counters> {
+        let Some(inner) = &mut self.inner else { return Ok(Counters::default()) };
+        inner.netlink.counters(&self.plan.wireguard.interface)
+    }
+
+    /// The processes in the namespace. Takes CAP_SYS_PTRACE to see those of other users, which is raised for it.
+    pub fn programs(&self) -> io::Result<Vec<i32>> {
+        let Some(inner) = &self.inner else { return Ok(Vec::new()) };
+        let id = inner.namespace.id()?;
+        keeper::with_all_capabilities(|| process::in_namespace(id))?
+    }
+
+    /// Kills what a program has left behind: the processes in the namespace that have its mount namespace, and those they started.
+    pub fn kill_left_behind(&self, mounts: NamespaceId) -> io::Result<()> {
+        match &self.inner {
+            Some(inner) => clean_up::kill_left_behind(inner.namespace.id()?, mounts),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the living interface what a changed plan says. An address or a route that stays is not touched: connections live on it.
+    pub fn apply(&mut self, change: &Change, wanted: Plan) -> io::Result<()> {
+        if let Some(names) = &change.names {
+            self.directory.write_resolv_conf(&names.resolv_conf)?;
+        }
+        if let Some(inner) = &mut self.inner {
+            let name = wanted.wireguard.interface.as_str();
+            let index = inner.netlink.link_index(&wanted.wireguard.interface)?;
+            let mut requests: Vec<Request> = Vec::new();
+            requests.extend(change.mtu.map(|mtu| Request::set_mtu(index, name, mtu)));
+            requests.extend(change.remove_routes.iter().map(|route| Request::delete_route(index, name, *route)));
+            requests.extend(change.add_addresses.iter().map(|address| Request::add_address(index, name, *address)));
+            requests.extend(
+                change.add_routes.iter().map(|route| Request::add_route(index, name, *route, None).or_exists()),
+            );
+            requests
+                .extend(change.remove_addresses.iter().map(|address| Request::delete_address(index, name, *address)));
+            inner.netlink.execute(requests)?;
+        }
+        self.directory.write_plan(&wanted)?;
+        self.plan = wanted;
+        Ok(())
     }
 
     /// Kills every process in the namespace, and waits until they are gone.
@@ -176,14 +284,18 @@ impl Tunnel {
         Ok(())
     }
 
-    fn write_state(&mut self) -> Result<(), TunnelError> {
+    fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), TunnelError> {
         let state = State {
             mark: self.mark.clone(),
             namespace: self.inner()?.namespace.id().doing("identify the namespace")?,
             keeper: std::process::id(),
-            launcher: self.launcher,
+            made: None,
+            standing,
+            holders,
         };
-        self.directory.write(&state).doing(format!("write below {}", self.directory.path().display()))
+        self.directory.write(&state).doing(format!("write below {}", self.directory.path().display()))?;
+        self.state = Some(state);
+        Ok(())
     }
 
     fn give_name(&mut self) -> Result<(), TunnelError> {
@@ -253,7 +365,7 @@ impl Tunnel {
                 Err(error) => tracing::info!("{error}: using the embedded WireGuard instead"),
             }
         }
-        let tun = namespace.run(|| tun::open(&name)).map_err(|error| {
+        let tun = namespace.run(|| tun::make(&name)).map_err(|error| {
             let advice = match error.raw_os_error() {
                 Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
                 _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
@@ -264,22 +376,9 @@ impl Tunnel {
                 advice: Some(advice.into()),
             }
         })?;
-        let sockets = Sockets::bind(config.listen_port, config.fwmark)
-            .doing(format!("open WireGuard's UDP port {}", config.listen_port))
-            .map_err(|error| TunnelError {
-                advice: Some(
-                    "leave ListenPort out of the file, if nobody has to reach this end: any free port will do".into(),
-                ),
-                ..error
-            })?;
-        let device =
-            UserspaceDevice::start(config, tun, sockets, on_data_path_start).doing("start the embedded WireGuard")?;
-        let events = DeviceEvents {
-            failed: Some(device.failed().try_clone_to_owned().doing("watch the embedded WireGuard")?),
-            handshakes: Some(device.handshakes().try_clone_to_owned().doing("watch the embedded WireGuard")?),
-        };
+        let embedded = embed(config, tun, on_data_path_start)?;
         tracing::info!("using the embedded WireGuard");
-        Ok((Box::new(device), events))
+        Ok(embedded)
     }
 
     /// Gives WireGuard's interface its addresses, takes it up, and only then routes into it: the last step, after which there
@@ -315,17 +414,12 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Lets a start of the same name wait for the end of this tunnel, instead of failing.
-    pub fn announce_stop(&self) -> Result<(), TunnelError> {
-        self.directory.announce_stop().doing("announce the end of the tunnel")
-    }
-
     /// Takes away the tunnel's names: after this the host is as it was, the namespace's links excepted, which the kernel is
     /// about to remove. Works from any point of [`Self::make`]. Goes on after an error, and returns the first.
     pub fn take_down(&mut self) -> Result<(), TunnelError> {
         self.reserve = None;
-        let announced = self.announce_stop();
-        fault::point("after the announcement")?;
+        let closed = self.directory.remove_socket().doing("close the keeper's socket");
+        fault::point("after the socket is gone")?;
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
         let path = &self.plan.namespace;
         let untaken = namespace::look_up(path)
@@ -335,7 +429,7 @@ impl Tunnel {
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
         self.post_down_due = false;
         fault::point("after the name is gone")?;
-        announced.and(pre_down).and(untaken).and(post_down)
+        closed.and(pre_down).and(untaken).and(post_down)
     }
 
     fn is_ours(&self, named: &Named) -> bool {
@@ -363,17 +457,36 @@ impl Tunnel {
             host: self.host,
             mark: self.mark.clone(),
             wireguard_interface: self.plan.wireguard.interface.clone(),
-            kernel_inner: match &self.device {
-                Some(device) if device.backend() == Backend::Kernel => self.inner.take(),
-                _ => None,
-            },
+            inner: self.inner.take().filter(|_| self.device.is_some()),
             device: self.device.take(),
         };
-        drop(self.inner);
         fault::point("before the state is gone")?;
         self.directory.release().doing("remove the tunnel's state")?;
         Ok(remains)
     }
+}
+
+/// Starts an embedded device on a TUN.
+fn embed(
+    config: &DeviceConfig,
+    tun: OwnedFd,
+    on_data_path_start: fn() -> io::Result<()>,
+) -> Result<(Box<dyn Device>, DeviceEvents), TunnelError> {
+    let sockets = Sockets::bind(config.listen_port, config.fwmark)
+        .doing(format!("open WireGuard's UDP port {}", config.listen_port))
+        .map_err(|error| TunnelError {
+            advice: Some(
+                "leave ListenPort out of the file, if nobody has to reach this end: any free port will do".into(),
+            ),
+            ..error
+        })?;
+    let device =
+        UserspaceDevice::start(config, tun, sockets, on_data_path_start).doing("start the embedded WireGuard")?;
+    let events = DeviceEvents {
+        failed: Some(device.failed().try_clone_to_owned().doing("watch the embedded WireGuard")?),
+        handshakes: Some(device.handshakes().try_clone_to_owned().doing("watch the embedded WireGuard")?),
+    };
+    Ok((Box::new(device), events))
 }
 
 fn addresses(

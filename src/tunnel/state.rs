@@ -1,28 +1,38 @@
-//! What a tunnel leaves on disk while it lives, under `/run/vpn-exec/NAME`: a lock that says whether it lives, and a mark that
-//! says what is its own.
+//! What a tunnel leaves on disk while it lives, under `/run/vpn-exec/NAME`: a lock that says whether it lives, a mark that says
+//! what is its own, and what a successor of its keeper must know. No secret is among it.
 //!
 //! The lock is taken on the directory itself (flock(2)), so it ends with the last process that holds it, however that ends. The
 //! mark is a random number that is written here and into everything that could outlive a killed keeper: the alias of `lo` in
 //! the namespace, the file that becomes the namespace's name, the alias of the veth's host end. Only what carries the mark is
-//! ever removed.
+//! ever removed, or taken over.
+//!
+//! - `plan`: the [`Plan`], which also reserves the addresses and the interface's name among the machine's tunnels.
+//! - `state`: the [`State`].
+//! - `socket`: where the keeper can be reached ([`super::lease`]).
+//! - `resolv.conf`: what the programs inside see as `/etc/resolv.conf`.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::linux::namespace::{self, NamesMade, NamespaceId};
-use crate::linux::process;
+use crate::linux::process::ProcessId;
 use crate::names::TunnelName;
+use crate::plan::{Plan, VethPlan};
+use crate::wireguard::Backend;
 
 /// The file, beside the tunnels' directories, that says what had to be made for `/run/netns`.
 const NAMES_MADE: &str = ".netns";
+
+/// The file that the programs inside see as `/etc/resolv.conf`.
+const RESOLV_CONF: &str = "resolv.conf";
 
 /// Where tunnels keep their state.
 pub const BASE: &str = "/run/vpn-exec";
@@ -31,11 +41,8 @@ pub const BASE: &str = "/run/vpn-exec";
 /// known, can be read by anybody.
 const DIRECTORY_MODE: u32 = 0o711;
 
-/// How long a start waits for a tunnel of the same name that is coming or going down.
-const STOPPING: Duration = Duration::from_secs(5);
-
-/// How long a start waits for a tunnel of the same name that may be about to go down.
-const IN_USE: Duration = Duration::from_millis(100);
+/// The files in a tunnel's directory.
+const FILES: [&str; 6] = ["state", "state.new", "plan", "plan.new", "socket", "resolv.conf"];
 
 /// What marks the things of one tunnel: its name and a random number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +72,7 @@ impl Mark {
     }
 }
 
-/// What is written down about a tunnel before anything that could outlive its keeper is made.
+/// What is written down about a tunnel before anything that could outlive its keeper is made, and whenever it changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// What marks the tunnel's own things.
@@ -74,29 +81,32 @@ pub struct State {
     pub namespace: NamespaceId,
     /// The process that holds the tunnel.
     pub keeper: u32,
-    /// The process that wants it: the tunnel is going down once this has ended.
-    pub launcher: u32,
+    /// Which WireGuard it has, once all of it is made. What was killed before cannot be taken over.
+    pub made: Option<Backend>,
+    /// Whether it stays when nobody holds a lease on it.
+    pub standing: bool,
+    /// Who holds a lease on it.
+    pub holders: Vec<Holder>,
+}
+
+/// Who holds a lease on a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its process.
+    pub process: ProcessId,
+    /// The mount namespace of its program, once that runs: by it, what the program leaves behind is found.
+    pub mounts: Option<NamespaceId>,
 }
 
 /// Why a name could not be claimed.
 #[derive(Debug, Error)]
-pub enum ClaimError {
-    /// A living tunnel has it.
-    #[error("the tunnel {name} is up already{}", keeper.map(|pid| format!(", held by process {pid}")).unwrap_or_default())]
-    InUse {
-        /// The name.
-        name: TunnelName,
-        /// The process that holds it.
-        keeper: Option<u32>,
-    },
-    /// The system refused.
-    #[error("cannot use {path}: {error}")]
-    System {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
+#[error("cannot use {path}: {error}")]
+pub struct ClaimError {
+    /// Which file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub error: io::Error,
 }
 
 /// A claimed name: a locked directory. Removed when it is released; what is left when the process is killed is found by the
@@ -108,33 +118,22 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Claims a name: makes its directory and locks it. Waits for a tunnel of that name that is going down.
-    pub fn claim(name: &TunnelName) -> Result<Self, ClaimError> {
-        let path = Path::new(BASE).join(name.as_str());
-        let begin = Instant::now();
+    /// Claims a name, unless somebody has it: makes its directory and locks it.
+    pub fn try_claim(name: &TunnelName) -> Result<Option<Self>, ClaimError> {
+        let path = path_of(name);
         loop {
-            let system = |error| ClaimError::System { path: path.clone(), error };
+            let system = |error| ClaimError { path: path.clone(), error };
             let lock = open_directory(&path).map_err(|error| {
                 let _ = release_base();
                 system(error)
             })?;
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if is_at(&lock, &path) => return Ok(Self { path, lock }),
+                Ok(()) if is_at(&lock, &path) => return Ok(Some(Self { path, lock })),
                 // It was released and removed since it was opened.
-                Ok(()) => continue,
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(system(error.into())),
             }
-            let state = read_state(&path).ok().flatten();
-            let keeper = state.as_ref().map(|state| state.keeper);
-            // Without a state it is just coming, or going. One that was killed, or whose launcher was, may take its time.
-            let ending =
-                |state: State| [state.keeper, state.launcher].map(u32::cast_signed).into_iter().any(process::is_ending);
-            let passing = state.is_none_or(ending) || path.join("stopping").exists();
-            if begin.elapsed() > if passing { STOPPING } else { IN_USE } {
-                return Err(ClaimError::InUse { name: name.clone(), keeper });
-            }
-            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -143,20 +142,68 @@ impl Directory {
         read_state(&self.path)
     }
 
-    /// Writes down what is about to be made.
-    pub fn write(&self, state: &State) -> io::Result<()> {
-        let text = serde_json::to_vec(state)?;
-        let temporary = self.path.join("state.new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
-        file.set_permissions(Permissions::from_mode(0o644))?;
-        file.write_all(&text)?;
-        drop(file);
-        fs::rename(temporary, self.path.join("state"))
+    /// What was planned for a tunnel that was killed.
+    pub fn plan(&self) -> io::Result<Option<Plan>> {
+        read_json(&self.path.join("plan"))
     }
 
-    /// Says that the tunnel is going down, so that a start of the same name waits instead of failing.
-    pub fn announce_stop(&self) -> io::Result<()> {
-        File::create(self.path.join("stopping")).map(drop)
+    /// Writes down what is about to be made, or has changed.
+    pub fn write(&self, state: &State) -> io::Result<()> {
+        self.replace("state", 0o644, &serde_json::to_vec(state)?)
+    }
+
+    /// Writes down what is planned.
+    pub fn write_plan(&self, plan: &Plan) -> io::Result<()> {
+        // It has the hooks' commands, in which there may be a secret.
+        self.replace("plan", 0o600, &serde_json::to_vec(plan)?)
+    }
+
+    fn replace(&self, name: &str, mode: u32, text: &[u8]) -> io::Result<()> {
+        let temporary = self.path.join(format!("{name}.new"));
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(text)?;
+        drop(file);
+        fs::rename(temporary, self.path.join(name))
+    }
+
+    /// Writes what the programs inside see as `/etc/resolv.conf`: into the file that they see already, if there is one.
+    ///
+    /// A reader at the same instant sees the old text, the new one, or the new one with empty lines after it: it is written by one
+    /// call, as long as the longer of the two, before the file is cut to its length.
+    pub fn write_resolv_conf(&self, text: &str) -> io::Result<()> {
+        let path = self.path.join(RESOLV_CONF);
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path)?;
+        file.set_permissions(Permissions::from_mode(0o644))?;
+        let before = usize::try_from(file.metadata()?.len()).unwrap_or_default();
+        let mut padded = text.as_bytes().to_vec();
+        padded.resize(padded.len().max(before), b'\n');
+        file.write_all_at(&padded, 0)?;
+        if padded.len() > text.len() { file.set_len(text.len() as u64) } else { Ok(()) }
+    }
+
+    /// Where the keeper can be reached.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("socket")
+    }
+
+    /// The claim itself: whoever is passed this descriptor shares it (flock(2)).
+    pub fn claim(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Takes a claim that was passed by who had it.
+    ///
+    /// # Errors
+    /// If the descriptor is not that of the tunnel's directory.
+    pub fn pass_on(name: &TunnelName, claim: OwnedFd) -> io::Result<Self> {
+        let (path, lock) = (path_of(name), File::from(claim));
+        if is_at(&lock, &path) { Ok(Self { path, lock }) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    /// Lets nobody reach the keeper any more.
+    pub fn remove_socket(&self) -> io::Result<()> {
+        remove_file(&self.socket())
     }
 
     /// A place for the program's private file systems to be mounted on, in a mount namespace of its own.
@@ -180,7 +227,7 @@ impl Directory {
 
     /// Gives the name back: removes the directory and, for the last tunnel, what the first had to make.
     pub fn release(self) -> io::Result<()> {
-        for file in ["state", "state.new", "stopping"] {
+        for file in FILES {
             remove_file(&self.path.join(file))?;
         }
         match fs::remove_dir(&self.path) {
@@ -192,9 +239,68 @@ impl Directory {
     }
 }
 
+/// Keeps other tunnels from choosing their addresses and names at the same time. Held from before the machine's facts are read
+/// until what was chosen is written down.
+#[derive(Debug)]
+pub struct Choosing {
+    _base: File,
+}
+
+impl Choosing {
+    /// Waits for others who are choosing.
+    pub fn begin() -> io::Result<Self> {
+        lock_base().map(|_base| Self { _base })
+    }
+}
+
+/// The directory of a tunnel.
+pub fn path_of(name: &TunnelName) -> PathBuf {
+    Path::new(BASE).join(name.as_str())
+}
+
+/// Where the keeper of a tunnel can be reached.
+pub fn socket_of(name: &TunnelName) -> PathBuf {
+    path_of(name).join("socket")
+}
+
+/// The file that the programs inside see as `/etc/resolv.conf`.
+pub fn resolv_conf_of(name: &TunnelName) -> PathBuf {
+    path_of(name).join(RESOLV_CONF)
+}
+
 /// What is written down about the tunnel of a name, living or killed. Anybody may read it.
 pub fn read(name: &TunnelName) -> io::Result<Option<State>> {
-    read_state(&Path::new(BASE).join(name.as_str()))
+    read_state(&path_of(name))
+}
+
+/// What is planned for the tunnel of a name, living or killed.
+pub fn read_plan(name: &TunnelName) -> io::Result<Option<Plan>> {
+    read_json(&path_of(name).join("plan"))
+}
+
+/// The names of all tunnels, living or killed, in order. Those who may not read the directory of tunnels are told the ones whose
+/// namespaces have their names already.
+pub fn names() -> io::Result<Vec<TunnelName>> {
+    let entries = match fs::read_dir(BASE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match fs::read_dir(namespace::NAMES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        },
+        other => other?,
+    };
+    let name =
+        |entry: io::Result<fs::DirEntry>| -> Option<TunnelName> { entry.ok()?.file_name().to_str()?.parse().ok() };
+    let mut names: Vec<TunnelName> = entries.filter_map(name).filter(|name| path_of(name).is_dir()).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// What other tunnels of this machine have chosen for their links to the host, living or just being made.
+pub fn chosen_by_others(own: &TunnelName) -> io::Result<Vec<VethPlan>> {
+    let others = names()?.into_iter().filter(|name| name != own);
+    // One that cannot be read is shown by its interface, if there is one.
+    Ok(others.filter_map(|name| Some(read_plan(&name).ok()??.veth)).collect())
 }
 
 /// Opens a directory, made if need be, and the base with it. What was made is removed after an error.
@@ -231,9 +337,12 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 fn read_state(path: &Path) -> io::Result<Option<State>> {
-    match fs::read(path.join("state")) {
+    read_json(&path.join("state"))
+}
+
+fn read_json<T: DeserializeOwned>(file: &Path) -> io::Result<Option<T>> {
+    match fs::read(file) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
-            let file = path.join("state");
             let advice = "if no tunnel of that name is up, remove the file";
             io::Error::new(
                 io::ErrorKind::InvalidData,

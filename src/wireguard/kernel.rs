@@ -7,15 +7,19 @@
 //! What the crate does not do: wipe the keys that pass through it, and keep them out of its error messages. Only the number
 //! and the kind of its errors are therefore passed on.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use wireguard_control as control;
 
 use super::{Backend, Device, DeviceConfig, PeerConfig, PeerStatus};
-use crate::keys::PublicKey;
+use crate::keys::{KEY_LENGTH, PublicKey};
 use crate::linux::capabilities::CapabilitySet;
+use crate::linux::clock::boot_time;
 use crate::linux::link::Place;
 use crate::linux::namespace::{NetworkNamespace, Resident};
 use crate::linux::netlink::{Netlink, Request, RequestError};
@@ -33,6 +37,39 @@ pub struct KernelDevice {
     control_name: control::InterfaceName,
     /// Each peer and its keepalive interval.
     peers: Vec<(PublicKey, Option<u16>)>,
+    /// When each peer's last handshake was.
+    handshakes: Mutex<Sightings>,
+}
+
+/// What was seen of handshakes.
+#[derive(Debug, Default)]
+struct Sightings {
+    last_of: HashMap<PublicKey, Sighting>,
+    /// When the device was last looked at, since boot.
+    looked_at: Option<Duration>,
+}
+
+/// When a handshake was, as it was seen: the kernel says at which time of day, which may jump.
+#[derive(Clone, Copy, Debug)]
+struct Sighting {
+    time_of_day: SystemTime,
+    /// Since boot.
+    at: Duration,
+}
+
+impl Sighting {
+    /// Takes note of what the kernel says now. What it has said before was at the time when it was first seen. What is new has been since
+    /// the last look, if there was one, whatever the time of day says.
+    fn update(before: Option<Self>, said: SystemTime, last_look: Option<Duration>, now: Duration) -> Self {
+        match before {
+            Some(before) if before.time_of_day == said => before,
+            _ => {
+                let age = said.elapsed().unwrap_or_default();
+                let at = now.saturating_sub(age).max(last_look.unwrap_or_default());
+                Self { time_of_day: said, at }
+            }
+        }
+    }
 }
 
 /// Makes a WireGuard interface in `namespace` whose UDP socket will be in the namespace of `host`.
@@ -53,10 +90,7 @@ impl KernelDevice {
         interface: &InterfaceName,
         config: &DeviceConfig,
     ) -> io::Result<KernelDevice> {
-        let control_name = interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        let peers = config.peers.iter().map(|peer| (peer.public_key, peer.persistent_keepalive)).collect();
-        let device =
-            KernelDevice { resident: Resident::start(namespace, CapabilitySet::NET_ADMIN)?, control_name, peers };
+        let device = Self::open(namespace, interface, config)?;
         let mut update = control::DeviceUpdate::new()
             .set_private_key(control::Key(*config.private_key.as_bytes()))
             .replace_peers()
@@ -69,6 +103,38 @@ impl KernelDevice {
         }
         device.apply(update)?;
         Ok(device)
+    }
+
+    /// Takes over an interface that is configured, as it stands.
+    ///
+    /// # Errors
+    /// `InvalidData` if its key or its peers are not those of `config`.
+    pub fn attach(
+        namespace: NetworkNamespace,
+        interface: &InterfaceName,
+        config: &DeviceConfig,
+    ) -> io::Result<KernelDevice> {
+        let device = Self::open(namespace, interface, config)?;
+        let found = device.read()?;
+        let own = found.public_key.map(|key| key.0);
+        if own != Some(*config.private_key.public_key().as_bytes()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its key is another tunnel's"));
+        }
+        Ok(device)
+    }
+
+    fn open(namespace: NetworkNamespace, interface: &InterfaceName, config: &DeviceConfig) -> io::Result<KernelDevice> {
+        Ok(KernelDevice {
+            resident: Resident::start(namespace, CapabilitySet::NET_ADMIN)?,
+            control_name: interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
+            peers: peers_of(config),
+            handshakes: Mutex::default(),
+        })
+    }
+
+    fn read(&self) -> io::Result<control::Device> {
+        let name = self.control_name;
+        self.resident.run(move || control::Device::get(&name, control::Backend::Kernel))?.map_err(without_text)
     }
 
     fn apply(&self, update: control::DeviceUpdate) -> io::Result<()> {
@@ -92,15 +158,13 @@ impl KernelDevice {
 fn describe(peer: &PeerConfig) -> Vec<control::PeerConfigBuilder> {
     let key = control::Key(*peer.public_key.as_bytes());
     let mut first = control::PeerConfigBuilder::new(&key).replace_allowed_ips();
-    if let Some(preshared) = &peer.preshared_key {
-        first = first.set_preshared_key(control::Key(*preshared.as_bytes()));
-    }
+    // A key of zeros is none, and takes away the one that there was.
+    let preshared = peer.preshared_key.as_ref().map_or([0; KEY_LENGTH], |key| *key.as_bytes());
+    first = first.set_preshared_key(control::Key(preshared));
     if let Some(endpoint) = peer.endpoint {
         first = first.set_endpoint(endpoint);
     }
-    if let Some(interval) = peer.persistent_keepalive {
-        first = first.set_persistent_keepalive_interval(interval);
-    }
+    first = first.set_persistent_keepalive_interval(peer.persistent_keepalive.unwrap_or(0));
     let mut chunks = peer.allowed_ips.chunks(ALLOWED_IPS_PER_MESSAGE);
     let mut descriptions = vec![allow(first, chunks.next().unwrap_or_default())];
     descriptions.extend(chunks.map(|chunk| allow(control::PeerConfigBuilder::new(&key), chunk)));
@@ -147,22 +211,90 @@ impl Device for KernelDevice {
     }
 
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
-        let name = self.control_name;
-        let device =
-            self.resident.run(move || control::Device::get(&name, control::Backend::Kernel))?.map_err(without_text)?;
+        let device = self.read()?;
+        let now = boot_time();
+        let mut seen = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let last_look = seen.looked_at.replace(now);
         Ok(self
             .peers
             .iter()
             .filter_map(|(public_key, _)| {
                 let info = device.peers.iter().find(|info| info.config.public_key.0 == *public_key.as_bytes())?;
+                let handshake = info.stats.last_handshake_time.map(|said| {
+                    let sighting = Sighting::update(seen.last_of.get(public_key).copied(), said, last_look, now);
+                    seen.last_of.insert(*public_key, sighting);
+                    sighting
+                });
                 Some(PeerStatus {
                     public_key: *public_key,
                     endpoint: info.config.endpoint,
-                    handshake_age: info.stats.last_handshake_time.map(|time| time.elapsed().unwrap_or_default()),
+                    handshake_age: handshake.map(|sighting| now.saturating_sub(sighting.at)),
                     rx_bytes: info.stats.rx_bytes,
                     tx_bytes: info.stats.tx_bytes,
+                    unanswered_for: None,
                 })
             })
             .collect())
+    }
+
+    fn reconfigure(&mut self, config: &DeviceConfig) -> io::Result<()> {
+        let found = self.read()?;
+        let mut update = control::DeviceUpdate::new();
+        // Setting a key ends all sessions, so it is set only where it is another.
+        if found.public_key.map(|key| key.0) != Some(*config.private_key.public_key().as_bytes()) {
+            update = update.set_private_key(control::Key(*config.private_key.as_bytes()));
+        }
+        for peer in &found.peers {
+            let key = &peer.config.public_key;
+            if !config.peers.iter().any(|wanted| *wanted.public_key.as_bytes() == key.0) {
+                update = update.remove_peer_by_key(key);
+            }
+        }
+        for peer in &config.peers {
+            for description in describe(peer) {
+                update = update.add_peer(description);
+            }
+        }
+        self.apply(update)?;
+        self.peers = peers_of(config);
+        Ok(())
+    }
+
+    fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
+        let mut update = control::DeviceUpdate::new().set_fwmark(fwmark);
+        if listen_port != 0 {
+            update = update.set_listen_port(listen_port);
+        }
+        self.apply(update)
+    }
+}
+
+/// Each peer and its keepalive interval.
+fn peers_of(config: &DeviceConfig) -> Vec<(PublicKey, Option<u16>)> {
+    config.peers.iter().map(|peer| (peer.public_key, peer.persistent_keepalive)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_moves_no_handshake() {
+        let seconds = Duration::from_secs;
+        let now = seconds(1000);
+        // Seen for the first time, the time of day is all there is.
+        let first = Sighting::update(None, SystemTime::now() - seconds(60), None, now);
+        assert!((seconds(939)..=seconds(941)).contains(&first.at), "{first:?}");
+        // It is when it was, whatever the time of day is by now.
+        let later = Sighting::update(Some(first), first.time_of_day, Some(now), now + seconds(500));
+        assert_eq!(later.at, first.at);
+        // Another one, long ago by a clock that was put forward since: it was after the last look.
+        let jumped = SystemTime::now() - seconds(86_400);
+        let second = Sighting::update(Some(first), jumped, Some(now + seconds(500)), now + seconds(510));
+        assert_eq!(second.at, now + seconds(500));
+        // One in the future by a clock that was put back is now.
+        let ahead = SystemTime::now() + seconds(86_400);
+        let third = Sighting::update(Some(second), ahead, Some(now + seconds(510)), now + seconds(520));
+        assert_eq!(third.at, now + seconds(520));
     }
 }

@@ -73,9 +73,12 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent to it, encrypted.
     pub tx_bytes: u64,
+    /// For how long handshakes were begun that nobody has answered, from 5 s on. The kernel's device does not tell.
+    pub unanswered_for: Option<Duration>,
 }
 
-/// A living WireGuard device. Dropping it ends an embedded one; the kernel's lives on until its namespace ends.
+/// A living WireGuard device. Dropping it ends an embedded one, whose interface may stay; the kernel's lives on until its namespace
+/// ends.
 pub trait Device: Send {
     /// Which implementation it is of.
     fn backend(&self) -> Backend;
@@ -88,4 +91,17 @@ pub trait Device: Send {
 
     /// What each peer is doing, in the order of [`DeviceConfig::peers`].
     fn peers(&self) -> std::io::Result<Vec<PeerStatus>>;
+
+    /// Becomes what a configuration says: the private key, the peers, their preshared keys, AllowedIPs and keepalives. A peer whose keys
+    /// are the same goes on with its session. Endpoints, the port and the mark stay as they are.
+    ///
+    /// # Errors
+    /// If no device can be made from it. An embedded one is then as it was.
+    fn reconfigure(&mut self, config: &DeviceConfig) -> std::io::Result<()>;
+
+    /// Takes another UDP port (0: any, so the one it has will do) and another mark.
+    ///
+    /// # Errors
+    /// `EADDRINUSE` if the port is taken. Then nothing has changed.
+    fn rebind(&mut self, listen_port: u16, fwmark: u32) -> std::io::Result<()>;
 }

@@ -54,7 +54,7 @@ pub use internet::{
     Addresses, HOST, HOST_ON_LAN, LAN, Lab, PROVIDER, ROUTER, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
 };
 pub use packet::{Flow, Packet};
-pub use provider::{PROVIDER_PORT, Peer, Provider};
+pub use provider::{PROVIDER_PORT, Peer, Provider, passing_tun};
 pub use snapshot::Snapshot;
 pub use trespass::send_storm;
 pub use world::Skip;

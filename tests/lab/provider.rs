@@ -199,7 +199,7 @@ impl Inner {
     }
 
     fn start_ours(&self) -> Result<UserspaceDevice> {
-        let (tun, sockets) = self.site.run(|| Ok((tun::open(&interface())?, Sockets::bind(PROVIDER_PORT, 0)?)))?;
+        let (tun, sockets) = self.site.run(|| Ok((passing_tun(&interface())?, Sockets::bind(PROVIDER_PORT, 0)?)))?;
         let allowed_ips = customers_addresses().collect();
         let config = self.device(&self.private, self.customer.public_key(), allowed_ips, PROVIDER_PORT);
         Ok(UserspaceDevice::start(&config, tun, sockets, || Ok(()))?)
@@ -279,4 +279,11 @@ fn random() -> io::Result<[u8; 32]> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A TUN interface that ends with its descriptor: a provider that is stopped has none.
+pub fn passing_tun(name: &InterfaceName) -> std::io::Result<std::os::fd::OwnedFd> {
+    let tun = tun::make(name)?;
+    tun::set_persistent(&tun, false)?;
+    Ok(tun)
 }

@@ -47,7 +47,9 @@ fn forge_state(name: &str, mark: &str, namespace: &NetworkNamespace, wrong_by: u
         "mark": mark,
         "namespace": { "device": found.dev(), "inode": found.ino() + wrong_by },
         "keeper": std::process::id(),
-        "launcher": std::process::id(),
+        "made": null,
+        "standing": false,
+        "holders": [],
     });
     fs::write(directory.join("state"), state.to_string())?;
     // What is written here is what vpn-exec reads, or this would prove nothing.

@@ -11,6 +11,7 @@ mod look_alikes;
 mod names;
 mod obstacles;
 mod sharing;
+mod standing;
 mod support;
 
 /// What runs in a tunnel: see [`support::program`]. As a test of its own it has nothing to do.

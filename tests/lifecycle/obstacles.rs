@@ -97,10 +97,10 @@ fn a_full_run_is_told_at_whichever_file_it_is_full() {
     lab::world::test(|| {
         prepare()?;
         let mut worked = 0;
-        let sizes = (1..=10).map(|files| format!("nr_inodes={files}"));
+        let sizes = (1..=16).map(|files| format!("nr_inodes={files}"));
         // The kernel rounds up to its own pages, of which 4096 bytes are the smallest.
         let page = 4096;
-        let sizes = sizes.chain((1..=5).map(|pages| format!("size={}", pages * page)));
+        let sizes = sizes.chain((1..=9).map(|pages| format!("size={}", pages * page)));
         let mut refused = Vec::new();
         for size in sizes {
             small_run(&size)?;

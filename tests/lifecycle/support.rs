@@ -29,7 +29,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 pub(crate) const TASK: &str = "VPN_EXEC_TEST_TASK";
 
 /// The provider's file. Nobody is at its endpoint.
-const CONFIG: &str = "/run/lab/provider.conf";
+pub(crate) const CONFIG: &str = "/run/lab/provider.conf";
 
 /// Its text; the keys are arbitrary.
 pub(crate) const CONFIG_TEXT: &str = "[Interface]\n\

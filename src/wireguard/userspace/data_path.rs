@@ -14,11 +14,11 @@ use std::time::Duration;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
-use super::allowed_ips::PeerIndex;
 use super::clock;
 use super::device::{Core, Dropped, MAX_PACKET, PACKET_BUFFER, Sink};
 use super::sockets::{self, Sockets};
-use crate::wireguard::PeerStatus;
+use crate::keys::PublicKey;
+use crate::wireguard::{DeviceConfig, PeerStatus};
 
 /// How many packets are taken from one descriptor before the next has its turn.
 const BATCH: usize = 64;
@@ -27,14 +27,19 @@ const BATCH: usize = 64;
 /// ordinary; a socket that does nothing else is broken, and would keep the thread spinning.
 const SOCKET_ERRORS: usize = 1_000;
 
+/// How many sockets there are at most: one for each family.
+const MAX_SOCKETS: usize = 2;
+
 // What an event is about: sockets have their number.
 const TUN: u64 = u64::MAX;
 const COMMANDS: u64 = u64::MAX - 1;
 
 /// What the device's owner asks of the data path.
 pub(super) enum Command {
-    SetEndpoint(PeerIndex, SocketAddr),
-    InitiateHandshake(PeerIndex),
+    SetEndpoint(PublicKey, SocketAddr),
+    InitiateHandshake(PublicKey),
+    Reconfigure(Box<DeviceConfig>, mpsc::Sender<io::Result<()>>),
+    Rebind(Sockets, mpsc::Sender<io::Result<()>>),
     Status(mpsc::Sender<(Vec<PeerStatus>, Dropped)>),
     Stop,
 }
@@ -47,7 +52,7 @@ pub(super) struct DataPath {
     pub(super) commands: mpsc::Receiver<Command>,
     /// An eventfd, readable while there may be commands.
     pub(super) wake: Arc<OwnedFd>,
-    /// An eventfd that counts completed handshakes.
+    /// An eventfd, readable after a handshake was completed, or is not answered.
     pub(super) handshakes: Arc<OwnedFd>,
 }
 
@@ -59,16 +64,13 @@ impl DataPath {
         let readable = epoll::EventFlags::IN;
         epoll::add(&epoll, &*tun, epoll::EventData::new_u64(TUN), readable)?;
         epoll::add(&epoll, &**wake, epoll::EventData::new_u64(COMMANDS), readable)?;
-        let descriptors: Vec<BorrowedFd<'_>> = sockets.descriptors().collect();
-        for (number, socket) in descriptors.iter().enumerate() {
-            epoll::add(&epoll, socket, epoll::EventData::new_u64(number as u64), readable)?;
-        }
+        watch(&epoll, sockets)?;
 
         let mut buffer = vec![0; PACKET_BUFFER].into_boxed_slice();
-        let mut errors = vec![0; descriptors.len()];
-        let mut wire = Wire { tun: tun.as_fd(), sockets, handshakes: handshakes.as_fd(), unsent: 0, refused: 0 };
+        let mut errors = [0; MAX_SOCKETS];
+        let mut counts = Counts::default();
         let mut events = [epoll::Event { flags: readable, data: epoll::EventData::new_u64(0) }; 4];
-        core.start(clock::now(), &mut wire);
+        core.start(clock::now(), &mut Wire::new(tun, sockets, handshakes, &mut counts));
         loop {
             let timeout = core.next_tick().map(|at| at.saturating_sub(clock::now()));
             let ready = match epoll::wait(&epoll, &mut events, timeout.map(timespec).as_ref()) {
@@ -78,38 +80,78 @@ impl DataPath {
             };
             let now = clock::now();
             for event in &events[..ready] {
+                let mut wire = Wire::new(tun, sockets, handshakes, &mut counts);
                 match event.data.u64() {
                     TUN => drain_tun(core, &mut buffer, now, &mut wire)?,
                     COMMANDS => {
                         clear(wake)?;
                         while let Ok(command) = commands.try_recv() {
                             match command {
-                                Command::SetEndpoint(peer, endpoint) => {
-                                    core.set_endpoint(peer, endpoint, now, &mut wire)
-                                }
-                                Command::InitiateHandshake(peer) => core.initiate_handshake(peer, now, &mut wire),
-                                Command::Status(reply) => {
-                                    let dropped = Dropped {
-                                        not_sent: wire.unsent,
-                                        not_delivered: wire.refused,
-                                        ..core.dropped()
-                                    };
-                                    // Who asked may have stopped waiting.
-                                    let _ = reply.send((core.status(now), dropped));
+                                // Sockets go here, as what is sent by them does below.
+                                Command::Rebind(new, reply) => {
+                                    let watched = watch(&epoll, &new);
+                                    if watched.is_ok() {
+                                        // Closing them takes the former ones away.
+                                        *sockets = new;
+                                    }
+                                    let _ = reply.send(watched);
                                 }
                                 Command::Stop => return Ok(()),
+                                other => obey(other, core, now, &mut Wire::new(tun, sockets, handshakes, &mut counts)),
                             }
                         }
                     }
                     number => {
                         let number = number as usize;
-                        let errors = &mut errors[number];
-                        drain_socket(core, descriptors[number], &mut buffer[..MAX_PACKET], now, &mut wire, errors)?;
+                        // Those that were closed meanwhile are gone.
+                        let (Some(socket), Some(errors)) = (sockets.descriptors().nth(number), errors.get_mut(number))
+                        else {
+                            continue;
+                        };
+                        drain_socket(core, socket, &mut buffer[..MAX_PACKET], now, &mut wire, errors)?;
                     }
                 }
             }
-            core.tick(now, &mut wire);
+            core.tick(now, &mut Wire::new(tun, sockets, handshakes, &mut counts));
         }
+    }
+}
+
+/// Has the sockets waited for.
+fn watch(epoll: &OwnedFd, sockets: &Sockets) -> io::Result<()> {
+    for (number, socket) in sockets.descriptors().enumerate() {
+        epoll::add(epoll, socket, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
+    }
+    Ok(())
+}
+
+/// Does what the device's owner asks of its peers. Who asked may have stopped waiting for the answer.
+fn obey(command: Command, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
+    match command {
+        Command::SetEndpoint(peer, endpoint) => {
+            if let Some(peer) = core.index_of(&peer) {
+                core.set_endpoint(peer, endpoint, now, wire);
+            }
+        }
+        Command::InitiateHandshake(peer) => {
+            if let Some(peer) = core.index_of(&peer) {
+                core.initiate_handshake(peer, now, wire);
+            }
+        }
+        Command::Reconfigure(config, reply) => {
+            let changed = core.reconfigure(&config, now).map(|new| {
+                for peer in new {
+                    core.start_peer(peer, now, wire);
+                }
+            });
+            let _ = reply.send(changed);
+        }
+        Command::Status(reply) => {
+            let dropped =
+                Dropped { not_sent: wire.counts.unsent, not_delivered: wire.counts.refused, ..core.dropped() };
+            let _ = reply.send((core.status(now), dropped));
+        }
+        Command::Rebind(..) | Command::Stop => {}
     }
 }
 
@@ -160,14 +202,26 @@ fn drain_socket(
     Ok(())
 }
 
+/// What was dropped on the way out.
+#[derive(Default)]
+struct Counts {
+    unsent: u64,
+    refused: u64,
+}
+
 /// The real TUN and the real sockets. Neither is ever waited for: a packet for which there is no room now is dropped, as a
 /// network does.
 struct Wire<'a> {
     tun: BorrowedFd<'a>,
     sockets: &'a Sockets,
     handshakes: BorrowedFd<'a>,
-    unsent: u64,
-    refused: u64,
+    counts: &'a mut Counts,
+}
+
+impl<'a> Wire<'a> {
+    fn new(tun: &'a OwnedFd, sockets: &'a Sockets, handshakes: &'a OwnedFd, counts: &'a mut Counts) -> Self {
+        Self { tun: tun.as_fd(), sockets, handshakes: handshakes.as_fd(), counts }
+    }
 }
 
 impl Sink for Wire<'_> {
@@ -176,7 +230,7 @@ impl Sink for Wire<'_> {
         if let Err(errno) = result {
             // No route, no permission, no room: all may pass, and none is a reason to stop.
             tracing::trace!(%endpoint, %errno, "a datagram was not sent");
-            self.unsent += 1;
+            self.counts.unsent += 1;
         }
         result.is_ok()
     }
@@ -185,11 +239,16 @@ impl Sink for Wire<'_> {
         if let Err(errno) = rustix::io::write(self.tun, packet) {
             // A TUN that is down answers EIO; one that is gone is noticed by the next read.
             tracing::trace!(%errno, "a packet was not delivered");
-            self.refused += 1;
+            self.counts.refused += 1;
         }
     }
 
     fn handshake_completed(&mut self) {
+        notify(self.handshakes);
+    }
+
+    fn handshake_unanswered(&mut self) {
+        // The owner looks at both in the same way.
         notify(self.handshakes);
     }
 }

@@ -1,7 +1,7 @@
 //! The device without its input and output: takes packets from the TUN and datagrams from the sockets, and says through a
 //! [`Sink`] what to send and what to deliver. Finds the peer that each belongs to; what a peer then does is its own affair.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
@@ -47,6 +47,8 @@ pub(super) trait Sink {
     fn deliver(&mut self, packet: &[u8]);
     /// A handshake has just been completed.
     fn handshake_completed(&mut self);
+    /// A handshake that was begun is not answered in its time.
+    fn handshake_unanswered(&mut self);
 }
 
 /// How many packets and datagrams were dropped, and why.
@@ -75,7 +77,8 @@ pub(super) struct Core {
     private_key: x25519::StaticSecret,
     public_key: x25519::PublicKey,
     mtu: usize,
-    peers: Vec<Peer>,
+    /// A peer keeps its place as long as it is one: the session indices on the wire have the place in them.
+    peers: Vec<Option<Peer>>,
     by_key: HashMap<PublicKey, PeerIndex>,
     allowed_ips: AllowedIps,
     /// Hides the peers' numbers in the session indices that are on the wire.
@@ -102,39 +105,95 @@ impl Core {
             dropped: Dropped::default(),
             private_key,
         };
-        // Each peer's `Tunn` checks the MAC again and counts again; the device's limiter is the one that decides.
-        let no_limit = Arc::new(RateLimiter::new(&public_key, u64::MAX));
-        for (index, peer) in config.peers.iter().enumerate() {
-            let peer_key = x25519::PublicKey::from(*peer.public_key.as_bytes());
-            if !core.private_key.diffie_hellman(&peer_key).was_contributory() {
-                return Err(invalid(format!(
-                    "no tunnel can be made with the peer {}: its key is weak",
-                    peer.public_key
-                )));
-            }
-            if core.by_key.insert(peer.public_key, index).is_some() {
-                return Err(invalid(format!("the peer {} is there twice", peer.public_key)));
-            }
-            let tunn = Tunn::new(
-                core.private_key.clone(),
-                peer_key,
-                peer.preshared_key.as_ref().map(|key| *key.as_bytes()),
-                // The persistent keepalive is the peer's own affair.
-                None,
-                index as u32 ^ core.index_mask,
-                Some(Arc::clone(&no_limit)),
-            );
-            for prefix in &peer.allowed_ips {
-                core.allowed_ips.claim(*prefix, index);
-            }
-            core.peers.push(Peer::new(index, peer.public_key, tunn, peer.persistent_keepalive, peer.endpoint, now));
-        }
+        core.replace_peers(config, now)?;
         Ok(core)
+    }
+
+    /// Becomes what another configuration says. Peers whose keys are the same go on with their sessions. Returns those that are new.
+    ///
+    /// # Errors
+    /// If no device can be made from it. Then nothing has changed.
+    pub(super) fn reconfigure(&mut self, config: &DeviceConfig, now: Duration) -> io::Result<Vec<PeerIndex>> {
+        let former = (self.private_key.clone(), self.public_key);
+        let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
+        let public_key = x25519::PublicKey::from(&private_key);
+        let has_new_key = public_key != self.public_key;
+        (self.private_key, self.public_key) = (private_key, public_key);
+        if let Err(error) = check_peers(&self.private_key, config) {
+            (self.private_key, self.public_key) = former;
+            return Err(error);
+        }
+        if has_new_key {
+            self.limiter = RateLimiter::new(&self.public_key, HANDSHAKES_PER_SECOND);
+            // No session outlives the key that it was made with. Where the peers are is known still.
+            for peer in self.peers.iter_mut().flatten() {
+                peer.forget_keys();
+            }
+        }
+        self.mtu = config.mtu as usize;
+        self.replace_peers(config, now)
+    }
+
+    fn replace_peers(&mut self, config: &DeviceConfig, now: Duration) -> io::Result<Vec<PeerIndex>> {
+        check_peers(&self.private_key, config)?;
+        // Each peer's `Tunn` checks the MAC again and counts again; the device's limiter is the one that decides.
+        let no_limit = Arc::new(RateLimiter::new(&self.public_key, u64::MAX));
+        for peer in &mut self.peers {
+            peer.take_if(|peer| !config.peers.iter().any(|wanted| wanted.public_key == *peer.public_key()));
+        }
+        self.by_key.clear();
+        self.allowed_ips = AllowedIps::default();
+        let mut new = Vec::new();
+        for wanted in &config.peers {
+            let is_it = |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| *peer.public_key() == wanted.public_key);
+            let free = || self.peers.iter().position(Option::is_none);
+            let index = self.peers.iter().position(is_it).or_else(free).unwrap_or(self.peers.len());
+            if index == self.peers.len() {
+                self.peers.push(None);
+            }
+            let before = self.peers[index].take();
+            self.peers[index] = Some(match before {
+                Some(mut peer) if peer.has_key(wanted.preshared_key.as_ref()) => {
+                    peer.set_persistent_keepalive(wanted.persistent_keepalive);
+                    peer
+                }
+                before => {
+                    new.push(index);
+                    let tunn = Tunn::new(
+                        self.private_key.clone(),
+                        x25519::PublicKey::from(*wanted.public_key.as_bytes()),
+                        wanted.preshared_key.as_ref().map(|key| *key.as_bytes()),
+                        // The persistent keepalive is the peer's own affair.
+                        None,
+                        index as u32 ^ self.index_mask,
+                        Some(Arc::clone(&no_limit)),
+                    );
+                    Peer::new(index, wanted, tunn, before.as_ref(), now)
+                }
+            });
+            self.by_key.insert(wanted.public_key, index);
+            for prefix in &wanted.allowed_ips {
+                self.allowed_ips.claim(*prefix, index);
+            }
+        }
+        Ok(new)
+    }
+
+    /// The place of a peer.
+    pub(super) fn index_of(&self, peer: &PublicKey) -> Option<PeerIndex> {
+        self.by_key.get(peer).copied()
     }
 
     /// The device is up: peers with a persistent keepalive begin their handshakes.
     pub(super) fn start<S: Sink>(&mut self, now: Duration, sink: &mut S) {
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.start(&mut Context { now, scratch: &mut self.scratch, sink });
+        }
+    }
+
+    /// A peer is new: it begins its handshake if it has a persistent keepalive.
+    pub(super) fn start_peer<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
+        if let Some(Some(peer)) = self.peers.get_mut(index) {
             peer.start(&mut Context { now, scratch: &mut self.scratch, sink });
         }
     }
@@ -151,7 +210,9 @@ impl Core {
         };
         let padded = padded_length(length, self.mtu).min(buffer.len());
         buffer[length..padded].fill(0);
-        self.peers[index].send(&buffer[..padded], &mut Context { now, scratch: &mut self.scratch, sink });
+        if let Some(Some(peer)) = self.peers.get_mut(index) {
+            peer.send(&buffer[..padded], &mut Context { now, scratch: &mut self.scratch, sink });
+        }
     }
 
     /// Takes a datagram from one of the sockets.
@@ -174,7 +235,7 @@ impl Core {
             Packet::PacketCookieReply(reply) => self.peer_of_session(reply.receiver_idx),
             Packet::PacketData(data) => self.peer_of_session(data.receiver_idx),
         };
-        let Some(peer) = index.and_then(|index| self.peers.get_mut(index)) else {
+        let Some(Some(peer)) = index.and_then(|index| self.peers.get_mut(index)) else {
             self.dropped.not_authentic += 1;
             return;
         };
@@ -195,12 +256,12 @@ impl Core {
 
     /// When [`Self::tick`] is to be called next, whatever happens until then; `None` while nothing is pending.
     pub(super) fn next_tick(&self) -> Option<Duration> {
-        self.peers.iter().filter_map(Peer::next_tick).min()
+        self.peers.iter().flatten().filter_map(Peer::next_tick).min()
     }
 
     /// Does what is due: retransmissions, keepalives, new keys, the end of old ones.
     pub(super) fn tick<S: Sink>(&mut self, now: Duration, sink: &mut S) {
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut().flatten() {
             peer.tick(&mut Context { now, scratch: &mut self.scratch, sink });
         }
     }
@@ -213,17 +274,21 @@ impl Core {
         now: Duration,
         sink: &mut S,
     ) {
-        self.peers[index].set_endpoint(endpoint, &mut Context { now, scratch: &mut self.scratch, sink });
+        if let Some(Some(peer)) = self.peers.get_mut(index) {
+            peer.set_endpoint(endpoint, &mut Context { now, scratch: &mut self.scratch, sink });
+        }
     }
 
     /// Begins a handshake with a peer, unless one is in flight or has just been completed.
     pub(super) fn initiate_handshake<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
-        self.peers[index].initiate(&mut Context { now, scratch: &mut self.scratch, sink });
+        if let Some(Some(peer)) = self.peers.get_mut(index) {
+            peer.initiate(&mut Context { now, scratch: &mut self.scratch, sink });
+        }
     }
 
-    /// What each peer is doing, in the order of the configuration.
+    /// What each peer is doing.
     pub(super) fn status(&self, now: Duration) -> Vec<PeerStatus> {
-        self.peers.iter().map(|peer| peer.status(now)).collect()
+        self.peers.iter().flatten().map(|peer| peer.status(now)).collect()
     }
 
     /// What was dropped here.
@@ -267,6 +332,21 @@ fn padded_length(length: usize, mtu: usize) -> usize {
     }
     let whole = if length > mtu { length - length % mtu } else { 0 };
     whole + multiple(length - whole).min(mtu)
+}
+
+/// Refuses peers of which no device can be made.
+fn check_peers(private_key: &x25519::StaticSecret, config: &DeviceConfig) -> io::Result<()> {
+    let mut seen = HashSet::with_capacity(config.peers.len());
+    for peer in &config.peers {
+        let peer_key = x25519::PublicKey::from(*peer.public_key.as_bytes());
+        if !private_key.diffie_hellman(&peer_key).was_contributory() {
+            return Err(invalid(format!("no tunnel can be made with the peer {}: its key is weak", peer.public_key)));
+        }
+        if !seen.insert(peer.public_key) {
+            return Err(invalid(format!("the peer {} is there twice", peer.public_key)));
+        }
+    }
+    Ok(())
 }
 
 fn invalid(why: String) -> io::Error {

@@ -36,7 +36,6 @@ use std::thread::JoinHandle;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{EventfdFlags, eventfd};
 
-use self::allowed_ips::PeerIndex;
 use self::data_path::{Command, DataPath};
 use self::device::Core;
 use super::{Backend, Device, DeviceConfig, PeerStatus};
@@ -63,6 +62,8 @@ const THREAD_NAME: &str = "wireguard";
 pub struct UserspaceDevice {
     peers: Vec<PublicKey>,
     port: u16,
+    /// The same sockets as the thread's.
+    bound: Sockets,
     commands: mpsc::Sender<Command>,
     wake: Arc<OwnedFd>,
     handshakes: Arc<OwnedFd>,
@@ -90,7 +91,7 @@ impl UserspaceDevice {
         let wake = Arc::new(new_eventfd()?);
         let handshakes = Arc::new(new_eventfd()?);
         let ended = Arc::new(Ended { signal: new_eventfd()?, cause: OnceLock::new() });
-        let port = sockets.port();
+        let (port, bound) = (sockets.port(), sockets.try_clone()?);
         let mut data_path = DataPath {
             core,
             tun,
@@ -117,6 +118,7 @@ impl UserspaceDevice {
         let device = Self {
             peers: config.peers.iter().map(|peer| peer.public_key).collect(),
             port,
+            bound,
             commands,
             wake,
             handshakes,
@@ -132,8 +134,8 @@ impl UserspaceDevice {
         self.port
     }
 
-    /// An eventfd that becomes readable whenever a handshake has been completed, with any peer. Reading it (it does not
-    /// block) gives how many there were since the last time.
+    /// An eventfd that becomes readable whenever a handshake has been completed, with any peer, and whenever one that was begun is
+    /// not answered in its time. Reading it does not block.
     pub fn handshakes(&self) -> BorrowedFd<'_> {
         self.handshakes.as_fd()
     }
@@ -161,11 +163,16 @@ impl UserspaceDevice {
         Ok(())
     }
 
-    fn index_of(&self, peer: &PublicKey) -> io::Result<PeerIndex> {
-        self.peers
-            .iter()
-            .position(|key| key == peer)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("the device has no peer {peer}")))
+    /// Has the thread do something, and waits for how that went.
+    fn have_done(&self, command: impl FnOnce(mpsc::Sender<io::Result<()>>) -> Command) -> io::Result<()> {
+        let (reply, answer) = mpsc::channel();
+        self.command(command(reply))?;
+        answer.recv().map_err(|_| self.ended.error())?
+    }
+
+    fn known(&self, peer: &PublicKey) -> io::Result<PublicKey> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("the device has no peer {peer}"));
+        self.peers.iter().find(|key| *key == peer).copied().ok_or_else(missing)
     }
 }
 
@@ -175,15 +182,39 @@ impl Device for UserspaceDevice {
     }
 
     fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> io::Result<()> {
-        self.command(Command::SetEndpoint(self.index_of(peer)?, endpoint))
+        self.command(Command::SetEndpoint(self.known(peer)?, endpoint))
     }
 
     fn initiate_handshake(&self, peer: &PublicKey) -> io::Result<()> {
-        self.command(Command::InitiateHandshake(self.index_of(peer)?))
+        self.command(Command::InitiateHandshake(self.known(peer)?))
     }
 
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
-        self.ask().map(|(peers, _)| peers)
+        let (mut statuses, _) = self.ask()?;
+        let place = |status: &PeerStatus| self.peers.iter().position(|key| *key == status.public_key);
+        statuses.sort_by_key(place);
+        Ok(statuses)
+    }
+
+    fn reconfigure(&mut self, config: &DeviceConfig) -> io::Result<()> {
+        let changed = Box::new(config.clone());
+        self.have_done(|reply| Command::Reconfigure(changed, reply))?;
+        self.peers = config.peers.iter().map(|peer| peer.public_key).collect();
+        Ok(())
+    }
+
+    fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
+        // The port in use cannot be bound a second time, and need not be.
+        let sockets = if listen_port == self.port || listen_port == 0 {
+            self.bound.try_clone()?
+        } else {
+            Sockets::bind(listen_port, fwmark)?
+        };
+        sockets.set_mark(fwmark)?;
+        let (bound, port) = (sockets.try_clone()?, sockets.port());
+        self.have_done(|reply| Command::Rebind(sockets, reply))?;
+        (self.bound, self.port) = (bound, port);
+        Ok(())
     }
 }
 

@@ -24,8 +24,8 @@ use boringtun::noise::{Tunn, TunnResult};
 use super::allowed_ips::{AllowedIps, PeerIndex};
 use super::device::Sink;
 use super::wiped::Wiped;
-use crate::keys::PublicKey;
-use crate::wireguard::PeerStatus;
+use crate::keys::{PresharedKey, PublicKey};
+use crate::wireguard::{PeerConfig, PeerStatus};
 
 // The WireGuard paper, section 6.1.
 const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
@@ -92,6 +92,8 @@ struct Session {
 pub(super) struct Peer {
     index: PeerIndex,
     public_key: PublicKey,
+    /// The key that its sessions are made with besides; none once they are to be made with other keys.
+    preshared_key: Option<Option<PresharedKey>>,
     tunn: Wiped<Tunn>,
     persistent_keepalive: Option<Duration>,
     endpoint: Option<SocketAddr>,
@@ -116,19 +118,15 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(
-        index: PeerIndex,
-        public_key: PublicKey,
-        tunn: Tunn,
-        persistent_keepalive: Option<u16>,
-        endpoint: Option<SocketAddr>,
-        now: Duration,
-    ) -> Self {
+    /// A peer without a session. Where it is, and what was counted, it takes over from the one `before` it, of the same key.
+    pub(super) fn new(index: PeerIndex, config: &PeerConfig, tunn: Tunn, before: Option<&Peer>, now: Duration) -> Self {
+        let endpoint = config.endpoint.or(before.and_then(|before| before.endpoint));
         Self {
             index,
-            public_key,
+            public_key: config.public_key,
+            preshared_key: Some(config.preshared_key.clone()),
             tunn: Wiped::new(tunn),
-            persistent_keepalive: persistent_keepalive.filter(|s| *s > 0).map(|s| Duration::from_secs(s.into())),
+            persistent_keepalive: interval(config.persistent_keepalive),
             endpoint: endpoint.map(canonical),
             endpoint_set_at: endpoint.map(|_| now),
             wanted: false,
@@ -140,9 +138,27 @@ impl Peer {
             owed_since: None,
             traffic_at: now,
             handshake_at: None,
-            rx_bytes: 0,
-            tx_bytes: 0,
+            rx_bytes: before.map_or(0, |before| before.rx_bytes),
+            tx_bytes: before.map_or(0, |before| before.tx_bytes),
         }
+    }
+
+    pub(super) fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Whether its sessions are made with this key besides.
+    pub(super) fn has_key(&self, preshared_key: Option<&PresharedKey>) -> bool {
+        self.preshared_key.as_ref().is_some_and(|key| key.as_ref() == preshared_key)
+    }
+
+    /// Its sessions are to be made with other keys: [`Self::has_key`] none any more.
+    pub(super) fn forget_keys(&mut self) {
+        self.preshared_key = None;
+    }
+
+    pub(super) fn set_persistent_keepalive(&mut self, seconds: Option<u16>) {
+        self.persistent_keepalive = interval(seconds);
     }
 
     pub(super) fn status(&self, now: Duration) -> PeerStatus {
@@ -152,6 +168,11 @@ impl Peer {
             handshake_age: self.handshake_at.map(|at| now.saturating_sub(at)),
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
+            unanswered_for: self
+                .initiation
+                .as_ref()
+                .map(|initiation| now.saturating_sub(initiation.begun_at))
+                .filter(|since| *since >= REKEY_TIMEOUT),
         }
     }
 
@@ -320,6 +341,7 @@ impl Peer {
         let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         if self.initiation.as_ref().is_some_and(|initiation| initiation.again_at <= now) {
             self.send_initiation(true, context);
+            context.sink.handshake_unanswered();
         }
         if due(self.answer_overdue()) {
             self.unanswered_since = None;
@@ -472,6 +494,11 @@ fn deliver<S: Sink>(
     }
     sink.deliver(packet);
     Verdict::Accepted
+}
+
+/// The interval of a persistent keepalive. 0 is none.
+fn interval(seconds: Option<u16>) -> Option<Duration> {
+    seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()))
 }
 
 /// An IPv4 address mapped into IPv6 belongs to the IPv4 socket.

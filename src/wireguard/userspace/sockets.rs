@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -47,6 +47,22 @@ impl Sockets {
     /// The port that both are bound to.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Another handle to the same sockets.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        let ipv6 = self.ipv6.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Self { ipv4: self.ipv4.try_clone()?, ipv6, port: self.port })
+    }
+
+    /// Marks what is sent from now on, 0 being none.
+    pub(super) fn set_mark(&self, fwmark: u32) -> io::Result<()> {
+        for socket in self.descriptors() {
+            if getsockopt(&socket, sockopt::Mark)? != fwmark {
+                setsockopt(&socket, sockopt::Mark, &fwmark)?;
+            }
+        }
+        Ok(())
     }
 
     /// The descriptors, to wait for.

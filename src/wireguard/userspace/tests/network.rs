@@ -19,6 +19,7 @@ pub(super) struct Recorder {
     pub(super) sent: Vec<(SocketAddr, Vec<u8>)>,
     pub(super) delivered: Vec<Vec<u8>>,
     pub(super) handshakes: usize,
+    pub(super) unanswered: usize,
     pub(super) unreachable: bool,
 }
 
@@ -36,6 +37,10 @@ impl Sink for Recorder {
 
     fn handshake_completed(&mut self) {
         self.handshakes += 1;
+    }
+
+    fn handshake_unanswered(&mut self) {
+        self.unanswered += 1;
     }
 }
 

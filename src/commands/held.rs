@@ -1,0 +1,202 @@
+//! Gets hold of a tunnel: joins it if it is up, takes it over if its keeper was killed, or has it made.
+
+use super::Failure;
+use super::load::Loaded;
+use crate::config;
+use crate::linux::capabilities::{self, CapabilitySet};
+use crate::names::TunnelName;
+use crate::plan::{self, Plan};
+use crate::tunnel;
+use crate::tunnel::approach::{Approach, ApproachError, approach};
+use crate::tunnel::handover::Handover;
+use crate::tunnel::keeper::{self, Beginning, Mission};
+use crate::tunnel::lease::{self, AskError, Lease};
+use crate::tunnel::recovery;
+use crate::tunnel::state::{self, Choosing, Directory};
+
+/// A lease on a tunnel.
+pub(super) struct Held {
+    pub(super) lease: Lease,
+    pub(super) plan: Plan,
+    /// Whether the tunnel was made before, so that nothing more of that is to be waited for.
+    pub(super) is_made: bool,
+    /// Whether the tunnel was taken over, and may not be what the configuration says now.
+    pub(super) is_taken_over: bool,
+}
+
+/// Gets hold of the tunnel that a configuration describes. The caller's privileges are those of a launcher already.
+pub(super) fn hold(loaded: &Loaded, listen_fds: i32) -> Result<Held, Failure> {
+    match approach(&loaded.config.name)? {
+        Approach::Joined(lease) => join(loaded, lease),
+        Approach::Claimed(directory) => start(loaded, directory, listen_fds),
+    }
+}
+
+/// Starts a keeper for a claimed name.
+pub(super) fn start(loaded: &Loaded, directory: Directory, listen_fds: i32) -> Result<Held, Failure> {
+    let (mission, is_taken_over) = prepare(loaded, directory, listen_fds)?;
+    let plan = mission.plan.clone();
+    let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
+    Ok(Held { lease, plan, is_made: false, is_taken_over })
+}
+
+/// Joins the living tunnel of a name that nothing else is known of.
+pub(super) fn hold_by_name(name: &TunnelName) -> Result<Option<Held>, Failure> {
+    let Some(lease) = tunnel::approach::join(name)? else { return Ok(None) };
+    let plan = living_plan(name)?;
+    Ok(Some(Held { lease, plan, is_made: true, is_taken_over: false }))
+}
+
+/// Joins a living tunnel, if it is the one that is wanted.
+fn join(loaded: &Loaded, lease: Lease) -> Result<Held, Failure> {
+    let name = &loaded.config.name;
+    let read = match lease.handover() {
+        Some(file) => Handover::open(file).map_err(|error| error.to_string()).and_then(|handover| handover.config()),
+        None => Err("its keeper does not tell".into()),
+    };
+    let joined = read
+        .map_err(|error| Failure::new(format!("cannot see the configuration of the tunnel {name}: {error}")))
+        .and_then(|(living, options)| {
+            let living = (&living, options.allow_hooks);
+            let differences = config::difference(living, (&loaded.config, loaded.options.allow_hooks));
+            if differences.is_empty() {
+                return living_plan(name);
+            }
+            let differences: Vec<String> = differences.iter().map(ToString::to_string).collect();
+            Err(Failure::new(format!("the tunnel {name} is up with another configuration: {}", differences.join("; ")))
+                .advise("apply yours with `vpn-exec reload`, or choose another name with --name"))
+        });
+    match joined {
+        Ok(plan) => Ok(Held { lease, plan, is_made: true, is_taken_over: false }),
+        Err(failure) => {
+            let _ = lease.leave();
+            Err(failure)
+        }
+    }
+}
+
+fn living_plan(name: &TunnelName) -> Result<Plan, Failure> {
+    let plan = state::read_plan(name).map_err(Failure::new)?;
+    plan.ok_or_else(|| Failure::new(format!("the tunnel {name} has ended meanwhile")))
+}
+
+/// Prepares a keeper for a claimed name: to take over what a killed one has left, if somebody wants it, or to begin anew. Says which.
+pub(super) fn prepare(loaded: &Loaded, directory: Directory, listen_fds: i32) -> Result<(Mission, bool), Failure> {
+    let name = &loaded.config.name;
+    let left = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted);
+    if let Some(state) = left
+        && let Some(plan) = directory.plan().map_err(Failure::new)?
+    {
+        return Ok((mission(loaded, directory, plan, Beginning::TakeOver(state), listen_fds)?, true));
+    }
+    if let Err(error) = tunnel::reclaim(&directory, name) {
+        // What is written down there must stay for the next start.
+        if matches!(directory.state(), Ok(None)) {
+            let _ = directory.release();
+        }
+        return Err(error.into());
+    }
+    // What a killed tunnel of this name has left is none of the host's facts.
+    match choose(loaded, &directory) {
+        Ok(plan) => Ok((mission(loaded, directory, plan, Beginning::Nothing, listen_fds)?, false)),
+        Err(failure) => {
+            let _ = directory.release();
+            Err(failure)
+        }
+    }
+}
+
+/// Plans, and writes the plan down before others plan, whose addresses and names must be others.
+fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
+    let write = |error| Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
+    let choosing = Choosing::begin().map_err(write)?;
+    let plan = loaded.plan()?;
+    directory.write_plan(&plan).and_then(|()| directory.write_resolv_conf(&plan.names.resolv_conf)).map_err(write)?;
+    drop(choosing);
+    tracing::debug!("the tunnel is planned");
+    for note in &plan.notes {
+        tracing::warn!("{note}");
+    }
+    Ok(plan)
+}
+
+fn mission(
+    loaded: &Loaded,
+    directory: Directory,
+    plan: Plan,
+    beginning: Beginning,
+    listen_fds: i32,
+) -> Result<Mission, Failure> {
+    let handover = match loaded.handover().seal() {
+        Ok(handover) => handover,
+        Err(error) => {
+            if matches!(beginning, Beginning::Nothing) {
+                let _ = directory.release();
+            }
+            return Err(Failure::new(format!("cannot make a file in memory: {error}")));
+        }
+    };
+    let (config, options) = (loaded.config.clone(), loaded.options);
+    Ok(Mission { plan, directory, config, options, handover, beginning, listen_fds, reload: None })
+}
+
+impl Held {
+    /// Has the keeper of a tunnel that was taken over make it what the configuration says now.
+    pub(super) fn bring_up_to_date(&mut self) -> Result<(), Failure> {
+        if let Some(handover) = self.lease.handover().filter(|_| self.is_taken_over) {
+            let changed = lease::reload(&self.plan.name, handover)?;
+            tracing::debug!(?changed, "the tunnel that was taken over is up to date");
+        }
+        Ok(())
+    }
+}
+
+/// Refuses early what cannot work, before anything is touched.
+pub(super) fn require_privileges() -> Result<(), Failure> {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP;
+    match capabilities::permitted() {
+        Ok(permitted) if permitted.contains(needed) => Ok(()),
+        Ok(_) => Err(Failure::new(
+            "making a network namespace, and leaving the program no way to privileges, needs CAP_SYS_ADMIN, CAP_NET_ADMIN and \
+             CAP_SETPCAP, which this process lacks",
+        )
+        .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
+        Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
+    }
+}
+
+impl Held {
+    /// Refuses what a program may not do in a tunnel that was made before, and warns of what it may.
+    pub(super) fn admit(&self, program: &config::ProgramOptions, last_capability: u8) -> Result<(), Failure> {
+        // A tunnel that is made for this program is planned for it.
+        if self.is_made || self.is_taken_over {
+            for note in plan::join(&self.plan, program, last_capability).map_err(Failure::new)? {
+                tracing::warn!("{note}");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<ApproachError> for Failure {
+    fn from(error: ApproachError) -> Self {
+        let failure = Failure::new(&error);
+        match error {
+            ApproachError::Claim(_) => failure.advise("/run must be there and writable for root"),
+            ApproachError::Unreachable { .. } => failure.advise("wait a moment; if it stays so, end that process"),
+            ApproachError::Join { .. } => failure,
+        }
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Absent(name) => {
+                Failure::new(format!("the tunnel {name} is not up")).advise("see `vpn-exec list`")
+            }
+            AskError::Refused { reason, advice } => Failure { advice, ..Failure::new(reason) },
+            AskError::System(_) => Failure::new(error),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Files in memory that nobody can change any more (memfd_create(2)), to hand secrets from one process to another: no file system
+//! has them, and no other process finds them.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use zeroize::Zeroizing;
+
+/// What keeps a file as it is.
+const SEALS: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// Makes a sealed file in memory. It is closed at the next exec.
+pub fn seal(contents: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = match rustix::fs::memfd_create("vpn-exec", flags | MemfdFlags::NOEXEC_SEAL) {
+        // Linux before 6.3.
+        Err(Errno::INVAL) => rustix::fs::memfd_create("vpn-exec", flags),
+        other => other,
+    }?;
+    let mut written = 0;
+    while written < contents.len() {
+        written += rustix::io::retry_on_intr(|| rustix::io::pwrite(&file, &contents[written..], written as u64))?;
+    }
+    rustix::fs::fcntl_add_seals(&file, SEALS)?;
+    Ok(file)
+}
+
+/// Reads a sealed file in memory, wherever its offset is.
+///
+/// # Errors
+/// `InvalidData` if it is not sealed, so that it could change meanwhile, or has more than `max` bytes.
+pub fn read(file: BorrowedFd<'_>, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    if !rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SEALS)) {
+        return Err(invalid("it is no sealed file in memory"));
+    }
+    let length = usize::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(usize::MAX);
+    if length > max {
+        return Err(invalid("it is too long"));
+    }
+    // Once, so that no copy is left behind which nobody wipes.
+    let mut contents = Zeroizing::new(vec![0; length]);
+    let mut filled = 0;
+    while filled < length {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut contents[filled..], filled as u64))? {
+            0 => return Err(invalid("it has changed")),
+            more => filled += more,
+        }
+    }
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_can_be_read_again_and_again_and_not_be_changed() {
+        let file = seal(b"secret").expect("a file");
+        for _ in 0..2 {
+            assert_eq!(*read(file.as_fd(), 6).expect("readable"), b"secret");
+        }
+        assert_eq!(read(file.as_fd(), 5).expect_err("too long").kind(), io::ErrorKind::InvalidData);
+        let changed = std::fs::File::from(file).write_all(b"x");
+        assert_eq!(changed.expect_err("sealed").kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn what_could_still_be_changed_is_refused() {
+        let open = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("a file");
+        assert_eq!(read(open.as_fd(), 10).expect_err("not sealed").kind(), io::ErrorKind::InvalidData);
+        let ordinary = tempfile::tempfile().expect("a file");
+        assert!(read(ordinary.as_fd(), 10).is_err());
+    }
+}

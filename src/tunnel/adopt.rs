@@ -1,0 +1,170 @@
+//! Takes over a tunnel whose keeper was killed, with the programs in it: the namespace as it stands, the kernel's WireGuard as it
+//! stands, or the TUN that outlived its data path.
+//!
+//! Only what is certainly this tunnel is taken over, and only if it is as it was planned: its name leads to the namespace that is
+//! written down, which bears the mark; what is in it can lead nowhere but into the tunnel and to the host.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::error::Doing;
+use super::state::{Directory, State};
+use super::{DeviceEvents, Inner, Tunnel, TunnelError, embed};
+use crate::linux::link::Link;
+use crate::linux::namespace::{self, Named};
+use crate::linux::netlink::Netlink;
+use crate::linux::tun;
+use crate::plan::Plan;
+use crate::wireguard::kernel::KernelDevice;
+use crate::wireguard::{Backend, Device, DeviceConfig};
+
+/// How long a killed keeper's TUN and port may take to be free: its lock may be the first that the kernel lets go of.
+const LET_GO: Duration = Duration::from_secs(2);
+
+impl Tunnel {
+    /// Begins with a tunnel that is written down in its claimed directory. Nothing is touched yet.
+    pub fn begin_again(plan: Plan, directory: Directory, state: &State) -> Result<Self, TunnelError> {
+        Self::with_mark(plan, directory, state.mark.clone())
+    }
+
+    /// Takes the tunnel over. After an error it is as it was, and [`super::reclaim`] takes it away.
+    ///
+    /// `on_data_path_start` runs first in the thread of an embedded device.
+    ///
+    /// # Errors
+    /// If it was not made to its end, or is not what was written down and planned.
+    pub fn adopt(
+        &mut self,
+        state: State,
+        config: &DeviceConfig,
+        on_data_path_start: fn() -> io::Result<()>,
+    ) -> Result<DeviceEvents, TunnelError> {
+        let inner = self.find(&state)?;
+        let namespace = inner.namespace.try_clone().doing("use the namespace")?;
+        let name = self.plan.wireguard.interface.clone();
+        let (device, events): (Box<dyn Device>, _) = match state.made {
+            Some(Backend::Kernel) => {
+                let mut device =
+                    KernelDevice::attach(namespace, &name, config).doing("take over the kernel's WireGuard")?;
+                device.reconfigure(config).doing("configure the kernel's WireGuard")?;
+                (Box::new(device), DeviceEvents::default())
+            }
+            Some(Backend::Userspace) => until_let_go(|| {
+                let tun = namespace.run(|| tun::attach(&name)).doing("take over the TUN interface")?;
+                embed(config, tun, on_data_path_start)
+            })?,
+            None => return Err(io::Error::other("it was killed while it was made")).doing("take the tunnel over"),
+        };
+        self.inner = Some(inner);
+        self.device = Some(device);
+        self.post_down_due = true;
+        self.state = Some(state);
+        self.note(|state| state.keeper = std::process::id())?;
+        Ok(events)
+    }
+
+    /// Gives the claimed directory back, and forgets the tunnel.
+    pub fn into_directory(self) -> Directory {
+        self.directory
+    }
+
+    /// The namespace, if it is the one that was written down, and as it was planned.
+    fn find(&mut self, state: &State) -> Result<Inner, TunnelError> {
+        let path = self.plan.namespace.clone();
+        let foreign = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{} {what}", path.display()));
+        let doing = "take the tunnel over";
+        let Named::Namespace(namespace) = namespace::look_up(&path).doing(doing)? else {
+            return Err(foreign("is no namespace any more")).doing(doing);
+        };
+        if namespace.id().doing(doing)? != state.namespace {
+            return Err(foreign("is another namespace by now")).doing(doing);
+        }
+        let mut netlink = namespace.run(Netlink::open).doing(doing)?;
+        let mark = state.mark.text();
+        let host_end = self.host.link(self.plan.veth.host_interface.as_str()).doing(doing)?;
+        let is_marked = |link: &Option<Link>| link.as_ref().and_then(|link| link.alias.as_deref()) == Some(mark);
+        if !is_marked(&netlink.link("lo").doing(doing)?) || !is_marked(&host_end) {
+            return Err(foreign("does not bear the tunnel's mark")).doing(doing);
+        }
+        match deviation(&mut netlink, &self.plan, state.made).doing(doing)? {
+            Some(deviation) => Err(foreign(&deviation)).doing(doing),
+            None => Ok(Inner { namespace, netlink }),
+        }
+    }
+}
+
+/// What in a namespace is not as it was planned, as far as it could lead out, or not work.
+fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::Result<Option<String>> {
+    let (inner, wireguard) = (&plan.veth.inner_interface, &plan.wireguard.interface);
+    let kind = match made {
+        Some(Backend::Kernel) => "wireguard",
+        _ => "tun",
+    };
+    let expected = [("lo", None), (inner.as_str(), Some("veth")), (wireguard.as_str(), Some(kind))];
+    let links = netlink.links()?;
+    for link in &links {
+        match expected.iter().find(|(name, _)| *name == link.name) {
+            Some((_, kind)) if kind.is_none() || link.kind.as_deref() == *kind => {}
+            _ => return Ok(Some(format!("holds the interface {}, which is not the tunnel's", link.name))),
+        }
+    }
+    let index = |name: &str| links.iter().find(|link| link.name == name && link.up).map(|link| link.index);
+    let (Some(inner_index), Some(wireguard_index)) = (index(inner.as_str()), index(wireguard.as_str())) else {
+        return Ok(Some("has not all of the tunnel's interfaces".into()));
+    };
+
+    let addresses = netlink.addresses()?;
+    let at = |index: u32| addresses.iter().filter(move |(of, _)| *of == index).map(|(_, address)| *address);
+    let veth = veth_networks(plan);
+    if let Some(foreign) = at(inner_index).find(|address| !veth.contains(&address.trunc())) {
+        return Ok(Some(format!("has the address {foreign} on {inner}")));
+    }
+    if let Some(missing) = plan.wireguard.addresses.iter().find(|wanted| !at(wireguard_index).any(|is| is == **wanted))
+    {
+        return Ok(Some(format!("lacks the address {missing}")));
+    }
+
+    let routes = netlink.routes()?;
+    let multicast = |net: &IpNet| net.addr().is_multicast();
+    let strays = routes.iter().filter(|route| route.interface == Some(inner_index)).find(|route| {
+        let destination = route.destination;
+        !multicast(&destination) && !veth.iter().any(|net| net.contains(&destination))
+    });
+    if let Some(stray) = strays {
+        return Ok(Some(format!("routes {} by {inner}", stray.destination)));
+    }
+    let is_there = |wanted: &IpNet| {
+        routes.iter().any(|route| route.interface == Some(wireguard_index) && route.destination == *wanted)
+    };
+    Ok(plan
+        .wireguard
+        .routes
+        .iter()
+        .find(|wanted| !is_there(wanted))
+        .map(|missing| format!("lacks the route {missing}")))
+}
+
+/// The networks of the veth's addresses.
+fn veth_networks(plan: &Plan) -> Vec<IpNet> {
+    let ipv4 = IpNet::new(plan.veth.inner_ipv4.into(), 31).ok();
+    let ipv6 = plan.veth.inner_ipv6.and_then(|address| IpNet::new(address.into(), 127).ok());
+    [ipv4, ipv6].into_iter().flatten().map(|net| net.trunc()).collect()
+}
+
+/// Tries again while a killed process still lets go of what is needed.
+fn until_let_go<T>(mut attempt: impl FnMut() -> Result<T, TunnelError>) -> Result<T, TunnelError> {
+    let begin = Instant::now();
+    loop {
+        match attempt() {
+            Err(error)
+                if matches!(error.error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy)
+                    && begin.elapsed() < LET_GO =>
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            other => return other,
+        }
+    }
+}

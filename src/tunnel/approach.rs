@@ -1,0 +1,80 @@
+//! How a tunnel's name is approached: whoever comes first has it, all others join.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::lease::Lease;
+use super::state::{self, ClaimError, Directory};
+use crate::names::TunnelName;
+
+/// How long a tunnel may take that comes or goes. Programs that are killed have their time in it.
+const PASSING: Duration = Duration::from_secs(10);
+
+/// What there is behind a name.
+#[derive(Debug)]
+pub enum Approach {
+    /// No living tunnel: the name is claimed. What a killed one has left may still be there.
+    Claimed(Directory),
+    /// A living tunnel, and a lease on it.
+    Joined(Lease),
+}
+
+/// Why a name is out of reach.
+#[derive(Debug, Error)]
+pub enum ApproachError {
+    /// Its directory cannot be used.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// Somebody has it who cannot be talked to.
+    #[error("the tunnel {name} is taken{}, but its keeper cannot be reached", keeper.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
+    Unreachable {
+        /// The name.
+        name: TunnelName,
+        /// The process that holds it.
+        keeper: Option<u32>,
+    },
+    /// Its keeper has refused.
+    #[error("cannot join the tunnel {name}: {error}")]
+    Join {
+        /// The name.
+        name: TunnelName,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// Joins the living tunnel of a name, or claims the name. Waits for a tunnel that comes or goes at the same time.
+pub fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
+    let begin = Instant::now();
+    loop {
+        if let Some(lease) = join(name)? {
+            return Ok(Approach::Joined(lease));
+        }
+        if let Some(directory) = Directory::try_claim(name)? {
+            return Ok(Approach::Claimed(directory));
+        }
+        if begin.elapsed() > PASSING {
+            let keeper = state::read(name).ok().flatten().map(|state| state.keeper);
+            return Err(ApproachError::Unreachable { name: name.clone(), keeper });
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Joins the living tunnel of a name, if there is one that can be reached now.
+pub fn join(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
+    Lease::connect(name)
+        .and_then(|connection| connection.map_or(Ok(None), Lease::join))
+        .map_err(|error| ApproachError::Join { name: name.clone(), error })
+}
+
+/// Claims a name that has no living tunnel. None if it has one.
+pub fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, ClaimError> {
+    // What is not there needs not be made to be claimed.
+    if !state::path_of(name).is_dir() {
+        return Ok(None);
+    }
+    Directory::try_claim(name)
+}

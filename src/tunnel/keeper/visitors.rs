@@ -1,0 +1,172 @@
+//! The connections to a keeper: those who hold a lease, and those who have something to ask.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::super::lease::{self, Event, Request};
+use super::super::state::Holder;
+use crate::linux::local_socket::Credentials;
+
+/// How many connections may be open of those who hold no lease: anybody can connect.
+const GUESTS: usize = 128;
+
+/// How long one may stay who asks for nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tells a connection from all others of this keeper.
+pub(super) type Number = u64;
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    socket: OwnedFd,
+    /// Whether it is the keeper's own user, who may ask for anything.
+    pub(super) trusted: bool,
+    pub(super) pid: i32,
+    pub(super) role: Role,
+}
+
+/// What a connection is for.
+#[derive(Debug)]
+pub(super) enum Role {
+    /// Not known yet; it came at this time since boot.
+    Guest(Duration),
+    /// A lease. The holder is unknown if it lives in another PID namespace.
+    Lease(Option<Holder>),
+    /// To be told of the tunnel's end, and no more.
+    Parting,
+}
+
+/// What a visitor has said.
+pub(super) enum Said {
+    /// It asks for something, and may pass a descriptor.
+    Request(Request, Option<OwnedFd>),
+    /// What it says cannot be understood.
+    Nonsense(String),
+    /// It has ended, or says no more.
+    End,
+    /// Nothing, after all.
+    Nothing,
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(super) struct Visitors {
+    all: BTreeMap<Number, Visitor>,
+    next: Number,
+    /// Who has started the keeper, and shares its standard error.
+    starter: Option<Number>,
+}
+
+impl Visitors {
+    pub(super) fn new() -> Self {
+        Self { all: BTreeMap::new(), next: 0, starter: None }
+    }
+
+    /// Takes the connection of who has started the keeper, which is a lease.
+    pub(super) fn admit_starter(&mut self, socket: OwnedFd, holder: Holder) {
+        let pid = holder.process.pid;
+        self.starter = Some(self.next);
+        self.add(Visitor { socket, trusted: true, pid, role: Role::Lease(Some(holder)) });
+    }
+
+    /// Takes a connection. One too many is closed instead.
+    pub(super) fn admit(&mut self, socket: OwnedFd, who: &Credentials, now: Duration) {
+        let trusted = nix::unistd::geteuid().as_raw() == who.uid;
+        let guests = self.all.values().filter(|visitor| !visitor.trusted).count();
+        if trusted || guests < GUESTS {
+            self.add(Visitor { socket, trusted, pid: who.pid, role: Role::Guest(now) });
+        }
+    }
+
+    fn add(&mut self, visitor: Visitor) {
+        self.all.insert(self.next, visitor);
+        self.next += 1;
+    }
+
+    /// What to wait for.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (Number, BorrowedFd<'_>)> {
+        let listens = |visitor: &Visitor| !matches!(visitor.role, Role::Parting);
+        self.all.iter().filter(move |(_, visitor)| listens(visitor)).map(|(n, visitor)| (*n, visitor.socket.as_fd()))
+    }
+
+    /// What a visitor says.
+    pub(super) fn hear(&self, number: Number) -> Said {
+        let Some(visitor) = self.all.get(&number) else { return Said::Nothing };
+        match lease::receive(&visitor.socket) {
+            Ok(Some((request, passed))) => Said::Request(request, passed),
+            Ok(None) => Said::End,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Said::Nothing,
+            Err(error) => Said::Nonsense(error.to_string()),
+        }
+    }
+
+    pub(super) fn get(&mut self, number: Number) -> Option<&mut Visitor> {
+        self.all.get_mut(&number)
+    }
+
+    /// Whether a visitor is the one that has started the keeper.
+    pub(super) fn is_starter(&self, number: Number) -> bool {
+        self.starter == Some(number)
+    }
+
+    /// Ends a connection.
+    pub(super) fn dismiss(&mut self, number: Number) {
+        self.all.remove(&number);
+    }
+
+    /// Tells one visitor something. One that does not listen is not waited for.
+    pub(super) fn tell(&self, number: Number, event: &Event, passed: Option<BorrowedFd<'_>>) {
+        if let Some(visitor) = self.all.get(&number)
+            && let Err(error) = lease::send(&visitor.socket, event, passed)
+        {
+            tracing::debug!(%error, "a visitor does not hear");
+        }
+    }
+
+    /// Tells all who hold a lease, or wait for the tunnel's end.
+    pub(super) fn tell_all(&self, event: &Event) {
+        self.tell_all_with(event, None);
+    }
+
+    /// The same, and passes a descriptor to each.
+    pub(super) fn tell_all_with(&self, event: &Event, passed: Option<BorrowedFd<'_>>) {
+        for (number, visitor) in &self.all {
+            if !matches!(visitor.role, Role::Guest(_)) {
+                self.tell(*number, event, passed);
+            }
+        }
+    }
+
+    /// Who holds a lease, as far as they are known.
+    pub(super) fn holders(&self) -> Vec<Holder> {
+        self.all
+            .values()
+            .filter_map(|visitor| match &visitor.role {
+                Role::Lease(holder) => holder.clone(),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// How many leases there are.
+    pub(super) fn leases(&self) -> usize {
+        self.all.values().filter(|visitor| matches!(visitor.role, Role::Lease(_))).count()
+    }
+
+    /// When the next of those is to be dismissed who ask for nothing.
+    pub(super) fn due(&self) -> Option<Duration> {
+        let guests = self.all.values().filter_map(|visitor| match visitor.role {
+            Role::Guest(since) => Some(since + PATIENCE),
+            _ => None,
+        });
+        guests.min()
+    }
+
+    /// Dismisses those who have asked for nothing for too long.
+    pub(super) fn dismiss_idle(&mut self, now: Duration) {
+        self.all.retain(|_, visitor| !matches!(visitor.role, Role::Guest(since) if since + PATIENCE <= now));
+    }
+}

@@ -1,0 +1,66 @@
+//! What is to be done when a keeper was killed: by those who hold a lease on its tunnel, and by those who come later.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use super::TunnelError;
+use super::approach::{Approach, approach};
+use super::clean_up;
+use super::error::Doing;
+use super::handover::Handover;
+use super::keeper::{self, Beginning, Mission};
+use super::lease::{Event, Lease};
+use super::state::{Directory, State};
+use crate::linux::capabilities;
+use crate::names::TunnelName;
+
+/// Whether anybody still wants a tunnel whose keeper was killed: then a successor takes it over. Otherwise it is taken away.
+pub fn is_wanted(state: &State) -> bool {
+    let own = std::process::id().cast_signed();
+    let mut others = state.holders.iter().filter(|holder| holder.process.pid != own);
+    state.made.is_some() && (state.standing || others.any(|holder| holder.process.is_alive()))
+}
+
+/// Holds a lease again on a tunnel whose keeper was killed: on the successor's that somebody has started already, or on that of
+/// one which is started here. Raises the capabilities that this takes.
+///
+/// # Errors
+/// If the tunnel is gone, or cannot be taken over. Then what is left of it is still there: [`clean_up()`] takes it away.
+pub fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, TunnelError> {
+    let what = || format!("take over the tunnel {name}, whose keeper was killed");
+    capabilities::raise(keeper::needed_capabilities()).doing(what())?;
+    let directory = match approach(name).map_err(io::Error::other).doing(what())? {
+        Approach::Joined(lease) => return Ok(lease),
+        Approach::Claimed(directory) => directory,
+    };
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "what was written down of it is gone");
+    let state = directory.state().and_then(|state| state.ok_or_else(gone)).doing(what())?;
+    let plan = directory.plan().and_then(|plan| plan.ok_or_else(gone)).doing(what())?;
+    let handover = lost.handover().ok_or_else(gone).and_then(|file| file.try_clone_to_owned()).doing(what())?;
+    let read = Handover::open(handover.as_fd()).and_then(|handover| handover.config().map_err(io::Error::other));
+    let (config, options) = read.doing(what())?;
+    let beginning = Beginning::TakeOver(state);
+    let mission = Mission { plan, directory, config, options, handover, beginning, listen_fds: 0, reload: None };
+    let mut lease = keeper::start(mission).doing(what())?;
+    loop {
+        match lease.next_event().doing(what())? {
+            Some(Event::Made) => return Ok(lease),
+            Some(Event::Failed { reason, .. }) => return Err(io::Error::other(reason)).doing(what()),
+            Some(Event::Gone) | None => return Err(io::Error::other("its successor was killed, too")).doing(what()),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Takes away what a killed keeper has left, unless somebody else wants it or has it by now.
+pub fn clean_up(name: &TunnelName) -> Result<(), TunnelError> {
+    let what = || format!("take away what is left of the tunnel {name}");
+    capabilities::raise(keeper::needed_capabilities()).doing(what())?;
+    let Some(directory) = Directory::try_claim(name).map_err(io::Error::other).doing(what())? else { return Ok(()) };
+    if directory.state().doing(what())?.is_some_and(|state| is_wanted(&state)) {
+        return Ok(());
+    }
+    // What is written down is released only once all of it is gone.
+    clean_up::reclaim(&directory, name)?;
+    directory.release().doing(what())
+}

@@ -1,0 +1,279 @@
+//! Tunnels that stay: up, joined, asked, changed, taken over and down.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::Snapshot;
+use nix::sys::signal::Signal;
+use vpn_exec::linux::namespace::{self, Named};
+use vpn_exec::linux::netlink::Netlink;
+use vpn_exec::tunnel::state;
+use vpn_exec::tunnel::status::{Condition, Status};
+
+use crate::support::{
+    CONFIG, CONFIG_TEXT, PATIENCE, assert_none_soon, assert_refused, assert_unchanged, doing, ended, errors, is_there,
+    output_of, prepare, run, run_this, send, started, write_config,
+};
+
+/// `vpn-exec` with some arguments.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+    command.args(arguments);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    command.stderr(std::process::Stdio::piped());
+    command
+}
+
+/// Runs a command that must work, and returns what it prints.
+fn works(arguments: &[&str]) -> Result<String> {
+    let output = run(command(arguments))?;
+    ensure!(ended(output.status) == Ok(0), "{arguments:?}: {}", errors(&output));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+const UP: [&str; 6] = ["up", CONFIG, "--backend", "userspace", "--name", "stays"];
+const RELOAD: [&str; 6] = ["reload", CONFIG, "--backend", "userspace", "--name", "stays"];
+
+fn status() -> Result<Status> {
+    Ok(serde_json::from_str(&works(&["status", "stays", "--json"])?)?)
+}
+
+/// Joins the standing tunnel by its name alone.
+fn joined(task: &str) -> Command {
+    let mut joined = command(&["--tunnel", "stays"]);
+    run_this(&mut joined, task);
+    joined
+}
+
+fn keeper() -> Result<i32> {
+    Ok(state::read(&"stays".parse()?)?.context("a tunnel that stays has a state")?.keeper.cast_signed())
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while !is_so()? {
+        ensure!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tunnel_stays_until_it_is_taken_down() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        assert!(assert_refused(&run(command(&["status", "stays"]))?).contains("there is no tunnel stays"));
+        assert!(assert_refused(&run(command(&["down", "stays"]))?).contains("there is no tunnel stays"));
+        works(&UP)?;
+        // Once more is no harm.
+        works(&UP)?;
+        let first = keeper()?;
+        for _ in 0..2 {
+            let output = run(joined("exit 7"))?;
+            assert_eq!(ended(output.status), Ok(7), "{}", errors(&output));
+        }
+        assert_eq!(keeper()?, first);
+        let seen = status()?;
+        assert!(seen.standing && seen.state == Condition::Connecting && seen.leases == 0 && seen.programs.is_empty());
+
+        let running = started(joined("wait"), "stays")?;
+        let seen = status()?;
+        assert_eq!((seen.leases, seen.programs.len()), (1, 1), "{seen:?}");
+        assert_eq!(seen.programs[0].pid, running.program.pid);
+        let living = seen.living.context("a living keeper")?;
+        assert_eq!(living.peers.len(), 1);
+        assert_eq!(living.peers[0].configured_endpoint.as_deref(), Some("192.0.2.1:51820"));
+        assert_eq!(living.dns.servers, ["10.64.0.1".parse::<std::net::IpAddr>()?]);
+        assert!(works(&["list"])?.contains("stays") && works(&["status"])?.contains("connecting"));
+
+        let message = assert_refused(&run(command(&["down", "stays"]))?);
+        assert!(message.contains(&running.program.pid.to_string()) && message.contains("--force"), "{message}");
+        assert!(is_there("/run/netns/stays"), "what was refused has changed nothing");
+        works(&["down", "stays", "--force"])?;
+        let output = output_of(running.child)?;
+        assert!(assert_refused(&output).contains("taken down"), "{}", errors(&output));
+        assert_unchanged(&before, "after it was taken down")?;
+        assert_eq!(works(&["list"])?, "no tunnel is up\n");
+        Ok(())
+    });
+}
+
+#[test]
+fn nobody_waits_for_the_output_of_a_keeper_in_the_background() {
+    lab::world::test(|| {
+        prepare()?;
+        // Its output ends when `up` does, or this hangs.
+        works(&UP)?;
+        works(&["down", "stays"]).map(drop)
+    });
+}
+
+#[test]
+fn a_killed_launcher_takes_its_program_and_nobody_elses() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        works(&UP)?;
+        let one = started(joined("daemon"), "stays")?;
+        let other = started(joined("wait"), "stays")?;
+        send(one.launcher(), Signal::SIGKILL)?;
+        output_of(one.child)?;
+        assert_none_soon(&["daemon", "daemonized"], "after the launcher was killed")?;
+        assert_eq!(doing("wait")?, [other.program.pid]);
+        other.end()?;
+        works(&["down", "stays"])?;
+        assert_unchanged(&before, "at the end")
+    });
+}
+
+#[test]
+fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        let running = started(joined("wait"), "stays")?;
+        assert_eq!(works(&RELOAD)?, "nothing has changed\n");
+        let changed = CONFIG_TEXT
+            .replace("10.64.0.2/32, fd64::2/128", "10.64.0.2/32, 10.64.0.7/32, fd64::2/128")
+            .replace("DNS = 10.64.0.1", "DNS = 10.64.0.53\nMTU = 1300\nListenPort = 40123")
+            .replace("0.0.0.0/0, ::/0", "10.0.0.0/8, ::/0")
+            .replace("192.0.2.1:51820", "192.0.2.9:51820");
+        write_config(&changed)?;
+        let said = works(&RELOAD)?;
+        for word in ["Address", "DNS servers", "MTU", "ListenPort", "AllowedIPs", "192.0.2.9:51820 here"] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        // The program is where it was, and sees what is new there.
+        let inside = format!("/proc/{}", running.program.pid);
+        assert_eq!(fs::metadata(format!("{inside}/ns/net"))?.ino(), running.program.namespace);
+        let names = fs::read_to_string(format!("{inside}/root/etc/resolv.conf"))?;
+        assert!(names.contains("nameserver 10.64.0.53\n") && !names.contains("10.64.0.1\n"), "{names}");
+        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+            anyhow::bail!("the name is a namespace's")
+        };
+        let (links, addresses, routes) = there.run(|| {
+            let mut netlink = Netlink::open()?;
+            Ok((netlink.links()?, netlink.addresses()?, netlink.routes()?))
+        })?;
+        let wg0 = links.iter().find(|link| link.name == "wg0").context("wg0")?;
+        assert_eq!(wg0.mtu, 1300);
+        assert!(addresses.iter().any(|(_, address)| address.to_string() == "10.64.0.7/32"));
+        let destinations: Vec<String> = routes.iter().map(|route| route.destination.to_string()).collect();
+        assert!(destinations.contains(&"10.0.0.0/8".into()) && !destinations.contains(&"0.0.0.0/0".into()));
+
+        // Without IPv6 the namespace would be another.
+        write_config(&changed.replace(", fd64::2/128", "").replace("MTU = 1300", "MTU = 1310"))?;
+        let message = assert_refused(&run(command(&RELOAD))?);
+        assert!(message.contains("IPv6") && message.contains("vpn-exec down stays"), "{message}");
+        assert_eq!(status()?.living.context("a keeper")?.interface.mtu, 1300, "nothing has changed");
+        // Others join by what is in force.
+        write_config(&changed)?;
+        let mut same = command(&["--config", CONFIG, "--backend", "userspace", "--name", "stays"]);
+        run_this(&mut same, "exit 0");
+        let output = run(same)?;
+        assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
+        running.end()?;
+        works(&["down", "stays"]).map(drop)
+    });
+}
+
+#[test]
+fn a_killed_or_replaced_keeper_has_a_successor() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        works(&UP)?;
+        let first = keeper()?;
+        let namespace = state::read(&"stays".parse()?)?.context("a state")?.namespace;
+        send(first, Signal::SIGKILL)?;
+        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        works(&UP)?;
+        let second = keeper()?;
+        assert_ne!(second, first);
+
+        let running = started(joined("wait"), "stays")?;
+        works(&[UP.as_slice(), &["--replace"]].concat())?;
+        let third = keeper()?;
+        assert!(third != second && status()?.standing);
+        wait_for("the launcher does not come back", || Ok(status()?.leases == 1))?;
+        assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
+        assert_eq!(state::read(&"stays".parse()?)?.context("a state")?.namespace, namespace);
+
+        // Of a standing tunnel that nobody is in, too, what a killed keeper has left can be taken away.
+        running.end()?;
+        send(third, Signal::SIGKILL)?;
+        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        works(&["down", "stays"])?;
+        assert_unchanged(&before, "at the end")
+    });
+}
+
+#[test]
+fn what_is_not_as_it_was_is_never_taken_over() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        let running = started(joined("wait"), "stays")?;
+        // The launcher would take over at once.
+        send(running.launcher(), Signal::SIGSTOP)?;
+        send(keeper()?, Signal::SIGKILL)?;
+        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+            anyhow::bail!("the name is a namespace's")
+        };
+        there.run(|| {
+            let mut netlink = Netlink::open()?;
+            let host0 = "host0".parse().map_err(std::io::Error::other)?;
+            let index = netlink.link_index(&host0)?;
+            let leak = "198.51.100.0/24".parse().map_err(std::io::Error::other)?;
+            Ok(netlink.execute_one(vpn_exec::linux::netlink::Request::add_route(index, "host0", leak, None))?)
+        })?;
+        let message = assert_refused(&run(command(&UP))?);
+        assert!(message.contains("routes 198.51.100.0/24 by host0"), "{message}");
+        // What cannot be trusted is ended.
+        assert_none_soon(&["wait"], "after it could not be taken over")?;
+        send(running.launcher(), Signal::SIGCONT)?;
+        assert!(assert_refused(&output_of(running.child)?).contains("tunnel has ended"));
+        assert!(!is_there("/run/netns/stays") && !is_there("/run/vpn-exec"));
+        Ok(())
+    });
+}
+
+#[test]
+fn in_the_foreground_it_lasts_until_it_is_told_to_end() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        let up = [UP.as_slice(), &["--foreground", "-v"]].concat();
+        let mut child = command(&up).spawn()?;
+        wait_for("it does not come up", || Ok(state::read(&"stays".parse()?)?.is_some_and(|state| state.standing)))?;
+        assert!(assert_refused(&run(command(&up))?).contains("held by another process"));
+        let running = started(joined("wait"), "stays")?;
+        write_config(&CONFIG_TEXT.replace("DNS = 10.64.0.1", "DNS = 10.64.0.53"))?;
+        send(child.id().cast_signed(), Signal::SIGHUP)?;
+        let names = format!("/proc/{}/root/etc/resolv.conf", running.program.pid);
+        wait_for("SIGHUP is not heard", || Ok(fs::read_to_string(&names)?.contains("10.64.0.53")))?;
+        assert!(child.try_wait()?.is_none());
+        send(child.id().cast_signed(), Signal::SIGTERM)?;
+        let output = output_of(child)?;
+        assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
+        assert!(assert_refused(&output_of(running.child)?).contains("taken down"));
+        write_config(CONFIG_TEXT)?;
+        assert_unchanged(&before, "at the end")
+    });
+}
+
+#[test]
+fn with_wait_it_is_up_or_gone() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        let message = assert_refused(&run(command(&[UP.as_slice(), &["--wait", "1"]].concat()))?);
+        assert!(message.contains("no handshake"), "{message}");
+        assert_unchanged(&before, "after nobody has answered")
+    });
+}
