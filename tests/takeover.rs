@@ -1,0 +1,174 @@
+//! What a program notices when its tunnel's keeper is killed or replaced, or its configuration changed: next to nothing.
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, PROVIDER, Peer, Reach, TUNNEL_CLIENT, WEB};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vpn_exec::linux::namespace::{Named, look_up, path_of};
+use vpn_exec::tunnel::state;
+use vpn_exec::tunnel::status::{Condition, Status};
+
+const NAME: &str = "kept";
+const PORT: u16 = 7;
+
+/// Tells hanging from working.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn vpn_exec(arguments: &[&str]) -> Result<Output> {
+    let output = Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args(arguments).output()?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output)
+}
+
+fn keeper() -> Result<i32> {
+    Ok(state::read(&NAME.parse()?)?.context("a tunnel that stays has a state")?.keeper.cast_signed())
+}
+
+fn status() -> Result<Status> {
+    Ok(serde_json::from_slice(&vpn_exec(&["status", NAME, "--json"])?.stdout)?)
+}
+
+/// Sends back whatever comes, and says from where connections came.
+fn echo(lab: &Lab) -> Result<std::sync::mpsc::Receiver<std::net::IpAddr>> {
+    let listener = lab.web_site.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)))?;
+    let (sender, callers) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let Ok(mut connection) = connection else { continue };
+            if let Ok(peer) = connection.peer_addr() {
+                let _ = sender.send(peer.ip().to_canonical());
+            }
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = connection.read(&mut buffer) {
+                    if connection.write_all(&buffer[..length]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    Ok(callers)
+}
+
+/// A connection from inside the tunnel.
+fn connect() -> Result<TcpStream> {
+    let Named::Namespace(inside) = look_up(&path_of(NAME))? else { anyhow::bail!("the name is a namespace's") };
+    let stream = inside.run(|| TcpStream::connect_timeout(&(WEB.ipv4, PORT).into(), PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn ask(stream: &mut TcpStream, text: &str) -> Result<()> {
+    stream.write_all(text.as_bytes())?;
+    let mut answer = vec![0; text.len()];
+    stream.read_exact(&mut answer).with_context(|| format!("no answer to {text:?}"))?;
+    ensure!(answer == text.as_bytes(), "{answer:?} for {text:?}");
+    Ok(())
+}
+
+fn connections_survive(lab: &Lab) -> Result<()> {
+    let callers = echo(lab)?;
+    let file = lab.wg_quick_file(Reach::Ipv4)?;
+    let file = file.to_str().context("a path in UTF-8")?;
+    let up = ["up", file, "--name", NAME, "--backend", "userspace", "--wait", "20"];
+    vpn_exec(&up)?;
+    let first = status()?;
+    assert_eq!(first.state, Condition::Up, "{first:?}");
+    let mut stream = connect()?;
+    assert_eq!(callers.recv_timeout(PATIENCE)?, PROVIDER.ipv4);
+    ask(&mut stream, "before")?;
+
+    kill(Pid::from_raw(keeper()?), Signal::SIGKILL)?;
+    // Sent while nobody is there to carry it.
+    stream.write_all(b"meanwhile")?;
+    vpn_exec(&up)?;
+    let mut answer = [0; 9];
+    stream.read_exact(&mut answer).context("nothing comes after the keeper was killed")?;
+    assert_eq!(&answer, b"meanwhile");
+
+    vpn_exec(&[up.as_slice(), &["--replace"]].concat())?;
+    ask(&mut stream, "replaced")?;
+
+    let text = std::fs::read_to_string(file)?;
+    let changed = lab.file(&text.replace("[Peer]", "MTU = 1300\n[Peer]\nPersistentKeepalive = 20"))?;
+    let changed = changed.to_str().context("a path in UTF-8")?;
+    let reload = ["reload", changed, "--name", NAME, "--backend", "userspace"];
+    let said = String::from_utf8(vpn_exec(&reload)?.stdout)?;
+    assert!(said.contains("MTU") && said.contains("PersistentKeepalive"), "{said}");
+    let age = |status: &Status| status.living.as_ref().and_then(|living| living.peers[0].handshake_age);
+    ask(&mut stream, "reloaded")?;
+    let last = status()?;
+    assert!(age(&last).is_some() && last.state == Condition::Up, "the session goes on: {last:?}");
+    let living = last.living.context("a living keeper")?;
+    assert!(living.interface.tx_packets > 0 && living.interface.rx_packets > 0, "{living:?}");
+    assert_eq!(living.interface.addresses[0].addr(), std::net::IpAddr::from(TUNNEL_CLIENT.ipv4));
+
+    assert!(callers.try_recv().is_err(), "it was one connection all the time");
+    assert_eq!(lab.capture.leaks()?, []);
+    drop(stream);
+    vpn_exec(&["down", NAME]).map(drop)
+}
+
+#[test]
+fn connections_survive_the_keeper_towards_our_own_device() {
+    lab::test(Peer::Ours, |lab| connections_survive(lab));
+}
+
+#[test]
+fn connections_survive_the_keeper_towards_wireguard_go() {
+    lab::test(Peer::WireguardGo, |lab| connections_survive(lab));
+}
+
+#[test]
+fn a_hundred_tunnels_come_up_at_once_and_differ() {
+    lab::test(Peer::Ours, |lab| {
+        const MANY: usize = 100;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let file = file.to_str().context("a path in UTF-8")?;
+        let before = lab::Snapshot::take()?;
+        let names: Vec<String> = (0..MANY).map(|number| format!("many{number}")).collect();
+        let all = |arguments: &(dyn Fn(&str) -> Vec<String> + Sync)| -> Result<()> {
+            let children = names
+                .iter()
+                .map(|name| {
+                    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+                    command.args(arguments(name)).stdout(std::process::Stdio::piped());
+                    command.stderr(std::process::Stdio::piped()).spawn()
+                })
+                .collect::<std::io::Result<Vec<_>>>()?;
+            for child in children {
+                let output = child.wait_with_output()?;
+                ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            }
+            Ok(())
+        };
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        all(&|name| words(&["up", file, "--name", name, "--backend", "userspace"]))?;
+
+        let begin = Instant::now();
+        let listed: Vec<Status> = serde_json::from_slice(&vpn_exec(&["list", "--json"])?.stdout)?;
+        // Asking a keeper waits for nothing; 20 times as long as it takes says that somebody did.
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        assert_eq!(listed.len(), MANY);
+        let links = listed.iter().map(|status| status.living.as_ref().map(|living| &living.link));
+        let links = links.collect::<Option<Vec<_>>>().context("all keepers live")?;
+        let mut addresses: Vec<_> = links.iter().flat_map(|link| [link.host_ipv4, link.inner_ipv4]).collect();
+        let mut interfaces: Vec<_> = links.iter().map(|link| link.interface.clone()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        interfaces.sort_unstable();
+        interfaces.dedup();
+        assert_eq!((addresses.len(), interfaces.len()), (2 * MANY, MANY));
+
+        all(&|name| words(&["down", name]))?;
+        let changes = before.changes_within(PATIENCE)?;
+        ensure!(changes.is_empty(), "after a hundred tunnels: {changes:#?}");
+        Ok(())
+    });
+}
