@@ -14,6 +14,9 @@ use super::state::{Directory, State};
 use crate::linux::capabilities;
 use crate::names::TunnelName;
 
+/// How many keepers are started in a row, each in the place of one that was killed before it had begun.
+const SUCCESSORS: usize = 10;
+
 /// Whether anybody still wants a tunnel whose keeper was killed: then a successor takes it over. Otherwise it is taken away.
 pub fn is_wanted(state: &State) -> bool {
     let own = std::process::id().cast_signed();
@@ -22,34 +25,40 @@ pub fn is_wanted(state: &State) -> bool {
 }
 
 /// Holds a lease again on a tunnel whose keeper was killed: on the successor's that somebody has started already, or on that of
-/// one which is started here. Raises the capabilities that this takes.
+/// one which is started here. One that is killed, too, is replaced as well. Raises the capabilities that this takes.
 ///
 /// # Errors
 /// If the tunnel is gone, or cannot be taken over. Then what is left of it is still there: [`clean_up()`] takes it away.
 pub fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, TunnelError> {
     let what = || format!("take over the tunnel {name}, whose keeper was killed");
     capabilities::raise(keeper::needed_capabilities()).doing(what())?;
-    let directory = match approach(name).map_err(io::Error::other).doing(what())? {
-        Approach::Joined(lease) => return Ok(lease),
-        Approach::Claimed(directory) => directory,
-    };
-    let gone = || io::Error::new(io::ErrorKind::NotFound, "what was written down of it is gone");
-    let state = directory.state().and_then(|state| state.ok_or_else(gone)).doing(what())?;
-    let plan = directory.plan().and_then(|plan| plan.ok_or_else(gone)).doing(what())?;
-    let handover = lost.handover().ok_or_else(gone).and_then(|file| file.try_clone_to_owned()).doing(what())?;
-    let read = Handover::open(handover.as_fd()).and_then(|handover| handover.config().map_err(io::Error::other));
-    let (config, options) = read.doing(what())?;
-    let beginning = Beginning::TakeOver(state);
-    let mission = Mission { plan, directory, config, options, handover, beginning, listen_fds: 0, reload: None };
-    let mut lease = keeper::start(mission).doing(what())?;
-    loop {
-        match lease.next_event().doing(what())? {
-            Some(Event::Made) => return Ok(lease),
-            Some(Event::Failed { reason, .. }) => return Err(io::Error::other(reason)).doing(what()),
-            Some(Event::Gone) | None => return Err(io::Error::other("its successor was killed, too")).doing(what()),
-            Some(_) => {}
+    for _ in 0..SUCCESSORS {
+        let directory = match approach(name).map_err(io::Error::other).doing(what())? {
+            Approach::Joined(lease) => return Ok(lease),
+            Approach::Claimed(directory) => directory,
+        };
+        let mut lease = start_successor(directory, lost).doing(what())?;
+        loop {
+            match lease.next_event().doing(what())? {
+                Some(Event::Made) => return Ok(lease),
+                Some(Event::Failed { reason, .. }) => return Err(io::Error::other(reason)).doing(what()),
+                Some(Event::Gone) | None => break,
+                Some(_) => {}
+            }
         }
     }
+    Err(io::Error::other(format!("{SUCCESSORS} successors of it were killed, too"))).doing(what())
+}
+
+/// Starts a keeper that takes over what is left in a claimed directory.
+fn start_successor(directory: Directory, lost: &Lease) -> io::Result<Lease> {
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "what was written down of it is gone");
+    let state = directory.state()?.ok_or_else(gone)?;
+    let plan = directory.plan()?.ok_or_else(gone)?;
+    let handover = lost.handover().ok_or_else(gone)?.try_clone_to_owned()?;
+    let (config, options) = Handover::open(handover.as_fd())?.config().map_err(io::Error::other)?;
+    let beginning = Beginning::TakeOver(state);
+    keeper::start(Mission { plan, directory, config, options, handover, beginning, listen_fds: 0, reload: None })
 }
 
 /// Takes away what a killed keeper has left, unless somebody else wants it or has it by now.
