@@ -117,12 +117,18 @@ fn connections_survive(lab: &Lab) -> Result<()> {
 
 #[test]
 fn connections_survive_the_keeper_towards_our_own_device() {
-    lab::test(Peer::Ours, |lab| connections_survive(lab));
+    lab::test(Peer::Ours, |lab| {
+        connections_survive(lab)?;
+        Ok(())
+    });
 }
 
 #[test]
 fn connections_survive_the_keeper_towards_wireguard_go() {
-    lab::test(Peer::WireguardGo, |lab| connections_survive(lab));
+    lab::test(Peer::WireguardGo, |lab| {
+        connections_survive(lab)?;
+        Ok(())
+    });
 }
 
 #[test]
