@@ -336,12 +336,15 @@ impl Peer {
         if self.next_tick().is_none_or(|at| at > now) {
             return;
         }
+        // Before it is sent again, whoever does that.
+        if self.initiation.as_ref().is_some_and(|initiation| initiation.again_at <= now) {
+            context.sink.handshake_unanswered();
+        }
         // Gives up what has been tried for too long, and drops old keys; may do some of the rest.
         self.update(context);
         let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         if self.initiation.as_ref().is_some_and(|initiation| initiation.again_at <= now) {
             self.send_initiation(true, context);
-            context.sink.handshake_unanswered();
         }
         if due(self.answer_overdue()) {
             self.unanswered_since = None;

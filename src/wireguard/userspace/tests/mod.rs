@@ -4,4 +4,5 @@ mod fuzz;
 mod network;
 mod protocol;
 mod real_io;
+mod reconfigure;
 mod timers;
