@@ -6,10 +6,11 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, PROVIDER, Peer, Reach, TUNNEL_CLIENT, WEB};
+use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::{Named, look_up, path_of};
+use vpn_exec::linux::netlink::{Netlink, Request};
 use vpn_exec::tunnel::state;
 use vpn_exec::tunnel::status::{Condition, Status};
 
@@ -176,5 +177,38 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
         let changes = before.changes_within(PATIENCE)?;
         ensure!(changes.is_empty(), "after a hundred tunnels: {changes:#?}");
         Ok(())
+    });
+}
+
+#[test]
+fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
+    lab::test(Peer::Ours, |lab| {
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let file = file.to_str().context("a path in UTF-8")?;
+        vpn_exec(&["up", file, "--name", NAME, "--backend", "userspace", "--wait", "20"])?;
+        let age = || -> Result<u64> {
+            let living = status()?.living.context("a living keeper")?;
+            living.peers[0].handshake_age.context("a handshake")
+        };
+        // A peer takes a handshake too soon after another for a flood (REKEY_TIMEOUT is 5 s).
+        while age()? < 6 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let mut host = Netlink::open()?;
+        let eth0 = host.link_index(&"eth0".parse()?)?;
+        let default = "0.0.0.0/0".parse()?;
+        host.execute_one(Request::delete_route(eth0, "eth0", default))?;
+        // It has noticed that there is no way, before there is one again.
+        std::thread::sleep(Duration::from_secs(1));
+        host.execute_one(Request::add_route(eth0, "eth0", default, Some(ROUTER.ipv4.into())))?;
+        let begin = Instant::now();
+        while age()? >= 6 {
+            ensure!(
+                begin.elapsed() < PATIENCE,
+                "nobody has noticed: nothing was sent, so nothing else would begin one"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        vpn_exec(&["down", NAME]).map(drop)
     });
 }
