@@ -89,9 +89,13 @@ pub fn set_persistent(device: &OwnedFd, persistent: bool) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::linux::namespace::NetworkNamespace;
     use crate::linux::netlink::{Netlink, Request};
+    use crate::linux::poll::wait_for;
 
     /// In a namespace of its own; none where that cannot be made, or [`DEVICE`] is not usable.
     fn in_namespace(test: impl FnOnce() -> io::Result<()> + Send) {
@@ -133,14 +137,20 @@ mod tests {
 
             let second = attach(&name)?;
             let socket = std::net::UdpSocket::bind("192.0.2.1:0")?;
-            socket.send_to(b"hello", "198.51.100.1:9")?;
             let mut packet = [0; 128];
+            let until = Instant::now() + Duration::from_secs(20);
             loop {
-                let length = rustix::io::read(&second, &mut packet)?;
-                // Others' are IPv6's own.
-                if packet[0] >> 4 == 4 {
-                    assert_eq!(&packet[length - 5..length], b"hello");
-                    break;
+                // The kernel lets packets through again a moment after somebody is attached (net/core/link_watch.c).
+                socket.send_to(b"hello", "198.51.100.1:9")?;
+                wait_for(&[second.as_fd()], Some(Duration::from_millis(50)))?;
+                match rustix::io::read(&second, &mut packet) {
+                    // Others' are IPv6's own.
+                    Ok(length) if packet[0] >> 4 == 4 => {
+                        assert_eq!(&packet[length - 5..length], b"hello");
+                        break;
+                    }
+                    Ok(_) | Err(rustix::io::Errno::AGAIN) => assert!(Instant::now() < until, "no packet passes"),
+                    Err(error) => return Err(error.into()),
                 }
             }
             assert!(netlink.counters(&name)?.tx_packets > 0);
