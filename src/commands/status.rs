@@ -76,8 +76,13 @@ fn text(tunnel: &Status) -> String {
     lines.head(format_args!("{}: {} ({kind}{backend})", tunnel.name, tunnel.state));
     match &tunnel.living {
         Some(living) => describe(&mut lines, living),
-        None => lines
-            .row("keeper", format_args!("process {} was killed: the next start takes the tunnel over", tunnel.keeper)),
+        None => lines.row(
+            "keeper",
+            format_args!(
+                "process {} was killed, or does not answer: once it is gone, the next start takes the tunnel over",
+                tunnel.keeper
+            ),
+        ),
     }
     lines.row("namespace", tunnel.namespace.display());
     for (number, program) in tunnel.programs.iter().enumerate() {

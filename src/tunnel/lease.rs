@@ -91,6 +91,9 @@ pub(super) enum Request {
     GiveWay,
 }
 
+/// How long a keeper may take to say how its tunnel is: it has that at hand.
+const REPORT: Duration = Duration::from_secs(2);
+
 /// An open connection to a keeper: whoever has asked to join holds a lease by it.
 #[derive(Debug)]
 pub struct Lease {
@@ -139,12 +142,13 @@ impl Lease {
         passed: Option<BorrowedFd<'_>>,
     ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
         send(&self.socket, &request, passed)?;
-        local_socket::set_receive_timeout(&self.socket, Some(ANSWER))?;
+        let patience = if request == Request::Report { REPORT } else { ANSWER };
+        local_socket::set_receive_timeout(&self.socket, Some(patience))?;
         let answer = loop {
             match self.next_with_file() {
                 Ok(Some((Event::Named | Event::Made | Event::Connected | Event::Changed, _))) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let late = format!("the tunnel's keeper does not answer within {} s", ANSWER.as_secs());
+                    let late = format!("the tunnel's keeper does not answer within {} s", patience.as_secs());
                     break Err(io::Error::new(io::ErrorKind::TimedOut, late));
                 }
                 other => break other,

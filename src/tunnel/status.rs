@@ -26,7 +26,7 @@ pub enum Condition {
     Up,
     /// The last handshake is older: nothing was sent, or nobody answers.
     Stale,
-    /// Its keeper was killed. Programs inside are cut off; the next start takes the tunnel over, or takes it away.
+    /// Its keeper was killed, or does not answer. Programs inside are cut off; the next start takes the tunnel over, or takes it away.
     Failed,
 }
 
@@ -161,7 +161,12 @@ pub struct Program {
 /// # Errors
 /// If it cannot be asked, or what is written down of it cannot be read.
 pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
-    let status = match lease::ask(name, Request::Report, None)? {
+    let answer = match lease::ask(name, Request::Report, None) {
+        // One that hangs shall not keep all others from being listed.
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => None,
+        other => other?,
+    };
+    let status = match answer {
         Some((Event::Done, file)) => Some(lease::read_answer(file)?),
         Some((Event::Refused { reason, .. }, _)) => return Err(io::Error::other(reason)),
         _ => state::read(name)?.map(|state| Status {

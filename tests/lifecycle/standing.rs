@@ -277,3 +277,19 @@ fn with_wait_it_is_up_or_gone() {
         assert_unchanged(&before, "after nobody has answered")
     });
 }
+
+#[test]
+fn a_keeper_that_hangs_does_not_keep_others_from_being_listed() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        works(&["up", CONFIG, "--backend", "userspace", "--name", "answers"])?;
+        send(keeper()?, Signal::SIGSTOP)?;
+        let listed: Vec<Status> = serde_json::from_str(&works(&["list", "--json"])?)?;
+        let states: Vec<_> = listed.iter().map(|status| (status.name.as_str(), status.state)).collect();
+        assert_eq!(states, [("answers", Condition::Connecting), ("stays", Condition::Failed)]);
+        send(keeper()?, Signal::SIGCONT)?;
+        works(&["down", "stays"])?;
+        works(&["down", "answers"]).map(drop)
+    });
+}
