@@ -6,6 +6,8 @@
 //! ended, so that a busy machine troubles all of them alike; ratios are taken round by round. Nothing is asserted: what is slow
 //! on one machine is fast on another.
 
+mod measure;
+
 use std::error::Error;
 use std::fs;
 use std::io::{self, Write};
@@ -18,10 +20,10 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use measure::{Spread, load, milliseconds, now};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::wait;
-use nix::time::{ClockId, clock_gettime};
 use vpn_exec::linux::link::Place;
 use vpn_exec::linux::netlink::{Netlink, Request};
 use vpn_exec::names::InterfaceName;
@@ -66,10 +68,6 @@ fn say_when_it_begins() -> ExitCode {
     let now = now();
     println!("{}", now.as_nanos());
     ExitCode::SUCCESS
-}
-
-fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has this clock").into()
 }
 
 /// Runs this program again in namespaces of its own, or says what is missing for that.
@@ -282,8 +280,7 @@ fn measure(rounds: usize) -> Outcome<ExitCode> {
     }
     report(&candidates, &launches);
     phases.report();
-    let load = fs::read_to_string("/proc/loadavg")?;
-    println!("\n{rounds} rounds; load {}", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
+    println!("\n{rounds} rounds; load {}", load()?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -358,28 +355,4 @@ impl Phases {
             println!("  {what:<72}   {:6.2} ({:.2} - {:.2})", spread.median, spread.least, spread.most);
         }
     }
-}
-
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-impl Spread {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let (least, most) = (values.first().copied().unwrap_or(f64::NAN), values.last().copied().unwrap_or(f64::NAN));
-        let middle = values.len() / 2;
-        let median = match values.len() {
-            0 => f64::NAN,
-            even if even % 2 == 0 => (values[middle - 1] + values[middle]) / 2.0,
-            _ => values[middle],
-        };
-        Self { median, least, most }
-    }
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

@@ -36,13 +36,19 @@ impl Remains {
     /// Waits until the tunnel's links are gone, and removes them where somebody else keeps the namespace alive (a shell of
     /// `ip netns exec`, say).
     pub fn settle(mut self) -> Result<(), TunnelError> {
-        // An embedded device's data path would take the loss of its interface for a failure.
-        drop(self.device.take());
-        if let Some(mut inner) = self.inner.take() {
-            let index = inner.netlink.link_index(&self.wireguard_interface);
-            if let Ok(index) = index {
-                let delete = Request::delete_link(index, self.wireguard_interface.as_str());
-                inner.netlink.execute_one(delete).doing("remove WireGuard's interface")?;
+        if let Some(device) = self.device.take() {
+            let goes_along = device.take_interface_along().doing("let WireGuard's interface go")?;
+            match self.inner.take() {
+                // With nothing of ours left in it the namespace ends, and takes all its links at once: the kernel waits for its
+                // other processors once, not once a link, which is half the time until a next start may use the name.
+                Some(inner) if goes_along => drop(inner),
+                Some(mut inner) => {
+                    if let Ok(index) = inner.netlink.link_index(&self.wireguard_interface) {
+                        let delete = Request::delete_link(index, self.wireguard_interface.as_str());
+                        inner.netlink.execute_one(delete).doing("remove WireGuard's interface")?;
+                    }
+                }
+                None => {}
             }
         }
         remove_links(&mut self.host, self.mark.text())

@@ -267,6 +267,10 @@ impl Device for KernelDevice {
         }
         self.apply(update)
     }
+
+    fn take_interface_along(&self) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Each peer and its keepalive interval.

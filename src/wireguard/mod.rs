@@ -104,4 +104,8 @@ pub trait Device: Send {
     /// # Errors
     /// `EADDRINUSE` if the port is taken. Then nothing has changed.
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> std::io::Result<()>;
+
+    /// Has the interface end when this is dropped, instead of waiting for a successor. False if it stays all the same: the kernel's is
+    /// a link as any other.
+    fn take_interface_along(&self) -> std::io::Result<bool>;
 }

@@ -48,7 +48,7 @@ pub enum Peer {
 
 impl Peer {
     /// Whether this machine can run it.
-    pub(crate) fn check(self) -> Result<()> {
+    pub fn check(self) -> Result<()> {
         if let Err(error) = File::options().read(true).write(true).open(tun::DEVICE) {
             let reason = format!("{} cannot be opened: {error}", tun::DEVICE);
             return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_TUN" }.into());

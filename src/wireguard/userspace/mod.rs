@@ -40,6 +40,7 @@ use self::data_path::{Command, DataPath};
 use self::device::Core;
 use super::{Backend, Device, DeviceConfig, PeerStatus};
 use crate::keys::PublicKey;
+use crate::linux::tun;
 
 mod allowed_ips;
 mod clock;
@@ -61,6 +62,8 @@ const THREAD_NAME: &str = "wireguard";
 /// A WireGuard device in this process. Dropping it stops its thread and closes the TUN and the sockets.
 pub struct UserspaceDevice {
     peers: Vec<PublicKey>,
+    /// The same TUN as the thread's.
+    tun: OwnedFd,
     port: u16,
     /// The same sockets as the thread's.
     bound: Sockets,
@@ -92,6 +95,7 @@ impl UserspaceDevice {
         let handshakes = Arc::new(new_eventfd()?);
         let ended = Arc::new(Ended { signal: new_eventfd()?, cause: OnceLock::new() });
         let (port, bound) = (sockets.port(), sockets.try_clone()?);
+        let same_tun = tun.try_clone()?;
         let mut data_path = DataPath {
             core,
             tun,
@@ -117,6 +121,7 @@ impl UserspaceDevice {
         let thread = without_signals(|| std::thread::Builder::new().name(THREAD_NAME.into()).spawn(body))?;
         let device = Self {
             peers: config.peers.iter().map(|peer| peer.public_key).collect(),
+            tun: same_tun,
             port,
             bound,
             commands,
@@ -215,6 +220,10 @@ impl Device for UserspaceDevice {
         self.have_done(|reply| Command::Rebind(sockets, reply))?;
         (self.bound, self.port) = (bound, port);
         Ok(())
+    }
+
+    fn take_interface_along(&self) -> io::Result<bool> {
+        tun::set_persistent(&self.tun, false).map(|()| true)
     }
 }
 
