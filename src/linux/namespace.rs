@@ -19,6 +19,9 @@ use super::capabilities::{self, CapabilitySet};
 /// Where ip-netns(8) keeps the names of network namespaces.
 pub const NAMES: &str = "/run/netns";
 
+/// How long somebody may have the directory of names open before it is taken for in use.
+const LOOK_PATIENCE: Duration = Duration::from_millis(100);
+
 /// How long the lock on [`NAMES`] is waited for. Who takes it in earnest holds it for some system calls only.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -225,22 +228,8 @@ pub fn prepare_names() -> io::Result<()> {
 
 /// Takes away what [`prepare_names`] made, unless others' names are there by now.
 pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
-    if made.mount {
-        let others = match fs::read_dir(NAMES) {
-            Ok(mut names) => names.next().is_some(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            Err(error) => return Err(error),
-        };
-        if others {
-            return Ok(());
-        }
-        match rustix::mount::unmount(NAMES, UnmountFlags::empty()) {
-            // Somebody is at work there, so it is theirs now.
-            Err(rustix::io::Errno::BUSY) => return Ok(()),
-            // Whoever was killed here had unmounted it already, and not yet removed the directory.
-            Err(rustix::io::Errno::INVAL) => {}
-            other => other?,
-        }
+    if made.mount && !unmount_names()? {
+        return Ok(());
     }
     if made.directory {
         match fs::remove_dir(NAMES) {
@@ -249,6 +238,31 @@ pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Unmounts the directory of names, and says whether it is nobody else's.
+fn unmount_names() -> io::Result<bool> {
+    let begin = Instant::now();
+    loop {
+        let others = match fs::read_dir(NAMES) {
+            Ok(mut names) => names.next().is_some(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(error),
+        };
+        if others {
+            return Ok(false);
+        }
+        match rustix::mount::unmount(NAMES, UnmountFlags::empty()) {
+            // Somebody looks at what names there are, or is at work there. In the latter case it is theirs now.
+            Err(rustix::io::Errno::BUSY) if begin.elapsed() < LOOK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(rustix::io::Errno::BUSY) => return Ok(false),
+            // Whoever was killed here had unmounted it already, and not yet removed the directory.
+            Err(rustix::io::Errno::INVAL) => return Ok(true),
+            other => return Ok(other.map(|()| true)?),
+        }
+    }
 }
 
 /// The lock that ip-netns(8) takes, too, while it makes the directory ready. Anybody can open that directory, and so hold the lock

@@ -56,8 +56,7 @@ pub fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
             return Ok(Approach::Claimed(directory));
         }
         if begin.elapsed() > PASSING {
-            let keeper = state::read(name).ok().flatten().map(|state| state.keeper);
-            return Err(ApproachError::Unreachable { name: name.clone(), keeper });
+            return Err(unreachable(name));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -70,11 +69,29 @@ pub fn join(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
         .map_err(|error| ApproachError::Join { name: name.clone(), error })
 }
 
-/// Claims a name that has no living tunnel. None if it has one.
-pub fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, ClaimError> {
+/// Claims a name whose tunnel's keeper is dead. None if there is no tunnel of that name, or a living one.
+///
+/// A process that is killed closes its descriptors one after the other, and the TUN may take the kernel 20 ms: its socket is dead for
+/// that long before its lock is free, which is waited for.
+pub fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, ApproachError> {
+    let begin = Instant::now();
     // What is not there needs not be made to be claimed.
-    if !state::path_of(name).is_dir() {
-        return Ok(None);
+    while state::path_of(name).is_dir() {
+        if let Some(directory) = Directory::try_claim(name)? {
+            return Ok(Some(directory));
+        }
+        if !matches!(Lease::connect(name), Ok(None)) {
+            return Ok(None);
+        }
+        if begin.elapsed() > PASSING {
+            return Err(unreachable(name));
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
-    Directory::try_claim(name)
+    Ok(None)
+}
+
+fn unreachable(name: &TunnelName) -> ApproachError {
+    let keeper = state::read(name).ok().flatten().map(|state| state.keeper);
+    ApproachError::Unreachable { name: name.clone(), keeper }
 }

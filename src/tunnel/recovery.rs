@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::TunnelError;
-use super::approach::{Approach, approach};
+use super::approach::{Approach, approach, claim_dead};
 use super::clean_up;
 use super::error::Doing;
 use super::handover::Handover;
@@ -65,7 +65,7 @@ fn start_successor(directory: Directory, lost: &Lease) -> io::Result<Lease> {
 pub fn clean_up(name: &TunnelName) -> Result<(), TunnelError> {
     let what = || format!("take away what is left of the tunnel {name}");
     capabilities::raise(keeper::needed_capabilities()).doing(what())?;
-    let Some(directory) = Directory::try_claim(name).map_err(io::Error::other).doing(what())? else { return Ok(()) };
+    let Some(directory) = claim_dead(name).map_err(io::Error::other).doing(what())? else { return Ok(()) };
     if directory.state().doing(what())?.is_some_and(|state| is_wanted(&state)) {
         return Ok(());
     }
