@@ -69,8 +69,8 @@ impl Listener {
         loop {
             match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
-                    let who = getsockopt(&socket, sockopt::PeerCredentials)?;
-                    return Ok(Some((socket, Credentials { pid: who.pid(), uid: who.uid(), gid: who.gid() })));
+                    let who = peer(&socket)?;
+                    return Ok(Some((socket, who)));
                 }
                 Err(Errno::AGAIN) => return Ok(None),
                 // Whoever it was has gone already.
@@ -93,6 +93,12 @@ fn address(path: &Path) -> io::Result<SocketAddrUnix> {
         let what = format!("{} is too long for a socket's path", path.display());
         io::Error::new(io::ErrorKind::InvalidInput, what)
     })
+}
+
+/// Who is at the other end of a connection: who has connected, or who listened then (`SO_PEERCRED` in unix(7)).
+pub fn peer(socket: &OwnedFd) -> io::Result<Credentials> {
+    let who = getsockopt(socket, sockopt::PeerCredentials)?;
+    Ok(Credentials { pid: who.pid(), uid: who.uid(), gid: who.gid() })
 }
 
 /// Connects to who listens at a path. The connection blocks, and is closed at the next exec.

@@ -148,7 +148,11 @@ impl Lease {
             match self.next_with_file() {
                 Ok(Some((Event::Named | Event::Made | Event::Connected | Event::Changed, _))) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let late = format!("the tunnel's keeper does not answer within {} s", patience.as_secs());
+                    let keeper = local_socket::peer(&self.socket)?.pid;
+                    let late = format!(
+                        "the tunnel's keeper, process {keeper}, does not answer within {} s",
+                        patience.as_secs()
+                    );
                     break Err(io::Error::new(io::ErrorKind::TimedOut, late));
                 }
                 other => break other,
