@@ -90,7 +90,8 @@ fn text(tunnel: &Status) -> String {
         lines.row(label, format_args!("{} {} {}", program.pid, program.user, program.command));
     }
     if tunnel.programs.is_empty() {
-        lines.row("programs", "none that you may see");
+        let all_seen = nix::unistd::geteuid().is_root();
+        lines.row("programs", if all_seen { "none" } else { "none that you may see" });
     }
     lines.0
 }

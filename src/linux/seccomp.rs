@@ -57,10 +57,23 @@ impl Filter {
     /// # Errors
     /// `EACCES` unless the thread has CAP_SYS_ADMIN or `no_new_privs`; `EINVAL` on a kernel without seccomp filters.
     pub fn install(&self) -> io::Result<()> {
+        self.install_with(0)
+    }
+
+    /// Applies it to all threads of the process, none of which may have a filter that the calling one does not have.
+    ///
+    /// # Errors
+    /// As for [`Self::install`], and `ESRCH` if a thread has another filter.
+    pub fn install_in_all_threads(&self) -> io::Result<()> {
+        self.install_with(libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH)
+    }
+
+    fn install_with(&self, flags: libc::c_ulong) -> io::Result<()> {
         let length = libc::c_ushort::try_from(self.0.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let program = Program { length, filter: self.0.as_ptr() };
         // SAFETY: the kernel reads the program and the filter that it points to, both of which live until the call returns.
-        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+        let result =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }

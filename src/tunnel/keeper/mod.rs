@@ -32,7 +32,7 @@ use crate::linux::local_socket::Listener;
 use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::signals::Signals;
 use crate::plan::{Plan, PlanOptions};
-use crate::wireguard::{DeviceConfig, PeerConfig};
+use crate::wireguard::{Backend, Device, DeviceConfig, PeerConfig};
 use nix::sys::signal::Signal;
 use visitors::Visitors;
 use watch::Keeper;
@@ -183,7 +183,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     }
     // What is left to do until the end is to fit the MTU, and to point the kernel's device at endpoints.
     if !hooks {
-        filter::keeper().and_then(|filter| filter.install()).doing("limit the keeper's system calls")?;
+        limit_calls(keeper.tunnel.device().map(Device::backend)).doing("limit the keeper's system calls")?;
     }
     capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN).doing("drop privileges")?;
     keeper.visitors.tell_all(&Event::Made);
@@ -333,6 +333,16 @@ fn limit_to(hooks: bool, needed: CapabilitySet) -> io::Result<()> {
 /// What a hook could gain by being executed as root: what configures a network, and no more. A keeper's bounding set.
 pub fn gained_by_hooks(hooks: bool) -> CapabilitySet {
     if hooks { CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW } else { CapabilitySet::empty() }
+}
+
+/// Leaves the keeper's threads the system calls that they need.
+fn limit_calls(backend: Option<Backend>) -> io::Result<()> {
+    let filter = filter::keeper()?;
+    match backend {
+        // An embedded device's thread has a stricter filter, and there is no other.
+        Some(Backend::Userspace) => filter.install(),
+        _ => filter.install_in_all_threads(),
+    }
 }
 
 /// Leaves the data path's thread what it may do: move packets between descriptors that are open already.
