@@ -52,13 +52,16 @@ impl Capture {
         Ok(Self { host: NetworkNamespace::current()?, uplink, lan, seen })
     }
 
-    /// What went over the uplink, `eth0`, and should not have if all that was done was to run programs in the tunnel:
-    /// see [`Packet::is_expected_on_uplink`].
+    /// What went over the uplink, `eth0`, or the local network's interface, `lan0`, and should not have if all that was done was to
+    /// run programs in the tunnel: see [`Packet::is_expected_on_uplink`].
     ///
     /// # Errors
-    /// If the interface counted more packets than were captured: then nothing can be said.
+    /// If an interface counted more packets than were captured: then nothing can be said.
     pub fn leaks(&self) -> Result<Vec<Packet>> {
-        Ok(self.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).collect())
+        let mut packets = self.uplink()?;
+        packets.append(&mut self.lan()?);
+        packets.retain(|packet| !packet.is_expected_on_uplink());
+        Ok(packets)
     }
 
     /// All that went over the uplink, `eth0`.

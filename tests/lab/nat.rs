@@ -41,19 +41,31 @@ pub fn masquerade() -> io::Result<()> {
             RuleAttribute::Expressions(vec![masquerade.into()]),
         ],
     };
+    change(vec![
+        (NfTablesMessage::NewTable(new_table), NLM_F_CREATE | NLM_F_ACK),
+        (NfTablesMessage::NewChain(new_chain), NLM_F_CREATE | NLM_F_ACK),
+        (NfTablesMessage::NewRule(new_rule), NLM_F_CREATE | NLM_F_APPEND | NLM_F_ACK),
+    ])
+}
+
+/// Makes an empty table in the calling thread's network namespace.
+///
+/// # Errors
+/// What the kernel says that has no nftables.
+pub fn add_table(name: &str) -> io::Result<()> {
+    let table = TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] };
+    change(vec![(NfTablesMessage::NewTable(table), NLM_F_CREATE | NLM_F_ACK)])
+}
+
+/// One transaction for IPv4 and IPv6.
+fn change(messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
     let inet = |message| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), message);
     let batch = |message| {
         let subsystem = libc::NFNL_SUBSYS_NFTABLES as u16;
         NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, subsystem), message)
     };
-    netlink::transact(
-        NETLINK_NETFILTER,
-        vec![
-            (batch(ControlMessage::BatchBegin), 0),
-            (inet(NfTablesMessage::NewTable(new_table)), NLM_F_CREATE | NLM_F_ACK),
-            (inet(NfTablesMessage::NewChain(new_chain)), NLM_F_CREATE | NLM_F_ACK),
-            (inet(NfTablesMessage::NewRule(new_rule)), NLM_F_CREATE | NLM_F_APPEND | NLM_F_ACK),
-            (batch(ControlMessage::BatchEnd), 0),
-        ],
-    )
+    let begin = (batch(ControlMessage::BatchBegin), 0);
+    let end = (batch(ControlMessage::BatchEnd), 0);
+    let messages = messages.into_iter().map(|(message, flags)| (inet(message), flags));
+    netlink::transact(NETLINK_NETFILTER, [begin].into_iter().chain(messages).chain([end]).collect())
 }

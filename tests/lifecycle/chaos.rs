@@ -1,15 +1,18 @@
 //! Kills at random instants: the program never survives its launcher or its tunnel, and the next start finds a clean host.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, ensure};
-use lab::Snapshot;
+use anyhow::{Context, Result, ensure};
+use lab::{LAN, Peer, Reach, Snapshot, WEB};
 use nix::sys::signal::Signal;
 use vpn_exec::tunnel::state;
 
+use crate::look_alikes::{make_names, plant_neighbours};
 use crate::support::{
-    SOON, assert_none_soon, assert_unchanged, doing, ended, errors, output_of, prepare, run, send, start, vpn_exec,
+    SENDS, SOON, assert_none_soon, assert_unchanged, doing, ended, errors, output_of, prepare, run, send, start,
+    vpn_exec, write_config,
 };
 
 /// How many there are without `CHAOS_ROUNDS`.
@@ -79,9 +82,10 @@ fn when_both_are_killed_the_program_dies_and_the_next_start_takes_the_rest() {
 }
 
 #[test]
-fn kills_at_random_instants_leave_nothing() {
-    lab::world::test(|| {
+fn kills_at_random_instants_leave_nothing_and_leak_nothing() {
+    lab::test(Peer::Ours, |lab| {
         prepare()?;
+        write_config(&lab.wg_quick_text(Reach::Ipv4))?;
         let seed = match std::env::var("CHAOS_SEED") {
             Ok(seed) => seed.parse()?,
             Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
@@ -89,45 +93,62 @@ fn kills_at_random_instants_leave_nothing() {
         // Said when the test passes, too: not by `println`, which the test harness keeps to itself then.
         writeln!(std::io::stderr(), "CHAOS_SEED={seed} replays this")?;
         let mut random = Random(seed);
+        make_names()?;
+        plant_neighbours("")?;
         let before = Snapshot::take()?;
         let rounds = std::env::var("CHAOS_ROUNDS").map_or(Ok(ROUNDS), |rounds| rounds.parse())?;
         for round in 0..rounds {
-            let task = ["nap", "daemon"][random.below(2) as usize];
-            // In a build for tests a tunnel is up after some 20 ms, and the nap is over after 50.
-            let delay = Duration::from_micros(random.below(80_000).into());
-            let victims = 1 + random.below(3);
-            let when = format!("round {round}: {task}, {delay:?}, victims {victims}");
-
-            let mut child = vpn_exec("chaos", task).spawn()?;
-            let launcher = child.id().cast_signed();
-            std::thread::sleep(delay);
-            let keeper = first_child(launcher);
-            if victims == 3 {
-                let _ = send(launcher, Signal::SIGSTOP);
-            }
-            // The launcher is not waited for yet, so its number is its own. The keeper's may be free by now, but is not used
-            // again so soon (there is nobody else in this world).
-            if let (2 | 3, Some(keeper)) = (victims, keeper) {
-                let _ = send(keeper, Signal::SIGKILL);
-            }
-            if victims == 2 && keeper.is_some() {
-                // The program goes on with another keeper, until its launcher is killed at another instant.
-                std::thread::sleep(Duration::from_micros(random.below(40_000).into()));
-            }
-            // Of one that has ended there is a zombie still.
-            let _ = send(launcher, Signal::SIGKILL);
-            // Its output is not waited for: a daemon may hold it open.
-            drop((child.stdout.take(), child.stderr.take()));
-            output_of(child)?;
-
-            assert_none_soon(&["nap", "daemon"], &when)?;
-            let output = run(vpn_exec("chaos", "exit 0"))?;
+            let when = kill_at_random(round, &mut random)?;
+            let output = run(vpn_exec("tune", "exit 0"))?;
             assert_eq!(ended(output.status), Ok(0), "{when}: {}", errors(&output));
             assert_none_soon(&["daemonized"], &when)?;
             assert_unchanged(&before, &when)?;
+            let leaks = lab.capture.leaks()?;
+            ensure!(leaks.is_empty(), "{when}: {leaks:?}");
+            lab.capture.forget()?;
         }
         Ok(())
     });
+}
+
+/// Starts a tunnel with a program that sends all the time, and kills the launcher, or both it and the keeper, at some instant.
+/// Says what was done.
+fn kill_at_random(round: u32, random: &mut Random) -> Result<String> {
+    let task = ["nap", "daemon"][random.below(2) as usize];
+    // In a build for tests a tunnel is up after some 20 ms, and the nap is over after 50.
+    let delay = Duration::from_micros(random.below(80_000).into());
+    let victims = 1 + random.below(3);
+    let when = format!("round {round}: {task}, {delay:?}, victims {victims}");
+
+    let mut child = vpn_exec("tune", task).env(SENDS, targets()).spawn()?;
+    let launcher = child.id().cast_signed();
+    std::thread::sleep(delay);
+    let keeper = first_child(launcher);
+    if victims == 3 {
+        let _ = send(launcher, Signal::SIGSTOP);
+    }
+    // The launcher is not waited for yet, so its number is its own. The keeper's may be free by now, but is not used again so
+    // soon (there is nobody else in this world).
+    if let (2 | 3, Some(keeper)) = (victims, keeper) {
+        let _ = send(keeper, Signal::SIGKILL);
+    }
+    if victims == 2 && keeper.is_some() {
+        // The program goes on with another keeper, until its launcher is killed at another instant.
+        std::thread::sleep(Duration::from_micros(random.below(40_000).into()));
+    }
+    // Of one that has ended there is a zombie still.
+    let _ = send(launcher, Signal::SIGKILL);
+    // Its output is not waited for: a daemon may hold it open.
+    drop((child.stdout.take(), child.stderr.take()));
+    output_of(child)?;
+    assert_none_soon(&["nap", "daemon"], &when)?;
+    Ok(when)
+}
+
+/// Everybody whom a program may not reach but through the tunnel.
+fn targets() -> String {
+    let all = [WEB, LAN].into_iter().flat_map(lab::Addresses::both);
+    all.map(|to| SocketAddr::new(to, 9).to_string()).collect::<Vec<_>>().join(" ")
 }
 
 /// The first child of a process: of a launcher, its keeper.

@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// Makes `/run/netns` as ip-netns(8) does.
-fn make_names() -> Result<()> {
+pub(crate) fn make_names() -> Result<()> {
     fs::create_dir("/run/netns")?;
     rustix::mount::mount_bind("/run/netns", "/run/netns")?;
     Ok(rustix::mount::mount_change("/run/netns", rustix::mount::MountPropagationFlags::SHARED)?)
@@ -145,8 +145,8 @@ fn add_veth(name: &str, peer: &str) -> Result<u32> {
     Ok(netlink.link_index(&name.parse()?)?)
 }
 
-/// What others have, under names and with marks that come near.
-fn plant_neighbours(suffix: &str) -> Result<()> {
+/// What others have, under names and with marks that come near to those of a tunnel `tune`.
+pub(crate) fn plant_neighbours(suffix: &str) -> Result<()> {
     let (foreign, ()) = NetworkNamespace::create(|| Ok(()))?;
     for similar in ["tun", "tune1", "tune.", "tune:", "Tune"] {
         name(&foreign, &format!("{similar}{suffix}"))?;
@@ -156,6 +156,7 @@ fn plant_neighbours(suffix: &str) -> Result<()> {
     fs::write(format!("/run/vpn-exec/other{suffix}/state"), "somebody's")?;
     fs::create_dir_all(format!("/run/lab/mounts{suffix}/vpn-exec/tune"))?;
     mounts::memory(format!("/run/lab/mounts{suffix}/vpn-exec/tune").as_ref())?;
+    lab::nat::add_table(&format!("vpn-exec-tune{suffix}"))?;
     // A veth in the way, one with another tunnel's mark, one whose mark only begins alike.
     let veths =
         [("ve-tune", ""), ("ve-tun", "vpn-exec:tun:1"), ("ve-tunes", "vpn-exec:tunes:1"), ("ve-x", "vpn-exec:tune")];

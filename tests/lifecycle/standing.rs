@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::Snapshot;
 use nix::sys::signal::Signal;
+use vpn_exec::linux::local_socket;
 use vpn_exec::linux::namespace::{self, Named};
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::tunnel::state;
@@ -291,5 +292,68 @@ fn a_keeper_that_hangs_does_not_keep_others_from_being_listed() {
         send(keeper()?, Signal::SIGCONT)?;
         works(&["down", "stays"])?;
         works(&["down", "answers"]).map(drop)
+    });
+}
+
+#[test]
+fn those_who_connect_and_say_nothing_keep_nobody_out() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        let socket = state::socket_of(&"stays".parse()?);
+        // More than a keeper hears at once. It hangs up on whoever says nothing, or nothing that it knows.
+        let silent: Vec<_> = (0..200).filter_map(|_| local_socket::connect(&socket).ok()).collect();
+        for garbage in [b"{}".as_slice(), b"\xff\x00", &[b'['; 8000]] {
+            if let Ok(connection) = local_socket::connect(&socket) {
+                let _ = local_socket::send(&connection, garbage, None);
+            }
+        }
+        let begin = Instant::now();
+        let output = loop {
+            let output = run(joined("exit 4"))?;
+            if ended(output.status) == Ok(4) || begin.elapsed() > PATIENCE {
+                break output;
+            }
+        };
+        assert_eq!(ended(output.status), Ok(4), "{}", errors(&output));
+        drop(silent);
+        works(&["down", "stays"]).map(drop)
+    });
+}
+
+#[test]
+fn a_file_that_is_replaced_during_a_start_counts_as_it_was_or_as_it_is() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        let others = [CONFIG_TEXT.replace("10.64.0.2", "10.64.0.9"), "[Interface]\n".to_owned(), String::new()];
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for text in others.iter().map(String::as_str).chain([CONFIG_TEXT]).cycle() {
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        break;
+                    }
+                    // As editors and secret stores do it, and as a careless copy does.
+                    let _ = fs::write(format!("{CONFIG}.new"), text)
+                        .and_then(|()| fs::rename(format!("{CONFIG}.new"), CONFIG));
+                    let _ = fs::write(CONFIG, CONFIG_TEXT);
+                }
+            });
+            let outcome = (0..30).try_for_each(|_| {
+                let output = run(crate::support::vpn_exec("stays", "exit 3"))?;
+                if ended(output.status) != Ok(3) {
+                    // It tells all that is wrong with a file, so it may be long.
+                    let text = errors(&output);
+                    ensure!(ended(output.status) == Ok(125) && text.contains(CONFIG), "{text}");
+                }
+                Ok(())
+            });
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            outcome
+        })?;
+        fs::remove_file(CONFIG)?;
+        write_config(CONFIG_TEXT)?;
+        assert_unchanged(&before, "after starts from a changing file")
     });
 }

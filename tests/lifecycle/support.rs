@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -76,6 +77,9 @@ pub(crate) fn run_this(command: &mut Command, task: &str) {
     command.arg("--").arg(this()).args(ARGUMENTS).env(TASK, task);
 }
 
+/// The variable with the addresses to which a task sends all the time, if it is to.
+pub(crate) const SENDS: &str = "VPN_EXEC_TEST_SENDS";
+
 /// How the test harness is told to run [`program`] and to keep out of the way.
 pub(crate) const ARGUMENTS: [&str; 4] = ["program", "--exact", "--nocapture", "--test-threads=1"];
 
@@ -93,6 +97,9 @@ pub(crate) fn program() {
     let Ok(task) = std::env::var(TASK) else { return };
     let (task, argument) = task.split_once(' ').unwrap_or((&task, ""));
     let number = || argument.parse::<i32>().expect("the task has a number");
+    if let Ok(targets) = std::env::var(SENDS) {
+        std::thread::spawn(move || send_on(&targets));
+    }
     match task {
         "exit" => std::process::exit(number()),
         "die" => {
@@ -135,6 +142,19 @@ pub(crate) fn program() {
         other => panic!("what is {other:?}?"),
     }
     std::process::exit(0);
+}
+
+/// Sends a datagram to each of some addresses every millisecond, until the process ends. That it fails is what is hoped for.
+fn send_on(targets: &str) {
+    let targets: Vec<SocketAddr> =
+        targets.split(' ').map(|target| target.parse().expect("an address and a port")).collect();
+    loop {
+        for target in &targets {
+            let local = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let _ = UdpSocket::bind(local).and_then(|socket| socket.send_to(b"chaos", target));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn this_with(task: &str) -> Command {
