@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::BackendChoice;
+use crate::config::{BackendChoice, DbusAccess};
 use crate::names::TunnelName;
 
 /// Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
@@ -156,6 +156,11 @@ pub struct ProgramArgs {
     /// Let the program gain privileges by set-user-ID files (no_new_privs off)
     #[arg(long)]
     pub new_privs: bool,
+
+    /// The message buses that the program can reach: its user's own alone, or the system's, too, by which it can have the host look
+    /// names up, past the tunnel [default: session]
+    #[arg(long, value_name = "BUSES")]
+    pub dbus: Option<DbusAccess>,
 }
 
 /// Which program to run, and how.

@@ -37,6 +37,7 @@ pub(super) fn load(source: &SourceArgs, tunnel: &TunnelArgs, identity: &ProgramA
     program.group = identity.group.clone().or(program.group.take());
     program.capabilities.extend(identity.keep_cap.iter().cloned());
     program.new_privileges |= identity.new_privs;
+    program.dbus = identity.dbus.unwrap_or(program.dbus);
     Ok(loaded)
 }
 

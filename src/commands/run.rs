@@ -16,6 +16,7 @@ use crate::linux::poll::wait_for;
 use crate::linux::process;
 use crate::linux::signals::{self, Received, Signals};
 use crate::names::TunnelName;
+use crate::plan;
 use crate::program::identity;
 use crate::program::{self, Ended, Program, WATCHED, Waiting};
 use crate::tunnel::lease::Event;
@@ -59,6 +60,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         resolv_conf: state::resolv_conf_of(&name),
         staging: state::path_of(&name),
         names: held.plan.names.clone(),
+        hidden: plan::hidden_paths(options.dbus),
         identity,
         kept,
         last_capability,
@@ -101,12 +103,13 @@ impl Wanted {
             && state::read(name).is_ok_and(|state| state.is_some())
         {
             load::refuse_overrides(&arguments.tunnel)?;
-            let ProgramArgs { user, group, keep_cap, new_privs } = &arguments.identity;
+            let ProgramArgs { user, group, keep_cap, new_privs, dbus } = &arguments.identity;
             let program = ProgramOptions {
                 user: user.clone(),
                 group: group.clone(),
                 capabilities: keep_cap.clone(),
                 new_privileges: *new_privs,
+                dbus: dbus.unwrap_or_default(),
             };
             return Ok(Self::Named(name.clone(), program));
         }

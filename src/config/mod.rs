@@ -223,6 +223,19 @@ pub struct ProgramOptions {
     pub capabilities: Vec<String>,
     /// Whether the program may gain privileges by set-user-ID programs (no `no_new_privs`).
     pub new_privileges: bool,
+    /// Which message bus of the host's the program can reach.
+    pub dbus: DbusAccess,
+}
+
+/// Which message bus of the host's a program can reach, besides its user's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DbusAccess {
+    /// None: by the system bus, anybody can have systemd-resolved, Avahi or NetworkManager look names up, past the tunnel.
+    #[default]
+    Session,
+    /// The system bus, too.
+    System,
 }
 
 /// A parsed profile: `/etc/vpn-exec/NAME.toml`. Each `None` is the default.

@@ -15,14 +15,14 @@ use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
 use super::network::{self, Problem};
 use super::shown::{dots, hide_keys, is_plain_name, quoted};
 use super::text::{Piece, View};
-use super::{BackendChoice, MAX_BYTES, Profile, Protocol, Publish};
+use super::{BackendChoice, DbusAccess, MAX_BYTES, Profile, Protocol, Publish};
 
 /// The tables of a profile, the first being the file itself, and their keys.
 const TABLES: [(&str, &[&str]); 4] = [
     ("", &["wireguard", "backend", "wait", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options"]),
     ("local", &["networks", "publish"]),
-    ("program", &["user", "group", "capabilities", "new-privileges"]),
+    ("program", &["user", "group", "capabilities", "new-privileges", "dbus"]),
 ];
 
 /// The longest time that `wait` can ask for: a day.
@@ -110,6 +110,11 @@ impl Reader<'_> {
                 ("program", "capabilities") => {
                     self.profile.program.capabilities = self.list(value, Self::capability);
                 }
+                ("program", "dbus") => match value.get_ref().as_str() {
+                    Some("session") => self.profile.program.dbus = DbusAccess::Session,
+                    Some("system") => self.profile.program.dbus = DbusAccess::System,
+                    _ => self.wrong_type(value, "`\"session\"` or `\"system\"`", None),
+                },
                 ("program", "new-privileges") => match value.get_ref() {
                     DeValue::Boolean(on) => self.profile.program.new_privileges = *on,
                     _ => self.wrong_type(value, "`true` or `false`", None),

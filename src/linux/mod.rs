@@ -6,6 +6,7 @@ pub mod clock;
 pub mod link;
 pub mod local_socket;
 pub mod memory_file;
+pub mod mirror;
 pub mod monitor;
 pub mod mounts;
 pub mod namespace;

@@ -28,6 +28,19 @@ pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_bind(source, target)?)
 }
 
+/// Makes `target` show what `source` is, with all that is mounted below it.
+pub fn bind_all(source: &Path, target: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_bind_recursive(source, target)?)
+}
+
+/// Moves the mount at `from` onto a directory.
+///
+/// # Errors
+/// `EINVAL` if what it is mounted in is shared with another mount namespace: see [`isolate`].
+pub fn put(from: &Path, onto: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_move(from, onto)?)
+}
+
 /// Makes the mount at `target` read-only, for its own mount point alone.
 pub fn make_read_only(target: &Path) -> io::Result<()> {
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -60,27 +73,48 @@ pub fn overlay(directory: &Path, layer: &Path) -> io::Result<()> {
 /// Replaces `/sys` by that of the calling thread's network namespace: a sysfs shows the interfaces of the namespace in which
 /// it was mounted. What is mounted below (`/sys/fs/cgroup` and others) is carried over.
 pub fn replace_sys() -> io::Result<()> {
-    let below = mounted_below("/sys")?;
+    let below = Kept::below("/sys")?;
     let read_only = rustix::fs::statvfs("/sys")?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
-    let kept: Vec<(PathBuf, OwnedFd)> = below
-        .into_iter()
-        .filter_map(|path| {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-            rustix::mount::open_tree(CWD, &path, flags).ok().map(|tree| (path, tree))
-        })
-        .collect();
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     if read_only {
         flags |= MountFlags::RDONLY;
     }
     rustix::mount::mount("sysfs", "/sys", c"sysfs", flags, None)?;
-    for (path, tree) in kept {
-        // One that cannot be carried over is hidden, which is safe; the program can do without it, as in a container.
-        if let Err(error) = rustix::mount::move_mount(tree, "", CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
-            tracing::debug!(path = %path.display(), %error, "a mount below /sys is hidden from the program");
+    below.put_back();
+    Ok(())
+}
+
+/// Mounts that are about to be covered with the mount point that they are below, to be put back on top of what covers it.
+#[derive(Debug)]
+pub struct Kept(Vec<(PathBuf, OwnedFd)>);
+
+impl Kept {
+    /// All below a mount point, or any directory.
+    pub fn below(point: &str) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let opened = |path: PathBuf| {
+            let tree = rustix::mount::open_tree(CWD, &path, flags).ok()?;
+            Some((path, tree))
+        };
+        Ok(Self(mounted_below(point)?.into_iter().filter_map(opened).collect()))
+    }
+
+    /// Leaves one out.
+    pub fn without(mut self, left_out: impl Fn(&Path) -> bool) -> Self {
+        self.0.retain(|(path, _)| !left_out(path));
+        self
+    }
+
+    /// Puts them back.
+    pub fn put_back(self) {
+        for (path, tree) in self.0 {
+            // One that cannot be carried over is hidden, which is safe; the program can do without it, as in a container.
+            let moved = rustix::mount::move_mount(tree, "", CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+            if let Err(error) = moved {
+                tracing::debug!(path = %path.display(), %error, "a mount is hidden from the program");
+            }
         }
     }
-    Ok(())
 }
 
 /// Hides the host's interfaces where [`replace_sys`] is not possible.

@@ -9,6 +9,7 @@ mod addresses;
 mod change;
 mod error;
 mod facts;
+mod hidden;
 mod hooks;
 mod interfaces;
 mod mtu;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use change::{Change, change};
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, HostInterface, HostRoute};
+pub use hidden::hidden_paths;
 pub use hooks::HookPlan;
 pub use mtu::wireguard_mtu;
 pub use names::NamesPlan;
@@ -64,6 +66,8 @@ pub struct Plan {
     pub veth: VethPlan,
     /// What the program sees of names.
     pub names: NamesPlan,
+    /// The paths that the program does not see: [`hidden_paths`].
+    pub hidden: Vec<PathBuf>,
     /// What the program may do.
     pub privileges: PrivilegesPlan,
     /// The hooks of the file, which are run only where that is asked for.
@@ -156,6 +160,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
             inner_ipv6: veth.ipv6.map(|(_, inner)| inner),
         },
         names,
+        hidden: hidden_paths(config.program.dbus),
         privileges,
         hooks,
         notes: findings.notes,

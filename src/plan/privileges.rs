@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Findings;
 use super::error::PlanError;
-use crate::config::{ProgramOptions, capability};
+use crate::config::{DbusAccess, ProgramOptions, capability};
 
 /// Those with which a program can leave the tunnel: by new routes or a new endpoint, by another process's namespace, by the
 /// kernel's memory, or as the host's root, by files and devices that are root's alone.
@@ -49,6 +49,8 @@ pub struct PrivilegesPlan {
     pub capabilities: Vec<String>,
     /// Whether `no_new_privs` is set (prctl(2)).
     pub no_new_privileges: bool,
+    /// Which message buses of the host's can be reached.
+    pub dbus: DbusAccess,
 }
 
 /// Checks the capabilities, `last` being the kernel's highest, and puts them in order.
@@ -66,6 +68,9 @@ pub(super) fn decide(options: &ProgramOptions, last: u8, findings: &mut Findings
     for name in kept.values().filter(|name| ESCAPES.contains(name)) {
         findings.note(format!("With {name} the program can leave the tunnel if it wants to."));
     }
+    if options.dbus == DbusAccess::System {
+        findings.note("By the system bus the program can have the host look names up, past the tunnel.".into());
+    }
     if options.new_privileges {
         findings.note("The program may become another user, root too, by set-user-ID programs.".into());
     }
@@ -74,6 +79,7 @@ pub(super) fn decide(options: &ProgramOptions, last: u8, findings: &mut Findings
         group: options.group.clone(),
         capabilities: kept.into_values().map(String::from).collect(),
         no_new_privileges: !options.new_privileges,
+        dbus: options.dbus,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::Plan;
-use crate::config::BackendChoice;
+use crate::config::{BackendChoice, DbusAccess};
 
 /// The width of the column of labels.
 const LABEL: usize = 15;
@@ -87,7 +87,14 @@ fn program(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
         f,
         "new privileges",
         if privileges.no_new_privileges { "none can be gained" } else { "by set-user-ID programs" },
-    )
+    )?;
+    let buses = match privileges.dbus {
+        DbusAccess::Session => "the user's own",
+        DbusAccess::System => "the user's own and the system's",
+    };
+    row(f, "message buses", buses)?;
+    let hidden: Vec<String> = plan.hidden.iter().map(|path| path.display().to_string()).collect();
+    rows(f, "hidden", &hidden)
 }
 
 fn remarks(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {

@@ -7,9 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{Program, Step};
+use crate::linux::mirror::{self, Hidden};
 use crate::linux::mounts;
 use crate::linux::namespace::{Named, Names};
 
+const ETC: &str = "/etc";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
@@ -26,7 +28,7 @@ pub(super) fn isolate(program: &Program) -> Step<Isolated> {
     let names = Names::hold().map_err(doing("open the tunnel's namespace"))?;
     let directory = std::env::current_dir();
     mounts::isolate().map_err(doing("make a mount namespace"))?;
-    show_own_names(program)?;
+    show_own_files(program)?;
     Ok(Isolated { names, directory })
 }
 
@@ -41,11 +43,10 @@ pub(super) fn enter(program: &Program, isolated: Isolated) -> Step<()> {
     }
     // A sysfs shows the network namespace in which it was mounted, so this comes last.
     show_own_sys().map_err(doing("mount /sys for the tunnel's namespace"))?;
-    // The working directory may lie in what is covered now; by its name it is found as the program will see it.
-    if let Ok(directory) = isolated.directory {
-        let _ = std::env::set_current_dir(directory);
-    }
-    Ok(())
+    // The working directory may lie in what is covered now; by its name it is found as the program will see it. From one that it does
+    // not see, it could look around in what is covered.
+    let found = isolated.directory.and_then(std::env::set_current_dir);
+    found.or_else(|_| std::env::set_current_dir("/")).map_err(doing("find the working directory"))
 }
 
 fn show_own_sys() -> io::Result<()> {
@@ -58,75 +59,40 @@ fn show_own_sys() -> io::Result<()> {
     })
 }
 
-/// Puts our own `/etc/resolv.conf`, `/etc/hosts` and `/etc/nsswitch.conf` over the host's, from a file system in memory that
-/// nobody can write to.
-fn show_own_names(program: &Program) -> Step<()> {
+/// Covers `/etc` with a copy that has our own files in the place of the host's, and `/run` and others with copies that do not have what
+/// is hidden from the program.
+fn show_own_files(program: &Program) -> Step<()> {
     let doing = |what| move |error: io::Error| (what, error);
-    let staging = &program.staging;
     // The place is about to be covered, the file with it.
     let resolv_conf = fs::File::open(&program.resolv_conf).map_err(doing("open the tunnel's resolv.conf"))?;
-    mounts::memory(staging).map_err(doing("make a file system in memory"))?;
     let views = [
-        View { path: RESOLV_CONF, text: program.names.resolv_conf.clone() },
-        View { path: HOSTS, text: format!("{}{}", program.names.hosts, read(HOSTS)?) },
-        View { path: NSSWITCH_CONF, text: with_hosts_line(&read(NSSWITCH_CONF)?, &program.names.nsswitch_hosts) },
+        (RESOLV_CONF, program.names.resolv_conf.clone()),
+        (HOSTS, format!("{}{}", program.names.hosts, read(HOSTS)?)),
+        (NSSWITCH_CONF, with_hosts_line(&read(NSSWITCH_CONF)?, &program.names.nsswitch_hosts)),
     ];
-    for view in &views {
-        write_readable(&view.staged(staging), &view.text).map_err(doing("write the program's own files"))?;
+    let replaced = views.each_ref().map(|(path, _)| PathBuf::from(path));
+    mirror::cover(ETC.as_ref(), &program.staging, Hidden(&replaced)).map_err(doing("copy the view of /etc"))?;
+    for (path, text) in &views {
+        write_readable(path.as_ref(), text).map_err(doing("write the program's own files"))?;
     }
-    let missing: Vec<&View> = views.iter().filter(|view| !Path::new(view.path).exists()).collect();
-    if !missing.is_empty() {
-        add_files(staging, &missing).map_err(doing(
-            "add a missing file to the program's view of /etc (an empty /etc/resolv.conf on the host would do, too)",
-        ))?;
-    }
-    mounts::make_read_only(staging).map_err(doing("protect the program's own files"))?;
-    for view in views.iter().filter(|view| !missing.iter().any(|missing| missing.path == view.path)) {
-        // A mount on a symbolic link's end: on the link itself there can be none.
-        let target = fs::canonicalize(view.path).map_err(doing("find the host's own file"))?;
-        mounts::bind(&view.staged(staging), &target).map_err(doing("show the program's own files"))?;
-    }
+    mounts::make_read_only(ETC.as_ref()).map_err(doing("protect the program's own files"))?;
     // All programs of a tunnel see the same file, into which a change of the resolvers is written.
-    let target = fs::canonicalize(RESOLV_CONF).map_err(doing("find the program's own resolv.conf"))?;
     let source = PathBuf::from(format!("/proc/self/fd/{}", resolv_conf.as_raw_fd()));
-    mounts::bind(&source, &target)
-        .and_then(|()| mounts::make_read_only(&target))
+    mounts::bind(&source, RESOLV_CONF.as_ref())
+        .and_then(|()| mounts::make_read_only(RESOLV_CONF.as_ref()))
         .map_err(doing("show the tunnel's resolv.conf"))?;
-    mounts::detach(staging).map_err(doing("hide the place of the program's own files"))
-}
 
-/// Whether the host lacks one of the files that the program is to see.
-pub(super) fn adds_files() -> bool {
-    [RESOLV_CONF, HOSTS, NSSWITCH_CONF].iter().any(|path| !Path::new(path).exists())
-}
-
-/// A file as the program sees it.
-struct View {
-    path: &'static str,
-    text: String,
-}
-
-impl View {
-    fn staged(&self, staging: &Path) -> PathBuf {
-        staging.join(self.path.trim_start_matches("/etc/"))
-    }
-}
-
-/// Adds files to the program's view of `/etc` that the host has not, or has as symbolic links that lead nowhere: on nothing there
-/// can be no mount, so `/etc` gets a layer.
-fn add_files(staging: &Path, missing: &[&View]) -> io::Result<()> {
-    let layer = staging.join("layer");
-    fs::create_dir(&layer)?;
-    mounts::memory(&layer)?;
-    mounts::overlay(Path::new("/etc"), &layer)?;
-    for view in missing {
-        match fs::remove_file(view.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    // On older systems /var/run is a directory of its own, with the same in it.
+    let older = program.hidden.iter().filter_map(|path| path.strip_prefix("/run").ok());
+    let older: Vec<PathBuf> = older.map(|rest| Path::new("/var/run").join(rest)).collect();
+    // Where the copies are built comes last: it is covered then.
+    for (directory, hidden) in [("/var/run", &older), ("/var/lib/sss", &program.hidden), ("/run", &program.hidden)] {
+        if fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir()) {
+            mirror::cover(directory.as_ref(), &program.staging, Hidden(hidden))
+                .map_err(doing("hide the host's resolvers"))?;
         }
-        write_readable(Path::new(view.path), &view.text)?;
     }
-    mounts::detach(&layer)
+    Ok(())
 }
 
 /// Writes a file that every user can read, whatever the umask.

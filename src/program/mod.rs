@@ -40,6 +40,8 @@ pub struct Program {
     pub staging: PathBuf,
     /// What it sees of names.
     pub names: NamesPlan,
+    /// The paths that it does not see: those of [`crate::plan::hidden_paths`].
+    pub hidden: Vec<PathBuf>,
     /// Who it is.
     pub identity: Identity,
     /// Which capabilities it keeps.
@@ -63,10 +65,6 @@ pub fn needed_capabilities(identity: &Identity, kept: CapabilitySet) -> Capabili
     let mut needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP | kept;
     if *identity != Identity::Unchanged {
         needed |= CapabilitySet::SETUID | CapabilitySet::SETGID;
-    }
-    if enter::adds_files() {
-        // The work directory of an overlay has mode 0: its owner needs this to use it.
-        needed |= CapabilitySet::DAC_OVERRIDE;
     }
     needed
 }

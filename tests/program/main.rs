@@ -3,10 +3,12 @@
 //!
 //! - `privileges`: what it may do, and as whom.
 //! - `view`: what it sees of files.
+//! - `hidden`: what it does not see of the host, whatever the host does meanwhile.
 //! - `terminal`: how it lives with one.
 //! - `ends`: its exit status, its signals, and what it leaves behind.
 
 mod ends;
+mod hidden;
 mod privileges;
 mod support;
 mod terminal;

@@ -1,0 +1,232 @@
+//! What the host does to its own files while a program runs, and what of the host's resolvers a program finds: nothing.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::*;
+
+/// A shell inside, which does what it is told.
+struct Shell {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    fn start(config: &Path, options: &[&str]) -> Result<Self> {
+        let mut command = vpn_exec(config, options, &["sh"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let orders = child.stdin.take().context("a pipe")?;
+        let answers = BufReader::new(child.stdout.take().context("a pipe")?);
+        let mut shell = Self { child, orders, answers };
+        ensure!(shell.say("echo begun")? == "begun\n");
+        Ok(shell)
+    }
+
+    /// What a script prints, errors included.
+    fn say(&mut self, script: &str) -> Result<String> {
+        writeln!(self.orders, "{{ {script}\n}} 2>&1; echo; echo ::end")?;
+        let mut text = String::new();
+        loop {
+            ensure!(self.answers.read_line(&mut text)? > 0, "the shell has ended: {text}");
+            if let Some(text) = text.strip_suffix("\n::end\n") {
+                return Ok(text.to_owned());
+            }
+        }
+    }
+
+    fn end(mut self) -> Result<()> {
+        drop(self.orders);
+        ensure!(wait_for_end(&mut self.child)?.success());
+        Ok(())
+    }
+}
+
+/// Somebody who listens at a path, as a resolver does, and counts who comes.
+struct Resolver(Arc<AtomicU32>);
+
+impl Resolver {
+    fn listen(path: &str) -> Result<Self> {
+        fs::create_dir_all(Path::new(path).parent().context("a folder")?)?;
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+        let count = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&count);
+        std::thread::spawn(move || {
+            for _ in listener.incoming() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Ok(Self(count))
+    }
+
+    fn asked(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A layer in memory over the world's /etc, in which files can be replaced. False where that cannot be.
+fn loosen_etc() -> Result<bool> {
+    let layer = Path::new("/run/lab/layer");
+    fs::create_dir(layer)?;
+    vpn_exec::linux::mounts::memory(layer)?;
+    match vpn_exec::linux::mounts::overlay(Path::new("/etc"), layer) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            println!("skipped: no overlayfs here: {error}");
+            Ok(false)
+        }
+    }
+}
+
+const FILES: &str = "cat /etc/resolv.conf /etc/hosts; grep hosts: /etc/nsswitch.conf";
+
+#[test]
+fn the_hosts_files_may_be_replaced() {
+    test_with_file(|config| {
+        if !loosen_etc()? {
+            return Ok(());
+        }
+        type Plant = fn() -> std::io::Result<()>;
+        let kinds: [(&str, Plant); 3] = [
+            ("a file", || fs::write("/etc/resolv.conf", "nameserver 192.0.2.99\n")),
+            ("a symbolic link into /run", || {
+                fs::create_dir_all("/run/systemd/resolve")?;
+                fs::write("/run/systemd/resolve/stub-resolv.conf", "nameserver 192.0.2.99\n")?;
+                std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", "/etc/resolv.conf")
+            }),
+            ("nothing", || Ok(())),
+        ];
+        for (what, plant) in kinds {
+            let _ = fs::remove_file("/etc/resolv.conf");
+            plant()?;
+            let mut shell = Shell::start(&config, &[])?;
+            let before = shell.say(FILES)?;
+            ensure!(before.contains("nameserver 10.64.0.1") && !before.contains("192.0.2.99"), "{what}: {before}");
+            ensure!(before.contains("hosts: files dns"), "{what}: {before}");
+            // As resolver managers do it, and then the other ways.
+            for file in ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"] {
+                fs::write(format!("{file}.new"), "nameserver 192.0.2.66\nhosts: resolve\n192.0.2.66 leak.example\n")?;
+                fs::rename(format!("{file}.new"), file)?;
+                ensure!(shell.say(FILES)? == before, "{what}: {file} was replaced by the host");
+            }
+            fs::remove_file("/etc/resolv.conf")?;
+            ensure!(shell.say(FILES)? == before, "{what}: it was removed by the host");
+            std::os::unix::fs::symlink("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf")?;
+            ensure!(shell.say(FILES)? == before, "{what}: it was made a link by the host");
+            shell.end()?;
+            fs::write("/etc/hosts", "127.0.0.1 localhost\n")?;
+            fs::write("/etc/nsswitch.conf", "hosts: resolve dns\n")?;
+        }
+        Ok(())
+    });
+}
+
+/// The sockets by which the host's resolvers are asked.
+const SOCKETS: [&str; 8] = [
+    "/run/nscd/socket",
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/systemd/resolve.hook/io.systemd.Network",
+    "/run/systemd/machine/io.systemd.Machine",
+    "/run/avahi-daemon/socket",
+    "/run/sssd/private",
+    "/run/dnsmasq.control",
+    "/run/dbus/system_bus_socket",
+];
+
+fn visible(shell: &mut Shell) -> Result<String> {
+    let paths: Vec<String> = SOCKETS.iter().flat_map(|path| [(*path).to_owned(), format!("/var{path}")]).collect();
+    shell.say(&format!("for path in {}; do [ -e $path ] && echo $path; done", paths.join(" ")))
+}
+
+#[test]
+fn no_resolver_of_the_host_is_found_whatever_becomes_of_it() {
+    test_with_file(|config| {
+        let first = SOCKETS.map(Resolver::listen).into_iter().collect::<Result<Vec<_>>>()?;
+        fs::create_dir_all("/run/user/0")?;
+        let mut shell = Shell::start(&config, &[])?;
+        ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
+        // A real C library, which asks nscd before it looks at nsswitch.conf.
+        let look_up =
+            "RES_OPTIONS='timeout:1 attempts:1' getent ahosts nobody.example; getent passwd root | cut -d: -f1";
+        ensure!(shell.say(look_up)? == "root\n");
+
+        for directory in ["/run/nscd", "/run/systemd/resolve", "/run/avahi-daemon"] {
+            fs::remove_dir_all(directory)?;
+        }
+        let second = SOCKETS[..2].iter().map(|path| Resolver::listen(path)).collect::<Result<Vec<_>>>()?;
+        Resolver::listen("/run/nscd.socket")?;
+        ensure!(visible(&mut shell)?.is_empty(), "after they were made again: {}", visible(&mut shell)?);
+        shell.say(look_up)?;
+        ensure!(shell.say("ls -d /run/nscd*")?.contains("cannot access"), "nor any of a similar name");
+        shell.end()?;
+        let asked: Vec<u32> = first.iter().chain(&second).map(Resolver::asked).collect();
+        ensure!(asked.iter().all(|count| *count == 0), "asked: {asked:?}");
+
+        // The judge can find somebody guilty: without vpn-exec, the C library asks.
+        Command::new("getent")
+            .args(["ahosts", "nobody.example"])
+            .env("RES_OPTIONS", "timeout:1 attempts:1")
+            .output()?;
+        wait_until("the host's own program asks nscd", || Ok(second[0].asked() > 0))
+    });
+}
+
+#[test]
+fn the_system_bus_is_there_where_it_is_asked_for() {
+    test_with_file(|config| {
+        let _bus = Resolver::listen("/run/dbus/system_bus_socket")?;
+        let script = ["sh", "-c", "ls /run/dbus"];
+        ensure!(stdout_of(vpn_exec(&config, &[], &script))?.is_empty());
+        ensure!(stdout_of(vpn_exec(&config, &["--dbus", "system"], &script))? == "system_bus_socket\n");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_programs_need_of_run_stays() {
+    test_with_file(|config| {
+        let sockets = [
+            "/run/user/1000/bus",
+            "/run/user/1000/wayland-0",
+            "/run/user/1000/pulse/native",
+            "/run/systemd/notify",
+            "/run/systemd/journal/socket",
+            "/run/service/socket",
+        ];
+        let listening = sockets.map(Resolver::listen).into_iter().collect::<Result<Vec<_>>>()?;
+        std::os::unix::fs::symlink("/nix/store/system", "/run/current-system")?;
+        let mut shell = Shell::start(&config, &[])?;
+        for path in sockets {
+            ensure!(shell.say(&format!("[ -S {path} ] && echo yes"))? == "yes\n", "{path}");
+        }
+        ensure!(shell.say("readlink /run/current-system")? == "/nix/store/system\n");
+        // What is made later in a directory that is there.
+        fs::write("/run/service/later", "")?;
+        ensure!(shell.say("ls /run/service/later")? == "/run/service/later\n");
+        shell.say("cd /run/service && echo x >from-inside")?;
+        ensure!(fs::read_to_string("/run/service/from-inside")? == "x\n");
+        shell.end()?;
+        drop(listening);
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_is_found_by_way_of_the_working_directory() {
+    test_with_file(|config| {
+        let _resolver = Resolver::listen("/run/nscd/socket")?;
+        let mut command = vpn_exec(&config, &[], &["sh", "-c", "pwd; ls"]);
+        command.current_dir("/run/nscd");
+        let text = stdout_of(command)?;
+        ensure!(text.starts_with("/\n") && !text.contains("socket"), "{text}");
+        Ok(())
+    });
+}
