@@ -14,7 +14,7 @@ use super::state::{Directory, State};
 use super::{DeviceEvents, Inner, Tunnel, TunnelError, embed};
 use crate::linux::link::Link;
 use crate::linux::namespace::{self, Named};
-use crate::linux::netlink::Netlink;
+use crate::linux::netlink::{Netlink, Request};
 use crate::linux::tun;
 use crate::plan::Plan;
 use crate::wireguard::kernel::KernelDevice;
@@ -61,7 +61,10 @@ impl Tunnel {
         self.device = Some(device);
         self.post_down_due = true;
         self.state = Some(state);
-        self.note(|state| state.keeper = std::process::id())?;
+        // It is for people alone. A full disk is no reason to end what is inside.
+        if let Err(error) = self.note(|state| state.keeper = std::process::id()) {
+            tracing::warn!("{error}");
+        }
         Ok(events)
     }
 
@@ -89,9 +92,10 @@ impl Tunnel {
             return Err(foreign("does not bear the tunnel's mark")).doing(doing);
         }
         match deviation(&mut netlink, &self.plan, state.made).doing(doing)? {
-            Some(deviation) => Err(foreign(&deviation)).doing(doing),
-            None => Ok(Inner { namespace, netlink }),
+            Some(deviation) => return Err(foreign(&deviation)).doing(doing),
+            None => complete(&mut netlink, &self.plan).doing(doing)?,
         }
+        Ok(Inner { namespace, netlink })
     }
 }
 
@@ -111,7 +115,7 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
         }
     }
     let index = |name: &str| links.iter().find(|link| link.name == name && link.up).map(|link| link.index);
-    let (Some(inner_index), Some(wireguard_index)) = (index(inner.as_str()), index(wireguard.as_str())) else {
+    let (Some(inner_index), Some(_)) = (index(inner.as_str()), index(wireguard.as_str())) else {
         return Ok(Some("has not all of the tunnel's interfaces".into()));
     };
 
@@ -121,10 +125,6 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
     if let Some(foreign) = at(inner_index).find(|address| !veth.contains(&address.trunc())) {
         return Ok(Some(format!("has the address {foreign} on {inner}")));
     }
-    if let Some(missing) = plan.wireguard.addresses.iter().find(|wanted| !at(wireguard_index).any(|is| is == **wanted))
-    {
-        return Ok(Some(format!("lacks the address {missing}")));
-    }
 
     let routes = netlink.routes()?;
     let multicast = |net: &IpNet| net.addr().is_multicast();
@@ -132,18 +132,26 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
         let destination = route.destination;
         !multicast(&destination) && !veth.iter().any(|net| net.contains(&destination))
     });
-    if let Some(stray) = strays {
-        return Ok(Some(format!("routes {} by {inner}", stray.destination)));
-    }
-    let is_there = |wanted: &IpNet| {
-        routes.iter().any(|route| route.interface == Some(wireguard_index) && route.destination == *wanted)
-    };
-    Ok(plan
-        .wireguard
-        .routes
-        .iter()
-        .find(|wanted| !is_there(wanted))
-        .map(|missing| format!("lacks the route {missing}")))
+    Ok(strays.map(|stray| format!("routes {} by {inner}", stray.destination)))
+}
+
+/// Gives WireGuard's interface what it lacks of what was planned: a keeper that was killed while it applied a changed configuration
+/// has written that down, and not yet done. Nothing of it leads out.
+fn complete(netlink: &mut Netlink, plan: &Plan) -> io::Result<()> {
+    let wireguard = &plan.wireguard;
+    let (name, index) = (wireguard.interface.as_str(), netlink.link_index(&wireguard.interface)?);
+    let (addresses, routes) = (netlink.addresses()?, netlink.routes()?);
+    let lacks_address = |wanted: &&IpNet| !addresses.contains(&(index, **wanted));
+    let lacks_route =
+        |wanted: &&IpNet| !routes.iter().any(|route| route.interface == Some(index) && route.destination == **wanted);
+    let mut requests: Vec<Request> = Vec::new();
+    requests.extend(
+        wireguard.addresses.iter().filter(lacks_address).map(|it| Request::add_address(index, name, *it).or_exists()),
+    );
+    requests.extend(
+        wireguard.routes.iter().filter(lacks_route).map(|it| Request::add_route(index, name, *it, None).or_exists()),
+    );
+    Ok(netlink.execute(requests)?)
 }
 
 /// The networks of the veth's addresses.

@@ -35,7 +35,7 @@ use crate::linux::netlink::{Netlink, Request};
 use crate::linux::process;
 use crate::linux::tun;
 use crate::names::InterfaceName;
-use crate::plan::{Change, Plan};
+use crate::plan::{self, Change, Plan};
 use crate::wireguard::kernel::{self, KernelDevice};
 use crate::wireguard::userspace::{Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
@@ -225,27 +225,44 @@ impl Tunnel {
     }
 
     /// Makes the living interface what a changed plan says. An address or a route that stays is not touched: connections live on it.
+    ///
+    /// # Errors
+    /// Then all is as it was, as far as the system lets it.
     pub fn apply(&mut self, change: &Change, wanted: Plan) -> io::Result<()> {
-        if let Some(names) = &change.names {
-            self.directory.write_resolv_conf(&names.resolv_conf)?;
-        }
-        if let Some(inner) = &mut self.inner {
-            let name = wanted.wireguard.interface.as_str();
-            let index = inner.netlink.link_index(&wanted.wireguard.interface)?;
-            let mut requests: Vec<Request> = Vec::new();
-            requests.extend(change.mtu.map(|mtu| Request::set_mtu(index, name, mtu)));
-            requests.extend(change.remove_routes.iter().map(|route| Request::delete_route(index, name, *route)));
-            requests.extend(change.add_addresses.iter().map(|address| Request::add_address(index, name, *address)));
-            requests.extend(
-                change.add_routes.iter().map(|route| Request::add_route(index, name, *route, None).or_exists()),
-            );
-            requests
-                .extend(change.remove_addresses.iter().map(|address| Request::delete_address(index, name, *address)));
-            inner.netlink.execute(requests)?;
-        }
+        // Written down first: there may be no room for it, and a successor makes the interface what is written down.
         self.directory.write_plan(&wanted)?;
+        let applied = match &change.names {
+            Some(names) => self.directory.write_resolv_conf(&names.resolv_conf),
+            None => Ok(()),
+        };
+        let applied = applied.and_then(|()| self.change_interface(change, &wanted.wireguard.interface));
+        if let Err(error) = applied {
+            // The error that matters is the first one.
+            if let Ok(undo) = plan::change(&wanted, &self.plan, self.living_choice()) {
+                let _ = self.change_interface(&undo, &wanted.wireguard.interface);
+            }
+            let _ = self.directory.write_resolv_conf(&self.plan.names.resolv_conf);
+            let _ = self.directory.write_plan(&self.plan);
+            return Err(error);
+        }
         self.plan = wanted;
         Ok(())
+    }
+
+    fn change_interface(&mut self, change: &Change, interface: &InterfaceName) -> io::Result<()> {
+        let Some(inner) = &mut self.inner else { return Ok(()) };
+        let name = interface.as_str();
+        let index = inner.netlink.link_index(interface)?;
+        let mut requests: Vec<Request> = Vec::new();
+        requests.extend(change.mtu.map(|mtu| Request::set_mtu(index, name, mtu)));
+        requests.extend(change.remove_routes.iter().map(|route| Request::delete_route(index, name, *route)));
+        // What is there already was made by a keeper that was killed half-way.
+        let add_address = |address: &IpNet| Request::add_address(index, name, *address).or_exists();
+        requests.extend(change.add_addresses.iter().map(add_address));
+        requests
+            .extend(change.add_routes.iter().map(|route| Request::add_route(index, name, *route, None).or_exists()));
+        requests.extend(change.remove_addresses.iter().map(|address| Request::delete_address(index, name, *address)));
+        Ok(inner.netlink.execute(requests)?)
     }
 
     /// Kills every process in the namespace, and waits until they are gone.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lab::Snapshot;
 use nix::sys::signal::Signal;
 use vpn_exec::linux::local_socket;
+use rustix::mount::MountFlags;
 use vpn_exec::linux::namespace::{self, Named};
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::tunnel::state;
@@ -355,5 +356,88 @@ fn a_file_that_is_replaced_during_a_start_counts_as_it_was_or_as_it_is() {
         fs::remove_file(CONFIG)?;
         write_config(CONFIG_TEXT)?;
         assert_unchanged(&before, "after starts from a changing file")
+    });
+}
+
+/// Gives /run little room.
+fn limit_run() -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    Ok(rustix::mount::mount_remount("/run", flags, c"size=4m")?)
+}
+
+/// Leaves no room on a /run that has little, and returns what takes it.
+fn fill_run() -> Result<std::path::PathBuf> {
+    let filler = std::path::PathBuf::from("/run/lab/filler");
+    let mut file = fs::File::create(&filler)?;
+    while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    Ok(filler)
+}
+
+#[test]
+fn without_room_nothing_is_changed_and_nothing_is_lost() {
+    lab::world::test(|| {
+        prepare()?;
+        limit_run()?;
+        let before = Snapshot::take()?;
+        works(&UP)?;
+        let running = started(joined("wait"), "stays")?;
+        let changed = CONFIG_TEXT.replace("10.64.0.2/32", "10.64.0.7/32").replace("0.0.0.0/0", "10.0.0.0/8");
+        write_config(&changed)?;
+        let filler = fill_run()?;
+        let message = assert_refused(&run(command(&RELOAD))?);
+        assert!(message.contains("No space left"), "{message}");
+        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+            anyhow::bail!("the name is a namespace's")
+        };
+        let has = |address: &str| -> Result<bool> {
+            let addresses = there.run(|| Netlink::open()?.addresses())?;
+            Ok(addresses.iter().any(|(_, there)| there.to_string() == address))
+        };
+        assert!(has("10.64.0.2/32")? && !has("10.64.0.7/32")?, "nothing has changed");
+
+        // Nor is it a reason to end programs that the successor of a killed keeper cannot be written down.
+        let first = keeper()?;
+        send(first, Signal::SIGKILL)?;
+        wait_for("nobody takes over", || Ok(status()?.state == Condition::Connecting))?;
+        assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
+
+        fs::remove_file(filler)?;
+        works(&RELOAD)?;
+        assert!(has("10.64.0.7/32")? && !has("10.64.0.2/32")?);
+        drop(there);
+        running.end()?;
+        works(&["down", "stays"])?;
+        write_config(CONFIG_TEXT)?;
+        assert_unchanged(&before, "at the end")
+    });
+}
+
+#[test]
+fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        let running = started(joined("wait"), "stays")?;
+        // What was written down is not done yet: as if it was killed in between.
+        send(running.launcher(), Signal::SIGSTOP)?;
+        send(keeper()?, Signal::SIGKILL)?;
+        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        let plan = "/run/vpn-exec/stays/plan";
+        let text = fs::read_to_string(plan)?;
+        fs::write(plan, text.replace("10.64.0.2/32", "10.64.0.7/32").replace("0.0.0.0/0", "10.0.0.0/8"))?;
+        send(running.launcher(), Signal::SIGCONT)?;
+        wait_for("nobody takes over", || Ok(status()?.state == Condition::Connecting))?;
+        assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
+        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+            anyhow::bail!("the name is a namespace's")
+        };
+        let (addresses, routes) = there.run(|| {
+            let mut netlink = Netlink::open()?;
+            Ok((netlink.addresses()?, netlink.routes()?))
+        })?;
+        assert!(addresses.iter().any(|(_, address)| address.to_string() == "10.64.0.7/32"));
+        assert!(routes.iter().any(|route| route.destination.to_string() == "10.0.0.0/8"));
+        running.end()?;
+        works(&["down", "stays"]).map(drop)
     });
 }
