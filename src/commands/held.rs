@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::load::Loaded;
-use crate::config;
+use crate::config::{self, BackendChoice};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
@@ -12,7 +12,8 @@ use crate::tunnel::handover::Handover;
 use crate::tunnel::keeper::{self, Beginning, Mission};
 use crate::tunnel::lease::{self, AskError, Lease};
 use crate::tunnel::recovery;
-use crate::tunnel::state::{self, Choosing, Directory};
+use crate::tunnel::state::{self, Choosing, Directory, State};
+use crate::wireguard::Backend;
 
 /// A lease on a tunnel.
 pub(super) struct Held {
@@ -87,6 +88,7 @@ pub(super) fn prepare(loaded: &Loaded, directory: Directory, listen_fds: i32) ->
     if let Some(state) = left
         && let Some(plan) = directory.plan().map_err(Failure::new)?
     {
+        require_changeable(loaded, &state, &plan)?;
         return Ok((mission(loaded, directory, plan, Beginning::TakeOver(state), listen_fds)?, true));
     }
     if let Err(error) = tunnel::reclaim(&directory, name) {
@@ -118,6 +120,33 @@ fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
         tracing::warn!("{note}");
     }
     Ok(plan)
+}
+
+/// Refuses a configuration that a tunnel cannot be changed to while it is up. Its keeper would have other keys and peers than the
+/// interface has addresses and routes.
+fn require_changeable(loaded: &Loaded, state: &State, living: &Plan) -> Result<(), Failure> {
+    let mut wanted = loaded.plan()?;
+    wanted.keep_link(living);
+    let backend = match state.made {
+        Some(Backend::Kernel) => BackendChoice::Kernel,
+        Some(Backend::Userspace) => BackendChoice::Userspace,
+        None => living.backend,
+    };
+    plan::change(living, &wanted, backend).map(drop).map_err(|reasons| {
+        let name = &loaded.config.name;
+        Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
+            .advise(format!("take it down and up again: `vpn-exec down {name}`, `vpn-exec up {name}`"))
+    })
+}
+
+/// The same, of the tunnel that is up, if there is one.
+pub(super) fn require_living_changeable(loaded: &Loaded) -> Result<(), Failure> {
+    let name = &loaded.config.name;
+    let (state, plan) = (state::read(name).map_err(Failure::new)?, state::read_plan(name).map_err(Failure::new)?);
+    match (state, plan) {
+        (Some(state), Some(plan)) if state.made.is_some() => require_changeable(loaded, &state, &plan),
+        _ => Ok(()),
+    }
 }
 
 fn mission(

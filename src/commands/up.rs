@@ -33,6 +33,7 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
 /// Has the living keeper end, if there is one, and returns its claim.
 fn replace(loaded: &Loaded) -> Result<Option<Directory>, Failure> {
     let name = &loaded.config.name;
+    held::require_living_changeable(loaded)?;
     match lease::give_way(name) {
         Ok(claim) => {
             let directory = Directory::pass_on(name, claim);

@@ -441,3 +441,53 @@ fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
         works(&["down", "stays"]).map(drop)
     });
 }
+
+#[test]
+fn a_keeper_is_not_replaced_by_one_of_another_mind() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        let running = started(joined("wait"), "stays")?;
+        let first = keeper()?;
+        let before = status()?;
+        // Another peer could be had, but not another kind of namespace: so neither.
+        let changed = CONFIG_TEXT
+            .replace(", fd64::2/128", "")
+            .replace("xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=", "yTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=");
+        write_config(&changed)?;
+        for more in [&["--replace"][..], &["--replace", "--foreground"]] {
+            let message = assert_refused(&run(command(&[UP.as_slice(), more].concat()))?);
+            assert!(message.contains("IPv6") && message.contains("vpn-exec down stays"), "{message}");
+        }
+        assert_eq!(keeper()?, first);
+        let peers = |status: &Status| status.living.as_ref().map(|living| living.peers[0].public_key.clone());
+        assert_eq!(peers(&status()?), peers(&before), "nothing has changed");
+        running.end()?;
+        send(first, Signal::SIGKILL)?;
+        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        assert!(assert_refused(&run(command(&UP))?).contains("IPv6"));
+        write_config(CONFIG_TEXT)?;
+        works(&UP)?;
+        assert_eq!(peers(&status()?), peers(&before));
+        works(&["down", "stays"]).map(drop)
+    });
+}
+
+#[test]
+fn a_keeper_gives_way_to_nobody_who_has_gone() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        let first = keeper()?;
+        send(first, Signal::SIGSTOP)?;
+        let mut impatient = command(&[UP.as_slice(), &["--replace"]].concat()).spawn()?;
+        // It waits for the answer by then; where it is later, there is nothing to be seen here.
+        std::thread::sleep(Duration::from_millis(300));
+        impatient.kill()?;
+        impatient.wait()?;
+        send(first, Signal::SIGCONT)?;
+        wait_for("it does not answer", || Ok(status()?.state == Condition::Connecting))?;
+        assert_eq!(keeper()?, first);
+        works(&["down", "stays"]).map(drop)
+    });
+}

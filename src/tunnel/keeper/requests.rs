@@ -176,8 +176,9 @@ impl Keeper {
 
     /// Passes the claim on the tunnel's name on, and ends. Whoever has it is the only one who can take the tunnel over.
     fn give_way_to(&mut self, number: Number) -> Option<End> {
-        self.visitors.tell(number, &Event::Done, Some(self.tunnel.claim()));
-        Some(End::GaveWay)
+        // Who has gone meanwhile, because it was ended or has waited long enough, takes nothing over.
+        let heard = self.visitors.reach(number, &Event::Done, Some(self.tunnel.claim()));
+        heard.then_some(End::GaveWay)
     }
 
     fn report(&mut self, number: Number) {

@@ -119,11 +119,17 @@ impl Visitors {
 
     /// Tells one visitor something. One that does not listen is not waited for.
     pub(super) fn tell(&self, number: Number, event: &Event, passed: Option<BorrowedFd<'_>>) {
-        if let Some(visitor) = self.all.get(&number)
-            && let Err(error) = lease::send(&visitor.socket, event, passed)
-        {
+        let _ = self.reach(number, event, passed);
+    }
+
+    /// The same, and says whether it was there to hear it.
+    pub(super) fn reach(&self, number: Number, event: &Event, passed: Option<BorrowedFd<'_>>) -> bool {
+        let Some(visitor) = self.all.get(&number) else { return false };
+        let told = lease::send(&visitor.socket, event, passed);
+        if let Err(error) = &told {
             tracing::debug!(%error, "a visitor does not hear");
         }
+        told.is_ok()
     }
 
     /// Tells all who hold a lease, or wait for the tunnel's end.
