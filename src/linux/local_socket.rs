@@ -104,11 +104,14 @@ pub fn peer(socket: &OwnedFd) -> io::Result<Credentials> {
 /// Connects to who listens at a path. The connection blocks, and is closed at the next exec.
 ///
 /// # Errors
-/// `ENOENT` if there is nothing, `ECONNREFUSED` if nobody listens any more.
-pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+/// `ENOENT` if there is nothing, `ECONNREFUSED` if nobody listens any more, `WouldBlock` if too many wait to be accepted for `patience`
+/// already.
+pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     let address = address(path)?;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
     rustix::net::connect(&socket, &address)?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
     Ok(socket)
 }
 
@@ -179,6 +182,8 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     #[test]
     fn messages_keep_their_borders_and_bring_a_descriptor() {
         let (one, other) = pair().expect("a pair");
@@ -208,19 +213,26 @@ mod tests {
     fn a_listener_knows_who_comes() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
-        assert_eq!(connect(&path).expect_err("nothing is there").raw_os_error(), Some(libc::ENOENT));
+        assert_eq!(connect(&path, PATIENCE).expect_err("nothing is there").raw_os_error(), Some(libc::ENOENT));
         let listener = Listener::bind(&path, 0o620).expect("a listener");
         let mode = std::fs::metadata(&path).expect("a socket").permissions().mode();
         assert_eq!(mode & 0o7777, 0o620);
         assert!(listener.accept().expect("nobody").is_none());
-        let connection = connect(&path).expect("connected");
+        let connection = connect(&path, PATIENCE).expect("connected");
         let (accepted, who) = listener.accept().expect("accepted").expect("a connection");
         assert_eq!(who.pid, std::process::id().cast_signed());
         assert_eq!(who.uid, nix::unistd::geteuid().as_raw());
         let waiting = receive(&accepted, &mut [0; 8]).expect_err("it does not block");
         assert_eq!(waiting.kind(), io::ErrorKind::WouldBlock);
+        // Whoever listens and accepts nobody is not waited for for ever.
+        let waiting: Vec<_> =
+            std::iter::from_fn(|| connect(&path, Duration::from_millis(10)).ok()).take(1000).collect();
+        assert!(waiting.len() < 1000);
+        let late = connect(&path, Duration::from_millis(10)).expect_err("there is no room");
+        assert_eq!(late.kind(), io::ErrorKind::WouldBlock);
+        drop(waiting);
         drop(listener);
-        assert_eq!(connect(&path).expect_err("nobody listens").raw_os_error(), Some(libc::ECONNREFUSED));
+        assert_eq!(connect(&path, PATIENCE).expect_err("nobody listens").raw_os_error(), Some(libc::ECONNREFUSED));
         drop(connection);
         // What was left there is replaced; what is no socket is not.
         drop(Listener::bind(&path, 0o600).expect("a listener"));
@@ -228,6 +240,6 @@ mod tests {
         std::fs::write(&path, "").expect("written");
         assert_eq!(Listener::bind(&path, 0o600).expect_err("a file").kind(), io::ErrorKind::AddrInUse);
         let long = directory.path().join("x".repeat(200));
-        assert_eq!(connect(&long).expect_err("too long").kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(connect(&long, PATIENCE).expect_err("too long").kind(), io::ErrorKind::InvalidInput);
     }
 }

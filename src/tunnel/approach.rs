@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::lease::Lease;
+use super::lease::{ANSWER, Lease};
 use super::state::{self, ClaimError, Directory};
 use crate::names::TunnelName;
 
@@ -64,7 +64,7 @@ pub fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
 
 /// Joins the living tunnel of a name, if there is one that can be reached now.
 pub fn join(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
-    Lease::connect(name)
+    Lease::connect(name, ANSWER)
         .and_then(|connection| connection.map_or(Ok(None), Lease::join))
         .map_err(|error| ApproachError::Join { name: name.clone(), error })
 }
@@ -80,7 +80,7 @@ pub fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, ApproachError>
         if let Some(directory) = Directory::try_claim(name)? {
             return Ok(Some(directory));
         }
-        if !matches!(Lease::connect(name), Ok(None)) {
+        if !matches!(Lease::connect(name, ANSWER), Ok(None)) {
             return Ok(None);
         }
         if begin.elapsed() > PASSING {

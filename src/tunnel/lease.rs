@@ -21,7 +21,7 @@ use crate::names::TunnelName;
 pub(super) const MESSAGE: usize = 8192;
 
 /// How long a keeper may take to answer. Before it answers anybody, it makes its tunnel, with all hooks.
-const ANSWER: Duration = Duration::from_secs(60);
+pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
 /// What the keeper tells those who have asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +94,11 @@ pub(super) enum Request {
 /// How long a keeper may take to say how its tunnel is: it has that at hand.
 const REPORT: Duration = Duration::from_secs(2);
 
+/// How long a keeper may take to answer a request.
+fn patience_for(request: Request) -> Duration {
+    if request == Request::Report { REPORT } else { ANSWER }
+}
+
 /// An open connection to a keeper: whoever has asked to join holds a lease by it.
 #[derive(Debug)]
 pub struct Lease {
@@ -112,11 +117,15 @@ impl Lease {
     /// Connects to the keeper of a tunnel, if there is one that answers.
     ///
     /// # Errors
-    /// What the system refuses. That nobody is there is none.
-    pub(super) fn connect(name: &TunnelName) -> io::Result<Option<Self>> {
-        let socket = match local_socket::connect(&state::socket_of(name)) {
+    /// What the system refuses; `TimedOut` if it lets nobody in for `patience`. That nobody is there is none.
+    pub(super) fn connect(name: &TunnelName, patience: Duration) -> io::Result<Option<Self>> {
+        let socket = match local_socket::connect(&state::socket_of(name), patience) {
             Ok(socket) => socket,
             Err(error) if is_absence(&error) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let late = format!("the tunnel's keeper lets nobody in within {} s", patience.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+            }
             Err(error) => return Err(error),
         };
         Ok(Some(Self { socket, handover: None }))
@@ -142,7 +151,7 @@ impl Lease {
         passed: Option<BorrowedFd<'_>>,
     ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
         send(&self.socket, &request, passed)?;
-        let patience = if request == Request::Report { REPORT } else { ANSWER };
+        let patience = patience_for(request);
         local_socket::set_receive_timeout(&self.socket, Some(patience))?;
         let answer = loop {
             match self.next_with_file() {
@@ -234,7 +243,7 @@ pub(super) fn ask(
     request: Request,
     passed: Option<BorrowedFd<'_>>,
 ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
-    let Some(mut connection) = Lease::connect(name)? else { return Ok(None) };
+    let Some(mut connection) = Lease::connect(name, patience_for(request))? else { return Ok(None) };
     match connection.ask(request, passed) {
         Err(error) if is_absence(&error) => Ok(None),
         other => other,
@@ -283,7 +292,7 @@ pub fn reload(name: &TunnelName, handover: BorrowedFd<'_>) -> Result<Vec<String>
 
 /// Has the keeper of a tunnel take it down, even if programs are inside where that is `force`d; waits until it is gone.
 pub fn take_down(name: &TunnelName, force: bool) -> Result<(), AskError> {
-    let Some(mut connection) = Lease::connect(name)? else { return Err(AskError::Absent(name.clone())) };
+    let Some(mut connection) = Lease::connect(name, ANSWER)? else { return Err(AskError::Absent(name.clone())) };
     match connection.ask(Request::Down { force }, None) {
         // With force, it says first why programs are ended.
         Ok(Some((Event::Failed { .. }, _))) if force => Ok(connection.await_end()?),

@@ -199,19 +199,22 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     };
     let mut found = Vec::with_capacity(asked.len());
     for name in asked {
-        match of(name)? {
-            Some(status) => found.push(status),
-            None if names.is_some() => {
+        match of(name) {
+            Ok(Some(status)) => found.push(status),
+            Ok(None) if names.is_some() => {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no tunnel {name}")));
             }
             // It has ended since it was listed.
-            None => {}
+            Ok(None) => {}
+            Err(error) if names.is_some() => return Err(error),
+            // One that cannot be asked shall not keep all others from being listed.
+            Err(error) => tracing::warn!("{error}"),
         }
     }
     // All of /proc is read once, for however many tunnels.
     let mut inside = process::by_namespace()?;
     for status in &mut found {
-        let Some(state) = state::read(&status.name)? else { continue };
+        let Ok(Some(state)) = state::read(&status.name) else { continue };
         let programs = inside.remove(&state.namespace).unwrap_or_default();
         status.programs = programs.into_iter().filter_map(describe).collect();
     }

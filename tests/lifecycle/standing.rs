@@ -491,3 +491,29 @@ fn a_keeper_gives_way_to_nobody_who_has_gone() {
         works(&["down", "stays"]).map(drop)
     });
 }
+
+#[test]
+fn one_tunnel_that_cannot_be_asked_does_not_keep_others_from_being_listed() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        works(&["up", CONFIG, "--backend", "userspace", "--name", "answers"])?;
+        // Nobody is let in any more.
+        send(keeper()?, Signal::SIGSTOP)?;
+        let (socket, patience) = (state::socket_of(&"stays".parse()?), Duration::from_millis(10));
+        let connect = || vpn_exec::linux::local_socket::connect(&socket, patience).ok();
+        let waiting: Vec<_> = std::iter::from_fn(connect).collect();
+        // And this is no tunnel at all.
+        fs::create_dir("/run/vpn-exec/broken")?;
+        fs::write("/run/vpn-exec/broken/state", "x")?;
+        let listed: Vec<Status> = serde_json::from_str(&works(&["list", "--json"])?)?;
+        let states: Vec<_> = listed.iter().map(|status| (status.name.as_str(), status.state)).collect();
+        assert_eq!(states, [("answers", Condition::Connecting), ("stays", Condition::Failed)]);
+        assert!(assert_refused(&run(command(&["status", "broken"]))?).contains("broken/state"));
+        fs::remove_dir_all("/run/vpn-exec/broken")?;
+        drop(waiting);
+        send(keeper()?, Signal::SIGCONT)?;
+        works(&["down", "stays"])?;
+        works(&["down", "answers"]).map(drop)
+    });
+}
