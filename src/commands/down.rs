@@ -1,31 +1,58 @@
 //! `vpn-exec down`: takes a tunnel down.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use super::{Failure, held};
 use crate::cli::DownArgs;
 use crate::linux::{capabilities, namespace, process};
 use crate::names::TunnelName;
-use crate::tunnel::approach::claim_dead;
+use crate::tunnel::approach::{SUCCESSION, claim_dead};
 use crate::tunnel::lease::{self, AskError};
+use crate::tunnel::state::path_of;
 use crate::tunnel::{keeper, reclaim};
 
 pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
     let DownArgs { name, force } = arguments;
-    match lease::take_down(name, *force) {
-        Err(AskError::Absent(_)) => take_away(name, *force)?,
-        other => other?,
+    let begin = Instant::now();
+    loop {
+        match lease::take_down(name, *force) {
+            Err(AskError::Absent(_)) => {}
+            other => {
+                other?;
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+        match take_away(name, *force) {
+            // Its keeper was killed, or gives way, and its successor is there by now.
+            Ok(Taken::Living) if begin.elapsed() < SUCCESSION => std::thread::sleep(Duration::from_millis(1)),
+            Ok(Taken::Living) => return Err(absent(name)),
+            Ok(Taken::Away) => return Ok(ExitCode::SUCCESS),
+            Err(failure) => return Err(failure),
+        }
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// What has become of a tunnel whose keeper could not be asked.
+enum Taken {
+    /// It was taken away.
+    Away,
+    /// It has a keeper again.
+    Living,
+}
+
+fn absent(name: &TunnelName) -> Failure {
+    Failure::new(format!("there is no tunnel {name}")).advise("see `vpn-exec list`")
 }
 
 /// Takes away what a killed keeper has left.
-fn take_away(name: &TunnelName, force: bool) -> Result<(), Failure> {
-    let absent = || Failure::new(format!("there is no tunnel {name}")).advise("see `vpn-exec list`");
+fn take_away(name: &TunnelName, force: bool) -> Result<Taken, Failure> {
     held::require_privileges()?;
     let needed = keeper::needed_capabilities();
     capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
-    let Some(directory) = claim_dead(name).map_err(Failure::new)? else { return Err(absent()) };
+    let Some(directory) = claim_dead(name).map_err(Failure::new)? else {
+        return if path_of(name).is_dir() { Ok(Taken::Living) } else { Err(absent(name)) };
+    };
     let state = directory.state().map_err(Failure::new)?;
     let inside = match &state {
         Some(state) => process::in_namespace(state.namespace)
@@ -39,5 +66,5 @@ fn take_away(name: &TunnelName, force: bool) -> Result<(), Failure> {
     }
     reclaim(&directory, name)?;
     directory.release().map_err(|error| Failure::new(format!("cannot remove the tunnel's state: {error}")))?;
-    if state.is_some() { Ok(()) } else { Err(absent()) }
+    if state.is_some() { Ok(Taken::Away) } else { Err(absent(name)) }
 }

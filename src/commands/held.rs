@@ -43,7 +43,7 @@ pub(super) fn start(loaded: &Loaded, directory: Directory, listen_fds: i32) -> R
 
 /// Joins the living tunnel of a name that nothing else is known of.
 pub(super) fn hold_by_name(name: &TunnelName) -> Result<Option<Held>, Failure> {
-    let Some(lease) = tunnel::approach::join(name)? else { return Ok(None) };
+    let Some(lease) = tunnel::approach::join_soon(name)? else { return Ok(None) };
     let plan = living_plan(name)?;
     Ok(Some(Held { lease, plan, is_made: true, is_taken_over: false }))
 }

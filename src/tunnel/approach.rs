@@ -12,6 +12,9 @@ use crate::names::TunnelName;
 /// How long a tunnel may take that comes or goes. Programs that are killed have their time in it.
 const PASSING: Duration = Duration::from_secs(10);
 
+/// How long a killed keeper may be without a successor.
+pub const SUCCESSION: Duration = Duration::from_secs(2);
+
 /// What there is behind a name.
 #[derive(Debug)]
 pub enum Approach {
@@ -57,6 +60,37 @@ pub fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
         }
         if begin.elapsed() > PASSING {
             return Err(unreachable(name));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether the keeper of a tunnel that cannot be reached now is about to have a successor: somebody has its lock, or a launcher inside
+/// has yet to notice.
+pub fn is_passing(name: &TunnelName) -> Result<bool, ApproachError> {
+    // What is not there needs not be made to be looked at.
+    if !state::path_of(name).is_dir() {
+        return Ok(false);
+    }
+    let held = state::read(name).ok().flatten();
+    if held.is_some_and(|state| state.holders.iter().any(|holder| holder.process.is_alive())) {
+        return Ok(true);
+    }
+    let Some(directory) = Directory::try_claim(name)? else { return Ok(true) };
+    if matches!(directory.state(), Ok(None)) {
+        // It has ended since, and claiming it has made its directory again.
+        let _ = directory.release();
+    }
+    Ok(false)
+}
+
+/// Joins the living tunnel of a name, or the one that a successor of its killed keeper has in an instant.
+pub fn join_soon(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
+    let begin = Instant::now();
+    loop {
+        let joined = join(name)?;
+        if joined.is_some() || begin.elapsed() > SUCCESSION || !is_passing(name)? {
+            return Ok(joined);
         }
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -517,3 +517,36 @@ fn one_tunnel_that_cannot_be_asked_does_not_keep_others_from_being_listed() {
         works(&["down", "answers"]).map(drop)
     });
 }
+
+#[test]
+fn who_comes_between_a_killed_keeper_and_its_successor_waits() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        let running = started(joined("wait"), "stays")?;
+        // The launcher would take over at once.
+        send(running.launcher(), Signal::SIGSTOP)?;
+        send(keeper()?, Signal::SIGKILL)?;
+        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        let second = joined("exit 7").spawn()?;
+        let third = command(&RELOAD).spawn()?;
+        std::thread::sleep(Duration::from_millis(300));
+        send(running.launcher(), Signal::SIGCONT)?;
+        let output = output_of(second)?;
+        assert_eq!(ended(output.status), Ok(7), "{}", errors(&output));
+        let output = output_of(third)?;
+        assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
+        running.end()?;
+        works(&["down", "stays"])?;
+
+        for _ in 0..20 {
+            works(&UP)?;
+            let running = started(joined("wait"), "stays")?;
+            send(keeper()?, Signal::SIGKILL)?;
+            works(&["down", "stays", "--force"])?;
+            output_of(running.child)?;
+            ensure!(!is_there("/run/netns/stays") && !is_there("/run/vpn-exec"), "it is taken down");
+        }
+        Ok(())
+    });
+}
