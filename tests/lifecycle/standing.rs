@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::Snapshot;
 use nix::sys::signal::Signal;
-use vpn_exec::linux::local_socket;
 use rustix::mount::MountFlags;
+use vpn_exec::linux::local_socket;
 use vpn_exec::linux::namespace::{self, Named};
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::tunnel::state;
@@ -35,6 +35,9 @@ fn works(arguments: &[&str]) -> Result<String> {
     ensure!(ended(output.status) == Ok(0), "{arguments:?}: {}", errors(&output));
     Ok(String::from_utf8(output.stdout)?)
 }
+
+/// How long to wait for a keeper that has no room.
+const BRIEFLY: Duration = Duration::from_millis(10);
 
 const UP: [&str; 6] = ["up", CONFIG, "--backend", "userspace", "--name", "stays"];
 const RELOAD: [&str; 6] = ["reload", CONFIG, "--backend", "userspace", "--name", "stays"];
@@ -303,9 +306,9 @@ fn those_who_connect_and_say_nothing_keep_nobody_out() {
         works(&UP)?;
         let socket = state::socket_of(&"stays".parse()?);
         // More than a keeper hears at once. It hangs up on whoever says nothing, or nothing that it knows.
-        let silent: Vec<_> = (0..200).filter_map(|_| local_socket::connect(&socket).ok()).collect();
+        let silent: Vec<_> = (0..200).filter_map(|_| local_socket::connect(&socket, BRIEFLY).ok()).collect();
         for garbage in [b"{}".as_slice(), b"\xff\x00", &[b'['; 8000]] {
-            if let Ok(connection) = local_socket::connect(&socket) {
+            if let Ok(connection) = local_socket::connect(&socket, BRIEFLY) {
                 let _ = local_socket::send(&connection, garbage, None);
             }
         }
