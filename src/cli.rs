@@ -8,7 +8,8 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{BackendChoice, DbusAccess};
+use crate::config::profile::parse_publish;
+use crate::config::{BackendChoice, DbusAccess, Publish};
 use crate::names::TunnelName;
 
 /// Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
@@ -118,6 +119,9 @@ pub struct SourceArgs {
     pub name: Option<TunnelName>,
 }
 
+/// What a single `--publish` says.
+pub type Ports = Vec<Publish>;
+
 /// What the tunnel is made of, beyond its file.
 #[derive(Clone, Debug, Args)]
 pub struct TunnelArgs {
@@ -132,6 +136,10 @@ pub struct TunnelArgs {
     /// A search domain for the program, instead of the file's (repeatable)
     #[arg(long, value_name = "DOMAIN")]
     pub search: Vec<String>,
+
+    /// A port of the host that leads to a port inside: [ADDRESS:]PORT:PORT[/udp], ranges too (repeatable)
+    #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
+    pub publish: Vec<Ports>,
 
     /// Run the file's PreUp, PostUp, PreDown and PostDown, inside the tunnel's namespace
     #[arg(long)]

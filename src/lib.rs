@@ -3,7 +3,7 @@
 //! The rooms, and which may call which (an arrow reads "may use"):
 //!
 //! ```text
-//! commands ─► program ─► tunnel ─► wireguard ─► linux        tunnel ─► plan ─► config        all ─► names, keys
+//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    tunnel ─► plan ─► config        all ─► names, keys
 //! ```
 //!
 //! - [`cli`], [`logging`]: the command line, and what is said.
@@ -13,6 +13,7 @@
 //! - [`tunnel`]: applies a plan and undoes it; the keeper that owns it, and the leases of those who want it.
 //! - [`program`]: enters the tunnel, drops privileges, runs, and hands back an exit status.
 //! - [`wireguard`]: one trait, two implementations.
+//! - [`relay`]: published ports.
 //! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
 //! - [`names`], [`keys`]: checked names and wiped keys.
 
@@ -32,6 +33,7 @@ pub mod logging;
 pub mod names;
 pub mod plan;
 pub mod program;
+pub mod relay;
 pub mod tunnel;
 #[expect(unsafe_code, reason = "the embedded device sets socket options; each block says why it is sound")]
 pub mod wireguard;

@@ -67,12 +67,14 @@ pub(super) fn has_profile(name: &TunnelName) -> bool {
 
 /// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
 pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
-    let TunnelArgs { backend, dns, search, allow_hooks } = tunnel;
-    if backend.is_none() && dns.is_empty() && search.is_empty() && !allow_hooks {
+    let TunnelArgs { backend, dns, search, publish, allow_hooks } = tunnel;
+    if backend.is_none() && dns.is_empty() && search.is_empty() && publish.is_empty() && !allow_hooks {
         return Ok(());
     }
-    Err(Failure::new("this tunnel is up already: --backend, --dns, --search and --allow-hooks are of no use here")
-        .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
+    Err(Failure::new(
+        "this tunnel is up already: --backend, --dns, --search, --publish and --allow-hooks are of no use here",
+    )
+    .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
 }
 
 fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failure> {
@@ -94,8 +96,13 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
     if !warnings.is_empty() {
         tracing::warn!("{}", render(&warnings));
     }
-    let Profile { backend, mut dns, local, program, wait, .. } = profile;
+    let Profile { backend, mut dns, mut local, program, wait, .. } = profile;
     overrule(&mut dns, tunnel);
+    for port in tunnel.publish.iter().flatten() {
+        if !local.publish.contains(port) {
+            local.publish.push(port.clone());
+        }
+    }
     let config = Config { name, wireguard, backend: tunnel.backend.unwrap_or(backend), dns, local, program };
     Ok(Loaded { config, wait, options: PlanOptions { allow_hooks: tunnel.allow_hooks }, file })
 }

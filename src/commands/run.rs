@@ -45,9 +45,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     // A name that is none is refused by the plan.
     let kept = options.capabilities.iter().filter_map(|name| capability::lookup(name));
     let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::single(number));
-    let needed = keeper::needed_capabilities()
-        | keeper::capabilities_for_port(wanted.listen_port())
-        | program::needed_capabilities(&identity, kept);
+    let needed =
+        keeper::needed_capabilities() | wanted.capabilities_for_ports() | program::needed_capabilities(&identity, kept);
     capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
     let mut signals =
         Signals::block(&WATCHED).map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
@@ -131,10 +130,11 @@ impl Wanted {
         }
     }
 
-    fn listen_port(&self) -> Option<u16> {
+    fn capabilities_for_ports(&self) -> CapabilitySet {
         match self {
-            Self::Configured(loaded) => loaded.config.wireguard.interface.listen_port,
-            Self::Named(..) => None,
+            Self::Configured(loaded) => keeper::capabilities_for_ports(loaded.config.host_ports()),
+            // What it is made of is not known yet, and may be this process's to make again one day.
+            Self::Named(..) => CapabilitySet::NET_BIND_SERVICE,
         }
     }
 

@@ -121,7 +121,7 @@ fn describe(lines: &mut Lines, living: &Living) {
         lines.row("local networks", list(&living.local_networks));
     }
     for port in &living.published_ports {
-        lines.row("published", format_args!("{} to {}", port.host_port, port.inner_port));
+        lines.row("published", port);
     }
 }
 

@@ -50,8 +50,7 @@ pub fn difference(living: (&Config, bool), other: (&Config, bool)) -> Vec<Differ
     compare("search domains", search(there), search(here));
     compare("resolver options", list(&there.dns.options), list(&here.dns.options));
     compare("local networks", list(&there.local.networks), list(&here.local.networks));
-    let ports =
-        |config: &Config| list(&config.local.publish.iter().map(|port| format!("{port:?}")).collect::<Vec<_>>());
+    let ports = |config: &Config| list(&config.local.publish.iter().map(|port| port.to_string()).collect::<Vec<_>>());
     compare("published ports", ports(there), ports(here));
 
     let by_key = |config: &'_ Config| -> BTreeMap<PublicKey, Peer> {

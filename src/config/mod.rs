@@ -43,6 +43,14 @@ pub struct Config {
     pub program: ProgramOptions,
 }
 
+impl Config {
+    /// The ports of the host that are listened on.
+    pub fn host_ports(&self) -> impl Iterator<Item = u16> {
+        let published = self.local.publish.iter().map(|port| port.host_port);
+        self.wireguard.interface.listen_port.into_iter().chain(published)
+    }
+}
+
 /// Which implementation of WireGuard to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -200,6 +208,22 @@ pub struct Publish {
     pub inner_port: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
+}
+
+impl fmt::Display for Publish {
+    /// As it is written in a profile, but always with its protocol.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            None => {}
+        }
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "{}:{}/{protocol}", self.host_port, self.inner_port)
+    }
 }
 
 /// A transport protocol.

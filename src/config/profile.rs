@@ -300,19 +300,31 @@ impl Reader<'_> {
         };
         let mut taken = HashSet::new();
         for element in array.iter() {
-            let Some(publish) = self.element(element, published) else { continue };
-            if taken.insert((publish.address, publish.host_port, publish.protocol)) {
-                self.profile.local.publish.push(publish);
-            } else {
-                let message = format!("port {} of the host is published twice", publish.host_port);
-                self.error(element.span(), message, "an earlier entry has it already", None);
+            for publish in self.element(element, published).unwrap_or_default() {
+                if taken.insert((publish.address, publish.host_port, publish.protocol)) {
+                    self.profile.local.publish.push(publish);
+                } else {
+                    let message = format!("port {} of the host is published twice", publish.host_port);
+                    self.error(element.span(), message, "an earlier entry has it already", None);
+                }
             }
         }
     }
 }
 
-/// `[address:]port-on-host:port-inside[/tcp|/udp]`; an IPv6 address is in brackets.
-fn published(text: Piece<'_>) -> Result<Publish, Problem> {
+/// Reads what is to be published: `[address:]port-on-host:port-inside[/tcp|/udp]`. An IPv6 address is in brackets; a port may be a range
+/// such as `8000-8009`, if both are and have as many.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_publish(text: &str) -> Result<Vec<Publish>, String> {
+    published(View::new(text, |_, _| true).piece()).map_err(|problem| match problem.help {
+        Some(help) => format!("{}: {help}", problem.message),
+        None => format!("{}: {}", problem.message, problem.label),
+    })
+}
+
+fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
     let fault = |at: Piece<'_>, message: &str| {
         Problem::new(at, message, "expected `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp]`")
     };
@@ -340,6 +352,14 @@ fn published(text: Piece<'_>) -> Result<Publish, Problem> {
             .filter(|port| *port > 0)
             .ok_or_else(|| Problem::new(piece, "this is no port", "expected a number from 1 to 65535"))
     };
+    let range = |piece: Piece<'_>| {
+        let (first, last) = piece.cut('-').unwrap_or((piece, piece));
+        let (from, to) = (port(first)?, port(last)?);
+        match from <= to {
+            true => Ok(from..=to),
+            false => Err(Problem::new(piece, "the range ends before it begins", "expected the lower port first")),
+        }
+    };
     let address = match address {
         None => None,
         Some(piece) => {
@@ -353,7 +373,12 @@ fn published(text: Piece<'_>) -> Result<Publish, Problem> {
             Some(parsed.ok_or_else(|| fault(piece, "this is no address of the host").help(help))?)
         }
     };
-    Ok(Publish { address, host_port: port(on_host)?, inner_port: port(inside)?, protocol })
+    let (on_host, on_inside) = (range(on_host)?, range(inside)?);
+    if on_host.len() != on_inside.len() {
+        return Err(fault(text, "the ranges have not as many ports"));
+    }
+    let pairs = on_host.zip(on_inside);
+    Ok(pairs.map(|(host_port, inner_port)| Publish { address, host_port, inner_port, protocol }).collect())
 }
 
 /// The messages.

@@ -79,6 +79,9 @@ fn obstacles(current: &Plan, wanted: &Plan, living: BackendChoice) -> Vec<String
     if current.wireguard.interface != wanted.wireguard.interface {
         reasons.push(format!("WireGuard's interface is {}", current.wireguard.interface));
     }
+    if current.publish != wanted.publish {
+        reasons.push("other ports are published".into());
+    }
     let run = |plan: &Plan| -> Vec<HookPlan> { plan.hooks.iter().filter(|hook| hook.run).cloned().collect() };
     if run(current) != run(wanted) {
         reasons.push("hooks are run when a tunnel comes and goes, and these are others".into());

@@ -91,11 +91,11 @@ pub enum PlanError {
         /// Those asked for, joined by commas.
         networks: String,
     },
-    /// A later release's promise.
-    #[error("published ports are not available in this version: nothing would listen on {ports}")]
-    PublishedPorts {
-        /// Those asked for, joined by commas.
-        ports: String,
+    /// Two ports that cannot be listened on both.
+    #[error("port {port} of the host is published twice")]
+    PublishedTwice {
+        /// Which.
+        port: u16,
     },
     /// A hook that would show a key to everyone who lists processes.
     #[error(
@@ -149,9 +149,7 @@ impl PlanError {
             Self::CapabilityNotInKernel { .. } => "leave it out; no process of this kernel needs it",
             Self::ResolverText { .. } => "write each name or option as an item of its own",
             Self::LocalNetworks { .. } => "remove `local.networks`; only the host itself is reached beside the tunnel",
-            Self::PublishedPorts { .. } => {
-                "remove `local.publish`; the host reaches the program's own ports at the inner address of their link"
-            }
+            Self::PublishedTwice { .. } => "leave one out: a port on all addresses of the host is on each of them",
             Self::SecretInHook { .. } => "let the hook read the key from a file, or leave out --allow-hooks",
             Self::NoFreeAddresses { .. } => {
                 "narrow or remove a route of the host that covers private addresses it does not use"

@@ -35,7 +35,7 @@ pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::{BackendChoice, Config, Local, ProgramOptions, Protocol};
+use crate::config::{BackendChoice, Config, Local, ProgramOptions, Publish};
 use crate::names::{InterfaceName, TunnelName};
 
 /// Where named namespaces are, as ip-netns(8) has them.
@@ -64,6 +64,8 @@ pub struct Plan {
     pub wireguard: WireguardPlan,
     /// The pair that joins the namespace to the host.
     pub veth: VethPlan,
+    /// The ports of the host that lead inside.
+    pub publish: Vec<Publish>,
     /// What the program sees of names.
     pub names: NamesPlan,
     /// The paths that the program does not see: [`hidden_paths`].
@@ -128,7 +130,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let veth_ipv6 = reach.ipv6 && !privileges::could_use_host_as_router(&config.program, &mut findings);
     let veth = addresses::derive(config, facts, &servers, veth_ipv6, &mut findings);
     let names = names::decide(config, servers, &reach.routes, veth.as_ref(), &mut findings);
-    refuse_local(&config.local, &mut findings);
+    check_local(&config.local, &mut findings);
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
         interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
@@ -159,6 +161,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
             host_ipv6: veth.ipv6.map(|(host, _)| host),
             inner_ipv6: veth.ipv6.map(|(_, inner)| inner),
         },
+        publish: config.local.publish.clone(),
         names,
         hidden: hidden_paths(config.program.dbus),
         privileges,
@@ -187,21 +190,19 @@ pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Res
     }
 }
 
-/// Refuses what a later release brings, so that nobody takes it for working.
-fn refuse_local(local: &Local, findings: &mut Findings) {
+/// Refuses what cannot be, and what a later release brings, so that nobody takes it for working.
+fn check_local(local: &Local, findings: &mut Findings) {
     if !local.networks.is_empty() {
         let networks: Vec<String> = local.networks.iter().map(IpNet::to_string).collect();
         findings.refuse(PlanError::LocalNetworks { networks: networks.join(", ") });
     }
-    if !local.publish.is_empty() {
-        let port = |publish: &crate::config::Publish| {
-            let protocol = match publish.protocol {
-                Protocol::Tcp => "TCP",
-                Protocol::Udp => "UDP",
-            };
-            format!("{protocol} port {}", publish.host_port)
+    for (number, port) in local.publish.iter().enumerate() {
+        let clashes = |other: &Publish| {
+            let somewhere = other.address == port.address || other.address.is_none() || port.address.is_none();
+            other.protocol == port.protocol && other.host_port == port.host_port && somewhere
         };
-        let ports: Vec<String> = local.publish.iter().map(port).collect();
-        findings.refuse(PlanError::PublishedPorts { ports: ports.join(", ") });
+        if local.publish[..number].iter().any(clashes) {
+            findings.refuse(PlanError::PublishedTwice { port: port.host_port });
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::Plan;
-use crate::config::{BackendChoice, DbusAccess};
+use crate::config::{BackendChoice, DbusAccess, Publish};
 
 /// The width of the column of labels.
 const LABEL: usize = 15;
@@ -59,7 +59,11 @@ fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     };
     writeln!(f, "\nLink to the host, for local traffic only")?;
     row(f, "on the host", end(&veth.host_interface, &veth.host_ipv4, veth.host_ipv6))?;
-    row(f, "inside", end(&veth.inner_interface, &veth.inner_ipv4, veth.inner_ipv6))
+    row(f, "inside", end(&veth.inner_interface, &veth.inner_ipv4, veth.inner_ipv6))?;
+    match plan.publish.is_empty() {
+        true => Ok(()),
+        false => rows(f, "published", &plan.publish.iter().map(Publish::to_string).collect::<Vec<_>>()),
+    }
 }
 
 fn names(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {

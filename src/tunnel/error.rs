@@ -4,6 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::relay::BindError;
+
 /// Why a tunnel could not be made, or not be taken down.
 #[derive(Debug, Error)]
 #[error("cannot {what}: {error}")]
@@ -27,6 +29,13 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
             let advice = advice_for(&error);
             TunnelError { what: what.into(), error, advice }
         })
+    }
+}
+
+impl From<BindError> for TunnelError {
+    fn from(error: BindError) -> Self {
+        let advice = error.advice().map(String::from);
+        Self { what: error.what(), error: error.into(), advice }
     }
 }
 

@@ -47,6 +47,7 @@ const DATA: &[libc::c_long] = &[
     libc::SYS_rseq,
     libc::SYS_restart_syscall,
     // What limits a thread further.
+    libc::SYS_seccomp,
     libc::SYS_prctl,
     libc::SYS_capget,
     libc::SYS_capset,
@@ -98,6 +99,8 @@ const KEEPER: &[libc::c_long] = &[
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
     // Waiting.
+    // Published ports.
+    libc::SYS_splice,
     libc::SYS_ppoll,
     libc::SYS_pselect6,
     libc::SYS_eventfd2,
@@ -173,6 +176,21 @@ const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6
 /// none: whatever they execute would inherit it, and they are root's own commands.
 pub(super) fn keeper() -> io::Result<Filter> {
     Filter::allowing(&[DATA, old::DATA, KEEPER, old::KEEPER].concat(), &FAMILIES)
+}
+
+/// The filter of the thread that relays published ports: it opens sockets to the program, and pipes.
+pub(super) fn relay() -> io::Result<Filter> {
+    let own = [
+        libc::SYS_accept4,
+        libc::SYS_connect,
+        libc::SYS_shutdown,
+        libc::SYS_getpeername,
+        libc::SYS_getsockopt,
+        libc::SYS_setsockopt,
+        libc::SYS_splice,
+        libc::SYS_pipe2,
+    ];
+    Filter::allowing(&[DATA, old::DATA, &own].concat(), &[libc::AF_INET, libc::AF_INET6])
 }
 
 /// The filter of an embedded device's thread, which reads what anybody may send.

@@ -24,6 +24,7 @@ pub mod status;
 
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ipnet::IpNet;
@@ -201,6 +202,18 @@ impl Tunnel {
     /// Lets nobody reach the keeper any more.
     pub fn close(&self) -> Result<(), TunnelError> {
         self.directory.remove_socket().doing("close the keeper's socket")
+    }
+
+    /// Where a program may listen inside, the likeliest first, and the namespace that these are addresses in.
+    pub fn inner_addresses(&self) -> io::Result<(Vec<IpAddr>, NetworkNamespace)> {
+        let inner = self.inner.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+        let plan = &self.plan;
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST)];
+        let loopback_ipv6 = plan.wireguard.ipv6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST));
+        let veth = [IpAddr::from(plan.veth.inner_ipv4)].into_iter().chain(plan.veth.inner_ipv6.map(IpAddr::from));
+        let tunnel = plan.wireguard.addresses.iter().map(IpNet::addr);
+        let all = loopback.into_iter().chain(loopback_ipv6).chain(veth).chain(tunnel).collect();
+        Ok((all, inner.namespace.try_clone()?))
     }
 
     /// What went through WireGuard's interface.

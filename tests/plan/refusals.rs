@@ -13,7 +13,8 @@ fn all_reasons_are_reported_at_once() {
     config.wireguard.interface.mtu = Some(100);
     config.wireguard.peers[0].endpoint = None;
     config.local.networks = nets(&["10.0.0.0/8"]);
-    config.local.publish = vec![Publish { address: None, host_port: 8080, inner_port: 80, protocol: Protocol::Tcp }];
+    let port = |address| Publish { address, host_port: 8080, inner_port: 80, protocol: Protocol::Tcp };
+    config.local.publish = vec![port(None), port(Some("192.0.2.1".parse().expect("an address")))];
     config.program.capabilities = vec!["net_raww".into()];
     config.dns.options = vec!["edns0\nnameserver".into()];
     let errors = plan(&config, &host(), PlanOptions::default()).expect_err("a refusal");

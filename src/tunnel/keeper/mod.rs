@@ -12,6 +12,7 @@
 //! - `requests`: what it is asked for: leases, reports, changes, its end.
 
 mod endpoints;
+mod publish;
 mod requests;
 mod visitors;
 mod watch;
@@ -162,10 +163,19 @@ enum End {
 /// A keeper's life.
 fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<(), TunnelError> {
     let hooks = mission.plan.hooks.iter().any(|hook| hook.run);
-    let making = needed_capabilities() | capabilities_for_port(mission.config.wireguard.interface.listen_port);
+    let making = needed_capabilities() | capabilities_for_ports(mission.config.host_ports());
     // What fails here leaves the name claimed until this process ends; then the launcher gives it back.
     limit_to(hooks, making).doing("drop privileges")?;
     tracing::debug!("the keeper has begun");
+    let ports = match publish::bind(&mission.plan.publish, &mission.beginning) {
+        Ok(ports) => ports,
+        Err(error) => {
+            if matches!(mission.beginning, Beginning::Nothing) {
+                mission.directory.release().doing("give the tunnel's name back")?;
+            }
+            return Err(error);
+        }
+    };
     let listener = Listener::bind(&mission.directory.socket(), SOCKET_MODE).doing("open the keeper's socket")?;
     let Mission { plan, directory, config, options, handover, beginning, reload, .. } = mission;
     let foreground = service.foreground;
@@ -186,6 +196,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
         limit_calls(keeper.tunnel.device().map(Device::backend)).doing("limit the keeper's system calls")?;
     }
     capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN).doing("drop privileges")?;
+    keeper.publish(ports)?;
     keeper.visitors.tell_all(&Event::Made);
     let end = match keeper.watch() {
         Ok(end) => end,
@@ -255,6 +266,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), TunnelError> {
     if end == End::GaveWay {
         return Ok(());
     }
+    keeper.relay = None;
     // Nobody can come any more, before programs are killed, which takes them their time: a new start waits for the name.
     let closed = keeper.close();
     let reason = match &end {
@@ -309,11 +321,11 @@ pub fn needed_capabilities() -> CapabilitySet {
     CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE
 }
 
-/// Which capabilities it takes besides to make a tunnel with this UDP port: one below 1024 is privileged (ip(7)).
-pub fn capabilities_for_port(listen_port: Option<u16>) -> CapabilitySet {
-    match listen_port {
-        Some(1..1024) => CapabilitySet::NET_BIND_SERVICE,
-        _ => CapabilitySet::empty(),
+/// Which capabilities it takes besides to listen on these ports of the host: one below 1024 is privileged (ip(7)).
+pub fn capabilities_for_ports(ports: impl IntoIterator<Item = u16>) -> CapabilitySet {
+    match ports.into_iter().any(|port| (1..1024).contains(&port)) {
+        true => CapabilitySet::NET_BIND_SERVICE,
+        false => CapabilitySet::empty(),
     }
 }
 

@@ -10,7 +10,7 @@ use super::super::status::{self, Dns, HostLink, Interface, Living, Peer, Status}
 use super::super::{TunnelError, facts};
 use super::visitors::{Number, Role, Said};
 use super::watch::Keeper;
-use super::{End, capabilities_for_port, device_config, with_all_capabilities};
+use super::{End, capabilities_for_ports, device_config, with_all_capabilities};
 use crate::config;
 use crate::linux::capabilities;
 use crate::linux::namespace::NamespaceId;
@@ -307,7 +307,7 @@ impl Keeper {
         let device = device_config(&config, wanted.wireguard.mtu).map_err(|error| (error.to_string(), error.advice))?;
         let former = device_config(&self.config, self.endpoints.mtu).map_err(|error| (error.to_string(), None))?;
         if let Some((port, mark)) = change.socket {
-            let needed = capabilities_for_port(Some(port));
+            let needed = capabilities_for_ports([port]);
             if !capabilities::permitted().map_err(said("read the capabilities"))?.contains(needed) {
                 let advice = format!("take it down and up again, or choose another port than {port}");
                 return Err(("the keeper has given up the right to use a port below 1024".into(), Some(advice)));

@@ -22,6 +22,7 @@ use crate::linux::process::ProcessId;
 use crate::linux::signals::Signals;
 use crate::linux::timer::Timer;
 use crate::plan::PlanOptions;
+use crate::relay::Relay;
 
 /// How long the host's network may go on changing before the keeper looks at it: one change comes as many messages, and where many
 /// tunnels start at once, each hears of all the others' interfaces.
@@ -43,6 +44,8 @@ pub(super) struct Keeper {
     pub(super) visitors: Visitors,
     pub(super) foreground: bool,
     pub(super) endpoints: Endpoints,
+    /// Moves what comes to published ports, if there are any.
+    pub(super) relay: Option<Relay>,
     /// Whether a lease was closed without a word: what its program left behind may be inside still.
     pub(super) abandoned: bool,
     /// Those who held a lease on the killed keeper before, and until when they may come.
@@ -97,6 +100,7 @@ impl Keeper {
             visitors,
             foreground: service.foreground,
             endpoints,
+            relay: None,
             abandoned: false,
             awaited: None,
             listener: Some(listener),

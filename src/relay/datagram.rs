@@ -1,0 +1,247 @@
+//! UDP: each client of a port has a flow, a socket inside that is connected to the program's port, until nothing has gone either way for
+//! a while.
+
+use std::collections::HashMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    self, ControlMessage, ControlMessageOwned, MsgFlags, SockType, SockaddrLike, SockaddrStorage, sockopt,
+};
+
+use super::{Bound, Poller, SWEEP, new_socket};
+
+/// How long a flow may be idle. RFC 4787, REQ-5, asks for two minutes at least.
+const IDLE: Duration = Duration::from_secs(180);
+
+/// How many flows there may be; the one that was idle for longest makes room.
+const FLOWS: usize = 4096;
+
+/// The largest datagram (RFC 768), and one byte more.
+const LARGEST: usize = 1 << 16;
+
+/// How many datagrams of one socket are moved before the others have their turn.
+const TURNS: usize = 256;
+
+/// Has a socket that listens tell to which address of the host a datagram came, so that the answer comes from there (ip(7), ipv6(7)).
+pub(super) fn tell_destinations(socket: &OwnedFd, address: SocketAddr) -> nix::Result<()> {
+    if address.is_ipv6() {
+        // For IPv4 by way of a socket of IPv6, too.
+        socket::setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)
+    } else {
+        socket::setsockopt(socket, sockopt::Ipv4PacketInfo, &true)
+    }
+}
+
+/// Who speaks to whom: the token of the port, the client, and the host's address that it uses.
+type Key = (u64, SocketAddr, Option<Local>);
+
+/// An address of the host's, as the kernel tells and takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Local {
+    V4([u8; 4]),
+    V6([u8; 16], u32),
+}
+
+/// All flows.
+#[derive(Default)]
+pub(super) struct Datagrams {
+    flows: HashMap<Key, Flow>,
+    by_token: HashMap<u64, Key>,
+    swept: Option<Instant>,
+}
+
+struct Flow {
+    inside: OwnedFd,
+    token: u64,
+    /// Where else to try, should nobody listen.
+    left: Vec<SocketAddr>,
+    /// The last datagram of the client's, until the program has answered once.
+    unanswered: Option<Vec<u8>>,
+    used: Instant,
+}
+
+impl Datagrams {
+    pub(super) fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// Moves what has come to a port of the host.
+    pub(super) fn receive(
+        &mut self,
+        token: u64,
+        port: &Bound,
+        targets: &[IpAddr],
+        poller: &mut Poller,
+    ) -> nix::Result<()> {
+        let mut buffer = vec![0; LARGEST];
+        for _ in 0..TURNS {
+            let (length, client, local) = match receive_from(&port.socket, &mut buffer) {
+                Ok(received) => received,
+                Err(Errno::EAGAIN) => return Ok(()),
+                // An error that the network has told of an answer to somebody.
+                Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EINTR) => continue,
+                Err(error) => return Err(error),
+            };
+            let key = (token, client, local);
+            if !self.flows.contains_key(&key) {
+                let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port.port.inner_port)).collect();
+                match begin(to, poller) {
+                    Ok(flow) => self.insert(key, flow),
+                    Err(error) => {
+                        tracing::debug!("a datagram to port {} inside is dropped: {error}", port.port.inner_port);
+                        continue;
+                    }
+                }
+            }
+            if let Some(flow) = self.flows.get_mut(&key) {
+                flow.send(&buffer[..length]);
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, key: Key, flow: Flow) {
+        if self.flows.len() >= FLOWS {
+            let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.used).map(|(key, _)| *key);
+            if let Some(key) = oldest {
+                self.remove(&key);
+            }
+        }
+        self.by_token.insert(flow.token, key);
+        self.flows.insert(key, flow);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(flow) = self.flows.remove(key) {
+            self.by_token.remove(&flow.token);
+        }
+    }
+
+    /// Moves what the program has answered in the flow that a token belongs to.
+    pub(super) fn work(&mut self, token: u64, ports: &HashMap<u64, Bound>, poller: &mut Poller) {
+        let Some(key) = self.by_token.get(&token).copied() else { return };
+        let (Some(flow), Some(port)) = (self.flows.get_mut(&key), ports.get(&key.0)) else { return };
+        let mut buffer = vec![0; LARGEST];
+        for _ in 0..TURNS {
+            match socket::recv(flow.inside.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) => {
+                    (flow.used, flow.unanswered) = (Instant::now(), None);
+                    flow.left.clear();
+                    if let Err(error) = send_to(&port.socket, &buffer[..length], key.1, key.2) {
+                        tracing::trace!("an answer to {} is dropped: {error}", key.1);
+                    }
+                }
+                Err(Errno::EAGAIN) => return,
+                Err(Errno::ECONNREFUSED) if flow.unanswered.is_some() && !flow.left.is_empty() => {
+                    // Nobody listens at this address. What was sent is sent to the next.
+                    let Ok(other) = begin(std::mem::take(&mut flow.left), poller) else { return };
+                    let text = flow.unanswered.take().unwrap_or_default();
+                    self.by_token.remove(&token);
+                    self.by_token.insert(other.token, key);
+                    *flow = other;
+                    flow.send(&text);
+                    return;
+                }
+                Err(Errno::ECONNREFUSED) => {
+                    // The program may listen later, and somewhere else: the next datagram begins anew.
+                    self.remove(&key);
+                    return;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Ends the flows that were idle for too long.
+    pub(super) fn forget_idle(&mut self) {
+        let now = Instant::now();
+        if self.flows.is_empty() || self.swept.is_some_and(|at| now < at + SWEEP) {
+            return;
+        }
+        self.swept = Some(now);
+        let idle: Vec<Key> =
+            self.flows.iter().filter(|(_, flow)| now > flow.used + IDLE).map(|(key, _)| *key).collect();
+        for key in idle {
+            self.remove(&key);
+        }
+    }
+}
+
+/// Connects to the last of some addresses, or of those left if one cannot be used.
+fn begin(mut left: Vec<SocketAddr>, poller: &mut Poller) -> std::io::Result<Flow> {
+    let mut last = Errno::ECONNREFUSED;
+    while let Some(address) = left.pop() {
+        let connected = new_socket(address, SockType::Datagram).and_then(|inside| {
+            socket::connect(inside.as_raw_fd(), &SockaddrStorage::from(address))?;
+            Ok(inside)
+        });
+        match connected {
+            Ok(inside) => {
+                let token = poller.add_reader(inside.as_fd())?;
+                return Ok(Flow { inside, token, left, unanswered: None, used: Instant::now() });
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last.into())
+}
+
+impl Flow {
+    fn send(&mut self, text: &[u8]) {
+        self.used = Instant::now();
+        if !self.left.is_empty() {
+            self.unanswered = Some(text.to_vec());
+        }
+        // What does not fit is dropped, as anywhere on the way. That nobody listens comes as an event.
+        let _ = socket::send(self.inside.as_raw_fd(), text, MsgFlags::MSG_NOSIGNAL);
+    }
+}
+
+fn receive_from(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<(usize, SocketAddr, Option<Local>)> {
+    let mut space = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let received =
+        socket::recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
+    let local = received.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::Ipv4PacketInfo(info) => Some(Local::V4(info.ipi_spec_dst.s_addr.to_ne_bytes())),
+        // The interface matters for link-local addresses alone.
+        ControlMessageOwned::Ipv6PacketInfo(info) => {
+            let address = info.ipi6_addr.s6_addr;
+            let is_link_local = address[0] == 0xfe && address[1] & 0xc0 == 0x80;
+            Some(Local::V6(address, if is_link_local { info.ipi6_ifindex } else { 0 }))
+        }
+        _ => None,
+    });
+    let client = received.address.as_ref().and_then(to_address).ok_or(Errno::EAFNOSUPPORT)?;
+    Ok((received.bytes, client, local))
+}
+
+fn to_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let ipv4 = address.as_sockaddr_in().map(|address| SocketAddr::V4(SocketAddrV4::from(*address)));
+    ipv4.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddr::V6(SocketAddrV6::from(*address))))
+        .filter(|_| address.len() > 0)
+}
+
+fn send_to(socket: &OwnedFd, text: &[u8], client: SocketAddr, local: Option<Local>) -> nix::Result<()> {
+    let parts = [IoSlice::new(text)];
+    let to = SockaddrStorage::from(client);
+    let send = |messages: &[ControlMessage<'_>]| {
+        socket::sendmsg(socket.as_raw_fd(), &parts, messages, MsgFlags::MSG_NOSIGNAL, Some(&to)).map(drop)
+    };
+    match local {
+        Some(Local::V4(address)) => {
+            let from = libc::in_addr { s_addr: u32::from_ne_bytes(address) };
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: from, ipi_addr: libc::in_addr { s_addr: 0 } };
+            send(&[ControlMessage::Ipv4PacketInfo(&info)])
+        }
+        Some(Local::V6(address, interface)) => {
+            let from = libc::in6_addr { s6_addr: address };
+            send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: interface })])
+        }
+        None => send(&[]),
+    }
+}

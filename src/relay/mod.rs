@@ -1,0 +1,331 @@
+//! Published ports: what comes to a port of the host goes on to a port inside, and back. A relay, without any translation of addresses:
+//! it works for connections from the host itself, from its networks, over IPv4 and IPv6 alike, takes no forwarding, and no rule of
+//! anybody's firewall but that which lets the port be reached.
+//!
+//! - `stream`: TCP: bytes are moved inside the kernel (splice(2)), each direction ends by itself.
+//! - `datagram`: UDP: a flow for each client, until it is idle.
+//!
+//! [`bind()`] takes the ports, in the host's namespace; [`Relay::start`] moves what comes, in a thread that lives in the tunnel's.
+
+mod datagram;
+mod stream;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use thiserror::Error;
+
+use crate::config::{Protocol, Publish};
+use crate::linux::namespace::NetworkNamespace;
+use datagram::Datagrams;
+use stream::Streams;
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// How many events are taken at a time.
+const EVENTS: usize = 256;
+
+/// How long nothing is accepted after the process has run out of descriptors.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// How often idle flows are looked for.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// The token of the descriptor that ends the relay. All others are given by [`Poller::add`].
+const STOP: u64 = 0;
+
+/// A port of the host that cannot be had.
+#[derive(Debug, Error)]
+#[error("cannot {}: {error}", self.what())]
+pub struct BindError {
+    port: Publish,
+    error: io::Error,
+}
+
+impl BindError {
+    /// What could not be done.
+    pub fn what(&self) -> String {
+        let Publish { address, host_port, protocol, .. } = &self.port;
+        format!("listen on {} port {host_port} of {}", protocol_name(*protocol), host_name(*address))
+    }
+
+    /// What can be done about it.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self.error.raw_os_error() {
+            Some(libc::EADDRINUSE) => {
+                Some("another program has it (see `ss -tulpn`): end that, or publish another port")
+            }
+            Some(libc::EADDRNOTAVAIL) => Some("publish an address that the host has, or leave it out for all"),
+            _ => None,
+        }
+    }
+}
+
+impl From<BindError> for io::Error {
+    fn from(error: BindError) -> Self {
+        error.error
+    }
+}
+
+fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+    }
+}
+
+fn host_name(address: Option<IpAddr>) -> String {
+    address.map_or_else(|| "the host".into(), |address| address.to_string())
+}
+
+/// A port that is taken.
+#[derive(Debug)]
+pub struct Bound {
+    port: Publish,
+    socket: OwnedFd,
+}
+
+/// Takes ports, in the calling thread's network namespace.
+///
+/// # Errors
+/// The first that cannot be had. Then none is.
+pub fn bind(ports: &[Publish]) -> Result<Vec<Bound>, BindError> {
+    let bound = |port: &Publish| match open(port) {
+        Ok(socket) => Ok(Bound { port: port.clone(), socket }),
+        Err(error) => Err(BindError { port: port.clone(), error }),
+    };
+    ports.iter().map(bound).collect()
+}
+
+fn open(port: &Publish) -> io::Result<OwnedFd> {
+    let any = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)];
+    let addresses = port.address.as_ref().map_or(any.as_slice(), std::slice::from_ref);
+    for address in addresses {
+        match open_at(SocketAddr::new(*address, port.host_port), port.protocol, port.address.is_none()) {
+            // A host without IPv6.
+            Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) if port.address.is_none() && address.is_ipv6() => {}
+            other => return Ok(other?),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL))
+}
+
+fn open_at(address: SocketAddr, protocol: Protocol, both_families: bool) -> nix::Result<OwnedFd> {
+    let kind = match protocol {
+        Protocol::Tcp => SockType::Stream,
+        Protocol::Udp => SockType::Datagram,
+    };
+    let opened = new_socket(address, kind)?;
+    if address.is_ipv6() {
+        socket::setsockopt(&opened, sockopt::Ipv6V6Only, &!both_families)?;
+    }
+    match protocol {
+        Protocol::Tcp => {
+            // A successor takes the port although connections of the former keeper's are still coming to their end (tcp(7)).
+            socket::setsockopt(&opened, sockopt::ReuseAddr, &true)?;
+            socket::bind(std::os::fd::AsRawFd::as_raw_fd(&opened), &SockaddrStorage::from(address))?;
+            socket::listen(&opened, Backlog::new(BACKLOG)?)?;
+        }
+        Protocol::Udp => {
+            datagram::tell_destinations(&opened, address)?;
+            socket::bind(std::os::fd::AsRawFd::as_raw_fd(&opened), &SockaddrStorage::from(address))?;
+        }
+    }
+    Ok(opened)
+}
+
+fn new_socket(address: SocketAddr, kind: SockType) -> nix::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
+}
+
+/// A relay at work. Ends, with all that it carries, when it is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    stop: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Starts to move what comes to `ports` to the first of `targets` that takes it, which are addresses in `namespace`.
+    ///
+    /// `on_thread_start` runs first in the new thread, which then is in the namespace already.
+    ///
+    /// # Errors
+    /// If there can be no such thread, or `on_thread_start` fails.
+    pub fn start(
+        ports: Vec<Bound>,
+        targets: Vec<IpAddr>,
+        namespace: NetworkNamespace,
+        on_thread_start: fn() -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let watched = stop.try_clone()?;
+        let (sender, begun) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name("relay".into()).spawn(move || {
+            let made =
+                namespace.enter().and_then(|()| on_thread_start()).and_then(|()| Work::new(ports, targets, watched));
+            drop(namespace);
+            let work = match made {
+                Ok(work) => {
+                    let _ = sender.send(Ok(()));
+                    work
+                }
+                Err(error) => return drop(sender.send(Err(error))),
+            };
+            if let Err(error) = work.go_on() {
+                tracing::error!("published ports are not reached any more: {error}");
+            }
+        })?;
+        begun.recv().map_err(|_| io::Error::other("the relay's thread has ended"))??;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waiting (epoll(7)), and the tokens by which its events are told apart.
+struct Poller {
+    epoll: OwnedFd,
+    next: u64,
+}
+
+impl Poller {
+    fn new() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, next: STOP + 1 })
+    }
+
+    /// Watches a descriptor, until it is closed, for everything, which is told once.
+    fn add(&mut self, fd: BorrowedFd<'_>) -> io::Result<u64> {
+        let token = self.next;
+        self.next += 1;
+        self.add_as(fd, token, epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::OUT)?;
+        Ok(token)
+    }
+
+    /// Watches a descriptor, until it is closed, for something to read, which is told for as long as there is something.
+    fn add_reader(&mut self, fd: BorrowedFd<'_>) -> io::Result<u64> {
+        let token = self.next;
+        self.next += 1;
+        self.add_as(fd, token, epoll::EventFlags::IN)?;
+        Ok(token)
+    }
+
+    fn add_as(&self, fd: BorrowedFd<'_>, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags | epoll::EventFlags::RDHUP)?)
+    }
+}
+
+/// What the thread works on.
+struct Work {
+    poller: Poller,
+    /// Those who listen, by their tokens.
+    ports: HashMap<u64, Bound>,
+    targets: Vec<IpAddr>,
+    streams: Streams,
+    datagrams: Datagrams,
+    _stop: OwnedFd,
+    /// Ports where more may be waiting than was accepted, for want of descriptors, and when to try again.
+    hungry: Vec<u64>,
+    again_at: Option<Instant>,
+}
+
+impl Work {
+    fn new(ports: Vec<Bound>, targets: Vec<IpAddr>, stop: OwnedFd) -> io::Result<Self> {
+        let mut poller = Poller::new()?;
+        poller.add_as(stop.as_fd(), STOP, epoll::EventFlags::IN)?;
+        let ports = ports.into_iter().map(|bound| {
+            let token = match bound.port.protocol {
+                Protocol::Tcp => poller.add(bound.socket.as_fd())?,
+                Protocol::Udp => poller.add_reader(bound.socket.as_fd())?,
+            };
+            Ok((token, bound))
+        });
+        let ports = ports.collect::<io::Result<HashMap<_, _>>>()?;
+        Ok(Self {
+            poller,
+            ports,
+            targets,
+            streams: Streams::default(),
+            datagrams: Datagrams::default(),
+            _stop: stop,
+            hungry: Vec::new(),
+            again_at: None,
+        })
+    }
+
+    fn go_on(mut self) -> io::Result<()> {
+        let mut buffer = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; EVENTS];
+        loop {
+            let events: Vec<u64> = match epoll::wait(&self.poller.epoll, &mut buffer, self.patience().as_ref()) {
+                Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect(),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if events.contains(&STOP) {
+                return Ok(());
+            }
+            for token in events {
+                if self.ports.contains_key(&token) {
+                    self.answer(token);
+                } else if !self.streams.work(token, &mut self.poller) {
+                    self.datagrams.work(token, &self.ports, &mut self.poller);
+                }
+            }
+            self.streams.work_on(&mut self.poller);
+            if self.again_at.is_some_and(|at| at <= Instant::now()) {
+                self.again_at = None;
+                for token in std::mem::take(&mut self.hungry) {
+                    self.answer(token);
+                }
+            }
+            self.datagrams.forget_idle();
+        }
+    }
+
+    /// How long to wait for events.
+    fn patience(&self) -> Option<Timespec> {
+        let patience = if self.streams.has_more() {
+            Duration::ZERO
+        } else if let Some(at) = self.again_at {
+            at.saturating_duration_since(Instant::now())
+        } else if self.datagrams.is_empty() {
+            return None;
+        } else {
+            SWEEP
+        };
+        patience.try_into().ok()
+    }
+
+    /// Takes what waits at a port.
+    fn answer(&mut self, token: u64) {
+        let Some(bound) = self.ports.get(&token) else { return };
+        let taken = match bound.port.protocol {
+            Protocol::Tcp => {
+                self.streams.accept(bound.socket.as_fd(), bound.port.inner_port, &self.targets, &mut self.poller)
+            }
+            Protocol::Udp => self.datagrams.receive(token, bound, &self.targets, &mut self.poller),
+        };
+        if let Err(error) = taken {
+            tracing::warn!("port {} of the host has to wait: {error}", bound.port.host_port);
+            self.hungry.push(token);
+            self.again_at = Some(Instant::now() + BREATH);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Published ports: what comes to a port of the host reaches the program, from everywhere that the host is reached from, and nothing else
+//! of the program's does.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{HOST, HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::tunnel::state;
+
+const NAME: &str = "pub";
+
+/// Tells hanging from working.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn vpn_exec(arguments: &[&str]) -> Result<Output> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args(arguments).output()?)
+}
+
+fn works(arguments: &[&str]) -> Result<()> {
+    let output = vpn_exec(arguments)?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Takes a tunnel up that publishes some ports, and returns its namespace.
+fn up(lab: &Lab, ports: &[&str]) -> Result<NetworkNamespace> {
+    up_from(&lab.wg_quick_file(Reach::Ipv4)?, ports)
+}
+
+fn up_from(file: &Path, ports: &[&str]) -> Result<NetworkNamespace> {
+    let mut arguments = vec!["up", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", "userspace"];
+    ports.iter().for_each(|port| arguments.extend(["--publish", port]));
+    works(&arguments)?;
+    inside()
+}
+
+fn inside() -> Result<NetworkNamespace> {
+    let Named::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
+    Ok(inside)
+}
+
+fn down() -> Result<()> {
+    works(&["down", NAME])
+}
+
+/// Sends everything back, in upper case, and ends when the client does.
+fn shout(inside: &NetworkNamespace, address: impl Into<IpAddr>, port: u16) -> Result<()> {
+    let address = SocketAddr::new(address.into(), port);
+    let listener = inside.run(|| TcpListener::bind(address))?;
+    std::thread::spawn(move || {
+        for connection in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || shout_back(connection));
+        }
+    });
+    Ok(())
+}
+
+fn shout_back(mut connection: TcpStream) -> std::io::Result<()> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        let length = connection.read(&mut buffer)?;
+        if length == 0 {
+            return connection.shutdown(Shutdown::Write);
+        }
+        buffer[..length].make_ascii_uppercase();
+        connection.write_all(&buffer[..length])?;
+    }
+}
+
+fn connect(from: &NetworkNamespace, to: impl Into<IpAddr>, port: u16) -> Result<TcpStream> {
+    let to = SocketAddr::new(to.into(), port);
+    let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE)).with_context(|| format!("to {to}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Says something, ends that, and expects the answer and its end.
+fn converse(mut stream: TcpStream) -> Result<()> {
+    stream.write_all(b"hello")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("no answer to its end")?;
+    ensure!(answer == "HELLO", "{answer:?}");
+    Ok(())
+}
+
+#[test]
+fn a_program_is_reached_from_everywhere_wherever_it_listens() {
+    lab::test(Peer::Ours, |lab| {
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let before = Snapshot::take()?;
+        let inside = up_from(&file, &["8080:80", "8001-8003:81-83", "127.0.0.1:8004:84", "[::1]:8005:85/tcp"])?;
+        shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
+        shout(&inside, Ipv6Addr::LOCALHOST, 81)?;
+        shout(&inside, Ipv4Addr::UNSPECIFIED, 82)?;
+        shout(&inside, Ipv6Addr::UNSPECIFIED, 83)?;
+        shout(&inside, lab::TUNNEL_CLIENT.ipv4, 84)?;
+        shout(&inside, lab::TUNNEL_CLIENT.ipv6, 85)?;
+        for port in [8080, 8001, 8002, 8003] {
+            for to in HOST.both().into_iter().chain([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]) {
+                converse(connect(&lab.host, to, port)?).with_context(|| format!("from the host to {to} {port}"))?;
+            }
+            for to in HOST_ON_LAN.both() {
+                converse(connect(&lab.lan, to, port)?).with_context(|| format!("from the LAN to {to} {port}"))?;
+            }
+        }
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8004)?)?;
+        converse(connect(&lab.host, Ipv6Addr::LOCALHOST, 8005)?)?;
+        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 8004).is_err(), "it is published for the host alone");
+        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 80).is_err(), "it is not published under this port");
+        drop(inside);
+        down()?;
+        let changes = before.changes_within(PATIENCE)?;
+        ensure!(changes.is_empty(), "{changes:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn much_goes_both_ways_and_a_slow_reader_holds_nobody_up() {
+    lab::test(Peer::Ours, |lab| {
+        const MUCH: usize = 64 << 20;
+        let inside = up(lab, &["8080:80"])?;
+        shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
+        // One that sends and never reads: what it sends has to wait somewhere, and not in the keeper.
+        let mut lazy = connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?;
+        lazy.set_write_timeout(Some(Duration::from_millis(300)))?;
+        let mut sent = 0;
+        while sent < MUCH {
+            match lazy.write(&[b'x'; 65536]) {
+                Ok(length) => sent += length,
+                Err(_) => break,
+            }
+        }
+        ensure!(sent < MUCH, "{sent} bytes were taken from one who never reads");
+
+        let mut reader = connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?;
+        let mut writer = reader.try_clone()?;
+        let sending = std::thread::spawn(move || -> std::io::Result<()> {
+            let line: Vec<u8> = (0..65536_u32).map(|number| b'a' + (number % 23) as u8).collect();
+            for _ in 0..MUCH / line.len() {
+                writer.write_all(&line)?;
+            }
+            writer.shutdown(Shutdown::Write)
+        });
+        let (mut received, mut buffer) = (0_usize, vec![0; 65536]);
+        loop {
+            let length = reader.read(&mut buffer)?;
+            if length == 0 {
+                break;
+            }
+            for (at, byte) in buffer[..length].iter().enumerate() {
+                ensure!(*byte == b'A' + ((received + at) % 65536 % 23) as u8, "wrong at {}", received + at);
+            }
+            received += length;
+        }
+        sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
+        ensure!(received == MUCH, "{received} of {MUCH} bytes came back");
+        drop((lazy, inside));
+        down()
+    });
+}
+
+#[test]
+fn hundreds_of_connections_live_side_by_side() {
+    lab::test(Peer::Ours, |lab| {
+        let inside = up(lab, &["8080:80"])?;
+        shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
+        let streams = (0..300).map(|_| connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)).collect::<Result<Vec<_>>>()?;
+        for stream in streams.into_iter().rev() {
+            converse(stream)?;
+        }
+        drop(inside);
+        down()
+    });
+}
+
+#[test]
+fn where_nobody_listens_a_connection_is_broken_off_and_later_is_not_too_late() {
+    lab::test(Peer::Ours, |lab| {
+        let inside = up(lab, &["8080:80"])?;
+        let answer = TcpStream::connect((Ipv4Addr::LOCALHOST, 8080)).and_then(|mut stream| stream.read(&mut [0; 1]));
+        let error = answer.err().context("it is not just ended")?;
+        ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
+        shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
+        drop(inside);
+        down()
+    });
+}
+
+#[test]
+fn datagrams_go_both_ways_and_answers_come_from_where_they_were_asked() {
+    lab::test(Peer::Ours, |lab| {
+        let inside = up(lab, &["5300:53/udp", "5301:54/udp"])?;
+        for (address, port) in [(IpAddr::from(Ipv4Addr::LOCALHOST), 53), (Ipv6Addr::LOCALHOST.into(), 54)] {
+            let socket = inside.run(|| UdpSocket::bind((address, port)))?;
+            std::thread::spawn(move || {
+                let mut buffer = [0; 2048];
+                while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                    buffer[..length].make_ascii_uppercase();
+                    let _ = socket.send_to(&buffer[..length], from);
+                }
+            });
+        }
+        let ask = |from: &NetworkNamespace, to: IpAddr, port: u16| -> Result<()> {
+            let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let socket = from.run(|| UdpSocket::bind((any, 0)))?;
+            // Connected, so that an answer from another address than was asked is none.
+            socket.connect((to, port))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            for text in ["one", "two"] {
+                socket.send(text.as_bytes())?;
+                let mut buffer = [0; 64];
+                let length = socket.recv(&mut buffer).with_context(|| format!("no answer from {to} {port}"))?;
+                ensure!(buffer[..length] == *text.to_uppercase().as_bytes());
+            }
+            Ok(())
+        };
+        for port in [5300, 5301] {
+            for to in HOST.both().into_iter().chain([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]) {
+                ask(&lab.host, to, port)?;
+            }
+            for to in HOST_ON_LAN.both() {
+                ask(&lab.lan, to, port)?;
+            }
+        }
+        drop(inside);
+        down()
+    });
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_before_anything_is_done() {
+    lab::test(Peer::Ours, |lab| {
+        let _taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080))?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let file = file.to_str().context("UTF-8")?;
+        let before = Snapshot::take()?;
+        let launch = ["--config", file, "--backend", "userspace", "--publish", "8080:80", "--", "true"];
+        let start = ["up", file, "--backend", "userspace", "--publish", "8080:80"];
+        let foreground = ["up", "--foreground", file, "--backend", "userspace", "--publish", "8080:80"];
+        for arguments in [launch.as_slice(), &start, &foreground] {
+            let output = vpn_exec(arguments)?;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(output.status.code() == Some(125), "{arguments:?}: {text}");
+            ensure!(text.contains("TCP port 8080 of the host") && text.contains("another program has it"), "{text}");
+            let changes = before.changes_within(PATIENCE)?;
+            ensure!(changes.is_empty(), "{arguments:?}: {changes:#?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_successor_of_a_killed_keeper_publishes_the_same_ports() {
+    lab::test(Peer::Ours, |lab| {
+        let inside = up(lab, &["8080:80", "5300:53/udp"])?;
+        shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
+        let _open = connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?;
+        let keeper = state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
+        kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
+        up(lab, &["8080:80", "5300:53/udp"])?;
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
+
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let replace = ["up", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", "userspace", "--replace"];
+        works(&[replace.as_slice(), &["--publish", "8080:80", "--publish", "5300:53/udp"]].concat())?;
+        let begin = Instant::now();
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
+        ensure!(begin.elapsed() < PATIENCE);
+        drop(inside);
+        down()
+    });
+}
