@@ -31,7 +31,7 @@ fn every_key_is_understood() {
         options = ["edns0", "ndots:2"]
         [local]
         networks = ["10.0.0.0/8", "192.168.1.7", "fd00::/8"]
-        publish = ["8080:80", "53:5353/udp", "127.0.0.1:9000:9000/TCP", "[::1]:1:2"]
+        publish = ["8080:80", "53:5353/udp", "127.0.0.1:9000:9000/TCP", "[::1]:1:2", "7000-7001:80-81/udp"]
         [program]
         user = "transmission"
         group = 70
@@ -53,7 +53,14 @@ fn every_key_is_understood() {
         .collect();
     assert_eq!(
         publish,
-        ["None 8080 80 false", "None 53 5353 true", "Some(127.0.0.1) 9000 9000 false", "Some(::1) 1 2 false"]
+        [
+            "None 8080 80 false",
+            "None 53 5353 true",
+            "Some(127.0.0.1) 9000 9000 false",
+            "Some(::1) 1 2 false",
+            "None 7000 80 true",
+            "None 7001 81 true"
+        ]
     );
     assert_eq!((profile.program.user.as_deref(), profile.program.group.as_deref()), (Some("transmission"), Some("70")));
     assert_eq!(profile.program.capabilities, ["net_raw", "CAP_NET_BIND_SERVICE"]);
@@ -96,7 +103,7 @@ networks = [
     "192.168.1.7/24",
     "0.0.0.0/0",
 ]
-publish = ["8080", "80:0", "80:80/sctp", "::1:80:80", "1:1", "1:2/tcp", "x:1:2", "99999:1"]
+publish = ["8080", "80:0", "80:80/sctp", "::1:80:80", "1:1", "1:2/tcp", "x:1:2", "99999:1", "1-3:1-2", "9-8:9-8"]
 [program]
 user = -5
 group = ["a"]
