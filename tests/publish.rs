@@ -280,3 +280,17 @@ fn the_successor_of_a_killed_keeper_publishes_the_same_ports() {
         down()
     });
 }
+
+#[test]
+fn who_comes_by_a_published_port_is_not_taken_for_the_program_itself() {
+    lab::test(Peer::Ours, |lab| {
+        let inside = up(lab, &["8080:80"])?;
+        let listener = inside.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))?;
+        let _stream = connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?;
+        let (_, from) = listener.accept()?;
+        // Many a page lets everybody in who comes from there.
+        ensure!(!from.ip().is_loopback(), "{from}");
+        drop((listener, inside));
+        down()
+    });
+}

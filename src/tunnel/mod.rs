@@ -204,15 +204,16 @@ impl Tunnel {
         self.directory.remove_socket().doing("close the keeper's socket")
     }
 
-    /// Where a program may listen inside, the likeliest first, and the namespace that these are addresses in.
+    /// Where a program may listen inside, and the namespace that these are addresses in. Loopback comes last: many a program trusts
+    /// whoever comes from there, so that is for those who listen nowhere else.
     pub fn inner_addresses(&self) -> io::Result<(Vec<IpAddr>, NetworkNamespace)> {
         let inner = self.inner.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
         let plan = &self.plan;
-        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST)];
-        let loopback_ipv6 = plan.wireguard.ipv6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST));
+        let ipv6 = plan.wireguard.ipv6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST));
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST)].into_iter().chain(ipv6);
         let veth = [IpAddr::from(plan.veth.inner_ipv4)].into_iter().chain(plan.veth.inner_ipv6.map(IpAddr::from));
         let tunnel = plan.wireguard.addresses.iter().map(IpNet::addr);
-        let all = loopback.into_iter().chain(loopback_ipv6).chain(veth).chain(tunnel).collect();
+        let all = veth.chain(tunnel).chain(loopback).collect();
         Ok((all, inner.namespace.try_clone()?))
     }
 
