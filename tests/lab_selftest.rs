@@ -84,10 +84,13 @@ fn the_capture_finds_leaks() {
         // What looks like WireGuard's, goes where it should go, and nobody answers.
         from_host.send_to(&[1, 0, 0, 0, 7], (PROVIDER.ipv4, PROVIDER_PORT))?;
         lookup(ROUTER.ipv4.into(), "vpn.example", A, PATIENCE)?;
-        get(&format!("http://{}/", LAN.ipv4))?;
         assert_eq!(names(lab)?, Vec::<String>::new());
         assert!(lab.capture.uplink()?.len() >= 3);
+
+        get(&format!("http://{}/", LAN.ipv4))?;
         assert!(lab.capture.lan()?.len() >= 3);
+        assert!(names(lab)?.iter().any(|packet| packet.contains("GET /")), "{:?}", names(lab)?);
+        lab.capture.forget()?;
 
         from_host.send_to(b"in plain", (PROVIDER.ipv4, PROVIDER_PORT))?;
         let found = names(lab)?;

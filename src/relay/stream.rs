@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{self, SockFlag, SockType, SockaddrStorage, sockopt};
 use rustix::net::Shutdown;
-use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 use super::{Poller, new_socket};
 
-/// How much is moved at once, in bytes: what a pipe holds (pipe(7)).
-const PIPE: usize = 64 << 10;
+/// How much is moved at once, in bytes: what a pipe is to hold. If the kernel does not grant that (pipe(7): `pipe-user-pages-soft`), it
+/// holds less, and is full earlier.
+const PIPE: usize = 256 << 10;
 
 /// How often one connection moves before the others have their turn.
 const TURNS: usize = 8;
@@ -230,6 +231,12 @@ fn is_connected(socket: &OwnedFd) -> io::Result<bool> {
     }
 }
 
+fn new_pipe() -> rustix::io::Result<Pipe> {
+    let pipe = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let _ = fcntl_setpipe_size(&pipe.1, PIPE);
+    Ok(pipe)
+}
+
 impl Direction {
     /// Moves what can be moved; true if there is more.
     fn work(&mut self, source: &OwnedFd, sink: &OwnedFd, pipes: &mut Vec<Pipe>) -> io::Result<bool> {
@@ -264,7 +271,7 @@ impl Direction {
         }
         let pipe = match self.pipe.take() {
             Some(pipe) => pipe,
-            None => pipes.pop().map_or_else(|| pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK), Ok)?,
+            None => pipes.pop().map_or_else(new_pipe, Ok)?,
         };
         let (_, end) = self.pipe.insert(pipe);
         match splice(source, None, end, None, PIPE - self.buffered, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {

@@ -189,6 +189,7 @@ pub(super) fn relay() -> io::Result<Filter> {
         libc::SYS_setsockopt,
         libc::SYS_splice,
         libc::SYS_pipe2,
+        libc::SYS_fcntl,
     ];
     Filter::allowing(&[DATA, old::DATA, &own].concat(), &[libc::AF_INET, libc::AF_INET6])
 }
