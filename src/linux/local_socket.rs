@@ -120,11 +120,6 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// How long [`receive`] waits on a connection that blocks; for ever if there is no time given. Then it fails with `WouldBlock`.
-pub fn set_receive_timeout(socket: &OwnedFd, timeout: Option<Duration>) -> io::Result<()> {
-    Ok(set_socket_timeout(socket, Timeout::Recv, timeout)?)
-}
-
 /// Sends a message, and passes a descriptor with it if there is one.
 ///
 /// # Errors

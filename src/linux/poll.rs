@@ -4,7 +4,28 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::signal::SigSet;
+use nix::sys::time::TimeSpec;
 use rustix::event::{PollFd, PollFlags, Timespec};
+
+/// Waits until a descriptor is readable or closed, and says whether it is. Signals that the calling thread blocks come through meanwhile,
+/// with what they do by default: ending the process, most of them.
+///
+/// # Errors
+/// What ppoll(2) says.
+pub fn wait_open_to_signals(descriptor: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    let deadline = Instant::now().checked_add(timeout);
+    loop {
+        let left = deadline.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+        let mut entries = [nix::poll::PollFd::new(descriptor, nix::poll::PollFlags::POLLIN)];
+        match nix::poll::ppoll(&mut entries, left, Some(SigSet::empty())) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
 
 /// Waits until one of the descriptors is readable or closed, or the time is up, and says which are.
 pub fn wait_for(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -15,10 +15,14 @@ use super::error::TunnelError;
 use super::state;
 use crate::linux::local_socket;
 use crate::linux::memory_file;
+use crate::linux::poll::{wait_for, wait_open_to_signals};
 use crate::names::TunnelName;
 
 /// The longest message. What may be longer is passed as a file in memory.
 pub(super) const MESSAGE: usize = 8192;
+
+/// How long a keeper may take before its visitor can be interrupted: longer than killing what is left in a tunnel takes.
+const DEAF: Duration = Duration::from_secs(6);
 
 /// How long a keeper may take to answer. Before it answers anybody, it makes its tunnel, with all hooks.
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
@@ -152,23 +156,27 @@ impl Lease {
     ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
         send(&self.socket, &request, passed)?;
         let patience = patience_for(request);
-        local_socket::set_receive_timeout(&self.socket, Some(patience))?;
-        let answer = loop {
+        let begin = Instant::now();
+        loop {
+            if !self.await_word(patience.saturating_sub(begin.elapsed()))? {
+                let keeper = local_socket::peer(&self.socket)?.pid;
+                let late =
+                    format!("the tunnel's keeper, process {keeper}, does not answer within {} s", patience.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+            }
             match self.next_with_file() {
                 Ok(Some((Event::Named | Event::Made | Event::Connected | Event::Changed, _))) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let keeper = local_socket::peer(&self.socket)?.pid;
-                    let late = format!(
-                        "the tunnel's keeper, process {keeper}, does not answer within {} s",
-                        patience.as_secs()
-                    );
-                    break Err(io::Error::new(io::ErrorKind::TimedOut, late));
-                }
-                other => break other,
+                other => return other,
             }
-        };
-        local_socket::set_receive_timeout(&self.socket, None)?;
-        answer
+        }
+    }
+
+    /// Waits until the keeper says something, and says whether it does. One that hangs shall not take its visitors with it: after a while,
+    /// the signals that the visitor keeps for its program come through, and end it.
+    fn await_word(&self, patience: Duration) -> io::Result<bool> {
+        let deaf = patience.min(DEAF);
+        let said = wait_for(&[self.socket.as_fd()], Some(deaf))?[0];
+        Ok(said || wait_open_to_signals(self.socket.as_fd(), patience - deaf)?)
     }
 
     /// Waits for the next event; none if the keeper has ended.
@@ -215,7 +223,9 @@ impl Lease {
     }
 
     fn await_end(mut self) -> io::Result<()> {
-        while let Some(event) = self.next_event()? {
+        while self.await_word(Duration::MAX)?
+            && let Some(event) = self.next_event()?
+        {
             if matches!(event, Event::Gone | Event::Left) {
                 return Ok(());
             }

@@ -553,3 +553,25 @@ fn who_comes_between_a_killed_keeper_and_its_successor_waits() {
         Ok(())
     });
 }
+
+#[test]
+fn whoever_waits_for_a_keeper_that_hangs_can_be_interrupted() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&UP)?;
+        let running = started(joined("wait"), "stays")?;
+        let keeper = keeper()?;
+        send(keeper, Signal::SIGSTOP)?;
+        // One that comes, and one that goes.
+        let coming = joined("exit 0").spawn()?;
+        send(running.program.pid, Signal::SIGKILL)?;
+        for mut waiting in [coming, running.child] {
+            wait_for("nobody can end who waits", || {
+                let _ = send(waiting.id().cast_signed(), Signal::SIGINT);
+                Ok(waiting.try_wait()?.is_some())
+            })?;
+        }
+        send(keeper, Signal::SIGCONT)?;
+        works(&["down", "stays", "--force"]).map(drop)
+    });
+}
