@@ -32,23 +32,7 @@ const PINGS: usize = 2000;
 
 fn main() -> ExitCode {
     let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
-    let outcome =
-        if world::is_inside() { world::furnish().and_then(|()| measure(rounds)).map(|()| true) } else { enter() };
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("relay: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn enter() -> Result<bool> {
-    lab::require_tun()?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(std::env::args_os().skip(1));
-    Ok(world::enter(command)?.wait()?.success())
+    world::run("relay", || measure(rounds))
 }
 
 fn measure(rounds: usize) -> Result<()> {

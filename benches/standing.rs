@@ -46,23 +46,7 @@ const CALM: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
     let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
-    let outcome =
-        if world::is_inside() { world::furnish().and_then(|()| measure(rounds)).map(|()| true) } else { enter() };
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("standing: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn enter() -> Result<bool> {
-    lab::require_tun()?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(std::env::args_os().skip(1));
-    Ok(world::enter(command)?.wait()?.success())
+    world::run("standing", || measure(rounds))
 }
 
 fn measure(rounds: usize) -> Result<()> {

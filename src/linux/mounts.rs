@@ -99,12 +99,6 @@ impl Kept {
         Ok(Self(mounted_below(point)?.into_iter().filter_map(opened).collect()))
     }
 
-    /// Leaves one out.
-    pub fn without(mut self, left_out: impl Fn(&Path) -> bool) -> Self {
-        self.0.retain(|(path, _)| !left_out(path));
-        self
-    }
-
     /// Puts them back.
     pub fn put_back(self) {
         for (path, tree) in self.0 {

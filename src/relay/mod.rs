@@ -13,7 +13,7 @@ mod stream;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -132,13 +132,12 @@ fn open_at(address: SocketAddr, protocol: Protocol, both_families: bool) -> nix:
         Protocol::Tcp => {
             // A successor takes the port although connections of the former keeper's are still coming to their end (tcp(7)).
             socket::setsockopt(&opened, sockopt::ReuseAddr, &true)?;
-            socket::bind(std::os::fd::AsRawFd::as_raw_fd(&opened), &SockaddrStorage::from(address))?;
-            socket::listen(&opened, Backlog::new(BACKLOG)?)?;
         }
-        Protocol::Udp => {
-            datagram::tell_destinations(&opened, address)?;
-            socket::bind(std::os::fd::AsRawFd::as_raw_fd(&opened), &SockaddrStorage::from(address))?;
-        }
+        Protocol::Udp => datagram::tell_destinations(&opened, address)?,
+    }
+    socket::bind(opened.as_raw_fd(), &SockaddrStorage::from(address))?;
+    if protocol == Protocol::Tcp {
+        socket::listen(&opened, Backlog::new(BACKLOG)?)?;
     }
     Ok(opened)
 }
@@ -213,17 +212,18 @@ impl Poller {
 
     /// Watches a descriptor, until it is closed, for everything, which is told once.
     fn add(&mut self, fd: BorrowedFd<'_>) -> io::Result<u64> {
-        let token = self.next;
-        self.next += 1;
-        self.add_as(fd, token, epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::OUT)?;
-        Ok(token)
+        self.add_next(fd, epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::OUT)
     }
 
     /// Watches a descriptor, until it is closed, for something to read, which is told for as long as there is something.
     fn add_reader(&mut self, fd: BorrowedFd<'_>) -> io::Result<u64> {
+        self.add_next(fd, epoll::EventFlags::IN)
+    }
+
+    fn add_next(&mut self, fd: BorrowedFd<'_>, flags: epoll::EventFlags) -> io::Result<u64> {
         let token = self.next;
         self.next += 1;
-        self.add_as(fd, token, epoll::EventFlags::IN)?;
+        self.add_as(fd, token, flags)?;
         Ok(token)
     }
 

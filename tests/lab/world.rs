@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags};
@@ -112,6 +112,27 @@ pub fn enter(mut command: Command) -> Result<Child> {
         "cannot make user, mount, PID and network namespaces: look at /proc/sys/user/max_user_namespaces, \
          /proc/sys/kernel/unprivileged_userns_clone and /proc/sys/kernel/apparmor_restrict_unprivileged_userns",
     )
+}
+
+/// Runs a program's work in a world of its own, for which the program is executed once more, with the same arguments. `name` stands before
+/// an error.
+pub fn run(name: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
+    let again = || {
+        crate::require_tun()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(std::env::args_os().skip(1));
+        Ok(enter(command)?.wait()?.success())
+    };
+    let outcome = if is_inside() { furnish().and_then(|()| work()).map(|()| true) } else { again() };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        // It has said why.
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Makes a new world fit to live in: mounts that are its own, its own `/proc`, `/run` and resolver, and `lo` up.

@@ -72,20 +72,6 @@ impl Resolver {
     }
 }
 
-/// A layer in memory over the world's /etc, in which files can be replaced. False where that cannot be.
-fn loosen_etc() -> Result<bool> {
-    let layer = Path::new("/run/lab/layer");
-    fs::create_dir(layer)?;
-    vpn_exec::linux::mounts::memory(layer)?;
-    match vpn_exec::linux::mounts::overlay(Path::new("/etc"), layer) {
-        Ok(()) => Ok(true),
-        Err(error) => {
-            println!("skipped: no overlayfs here: {error}");
-            Ok(false)
-        }
-    }
-}
-
 const FILES: &str = "cat /etc/resolv.conf /etc/hosts; grep hosts: /etc/nsswitch.conf";
 
 #[test]
