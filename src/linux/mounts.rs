@@ -52,24 +52,6 @@ pub fn detach(target: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(target, UnmountFlags::DETACH)?)
 }
 
-/// Mounts a layer in memory over a directory: what is written there from now on is in the layer only (overlayfs).
-///
-/// `layer` is an empty directory on a file system in memory.
-pub fn overlay(directory: &Path, layer: &Path) -> io::Result<()> {
-    let (upper, work) = (layer.join("upper"), layer.join("work"));
-    fs::create_dir(&upper)?;
-    fs::create_dir(&work)?;
-    let options = format!("lowerdir={},upperdir={},workdir={}", directory.display(), upper.display(), work.display());
-    let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
-    Ok(rustix::mount::mount(
-        "vpn-exec",
-        directory,
-        c"overlay",
-        MountFlags::NOSUID | MountFlags::NODEV,
-        Some(&*options),
-    )?)
-}
-
 /// Replaces `/sys` by that of the calling thread's network namespace: a sysfs shows the interfaces of the namespace in which
 /// it was mounted. What is mounted below (`/sys/fs/cgroup` and others) is carried over.
 pub fn replace_sys() -> io::Result<()> {

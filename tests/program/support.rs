@@ -98,7 +98,13 @@ pub(crate) fn loosen_etc() -> Result<bool> {
     let layer = Path::new("/run/lab/layer");
     std::fs::create_dir(layer)?;
     vpn_exec::linux::mounts::memory(layer)?;
-    match vpn_exec::linux::mounts::overlay(Path::new("/etc"), layer) {
+    let (upper, work) = (layer.join("upper"), layer.join("work"));
+    std::fs::create_dir(&upper)?;
+    std::fs::create_dir(&work)?;
+    let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
+    let options = std::ffi::CString::new(options)?;
+    let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
+    match rustix::mount::mount("layer", "/etc", c"overlay", flags, Some(&*options)) {
         Ok(()) => Ok(true),
         Err(error) => {
             println!("skipped: no overlayfs here: {error}");
