@@ -47,8 +47,9 @@ enum Local {
 }
 
 /// All flows.
-#[derive(Default)]
 pub(super) struct Datagrams {
+    /// Where each datagram is for the time that it is moved.
+    buffer: Box<[u8]>,
     flows: HashMap<Key, Flow>,
     by_token: HashMap<u64, Key>,
     swept: Option<Instant>,
@@ -64,6 +65,13 @@ struct Flow {
     used: Instant,
 }
 
+impl Default for Datagrams {
+    fn default() -> Self {
+        let buffer = vec![0; LARGEST].into_boxed_slice();
+        Self { buffer, flows: HashMap::new(), by_token: HashMap::new(), swept: None }
+    }
+}
+
 impl Datagrams {
     pub(super) fn is_empty(&self) -> bool {
         self.flows.is_empty()
@@ -77,9 +85,8 @@ impl Datagrams {
         targets: &[IpAddr],
         poller: &mut Poller,
     ) -> nix::Result<()> {
-        let mut buffer = vec![0; LARGEST];
         for _ in 0..TURNS {
-            let (length, client, local) = match receive_from(&port.socket, &mut buffer) {
+            let (length, client, local) = match receive_from(&port.socket, &mut self.buffer) {
                 Ok(received) => received,
                 Err(Errno::EAGAIN) => return Ok(()),
                 // An error that the network has told of an answer to somebody.
@@ -98,7 +105,7 @@ impl Datagrams {
                 }
             }
             if let Some(flow) = self.flows.get_mut(&key) {
-                flow.send(&buffer[..length]);
+                flow.send(&self.buffer[..length]);
             }
         }
         Ok(())
@@ -125,13 +132,12 @@ impl Datagrams {
     pub(super) fn work(&mut self, token: u64, ports: &HashMap<u64, Bound>, poller: &mut Poller) {
         let Some(key) = self.by_token.get(&token).copied() else { return };
         let (Some(flow), Some(port)) = (self.flows.get_mut(&key), ports.get(&key.0)) else { return };
-        let mut buffer = vec![0; LARGEST];
         for _ in 0..TURNS {
-            match socket::recv(flow.inside.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            match socket::recv(flow.inside.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
                 Ok(length) => {
                     (flow.used, flow.unanswered) = (Instant::now(), None);
                     flow.left.clear();
-                    if let Err(error) = send_to(&port.socket, &buffer[..length], key.1, key.2) {
+                    if let Err(error) = send_to(&port.socket, &self.buffer[..length], key.1, key.2) {
                         tracing::trace!("an answer to {} is dropped: {error}", key.1);
                     }
                 }
