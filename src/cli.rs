@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use ipnet::IpNet;
 
-use crate::config::profile::parse_publish;
-use crate::config::{BackendChoice, DbusAccess, Publish};
+use crate::config::network::parse_local;
+use crate::config::ports::{parse_open, parse_publish};
+use crate::config::{BackendChoice, DbusAccess, OpenPorts, Publish};
 use crate::names::TunnelName;
 
 /// Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
@@ -140,6 +142,18 @@ pub struct TunnelArgs {
     /// A port of the host that leads to a port inside, as `[ADDRESS:]PORT:PORT[/udp]`; ranges too (repeatable)
     #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
     pub publish: Vec<Ports>,
+
+    /// A network that is reached through the host instead of the tunnel, such as 192.168.1.0/24 (repeatable)
+    #[arg(long, value_name = "NETWORK", value_parser = parse_local)]
+    pub local: Vec<IpNet>,
+
+    /// Reach all private networks that the host is attached to, through the host
+    #[arg(long)]
+    pub lan: bool,
+
+    /// A port inside that is reached through the tunnel, as `PORT[/tcp|/udp]`; ranges too (repeatable)
+    #[arg(long, value_name = "PORTS", value_parser = parse_open)]
+    pub open: Vec<OpenPorts>,
 
     /// Run the file's PreUp, PostUp, PreDown and PostDown, inside the tunnel's namespace
     #[arg(long)]

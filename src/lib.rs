@@ -3,7 +3,7 @@
 //! The rooms, and which may call which (an arrow reads "may use"):
 //!
 //! ```text
-//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    tunnel ─► plan ─► config        all ─► names, keys
+//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset
 //! ```
 //!
 //! - [`cli`], [`logging`]: the command line, and what is said.
@@ -15,7 +15,7 @@
 //! - [`wireguard`]: one trait, two implementations.
 //! - [`relay`]: published ports.
 //! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
-//! - [`names`], [`keys`]: checked names and wiped keys.
+//! - [`names`], [`keys`], [`ruleset`]: checked names, wiped keys, and rules for packets.
 
 #![deny(unsafe_code)]
 
@@ -34,6 +34,7 @@ pub mod names;
 pub mod plan;
 pub mod program;
 pub mod relay;
+pub mod ruleset;
 pub mod tunnel;
 #[expect(unsafe_code, reason = "the embedded device sets socket options; each block says why it is sound")]
 pub mod wireguard;

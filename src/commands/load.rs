@@ -67,12 +67,14 @@ pub(super) fn has_profile(name: &TunnelName) -> bool {
 
 /// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
 pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
-    let TunnelArgs { backend, dns, search, publish, allow_hooks } = tunnel;
-    if backend.is_none() && dns.is_empty() && search.is_empty() && publish.is_empty() && !allow_hooks {
+    let TunnelArgs { backend, dns, search, publish, local, lan, open, allow_hooks } = tunnel;
+    let lists = [dns.is_empty(), search.is_empty(), publish.is_empty(), local.is_empty(), open.is_empty()];
+    if backend.is_none() && lists.iter().all(|is_empty| *is_empty) && !lan && !allow_hooks {
         return Ok(());
     }
     Err(Failure::new(
-        "this tunnel is up already: --backend, --dns, --search, --publish and --allow-hooks are of no use here",
+        "this tunnel is up already: --backend, --dns, --search, --publish, --local, --lan, --open and --allow-hooks are of no use \
+         here",
     )
     .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
 }
@@ -96,14 +98,13 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
     if !warnings.is_empty() {
         tracing::warn!("{}", render(&warnings));
     }
-    let Profile { backend, mut dns, mut local, program, wait, .. } = profile;
+    let Profile { backend, mut dns, mut local, mut open, program, wait, .. } = profile;
     overrule(&mut dns, tunnel);
-    for port in tunnel.publish.iter().flatten() {
-        if !local.publish.contains(port) {
-            local.publish.push(port.clone());
-        }
-    }
-    let config = Config { name, wireguard, backend: tunnel.backend.unwrap_or(backend), dns, local, program };
+    extend(&mut local.publish, tunnel.publish.iter().flatten());
+    extend(&mut local.networks, &tunnel.local);
+    extend(&mut open, &tunnel.open);
+    local.lan |= tunnel.lan;
+    let config = Config { name, wireguard, backend: tunnel.backend.unwrap_or(backend), dns, local, open, program };
     Ok(Loaded { config, wait, options: PlanOptions { allow_hooks: tunnel.allow_hooks }, file })
 }
 
@@ -116,9 +117,18 @@ impl Loaded {
     /// Plans from the facts of this instant.
     pub(super) fn plan(&self) -> Result<Plan, Failure> {
         let facts = Netlink::open()
-            .and_then(|mut host| facts::read(&mut host, &self.config.name, &self.config.wireguard))
+            .and_then(|mut host| facts::read(&mut host, &self.config))
             .map_err(|error| Failure::new(format!("cannot read the host's network configuration: {error}")))?;
         plan::plan(&self.config, &facts, self.options).map_err(Failure::new)
+    }
+}
+
+/// Adds what is not there yet.
+fn extend<'a, T: Clone + PartialEq + 'a>(list: &mut Vec<T>, more: impl IntoIterator<Item = &'a T>) {
+    for item in more {
+        if !list.contains(item) {
+            list.push(item.clone());
+        }
     }
 }
 

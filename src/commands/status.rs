@@ -120,6 +120,9 @@ fn describe(lines: &mut Lines, living: &Living) {
     if !living.local_networks.is_empty() {
         lines.row("local networks", list(&living.local_networks));
     }
+    if !living.open_ports.is_empty() {
+        lines.row("open", list(&living.open_ports));
+    }
     for port in &living.published_ports {
         lines.row("published", port);
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Display;
 
-use super::{BackendChoice, Config, Peer};
+use ipnet::IpNet;
+
+use super::{BackendChoice, Config, Local, Peer};
 use crate::keys::{PresharedKey, PublicKey};
 
 /// One difference.
@@ -49,7 +51,8 @@ pub fn difference(living: (&Config, bool), other: (&Config, bool)) -> Vec<Differ
     let search = |config: &Config| list(config.dns.search.as_ref().unwrap_or(&config.wireguard.interface.dns_search));
     compare("search domains", search(there), search(here));
     compare("resolver options", list(&there.dns.options), list(&here.dns.options));
-    compare("local networks", list(&there.local.networks), list(&here.local.networks));
+    compare("local networks", networks(&there.local), networks(&here.local));
+    compare("open ports", list(&there.open), list(&here.open));
     let ports = |config: &Config| list(&config.local.publish.iter().map(|port| port.to_string()).collect::<Vec<_>>());
     compare("published ports", ports(there), ports(here));
 
@@ -67,6 +70,11 @@ pub fn difference(living: (&Config, bool), other: (&Config, bool)) -> Vec<Differ
         compare(&format!("peer {key}"), "none".into(), "one".into());
     }
     found
+}
+
+fn networks(local: &Local) -> String {
+    let lan = local.lan.then(|| "those of the host".to_owned());
+    list(&lan.into_iter().chain(local.networks.iter().map(IpNet::to_string)).collect::<Vec<_>>())
 }
 
 fn compare_peers(one: &Peer, two: &Peer, compare: &mut impl FnMut(&str, String, String)) {
@@ -166,6 +174,7 @@ mod tests {
             backend: BackendChoice::Auto,
             dns: Dns::default(),
             local: Local::default(),
+            open: Vec::new(),
             program: ProgramOptions::default(),
         }
     }

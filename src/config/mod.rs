@@ -4,7 +4,8 @@
 pub mod capability;
 pub mod diagnostic;
 mod difference;
-mod network;
+pub mod network;
+pub mod ports;
 pub mod profile;
 mod shown;
 mod text;
@@ -39,6 +40,8 @@ pub struct Config {
     pub dns: Dns,
     /// What is reached through the host instead of the tunnel.
     pub local: Local,
+    /// What is open to those who reach the tunnel's address.
+    pub open: Vec<OpenPorts>,
     /// Under what identity and with which capabilities the program runs.
     pub program: ProgramOptions,
 }
@@ -193,6 +196,8 @@ pub struct Dns {
 pub struct Local {
     /// Networks beyond the host.
     pub networks: Vec<IpNet>,
+    /// Whether those that the host itself is attached to are among them, as far as they are private.
+    pub lan: bool,
     /// Ports of the host that lead to the program.
     pub publish: Vec<Publish>,
 }
@@ -218,11 +223,33 @@ impl fmt::Display for Publish {
             Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
             None => {}
         }
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        write!(f, "{}:{}/{protocol}", self.host_port, self.inner_port)
+        write!(f, "{}:{}/{}", self.host_port, self.inner_port, self.protocol)
+    }
+}
+
+/// Ports that are open inside to what comes through the tunnel, such as those that a provider forwards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenPorts {
+    /// The first.
+    pub first: u16,
+    /// The last, which may be the first.
+    pub last: u16,
+    /// TCP or UDP; `None`: both.
+    pub protocol: Option<Protocol>,
+}
+
+impl fmt::Display for OpenPorts {
+    /// As it is written in a profile.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last, protocol } = self;
+        write!(f, "{first}")?;
+        if last != first {
+            write!(f, "-{last}")?;
+        }
+        match protocol {
+            Some(protocol) => write!(f, "/{protocol}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -234,6 +261,15 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
 }
 
 /// Under what identity and with which capabilities the program runs.
@@ -273,6 +309,8 @@ pub struct Profile {
     pub dns: Dns,
     /// What is local.
     pub local: Local,
+    /// What is open to those who reach the tunnel's address.
+    pub open: Vec<OpenPorts>,
     /// The program's identity and privileges.
     pub program: ProgramOptions,
     /// How long to wait for the first handshake before the program starts. `None`: not at all.

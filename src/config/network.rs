@@ -7,7 +7,7 @@ use std::ops::Range;
 use ipnet::IpNet;
 
 use super::shown::quoted;
-use super::text::Piece;
+use super::text::{Piece, View};
 
 /// What is wrong with a value, and in which columns of its line.
 pub(super) struct Problem {
@@ -32,6 +32,37 @@ impl Problem {
         self.help = help.into();
         self
     }
+}
+
+/// Reads an argument of the command line.
+pub(super) fn parse<T>(text: &str, read: impl Fn(Piece<'_>) -> Result<T, Problem>) -> Result<T, String> {
+    read(View::new(text, |_, _| true).piece()).map_err(|problem| match problem.help {
+        Some(help) => format!("{}: {help}", problem.message),
+        None => format!("{}: {}", problem.message, problem.label),
+    })
+}
+
+/// Reads a network that is to be local.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_local(text: &str) -> Result<IpNet, String> {
+    parse(text, local)
+}
+
+/// A network that is to be local.
+pub(super) fn local(text: Piece<'_>) -> Result<IpNet, Problem> {
+    let net = network(text, "a network", "192.168.0.0/16")?;
+    if net.prefix_len() == 0 {
+        let message = "the local networks cannot be the whole Internet";
+        return Err(Problem::new(text, message, "this would lead all traffic past the tunnel"));
+    }
+    if net.trunc() == net {
+        return Ok(net);
+    }
+    let host = IpNet::from(net.addr());
+    Err(Problem::new(text, "the network has a non-zero host part", "expected zeros after the prefix")
+        .help(format!("did you mean `{}`, or `{host}`?", net.trunc())))
 }
 
 /// A decimal number of at most `max`; leading zeros are allowed, as by strtoul(3), and a sign is not.

@@ -6,7 +6,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -15,13 +14,13 @@ use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
 use super::network::{self, Problem};
 use super::shown::{dots, hide_keys, is_plain_name, quoted};
 use super::text::{Piece, View};
-use super::{BackendChoice, DbusAccess, MAX_BYTES, Profile, Protocol, Publish};
+use super::{BackendChoice, DbusAccess, MAX_BYTES, Profile, ports};
 
 /// The tables of a profile, the first being the file itself, and their keys.
 const TABLES: [(&str, &[&str]); 4] = [
-    ("", &["wireguard", "backend", "wait", "dns", "local", "program"]),
+    ("", &["wireguard", "backend", "wait", "open", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options"]),
-    ("local", &["networks", "publish"]),
+    ("local", &["networks", "lan", "publish"]),
     ("program", &["user", "group", "capabilities", "new-privileges", "dbus"]),
 ];
 
@@ -82,6 +81,7 @@ impl Reader<'_> {
                 }
                 "backend" => self.backend(value),
                 "wait" => self.wait(value),
+                "open" => self.profile.open = self.list(value, ports::open),
                 "dns" | "local" | "program" => match value.get_ref() {
                     DeValue::Table(inner) => self.table(name, inner),
                     _ => self.wrong_type(value, "a table", Some(format!("write `[{name}]` on a line of its own"))),
@@ -103,7 +103,8 @@ impl Reader<'_> {
                 ("dns", "servers") => self.profile.dns.servers = Some(self.list(value, Self::server)),
                 ("dns", "search") => self.profile.dns.search = Some(self.list(value, Self::domain)),
                 ("dns", "options") => self.profile.dns.options = self.list(value, Self::resolver_option),
-                ("local", "networks") => self.profile.local.networks = self.list(value, Self::network),
+                ("local", "networks") => self.profile.local.networks = self.list(value, network::local),
+                ("local", "lan") => self.boolean(value, |profile| &mut profile.local.lan),
                 ("local", "publish") => self.publish(value),
                 ("program", "user") => self.profile.program.user = self.account(value, "user"),
                 ("program", "group") => self.profile.program.group = self.account(value, "group"),
@@ -115,10 +116,7 @@ impl Reader<'_> {
                     Some("system") => self.profile.program.dbus = DbusAccess::System,
                     _ => self.wrong_type(value, "`\"session\"` or `\"system\"`", None),
                 },
-                ("program", "new-privileges") => match value.get_ref() {
-                    DeValue::Boolean(on) => self.profile.program.new_privileges = *on,
-                    _ => self.wrong_type(value, "`true` or `false`", None),
-                },
+                ("program", "new-privileges") => self.boolean(value, |profile| &mut profile.program.new_privileges),
                 _ => self.unknown(table, key.span(), name),
             }
         }
@@ -200,6 +198,13 @@ impl Reader<'_> {
         }
     }
 
+    fn boolean(&mut self, value: &Value<'_>, of: impl Fn(&mut Profile) -> &mut bool) {
+        match value.get_ref() {
+            DeValue::Boolean(on) => *of(&mut self.profile) = *on,
+            _ => self.wrong_type(value, "`true` or `false`", None),
+        }
+    }
+
     /// A user's or group's name or number.
     fn account(&mut self, value: &Value<'_>, what: &str) -> Option<String> {
         match value.get_ref() {
@@ -268,20 +273,6 @@ impl Reader<'_> {
         Err(Problem::new(text, message, "expected one option, such as `edns0` or `ndots:2`"))
     }
 
-    fn network(text: Piece<'_>) -> Result<IpNet, Problem> {
-        let net = network::network(text, "a network", "192.168.0.0/16")?;
-        if net.prefix_len() == 0 {
-            let message = "the local networks cannot be the whole Internet";
-            return Err(Problem::new(text, message, "this would lead all traffic past the tunnel"));
-        }
-        if net.trunc() == net {
-            return Ok(net);
-        }
-        let host = IpNet::from(net.addr());
-        Err(Problem::new(text, "the network has a non-zero host part", "expected zeros after the prefix")
-            .help(format!("did you mean `{}`, or `{host}`?", net.trunc())))
-    }
-
     fn capability(text: Piece<'_>) -> Result<String, Problem> {
         if capability::lookup(text.text).is_some() {
             return Ok(text.text.to_owned());
@@ -300,7 +291,7 @@ impl Reader<'_> {
         };
         let mut taken = HashSet::new();
         for element in array.iter() {
-            for publish in self.element(element, published).unwrap_or_default() {
+            for publish in self.element(element, ports::published).unwrap_or_default() {
                 if taken.insert((publish.address, publish.host_port, publish.protocol)) {
                     self.profile.local.publish.push(publish);
                 } else {
@@ -310,75 +301,6 @@ impl Reader<'_> {
             }
         }
     }
-}
-
-/// Reads what is to be published: `[address:]port-on-host:port-inside[/tcp|/udp]`. An IPv6 address is in brackets; a port may be a range
-/// such as `8000-8009`, if both are and have as many.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse_publish(text: &str) -> Result<Vec<Publish>, String> {
-    published(View::new(text, |_, _| true).piece()).map_err(|problem| match problem.help {
-        Some(help) => format!("{}: {help}", problem.message),
-        None => format!("{}: {}", problem.message, problem.label),
-    })
-}
-
-fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
-    let fault = |at: Piece<'_>, message: &str| {
-        Problem::new(at, message, "expected `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp]`")
-    };
-    let (ports, protocol) = match text.cut('/') {
-        None => (text, Protocol::Tcp),
-        Some((ports, protocol)) => match protocol.text.to_ascii_lowercase().as_str() {
-            "tcp" => (ports, Protocol::Tcp),
-            "udp" => (ports, Protocol::Udp),
-            _ => return Err(Problem::new(protocol, "this is no protocol", "expected `tcp` or `udp`")),
-        },
-    };
-    let Some(last) = ports.text.rfind(':') else {
-        let help = network::decimal(ports.text, 65535).map(|port| format!("did you mean `{port}:{port}`?"));
-        return Err(fault(text, "a port on the host and one inside are needed").help(help));
-    };
-    let inside = ports.part(last + 1..ports.text.len());
-    let before = ports.part(0..last);
-    let (address, on_host) = match before.text.rfind(':') {
-        None => (None, before),
-        Some(colon) => (Some(before.part(0..colon)), before.part(colon + 1..last)),
-    };
-    let port = |piece: Piece<'_>| {
-        network::decimal(piece.text, 65535)
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port > 0)
-            .ok_or_else(|| Problem::new(piece, "this is no port", "expected a number from 1 to 65535"))
-    };
-    let range = |piece: Piece<'_>| {
-        let (first, last) = piece.cut('-').unwrap_or((piece, piece));
-        let (from, to) = (port(first)?, port(last)?);
-        match from <= to {
-            true => Ok(from..=to),
-            false => Err(Problem::new(piece, "the range ends before it begins", "expected the lower port first")),
-        }
-    };
-    let address = match address {
-        None => None,
-        Some(piece) => {
-            let bracketed = piece.text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-            let parsed = match bracketed {
-                Some(text) => text.parse().map(std::net::IpAddr::V6).ok(),
-                None => piece.text.parse().map(std::net::IpAddr::V4).ok(),
-            };
-            let brackets = piece.text.parse::<std::net::Ipv6Addr>().is_ok();
-            let help = brackets.then(|| format!("write `[{}]`", piece.text));
-            Some(parsed.ok_or_else(|| fault(piece, "this is no address of the host").help(help))?)
-        }
-    };
-    let (on_host, on_inside) = (range(on_host)?, range(inside)?);
-    if on_host.len() != on_inside.len() {
-        return Err(fault(text, "the ranges have not as many ports"));
-    }
-    let pairs = on_host.zip(on_inside);
-    Ok(pairs.map(|(host_port, inner_port)| Publish { address, host_port, inner_port, protocol }).collect())
 }
 
 /// The messages.

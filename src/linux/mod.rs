@@ -11,6 +11,7 @@ pub mod monitor;
 pub mod mounts;
 pub mod namespace;
 pub mod netlink;
+pub mod nftables;
 pub mod poll;
 pub mod process;
 pub mod route;

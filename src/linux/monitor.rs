@@ -1,24 +1,44 @@
-//! Notices when a network namespace's addresses or routes change (rtnetlink(7)).
+//! Notices when a network namespace's addresses, routes or switches of forwarding change (rtnetlink(7)), or its rules for packets
+//! (nft(8)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-/// What is listened to: RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR and RTMGRP_IPV6_ROUTE of linux/rtnetlink.h.
-const GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400;
+/// What is listened to: RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR and RTMGRP_IPV6_ROUTE of linux/rtnetlink.h, and the
+/// groups RTNLGRP_IPV4_NETCONF (24) and RTNLGRP_IPV6_NETCONF (25).
+const NETWORK_GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400 | 1 << 23 | 1 << 24;
 
-/// Hears of every change of addresses and routes in the namespace in which it was opened.
+/// The group NFNLGRP_NFTABLES (7) of linux/netfilter/nfnetlink.h.
+const RULES_GROUPS: u32 = 1 << 6;
+
+/// Hears of every change of one kind in the namespace in which it was opened.
 #[derive(Debug)]
-pub struct NetworkMonitor(Socket);
+pub struct Monitor(Socket);
 
-impl NetworkMonitor {
-    /// Begins to listen, in the namespace of the calling thread.
-    pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUPS))?;
+impl Monitor {
+    /// Begins to listen for changes of addresses, routes and forwarding, in the namespace of the calling thread.
+    pub fn of_network() -> io::Result<Self> {
+        Self::open(NETLINK_ROUTE, NETWORK_GROUPS)
+    }
+
+    /// Begins to listen for changes of rules, in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_NET_ADMIN.
+    pub fn of_rules() -> io::Result<Self> {
+        Self::open(NETLINK_NETFILTER, RULES_GROUPS)
+    }
+
+    fn open(protocol: isize, groups: u32) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind(&SocketAddr::new(0, groups))?;
         socket.set_non_blocking(true)?;
         Ok(Self(socket))
     }
@@ -39,7 +59,7 @@ impl NetworkMonitor {
     }
 }
 
-impl AsFd for NetworkMonitor {
+impl AsFd for Monitor {
     /// Readable when something has changed.
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the socket is open for as long as this value is borrowed.

@@ -1,4 +1,5 @@
-//! A route netlink socket (rtnetlink(7)): requests with their acknowledgements, in batches, and dumps.
+//! A route netlink socket (rtnetlink(7)): requests with their acknowledgements, in batches, and dumps; and the [`Channel`] beneath,
+//! which other netlink protocols have in common with it.
 //!
 //! Synchronous on purpose: a set-up is a short list of requests in a fixed order, and a whole list goes to the kernel in
 //! one system call. A socket belongs for ever to the network namespace in which it was opened, so one thread can hold one
@@ -7,7 +8,10 @@
 use std::fmt;
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -26,6 +30,11 @@ const BATCH: usize = 64;
 
 /// A route netlink socket in the network namespace in which it was opened.
 pub struct Netlink {
+    channel: Channel,
+}
+
+/// A netlink socket of any protocol, in the network namespace in which it was opened.
+pub(super) struct Channel {
     socket: Socket,
     sequence: u32,
 }
@@ -90,13 +99,7 @@ impl fmt::Debug for Netlink {
 impl Netlink {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        // Both only make errors better; kernels before 4.12 have neither.
-        let _ = socket.set_ext_ack(true);
-        let _ = socket.set_cap_ack(true);
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { channel: Channel::open(NETLINK_ROUTE)? })
     }
 
     /// Makes changes in order, in as few system calls as possible.
@@ -112,16 +115,15 @@ impl Netlink {
     }
 
     fn execute_batch(&mut self, requests: Vec<Request>) -> Result<(), RequestError> {
-        let first = self.sequence.wrapping_add(1);
+        let first = self.channel.next_sequence();
         let mut names = Vec::with_capacity(requests.len());
         let mut buffer = Vec::new();
         for request in requests {
             let Request { what, message, flags, tolerated } = request;
-            self.append(&mut buffer, message, flags | NLM_F_REQUEST | NLM_F_ACK);
+            self.channel.append(&mut buffer, message, flags | NLM_F_REQUEST | NLM_F_ACK);
             names.push((what, tolerated));
         }
-        let outcome = self.socket.send(&buffer, 0).and_then(|_| self.collect_acks(first, names.len()));
-        let acks = match outcome {
+        let acks = match self.channel.send(&buffer).and_then(|()| self.channel.collect_acks(first, names.len())) {
             Ok(acks) => acks,
             Err(error) => {
                 let what = names.into_iter().next().map_or_else(String::new, |(what, _)| what);
@@ -146,19 +148,47 @@ impl Netlink {
 
     /// Asks a question that has one answer.
     pub(super) fn query(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-        let mut answers = self.ask(message, NLM_F_REQUEST | NLM_F_ACK)?;
+        let mut answers = self.channel.ask(message, NLM_F_REQUEST | NLM_F_ACK)?;
         answers.pop().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
     }
 
     /// Asks for a list. Entries that this library cannot read are left out.
     pub(super) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.ask(message, NLM_F_REQUEST | NLM_F_DUMP)
+        self.channel.ask(message, NLM_F_REQUEST | NLM_F_DUMP)
+    }
+}
+
+impl Channel {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub(super) fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // Both only make errors better; kernels before 4.12 have neither.
+        let _ = socket.set_ext_ack(true);
+        let _ = socket.set_cap_ack(true);
+        Ok(Self { socket, sequence: 0 })
     }
 
-    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    /// The sequence number of the message that is appended next.
+    pub(super) fn next_sequence(&self) -> u32 {
+        self.sequence.wrapping_add(1)
+    }
+
+    /// Sends messages.
+    pub(super) fn send(&self, messages: &[u8]) -> io::Result<()> {
+        self.socket.send(messages, 0).map(drop)
+    }
+
+    /// Asks a question, and returns all answers. Those that the library cannot read are left out.
+    pub(super) fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
+        &mut self,
+        message: M,
+        flags: u16,
+    ) -> io::Result<Vec<M>> {
         let mut buffer = Vec::new();
         let sequence = self.append(&mut buffer, message, flags);
-        self.socket.send(&buffer, 0)?;
+        self.send(&buffer)?;
         let mut answers = Vec::new();
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
@@ -175,7 +205,7 @@ impl Netlink {
                             None => Ok(answers),
                         };
                     }
-                    _ => match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+                    _ => match NetlinkMessage::<M>::deserialize(bytes) {
                         Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
                             answers.push(message);
                         }
@@ -187,12 +217,13 @@ impl Netlink {
         }
     }
 
-    fn append(&mut self, buffer: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) -> u32 {
-        self.sequence = self.sequence.wrapping_add(1);
+    /// Appends a message to those that are about to be sent, and returns its sequence number.
+    pub(super) fn append<M: NetlinkSerializable>(&mut self, buffer: &mut Vec<u8>, message: M, flags: u16) -> u32 {
+        self.sequence = self.next_sequence();
         let mut header = NetlinkHeader::default();
         header.flags = flags;
         header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         message.finalize();
         let start = buffer.len();
         buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
@@ -200,7 +231,8 @@ impl Netlink {
         self.sequence
     }
 
-    fn collect_acks(&mut self, first: u32, count: usize) -> io::Result<Vec<Option<Ack>>> {
+    /// Waits for the acknowledgements of `count` messages, the first of which has the number `first`.
+    pub(super) fn collect_acks(&mut self, first: u32, count: usize) -> io::Result<Vec<Option<Ack>>> {
         let mut acks = Vec::with_capacity(count);
         while acks.len() < count {
             let (datagram, _) = self.socket.recv_from_full()?;
@@ -214,9 +246,37 @@ impl Netlink {
         }
         Ok(acks)
     }
+
+    /// Waits for the acknowledgements of a transaction's messages.
+    ///
+    /// # Errors
+    /// The first. Then nothing of the transaction was done; a transaction that is refused as a whole has a single answer.
+    pub(super) fn collect_first_error(&mut self, first: u32, count: usize) -> io::Result<()> {
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for bytes in Messages(&datagram) {
+                let header = Header::of(bytes);
+                // The beginning of the transaction has the number before the first.
+                let place = header.sequence.wrapping_sub(first).wrapping_add(1);
+                if header.kind != NLMSG_ERROR || place as usize > count {
+                    continue;
+                }
+                match ack_of(bytes) {
+                    Some((error, None)) => return Err(error),
+                    Some((error, Some(detail))) => {
+                        tracing::debug!("the kernel says: {detail}");
+                        return Err(error);
+                    }
+                    None if place as usize == count => return Ok(()),
+                    None => {}
+                }
+            }
+        }
+    }
 }
 
-type Ack = (io::Error, Option<String>);
+/// An error, and what the kernel says about it.
+pub(super) type Ack = (io::Error, Option<String>);
 
 /// The error and the text in an `NLMSG_ERROR`; none if it says success.
 fn ack_of(message: &[u8]) -> Option<Ack> {

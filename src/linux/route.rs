@@ -29,6 +29,11 @@ pub struct Route {
     pub table: u32,
 }
 
+impl Route {
+    /// The table of the host's own addresses (`RT_TABLE_LOCAL` of rtnetlink(7)).
+    pub const LOCAL: u32 = 255;
+}
+
 pub(super) fn family_of(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }

@@ -22,7 +22,7 @@
 //! 0.0.0.0/1 and 128.0.0.0/1: a prefix shorter than the widest private block (/8 in IPv4, /7 in IPv6) speaks of the
 //! Internet, not of a private network that holds our place. Those of the host are still avoided where another pool is free.
 //!
-//! AllowedIPs, and the networks of the tunnel's addresses, are avoided in the same way. But they may cover all private
+//! AllowedIPs, the networks of the tunnel's addresses and local networks are avoided in the same way. But they may cover all private
 //! space, and the tunnel must still work: then the longest of them are kept clear as long as that can be, the shortest given
 //! up first, and a note says which two addresses lead to the host instead.
 
@@ -98,7 +98,7 @@ struct Claims {
     host: Vec<IpNet>,
     /// Single addresses, never given up.
     single: Vec<IpNet>,
-    /// What is routed into the tunnel, given up last.
+    /// What is routed into the tunnel or is local, given up last.
     tunnel: Vec<IpNet>,
 }
 
@@ -138,7 +138,7 @@ impl Claims {
         Self {
             host: facts.routes.iter().map(|route| route.destination).collect(),
             single: single.map(IpNet::from).collect(),
-            tunnel: addresses.iter().chain(allowed).map(IpNet::trunc).collect(),
+            tunnel: addresses.iter().chain(allowed).chain(&config.local.networks).map(IpNet::trunc).collect(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{HookPlan, NamesPlan, Plan};
+use super::{FirewallPlan, HookPlan, NamesPlan, Plan};
 use crate::config::BackendChoice;
 
 /// What is to be done to a living tunnel. The peers and their keys are not in it: a plan has no secrets to compare.
@@ -24,6 +24,12 @@ pub struct Change {
     pub socket: Option<(u16, u32)>,
     /// What the programs see of names.
     pub names: Option<NamesPlan>,
+    /// Networks that are local besides.
+    pub add_local: Vec<IpNet>,
+    /// Networks that are not local any more.
+    pub remove_local: Vec<IpNet>,
+    /// Whether the rules for packets are others, or the host's interfaces that forward.
+    pub firewall: bool,
 }
 
 impl Plan {
@@ -32,6 +38,7 @@ impl Plan {
     pub fn keep_link(&mut self, living: &Plan) {
         self.veth = living.veth.clone();
         self.names.hosts.clone_from(&living.names.hosts);
+        self.firewall = FirewallPlan::of(self);
     }
 }
 
@@ -55,6 +62,9 @@ pub fn change(current: &Plan, wanted: &Plan, living: BackendChoice) -> Result<Ch
         mtu: (is.mtu != shall.mtu).then_some(shall.mtu),
         socket: (socket != (is.listen_port, is.fwmark)).then_some(socket),
         names: (current.names != wanted.names).then(|| wanted.names.clone()),
+        add_local: without(&wanted.local.networks, &current.local.networks),
+        remove_local: without(&current.local.networks, &wanted.local.networks),
+        firewall: (&current.firewall, &current.local) != (&wanted.firewall, &wanted.local),
     })
 }
 
@@ -78,6 +88,10 @@ fn obstacles(current: &Plan, wanted: &Plan, living: BackendChoice) -> Vec<String
     }
     if current.wireguard.interface != wanted.wireguard.interface {
         reasons.push(format!("WireGuard's interface is {}", current.wireguard.interface));
+    }
+    let of_ipv6 = wanted.local.networks.iter().find(|net| net.addr().is_ipv6());
+    if let (Some(net), None) = (of_ipv6, current.veth.host_ipv6) {
+        reasons.push(format!("{net} cannot be local, as the link to the host has no IPv6"));
     }
     if current.publish != wanted.publish {
         reasons.push("other ports are published".into());
@@ -118,6 +132,7 @@ mod tests {
             backend: BackendChoice::Auto,
             dns: Dns::default(),
             local: Local::default(),
+            open: Vec::new(),
             program: ProgramOptions::default(),
         };
         let facts = Facts { last_capability: 40, ..Facts::default() };

@@ -85,11 +85,41 @@ pub enum PlanError {
         /// What it was to be.
         what: &'static str,
     },
-    /// A later release's promise.
-    #[error("local networks are not available in this version: {networks} would not be reached")]
-    LocalNetworks {
-        /// Those asked for, joined by commas.
-        networks: String,
+    /// A local network of a kind that has no hosts of its own, or not beyond the host.
+    #[error("{network} is {what}, which cannot be a local network")]
+    LocalUnusable {
+        /// Which.
+        network: IpNet,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A local network that would take more than any private one has.
+    #[error(
+        "the local network {network} is wider than any private one: much of the Internet would be reached past the tunnel"
+    )]
+    LocalTooWide {
+        /// Which.
+        network: IpNet,
+    },
+    /// A local network that the tunnel is for.
+    #[error("{network} is to be local, but is routed into the tunnel")]
+    LocalIsTunnels {
+        /// Which.
+        network: IpNet,
+    },
+    /// A local IPv6 network where the link to the host has no IPv6.
+    #[error("{network} cannot be local: the link to the host has no IPv6")]
+    LocalWithoutIpv6 {
+        /// Which.
+        network: IpNet,
+    },
+    /// A local IPv6 network where the host could not forward to it without becoming a router for all.
+    #[error(
+        "{network} cannot be local: this host forwards no IPv6, and its kernel could only do so for all interfaces at once"
+    )]
+    LocalIpv6NotForwarded {
+        /// Which.
+        network: IpNet,
     },
     /// Two ports that cannot be listened on both.
     #[error("port {port} of the host is published twice")]
@@ -148,7 +178,17 @@ impl PlanError {
             Self::UnknownCapability { .. } => "use a name of capabilities(7), such as CAP_NET_RAW or net_raw",
             Self::CapabilityNotInKernel { .. } => "leave it out; no process of this kernel needs it",
             Self::ResolverText { .. } => "write each name or option as an item of its own",
-            Self::LocalNetworks { .. } => "remove `local.networks`; only the host itself is reached beside the tunnel",
+            Self::LocalUnusable { .. } => "name a network of the host's neighbours, such as 192.168.1.0/24",
+            Self::LocalTooWide { .. } => "name the networks that are meant, such as 192.168.1.0/24",
+            Self::LocalIsTunnels { .. } => {
+                "leave it out of the local networks, or out of the file's AllowedIPs and Address"
+            }
+            Self::LocalWithoutIpv6 { .. } => {
+                "leave it out, or give the tunnel an IPv6 address and let the program keep neither CAP_NET_RAW nor CAP_NET_ADMIN"
+            }
+            Self::LocalIpv6NotForwarded { .. } => {
+                "leave it out, use Linux 6.17 or newer, or make the host a router: `sysctl net.ipv6.conf.all.forwarding=1`"
+            }
             Self::PublishedTwice { .. } => "leave one out: a port on all addresses of the host is on each of them",
             Self::SecretInHook { .. } => "let the hook read the key from a file, or leave out --allow-hooks",
             Self::NoFreeAddresses { .. } => {

@@ -18,6 +18,35 @@ pub struct Facts {
     pub endpoint_routes: Vec<EndpointRoute>,
     /// The highest capability that the kernel knows: `/proc/sys/kernel/cap_last_cap`.
     pub last_capability: u8,
+    /// Others' chains that drop what the host forwards, unless a rule lets it pass; as far as they were looked for.
+    pub forward_drops: Vec<ForwardDrop>,
+    /// Whether the host could forward IPv6 for one interface alone.
+    pub ipv6_forwarding: Ipv6Forwarding,
+}
+
+/// A chain of a firewall of the host's, as nft(8) shows it, that drops what is forwarded unless a rule lets it pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardDrop {
+    /// The family of its table.
+    pub family: &'static str,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub chain: String,
+    /// The interfaces that rules of its table are about. One that ends with `*` stands for all names that begin so.
+    pub interfaces: Vec<String>,
+}
+
+/// Whether a host can forward IPv6 packets from some of its interfaces and from no others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ipv6Forwarding {
+    /// It cannot: Linux before 6.17 forwards from all interfaces or from none, and this host does from none.
+    #[default]
+    Never,
+    /// It can, by `force_forwarding` of an interface (the kernel's ip-sysctl.rst).
+    Each,
+    /// It forwards from all interfaces anyway.
+    All,
 }
 
 impl Facts {
@@ -52,6 +81,8 @@ pub struct HostRoute {
     pub interface: Option<u32>,
     /// Its own MTU, where it has one.
     pub mtu: Option<u32>,
+    /// Whether the host is attached to that network: it goes through no router, and is no address of the host's own.
+    pub attached: bool,
 }
 
 /// The route of the host to an endpoint.

@@ -16,6 +16,9 @@ const WIREGUARD: &str = "wg0";
 /// The inner end of the veth.
 const INNER: &str = "host0";
 
+/// How the host's end of every tunnel's veth begins.
+pub(super) const HOST_PREFIX: &str = "ve-";
+
 /// How many derived names are tried. A host would need as many look-alikes before we gave up.
 const ATTEMPTS: u32 = 64;
 
@@ -28,7 +31,7 @@ pub(super) struct Names {
 
 /// Derives the names, passing over those that the host has already.
 pub(super) fn derive(name: &TunnelName, facts: &Facts, findings: &mut Findings) -> Option<Names> {
-    let plain = Some(format!("ve-{name}")).filter(|plain| plain.len() <= InterfaceName::MAX);
+    let plain = Some(format!("{HOST_PREFIX}{name}")).filter(|plain| plain.len() <= InterfaceName::MAX);
     let derived = (0..ATTEMPTS).map(|attempt| shortened(name, attempt));
     let host = first_free(plain.into_iter().chain(derived), facts, findings);
     Some(Names { wireguard: checked(WIREGUARD), host: host?, inner: checked(INNER) })
@@ -37,7 +40,7 @@ pub(super) fn derive(name: &TunnelName, facts: &Facts, findings: &mut Findings) 
 fn shortened(name: &TunnelName, attempt: u32) -> String {
     // A tunnel's name is ASCII, so any cut is between characters.
     let start = &name.as_str()[..name.as_str().len().min(5)];
-    format!("ve-{start}-{}", stable::hex("host-interface", name, attempt, 6))
+    format!("{HOST_PREFIX}{start}-{}", stable::hex("host-interface", name, attempt, 6))
 }
 
 fn first_free(

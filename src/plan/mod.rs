@@ -2,16 +2,19 @@
 //! and none of this touches the system, so all decisions are tested without root.
 //!
 //! [`plan()`] is the entry. A module for each subject decides about it: `wireguard`, `mtu`, `interfaces` (their names),
-//! `addresses` (of the veth), `names` (what the program can look up), `privileges` and `hooks`. What they cannot accept, and
+//! `addresses` (of the veth), `local` (what is reached by it beyond the host), `firewall`, `names` (what the program can look up),
+//! `privileges` and `hooks`. What they cannot accept, and
 //! what the user may not expect, is collected, so that everything is reported at once. `render` prints a plan for people.
 
 mod addresses;
 mod change;
 mod error;
 mod facts;
+mod firewall;
 mod hidden;
 mod hooks;
 mod interfaces;
+mod local;
 mod mtu;
 mod names;
 mod privileges;
@@ -22,20 +25,21 @@ mod wireguard;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use change::{Change, change};
 pub use error::{PlanError, PlanErrors};
-pub use facts::{EndpointRoute, Facts, HostInterface, HostRoute};
+pub use facts::{EndpointRoute, Facts, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
+pub use firewall::{FirewallPlan, NAME_PORTS};
 pub use hidden::hidden_paths;
 pub use hooks::HookPlan;
+pub use local::LocalPlan;
 pub use mtu::wireguard_mtu;
 pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::{BackendChoice, Config, Local, ProgramOptions, Publish};
+use crate::config::{BackendChoice, Config, OpenPorts, ProgramOptions, Publish};
 use crate::names::{InterfaceName, TunnelName};
 
 /// Where named namespaces are, as ip-netns(8) has them.
@@ -64,8 +68,14 @@ pub struct Plan {
     pub wireguard: WireguardPlan,
     /// The pair that joins the namespace to the host.
     pub veth: VethPlan,
+    /// What is reached by it beyond the host.
+    pub local: LocalPlan,
     /// The ports of the host that lead inside.
     pub publish: Vec<Publish>,
+    /// The ports inside that are reached through the tunnel.
+    pub open: Vec<OpenPorts>,
+    /// The rules for packets.
+    pub firewall: FirewallPlan,
     /// What the program sees of names.
     pub names: NamesPlan,
     /// The paths that the program does not see: [`hidden_paths`].
@@ -123,14 +133,18 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let file = &config.wireguard;
 
     wireguard::check(config, &mut findings);
-    let reach = wireguard::reach(file, &mut findings);
+    let mut reach = wireguard::reach(file, &mut findings);
     let mtu = mtu::decide(file.interface.mtu, reach.ipv6, facts, &mut findings);
     let interfaces = interfaces::derive(&config.name, facts, &mut findings);
     let servers = names::servers(config);
     let veth_ipv6 = reach.ipv6 && !privileges::could_use_host_as_router(&config.program, &mut findings);
     let veth = addresses::derive(config, facts, &servers, veth_ipv6, &mut findings);
-    let names = names::decide(config, servers, &reach.routes, veth.as_ref(), &mut findings);
-    check_local(&config.local, &mut findings);
+    let local = local::decide(config, facts, &servers, &mut reach, veth_ipv6, &mut findings);
+    if let (Some(names), false) = (&interfaces, local.networks.is_empty()) {
+        local::note_firewalls(&local, &names.host, facts, &mut findings);
+    }
+    let names = names::decide(config, servers, &reach.routes, &local.networks, veth.as_ref(), &mut findings);
+    check_published(&config.local.publish, &mut findings);
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
         interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
@@ -138,30 +152,43 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let (Some(interfaces), Some(veth), Some(hooks), []) = (interfaces, veth, hooks, findings.errors.as_slice()) else {
         return Err(PlanErrors { name: config.name.clone(), reasons: findings.errors });
     };
+    let wireguard = WireguardPlan {
+        interface: interfaces.wireguard,
+        mtu: mtu.bytes,
+        mtu_reason: mtu.reason,
+        addresses: reach.addresses,
+        routes: reach.routes,
+        ipv6: reach.ipv6,
+        listen_port: file.interface.listen_port.unwrap_or(0),
+        fwmark: file.interface.fwmark.unwrap_or(0),
+        peers: wireguard::peers(file),
+    };
+    let veth = VethPlan {
+        host_interface: interfaces.host,
+        inner_interface: interfaces.inner,
+        host_ipv4: veth.ipv4.0,
+        inner_ipv4: veth.ipv4.1,
+        host_ipv6: veth.ipv6.map(|(host, _)| host),
+        inner_ipv6: veth.ipv6.map(|(_, inner)| inner),
+    };
+    let firewall = FirewallPlan::new(&firewall::Basis {
+        name: &config.name,
+        wireguard: &wireguard,
+        veth: &veth,
+        local: &local,
+        servers: &names.servers,
+        open: &config.open,
+    });
     Ok(Plan {
         name: config.name.clone(),
         namespace: Path::new(NAMESPACES).join(config.name.as_str()),
         backend: config.backend,
-        wireguard: WireguardPlan {
-            interface: interfaces.wireguard,
-            mtu: mtu.bytes,
-            mtu_reason: mtu.reason,
-            addresses: reach.addresses,
-            routes: reach.routes,
-            ipv6: reach.ipv6,
-            listen_port: file.interface.listen_port.unwrap_or(0),
-            fwmark: file.interface.fwmark.unwrap_or(0),
-            peers: wireguard::peers(file),
-        },
-        veth: VethPlan {
-            host_interface: interfaces.host,
-            inner_interface: interfaces.inner,
-            host_ipv4: veth.ipv4.0,
-            inner_ipv4: veth.ipv4.1,
-            host_ipv6: veth.ipv6.map(|(host, _)| host),
-            inner_ipv6: veth.ipv6.map(|(_, inner)| inner),
-        },
+        wireguard,
+        veth,
+        local,
         publish: config.local.publish.clone(),
+        open: config.open.clone(),
+        firewall,
         names,
         hidden: hidden_paths(config.program.dbus),
         privileges,
@@ -190,18 +217,14 @@ pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Res
     }
 }
 
-/// Refuses what cannot be, and what a later release brings, so that nobody takes it for working.
-fn check_local(local: &Local, findings: &mut Findings) {
-    if !local.networks.is_empty() {
-        let networks: Vec<String> = local.networks.iter().map(IpNet::to_string).collect();
-        findings.refuse(PlanError::LocalNetworks { networks: networks.join(", ") });
-    }
-    for (number, port) in local.publish.iter().enumerate() {
+/// Refuses ports that cannot be listened on both.
+fn check_published(ports: &[Publish], findings: &mut Findings) {
+    for (number, port) in ports.iter().enumerate() {
         let clashes = |other: &Publish| {
             let somewhere = other.address == port.address || other.address.is_none() || port.address.is_none();
             other.protocol == port.protocol && other.host_port == port.host_port && somewhere
         };
-        if local.publish[..number].iter().any(clashes) {
+        if ports[..number].iter().any(clashes) {
             findings.refuse(PlanError::PublishedTwice { port: port.host_port });
         }
     }

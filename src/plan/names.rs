@@ -50,11 +50,12 @@ pub(super) fn servers(config: &Config) -> Vec<IpAddr> {
     servers
 }
 
-/// Writes the files. `routes` is what is routed into the tunnel.
+/// Writes the files. `routes` is what is routed into the tunnel, `local` what is reached through the host.
 pub(super) fn decide(
     config: &Config,
     servers: Vec<IpAddr>,
     routes: &[IpNet],
+    local: &[IpNet],
     veth: Option<&Addresses>,
     findings: &mut Findings,
 ) -> NamesPlan {
@@ -67,7 +68,7 @@ pub(super) fn decide(
             }
         }
     }
-    note_servers(&servers, routes, findings);
+    note_servers(&servers, routes, local, findings);
     NamesPlan {
         resolv_conf: resolv_conf(&servers, &search, &options),
         hosts: veth.map(hosts).unwrap_or_default(),
@@ -78,7 +79,7 @@ pub(super) fn decide(
     }
 }
 
-fn note_servers(servers: &[IpAddr], routes: &[IpNet], findings: &mut Findings) {
+fn note_servers(servers: &[IpAddr], routes: &[IpNet], local: &[IpNet], findings: &mut Findings) {
     if servers.is_empty() {
         findings.note("There is no DNS server, so the program can look no names up but those in /etc/hosts.".into());
     }
@@ -92,7 +93,7 @@ fn note_servers(servers: &[IpAddr], routes: &[IpNet], findings: &mut Findings) {
             findings.note(format!(
                 "Nothing answers at the DNS server {server}: inside, that is the program's own loopback."
             ));
-        } else if !routes.iter().any(|route| route.contains(server)) {
+        } else if !routes.iter().chain(local).any(|route| route.contains(server)) {
             findings.note(format!(
                 "The DNS server {server} is not reached: no AllowedIPs that are routed into the tunnel cover it."
             ));

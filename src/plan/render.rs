@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::Plan;
+use super::{FirewallPlan, Plan};
 use crate::config::{BackendChoice, DbusAccess, Publish};
 
 /// The width of the column of labels.
@@ -12,6 +12,7 @@ impl Display for Plan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         tunnel(self, f)?;
         link(self, f)?;
+        firewall(self, f)?;
         names(self, f)?;
         program(self, f)?;
         remarks(self, f)
@@ -60,10 +61,31 @@ fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nLink to the host, for local traffic only")?;
     row(f, "on the host", end(&veth.host_interface, &veth.host_ipv4, veth.host_ipv6))?;
     row(f, "inside", end(&veth.inner_interface, &veth.inner_ipv4, veth.inner_ipv6))?;
-    match plan.publish.is_empty() {
-        true => Ok(()),
-        false => rows(f, "published", &plan.publish.iter().map(Publish::to_string).collect::<Vec<_>>()),
+    if !plan.local.networks.is_empty() {
+        rows(f, "local networks", &plan.local.networks)?;
+        rows(f, "behind", &plan.local.interfaces)?;
     }
+    if !plan.publish.is_empty() {
+        rows(f, "published", &plan.publish.iter().map(Publish::to_string).collect::<Vec<_>>())?;
+    }
+    if !plan.open.is_empty() {
+        rows(f, "open", &plan.open)?;
+    }
+    Ok(())
+}
+
+fn firewall(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+    let FirewallPlan { inside, host } = &plan.firewall;
+    for (place, table) in
+        [("Rules for packets, inside", Some(inside)), ("Rules for packets, on the host", host.as_ref())]
+    {
+        let Some(table) = table else { continue };
+        writeln!(f, "\n{place}")?;
+        for line in table.to_string().lines() {
+            writeln!(f, "  {}", Plain(line.replace('\t', "  ")))?;
+        }
+    }
+    Ok(())
 }
 
 fn names(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {

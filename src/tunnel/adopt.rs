@@ -11,10 +11,11 @@ use ipnet::IpNet;
 
 use super::error::Doing;
 use super::state::{Directory, State};
-use super::{DeviceEvents, Inner, Tunnel, TunnelError, embed};
+use super::{DeviceEvents, Inner, RULES, Tunnel, TunnelError, embed, local_networks, local_route};
 use crate::linux::link::Link;
 use crate::linux::namespace::{self, Named};
 use crate::linux::netlink::{Netlink, Request};
+use crate::linux::nftables::Nftables;
 use crate::linux::tun;
 use crate::plan::Plan;
 use crate::wireguard::kernel::KernelDevice;
@@ -95,7 +96,11 @@ impl Tunnel {
             Some(deviation) => return Err(foreign(&deviation)).doing(doing),
             None => complete(&mut netlink, &self.plan).doing(doing)?,
         }
-        Ok(Inner { namespace, netlink })
+        // Whatever has become of them.
+        let mut rules = namespace.run(Nftables::open).doing(doing)?;
+        rules.replace(&self.plan.firewall.inside, mark).doing(RULES).map_err(local_networks::lacking)?;
+        self.host_part.open(&self.plan, &self.mark)?;
+        Ok(Inner { namespace, netlink, rules })
     }
 }
 
@@ -122,6 +127,7 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
     let addresses = netlink.addresses()?;
     let at = |index: u32| addresses.iter().filter(move |(of, _)| *of == index).map(|(_, address)| *address);
     let veth = veth_networks(plan);
+    let is_local = |net: &IpNet| plan.local.networks.contains(net);
     if let Some(foreign) = at(inner_index).find(|address| !veth.contains(&address.trunc())) {
         return Ok(Some(format!("has the address {foreign} on {inner}")));
     }
@@ -130,7 +136,7 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
     let multicast = |net: &IpNet| net.addr().is_multicast();
     let strays = routes.iter().filter(|route| route.interface == Some(inner_index)).find(|route| {
         let destination = route.destination;
-        !multicast(&destination) && !veth.iter().any(|net| net.contains(&destination))
+        !multicast(&destination) && !is_local(&destination) && !veth.iter().any(|net| net.contains(&destination))
     });
     Ok(strays.map(|stray| format!("routes {} by {inner}", stray.destination)))
 }
@@ -138,19 +144,27 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
 /// Gives WireGuard's interface what it lacks of what was planned: a keeper that was killed while it applied a changed configuration
 /// has written that down, and not yet done. Nothing of it leads out.
 fn complete(netlink: &mut Netlink, plan: &Plan) -> io::Result<()> {
-    let wireguard = &plan.wireguard;
+    let (wireguard, veth) = (&plan.wireguard, &plan.veth);
+    let link = netlink.link_index(&veth.inner_interface)?;
     let (name, index) = (wireguard.interface.as_str(), netlink.link_index(&wireguard.interface)?);
     let (addresses, routes) = (netlink.addresses()?, netlink.routes()?);
     let lacks_address = |wanted: &&IpNet| !addresses.contains(&(index, **wanted));
-    let lacks_route =
-        |wanted: &&IpNet| !routes.iter().any(|route| route.interface == Some(index) && route.destination == **wanted);
+    let lacks = |by: u32, wanted: &IpNet| {
+        !routes.iter().any(|route| route.interface == Some(by) && route.destination == *wanted)
+    };
     let mut requests: Vec<Request> = Vec::new();
     requests.extend(
         wireguard.addresses.iter().filter(lacks_address).map(|it| Request::add_address(index, name, *it).or_exists()),
     );
     requests.extend(
-        wireguard.routes.iter().filter(lacks_route).map(|it| Request::add_route(index, name, *it, None).or_exists()),
+        wireguard
+            .routes
+            .iter()
+            .filter(|it| lacks(index, it))
+            .map(|it| Request::add_route(index, name, *it, None).or_exists()),
     );
+    let local = plan.local.networks.iter().filter(|it| lacks(link, it));
+    requests.extend(local.map(|it| local_route(link, veth, *it).or_exists()));
     Ok(netlink.execute(requests)?)
 }
 

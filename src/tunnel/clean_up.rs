@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::Inner;
 use super::error::{Doing, TunnelError};
+use super::local_networks::HostPart;
 use super::state::{Directory, Mark, State};
 use crate::linux::link::Link;
 use crate::linux::namespace::{self, Named, NamespaceId};
@@ -30,6 +31,8 @@ pub struct Remains {
     pub(super) wireguard_interface: InterfaceName,
     pub(super) inner: Option<Inner>,
     pub(super) device: Option<Box<dyn Device>>,
+    /// Closing it after rules were removed takes the kernel some time, too.
+    pub(super) _host_part: HostPart,
 }
 
 impl Remains {
@@ -82,6 +85,7 @@ pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelErr
     if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
         tracing::info!("taking away what a killed tunnel {name} has left");
         reclaim_namespace(&state, &namespace::path_of(name.as_str()))?;
+        HostPart::default().close(name, &state.mark)?;
         remove_links(&mut host, state.mark.text())?;
     }
     // Any that stay are not this machine's /run's: somebody in a container on this network has a tunnel of this name.

@@ -5,18 +5,19 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::state;
-use crate::config::{Endpoint, WgQuick};
+use super::{forwarding, state};
+use crate::config::{Config, Endpoint};
 use crate::linux::capabilities;
 use crate::linux::link::Link;
 use crate::linux::netlink::Netlink;
-use crate::names::TunnelName;
-use crate::plan::{EndpointRoute, Facts, HostInterface, HostRoute};
+use crate::linux::nftables::{DroppingChain, Nftables};
+use crate::linux::route::Route;
+use crate::plan::{EndpointRoute, Facts, ForwardDrop, HostInterface, HostRoute};
 
 /// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
-/// so that a plan of it comes out as it was.
-/// What other tunnels have chosen, and perhaps not yet made, is among the facts.
-pub fn read(host: &mut Netlink, name: &TunnelName, wireguard: &WgQuick) -> io::Result<Facts> {
+/// so that a plan of it comes out as it was. What other tunnels have chosen, and perhaps not yet made, is among the facts.
+pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
+    let Config { name, wireguard, local, .. } = config;
     // One that cannot be read is judged where a tunnel is made.
     let own = state::read(name).unwrap_or(None);
     let is_own = |link: &Link| own.as_ref().is_some_and(|state| link.alias.as_deref() == Some(state.mark.text()));
@@ -27,7 +28,12 @@ pub fn read(host: &mut Netlink, name: &TunnelName, wireguard: &WgQuick) -> io::R
         .routes()?
         .into_iter()
         .filter(|route| !own.iter().any(|link| Some(link.index) == route.interface))
-        .map(|route| HostRoute { destination: route.destination, interface: route.interface, mtu: route.mtu })
+        .map(|route| HostRoute {
+            attached: is_attached(&route),
+            destination: route.destination,
+            interface: route.interface,
+            mtu: route.mtu,
+        })
         .collect();
     // Who may not see it cannot make a tunnel, either.
     for veth in state::chosen_by_others(name).unwrap_or_default() {
@@ -36,7 +42,7 @@ pub fn read(host: &mut Netlink, name: &TunnelName, wireguard: &WgQuick) -> io::R
         }
         let ipv4 = IpNet::new(veth.host_ipv4.into(), 31).ok();
         let ipv6 = veth.host_ipv6.and_then(|address| IpNet::new(address.into(), 127).ok());
-        let link = |net: IpNet| HostRoute { destination: net.trunc(), interface: None, mtu: None };
+        let link = |net: IpNet| HostRoute { destination: net.trunc(), interface: None, mtu: None, attached: false };
         routes.extend([ipv4, ipv6].into_iter().flatten().map(link));
     }
     let mut endpoint_routes = Vec::new();
@@ -48,7 +54,24 @@ pub fn read(host: &mut Netlink, name: &TunnelName, wireguard: &WgQuick) -> io::R
             endpoint_routes.push(EndpointRoute { address: address.ip(), interface, mtu });
         }
     }
-    Ok(Facts { interfaces, routes, endpoint_routes, last_capability: capabilities::last()? })
+    let (last_capability, ipv6_forwarding) = (capabilities::last()?, forwarding::of_ipv6()?);
+    let forward_drops = if local.networks.is_empty() && !local.lan { Vec::new() } else { forward_drops() };
+    Ok(Facts { interfaces, routes, endpoint_routes, last_capability, ipv6_forwarding, forward_drops })
+}
+
+/// Others' firewalls that could be in the way. Who may not see them is told nothing of them, and no more of a kernel without any.
+fn forward_drops() -> Vec<ForwardDrop> {
+    let found = Nftables::open().and_then(|mut rules| rules.dropping_forward_chains());
+    let found = found.inspect_err(|error| tracing::debug!(%error, "the host's firewalls cannot be looked at"));
+    let drop =
+        |DroppingChain { family, table, name: chain, interfaces }| ForwardDrop { family, table, chain, interfaces };
+    found.unwrap_or_default().into_iter().map(drop).collect()
+}
+
+/// Whether a route leads to a network that the host has an interface in.
+fn is_attached(route: &Route) -> bool {
+    let is_network = (1..route.destination.max_prefix_len()).contains(&route.destination.prefix_len());
+    route.gateway.is_none() && route.table != Route::LOCAL && is_network
 }
 
 /// The MTU of the host's way to an address, in bytes.

@@ -4,19 +4,25 @@
 use super::TunnelError;
 
 /// The points of a set-up, in their order.
-pub const SET_UP: [&str; 8] = [
+pub const SET_UP: [&str; 9] = [
     "after the namespace",
     "after the state",
     "after the directory of names",
     "after the name",
     "after the veth pair",
+    "after the host's rules",
     "after the WireGuard device",
     "after the routes",
     "at the end",
 ];
 
 /// The points of taking a tunnel down, in their order. They can only be killed at: no failure keeps the rest from being done.
-pub const TAKE_DOWN: [&str; 3] = ["after the socket is gone", "after the name is gone", "before the state is gone"];
+pub const TAKE_DOWN: [&str; 4] = [
+    "after the socket is gone",
+    "after the name is gone",
+    "after the host's rules are gone",
+    "before the state is gone",
+];
 
 /// Fails if the test has chosen this point: the environment variable `VPN_EXEC_TEST_FAIL` holds its name, or `kill:` and its name
 /// to have the process killed there instead.

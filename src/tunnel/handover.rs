@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::{BackendChoice, Config, Dns, Local, MAX_BYTES, ProgramOptions, wg_quick};
+use crate::config::{BackendChoice, Config, Dns, Local, MAX_BYTES, OpenPorts, ProgramOptions, wg_quick};
 use crate::linux::memory_file;
 use crate::names::TunnelName;
 use crate::plan::PlanOptions;
@@ -35,6 +35,7 @@ struct Settings {
     backend: BackendChoice,
     dns: Dns,
     local: Local,
+    open: Vec<OpenPorts>,
     allow_hooks: bool,
 }
 
@@ -53,6 +54,7 @@ impl Handover {
             backend: config.backend,
             dns: config.dns.clone(),
             local: config.local.clone(),
+            open: config.open.clone(),
             allow_hooks: options.allow_hooks,
         };
         Self { settings, contents: Zeroizing::new(contents.to_vec()) }
@@ -88,8 +90,8 @@ impl Handover {
     pub fn config(&self) -> Result<(Config, PlanOptions), String> {
         let settings = self.settings.clone();
         let (wireguard, _) = wg_quick::parse(&settings.file, &self.contents).map_err(|found| found.render(false))?;
-        let Settings { name, backend, dns, local, allow_hooks, .. } = settings;
-        let config = Config { name, wireguard, backend, dns, local, program: ProgramOptions::default() };
+        let Settings { name, backend, dns, local, open, allow_hooks, .. } = settings;
+        let config = Config { name, wireguard, backend, dns, local, open, program: ProgramOptions::default() };
         Ok((config, PlanOptions { allow_hooks }))
     }
 }

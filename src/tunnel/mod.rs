@@ -1,8 +1,9 @@
 //! Applies a [`Plan`] step by step, and undoes it from any point.
 //!
-//! The order of the steps is what keeps the namespace closed at every instant: it is born with nothing but `lo`, then has the
-//! veth with a route to the host alone, and last WireGuard's interface with all other routes. Nothing has to be undone one by
-//! one: all of it ends with the namespace, so undoing is to let go of the namespace.
+//! The order of the steps is what keeps the namespace closed at every instant: it is born with nothing but `lo` and the rules for
+//! packets, then has the veth with a route to the host alone, then WireGuard's interface with the tunnel's routes, and last those to the
+//! local networks, of which some addresses may be the tunnel's. Nothing of that has to be undone one by one: it ends with the namespace,
+//! so undoing is to let go of that. Only what the host does for local networks is taken back by itself.
 
 mod adopt;
 pub mod approach;
@@ -13,10 +14,12 @@ pub mod facts;
 #[doc(hidden)]
 pub mod fault;
 mod filter;
+mod forwarding;
 pub mod handover;
 mod hooks;
 pub mod keeper;
 pub mod lease;
+mod local_networks;
 mod parameters;
 pub mod recovery;
 pub mod state;
@@ -33,17 +36,22 @@ use crate::config::{BackendChoice, HookKind};
 use crate::linux::link::{Counters, Place};
 use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
 use crate::linux::netlink::{Netlink, Request};
+use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::linux::tun;
 use crate::names::InterfaceName;
-use crate::plan::{self, Change, Plan};
+use crate::plan::{self, Change, Plan, VethPlan};
 use crate::wireguard::kernel::{self, KernelDevice};
 use crate::wireguard::userspace::{Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 pub use clean_up::{Remains, reclaim};
 use error::Doing;
 pub use error::TunnelError;
+use local_networks::HostPart;
 use state::{Directory, Holder, Mark, State};
+
+/// What loading the rules of a namespace is called in messages.
+const RULES: &str = "load the rules for packets";
 
 /// A tunnel that is being made, or that is up. Taken down by [`Tunnel::take_down`]; when the process is killed, it is taken over
 /// by [`Tunnel::adopt`], or taken away by [`reclaim`].
@@ -61,12 +69,15 @@ pub struct Tunnel {
     reserve: Option<OwnedFd>,
     /// Whether the namespace's name may be there still though it should be gone.
     name_left: bool,
+    /// What the host does for local networks.
+    host_part: HostPart,
 }
 
-/// The namespace, and a netlink socket in it.
+/// The namespace, and netlink sockets in it.
 struct Inner {
     namespace: NetworkNamespace,
     netlink: Netlink,
+    rules: Nftables,
 }
 
 impl fmt::Debug for Tunnel {
@@ -97,7 +108,8 @@ impl Tunnel {
         let reserve = Some(reserve.doing("keep a descriptor in reserve")?);
         let (inner, device, state) = (None, None, None);
         let (post_down_due, name_left) = (false, false);
-        Ok(Self { plan, directory, host, mark, inner, device, state, post_down_due, reserve, name_left })
+        let host_part = HostPart::default();
+        Ok(Self { plan, directory, host, mark, inner, device, state, post_down_due, reserve, name_left, host_part })
     }
 
     /// Makes everything, in the order that keeps the namespace closed. After an error what was made until then is still there:
@@ -127,6 +139,8 @@ impl Tunnel {
         self.make_veth()?;
         tracing::debug!("the veth pair is made");
         fault::point("after the veth pair")?;
+        self.open_local_networks()?;
+        fault::point("after the host's rules")?;
         let (device, events) = self.make_device(config, on_data_path_start)?;
         self.device = Some(device);
         tracing::debug!("the WireGuard device is made");
@@ -217,6 +231,16 @@ impl Tunnel {
         Ok((all, inner.namespace.try_clone()?))
     }
 
+    /// Makes what the host does for local networks fit what the host does by itself, which may have become another.
+    pub fn refresh_host_part(&mut self) -> Result<(), TunnelError> {
+        self.open_local_networks()
+    }
+
+    /// Makes it again if somebody has taken it away.
+    pub fn mend_host_part(&mut self) -> Result<(), TunnelError> {
+        self.host_part.mend(&self.plan, &self.mark)
+    }
+
     /// What went through WireGuard's interface.
     pub fn counters(&mut self) -> io::Result<Counters> {
         let Some(inner) = &mut self.inner else { return Ok(Counters::default()) };
@@ -249,11 +273,12 @@ impl Tunnel {
             Some(names) => self.directory.write_resolv_conf(&names.resolv_conf),
             None => Ok(()),
         };
-        let applied = applied.and_then(|()| self.change_interface(change, &wanted.wireguard.interface));
+        let applied = applied.and_then(|()| self.change_network(change, &wanted));
         if let Err(error) = applied {
             // The error that matters is the first one.
             if let Ok(undo) = plan::change(&wanted, &self.plan, self.living_choice()) {
-                let _ = self.change_interface(&undo, &wanted.wireguard.interface);
+                let living = self.plan.clone();
+                let _ = self.change_network(&undo, &living);
             }
             let _ = self.directory.write_resolv_conf(&self.plan.names.resolv_conf);
             let _ = self.directory.write_plan(&self.plan);
@@ -263,10 +288,20 @@ impl Tunnel {
         Ok(())
     }
 
-    fn change_interface(&mut self, change: &Change, interface: &InterfaceName) -> io::Result<()> {
+    /// Changes the interfaces inside, and the rules. What is not to be reached any more is closed first.
+    fn change_network(&mut self, change: &Change, wanted: &Plan) -> io::Result<()> {
+        let mark = self.mark.text();
         let Some(inner) = &mut self.inner else { return Ok(()) };
-        let name = interface.as_str();
-        let index = inner.netlink.link_index(interface)?;
+        let link = &wanted.veth.inner_interface;
+        let (name, interface) = (wanted.wireguard.interface.as_str(), &wanted.wireguard.interface);
+        let (index, link_index) = (inner.netlink.link_index(interface)?, inner.netlink.link_index(link)?);
+        let closing =
+            change.remove_local.iter().map(|net| Request::delete_route(link_index, link.as_str(), *net)).collect();
+        inner.netlink.execute(closing)?;
+        if change.firewall {
+            inner.rules.replace(&wanted.firewall.inside, mark)?;
+            self.host_part.open(wanted, &self.mark).map_err(io::Error::other)?;
+        }
         let mut requests: Vec<Request> = Vec::new();
         requests.extend(change.mtu.map(|mtu| Request::set_mtu(index, name, mtu)));
         requests.extend(change.remove_routes.iter().map(|route| Request::delete_route(index, name, *route)));
@@ -276,6 +311,7 @@ impl Tunnel {
         requests
             .extend(change.add_routes.iter().map(|route| Request::add_route(index, name, *route, None).or_exists()));
         requests.extend(change.remove_addresses.iter().map(|address| Request::delete_address(index, name, *address)));
+        requests.extend(change.add_local.iter().map(|net| local_route(link_index, &wanted.veth, *net).or_exists()));
         Ok(inner.netlink.execute(requests)?)
     }
 
@@ -302,17 +338,35 @@ impl Tunnel {
 
     /// Makes the namespace: marked, with `lo` up, and nothing else.
     fn make_namespace(&mut self) -> Result<(), TunnelError> {
-        let (mark, ipv6) = (self.mark.text(), self.plan.wireguard.ipv6);
-        let (namespace, netlink) = NetworkNamespace::create(|| {
+        let ipv6 = self.plan.wireguard.ipv6;
+        let (namespace, (mut netlink, mut rules)) = NetworkNamespace::create(|| {
             parameters::prepare_ipv6(ipv6)?;
-            let mut netlink = Netlink::open()?;
-            // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
-            netlink.execute(vec![Request::set_alias(1, "lo", mark), Request::set_up(1, "lo")])?;
-            Ok(netlink)
+            Ok((Netlink::open()?, Nftables::open()?))
         })
         .doing("make a network namespace")?;
-        self.inner = Some(Inner { namespace, netlink });
+        let mark = self.mark.text();
+        rules.create(&self.plan.firewall.inside, mark).doing(RULES).map_err(local_networks::lacking)?;
+        // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
+        let lo = vec![Request::set_alias(1, "lo", mark), Request::set_up(1, "lo")];
+        netlink.execute(lo).doing("make a network namespace")?;
+        self.inner = Some(Inner { namespace, netlink, rules });
         Ok(())
+    }
+
+    /// Has the host let packets pass to the local networks, if there are any.
+    fn open_local_networks(&mut self) -> Result<(), TunnelError> {
+        if self.plan.local.networks.is_empty() {
+            return Ok(());
+        }
+        self.host_part.open(&self.plan, &self.mark)
+    }
+
+    /// Takes that back.
+    fn close_local_networks(&mut self) -> Result<(), TunnelError> {
+        if self.plan.local.networks.is_empty() {
+            return Ok(());
+        }
+        self.host_part.close(&self.plan.name, &self.mark)
     }
 
     fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), TunnelError> {
@@ -412,10 +466,10 @@ impl Tunnel {
         Ok(embedded)
     }
 
-    /// Gives WireGuard's interface its addresses, takes it up, and only then routes into it: the last step, after which there
-    /// is a way out, and it is the tunnel.
+    /// Gives WireGuard's interface its addresses, takes it up, and only then routes into it; then into the local networks.
     fn open_wireguard(&mut self) -> Result<(), TunnelError> {
-        let plan = self.plan.wireguard.clone();
+        let (plan, veth, local) =
+            (self.plan.wireguard.clone(), self.plan.veth.clone(), self.plan.local.networks.clone());
         let name = plan.interface.as_str();
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
@@ -428,6 +482,10 @@ impl Tunnel {
             let is_connected = plan.addresses.iter().any(|address| address.trunc() == *route);
             if is_connected { request.or_exists() } else { request }
         }));
+        if !local.is_empty() {
+            let link = netlink.link_index(&veth.inner_interface).doing(format!("find {}", veth.inner_interface))?;
+            requests.extend(local.iter().map(|net| local_route(link, &veth, *net)));
+        }
         netlink.execute(requests).doing("configure WireGuard's interface").map_err(|mut error| {
             if error.error.kind() == io::ErrorKind::AddrInUse {
                 error.advice =
@@ -460,7 +518,9 @@ impl Tunnel {
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
         self.post_down_due = false;
         fault::point("after the name is gone")?;
-        closed.and(pre_down).and(untaken).and(post_down)
+        let local = self.close_local_networks();
+        fault::point("after the host's rules are gone")?;
+        closed.and(pre_down).and(untaken).and(post_down).and(local)
     }
 
     fn is_ours(&self, named: &Named) -> bool {
@@ -490,11 +550,18 @@ impl Tunnel {
             wireguard_interface: self.plan.wireguard.interface.clone(),
             inner: self.inner.take().filter(|_| self.device.is_some()),
             device: self.device.take(),
+            _host_part: std::mem::take(&mut self.host_part),
         };
         fault::point("before the state is gone")?;
         self.directory.release().doing("remove the tunnel's state")?;
         Ok(remains)
     }
+}
+
+/// A route to a local network, inside.
+fn local_route(link: u32, veth: &VethPlan, net: IpNet) -> Request {
+    let router = if net.addr().is_ipv4() { Some(veth.host_ipv4.into()) } else { veth.host_ipv6.map(IpAddr::from) };
+    Request::add_route(link, veth.inner_interface.as_str(), net, router)
 }
 
 /// Starts an embedded device on a TUN.

@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::forwarding::Forwarding;
 use crate::linux::namespace::{self, NamesMade, NamespaceId};
 use crate::linux::process::ProcessId;
 use crate::names::TunnelName;
@@ -30,6 +31,9 @@ use crate::wireguard::Backend;
 
 /// The file, beside the tunnels' directories, that says what had to be made for `/run/netns`.
 const NAMES_MADE: &str = ".netns";
+
+/// The file, beside the tunnels' directories, that says which of the host's interfaces forward for tunnels.
+const FORWARDING: &str = ".forwarding";
 
 /// The file that the programs inside see as `/etc/resolv.conf`.
 const RESOLV_CONF: &str = "resolv.conf";
@@ -365,12 +369,43 @@ fn names_made_file() -> PathBuf {
     Path::new(BASE).join(NAMES_MADE)
 }
 
+fn forwarding_file() -> PathBuf {
+    Path::new(BASE).join(FORWARDING)
+}
+
+/// Where a file is written before it takes the place of the one before.
+fn new(file: &Path) -> PathBuf {
+    file.with_extension("new")
+}
+
 fn read_names_made() -> io::Result<NamesMade> {
     match fs::read(names_made_file()) {
         Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(NamesMade::default()),
         Err(error) => Err(error),
     }
+}
+
+/// Reads which interfaces forward for tunnels, has that changed, and writes it down again; nobody else does meanwhile. After an error it
+/// stays as it was written down.
+pub(super) fn with_forwarding<T>(change: impl FnOnce(&mut Forwarding) -> io::Result<T>) -> io::Result<T> {
+    let _base = match lock_base() {
+        // Without any tunnel nothing forwards for one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return change(&mut Forwarding::default()),
+        base => base?,
+    };
+    let path = forwarding_file();
+    let mut forwarding: Forwarding = read_json(&path)?.unwrap_or_default();
+    let before = serde_json::to_vec(&forwarding)?;
+    let value = change(&mut forwarding)?;
+    let after = serde_json::to_vec(&forwarding)?;
+    if forwarding.is_empty() {
+        remove_file(&path)?;
+    } else if before != after {
+        fs::write(new(&path), &after)?;
+        fs::rename(new(&path), &path)?;
+    }
+    Ok(value)
 }
 
 /// Locks the base against other tunnels that come or go. Held for an instant only.
@@ -385,7 +420,8 @@ fn has_others(base: &File) -> io::Result<bool> {
     let mut buffer = [std::mem::MaybeUninit::uninit(); 2048];
     let mut entries = rustix::fs::RawDir::new(base, &mut buffer);
     while let Some(entry) = entries.next() {
-        if ![".", "..", NAMES_MADE].map(str::as_bytes).contains(&entry?.file_name().to_bytes()) {
+        // No tunnel's name begins with a dot.
+        if !entry?.file_name().to_bytes().starts_with(b".") {
             return Ok(true);
         }
     }
@@ -405,7 +441,9 @@ fn release_base() -> io::Result<()> {
         return Ok(());
     }
     namespace::unprepare_names(read_names_made()?)?;
-    remove_file(&names_made_file())?;
+    for file in [names_made_file(), forwarding_file(), new(&forwarding_file())] {
+        remove_file(&file)?;
+    }
     match fs::remove_dir(BASE) {
         // A tunnel that is just coming does not lock the base to make its directory.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::ENOENT)) => Ok(()),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lease::{self, Event, Request};
 use super::state;
-use crate::config::Publish;
+use crate::config::{OpenPorts, Publish};
 use crate::linux::namespace;
 use crate::linux::process;
 use crate::names::{InterfaceName, TunnelName};
@@ -79,6 +79,8 @@ pub struct Living {
     pub link: HostLink,
     /// Networks that are reached through the host instead of the tunnel.
     pub local_networks: Vec<IpNet>,
+    /// Ports inside that are reached through the tunnel.
+    pub open_ports: Vec<OpenPorts>,
     /// Ports of the host that lead inside.
     pub published_ports: Vec<Publish>,
     /// What last went wrong, unless it has gone well since.

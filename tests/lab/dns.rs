@@ -51,7 +51,7 @@ struct State {
 
 impl DnsServer {
     /// Answers at port 53 of both addresses, which the namespace has.
-    pub(crate) fn start(site: &NetworkNamespace, at: Addresses) -> Result<Self> {
+    pub fn start(site: &NetworkNamespace, at: Addresses) -> Result<Self> {
         let state = Arc::new(Mutex::new(State::default()));
         for address in at.both() {
             let socket = site

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, anyhow};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use vpn_exec::linux::link::Place;
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
@@ -57,6 +57,10 @@ pub const WEB: Addresses = Addresses::new([203, 0, 113, 2], 4, 2);
 
 /// The host's own address in the local network.
 pub const HOST_ON_LAN: Addresses = Addresses::new([192, 0, 2, 65], 2, 1);
+/// The neighbour, in a private network on the same cable: see [`Lab::join_private_lan`].
+pub const PRIVATE_LAN: Addresses = private(2);
+/// The host in it.
+pub const HOST_ON_PRIVATE_LAN: Addresses = private(1);
 const ROUTER_TO_PROVIDER: Addresses = Addresses::new([198, 51, 100, 1], 3, 1);
 const ROUTER_TO_WEB: Addresses = Addresses::new([203, 0, 113, 1], 4, 1);
 
@@ -68,6 +72,13 @@ pub const TUNNEL_CLIENT: Addresses = inner(2);
 const fn inner(host: u8) -> Addresses {
     Addresses { ipv4: Ipv4Addr::new(10, 64, 0, host), ipv6: Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, host as u16) }
 }
+
+const fn private(host: u8) -> Addresses {
+    Addresses { ipv4: Ipv4Addr::new(192, 168, 7, host), ipv6: Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, host as u16) }
+}
+
+/// The prefix lengths of a private network.
+const PRIVATE_PREFIXES: (u8, u8) = (24, 64);
 
 /// The prefix lengths of every cable.
 const PREFIXES: (u8, u8) = (26, 64);
@@ -148,6 +159,25 @@ impl Lab {
             tunnel_resolver,
             capture,
         })
+    }
+
+    /// Gives the host and its neighbour private addresses besides, as most local networks have them: 192.168.7.0/24 and fd07::/64.
+    pub fn join_private_lan(&self) -> Result<()> {
+        for (site, interface, at) in [(&self.host, "lan0", HOST_ON_PRIVATE_LAN), (&self.lan, "eth0", PRIVATE_LAN)] {
+            site.run(|| {
+                let mut netlink = Netlink::open()?;
+                let index = netlink.link_index(&name(interface))?;
+                let (ipv4, ipv6) = networks(at, PRIVATE_PREFIXES);
+                let add = |net: IpNet| Request::add_address(index, interface, net);
+                netlink.execute(vec![add(ipv4.into()), add(ipv6.into())])?;
+                // The kernel makes this one's own route a little later.
+                while !netlink.routes()?.iter().any(|route| route.destination == IpNet::from(IpAddr::from(at.ipv6))) {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// The text of the file that the provider gives to its customer.
@@ -253,7 +283,7 @@ impl<'a> Cable<'a> {
                 sysctl::set(&format!("net/ipv6/conf/{interface}/accept_dad"), "0")?;
                 let mut netlink = Netlink::open()?;
                 let index = netlink.link_index(&name(interface))?;
-                let (ipv4, ipv6) = networks(addresses);
+                let (ipv4, ipv6) = networks(addresses, PREFIXES);
                 let mut requests = vec![
                     Request::set_up(index, interface),
                     Request::add_address(index, interface, ipv4.into()),
@@ -272,8 +302,7 @@ impl<'a> Cable<'a> {
     }
 }
 
-fn networks(addresses: Addresses) -> (Ipv4Net, Ipv6Net) {
-    let (length4, length6) = PREFIXES;
+fn networks(addresses: Addresses, (length4, length6): (u8, u8)) -> (Ipv4Net, Ipv6Net) {
     (Ipv4Net::new_assert(addresses.ipv4, length4), Ipv6Net::new_assert(addresses.ipv6, length6))
 }
 

@@ -51,7 +51,8 @@ pub use anyhow::{Context, Error, Result, bail, ensure};
 
 pub use capture::Capture;
 pub use internet::{
-    Addresses, HOST, HOST_ON_LAN, LAN, Lab, PROVIDER, ROUTER, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
+    Addresses, HOST, HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, Lab, PRIVATE_LAN, PROVIDER, ROUTER, Reach, TUNNEL_CLIENT,
+    TUNNEL_RESOLVER, WEB,
 };
 pub use packet::{Flow, Packet};
 pub use provider::{PROVIDER_PORT, Peer, Provider, passing_tun};

@@ -1,5 +1,6 @@
 //! A failure, and a kill, after every single step: the steps are [`fault`]'s, so that a new one cannot be forgotten here.
 
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::ensure;
@@ -9,10 +10,17 @@ use vpn_exec::tunnel::fault;
 
 use crate::support::{
     PATIENCE, assert_none_soon, assert_refused, assert_unchanged, bare, ended, errors, prepare, run, run_this, send,
-    vpn_exec,
 };
 
 const CHOSEN: &str = "VPN_EXEC_TEST_FAIL";
+
+/// A tunnel with all that one can have, so that there is something to undo for every step.
+fn whole(options: &[&str], task: &str) -> Command {
+    let mut command = bare("faults");
+    command.args(["--local", "192.168.7.0/24", "--local", "fd07::/64"]).args(options);
+    run_this(&mut command, task);
+    command
+}
 
 #[test]
 fn a_failure_after_any_step_is_told_and_undone() {
@@ -20,14 +28,14 @@ fn a_failure_after_any_step_is_told_and_undone() {
         prepare()?;
         let before = Snapshot::take()?;
         for point in fault::SET_UP {
-            let mut command = vpn_exec("faults", "exit 0");
+            let mut command = whole(&[], "exit 0");
             command.env(CHOSEN, point);
             let output = run(command)?;
             let message = assert_refused(&output);
             assert!(message.contains(point), "{message}");
             assert_unchanged(&before, point)?;
         }
-        let output = run(vpn_exec("faults", "exit 0"))?;
+        let output = run(whole(&[], "exit 0"))?;
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
         Ok(())
     });
@@ -39,7 +47,7 @@ fn a_keeper_killed_after_any_step_is_told_and_undone() {
         prepare()?;
         let before = Snapshot::take()?;
         for point in fault::SET_UP {
-            let mut command = vpn_exec("faults", "exit 0");
+            let mut command = whole(&[], "exit 0");
             command.env(CHOSEN, format!("kill:{point}"));
             let message = assert_refused(&run(command)?);
             assert!(message.contains("killed"), "{point}: {message}");
@@ -47,8 +55,7 @@ fn a_keeper_killed_after_any_step_is_told_and_undone() {
         }
         // Once the program has ended its status counts, whatever happens to the keeper.
         for point in fault::TAKE_DOWN {
-            let mut command = bare("faults");
-            run_this(command.arg("-vv"), "exit 3");
+            let mut command = whole(&["-vv"], "exit 3");
             command.env(CHOSEN, format!("kill:{point}"));
             let output = run(command)?;
             assert_eq!(ended(output.status), Ok(3), "{point}: {}", errors(&output));
@@ -66,7 +73,7 @@ fn when_both_are_killed_the_next_start_reclaims() {
         prepare()?;
         let before = Snapshot::take()?;
         for point in fault::SET_UP.into_iter().chain(fault::TAKE_DOWN) {
-            let mut command = vpn_exec("faults", "nap");
+            let mut command = whole(&[], "nap");
             command.env(CHOSEN, format!("kill:{point}"));
             let mut child = command.spawn()?;
             let launcher = child.id().cast_signed();
@@ -79,7 +86,7 @@ fn when_both_are_killed_the_next_start_reclaims() {
             let _ = send(launcher, Signal::SIGKILL);
             child.wait()?;
             assert_none_soon(&["nap"], point)?;
-            let output = run(vpn_exec("faults", "exit 0"))?;
+            let output = run(whole(&[], "exit 0"))?;
             assert_eq!(ended(output.status), Ok(0), "{point}: {}", errors(&output));
             assert_unchanged(&before, format_args!("after {point:?} and another start"))?;
         }

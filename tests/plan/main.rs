@@ -1,6 +1,7 @@
 //! The planner's promises: what is decided for the usual tunnels, what is refused, and that nothing derived ever collides.
 
 mod decisions;
+mod local;
 mod overlaps;
 mod properties;
 mod refusals;

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use vpn_exec::config::{BackendChoice, Config, Dns, Endpoint, Interface, Local, Peer, ProgramOptions, WgQuick};
 use vpn_exec::keys::{PrivateKey, PublicKey};
-use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, HostRoute, Plan, PlanError, PlanOptions, plan};
+use vpn_exec::plan::{
+    EndpointRoute, Facts, HostInterface, HostRoute, Ipv6Forwarding, Plan, PlanError, PlanOptions, plan,
+};
 
 /// A number of `/proc/sys/kernel/cap_last_cap` as kernels since 5.9 have it.
 pub(crate) const LAST_CAPABILITY: u8 = 40;
@@ -50,6 +52,7 @@ pub(crate) fn config(addresses: &[&str], dns: &[&str], allowed_ips: &[&str]) -> 
         backend: BackendChoice::Auto,
         dns: Dns::default(),
         local: Local::default(),
+        open: Vec::new(),
         program: ProgramOptions::default(),
     }
 }
@@ -65,7 +68,17 @@ pub(crate) fn both() -> Config {
 }
 
 pub(crate) fn route(destination: &str, interface: u32) -> HostRoute {
-    HostRoute { destination: destination.parse().expect("a network"), interface: Some(interface), mtu: None }
+    HostRoute {
+        destination: destination.parse().expect("a network"),
+        interface: Some(interface),
+        mtu: None,
+        attached: false,
+    }
+}
+
+/// A network that the host is attached to.
+pub(crate) fn attached(network: &str, interface: u32) -> HostRoute {
+    HostRoute { attached: true, ..route(network, interface) }
 }
 
 /// A host with both families on Ethernet, its endpoint reached by that.
@@ -77,11 +90,11 @@ pub(crate) fn host() -> Facts {
         ],
         routes: vec![
             route("0.0.0.0/0", 2),
-            route("198.51.100.0/24", 2),
+            attached("198.51.100.0/24", 2),
             route("198.51.100.7/32", 2),
             route("127.0.0.0/8", 1),
             route("::/0", 2),
-            route("2001:db8:1::/64", 2),
+            attached("2001:db8:1::/64", 2),
             route("fe80::/64", 2),
             route("ff00::/8", 2),
             route("::1/128", 1),
@@ -92,6 +105,8 @@ pub(crate) fn host() -> Facts {
             mtu: None,
         }],
         last_capability: LAST_CAPABILITY,
+        ipv6_forwarding: Ipv6Forwarding::Each,
+        forward_drops: vec![],
     }
 }
 

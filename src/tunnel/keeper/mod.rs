@@ -9,9 +9,11 @@
 //! - `watch`: what it does in between.
 //! - `visitors`: the connections to it.
 //! - `endpoints`: how each peer is reached, and the MTU that follows from it.
+//! - `local_networks`, `publish`: what it does for local networks and published ports.
 //! - `requests`: what it is asked for: leases, reports, changes, its end.
 
 mod endpoints;
+mod local_networks;
 mod publish;
 mod requests;
 mod visitors;
@@ -187,6 +189,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     let keeper = Keeper::new(tunnel, events, config, options, handover, reload, visitors, listener, service);
     let mut keeper = keeper.doing("watch the tunnel")?;
     keeper.begin()?;
+    keeper.watch_rules();
     if is_taken_over && foreground {
         // Nobody else is there to ask for it. What cannot be changed now stays as it was, and the tunnel with it.
         keeper.reload_own();

@@ -219,7 +219,8 @@ impl Keeper {
             peers: self.peers(),
             dns: Dns { servers: plan.names.servers.clone(), search: plan.names.search.clone() },
             link,
-            local_networks: self.config.local.networks.clone(),
+            local_networks: plan.local.networks.clone(),
+            open_ports: plan.open.clone(),
             published_ports: self.config.local.publish.clone(),
             problem: self.endpoints.problem.clone(),
         };
@@ -331,6 +332,7 @@ impl Keeper {
         self.options = options;
         self.handover = sealed;
         self.endpoints.configure(&self.config);
+        self.watch_rules();
         if let Some(mtu) = change.mtu {
             self.endpoints.mtu = mtu;
         }
@@ -338,12 +340,13 @@ impl Keeper {
         Ok(differences.iter().map(ToString::to_string).collect())
     }
 
-    fn plan_anew(
+    /// Plans from the facts of this instant.
+    pub(super) fn plan_anew(
         &mut self,
         config: &config::Config,
         options: plan::PlanOptions,
     ) -> Result<Plan, (String, Option<String>)> {
-        let facts = facts::read(self.tunnel.host(), &config.name, &config.wireguard)
+        let facts = facts::read(self.tunnel.host(), config)
             .map_err(|error| (format!("cannot read the host's network configuration: {error}"), None))?;
         plan::plan(config, &facts, options).map_err(|errors| (errors.to_string(), None))
     }

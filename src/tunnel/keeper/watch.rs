@@ -16,7 +16,7 @@ use super::{End, Reload, Service};
 use crate::config::Config;
 use crate::linux::clock::boot_time;
 use crate::linux::local_socket::Listener;
-use crate::linux::monitor::NetworkMonitor;
+use crate::linux::monitor::Monitor;
 use crate::linux::poll::wait_for;
 use crate::linux::process::ProcessId;
 use crate::linux::signals::Signals;
@@ -54,7 +54,9 @@ pub(super) struct Keeper {
     signals: Signals,
     events: DeviceEvents,
     timer: Timer,
-    monitor: NetworkMonitor,
+    monitor: Monitor,
+    /// Hears of changes of the host's rules, where the tunnel has some of its own among them.
+    pub(super) rules: Option<Monitor>,
     /// When to look at the host's network, which has changed.
     settled_at: Option<Duration>,
     /// How long the machine has slept since it was started.
@@ -68,6 +70,7 @@ pub(super) struct Keeper {
 enum Source {
     Timer,
     Network,
+    Rules,
     Resolver,
     DeviceFailed,
     Handshakes,
@@ -107,7 +110,8 @@ impl Keeper {
             signals: service.signals,
             events,
             timer: Timer::new()?,
-            monitor: NetworkMonitor::open()?,
+            monitor: Monitor::of_network()?,
+            rules: None,
             settled_at: None,
             slept: slept(),
             wait_until: service.wait.map(|wait| now + wait),
@@ -171,6 +175,7 @@ impl Keeper {
         // Until it has settled, one change is as good as many.
         if self.settled_at.is_none() {
             sources.push((Source::Network, self.monitor.as_fd()));
+            sources.extend(self.rules.as_ref().map(|rules| (Source::Rules, rules.as_fd())));
         }
         sources.extend(self.events.failed.as_ref().map(|fd| (Source::DeviceFailed, fd.as_fd())));
         sources.extend(self.events.handshakes.as_ref().map(|fd| (Source::Handshakes, fd.as_fd())));
@@ -190,11 +195,16 @@ impl Keeper {
                 self.visitors.dismiss_idle(now);
                 if self.settled_at.is_some_and(|at| at <= now) {
                     self.settled_at = None;
-                    self.monitor.drain()?;
-                    self.endpoints.network_changed(&mut self.tunnel);
+                    if self.monitor.drain()? {
+                        self.endpoints.network_changed(&mut self.tunnel);
+                        self.find_local_networks();
+                    }
+                    if self.rules.as_ref().map_or(Ok(false), Monitor::drain)? {
+                        self.mend_rules();
+                    }
                 }
             }
-            Source::Network => self.settled_at = Some(boot_time() + SETTLING),
+            Source::Network | Source::Rules => self.settled_at = Some(boot_time() + SETTLING),
             Source::Resolver => self.endpoints.take_answers(),
             Source::DeviceFailed => {
                 tracing::debug!("the tunnel's device has ended");

@@ -1,0 +1,93 @@
+//! Ports, as the profile and the command line name them: those that are published, and those that are open to the tunnel.
+
+use std::ops::RangeInclusive;
+
+use super::network::Problem;
+use super::text::Piece;
+use super::{OpenPorts, Protocol, Publish, network};
+
+/// Reads what is to be published: `[address:]port-on-host:port-inside[/tcp|/udp]`. An IPv6 address is in brackets; a port may be a range
+/// such as `8000-8009`, if both are and have as many.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_publish(text: &str) -> Result<Vec<Publish>, String> {
+    network::parse(text, published)
+}
+
+/// Reads what is to be open to the tunnel: `port[/tcp|/udp]`, where the port may be a range such as `8000-8009`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_open(text: &str) -> Result<OpenPorts, String> {
+    network::parse(text, open)
+}
+
+pub(super) fn open(text: Piece<'_>) -> Result<OpenPorts, Problem> {
+    let (ports, protocol) = with_protocol(text)?;
+    let ports = range(ports)?;
+    Ok(OpenPorts { first: *ports.start(), last: *ports.end(), protocol })
+}
+
+pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
+    let fault = |at: Piece<'_>, message: &str| {
+        Problem::new(at, message, "expected `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp]`")
+    };
+    let (ports, protocol) = with_protocol(text)?;
+    let protocol = protocol.unwrap_or(Protocol::Tcp);
+    let Some(last) = ports.text.rfind(':') else {
+        let help = network::decimal(ports.text, 65535).map(|port| format!("did you mean `{port}:{port}`?"));
+        return Err(fault(text, "a port on the host and one inside are needed").help(help));
+    };
+    let inside = ports.part(last + 1..ports.text.len());
+    let before = ports.part(0..last);
+    let (address, on_host) = match before.text.rfind(':') {
+        None => (None, before),
+        Some(colon) => (Some(before.part(0..colon)), before.part(colon + 1..last)),
+    };
+    let address = match address {
+        None => None,
+        Some(piece) => {
+            let bracketed = piece.text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+            let parsed = match bracketed {
+                Some(text) => text.parse().map(std::net::IpAddr::V6).ok(),
+                None => piece.text.parse().map(std::net::IpAddr::V4).ok(),
+            };
+            let brackets = piece.text.parse::<std::net::Ipv6Addr>().is_ok();
+            let help = brackets.then(|| format!("write `[{}]`", piece.text));
+            Some(parsed.ok_or_else(|| fault(piece, "this is no address of the host").help(help))?)
+        }
+    };
+    let (on_host, on_inside) = (range(on_host)?, range(inside)?);
+    if on_host.len() != on_inside.len() {
+        return Err(fault(text, "the ranges have not as many ports"));
+    }
+    let pairs = on_host.zip(on_inside);
+    Ok(pairs.map(|(host_port, inner_port)| Publish { address, host_port, inner_port, protocol }).collect())
+}
+
+/// What is before the protocol, and the protocol.
+fn with_protocol(text: Piece<'_>) -> Result<(Piece<'_>, Option<Protocol>), Problem> {
+    let Some((ports, protocol)) = text.cut('/') else { return Ok((text, None)) };
+    match protocol.text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok((ports, Some(Protocol::Tcp))),
+        "udp" => Ok((ports, Some(Protocol::Udp))),
+        _ => Err(Problem::new(protocol, "this is no protocol", "expected `tcp` or `udp`")),
+    }
+}
+
+fn port(piece: Piece<'_>) -> Result<u16, Problem> {
+    network::decimal(piece.text, 65535)
+        .and_then(|port| u16::try_from(port).ok())
+        .filter(|port| *port > 0)
+        .ok_or_else(|| Problem::new(piece, "this is no port", "expected a number from 1 to 65535"))
+}
+
+fn range(piece: Piece<'_>) -> Result<RangeInclusive<u16>, Problem> {
+    let (first, last) = piece.cut('-').unwrap_or((piece, piece));
+    let (from, to) = (port(first)?, port(last)?);
+    match from <= to {
+        true => Ok(from..=to),
+        false => Err(Problem::new(piece, "the range ends before it begins", "expected the lower port first")),
+    }
+}

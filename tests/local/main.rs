@@ -1,0 +1,105 @@
+//! The local network: what is asked for of it is reached, and nothing else is; no name is asked there; what comes in is what was asked
+//! for; and the host is no more of a router than before.
+
+mod inbound;
+mod names;
+mod neighbours;
+mod others;
+mod rules;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::agent::{Agent, launcher};
+use lab::{Lab, Reach, Skip, Snapshot};
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::tunnel::state;
+
+const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
+
+/// How long something may take that works.
+const WORKS: Duration = Duration::from_secs(10);
+
+/// The private network of the lab, [`Lab::join_private_lan`].
+const NETWORKS: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
+
+#[test]
+#[ignore = "the program that the other tests run"]
+fn agent() {
+    lab::agent::serve();
+}
+
+/// The provider's file, which is written once.
+fn file(lab: &Lab) -> Result<&'static str> {
+    static FILE: OnceLock<String> = OnceLock::new();
+    if let Some(file) = FILE.get() {
+        return Ok(file);
+    }
+    let path = lab.wg_quick_file(Reach::Ipv4)?;
+    Ok(FILE.get_or_init(|| path.display().to_string()))
+}
+
+/// The host as it is before there is a tunnel.
+fn untouched(lab: &Lab) -> Result<Snapshot> {
+    file(lab)?;
+    Snapshot::take()
+}
+
+fn assert_untouched(before: &Snapshot) -> Result<()> {
+    let changes = before.changes_within(WORKS)?;
+    ensure!(changes.is_empty(), "{changes:#?}");
+    Ok(())
+}
+
+/// Runs the agent in a tunnel, and waits for it to begin.
+fn inside(lab: &Lab, options: &[&str]) -> Result<Agent> {
+    Agent::start(Some(launcher(VPN_EXEC, Path::new(file(lab)?), options)))?.begun()
+}
+
+/// Ends the agent; it, and vpn-exec, must end well. Returns what was written to standard error.
+fn finish(agent: Agent) -> Result<String> {
+    let (status, complaints) = agent.finish()?;
+    ensure!(status.success(), "{status}: {complaints}");
+    Ok(complaints)
+}
+
+fn vpn_exec(arguments: &[&str]) -> Result<Output> {
+    Ok(Command::new(VPN_EXEC).args(arguments).output()?)
+}
+
+fn works(arguments: &[&str]) -> Result<Output> {
+    let output = vpn_exec(arguments)?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output)
+}
+
+/// Runs nft(8) in a namespace: its output.
+fn nft(site: &NetworkNamespace, arguments: &[&str]) -> Result<String> {
+    let output = match site.run(|| Command::new("nft").args(arguments).output()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let reason = "there is no nft (Debian's package nftables)".into();
+            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
+        }
+        other => other?,
+    };
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "nft {arguments:?}: {errors}");
+    Ok(text.into_owned())
+}
+
+fn url(address: impl Into<IpAddr>, port: u16) -> String {
+    format!("http://{}/", SocketAddr::new(address.into(), port))
+}
+
+fn sysctl(parameter: &str) -> Result<String> {
+    vpn_exec::linux::sysctl::get(parameter).with_context(|| parameter.to_owned())
+}
+
+fn keeper_of(name: &str) -> Result<i32> {
+    let state = state::read(&name.parse()?)?.context("there is a tunnel")?;
+    Ok(state.keeper.cast_signed())
+}

@@ -1,0 +1,65 @@
+//! Names are not asked of anybody local but of a resolver that was named.
+
+use anyhow::{bail, ensure};
+use lab::agent::Echo;
+use lab::dns::DnsServer;
+use lab::{Addresses, PRIVATE_LAN, Peer, WEB};
+
+use super::{NETWORKS, WORKS, finish, inside};
+
+#[test]
+fn no_resolver_of_the_local_network_hears_of_any() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let neighbours = DnsServer::start(&lab.lan, PRIVATE_LAN)?;
+        neighbours.set("web.example", &WEB.both());
+        let mut agent = inside(lab, &NETWORKS)?;
+        for address in PRIVATE_LAN.both() {
+            agent.fail(&format!("lookup {address} web.example"))?;
+        }
+        finish(agent)?;
+        ensure!(neighbours.questions().is_empty(), "{:?}", neighbours.questions());
+
+        // One that is configured, and meant by itself, is asked.
+        let [ipv4, ipv6] = PRIVATE_LAN.both().map(|address| address.to_string());
+        let mut options = vec!["--dns", &ipv4, "--dns", &ipv6, "--local", &ipv4, "--local", &ipv6];
+        let mut agent = inside(lab, &options)?;
+        for address in [&ipv4, &ipv6] {
+            agent.succeed(&format!("lookup {address} web.example"))?;
+        }
+        finish(agent)?;
+        ensure!(neighbours.questions().len() == 2, "{:?}", neighbours.questions());
+        // In a wider network it is found in the tunnel instead, as that routes everything.
+        options.truncate(4);
+        let mut agent = inside(lab, &[&options[..], &NETWORKS].concat())?;
+        for address in [&ipv4, &ipv6] {
+            agent.fail(&format!("lookup {address} web.example"))?;
+        }
+        finish(agent)?;
+        ensure!(neighbours.questions().len() == 2, "{:?}", neighbours.questions());
+        Ok(())
+    });
+}
+
+/// A resolver of the host's that listens on its address on the link.
+#[test]
+fn nor_does_one_of_the_host() {
+    lab::test(Peer::Ours, |lab| {
+        let mut agent = inside(lab, &[])?;
+        let addresses = agent.succeed("resolve host.internal")?;
+        let Some((ipv4, ipv6)) = addresses.split_once(' ') else { bail!("one of each family: {addresses}") };
+        let hosts = DnsServer::start(&lab.host, Addresses { ipv4: ipv4.parse()?, ipv6: ipv6.parse()? })?;
+        hosts.set("web.example", &WEB.both());
+        for address in [ipv4, ipv6] {
+            agent.fail(&format!("lookup {address} web.example"))?;
+        }
+        ensure!(hosts.questions().is_empty(), "{:?}", hosts.questions());
+        // It hears who asks, and the host is reached otherwise.
+        lab::dns::lookup(ipv4.parse()?, "web.example", lab::dns::A, WORKS)?;
+        ensure!(hosts.questions().len() == 1);
+        let _echo = Echo::start(&lab.host, 7)?;
+        agent.succeed(&format!("echo {ipv4}:7 10"))?;
+        finish(agent)?;
+        Ok(())
+    });
+}

@@ -1,0 +1,186 @@
+//! Networks beyond the host.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use lab::agent::Echo;
+use lab::{HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, Lab, PRIVATE_LAN, PROVIDER, Peer, TUNNEL_RESOLVER, WEB};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vpn_exec::linux::namespace::{Named, look_up, path_of};
+use vpn_exec::linux::netlink::{Netlink, Request};
+
+use super::{
+    NETWORKS, WORKS, assert_untouched, file, finish, inside, keeper_of, sysctl, untouched, url, vpn_exec, works,
+};
+
+#[test]
+fn what_was_asked_for_is_reached_and_nothing_else() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let echo = Echo::start(&lab.lan, 7)?;
+        let before = untouched(lab)?;
+        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "local"]].concat())?;
+        for address in PRIVATE_LAN.both() {
+            let page = agent.succeed(&format!("get {}", url(address, 80)))?;
+            ensure!(page == "a page in the local network", "{page}");
+            agent.succeed(&format!("echo {} 100", SocketAddr::new(address, 7)))?;
+        }
+        // The neighbour needs no route back: it sees the host.
+        let callers = lab.lan_page.callers();
+        ensure!(callers == HOST_ON_PRIVATE_LAN.both(), "{callers:?}");
+        for address in LAN.both() {
+            agent.fail(&format!("get {}", url(address, 80)))?;
+        }
+        ensure!(lab.lan_page.callers().len() == 2 && echo.seen().len() == 2);
+        let seen = agent.succeed_within(WORKS, &format!("get {}", url(WEB.ipv4, 80)))?;
+        ensure!(seen == PROVIDER.ipv4.to_string(), "{seen}");
+
+        // Forwarding is on for single interfaces, and for nobody else's packets.
+        ensure!(sysctl("net/ipv4/ip_forward")? == "0" && sysctl("net/ipv6/conf/all/forwarding")? == "0");
+        ensure!(sysctl("net/ipv4/conf/lan0/forwarding")? == "1" && sysctl("net/ipv4/conf/eth0/forwarding")? == "0");
+        ask_host_to_forward(lab)?;
+        finish(agent)?;
+        // What of the neighbourhood's own went over these interfaces is to private addresses; of the rest, nothing may be plain.
+        let leaks: Vec<_> =
+            lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).collect();
+        ensure!(leaks.is_empty(), "{leaks:#?}");
+        assert_untouched(&before)
+    });
+}
+
+/// A neighbour takes the host for a router, which it is for one interface.
+fn ask_host_to_forward(lab: &Lab) -> Result<()> {
+    lab.lan.run(|| {
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link_index(&"eth0".parse().expect("a name"))?;
+        let routers = [HOST_ON_LAN.ipv4.into(), HOST_ON_LAN.ipv6.into()];
+        let nets = ["203.0.113.0/26", "2001:db8:4::/64"].map(|net| net.parse().expect("a network"));
+        let routes = nets.into_iter().zip(routers).map(|(net, by)| Request::add_route(index, "eth0", net, Some(by)));
+        netlink.execute(routes.collect())?;
+        for address in WEB.both() {
+            let socket = std::net::UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+            socket.send_to(b"forward this", (address, 7))?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// That the test above can fail: were forwarding on for the interface alone, the host would be the neighbour's router.
+#[test]
+fn without_rules_the_host_would_be_a_router() {
+    lab::test(Peer::Ours, |lab| {
+        vpn_exec::linux::sysctl::set("net/ipv4/conf/lan0/forwarding", "1")?;
+        ask_host_to_forward(lab)?;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let leaks = lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).count();
+        ensure!(leaks > 0, "nothing was forwarded");
+        Ok(())
+    });
+}
+
+#[test]
+fn all_private_networks_of_the_host_can_be_asked_for() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let file = file(lab)?;
+        let plan = works(&["plan", "--config", file, "--lan", "--json"])?;
+        let plan: serde_json::Value = serde_json::from_slice(&plan.stdout)?;
+        ensure!(plan["local"]["networks"] == serde_json::json!(["192.168.7.0/24", "fd07::/64"]), "{}", plan["local"]);
+        ensure!(plan["local"]["interfaces"] == serde_json::json!(["lan0"]), "{}", plan["local"]);
+        let mut agent = inside(lab, &["--lan"])?;
+        for address in PRIVATE_LAN.both() {
+            agent.succeed(&format!("get {}", url(address, 80)))?;
+        }
+        finish(agent)?;
+        Ok(())
+    });
+}
+
+/// A local network that holds the provider's resolver, whose file routes everything: names stay in the tunnel, also when that is gone.
+#[test]
+fn the_tunnel_wins_over_a_local_network() {
+    lab::test(Peer::Ours, |lab| {
+        let checked = works(&["check", "--config", file(lab)?, "--local", "10.0.0.0/8"])?;
+        let said = String::from_utf8(checked.stdout)?;
+        ensure!(said.contains("DNS server 10.64.0.1") && said.contains("stays in the tunnel"), "{said}");
+        ensure!(said.contains("10.64.0.2/32 stays in the tunnel"), "{said}");
+
+        let mut agent = inside(lab, &["--local", "10.0.0.0/8", "--name", "wins"])?;
+        let lookup = format!("lookup {} web.example", TUNNEL_RESOLVER.ipv4);
+        agent.succeed_within(WORKS, &lookup)?;
+        lab.capture.forget()?;
+        // Nobody notices that the interface is gone, and ends the program.
+        let keeper = keeper_of("wins")?;
+        kill(Pid::from_raw(keeper), Signal::SIGSTOP)?;
+        let Named::Namespace(namespace) = look_up(&path_of("wins"))? else { anyhow::bail!("there is a namespace") };
+        namespace.run(|| {
+            let mut netlink = Netlink::open()?;
+            let index = netlink.link_index(&"wg0".parse().expect("a name"))?;
+            Ok(netlink.execute_one(Request::delete_link(index, "wg0"))?)
+        })?;
+        agent.fail(&lookup)?;
+        agent.fail(&format!("get {}", url(TUNNEL_RESOLVER.ipv4, 80)))?;
+        let plain: Vec<_> =
+            lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).collect();
+        ensure!(plain.is_empty(), "{plain:#?}");
+        kill(Pid::from_raw(keeper), Signal::SIGCONT)?;
+        let (status, _) = agent.finish()?;
+        ensure!(!status.success(), "the tunnel has ended");
+        Ok(())
+    });
+}
+
+#[test]
+fn local_networks_change_while_programs_run() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let before = untouched(lab)?;
+        let file = file(lab)?;
+        let all = |command, more: &[&str]| {
+            works(&[&[command, file, "--name", "changing", "--backend", "userspace"], more].concat())
+        };
+        all("up", &[])?;
+        let Named::Namespace(namespace) = look_up(&path_of("changing"))? else { anyhow::bail!("there is a namespace") };
+        let get = |address| {
+            let url = url(address, 80);
+            namespace.run(|| lab::http::get(&url, std::time::Duration::from_millis(700)))
+        };
+        ensure!(get(PRIVATE_LAN.both()[0]).is_err());
+        let changed = all("reload", &NETWORKS)?;
+        ensure!(String::from_utf8(changed.stdout)?.contains("local networks"));
+        for address in PRIVATE_LAN.both() {
+            get(address)?;
+        }
+        all("reload", &NETWORKS[..2])?;
+        ensure!(get(PRIVATE_LAN.both()[1]).is_err(), "IPv6 was taken back");
+        get(PRIVATE_LAN.both()[0])?;
+        all("reload", &[])?;
+        ensure!(get(PRIVATE_LAN.both()[0]).is_err());
+        ensure!(sysctl("net/ipv4/conf/lan0/forwarding")? == "0");
+        works(&["down", "changing"])?;
+        assert_untouched(&before)
+    });
+}
+
+#[test]
+fn what_cannot_be_local_is_refused() {
+    lab::test(Peer::Ours, |lab| {
+        let file = file(lab)?;
+        for (network, reason) in [
+            ("0.0.0.0/0", "the whole Internet"),
+            ("192.168.1.7/24", "non-zero host part"),
+            ("8.0.0.0/7", "wider than any private one"),
+            ("127.0.0.0/8", "loopback"),
+            ("224.0.0.0/4", "multicast"),
+            ("169.254.0.0/16", "of a single link"),
+            ("10.64.0.2/32", "routed into the tunnel"),
+        ] {
+            let output = vpn_exec(&["check", "--config", file, "--local", network])?;
+            let said = String::from_utf8(output.stderr)?;
+            ensure!(!output.status.success() && said.contains(reason), "{network}: {said}");
+        }
+        Ok(())
+    });
+}

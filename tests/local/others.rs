@@ -1,0 +1,162 @@
+//! Local networks among what others do on the host: firewalls that drop, rules that are flushed, forwarding that is switched, and
+//! processes that are killed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, PRIVATE_LAN, Peer};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::sysctl as parameters;
+
+use super::{NETWORKS, WORKS, assert_untouched, file, finish, inside, keeper_of, nft, sysctl, untouched, url, works};
+
+fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + WORKS;
+    while !done()? {
+        ensure!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn neighbours_page() -> String {
+    format!("get {}", url(PRIVATE_LAN.ipv4, 80))
+}
+
+/// As Docker and ufw set it.
+#[test]
+fn a_firewall_that_drops_what_is_forwarded_is_told() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let host = NetworkNamespace::current()?;
+        nft(
+            &host,
+            &["add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"],
+        )?;
+        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "dropped"]].concat())?;
+        agent.fail(&neighbours_page())?;
+        let said = finish(agent)?;
+        ensure!(said.contains("the chain FORWARD of the table ip filter"), "{said}");
+        let advice: Vec<&str> = said.split('`').skip(1).step_by(2).filter(|text| text.starts_with("nft ")).collect();
+        ensure!(advice.len() == 2, "{said}");
+        for command in advice {
+            nft(&host, &[command.strip_prefix("nft ").context("a command")?.trim_matches('\'')])?;
+        }
+        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "dropped"]].concat())?;
+        agent.succeed(&neighbours_page())?;
+        let said = finish(agent)?;
+        ensure!(!said.contains("FORWARD"), "what was done about it is seen: {said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn flushed_rules_are_made_again() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let host = NetworkNamespace::current()?;
+        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "flushed"]].concat())?;
+        agent.succeed(&neighbours_page())?;
+        for _ in 0..3 {
+            nft(&host, &["flush ruleset"])?;
+            wait_until(
+                "the rules are there again",
+                || Ok(nft(&host, &["list ruleset"])?.contains("vpn-exec-flushed")),
+            )?;
+            agent.succeed(&neighbours_page())?;
+        }
+        finish(agent)?;
+        Ok(())
+    });
+}
+
+/// Somebody makes the host a router while a tunnel is up, and later no router any more.
+#[test]
+fn a_host_that_becomes_a_router_stays_one() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let host = NetworkNamespace::current()?;
+        let closed = || {
+            Ok(nft(&host, &["list table inet vpn-exec-router"])?.contains("iifname \"lan0\" oifname != \"ve-*\" drop"))
+        };
+        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "router"]].concat())?;
+        ensure!(closed()?);
+        parameters::set("net/ipv4/ip_forward", "1")?;
+        parameters::set("net/ipv6/conf/all/forwarding", "1")?;
+        wait_until("the host forwards for all again", || Ok(!closed()?))?;
+        agent.succeed(&neighbours_page())?;
+        parameters::set("net/ipv4/ip_forward", "0")?;
+        parameters::set("net/ipv6/conf/all/forwarding", "0")?;
+        wait_until("the host forwards for the tunnel alone again", closed)?;
+        agent.succeed(&neighbours_page())?;
+        parameters::set("net/ipv4/ip_forward", "1")?;
+        finish(agent)?;
+        ensure!(sysctl("net/ipv4/ip_forward")? == "1" && sysctl("net/ipv4/conf/lan0/forwarding")? == "1");
+        Ok(())
+    });
+}
+
+/// Two tunnels need the same interface to forward; the first to go takes that from nobody.
+#[test]
+fn forwarding_stays_for_those_who_need_it() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let before = untouched(lab)?;
+        let one = inside(lab, &[&NETWORKS[..], &["--name", "one"]].concat())?;
+        let mut two = inside(lab, &[&NETWORKS[..], &["--name", "two"]].concat())?;
+        finish(one)?;
+        ensure!(sysctl("net/ipv4/conf/lan0/forwarding")? == "1");
+        two.succeed(&neighbours_page())?;
+        finish(two)?;
+        assert_untouched(&before)
+    });
+}
+
+fn killed(lab: &Lab, name: &str) -> Result<()> {
+    let up = [&["up", file(lab)?, "--name", name, "--backend", "userspace"], &NETWORKS[..]].concat();
+    works(&up)?;
+    kill(Pid::from_raw(keeper_of(name)?), Signal::SIGKILL)?;
+    Ok(())
+}
+
+#[test]
+fn a_killed_keepers_forwarding_is_taken_over_and_taken_back() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let before = untouched(lab)?;
+        let host = NetworkNamespace::current()?;
+        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "lives"]].concat())?;
+        agent.succeed(&neighbours_page())?;
+        let keeper = keeper_of("lives")?;
+        kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
+        // Nobody watches now.
+        nft(&host, &["flush ruleset"])?;
+        wait_until("there is a successor", || Ok(keeper_of("lives")? != keeper))?;
+        agent.succeed_within(WORKS, &neighbours_page())?;
+        finish(agent)?;
+        assert_untouched(&before)?;
+
+        killed(lab, "dead")?;
+        works(&["down", "dead"])?;
+        assert_untouched(&before)
+    });
+}
+
+/// A table that bears our name, and not our mark, is somebody else's.
+#[test]
+fn anothers_table_is_left_alone() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let host = NetworkNamespace::current()?;
+        nft(&host, &["add table inet vpn-exec-taken { comment \"vpn-exec:taken:0\"; }"])?;
+        let before = untouched(lab)?;
+        let file = file(lab)?;
+        let up = [&["up", file, "--name", "taken", "--backend", "userspace"], &NETWORKS[..]].concat();
+        let refused = super::vpn_exec(&up)?;
+        let said = String::from_utf8(refused.stderr)?;
+        ensure!(!refused.status.success() && said.contains("nft delete table inet vpn-exec-taken"), "{said}");
+        assert_untouched(&before)
+    });
+}

@@ -1,0 +1,87 @@
+//! What the kernel is told are the rules that are printed: nft(8), which is not ours, reads the one and shows the other.
+
+use anyhow::{Result, ensure};
+use lab::world;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::nftables::Nftables;
+use vpn_exec::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Verdict};
+
+use super::nft;
+
+fn every_kind() -> Result<Table> {
+    let named = |name: &str| Ok::<_, anyhow::Error>(Interface::Named(name.parse()?));
+    let input = vec![
+        Rule::accept([Match::From(Interface::Loopback)]),
+        Rule::accept([Match::Answers]),
+        Rule::accept([Match::From(named("wg0")?), Match::TcpPort(80..=80)]),
+        Rule::drop([Match::From(named("fifteen-letters")?), Match::UdpPort(8000..=8010)]),
+        Rule::accept([Match::From(named("host0")?), Match::Icmpv6(135)]),
+        Rule::accept([Match::Source("10.0.0.0/8".parse()?)]),
+        Rule::accept([Match::Source("192.0.2.7/32".parse()?), Match::TcpPort(0..=65535)]),
+    ];
+    let output = vec![
+        Rule::accept([Match::To(Interface::Prefix("ve-".into())), Match::Destination("fc00::/7".parse()?)]),
+        Rule::accept([Match::NotTo(Interface::Prefix("ve-".into())), Match::Destination("2001:db8::1/128".parse()?)]),
+        Rule::drop([Match::NotTo(named("wg0")?), Match::Source("192.168.4.0/22".parse()?)]),
+    ];
+    let hide = Rule {
+        matches: vec![Match::Source("10.1.2.3/32".parse()?), Match::NotTo(named("wg0")?)],
+        verdict: Verdict::Masquerade,
+    };
+    let chain = |hook, policy, rules| Chain { hook, policy, rules };
+    Ok(Table {
+        name: "one".into(),
+        chains: vec![
+            chain(Hook::Input, Policy::Drop, input),
+            chain(Hook::Forward, Policy::Accept, vec![]),
+            chain(Hook::Output, Policy::Accept, output),
+            chain(Hook::Postrouting, Policy::Accept, vec![hide]),
+        ],
+    })
+}
+
+/// Shows a table of a namespace of its own as nft sees it, and makes there another from the text.
+#[test]
+fn the_kernel_is_told_what_is_printed() {
+    world::test(|| {
+        let site = NetworkNamespace::current()?;
+        let table = every_kind()?;
+        let mut rules = Nftables::open()?;
+        rules.create(&table, "a comment")?;
+        ensure!(rules.comment("one")?.as_deref() == Some("a comment"));
+        nft(&site, &[&Table { name: "two".into(), ..table.clone() }.to_string()])?;
+        let told = nft(&site, &["-s", "list", "table", "inet", "one"])?;
+        let printed = nft(&site, &["-s", "list", "table", "inet", "two"])?;
+        let told = told.replace("\tcomment \"a comment\"\n", "").replace("table inet one", "table inet two");
+        ensure!(told == printed, "told:\n{told}\nprinted:\n{printed}");
+
+        // A table is made once, replaced as a whole, and removed as a whole.
+        let taken = rules.create(&table, "again").expect_err("it is there");
+        ensure!(taken.kind() == std::io::ErrorKind::AlreadyExists, "{taken}");
+        let smaller = Table { chains: table.chains[1..2].to_vec(), ..table };
+        rules.replace(&smaller, "replaced")?;
+        ensure!(rules.comment("one")?.as_deref() == Some("replaced"));
+        let listed = nft(&site, &["list", "table", "inet", "one"])?;
+        ensure!(listed.contains("forward") && !listed.contains("input"), "{listed}");
+        ensure!(rules.comment("two")?.is_none(), "it has none");
+        rules.delete("one")?;
+        let gone = rules.comment("one").expect_err("it is gone");
+        ensure!(gone.kind() == std::io::ErrorKind::NotFound, "{gone}");
+        Ok(())
+    });
+}
+
+/// A transaction that is refused has done nothing, whatever was before the refused part.
+#[test]
+fn a_refused_table_leaves_nothing() {
+    world::test(|| {
+        let mut rules = Nftables::open()?;
+        let mut table = every_kind()?;
+        table.chains.push(Chain { hook: Hook::Input, ..table.chains[3].clone() });
+        ensure!(rules.create(&table, "").is_err(), "nobody can masquerade what comes in");
+        ensure!(rules.comment("one").is_err(), "it is not there");
+        table.chains.pop();
+        rules.create(&table, "")?;
+        Ok(())
+    });
+}

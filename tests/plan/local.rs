@@ -1,0 +1,282 @@
+//! Local networks, and the rules for packets: which way each goes.
+
+use std::net::IpAddr;
+
+use insta::assert_snapshot;
+use ipnet::IpNet;
+use proptest::prelude::*;
+use vpn_exec::config::{Config, OpenPorts, Protocol};
+use vpn_exec::plan::{Facts, ForwardDrop, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError};
+use vpn_exec::ruleset::{Hook, Interface, Match, Policy, Table, Verdict};
+
+use super::world::{attached, both, config, host, ips, ipv4, nets, planned, refused, route};
+
+/// A host with a private network, and the routes of a machine that runs containers.
+fn at_home() -> Facts {
+    let mut facts = host();
+    facts.interfaces.push(HostInterface { name: "docker0".into(), index: 3, mtu: 1500 });
+    facts.interfaces.push(HostInterface { name: "ve-other".into(), index: 4, mtu: 1500 });
+    facts.routes.extend([
+        attached("192.168.1.0/24", 2),
+        route("192.168.1.5/32", 2),
+        attached("172.17.0.0/16", 3),
+        attached("10.9.8.6/31", 4),
+        attached("fd12:3456::/64", 2),
+        route("10.20.0.0/16", 2),
+    ]);
+    facts
+}
+
+fn with_local(mut config: Config, networks: &[&str]) -> Config {
+    config.local.networks = nets(networks);
+    config
+}
+
+fn networks(plan: &Plan) -> Vec<String> {
+    plan.local.networks.iter().map(IpNet::to_string).collect()
+}
+
+fn notes(plan: &Plan) -> String {
+    plan.notes.join("\n")
+}
+
+#[test]
+fn a_local_network_is_reached_by_the_interface_that_it_is_behind() {
+    for (network, interfaces) in [
+        ("192.168.1.0/24", &["eth0"][..]),
+        ("172.17.0.0/16", &["docker0"]),
+        ("172.16.0.0/12", &["docker0", "eth0"]),
+        ("10.20.30.0/24", &["eth0"]),
+        ("192.168.77.0/24", &["eth0"]),
+    ] {
+        let plan = planned(&with_local(ipv4(), &[network]), &at_home());
+        assert_eq!(networks(&plan), [network]);
+        let found: Vec<String> = plan.local.interfaces.iter().map(ToString::to_string).collect();
+        assert_eq!(found, interfaces, "{network}");
+    }
+    let mut lost = at_home();
+    lost.routes.clear();
+    let plan = planned(&with_local(ipv4(), &["192.168.1.0/24"]), &lost);
+    assert!(plan.local.interfaces.is_empty() && notes(&plan).contains("no route to the local network 192.168.1.0/24"));
+}
+
+#[test]
+fn all_private_networks_of_the_host_are_those_it_is_attached_to() {
+    let mut config = both();
+    config.local.lan = true;
+    let plan = planned(&config, &at_home());
+    assert_eq!(networks(&plan), ["172.17.0.0/16", "192.168.1.0/24", "fd12:3456::/64"]);
+    // A tunnel without IPv6 has none here, either, and one that the tunnel is for is the tunnel's.
+    let mut config = super::world::config(&["10.66.1.2/32"], &[], &["0.0.0.0/0", "192.168.1.0/24"]);
+    config.local.lan = true;
+    let plan = planned(&config, &at_home());
+    assert_eq!(networks(&plan), ["172.17.0.0/16"]);
+    assert!(notes(&plan).contains("192.168.1.0/24 is not among the local networks"), "{}", notes(&plan));
+    assert!(notes(&plan).contains("fd12:3456::/64 is not among the local networks"), "{}", notes(&plan));
+    let plan = planned(&config, &host());
+    assert!(networks(&plan).is_empty() && notes(&plan).contains("no private network"));
+    assert_eq!(plan.firewall.host, None);
+}
+
+#[test]
+fn what_cannot_be_local_is_refused() {
+    let refusal = |network: &str, config: Config| refused(&with_local(config, &[network]), &at_home());
+    let is_one = |reasons: &[PlanError], want: fn(&PlanError) -> bool| {
+        assert!(matches!(reasons, [one] if want(one)), "{reasons:?}")
+    };
+    for network in ["127.0.0.0/8", "224.0.0.0/4", "169.254.0.0/16", "fe80::/10", "ff00::/8", "::1/128"] {
+        is_one(&refusal(network, both()), |error| matches!(error, PlanError::LocalUnusable { .. }));
+    }
+    is_one(&refusal("10.0.0.0/7", both()), |error| matches!(error, PlanError::LocalTooWide { .. }));
+    is_one(&refusal("10.66.1.2/32", both()), |error| matches!(error, PlanError::LocalIsTunnels { .. }));
+    is_one(&refusal("fd12::/16", ipv4()), |error| matches!(error, PlanError::LocalWithoutIpv6 { .. }));
+    let mut old = at_home();
+    old.ipv6_forwarding = Ipv6Forwarding::Never;
+    let reasons = refused(&with_local(both(), &["fd12::/16"]), &old);
+    is_one(&reasons, |error| matches!(error, PlanError::LocalIpv6NotForwarded { .. }));
+    old.ipv6_forwarding = Ipv6Forwarding::All;
+    assert_eq!(networks(&planned(&with_local(both(), &["fd12::/16"]), &old)), ["fd12::/16"]);
+}
+
+#[test]
+fn a_resolver_in_a_local_network_stays_in_the_tunnel() {
+    let plan = planned(&with_local(ipv4(), &["10.0.0.0/8"]), &at_home());
+    assert!(plan.wireguard.routes.contains(&"10.64.0.1/32".parse().expect("a network")), "{:?}", plan.wireguard.routes);
+    assert!(
+        notes(&plan).contains("The DNS server 10.64.0.1 is in the local network 10.0.0.0/8, and stays in the tunnel.")
+    );
+    assert!(notes(&plan).contains("10.66.1.2/32 stays in the tunnel"), "{}", notes(&plan));
+    // Unless it is meant by itself, or the tunnel does not reach it.
+    let plan = planned(&with_local(ipv4(), &["10.64.0.1/32"]), &at_home());
+    assert_eq!(plan.wireguard.routes, nets(&["0.0.0.0/0"]));
+    assert!(notes(&plan).contains("past the tunnel"), "{}", notes(&plan));
+    let narrow = config(&["10.66.1.2/32"], &["192.168.1.1"], &["10.66.0.0/16"]);
+    let plan = planned(&with_local(narrow, &["192.168.1.0/24"]), &at_home());
+    assert_eq!(plan.wireguard.routes, nets(&["10.66.0.0/16"]));
+    assert!(notes(&plan).contains("the tunnel does not reach it"), "{}", notes(&plan));
+}
+
+#[test]
+fn another_firewall_that_drops_is_named() {
+    let drops = |family, interfaces: &[&str]| {
+        let mut facts = at_home();
+        let interfaces = interfaces.iter().map(ToString::to_string).collect();
+        facts.forward_drops = vec![ForwardDrop { family, table: "filter".into(), chain: "FORWARD".into(), interfaces }];
+        facts
+    };
+    let config = with_local(both(), &["192.168.1.0/24"]);
+    let told = |facts: &Facts| {
+        notes(&planned(&config, facts)).contains("nft 'insert rule ip filter FORWARD iifname \"ve-mullvad\" accept'")
+    };
+    assert!(told(&drops("ip", &["docker0", "ve-mullvad2", "*"])));
+    assert!(!told(&drops("ip", &["ve-mullvad"])) && !told(&drops("ip", &["ve-*"])));
+    assert!(!notes(&planned(&config, &drops("ip6", &[]))).contains("firewall"), "there is no IPv6 to be dropped");
+    assert!(notes(&planned(&config, &drops("inet", &[]))).contains("table inet filter"));
+    assert!(!notes(&planned(&both(), &drops("ip", &[]))).contains("firewall"), "nothing is forwarded");
+}
+
+#[test]
+fn the_rules_are_printed() {
+    let mut config = with_local(both(), &["10.0.0.0/8", "fd12:3456::/64", "10.64.7.0/24"]);
+    config.wireguard.peers[0].allowed_ips.extend(nets(&["10.64.0.0/16"]));
+    config.dns.servers = Some(ips(&["10.64.0.1", "10.64.7.1"]));
+    config.open = vec![
+        OpenPorts { first: 51413, last: 51413, protocol: None },
+        OpenPorts { first: 6881, last: 6889, protocol: Some(Protocol::Udp) },
+    ];
+    let plan = planned(&config, &at_home());
+    let host = plan.firewall.host_with(&plan.local.interfaces).expect("there are local networks");
+    assert_snapshot!(format!("{}\n{host}", plan.firewall.inside));
+}
+
+/// A packet, as far as rules look at it. The name of the interface that it comes in by, or leaves by, is empty where there is none.
+#[derive(Clone, Debug)]
+struct Packet {
+    from: &'static str,
+    to: &'static str,
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: Protocol,
+    port: u16,
+    answers: bool,
+}
+
+/// What becomes of a packet: the kernel's part in it, written once more.
+fn passes(table: &Table, hook: Hook, packet: &Packet) -> bool {
+    let chain = table.chains.iter().find(|chain| chain.hook == hook).expect("a chain");
+    let is = |interface: &Interface, name: &str| match interface {
+        Interface::Named(wanted) => wanted.as_str() == name,
+        Interface::Prefix(begin) => name.starts_with(begin.as_str()),
+        Interface::Loopback => name == "lo",
+    };
+    let holds = |matched: &Match| match matched {
+        Match::From(interface) => is(interface, packet.from),
+        Match::To(interface) => is(interface, packet.to),
+        Match::NotTo(interface) => !is(interface, packet.to),
+        Match::Source(net) => net.contains(&packet.source),
+        Match::Destination(net) => net.contains(&packet.destination),
+        Match::TcpPort(ports) => packet.protocol == Protocol::Tcp && ports.contains(&packet.port),
+        Match::UdpPort(ports) => packet.protocol == Protocol::Udp && ports.contains(&packet.port),
+        Match::Icmpv6(_) => false,
+        Match::Answers => packet.answers,
+    };
+    let decisive = chain.rules.iter().find(|rule| rule.matches.iter().all(&holds));
+    match decisive {
+        Some(rule) => rule.verdict != Verdict::Drop,
+        None => chain.policy == Policy::Accept,
+    }
+}
+
+/// The interface by which a packet leaves the namespace: that of the longest prefix.
+fn leaves_by(plan: &Plan, destination: &IpAddr) -> Option<&'static str> {
+    let link = [
+        Some(IpNet::new(plan.veth.host_ipv4.into(), 31)),
+        plan.veth.host_ipv6.map(|address| IpNet::new(address.into(), 127)),
+    ];
+    let link = link.into_iter().flatten().flatten().map(|net| (net.trunc(), "host0"));
+    let local = plan.local.networks.iter().map(|net| (*net, "host0"));
+    let tunnel = plan.wireguard.routes.iter().chain(&plan.wireguard.addresses).map(|net| (net.trunc(), "wg0"));
+    let all = link.chain(local).chain(tunnel).filter(|(net, _)| net.contains(destination));
+    all.max_by_key(|(net, _)| net.prefix_len()).map(|(_, by)| by)
+}
+
+fn some_network() -> impl Strategy<Value = IpNet> {
+    let ipv4 = (0_u8..4, any::<u16>(), 8_u8..=32).prop_map(|(block, rest, length)| {
+        let [b, c] = rest.to_be_bytes();
+        let first = [10, 172, 192, 100][usize::from(block)];
+        IpNet::new(std::net::Ipv4Addr::new(first, b, c, 8).into(), length).expect("a length")
+    });
+    let ipv6 = (any::<u16>(), 7_u8..=128).prop_map(|(rest, length)| {
+        IpNet::new(std::net::Ipv6Addr::new(0xfd00, rest, 0, 0, 0, 0, 0, 1).into(), length).expect("a length")
+    });
+    prop_oneof![3 => ipv4, 1 => ipv6].prop_map(|net| net.trunc())
+}
+
+proptest! {
+    #[test]
+    fn rules_and_routes_agree(
+        local in proptest::collection::vec(some_network(), 0..5),
+        allowed in proptest::collection::vec(some_network(), 0..3),
+        to in some_network(),
+        everything: bool,
+        port in prop_oneof![proptest::sample::select(&NAME_PORTS[..]), any::<u16>()],
+        udp: bool,
+    ) {
+        let mut config = both();
+        config.local.networks = local;
+        if !everything {
+            config.wireguard.peers[0].allowed_ips.clear();
+        }
+        config.wireguard.peers[0].allowed_ips.extend(allowed);
+        let Ok(plan) = vpn_exec::plan::plan(&config, &at_home(), Default::default()) else { return Ok(()) };
+        let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+        let source = if to.addr().is_ipv4() {
+            IpAddr::from(plan.veth.inner_ipv4)
+        } else {
+            plan.veth.inner_ipv6.map_or(to.addr(), IpAddr::from)
+        };
+        let destination = to.addr();
+        let packet = |from, to| Packet { from, to, source, destination, protocol, port, answers: false };
+        let is_host = [IpAddr::from(plan.veth.host_ipv4)].into_iter().chain(plan.veth.host_ipv6.map(IpAddr::from)).any(|host| host == destination);
+        let by = leaves_by(&plan, &destination);
+        let is_local = by == Some("host0") && (is_host || plan.local.networks.iter().any(|net| net.contains(&destination)));
+        let is_resolver = plan.names.servers.contains(&destination) && [53, 853].contains(&port);
+        let may = is_local && (!NAME_PORTS.contains(&port) || is_resolver);
+        prop_assert_eq!(passes(&plan.firewall.inside, Hook::Output, &packet("", "host0")), may, "by host0, {:?}", by);
+        prop_assert!(passes(&plan.firewall.inside, Hook::Output, &packet("", "wg0")));
+        prop_assert!(!passes(&plan.firewall.inside, Hook::Output, &packet("", "eth0")));
+        prop_assert!(!passes(&plan.firewall.inside, Hook::Forward, &packet("wg0", "host0")));
+        // The host lets pass what the namespace does, and what comes from the inner address alone.
+        let link = plan.veth.host_interface.as_str();
+        let link: &'static str = if link == "ve-mullvad" { "ve-mullvad" } else { return Ok(()) };
+        if let Some(host) = plan.firewall.host_with(&plan.local.interfaces) {
+            let of_tunnel = plan.local.networks.iter().any(|net| net.contains(&destination));
+            prop_assert_eq!(passes(&host, Hook::Forward, &packet(link, "eth0")), of_tunnel && (!NAME_PORTS.contains(&port) || is_resolver && is_local));
+            let spoofed = Packet { source: destination, ..packet(link, "eth0") };
+            prop_assert!(!passes(&host, Hook::Forward, &spoofed), "from an address that is not the tunnel's");
+            prop_assert!(!passes(&host, Hook::Forward, &packet("eth0", link)), "nobody comes in unasked");
+            let answer = Packet { answers: true, ..packet("eth0", link) };
+            prop_assert!(passes(&host, Hook::Forward, &answer));
+            let forwards = plan.local.interfaces.iter().any(|name| name.as_str() == "eth0");
+            prop_assert_eq!(passes(&host, Hook::Forward, &packet("eth0", "docker0")), !forwards);
+        }
+    }
+
+    #[test]
+    fn what_comes_in_is_what_was_asked_for(from in some_network(), port: u16, udp: bool, answers: bool, first: u16, count in 0_u16..9) {
+        let mut config = with_local(both(), &["192.168.1.0/24"]);
+        let last = first.saturating_add(count);
+        config.open = vec![OpenPorts { first, last, protocol: Some(Protocol::Tcp) }];
+        let plan = planned(&config, &at_home());
+        let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+        let by = |interface| {
+            let packet = Packet { from: interface, to: "", source: from.addr(), destination: from.addr(), protocol, port, answers };
+            passes(&plan.firewall.inside, Hook::Input, &packet)
+        };
+        prop_assert!(by("lo"));
+        prop_assert_eq!(by("wg0"), answers || !udp && (first..=last).contains(&port));
+        let neighbour = nets(&["192.168.1.0/24"])[0].contains(&from.addr()) || from.addr() == IpAddr::from(plan.veth.host_ipv4);
+        prop_assert_eq!(by("host0"), answers || neighbour);
+        prop_assert_eq!(by("eth0"), answers);
+    }
+}
