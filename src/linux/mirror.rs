@@ -1,21 +1,42 @@
-//! A directory as another in memory shows it: all of its entries but some, by bind mounts (mount(2)).
+//! Directories as others in memory show them: all of their entries but some, by mounts (mount(2)), and kept up to date (inotify(7)).
 //!
 //! What hides an entry is that the copy has none of that name. A mount over the entry would not do: the kernel takes it away with the
 //! entry, in all mount namespaces, when the host removes that (rename(2), unlink(2)), and what the host makes then under the same
 //! name would be seen.
 
-use std::fs;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, inotify};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::mounts;
 
-/// Paths that are not to be seen. The last part of one may end with `*`, which stands for any rest of a name.
-#[derive(Clone, Copy, Debug)]
-pub struct Hidden<'a>(pub &'a [PathBuf]);
+/// Has move_mount(2) put a mount beneath the topmost one (`MOVE_MOUNT_BENEATH`, since Linux 6.5).
+const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 
-impl Hidden<'_> {
+/// What is watched of a directory: which entries it has.
+const CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
+    .union(inotify::WatchFlags::DELETE)
+    .union(inotify::WatchFlags::MOVED_FROM)
+    .union(inotify::WatchFlags::MOVED_TO)
+    .union(inotify::WatchFlags::ONLYDIR);
+
+/// How a directory is opened to be read, and how to work below it.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// Paths that are not to be seen. The last part of one may end with `*`, which stands for any rest of a name.
+#[derive(Clone, Debug)]
+pub struct Hidden(pub Vec<PathBuf>);
+
+impl Hidden {
     /// Whether a path is one of them.
     pub fn has(&self, path: &Path) -> bool {
         self.0.iter().any(|hidden| {
@@ -33,57 +54,280 @@ impl Hidden<'_> {
     }
 }
 
-/// Covers a directory, in the calling process's mount namespace, with a copy in memory that has all of its entries but those that are
-/// `hidden`, here or further below. `staging` is a directory to build it at, which may be below it.
-///
-/// The copy has the entries of this instant. What is inside of a directory that is an entry is the host's own, so whatever is made
-/// there later is seen.
-///
-/// # Errors
-/// If the system refuses. Then the directory may be covered by a part of it, so nobody is to run in this mount namespace.
-pub fn cover(directory: &Path, staging: &Path, hidden: Hidden<'_>) -> io::Result<()> {
-    mounts::memory(staging)?;
-    fs::set_permissions(staging, fs::metadata(directory)?.permissions())?;
-    copy(directory, staging, staging, hidden)?;
-    mounts::put(staging, directory)
+/// Copies of directories in the calling process's mount namespace.
+#[derive(Debug)]
+pub struct Mirror {
+    hidden: Hidden,
+    /// Where copies are built, which may be below what is copied.
+    staging: PathBuf,
+    /// The directories that are copied entry by entry, by their paths.
+    directories: BTreeMap<PathBuf, Directory>,
+    /// Tells of changes, and in which directory.
+    inotify: Option<OwnedFd>,
+    watches: HashMap<i32, PathBuf>,
 }
 
-fn copy(from: &Path, to: &Path, staging: &Path, hidden: Hidden<'_>) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (from.join(entry.file_name()), to.join(entry.file_name()));
-        if hidden.has(&source) {
-            continue;
-        }
-        match show(&source, &target, staging, hidden) {
-            // It has gone in the meantime, or may not be looked at, such as another user's file system in user space.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EACCES | libc::ESTALE)) => {
-                tracing::debug!(path = %source.display(), %error, "hidden from the program");
+/// A directory that is copied entry by entry.
+#[derive(Debug)]
+struct Directory {
+    /// The original.
+    source: OwnedFd,
+    /// The copy as it is seen, where entries are mounted.
+    shown: OwnedFd,
+    /// The copy by a mount that nobody sees, where entries are made: the one that is seen may be read-only.
+    made: OwnedFd,
+    entries: HashMap<OsString, Entry>,
+    watch: Option<i32>,
+}
+
+/// An entry of the original, as it was copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    /// What it is.
+    kind: FileType,
+    /// Which it is: device, number, and when it was made, since numbers are used again.
+    identity: (u32, u32, u64, i64, u32),
+}
+
+impl Entry {
+    fn of(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<Self> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::BTIME;
+        let found = rustix::fs::statx(directory, name, flags, wanted)?;
+        let born = found.stx_btime;
+        let identity = (found.stx_dev_major, found.stx_dev_minor, found.stx_ino, born.tv_sec, born.tv_nsec);
+        Ok(Self { kind: FileType::from_raw_mode(found.stx_mode.into()), identity })
+    }
+}
+
+impl Mirror {
+    /// Prepares to copy directories without what is `hidden`. `staging` is a directory to build the copies at.
+    pub fn new(hidden: Hidden, staging: &Path) -> Self {
+        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
+        // The machine's limit (fs.inotify.max_user_instances) may be reached. Then the copies stay as they are.
+        let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "nothing can be watched")).ok();
+        let staging = staging.to_owned();
+        Self { hidden, staging, directories: BTreeMap::new(), inotify, watches: HashMap::new() }
+    }
+
+    /// Covers a directory with a copy in memory that has all of its entries but those that are hidden, here or further below.
+    ///
+    /// What is inside of a directory that is an entry is the host's own, so whatever is made there later is seen.
+    ///
+    /// # Errors
+    /// If the system refuses. Then the directory may be covered by a part of it, so nobody is to run in this mount namespace.
+    pub fn cover(&mut self, directory: &Path) -> io::Result<()> {
+        mounts::memory(&self.staging)?;
+        let source = rustix::fs::open(directory, READ, Mode::empty())?;
+        let shown = rustix::fs::open(&self.staging, PATH, Mode::empty())?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let made = rustix::mount::open_tree(CWD, &self.staging, flags)?;
+        rustix::fs::chmod(&self.staging, Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode))?;
+        self.copy(directory, source, shown, made)?;
+        mounts::put(&self.staging, directory)
+    }
+
+    /// What to wait for, until [`Self::update`] has something to do. None if nothing can be watched.
+    pub fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The descriptors that it takes to go on.
+    pub fn descriptors(&self) -> impl Iterator<Item = i32> {
+        let of_directories = self.directories.values().flat_map(|it| [&it.source, &it.shown, &it.made]);
+        of_directories.chain(&self.inotify).map(AsRawFd::as_raw_fd)
+    }
+
+    /// Makes the copies what the originals are by now.
+    ///
+    /// # Errors
+    /// If it cannot be known what has changed. A single entry that cannot be shown is none.
+    pub fn update(&mut self) -> io::Result<()> {
+        let mut changed: HashSet<PathBuf> = HashSet::new();
+        if let Some(inotify) = &self.inotify {
+            let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+            let mut events = inotify::Reader::new(inotify, &mut buffer);
+            loop {
+                match events.next() {
+                    Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
+                        changed.extend(self.directories.keys().cloned());
+                    }
+                    Ok(event) => changed.extend(self.watches.get(&event.wd()).cloned()),
+                    Err(Errno::AGAIN) => break,
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
-            other => other?,
+        }
+        for path in changed {
+            if let Err(error) = self.reconcile(&path) {
+                tracing::debug!(path = %path.display(), %error, "a copy is out of date");
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a directory to those that are copied entry by entry, and copies it.
+    fn copy(&mut self, path: &Path, source: OwnedFd, shown: OwnedFd, made: OwnedFd) -> io::Result<()> {
+        // Watched before it is read, so that nothing is missed in between.
+        let watch = self.inotify.as_ref().and_then(|inotify| {
+            let by_descriptor = format!("/proc/self/fd/{}", source.as_raw_fd());
+            inotify::add_watch(inotify, by_descriptor, CHANGES).ok()
+        });
+        self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
+        let directory = Directory { source, shown, made, entries: HashMap::new(), watch };
+        self.directories.insert(path.to_owned(), directory);
+        self.reconcile(path)
+    }
+
+    /// Makes the copy of one directory what the original is now.
+    fn reconcile(&mut self, path: &Path) -> io::Result<()> {
+        let Some(mut directory) = self.directories.remove(path) else { return Ok(()) };
+        let done = self.reconcile_entries(path, &mut directory);
+        self.directories.insert(path.to_owned(), directory);
+        done
+    }
+
+    fn reconcile_entries(&mut self, path: &Path, directory: &mut Directory) -> io::Result<()> {
+        let mut present = HashSet::new();
+        for entry in Dir::read_from(&directory.source)? {
+            let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+            let whole = path.join(&name);
+            if name == "." || name == ".." || self.hidden.has(&whole) {
+                continue;
+            }
+            let entry = match Entry::of(&directory.source, &name) {
+                // It has gone in the meantime, or may not be looked at, such as another user's file system in user space.
+                Err(error) => {
+                    tracing::debug!(path = %whole.display(), %error, "hidden from the program");
+                    continue;
+                }
+                Ok(entry) => entry,
+            };
+            present.insert(name.clone());
+            let before = directory.entries.get(&name);
+            if before == Some(&entry) {
+                continue;
+            }
+            let replaced = before.is_some_and(|before| self.replace(directory, &whole, before, &entry));
+            if !replaced {
+                if directory.entries.remove(&name).is_some() {
+                    self.remove(directory, &whole);
+                }
+                match self.add(directory, &whole, entry.kind) {
+                    // As above; or the program has made something of that name, which is its own then.
+                    Err(error)
+                        if matches!(
+                            error.raw_os_error(),
+                            Some(libc::ENOENT | libc::EACCES | libc::ESTALE | libc::EEXIST | libc::ELOOP)
+                        ) =>
+                    {
+                        tracing::debug!(path = %whole.display(), %error, "hidden from the program");
+                        continue;
+                    }
+                    other => other?,
+                }
+            }
+            directory.entries.insert(name, entry);
+        }
+        let gone: Vec<OsString> = directory.entries.keys().filter(|name| !present.contains(*name)).cloned().collect();
+        for name in gone {
+            directory.entries.remove(&name);
+            self.remove(directory, &path.join(name));
+        }
+        Ok(())
+    }
+
+    /// Shows an entry that was not there.
+    fn add(&mut self, directory: &Directory, path: &Path, kind: FileType) -> io::Result<()> {
+        let name = path.file_name().unwrap_or_default();
+        match kind {
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&directory.source, name, Vec::new())?;
+                return Ok(rustix::fs::symlinkat(target, &directory.made, name)?);
+            }
+            FileType::Directory => {
+                rustix::fs::mkdirat(&directory.made, name, Mode::from_raw_mode(0o755))?;
+                if self.hidden.is_below(path) {
+                    let source = rustix::fs::openat(&directory.source, name, READ, Mode::empty())?;
+                    let shown = rustix::fs::openat(&directory.shown, name, PATH, Mode::empty())?;
+                    let made = rustix::fs::openat(&directory.made, name, PATH, Mode::empty())?;
+                    let mode = Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
+                    rustix::fs::chmodat(&directory.made, name, mode, AtFlags::empty())?;
+                    return self.copy(path, source, shown, made);
+                }
+            }
+            _ => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                rustix::fs::openat(&directory.made, name, flags, Mode::from_raw_mode(0o644))?;
+            }
+        }
+        let mounted = self.mount(directory, path, MoveMountFlags::empty());
+        if mounted.is_err() {
+            unlink(directory, name);
+        }
+        mounted
+    }
+
+    /// Shows another entry in the place of one, at no instant nothing, and says whether it does.
+    fn replace(&self, directory: &Directory, path: &Path, before: &Entry, now: &Entry) -> bool {
+        let is_file = |entry: &Entry| !matches!(entry.kind, FileType::Directory | FileType::Symlink);
+        if !is_file(before) || !is_file(now) {
+            return false;
+        }
+        let name = path.file_name().unwrap_or_default();
+        // Older kernels can only put it on top, and keep what is below.
+        match self.mount(directory, path, BENEATH) {
+            Ok(()) => unmount(directory, name),
+            Err(_) => self.mount(directory, path, MoveMountFlags::empty()).is_ok(),
         }
     }
-    Ok(())
+
+    fn mount(&self, directory: &Directory, path: &Path, how: MoveMountFlags) -> io::Result<()> {
+        let name = path.file_name().unwrap_or_default();
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::from_bits_retain(AtFlags::SYMLINK_NOFOLLOW.bits());
+        // What is being built shall not be seen in itself.
+        if !self.staging.starts_with(path) {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = rustix::mount::open_tree(&directory.source, name, flags)?;
+        let how = how | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(rustix::mount::move_mount(tree, "", &directory.shown, name, how)?)
+    }
+
+    /// Takes an entry away, as far as it can be.
+    fn remove(&mut self, directory: &Directory, path: &Path) {
+        if let Some(mut copied) = self.directories.remove(path) {
+            for name in std::mem::take(&mut copied.entries).into_keys() {
+                self.remove(&copied, &path.join(name));
+            }
+            if let (Some(watch), Some(inotify)) = (copied.watch, &self.inotify) {
+                self.watches.remove(&watch);
+                // It has gone with the directory, as a rule.
+                let _ = inotify::remove_watch(inotify, watch);
+            }
+        }
+        let name = path.file_name().unwrap_or_default();
+        while unmount(directory, name) {}
+        unlink(directory, name);
+    }
 }
 
-fn show(source: &Path, target: &Path, staging: &Path, hidden: Hidden<'_>) -> io::Result<()> {
-    let found = fs::symlink_metadata(source)?;
-    if found.is_symlink() {
-        return std::os::unix::fs::symlink(fs::read_link(source)?, target);
+/// Takes the topmost mount off an entry, and says whether there was one.
+fn unmount(directory: &Directory, name: &OsStr) -> bool {
+    let place = Path::new("/proc/self/fd").join(directory.shown.as_raw_fd().to_string()).join(name);
+    rustix::mount::unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok()
+}
+
+fn unlink(directory: &Directory, name: &OsStr) {
+    // What the program has put into a directory of its own making there stays, and is its own.
+    let removed = rustix::fs::unlinkat(&directory.made, name, AtFlags::empty());
+    if matches!(removed, Err(Errno::ISDIR | Errno::PERM)) {
+        let _ = rustix::fs::unlinkat(&directory.made, name, AtFlags::REMOVEDIR);
     }
-    if !found.is_dir() {
-        fs::OpenOptions::new().write(true).create_new(true).open(target)?;
-        return mounts::bind(source, target);
-    }
-    let mode = found.mode() & 0o7777;
-    fs::DirBuilder::new().mode(mode).create(target)?;
-    if hidden.is_below(source) {
-        // Whatever the umask has made of it.
-        fs::set_permissions(target, fs::Permissions::from_mode(mode))?;
-        return copy(source, target, staging, hidden);
-    }
-    // What is being built shall not be seen in itself.
-    if staging.starts_with(source) { mounts::bind(source, target) } else { mounts::bind_all(source, target) }
+    tracing::trace!(name = %name.as_bytes().escape_ascii(), "an entry is gone");
 }
 
 #[cfg(test)]
@@ -93,7 +337,7 @@ mod tests {
     #[test]
     fn hidden_paths_are_recognised() {
         let paths = ["/run/nscd", "/run/dnsmasq*", "/run/systemd/resolve"].map(PathBuf::from);
-        let hidden = Hidden(&paths);
+        let hidden = Hidden(paths.into());
         for (path, has) in [
             ("/run/nscd", true),
             ("/run/nscd2", false),

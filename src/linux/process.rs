@@ -39,6 +39,25 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Forks the calling process, which must have one thread only, so that the new one is a child of the caller's parent.
+///
+/// # Errors
+/// As for [`fork`].
+pub fn fork_sibling() -> io::Result<Forked> {
+    if fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and a stack this is fork(2); the process has one thread, so no lock is held by another. What the C library
+    // notes of a fork for itself (the number of the thread) is missed by it, which concerns raise(3) and locks that know their owners:
+    // the child uses neither.
+    match unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0_usize, 0_usize, 0_usize, 0_usize) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(Pid::from_raw(pid as i32))),
+    }
+}
+
 /// Has the kernel send `signal` to the calling process when the thread that forked it ends (prctl(2)). Executing a
 /// set-user-ID program undoes it.
 pub fn set_death_signal(signal: Signal) -> io::Result<()> {

@@ -5,6 +5,7 @@ mod enter;
 pub mod identity;
 mod privileges;
 mod supervise;
+mod view;
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::linux::capabilities::CapabilitySet;
+use crate::linux::local_socket;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::{self, Inherited, Signals};
 use crate::names::TunnelName;
@@ -144,6 +146,8 @@ pub struct Waiting<'a> {
     failure: OwnedFd,
     /// Our children from before, the keeper among them.
     strangers: BTreeSet<i32>,
+    /// Says which process keeps the program's view up to date, which ends once this is closed.
+    view: OwnedFd,
 }
 
 /// Starts the process that is to become the program, and prepares it as far as that takes no tunnel: while the keeper makes the
@@ -154,18 +158,19 @@ pub fn start<'a>(program: &'a Program, signals: &Signals) -> Result<Waiting<'a>,
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (failure, writer) = pipe().map_err(system("make a pipe"))?;
     let (wait, go) = pipe().map_err(system("make a pipe"))?;
+    let (view, alive) = local_socket::pair().map_err(system("make a socket"))?;
     let parent = std::process::id();
     // Whoever became this process by exec may have started others before. These are not the program's.
     let strangers = process::children().map_err(system("look for other children"))?;
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
-            drop((failure, go));
-            let failed = become_program(program, parent, &signals.inherited(), &wait);
+            drop((failure, go, view));
+            let failed = become_program(program, parent, &signals.inherited(), &wait, alive);
             let text = serde_json::to_vec(&failed).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
         }
-        Forked::Parent(pid) => Ok(Waiting { program, pid: Some(pid), go, entered: false, failure, strangers }),
+        Forked::Parent(pid) => Ok(Waiting { program, pid: Some(pid), go, entered: false, failure, strangers, view }),
     }
 }
 
@@ -210,11 +215,28 @@ impl Waiting<'_> {
         let Some(pid) = self.pid.take() else { return Err(system("find the program")(io::ErrorKind::NotFound.into())) };
         // What it starts from now on has its mount namespace.
         lease.started(pid.as_raw());
-        let strangers = std::mem::take(&mut self.strangers);
+        let mut strangers = std::mem::take(&mut self.strangers);
+        let viewer = self.viewer();
+        strangers.extend(viewer);
         let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals);
+        if let Some(viewer) = viewer {
+            // Nobody else waits for it, so the number is its own.
+            let _ = process::kill(viewer, Signal::SIGKILL);
+        }
         match serde_json::from_slice::<Failure>(&text) {
             Ok(failure) => Err(failure.into_error(&self.program.command[0])),
             Err(_) => supervised,
+        }
+    }
+}
+
+impl Waiting<'_> {
+    /// The process that keeps the program's view up to date, if there is one. The program has said so before it was executed.
+    fn viewer(&self) -> Option<i32> {
+        let mut number = [0; size_of::<i32>()];
+        match local_socket::receive(&self.view, &mut number) {
+            Ok(Some(_)) => Some(i32::from_ne_bytes(number)),
+            _ => None,
         }
     }
 }
@@ -243,8 +265,8 @@ impl Failure {
 }
 
 /// Turns the calling process, a fresh child, into the program. Returns only on failure.
-fn become_program(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd) -> Failure {
-    match prepare(program, parent, inherited, wait) {
+fn become_program(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd, view: OwnedFd) -> Failure {
+    match prepare(program, parent, inherited, wait, view) {
         Ok(prepared) => {
             let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
             let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
@@ -277,9 +299,19 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// An error, and what could not be done.
 type Step<T> = Result<T, (&'static str, io::Error)>;
 
-fn prepare(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd) -> Step<Prepared> {
+fn prepare(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd, view: OwnedFd) -> Step<Prepared> {
     let doing = |what| move |error: io::Error| (what, error);
-    let isolated = enter::isolate(program)?;
+    let mut isolated = enter::isolate(program)?;
+    match view::keep_up_to_date(&mut isolated.mirror, parent, &view) {
+        Ok(Some(viewer)) => {
+            let said = local_socket::send(&view, &viewer.to_ne_bytes(), None);
+            said.map_err(doing("say which process keeps the view"))?;
+        }
+        Ok(None) => {}
+        // What the host adds is not seen then, and that is all.
+        Err(error) => tracing::debug!(%error, "nobody keeps the program's view up to date"),
+    }
+    drop(view);
     tracing::debug!("a process waits for the namespace");
     await_byte(wait)?;
     enter::enter(program, isolated)?;

@@ -1,10 +1,9 @@
 //! What the host does to its own files while a program runs, and what of the host's resolvers a program finds: nothing.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,48 +11,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::support::*;
 
-/// A shell inside, which does what it is told.
-struct Shell {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Shell {
-    fn start(config: &Path, options: &[&str]) -> Result<Self> {
-        let mut command = vpn_exec(config, options, &["sh"]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let orders = child.stdin.take().context("a pipe")?;
-        let answers = BufReader::new(child.stdout.take().context("a pipe")?);
-        let mut shell = Self { child, orders, answers };
-        ensure!(shell.say("echo begun")? == "begun\n");
-        Ok(shell)
-    }
-
-    /// What a script prints, errors included.
-    fn say(&mut self, script: &str) -> Result<String> {
-        writeln!(self.orders, "{{ {script}\n}} 2>&1; echo; echo ::end")?;
-        let mut text = String::new();
-        loop {
-            ensure!(self.answers.read_line(&mut text)? > 0, "the shell has ended: {text}");
-            if let Some(text) = text.strip_suffix("\n::end\n") {
-                return Ok(text.to_owned());
-            }
-        }
-    }
-
-    fn end(mut self) -> Result<()> {
-        drop(self.orders);
-        ensure!(wait_for_end(&mut self.child)?.success());
-        Ok(())
-    }
-}
-
 /// Somebody who listens at a path, as a resolver does, and counts who comes.
-struct Resolver(Arc<AtomicU32>);
+pub(crate) struct Resolver(Arc<AtomicU32>);
 
 impl Resolver {
-    fn listen(path: &str) -> Result<Self> {
+    pub(crate) fn listen(path: &str) -> Result<Self> {
         fs::create_dir_all(Path::new(path).parent().context("a folder")?)?;
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
@@ -67,7 +29,7 @@ impl Resolver {
         Ok(Self(count))
     }
 
-    fn asked(&self) -> u32 {
+    pub(crate) fn asked(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -116,7 +78,7 @@ fn the_hosts_files_may_be_replaced() {
 }
 
 /// The sockets by which the host's resolvers are asked.
-const SOCKETS: [&str; 8] = [
+pub(crate) const SOCKETS: [&str; 8] = [
     "/run/nscd/socket",
     "/run/systemd/resolve/io.systemd.Resolve",
     "/run/systemd/resolve.hook/io.systemd.Network",
@@ -127,7 +89,7 @@ const SOCKETS: [&str; 8] = [
     "/run/dbus/system_bus_socket",
 ];
 
-fn visible(shell: &mut Shell) -> Result<String> {
+pub(crate) fn visible(shell: &mut Shell) -> Result<String> {
     let paths: Vec<String> = SOCKETS.iter().flat_map(|path| [(*path).to_owned(), format!("/var{path}")]).collect();
     shell.say(&format!("for path in {}; do [ -e $path ] && echo $path; done", paths.join(" ")))
 }

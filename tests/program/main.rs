@@ -10,6 +10,7 @@
 mod ends;
 mod hidden;
 mod privileges;
+mod renewed;
 mod support;
 mod terminal;
 mod view;

@@ -1,9 +1,9 @@
 //! What the tests of this folder share.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -110,5 +110,52 @@ pub(crate) fn loosen_etc() -> Result<bool> {
             println!("skipped: no overlayfs here: {error}");
             Ok(false)
         }
+    }
+}
+
+/// A shell inside, which does what it is told.
+pub(crate) struct Shell {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    pub(crate) fn start(config: &Path, options: &[&str]) -> Result<Self> {
+        let mut command = vpn_exec(config, options, &["sh"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let orders = child.stdin.take().context("a pipe")?;
+        let answers = BufReader::new(child.stdout.take().context("a pipe")?);
+        let mut shell = Self { child, orders, answers };
+        ensure!(shell.say("echo begun")? == "begun\n");
+        Ok(shell)
+    }
+
+    /// What a script prints, errors included.
+    pub(crate) fn say(&mut self, script: &str) -> Result<String> {
+        writeln!(self.orders, "{{ {script}\n}} 2>&1; echo; echo ::end")?;
+        let mut text = String::new();
+        loop {
+            ensure!(self.answers.read_line(&mut text)? > 0, "the shell has ended: {text}");
+            if let Some(text) = text.strip_suffix("\n::end\n") {
+                return Ok(text.to_owned());
+            }
+        }
+    }
+
+    pub(crate) fn end(mut self) -> Result<()> {
+        drop(self.orders);
+        ensure!(wait_for_end(&mut self.child)?.success());
+        Ok(())
+    }
+
+    /// The launcher's process.
+    pub(crate) fn launcher(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits for the end of a launcher that was killed.
+    pub(crate) fn abandon(mut self) -> Result<()> {
+        wait_for_end(&mut self.child).map(drop)
     }
 }

@@ -1,0 +1,200 @@
+//! The program's own view of the host's files: `/etc` without the host's idea of names, `/run` without its resolvers. Both are copies in
+//! memory ([`Mirror`]), which a process of their own keeps up to date for as long as the program runs.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use super::{Program, Step};
+use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::mirror::{Hidden, Mirror};
+use crate::linux::mounts;
+use crate::linux::poll::wait_for;
+use crate::linux::process::{self, Forked};
+use crate::linux::seccomp::Filter;
+
+const ETC: &str = "/etc";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
+const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
+
+/// What the process may do that keeps the copies up to date.
+const CALLS: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_ppoll,
+    libc::SYS_openat,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_getdents64,
+    libc::SYS_lseek,
+    libc::SYS_readlinkat,
+    libc::SYS_fcntl,
+    // What there is of the host's entries, and what is made of them.
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_rm_watch,
+    libc::SYS_mkdirat,
+    libc::SYS_symlinkat,
+    libc::SYS_unlinkat,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmod,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_umount2,
+    // Memory, time and the end.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_futex,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+];
+
+/// Covers, in the calling process's mount namespace, `/etc` with a copy that has our own files in the place of the host's, and `/run` and
+/// others with copies that do not have what is hidden from the program.
+pub(super) fn show(program: &Program) -> Step<Mirror> {
+    let doing = |what| move |error: io::Error| (what, error);
+    // The place is about to be covered, the file with it.
+    let resolv_conf = fs::File::open(&program.resolv_conf).map_err(doing("open the tunnel's resolv.conf"))?;
+    let views = [
+        (RESOLV_CONF, program.names.resolv_conf.clone()),
+        (HOSTS, format!("{}{}", program.names.hosts, read(HOSTS)?)),
+        (NSSWITCH_CONF, with_hosts_line(&read(NSSWITCH_CONF)?, &program.names.nsswitch_hosts)),
+    ];
+    let mut mirror = Mirror::new(hidden(program), &program.staging);
+    mirror.cover(ETC.as_ref()).map_err(doing("copy the view of /etc"))?;
+    for (path, text) in &views {
+        write_readable(path.as_ref(), text).map_err(doing("write the program's own files"))?;
+    }
+    mounts::make_read_only(ETC.as_ref()).map_err(doing("protect the program's own files"))?;
+    // All programs of a tunnel see the same file, into which a change of the resolvers is written.
+    let source = PathBuf::from(format!("/proc/self/fd/{}", resolv_conf.as_raw_fd()));
+    mounts::bind(&source, RESOLV_CONF.as_ref())
+        .and_then(|()| mounts::make_read_only(RESOLV_CONF.as_ref()))
+        .map_err(doing("show the tunnel's resolv.conf"))?;
+    // Where the copies are built comes last: it is covered then.
+    for directory in ["/var/run", "/var/lib/sss", "/run"] {
+        if fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir()) {
+            mirror.cover(directory.as_ref()).map_err(doing("hide the host's resolvers"))?;
+        }
+    }
+    Ok(mirror)
+}
+
+/// What the copies do not have. On older systems `/var/run` is a directory of its own, with the same in it as `/run`.
+fn hidden(program: &Program) -> Hidden {
+    let older = program.hidden.iter().filter_map(|path| path.strip_prefix("/run").ok());
+    let older = older.map(|rest| Path::new("/var/run").join(rest));
+    let own = [RESOLV_CONF, HOSTS, NSSWITCH_CONF].map(PathBuf::from);
+    Hidden(program.hidden.iter().cloned().chain(older).chain(own).collect())
+}
+
+/// Starts the process that keeps the copies up to date, until `parent`, the caller's own parent, ends or closes the other end of `alive`.
+/// Returns its number. It is the parent's child, so that the program, which the caller becomes, has none that it does not know.
+pub(super) fn keep_up_to_date(mirror: &mut Mirror, parent: u32, alive: &OwnedFd) -> io::Result<Option<i32>> {
+    if mirror.changes().is_none() {
+        return Ok(None);
+    }
+    match process::fork_sibling()? {
+        Forked::Parent(pid) => Ok(Some(pid.as_raw())),
+        Forked::Child => {
+            let kept = limit(mirror, parent, alive).and_then(|()| work(mirror, alive));
+            process::exit_now(i32::from(kept.is_err()))
+        }
+    }
+}
+
+/// Leaves this process what it takes to mount, and to look at directories.
+fn limit(mirror: &Mirror, parent: u32, alive: &OwnedFd) -> io::Result<()> {
+    process::set_death_signal(Signal::SIGKILL)?;
+    if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
+        return Err(io::Error::other("the parent has ended already"));
+    }
+    // Neither the terminal's signals nor the working directory concern it.
+    rustix::process::setsid()?;
+    std::env::set_current_dir("/")?;
+    process::redirect_to_null(&[0, 1, 2])?;
+    let mut own: Vec<i32> = mirror.descriptors().chain([alive.as_raw_fd()]).collect();
+    own.sort_unstable();
+    let mut first = 3;
+    for descriptor in own {
+        process::close(first, descriptor - 1)?;
+        first = descriptor + 1;
+    }
+    process::close(first, i32::MAX)?;
+    capabilities::limit(CapabilitySet::SYS_ADMIN, CapabilitySet::SYS_ADMIN)?;
+    Filter::allowing(CALLS, &[])?.install()
+}
+
+fn work(mirror: &mut Mirror, alive: &OwnedFd) -> io::Result<()> {
+    loop {
+        let Some(changes) = mirror.changes() else { return Ok(()) };
+        // Nobody says anything there: it is closed.
+        if wait_for(&[changes, alive.as_fd()], None)?[1] {
+            return Ok(());
+        }
+        mirror.update()?;
+    }
+}
+
+/// Writes a file that every user can read, whatever the umask.
+fn write_readable(path: &Path, text: &str) -> io::Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+}
+
+/// The text of a host's file; empty if there is none.
+fn read(path: &'static str) -> Step<String> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let mut text = String::from_utf8_lossy(&bytes).into_owned();
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            Ok(text)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(("read the host's own files", error)),
+    }
+}
+
+/// The text of an nsswitch.conf(5) with another line for host names.
+fn with_hosts_line(text: &str, hosts: &str) -> String {
+    let mut lines: Vec<&str> =
+        text.lines().filter(|line| !line.trim_start().to_ascii_lowercase().starts_with("hosts:")).collect();
+    lines.push(hosts);
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_hosts_line_of_nsswitch_changes() {
+        let host =
+            "# comment\npasswd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] dns\nnetworks: files\n";
+        assert_eq!(
+            with_hosts_line(host, "hosts: files dns"),
+            "# comment\npasswd: files systemd\nnetworks: files\nhosts: files dns\n"
+        );
+        assert_eq!(with_hosts_line("", "hosts: files dns"), "hosts: files dns\n");
+    }
+}
