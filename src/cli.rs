@@ -10,8 +10,8 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
 
 use crate::config::network::parse_local;
-use crate::config::ports::{parse_open, parse_publish};
-use crate::config::{BackendChoice, DbusAccess, OpenPorts, Publish};
+use crate::config::ports::{parse_host_ports, parse_open, parse_publish};
+use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish};
 use crate::names::TunnelName;
 
 /// Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
@@ -124,6 +124,9 @@ pub struct SourceArgs {
 /// What a single `--publish` says.
 pub type Ports = Vec<Publish>;
 
+/// What a single `--host-port` says.
+pub type HostPorts = Vec<HostPort>;
+
 /// What the tunnel is made of, beyond its file.
 #[derive(Clone, Debug, Args)]
 pub struct TunnelArgs {
@@ -142,6 +145,10 @@ pub struct TunnelArgs {
     /// A port of the host that leads to a port inside, as `[ADDRESS:]PORT:PORT[/udp]`; ranges too (repeatable)
     #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
     pub publish: Vec<Ports>,
+
+    /// A port of the host's loopback that the program reaches at host.internal, as `PORT[/udp]`; ranges too (repeatable)
+    #[arg(long, value_name = "PORTS", value_parser = parse_host_ports)]
+    pub host_port: Vec<HostPorts>,
 
     /// A network that is reached through the host instead of the tunnel, such as 192.168.1.0/24 (repeatable)
     #[arg(long, value_name = "NETWORK", value_parser = parse_local)]

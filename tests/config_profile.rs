@@ -32,6 +32,7 @@ fn every_key_is_understood() {
         [local]
         networks = ["10.0.0.0/8", "192.168.1.7", "fd00::/8"]
         publish = ["8080:80", "53:5353/udp", "127.0.0.1:9000:9000/TCP", "[::1]:1:2", "7000-7001:80-81/udp"]
+        host-ports = ["5432", "6000-6001/udp"]
         [program]
         user = "transmission"
         group = 70
@@ -62,6 +63,8 @@ fn every_key_is_understood() {
             "None 7001 81 true"
         ]
     );
+    let host_ports: Vec<_> = profile.local.host_ports.iter().map(ToString::to_string).collect();
+    assert_eq!(host_ports, ["5432/tcp", "6000/udp", "6001/udp"]);
     assert_eq!((profile.program.user.as_deref(), profile.program.group.as_deref()), (Some("transmission"), Some("70")));
     assert_eq!(profile.program.capabilities, ["net_raw", "CAP_NET_BIND_SERVICE"]);
     assert!(profile.program.new_privileges);

@@ -67,14 +67,15 @@ pub(super) fn has_profile(name: &TunnelName) -> bool {
 
 /// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
 pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
-    let TunnelArgs { backend, dns, search, publish, local, lan, open, allow_hooks } = tunnel;
-    let lists = [dns.is_empty(), search.is_empty(), publish.is_empty(), local.is_empty(), open.is_empty()];
-    if backend.is_none() && lists.iter().all(|is_empty| *is_empty) && !lan && !allow_hooks {
+    let TunnelArgs { backend, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
+    let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
+    let lists = [dns.is_empty(), search.is_empty(), local.is_empty()].into_iter().chain(ports);
+    if backend.is_none() && lists.into_iter().all(|is_empty| is_empty) && !lan && !allow_hooks {
         return Ok(());
     }
     Err(Failure::new(
-        "this tunnel is up already: --backend, --dns, --search, --publish, --local, --lan, --open and --allow-hooks are of no use \
-         here",
+        "this tunnel is up already: --backend, --dns, --search, --publish, --host-port, --local, --lan, --open and --allow-hooks are \
+         of no use here",
     )
     .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
 }
@@ -101,6 +102,7 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
     let Profile { backend, mut dns, mut local, mut open, program, wait, .. } = profile;
     overrule(&mut dns, tunnel);
     extend(&mut local.publish, tunnel.publish.iter().flatten());
+    extend(&mut local.host_ports, tunnel.host_port.iter().flatten());
     extend(&mut local.networks, &tunnel.local);
     extend(&mut open, &tunnel.open);
     local.lan |= tunnel.lan;

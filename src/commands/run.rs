@@ -132,7 +132,7 @@ impl Wanted {
 
     fn capabilities_for_ports(&self) -> CapabilitySet {
         match self {
-            Self::Configured(loaded) => keeper::capabilities_for_ports(loaded.config.host_ports()),
+            Self::Configured(loaded) => keeper::capabilities_for_ports(loaded.config.listened_ports()),
             // What it is made of is not known yet, and may be this process's to make again one day.
             Self::Named(..) => CapabilitySet::NET_BIND_SERVICE,
         }

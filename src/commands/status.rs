@@ -126,6 +126,9 @@ fn describe(lines: &mut Lines, living: &Living) {
     for port in &living.published_ports {
         lines.row("published", port);
     }
+    for port in &living.host_ports {
+        lines.row("of the host", port);
+    }
 }
 
 fn describe_peer(lines: &mut Lines, peer: &Peer) {

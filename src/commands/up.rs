@@ -22,7 +22,7 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
     held::require_privileges()?;
     process::set_umask(0o022);
     let needed = keeper::needed_capabilities()
-        | keeper::capabilities_for_ports(loaded.config.host_ports())
+        | keeper::capabilities_for_ports(loaded.config.listened_ports())
         | capabilities::CapabilitySet::SETPCAP;
     capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(loaded.wait);

@@ -1,6 +1,6 @@
 //! In what two configurations of one tunnel differ, told to people without their keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fmt::Display;
 
@@ -53,8 +53,11 @@ pub fn difference(living: (&Config, bool), other: (&Config, bool)) -> Vec<Differ
     compare("resolver options", list(&there.dns.options), list(&here.dns.options));
     compare("local networks", networks(&there.local), networks(&here.local));
     compare("open ports", list(&there.open), list(&here.open));
-    let ports = |config: &Config| list(&config.local.publish.iter().map(|port| port.to_string()).collect::<Vec<_>>());
+    let ports = |config: &Config| list(&config.local.publish);
     compare("published ports", ports(there), ports(here));
+    // Neither their order nor their number makes a difference.
+    let host_ports = |config: &Config| list(config.local.host_ports.iter().collect::<BTreeSet<_>>());
+    compare("ports of the host", host_ports(there), host_ports(here));
 
     let by_key = |config: &'_ Config| -> BTreeMap<PublicKey, Peer> {
         config.wireguard.peers.iter().map(|peer| (peer.public_key, peer.clone())).collect()
@@ -74,7 +77,7 @@ pub fn difference(living: (&Config, bool), other: (&Config, bool)) -> Vec<Differ
 
 fn networks(local: &Local) -> String {
     let lan = local.lan.then(|| "those of the host".to_owned());
-    list(&lan.into_iter().chain(local.networks.iter().map(IpNet::to_string)).collect::<Vec<_>>())
+    list(lan.into_iter().chain(local.networks.iter().map(IpNet::to_string)))
 }
 
 fn compare_peers(one: &Peer, two: &Peer, compare: &mut impl FnMut(&str, String, String)) {
@@ -148,11 +151,9 @@ fn optional(value: Option<&impl Display>) -> String {
     value.map_or_else(|| "none".into(), ToString::to_string)
 }
 
-fn list(values: &[impl Display]) -> String {
-    if values.is_empty() {
-        return "none".into();
-    }
-    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn list<T: Display>(values: impl IntoIterator<Item = T>) -> String {
+    let texts: Vec<String> = values.into_iter().map(|value| value.to_string()).collect();
+    if texts.is_empty() { "none".into() } else { texts.join(", ") }
 }
 
 #[cfg(test)]
@@ -236,10 +237,12 @@ mod tests {
         kernel.backend = BackendChoice::Kernel;
         kernel.dns.options = vec!["edns0".into()];
         kernel.local.networks = vec!["192.0.2.0/24".parse().expect("a network")];
+        kernel.local.host_ports = crate::config::ports::parse_host_ports("5432-5433").expect("ports");
         let expected = [
             "backend: auto there, kernel here",
             "resolver options: none there, edns0 here",
             "local networks: none there, 192.0.2.0/24 here",
+            "ports of the host: none there, 5432/tcp, 5433/tcp here",
         ];
         assert_eq!(said(&one, &kernel), expected);
     }

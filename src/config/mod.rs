@@ -48,9 +48,10 @@ pub struct Config {
 
 impl Config {
     /// The ports of the host that are listened on.
-    pub fn host_ports(&self) -> impl Iterator<Item = u16> {
+    pub fn listened_ports(&self) -> impl Iterator<Item = u16> {
         let published = self.local.publish.iter().map(|port| port.host_port);
-        self.wireguard.interface.listen_port.into_iter().chain(published)
+        let host_ports = self.local.host_ports.iter().map(|port| port.port);
+        self.wireguard.interface.listen_port.into_iter().chain(published).chain(host_ports)
     }
 }
 
@@ -200,6 +201,9 @@ pub struct Local {
     pub lan: bool,
     /// Ports of the host that lead to the program.
     pub publish: Vec<Publish>,
+    /// Ports of the host's loopback that the program reaches.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
 }
 
 /// A port of the host that leads to a port inside.
@@ -224,6 +228,22 @@ impl fmt::Display for Publish {
             None => {}
         }
         write!(f, "{}:{}/{}", self.host_port, self.inner_port, self.protocol)
+    }
+}
+
+/// A port of the host's loopback that the program reaches at the host's address on the link, `host.internal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostPort {
+    /// The port, there and here.
+    pub port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for HostPort {
+    /// As it is written in a profile, but always with its protocol.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.port, self.protocol)
     }
 }
 
@@ -254,7 +274,7 @@ impl fmt::Display for OpenPorts {
 }
 
 /// A transport protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.

@@ -1,10 +1,11 @@
-//! Ports, as the profile and the command line name them: those that are published, and those that are open to the tunnel.
+//! Ports, as the profile and the command line name them: those that are published, those of the host that are reached from inside, and
+//! those that are open to the tunnel.
 
 use std::ops::RangeInclusive;
 
 use super::network::Problem;
 use super::text::Piece;
-use super::{OpenPorts, Protocol, Publish, network};
+use super::{HostPort, OpenPorts, Protocol, Publish, network};
 
 /// Reads what is to be published: `[address:]port-on-host:port-inside[/tcp|/udp]`. An IPv6 address is in brackets; a port may be a range
 /// such as `8000-8009`, if both are and have as many.
@@ -13,6 +14,15 @@ use super::{OpenPorts, Protocol, Publish, network};
 /// What is wrong with it.
 pub fn parse_publish(text: &str) -> Result<Vec<Publish>, String> {
     network::parse(text, published)
+}
+
+/// Reads which ports of the host's loopback are to be reached from inside: `port[/tcp|/udp]`, where the port may be a range such as
+/// `8000-8009`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_host_ports(text: &str) -> Result<Vec<HostPort>, String> {
+    network::parse(text, host_ports)
 }
 
 /// Reads what is to be open to the tunnel: `port[/tcp|/udp]`, where the port may be a range such as `8000-8009`.
@@ -27,6 +37,12 @@ pub(super) fn open(text: Piece<'_>) -> Result<OpenPorts, Problem> {
     let (ports, protocol) = with_protocol(text)?;
     let ports = range(ports)?;
     Ok(OpenPorts { first: *ports.start(), last: *ports.end(), protocol })
+}
+
+pub(super) fn host_ports(text: Piece<'_>) -> Result<Vec<HostPort>, Problem> {
+    let (ports, protocol) = with_protocol(text)?;
+    let protocol = protocol.unwrap_or(Protocol::Tcp);
+    Ok(range(ports)?.map(|port| HostPort { port, protocol }).collect())
 }
 
 pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {

@@ -20,7 +20,7 @@ use super::{BackendChoice, DbusAccess, MAX_BYTES, Profile, ports};
 const TABLES: [(&str, &[&str]); 4] = [
     ("", &["wireguard", "backend", "wait", "open", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options"]),
-    ("local", &["networks", "lan", "publish"]),
+    ("local", &["networks", "lan", "publish", "host-ports"]),
     ("program", &["user", "group", "capabilities", "new-privileges", "dbus"]),
 ];
 
@@ -106,6 +106,9 @@ impl Reader<'_> {
                 ("local", "networks") => self.profile.local.networks = self.list(value, network::local),
                 ("local", "lan") => self.boolean(value, |profile| &mut profile.local.lan),
                 ("local", "publish") => self.publish(value),
+                ("local", "host-ports") => {
+                    self.profile.local.host_ports = self.list(value, ports::host_ports).into_iter().flatten().collect();
+                }
                 ("program", "user") => self.profile.program.user = self.account(value, "user"),
                 ("program", "group") => self.profile.program.group = self.account(value, "group"),
                 ("program", "capabilities") => {

@@ -4,6 +4,7 @@
 pub mod capabilities;
 pub mod clock;
 pub mod link;
+pub mod listeners;
 pub mod local_socket;
 pub mod memory_file;
 pub mod mirror;

@@ -127,6 +127,20 @@ pub enum PlanError {
         /// Which.
         port: u16,
     },
+    /// A port of the host's loopback at which names are asked for.
+    #[error(
+        "port {port} of the host cannot be reached from inside: names would be asked of the host's resolver, past the tunnel"
+    )]
+    HostPortForNames {
+        /// Which.
+        port: u16,
+    },
+    /// A port of the host's loopback that leads inside.
+    #[error("port {port} of the host is to be reached from inside, but is published: it leads inside itself")]
+    HostPortPublished {
+        /// Which.
+        port: u16,
+    },
     /// A hook that would show a key to everyone who lists processes.
     #[error(
         "the {kind} hook holds a secret key of this tunnel, which every user could read from the list of processes"
@@ -190,6 +204,10 @@ impl PlanError {
                 "leave it out, use Linux 6.17 or newer, or make the host a router: `sysctl net.ipv6.conf.all.forwarding=1`"
             }
             Self::PublishedTwice { .. } => "leave one out: a port on all addresses of the host is on each of them",
+            Self::HostPortForNames { .. } => "leave it out: the program asks the tunnel's resolvers",
+            Self::HostPortPublished { .. } => {
+                "leave one out, or publish it under another port or at one address of the host"
+            }
             Self::SecretInHook { .. } => "let the hook read the key from a file, or leave out --allow-hooks",
             Self::NoFreeAddresses { .. } => {
                 "narrow or remove a route of the host that covers private addresses it does not use"

@@ -22,6 +22,7 @@ mod render;
 mod stable;
 mod wireguard;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
@@ -39,7 +40,7 @@ pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::{BackendChoice, Config, OpenPorts, ProgramOptions, Publish};
+use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Publish};
 use crate::names::{InterfaceName, TunnelName};
 
 /// Where named namespaces are, as ip-netns(8) has them.
@@ -72,6 +73,9 @@ pub struct Plan {
     pub local: LocalPlan,
     /// The ports of the host that lead inside.
     pub publish: Vec<Publish>,
+    /// The ports of the host's loopback that are reached from inside, in order, each once.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
     /// The ports inside that are reached through the tunnel.
     pub open: Vec<OpenPorts>,
     /// The rules for packets.
@@ -145,6 +149,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     }
     let names = names::decide(config, servers, &reach.routes, &local.networks, veth.as_ref(), &mut findings);
     check_published(&config.local.publish, &mut findings);
+    let host_ports = host_ports(&config.local, &mut findings);
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
         interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
@@ -187,6 +192,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         veth,
         local,
         publish: config.local.publish.clone(),
+        host_ports,
         open: config.open.clone(),
         firewall,
         names,
@@ -228,4 +234,21 @@ fn check_published(ports: &[Publish], findings: &mut Findings) {
             findings.refuse(PlanError::PublishedTwice { port: port.host_port });
         }
     }
+}
+
+/// The ports of the host's loopback that are reached from inside.
+fn host_ports(local: &Local, findings: &mut Findings) -> Vec<HostPort> {
+    let ports: BTreeSet<HostPort> = local.host_ports.iter().copied().collect();
+    let for_names: BTreeSet<u16> =
+        ports.iter().map(|port| port.port).filter(|port| NAME_PORTS.contains(port)).collect();
+    for port in for_names {
+        findings.refuse(PlanError::HostPortForNames { port });
+    }
+    // What is published on all addresses is listened on at that of the link, too; what is on the loopback would lead back inside.
+    let leads_back = |port: &Publish| port.address.is_none_or(|address| address.is_loopback());
+    let published = local.publish.iter().filter(|port| leads_back(port));
+    for port in published.filter(|port| ports.contains(&HostPort { port: port.host_port, protocol: port.protocol })) {
+        findings.refuse(PlanError::HostPortPublished { port: port.host_port });
+    }
+    ports.into_iter().collect()
 }

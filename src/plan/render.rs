@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::{FirewallPlan, Plan};
-use crate::config::{BackendChoice, DbusAccess, Publish};
+use crate::config::{BackendChoice, DbusAccess};
 
 /// The width of the column of labels.
 const LABEL: usize = 15;
@@ -66,7 +66,10 @@ fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
         rows(f, "behind", &plan.local.interfaces)?;
     }
     if !plan.publish.is_empty() {
-        rows(f, "published", &plan.publish.iter().map(Publish::to_string).collect::<Vec<_>>())?;
+        rows(f, "published", &plan.publish)?;
+    }
+    if !plan.host_ports.is_empty() {
+        rows(f, "of the host", &plan.host_ports)?;
     }
     if !plan.open.is_empty() {
         rows(f, "open", &plan.open)?;

@@ -93,13 +93,16 @@ impl Datagrams {
                 Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EINTR) => continue,
                 Err(error) => return Err(error),
             };
+            if !port.entrance.admits(&client) {
+                continue;
+            }
             let key = (token, client, local);
             if !self.flows.contains_key(&key) {
-                let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port.port.inner_port)).collect();
+                let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port.entrance.to)).collect();
                 match begin(to, poller) {
                     Ok(flow) => self.insert(key, flow),
                     Err(error) => {
-                        tracing::debug!("a datagram to port {} inside is dropped: {error}", port.port.inner_port);
+                        tracing::debug!("a datagram to port {} is dropped: {error}", port.entrance.to);
                         continue;
                     }
                 }

@@ -1,11 +1,12 @@
-//! Published ports: what comes to a port of the host goes on to a port inside, and back. A relay, without any translation of addresses:
-//! it works for connections from the host itself, from its networks, over IPv4 and IPv6 alike, takes no forwarding, and no rule of
-//! anybody's firewall but that which lets the port be reached.
+//! Ports that lead elsewhere: what comes to a port of the host goes on to a port inside, and back; or to one of the host's loopback. A
+//! relay, without any translation of addresses: it works for connections from the host itself, from its networks, over IPv4 and IPv6
+//! alike, takes no forwarding, and no rule of anybody's firewall but that which lets the port be reached.
 //!
 //! - `stream`: TCP: bytes are moved inside the kernel (splice(2)), each direction ends by itself.
 //! - `datagram`: UDP: a flow for each client, until it is idle.
 //!
-//! [`bind()`] takes the ports, in the host's namespace; [`Relay::start`] moves what comes, in a thread that lives in the tunnel's.
+//! [`bind()`] takes the ports, in the host's namespace; [`Relay::start`] moves what comes, in a thread that lives in the namespace that it
+//! goes to.
 
 mod datagram;
 mod stream;
@@ -23,8 +24,9 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, Sockadd
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use thiserror::Error;
 
-use crate::config::{Protocol, Publish};
+use crate::config::{HostPort, Protocol, Publish};
 use crate::linux::namespace::NetworkNamespace;
+use crate::names::InterfaceName;
 use datagram::Datagrams;
 use stream::Streams;
 
@@ -43,27 +45,83 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// The token of the descriptor that ends the relay. All others are given by [`Poller::add`].
 const STOP: u64 = 0;
 
+/// Where one comes in, and to which port that leads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Entrance {
+    /// The host's address to listen on; `None`: all.
+    pub address: Option<IpAddr>,
+    /// Who may come: all, unless it is only the one at the other end of a link.
+    pub only: Option<OtherEnd>,
+    /// The port to listen on.
+    pub port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port that it leads to.
+    pub to: u16,
+}
+
+/// Who is at the other end of a link.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OtherEnd {
+    /// The host's interface that is this end.
+    pub interface: InterfaceName,
+    /// The address at the other.
+    pub address: IpAddr,
+}
+
+impl Entrance {
+    /// The way to a port of the host's loopback for who is at the other end of a link, from an address of the host's on that link.
+    ///
+    /// What listens on the loopback alone is meant for nobody in the host's networks. Who asks for that address there comes by another
+    /// interface. The host's own programs do not: for the kernel, what is sent to an address of one's own comes by the interface that has
+    /// it (`ip_route_output_key_hash_rcu()`). These are told by where they come from.
+    pub fn of_host(port: HostPort, address: IpAddr, only: OtherEnd) -> Self {
+        let HostPort { port, protocol } = port;
+        Self { address: Some(address), only: Some(only), port, protocol, to: port }
+    }
+
+    /// Whether somebody may come.
+    fn admits(&self, client: &SocketAddr) -> bool {
+        self.only.as_ref().is_none_or(|only| only.address == client.ip())
+    }
+}
+
+impl From<&Publish> for Entrance {
+    fn from(port: &Publish) -> Self {
+        let Publish { address, host_port, inner_port, protocol } = *port;
+        Self { address, only: None, port: host_port, protocol, to: inner_port }
+    }
+}
+
 /// A port of the host that cannot be had.
 #[derive(Debug, Error)]
 #[error("cannot {}: {error}", self.what())]
 pub struct BindError {
-    port: Publish,
+    entrance: Entrance,
     error: io::Error,
 }
 
 impl BindError {
     /// What could not be done.
     pub fn what(&self) -> String {
-        let Publish { address, host_port, protocol, .. } = &self.port;
-        format!("listen on {} port {host_port} of {}", protocol_name(*protocol), host_name(*address))
+        let Entrance { address, port, protocol, .. } = &self.entrance;
+        format!("listen on {} port {port} of {}", protocol_name(*protocol), host_name(*address))
+    }
+
+    /// Whether somebody else has the port.
+    pub fn is_taken(&self) -> bool {
+        self.error.raw_os_error() == Some(libc::EADDRINUSE)
     }
 
     /// What can be done about it.
     pub fn advice(&self) -> Option<&'static str> {
+        let of_host = self.entrance.only.is_some();
         match self.error.raw_os_error() {
+            Some(libc::EADDRINUSE) if of_host => Some("another program has it (see `ss -tuapn`): end that"),
             Some(libc::EADDRINUSE) => {
                 Some("another program has it (see `ss -tulpn`): end that, or publish another port")
             }
+            Some(libc::EPERM) if of_host => Some("this takes Linux 5.7 or newer (SO_BINDTODEVICE without CAP_NET_RAW)"),
             Some(libc::EADDRNOTAVAIL) => Some("publish an address that the host has, or leave it out for all"),
             _ => None,
         }
@@ -90,7 +148,7 @@ fn host_name(address: Option<IpAddr>) -> String {
 /// A port that is taken.
 #[derive(Debug)]
 pub struct Bound {
-    port: Publish,
+    entrance: Entrance,
     socket: OwnedFd,
 }
 
@@ -98,37 +156,42 @@ pub struct Bound {
 ///
 /// # Errors
 /// The first that cannot be had. Then none is.
-pub fn bind(ports: &[Publish]) -> Result<Vec<Bound>, BindError> {
-    let bound = |port: &Publish| match open(port) {
-        Ok(socket) => Ok(Bound { port: port.clone(), socket }),
-        Err(error) => Err(BindError { port: port.clone(), error }),
+pub fn bind(entrances: &[Entrance]) -> Result<Vec<Bound>, BindError> {
+    let bound = |entrance: &Entrance| match open(entrance) {
+        Ok(socket) => Ok(Bound { entrance: entrance.clone(), socket }),
+        Err(error) => Err(BindError { entrance: entrance.clone(), error }),
     };
-    ports.iter().map(bound).collect()
+    entrances.iter().map(bound).collect()
 }
 
-fn open(port: &Publish) -> io::Result<OwnedFd> {
+fn open(entrance: &Entrance) -> io::Result<OwnedFd> {
     let any = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)];
-    let addresses = port.address.as_ref().map_or(any.as_slice(), std::slice::from_ref);
+    let addresses = entrance.address.as_ref().map_or(any.as_slice(), std::slice::from_ref);
     for address in addresses {
-        match open_at(SocketAddr::new(*address, port.host_port), port.protocol, port.address.is_none()) {
+        match open_at(*address, entrance) {
             // A host without IPv6.
-            Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) if port.address.is_none() && address.is_ipv6() => {}
+            Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) if entrance.address.is_none() && address.is_ipv6() => {}
             other => return Ok(other?),
         }
     }
     Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL))
 }
 
-fn open_at(address: SocketAddr, protocol: Protocol, both_families: bool) -> nix::Result<OwnedFd> {
-    let kind = match protocol {
+fn open_at(address: IpAddr, entrance: &Entrance) -> nix::Result<OwnedFd> {
+    let kind = match entrance.protocol {
         Protocol::Tcp => SockType::Stream,
         Protocol::Udp => SockType::Datagram,
     };
+    let address = SocketAddr::new(address, entrance.port);
     let opened = new_socket(address, kind)?;
     if address.is_ipv6() {
-        socket::setsockopt(&opened, sockopt::Ipv6V6Only, &!both_families)?;
+        socket::setsockopt(&opened, sockopt::Ipv6V6Only, &entrance.address.is_some())?;
     }
-    match protocol {
+    if let Some(OtherEnd { interface, .. }) = &entrance.only {
+        // Before it has an address, so that nobody can come by another interface meanwhile.
+        socket::setsockopt(&opened, sockopt::BindToDevice, &interface.as_str().into())?;
+    }
+    match entrance.protocol {
         Protocol::Tcp => {
             // A successor takes the port although connections of the former keeper's are still coming to their end (tcp(7)).
             socket::setsockopt(&opened, sockopt::ReuseAddr, &true)?;
@@ -136,7 +199,7 @@ fn open_at(address: SocketAddr, protocol: Protocol, both_families: bool) -> nix:
         Protocol::Udp => datagram::tell_destinations(&opened, address)?,
     }
     socket::bind(opened.as_raw_fd(), &SockaddrStorage::from(address))?;
-    if protocol == Protocol::Tcp {
+    if entrance.protocol == Protocol::Tcp {
         socket::listen(&opened, Backlog::new(BACKLOG)?)?;
     }
     Ok(opened)
@@ -155,7 +218,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts to move what comes to `ports` to the first of `targets` that takes it, which are addresses in `namespace`.
+    /// Starts to move what comes to `ports` to the first of `targets` that takes it, which are addresses in `namespace`; in the caller's
+    /// if there is none.
     ///
     /// `on_thread_start` runs first in the new thread, which then is in the namespace already.
     ///
@@ -164,15 +228,15 @@ impl Relay {
     pub fn start(
         ports: Vec<Bound>,
         targets: Vec<IpAddr>,
-        namespace: NetworkNamespace,
+        namespace: Option<NetworkNamespace>,
         on_thread_start: fn() -> io::Result<()>,
     ) -> io::Result<Self> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let watched = stop.try_clone()?;
         let (sender, begun) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || {
-            let made =
-                namespace.enter().and_then(|()| on_thread_start()).and_then(|()| Work::new(ports, targets, watched));
+            let entered = namespace.as_ref().map_or(Ok(()), NetworkNamespace::enter);
+            let made = entered.and_then(|()| on_thread_start()).and_then(|()| Work::new(ports, targets, watched));
             drop(namespace);
             let work = match made {
                 Ok(work) => {
@@ -182,7 +246,7 @@ impl Relay {
                 Err(error) => return drop(sender.send(Err(error))),
             };
             if let Err(error) = work.go_on() {
-                tracing::error!("published ports are not reached any more: {error}");
+                tracing::error!("ports are not relayed any more: {error}");
             }
         })?;
         begun.recv().map_err(|_| io::Error::other("the relay's thread has ended"))??;
@@ -251,7 +315,7 @@ impl Work {
         let mut poller = Poller::new()?;
         poller.add_as(stop.as_fd(), STOP, epoll::EventFlags::IN)?;
         let ports = ports.into_iter().map(|bound| {
-            let token = match bound.port.protocol {
+            let token = match bound.entrance.protocol {
                 Protocol::Tcp => poller.add(bound.socket.as_fd())?,
                 Protocol::Udp => poller.add_reader(bound.socket.as_fd())?,
             };
@@ -316,14 +380,12 @@ impl Work {
     /// Takes what waits at a port.
     fn answer(&mut self, token: u64) {
         let Some(bound) = self.ports.get(&token) else { return };
-        let taken = match bound.port.protocol {
-            Protocol::Tcp => {
-                self.streams.accept(bound.socket.as_fd(), bound.port.inner_port, &self.targets, &mut self.poller)
-            }
+        let taken = match bound.entrance.protocol {
+            Protocol::Tcp => self.streams.accept(bound, &self.targets, &mut self.poller),
             Protocol::Udp => self.datagrams.receive(token, bound, &self.targets, &mut self.poller),
         };
         if let Err(error) = taken {
-            tracing::warn!("port {} of the host has to wait: {error}", bound.port.host_port);
+            tracing::warn!("port {} of the host has to wait: {error}", bound.entrance.port);
             self.hungry.push(token);
             self.again_at = Some(Instant::now() + BREATH);
         }

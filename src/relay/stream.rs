@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, SockFlag, SockType, SockaddrStorage, sockopt};
-use rustix::net::Shutdown;
+use nix::sys::socket::{self, SockType, SockaddrStorage, sockopt};
+use rustix::net::{Shutdown, SocketFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
-use super::{Poller, new_socket};
+use super::{Bound, Poller, new_socket};
 
 /// How much is moved at once, in bytes: what a pipe is to hold. If the kernel does not grant that (pipe(7): `pipe-user-pages-soft`), it
 /// holds less, and is full earlier.
@@ -68,18 +68,12 @@ enum Next {
 }
 
 impl Streams {
-    /// Accepts all that wait at a listening socket, and begins to connect them to a port inside.
-    pub(super) fn accept(
-        &mut self,
-        listener: BorrowedFd<'_>,
-        port: u16,
-        targets: &[IpAddr],
-        poller: &mut Poller,
-    ) -> nix::Result<()> {
+    /// Accepts all that wait at an entrance, and begins to connect them to where it leads.
+    pub(super) fn accept(&mut self, at: &Bound, targets: &[IpAddr], poller: &mut Poller) -> nix::Result<()> {
+        let port = at.entrance.to;
         loop {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let client = match accept(listener, flags) {
-                Ok(client) => client,
+            let (client, from) = match accept(at.socket.as_fd()) {
+                Ok(accepted) => accepted,
                 Err(Errno::EAGAIN) => return Ok(()),
                 // One that has gone again already, or whose network has trouble (accept(2)).
                 Err(
@@ -96,9 +90,13 @@ impl Streams {
                 ) => continue,
                 Err(error) => return Err(error),
             };
+            if !from.is_some_and(|from| at.entrance.admits(&from)) {
+                reset(&client);
+                continue;
+            }
             let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port)).collect();
             if let Err(error) = self.begin(client, to, poller) {
-                tracing::debug!("a connection to port {port} inside has failed: {error}");
+                tracing::debug!("a connection to port {port} has failed: {error}");
             }
         }
     }
@@ -162,9 +160,11 @@ impl Streams {
     }
 }
 
-fn accept(listener: BorrowedFd<'_>, flags: SockFlag) -> nix::Result<OwnedFd> {
-    let flags = rustix::net::SocketFlags::from_bits_retain(flags.bits().unsigned_abs());
-    rustix::net::accept_with(listener, flags).map_err(|error| Errno::from_raw(error.raw_os_error()))
+/// Accepts a connection, and tells from whom, unless that one has gone already.
+fn accept(listener: BorrowedFd<'_>) -> nix::Result<(OwnedFd, Option<SocketAddr>)> {
+    let accepted = rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+    let (client, from) = accepted.map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+    Ok((client, from.and_then(|from| from.try_into().ok())))
 }
 
 /// Begins to connect to the last of some addresses, or of those left if one cannot be tried.

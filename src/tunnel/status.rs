@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lease::{self, Event, Request};
 use super::state;
-use crate::config::{OpenPorts, Publish};
+use crate::config::{HostPort, OpenPorts, Publish};
 use crate::linux::namespace;
 use crate::linux::process;
 use crate::names::{InterfaceName, TunnelName};
@@ -83,6 +83,9 @@ pub struct Living {
     pub open_ports: Vec<OpenPorts>,
     /// Ports of the host that lead inside.
     pub published_ports: Vec<Publish>,
+    /// Ports of the host's loopback that are reached from inside.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
     /// What last went wrong, unless it has gone well since.
     pub problem: Option<String>,
 }

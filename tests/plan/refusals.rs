@@ -1,8 +1,8 @@
 //! What can make no tunnel is refused, with all reasons at once, each with what to do.
 
-use vpn_exec::config::{Endpoint, Hook, HookKind, Protocol, Publish};
+use vpn_exec::config::{Endpoint, Hook, HookKind, HostPort, Protocol, Publish};
 use vpn_exec::keys::PrivateKey;
-use vpn_exec::plan::{PlanError, PlanOptions, plan};
+use vpn_exec::plan::{NAME_PORTS, PlanError, PlanOptions, plan};
 
 use crate::world::{both, config, host, ipv4, nets, peer, planned, refused};
 
@@ -19,6 +19,34 @@ fn all_reasons_are_reported_at_once() {
     config.dns.options = vec!["edns0\nnameserver".into()];
     let errors = plan(&config, &host(), PlanOptions::default()).expect_err("a refusal");
     insta::assert_snapshot!(errors);
+}
+
+/// What would have names looked up past the tunnel, or lead in a circle.
+#[test]
+fn ports_of_the_host_that_cannot_be_reached() {
+    let of_host = |port, protocol| HostPort { port, protocol };
+    let mut config = ipv4();
+    config.local.host_ports = NAME_PORTS
+        .iter()
+        .flat_map(|port| [of_host(*port, Protocol::Udp), of_host(*port, Protocol::Tcp)])
+        .chain([of_host(5432, Protocol::Tcp), of_host(5432, Protocol::Tcp)])
+        .collect();
+    let expected: Vec<_> = NAME_PORTS.iter().map(|port| PlanError::HostPortForNames { port: *port }).collect();
+    assert_eq!(refused(&config, &host()), expected);
+    config.local.host_ports = vec![of_host(5432, Protocol::Tcp), of_host(5432, Protocol::Tcp)];
+    assert_eq!(planned(&config, &host()).host_ports, [of_host(5432, Protocol::Tcp)], "each once");
+
+    for (address, leads_back) in
+        [(None, true), (Some("127.0.0.1"), true), (Some("::1"), true), (Some("192.0.2.1"), false)]
+    {
+        let address = address.map(|address| address.parse().expect("an address"));
+        config.local.publish = vec![Publish { address, host_port: 5432, inner_port: 80, protocol: Protocol::Tcp }];
+        let planned = plan(&config, &host(), PlanOptions::default()).map_err(|errors| errors.reasons);
+        let expected = [PlanError::HostPortPublished { port: 5432 }];
+        assert_eq!(planned.err().as_deref(), leads_back.then_some(&expected[..]), "{address:?}");
+        config.local.publish[0].protocol = Protocol::Udp;
+        assert!(plan(&config, &host(), PlanOptions::default()).is_ok(), "another protocol is another port");
+    }
 }
 
 #[test]

@@ -35,6 +35,7 @@ use crate::linux::local_socket::Listener;
 use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::signals::Signals;
 use crate::plan::{Plan, PlanOptions};
+use crate::relay::Bound;
 use crate::wireguard::{Backend, Device, DeviceConfig, PeerConfig};
 use nix::sys::signal::Signal;
 use visitors::Visitors;
@@ -165,12 +166,12 @@ enum End {
 /// A keeper's life.
 fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<(), TunnelError> {
     let hooks = mission.plan.hooks.iter().any(|hook| hook.run);
-    let making = needed_capabilities() | capabilities_for_ports(mission.config.host_ports());
+    let making = needed_capabilities() | capabilities_for_ports(mission.config.listened_ports());
     // What fails here leaves the name claimed until this process ends; then the launcher gives it back.
     limit_to(hooks, making).doing("drop privileges")?;
     tracing::debug!("the keeper has begun");
-    let ports = match publish::bind(&mission.plan.publish, &mission.beginning) {
-        Ok(ports) => ports,
+    let published = match publish::bind(&mission.plan.publish, &mission.beginning) {
+        Ok(published) => published,
         Err(error) => {
             if matches!(mission.beginning, Beginning::Nothing) {
                 mission.directory.release().doing("give the tunnel's name back")?;
@@ -182,7 +183,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     let Mission { plan, directory, config, options, handover, beginning, reload, .. } = mission;
     let foreground = service.foreground;
     let is_taken_over = matches!(beginning, Beginning::TakeOver(_));
-    let (tunnel, events) = match beginning {
+    let (tunnel, events, host_ports) = match beginning {
         Beginning::Nothing => make(plan, directory, &config, foreground, &mut visitors)?,
         Beginning::TakeOver(state) => take_over(plan, directory, &config, state, &visitors)?,
     };
@@ -199,7 +200,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
         limit_calls(keeper.tunnel.device().map(Device::backend)).doing("limit the keeper's system calls")?;
     }
     capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN).doing("drop privileges")?;
-    keeper.publish(ports)?;
+    keeper.relay(published, host_ports)?;
     keeper.visitors.tell_all(&Event::Made);
     let end = match keeper.watch() {
         Ok(end) => end,
@@ -208,21 +209,23 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     finish(keeper, end)
 }
 
-/// Makes a tunnel. What was made until an error is taken down again.
+/// Makes a tunnel, and takes the ports that the program reaches the host's loopback at. What was made until an error is taken down
+/// again.
 fn make(
     plan: Plan,
     directory: Directory,
     config: &Config,
     standing: bool,
     visitors: &mut Visitors,
-) -> Result<(Tunnel, DeviceEvents), TunnelError> {
+) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), TunnelError> {
     let mut tunnel = Tunnel::begin(plan, directory)?;
     let mtu = tunnel.plan().wireguard.mtu;
     let made = device_config(config, mtu).and_then(|device| {
         tunnel.make(&device, standing, visitors.holders(), begin_data_path, || visitors.tell_all(&Event::Named))
     });
+    let made = made.and_then(|events| Ok((events, publish::bind_host_ports(tunnel.plan())?)));
     match made {
-        Ok(events) => Ok((tunnel, events)),
+        Ok((events, host_ports)) => Ok((tunnel, events, host_ports)),
         Err(error) => {
             // The error that matters is the first one.
             let _ = tunnel.take_down();
@@ -235,14 +238,15 @@ fn make(
     }
 }
 
-/// Takes a tunnel over. If that cannot be, its programs are ended and it is taken away.
+/// Takes a tunnel over, with the ports that the program reaches the host's loopback at. If that cannot be, its programs are ended and it
+/// is taken away.
 fn take_over(
     plan: Plan,
     directory: Directory,
     config: &Config,
     state: State,
     visitors: &Visitors,
-) -> Result<(Tunnel, DeviceEvents), TunnelError> {
+) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), TunnelError> {
     let name = plan.name.clone();
     let mtu = plan.wireguard.mtu;
     let mut tunnel = Tunnel::begin_again(plan, directory, &state)?;
@@ -250,7 +254,8 @@ fn take_over(
     match adopted {
         Ok(events) => {
             tracing::info!("the tunnel {name} is taken over from a keeper that was killed");
-            Ok((tunnel, events))
+            let host_ports = publish::take_over_host_ports(tunnel.plan());
+            Ok((tunnel, events, host_ports))
         }
         Err(error) => {
             // Before programs are killed, so that whoever sees one die knows why.
@@ -269,7 +274,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), TunnelError> {
     if end == End::GaveWay {
         return Ok(());
     }
-    keeper.relay = None;
+    (keeper.published, keeper.host_ports) = (None, None);
     // Nobody can come any more, before programs are killed, which takes them their time: a new start waits for the name.
     let closed = keeper.close();
     let reason = match &end {

@@ -221,7 +221,8 @@ impl Keeper {
             link,
             local_networks: plan.local.networks.clone(),
             open_ports: plan.open.clone(),
-            published_ports: self.config.local.publish.clone(),
+            published_ports: plan.publish.clone(),
+            host_ports: plan.host_ports.clone(),
             problem: self.endpoints.problem.clone(),
         };
         Status {

@@ -45,7 +45,9 @@ pub(super) struct Keeper {
     pub(super) foreground: bool,
     pub(super) endpoints: Endpoints,
     /// Moves what comes to published ports, if there are any.
-    pub(super) relay: Option<Relay>,
+    pub(super) published: Option<Relay>,
+    /// Moves what comes from inside to the host's loopback, if any of it is to be reached.
+    pub(super) host_ports: Option<Relay>,
     /// Whether a lease was closed without a word: what its program left behind may be inside still.
     pub(super) abandoned: bool,
     /// Those who held a lease on the killed keeper before, and until when they may come.
@@ -103,7 +105,8 @@ impl Keeper {
             visitors,
             foreground: service.foreground,
             endpoints,
-            relay: None,
+            published: None,
+            host_ports: None,
             abandoned: false,
             awaited: None,
             listener: Some(listener),

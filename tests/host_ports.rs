@@ -1,0 +1,280 @@
+//! Ports of the host: a program reaches what listens on the host's loopback at `host.internal`, where that was asked for, and nobody else
+//! does.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::agent::Agent;
+use lab::{HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::tunnel::state;
+use vpn_exec::tunnel::status::{self, HostLink};
+
+const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
+const NAME: &str = "back";
+
+/// Tells hanging from working.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long an answer is waited for that must not come.
+const SILENCE: Duration = Duration::from_millis(500);
+
+#[test]
+#[ignore = "the program that the other tests run"]
+fn agent() {
+    lab::agent::serve();
+}
+
+fn up(file: &Path, ports: &[&str]) -> Result<Output> {
+    let mut command = Command::new(VPN_EXEC);
+    command.arg("up").arg(file).args(["--name", NAME, "--backend", "userspace"]);
+    for port in ports {
+        command.args(["--host-port", port]);
+    }
+    Ok(command.output()?)
+}
+
+fn works(output: &Output) -> Result<()> {
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn down() -> Result<()> {
+    works(&Command::new(VPN_EXEC).args(["down", NAME]).output()?)
+}
+
+fn inside() -> Result<Agent> {
+    let mut command = Command::new(VPN_EXEC);
+    command.args(["--tunnel", NAME, "--"]);
+    Agent::start(Some(command))?.begun()
+}
+
+fn finish(agent: Agent) -> Result<()> {
+    let (status, complaints) = agent.finish()?;
+    ensure!(status.success(), "{complaints}");
+    Ok(())
+}
+
+fn link() -> Result<HostLink> {
+    let status = status::of(&NAME.parse()?)?.context("a tunnel")?;
+    Ok(status.living.context("a keeper")?.link)
+}
+
+/// The addresses that the host has on the link.
+fn addresses(link: &HostLink) -> Result<[IpAddr; 2]> {
+    Ok([link.host_ipv4.into(), link.host_ipv6.context("IPv6")?.into()])
+}
+
+fn url(address: IpAddr, port: u16) -> String {
+    format!("http://{}/", SocketAddr::new(address, port))
+}
+
+/// A page of the host's.
+fn page(address: impl Into<IpAddr>, port: u16, text: &'static str) -> Result<()> {
+    let listener = TcpListener::bind((address.into(), port))?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(&stream).lines();
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    Ok(())
+}
+
+/// Sends datagrams back.
+fn echo(address: impl Into<IpAddr>, port: u16) -> Result<()> {
+    let socket = UdpSocket::bind((address.into(), port))?;
+    std::thread::spawn(move || {
+        let mut buffer = [0; 65536];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..length], from);
+        }
+    });
+    Ok(())
+}
+
+/// How somebody is reached.
+#[derive(Debug, PartialEq, Eq)]
+struct Reached {
+    connected: bool,
+    tcp_answers: bool,
+    udp_answers: bool,
+}
+
+fn reaches(from: &NetworkNamespace, to: SocketAddr) -> Result<Reached> {
+    Ok(from.run(|| {
+        let stream = TcpStream::connect_timeout(&to, SILENCE);
+        let connected = stream.is_ok();
+        let answer = stream.and_then(|mut stream| {
+            stream.set_read_timeout(Some(SILENCE))?;
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+            stream.read_exact(&mut [0])
+        });
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(SILENCE))?;
+        let answered = socket.send(b"hello").and_then(|_| socket.recv(&mut [0; 16]));
+        Ok(Reached { connected, tcp_answers: answer.is_ok(), udp_answers: answered.is_ok() })
+    })?)
+}
+
+/// Has the LAN send to the host what is for the host's addresses on the link.
+fn route_from_lan(lab: &Lab, link: &HostLink) -> Result<()> {
+    let to = addresses(link)?;
+    lab.lan.run(|| {
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link("eth0")?.map_or(0, |link| link.index);
+        let routes = to.into_iter().zip(HOST_ON_LAN.both());
+        Ok(netlink.execute(
+            routes.map(|(to, gateway)| Request::add_route(index, "eth0", to.into(), Some(gateway))).collect(),
+        )?)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_program_reaches_the_loopback_where_that_is_asked_for_and_nobody_else_does() {
+    lab::test(Peer::Ours, |lab| {
+        page(Ipv4Addr::LOCALHOST, 5432, "over IPv4")?;
+        page(Ipv6Addr::LOCALHOST, 5433, "over IPv6")?;
+        page(Ipv4Addr::LOCALHOST, 5434, "not asked for")?;
+        echo(Ipv4Addr::LOCALHOST, 5432)?;
+        echo(Ipv6Addr::LOCALHOST, 5433)?;
+        echo(Ipv4Addr::LOCALHOST, 5434)?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let before = Snapshot::take()?;
+        works(&up(&file, &["5432-5433", "5432/udp", "5433/udp"])?)?;
+        let link = link()?;
+        let mut agent = inside()?;
+        for (port, text) in [(5432, "over IPv4"), (5433, "over IPv6")] {
+            assert_eq!(agent.succeed(&format!("get http://host.internal:{port}/"))?, text);
+            for address in addresses(&link)? {
+                assert_eq!(agent.succeed(&format!("get {}", url(address, port)))?, text);
+                assert_eq!(agent.succeed(&format!("echo {} 1200", SocketAddr::new(address, port)))?, "the same");
+            }
+        }
+        for address in addresses(&link)? {
+            assert_eq!(agent.fail(&format!("get {}", url(address, 5434)))?, "ECONNREFUSED");
+            assert_eq!(agent.fail(&format!("echo {} 16", SocketAddr::new(address, 5434)))?, "ECONNREFUSED");
+        }
+        // Others have a way to these addresses, and find nobody.
+        route_from_lan(lab, &link)?;
+        page(link.host_ipv4, 8000, "for all")?;
+        page(link.host_ipv6.context("IPv6")?, 8000, "for all")?;
+        echo(link.host_ipv4, 8000)?;
+        echo(link.host_ipv6.context("IPv6")?, 8000)?;
+        for address in addresses(&link)? {
+            for (who, from) in [("the LAN", &lab.lan), ("the host", &lab.host)] {
+                let way = reaches(from, SocketAddr::new(address, 8000))?;
+                ensure!(way.tcp_answers && way.udp_answers, "{who} has no way to {address}: {way:?}");
+                for port in [5432, 5433] {
+                    let reached = reaches(from, SocketAddr::new(address, port))?;
+                    let answered = reached.tcp_answers || reached.udp_answers;
+                    // The host's own programs are told from the one inside only once they are connected.
+                    let connected = reached.connected && who != "the host";
+                    ensure!(!answered && !connected, "{who} reaches {address} {port}: {reached:?}");
+                }
+            }
+        }
+        finish(agent)?;
+        down()?;
+        let changes = before.changes_within(PATIENCE)?;
+        ensure!(changes.is_empty(), "{changes:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_listens_on_all_addresses_is_reached_as_it_is() {
+    lab::test(Peer::Ours, |lab| {
+        // One for both families, and one for IPv4 alone.
+        page(Ipv6Addr::UNSPECIFIED, 5432, "for both")?;
+        page(Ipv4Addr::UNSPECIFIED, 5433, "for IPv4")?;
+        echo(Ipv4Addr::UNSPECIFIED, 5433)?;
+        works(&up(&lab.wg_quick_file(Reach::Ipv4)?, &["5432", "5433", "5433/udp"])?)?;
+        let mut agent = inside()?;
+        for address in addresses(&link()?)? {
+            assert_eq!(agent.succeed(&format!("get {}", url(address, 5432)))?, "for both");
+            assert_eq!(agent.succeed(&format!("get {}", url(address, 5433)))?, "for IPv4");
+            assert_eq!(agent.succeed(&format!("echo {} 16", SocketAddr::new(address, 5433)))?, "the same");
+        }
+        finish(agent)?;
+        down()
+    });
+}
+
+#[test]
+fn a_port_that_is_taken_by_nobody_who_listens_is_an_error_and_nothing_is_left() {
+    lab::test(Peer::Ours, |lab| {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
+        use std::os::fd::AsRawFd;
+
+        let taken = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
+        bind(taken.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 5432))?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let before = Snapshot::take()?;
+        let output = up(&file, &["5432"])?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(125), "{text}");
+        ensure!(text.contains("TCP port 5432") && text.contains("another program has it"), "{text}");
+        let changes = before.changes_within(PATIENCE)?;
+        ensure!(changes.is_empty(), "{changes:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_successor_of_a_killed_keeper_lets_the_same_ports_be_reached() {
+    lab::test(Peer::Ours, |lab| {
+        page(Ipv4Addr::LOCALHOST, 5432, "still there")?;
+        echo(Ipv4Addr::LOCALHOST, 5432)?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        works(&up(&file, &["5432", "5432/udp"])?)?;
+        let mut agent = inside()?;
+        let act = "get http://host.internal:5432/";
+        assert_eq!(agent.succeed(act)?, "still there");
+        let keeper = state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
+        kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
+        // The launcher that is inside starts the successor.
+        assert_eq!(agent.succeed_within(PATIENCE, act)?, "still there");
+        let host = link()?.host_ipv4;
+        assert_eq!(agent.succeed(&format!("echo {} 16", SocketAddr::new(host.into(), 5432)))?, "the same");
+        let successor = state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
+        ensure!(successor != keeper);
+        finish(agent)?;
+        down()
+    });
+}
+
+#[test]
+fn it_is_told_by_plan_and_status() {
+    lab::test(Peer::Ours, |lab| {
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let plan =
+            Command::new(VPN_EXEC).arg("plan").arg("--config").arg(&file).args(["--host-port", "631"]).output()?;
+        works(&plan)?;
+        let text = String::from_utf8_lossy(&plan.stdout).into_owned();
+        ensure!(text.contains("of the host     631/tcp"), "{text}");
+        // A privileged one, too.
+        page(Ipv4Addr::LOCALHOST, 631, "a printer")?;
+        works(&up(&file, &["631"])?)?;
+        let mut agent = inside()?;
+        assert_eq!(agent.succeed("get http://host.internal:631/")?, "a printer");
+        let status = Command::new(VPN_EXEC).args(["status", NAME]).output()?;
+        let text = String::from_utf8_lossy(&status.stdout).into_owned();
+        ensure!(text.contains("of the host    631/tcp"), "{text}");
+        finish(agent)?;
+        down()
+    });
+}
