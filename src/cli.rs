@@ -142,7 +142,8 @@ pub struct TunnelArgs {
     #[arg(long, value_name = "DOMAIN")]
     pub search: Vec<String>,
 
-    /// A port of the host that leads to a port inside, as `[ADDRESS:]PORT:PORT[/udp]`; ranges too (repeatable)
+    /// A port of the host that leads to a port inside, as `[ADDRESS:]PORT:PORT[/udp]`; ranges too (repeatable). With
+    /// `,proxy-protocol=v2` behind it the program is told who its client is
     #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
     pub publish: Vec<Ports>,
 

@@ -31,7 +31,8 @@ fn every_key_is_understood() {
         options = ["edns0", "ndots:2"]
         [local]
         networks = ["10.0.0.0/8", "192.168.1.7", "fd00::/8"]
-        publish = ["8080:80", "53:5353/udp", "127.0.0.1:9000:9000/TCP", "[::1]:1:2", "7000-7001:80-81/udp"]
+        publish = ["8080:80", "53:5353/udp", "127.0.0.1:9000:9000/TCP", "[::1]:1:2", "7000-7001:80-81/udp",
+                   "8443:443,proxy-protocol=v2"]
         host-ports = ["5432", "6000-6001/udp"]
         [program]
         user = "transmission"
@@ -60,9 +61,12 @@ fn every_key_is_understood() {
             "Some(127.0.0.1) 9000 9000 false",
             "Some(::1) 1 2 false",
             "None 7000 80 true",
-            "None 7001 81 true"
+            "None 7001 81 true",
+            "None 8443 443 false"
         ]
     );
+    let told = profile.local.publish.iter().filter(|port| port.proxy_protocol.is_some());
+    assert_eq!(told.map(ToString::to_string).collect::<Vec<_>>(), ["8443:443/tcp,proxy-protocol=v2"]);
     let host_ports: Vec<_> = profile.local.host_ports.iter().map(ToString::to_string).collect();
     assert_eq!(host_ports, ["5432/tcp", "6000/udp", "6001/udp"]);
     assert_eq!((profile.program.user.as_deref(), profile.program.group.as_deref()), (Some("transmission"), Some("70")));
@@ -172,5 +176,18 @@ proptest! {
         if let Err(errors) = profile::parse("f", text.as_bytes()) {
             prop_assert!(errors.has_errors() && !errors.render(false).is_empty());
         }
+    }
+}
+
+#[test]
+fn the_proxy_protocol_is_of_tcp_and_of_version_2() {
+    for (port, complaint) in [
+        ("1:1/udp,proxy-protocol=v2", "the PROXY protocol is for TCP"),
+        ("1:1,proxy-protocol=v1", "this version of the PROXY protocol is not spoken here"),
+        ("1:1,proxy", "a published port has no such option"),
+    ] {
+        let text = format!("wireguard = 'x'\n[local]\npublish = ['{port}']\n");
+        let found = refused(&text);
+        assert!(found.contains(complaint), "{port}: {found}");
     }
 }

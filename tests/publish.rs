@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use lab::{HOST, HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::poll::wait_for;
 use vpn_exec::tunnel::state;
 
 const NAME: &str = "pub";
@@ -79,6 +81,15 @@ fn connect(from: &NetworkNamespace, to: impl Into<IpAddr>, port: u16) -> Result<
     let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE)).with_context(|| format!("to {to}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
+}
+
+/// Waits for somebody to come, but not for ever.
+fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+    let ready = wait_for(&[listener.as_fd()], Some(PATIENCE))?;
+    ensure!(ready[0], "nobody comes");
+    let (stream, from) = listener.accept()?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok((stream, from))
 }
 
 /// Says something, ends that, and expects the answer and its end.
@@ -287,9 +298,66 @@ fn who_comes_by_a_published_port_is_not_taken_for_the_program_itself() {
         let inside = up(lab, &["8080:80"])?;
         let listener = inside.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))?;
         let _stream = connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?;
-        let (_, from) = listener.accept()?;
+        let (_, from) = accept(&listener)?;
         // Many a page lets everybody in who comes from there.
         ensure!(!from.ip().is_loopback(), "{from}");
+        drop((listener, inside));
+        down()
+    });
+}
+
+/// What a program is told of its client by the header of version 2 of the PROXY protocol: where from, and to which address of the host's.
+fn read_header(connection: &mut TcpStream) -> Result<(SocketAddr, SocketAddr)> {
+    let mut begin = [0; 16];
+    connection.read_exact(&mut begin)?;
+    ensure!(begin[..12] == *b"\r\n\r\n\0\r\nQUIT\n" && begin[12] == 0x21, "{begin:?}");
+    let mut rest = vec![0; u16::from_be_bytes([begin[14], begin[15]]).into()];
+    connection.read_exact(&mut rest)?;
+    let port = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
+    let ipv4 = |at: usize| -> Result<IpAddr> { Ok(<[u8; 4]>::try_from(&rest[at..at + 4])?.into()) };
+    let ipv6 = |at: usize| -> Result<IpAddr> { Ok(<[u8; 16]>::try_from(&rest[at..at + 16])?.into()) };
+    Ok(match (begin[13], rest.len()) {
+        (0x11, 12) => (SocketAddr::new(ipv4(0)?, port(8)), SocketAddr::new(ipv4(4)?, port(10))),
+        (0x21, 36) => (SocketAddr::new(ipv6(0)?, port(32)), SocketAddr::new(ipv6(16)?, port(34))),
+        other => bail!("{other:?}"),
+    })
+}
+
+#[test]
+fn a_program_that_asks_for_it_is_told_who_its_client_is() {
+    lab::test(Peer::Ours, |lab| {
+        let inside = up(lab, &["8080:80,proxy-protocol=v2", "[::1]:8081:80,proxy-protocol=v2", "8082:80"])?;
+        let listener = inside.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))?;
+        let own = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+        let ways = HOST.both().into_iter().chain(own).map(|to| (&lab.host, to, 8080));
+        let from_lan = HOST_ON_LAN.both().into_iter().map(|to| (&lab.lan, to, 8080));
+        for (from, to, port) in ways.chain(from_lan).chain([(&lab.host, own[1], 8081)]) {
+            for speaks_first in [true, false] {
+                let mut client = connect(from, to, port)?;
+                if speaks_first {
+                    client.write_all(b"hello")?;
+                }
+                let (mut connection, _) = accept(&listener).with_context(|| format!("by {to} {port}"))?;
+                let (source, destination) = read_header(&mut connection)?;
+                ensure!(source == client.local_addr()?, "{source} is not {:?}", client.local_addr());
+                ensure!(destination == SocketAddr::new(to, port), "{destination} is not {to} {port}");
+                if speaks_first {
+                    let mut said = [0; 5];
+                    connection.read_exact(&mut said)?;
+                    ensure!(said == *b"hello");
+                }
+                // The client is told nothing of it.
+                connection.write_all(b"welcome")?;
+                let mut answer = [0; 7];
+                client.read_exact(&mut answer)?;
+                ensure!(answer == *b"welcome");
+            }
+        }
+        // Nobody is told who has not asked.
+        connect(&lab.host, HOST.ipv4, 8082)?.write_all(b"hello")?;
+        let mut said = Vec::new();
+        accept(&listener)?.0.read_to_end(&mut said)?;
+        ensure!(said == b"hello", "{said:?}");
         drop((listener, inside));
         down()
     });

@@ -217,6 +217,17 @@ pub struct Publish {
     pub inner_port: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
+    /// How the program is told who its client is. Of TCP only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// How a program is told who its client is, before anything that the client says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// By a header of HAProxy's PROXY protocol, version 2.
+    V2,
 }
 
 impl fmt::Display for Publish {
@@ -227,7 +238,11 @@ impl fmt::Display for Publish {
             Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
             None => {}
         }
-        write!(f, "{}:{}/{}", self.host_port, self.inner_port, self.protocol)
+        write!(f, "{}:{}/{}", self.host_port, self.inner_port, self.protocol)?;
+        match self.proxy_protocol {
+            Some(ProxyProtocol::V2) => f.write_str(",proxy-protocol=v2"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use std::ops::RangeInclusive;
 
 use super::network::Problem;
 use super::text::Piece;
-use super::{HostPort, OpenPorts, Protocol, Publish, network};
+use super::{HostPort, OpenPorts, Protocol, ProxyProtocol, Publish, network};
 
-/// Reads what is to be published: `[address:]port-on-host:port-inside[/tcp|/udp]`. An IPv6 address is in brackets; a port may be a range
+/// Reads what is to be published: `[address:]port-on-host:port-inside[/tcp|/udp][,proxy-protocol=v2]`. An IPv6 address is in brackets; a port may be a range
 /// such as `8000-8009`, if both are and have as many.
 ///
 /// # Errors
@@ -49,11 +49,18 @@ pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
     let fault = |at: Piece<'_>, message: &str| {
         Problem::new(at, message, "expected `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp]`")
     };
+    let whole = text;
+    let (text, option) = text.cut(',').map_or((text, None), |(text, option)| (text, Some(option)));
+    let proxy_protocol = option.map(proxy_protocol).transpose()?;
     let (ports, protocol) = with_protocol(text)?;
     let protocol = protocol.unwrap_or(Protocol::Tcp);
+    if let (Protocol::Udp, Some(option)) = (protocol, option.filter(|_| proxy_protocol.is_some())) {
+        let message = "the PROXY protocol is for TCP: over UDP there is no first byte that a header could come before";
+        return Err(Problem::new(option, message, "leave this out, or publish a port of TCP"));
+    }
     let Some(last) = ports.text.rfind(':') else {
         let help = network::decimal(ports.text, 65535).map(|port| format!("did you mean `{port}:{port}`?"));
-        return Err(fault(text, "a port on the host and one inside are needed").help(help));
+        return Err(fault(whole, "a port on the host and one inside are needed").help(help));
     };
     let inside = ports.part(last + 1..ports.text.len());
     let before = ports.part(0..last);
@@ -76,10 +83,23 @@ pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
     };
     let (on_host, on_inside) = (range(on_host)?, range(inside)?);
     if on_host.len() != on_inside.len() {
-        return Err(fault(text, "the ranges have not as many ports"));
+        return Err(fault(whole, "the ranges have not as many ports"));
     }
     let pairs = on_host.zip(on_inside);
-    Ok(pairs.map(|(host_port, inner_port)| Publish { address, host_port, inner_port, protocol }).collect())
+    Ok(pairs
+        .map(|(host_port, inner_port)| Publish { address, host_port, inner_port, protocol, proxy_protocol })
+        .collect())
+}
+
+fn proxy_protocol(option: Piece<'_>) -> Result<ProxyProtocol, Problem> {
+    let expected = "expected `proxy-protocol=v2`";
+    match option.text.split_once('=') {
+        Some(("proxy-protocol", "v2")) => Ok(ProxyProtocol::V2),
+        Some(("proxy-protocol", _)) => {
+            Err(Problem::new(option, "this version of the PROXY protocol is not spoken here", expected))
+        }
+        _ => Err(Problem::new(option, "a published port has no such option", expected)),
+    }
 }
 
 /// What is before the protocol, and the protocol.

@@ -3,12 +3,14 @@
 //! alike, takes no forwarding, and no rule of anybody's firewall but that which lets the port be reached.
 //!
 //! - `stream`: TCP: bytes are moved inside the kernel (splice(2)), each direction ends by itself.
+//! - `proxy_protocol`: how a program is told who its client is, where that was asked for.
 //! - `datagram`: UDP: a flow for each client, until it is idle.
 //!
 //! [`bind()`] takes the ports, in the host's namespace; [`Relay::start`] moves what comes, in a thread that lives in the namespace that it
 //! goes to.
 
 mod datagram;
+mod proxy_protocol;
 mod stream;
 
 use std::collections::HashMap;
@@ -24,7 +26,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, Sockadd
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use thiserror::Error;
 
-use crate::config::{HostPort, Protocol, Publish};
+use crate::config::{HostPort, Protocol, ProxyProtocol, Publish};
 use crate::linux::namespace::NetworkNamespace;
 use crate::names::InterfaceName;
 use datagram::Datagrams;
@@ -58,6 +60,8 @@ pub struct Entrance {
     pub protocol: Protocol,
     /// The port that it leads to.
     pub to: u16,
+    /// How who is there is told who comes. Of TCP only.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// Who is at the other end of a link.
@@ -77,7 +81,7 @@ impl Entrance {
     /// it (`ip_route_output_key_hash_rcu()`). These are told by where they come from.
     pub fn of_host(port: HostPort, address: IpAddr, only: OtherEnd) -> Self {
         let HostPort { port, protocol } = port;
-        Self { address: Some(address), only: Some(only), port, protocol, to: port }
+        Self { address: Some(address), only: Some(only), port, protocol, to: port, proxy_protocol: None }
     }
 
     /// Whether somebody may come.
@@ -88,8 +92,8 @@ impl Entrance {
 
 impl From<&Publish> for Entrance {
     fn from(port: &Publish) -> Self {
-        let Publish { address, host_port, inner_port, protocol } = *port;
-        Self { address, only: None, port: host_port, protocol, to: inner_port }
+        let Publish { address, host_port, inner_port, protocol, proxy_protocol } = *port;
+        Self { address, only: None, port: host_port, protocol, to: inner_port, proxy_protocol }
     }
 }
 

@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, SockType, SockaddrStorage, sockopt};
+use nix::sys::socket::{self, MsgFlags, SockType, SockaddrStorage, sockopt};
 use rustix::net::{Shutdown, SocketFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
-use super::{Bound, Poller, new_socket};
+use super::{Bound, Poller, new_socket, proxy_protocol};
+use crate::config::ProxyProtocol;
 
 /// How much is moved at once, in bytes: what a pipe is to hold. If the kernel does not grant that (pipe(7): `pipe-user-pages-soft`), it
 /// holds less, and is full earlier.
@@ -42,6 +43,8 @@ struct Connection {
     tokens: [u64; 2],
     /// Until the one inside is connected: where else to try.
     trying: Option<Vec<SocketAddr>>,
+    /// What the one inside has yet to be told before anything that the client says.
+    greeting: Vec<u8>,
     /// To the program, and back.
     directions: [Direction; 2],
 }
@@ -90,18 +93,35 @@ impl Streams {
                 ) => continue,
                 Err(error) => return Err(error),
             };
-            if !from.is_some_and(|from| at.entrance.admits(&from)) {
+            let Some(from) = from.filter(|from| at.entrance.admits(from)) else {
                 reset(&client);
                 continue;
-            }
+            };
+            let greeting = match at.entrance.proxy_protocol {
+                None => Vec::new(),
+                Some(ProxyProtocol::V2) => match local_address(&client) {
+                    Ok(to) => proxy_protocol::header(from, to),
+                    Err(error) => {
+                        tracing::debug!("a connection to port {port} has failed: {error}");
+                        reset(&client);
+                        continue;
+                    }
+                },
+            };
             let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port)).collect();
-            if let Err(error) = self.begin(client, to, poller) {
+            if let Err(error) = self.begin(client, greeting, to, poller) {
                 tracing::debug!("a connection to port {port} has failed: {error}");
             }
         }
     }
 
-    fn begin(&mut self, client: OwnedFd, mut to: Vec<SocketAddr>, poller: &mut Poller) -> io::Result<()> {
+    fn begin(
+        &mut self,
+        client: OwnedFd,
+        greeting: Vec<u8>,
+        mut to: Vec<SocketAddr>,
+        poller: &mut Poller,
+    ) -> io::Result<()> {
         let _ = socket::setsockopt(&client, sockopt::TcpNoDelay, &true);
         let server = match connect(&mut to) {
             Ok(server) => server,
@@ -113,7 +133,7 @@ impl Streams {
         let tokens = [poller.add(client.as_fd())?, poller.add(server.as_fd())?];
         self.by_token.extend(tokens.map(|token| (token, tokens[0])));
         let directions = Default::default();
-        let connection = Connection { sockets: [client, server], tokens, trying: Some(to), directions };
+        let connection = Connection { sockets: [client, server], tokens, trying: Some(to), greeting, directions };
         self.connections.insert(tokens[0], connection);
         self.more.push(tokens[0]);
         Ok(())
@@ -206,8 +226,14 @@ impl Connection {
                 }
             }
         }
+        if greet(&self.sockets[1], &mut self.greeting).is_err() {
+            return Next::Break;
+        }
         let mut next = Next::Wait;
         for (number, direction) in self.directions.iter_mut().enumerate() {
+            if number == 0 && !self.greeting.is_empty() {
+                continue;
+            }
             match direction.work(&self.sockets[number], &self.sockets[1 - number], pipes) {
                 Ok(true) => next = Next::More,
                 Ok(false) => {}
@@ -216,6 +242,25 @@ impl Connection {
         }
         if self.directions.iter().all(|direction| direction.told) { Next::End } else { next }
     }
+}
+
+/// Sends what is to come before everything else, and keeps what the socket does not take.
+fn greet(socket: &OwnedFd, greeting: &mut Vec<u8>) -> nix::Result<()> {
+    while !greeting.is_empty() {
+        match socket::send(socket.as_raw_fd(), greeting, MsgFlags::MSG_NOSIGNAL) {
+            Ok(length) => drop(greeting.drain(..length)),
+            Err(Errno::EINTR) => {}
+            // It is told when there is room.
+            Err(Errno::EAGAIN) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The host's address that a client has come to.
+fn local_address(client: &OwnedFd) -> io::Result<SocketAddr> {
+    Ok(rustix::net::getsockname(client)?.try_into()?)
 }
 
 /// Whether a socket that was to be connected is.
@@ -298,6 +343,58 @@ impl Direction {
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A socket that does not block, as all of a relay's.
+    fn pair() -> (UnixStream, OwnedFd) {
+        let (outer, own) = UnixStream::pair().expect("sockets");
+        own.set_nonblocking(true).expect("a socket");
+        (outer, own.into())
+    }
+
+    /// The program makes room at any instant, so it is tried often: without the care that is tested, nearly all attempts fail.
+    #[test]
+    fn a_greeting_comes_first_whenever_the_program_takes_it() {
+        for _ in 0..100 {
+            let (mut client, from_client) = pair();
+            let (mut program, to_program) = pair();
+            let greeting: Vec<u8> = (0..52).collect();
+            // There is no room at first, and the client has spoken already.
+            let mut full = 0;
+            while let Ok(length) = rustix::io::write(&to_program, &[b'.'; 4096]) {
+                full += length;
+            }
+            client.write_all(b"the client").expect("room");
+            client.shutdown(std::net::Shutdown::Write).expect("a socket");
+            let mut connection = Connection {
+                sockets: [from_client, to_program],
+                tokens: [1, 2],
+                trying: None,
+                greeting: greeting.clone(),
+                directions: Default::default(),
+            };
+            let (mut poller, mut pipes) = (Poller::new().expect("a poller"), Vec::new());
+            assert!(connection.work(&mut poller, &mut pipes) == Next::Wait && !connection.greeting.is_empty());
+            let expected = [vec![b'.'; full], greeting, b"the client".to_vec()].concat();
+            let wanted = expected.len();
+            let reading = std::thread::spawn(move || {
+                let mut heard = vec![0; wanted];
+                program.read_exact(&mut heard).map(|()| heard)
+            });
+            while !connection.directions[0].told {
+                assert!(connection.work(&mut poller, &mut pipes) != Next::Break);
+            }
+            let heard = reading.join().expect("a thread").expect("all of it");
+            assert!(heard == expected, "{:?}", String::from_utf8_lossy(&heard[full..]));
         }
     }
 }

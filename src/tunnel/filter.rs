@@ -184,6 +184,7 @@ pub(super) fn relay() -> io::Result<Filter> {
         libc::SYS_accept4,
         libc::SYS_connect,
         libc::SYS_shutdown,
+        libc::SYS_getsockname,
         libc::SYS_getpeername,
         libc::SYS_getsockopt,
         libc::SYS_setsockopt,

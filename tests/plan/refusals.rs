@@ -13,7 +13,8 @@ fn all_reasons_are_reported_at_once() {
     config.wireguard.interface.mtu = Some(100);
     config.wireguard.peers[0].endpoint = None;
     config.local.networks = nets(&["10.0.0.0/8"]);
-    let port = |address| Publish { address, host_port: 8080, inner_port: 80, protocol: Protocol::Tcp };
+    let port =
+        |address| Publish { address, host_port: 8080, inner_port: 80, protocol: Protocol::Tcp, proxy_protocol: None };
     config.local.publish = vec![port(None), port(Some("192.0.2.1".parse().expect("an address")))];
     config.program.capabilities = vec!["net_raww".into()];
     config.dns.options = vec!["edns0\nnameserver".into()];
@@ -40,7 +41,8 @@ fn ports_of_the_host_that_cannot_be_reached() {
         [(None, true), (Some("127.0.0.1"), true), (Some("::1"), true), (Some("192.0.2.1"), false)]
     {
         let address = address.map(|address| address.parse().expect("an address"));
-        config.local.publish = vec![Publish { address, host_port: 5432, inner_port: 80, protocol: Protocol::Tcp }];
+        config.local.publish =
+            vec![Publish { address, host_port: 5432, inner_port: 80, protocol: Protocol::Tcp, proxy_protocol: None }];
         let planned = plan(&config, &host(), PlanOptions::default()).map_err(|errors| errors.reasons);
         let expected = [PlanError::HostPortPublished { port: 5432 }];
         assert_eq!(planned.err().as_deref(), leads_back.then_some(&expected[..]), "{address:?}");
