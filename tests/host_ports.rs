@@ -278,3 +278,38 @@ fn it_is_told_by_plan_and_status() {
         down()
     });
 }
+
+#[test]
+fn they_are_changed_alive() {
+    lab::test(Peer::Ours, |lab| {
+        page(Ipv4Addr::LOCALHOST, 5432, "one")?;
+        page(Ipv4Addr::LOCALHOST, 5433, "another")?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        works(&up(&file, &[])?)?;
+        let mut agent = inside()?;
+        let mut reload = |ports: &[&str]| -> Result<String> {
+            let mut command = Command::new(VPN_EXEC);
+            command.arg("reload").arg(&file).args(["--name", NAME, "--backend", "userspace"]);
+            for port in ports {
+                command.args(["--host-port", port]);
+            }
+            let output = command.output()?;
+            works(&output)?;
+            let mut outcome = String::from_utf8(output.stdout)?;
+            for port in [5432, 5433] {
+                let seen = agent.act(&format!("get http://host.internal:{port}/"))?;
+                outcome += &format!("{port}: {}\n", seen.unwrap_or_else(|error| error));
+            }
+            Ok(outcome)
+        };
+        let (one, another) = ("5432: one\n", "5433: another\n");
+        let (no_one, no_other) = ("5432: ECONNREFUSED\n", "5433: ECONNREFUSED\n");
+        assert_eq!(reload(&[])?, format!("nothing has changed\n{no_one}{no_other}"));
+        assert_eq!(reload(&["5432"])?, format!("ports of the host: none there, 5432/tcp here\n{one}{no_other}"));
+        let said = "ports of the host: 5432/tcp there, 5433/tcp here\n";
+        assert_eq!(reload(&["5433"])?, format!("{said}{no_one}{another}"));
+        assert_eq!(reload(&[])?, format!("ports of the host: 5433/tcp there, none here\n{no_one}{no_other}"));
+        finish(agent)?;
+        down()
+    });
+}

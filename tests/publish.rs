@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::poll::wait_for;
-use vpn_exec::tunnel::state;
+use vpn_exec::tunnel::{state, status};
 
 const NAME: &str = "pub";
 
@@ -359,6 +359,154 @@ fn a_program_that_asks_for_it_is_told_who_its_client_is() {
         accept(&listener)?.0.read_to_end(&mut said)?;
         ensure!(said == b"hello", "{said:?}");
         drop((listener, inside));
+        down()
+    });
+}
+
+/// Changes which ports are published, on behalf of a file.
+fn reload(file: &Path, ports: &[&str]) -> Result<Output> {
+    let mut arguments = vec!["reload", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", "userspace"];
+    ports.iter().for_each(|port| arguments.extend(["--publish", port]));
+    vpn_exec(&arguments)
+}
+
+fn reloads(file: &Path, ports: &[&str]) -> Result<String> {
+    let output = reload(file, ports)?;
+    ensure!(output.status.success(), "{ports:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A reload that must fail: what it says.
+fn refuses(file: &Path, ports: &[&str]) -> Result<String> {
+    let output = reload(file, ports)?;
+    ensure!(output.status.code() == Some(125), "{ports:?} are published");
+    Ok(String::from_utf8(output.stderr)?)
+}
+
+/// Whether a connection is alive: something said comes back.
+fn is_alive(mut stream: &TcpStream) -> bool {
+    let mut answer = [0; 2];
+    stream.write_all(b"hi").and_then(|()| stream.read_exact(&mut answer)).is_ok() && answer == *b"HI"
+}
+
+/// Whether a connection has ended.
+fn has_ended(mut stream: &TcpStream) -> bool {
+    match stream.read(&mut [0; 1]) {
+        Ok(length) => length == 0,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    }
+}
+
+#[test]
+fn ports_are_changed_alive_and_what_stays_is_not_touched() {
+    lab::test(Peer::Ours, |lab| {
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let before = Snapshot::take()?;
+        let inside = up_from(&file, &[])?;
+        for port in [80, 81, 82] {
+            shout(&inside, Ipv4Addr::UNSPECIFIED, port)?;
+        }
+        let echo = inside.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)))?;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((length, from)) = echo.recv_from(&mut buffer) {
+                let _ = echo.send_to(&buffer[..length], from);
+            }
+        });
+        let host = HOST.ipv4;
+        // From none, the first time.
+        let said = reloads(&file, &["8080:80", "8081:81", "5300:53/udp"])?;
+        ensure!(said.contains("published ports: none there, 8080:80/tcp, 8081:81/tcp, 5300:53/udp here"), "{said}");
+        let (stays, goes) = (connect(&lab.host, host, 8080)?, connect(&lab.lan, HOST_ON_LAN.ipv4, 8081)?);
+        ensure!(is_alive(&stays) && is_alive(&goes));
+        let flow = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        flow.connect((Ipv4Addr::LOCALHOST, 5300))?;
+        flow.set_read_timeout(Some(PATIENCE))?;
+        flow.send(b"hello")?;
+        flow.recv(&mut [0; 16])?;
+
+        reloads(&file, &["8080:80", "8082:82"])?;
+        ensure!(is_alive(&stays), "what stays is touched");
+        ensure!(has_ended(&goes), "who has come by a port that is not published any more is still inside");
+        ensure!(connect(&lab.host, host, 8081).is_err(), "it is still listened on");
+        converse(connect(&lab.host, host, 8082)?)?;
+        let unreachable = flow.send(b"hello").and_then(|_| flow.recv(&mut [0; 16]));
+        ensure!(unreachable.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused));
+
+        // It leads elsewhere: the port is never free, but who is connected to where it led is not any more.
+        let to_82 = connect(&lab.host, host, 8082)?;
+        reloads(&file, &["8080:81", "8082:82"])?;
+        ensure!(has_ended(&stays) && is_alive(&to_82));
+        converse(connect(&lab.host, host, 8080)?)?;
+
+        // At fewer addresses, and at all of them again.
+        reloads(&file, &["127.0.0.1:8080:81", "8082:82"])?;
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
+        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080).is_err() && is_alive(&to_82));
+        reloads(&file, &["8080:81", "8082:82"])?;
+        converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
+        ensure!(is_alive(&to_82));
+
+        // A successor has what was changed to.
+        let mut program = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let mut program = program.args(["--tunnel", NAME, "--", "sleep", "60"]).spawn()?;
+        let keeper = || -> Result<i32> { Ok(state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed()) };
+        let (former, begin) = (keeper()?, Instant::now());
+        let is_inside = || -> Result<bool> { Ok(status::of(&NAME.parse()?)?.is_some_and(|status| status.leases > 0)) };
+        while !is_inside()? {
+            ensure!(begin.elapsed() < PATIENCE, "the program does not begin");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        kill(Pid::from_raw(former), Signal::SIGKILL)?;
+        while keeper()? == former || connect(&lab.host, host, 8082).is_err() {
+            ensure!(begin.elapsed() < PATIENCE, "there is no successor");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        converse(connect(&lab.host, host, 8080)?)?;
+        ensure!(connect(&lab.host, host, 8081).is_err());
+
+        // To none.
+        reloads(&file, &[])?;
+        ensure!(connect(&lab.host, host, 8080).is_err() && connect(&lab.host, host, 8082).is_err());
+        program.kill()?;
+        program.wait()?;
+        drop(inside);
+        works(&["down", NAME, "--force"])?;
+        let changes = before.changes_within(PATIENCE)?;
+        ensure!(changes.is_empty(), "{changes:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn ports_that_cannot_be_had_are_refused_and_nothing_is_changed() {
+    lab::test(Peer::Ours, |lab| {
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let inside = up_from(&file, &["8080:80", "8081:81"])?;
+        shout(&inside, Ipv4Addr::UNSPECIFIED, 80)?;
+        shout(&inside, Ipv4Addr::UNSPECIFIED, 81)?;
+        let connected = [connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?, connect(&lab.lan, HOST_ON_LAN.ipv4, 8081)?];
+        let _taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9000))?;
+        for (ports, complaint) in [
+            (&["9001:91", "9000:90"][..], "another program has it"),
+            // With a port that is to be at fewer addresses, and with one that is to be at an address that is not the host's.
+            (&["127.0.0.1:8080:80", "9000:90"], "another program has it"),
+            (&["198.51.100.99:8080:80", "9001:91"], "publish an address that the host has"),
+            (&["8080:80", "8081:81", "80:80"], "the right to use a port below 1024"),
+        ] {
+            let said = refuses(&file, ports)?;
+            ensure!(said.contains(complaint), "{ports:?}: {said}");
+            ensure!(connect(&lab.host, HOST.ipv4, 9001).is_err(), "{ports:?}: a part of it is done");
+            ensure!(connected.iter().all(is_alive), "{ports:?}: who was connected is so no more");
+            for port in [8080, 8081] {
+                converse(connect(&lab.lan, HOST_ON_LAN.ipv4, port)?)?;
+            }
+            // A port that was let go of, and taken back, is still the one that its connections are known by.
+            ensure!(reload(&file, &["8080:80", "8081:81"])?.stdout == b"nothing has changed\n");
+        }
+        reloads(&file, &[])?;
+        ensure!(connected.iter().all(has_ended));
+        drop(inside);
         down()
     });
 }

@@ -33,6 +33,15 @@ pub fn raise(capabilities: CapabilitySet) -> io::Result<()> {
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
+/// Does something with permitted capabilities made effective, and leaves all as it was.
+pub fn with_raised<T>(capabilities: CapabilitySet, work: impl FnOnce() -> T) -> io::Result<T> {
+    let former = rustix::thread::capabilities(None)?;
+    raise(capabilities)?;
+    let done = work();
+    rustix::thread::set_capabilities(None, former)?;
+    Ok(done)
+}
+
 /// The capabilities that the calling thread may make effective.
 pub fn permitted() -> io::Result<CapabilitySet> {
     Ok(rustix::thread::capabilities(None)?.permitted)

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use super::{FirewallPlan, HookPlan, NamesPlan, Plan};
 use crate::config::BackendChoice;
 
-/// What is to be done to a living tunnel. The peers and their keys are not in it: a plan has no secrets to compare.
+/// What is to be done to a living tunnel. The peers and their keys are not in it: a plan has no secrets to compare. Nor are its ports, of
+/// which a keeper has to know which ones it has ([`crate::relay::Change`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// Addresses that WireGuard's interface gets. They are added before others are removed.
@@ -92,9 +93,6 @@ fn obstacles(current: &Plan, wanted: &Plan, living: BackendChoice) -> Vec<String
     let of_ipv6 = wanted.local.networks.iter().find(|net| net.addr().is_ipv6());
     if let (Some(net), None) = (of_ipv6, current.veth.host_ipv6) {
         reasons.push(format!("{net} cannot be local, as the link to the host has no IPv6"));
-    }
-    if current.publish != wanted.publish {
-        reasons.push("other ports are published".into());
     }
     let run = |plan: &Plan| -> Vec<HookPlan> { plan.hooks.iter().filter(|hook| hook.run).cloned().collect() };
     if run(current) != run(wanted) {

@@ -131,6 +131,14 @@ impl Datagrams {
         }
     }
 
+    /// Ends all flows that came by an entrance.
+    pub(super) fn end(&mut self, by: u64) {
+        let came = self.flows.keys().filter(|(token, ..)| *token == by).copied();
+        for key in came.collect::<Vec<_>>() {
+            self.remove(&key);
+        }
+    }
+
     /// Moves what the program has answered in the flow that a token belongs to.
     pub(super) fn work(&mut self, token: u64, ports: &HashMap<u64, Bound>, poller: &mut Poller) {
         let Some(key) = self.by_token.get(&token).copied() else { return };

@@ -6,9 +6,12 @@
 //! - `proxy_protocol`: how a program is told who its client is, where that was asked for.
 //! - `datagram`: UDP: a flow for each client, until it is idle.
 //!
+//! - `change`: what turns the entrances that there are into others.
+//!
 //! [`bind()`] takes the ports, in the host's namespace; [`Relay::start`] moves what comes, in a thread that lives in the namespace that it
 //! goes to.
 
+mod change;
 mod datagram;
 mod proxy_protocol;
 mod stream;
@@ -29,6 +32,7 @@ use thiserror::Error;
 use crate::config::{HostPort, Protocol, ProxyProtocol, Publish};
 use crate::linux::namespace::NetworkNamespace;
 use crate::names::InterfaceName;
+pub use change::Change;
 use datagram::Datagrams;
 use stream::Streams;
 
@@ -44,8 +48,8 @@ const BREATH: Duration = Duration::from_millis(50);
 /// How often idle flows are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 
-/// The token of the descriptor that ends the relay. All others are given by [`Poller::add`].
-const STOP: u64 = 0;
+/// The token of the descriptor that tells of an order. All others are given by [`Poller::add`].
+const ORDER: u64 = 0;
 
 /// Where one comes in, and to which port that leads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -115,6 +119,11 @@ impl BindError {
     /// Whether somebody else has the port.
     pub fn is_taken(&self) -> bool {
         self.error.raw_os_error() == Some(libc::EADDRINUSE)
+    }
+
+    /// The port, if it takes a privilege that the caller has not.
+    pub fn privileged(&self) -> Option<u16> {
+        (self.error.raw_os_error() == Some(libc::EACCES)).then_some(self.entrance.port)
     }
 
     /// What can be done about it.
@@ -217,8 +226,21 @@ fn new_socket(address: SocketAddr, kind: SockType) -> nix::Result<OwnedFd> {
 /// A relay at work. Ends, with all that it carries, when it is dropped.
 #[derive(Debug)]
 pub struct Relay {
-    stop: OwnedFd,
+    entrances: Vec<Entrance>,
+    orders: Option<mpsc::Sender<(Order, mpsc::SyncSender<()>)>>,
+    bell: OwnedFd,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a relay's thread is told to do.
+#[derive(Debug)]
+enum Order {
+    /// Let go of these sockets that listen. What has come by them goes on.
+    LetGo(Vec<Entrance>),
+    /// Listen by these sockets again.
+    TakeBack(Vec<Bound>),
+    /// Change the entrances. What has come by one that is closed, or that leads elsewhere now, ends.
+    Change(Change, Vec<Bound>),
 }
 
 impl Relay {
@@ -235,12 +257,14 @@ impl Relay {
         namespace: Option<NetworkNamespace>,
         on_thread_start: fn() -> io::Result<()>,
     ) -> io::Result<Self> {
-        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let watched = stop.try_clone()?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let heard = bell.try_clone()?;
+        let (orders, queue) = mpsc::channel();
+        let entrances = ports.iter().map(|bound| bound.entrance.clone()).collect();
         let (sender, begun) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || {
             let entered = namespace.as_ref().map_or(Ok(()), NetworkNamespace::enter);
-            let made = entered.and_then(|()| on_thread_start()).and_then(|()| Work::new(ports, targets, watched));
+            let made = entered.and_then(|()| on_thread_start()).and_then(|()| Work::new(ports, targets, heard, queue));
             drop(namespace);
             let work = match made {
                 Ok(work) => {
@@ -254,13 +278,66 @@ impl Relay {
             }
         })?;
         begun.recv().map_err(|_| io::Error::other("the relay's thread has ended"))??;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { entrances, orders: Some(orders), bell, thread: Some(thread) })
+    }
+
+    /// Where one comes in.
+    pub fn entrances(&self) -> &[Entrance] {
+        &self.entrances
+    }
+
+    /// Lets go of sockets that listen, so that others can be bound in their places. What has come by them goes on.
+    ///
+    /// # Errors
+    /// If the relay has ended by itself.
+    pub fn let_go(&self, entrances: &[Entrance]) -> io::Result<()> {
+        self.order(Order::LetGo(entrances.to_vec()))
+    }
+
+    /// Puts back what was let go of.
+    ///
+    /// # Errors
+    /// If the relay has ended by itself.
+    pub fn take_back(&self, bound: Vec<Bound>) -> io::Result<()> {
+        self.order(Order::TakeBack(bound))
+    }
+
+    /// Changes the entrances. `bound` is what is new of them, as far as it is to be listened at.
+    ///
+    /// What has come by an entrance that is closed ends: whoever has a port not published any more means that nobody shall be inside by
+    /// it, and a connection may last for ever. What has come by one that leads elsewhere ends, too, for where it led is closed.
+    ///
+    /// # Errors
+    /// If the relay has ended by itself.
+    pub fn change(&mut self, change: Change, bound: Vec<Bound>) -> io::Result<()> {
+        let turned = |entrance: &Entrance| change.turn.iter().find(|(from, _)| from == entrance).map(|(_, to)| to);
+        let mut entrances: Vec<Entrance> = self.entrances.clone();
+        entrances.retain(|entrance| !change.close.contains(entrance));
+        for entrance in &mut entrances {
+            if let Some(to) = turned(entrance) {
+                *entrance = to.clone();
+            }
+        }
+        entrances.extend(bound.iter().map(|bound| bound.entrance.clone()));
+        self.order(Order::Change(change, bound))?;
+        self.entrances = entrances;
+        Ok(())
+    }
+
+    /// Has something done, and waits for it.
+    fn order(&self, order: Order) -> io::Result<()> {
+        let gone = || io::Error::other("the relay has ended");
+        let (sender, done) = mpsc::sync_channel(1);
+        self.orders.as_ref().and_then(|orders| orders.send((order, sender)).ok()).ok_or_else(gone)?;
+        rustix::io::write(&self.bell, &1_u64.to_ne_bytes())?;
+        done.recv().map_err(|_| gone())
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        self.orders = None;
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -275,7 +352,22 @@ struct Poller {
 
 impl Poller {
     fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, next: STOP + 1 })
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, next: ORDER + 1 })
+    }
+
+    /// Watches a socket that listens: of TCP for what is told once, as all of it is accepted each time.
+    fn add_listener(&mut self, bound: &Bound) -> io::Result<u64> {
+        let token = self.next_token();
+        self.add_listener_as(bound, token)?;
+        Ok(token)
+    }
+
+    fn add_listener_as(&self, bound: &Bound, token: u64) -> io::Result<()> {
+        let once = match bound.entrance.protocol {
+            Protocol::Tcp => epoll::EventFlags::ET,
+            Protocol::Udp => epoll::EventFlags::empty(),
+        };
+        self.add_as(bound.socket.as_fd(), token, epoll::EventFlags::IN | once)
     }
 
     /// Watches a descriptor, until it is closed, for everything, which is told once.
@@ -289,10 +381,14 @@ impl Poller {
     }
 
     fn add_next(&mut self, fd: BorrowedFd<'_>, flags: epoll::EventFlags) -> io::Result<u64> {
-        let token = self.next;
-        self.next += 1;
+        let token = self.next_token();
         self.add_as(fd, token, flags)?;
         Ok(token)
+    }
+
+    fn next_token(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
     }
 
     fn add_as(&self, fd: BorrowedFd<'_>, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
@@ -305,34 +401,38 @@ struct Work {
     poller: Poller,
     /// Those who listen, by their tokens.
     ports: HashMap<u64, Bound>,
+    /// Those who did, until it is clear whether they shall again.
+    let_go: HashMap<u64, Entrance>,
     targets: Vec<IpAddr>,
     streams: Streams,
     datagrams: Datagrams,
-    _stop: OwnedFd,
+    bell: OwnedFd,
+    orders: mpsc::Receiver<(Order, mpsc::SyncSender<()>)>,
     /// Ports where more may be waiting than was accepted, for want of descriptors, and when to try again.
     hungry: Vec<u64>,
     again_at: Option<Instant>,
 }
 
 impl Work {
-    fn new(ports: Vec<Bound>, targets: Vec<IpAddr>, stop: OwnedFd) -> io::Result<Self> {
+    fn new(
+        ports: Vec<Bound>,
+        targets: Vec<IpAddr>,
+        bell: OwnedFd,
+        orders: mpsc::Receiver<(Order, mpsc::SyncSender<()>)>,
+    ) -> io::Result<Self> {
         let mut poller = Poller::new()?;
-        poller.add_as(stop.as_fd(), STOP, epoll::EventFlags::IN)?;
-        let ports = ports.into_iter().map(|bound| {
-            let token = match bound.entrance.protocol {
-                Protocol::Tcp => poller.add(bound.socket.as_fd())?,
-                Protocol::Udp => poller.add_reader(bound.socket.as_fd())?,
-            };
-            Ok((token, bound))
-        });
+        poller.add_as(bell.as_fd(), ORDER, epoll::EventFlags::IN)?;
+        let ports = ports.into_iter().map(|bound| Ok((poller.add_listener(&bound)?, bound)));
         let ports = ports.collect::<io::Result<HashMap<_, _>>>()?;
         Ok(Self {
             poller,
             ports,
+            let_go: HashMap::new(),
             targets,
             streams: Streams::default(),
             datagrams: Datagrams::default(),
-            _stop: stop,
+            bell,
+            orders,
             hungry: Vec::new(),
             again_at: None,
         })
@@ -346,11 +446,12 @@ impl Work {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
-            if events.contains(&STOP) {
-                return Ok(());
-            }
             for token in events {
-                if self.ports.contains_key(&token) {
+                if token == ORDER {
+                    if self.obey()? {
+                        return Ok(());
+                    }
+                } else if self.ports.contains_key(&token) {
                     self.answer(token);
                 } else if !self.streams.work(token, &mut self.poller) {
                     self.datagrams.work(token, &self.ports, &mut self.poller);
@@ -365,6 +466,84 @@ impl Work {
             }
             self.datagrams.forget_idle();
         }
+    }
+
+    /// Does what was ordered; true if nothing more will be.
+    fn obey(&mut self) -> io::Result<bool> {
+        let _ = rustix::io::read(&self.bell, &mut [0_u8; 8]);
+        loop {
+            match self.orders.try_recv() {
+                Ok((order, done)) => {
+                    self.follow(order)?;
+                    let _ = done.send(());
+                }
+                Err(mpsc::TryRecvError::Empty) => return Ok(false),
+                Err(mpsc::TryRecvError::Disconnected) => return Ok(true),
+            }
+        }
+    }
+
+    fn follow(&mut self, order: Order) -> io::Result<()> {
+        match order {
+            Order::LetGo(entrances) => {
+                let tokens = entrances.iter().filter_map(|entrance| self.token_of(entrance));
+                for token in tokens.collect::<Vec<_>>() {
+                    self.let_go.extend(self.ports.remove(&token).map(|bound| (token, bound.entrance)));
+                }
+            }
+            Order::TakeBack(bounds) => {
+                for bound in bounds {
+                    // Its token stays, by which is known what has come by it.
+                    let former = self.let_go.iter().find(|(_, entrance)| **entrance == bound.entrance);
+                    if let Some(token) = former.map(|(token, _)| *token) {
+                        self.let_go.remove(&token);
+                        self.poller.add_listener_as(&bound, token)?;
+                        self.ports.insert(token, bound);
+                    }
+                }
+            }
+            Order::Change(change, bounds) => {
+                for entrance in &change.close {
+                    if let Some(token) = self.token_of(entrance) {
+                        self.ports.remove(&token);
+                        self.let_go.remove(&token);
+                        self.end(token);
+                    }
+                }
+                for (from, to) in change.turn {
+                    if let Some(token) = self.token_of(&from)
+                        && let Some(Bound { socket, .. }) = self.ports.remove(&token)
+                    {
+                        self.end(token);
+                        // What has come by it from now on has another token.
+                        epoll::delete(&self.poller.epoll, &socket)?;
+                        self.listen(Bound { entrance: to, socket })?;
+                    }
+                }
+                for bound in bounds {
+                    self.listen(bound)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, bound: Bound) -> io::Result<()> {
+        let token = self.poller.add_listener(&bound)?;
+        self.ports.insert(token, bound);
+        Ok(())
+    }
+
+    fn token_of(&self, entrance: &Entrance) -> Option<u64> {
+        let listening = self.ports.iter().map(|(token, bound)| (token, &bound.entrance));
+        listening.chain(&self.let_go).find(|(_, other)| *other == entrance).map(|(token, _)| *token)
+    }
+
+    /// Ends what has come by an entrance.
+    fn end(&mut self, token: u64) {
+        self.hungry.retain(|hungry| *hungry != token);
+        self.streams.end(token);
+        self.datagrams.end(token);
     }
 
     /// How long to wait for events.
@@ -385,7 +564,7 @@ impl Work {
     fn answer(&mut self, token: u64) {
         let Some(bound) = self.ports.get(&token) else { return };
         let taken = match bound.entrance.protocol {
-            Protocol::Tcp => self.streams.accept(bound, &self.targets, &mut self.poller),
+            Protocol::Tcp => self.streams.accept(token, bound, &self.targets, &mut self.poller),
             Protocol::Udp => self.datagrams.receive(token, bound, &self.targets, &mut self.poller),
         };
         if let Err(error) = taken {

@@ -38,6 +38,8 @@ pub(super) struct Streams {
 }
 
 struct Connection {
+    /// The token of the entrance that it came by.
+    by: u64,
     /// From the client, and the one inside.
     sockets: [OwnedFd; 2],
     tokens: [u64; 2],
@@ -72,7 +74,13 @@ enum Next {
 
 impl Streams {
     /// Accepts all that wait at an entrance, and begins to connect them to where it leads.
-    pub(super) fn accept(&mut self, at: &Bound, targets: &[IpAddr], poller: &mut Poller) -> nix::Result<()> {
+    pub(super) fn accept(
+        &mut self,
+        token: u64,
+        at: &Bound,
+        targets: &[IpAddr],
+        poller: &mut Poller,
+    ) -> nix::Result<()> {
         let port = at.entrance.to;
         loop {
             let (client, from) = match accept(at.socket.as_fd()) {
@@ -109,7 +117,7 @@ impl Streams {
                 },
             };
             let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port)).collect();
-            if let Err(error) = self.begin(client, greeting, to, poller) {
+            if let Err(error) = self.begin(token, client, greeting, to, poller) {
                 tracing::debug!("a connection to port {port} has failed: {error}");
             }
         }
@@ -117,6 +125,7 @@ impl Streams {
 
     fn begin(
         &mut self,
+        by: u64,
         client: OwnedFd,
         greeting: Vec<u8>,
         mut to: Vec<SocketAddr>,
@@ -133,7 +142,7 @@ impl Streams {
         let tokens = [poller.add(client.as_fd())?, poller.add(server.as_fd())?];
         self.by_token.extend(tokens.map(|token| (token, tokens[0])));
         let directions = Default::default();
-        let connection = Connection { sockets: [client, server], tokens, trying: Some(to), greeting, directions };
+        let connection = Connection { by, sockets: [client, server], tokens, trying: Some(to), greeting, directions };
         self.connections.insert(tokens[0], connection);
         self.more.push(tokens[0]);
         Ok(())
@@ -153,18 +162,27 @@ impl Streams {
         match next {
             Next::Wait => {}
             Next::More => self.more.push(key),
-            Next::End | Next::Break => {
-                for token in now {
-                    self.by_token.remove(&token);
-                }
-                if let Some(connection) = self.connections.remove(&key)
-                    && next == Next::Break
-                {
-                    connection.sockets.iter().for_each(reset);
-                }
-            }
+            Next::End | Next::Break => self.remove(key, next == Next::Break),
         }
         true
+    }
+
+    fn remove(&mut self, key: u64, broken: bool) {
+        let Some(connection) = self.connections.remove(&key) else { return };
+        for token in connection.tokens {
+            self.by_token.remove(&token);
+        }
+        if broken {
+            connection.sockets.iter().for_each(reset);
+        }
+    }
+
+    /// Breaks off all connections that came by an entrance.
+    pub(super) fn end(&mut self, by: u64) {
+        let came = self.connections.iter().filter(|(_, connection)| connection.by == by).map(|(key, _)| *key);
+        for key in came.collect::<Vec<_>>() {
+            self.remove(key, true);
+        }
     }
 
     /// Whether a connection has more to move at once.
@@ -376,6 +394,7 @@ mod tests {
             client.write_all(b"the client").expect("room");
             client.shutdown(std::net::Shutdown::Write).expect("a socket");
             let mut connection = Connection {
+                by: 0,
                 sockets: [from_client, to_program],
                 tokens: [1, 2],
                 trying: None,

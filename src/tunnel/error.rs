@@ -34,6 +34,11 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 
 impl From<BindError> for TunnelError {
     fn from(error: BindError) -> Self {
+        if let Some(port) = error.privileged() {
+            let missing = io::Error::other("the right to use a port below 1024 is not there, or was given up");
+            let advice = format!("take the tunnel down and up again as root, or choose another port than {port}");
+            return Self { what: error.what(), error: missing, advice: Some(advice) };
+        }
         let advice = error.advice().map(String::from);
         Self { what: error.what(), error: error.into(), advice }
     }

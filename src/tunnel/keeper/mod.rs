@@ -191,16 +191,16 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     let mut keeper = keeper.doing("watch the tunnel")?;
     keeper.begin()?;
     keeper.watch_rules();
-    if is_taken_over && foreground {
-        // Nobody else is there to ask for it. What cannot be changed now stays as it was, and the tunnel with it.
-        keeper.reload_own();
-    }
     // What is left to do until the end is to fit the MTU, and to point the kernel's device at endpoints.
     if !hooks {
         limit_calls(keeper.tunnel.device().map(Device::backend)).doing("limit the keeper's system calls")?;
     }
-    capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN).doing("drop privileges")?;
     keeper.relay(published, host_ports)?;
+    if is_taken_over && foreground {
+        // Nobody else is there to ask for it. What cannot be changed now stays as it was, and the tunnel with it.
+        keeper.reload_own();
+    }
+    capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN).doing("drop privileges")?;
     keeper.visitors.tell_all(&Event::Made);
     let end = match keeper.watch() {
         Ok(end) => end,
@@ -396,8 +396,5 @@ fn peer_config(peer: &Peer) -> PeerConfig {
 
 /// Does something that takes more than the keeper's ordinary capabilities.
 pub(super) fn with_all_capabilities<T>(work: impl FnOnce() -> T) -> io::Result<T> {
-    capabilities::raise(needed_capabilities())?;
-    let done = work();
-    capabilities::limit(needed_capabilities(), CapabilitySet::NET_ADMIN)?;
-    Ok(done)
+    capabilities::with_raised(needed_capabilities(), work)
 }

@@ -5,17 +5,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use super::super::error::Doing;
-use super::super::{TunnelError, filter};
+use super::super::{Tunnel, TunnelError, filter};
 use super::watch::Keeper;
 use super::{Beginning, with_all_capabilities};
 use crate::config::{Protocol, Publish};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::listeners;
 use crate::plan::Plan;
-use crate::relay::{self, BindError, Bound, Entrance, OtherEnd, Relay};
+use crate::relay::{self, BindError, Bound, Change, Entrance, OtherEnd, Relay};
 
 /// How long a keeper that gives way, or was killed, may take to let go of its ports.
 const HANDING_OVER: Duration = Duration::from_secs(2);
+
+/// What is being done when a relay is started.
+const PUBLISH: &str = "publish ports";
+const REACH_HOST: &str = "let the host's ports be reached";
 
 /// How often it is asked whether it has.
 const BREATH: Duration = Duration::from_millis(5);
@@ -114,18 +118,142 @@ impl Keeper {
     /// Lets come what waits at the ports.
     pub(super) fn relay(&mut self, published: Vec<Bound>, host_ports: Vec<Bound>) -> Result<(), TunnelError> {
         if !published.is_empty() {
-            let (targets, namespace) = self.tunnel.inner_addresses().doing("publish ports")?;
-            let start = || Relay::start(published, targets, Some(namespace), begin_relay);
-            self.published = Some(with_all_capabilities(start).and_then(|started| started).doing("publish ports")?);
+            self.published = Some(start_inside(&self.tunnel, published).doing(PUBLISH)?);
         }
         if !host_ports.is_empty() {
-            let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-            let start = || Relay::start(host_ports, loopback, None, begin_relay);
-            let started = with_all_capabilities(start).and_then(|started| started);
-            self.host_ports = Some(started.doing("let the host's ports be reached")?);
+            self.host_ports = Some(start_on_host(host_ports).doing(REACH_HOST)?);
         }
         Ok(())
     }
+
+    /// Takes the ports that a changed plan has besides.
+    ///
+    /// # Errors
+    /// If one of them cannot be had. Then all is as it was.
+    pub(super) fn prepare_ports(&mut self, wanted: &Plan) -> Result<Prepared, TunnelError> {
+        let entrances: Vec<Entrance> = wanted.publish.iter().map(Entrance::from).collect();
+        let take = |entrance: &Entrance| relay::bind(std::slice::from_ref(entrance)).map(|mut bound| bound.pop());
+        let published = Step::prepare(&self.published, &entrances, take)?;
+        let host_ports = match Step::prepare(&self.host_ports, &host_entrances(wanted), bind_unless_reached) {
+            Ok(step) => step,
+            Err(error) => {
+                published.abandon(&self.published);
+                return Err(error);
+            }
+        };
+        let prepared = Prepared { published, host_ports };
+        // A thread is the last that could be missing.
+        if let Err(error) = self.start_relays(&prepared) {
+            self.abandon_ports(prepared);
+            return Err(error);
+        }
+        Ok(prepared)
+    }
+
+    fn start_relays(&mut self, prepared: &Prepared) -> Result<(), TunnelError> {
+        if self.published.is_none() && !prepared.published.bound.is_empty() {
+            self.published = Some(start_inside(&self.tunnel, Vec::new()).doing(PUBLISH)?);
+        }
+        if self.host_ports.is_none() && !prepared.host_ports.bound.is_empty() {
+            self.host_ports = Some(start_on_host(Vec::new()).doing(REACH_HOST)?);
+        }
+        Ok(())
+    }
+
+    /// Changes to the ports that were taken.
+    pub(super) fn commit_ports(&mut self, prepared: Prepared) {
+        prepared.published.commit(&mut self.published);
+        prepared.host_ports.commit(&mut self.host_ports);
+    }
+
+    /// Lets go of the ports that were taken.
+    pub(super) fn abandon_ports(&mut self, prepared: Prepared) {
+        prepared.published.abandon(&self.published);
+        prepared.host_ports.abandon(&self.host_ports);
+        end_if_idle(&mut self.published);
+        end_if_idle(&mut self.host_ports);
+    }
+}
+
+/// A change of ports that is ready to be made.
+pub(super) struct Prepared {
+    published: Step,
+    host_ports: Step,
+}
+
+/// The same, for one relay.
+struct Step {
+    change: Change,
+    /// What is new and taken.
+    bound: Vec<Bound>,
+}
+
+impl Step {
+    fn prepare(
+        relay: &Option<Relay>,
+        wanted: &[Entrance],
+        take: impl Fn(&Entrance) -> Result<Option<Bound>, BindError>,
+    ) -> Result<Self, TunnelError> {
+        let change = Change::between(relay.as_ref().map_or(&[], Relay::entrances), wanted);
+        let take_all = |entrances: &[Entrance]| -> Result<Vec<Bound>, BindError> {
+            let taken = entrances.iter().map(&take).collect::<Result<Vec<_>, _>>()?;
+            Ok(taken.into_iter().flatten().collect())
+        };
+        let mut step = Self { bound: take_all(&change.open)?, change };
+        if let Some(relay) = relay.as_ref().filter(|_| !step.change.open_after.is_empty()) {
+            // A port that is to be listened on at other addresses of the host is let go of for an instant.
+            relay.let_go(&step.change.in_the_way()).doing(PUBLISH)?;
+            match take_all(&step.change.open_after) {
+                Ok(bound) => step.bound.extend(bound),
+                Err(error) => {
+                    step.abandon(&Some(relay));
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(step)
+    }
+
+    fn commit(self, relay: &mut Option<Relay>) {
+        if let Some(living) = relay
+            && let Err(error) = living.change(self.change, self.bound)
+        {
+            tracing::error!("the ports are not reached any more: {error}");
+        }
+        end_if_idle(relay);
+    }
+
+    fn abandon(self, relay: &Option<impl std::borrow::Borrow<Relay>>) {
+        let Some(relay) = relay else { return };
+        drop(self.bound);
+        let former = self.change.in_the_way();
+        let back = match relay::bind(&former) {
+            Ok(bound) => relay.borrow().take_back(bound),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = back {
+            tracing::error!("a port that was let go of for a change could not be taken back: {error}");
+        }
+    }
+}
+
+/// A relay without entrances has nothing to do.
+fn end_if_idle(relay: &mut Option<Relay>) {
+    if relay.as_ref().is_some_and(|relay| relay.entrances().is_empty()) {
+        *relay = None;
+    }
+}
+
+/// Starts to move what comes to ports of the host to the program.
+fn start_inside(tunnel: &Tunnel, ports: Vec<Bound>) -> io::Result<Relay> {
+    let (targets, namespace) = tunnel.inner_addresses()?;
+    with_all_capabilities(|| Relay::start(ports, targets, Some(namespace), begin_relay))?
+}
+
+/// Starts to move what comes from inside to the host's loopback.
+fn start_on_host(ports: Vec<Bound>) -> io::Result<Relay> {
+    let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    with_all_capabilities(|| Relay::start(ports, loopback, None, begin_relay))?
 }
 
 /// Leaves a relay's thread what it may do: move what comes between sockets.

@@ -16,6 +16,7 @@ use crate::linux::capabilities;
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::{self, ProcessId};
 use crate::plan::{self, Plan};
+use crate::wireguard::DeviceConfig;
 
 /// How many programs are named to who would end them.
 const NAMED: usize = 5;
@@ -289,10 +290,6 @@ impl Keeper {
     /// # Errors
     /// Why that cannot be, and what can be done about it. Then nothing has changed.
     pub(super) fn reload(&mut self, handover: &Handover) -> Result<Vec<String>, (String, Option<String>)> {
-        let said = |what: &str| {
-            let what = what.to_owned();
-            move |error: io::Error| (format!("cannot {what}: {error}"), None)
-        };
         let (config, options) = handover.config().map_err(|report| (report, None))?;
         if config.name != self.config.name {
             return Err((format!("this configuration is for the tunnel {}", config.name), None));
@@ -308,27 +305,13 @@ impl Keeper {
         })?;
         let device = device_config(&config, wanted.wireguard.mtu).map_err(|error| (error.to_string(), error.advice))?;
         let former = device_config(&self.config, self.endpoints.mtu).map_err(|error| (error.to_string(), None))?;
-        if let Some((port, mark)) = change.socket {
-            let needed = capabilities_for_ports([port]);
-            if !capabilities::permitted().map_err(said("read the capabilities"))?.contains(needed) {
-                let advice = format!("take it down and up again, or choose another port than {port}");
-                return Err(("the keeper has given up the right to use a port below 1024".into(), Some(advice)));
-            }
-            let device = self.tunnel.device_mut();
-            device
-                .map_or(Ok(()), |device| device.rebind(port, mark))
-                .map_err(said(&format!("use the UDP port {port}")))?;
+        // First, because it is what can be missing: somebody else has a port.
+        let ports = self.prepare_ports(&wanted).map_err(|error| (error.to_string(), error.advice))?;
+        if let Err(reason) = self.change_tunnel(&change, wanted, (&former, &device)) {
+            self.abandon_ports(ports);
+            return Err(reason);
         }
-        let configured = self.tunnel.device_mut().map_or(Ok(()), |living| living.reconfigure(&device));
-        let applied = configured.and_then(|()| self.tunnel.apply(&change, wanted));
-        if let Err(error) = applied {
-            // Best effort: the first error is the one that matters.
-            if let Some(living) = self.tunnel.device_mut() {
-                let _ = living.reconfigure(&former);
-                let _ = living.rebind(former.listen_port, former.fwmark);
-            }
-            return Err(said("change the tunnel")(error));
-        }
+        self.commit_ports(ports);
         self.config = config;
         self.options = options;
         self.handover = sealed;
@@ -341,6 +324,36 @@ impl Keeper {
         Ok(differences.iter().map(ToString::to_string).collect())
     }
 
+    /// Makes the living device and its interface what a changed configuration says. After an error they are as they were.
+    fn change_tunnel(
+        &mut self,
+        change: &plan::Change,
+        wanted: Plan,
+        (former, device): (&DeviceConfig, &DeviceConfig),
+    ) -> Result<(), (String, Option<String>)> {
+        if let Some((port, mark)) = change.socket {
+            let needed = capabilities_for_ports([port]);
+            if !capabilities::permitted().map_err(said("read the capabilities"))?.contains(needed) {
+                let advice = format!("take it down and up again, or choose another port than {port}");
+                return Err(("the keeper has given up the right to use a port below 1024".into(), Some(advice)));
+            }
+            let living = self.tunnel.device_mut();
+            living
+                .map_or(Ok(()), |living| living.rebind(port, mark))
+                .map_err(said(&format!("use the UDP port {port}")))?;
+        }
+        let configured = self.tunnel.device_mut().map_or(Ok(()), |living| living.reconfigure(device));
+        let applied = configured.and_then(|()| self.tunnel.apply(change, wanted));
+        applied.map_err(|error| {
+            // Best effort: the first error is the one that matters.
+            if let Some(living) = self.tunnel.device_mut() {
+                let _ = living.reconfigure(former);
+                let _ = living.rebind(former.listen_port, former.fwmark);
+            }
+            said("change the tunnel")(error)
+        })
+    }
+
     /// Plans from the facts of this instant.
     pub(super) fn plan_anew(
         &mut self,
@@ -351,6 +364,12 @@ impl Keeper {
             .map_err(|error| (format!("cannot read the host's network configuration: {error}"), None))?;
         plan::plan(config, &facts, options).map_err(|errors| (errors.to_string(), None))
     }
+}
+
+/// Makes an error of the system's a reason to refuse.
+fn said(what: &str) -> impl FnOnce(io::Error) -> (String, Option<String>) {
+    let what = what.to_owned();
+    move |error| (format!("cannot {what}: {error}"), None)
 }
 
 /// Tells in the log how a change went that nobody waits for.
