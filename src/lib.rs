@@ -11,7 +11,7 @@
 //! - [`config`]: what the user asked for, parsed and checked.
 //! - [`plan`]: what will be done: a pure function of a config and of facts about the host.
 //! - [`tunnel`]: applies a plan and undoes it; the keeper that owns it, and the leases of those who want it.
-//! - [`program`]: enters the tunnel, drops privileges, runs, and hands back an exit status.
+//! - [`program`]: enters the tunnel, gets its own view of the host's files, drops privileges, runs, and hands back an exit status.
 //! - [`wireguard`]: one trait, two implementations.
 //! - [`relay`]: published ports.
 //! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
