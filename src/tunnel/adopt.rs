@@ -5,24 +5,18 @@
 //! written down, which bears the mark; what is in it can lead nowhere but into the tunnel and to the host.
 
 use std::io;
-use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::error::Doing;
 use super::state::{Directory, State};
-use super::{DeviceEvents, Inner, RULES, Tunnel, TunnelError, embed, local_networks, local_route};
+use super::{DeviceEvents, Inner, RULES, Tunnel, TunnelError, device, local_networks, local_route};
 use crate::linux::link::Link;
 use crate::linux::namespace::{self, Named};
 use crate::linux::netlink::{Netlink, Request};
 use crate::linux::nftables::Nftables;
-use crate::linux::tun;
 use crate::plan::Plan;
-use crate::wireguard::kernel::KernelDevice;
-use crate::wireguard::{Backend, Device, DeviceConfig};
-
-/// How long a killed keeper's TUN and port may take to be free: its lock may be the first that the kernel lets go of.
-const LET_GO: Duration = Duration::from_secs(2);
+use crate::wireguard::{Backend, DeviceConfig};
 
 impl Tunnel {
     /// Begins with a tunnel that is written down in its claimed directory. Nothing is touched yet.
@@ -44,20 +38,10 @@ impl Tunnel {
     ) -> Result<DeviceEvents, TunnelError> {
         let inner = self.find(&state)?;
         let namespace = inner.namespace.try_clone().doing("use the namespace")?;
-        let name = self.plan.wireguard.interface.clone();
-        let (device, events): (Box<dyn Device>, _) = match state.made {
-            Some(Backend::Kernel) => {
-                let mut device =
-                    KernelDevice::attach(namespace, &name, config).doing("take over the kernel's WireGuard")?;
-                device.reconfigure(config).doing("configure the kernel's WireGuard")?;
-                (Box::new(device), DeviceEvents::default())
-            }
-            Some(Backend::Userspace) => until_let_go(|| {
-                let tun = namespace.run(|| tun::attach(&name)).doing("take over the TUN interface")?;
-                embed(config, tun, on_data_path_start)
-            })?,
-            None => return Err(io::Error::other("it was killed while it was made")).doing("take the tunnel over"),
+        let Some(made) = state.made else {
+            return Err(io::Error::other("it was killed while it was made")).doing("take the tunnel over");
         };
+        let (device, events) = device::take_over(made, &self.plan, namespace, config, on_data_path_start)?;
         self.inner = Some(inner);
         self.device = Some(device);
         self.post_down_due = true;
@@ -173,20 +157,4 @@ fn veth_networks(plan: &Plan) -> Vec<IpNet> {
     let ipv4 = IpNet::new(plan.veth.inner_ipv4.into(), 31).ok();
     let ipv6 = plan.veth.inner_ipv6.and_then(|address| IpNet::new(address.into(), 127).ok());
     [ipv4, ipv6].into_iter().flatten().map(|net| net.trunc()).collect()
-}
-
-/// Tries again while a killed process still lets go of what is needed.
-fn until_let_go<T>(mut attempt: impl FnMut() -> Result<T, TunnelError>) -> Result<T, TunnelError> {
-    let begin = Instant::now();
-    loop {
-        match attempt() {
-            Err(error)
-                if matches!(error.error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy)
-                    && begin.elapsed() < LET_GO =>
-            {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            other => return other,
-        }
-    }
 }

@@ -16,7 +16,7 @@ use crate::plan::{Ipv6Forwarding, LocalPlan};
 /// What is written down.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Forwarding(Vec<Switched>);
+struct Forwarding(Vec<Switched>);
 
 /// An interface that forwards for tunnels.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
 /// tunnels' sake alone.
 pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<InterfaceName>> {
     let (ipv4, ipv6) = families(local);
-    state::with_forwarding(|all| {
+    change(|all| {
         all.forget(name, |interface| !local.interfaces.contains(interface))?;
         for interface in &local.interfaces {
             // One that has gone forwards nothing.
@@ -75,7 +75,7 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<In
 
 /// Switches on what is written down.
 pub(super) fn switch_on() -> io::Result<()> {
-    state::with_forwarding(|all| {
+    change(|all| {
         for one in all.0.iter().filter(|one| one.is_there()) {
             one.set("1")?;
         }
@@ -85,7 +85,7 @@ pub(super) fn switch_on() -> io::Result<()> {
 
 /// Switches off what nobody needs any more once this tunnel does not.
 pub(super) fn give_back(name: &TunnelName) -> io::Result<()> {
-    state::with_forwarding(|all| all.forget(name, |_| true))
+    change(|all| all.forget(name, |_| true))
 }
 
 /// Switches forwarding on for a tunnel's own link.
@@ -101,12 +101,12 @@ pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalPlan) -> io::Res
     Ok(())
 }
 
-impl Forwarding {
-    /// Whether nothing is switched on.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
+/// Has what is written down changed.
+fn change<T>(how: impl FnOnce(&mut Forwarding) -> io::Result<T>) -> io::Result<T> {
+    state::change_shared(state::FORWARDING, |all: &Forwarding| all.0.is_empty(), how)
+}
 
+impl Forwarding {
     /// Takes note that a tunnel does not need some interfaces, and switches those off that nobody needs.
     fn forget(&mut self, name: &TunnelName, which: impl Fn(&InterfaceName) -> bool) -> io::Result<()> {
         for one in self.0.iter_mut().filter(|one| which(&one.interface)) {

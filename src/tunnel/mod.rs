@@ -8,6 +8,7 @@
 mod adopt;
 pub mod approach;
 mod clean_up;
+mod device;
 pub mod endpoints;
 mod error;
 pub mod facts;
@@ -38,13 +39,11 @@ use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
 use crate::linux::netlink::{Netlink, Request};
 use crate::linux::nftables::Nftables;
 use crate::linux::process;
-use crate::linux::tun;
 use crate::names::InterfaceName;
 use crate::plan::{self, Change, Plan, VethPlan};
-use crate::wireguard::kernel::{self, KernelDevice};
-use crate::wireguard::userspace::{Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 pub use clean_up::{Remains, reclaim};
+pub use device::DeviceEvents;
 use error::Doing;
 pub use error::TunnelError;
 use local_networks::HostPart;
@@ -84,15 +83,6 @@ impl fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tunnel").field("plan", &self.plan).finish_non_exhaustive()
     }
-}
-
-/// What a device signals to whoever holds the tunnel.
-#[derive(Debug, Default)]
-pub struct DeviceEvents {
-    /// Readable once the data path has ended by itself. None for the kernel's.
-    pub failed: Option<OwnedFd>,
-    /// Readable after a completed handshake. None for the kernel's, which has to be asked.
-    pub handshakes: Option<OwnedFd>,
 }
 
 impl Tunnel {
@@ -141,7 +131,8 @@ impl Tunnel {
         fault::point("after the veth pair")?;
         self.open_local_networks()?;
         fault::point("after the host's rules")?;
-        let (device, events) = self.make_device(config, on_data_path_start)?;
+        let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
+        let (device, events) = device::make(&mut self.host, &self.plan, namespace, config, on_data_path_start)?;
         self.device = Some(device);
         tracing::debug!("the WireGuard device is made");
         fault::point("after the WireGuard device")?;
@@ -421,51 +412,6 @@ impl Tunnel {
         netlink.execute(requests).doing("join the namespace to the host")
     }
 
-    fn make_device(
-        &mut self,
-        config: &DeviceConfig,
-        on_data_path_start: fn() -> io::Result<()>,
-    ) -> Result<(Box<dyn Device>, DeviceEvents), TunnelError> {
-        let name = self.plan.wireguard.interface.clone();
-        let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
-        if self.plan.backend != BackendChoice::Userspace {
-            match kernel::make(&mut self.host, &namespace, &name) {
-                Ok(()) => {
-                    let device =
-                        KernelDevice::configure(namespace, &name, config).doing("configure the kernel's WireGuard")?;
-                    tracing::info!("using the kernel's WireGuard");
-                    return Ok((Box::new(device), DeviceEvents::default()));
-                }
-                Err(error) if self.plan.backend == BackendChoice::Kernel => {
-                    let missing = error.raw_os_error() == Some(libc::EOPNOTSUPP);
-                    return Err(error).doing("use the kernel's WireGuard").map_err(|mut error| {
-                        if missing {
-                            error.advice = Some(
-                                "this kernel has no WireGuard (module wireguard, Linux 5.6 or newer): use --backend userspace".into(),
-                            );
-                        }
-                        error
-                    });
-                }
-                Err(error) => tracing::info!("{error}: using the embedded WireGuard instead"),
-            }
-        }
-        let tun = namespace.run(|| tun::make(&name)).map_err(|error| {
-            let advice = match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
-                _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
-            };
-            TunnelError {
-                what: format!("make a TUN interface with {}", tun::DEVICE),
-                error,
-                advice: Some(advice.into()),
-            }
-        })?;
-        let embedded = embed(config, tun, on_data_path_start)?;
-        tracing::info!("using the embedded WireGuard");
-        Ok(embedded)
-    }
-
     /// Gives WireGuard's interface its addresses, takes it up, and only then routes into it; then into the local networks.
     fn open_wireguard(&mut self) -> Result<(), TunnelError> {
         let (plan, veth, local) =
@@ -562,29 +508,6 @@ impl Tunnel {
 fn local_route(link: u32, veth: &VethPlan, net: IpNet) -> Request {
     let router = if net.addr().is_ipv4() { Some(veth.host_ipv4.into()) } else { veth.host_ipv6.map(IpAddr::from) };
     Request::add_route(link, veth.inner_interface.as_str(), net, router)
-}
-
-/// Starts an embedded device on a TUN.
-fn embed(
-    config: &DeviceConfig,
-    tun: OwnedFd,
-    on_data_path_start: fn() -> io::Result<()>,
-) -> Result<(Box<dyn Device>, DeviceEvents), TunnelError> {
-    let sockets = Sockets::bind(config.listen_port, config.fwmark)
-        .doing(format!("open WireGuard's UDP port {}", config.listen_port))
-        .map_err(|error| TunnelError {
-            advice: Some(
-                "leave ListenPort out of the file, if nobody has to reach this end: any free port will do".into(),
-            ),
-            ..error
-        })?;
-    let device =
-        UserspaceDevice::start(config, tun, sockets, on_data_path_start).doing("start the embedded WireGuard")?;
-    let events = DeviceEvents {
-        failed: Some(device.failed().try_clone_to_owned().doing("watch the embedded WireGuard")?),
-        handshakes: Some(device.handshakes().try_clone_to_owned().doing("watch the embedded WireGuard")?),
-    };
-    Ok((Box::new(device), events))
 }
 
 fn addresses(

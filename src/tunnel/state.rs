@@ -22,7 +22,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::forwarding::Forwarding;
 use crate::linux::namespace::{self, NamesMade, NamespaceId};
 use crate::linux::process::ProcessId;
 use crate::names::TunnelName;
@@ -33,7 +32,7 @@ use crate::wireguard::Backend;
 const NAMES_MADE: &str = ".netns";
 
 /// The file, beside the tunnels' directories, that says which of the host's interfaces forward for tunnels.
-const FORWARDING: &str = ".forwarding";
+pub(super) const FORWARDING: &str = ".forwarding";
 
 /// The file that the programs inside see as `/etc/resolv.conf`.
 const RESOLV_CONF: &str = "resolv.conf";
@@ -369,10 +368,6 @@ fn names_made_file() -> PathBuf {
     Path::new(BASE).join(NAMES_MADE)
 }
 
-fn forwarding_file() -> PathBuf {
-    Path::new(BASE).join(FORWARDING)
-}
-
 /// Where a file is written before it takes the place of the one before.
 fn new(file: &Path) -> PathBuf {
     file.with_extension("new")
@@ -386,20 +381,27 @@ fn read_names_made() -> io::Result<NamesMade> {
     }
 }
 
-/// Reads which interfaces forward for tunnels, has that changed, and writes it down again; nobody else does meanwhile. After an error it
-/// stays as it was written down.
-pub(super) fn with_forwarding<T>(change: impl FnOnce(&mut Forwarding) -> io::Result<T>) -> io::Result<T> {
+/// Has something changed that is written down for all tunnels of the machine together, in a file beside their directories; nobody else
+/// does meanwhile. What is empty is not written down. After an error it stays as it was written down.
+pub(super) fn change_shared<T, R>(
+    file: &str,
+    is_empty: impl Fn(&T) -> bool,
+    change: impl FnOnce(&mut T) -> io::Result<R>,
+) -> io::Result<R>
+where
+    T: Default + Serialize + DeserializeOwned,
+{
     let _base = match lock_base() {
-        // Without any tunnel nothing forwards for one.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return change(&mut Forwarding::default()),
+        // Without any tunnel there is nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return change(&mut T::default()),
         base => base?,
     };
-    let path = forwarding_file();
-    let mut forwarding: Forwarding = read_json(&path)?.unwrap_or_default();
-    let before = serde_json::to_vec(&forwarding)?;
-    let value = change(&mut forwarding)?;
-    let after = serde_json::to_vec(&forwarding)?;
-    if forwarding.is_empty() {
+    let path = Path::new(BASE).join(file);
+    let mut shared: T = read_json(&path)?.unwrap_or_default();
+    let before = serde_json::to_vec(&shared)?;
+    let value = change(&mut shared)?;
+    let after = serde_json::to_vec(&shared)?;
+    if is_empty(&shared) {
         remove_file(&path)?;
     } else if before != after {
         fs::write(new(&path), &after)?;
@@ -441,7 +443,8 @@ fn release_base() -> io::Result<()> {
         return Ok(());
     }
     namespace::unprepare_names(read_names_made()?)?;
-    for file in [names_made_file(), forwarding_file(), new(&forwarding_file())] {
+    // What was shared, and one that was killed while it wrote.
+    for file in [names_made_file(), new(&Path::new(BASE).join(FORWARDING)), Path::new(BASE).join(FORWARDING)] {
         remove_file(&file)?;
     }
     match fs::remove_dir(BASE) {
