@@ -12,10 +12,11 @@ use nix::sys::socket::{
     self, ControlMessage, ControlMessageOwned, MsgFlags, SockType, SockaddrLike, SockaddrStorage, sockopt,
 };
 
-use super::{Bound, Poller, SWEEP, new_socket};
+use super::descriptors::Share;
+use super::{Bound, Limits, Poller, new_socket};
 
 /// How long a flow may be idle. RFC 4787, REQ-5, asks for two minutes at least.
-const IDLE: Duration = Duration::from_secs(180);
+pub(super) const IDLE: Duration = Duration::from_secs(180);
 
 /// How many flows there may be; the one that was idle for longest makes room.
 const FLOWS: usize = 4096;
@@ -53,9 +54,11 @@ pub(super) struct Datagrams {
     flows: HashMap<Key, Flow>,
     by_token: HashMap<u64, Key>,
     swept: Option<Instant>,
+    limits: Limits,
 }
 
 struct Flow {
+    _share: Share,
     inside: OwnedFd,
     token: u64,
     /// Where else to try, should nobody listen.
@@ -65,14 +68,17 @@ struct Flow {
     used: Instant,
 }
 
-impl Default for Datagrams {
-    fn default() -> Self {
-        let buffer = vec![0; LARGEST].into_boxed_slice();
-        Self { buffer, flows: HashMap::new(), by_token: HashMap::new(), swept: None }
-    }
-}
-
 impl Datagrams {
+    pub(super) fn new(limits: Limits) -> Self {
+        let buffer = vec![0; LARGEST].into_boxed_slice();
+        Self { buffer, flows: HashMap::new(), by_token: HashMap::new(), swept: None, limits }
+    }
+
+    /// How often idle flows are looked for: every ten seconds, as a rule.
+    pub(super) fn sweep(&self) -> Duration {
+        self.limits.idle / 18
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.flows.is_empty()
     }
@@ -99,7 +105,8 @@ impl Datagrams {
             let key = (token, client, local);
             if !self.flows.contains_key(&key) {
                 let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port.entrance.to)).collect();
-                match begin(to, poller) {
+                let begun = self.make_room().ok_or_else(|| Errno::EMFILE.into());
+                match begun.and_then(|share| begin(to, share, poller)) {
                     Ok(flow) => self.insert(key, flow),
                     Err(error) => {
                         tracing::debug!("a datagram to port {} is dropped: {error}", port.entrance.to);
@@ -114,13 +121,19 @@ impl Datagrams {
         Ok(())
     }
 
-    fn insert(&mut self, key: Key, flow: Flow) {
-        if self.flows.len() >= FLOWS {
-            let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.used).map(|(key, _)| *key);
-            if let Some(key) = oldest {
-                self.remove(&key);
-            }
+    /// Makes room for one more, if need be by ending the flow that was idle for longest.
+    fn make_room(&mut self) -> Option<Share> {
+        if self.flows.len() < FLOWS
+            && let Some(share) = self.limits.descriptors.take(1)
+        {
+            return Some(share);
         }
+        let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.used).map(|(key, _)| *key)?;
+        self.remove(&oldest);
+        self.limits.descriptors.take(1)
+    }
+
+    fn insert(&mut self, key: Key, flow: Flow) {
         self.by_token.insert(flow.token, key);
         self.flows.insert(key, flow);
     }
@@ -155,12 +168,12 @@ impl Datagrams {
                 Err(Errno::EAGAIN) => return,
                 Err(Errno::ECONNREFUSED) if flow.unanswered.is_some() && !flow.left.is_empty() => {
                     // Nobody listens at this address. What was sent is sent to the next.
-                    let Ok(other) = begin(std::mem::take(&mut flow.left), poller) else { return };
+                    let Ok((inside, other)) = connect(&mut flow.left, poller) else { return };
                     let text = flow.unanswered.take().unwrap_or_default();
-                    self.by_token.remove(&token);
-                    self.by_token.insert(other.token, key);
-                    *flow = other;
+                    (flow.inside, flow.token) = (inside, other);
                     flow.send(&text);
+                    self.by_token.remove(&token);
+                    self.by_token.insert(other, key);
                     return;
                 }
                 Err(Errno::ECONNREFUSED) => {
@@ -176,20 +189,25 @@ impl Datagrams {
     /// Ends the flows that were idle for too long.
     pub(super) fn forget_idle(&mut self) {
         let now = Instant::now();
-        if self.flows.is_empty() || self.swept.is_some_and(|at| now < at + SWEEP) {
+        if self.flows.is_empty() || self.swept.is_some_and(|at| now < at + self.sweep()) {
             return;
         }
         self.swept = Some(now);
         let idle: Vec<Key> =
-            self.flows.iter().filter(|(_, flow)| now > flow.used + IDLE).map(|(key, _)| *key).collect();
+            self.flows.iter().filter(|(_, flow)| now > flow.used + self.limits.idle).map(|(key, _)| *key).collect();
         for key in idle {
             self.remove(&key);
         }
     }
 }
 
+fn begin(mut left: Vec<SocketAddr>, share: Share, poller: &mut Poller) -> std::io::Result<Flow> {
+    let (inside, token) = connect(&mut left, poller)?;
+    Ok(Flow { _share: share, inside, token, left, unanswered: None, used: Instant::now() })
+}
+
 /// Connects to the last of some addresses, or of those left if one cannot be used.
-fn begin(mut left: Vec<SocketAddr>, poller: &mut Poller) -> std::io::Result<Flow> {
+fn connect(left: &mut Vec<SocketAddr>, poller: &mut Poller) -> std::io::Result<(OwnedFd, u64)> {
     let mut last = Errno::ECONNREFUSED;
     while let Some(address) = left.pop() {
         let connected = new_socket(address, SockType::Datagram).and_then(|inside| {
@@ -199,7 +217,7 @@ fn begin(mut left: Vec<SocketAddr>, poller: &mut Poller) -> std::io::Result<Flow
         match connected {
             Ok(inside) => {
                 let token = poller.add_reader(inside.as_fd())?;
-                return Ok(Flow { inside, token, left, unanswered: None, used: Instant::now() });
+                return Ok((inside, token));
             }
             Err(error) => last = error,
         }

@@ -6,6 +6,7 @@
 //! - `proxy_protocol`: how a program is told who its client is, where that was asked for.
 //! - `datagram`: UDP: a flow for each client, until it is idle.
 //!
+//! - `descriptors`: how many may be open.
 //! - `change`: what turns the entrances that there are into others.
 //!
 //! [`bind()`] takes the ports, in the host's namespace; [`Relay::start`] moves what comes, in a thread that lives in the namespace that it
@@ -13,6 +14,7 @@
 
 mod change;
 mod datagram;
+mod descriptors;
 mod proxy_protocol;
 mod stream;
 
@@ -34,6 +36,7 @@ use crate::linux::namespace::NetworkNamespace;
 use crate::names::InterfaceName;
 pub use change::Change;
 use datagram::Datagrams;
+pub use descriptors::Allowance;
 use stream::Streams;
 
 /// How many connections may wait to be accepted.
@@ -44,9 +47,6 @@ const EVENTS: usize = 256;
 
 /// How long nothing is accepted after the process has run out of descriptors.
 const BREATH: Duration = Duration::from_millis(50);
-
-/// How often idle flows are looked for.
-const SWEEP: Duration = Duration::from_secs(10);
 
 /// The token of the descriptor that tells of an order. All others are given by [`Poller::add`].
 const ORDER: u64 = 0;
@@ -223,6 +223,22 @@ fn new_socket(address: SocketAddr, kind: SockType) -> nix::Result<OwnedFd> {
     socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
 }
 
+/// How much a relay may do.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How many descriptors it may have open, together with others.
+    pub descriptors: Allowance,
+    /// How long a flow of datagrams may be idle.
+    pub idle: Duration,
+}
+
+impl Limits {
+    /// The usual ones.
+    pub fn new(descriptors: Allowance) -> Self {
+        Self { descriptors, idle: datagram::IDLE }
+    }
+}
+
 /// A relay at work. Ends, with all that it carries, when it is dropped.
 #[derive(Debug)]
 pub struct Relay {
@@ -255,6 +271,7 @@ impl Relay {
         ports: Vec<Bound>,
         targets: Vec<IpAddr>,
         namespace: Option<NetworkNamespace>,
+        limits: Limits,
         on_thread_start: fn() -> io::Result<()>,
     ) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -264,7 +281,8 @@ impl Relay {
         let (sender, begun) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || {
             let entered = namespace.as_ref().map_or(Ok(()), NetworkNamespace::enter);
-            let made = entered.and_then(|()| on_thread_start()).and_then(|()| Work::new(ports, targets, heard, queue));
+            let made =
+                entered.and_then(|()| on_thread_start()).and_then(|()| Work::new(ports, targets, limits, heard, queue));
             drop(namespace);
             let work = match made {
                 Ok(work) => {
@@ -410,6 +428,8 @@ struct Work {
     orders: mpsc::Receiver<(Order, mpsc::SyncSender<()>)>,
     /// Ports where more may be waiting than was accepted, for want of descriptors, and when to try again.
     hungry: Vec<u64>,
+    /// Whether that was said.
+    starving: bool,
     again_at: Option<Instant>,
 }
 
@@ -417,6 +437,7 @@ impl Work {
     fn new(
         ports: Vec<Bound>,
         targets: Vec<IpAddr>,
+        limits: Limits,
         bell: OwnedFd,
         orders: mpsc::Receiver<(Order, mpsc::SyncSender<()>)>,
     ) -> io::Result<Self> {
@@ -429,11 +450,12 @@ impl Work {
             ports,
             let_go: HashMap::new(),
             targets,
-            streams: Streams::default(),
-            datagrams: Datagrams::default(),
+            streams: Streams::new(limits.descriptors.clone()),
+            datagrams: Datagrams::new(limits),
             bell,
             orders,
             hungry: Vec::new(),
+            starving: false,
             again_at: None,
         })
     }
@@ -463,6 +485,7 @@ impl Work {
                 for token in std::mem::take(&mut self.hungry) {
                     self.answer(token);
                 }
+                self.starving &= !self.hungry.is_empty();
             }
             self.datagrams.forget_idle();
         }
@@ -555,7 +578,7 @@ impl Work {
         } else if self.datagrams.is_empty() {
             return None;
         } else {
-            SWEEP
+            self.datagrams.sweep()
         };
         patience.try_into().ok()
     }
@@ -568,7 +591,9 @@ impl Work {
             Protocol::Udp => self.datagrams.receive(token, bound, &self.targets, &mut self.poller),
         };
         if let Err(error) = taken {
-            tracing::warn!("port {} of the host has to wait: {error}", bound.entrance.port);
+            if !std::mem::replace(&mut self.starving, true) {
+                tracing::warn!("nobody more can come by port {} of the host for now: {error}", bound.entrance.port);
+            }
             self.hungry.push(token);
             self.again_at = Some(Instant::now() + BREATH);
         }

@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, MsgFlags, SockType, SockaddrStorage, sockopt};
-use rustix::net::{Shutdown, SocketFlags};
+use rustix::net::{SendFlags, Shutdown, SocketFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
+use super::descriptors::{Allowance, Share};
 use super::{Bound, Poller, new_socket, proxy_protocol};
 use crate::config::ProxyProtocol;
 
@@ -17,27 +18,51 @@ use crate::config::ProxyProtocol;
 /// holds less, and is full earlier.
 const PIPE: usize = 256 << 10;
 
+/// How it is moved.
+const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
+
 /// How often one connection moves before the others have their turn.
 const TURNS: usize = 8;
 
 /// How many pipes are kept for the next who needs one.
 const SPARE_PIPES: usize = 64;
 
+/// How much is moved at once where there are no descriptors for a pipe, in bytes.
+const MEMORY: usize = 16 << 10;
+
 /// A pipe: where it is read, and where it is written.
-type Pipe = (OwnedFd, OwnedFd);
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    _share: Share,
+}
+
+/// Pipes for whoever needs one.
+struct Pipes {
+    spare: Vec<Pipe>,
+    descriptors: Allowance,
+}
+
+/// Where what was read from one socket is until the other takes it.
+enum Store {
+    /// In a pipe, so that it stays in the kernel.
+    Pipe(Pipe),
+    /// In memory, from a place on, where no pipe can be had: nobody has to wait because others have all of them.
+    Memory(Box<[u8]>, usize),
+}
 
 /// All connections.
-#[derive(Default)]
 pub(super) struct Streams {
     connections: HashMap<u64, Connection>,
     /// Which connection the tokens of its two sockets lead to: that of the first.
     by_token: HashMap<u64, u64>,
-    pipes: Vec<Pipe>,
+    pipes: Pipes,
     /// Connections that have more to move at once.
     more: Vec<u64>,
 }
 
 struct Connection {
+    _share: Share,
     /// The token of the entrance that it came by.
     by: u64,
     /// From the client, and the one inside.
@@ -54,8 +79,9 @@ struct Connection {
 /// What goes one way.
 #[derive(Default)]
 struct Direction {
-    pipe: Option<Pipe>,
-    /// How much is in the pipe, in bytes.
+    /// None while there is nothing to be kept.
+    store: Option<Store>,
+    /// How much is in it, in bytes.
     buffered: usize,
     /// Whether the source has ended.
     ended: bool,
@@ -73,7 +99,15 @@ enum Next {
 }
 
 impl Streams {
+    pub(super) fn new(descriptors: Allowance) -> Self {
+        let pipes = Pipes { spare: Vec::new(), descriptors };
+        Self { connections: HashMap::new(), by_token: HashMap::new(), pipes, more: Vec::new() }
+    }
+
     /// Accepts all that wait at an entrance, and begins to connect them to where it leads.
+    ///
+    /// # Errors
+    /// If somebody may have to wait, because there are not as many descriptors.
     pub(super) fn accept(
         &mut self,
         token: u64,
@@ -83,6 +117,8 @@ impl Streams {
     ) -> nix::Result<()> {
         let port = at.entrance.to;
         loop {
+            // Before somebody is accepted, who could only be turned away then.
+            let share = self.pipes.room().ok_or(Errno::EMFILE)?;
             let (client, from) = match accept(at.socket.as_fd()) {
                 Ok(accepted) => accepted,
                 Err(Errno::EAGAIN) => return Ok(()),
@@ -117,7 +153,7 @@ impl Streams {
                 },
             };
             let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port)).collect();
-            if let Err(error) = self.begin(token, client, greeting, to, poller) {
+            if let Err(error) = self.begin(token, client, share, greeting, to, poller) {
                 tracing::debug!("a connection to port {port} has failed: {error}");
             }
         }
@@ -127,6 +163,7 @@ impl Streams {
         &mut self,
         by: u64,
         client: OwnedFd,
+        share: Share,
         greeting: Vec<u8>,
         mut to: Vec<SocketAddr>,
         poller: &mut Poller,
@@ -142,7 +179,8 @@ impl Streams {
         let tokens = [poller.add(client.as_fd())?, poller.add(server.as_fd())?];
         self.by_token.extend(tokens.map(|token| (token, tokens[0])));
         let directions = Default::default();
-        let connection = Connection { by, sockets: [client, server], tokens, trying: Some(to), greeting, directions };
+        let connection =
+            Connection { _share: share, by, sockets: [client, server], tokens, trying: Some(to), greeting, directions };
         self.connections.insert(tokens[0], connection);
         self.more.push(tokens[0]);
         Ok(())
@@ -231,7 +269,7 @@ fn reset(socket: &OwnedFd) {
 }
 
 impl Connection {
-    fn work(&mut self, poller: &mut Poller, pipes: &mut Vec<Pipe>) -> Next {
+    fn work(&mut self, poller: &mut Poller, pipes: &mut Pipes) -> Next {
         if let Some(left) = &mut self.trying {
             match is_connected(&self.sockets[1]) {
                 Ok(false) => return Next::Wait,
@@ -294,15 +332,35 @@ fn is_connected(socket: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-fn new_pipe() -> rustix::io::Result<Pipe> {
-    let pipe = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    let _ = fcntl_setpipe_size(&pipe.1, PIPE);
-    Ok(pipe)
+impl Pipes {
+    fn take(&mut self) -> Option<Pipe> {
+        self.spare.pop().or_else(|| {
+            let _share = self.descriptors.take(2)?;
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+            let _ = fcntl_setpipe_size(&write, PIPE);
+            Some(Pipe { read, write, _share })
+        })
+    }
+
+    /// Keeps an empty one for the next.
+    fn give_back(&mut self, pipe: Pipe) {
+        if self.spare.len() < SPARE_PIPES {
+            self.spare.push(pipe);
+        }
+    }
+
+    /// Room for the sockets of one more connection, if need be in place of pipes that nobody needs.
+    fn room(&mut self) -> Option<Share> {
+        self.descriptors.take(2).or_else(|| {
+            self.spare.clear();
+            self.descriptors.take(2)
+        })
+    }
 }
 
 impl Direction {
     /// Moves what can be moved; true if there is more.
-    fn work(&mut self, source: &OwnedFd, sink: &OwnedFd, pipes: &mut Vec<Pipe>) -> io::Result<bool> {
+    fn work(&mut self, source: &OwnedFd, sink: &OwnedFd, pipes: &mut Pipes) -> io::Result<bool> {
         let mut turns = 0;
         while !self.told && turns < TURNS {
             turns += 1;
@@ -319,25 +377,32 @@ impl Direction {
             }
         }
         if self.buffered == 0
-            && let Some(pipe) = self.pipe.take()
-            && pipes.len() < SPARE_PIPES
+            && let Some(Store::Pipe(pipe)) = self.store.take()
         {
-            pipes.push(pipe);
+            pipes.give_back(pipe);
         }
         Ok(turns == TURNS && !self.told)
     }
 
-    /// Moves from the source into the pipe.
-    fn fill(&mut self, source: &OwnedFd, pipes: &mut Vec<Pipe>) -> io::Result<bool> {
-        if self.ended || self.buffered >= PIPE {
+    /// Moves from the source into the store.
+    fn fill(&mut self, source: &OwnedFd, pipes: &mut Pipes) -> io::Result<bool> {
+        if self.ended {
             return Ok(false);
         }
-        let pipe = match self.pipe.take() {
-            Some(pipe) => pipe,
-            None => pipes.pop().map_or_else(new_pipe, Ok)?,
+        let store = self.store.get_or_insert_with(|| {
+            pipes.take().map_or_else(|| Store::Memory(vec![0; MEMORY].into_boxed_slice(), 0), Store::Pipe)
+        });
+        let filled = match store {
+            Store::Pipe(_) if self.buffered >= PIPE => return Ok(false),
+            Store::Pipe(pipe) => splice(source, None, &pipe.write, None, PIPE - self.buffered, SPLICE),
+            // Not before all of it is gone.
+            Store::Memory(..) if self.buffered > 0 => return Ok(false),
+            Store::Memory(bytes, start) => {
+                *start = 0;
+                rustix::io::read(source, &mut **bytes)
+            }
         };
-        let (_, end) = self.pipe.insert(pipe);
-        match splice(source, None, end, None, PIPE - self.buffered, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
+        match filled {
             Ok(0) => {
                 self.ended = true;
                 Ok(true)
@@ -351,10 +416,18 @@ impl Direction {
         }
     }
 
-    /// Moves from the pipe into the sink.
+    /// Moves from the store into the sink.
     fn drain(&mut self, sink: &OwnedFd) -> io::Result<bool> {
-        let Some((end, _)) = self.pipe.as_ref().filter(|_| self.buffered > 0) else { return Ok(false) };
-        match splice(end, None, sink, None, self.buffered, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
+        let Some(store) = self.store.as_mut().filter(|_| self.buffered > 0) else { return Ok(false) };
+        let drained = match store {
+            Store::Pipe(pipe) => splice(&pipe.read, None, sink, None, self.buffered, SPLICE),
+            Store::Memory(bytes, start) => {
+                let sent = rustix::net::send(sink, &bytes[*start..*start + self.buffered], SendFlags::NOSIGNAL);
+                *start += sent.unwrap_or(0);
+                sent
+            }
+        };
+        match drained {
             Ok(length) => {
                 self.buffered -= length;
                 Ok(length > 0)
@@ -383,6 +456,7 @@ mod tests {
     #[test]
     fn a_greeting_comes_first_whenever_the_program_takes_it() {
         for _ in 0..100 {
+            let allowance = Allowance::of(10);
             let (mut client, from_client) = pair();
             let (mut program, to_program) = pair();
             let greeting: Vec<u8> = (0..52).collect();
@@ -394,6 +468,7 @@ mod tests {
             client.write_all(b"the client").expect("room");
             client.shutdown(std::net::Shutdown::Write).expect("a socket");
             let mut connection = Connection {
+                _share: allowance.take(2).expect("descriptors"),
                 by: 0,
                 sockets: [from_client, to_program],
                 tokens: [1, 2],
@@ -401,7 +476,7 @@ mod tests {
                 greeting: greeting.clone(),
                 directions: Default::default(),
             };
-            let (mut poller, mut pipes) = (Poller::new().expect("a poller"), Vec::new());
+            let (mut poller, mut pipes) = (Poller::new().expect("a poller"), Streams::new(allowance).pipes);
             assert!(connection.work(&mut poller, &mut pipes) == Next::Wait && !connection.greeting.is_empty());
             let expected = [vec![b'.'; full], greeting, b"the client".to_vec()].concat();
             let wanted = expected.len();
@@ -414,6 +489,31 @@ mod tests {
             }
             let heard = reading.join().expect("a thread").expect("all of it");
             assert!(heard == expected, "{:?}", String::from_utf8_lossy(&heard[full..]));
+        }
+    }
+    #[test]
+    fn without_descriptors_for_pipes_all_arrives_the_same() {
+        const MUCH: usize = 3 << 20;
+        let sent: Vec<u8> = (0..MUCH).map(|at| (at % 251) as u8).collect();
+        for (descriptors, in_memory) in [(0, true), (2, false)] {
+            let (mut client, from_client) = pair();
+            let (mut program, to_program) = pair();
+            let mut pipes = Streams::new(Allowance::of(descriptors)).pipes;
+            let text = sent.clone();
+            let writing = std::thread::spawn(move || client.write_all(&text));
+            let reading = std::thread::spawn(move || {
+                let mut heard = Vec::new();
+                program.read_to_end(&mut heard).map(|_| heard)
+            });
+            let (mut direction, mut was_in_memory) = (Direction::default(), false);
+            while !direction.told {
+                direction.work(&from_client, &to_program, &mut pipes).expect("it moves");
+                was_in_memory |= matches!(direction.store, Some(Store::Memory(..)));
+            }
+            drop(to_program);
+            writing.join().expect("a thread").expect("all of it");
+            assert!(reading.join().expect("a thread").expect("an end") == sent);
+            assert_eq!(was_in_memory, in_memory);
         }
     }
 }

@@ -274,7 +274,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), TunnelError> {
     if end == End::GaveWay {
         return Ok(());
     }
-    (keeper.published, keeper.host_ports) = (None, None);
+    keeper.end_relays();
     // Nobody can come any more, before programs are killed, which takes them their time: a new start waits for the name.
     let closed = keeper.close();
     let reason = match &end {

@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use super::super::error::Doing;
-use super::super::{Tunnel, TunnelError, filter};
+use super::super::{TunnelError, filter};
 use super::watch::Keeper;
 use super::{Beginning, with_all_capabilities};
 use crate::config::{Protocol, Publish};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::listeners;
 use crate::plan::Plan;
-use crate::relay::{self, BindError, Bound, Change, Entrance, OtherEnd, Relay};
+use crate::relay::{self, Allowance, BindError, Bound, Change, Entrance, Limits, OtherEnd, Relay};
 
 /// How long a keeper that gives way, or was killed, may take to let go of its ports.
 const HANDING_OVER: Duration = Duration::from_secs(2);
@@ -118,12 +118,40 @@ impl Keeper {
     /// Lets come what waits at the ports.
     pub(super) fn relay(&mut self, published: Vec<Bound>, host_ports: Vec<Bound>) -> Result<(), TunnelError> {
         if !published.is_empty() {
-            self.published = Some(start_inside(&self.tunnel, published).doing(PUBLISH)?);
+            self.published = Some(self.start_inside(published).doing(PUBLISH)?);
         }
         if !host_ports.is_empty() {
-            self.host_ports = Some(start_on_host(host_ports).doing(REACH_HOST)?);
+            self.host_ports = Some(self.start_on_host(host_ports).doing(REACH_HOST)?);
         }
         Ok(())
+    }
+
+    /// Starts to move what comes to ports of the host to the program.
+    fn start_inside(&mut self, ports: Vec<Bound>) -> io::Result<Relay> {
+        let (targets, namespace) = self.tunnel.inner_addresses()?;
+        let limits = self.relay_limits()?;
+        with_all_capabilities(|| Relay::start(ports, targets, Some(namespace), limits, begin_relay))?
+    }
+
+    /// Starts to move what comes from inside to the host's loopback.
+    fn start_on_host(&mut self, ports: Vec<Bound>) -> io::Result<Relay> {
+        let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let limits = self.relay_limits()?;
+        with_all_capabilities(|| Relay::start(ports, loopback, None, limits, begin_relay))?
+    }
+
+    /// What both relays share.
+    fn relay_limits(&mut self) -> io::Result<Limits> {
+        let descriptors = match &self.descriptors {
+            Some(descriptors) => descriptors.clone(),
+            None => self.descriptors.insert(Allowance::of_process()?).clone(),
+        };
+        Ok(Limits::new(descriptors))
+    }
+
+    /// Ends the relays, and with them all that they carry.
+    pub(super) fn end_relays(&mut self) {
+        (self.published, self.host_ports, self.descriptors) = (None, None, None);
     }
 
     /// Takes the ports that a changed plan has besides.
@@ -152,10 +180,10 @@ impl Keeper {
 
     fn start_relays(&mut self, prepared: &Prepared) -> Result<(), TunnelError> {
         if self.published.is_none() && !prepared.published.bound.is_empty() {
-            self.published = Some(start_inside(&self.tunnel, Vec::new()).doing(PUBLISH)?);
+            self.published = Some(self.start_inside(Vec::new()).doing(PUBLISH)?);
         }
         if self.host_ports.is_none() && !prepared.host_ports.bound.is_empty() {
-            self.host_ports = Some(start_on_host(Vec::new()).doing(REACH_HOST)?);
+            self.host_ports = Some(self.start_on_host(Vec::new()).doing(REACH_HOST)?);
         }
         Ok(())
     }
@@ -242,18 +270,6 @@ fn end_if_idle(relay: &mut Option<Relay>) {
     if relay.as_ref().is_some_and(|relay| relay.entrances().is_empty()) {
         *relay = None;
     }
-}
-
-/// Starts to move what comes to ports of the host to the program.
-fn start_inside(tunnel: &Tunnel, ports: Vec<Bound>) -> io::Result<Relay> {
-    let (targets, namespace) = tunnel.inner_addresses()?;
-    with_all_capabilities(|| Relay::start(ports, targets, Some(namespace), begin_relay))?
-}
-
-/// Starts to move what comes from inside to the host's loopback.
-fn start_on_host(ports: Vec<Bound>) -> io::Result<Relay> {
-    let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    with_all_capabilities(|| Relay::start(ports, loopback, None, begin_relay))?
 }
 
 /// Leaves a relay's thread what it may do: move what comes between sockets.

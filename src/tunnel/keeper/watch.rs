@@ -22,7 +22,7 @@ use crate::linux::process::ProcessId;
 use crate::linux::signals::Signals;
 use crate::linux::timer::Timer;
 use crate::plan::PlanOptions;
-use crate::relay::Relay;
+use crate::relay::{Allowance, Relay};
 
 /// How long the host's network may go on changing before the keeper looks at it: one change comes as many messages, and where many
 /// tunnels start at once, each hears of all the others' interfaces.
@@ -48,6 +48,8 @@ pub(super) struct Keeper {
     pub(super) published: Option<Relay>,
     /// Moves what comes from inside to the host's loopback, if any of it is to be reached.
     pub(super) host_ports: Option<Relay>,
+    /// How many descriptors these may have open, once there was one.
+    pub(super) descriptors: Option<Allowance>,
     /// Whether a lease was closed without a word: what its program left behind may be inside still.
     pub(super) abandoned: bool,
     /// Those who held a lease on the killed keeper before, and until when they may come.
@@ -107,6 +109,7 @@ impl Keeper {
             endpoints,
             published: None,
             host_ports: None,
+            descriptors: None,
             abandoned: false,
             awaited: None,
             listener: Some(listener),

@@ -1,0 +1,223 @@
+//! What a relay does with many who come at once, and with those who say nothing any more.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, Peer, Reach};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use vpn_exec::config::ports::parse_publish;
+use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::relay::{self, Allowance, Entrance, Limits, Relay};
+use vpn_exec::tunnel::{state, status};
+
+const NAME: &str = "many";
+
+/// Tells hanging from working.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long somebody is waited for who has to wait.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// The address of this test's own namespace.
+const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// Takes a tunnel up that publishes port 8080 as 80, by a shell that sets a limit first.
+fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
+    let file = lab.wg_quick_file(Reach::Ipv4)?;
+    let up = format!("{limit} && exec \"$0\" up \"$1\" --name {NAME} --backend userspace --publish 8080:80");
+    let program = Path::new(env!("CARGO_BIN_EXE_vpn-exec"));
+    let output = Command::new("sh").arg("-c").arg(up).arg(program).arg(file).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    match look_up(&path_of(NAME))? {
+        Named::Namespace(inside) => Ok(inside),
+        _ => anyhow::bail!("the name is a namespace's"),
+    }
+}
+
+fn down() -> Result<()> {
+    let output = Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args(["down", NAME]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn connect() -> Result<TcpStream> {
+    let stream = TcpStream::connect((HOST, 8080))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Accepts all who come to port 80 inside.
+fn accept_all(inside: &NetworkNamespace) -> Result<mpsc::Receiver<TcpStream>> {
+    let listener = inside.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))?;
+    let (sender, accepted) = mpsc::channel();
+    std::thread::spawn(move || listener.incoming().map_while(Result::ok).try_for_each(|stream| sender.send(stream)));
+    Ok(accepted)
+}
+
+/// Sends everything back.
+fn echo(mut stream: TcpStream) {
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 65536];
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+/// How many descriptors this process may have open, which it then may.
+fn raise_own_limit() -> Result<usize> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
+    Ok(limit.maximum.unwrap_or(u64::MAX).try_into()?)
+}
+
+#[test]
+fn thousands_of_connections_live_side_by_side() {
+    lab::test(Peer::Ours, |lab| {
+        // Each takes two descriptors here, and two in the keeper.
+        let many = 4000.min((raise_own_limit()? - 600) / 2);
+        // As low as a shell's usually is: the keeper has to raise it itself.
+        let inside = up(lab, "ulimit -S -n 256")?;
+        let accepted = accept_all(&inside)?;
+        let mut pairs = Vec::with_capacity(many);
+        for number in 0..many {
+            let mut client = connect().with_context(|| format!("number {number}"))?;
+            client.write_all(&u32::try_from(number)?.to_be_bytes())?;
+            let server = accepted.recv_timeout(PATIENCE).with_context(|| format!("number {number}"))?;
+            server.set_read_timeout(Some(PATIENCE))?;
+            pairs.push((client, server));
+        }
+        // All are there. Each leads where it should, the oldest last.
+        for (number, (client, server)) in pairs.iter_mut().enumerate().rev() {
+            let mut said = [0; 4];
+            server.read_exact(&mut said).with_context(|| format!("number {number}"))?;
+            ensure!(usize::try_from(u32::from_be_bytes(said))? == number, "{said:?} is not {number}");
+            server.write_all(&said)?;
+            client.read_exact(&mut said).with_context(|| format!("number {number}"))?;
+        }
+        ensure!(
+            state::read(&NAME.parse()?)?.is_some() && status::of(&NAME.parse()?)?.is_some_and(|it| it.living.is_some())
+        );
+        drop((pairs, inside));
+        down()
+    });
+}
+
+#[test]
+fn when_descriptors_run_out_all_others_go_on_and_who_waits_is_served_later() {
+    lab::test(Peer::Ours, |lab| {
+        const ALL: usize = 200;
+        let inside = up(lab, "ulimit -n 512")?;
+        let accepted = accept_all(&inside)?;
+        std::thread::spawn(move || accepted.into_iter().for_each(echo));
+        let mut clients = (0..ALL).map(|_| connect()).collect::<Result<Vec<_>>>()?;
+        for client in &mut clients {
+            client.write_all(b"hello")?;
+        }
+        let is_answered = |mut client: &TcpStream, patience| -> Result<bool> {
+            client.set_read_timeout(Some(patience))?;
+            Ok(client.read_exact(&mut [0; 5]).is_ok())
+        };
+        let mut served = 0;
+        while served < ALL && is_answered(&clients[served], if served < 50 { PATIENCE } else { SILENCE })? {
+            served += 1;
+        }
+        ensure!((50..ALL).contains(&served), "{served} of {ALL} are served");
+        let mut waiting = clients.split_off(served);
+        // Those go on who were there, with much, too; and the keeper has what it needs for itself.
+        for client in &mut clients {
+            client.set_read_timeout(Some(PATIENCE))?;
+            client.write_all(b"again")?;
+            client.read_exact(&mut [0; 5])?;
+        }
+        let much: Vec<u8> = (0..1_u32 << 20).map(|at| (at % 251) as u8).collect();
+        let (mut writer, mut heard) = (clients[0].try_clone()?, vec![0; much.len()]);
+        let sent = much.clone();
+        let writing = std::thread::spawn(move || writer.write_all(&sent));
+        clients[0].read_exact(&mut heard)?;
+        writing.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+        ensure!(heard == much);
+        let is_told = status::of(&NAME.parse()?)?.is_some_and(|status| status.living.is_some());
+        ensure!(is_told, "the keeper does not answer");
+        // Room is made.
+        drop(clients);
+        for (number, client) in waiting.iter_mut().enumerate() {
+            ensure!(is_answered(client, PATIENCE)?, "number {number} of those who waited is not served");
+        }
+        drop((waiting, inside));
+        down()
+    });
+}
+
+/// Relays what comes to a port of the calling thread's namespace to another one there.
+fn relay_udp(ports: &str, limits: Limits) -> Result<Relay> {
+    let ports = parse_publish(ports).map_err(anyhow::Error::msg)?;
+    let entrances: Vec<Entrance> = ports.iter().map(Entrance::from).collect();
+    Ok(Relay::start(relay::bind(&entrances)?, vec![HOST.into()], None, limits, || Ok(()))?)
+}
+
+fn socket(port: u16) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind((HOST, port))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// Has a client say something: where that comes from for the server, who answers.
+fn ask(client: &UdpSocket, server: &UdpSocket) -> Result<SocketAddr> {
+    client.send(b"hello")?;
+    let (_, from) = server.recv_from(&mut [0; 16])?;
+    server.send_to(b"welcome", from)?;
+    client.recv(&mut [0; 16])?;
+    Ok(from)
+}
+
+#[test]
+fn a_flow_lasts_while_it_is_used_and_no_longer() {
+    lab::world::test(|| {
+        const IDLE: Duration = Duration::from_millis(500);
+        let limits = Limits { idle: IDLE, ..Limits::new(Allowance::of(10)) };
+        let _relay = relay_udp("5300:53/udp", limits)?;
+        let (server, client, other) = (socket(53)?, socket(0)?, socket(0)?);
+        client.connect((HOST, 5300))?;
+        other.connect((HOST, 5300))?;
+        let (flow, idle) = (ask(&client, &server)?, ask(&other, &server)?);
+        ensure!(flow != idle, "two clients are told apart");
+        let begin = Instant::now();
+        while begin.elapsed() < 4 * IDLE {
+            ensure!(ask(&client, &server)? == flow, "a flow has ended that is used");
+            std::thread::sleep(IDLE / 20);
+        }
+        // Nobody is there any more whom the server could answer.
+        let answer = UdpSocket::connect(&server, idle).and_then(|()| server.send(b"late"));
+        let refused = answer.and_then(|_| server.recv(&mut [0; 16])).err().map(|error| error.kind());
+        ensure!(refused == Some(std::io::ErrorKind::ConnectionRefused), "{refused:?}: it has not ended");
+        Ok(())
+    });
+}
+
+#[test]
+fn where_there_are_no_descriptors_for_more_flows_the_one_that_was_idle_for_longest_makes_room() {
+    lab::world::test(|| {
+        let _relay = relay_udp("5300:53/udp", Limits::new(Allowance::of(2)))?;
+        let server = socket(53)?;
+        let clients = (0..3).map(|_| socket(0)).collect::<Result<Vec<_>>>()?;
+        for client in &clients {
+            client.connect((HOST, 5300))?;
+        }
+        let flows = clients.iter().map(|client| ask(client, &server)).collect::<Result<Vec<_>>>()?;
+        ensure!(ask(&clients[1], &server)? == flows[1] && ask(&clients[2], &server)? == flows[2], "they have ended");
+        // A socket that is there has its port.
+        let is_there = |flow: &SocketAddr| UdpSocket::bind(flow).is_err();
+        ensure!(flows.iter().map(is_there).eq([false, true, true]));
+        // Who comes back has a new one.
+        ask(&clients[0], &server)?;
+        Ok(())
+    });
+}
