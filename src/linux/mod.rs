@@ -3,6 +3,7 @@
 
 pub mod capabilities;
 pub mod clock;
+pub mod iptables;
 pub mod link;
 pub mod listeners;
 pub mod local_socket;

@@ -24,17 +24,32 @@ pub struct Facts {
     pub ipv6_forwarding: Ipv6Forwarding,
 }
 
-/// A chain of a firewall of the host's, as nft(8) shows it, that drops what is forwarded unless a rule lets it pass.
+/// A chain of a firewall of the host's that drops what is forwarded unless a rule lets it pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardDrop {
-    /// The family of its table.
-    pub family: &'static str,
-    /// Its table.
-    pub table: String,
-    /// Its name.
-    pub chain: String,
+    /// Which one.
+    pub chain: ForeignChain,
     /// The interfaces that rules of its table are about. One that ends with `*` stands for all names that begin so.
     pub interfaces: Vec<String>,
+}
+
+/// A chain of somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForeignChain {
+    /// As nft(8) shows it.
+    Nftables {
+        /// The family of its table.
+        family: &'static str,
+        /// Its table.
+        table: String,
+        /// Its name.
+        name: String,
+    },
+    /// The chain FORWARD as iptables-legacy(8) and ip6tables-legacy(8) show it.
+    Legacy {
+        /// Of which of the two.
+        ipv6: bool,
+    },
 }
 
 /// Whether a host can forward IPv6 packets from some of its interfaces and from no others.

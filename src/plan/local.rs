@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::error::PlanError;
-use super::facts::{Facts, ForwardDrop, Ipv6Forwarding};
+use super::facts::{Facts, ForeignChain, ForwardDrop, Ipv6Forwarding};
 use super::wireguard::Reach;
 use super::{Findings, interfaces};
 use crate::config::Config;
@@ -202,22 +202,37 @@ fn ways(networks: &[IpNet], facts: &Facts, findings: &mut Findings) -> Vec<Inter
 /// Says where another firewall of the host would drop what goes to the local networks, and what to do about it. One that has a rule about
 /// this very interface has been told already.
 pub(super) fn note_firewalls(local: &LocalPlan, link: &InterfaceName, facts: &Facts, findings: &mut Findings) {
-    for ForwardDrop { family, table, chain, interfaces } in &facts.forward_drops {
-        let concerns = |net: &IpNet| match *family {
-            "ip" => net.addr().is_ipv4(),
-            "ip6" => net.addr().is_ipv6(),
-            _ => true,
+    for ForwardDrop { chain, interfaces } in &facts.forward_drops {
+        let concerns = |net: &IpNet| match chain {
+            ForeignChain::Nftables { family: "ip", .. } | ForeignChain::Legacy { ipv6: false } => net.addr().is_ipv4(),
+            ForeignChain::Nftables { family: "ip6", .. } | ForeignChain::Legacy { ipv6: true } => net.addr().is_ipv6(),
+            ForeignChain::Nftables { .. } => true,
         };
         let knows = interfaces.iter().any(|known| match known.strip_suffix('*') {
             Some(begin) => !begin.is_empty() && link.as_str().starts_with(begin),
             None => known == link.as_str(),
         });
-        if local.networks.iter().any(concerns) && !knows {
-            findings.note(format!(
-                "The host's firewall drops what goes to the local networks and back: the chain {chain} of the table {family} {table} (as \
-                 Docker and ufw have it) lets pass only what its rules say. Have it let this pass by `nft 'insert rule {family} {table} \
-                 {chain} iifname \"{link}\" accept'` and `nft 'insert rule {family} {table} {chain} oifname \"{link}\" accept'`."
-            ));
+        if !local.networks.iter().any(concerns) || knows {
+            continue;
         }
+        let (which, remedy) = match chain {
+            ForeignChain::Nftables { family, table, name } => (
+                format!("the chain {name} of the table {family} {table}"),
+                ["iifname", "oifname"]
+                    .map(|way| format!("nft 'insert rule {family} {table} {name} {way} \"{link}\" accept'")),
+            ),
+            ForeignChain::Legacy { ipv6 } => {
+                let tool = if *ipv6 { "ip6tables-legacy" } else { "iptables-legacy" };
+                (
+                    format!("the chain FORWARD of {tool}"),
+                    ["-i", "-o"].map(|way| format!("{tool} -I FORWARD {way} {link} -j ACCEPT")),
+                )
+            }
+        };
+        findings.note(format!(
+            "The host's firewall drops what goes to the local networks and back: {which} (as Docker and ufw have it) lets pass only what \
+             its rules say. Have it let this pass by `{}` and `{}`.",
+            remedy[0], remedy[1]
+        ));
     }
 }

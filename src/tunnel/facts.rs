@@ -8,11 +8,12 @@ use ipnet::IpNet;
 use super::{forwarding, state};
 use crate::config::{Config, Endpoint};
 use crate::linux::capabilities;
+use crate::linux::iptables;
 use crate::linux::link::Link;
 use crate::linux::netlink::Netlink;
 use crate::linux::nftables::{DroppingChain, Nftables};
 use crate::linux::route::Route;
-use crate::plan::{EndpointRoute, Facts, ForwardDrop, HostInterface, HostRoute};
+use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute};
 
 /// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
 /// so that a plan of it comes out as it was. What other tunnels have chosen, and perhaps not yet made, is among the facts.
@@ -63,9 +64,15 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
 fn forward_drops() -> Vec<ForwardDrop> {
     let found = Nftables::open().and_then(|mut rules| rules.dropping_forward_chains());
     let found = found.inspect_err(|error| tracing::debug!(%error, "the host's firewalls cannot be looked at"));
-    let drop =
-        |DroppingChain { family, table, name: chain, interfaces }| ForwardDrop { family, table, chain, interfaces };
-    found.unwrap_or_default().into_iter().map(drop).collect()
+    let drop = |DroppingChain { family, table, name, interfaces }| {
+        let chain = ForeignChain::Nftables { family, table, name };
+        ForwardDrop { chain, interfaces }
+    };
+    let legacy = [false, true].into_iter().filter_map(|ipv6| {
+        let forward = iptables::forward(ipv6).ok().filter(|forward| forward.drops)?;
+        Some(ForwardDrop { chain: ForeignChain::Legacy { ipv6 }, interfaces: forward.interfaces })
+    });
+    found.unwrap_or_default().into_iter().map(drop).chain(legacy).collect()
 }
 
 /// Whether a route leads to a network that the host has an interface in.

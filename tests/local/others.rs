@@ -1,10 +1,11 @@
 //! Local networks among what others do on the host: firewalls that drop, rules that are flushed, forwarding that is switched, and
 //! processes that are killed.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, PRIVATE_LAN, Peer};
+use lab::{Lab, PRIVATE_LAN, Peer, Skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::NetworkNamespace;
@@ -48,6 +49,46 @@ fn a_firewall_that_drops_what_is_forwarded_is_told() {
         agent.succeed(&neighbours_page())?;
         let said = finish(agent)?;
         ensure!(!said.contains("FORWARD"), "what was done about it is seen: {said}");
+        Ok(())
+    });
+}
+
+/// Older systems have tables that nft(8) does not show.
+#[test]
+fn an_older_firewall_is_told_as_well() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        for (tool, at) in [("iptables-legacy", PRIVATE_LAN.both()[0]), ("ip6tables-legacy", PRIVATE_LAN.both()[1])] {
+            let run = |arguments: &[&str]| -> Result<()> {
+                match Command::new(tool).args(arguments).output() {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        let reason = format!("there is no {tool} (Debian's package iptables)");
+                        Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
+                    }
+                    Ok(output) if !output.status.success() => {
+                        let reason = format!("{tool}: {}", String::from_utf8_lossy(&output.stderr));
+                        // A kernel need not have it any more.
+                        Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_LEGACY_TABLES" }.into())
+                    }
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            };
+            run(&["-P", "FORWARD", "DROP"])?;
+            let get = format!("get {}", url(at, 80));
+            let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "older"]].concat())?;
+            agent.fail(&get)?;
+            let said = finish(agent)?;
+            let advice: Vec<&str> = said.split('`').filter(|text| text.starts_with(tool)).collect();
+            ensure!(advice.len() == 2, "{said}");
+            for command in advice {
+                run(&command.split(' ').skip(1).collect::<Vec<_>>())?;
+            }
+            let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "older"]].concat())?;
+            agent.succeed(&get)?;
+            let said = finish(agent)?;
+            ensure!(!said.contains(tool), "what was done about it is seen: {said}");
+        }
         Ok(())
     });
 }

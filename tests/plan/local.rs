@@ -6,7 +6,7 @@ use insta::assert_snapshot;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use vpn_exec::config::{Config, OpenPorts, Protocol};
-use vpn_exec::plan::{Facts, ForwardDrop, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError};
+use vpn_exec::plan::{Facts, ForeignChain, ForwardDrop, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError};
 use vpn_exec::ruleset::{Hook, Interface, Match, Policy, Table, Verdict};
 
 use super::world::{attached, both, config, host, ips, ipv4, nets, planned, refused, route};
@@ -121,7 +121,8 @@ fn another_firewall_that_drops_is_named() {
     let drops = |family, interfaces: &[&str]| {
         let mut facts = at_home();
         let interfaces = interfaces.iter().map(ToString::to_string).collect();
-        facts.forward_drops = vec![ForwardDrop { family, table: "filter".into(), chain: "FORWARD".into(), interfaces }];
+        let chain = ForeignChain::Nftables { family, table: "filter".into(), name: "FORWARD".into() };
+        facts.forward_drops = vec![ForwardDrop { chain, interfaces }];
         facts
     };
     let config = with_local(both(), &["192.168.1.0/24"]);
