@@ -20,7 +20,7 @@ use crate::plan;
 use crate::program::identity;
 use crate::program::{self, Ended, Program, WATCHED, Waiting};
 use crate::tunnel::lease::Event;
-use crate::tunnel::{keeper, recovery, state};
+use crate::tunnel::{fault, keeper, recovery, state};
 
 pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     if arguments.program.is_empty() {
@@ -31,8 +31,10 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     tracing::debug!("the configuration is read");
     let listen_fds = listen_fds()?;
     // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
-    process::close(3 + listen_fds, i32::MAX)
-        .map_err(|error| Failure::new(format!("cannot close inherited descriptors: {error}")))?;
+    if !fault::is_broken("descriptors") {
+        process::close(3 + listen_fds, i32::MAX)
+            .map_err(|error| Failure::new(format!("cannot close inherited descriptors: {error}")))?;
+    }
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(wanted.wait());
     let options = wanted.program().clone();
     let identity =

@@ -25,6 +25,7 @@ use crate::linux::process::{self, Forked};
 use crate::linux::signals::{self, Inherited, Signals};
 use crate::names::TunnelName;
 use crate::plan::NamesPlan;
+use crate::tunnel::fault;
 use crate::tunnel::lease::Lease;
 use identity::Identity;
 pub use supervise::WATCHED;
@@ -323,7 +324,9 @@ fn prepare(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd
         return Err(("end with vpn-exec", io::Error::other("it has ended already")));
     }
     let environment = program.identity.environment(std::env::vars_os().collect(), program.listen_fds > 0);
-    process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
+    if !fault::is_broken("descriptors") {
+        process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
+    }
     process::keep_at_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
     process::set_umask(program.umask);
     tracing::debug!("the process waits for the tunnel");

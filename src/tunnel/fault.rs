@@ -1,5 +1,5 @@
-//! Makes a chosen step of a set-up fail, so that a test can see each failure undo itself. Only in builds with debug
-//! assertions; a release has none of it.
+//! Makes a chosen step of a set-up fail, so that a test can see each failure undo itself; and takes a chosen protection away, so that a
+//! test can be seen to miss it. Only in builds with debug assertions; a release has none of it.
 
 use super::TunnelError;
 
@@ -24,8 +24,12 @@ pub const TAKE_DOWN: [&str; 4] = [
     "before the state is gone",
 ];
 
+/// What can be taken away: the program's namespace, its view of names, that it has no privileges and no files but its own, that routes
+/// lead into the tunnel, and the rules for packets inside.
+pub const PROTECTIONS: [&str; 6] = ["namespace", "names", "privileges", "descriptors", "routes", "rules"];
+
 /// Fails if the test has chosen this point: the environment variable `VPN_EXEC_TEST_FAIL` holds its name, or `kill:` and its name
-/// to have the process killed there instead.
+/// to have the process killed there instead. It holds `stop` to have the process stopped at every point, until it is told to go on.
 #[cfg(debug_assertions)]
 pub(super) fn point(name: &str) -> Result<(), TunnelError> {
     use super::error::Doing;
@@ -37,8 +41,23 @@ pub(super) fn point(name: &str) -> Result<(), TunnelError> {
         Ok(chosen) if chosen.strip_prefix("kill:") == Some(name) => {
             raise(Signal::SIGKILL).map_err(std::io::Error::from).doing("be killed")
         }
+        Ok(chosen) if chosen == "stop" => raise(Signal::SIGSTOP).map_err(std::io::Error::from).doing("be stopped"),
         _ => Ok(()),
     }
+}
+
+/// Whether the test has taken a protection away: the environment variable `VPN_EXEC_TEST_BREAK` holds the names of such, with commas
+/// between them.
+#[cfg(debug_assertions)]
+pub(crate) fn is_broken(protection: &str) -> bool {
+    assert!(PROTECTIONS.contains(&protection), "{protection:?} is not in the list, so no test would choose it");
+    std::env::var("VPN_EXEC_TEST_BREAK").is_ok_and(|broken| broken.split(',').any(|name| name == protection))
+}
+
+/// All protections are there in a release.
+#[cfg(not(debug_assertions))]
+pub(crate) fn is_broken(_protection: &str) -> bool {
+    false
 }
 
 /// Does nothing in a release.

@@ -44,6 +44,11 @@ pub const ARGUMENTS: [&str; 5] = ["agent", "--exact", "--ignored", "--nocapture"
 
 /// The agent's life: reads acts from standard input until that ends.
 pub fn serve() {
+    serve_with(perform);
+}
+
+/// [`serve`] for a test with acts of its own, of which each is given as its words.
+pub fn serve_with(mut perform: impl FnMut(&[&str]) -> io::Result<String>) {
     // Not by `println`, which the test harness may keep to itself.
     let mut out = io::stdout();
     let mut say = |text: &str| writeln!(out, "\n{ANSWER}{text}").and_then(|()| out.flush());
@@ -71,7 +76,8 @@ fn name_of(error: &io::Error) -> String {
     }
 }
 
-fn perform(words: &[&str]) -> io::Result<String> {
+/// Does what every agent can.
+pub fn perform(words: &[&str]) -> io::Result<String> {
     match words {
         ["get", url] => Ok(http::get(url, PATIENCE)?.trim_end().to_owned()),
         ["digest", url] => Ok(digest(&http::get(url, 10 * PATIENCE)?)),

@@ -1,13 +1,15 @@
 //! What goes over the host's interfaces, from the first packet on: the judge of leaks.
 
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, getsockopt, recvfrom, setsockopt, socket, sockopt,
 };
 use vpn_exec::linux::namespace::NetworkNamespace;
 
@@ -30,6 +32,7 @@ pub struct Capture {
     host: NetworkNamespace,
     uplink: u32,
     lan: u32,
+    socket: Arc<OwnedFd>,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -40,6 +43,33 @@ struct Seen {
     forgotten: usize,
 }
 
+/// Where a packet was captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// `eth0`.
+    Uplink,
+    /// `lan0`.
+    Lan,
+    /// The host's own `lo`.
+    Loopback,
+    /// Any other of the host's interfaces: the host's end of a tunnel's veth.
+    Tunnel,
+}
+
+/// How many packets a socket has dropped since it was asked last (packet(7)).
+#[derive(Clone, Copy, Debug)]
+struct Statistics;
+nix::getsockopt_impl!(
+    Statistics,
+    libc::SOL_PACKET,
+    libc::PACKET_STATISTICS,
+    libc::tpacket_stats,
+    nix::sys::socket::sockopt::GetStruct<libc::tpacket_stats>
+);
+
+/// How a packet begins that is sent to see whether the capture is up to date.
+const MARK: &str = "the capture is here: ";
+
 impl Capture {
     /// Starts in the calling thread's namespace; the two interfaces have not been up before.
     pub(crate) fn start(uplink: u32, lan: u32) -> Result<Self> {
@@ -47,9 +77,10 @@ impl Capture {
         let socket = socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
         setsockopt(&socket, sockopt::RcvBuf, &BUFFER)?;
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let writer = Arc::clone(&seen);
-        std::thread::Builder::new().name("capture".into()).spawn(move || collect(&socket, &writer))?;
-        Ok(Self { host: NetworkNamespace::current()?, uplink, lan, seen })
+        let (socket, writer) = (Arc::new(socket), Arc::clone(&seen));
+        let reader = Arc::clone(&socket);
+        std::thread::Builder::new().name("capture".into()).spawn(move || collect(&reader, &writer))?;
+        Ok(Self { host: NetworkNamespace::current()?, uplink, lan, socket, seen })
     }
 
     /// What went over the uplink, `eth0`, or the local network's interface, `lan0`, and should not have if all that was done was to
@@ -81,6 +112,53 @@ impl Capture {
         Ok(seen.packets[seen.forgotten..].iter().filter(|packet| packet.interface == interface).cloned().collect())
     }
 
+    /// All that went over any interface of the host, also over one that is gone by now, since the last [`Self::forget`].
+    ///
+    /// # Errors
+    /// If a packet was missed: then nothing can be said.
+    pub fn everything(&self) -> Result<Vec<Packet>> {
+        self.catch_up(self.uplink)?;
+        self.catch_up(self.lan)?;
+        self.mark_and_meet()?;
+        let dropped = getsockopt(&self.socket, Statistics)?.tp_drops;
+        ensure!(dropped == 0, "the capture has missed {dropped} packets, so it cannot tell what leaked");
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_mark =
+            |packet: &Packet| packet.flow.as_ref().is_some_and(|flow| contains(&flow.payload, MARK.as_bytes()));
+        Ok(seen.packets[seen.forgotten..].iter().filter(|packet| !is_mark(packet)).cloned().collect())
+    }
+
+    /// Where a packet was captured.
+    pub fn side(&self, packet: &Packet) -> Side {
+        match packet.interface {
+            interface if interface == self.uplink => Side::Uplink,
+            interface if interface == self.lan => Side::Lan,
+            // `lo` is the first interface of every network namespace.
+            1 => Side::Loopback,
+            _ => Side::Tunnel,
+        }
+    }
+
+    /// Sends a packet over `lo`, and waits until it is captured: what came before is captured then, too.
+    fn mark_and_meet(&self) -> Result<()> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mark = format!("{MARK}{}.", COUNT.fetch_add(1, Ordering::Relaxed));
+        let socket = self.host.run(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        // To itself, so that nobody is disturbed.
+        socket.send_to(mark.as_bytes(), socket.local_addr()?)?;
+        let deadline = Instant::now() + LAG;
+        loop {
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let payloads = seen.packets[seen.forgotten..].iter().filter_map(|packet| packet.flow.as_ref());
+            if payloads.rev().any(|flow| contains(&flow.payload, mark.as_bytes())) {
+                return Ok(());
+            }
+            drop(seen);
+            ensure!(Instant::now() < deadline, "the capture lags behind, so it cannot tell what leaked");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Lets the judgement begin anew: what came until now counts no longer.
     pub fn forget(&self) -> Result<()> {
         self.catch_up(self.uplink)?;
@@ -108,6 +186,11 @@ impl Capture {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Whether bytes have others in them.
+pub(crate) fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 fn collect(socket: &OwnedFd, seen: &Mutex<Seen>) {

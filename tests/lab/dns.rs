@@ -1,8 +1,9 @@
-//! A name server that logs every question, and a client: as much of RFC 1035 and RFC 3596 as `A` and `AAAA` over UDP need.
+//! A name server that logs every question, and a client: as much of RFC 1035 and RFC 3596 as `A` and `AAAA` need, over UDP
+//! and TCP.
 
 use std::collections::HashMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const NO_SUCH_NAME: u16 = 3;
 const NAME_OF_QUESTION: u16 = 0xc000 | HEADER as u16;
 /// How long an answer may be kept: not at all, so that a test which changes it is not misled.
 const LIFETIME: u32 = 0;
+/// How long somebody who has come may take to ask.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What somebody asked a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +55,31 @@ struct State {
 impl DnsServer {
     /// Answers at port 53 of both addresses, which the namespace has.
     pub fn start(site: &NetworkNamespace, at: Addresses) -> Result<Self> {
+        Self::start_at(site, &at.both(), &[53])
+    }
+
+    /// Answers at every address that the namespace has or will have, at these ports.
+    pub fn start_everywhere(site: &NetworkNamespace, ports: &[u16]) -> Result<Self> {
+        Self::start_at(site, &[Ipv6Addr::UNSPECIFIED.into()], ports)
+    }
+
+    fn start_at(site: &NetworkNamespace, addresses: &[IpAddr], ports: &[u16]) -> Result<Self> {
         let state = Arc::new(Mutex::new(State::default()));
-        for address in at.both() {
-            let socket = site
-                .run(|| UdpSocket::bind((address, 53)))
+        for address in addresses.iter().flat_map(|address| ports.iter().map(|port| SocketAddr::new(*address, *port))) {
+            let (socket, listener) = site
+                .run(|| Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)))
                 .with_context(|| format!("cannot answer for names at {address}"))?;
-            let state = Arc::clone(&state);
-            std::thread::Builder::new().name("name server".into()).spawn(move || serve(&socket, &state))?;
+            let named = || std::thread::Builder::new().name("name server".into());
+            let by_udp = Arc::clone(&state);
+            named().spawn(move || serve(&socket, &by_udp))?;
+            let by_tcp = Arc::clone(&state);
+            named().spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let state = Arc::clone(&by_tcp);
+                    // Whoever says nothing keeps nobody else waiting.
+                    std::thread::spawn(move || serve_stream(stream, &state));
+                }
+            })?;
         }
         Ok(Self { state })
     }
@@ -87,15 +108,33 @@ fn serve(socket: &UdpSocket, state: &Mutex<State>) {
     let mut buffer = [0; 1500];
     loop {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-        let query = &buffer[..length];
-        let Some((name, kind)) = question_of(query) else { continue };
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.questions.push(Question { from: from.ip(), name: name.clone(), kind });
-        let answer = answer_to(query, kind, state.names.get(&name).map(Vec::as_slice));
-        drop(state);
+        let Some(answer) = hear(&buffer[..length], from, state) else { continue };
         // Whoever asked may be gone by now.
         let _ = socket.send_to(&answer, from);
     }
+}
+
+/// Over TCP, each message has its length before it (RFC 1035 section 4.2.2).
+fn serve_stream(mut stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let from = stream.peer_addr()?;
+    loop {
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut query = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut query)?;
+        let Some(answer) = hear(&query, from, state) else { return Ok(()) };
+        let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+        stream.write_all(&[&length.to_be_bytes()[..], &answer].concat())?;
+    }
+}
+
+/// Writes a question down, and answers it.
+fn hear(query: &[u8], from: SocketAddr, state: &Mutex<State>) -> Option<Vec<u8>> {
+    let (name, kind) = question_of(query)?;
+    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    state.questions.push(Question { from: from.ip().to_canonical(), name: name.clone(), kind });
+    Some(answer_to(query, kind, state.names.get(&name).map(Vec::as_slice)))
 }
 
 /// The name and the type that a query or an answer is about.
@@ -156,19 +195,24 @@ pub fn lookup(server: IpAddr, name: &str, kind: u16, timeout: Duration) -> io::R
     let socket = UdpSocket::bind(any)?;
     socket.set_read_timeout(Some(timeout))?;
     socket.connect((server, 53))?;
+    let query = query(name, kind)?;
+    socket.send(&query)?;
+    let mut buffer = [0; 1500];
+    let length = socket.recv(&mut buffer)?;
+    addresses_in(&buffer[..length], query.len()).unwrap_or_else(|| Err(io::ErrorKind::InvalidData.into()))
+}
+
+/// A question for a name, as it is sent over UDP.
+pub fn query(name: &str, kind: u16) -> io::Result<Vec<u8>> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
-        let length = u8::try_from(label.len()).map_err(io::Error::other)?;
-        query.push(length);
+        query.push(u8::try_from(label.len()).map_err(io::Error::other)?);
         query.extend(label.as_bytes());
     }
     query.push(0);
     query.extend(kind.to_be_bytes());
     query.extend(CLASS_INTERNET.to_be_bytes());
-    socket.send(&query)?;
-    let mut buffer = [0; 1500];
-    let length = socket.recv(&mut buffer)?;
-    addresses_in(&buffer[..length], query.len()).unwrap_or_else(|| Err(io::ErrorKind::InvalidData.into()))
+    Ok(query)
 }
 
 /// The addresses in an answer of [`answer_to`], which begin at `at`. `None` if it is cut off.

@@ -14,8 +14,9 @@
 //! - [`Capture`]: what really left and reached the host. Leaks are judged by it, never by what a program says.
 //! - [`Snapshot`]: the state of the host, to be compared.
 //! - [`dns`], [`http`]: the servers, which log, and clients for them.
+//! - [`nscd`], [`stand_in`]: the host's own resolvers, real and pretended, which log who asks.
 //! - [`nat`]: masquerading, for the provider, and for tests that want a firewall on the host.
-//! - [`agent`]: a program to run inside, which does what a test tells it.
+//! - [`agent`]: a program to run inside, which does what a test tells it; [`trespass`]: what a hostile one does.
 //!
 //! A test reads so; it is skipped, loudly, where there is no usable `/dev/net/tun`:
 //!
@@ -41,15 +42,18 @@ mod internet;
 pub mod nat;
 mod nest;
 mod netlink;
+pub mod nscd;
 mod packet;
 mod provider;
 mod snapshot;
-mod trespass;
+pub mod stand_in;
+mod syscalls;
+pub mod trespass;
 pub mod world;
 
 pub use anyhow::{Context, Error, Result, bail, ensure};
 
-pub use capture::Capture;
+pub use capture::{Capture, Side};
 pub use internet::{
     Addresses, HOST, HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, Lab, PRIVATE_LAN, PROVIDER, ROUTER, Reach, TUNNEL_CLIENT,
     TUNNEL_RESOLVER, WEB,
@@ -57,6 +61,7 @@ pub use internet::{
 pub use packet::{Flow, Packet};
 pub use provider::{PROVIDER_PORT, Peer, Provider, passing_tun};
 pub use snapshot::Snapshot;
+pub use syscalls::send_by_io_uring;
 pub use trespass::send_storm;
 pub use world::Skip;
 

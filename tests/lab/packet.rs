@@ -63,6 +63,11 @@ impl Packet {
         }
     }
 
+    /// Whether neighbours find each other by it: ARP, neighbour discovery (RFC 4861) and multicast listeners (RFC 3810).
+    pub fn is_neighbourhood(&self) -> bool {
+        i32::from(self.ethertype) == libc::ETH_P_ARP || self.flow.as_ref().is_some_and(Flow::is_neighbourhood)
+    }
+
     /// Whether this is an encrypted packet between the host and the provider.
     pub fn is_encrypted(&self) -> bool {
         self.flow.as_ref().is_some_and(Flow::is_encrypted)
@@ -142,7 +147,7 @@ impl Flow {
     }
 
     /// The packet that an ICMP error is about: ICMP's types 3, 11 and 12 (RFC 792), ICMPv6's below 128 (RFC 4443).
-    fn quoted(&self) -> Option<Flow> {
+    pub fn quoted(&self) -> Option<Flow> {
         match (self.protocol, self.payload.first()?) {
             (ICMP, 3 | 11 | 12) | (ICMPV6, 1..=127) => Flow::parse(self.payload.get(8..)?),
             _ => None,

@@ -19,6 +19,7 @@ use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
 
 use crate::agent::{parsed, unspecified};
+use crate::syscalls;
 
 /// The interface of a socket's unicast datagrams (ip(7)), its number in the network's byte order.
 #[derive(Clone, Copy, Debug)]
@@ -56,12 +57,8 @@ pub(crate) fn perform(words: &[&str]) -> io::Result<String> {
         ["send", to] => exchange(&UdpSocket::bind((unspecified(parsed(to)?), 0))?, parsed(to)?),
         ["bound-send", device, to] => exchange(&bound(device, parsed(to)?, SockType::Datagram)?.into(), parsed(to)?),
         ["bound-connect", device, to] => bound_connect(device, parsed(to)?),
-        ["packetinfo-send", device, to] => packetinfo_send(index_of(device)?, parsed(to)?),
-        ["unicast-interface-send", device, to] => {
-            let socket = UdpSocket::bind((unspecified(parsed(to)?), 0))?;
-            setsockopt(&socket, UnicastInterface, &index_of(device)?.to_be())?;
-            exchange(&socket, parsed(to)?)
-        }
+        ["packetinfo-send", device, to] => answered(&packetinfo_send(device, parsed(to)?, &call(parsed(to)?))?),
+        ["unicast-interface-send", device, to] => exchange(&unicast(device, parsed(to)?)?, parsed(to)?),
         ["unrouted-send", to] => {
             let socket = UdpSocket::bind((unspecified(parsed(to)?), 0))?;
             setsockopt(&socket, sockopt::DontRoute, &true)?;
@@ -93,15 +90,31 @@ fn index_of(device: &str) -> io::Result<u32> {
 /// Sends where to it sends, and waits for an answer.
 fn exchange(socket: &UdpSocket, to: SocketAddr) -> io::Result<String> {
     socket.set_broadcast(true)?;
+    socket.send_to(&call(to), to)?;
+    answered(socket)
+}
+
+/// What is sent: where to.
+fn call(to: SocketAddr) -> Vec<u8> {
+    format!("to {to}").into_bytes()
+}
+
+fn answered(socket: &UdpSocket) -> io::Result<String> {
     socket.set_read_timeout(Some(PATIENCE))?;
-    socket.send_to(format!("to {to}").as_bytes(), to)?;
     let mut buffer = [0; 1500];
     let (length, from) = socket.recv_from(&mut buffer)?;
-    Ok(format!("{} bytes from {from}", length))
+    Ok(format!("{length} bytes from {from}"))
+}
+
+/// A socket whose datagrams leave by a device (IP_UNICAST_IF).
+pub fn unicast(device: &str, like: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((unspecified(like), 0))?;
+    setsockopt(&socket, UnicastInterface, &index_of(device)?.to_be())?;
+    Ok(socket)
 }
 
 /// A socket bound to a device, as an ordinary user may have it since Linux 5.7.
-fn bound(device: &str, like: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
+pub fn bound(device: &str, like: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
     let family = if like.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = if kind == SockType::Stream { SockFlag::SOCK_NONBLOCK } else { SockFlag::empty() };
     let socket = socket(family, kind, flags | SockFlag::SOCK_CLOEXEC, None)?;
@@ -127,10 +140,10 @@ fn bound_connect(device: &str, to: SocketAddr) -> io::Result<String> {
 }
 
 /// Chooses the interface by a control message (IP_PKTINFO of ip(7), IPV6_PKTINFO of ipv6(7)).
-fn packetinfo_send(index: u32, to: SocketAddr) -> io::Result<String> {
+pub fn packetinfo_send(device: &str, to: SocketAddr, text: &[u8]) -> io::Result<UdpSocket> {
+    let index = index_of(device)?;
     let socket = UdpSocket::bind((unspecified(to), 0))?;
-    let text = format!("to {to}");
-    let payload = [IoSlice::new(text.as_bytes())];
+    let payload = [IoSlice::new(text)];
     let address = SockaddrStorage::from(to);
     let send = |message: ControlMessage<'_>| {
         sendmsg(socket.as_raw_fd(), &payload, &[message], MsgFlags::empty(), Some(&address))
@@ -150,9 +163,13 @@ fn packetinfo_send(index: u32, to: SocketAddr) -> io::Result<String> {
             send(ControlMessage::Ipv6PacketInfo(&info))?
         }
     };
-    socket.set_read_timeout(Some(PATIENCE))?;
-    let (length, from) = socket.recv_from(&mut [0; 1500])?;
-    Ok(format!("{length} bytes from {from}"))
+    Ok(socket)
+}
+
+/// Sends an IP packet of one's own making to everybody on a device, by a packet socket (packet(7)).
+pub fn packet_send(device: &str, packet: &[u8]) -> io::Result<()> {
+    let socket = socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    syscalls::send_to_all_on(&socket, index_of(device)?, packet)
 }
 
 /// Sends to `via`, with the wish that it passes the packet on.

@@ -1,0 +1,65 @@
+//! Each protection by itself: without it, and with all others, the judge finds what it is there for.
+
+use anyhow::Result;
+use lab::{Lab, Peer, Reach};
+use vpn_exec::tunnel::fault;
+
+use crate::judge::{Verdict, Witnesses};
+use crate::stages::{LeftOpen, allow_pings, inside, judged};
+use crate::vectors::{By, Vector};
+
+/// A program without one protection, or several.
+fn without(lab: &Lab, protection: &str) -> Result<Verdict> {
+    assert!(protection.split(',').all(|name| fault::PROTECTIONS.contains(&name)));
+    allow_pings()?;
+    lab.join_private_lan()?;
+    let witnesses = Witnesses::gather(lab, None)?;
+    let mut agent = inside(lab, Reach::Ipv4, &LeftOpen::new()?, "up", protection)?;
+    let verdict = judged(&mut agent, &witnesses, "up")?;
+    agent.finish()?;
+    Ok(verdict)
+}
+
+#[test]
+fn without_its_namespace() {
+    lab::test(Peer::Ours, |lab| {
+        without(lab, "namespace")?.reports(|vector| [By::Network, By::Rules].contains(&vector.by))
+    });
+}
+
+#[test]
+fn without_its_view_of_names() {
+    lab::test(Peer::Ours, |lab| without(lab, "names")?.reports(|vector| vector.by == By::Files));
+}
+
+/// With privileges, the tunnel's namespace is left.
+#[test]
+fn without_the_loss_of_privileges() {
+    let leaves = |vector: &Vector| ["join-host", "packet"].contains(&vector.name);
+    lab::test(Peer::Ours, move |lab| without(lab, "privileges")?.reports(leaves));
+}
+
+#[test]
+fn without_the_closing_of_descriptors() {
+    lab::test(Peer::Ours, |lab| without(lab, "descriptors")?.reports(|vector| vector.by == By::Descriptors));
+}
+
+/// Where the host is the way out, it sees what it is to pass on, but for the rules.
+#[test]
+fn without_the_routes_into_the_tunnel() {
+    let routed =
+        |vector: &Vector| ["udp4-internet", "udp6-internet", "dns-udp4-resolver", "getent"].contains(&vector.name);
+    lab::test(Peer::Ours, move |lab| without(lab, "routes,rules")?.reports(routed));
+}
+
+#[test]
+fn the_rules_hold_without_the_routes() {
+    lab::test(Peer::Ours, |lab| without(lab, "routes")?.is_silence());
+}
+
+/// The host hears what is called to everybody, and answers at its end of the link.
+#[test]
+fn without_the_rules() {
+    let ruled = |vector: &Vector| vector.by == By::Rules && vector.name != "broadcast-neighbours";
+    lab::test(Peer::Ours, move |lab| without(lab, "rules")?.reports(ruled));
+}
