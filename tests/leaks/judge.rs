@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use lab::dns::DnsServer;
 use lab::nscd::Nscd;
 use lab::stand_in::{StandIn, Tongue};
-use lab::{Flow, HOST, Lab, PROVIDER, Packet, Side};
+use lab::{Flow, HOST, Lab, PROVIDER, Packet, Side, Skip};
 use vpn_exec::plan::NAME_PORTS;
 
 use crate::vectors::{ABSTRACT, VECTORS, Vector, stamps_in};
@@ -42,6 +42,7 @@ impl<'a> Witnesses<'a> {
 
     /// Those alone who are reached by the host's network.
     pub(crate) fn gather_in_network(lab: &'a Lab) -> Result<Self> {
+        require_programs()?;
         let stand_ins = vec![("the abstract socket", StandIn::listen_abstract(ABSTRACT, Tongue::Any)?)];
         let server = |site| DnsServer::start_everywhere(site, &NAME_PORTS);
         let servers =
@@ -100,6 +101,34 @@ fn is_allowed(side: Side, packet: &Packet) -> bool {
         Side::Tunnel => packet.is_neighbourhood(),
     }
 }
+
+/// What the vectors run, and the stages.
+const PROGRAMS: [&str; 5] = ["getent", "python3", "curl", "unshare", "ip"];
+
+/// Looks for them without running any: on the host, that could already be seen.
+fn require_programs() -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for program in PROGRAMS {
+        if !std::env::split_paths(&path).any(|directory| directory.join(program).exists()) {
+            let reason = format!("there is no program {program}");
+            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Whether this kernel lets anybody try a vector. One that it does not let is no way out.
+fn is_possible(vector: &Vector) -> bool {
+    let disabled =
+        vector.name == "io-uring" && std::fs::read_to_string(IO_URING).is_ok_and(|value| value.trim() != "0");
+    if disabled {
+        println!("skipped: io_uring, which {IO_URING} disables");
+    }
+    !disabled
+}
+
+/// The switch by which nobody may use io_uring, or some privileged users alone.
+const IO_URING: &str = "/proc/sys/kernel/io_uring_disabled";
 
 /// Whether the host was called by the provider, or answers it: what left the tunnel there may be meant for the host itself, and come
 /// to it as from any other customer of the provider's.
@@ -179,7 +208,7 @@ impl Verdict {
         let reported = self.vectors();
         let missing: Vec<&str> = VECTORS
             .iter()
-            .filter(|vector| wanted(vector))
+            .filter(|vector| wanted(vector) && is_possible(vector))
             .map(|vector| vector.name)
             .filter(|name| !reported.contains(name))
             .collect();

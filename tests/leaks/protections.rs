@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use lab::{Lab, Peer, Reach};
+use std::slice::from_mut;
 use vpn_exec::tunnel::fault;
 
 use crate::judge::{Verdict, Witnesses};
@@ -15,7 +16,7 @@ fn without(lab: &Lab, protection: &str) -> Result<Verdict> {
     lab.join_private_lan()?;
     let witnesses = Witnesses::gather(lab, None)?;
     let mut agent = inside(lab, Reach::Ipv4, &LeftOpen::new()?, "up", protection)?;
-    let verdict = judged(&mut agent, &witnesses, "up")?;
+    let verdict = judged(from_mut(&mut agent), &witnesses, "up")?;
     agent.finish()?;
     Ok(verdict)
 }

@@ -4,6 +4,7 @@
 use anyhow::Result;
 use lab::nscd::{Kind, Nscd};
 use lab::{Lab, Peer, Reach};
+use std::slice::from_mut;
 
 use crate::judge::Witnesses;
 use crate::stages::{LeftOpen, allow_pings, inside, judged, outside};
@@ -19,11 +20,11 @@ fn while_nscd_comes_and_goes(lab: &Lab, kind: Kind) -> Result<()> {
         None => Ok(()),
     };
     let mut agent = inside(lab, Reach::Ipv4, &left_open, "nscd", "")?;
-    judged(&mut agent, &witnesses, "nscd")?.is_silence()?;
+    judged(from_mut(&mut agent), &witnesses, "nscd")?.is_silence()?;
     restart(&mut witnesses, false)?;
-    judged(&mut agent, &witnesses, "nscd-gone")?.is_silence()?;
+    judged(from_mut(&mut agent), &witnesses, "nscd-gone")?.is_silence()?;
     restart(&mut witnesses, true)?;
-    judged(&mut agent, &witnesses, "nscd-again")?.is_silence()?;
+    judged(from_mut(&mut agent), &witnesses, "nscd-again")?.is_silence()?;
     let asked = lab.tunnel_resolver.questions();
     for name in
         ["leak-getent-at-nscd-again.example", "leak-python-at-nscd-again.example", "leak-curl-at-nscd-again.example"]
@@ -35,7 +36,7 @@ fn while_nscd_comes_and_goes(lab: &Lab, kind: Kind) -> Result<()> {
     // On the host, the same daemon is told of every look-up.
     allow_pings()?;
     let mut agent = outside(&left_open)?;
-    let verdict = judged(&mut agent, &witnesses, "host")?;
+    let verdict = judged(from_mut(&mut agent), &witnesses, "host")?;
     agent.finish()?;
     verdict.reports(|vector| vector.by == By::Library || vector.name == "nscd")?;
     let log = witnesses.nscd.as_ref().map(Nscd::log).transpose()?.unwrap_or_default();

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
+use std::slice::from_mut;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,6 +23,9 @@ use crate::vectors::{AT_ONCE, By, LEFT_OPEN, Vector};
 
 /// The tunnel's name.
 pub(crate) const NAME: &str = "leaks";
+
+/// The options of a tunnel with the network of [`Lab::join_private_lan`].
+const WITH_LOCAL_NETWORKS: [&str; 6] = ["--name", NAME, "--local", "192.168.7.0/24", "--local", "fd07::/64"];
 
 /// The variables by which the test-only switches are chosen: see [`fault`].
 pub(crate) const BREAK: &str = "VPN_EXEC_TEST_BREAK";
@@ -101,9 +105,13 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>
     Ok(())
 }
 
-/// Has everything tried once in a stage, and judges it.
-pub(crate) fn judged(agent: &mut Agent, witnesses: &Witnesses<'_>, stage: &str) -> Result<Verdict> {
-    agent.succeed(&format!("lap {stage}"))?;
+/// Has everything tried once in a stage by each of these programs, and judges it.
+pub(crate) fn judged(agents: &mut [Agent], witnesses: &Witnesses<'_>, stage: &str) -> Result<Verdict> {
+    for act in ["begin", "lap"] {
+        for agent in agents.iter_mut() {
+            agent.succeed(&format!("{act} {stage}"))?;
+        }
+    }
     // What waits for a neighbour's address may be sent a little later.
     std::thread::sleep(SOON);
     witnesses.verdict(stage)
@@ -116,20 +124,20 @@ fn life(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdic
     let mut verdicts = Vec::new();
     let mut agent = inside(lab, Reach::Ipv4, &left_open, "first-instruction", broken)?;
     allow_pings_inside()?;
-    verdicts.push(judged(&mut agent, witnesses, "first-instruction")?);
-    verdicts.push(judged(&mut agent, witnesses, "up")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "first-instruction")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "up")?);
 
     lab.provider.stop()?;
-    verdicts.push(judged(&mut agent, witnesses, "provider-dead")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "provider-dead")?);
 
     // Nobody takes over while the launcher is stopped.
     let (parent, first) = (agent.pid(), keeper()?);
     send(parent, Signal::SIGSTOP)?;
     send(first, Signal::SIGKILL)?;
-    verdicts.push(judged(&mut agent, witnesses, "keeper-killed")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "keeper-killed")?);
     send(parent, Signal::SIGCONT)?;
     wait_until("somebody takes over", || Ok(keeper()? != first))?;
-    verdicts.push(judged(&mut agent, witnesses, "keeper-replaced")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "keeper-replaced")?);
 
     agent.succeed("lap launcher-killed")?;
     let program = agent.succeed("pid")?.parse()?;
@@ -148,15 +156,14 @@ fn life(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdic
     lab.resolver.forget("vpn.example");
     let mut agent = inside(lab, Reach::Name, &left_open, "endpoint-unresolved", broken)?;
     allow_pings_inside()?;
-    verdicts.push(judged(&mut agent, witnesses, "endpoint-unresolved")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "endpoint-unresolved")?);
     agent.finish()?;
 
     // A neighbour is reached, and others are not, and nobody is asked for names.
-    let options = ["--name", NAME, "--local", "192.168.7.0/24", "--local", "fd07::/64"];
-    let command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &options);
+    let command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &WITH_LOCAL_NETWORKS);
     let mut agent = inside_by(command, &left_open, "local-networks", broken)?;
     allow_pings_inside()?;
-    verdicts.push(judged(&mut agent, witnesses, "local-networks")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "local-networks")?);
     agent.succeed(&format!("get http://{}/", PRIVATE_LAN.ipv4))?;
     agent.finish()?;
     Ok(verdicts)
@@ -199,7 +206,7 @@ fn on_the_host_every_vector_is_seen() {
         lab.join_private_lan()?;
         let witnesses = Witnesses::gather(lab, None)?;
         let mut agent = outside(&LeftOpen::new()?)?;
-        judged(&mut agent, &witnesses, "host")?.reports(|_| true)?;
+        judged(from_mut(&mut agent), &witnesses, "host")?.reports(|_| true)?;
         agent.finish()?;
         Ok(())
     });
@@ -232,8 +239,8 @@ fn namespace_of(keeper: i32) -> Result<PathBuf> {
 fn set_up_and_tear_down(lab: &Lab, witnesses: &Witnesses<'_>, enters: bool) -> Result<Vec<Verdict>> {
     lab.join_private_lan()?;
     let left_open = LeftOpen::new()?;
-    let mut visitor = outside(&left_open)?;
-    let mut command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &["--name", NAME]);
+    let mut visitors = vec![outside(&left_open)?];
+    let mut command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &WITH_LOCAL_NETWORKS);
     let mut child = command.arg("true").env(FAIL, "stop").spawn()?;
     let launcher = child.id().cast_signed();
     let mut verdicts = Vec::new();
@@ -247,16 +254,31 @@ fn set_up_and_tear_down(lab: &Lab, witnesses: &Witnesses<'_>, enters: bool) -> R
         if number == 0 && enters {
             let path = namespace_of(keeper)?;
             NetworkNamespace::from(OwnedFd::from(fs::File::open(&path)?)).run(allow_pings)?;
-            visitor.succeed(&format!("enter {}", path.display()))?;
+            visitors[0].succeed(&format!("enter {}", path.display()))?;
         }
-        verdicts.push(judged(&mut visitor, witnesses, &point.replace(|c: char| !c.is_alphanumeric(), "-"))?);
+        if point == "after the name" && enters {
+            visitors.push(by_name()?);
+        }
+        verdicts.push(judged(&mut visitors, witnesses, &point.replace(|c: char| !c.is_alphanumeric(), "-"))?);
         // It runs when this returns (signal(7)), so it is not taken for stopped at the next point.
         send(keeper, Signal::SIGCONT)?;
     }
     ensure!(child.wait()?.success(), "vpn-exec has failed");
-    verdicts.push(judged(&mut visitor, witnesses, "afterwards")?);
-    visitor.finish()?;
+    verdicts.push(judged(&mut visitors, witnesses, "afterwards")?);
+    for visitor in visitors {
+        visitor.finish()?;
+    }
     Ok(verdicts)
+}
+
+/// Somebody who comes in by the namespace's name, as soon as it has one.
+fn by_name() -> Result<Agent> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", NAME]);
+    let mut visitor = Agent::start(Some(command))?.begun()?;
+    // He was root, and is in already: what he brings along is no matter here.
+    visitor.succeed("enter /proc/self/ns/net")?;
+    Ok(visitor)
 }
 
 /// What a visitor lacks is what keeps a program from the host's sockets and descriptors: he came from the host. He brings no privileges.
@@ -322,7 +344,7 @@ fn nothing_runs_before_the_tunnel_is_there() {
         left_open.tell(&mut command);
         command.env(AT_ONCE, "before");
         let mut agent = Agent::start(Some(command))?.begun()?;
-        judged(&mut agent, &witnesses, "before")?.reports(|_| true)?;
+        judged(from_mut(&mut agent), &witnesses, "before")?.reports(|_| true)?;
         agent.finish()?;
         Ok(())
     });

@@ -87,6 +87,7 @@ pub(crate) const VECTORS: &[Vector] = &[
     vector("curl", By::Library, curl),
     // Look-ups by the host's daemons.
     vector("nscd", By::Files, nscd),
+    vector("nscd-of-others", By::Files, nscd_of_others),
     vector("varlink", By::Files, varlink),
     vector("dbus", By::Files, dbus),
     vector("avahi", By::Files, avahi),
@@ -225,6 +226,9 @@ impl Rage {
     /// Begins a stage.
     fn begin(&self, stage: &str) {
         let mut shared = self.lock();
+        if shared.stage == stage {
+            return;
+        }
         shared.stage = stage.to_owned();
         shared.tried = vec![Default::default(); VECTORS.len()];
         if !std::mem::replace(&mut shared.runs, true) {
@@ -255,9 +259,7 @@ impl Rage {
 
     /// Begins a stage, and returns once everything was tried in it: what came of it. It goes on then.
     fn lap(&self, stage: &str) -> io::Result<String> {
-        if self.lock().stage != stage {
-            self.begin(stage);
-        }
+        self.begin(stage);
         let deadline = Instant::now() + LAP;
         loop {
             let shared = self.lock();
