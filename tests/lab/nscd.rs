@@ -24,9 +24,9 @@ const CONFIGURATION: &str = "debug-level 2\nparanoia no\nenable-cache hosts yes\
 /// Which daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// glibc's own: Debian's package nscd.
+    /// glibc's own, Debian's package nscd: where `VPN_EXEC_NSCD` says, or installed.
     Nscd,
-    /// Debian's package unscd, which cannot be installed beside the other: the executable is where `VPN_EXEC_UNSCD` says.
+    /// Debian's package unscd, which cannot be installed beside the other: where `VPN_EXEC_UNSCD` says.
     Unscd,
 }
 
@@ -45,13 +45,13 @@ impl Nscd {
     /// [`Skip`] where there is none.
     pub fn start(kind: Kind) -> Result<Self> {
         let executable = match kind {
-            Kind::Nscd => Some(PathBuf::from("/usr/sbin/nscd")).filter(|path| path.exists()),
-            Kind::Unscd => std::env::var_os("VPN_EXEC_UNSCD").map(PathBuf::from),
+            Kind::Nscd => std::env::var_os("VPN_EXEC_NSCD").or_else(|| Some("/usr/sbin/nscd".into())),
+            Kind::Unscd => std::env::var_os("VPN_EXEC_UNSCD"),
         };
-        let Some(executable) = executable else {
+        let Some(executable) = executable.map(PathBuf::from).filter(|path| path.exists()) else {
             let reason = match kind {
-                Kind::Nscd => "there is no /usr/sbin/nscd (package nscd)",
-                Kind::Unscd => "VPN_EXEC_UNSCD does not say where unscd is (package unscd, unpacked)",
+                Kind::Nscd => "there is no nscd: install that package, or unpack it and say where in VPN_EXEC_NSCD",
+                Kind::Unscd => "there is no unscd: unpack that package, and say where in VPN_EXEC_UNSCD",
             };
             return Err(Skip { reason: reason.into(), unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
         };

@@ -1,37 +1,16 @@
 //! What the host does to its own files while a program runs, and what of the host's resolvers a program finds: nothing.
 
 use std::fs;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use lab::stand_in::{StandIn, Tongue};
 
 use crate::support::*;
 
-/// Somebody who listens at a path, as a resolver does, and counts who comes.
-pub(crate) struct Resolver(Arc<AtomicU32>);
-
-impl Resolver {
-    pub(crate) fn listen(path: &str) -> Result<Self> {
-        fs::create_dir_all(Path::new(path).parent().context("a folder")?)?;
-        let listener = UnixListener::bind(path)?;
-        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-        let count = Arc::new(AtomicU32::new(0));
-        let counted = Arc::clone(&count);
-        std::thread::spawn(move || {
-            for _ in listener.incoming() {
-                counted.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        Ok(Self(count))
-    }
-
-    pub(crate) fn asked(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
+/// Somebody who listens at a path, as a resolver does.
+pub(crate) fn listen(path: &str) -> Result<StandIn> {
+    StandIn::listen(path, Tongue::None)
 }
 
 const FILES: &str = "cat /etc/resolv.conf /etc/hosts; grep hosts: /etc/nsswitch.conf";
@@ -97,7 +76,7 @@ pub(crate) fn visible(shell: &mut Shell) -> Result<String> {
 #[test]
 fn no_resolver_of_the_host_is_found_whatever_becomes_of_it() {
     test_with_file(|config| {
-        let first = SOCKETS.map(Resolver::listen).into_iter().collect::<Result<Vec<_>>>()?;
+        let first = SOCKETS.map(listen).into_iter().collect::<Result<Vec<_>>>()?;
         fs::create_dir_all("/run/user/0")?;
         let mut shell = Shell::start(&config, &[])?;
         ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
@@ -109,13 +88,13 @@ fn no_resolver_of_the_host_is_found_whatever_becomes_of_it() {
         for directory in ["/run/nscd", "/run/systemd/resolve", "/run/avahi-daemon"] {
             fs::remove_dir_all(directory)?;
         }
-        let second = SOCKETS[..2].iter().map(|path| Resolver::listen(path)).collect::<Result<Vec<_>>>()?;
-        Resolver::listen("/run/nscd.socket")?;
+        let second = SOCKETS[..2].iter().map(|path| listen(path)).collect::<Result<Vec<_>>>()?;
+        listen("/run/nscd.socket")?;
         ensure!(visible(&mut shell)?.is_empty(), "after they were made again: {}", visible(&mut shell)?);
         shell.say(look_up)?;
         ensure!(shell.say("ls -d /run/nscd*")?.contains("cannot access"), "nor any of a similar name");
         shell.end()?;
-        let asked: Vec<u32> = first.iter().chain(&second).map(Resolver::asked).collect();
+        let asked: Vec<usize> = first.iter().chain(&second).map(StandIn::callers).collect();
         ensure!(asked.iter().all(|count| *count == 0), "asked: {asked:?}");
 
         // The judge can find somebody guilty: without vpn-exec, the C library asks.
@@ -123,14 +102,14 @@ fn no_resolver_of_the_host_is_found_whatever_becomes_of_it() {
             .args(["ahosts", "nobody.example"])
             .env("RES_OPTIONS", "timeout:1 attempts:1")
             .output()?;
-        wait_until("the host's own program asks nscd", || Ok(second[0].asked() > 0))
+        wait_until("the host's own program asks nscd", || Ok(second[0].callers() > 0))
     });
 }
 
 #[test]
 fn the_system_bus_is_there_where_it_is_asked_for() {
     test_with_file(|config| {
-        let _bus = Resolver::listen("/run/dbus/system_bus_socket")?;
+        let _bus = listen("/run/dbus/system_bus_socket")?;
         let script = ["sh", "-c", "ls /run/dbus"];
         ensure!(stdout_of(vpn_exec(&config, &[], &script))?.is_empty());
         ensure!(stdout_of(vpn_exec(&config, &["--dbus", "system"], &script))? == "system_bus_socket\n");
@@ -149,7 +128,7 @@ fn what_programs_need_of_run_stays() {
             "/run/systemd/journal/socket",
             "/run/service/socket",
         ];
-        let listening = sockets.map(Resolver::listen).into_iter().collect::<Result<Vec<_>>>()?;
+        let listening = sockets.map(listen).into_iter().collect::<Result<Vec<_>>>()?;
         std::os::unix::fs::symlink("/nix/store/system", "/run/current-system")?;
         let mut shell = Shell::start(&config, &[])?;
         for path in sockets {
@@ -170,7 +149,7 @@ fn what_programs_need_of_run_stays() {
 #[test]
 fn nothing_is_found_by_way_of_the_working_directory() {
     test_with_file(|config| {
-        let _resolver = Resolver::listen("/run/nscd/socket")?;
+        let _resolver = listen("/run/nscd/socket")?;
         let mut command = vpn_exec(&config, &[], &["sh", "-c", "pwd; ls"]);
         command.current_dir("/run/nscd");
         let text = stdout_of(command)?;

@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use lab::stand_in::StandIn;
 use nix::sys::signal::Signal;
 
-use crate::hidden::{Resolver, SOCKETS, visible};
+use crate::hidden::{SOCKETS, listen, visible};
 use crate::support::*;
 
 /// What the host makes, replaces and removes at the top of /run and /etc while the program runs.
@@ -22,7 +23,7 @@ fn what_becomes_of_run_and_etc_is_seen() {
             wait_until(question, || Ok(shell.say(question)? == answer))
         };
         // A daemon that is started later, with a directory of its own (RuntimeDirectory= of systemd.exec(5)).
-        let daemon = Resolver::listen("/run/later/socket")?;
+        let daemon = listen("/run/later/socket")?;
         seen(&mut shell, "[ -S /run/later/socket ] && echo there", "there\n")?;
         fs::write("/run/later/file", "one")?;
         ensure!(shell.say("cat /run/later/file")? == "one");
@@ -79,7 +80,7 @@ fn what_is_hidden_stays_so_whatever_is_made_later() {
             return Ok(());
         }
         let mut shell = Shell::start(&config, &[])?;
-        let later = SOCKETS.map(Resolver::listen).into_iter().collect::<Result<Vec<_>>>()?;
+        let later = SOCKETS.map(listen).into_iter().collect::<Result<Vec<_>>>()?;
         fs::create_dir_all("/run/systemd/notify-later")?;
         wait_until("what is beside is seen", || {
             Ok(shell.say("ls -d /run/systemd/notify-later")? == "/run/systemd/notify-later\n")
@@ -88,7 +89,7 @@ fn what_is_hidden_stays_so_whatever_is_made_later() {
         // A whole directory is replaced by another that has them.
         fs::rename("/run/systemd", "/run/systemd.old")?;
         fs::create_dir("/run/systemd")?;
-        let again = Resolver::listen("/run/systemd/resolve/io.systemd.Resolve")?;
+        let again = listen("/run/systemd/resolve/io.systemd.Resolve")?;
         fs::create_dir("/run/systemd/again")?;
         wait_until("the new one is seen", || Ok(shell.say("ls /run/systemd")? == "again\n"))?;
         ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
@@ -100,7 +101,7 @@ fn what_is_hidden_stays_so_whatever_is_made_later() {
         wait_until("what is beside is seen", || Ok(shell.say("ls /etc/beside")? == "/etc/beside\n"))?;
         ensure!(!shell.say("cat /etc/resolv.conf /etc/hosts")?.contains("192.0.2"));
         shell.end()?;
-        let asked: Vec<u32> = later.iter().chain([&again]).map(Resolver::asked).collect();
+        let asked: Vec<usize> = later.iter().chain([&again]).map(StandIn::callers).collect();
         ensure!(asked.iter().all(|count| *count == 0), "asked: {asked:?}");
         Ok(())
     });
