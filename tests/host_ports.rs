@@ -34,7 +34,7 @@ fn agent() {
 
 fn up(file: &Path, ports: &[&str]) -> Result<Output> {
     let mut command = Command::new(VPN_EXEC);
-    command.arg("up").arg(file).args(["--name", NAME, "--backend", "userspace"]);
+    command.arg("up").arg(file).args(["--name", NAME, "--backend", lab::backend()]);
     for port in ports {
         command.args(["--host-port", port]);
     }
@@ -289,7 +289,7 @@ fn they_are_changed_alive() {
         let mut agent = inside()?;
         let mut reload = |ports: &[&str]| -> Result<String> {
             let mut command = Command::new(VPN_EXEC);
-            command.arg("reload").arg(&file).args(["--name", NAME, "--backend", "userspace"]);
+            command.arg("reload").arg(&file).args(["--name", NAME, "--backend", lab::backend()]);
             for port in ports {
                 command.args(["--host-port", port]);
             }

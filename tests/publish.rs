@@ -37,7 +37,7 @@ fn up(lab: &Lab, ports: &[&str]) -> Result<NetworkNamespace> {
 }
 
 fn up_from(file: &Path, ports: &[&str]) -> Result<NetworkNamespace> {
-    let mut arguments = vec!["up", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", "userspace"];
+    let mut arguments = vec!["up", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", lab::backend()];
     ports.iter().for_each(|port| arguments.extend(["--publish", port]));
     works(&arguments)?;
     inside()
@@ -255,9 +255,9 @@ fn a_port_that_is_taken_is_an_error_before_anything_is_done() {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let file = file.to_str().context("UTF-8")?;
         let before = Snapshot::take()?;
-        let launch = ["--config", file, "--backend", "userspace", "--publish", "8080:80", "--", "true"];
-        let start = ["up", file, "--backend", "userspace", "--publish", "8080:80"];
-        let foreground = ["up", "--foreground", file, "--backend", "userspace", "--publish", "8080:80"];
+        let launch = ["--config", file, "--backend", lab::backend(), "--publish", "8080:80", "--", "true"];
+        let start = ["up", file, "--backend", lab::backend(), "--publish", "8080:80"];
+        let foreground = ["up", "--foreground", file, "--backend", lab::backend(), "--publish", "8080:80"];
         for arguments in [launch.as_slice(), &start, &foreground] {
             let output = vpn_exec(arguments)?;
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -282,7 +282,7 @@ fn the_successor_of_a_killed_keeper_publishes_the_same_ports() {
         converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
 
         let file = lab.wg_quick_file(Reach::Ipv4)?;
-        let replace = ["up", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", "userspace", "--replace"];
+        let replace = ["up", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", lab::backend(), "--replace"];
         works(&[replace.as_slice(), &["--publish", "8080:80", "--publish", "5300:53/udp"]].concat())?;
         let begin = Instant::now();
         converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
@@ -365,7 +365,7 @@ fn a_program_that_asks_for_it_is_told_who_its_client_is() {
 
 /// Changes which ports are published, on behalf of a file.
 fn reload(file: &Path, ports: &[&str]) -> Result<Output> {
-    let mut arguments = vec!["reload", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", "userspace"];
+    let mut arguments = vec!["reload", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", lab::backend()];
     ports.iter().for_each(|port| arguments.extend(["--publish", port]));
     vpn_exec(&arguments)
 }

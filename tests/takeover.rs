@@ -77,7 +77,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     let callers = echo(lab)?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let file = file.to_str().context("a path in UTF-8")?;
-    let up = ["up", file, "--name", NAME, "--backend", "userspace", "--wait", "20"];
+    let up = ["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"];
     vpn_exec(&up)?;
     let first = status()?;
     assert_eq!(first.state, Condition::Up, "{first:?}");
@@ -99,7 +99,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     let text = std::fs::read_to_string(file)?;
     let changed = lab.file(&text.replace("[Peer]", "MTU = 1300\n[Peer]\nPersistentKeepalive = 20"))?;
     let changed = changed.to_str().context("a path in UTF-8")?;
-    let reload = ["reload", changed, "--name", NAME, "--backend", "userspace"];
+    let reload = ["reload", changed, "--name", NAME, "--backend", lab::backend()];
     let said = String::from_utf8(vpn_exec(&reload)?.stdout)?;
     assert!(said.contains("MTU") && said.contains("PersistentKeepalive"), "{said}");
     let age = |status: &Status| status.living.as_ref().and_then(|living| living.peers[0].handshake_age);
@@ -156,7 +156,7 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
             Ok(())
         };
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        all(&|name| words(&["up", file, "--name", name, "--backend", "userspace"]))?;
+        all(&|name| words(&["up", file, "--name", name, "--backend", lab::backend()]))?;
 
         let begin = Instant::now();
         let listed: Vec<Status> = serde_json::from_slice(&vpn_exec(&["list", "--json"])?.stdout)?;
@@ -185,7 +185,7 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let file = file.to_str().context("a path in UTF-8")?;
-        vpn_exec(&["up", file, "--name", NAME, "--backend", "userspace", "--wait", "20"])?;
+        vpn_exec(&["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"])?;
         let age = || -> Result<u64> {
             let living = status()?.living.context("a living keeper")?;
             living.peers[0].handshake_age.context("a handshake")

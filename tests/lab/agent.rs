@@ -332,6 +332,6 @@ impl Drop for Agent {
 /// A command line of vpn-exec that runs what is appended to it.
 pub fn launcher(vpn_exec: &str, config: &Path, options: &[&str]) -> Command {
     let mut command = Command::new(vpn_exec);
-    command.arg("--config").arg(config).args(["--backend", "userspace"]).args(options).arg(OsString::from("--"));
+    command.arg("--config").arg(config).args(["--backend", crate::backend()]).args(options).arg(OsString::from("--"));
     command
 }

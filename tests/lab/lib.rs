@@ -65,6 +65,13 @@ pub use syscalls::send_by_io_uring;
 pub use trespass::send_storm;
 pub use world::Skip;
 
+/// The backend that tests have vpn-exec use, unless they are about one: what the environment variable `VPN_EXEC_TEST_BACKEND` says, else
+/// the embedded one, which every machine has.
+pub fn backend() -> &'static str {
+    static BACKEND: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    BACKEND.get_or_init(|| std::env::var("VPN_EXEC_TEST_BACKEND").unwrap_or_else(|_| "userspace".into()))
+}
+
 /// Whether this machine has a TUN device that may be used: what every tunnel of the embedded WireGuard needs.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The VPN's provider: a WireGuard peer, of one of two implementations, in a namespace that forwards and masquerades.
+//! The VPN's provider: a WireGuard peer, of one of three implementations, in a namespace that forwards and masquerades.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -14,6 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use vpn_exec::keys::{PresharedKey, PrivateKey, PublicKey};
+use vpn_exec::linux::link::Place;
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
 use vpn_exec::linux::tun;
@@ -22,7 +23,7 @@ use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
 use vpn_exec::wireguard::{DeviceConfig, PeerConfig};
 
 use crate::internet::TUNNEL_CLIENT;
-use crate::world::Skip;
+use crate::world::{self, Skip};
 
 /// The UDP port at which the provider's WireGuard listens.
 pub const PROVIDER_PORT: u16 = 51820;
@@ -44,7 +45,12 @@ pub enum Peer {
     Ours,
     /// Debian's wireguard-go: not ours, so that we do not agree with ourselves only.
     WireguardGo,
+    /// The kernel's, configured by wg(8).
+    Kernel,
 }
+
+/// The environment variable that has another implementation take the place of [`Peer::Ours`]: `wireguard-go` or `kernel`.
+const CHOSEN: &str = "VPN_EXEC_TEST_PEER";
 
 impl Peer {
     /// Whether this machine can run it.
@@ -53,13 +59,27 @@ impl Peer {
             let reason = format!("{} cannot be opened: {error}", tun::DEVICE);
             return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_TUN" }.into());
         }
-        let version = Command::new("wireguard-go").arg("--version").stdin(Stdio::null()).output();
-        match (self, version) {
-            (Peer::Ours, _) | (Peer::WireguardGo, Ok(_)) => Ok(()),
-            (Peer::WireguardGo, Err(error)) => {
-                let reason = format!("wireguard-go cannot be run: {error}");
+        let program = match self {
+            Peer::Ours => return Ok(()),
+            Peer::WireguardGo => "wireguard-go",
+            Peer::Kernel => "wg",
+        };
+        match Command::new(program).arg("--version").stdin(Stdio::null()).output() {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let reason = format!("{program} cannot be run: {error}");
                 Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
             }
+        }
+    }
+
+    /// The one that is meant, unless the environment says otherwise.
+    fn chosen(self) -> Result<Self> {
+        match (self, std::env::var(CHOSEN).as_deref()) {
+            (Peer::Ours, Ok("wireguard-go")) => Ok(Peer::WireguardGo),
+            (Peer::Ours, Ok("kernel")) => Ok(Peer::Kernel),
+            (Peer::Ours, Ok(other)) if !other.is_empty() => bail!("{CHOSEN} is {other:?}"),
+            _ => Ok(self),
         }
     }
 }
@@ -88,6 +108,7 @@ struct Inner {
 enum Running {
     Ours(UserspaceDevice),
     WireguardGo(Child),
+    Kernel,
 }
 
 impl std::fmt::Debug for Inner {
@@ -98,6 +119,8 @@ impl std::fmt::Debug for Inner {
 
 impl Provider {
     pub(crate) fn start(peer: Peer, site: NetworkNamespace) -> Result<Self> {
+        let peer = peer.chosen()?;
+        peer.check()?;
         let inner = Inner {
             peer,
             site,
@@ -162,6 +185,10 @@ impl Inner {
         let running = match self.peer {
             Peer::Ours => Running::Ours(self.start_ours()?),
             Peer::WireguardGo => Running::WireguardGo(self.start_wireguard_go()?),
+            Peer::Kernel => {
+                self.start_kernel()?;
+                Running::Kernel
+            }
         };
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
         self.site.run(|| {
@@ -182,6 +209,11 @@ impl Inner {
                 child.wait()?;
                 fs::remove_file(CONTROL)?;
             }
+            Some(Running::Kernel) => self.site.run(|| {
+                let mut netlink = Netlink::open()?;
+                let index = netlink.link_index(&interface())?;
+                Ok(netlink.execute_one(Request::delete_link(index, INTERFACE))?)
+            })?,
             None => {}
         }
         Ok(())
@@ -217,6 +249,25 @@ impl Inner {
             return configured.map(|()| child);
         }
         Ok(child)
+    }
+
+    fn start_kernel(&self) -> Result<()> {
+        let file = Path::new(world::FILES).join("provider.wg");
+        let peers = customers_addresses().map(|net| net.to_string()).collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = {PROVIDER_PORT}\n[Peer]\nPublicKey = {}\nPresharedKey = {}\nAllowedIPs = {peers}\n",
+            STANDARD.encode(self.private.as_bytes()),
+            self.customer.public_key(),
+            STANDARD.encode(self.preshared.as_bytes()),
+        );
+        fs::write(&file, text)?;
+        self.site.run(|| {
+            Netlink::open()?.execute_one(Request::add_wireguard(&interface(), Place::Here))?;
+            let status = Command::new("wg").args(["setconf", INTERFACE]).arg(&file).status()?;
+            if status.success() { Ok(()) } else { Err(io::Error::other("wg does not take its configuration")) }
+        })?;
+        fs::remove_file(&file)?;
+        Ok(())
     }
 
     /// Speaks the configuration protocol of <https://www.wireguard.com/xplatform/>.

@@ -30,8 +30,13 @@ const BEGUN: &str = "lab: in a world of its own";
 /// What a test's output says when it was skipped.
 const SKIPPED: &str = "skipped: ";
 
-/// How long a test may take, in seconds.
+/// How long a test may take, in seconds, unless the environment variable `VPN_EXEC_TEST_TIME_LIMIT` says otherwise: a machine may be
+/// emulated.
 const TIME_LIMIT: u32 = 120;
+
+fn time_limit() -> u32 {
+    std::env::var("VPN_EXEC_TEST_TIME_LIMIT").ok().and_then(|text| text.parse().ok()).unwrap_or(TIME_LIMIT)
+}
 
 /// Why a test cannot be run on this machine.
 #[derive(Debug)]
@@ -92,7 +97,7 @@ fn run_inside(name: &str) -> Result<()> {
         Some(0) if text.contains(BEGUN) => Ok(()),
         Some(0) => bail!("there is no test {name:?} in this executable, so nothing was tested"),
         Some(_) => bail!("the test failed in its world: {}", output.status),
-        None => bail!("the test was killed, perhaps after {TIME_LIMIT} seconds: {}", output.status),
+        None => bail!("the test was killed, perhaps after {} seconds: {}", time_limit(), output.status),
     }
 }
 
@@ -108,7 +113,7 @@ pub fn enter(mut command: Command) -> Result<Child> {
     for name in ["SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_COMMAND"] {
         command.env_remove(name);
     }
-    nest::spawn(&mut command, TIME_LIMIT).context(
+    nest::spawn(&mut command, time_limit()).context(
         "cannot make user, mount, PID and network namespaces: look at /proc/sys/user/max_user_namespaces, \
          /proc/sys/kernel/unprivileged_userns_clone and /proc/sys/kernel/apparmor_restrict_unprivileged_userns",
     )

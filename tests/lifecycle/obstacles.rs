@@ -19,7 +19,7 @@ use crate::support::{
 /// `vpn-exec` that reads its configuration from its input: whatever is the matter with `/run` is no matter of that.
 fn from_input(name: &str, task: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.args(["--config", "-", "--backend", "userspace", "--name", name]);
+    command.args(["--config", "-", "--backend", lab::backend(), "--name", name]);
     run_this(&mut command, task);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

@@ -39,8 +39,13 @@ fn works(arguments: &[&str]) -> Result<String> {
 /// How long to wait for a keeper that has no room.
 const BRIEFLY: Duration = Duration::from_millis(10);
 
-const UP: [&str; 6] = ["up", CONFIG, "--backend", "userspace", "--name", "stays"];
-const RELOAD: [&str; 6] = ["reload", CONFIG, "--backend", "userspace", "--name", "stays"];
+fn up() -> [&'static str; 6] {
+    ["up", CONFIG, "--backend", lab::backend(), "--name", "stays"]
+}
+
+fn reload() -> [&'static str; 6] {
+    ["reload", CONFIG, "--backend", lab::backend(), "--name", "stays"]
+}
 
 fn status() -> Result<Status> {
     Ok(serde_json::from_str(&works(&["status", "stays", "--json"])?)?)
@@ -73,9 +78,9 @@ fn a_tunnel_stays_until_it_is_taken_down() {
         let before = Snapshot::take()?;
         assert!(assert_refused(&run(command(&["status", "stays"]))?).contains("there is no tunnel stays"));
         assert!(assert_refused(&run(command(&["down", "stays"]))?).contains("there is no tunnel stays"));
-        works(&UP)?;
+        works(&up())?;
         // Once more is no harm.
-        works(&UP)?;
+        works(&up())?;
         let first = keeper()?;
         for _ in 0..2 {
             let output = run(joined("exit 7"))?;
@@ -112,7 +117,7 @@ fn nobody_waits_for_the_output_of_a_keeper_in_the_background() {
     lab::world::test(|| {
         prepare()?;
         // Its output ends when `up` does, or this hangs.
-        works(&UP)?;
+        works(&up())?;
         works(&["down", "stays"]).map(drop)
     });
 }
@@ -122,7 +127,7 @@ fn a_killed_launcher_takes_its_program_and_nobody_elses() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
-        works(&UP)?;
+        works(&up())?;
         let one = started(joined("daemon"), "stays")?;
         let other = started(joined("wait"), "stays")?;
         send(one.launcher(), Signal::SIGKILL)?;
@@ -139,16 +144,16 @@ fn a_killed_launcher_takes_its_program_and_nobody_elses() {
 fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
+        works(&up())?;
         let running = started(joined("wait"), "stays")?;
-        assert_eq!(works(&RELOAD)?, "nothing has changed\n");
+        assert_eq!(works(&reload())?, "nothing has changed\n");
         let changed = CONFIG_TEXT
             .replace("10.64.0.2/32, fd64::2/128", "10.64.0.2/32, 10.64.0.7/32, fd64::2/128")
             .replace("DNS = 10.64.0.1", "DNS = 10.64.0.53\nMTU = 1300\nListenPort = 40123")
             .replace("0.0.0.0/0, ::/0", "10.0.0.0/8, ::/0")
             .replace("192.0.2.1:51820", "192.0.2.9:51820");
         write_config(&changed)?;
-        let said = works(&RELOAD)?;
+        let said = works(&reload())?;
         for word in ["Address", "DNS servers", "MTU", "ListenPort", "AllowedIPs", "192.0.2.9:51820 here"] {
             assert!(said.contains(word), "{word}: {said}");
         }
@@ -172,12 +177,12 @@ fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
 
         // Without IPv6 the namespace would be another.
         write_config(&changed.replace(", fd64::2/128", "").replace("MTU = 1300", "MTU = 1310"))?;
-        let message = assert_refused(&run(command(&RELOAD))?);
+        let message = assert_refused(&run(command(&reload()))?);
         assert!(message.contains("IPv6") && message.contains("vpn-exec down stays"), "{message}");
         assert_eq!(status()?.living.context("a keeper")?.interface.mtu, 1300, "nothing has changed");
         // Others join by what is in force.
         write_config(&changed)?;
-        let mut same = command(&["--config", CONFIG, "--backend", "userspace", "--name", "stays"]);
+        let mut same = command(&["--config", CONFIG, "--backend", lab::backend(), "--name", "stays"]);
         run_this(&mut same, "exit 0");
         let output = run(same)?;
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
@@ -191,17 +196,17 @@ fn a_killed_or_replaced_keeper_has_a_successor() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
-        works(&UP)?;
+        works(&up())?;
         let first = keeper()?;
         let namespace = state::read(&"stays".parse()?)?.context("a state")?.namespace;
         send(first, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
-        works(&UP)?;
+        works(&up())?;
         let second = keeper()?;
         assert_ne!(second, first);
 
         let running = started(joined("wait"), "stays")?;
-        works(&[UP.as_slice(), &["--replace"]].concat())?;
+        works(&[up().as_slice(), &["--replace"]].concat())?;
         let third = keeper()?;
         assert!(third != second && status()?.standing);
         wait_for("the launcher does not come back", || Ok(status()?.leases == 1))?;
@@ -221,7 +226,7 @@ fn a_killed_or_replaced_keeper_has_a_successor() {
 fn what_is_not_as_it_was_is_never_taken_over() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
+        works(&up())?;
         let running = started(joined("wait"), "stays")?;
         // The launcher would take over at once.
         send(running.launcher(), Signal::SIGSTOP)?;
@@ -237,7 +242,7 @@ fn what_is_not_as_it_was_is_never_taken_over() {
             let leak = "198.51.100.0/24".parse().map_err(std::io::Error::other)?;
             Ok(netlink.execute_one(vpn_exec::linux::netlink::Request::add_route(index, "host0", leak, None))?)
         })?;
-        let message = assert_refused(&run(command(&UP))?);
+        let message = assert_refused(&run(command(&up()))?);
         assert!(message.contains("routes 198.51.100.0/24 by host0"), "{message}");
         // What cannot be trusted is ended.
         assert_none_soon(&["wait"], "after it could not be taken over")?;
@@ -253,7 +258,7 @@ fn in_the_foreground_it_lasts_until_it_is_told_to_end() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
-        let up = [UP.as_slice(), &["--foreground", "-v"]].concat();
+        let up = [up().as_slice(), &["--foreground", "-v"]].concat();
         let mut child = command(&up).spawn()?;
         wait_for("it does not come up", || Ok(state::read(&"stays".parse()?)?.is_some_and(|state| state.standing)))?;
         assert!(assert_refused(&run(command(&up))?).contains("held by another process"));
@@ -277,7 +282,7 @@ fn with_wait_it_is_up_or_gone() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
-        let message = assert_refused(&run(command(&[UP.as_slice(), &["--wait", "1"]].concat()))?);
+        let message = assert_refused(&run(command(&[up().as_slice(), &["--wait", "1"]].concat()))?);
         assert!(message.contains("no handshake"), "{message}");
         assert_unchanged(&before, "after nobody has answered")
     });
@@ -287,8 +292,8 @@ fn with_wait_it_is_up_or_gone() {
 fn a_keeper_that_hangs_does_not_keep_others_from_being_listed() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
-        works(&["up", CONFIG, "--backend", "userspace", "--name", "answers"])?;
+        works(&up())?;
+        works(&["up", CONFIG, "--backend", lab::backend(), "--name", "answers"])?;
         send(keeper()?, Signal::SIGSTOP)?;
         let listed: Vec<Status> = serde_json::from_str(&works(&["list", "--json"])?)?;
         let states: Vec<_> = listed.iter().map(|status| (status.name.as_str(), status.state)).collect();
@@ -303,7 +308,7 @@ fn a_keeper_that_hangs_does_not_keep_others_from_being_listed() {
 fn those_who_connect_and_say_nothing_keep_nobody_out() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
+        works(&up())?;
         let socket = state::socket_of(&"stays".parse()?);
         // More than a keeper hears at once. It hangs up on whoever says nothing, or nothing that it knows.
         let silent: Vec<_> = (0..200).filter_map(|_| local_socket::connect(&socket, BRIEFLY).ok()).collect();
@@ -382,12 +387,12 @@ fn without_room_nothing_is_changed_and_nothing_is_lost() {
         prepare()?;
         limit_run()?;
         let before = Snapshot::take()?;
-        works(&UP)?;
+        works(&up())?;
         let running = started(joined("wait"), "stays")?;
         let changed = CONFIG_TEXT.replace("10.64.0.2/32", "10.64.0.7/32").replace("0.0.0.0/0", "10.0.0.0/8");
         write_config(&changed)?;
         let filler = fill_run()?;
-        let message = assert_refused(&run(command(&RELOAD))?);
+        let message = assert_refused(&run(command(&reload()))?);
         assert!(message.contains("No space left"), "{message}");
         let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
@@ -405,7 +410,7 @@ fn without_room_nothing_is_changed_and_nothing_is_lost() {
         assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
 
         fs::remove_file(filler)?;
-        works(&RELOAD)?;
+        works(&reload())?;
         assert!(has("10.64.0.7/32")? && !has("10.64.0.2/32")?);
         drop(there);
         running.end()?;
@@ -419,7 +424,7 @@ fn without_room_nothing_is_changed_and_nothing_is_lost() {
 fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
+        works(&up())?;
         let running = started(joined("wait"), "stays")?;
         // What was written down is not done yet: as if it was killed in between.
         send(running.launcher(), Signal::SIGSTOP)?;
@@ -449,7 +454,7 @@ fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
 fn a_keeper_is_not_replaced_by_one_of_another_mind() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
+        works(&up())?;
         let running = started(joined("wait"), "stays")?;
         let first = keeper()?;
         let before = status()?;
@@ -459,7 +464,7 @@ fn a_keeper_is_not_replaced_by_one_of_another_mind() {
             .replace("xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=", "yTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=");
         write_config(&changed)?;
         for more in [&["--replace"][..], &["--replace", "--foreground"]] {
-            let message = assert_refused(&run(command(&[UP.as_slice(), more].concat()))?);
+            let message = assert_refused(&run(command(&[up().as_slice(), more].concat()))?);
             assert!(message.contains("IPv6") && message.contains("vpn-exec down stays"), "{message}");
         }
         assert_eq!(keeper()?, first);
@@ -468,9 +473,9 @@ fn a_keeper_is_not_replaced_by_one_of_another_mind() {
         running.end()?;
         send(first, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
-        assert!(assert_refused(&run(command(&UP))?).contains("IPv6"));
+        assert!(assert_refused(&run(command(&up()))?).contains("IPv6"));
         write_config(CONFIG_TEXT)?;
-        works(&UP)?;
+        works(&up())?;
         assert_eq!(peers(&status()?), peers(&before));
         works(&["down", "stays"]).map(drop)
     });
@@ -480,10 +485,10 @@ fn a_keeper_is_not_replaced_by_one_of_another_mind() {
 fn a_keeper_gives_way_to_nobody_who_has_gone() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
+        works(&up())?;
         let first = keeper()?;
         send(first, Signal::SIGSTOP)?;
-        let mut impatient = command(&[UP.as_slice(), &["--replace"]].concat()).spawn()?;
+        let mut impatient = command(&[up().as_slice(), &["--replace"]].concat()).spawn()?;
         // It waits for the answer by then; where it is later, there is nothing to be seen here.
         std::thread::sleep(Duration::from_millis(300));
         impatient.kill()?;
@@ -499,8 +504,8 @@ fn a_keeper_gives_way_to_nobody_who_has_gone() {
 fn one_tunnel_that_cannot_be_asked_does_not_keep_others_from_being_listed() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
-        works(&["up", CONFIG, "--backend", "userspace", "--name", "answers"])?;
+        works(&up())?;
+        works(&["up", CONFIG, "--backend", lab::backend(), "--name", "answers"])?;
         // Nobody is let in any more.
         send(keeper()?, Signal::SIGSTOP)?;
         let (socket, patience) = (state::socket_of(&"stays".parse()?), Duration::from_millis(10));
@@ -525,14 +530,14 @@ fn one_tunnel_that_cannot_be_asked_does_not_keep_others_from_being_listed() {
 fn who_comes_between_a_killed_keeper_and_its_successor_waits() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
+        works(&up())?;
         let running = started(joined("wait"), "stays")?;
         // The launcher would take over at once.
         send(running.launcher(), Signal::SIGSTOP)?;
         send(keeper()?, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
         let second = joined("exit 7").spawn()?;
-        let third = command(&RELOAD).spawn()?;
+        let third = command(&reload()).spawn()?;
         std::thread::sleep(Duration::from_millis(300));
         send(running.launcher(), Signal::SIGCONT)?;
         let output = output_of(second)?;
@@ -543,7 +548,7 @@ fn who_comes_between_a_killed_keeper_and_its_successor_waits() {
         works(&["down", "stays"])?;
 
         for _ in 0..20 {
-            works(&UP)?;
+            works(&up())?;
             let running = started(joined("wait"), "stays")?;
             send(keeper()?, Signal::SIGKILL)?;
             works(&["down", "stays", "--force"])?;
@@ -558,7 +563,7 @@ fn who_comes_between_a_killed_keeper_and_its_successor_waits() {
 fn whoever_waits_for_a_keeper_that_hangs_can_be_interrupted() {
     lab::world::test(|| {
         prepare()?;
-        works(&UP)?;
+        works(&up())?;
         let running = started(joined("wait"), "stays")?;
         let keeper = keeper()?;
         send(keeper, Signal::SIGSTOP)?;

@@ -60,7 +60,7 @@ pub(crate) fn write_config(text: &str) -> Result<()> {
 /// `vpn-exec` with the options that every tunnel here has.
 pub(crate) fn bare(name: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.args(["--config", CONFIG, "--backend", "userspace", "--name", name]);
+    command.args(["--config", CONFIG, "--backend", lab::backend(), "--name", name]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

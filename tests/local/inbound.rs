@@ -84,7 +84,7 @@ fn opened_ports_change_while_programs_run() {
         let address = SocketAddr::new(TUNNEL_CLIENT.ipv4.into(), 8000);
         ensure!(connect(lab, address, NEVER).is_err());
         let reload = |more: &[&str]| {
-            works(&[&["reload", file(lab)?, "--name", "opening", "--backend", "userspace"], more].concat())
+            works(&[&["reload", file(lab)?, "--name", "opening", "--backend", lab::backend()], more].concat())
         };
         ensure!(String::from_utf8(reload(&["--open", "8000"])?.stdout)?.contains("open ports"));
         let mut connection = connect(lab, address, WORKS)?;

@@ -139,7 +139,7 @@ fn local_networks_change_while_programs_run() {
         let before = untouched(lab)?;
         let file = file(lab)?;
         let all = |command, more: &[&str]| {
-            works(&[&[command, file, "--name", "changing", "--backend", "userspace"], more].concat())
+            works(&[&[command, file, "--name", "changing", "--backend", lab::backend()], more].concat())
         };
         all("up", &[])?;
         let Named::Namespace(namespace) = look_up(&path_of("changing"))? else { anyhow::bail!("there is a namespace") };

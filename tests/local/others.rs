@@ -156,7 +156,7 @@ fn forwarding_stays_for_those_who_need_it() {
 }
 
 fn killed(lab: &Lab, name: &str) -> Result<()> {
-    let up = [&["up", file(lab)?, "--name", name, "--backend", "userspace"], &NETWORKS[..]].concat();
+    let up = [&["up", file(lab)?, "--name", name, "--backend", lab::backend()], &NETWORKS[..]].concat();
     works(&up)?;
     kill(Pid::from_raw(keeper_of(name)?), Signal::SIGKILL)?;
     Ok(())
@@ -194,7 +194,7 @@ fn anothers_table_is_left_alone() {
         nft(&host, &["add table inet vpn-exec-taken { comment \"vpn-exec:taken:0\"; }"])?;
         let before = untouched(lab)?;
         let file = file(lab)?;
-        let up = [&["up", file, "--name", "taken", "--backend", "userspace"], &NETWORKS[..]].concat();
+        let up = [&["up", file, "--name", "taken", "--backend", lab::backend()], &NETWORKS[..]].concat();
         let refused = super::vpn_exec(&up)?;
         let said = String::from_utf8(refused.stderr)?;
         ensure!(!refused.status.success() && said.contains("nft delete table inet vpn-exec-taken"), "{said}");

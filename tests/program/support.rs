@@ -43,7 +43,7 @@ pub(crate) fn config_file() -> Result<PathBuf> {
 /// A command that runs `program` in a tunnel.
 pub(crate) fn vpn_exec(config: &Path, options: &[&str], program: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.arg("--config").arg(config).args(["--backend", "userspace"]).args(options).arg("--").args(program);
+    command.arg("--config").arg(config).args(["--backend", lab::backend()]).args(options).arg("--").args(program);
     command.stdin(Stdio::null());
     command
 }

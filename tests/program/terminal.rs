@@ -18,7 +18,7 @@ fn a_terminals_signals_reach_what_the_program_left_behind() {
         let script = "setsid env --default-signal=INT sh -c 'trap \"echo heard; exit\" INT; echo \"le\"ft; while :; do sleep 0.1; done' & exit 3";
         let config = config.to_str().context("UTF-8")?;
         let command =
-            [env!("CARGO_BIN_EXE_vpn-exec"), "--config", config, "--backend", "userspace", "--", "sh", "-c", script];
+            [env!("CARGO_BIN_EXE_vpn-exec"), "--config", config, "--backend", lab::backend(), "--", "sh", "-c", script];
         let (mut terminal, mut child) = Terminal::start(&command)?;
         terminal.expect("left")?;
         std::thread::sleep(Duration::from_millis(300));
@@ -90,7 +90,7 @@ fn ctrl_c_is_delivered_once() {
         let script = "trap 'echo interrupted' INT; trap 'exit 6' TERM; echo ready; while :; do sleep 0.1; done";
         let config = config.to_str().context("UTF-8")?;
         let binary = env!("CARGO_BIN_EXE_vpn-exec");
-        let command = [binary, "--config", config, "--backend", "userspace", "--", "sh", "-c", script];
+        let command = [binary, "--config", config, "--backend", lab::backend(), "--", "sh", "-c", script];
         let (mut terminal, mut child) = Terminal::start(&command)?;
         terminal.expect("ready")?;
         terminal.send("\x03")?;
