@@ -18,6 +18,7 @@ pub mod poll;
 pub mod process;
 pub mod route;
 pub mod seccomp;
+pub mod service_manager;
 pub mod signals;
 pub mod sysctl;
 pub mod timer;

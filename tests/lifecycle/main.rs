@@ -10,6 +10,7 @@ mod hooks;
 mod look_alikes;
 mod names;
 mod obstacles;
+mod service;
 mod sharing;
 mod standing;
 mod support;

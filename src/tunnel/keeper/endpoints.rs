@@ -48,6 +48,8 @@ pub(super) struct Endpoints {
     connected: HashSet<PublicKey>,
     /// How many of these nobody has been told of.
     untold: usize,
+    /// When the last handshake with any peer was completed.
+    handshake_at: Option<Duration>,
     /// Whether the MTU is left to us.
     fits_mtu: bool,
     /// The MTU of WireGuard's interface, in bytes.
@@ -84,6 +86,7 @@ impl Endpoints {
             ask_kernel: (now, ASK_KERNEL_FIRST, now + ASK_KERNEL_FOR),
             connected: HashSet::new(),
             untold: 0,
+            handshake_at: None,
             fits_mtu: true,
             mtu: tunnel.plan().wireguard.mtu,
             problem: None,
@@ -123,6 +126,11 @@ impl Endpoints {
     /// Whether there has been a handshake with any peer.
     pub(super) fn is_connected(&self) -> bool {
         !self.connected.is_empty()
+    }
+
+    /// How long ago the last handshake with any peer was completed.
+    pub(super) fn handshake_age(&self) -> Option<Duration> {
+        self.handshake_at.map(|at| boot_time().saturating_sub(at))
     }
 
     /// How many peers have had their first handshake since this was asked.
@@ -210,6 +218,7 @@ impl Endpoints {
     }
 
     fn observe(&mut self, status: &PeerStatus, now: Duration) {
+        self.handshake_at = self.handshake_at.max(status.handshake_age.map(|age| now.saturating_sub(age)));
         if let Some(way) = self.peers.get_mut(&status.public_key) {
             way.search.observe(status, now);
             way.address = status.endpoint.or(way.address);

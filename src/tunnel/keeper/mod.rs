@@ -10,10 +10,12 @@
 //! - `visitors`: the connections to it.
 //! - `endpoints`: how each peer is reached, and the MTU that follows from it.
 //! - `local_networks`, `publish`: what it does for local networks and published ports.
+//! - `manager`: what the service manager is told.
 //! - `requests`: what it is asked for: leases, reports, changes, its end.
 
 mod endpoints;
 mod local_networks;
+mod manager;
 mod publish;
 mod requests;
 mod visitors;
@@ -33,6 +35,7 @@ use crate::config::{Config, Peer};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::local_socket::Listener;
 use crate::linux::process::{self, Forked, ProcessId};
+use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
 use crate::plan::{Plan, PlanOptions};
 use crate::relay::Bound;
@@ -119,7 +122,7 @@ fn keep_apart(mission: Mission, launcher: ProcessId, lease: OwnedFd) -> Result<(
     let lived = begun.and_then(|signals| {
         let mut visitors = Visitors::new();
         visitors.admit_starter(lease, Holder { process: launcher, mounts: None });
-        live(mission, visitors, Service { signals, foreground: false, wait: None })
+        live(mission, visitors, Service { signals, foreground: false, wait: None, manager: None })
     });
     if let Err(error) = &lived {
         // It is for the launcher to tell, who also cleans up.
@@ -136,7 +139,11 @@ fn keep_apart(mission: Mission, launcher: ProcessId, lease: OwnedFd) -> Result<(
 pub fn run(mission: Mission, wait: Option<Duration>) -> Result<(), TunnelError> {
     let signals = Signals::block_all_but_read(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT]);
     let signals = signals.doing("watch for signals")?;
-    live(mission, Visitors::new(), Service { signals, foreground: true, wait })
+    let manager = ServiceManager::find(|name| std::env::var_os(name)).unwrap_or_else(|error| {
+        tracing::warn!("the service manager is told nothing: {error}");
+        None
+    });
+    live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager })
 }
 
 /// How a keeper serves.
@@ -146,6 +153,8 @@ struct Service {
     foreground: bool,
     /// How long the first handshake may take.
     wait: Option<Duration>,
+    /// Whose service it is.
+    manager: Option<ServiceManager>,
 }
 
 /// Why a keeper ends.
@@ -274,6 +283,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), TunnelError> {
     if end == End::GaveWay {
         return Ok(());
     }
+    keeper.manager.stopping();
     keeper.end_relays();
     // Nobody can come any more, before programs are killed, which takes them their time: a new start waits for the name.
     let closed = keeper.close();

@@ -11,6 +11,7 @@ use super::super::error::Doing;
 use super::super::lease::Event;
 use super::super::{DeviceEvents, Tunnel, TunnelError};
 use super::endpoints::Endpoints;
+use super::manager::Manager;
 use super::visitors::{Number, Visitors};
 use super::{End, Reload, Service};
 use crate::config::Config;
@@ -54,6 +55,8 @@ pub(super) struct Keeper {
     pub(super) abandoned: bool,
     /// Those who held a lease on the killed keeper before, and until when they may come.
     pub(super) awaited: Option<(Vec<ProcessId>, Duration)>,
+    /// Who is told how the tunnel is.
+    pub(super) manager: Manager,
     listener: Option<Listener>,
     signals: Signals,
     events: DeviceEvents,
@@ -66,7 +69,7 @@ pub(super) struct Keeper {
     /// How long the machine has slept since it was started.
     slept: Duration,
     /// Until when there must have been a handshake.
-    wait_until: Option<Duration>,
+    pub(super) wait_until: Option<Duration>,
 }
 
 /// What the keeper waits for.
@@ -112,6 +115,7 @@ impl Keeper {
             descriptors: None,
             abandoned: false,
             awaited: None,
+            manager: Manager::new(service.manager, service.wait),
             listener: Some(listener),
             signals: service.signals,
             events,
@@ -163,6 +167,7 @@ impl Keeper {
             if let Some(end) = self.is_over() {
                 return Ok(end);
             }
+            self.tell_manager();
             self.timer.set(self.due())?;
             for source in self.wait()? {
                 if let Some(end) = self.deal_with(source)? {
@@ -232,7 +237,11 @@ impl Keeper {
     fn take_signals(&mut self) -> io::Result<Option<End>> {
         while let Some(received) = self.signals.receive()? {
             match received.signal {
-                Signal::SIGHUP => self.reload_by_itself(),
+                Signal::SIGHUP => {
+                    self.manager.reloading();
+                    self.reload_by_itself();
+                    self.manager.ready_again();
+                }
                 // One that is there for its leases ends with them: their holders have the same signal from whoever ends all.
                 Signal::SIGTERM if !self.foreground && !self.tunnel.is_standing() => {}
                 _ => return Ok(Some(End::Ordered)),
@@ -291,7 +300,7 @@ impl Keeper {
     /// When there is something to do, whatever happens until then.
     fn due(&self) -> Option<Duration> {
         let awaited = self.awaited.as_ref().map(|(_, until)| *until);
-        let all = [self.endpoints.due(), self.visitors.due(), self.settled_at, self.wait_until, awaited];
+        let all = [self.endpoints.due(), self.visitors.due(), self.settled_at, self.wait_until, awaited, self.manager.due()];
         all.into_iter().flatten().min()
     }
 

@@ -1,0 +1,127 @@
+//! A keeper that is a service: what it tells its manager. Here a socket of the test's is the manager's; `tests/vm` has the real one.
+
+use std::os::unix::net::UnixDatagram;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::support::{CONFIG, PATIENCE, bare, ended, errors, is_there, output_of, prepare, send, write_config};
+
+const SOCKET: &str = "/run/lab/notify";
+
+/// The manager's side.
+struct Manager {
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    fn new() -> Result<Self> {
+        let socket = UnixDatagram::bind(SOCKET)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { socket })
+    }
+
+    /// Starts a keeper as a service of this manager.
+    fn start(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<Child> {
+        let mut command = std::process::Command::new(bare("service").get_program());
+        command.args(["up", "--foreground", CONFIG, "--backend", "userspace", "--name", "service"]).args(arguments);
+        command.env("NOTIFY_SOCKET", SOCKET).envs(variables.iter().copied());
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+        Ok(command.stderr(std::process::Stdio::piped()).spawn()?)
+    }
+
+    /// The next message.
+    fn hear(&self) -> Result<String> {
+        let mut buffer = [0; 4096];
+        let length = self.socket.recv(&mut buffer).context("the manager hears nothing")?;
+        Ok(String::from_utf8(buffer[..length].to_vec())?)
+    }
+
+    /// Hears messages until one has a line that begins so; returns that line's rest.
+    fn hear_of(&self, beginning: &str) -> Result<String> {
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let message = self.hear()?;
+            if let Some(rest) = message.lines().find_map(|line| line.strip_prefix(beginning)) {
+                return Ok(rest.to_owned());
+            }
+        }
+        bail!("nothing of {beginning}")
+    }
+}
+
+#[test]
+fn a_service_manager_hears_of_a_keepers_life() {
+    lab::world::test(|| {
+        prepare()?;
+        let manager = Manager::new()?;
+        let child = manager.start(&[], &[])?;
+        let first = manager.hear()?;
+        assert_eq!(first, "READY=1\nSTATUS=Connecting, no handshake yet");
+        ensure!(is_there("/run/netns/service"), "it is ready only when the tunnel is there");
+
+        let before = vpn_exec::linux::service_manager::monotonic_usec();
+        send(child.id().cast_signed(), Signal::SIGHUP)?;
+        let reloading = manager.hear()?;
+        let usec = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").context("it says that it reads again")?;
+        let after = vpn_exec::linux::service_manager::monotonic_usec();
+        ensure!((before..=after).contains(&usec.parse()?), "{before} {usec} {after}");
+        assert_eq!(manager.hear()?, "READY=1");
+
+        // A configuration that is refused leaves the service as ready as it was.
+        write_config("[Interface]\n")?;
+        send(child.id().cast_signed(), Signal::SIGHUP)?;
+        ensure!(manager.hear()?.starts_with("RELOADING=1\n"), "it says that it reads again");
+        assert_eq!(manager.hear()?, "READY=1");
+
+        send(child.id().cast_signed(), Signal::SIGTERM)?;
+        assert_eq!(manager.hear_of("STOPPING=")?, "1");
+        let output = output_of(child)?;
+        assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
+        ensure!(!is_there("/run/netns/service"), "it has taken the tunnel down");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_watchdog_is_fed_by_whom_it_watches() {
+    lab::world::test(|| {
+        prepare()?;
+        let manager = Manager::new()?;
+        let child = manager.start(&[("WATCHDOG_USEC", "200000")], &[])?;
+        let begin = Instant::now();
+        for _ in 0..20 {
+            manager.hear_of("WATCHDOG=1")?;
+        }
+        // It takes 2 s; as rarely as the status is told, it would take 200 s.
+        ensure!(begin.elapsed() < PATIENCE, "it is fed too rarely: 20 times in {:?}", begin.elapsed());
+        send(child.id().cast_signed(), Signal::SIGTERM)?;
+        manager.hear_of("STOPPING=")?;
+        output_of(child)?;
+
+        let child = manager.start(&[("WATCHDOG_USEC", "200000"), ("WATCHDOG_PID", "1")], &[])?;
+        manager.hear_of("READY=1")?;
+        manager.socket.set_read_timeout(Some(Duration::from_millis(400)))?;
+        ensure!(manager.hear().is_err(), "it is somebody else's watchdog");
+        send(child.id().cast_signed(), Signal::SIGTERM)?;
+        output_of(child).map(drop)
+    });
+}
+
+#[test]
+fn a_keeper_that_waits_for_its_peer_is_ready_after_the_first_handshake() {
+    lab::test(lab::Peer::Ours, |lab| {
+        prepare()?;
+        write_config(&lab.wg_quick_text(lab::Reach::Ipv4))?;
+        let manager = Manager::new()?;
+        let child = manager.start(&[], &["--wait", "7"])?;
+        assert_eq!(manager.hear()?, "EXTEND_TIMEOUT_USEC=37000000");
+        manager.hear_of("READY=1")?;
+        let status = std::process::Command::new(bare("service").get_program()).args(["status", "service"]).output()?;
+        ensure!(String::from_utf8(status.stdout)?.contains("up"), "it has had a handshake");
+        send(child.id().cast_signed(), Signal::SIGTERM)?;
+        output_of(child).map(drop)
+    });
+}
