@@ -302,6 +302,10 @@ pub struct DownArgs {
     /// Take it down even if programs are inside, which are killed
     #[arg(short, long)]
     pub force: bool,
+
+    /// For a service's ExecStopPost=: take away what its keeper has left, if anything, unless that was killed and is started again
+    #[arg(long, conflicts_with = "force")]
+    pub after_service: bool,
 }
 
 /// Arguments of `vpn-exec status`.

@@ -13,7 +13,10 @@ use crate::tunnel::state::path_of;
 use crate::tunnel::{keeper, reclaim};
 
 pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
-    let DownArgs { name, force } = arguments;
+    let DownArgs { name, force, after_service } = arguments;
+    if *after_service {
+        return clean_up_after_service(name);
+    }
     let begin = Instant::now();
     loop {
         match lease::take_down(name, *force) {
@@ -31,6 +34,24 @@ pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
             Err(failure) => return Err(failure),
         }
     }
+}
+
+/// Takes away what the keeper has left whose service has ended. It is safe to be repeated, and touches no living keeper's tunnel.
+fn clean_up_after_service(name: &TunnelName) -> Result<ExitCode, Failure> {
+    // How the service has ended (systemd.exec(5)). One that was killed is started again, and takes its tunnel over.
+    let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
+    if ["signal", "core-dump", "watchdog", "oom-kill"].contains(&result.as_str()) {
+        tracing::info!("the tunnel {name} is left to its next keeper");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if path_of(name).is_dir() {
+        let taken = take_away(name, true);
+        // It may have ended by itself in between.
+        if path_of(name).is_dir() {
+            taken?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What has become of a tunnel whose keeper could not be asked.

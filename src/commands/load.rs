@@ -8,13 +8,16 @@ use std::time::Duration;
 use super::Failure;
 use crate::cli::{ProgramArgs, SourceArgs, TargetArgs, TunnelArgs};
 use crate::config::diagnostic::Diagnostics;
-use crate::config::{Config, Dns, Profile, profile, wg_quick};
+use crate::config::{Config, Dns, Profile, ProgramOptions, profile, wg_quick};
 use crate::config_file::{self, ConfigFile};
 use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan, PlanOptions};
 use crate::tunnel::facts;
 use crate::tunnel::handover::Handover;
+
+/// How a profile says that the provider's file is a credential of the service (systemd.exec(5)).
+const CREDENTIAL: &str = "credential:";
 
 /// The folder of the machine's profiles.
 const PROFILES: &str = "/etc/vpn-exec";
@@ -32,13 +35,16 @@ pub(super) struct Loaded {
 /// Reads and checks everything. Warnings are told at once.
 pub(super) fn load(source: &SourceArgs, tunnel: &TunnelArgs, identity: &ProgramArgs) -> Result<Loaded, Failure> {
     let mut loaded = load_tunnel(source, tunnel)?;
-    let program = &mut loaded.config.program;
+    overrule_program(&mut loaded.config.program, identity);
+    Ok(loaded)
+}
+
+fn overrule_program(program: &mut ProgramOptions, identity: &ProgramArgs) {
     program.user = identity.user.clone().or(program.user.take());
     program.group = identity.group.clone().or(program.group.take());
     program.capabilities.extend(identity.keep_cap.iter().cloned());
     program.new_privileges |= identity.new_privs;
     program.dbus = identity.dbus.unwrap_or(program.dbus);
-    Ok(loaded)
 }
 
 /// Reads and checks what a command says that is about a tunnel alone.
@@ -60,9 +66,41 @@ fn source_of(target: &TargetArgs) -> Result<SourceArgs, Failure> {
     Ok(SourceArgs { config: None, tunnel: Some(tunnel), name })
 }
 
-/// Whether there is a profile of a name.
-pub(super) fn has_profile(name: &TunnelName) -> bool {
-    profiles(name).any(|path| path.exists())
+/// Whether this process can read all that makes the tunnel of a name: its profile and, if the provider's file is a service's
+/// credential, that, too.
+pub(super) fn can_load(name: &TunnelName) -> bool {
+    if !profiles(name).any(|path| path.exists()) {
+        return false;
+    }
+    let credential = read_profile(name).ok().and_then(|profile| credential_of(&profile.wireguard));
+    credential.is_none_or(|id| credential_path(&id).is_ok_and(|path| path.exists()))
+}
+
+/// How programs are run in a tunnel of which nothing else is known: as its profile says, if there is one, and the command line.
+pub(super) fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOptions, Failure> {
+    let has_profile = profiles(name).any(|path| path.exists());
+    let mut program = if has_profile { read_profile(name)?.program } else { ProgramOptions::default() };
+    overrule_program(&mut program, identity);
+    Ok(program)
+}
+
+/// The identifier of the credential that a profile names in place of a file.
+fn credential_of(wireguard: &Path) -> Option<String> {
+    wireguard.to_str()?.strip_prefix(CREDENTIAL).map(str::to_owned)
+}
+
+/// Where the calling service finds its credential.
+fn credential_path(id: &str) -> Result<PathBuf, Failure> {
+    if id.is_empty() || id.contains('/') || id == ".." || id == "." {
+        return Err(Failure::new(format!("{id:?} is no credential's name")));
+    }
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+        Failure::new(format!(
+            "the provider's file is the credential {id} of a service, and this process is none that has credentials"
+        ))
+        .advise("start the tunnel as a service: `systemctl start vpn-exec@NAME`; programs join it with --tunnel NAME")
+    })?;
+    Ok(PathBuf::from(folder).join(id))
 }
 
 /// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
@@ -93,7 +131,10 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
         Some(name) => name,
         None => name_of(&profile.wireguard)?,
     };
-    let file = read(&profile.wireguard)?;
+    let file = match credential_of(&profile.wireguard).filter(|_| source.config.is_none()) {
+        Some(id) => read(&credential_path(&id)?)?,
+        None => read(&profile.wireguard)?,
+    };
     let (wireguard, warnings) =
         wg_quick::parse(&file.name, &file.contents).map_err(|found| Failure::new(render(&found)))?;
     if !warnings.is_empty() {
@@ -164,7 +205,8 @@ fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
     let text = read(&path)?;
     let mut profile = profile::parse(&text.name, &text.contents).map_err(|found| Failure::new(render(&found)))?;
     // A relative path is meant from where the profile is, wherever vpn-exec is run.
-    if let (true, Some(folder)) = (profile.wireguard.is_relative(), path.parent()) {
+    let is_relative = profile.wireguard.is_relative() && credential_of(&profile.wireguard).is_none();
+    if let (true, Some(folder)) = (is_relative, path.parent()) {
         profile.wireguard = folder.join(&profile.wireguard);
     }
     Ok(profile)

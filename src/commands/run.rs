@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::held::{self, Held};
 use super::load::{self, Loaded};
 use super::{FAILED, Failure};
-use crate::cli::{ProgramArgs, RunArgs};
+use crate::cli::RunArgs;
 use crate::config::{ProgramOptions, capability};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::poll::wait_for;
@@ -100,18 +100,11 @@ enum Wanted {
 impl Wanted {
     fn read(arguments: &RunArgs) -> Result<Self, Failure> {
         if let (None, Some(name), None) = (&arguments.source.config, &arguments.source.tunnel, &arguments.source.name)
-            && !load::has_profile(name)
+            && !load::can_load(name)
             && state::read(name).is_ok_and(|state| state.is_some())
         {
             load::refuse_overrides(&arguments.tunnel)?;
-            let ProgramArgs { user, group, keep_cap, new_privs, dbus } = &arguments.identity;
-            let program = ProgramOptions {
-                user: user.clone(),
-                group: group.clone(),
-                capabilities: keep_cap.clone(),
-                new_privileges: *new_privs,
-                dbus: dbus.unwrap_or_default(),
-            };
+            let program = load::load_program(name, &arguments.identity)?;
             return Ok(Self::Named(name.clone(), program));
         }
         let loaded = load::load(&arguments.source, &arguments.tunnel, &arguments.identity)?;

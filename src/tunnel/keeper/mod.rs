@@ -224,13 +224,13 @@ fn make(
     plan: Plan,
     directory: Directory,
     config: &Config,
-    standing: bool,
+    foreground: bool,
     visitors: &mut Visitors,
 ) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), TunnelError> {
     let mut tunnel = Tunnel::begin(plan, directory)?;
     let mtu = tunnel.plan().wireguard.mtu;
     let made = device_config(config, mtu).and_then(|device| {
-        tunnel.make(&device, standing, visitors.holders(), begin_data_path, || visitors.tell_all(&Event::Named))
+        tunnel.make(&device, foreground, visitors.holders(), begin_data_path, || visitors.tell_all(&Event::Named))
     });
     let made = made.and_then(|events| Ok((events, publish::bind_host_ports(tunnel.plan())?)));
     match made {
@@ -240,7 +240,13 @@ fn make(
             let _ = tunnel.take_down();
             let remains = tunnel.release();
             let gone = remains.is_ok().then_some(Event::Gone);
-            say_goodbye(visitors, [Event::failed(&error)].into_iter().chain(gone));
+            let last_words = [Event::failed(&error)].into_iter().chain(gone);
+            if foreground {
+                // The error is this process's own to tell.
+                last_words.for_each(|event| visitors.tell_all(&event));
+            } else {
+                say_goodbye(visitors, last_words);
+            }
             settle(remains)?;
             Err(error)
         }

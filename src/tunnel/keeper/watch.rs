@@ -300,7 +300,8 @@ impl Keeper {
     /// When there is something to do, whatever happens until then.
     fn due(&self) -> Option<Duration> {
         let awaited = self.awaited.as_ref().map(|(_, until)| *until);
-        let all = [self.endpoints.due(), self.visitors.due(), self.settled_at, self.wait_until, awaited, self.manager.due()];
+        let all =
+            [self.endpoints.due(), self.visitors.due(), self.settled_at, self.wait_until, awaited, self.manager.due()];
         all.into_iter().flatten().min()
     }
 
