@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::config::network::parse_local;
 use crate::config::ports::{parse_host_ports, parse_open, parse_publish};
 use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish};
-use crate::names::TunnelName;
+use crate::names::{ServiceName, TunnelName};
 
 /// Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
 #[derive(Debug, Parser)]
@@ -96,6 +96,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Check a configuration, and say what is wrong with it
     Check(CheckArgs),
+    /// Print the drop-in that puts a systemd service into a standing tunnel, or say why that cannot work
+    Unit(UnitArgs),
     /// Print the completions of a shell
     Completions {
         /// Which shell.
@@ -329,6 +331,29 @@ pub struct ListArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `vpn-exec unit`.
+#[derive(Debug, Args)]
+pub struct UnitArgs {
+    /// The service, which stays what it is but for its network and its names
+    pub service: ServiceName,
+
+    /// The standing tunnel, which the service vpn-exec@NAME holds
+    #[arg(short, long, value_name = "NAME")]
+    pub tunnel: TunnelName,
+
+    /// What the service sees of /run besides its own RuntimeDirectory=, such as /run/postgresql (repeatable)
+    #[arg(long, value_name = "PATH")]
+    pub show: Vec<PathBuf>,
+
+    /// The message buses that the service can reach
+    #[arg(long, value_name = "BUSES", default_value = "session", hide_default_value = true)]
+    pub dbus: DbusAccess,
+
+    /// Write it to /etc/systemd/system, and have systemd read it
+    #[arg(long)]
+    pub install: bool,
 }
 
 /// What is said on the way.

@@ -1,4 +1,4 @@
-//! Names that are checked where they are made: of tunnels and of network interfaces.
+//! Names that are checked where they are made: of tunnels, of services and of network interfaces.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use thiserror::Error;
 #[serde(try_from = "String", into = "String")]
 pub struct TunnelName(String);
 
-/// Why a string is no [`TunnelName`] or [`InterfaceName`].
+/// Why a string is no [`TunnelName`], [`ServiceName`] or [`InterfaceName`].
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum NameError {
     /// It has no characters at all.
@@ -39,6 +39,9 @@ pub enum NameError {
     /// Its first character is allowed later only.
     #[error("the name begins with {0:?}; it must begin with a letter, a digit, '_', '=' or '+'")]
     Start(char),
+    /// It is a unit of another kind.
+    #[error("{0:?} is a unit, but no service")]
+    NoService(String),
     /// The kernel keeps this name for itself.
     #[error("{0:?} is not a name")]
     Reserved(String),
@@ -87,6 +90,71 @@ impl From<TunnelName> for String {
 }
 
 impl fmt::Display for TunnelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// The name of a systemd service's unit (systemd.unit(5)), with its `.service`, which may be left out where it is parsed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServiceName(String);
+
+impl ServiceName {
+    /// The most characters that a unit's name may have.
+    pub const MAX: usize = 255;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is a template, of which there are instances only.
+    pub fn is_template(&self) -> bool {
+        self.0.ends_with("@.service")
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = NameError;
+
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        if s.is_empty() {
+            return Err(NameError::Empty);
+        }
+        if let Some(found) = s.chars().find(|c| !(c.is_ascii_alphanumeric() || ":-_.\\@".contains(*c))) {
+            return Err(NameError::Character { found, allowed: "letters, digits and : - _ . \\ @" });
+        }
+        if let Some(first) = s.chars().next().filter(|first| matches!(first, '.' | '-' | '@')) {
+            return Err(NameError::Start(first));
+        }
+        let kinds = ["socket", "timer", "target", "mount", "automount", "swap", "path", "slice", "scope", "device"];
+        if s.rsplit_once('.').is_some_and(|(_, kind)| kinds.contains(&kind)) {
+            return Err(NameError::NoService(s.to_owned()));
+        }
+        let name = if s.ends_with(".service") { s.to_owned() } else { format!("{s}.service") };
+        if name.len() > Self::MAX {
+            return Err(NameError::TooLong { length: name.len(), max: Self::MAX });
+        }
+        Ok(Self(name))
+    }
+}
+
+impl TryFrom<String> for ServiceName {
+    type Error = NameError;
+
+    fn try_from(s: String) -> Result<Self, NameError> {
+        s.parse()
+    }
+}
+
+impl From<ServiceName> for String {
+    fn from(name: ServiceName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }

@@ -113,7 +113,7 @@ fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
     let write = |error| Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
     let choosing = Choosing::begin().map_err(write)?;
     let plan = loaded.plan()?;
-    directory.write_plan(&plan).and_then(|()| directory.write_resolv_conf(&plan.names.resolv_conf)).map_err(write)?;
+    directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.names)).map_err(write)?;
     drop(choosing);
     tracing::debug!("the tunnel is planned");
     for note in &plan.notes {

@@ -11,6 +11,7 @@ mod plan;
 mod reload;
 mod run;
 mod status;
+mod unit;
 mod up;
 
 use std::process::ExitCode;
@@ -72,6 +73,7 @@ pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Some(Command::List(arguments)) => list::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Check(arguments)) => check::run(&arguments),
+        Some(Command::Unit(arguments)) => unit::run(&arguments),
         Some(Command::Completions { shell }) => completions::run(shell),
         Some(Command::Man) => man::run(),
     }

@@ -38,6 +38,21 @@ pub struct NamesPlan {
     pub nsswitch_hosts: String,
 }
 
+impl NamesPlan {
+    /// The text of `/etc/hosts`, from the host's.
+    pub fn hosts_file(&self, host: &str) -> String {
+        format!("{}{host}", self.hosts)
+    }
+
+    /// The text of `/etc/nsswitch.conf` (nsswitch.conf(5)), from the host's: with another line for host names.
+    pub fn nsswitch_file(&self, host: &str) -> String {
+        let is_kept = |line: &&str| !line.trim_start().to_ascii_lowercase().starts_with("hosts:");
+        let mut lines: Vec<&str> = host.lines().filter(is_kept).collect();
+        lines.push(&self.nsswitch_hosts);
+        lines.join("\n") + "\n"
+    }
+}
+
 /// The resolvers: those of the profile or the command line, else those of the `wg-quick` file; each once.
 pub(super) fn servers(config: &Config) -> Vec<IpAddr> {
     let chosen = config.dns.servers.as_ref().unwrap_or(&config.wireguard.interface.dns_servers);
@@ -121,4 +136,25 @@ fn resolv_conf(servers: &[IpAddr], search: &[String], options: &[String]) -> Str
 fn hosts(veth: &Addresses) -> String {
     let ipv6 = veth.ipv6.map(|(host, _)| format!("{host} {HOST_NAME}\n")).unwrap_or_default();
     format!("{} {HOST_NAME}\n{ipv6}", veth.ipv4.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_hosts_line_of_nsswitch_changes() {
+        let names = NamesPlan {
+            servers: Vec::new(),
+            search: Vec::new(),
+            options: Vec::new(),
+            resolv_conf: String::new(),
+            hosts: String::new(),
+            nsswitch_hosts: "hosts: files dns".into(),
+        };
+        let host =
+            "# comment\npasswd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] dns\nnetworks: files\n";
+        assert_eq!(names.nsswitch_file(host), "# comment\npasswd: files systemd\nnetworks: files\nhosts: files dns\n");
+        assert_eq!(names.nsswitch_file(""), "hosts: files dns\n");
+    }
 }

@@ -17,11 +17,10 @@ use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::seccomp::Filter;
 use crate::tunnel::fault;
+use crate::tunnel::state::{self, HOSTS, NSSWITCH_CONF};
 
 const ETC: &str = "/etc";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-const HOSTS: &str = "/etc/hosts";
-const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
 
 /// What the process may do that keeps the copies up to date.
 const CALLS: &[libc::c_long] = &[
@@ -80,8 +79,8 @@ pub(super) fn show(program: &Program) -> Step<Mirror> {
     let resolv_conf = fs::File::open(&program.resolv_conf).map_err(doing("open the tunnel's resolv.conf"))?;
     let views = [
         (RESOLV_CONF, program.names.resolv_conf.clone()),
-        (HOSTS, format!("{}{}", program.names.hosts, read(HOSTS)?)),
-        (NSSWITCH_CONF, with_hosts_line(&read(NSSWITCH_CONF)?, &program.names.nsswitch_hosts)),
+        (HOSTS, program.names.hosts_file(&read(HOSTS)?)),
+        (NSSWITCH_CONF, program.names.nsswitch_file(&read(NSSWITCH_CONF)?)),
     ];
     mirror.cover(ETC.as_ref()).map_err(doing("copy the view of /etc"))?;
     for (path, text) in &views {
@@ -164,41 +163,6 @@ fn write_readable(path: &Path, text: &str) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))
 }
 
-/// The text of a host's file; empty if there is none.
-fn read(path: &'static str) -> Step<String> {
-    match fs::read(path) {
-        Ok(bytes) => {
-            let mut text = String::from_utf8_lossy(&bytes).into_owned();
-            if !text.is_empty() && !text.ends_with('\n') {
-                text.push('\n');
-            }
-            Ok(text)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(("read the host's own files", error)),
-    }
-}
-
-/// The text of an nsswitch.conf(5) with another line for host names.
-fn with_hosts_line(text: &str, hosts: &str) -> String {
-    let mut lines: Vec<&str> =
-        text.lines().filter(|line| !line.trim_start().to_ascii_lowercase().starts_with("hosts:")).collect();
-    lines.push(hosts);
-    lines.join("\n") + "\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_hosts_line_of_nsswitch_changes() {
-        let host =
-            "# comment\npasswd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] dns\nnetworks: files\n";
-        assert_eq!(
-            with_hosts_line(host, "hosts: files dns"),
-            "# comment\npasswd: files systemd\nnetworks: files\nhosts: files dns\n"
-        );
-        assert_eq!(with_hosts_line("", "hosts: files dns"), "hosts: files dns\n");
-    }
+fn read(path: &str) -> Step<String> {
+    state::read_host_file(path.as_ref()).map_err(|error| ("read the host's own files", error))
 }

@@ -9,7 +9,8 @@
 //! - `plan`: the [`Plan`], which also reserves the addresses and the interface's name among the machine's tunnels.
 //! - `state`: the [`State`].
 //! - `socket`: where the keeper can be reached ([`super::lease`]).
-//! - `resolv.conf`: what the programs inside see as `/etc/resolv.conf`.
+//! - `resolv.conf`: what the programs inside see as `/etc/resolv.conf`; `hosts` and `nsswitch.conf`, the same for services, whose
+//!   mounts are their manager's to make.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -25,7 +26,7 @@ use thiserror::Error;
 use crate::linux::namespace::{self, NamesMade, NamespaceId};
 use crate::linux::process::ProcessId;
 use crate::names::TunnelName;
-use crate::plan::{Plan, VethPlan};
+use crate::plan::{NamesPlan, Plan, VethPlan};
 use crate::wireguard::Backend;
 
 /// The file, beside the tunnels' directories, that says what had to be made for `/run/netns`.
@@ -37,6 +38,12 @@ pub(super) const FORWARDING: &str = ".forwarding";
 /// The file that the programs inside see as `/etc/resolv.conf`.
 const RESOLV_CONF: &str = "resolv.conf";
 
+/// The host's own names of hosts (hosts(5)).
+pub const HOSTS: &str = "/etc/hosts";
+
+/// By which ways the host looks up what (nsswitch.conf(5)).
+pub const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
+
 /// Where tunnels keep their state.
 pub const BASE: &str = "/run/vpn-exec";
 
@@ -45,7 +52,7 @@ pub const BASE: &str = "/run/vpn-exec";
 const DIRECTORY_MODE: u32 = 0o711;
 
 /// The files in a tunnel's directory.
-const FILES: [&str; 6] = ["state", "state.new", "plan", "plan.new", "socket", "resolv.conf"];
+const FILES: [&str; 8] = ["state", "state.new", "plan", "plan.new", "socket", "resolv.conf", "hosts", "nsswitch.conf"];
 
 /// What marks the things of one tunnel: its name and a random number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,12 +177,24 @@ impl Directory {
         fs::rename(temporary, self.path.join(name))
     }
 
-    /// Writes what the programs inside see as `/etc/resolv.conf`: into the file that they see already, if there is one.
+    /// Writes what is seen inside of names: the files that a program's or a service's own `/etc` has.
+    pub fn write_names(&self, names: &NamesPlan) -> io::Result<()> {
+        self.write_resolv_conf(&names.resolv_conf)?;
+        self.write_seen("hosts", &names.hosts_file(&read_host_file(HOSTS.as_ref())?))?;
+        self.write_seen("nsswitch.conf", &names.nsswitch_file(&read_host_file(NSSWITCH_CONF.as_ref())?))
+    }
+
+    /// Writes what the programs inside see as `/etc/resolv.conf`.
+    pub fn write_resolv_conf(&self, text: &str) -> io::Result<()> {
+        self.write_seen(RESOLV_CONF, text)
+    }
+
+    /// Writes a file that is seen inside: into the one that is seen already, if there is one.
     ///
     /// A reader at the same instant sees the old text, the new one, or the new one with empty lines after it: it is written by one
     /// call, as long as the longer of the two, before the file is cut to its length.
-    pub fn write_resolv_conf(&self, text: &str) -> io::Result<()> {
-        let path = self.path.join(RESOLV_CONF);
+    fn write_seen(&self, name: &str, text: &str) -> io::Result<()> {
+        let path = self.path.join(name);
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path)?;
         file.set_permissions(Permissions::from_mode(0o644))?;
         let before = usize::try_from(file.metadata()?.len()).unwrap_or_default();
@@ -269,6 +288,21 @@ pub fn socket_of(name: &TunnelName) -> PathBuf {
 /// The file that the programs inside see as `/etc/resolv.conf`.
 pub fn resolv_conf_of(name: &TunnelName) -> PathBuf {
     path_of(name).join(RESOLV_CONF)
+}
+
+/// The text of a host's file, whose last line ends; empty if there is none.
+pub fn read_host_file(path: &Path) -> io::Result<String> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let mut text = String::from_utf8_lossy(&bytes).into_owned();
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            Ok(text)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// What is written down about the tunnel of a name, living or killed. Anybody may read it.

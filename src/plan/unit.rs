@@ -1,0 +1,240 @@
+//! How an existing systemd service is put into a standing tunnel: the drop-in for its unit, or why that cannot work. Another
+//! implementation writes the same text: both are held to the files in `tests/unit/`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::hidden_paths;
+use crate::config::DbusAccess;
+use crate::names::{ServiceName, TunnelName};
+
+/// What of `/run` every service sees, read-write as far as its user may write: the journal, the manager's notify socket, the users that
+/// systemd makes up, and locks.
+const SHOWN: [&str; 4] = ["/run/lock", "/run/systemd/journal", "/run/systemd/notify", "/run/systemd/userdb"];
+
+/// What of `/run` every service sees, but cannot change: where NixOS keeps the running system, and secrets' managers what they manage.
+const SHOWN_READ_ONLY: [&str; 6] =
+    ["/run/agenix", "/run/booted-system", "/run/current-system", "/run/keys", "/run/opengl-driver", "/run/secrets"];
+
+/// The folder of the system bus.
+const SYSTEM_BUS: &str = "/run/dbus";
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitRequest {
+    /// The service.
+    pub service: ServiceName,
+    /// The tunnel.
+    pub tunnel: TunnelName,
+    /// Whether it sees the system bus.
+    #[serde(default)]
+    pub dbus: DbusAccess,
+    /// What it sees of `/run` besides.
+    #[serde(default)]
+    pub show: Vec<PathBuf>,
+}
+
+/// What its unit says already. Nothing, of a unit that systemd knows nothing of yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceFacts {
+    /// `Type=`.
+    pub kind: String,
+    /// `RuntimeDirectory=`: folders below `/run` that are the service's own.
+    pub runtime_directories: Vec<String>,
+    /// `ReadWritePaths=` and `ReadOnlyPaths=`, as far as they must exist.
+    pub used_paths: Vec<PathBuf>,
+    /// `PIDFile=`.
+    pub pid_file: Option<PathBuf>,
+    /// `PrivateNetwork=`.
+    pub private_network: bool,
+    /// `NetworkNamespacePath=`.
+    pub network_namespace: Option<PathBuf>,
+    /// `JoinsNamespaceOf=`.
+    pub joins_namespace_of: Vec<String>,
+    /// The socket units that start it.
+    pub sockets: Vec<SocketFacts>,
+}
+
+/// What a socket unit says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SocketFacts {
+    /// The unit.
+    pub name: String,
+    /// Where it listens: `[::]:80`, `/run/socket`, `@abstract`, and so on.
+    pub listens: Vec<String>,
+    /// `NetworkNamespacePath=`.
+    pub network_namespace: Option<PathBuf>,
+}
+
+/// Why a service cannot be put into a tunnel in this way, and what can be done about it.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum UnitError {
+    /// The service that holds tunnels.
+    #[error("{0} holds a tunnel itself, and must stay outside")]
+    Keeper(ServiceName),
+    /// The names of units have fewer characters than those of tunnels.
+    #[error("the tunnel {0} cannot be a service, since the name of a unit has no '=' and no '+': rename its profile")]
+    TunnelName(TunnelName),
+    /// It is to have no network.
+    #[error("the unit has PrivateNetwork=yes, a network without any way out: set PrivateNetwork=no in the unit")]
+    PrivateNetwork,
+    /// It is in another namespace already.
+    #[error("the unit has NetworkNamespacePath={} already, and a service is in one network namespace: take that line away", .0.display())]
+    OtherNamespace(PathBuf),
+    /// It shares another service's network.
+    #[error(
+        "the unit has JoinsNamespaceOf={0}, and would share the network of that unit: take that line away, and put both into the tunnel"
+    )]
+    JoinsNamespaceOf(String),
+    /// What it is passed listens on the host.
+    #[error(
+        "{unit} listens at {address} outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel \
+         instead, and disable {unit}, or have it listen inside (NetworkNamespacePath=/run/netns/{tunnel} in its [Socket])"
+    )]
+    ListensOutside {
+        /// The socket unit.
+        unit: String,
+        /// Where.
+        address: String,
+        /// The tunnel.
+        tunnel: TunnelName,
+    },
+    /// It is known by a name on a bus that it would not see.
+    #[error(
+        "the unit has Type=dbus, and the system bus is hidden, where anybody can have the host look names up: --dbus system shows it"
+    )]
+    Bus,
+    /// Where nobody outside sees it.
+    #[error(
+        "the unit has PIDFile={}, which systemd would not see: /run is the service's own inside. Put it into a folder of RuntimeDirectory=, \
+         or show its folder with --show", .0.display()
+    )]
+    PidFile(PathBuf),
+    /// No path below `/run`, or one that a unit cannot say.
+    #[error("{} cannot be shown: give a path below /run, of letters, digits and / . _ - @", .0.display())]
+    Path(PathBuf),
+    /// It would show what must not be seen.
+    #[error("{} cannot be shown: {hidden} is there, by which the host looks names up, past the tunnel", .path.display())]
+    Resolver {
+        /// What was to be shown.
+        path: PathBuf,
+        /// What is hidden.
+        hidden: String,
+    },
+}
+
+/// The drop-in that puts a service into a tunnel.
+///
+/// # Errors
+/// All that speaks against it.
+pub fn drop_in(request: &UnitRequest, facts: &ServiceFacts) -> Result<String, Vec<UnitError>> {
+    let UnitRequest { service, tunnel, dbus, show } = request;
+    let mut shown: Vec<PathBuf> = facts.runtime_directories.iter().map(|name| Path::new("/run").join(name)).collect();
+    let below_run = |path: &&PathBuf| path.starts_with("/run") && path.as_path() != Path::new("/run");
+    let is_shown = |path: &PathBuf| SHOWN.iter().chain(&SHOWN_READ_ONLY).any(|shown| path.starts_with(shown));
+    shown.extend(facts.used_paths.iter().filter(below_run).filter(|path| !is_shown(path)).cloned());
+    shown.extend(show.iter().cloned());
+    shown.sort();
+    shown.dedup();
+    let errors = refusals(request, facts, &shown);
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+
+    let keeper = format!("vpn-exec@{tunnel}.service");
+    let names = format!("/run/vpn-exec/{tunnel}");
+    let bus = (*dbus == DbusAccess::System).then_some(SYSTEM_BUS);
+    let optional =
+        |paths: &mut dyn Iterator<Item = &str>| paths.map(|path| format!("-{path}")).collect::<Vec<_>>().join(" ");
+    let always = optional(&mut bus.into_iter().chain(SHOWN));
+    let read_only = optional(&mut SHOWN_READ_ONLY.into_iter());
+    let own: String = shown.iter().map(|path| format!("BindPaths={}\n", path.display())).collect();
+    Ok(format!(
+        "\
+# {service} in the tunnel {tunnel}. Written by vpn-exec.
+
+[Unit]
+BindsTo={keeper}
+After={keeper}
+
+[Service]
+# No network but the tunnel's, and no way to another.
+NetworkNamespacePath=/run/netns/{tunnel}
+RestrictNamespaces=~net
+
+# Names are the tunnel's.
+BindReadOnlyPaths={names}/resolv.conf:/etc/resolv.conf
+BindReadOnlyPaths={names}/hosts:/etc/hosts
+BindReadOnlyPaths={names}/nsswitch.conf:/etc/nsswitch.conf
+
+# Nobody of the host can be asked for them: of /run, only this is there. A mask over /run/nscd alone would go with that folder
+# whenever nscd is restarted.
+TemporaryFileSystem=/run:mode=0755,nosuid,nodev
+BindPaths={always}
+BindReadOnlyPaths={read_only}
+{own}InaccessiblePaths=-/var/lib/sss/pipes
+
+# The interfaces of the host are not shown.
+TemporaryFileSystem=/sys/class/net:ro /sys/devices/virtual/net:ro
+"
+    ))
+}
+
+fn refusals(request: &UnitRequest, facts: &ServiceFacts, shown: &[PathBuf]) -> Vec<UnitError> {
+    let UnitRequest { service, tunnel, dbus, .. } = request;
+    let inside = Path::new("/run/netns").join(tunnel.as_str());
+    let mut errors = Vec::new();
+    if service.as_str().starts_with("vpn-exec@") {
+        errors.push(UnitError::Keeper(service.clone()));
+    }
+    if tunnel.as_str().contains(['=', '+']) {
+        errors.push(UnitError::TunnelName(tunnel.clone()));
+    }
+    if facts.private_network {
+        errors.push(UnitError::PrivateNetwork);
+    }
+    if let Some(other) = facts.network_namespace.as_ref().filter(|path| **path != inside) {
+        errors.push(UnitError::OtherNamespace(other.clone()));
+    }
+    errors.extend(facts.joins_namespace_of.iter().cloned().map(UnitError::JoinsNamespaceOf));
+    for socket in facts.sockets.iter().filter(|socket| socket.network_namespace.as_ref() != Some(&inside)) {
+        // What is bound to a file, or to a name of its own, is reached by those on the machine.
+        let outside = socket.listens.iter().find(|address| !address.starts_with(['/', '@']));
+        errors.extend(outside.map(|address| UnitError::ListensOutside {
+            unit: socket.name.clone(),
+            address: address.clone(),
+            tunnel: tunnel.clone(),
+        }));
+    }
+    if facts.kind == "dbus" && *dbus != DbusAccess::System {
+        errors.push(UnitError::Bus);
+    }
+    if let Some(file) = facts.pid_file.as_ref().filter(|file| file.starts_with("/run") || file.starts_with("/var/run"))
+    {
+        let real = file.strip_prefix("/var").map_or(file.clone(), |rest| Path::new("/").join(rest));
+        if !shown.iter().any(|path| real.starts_with(path)) {
+            errors.push(UnitError::PidFile(file.clone()));
+        }
+    }
+    errors.extend(shown.iter().filter_map(|path| refusal_of_path(path, *dbus)));
+    errors
+}
+
+fn refusal_of_path(path: &Path, dbus: DbusAccess) -> Option<UnitError> {
+    let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@".contains(c));
+    let is_dotted = path.components().any(|part| matches!(part, std::path::Component::ParentDir));
+    if !path.starts_with("/run") || path == Path::new("/run") || is_dotted || !path.to_str().is_some_and(is_plain) {
+        return Some(UnitError::Path(path.to_owned()));
+    }
+    let meets = |hidden: &&PathBuf| match hidden.to_string_lossy().strip_suffix('*') {
+        Some(beginning) => path.to_string_lossy().starts_with(beginning) || Path::new(beginning).starts_with(path),
+        None => path.starts_with(hidden) || hidden.starts_with(path),
+    };
+    let hidden = hidden_paths(dbus).iter().find(meets).map(|hidden| hidden.display().to_string());
+    hidden.map(|hidden| UnitError::Resolver { path: path.to_owned(), hidden })
+}
