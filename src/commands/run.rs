@@ -73,7 +73,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     };
     let ended = held
         .admit(&options, last_capability)
-        .and_then(|()| program::start(&program, &signals).map_err(Failure::from))
+        .and_then(|()| program::start(&program, &mut signals).map_err(Failure::from))
         .and_then(|mut waiting| match await_tunnel(&mut held, &mut signals, wait, &mut waiting)? {
             Some(signal) => Ok(Ended::Signaled(signal as i32)),
             None => Ok(waiting.run(&name, &mut held.lease, signals)?),

@@ -2,18 +2,31 @@
 //! the environment.
 
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::fs::{AtFlags, CWD, Mode};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_passcred, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred,
+};
+use rustix::process::Pid;
 
 /// How long a manager may take to make room for a message. One that does not answer shall not hang its services.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The most bytes of a message: what systemd takes (its `NOTIFY_BUFFER_MAX`).
+const LONGEST: usize = 4096;
+
+/// The most descriptors that pass with a message: SCM_MAX_FD of unix(7).
+const MOST_DESCRIPTORS: usize = 253;
 
 /// The variable that names the socket.
 pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
@@ -51,6 +64,90 @@ impl ServiceManager {
     pub fn tell(&self, text: &str) -> io::Result<()> {
         rustix::net::sendto(&self.socket, text.as_bytes(), SendFlags::NOSIGNAL, &self.address)?;
         Ok(())
+    }
+}
+
+impl ServiceManager {
+    /// Tells it what another process has said, with the descriptors that it has passed. By `sender` the manager sees who that was, which
+    /// takes CAP_SYS_ADMIN; without, it was the calling process.
+    pub fn pass_on(&self, text: &[u8], descriptors: &[OwnedFd], sender: Option<i32>) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS), ScmCredentials(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+        let mut fits = borrowed.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&borrowed));
+        if let Some(pid) = sender.and_then(Pid::from_raw) {
+            let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+            fits &= ancillary.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));
+        }
+        if !fits {
+            return Err(io::Error::other("there is no room for so many descriptors"));
+        }
+        let parts = [IoSlice::new(text)];
+        rustix::net::sendmsg_addr(&self.socket, &self.address, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+}
+
+/// The socket of somebody who stands between services and their manager.
+#[derive(Debug)]
+pub struct NotifySocket(OwnedFd);
+
+/// What a service has said.
+#[derive(Debug)]
+pub struct Message {
+    /// Lines of `NAME=value`.
+    pub text: Vec<u8>,
+    /// Who has said it. Zero if it is in a PID namespace that cannot be seen from here.
+    pub sender: i32,
+    /// What came with it.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl NotifySocket {
+    /// Makes one that nobody can reach yet.
+    pub fn new() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        set_socket_passcred(&socket, true)?;
+        Ok(Self(socket))
+    }
+
+    /// Lets everybody who sees a path reach it there.
+    pub fn bind(&self, path: &Path) -> io::Result<()> {
+        rustix::net::bind(&self.0, &SocketAddrUnix::new(path)?)?;
+        Ok(rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(0o666), AtFlags::empty())?)
+    }
+
+    /// The next message, if there is one.
+    pub fn receive(&self) -> io::Result<Option<Message>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS), ScmCredentials(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut text = vec![0; LONGEST];
+        let received = loop {
+            let mut parts = [IoSliceMut::new(&mut text)];
+            match rustix::net::recvmsg(&self.0, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                other => break other?,
+            }
+        };
+        text.truncate(received.bytes);
+        let (mut sender, mut descriptors) = (0, Vec::new());
+        for message in ancillary.drain() {
+            match message {
+                RecvAncillaryMessage::ScmRights(passed) => descriptors.extend(passed),
+                RecvAncillaryMessage::ScmCredentials(who) => sender = who.pid.as_raw_nonzero().get(),
+                _ => {}
+            }
+        }
+        Ok(Some(Message { text, sender, descriptors }))
+    }
+}
+
+impl AsFd for NotifySocket {
+    /// Readable when there is a message.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Received {
     pub from_kernel: bool,
     /// Whether the calling process has sent it itself, as to a group that it belongs to.
     pub from_self: bool,
+    /// The process that has sent it, unless it was the kernel. Zero if that is in a PID namespace that cannot be seen from here.
+    pub sender: i32,
 }
 
 impl Signals {
@@ -79,7 +81,8 @@ impl Signals {
         let Some(info) = self.descriptor.read_signal()? else { return Ok(None) };
         let signal = Signal::try_from(info.ssi_signo as i32)?;
         let from_kernel = info.ssi_code == SI_KERNEL;
-        Ok(Some(Received { signal, from_kernel, from_self: !from_kernel && info.ssi_pid == std::process::id() }))
+        let from_self = !from_kernel && info.ssi_pid == std::process::id();
+        Ok(Some(Received { signal, from_kernel, from_self, sender: info.ssi_pid.cast_signed() }))
     }
 }
 

@@ -144,6 +144,17 @@ fn group_number(group: &str) -> Result<u32, IdentityError> {
     }
 }
 
+/// What of a program's surroundings its environment tells, besides who it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Surroundings {
+    /// The process that stands between the program and whoever started it.
+    pub(super) launcher: u32,
+    /// Whether descriptors are passed to it (sd_listen_fds(3)).
+    pub(super) listens: bool,
+    /// Where it tells its service manager what it has to (sd_notify(3)), if there is one.
+    pub(super) notify: Option<&'static str>,
+}
+
 impl Identity {
     /// Makes the calling process this user, for good: real, effective and saved.
     pub(super) fn assume(&self) -> io::Result<()> {
@@ -161,8 +172,17 @@ impl Identity {
         Ok(())
     }
 
-    /// The environment of this user's program, from the one that vpn-exec has.
-    pub(super) fn environment(&self, inherited: Vec<(OsString, OsString)>, listens: bool) -> Vec<(OsString, OsString)> {
+    /// The environment of this user's program, from the one that vpn-exec has. The calling process becomes that program.
+    pub(super) fn environment(
+        &self,
+        inherited: Vec<(OsString, OsString)>,
+        surroundings: Surroundings,
+    ) -> Vec<(OsString, OsString)> {
+        let launcher = surroundings.launcher.to_string();
+        let is_launcher = |name: &str| inherited.iter().any(|(other, value)| other == name && *value == *launcher);
+        // What says that it is for the launcher is for the program: it is as if the service manager had started that.
+        let meant: Vec<&str> =
+            ["WATCHDOG_PID", "SYSTEMD_EXEC_PID"].into_iter().filter(|name| is_launcher(name)).collect();
         let mut environment = inherited;
         let mut set = |name: &str, value: Option<OsString>| {
             environment.retain(|(other, _)| other != name);
@@ -182,9 +202,18 @@ impl Identity {
             let is_own = runtime.metadata().is_ok_and(|status| status.uid() == account.uid);
             set("XDG_RUNTIME_DIR", is_own.then(|| runtime.into()));
         }
-        if listens {
-            // The one who is meant is the program, which this process becomes (sd_listen_fds(3)).
-            set("LISTEN_PID", Some(std::process::id().to_string().into()));
+        let own = || Some(OsString::from(std::process::id().to_string()));
+        if surroundings.listens {
+            // The one who is meant is the program, which this process becomes (sd_listen_fds(3)). What newer managers say besides of the
+            // launcher's process is not true of it.
+            set("LISTEN_PID", own());
+            set("LISTEN_PIDFDID", None);
+        }
+        for name in meant {
+            set(name, own());
+        }
+        if let Some(socket) = surroundings.notify {
+            set("NOTIFY_SOCKET", Some(socket.into()));
         }
         environment
     }
@@ -193,6 +222,34 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOTHING: Surroundings = Surroundings { launcher: 42, listens: false, notify: None };
+
+    #[test]
+    fn what_is_meant_for_the_launcher_is_for_the_program() {
+        let pair = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        let inherited = vec![
+            pair("WATCHDOG_PID", "42"),
+            pair("SYSTEMD_EXEC_PID", "41"),
+            pair("LISTEN_PIDFDID", "7"),
+            pair("NOTIFY_SOCKET", "/run/systemd/notify"),
+        ];
+        let unchanged = Identity::Unchanged.environment(inherited.clone(), Surroundings { launcher: 1, ..NOTHING });
+        assert_eq!(unchanged, inherited);
+        let surroundings = Surroundings { listens: true, notify: Some("/inside"), ..NOTHING };
+        let mut environment = Identity::Unchanged.environment(inherited, surroundings);
+        environment.sort();
+        let own = std::process::id().to_string();
+        assert_eq!(
+            environment,
+            [
+                pair("LISTEN_PID", &own),
+                pair("NOTIFY_SOCKET", "/inside"),
+                pair("SYSTEMD_EXEC_PID", "41"),
+                pair("WATCHDOG_PID", &own)
+            ]
+        );
+    }
 
     fn variables<'a>(list: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
         move |name| list.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
@@ -233,7 +290,7 @@ mod tests {
         let account = Account { uid: 4_000_000, gid: 1, groups: vec![1], entry: Some(entry) };
         let inherited = [("HOME", "/root"), ("SUDO_USER", "ann"), ("LANG", "C"), ("XDG_RUNTIME_DIR", "/run/user/0")]
             .map(|(name, value)| (name.into(), value.into()));
-        let mut environment = Identity::Other(account).environment(inherited.into(), false);
+        let mut environment = Identity::Other(account).environment(inherited.into(), NOTHING);
         environment.sort();
         let expected =
             [("HOME", "/home/ann"), ("LANG", "C"), ("LOGNAME", "ann"), ("SHELL", "/bin/zsh"), ("USER", "ann")]

@@ -3,9 +3,11 @@
 
 mod enter;
 pub mod identity;
+mod notify;
 mod privileges;
 mod supervise;
 mod view;
+mod witness;
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
@@ -27,8 +29,10 @@ use crate::names::TunnelName;
 use crate::plan::NamesPlan;
 use crate::tunnel::fault;
 use crate::tunnel::lease::Lease;
-use identity::Identity;
+use identity::{Identity, Surroundings};
+use notify::Passage;
 pub use supervise::WATCHED;
+use witness::Witness;
 
 /// What runs, where and as whom.
 #[derive(Debug)]
@@ -149,11 +153,15 @@ pub struct Waiting<'a> {
     strangers: BTreeSet<i32>,
     /// Says which process keeps the program's view up to date, which ends once this is closed.
     view: OwnedFd,
+    /// The way to the service manager, if there is one.
+    passage: Option<Passage>,
+    /// Who tells signals for all of a service from those for vpn-exec alone, if it is one.
+    witness: Option<Witness>,
 }
 
 /// Starts the process that is to become the program, and prepares it as far as that takes no tunnel: while the keeper makes the
 /// tunnel, the other half of the work is done here.
-pub fn start<'a>(program: &'a Program, signals: &Signals) -> Result<Waiting<'a>, ProgramError> {
+pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<'a>, ProgramError> {
     let system = |what| move |error: io::Error| ProgramError::System { what, error };
     process::adopt_orphans().map_err(system("become the parent of orphans"))?;
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
@@ -161,17 +169,25 @@ pub fn start<'a>(program: &'a Program, signals: &Signals) -> Result<Waiting<'a>,
     let (wait, go) = pipe().map_err(system("make a pipe"))?;
     let (view, alive) = local_socket::pair().map_err(system("make a socket"))?;
     let parent = std::process::id();
+    let passage = Passage::open().unwrap_or_else(|error| {
+        tracing::warn!("the program cannot tell its service manager anything: {error}");
+        None
+    });
+    let witness = Witness::start(signals).map_err(system("make a process"))?;
     // Whoever became this process by exec may have started others before. These are not the program's.
     let strangers = process::children().map_err(system("look for other children"))?;
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
             drop((failure, go, view));
-            let failed = become_program(program, parent, &signals.inherited(), &wait, alive);
+            let failed = become_program(program, parent, &signals.inherited(), &wait, alive, passage.as_ref());
             let text = serde_json::to_vec(&failed).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
         }
-        Forked::Parent(pid) => Ok(Waiting { program, pid: Some(pid), go, entered: false, failure, strangers, view }),
+        Forked::Parent(pid) => {
+            let (pid, entered) = (Some(pid), false);
+            Ok(Waiting { program, pid, go, entered, failure, strangers, view, passage, witness })
+        }
     }
 }
 
@@ -219,7 +235,8 @@ impl Waiting<'_> {
         let mut strangers = std::mem::take(&mut self.strangers);
         let viewer = self.viewer();
         strangers.extend(viewer);
-        let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals);
+        let service = (self.passage.take(), self.witness.take());
+        let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals, service);
         if let Some(viewer) = viewer {
             // Nobody else waits for it, so the number is its own.
             let _ = process::kill(viewer, Signal::SIGKILL);
@@ -266,8 +283,15 @@ impl Failure {
 }
 
 /// Turns the calling process, a fresh child, into the program. Returns only on failure.
-fn become_program(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd, view: OwnedFd) -> Failure {
-    match prepare(program, parent, inherited, wait, view) {
+fn become_program(
+    program: &Program,
+    parent: u32,
+    inherited: &Inherited,
+    wait: &OwnedFd,
+    view: OwnedFd,
+    passage: Option<&Passage>,
+) -> Failure {
+    match prepare(program, parent, inherited, wait, view, passage) {
         Ok(prepared) => {
             let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
             let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
@@ -300,7 +324,14 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// An error, and what could not be done.
 type Step<T> = Result<T, (&'static str, io::Error)>;
 
-fn prepare(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd, view: OwnedFd) -> Step<Prepared> {
+fn prepare(
+    program: &Program,
+    parent: u32,
+    inherited: &Inherited,
+    wait: &OwnedFd,
+    view: OwnedFd,
+    passage: Option<&Passage>,
+) -> Step<Prepared> {
     let doing = |what| move |error: io::Error| (what, error);
     let mut isolated = enter::isolate(program)?;
     match view::keep_up_to_date(&mut isolated.mirror, parent, &view) {
@@ -313,6 +344,7 @@ fn prepare(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd
         Err(error) => tracing::debug!(%error, "nobody keeps the program's view up to date"),
     }
     drop(view);
+    passage.map_or(Ok(()), Passage::bind).map_err(doing("let the program tell its service manager"))?;
     tracing::debug!("a process waits for the namespace");
     await_byte(wait)?;
     enter::enter(program, isolated)?;
@@ -323,7 +355,9 @@ fn prepare(program: &Program, parent: u32, inherited: &Inherited, wait: &OwnedFd
     if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
         return Err(("end with vpn-exec", io::Error::other("it has ended already")));
     }
-    let environment = program.identity.environment(std::env::vars_os().collect(), program.listen_fds > 0);
+    let surroundings =
+        Surroundings { launcher: parent, listens: program.listen_fds > 0, notify: passage.map(|_| notify::SOCKET) };
+    let environment = program.identity.environment(std::env::vars_os().collect(), surroundings);
     if !fault::is_broken("descriptors") {
         process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
     }

@@ -11,6 +11,8 @@ use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
+use super::notify::Passage;
+use super::witness::Witness;
 use super::{Ended, Program, ProgramError, privileges};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
@@ -42,7 +44,13 @@ struct Supervision<'a> {
     tunnel: &'a TunnelName,
     lease: &'a mut Lease,
     ended: Option<Ended>,
+    /// How the program ended that has named another process the main one (sd_notify(3), MAINPID).
+    former: Option<Ended>,
     tunnel_ended: Option<String>,
+    /// The way from the program to its service manager, if there is one.
+    passage: Option<Passage>,
+    /// Who tells signals for all of a service from those for this process alone, if it is one.
+    witness: Option<Witness>,
 }
 
 /// Waits for the end of the program and of its orphans.
@@ -53,8 +61,20 @@ pub(super) fn supervise(
     tunnel: &TunnelName,
     lease: &mut Lease,
     mut signals: Signals,
+    (passage, witness): (Option<Passage>, Option<Witness>),
 ) -> Result<Ended, ProgramError> {
-    let mut supervision = Supervision { program, pid, strangers, tunnel, lease, ended: None, tunnel_ended: None };
+    let mut supervision = Supervision {
+        program,
+        pid,
+        strangers,
+        tunnel,
+        lease,
+        ended: None,
+        former: None,
+        tunnel_ended: None,
+        passage,
+        witness,
+    };
     supervision.watch(&mut signals).map_err(|error| ProgramError::System { what: "watch the program", error })?;
     if supervision.ended == Some(Ended::Signaled(Signal::SIGKILL as i32)) {
         supervision.ask_keeper().map_err(|error| ProgramError::System { what: "hear the keeper", error })?;
@@ -74,17 +94,30 @@ impl Supervision<'_> {
         // The program may have ended before anybody looked.
         while self.reap()? {
             let watching_tunnel = self.tunnel_ended.is_none();
-            let ready = if watching_tunnel {
-                wait_for(&[signals.as_fd(), self.lease.as_fd()], None)?
-            } else {
-                wait_for(&[signals.as_fd()], None)?
-            };
+            let mut watched = vec![signals.as_fd()];
+            watched.extend(watching_tunnel.then(|| self.lease.as_fd()));
+            watched.extend(self.passage.as_ref().map(AsFd::as_fd));
+            let ready = wait_for(&watched, None)?;
+            // Before its end is noticed: what was said last is said by one who has ended.
+            self.pass_on_notes()?;
             while let Some(received) = signals.receive()? {
                 self.pass_on(received)?;
             }
             if watching_tunnel && ready[1] {
                 self.hear_from_keeper()?;
             }
+        }
+        self.pass_on_notes()
+    }
+
+    /// Passes on what the program tells its service manager, and follows it when it has another process be the main one.
+    fn pass_on_notes(&mut self) -> io::Result<()> {
+        let Some(passage) = &self.passage else { return Ok(()) };
+        let Some(main) = passage.pass_on(self.pid.as_raw())? else { return Ok(()) };
+        if main != self.pid.as_raw() && self.ended.is_none() && is_descendant(main) && !self.strangers.contains(&main) {
+            tracing::debug!("the main process is {main} now");
+            self.former.get_or_insert(Ended::Exited(0));
+            self.pid = Pid::from_raw(main);
         }
         Ok(())
     }
@@ -98,6 +131,10 @@ impl Supervision<'_> {
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+        // A main process that was never our child has had its end seen by its own parent.
+        if self.ended.is_none() && self.former.is_some() && process::parent_of(self.pid.as_raw()).is_none() {
+            self.ended = self.former;
         }
         if self.ended.is_none() {
             return Ok(true);
@@ -143,6 +180,12 @@ impl Supervision<'_> {
             // its end the terminal tells the session's leader alone.
             let hung_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT) && is_session_leader();
             return if hung_up { self.hang_up(received.signal) } else { self.pass_to_distant_orphans(received.signal) };
+        }
+        if let Some(witness) = &mut self.witness
+            && witness.has_seen(received)?
+        {
+            // So have the program and what it has left behind.
+            return Ok(());
         }
         if self.ended.is_none() {
             return process::kill(self.pid.as_raw(), received.signal);
@@ -224,6 +267,12 @@ fn stop_with_program(signal: i32) -> io::Result<()> {
         signals::stop()?;
     }
     Ok(())
+}
+
+/// Whether a process comes from this one.
+fn is_descendant(pid: i32) -> bool {
+    let own = std::process::id().cast_signed();
+    std::iter::successors(Some(pid), |pid| process::parent_of(*pid).filter(|parent| *parent > 1)).any(|pid| pid == own)
 }
 
 fn is_session_leader() -> bool {
