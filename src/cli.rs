@@ -52,7 +52,7 @@ impl Cli {
         if let Some((name, _)) = matches.subcommand() {
             // Clap's own `args_conflicts_with_subcommands` would forbid `vpn-exec -v plan`, too.
             let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-            let misplaced = matches.ids().filter(given).find(|id| !matches!(id.as_str(), "verbose" | "quiet"));
+            let misplaced = matches.ids().filter(given).find(|id| !matches!(id.as_str(), "verbose" | "quiet" | "log"));
             let option = command.get_arguments().find(|argument| Some(argument.get_id()) == misplaced);
             if let Some(option) = option.map(ToString::to_string) {
                 let message = format!("the argument '{option}' belongs after '{name}', not before it");
@@ -366,6 +366,24 @@ pub struct Verbosity {
     /// Say only what went wrong
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
+
+    /// In which form it is said [default: auto, the journal's if standard error is the journal, else plain]
+    #[arg(long, global = true, value_name = "FORM", value_enum, default_value_t, hide_default_value = true)]
+    pub log: LogFormat,
+}
+
+/// In which form something is said on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// As fits where it goes
+    #[default]
+    Auto,
+    /// A line for each event, for people
+    Plain,
+    /// Lines with their levels, for systemd's journal
+    Journal,
+    /// A line of JSON for each event
+    Json,
 }
 
 #[cfg(test)]

@@ -2,8 +2,13 @@
 
 use std::fmt;
 use std::io::Write;
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use nix::time::{ClockId, clock_gettime};
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -11,8 +16,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::cli::Verbosity;
+use crate::cli::{LogFormat, Verbosity};
 use crate::commands::Failure;
+use crate::linux::service_manager;
 
 /// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
 /// each; with `-vvv` the libraries' own, too.
@@ -24,12 +30,18 @@ pub fn start(verbosity: Verbosity) {
         Verbosity { verbose: 2, .. } => Level::DEBUG,
         Verbosity { .. } => Level::TRACE,
     };
+    let form = match verbosity.log {
+        LogFormat::Plain => Form::Plain { timed: level >= Level::DEBUG },
+        LogFormat::Journal => Form::Journal,
+        LogFormat::Json => Form::Json,
+        LogFormat::Auto if service_manager::is_journal(std::io::stderr().as_fd()) => Form::Journal,
+        LogFormat::Auto => Form::Plain { timed: level >= Level::DEBUG },
+    };
+    let form = *FORM.get_or_init(|| form);
     // The libraries call an error what is an ordinary event for a tunnel, such as a peer that does not answer.
     let targets = tracing_subscriber::filter::Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let targets = if level == Level::TRACE { targets.with_default(level) } else { targets };
-    let output = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .event_format(Plain { timed: level >= Level::DEBUG });
+    let output = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(form);
     // Fails only if there is a subscriber already, which then serves.
     let _ = tracing_subscriber::registry().with(targets).with(output).try_init();
 }
@@ -37,35 +49,147 @@ pub fn start(verbosity: Verbosity) {
 /// Tells the user of a failure: a line of what and why, and one of what to do.
 pub fn report(failure: &Failure) {
     let message = failure.message.trim_end();
-    // A report of a file's problems says "error" by itself, with the file's name and line.
-    let prefix = if message.contains('\n') { "" } else { "vpn-exec: " };
-    let advice = failure.advice.as_ref().map(|advice| format!("vpn-exec: {advice}\n")).unwrap_or_default();
-    let _ = write!(std::io::stderr(), "{prefix}{message}\n{advice}");
+    let text = match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
+        Form::Plain { .. } => {
+            // A report of a file's problems says "error" by itself, with the file's name and line.
+            let prefix = if message.contains('\n') { "" } else { "vpn-exec: " };
+            let advice = failure.advice.as_ref().map(|advice| format!("vpn-exec: {advice}\n")).unwrap_or_default();
+            format!("{prefix}{message}\n{advice}")
+        }
+        Form::Journal => {
+            let advice = failure.advice.as_ref().map(|advice| in_journal(Level::ERROR, advice)).unwrap_or_default();
+            in_journal(Level::ERROR, message) + &advice
+        }
+        Form::Json => {
+            let advice = failure.advice.iter().map(|advice| ("advice".to_owned(), advice.as_str().into())).collect();
+            in_json(Level::ERROR, message, advice)
+        }
+    };
+    let _ = write!(std::io::stderr(), "{text}");
 }
 
-/// One line for each event: `vpn-exec: warning: what`.
-struct Plain {
-    /// Whether each line says when, in seconds as dmesg(1) does: `vpn-exec: [5.123456] what`.
-    timed: bool,
+/// The form in which all is said, once that is known.
+static FORM: OnceLock<Form> = OnceLock::new();
+
+/// How a message is written.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// One line for each event: `vpn-exec: warning: what`.
+    Plain {
+        /// Whether each line says when, in seconds as dmesg(1) does: `vpn-exec: [5.123456] what`.
+        timed: bool,
+    },
+    /// For the journal, which knows who says it and when, and is told how bad it is: `<4>what` (sd-daemon(3)).
+    Journal,
+    /// For programs: one object for each event.
+    Json,
 }
 
-impl<S, N> FormatEvent<S, N> for Plain
+impl<S, N> FormatEvent<S, N> for Form
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let word = match *event.metadata().level() {
-            Level::ERROR => "error: ",
-            Level::WARN => "warning: ",
-            _ => "",
-        };
-        writer.write_str("vpn-exec: ")?;
-        if let (true, Ok(now)) = (self.timed, clock_gettime(ClockId::CLOCK_MONOTONIC)) {
-            write!(writer, "[{}.{:06}] ", now.tv_sec(), now.tv_nsec() / 1000)?;
+        let level = *event.metadata().level();
+        match self {
+            Self::Plain { timed } => {
+                writer.write_str("vpn-exec: ")?;
+                if let (true, Ok(now)) = (*timed, clock_gettime(ClockId::CLOCK_MONOTONIC)) {
+                    write!(writer, "[{}.{:06}] ", now.tv_sec(), now.tv_nsec() / 1000)?;
+                }
+                writer.write_str(match level {
+                    Level::ERROR => "error: ",
+                    Level::WARN => "warning: ",
+                    _ => "",
+                })?;
+                context.field_format().format_fields(writer.by_ref(), event)?;
+                writeln!(writer)
+            }
+            Self::Journal => {
+                let mut text = String::new();
+                context.field_format().format_fields(Writer::new(&mut text), event)?;
+                writer.write_str(&in_journal(level, &text))
+            }
+            Self::Json => {
+                let mut fields = Fields::default();
+                event.record(&mut fields);
+                writer.write_str(&in_json(level, &fields.message, fields.others))
+            }
         }
-        writer.write_str(word)?;
-        context.field_format().format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+    }
+}
+
+/// A message for the journal: a level for each of its lines, since each is an entry there.
+fn in_journal(level: Level, text: &str) -> String {
+    // syslog(3)'s.
+    let number = match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    };
+    text.lines().filter(|line| !line.trim().is_empty()).map(|line| format!("<{number}>{line}\n")).collect()
+}
+
+/// A message as an object of JSON: `time` in seconds since 1970, `level`, `message`, and what else belongs to it.
+fn in_json(level: Level, message: &str, others: Map<String, Value>) -> String {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let level = match level {
+        Level::ERROR => "error",
+        Level::WARN => "warning",
+        Level::INFO => "info",
+        Level::DEBUG => "debug",
+        Level::TRACE => "trace",
+    };
+    let mut object = others;
+    object.insert("time".into(), time.into());
+    object.insert("level".into(), level.into());
+    object.insert("message".into(), message.into());
+    Value::Object(object).to_string() + "\n"
+}
+
+/// The parts of an event.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Map<String, Value>,
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.message = value.to_owned(),
+            name => drop(self.others.insert(name.to_owned(), value.into())),
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.others.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.others.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.others.insert(field.name().to_owned(), value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_in_the_journal_has_its_level() {
+        assert_eq!(in_journal(Level::WARN, "one\n\n  two\n"), "<4>one\n<4>  two\n");
+        assert_eq!(in_journal(Level::ERROR, "what"), "<3>what\n");
+        assert_eq!(in_journal(Level::INFO, "what"), "<6>what\n");
+        assert_eq!(in_journal(Level::DEBUG, "what"), "<7>what\n");
     }
 }

@@ -192,3 +192,47 @@ fn help_completions_and_manual_come_from_one_declaration() {
         }
     }
 }
+
+#[test]
+fn what_is_said_can_be_json() {
+    let files = Files::new();
+    let path = files.file("mullvad.conf", FILE);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("permissions");
+    let arguments = ["--log", "json", "check", "--dns", "127.0.0.1", "--search", "two words", "--config"];
+    let (_, said, status) = outcome(vpn_exec().args(arguments).arg(&path));
+    assert_eq!(status, 125);
+    let events: Vec<serde_json::Value> =
+        said.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
+    let levels: Vec<&str> = events.iter().filter_map(|event| event["level"].as_str()).collect();
+    assert_eq!(levels, ["warning", "error"], "{said}");
+    assert!(events[0]["message"].as_str().is_some_and(|text| text.contains("has mode 0644")), "{said}");
+    assert!(events[1]["message"].as_str().is_some_and(|text| text.contains("two words")), "{said}");
+    assert!(events.iter().all(|event| event["time"].as_f64().is_some_and(|time| time > 1e9)), "{said}");
+
+    let (_, said, _) = outcome(vpn_exec().args(["--log", "json", "check"]));
+    let event: serde_json::Value = serde_json::from_str(&said).expect("one object");
+    assert!(event["advice"].as_str().is_some_and(|advice| advice.contains("--config")), "{said}");
+}
+
+#[test]
+fn only_the_journal_gets_levels_before_its_lines() {
+    use std::os::unix::fs::MetadataExt;
+
+    let files = Files::new();
+    let path = files.file("stderr", "");
+    let said = |stream: &str, options: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        command.args(options).arg("check").env("JOURNAL_STREAM", stream);
+        command.stderr(fs::File::create(&path).expect("a file"));
+        assert!(!command.status().expect("it runs").success());
+        fs::read_to_string(&path).expect("what was said")
+    };
+    let found = fs::metadata(&path).expect("a file");
+    let own = format!("{}:{}", found.dev(), found.ino());
+    let text = said(&own, &[]);
+    assert!(text.lines().count() == 2 && text.lines().all(|line| line.starts_with("<3>")), "{text}");
+    for (stream, options) in [("1:1", &[][..]), ("", &[]), (&own, &["--log", "plain"])] {
+        let text = said(stream, options);
+        assert!(text.lines().count() == 2 && text.lines().all(|line| line.starts_with("vpn-exec: ")), "{text}");
+    }
+}

@@ -170,6 +170,16 @@ pub fn monotonic_usec() -> u128 {
     now.as_micros()
 }
 
+/// Whether a descriptor is the calling process's connection to the journal: the one that `JOURNAL_STREAM` names (systemd.exec(5)).
+pub fn is_journal(descriptor: BorrowedFd<'_>) -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    let numbers = named.as_ref().and_then(|stream| stream.split_once(':'));
+    let Some((device, inode)) = numbers.and_then(|(one, other)| Some((one.parse().ok()?, other.parse().ok()?))) else {
+        return false;
+    };
+    rustix::fs::fstat(descriptor).is_ok_and(|found| (found.st_dev, found.st_ino) == (device, inode))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
