@@ -1,8 +1,9 @@
-//! What a published port costs: `cargo bench --bench relay [-- ROUNDS]`.
+//! What a published port costs: `cargo bench --bench relay [-- ROUNDS] [CONGESTION-CONTROL]`.
 //!
 //! A client on the host sends to a program in a tunnel's namespace: directly, at the program's address on the veth; by a published port;
 //! and by systemd-socket-proxyd, where that is installed. All take turns within each round, for a second each; ratios are taken round by
-//! round. Then one byte goes there and back, many times. In a pretend Internet of this process alone; nothing is asserted.
+//! round. Then one byte goes there and back, many times. Congestion control is the machine's, or the one that is named (tcp(7)), such as reno:
+//! it decides much of what the direct way costs. In a pretend Internet of this process alone; nothing is asserted.
 
 mod measure;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
 use measure::{Spread, load, milliseconds, now};
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::sysctl;
 use vpn_exec::tunnel::state;
 
 const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
@@ -32,17 +34,26 @@ const PINGS: usize = 2000;
 
 fn main() -> ExitCode {
     let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
-    world::run("relay", || measure(rounds))
+    let is_option = |argument: &String| argument.starts_with('-') || argument.parse::<usize>().is_ok();
+    let control = std::env::args().skip(1).find(|argument| !is_option(argument));
+    world::run("relay", || measure(rounds, control.as_deref()))
 }
 
-fn measure(rounds: usize) -> Result<()> {
+/// The parameter that says which congestion control a namespace's sockets have.
+const CONTROL: &str = "net/ipv4/tcp_congestion_control";
+
+fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     let lab = Lab::start(Peer::Ours)?;
+    let set_control = || control.map_or(Ok(()), |control| sysctl::set(CONTROL, control));
+    set_control()?;
+    let control_there = sysctl::get(CONTROL)?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let up = ["up", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", "userspace"];
     let ports = ["--publish", "8001:81", "--publish", "8002:82"];
     let output = Command::new(VPN_EXEC).args(up).args(ports).stdin(Stdio::null()).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let Named::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
+    inside.run(set_control)?;
     serve(&inside, 81, swallow)?;
     serve(&inside, 82, answer)?;
     let living: serde_json::Value = serde_json::from_slice(
@@ -90,7 +101,7 @@ fn measure(rounds: usize) -> Result<()> {
             rate.median, rate.least, rate.most, trip.median
         );
     }
-    println!("({rounds} rounds, medians; load {})", load()?);
+    println!("({rounds} rounds, medians; congestion control {control_there}; load {})", load()?);
     for proxy in &mut proxies {
         proxy.kill()?;
         proxy.wait()?;

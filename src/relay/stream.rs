@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, MsgFlags, SockType, SockaddrStorage, sockopt};
@@ -14,18 +15,25 @@ use super::descriptors::{Allowance, Share};
 use super::{Bound, Poller, new_socket, proxy_protocol};
 use crate::config::ProxyProtocol;
 
-/// How much is moved at once, in bytes: what a pipe is to hold. If the kernel does not grant that (pipe(7): `pipe-user-pages-soft`), it
-/// holds less, and is full earlier.
-const PIPE: usize = 256 << 10;
+/// How much a large pipe holds, in bytes: the most that one without privileges is granted (pipe(7): `pipe-max-size`). The more is moved at
+/// once, the less it costs.
+const LARGE: usize = 1 << 20;
+
+/// How many pipes of a relay are large: a quarter of what a user's may hold together (pipe(7): `pipe-user-pages-soft`). Those of others
+/// would be tiny otherwise.
+const LARGE_PIPES: usize = 16;
+
+/// How much any other pipe holds, in bytes (pipe(7)). If the kernel does not grant that, it holds less, and is full earlier.
+const SMALL: usize = 64 << 10;
 
 /// How it is moved.
 const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 /// How often one connection moves before the others have their turn.
-const TURNS: usize = 8;
+const TURNS: usize = 2;
 
 /// How many pipes are kept for the next who needs one.
-const SPARE_PIPES: usize = 64;
+const SPARE_PIPES: usize = 16;
 
 /// How much is moved at once where there are no descriptors for a pipe, in bytes.
 const MEMORY: usize = 16 << 10;
@@ -34,12 +42,17 @@ const MEMORY: usize = 16 << 10;
 struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
+    /// How much it holds, in bytes.
+    size: usize,
+    /// Counts the large ones.
+    _large: Option<Arc<()>>,
     _share: Share,
 }
 
 /// Pipes for whoever needs one.
 struct Pipes {
     spare: Vec<Pipe>,
+    large: Arc<()>,
     descriptors: Allowance,
 }
 
@@ -100,7 +113,7 @@ enum Next {
 
 impl Streams {
     pub(super) fn new(descriptors: Allowance) -> Self {
-        let pipes = Pipes { spare: Vec::new(), descriptors };
+        let pipes = Pipes { spare: Vec::new(), large: Arc::default(), descriptors };
         Self { connections: HashMap::new(), by_token: HashMap::new(), pipes, more: Vec::new() }
     }
 
@@ -141,16 +154,20 @@ impl Streams {
                 reset(&client);
                 continue;
             };
+            let to = match local_address(&client) {
+                Ok(to) => to,
+                Err(error) => {
+                    tracing::debug!("a connection to port {port} has failed: {error}");
+                    reset(&client);
+                    continue;
+                }
+            };
+            if at.entrance.only.is_some() || from.ip() == to.ip() {
+                stay_on_machine(&client);
+            }
             let greeting = match at.entrance.proxy_protocol {
                 None => Vec::new(),
-                Some(ProxyProtocol::V2) => match local_address(&client) {
-                    Ok(to) => proxy_protocol::header(from, to),
-                    Err(error) => {
-                        tracing::debug!("a connection to port {port} has failed: {error}");
-                        reset(&client);
-                        continue;
-                    }
-                },
+                Some(ProxyProtocol::V2) => proxy_protocol::header(from, to),
             };
             let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port)).collect();
             if let Err(error) = self.begin(token, client, share, greeting, to, poller) {
@@ -249,6 +266,7 @@ fn connect(to: &mut Vec<SocketAddr>) -> io::Result<OwnedFd> {
     while let Some(address) = to.pop() {
         let begun = new_socket(address, SockType::Stream).and_then(|socket| {
             socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+            stay_on_machine(&socket);
             match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
                 Err(Errno::EINPROGRESS) | Ok(()) => Ok(socket),
                 Err(error) => Err(error),
@@ -260,6 +278,12 @@ fn connect(to: &mut Vec<SocketAddr>) -> io::Result<OwnedFd> {
         }
     }
     Err(last.into())
+}
+
+/// Takes the plainest congestion control for a connection that never leaves the machine: there is no congestion, and one that paces what
+/// is sent, as the widespread BBR does, costs more than all else that is done here. Every kernel has it, and lets everybody use it.
+fn stay_on_machine(socket: &OwnedFd) {
+    let _ = socket::setsockopt(socket, sockopt::TcpCongestion, &"reno".into());
 }
 
 /// Has a peer see that a connection was broken off, and not brought to its end.
@@ -337,8 +361,10 @@ impl Pipes {
         self.spare.pop().or_else(|| {
             let _share = self.descriptors.take(2)?;
             let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-            let _ = fcntl_setpipe_size(&write, PIPE);
-            Some(Pipe { read, write, _share })
+            let large = Some(&self.large).filter(|large| Arc::strong_count(large) <= LARGE_PIPES).cloned();
+            let large = large.filter(|_| fcntl_setpipe_size(&write, LARGE).is_ok());
+            let size = if large.is_some() { LARGE } else { SMALL };
+            Some(Pipe { read, write, size, _large: large, _share })
         })
     }
 
@@ -393,8 +419,8 @@ impl Direction {
             pipes.take().map_or_else(|| Store::Memory(vec![0; MEMORY].into_boxed_slice(), 0), Store::Pipe)
         });
         let filled = match store {
-            Store::Pipe(_) if self.buffered >= PIPE => return Ok(false),
-            Store::Pipe(pipe) => splice(source, None, &pipe.write, None, PIPE - self.buffered, SPLICE),
+            Store::Pipe(pipe) if self.buffered >= pipe.size => return Ok(false),
+            Store::Pipe(pipe) => splice(source, None, &pipe.write, None, pipe.size - self.buffered, SPLICE),
             // Not before all of it is gone.
             Store::Memory(..) if self.buffered > 0 => return Ok(false),
             Store::Memory(bytes, start) => {
