@@ -60,8 +60,8 @@ fn echo(lab: &Lab) -> Result<std::sync::mpsc::Receiver<std::net::IpAddr>> {
 /// A connection from inside the tunnel.
 fn connect() -> Result<TcpStream> {
     let Named::Namespace(inside) = look_up(&path_of(NAME))? else { anyhow::bail!("the name is a namespace's") };
-    let stream = inside.run(|| TcpStream::connect_timeout(&(WEB.ipv4, PORT).into(), PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let stream = inside.run(|| TcpStream::connect_timeout(&(WEB.ipv4, PORT).into(), lab::patience(PATIENCE)))?;
+    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     Ok(stream)
 }
 
@@ -82,7 +82,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     let first = status()?;
     assert_eq!(first.state, Condition::Up, "{first:?}");
     let mut stream = connect()?;
-    assert_eq!(callers.recv_timeout(PATIENCE)?, PROVIDER.ipv4);
+    assert_eq!(callers.recv_timeout(lab::patience(PATIENCE))?, PROVIDER.ipv4);
     ask(&mut stream, "before")?;
 
     kill(Pid::from_raw(keeper()?), Signal::SIGKILL)?;
@@ -204,7 +204,7 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
         let begin = Instant::now();
         while age()? >= 6 {
             ensure!(
-                begin.elapsed() < PATIENCE,
+                begin.elapsed() < lab::patience(PATIENCE),
                 "nobody has noticed: nothing was sent, so nothing else would begin one"
             );
             std::thread::sleep(Duration::from_millis(50));

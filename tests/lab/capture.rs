@@ -15,6 +15,7 @@ use vpn_exec::linux::namespace::NetworkNamespace;
 
 use crate::internet::packets_of;
 use crate::packet::{Flow, KEPT, Packet};
+use crate::patience;
 
 /// How long the capture may lag behind the interfaces' own counters.
 const LAG: Duration = Duration::from_secs(2);
@@ -146,7 +147,7 @@ impl Capture {
         let socket = self.host.run(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))?;
         // To itself, so that nobody is disturbed.
         socket.send_to(mark.as_bytes(), socket.local_addr()?)?;
-        let deadline = Instant::now() + LAG;
+        let deadline = Instant::now() + patience(LAG);
         loop {
             let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             let payloads = seen.packets[seen.forgotten..].iter().filter_map(|packet| packet.flow.as_ref());
@@ -171,7 +172,7 @@ impl Capture {
     /// Waits until as many packets are captured as the interface has counted by now.
     fn catch_up(&self, interface: u32) -> Result<()> {
         let counted = self.host.run(|| packets_of(interface).map_err(io::Error::other))?;
-        let deadline = Instant::now() + LAG;
+        let deadline = Instant::now() + patience(LAG);
         loop {
             let captured = {
                 let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -24,8 +24,11 @@ use crate::vectors::{AT_ONCE, By, LEFT_OPEN, Vector};
 /// The tunnel's name.
 pub(crate) const NAME: &str = "leaks";
 
-/// The options of a tunnel with the network of [`Lab::join_private_lan`].
-const WITH_LOCAL_NETWORKS: [&str; 6] = ["--name", NAME, "--local", "192.168.7.0/24", "--local", "fd07::/64"];
+/// The options of a tunnel with the network of [`Lab::join_private_lan`], as far as this kernel can have it.
+fn with_local_networks() -> Vec<&'static str> {
+    let ipv6: &[&str] = if lab::forwards_ipv6_by_interface() { &["--local", "fd07::/64"] } else { &[] };
+    [&["--name", NAME, "--local", "192.168.7.0/24"], ipv6].concat()
+}
 
 /// The variables by which the test-only switches are chosen: see [`fault`].
 pub(crate) const BREAK: &str = "VPN_EXEC_TEST_BREAK";
@@ -99,7 +102,7 @@ fn keeper() -> Result<i32> {
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let begin = Instant::now();
     while !condition()? {
-        ensure!(begin.elapsed() < PATIENCE, "in vain: {what}");
+        ensure!(begin.elapsed() < lab::patience(PATIENCE), "in vain: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
@@ -113,7 +116,7 @@ pub(crate) fn judged(agents: &mut [Agent], witnesses: &Witnesses<'_>, stage: &st
         }
     }
     // What waits for a neighbour's address may be sent a little later.
-    std::thread::sleep(SOON);
+    std::thread::sleep(lab::patience(SOON));
     witnesses.verdict(stage)
 }
 
@@ -148,7 +151,7 @@ fn life(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdic
     }
     agent.end()?;
     wait_until("the tunnel is taken down", || Ok(!path_of(NAME).exists()))?;
-    std::thread::sleep(SOON);
+    std::thread::sleep(lab::patience(SOON));
     verdicts.push(witnesses.verdict("launcher-killed")?);
     // Later on the keeper itself asks for a name, on the host.
     ensure!(!broken.is_empty() || witnesses.callers() == 0, "somebody has come to the host's sockets");
@@ -160,7 +163,7 @@ fn life(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdic
     agent.finish()?;
 
     // A neighbour is reached, and others are not, and nobody is asked for names.
-    let command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &WITH_LOCAL_NETWORKS);
+    let command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &with_local_networks());
     let mut agent = inside_by(command, &left_open, "local-networks", broken)?;
     allow_pings_inside()?;
     verdicts.push(judged(from_mut(&mut agent), witnesses, "local-networks")?);
@@ -240,7 +243,7 @@ fn set_up_and_tear_down(lab: &Lab, witnesses: &Witnesses<'_>, enters: bool) -> R
     lab.join_private_lan()?;
     let left_open = LeftOpen::new()?;
     let mut visitors = vec![outside(&left_open)?];
-    let mut command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &WITH_LOCAL_NETWORKS);
+    let mut command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &with_local_networks());
     let mut child = command.arg("true").env(FAIL, "stop").spawn()?;
     let launcher = child.id().cast_signed();
     let mut verdicts = Vec::new();
@@ -334,7 +337,7 @@ fn nothing_runs_before_the_tunnel_is_there() {
             let (status, complaints) = agent.end()?;
             ensure!(status.code() == Some(125), "{status}: {complaints}");
         }
-        std::thread::sleep(SOON);
+        std::thread::sleep(lab::patience(SOON));
         witnesses.verdict("before")?.is_silence()?;
         assert_eq!(witnesses.callers(), 0);
 

@@ -260,7 +260,7 @@ impl Rage {
     /// Begins a stage, and returns once everything was tried in it: what came of it. It goes on then.
     fn lap(&self, stage: &str) -> io::Result<String> {
         self.begin(stage);
-        let deadline = Instant::now() + LAP;
+        let deadline = Instant::now() + lab::patience(LAP);
         loop {
             let shared = self.lock();
             let missing: Vec<&str> = VECTORS
