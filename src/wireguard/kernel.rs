@@ -261,11 +261,11 @@ impl Device for KernelDevice {
     }
 
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
-        let mut update = control::DeviceUpdate::new().set_fwmark(fwmark);
+        // The port first, by itself: the kernel would have set the mark already when the port is refused.
         if listen_port != 0 {
-            update = update.set_listen_port(listen_port);
+            self.apply(control::DeviceUpdate::new().set_listen_port(listen_port))?;
         }
-        self.apply(update)
+        self.apply(control::DeviceUpdate::new().set_fwmark(fwmark))
     }
 
     fn take_interface_along(&self) -> io::Result<bool> {
