@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::agent::{Agent, launcher};
-use lab::{Lab, PRIVATE_LAN, PROVIDER, Peer, Reach, WEB};
+use lab::{Lab, PRIVATE_LAN, PROVIDER, Peer, Reach, TUNNEL_CLIENT, WEB};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
@@ -24,21 +24,21 @@ use crate::vectors::{AT_ONCE, By, LEFT_OPEN, Vector};
 /// The tunnel's name.
 pub(crate) const NAME: &str = "leaks";
 
-/// The options of a tunnel with the network of [`Lab::join_private_lan`].
-const WITH_LOCAL_NETWORKS: [&str; 6] = ["--name", NAME, "--local", "192.168.7.0/24", "--local", "fd07::/64"];
+/// The options of a tunnel that leads to the network of [`Lab::join_private_lan`].
+pub(crate) const LOCAL_NETWORKS: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
 
 /// The variables by which the test-only switches are chosen: see [`fault`].
 pub(crate) const BREAK: &str = "VPN_EXEC_TEST_BREAK";
 const FAIL: &str = "VPN_EXEC_TEST_FAIL";
 
 /// All that keeps a program in its tunnel, the routes apart.
-const ALL_BROKEN: &str = "namespace,names,privileges,descriptors";
+pub(crate) const ALL_BROKEN: &str = "namespace,names,privileges,descriptors";
 
 /// Tells hanging from working.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a packet may take to the host's interfaces.
-const SOON: Duration = Duration::from_millis(100);
+pub(crate) const SOON: Duration = Duration::from_millis(100);
 
 /// A socket of the host's, connected to a server, that whatever the test starts inherits.
 pub(crate) struct LeftOpen(OwnedFd);
@@ -64,7 +64,7 @@ pub(crate) fn inside(lab: &Lab, reach: Reach, left_open: &LeftOpen, stage: &str,
     inside_by(launcher(VPN_EXEC, &lab.wg_quick_file(reach)?, &["--name", NAME]), left_open, stage, broken)
 }
 
-fn inside_by(mut command: Command, left_open: &LeftOpen, stage: &str, broken: &str) -> Result<Agent> {
+pub(crate) fn inside_by(mut command: Command, left_open: &LeftOpen, stage: &str, broken: &str) -> Result<Agent> {
     command.env(AT_ONCE, stage).env(BREAK, broken);
     left_open.tell(&mut command);
     Agent::start(Some(command))?.begun()
@@ -82,16 +82,16 @@ pub(crate) fn allow_pings() -> std::io::Result<()> {
     sysctl::set("net/ipv4/ping_group_range", "0 0")
 }
 
-fn allow_pings_inside() -> Result<()> {
+pub(crate) fn allow_pings_inside() -> Result<()> {
     let Named::Namespace(namespace) = look_up(&path_of(NAME))? else { bail!("the tunnel has no namespace") };
     Ok(namespace.run(allow_pings)?)
 }
 
-fn send(pid: i32, signal: Signal) -> Result<()> {
+pub(crate) fn send(pid: i32, signal: Signal) -> Result<()> {
     kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot send {signal} to {pid}"))
 }
 
-fn keeper() -> Result<i32> {
+pub(crate) fn keeper() -> Result<i32> {
     let state = state::read(&NAME.parse()?)?.context("the tunnel has written its state")?;
     Ok(state.keeper.cast_signed())
 }
@@ -159,8 +159,16 @@ fn life(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdic
     verdicts.push(judged(from_mut(&mut agent), witnesses, "endpoint-unresolved")?);
     agent.finish()?;
 
+    let text = lab.wg_quick_text(Reach::Ipv4).replace(&format!(", {}/128", TUNNEL_CLIENT.ipv6), "");
+    let command = launcher(VPN_EXEC, &lab.file(&text)?, &["--name", NAME]);
+    let mut agent = inside_by(command, &left_open, "without-ipv6", broken)?;
+    allow_pings_inside()?;
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "without-ipv6")?);
+    agent.finish()?;
+
     // A neighbour is reached, and others are not, and nobody is asked for names.
-    let command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &WITH_LOCAL_NETWORKS);
+    let options = [&["--name", NAME][..], &LOCAL_NETWORKS].concat();
+    let command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &options);
     let mut agent = inside_by(command, &left_open, "local-networks", broken)?;
     allow_pings_inside()?;
     verdicts.push(judged(from_mut(&mut agent), witnesses, "local-networks")?);
@@ -240,7 +248,8 @@ fn set_up_and_tear_down(lab: &Lab, witnesses: &Witnesses<'_>, enters: bool) -> R
     lab.join_private_lan()?;
     let left_open = LeftOpen::new()?;
     let mut visitors = vec![outside(&left_open)?];
-    let mut command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &WITH_LOCAL_NETWORKS);
+    let options = [&["--name", NAME][..], &LOCAL_NETWORKS].concat();
+    let mut command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &options);
     let mut child = command.arg("true").env(FAIL, "stop").spawn()?;
     let launcher = child.id().cast_signed();
     let mut verdicts = Vec::new();
