@@ -186,6 +186,17 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
+    /// Of a stage that has just begun.
+    pub(crate) fn none_yet(stage: &str) -> Self {
+        Self { stage: stage.into(), leaks: Vec::new() }
+    }
+
+    /// This one and a later one of the same stage.
+    pub(crate) fn and(mut self, mut later: Self) -> Self {
+        self.leaks.append(&mut later.leaks);
+        self
+    }
+
     /// Demands that nothing has.
     pub(crate) fn is_silence(&self) -> Result<()> {
         let distinct: BTreeSet<&Leak> = self.leaks.iter().collect();

@@ -11,7 +11,8 @@ use nix::sys::signal::Signal;
 use crate::VPN_EXEC;
 use crate::judge::{Verdict, Witnesses};
 use crate::stages::{
-    ALL_BROKEN, LOCAL_NETWORKS, LeftOpen, NAME, SOON, allow_pings, allow_pings_inside, inside_by, judged, keeper, send,
+    ALL_BROKEN, LOCAL_NETWORKS, LeftOpen, NAME, SOON, allow_pings, allow_pings_inside, expected, inside_by, judged,
+    keeper, send,
 };
 
 /// Has vpn-exec do something about the tunnel.
@@ -28,6 +29,7 @@ fn succeeds(command: &mut Command) -> Result<()> {
 }
 
 fn standing(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdict>> {
+    let expected = expected(broken);
     lab.join_private_lan()?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     order("up", &file, &["--wait", "20"])?;
@@ -35,28 +37,28 @@ fn standing(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Ve
     joining.args(["--tunnel", NAME, "--"]);
     let mut agent = inside_by(joining, &LeftOpen::new()?, "joined", broken)?;
     allow_pings_inside()?;
-    let mut verdicts = vec![judged(from_mut(&mut agent), witnesses, "joined")?];
+    let mut verdicts = vec![judged(from_mut(&mut agent), witnesses, "joined", expected)?];
 
     order("up", &file, &["--replace"])?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "replaced")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "replaced", expected)?);
     send(keeper()?, Signal::SIGKILL)?;
     order("up", &file, &[])?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "adopted")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "adopted", expected)?);
 
     order("reload", &file, &LOCAL_NETWORKS)?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "opened")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "opened", expected)?);
     agent.succeed(&format!("get http://{}/", PRIVATE_LAN.ipv4))?;
     // This was meant to be seen, down to the last packet of the connection.
     std::thread::sleep(SOON);
     lab.capture.forget()?;
     order("reload", &file, &[])?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "closed")?);
+    verdicts.push(judged(from_mut(&mut agent), witnesses, "closed", expected)?);
 
-    agent.succeed("lap down")?;
+    let alive = judged(from_mut(&mut agent), witnesses, "down", expected)?;
     succeeds(Command::new(VPN_EXEC).args(["down", NAME, "--force"]))?;
     agent.end()?;
     std::thread::sleep(SOON);
-    verdicts.push(witnesses.verdict("down")?);
+    verdicts.push(alive.and(witnesses.verdict("down")?));
     Ok(verdicts)
 }
 
