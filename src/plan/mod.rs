@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use change::{Change, change};
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
-pub use firewall::{FirewallPlan, NAME_PORTS};
+pub use firewall::{FirewallPlan, NAME_PORTS, SwitchedOn};
 pub use hidden::hidden_paths;
 pub use hooks::HookPlan;
 pub use local::LocalPlan;

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::state;
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
-use crate::plan::{Ipv6Forwarding, LocalPlan};
+use crate::plan::{Ipv6Forwarding, LocalPlan, SwitchedOn};
+use crate::ruleset::Family;
 
 /// What is written down.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -22,7 +23,7 @@ struct Forwarding(Vec<Switched>);
 #[derive(Debug, Serialize, Deserialize)]
 struct Switched {
     interface: InterfaceName,
-    /// The interface's number: another of that name is none of ours.
+    /// The interface's number, by which it is known whatever its name: another of that name is none of ours.
     index: u32,
     /// Whether it forwards IPv4 because it was switched on here.
     ipv4: bool,
@@ -44,7 +45,7 @@ pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
 
 /// Writes down that a tunnel needs these networks' interfaces to forward, and no others any more. Returns those that do, or will, for
 /// tunnels' sake alone.
-pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<InterfaceName>> {
+pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<SwitchedOn>> {
     let (ipv4, ipv6) = families(local);
     change(|all| {
         all.forget(name, |interface| !local.interfaces.contains(interface))?;
@@ -68,8 +69,15 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<In
             }
         }
         let (router4, router6) = routers()?;
-        let closed = |one: &&Switched| (one.ipv4 && !router4) || (one.ipv6 && !router6);
-        Ok(all.0.iter().filter(closed).map(|one| one.interface.clone()).collect())
+        let for_tunnels = |one: &Switched| {
+            let families = [(one.ipv4 && !router4, Family::Ipv4), (one.ipv6 && !router6, Family::Ipv6)];
+            let interface = one.interface.clone();
+            families
+                .into_iter()
+                .filter(|(alone, _)| *alone)
+                .map(move |(_, family)| SwitchedOn { interface: interface.clone(), family })
+        };
+        Ok(all.0.iter().flat_map(for_tunnels).collect())
     })
 }
 
@@ -103,6 +111,10 @@ pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalPlan) -> io::Res
 
 /// Has what is written down changed.
 fn change<T>(how: impl FnOnce(&mut Forwarding) -> io::Result<T>) -> io::Result<T> {
+    let how = |all: &mut Forwarding| {
+        all.0.iter_mut().for_each(Switched::follow);
+        how(all)
+    };
     state::change_shared(state::FORWARDING, |all: &Forwarding| all.0.is_empty(), how)
 }
 
@@ -121,6 +133,15 @@ impl Forwarding {
 }
 
 impl Switched {
+    /// Takes note of another name that it was given: it still forwards.
+    fn follow(&mut self) {
+        let name = nix::net::if_::if_indextoname(self.index).ok().and_then(|name| name.to_str().ok()?.parse().ok());
+        if let Some(name) = name.filter(|name| *name != self.interface) {
+            tracing::info!("{} is called {name} now", self.interface);
+            self.interface = name;
+        }
+    }
+
     fn is_there(&self) -> bool {
         nix::net::if_::if_nametoindex(self.interface.as_str()) == Ok(self.index)
     }

@@ -100,12 +100,16 @@ fn flushed_rules_are_made_again() {
         let host = NetworkNamespace::current()?;
         let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "flushed"]].concat())?;
         agent.succeed(&neighbours_page())?;
-        for _ in 0..3 {
-            nft(&host, &["flush ruleset"])?;
-            wait_until(
-                "the rules are there again",
-                || Ok(nft(&host, &["list ruleset"])?.contains("vpn-exec-flushed")),
-            )?;
+        let rules = || nft(&host, &["list table inet vpn-exec-flushed"]).unwrap_or_default();
+        let before = rules();
+        for flush in [
+            "flush ruleset",
+            "delete table inet vpn-exec-flushed",
+            "flush table inet vpn-exec-flushed",
+            "flush chain inet vpn-exec-flushed forward",
+        ] {
+            nft(&host, &[flush])?;
+            wait_until(&format!("the rules are there again after `{flush}`"), || Ok(rules() == before))?;
             agent.succeed(&neighbours_page())?;
         }
         finish(agent)?;
@@ -120,7 +124,7 @@ fn a_host_that_becomes_a_router_stays_one() {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let closed = || {
-            Ok(nft(&host, &["list table inet vpn-exec-router"])?.contains("iifname \"lan0\" oifname != \"ve-*\" drop"))
+            Ok(nft(&host, &["list table inet vpn-exec-router"])?.contains("iifname \"lan0\" meta nfproto ipv4 drop"))
         };
         let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "router"]].concat())?;
         ensure!(closed()?);
@@ -152,6 +156,33 @@ fn forwarding_stays_for_those_who_need_it() {
         two.succeed(&neighbours_page())?;
         finish(two)?;
         assert_untouched(&before)
+    });
+}
+
+/// As udev does when a rule about its name was changed. The number stays.
+#[test]
+fn an_interface_that_is_renamed_forwards_for_the_tunnel_alone_and_no_longer() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let host = NetworkNamespace::current()?;
+        let rename = |from: &str, to: &str| -> Result<()> {
+            let output = Command::new("ip").args(["link", "set", from, "name", to]).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "renamed"]].concat())?;
+        rename("lan0", "lan9")?;
+        wait_until("nothing else is forwarded from it", || {
+            Ok(nft(&host, &["list table inet vpn-exec-renamed"])?.contains("iifname \"lan9\" meta nfproto ipv4 drop"))
+        })?;
+        ensure!(sysctl("net/ipv4/conf/lan9/forwarding")? == "1");
+        agent.succeed(&neighbours_page())?;
+        finish(agent)?;
+        // The addresses' labels have changed with the name, so the host as a whole is not what it was.
+        for parameter in ["net/ipv4/conf/lan9/forwarding", "net/ipv6/conf/lan9/force_forwarding"] {
+            ensure!(sysctl(parameter).unwrap_or_default() != "1", "{parameter} was not put back");
+        }
+        Ok(())
     });
 }
 
