@@ -93,6 +93,9 @@ fn what_is_hidden_stays_so_whatever_is_made_later() {
         fs::create_dir("/run/systemd/again")?;
         wait_until("the new one is seen", || Ok(shell.say("ls /run/systemd")? == "again\n"))?;
         ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
+        // Who listened in the old one still does.
+        let elsewhere = shell.say("find /run -name io.systemd.Resolve 2>/dev/null")?;
+        ensure!(elsewhere.is_empty(), "{elsewhere}");
         for (name, text) in [("resolv.conf", "nameserver 192.0.2.1\n"), ("hosts", "192.0.2.9 web.example\n")] {
             fs::write(format!("/etc/{name}.new"), text)?;
             fs::rename(format!("/etc/{name}.new"), format!("/etc/{name}"))?;
