@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -23,6 +24,7 @@ use thiserror::Error;
 
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::local_socket;
+use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::{self, Inherited, Signals};
 use crate::names::TunnelName;
@@ -233,14 +235,11 @@ impl Waiting<'_> {
         // What it starts from now on has its mount namespace.
         lease.started(pid.as_raw());
         let mut strangers = std::mem::take(&mut self.strangers);
-        let viewer = self.viewer();
-        strangers.extend(viewer);
+        strangers.extend(viewer(&self.view));
         let service = (self.passage.take(), self.witness.take());
+        // The process that keeps the view ends by itself, once nobody holds the other end of its socket or this process has ended. It may
+        // have been killed long ago: its number is nothing to kill by.
         let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals, service);
-        if let Some(viewer) = viewer {
-            // Nobody else waits for it, so the number is its own.
-            let _ = process::kill(viewer, Signal::SIGKILL);
-        }
         match serde_json::from_slice::<Failure>(&text) {
             Ok(failure) => Err(failure.into_error(&self.program.command[0])),
             Err(_) => supervised,
@@ -248,14 +247,16 @@ impl Waiting<'_> {
     }
 }
 
-impl Waiting<'_> {
-    /// The process that keeps the program's view up to date, if there is one. The program has said so before it was executed.
-    fn viewer(&self) -> Option<i32> {
-        let mut number = [0; size_of::<i32>()];
-        match local_socket::receive(&self.view, &mut number) {
-            Ok(Some(_)) => Some(i32::from_ne_bytes(number)),
-            _ => None,
-        }
+/// The process that keeps the program's view up to date, if there is one. The program has said so before it was executed; one that was
+/// killed before it could will not.
+fn viewer(view: &OwnedFd) -> Option<i32> {
+    if !matches!(wait_for(&[view.as_fd()], Some(Duration::ZERO)).as_deref(), Ok([true])) {
+        return None;
+    }
+    let mut number = [0; size_of::<i32>()];
+    match local_socket::receive(view, &mut number) {
+        Ok(Some(_)) => Some(i32::from_ne_bytes(number)),
+        _ => None,
     }
 }
 
@@ -386,4 +387,23 @@ fn prepare(
     tracing::debug!("the program is about to be executed");
     let search_path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()).into_vec();
     Ok(Prepared { arguments, environment, search_path })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_number_that_nobody_will_say() {
+        let (view, alive) = local_socket::pair().expect("a socket");
+        assert_eq!(
+            viewer(&view),
+            None,
+            "it was killed before it could say anything, and who keeps the view holds the other end"
+        );
+        local_socket::send(&alive, &7_i32.to_ne_bytes(), None).expect("room");
+        assert_eq!(viewer(&view), Some(7));
+        drop(alive);
+        assert_eq!(viewer(&view), None);
+    }
 }
