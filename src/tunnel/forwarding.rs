@@ -9,6 +9,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::state;
+use crate::linux::namespace::{NamespaceId, NetworkNamespace};
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
 use crate::plan::{Ipv6Forwarding, LocalPlan, SwitchedOn};
@@ -23,6 +24,8 @@ struct Forwarding(Vec<Switched>);
 #[derive(Debug, Serialize, Deserialize)]
 struct Switched {
     interface: InterfaceName,
+    /// The network namespace that it is in: keepers of several may share a `/run` (ip-netns(8)).
+    namespace: NamespaceId,
     /// The interface's number, by which it is known whatever its name: another of that name is none of ours.
     index: u32,
     /// Whether it forwards IPv4 because it was switched on here.
@@ -47,18 +50,18 @@ pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
 /// tunnels' sake alone.
 pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<SwitchedOn>> {
     let (ipv4, ipv6) = families(local);
+    let here = here()?;
     change(|all| {
         all.forget(name, |interface| !local.interfaces.contains(interface))?;
         for interface in &local.interfaces {
             // One that has gone forwards nothing.
             let Ok(index) = nix::net::if_::if_nametoindex(interface.as_str()) else { continue };
-            let position = all.0.iter().position(|one| one.interface == *interface && one.index == index);
+            let position = all.0.iter().position(|one| one.interface == *interface && one.is_there());
             let entry = match position {
                 Some(position) => &mut all.0[position],
                 None => {
-                    let new =
-                        Switched { interface: interface.clone(), index, ipv4: false, ipv6: false, tunnels: Vec::new() };
-                    all.0.push(new);
+                    let (interface, tunnels) = (interface.clone(), Vec::new());
+                    all.0.push(Switched { interface, namespace: here, index, ipv4: false, ipv6: false, tunnels });
                     all.0.last_mut().ok_or(io::ErrorKind::NotFound)?
                 }
             };
@@ -77,7 +80,7 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<Sw
                 .filter(|(alone, _)| *alone)
                 .map(move |(_, family)| SwitchedOn { interface: interface.clone(), family })
         };
-        Ok(all.0.iter().flat_map(for_tunnels).collect())
+        Ok(all.0.iter().filter(|one| one.is_there()).flat_map(for_tunnels).collect())
     })
 }
 
@@ -135,6 +138,9 @@ impl Forwarding {
 impl Switched {
     /// Takes note of another name that it was given: it still forwards.
     fn follow(&mut self) {
+        if !self.is_here() {
+            return;
+        }
         let name = nix::net::if_::if_indextoname(self.index).ok().and_then(|name| name.to_str().ok()?.parse().ok());
         if let Some(name) = name.filter(|name| *name != self.interface) {
             tracing::info!("{} is called {name} now", self.interface);
@@ -142,8 +148,13 @@ impl Switched {
         }
     }
 
+    /// Whether it would be in the calling thread's namespace.
+    fn is_here(&self) -> bool {
+        here().is_ok_and(|here| here == self.namespace)
+    }
+
     fn is_there(&self) -> bool {
-        nix::net::if_::if_nametoindex(self.interface.as_str()) == Ok(self.index)
+        self.is_here() && nix::net::if_::if_nametoindex(self.interface.as_str()) == Ok(self.index)
     }
 
     /// Sets what was switched on here. Where the whole host has become a router since, it stays one.
@@ -168,6 +179,10 @@ impl Switched {
 fn routers() -> io::Result<(bool, bool)> {
     let is_on = |parameter| Ok::<_, io::Error>(value(parameter)?.is_some_and(|value| value != "0"));
     Ok((is_on("net/ipv4/ip_forward")?, is_on("net/ipv6/conf/all/forwarding")?))
+}
+
+fn here() -> io::Result<NamespaceId> {
+    NetworkNamespace::current()?.id()
 }
 
 fn families(local: &LocalPlan) -> (bool, bool) {

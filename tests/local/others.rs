@@ -9,6 +9,7 @@ use lab::{Lab, PRIVATE_LAN, Peer, Skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::sysctl as parameters;
 
 use super::{NETWORKS, WORKS, assert_untouched, file, finish, inside, keeper_of, nft, sysctl, untouched, url, works};
@@ -182,6 +183,38 @@ fn an_interface_that_is_renamed_forwards_for_the_tunnel_alone_and_no_longer() {
         for parameter in ["net/ipv4/conf/lan9/forwarding", "net/ipv6/conf/lan9/force_forwarding"] {
             ensure!(sysctl(parameter).unwrap_or_default() != "1", "{parameter} was not put back");
         }
+        Ok(())
+    });
+}
+
+/// Two namespaces share a `/run`, as after `ip netns exec`, and have interfaces of the same numbers.
+#[test]
+fn interfaces_of_another_namespace_are_none_of_ours() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let (other, ()) = NetworkNamespace::create(|| Ok(()))?;
+        let ip = |arguments: &str| -> Result<()> {
+            let output = other.run(|| Command::new("ip").args(arguments.split(' ')).output())?;
+            ensure!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        let number = Netlink::open()?.link_index(&"lan0".parse()?)?;
+        ip(&format!("link add lan0 index {number} type veth peer name near index {}", number + 100))?;
+        ip("link set lan0 up")?;
+        ip("link set near up")?;
+        ip("address add 10.98.0.1/24 dev near")?;
+        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "here"]].concat())?;
+        let there = ["--name", "there", "--backend", "userspace", "--local", "10.98.0.0/24"];
+        let up = [&["up", file(lab)?], &there[..]].concat();
+        let output = other.run(|| Command::new(super::VPN_EXEC).args(&up).output())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let is_on = |interface: &str| other.run(|| parameters::get(&format!("net/ipv4/conf/{interface}/forwarding")));
+        ensure!(is_on("near")? == "1" && is_on("lan0")? == "0", "one that nobody there has asked for");
+        let output = other.run(|| Command::new(super::VPN_EXEC).args(["down", "there"]).output())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(is_on("near")? == "0" && sysctl("net/ipv4/conf/lan0/forwarding")? == "1");
+        agent.succeed(&neighbours_page())?;
+        finish(agent)?;
         Ok(())
     });
 }
