@@ -73,6 +73,8 @@ pub enum Match {
     To(Interface),
     /// It leaves by any other interface.
     NotTo(Interface),
+    /// It is of a family.
+    Of(Family),
     /// Its source is in a network.
     Source(IpNet),
     /// Its destination is in a network.
@@ -85,6 +87,16 @@ pub enum Match {
     Icmpv6(u8),
     /// It answers, or is an error about, what was let through before.
     Answers,
+}
+
+/// Which protocol a packet is of, below all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
 }
 
 /// Interfaces.
@@ -187,6 +199,8 @@ impl Display for Match {
             Self::Destination(net) => write!(f, "{} daddr {}", family(net), Net(net)),
             Self::TcpPort(ports) => write!(f, "tcp dport {}", Ports(ports)),
             Self::UdpPort(ports) => write!(f, "udp dport {}", Ports(ports)),
+            Self::Of(Family::Ipv4) => f.write_str("meta nfproto ipv4"),
+            Self::Of(Family::Ipv6) => f.write_str("meta nfproto ipv6"),
             Self::Icmpv6(kind) => write!(f, "icmpv6 type {kind}"),
             Self::Answers => f.write_str("ct state established,related"),
         }

@@ -8,10 +8,11 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Peer, Reach};
+use lab::{Lab, Peer, Reach, Skip};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vpn_exec::config::ports::parse_publish;
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::sysctl;
 use vpn_exec::relay::{self, Allowance, Entrance, Limits, Relay};
 use vpn_exec::tunnel::{state, status};
 
@@ -156,10 +157,87 @@ fn when_descriptors_run_out_all_others_go_on_and_who_waits_is_served_later() {
     });
 }
 
+/// Who has vanished without a word holds nobody's descriptors for ever: the program cannot find out, as its own probes
+/// (SO_KEEPALIVE of socket(7)) reach the relay only.
+#[test]
+fn who_has_vanished_is_noticed() {
+    lab::world::test(|| {
+        for (parameter, value) in [("time", "1"), ("intvl", "1"), ("probes", "2")] {
+            sysctl::set(&format!("net/ipv4/tcp_keepalive_{parameter}"), value)?;
+        }
+        let _relay = relay("8080:80", Limits::new(Allowance::of(10)))?;
+        let listener = TcpListener::bind((HOST, 80))?;
+        let client = connect()?;
+        let (mut program, _) = listener.accept()?;
+        let vanish = format!(
+            "add table ip gone; add chain ip gone out {{ type filter hook output priority 0; }}; add rule ip gone out tcp sport {} drop",
+            client.local_addr()?.port()
+        );
+        match Command::new("nft").arg(vanish).output() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let reason = "there is no nft (Debian's package nftables)".into();
+                return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
+            }
+            output => ensure!(output?.status.success()),
+        }
+        program.set_read_timeout(Some(PATIENCE))?;
+        let end = program.read(&mut [0]).map_err(|error| error.kind());
+        ensure!(matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)), "{end:?}");
+        Ok(())
+    });
+}
+
+/// A socket that connects to a port which nobody listens at may have been given that very port for itself: then it is connected to
+/// itself (RFC 9293 section 3.5, simultaneous open), hears what it says, and keeps the port from the program.
+#[test]
+fn where_nobody_listens_nobody_is_met() {
+    lab::world::test(|| {
+        sysctl::set("net/ipv4/ip_local_port_range", "4000\t4001")?;
+        let _relay = relay("8080:4000,8080:4000/udp", Limits::new(Allowance::of(10)))?;
+        let from = |port| SocketAddr::from((HOST, port));
+        for port in 5000..5010 {
+            let client = socket2(from(port), from(8080))?;
+            let heard = ask_stream(client);
+            ensure!(heard.is_none(), "it heard itself: {heard:?}");
+            let client = socket(port)?;
+            client.connect((HOST, 8080))?;
+            client.set_read_timeout(Some(SILENCE / 10))?;
+            client.send(b"hello")?;
+            let heard = client.recv(&mut [0; 16]);
+            ensure!(heard.is_err(), "it heard itself");
+        }
+        TcpListener::bind((HOST, 4000))?;
+        socket(4000)?;
+        Ok(())
+    });
+}
+
+/// A connection from one address to another.
+fn socket2(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &from)?;
+    rustix::net::connect(&socket, &to)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(SILENCE))?;
+    Ok(stream)
+}
+
+/// What is answered to somebody who says something.
+fn ask_stream(mut stream: TcpStream) -> Option<Vec<u8>> {
+    let mut heard = [0; 16];
+    stream.write_all(b"hello").ok()?;
+    match stream.read(&mut heard) {
+        Ok(length @ 1..) => Some(heard[..length].to_vec()),
+        _ => None,
+    }
+}
+
 /// Relays what comes to a port of the calling thread's namespace to another one there.
-fn relay_udp(ports: &str, limits: Limits) -> Result<Relay> {
-    let ports = parse_publish(ports).map_err(anyhow::Error::msg)?;
-    let entrances: Vec<Entrance> = ports.iter().map(Entrance::from).collect();
+fn relay(ports: &str, limits: Limits) -> Result<Relay> {
+    let mut entrances: Vec<Entrance> = Vec::new();
+    for text in ports.split(',') {
+        entrances.extend(parse_publish(text).map_err(anyhow::Error::msg)?.iter().map(Entrance::from));
+    }
     Ok(Relay::start(relay::bind(&entrances)?, vec![HOST.into()], None, limits, || Ok(()))?)
 }
 
@@ -183,7 +261,7 @@ fn a_flow_lasts_while_it_is_used_and_no_longer() {
     lab::world::test(|| {
         const IDLE: Duration = Duration::from_millis(500);
         let limits = Limits { idle: IDLE, ..Limits::new(Allowance::of(10)) };
-        let _relay = relay_udp("5300:53/udp", limits)?;
+        let _relay = relay("5300:53/udp", limits)?;
         let (server, client, other) = (socket(53)?, socket(0)?, socket(0)?);
         client.connect((HOST, 5300))?;
         other.connect((HOST, 5300))?;
@@ -205,7 +283,7 @@ fn a_flow_lasts_while_it_is_used_and_no_longer() {
 #[test]
 fn where_there_are_no_descriptors_for_more_flows_the_one_that_was_idle_for_longest_makes_room() {
     lab::world::test(|| {
-        let _relay = relay_udp("5300:53/udp", Limits::new(Allowance::of(2)))?;
+        let _relay = relay("5300:53/udp", Limits::new(Allowance::of(2)))?;
         let server = socket(53)?;
         let clients = (0..3).map(|_| socket(0)).collect::<Result<Vec<_>>>()?;
         for client in &clients {

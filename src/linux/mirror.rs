@@ -40,9 +40,9 @@ impl Hidden {
     /// Whether a path is one of them.
     pub fn has(&self, path: &Path) -> bool {
         self.0.iter().any(|hidden| {
-            let wildcard = hidden.file_name().and_then(|name| name.to_str()?.strip_suffix('*'));
-            match (wildcard, path.file_name().and_then(|name| name.to_str())) {
-                (Some(begin), Some(name)) => hidden.parent() == path.parent() && name.starts_with(begin),
+            let wildcard = hidden.file_name().and_then(|name| name.as_bytes().strip_suffix(b"*"));
+            match (wildcard, path.file_name()) {
+                (Some(begin), Some(name)) => hidden.parent() == path.parent() && name.as_bytes().starts_with(begin),
                 _ => hidden == path,
             }
         })
@@ -65,7 +65,13 @@ pub struct Mirror {
     /// Tells of changes, and in which directory.
     inotify: Option<OwnedFd>,
     watches: HashMap<i32, PathBuf>,
+    /// What is hidden, or has something below it that is. It is not to be seen by another name either: who listens in a directory that
+    /// is renamed still does.
+    withheld: HashSet<Identity>,
 }
+
+/// Which file something is: device, number, and when it was made, since numbers are used again.
+type Identity = (u32, u32, u64, i64, u32);
 
 /// A directory that is copied entry by entry.
 #[derive(Debug)]
@@ -85,8 +91,8 @@ struct Directory {
 struct Entry {
     /// What it is.
     kind: FileType,
-    /// Which it is: device, number, and when it was made, since numbers are used again.
-    identity: (u32, u32, u64, i64, u32),
+    /// Which it is.
+    identity: Identity,
 }
 
 impl Entry {
@@ -107,7 +113,8 @@ impl Mirror {
         // The machine's limit (fs.inotify.max_user_instances) may be reached. Then the copies stay as they are.
         let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "nothing can be watched")).ok();
         let staging = staging.to_owned();
-        Self { hidden, staging, directories: BTreeMap::new(), inotify, watches: HashMap::new() }
+        let (directories, watches, withheld) = Default::default();
+        Self { hidden, staging, directories, inotify, watches, withheld }
     }
 
     /// Covers a directory with a copy in memory that has all of its entries but those that are hidden, here or further below.
@@ -193,7 +200,7 @@ impl Mirror {
         for entry in Dir::read_from(&directory.source)? {
             let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
             let whole = path.join(&name);
-            if name == "." || name == ".." || self.hidden.has(&whole) {
+            if name == "." || name == ".." {
                 continue;
             }
             let entry = match Entry::of(&directory.source, &name) {
@@ -204,6 +211,9 @@ impl Mirror {
                 }
                 Ok(entry) => entry,
             };
+            if self.is_withheld(&whole, &entry) {
+                continue;
+            }
             present.insert(name.clone());
             let before = directory.entries.get(&name);
             if before == Some(&entry) {
@@ -236,6 +246,19 @@ impl Mirror {
             self.remove(directory, &path.join(name));
         }
         Ok(())
+    }
+
+    /// Whether an entry is hidden, here or by the name that it had before.
+    fn is_withheld(&mut self, path: &Path, entry: &Entry) -> bool {
+        let is_hidden = self.hidden.has(path);
+        if !matches!(entry.kind, FileType::Directory | FileType::Socket) {
+            return is_hidden;
+        }
+        if is_hidden || self.hidden.is_below(path) {
+            self.withheld.insert(entry.identity);
+            return is_hidden;
+        }
+        self.withheld.contains(&entry.identity)
     }
 
     /// Shows an entry that was not there.
@@ -350,6 +373,8 @@ mod tests {
         ] {
             assert_eq!(hidden.has(Path::new(path)), has, "{path}");
         }
+        // Names need not be text.
+        assert!(hidden.has(Path::new(OsStr::from_bytes(b"/run/dnsmasq\xff"))));
         assert!(hidden.is_below(Path::new("/run")) && hidden.is_below(Path::new("/run/systemd")));
         assert!(!hidden.is_below(Path::new("/run/nscd")) && !hidden.is_below(Path::new("/run/sys")));
     }

@@ -1,4 +1,4 @@
-//! A route netlink socket (rtnetlink(7)): requests with their acknowledgements, in batches, and dumps; and the [`Channel`] beneath,
+//! A route netlink socket (rtnetlink(7)): requests with their acknowledgements, in batches, and dumps; and the `Channel` beneath,
 //! which other netlink protocols have in common with it.
 //!
 //! Synchronous on purpose: a set-up is a short list of requests in a fixed order, and a whole list goes to the kernel in

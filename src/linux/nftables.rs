@@ -16,7 +16,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessa
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::netlink::Channel;
-use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Verdict};
+use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Verdict};
 
 /// The priorities among the chains of a hook (`enum nf_ip_hook_priorities`).
 const PRIORITY_FILTER: u32 = 0;
@@ -135,6 +135,21 @@ impl Nftables {
         }))
     }
 
+    /// How many rules there are in a table.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none of that name.
+    pub fn count_rules(&mut self, table: &str) -> io::Result<usize> {
+        let of_table = RuleMessage { attributes: vec![RuleAttribute::Table(table.to_owned())] };
+        let answers = self.channel.ask(inet(NfTablesMessage::GetRule(of_table)), NLM_F_REQUEST | NLM_F_DUMP)?;
+        // Older kernels tell of all tables.
+        let is_one = |answer: &NetfilterMessage| match &answer.inner {
+            NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) => table_of(rule) == Some(table),
+            _ => false,
+        };
+        Ok(answers.iter().filter(|answer| is_one(answer)).count())
+    }
+
     /// The chains that drop by default what is forwarded.
     ///
     /// # Errors
@@ -158,11 +173,8 @@ impl Nftables {
         for answer in answers {
             let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = answer.inner else { continue };
             let Some(family) = name_of_family(answer.header.family) else { continue };
-            let table = rule.attributes.iter().find_map(|attribute| match attribute {
-                RuleAttribute::Table(table) => Some(table),
-                _ => None,
-            });
-            for chain in found.iter_mut().filter(|chain| chain.family == family && Some(&chain.table) == table) {
+            let table = table_of(&rule);
+            for chain in found.iter_mut().filter(|chain| chain.family == family && Some(&*chain.table) == table) {
                 chain.interfaces.extend(interfaces_in(&rule));
             }
         }
@@ -214,6 +226,14 @@ fn name_of_family(family: NetfilterProtoFamily) -> Option<&'static str> {
         NetfilterProtoFamily::IPv6 => Some("ip6"),
         _ => None,
     }
+}
+
+/// The table that a rule is in.
+fn table_of(rule: &RuleMessage) -> Option<&str> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(&**table),
+        _ => None,
+    })
 }
 
 /// The interfaces with whose names a rule compares something, as far as it compares with single ones.
@@ -337,6 +357,8 @@ fn matching(matched: &Match) -> Vec<Expressions> {
         Match::Destination(net) => address(net, 16, 24),
         Match::TcpPort(ports) => port(TCP, ports),
         Match::UdpPort(ports) => port(UDP, ports),
+        Match::Of(Family::Ipv4) => vec![meta(MetaKey::Nfproto), compare(Operator::Equal, [NFPROTO_IPV4])],
+        Match::Of(Family::Ipv6) => vec![meta(MetaKey::Nfproto), compare(Operator::Equal, [NFPROTO_IPV6])],
         Match::Icmpv6(kind) => vec![
             meta(MetaKey::Nfproto),
             compare(Operator::Equal, [NFPROTO_IPV6]),

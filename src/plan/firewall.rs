@@ -15,7 +15,7 @@ use super::local::{self, LocalPlan};
 use super::{Plan, VethPlan, WireguardPlan, interfaces};
 use crate::config::{OpenPorts, Protocol};
 use crate::names::{InterfaceName, TunnelName};
-use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Verdict};
+use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Verdict};
 
 /// The ports at which names are asked for: DNS (RFC 1035), DNS over TLS and QUIC (RFC 7858, RFC 9250), mDNS (RFC 6762) and LLMNR
 /// (RFC 4795).
@@ -37,6 +37,16 @@ pub struct FirewallPlan {
     pub inside: Table,
     /// Those of the host, where there are local networks.
     pub host: Option<Table>,
+}
+
+/// An interface of the host's that forwards the packets of a family for tunnels' sake alone. The other family's may be everybody's: a host
+/// that is a router of IPv4 need not be one of IPv6.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwitchedOn {
+    /// Which.
+    pub interface: InterfaceName,
+    /// What it forwards.
+    pub family: Family,
 }
 
 /// What the rules are made from.
@@ -61,12 +71,15 @@ impl FirewallPlan {
         Self { inside: basis.inside(), host: has_networks.then(|| basis.host()) }
     }
 
-    /// The host's table, where these interfaces of the host forward for tunnels' sake alone: nothing else is forwarded from them.
-    pub fn host_with(&self, switched_on: &[InterfaceName]) -> Option<Table> {
+    /// The host's table, where these interfaces of the host forward for tunnels' sake alone: nothing is forwarded from them but what
+    /// answers a tunnel. To which one, the others' tables say.
+    pub fn host_with(&self, switched_on: &[SwitchedOn]) -> Option<Table> {
         let mut table = self.host.clone()?;
-        let closed = switched_on.iter().map(|name| {
-            let elsewhere = Match::NotTo(Interface::Prefix(interfaces::HOST_PREFIX.into()));
-            Rule::drop([Match::From(Interface::Named(name.clone())), elsewhere])
+        let closed = switched_on.iter().flat_map(|SwitchedOn { interface, family }| {
+            let from = || [Match::From(Interface::Named(interface.clone())), Match::Of(*family)];
+            let tunnels = Match::To(Interface::Prefix(interfaces::HOST_PREFIX.into()));
+            let answers = from().into_iter().chain([tunnels, Match::Answers]).collect::<Vec<_>>();
+            [Rule::accept(answers), Rule::drop(from())]
         });
         if let Some(chain) = table.chains.iter_mut().find(|chain| chain.hook == Hook::Forward) {
             chain.rules.extend(closed);

@@ -5,7 +5,7 @@
 //! `addresses` (of the veth), `local` (what is reached by it beyond the host), `firewall`, `names` (what the program can look up),
 //! `privileges` and `hooks`. What they cannot accept, and
 //! what the user may not expect, is collected, so that everything is reported at once. `render` prints a plan for people.
-//! [`unit`] decides apart from all this how a systemd service is put into a tunnel.
+//! [`mod@unit`] decides apart from all this how a systemd service is put into a tunnel.
 
 mod addresses;
 mod change;
@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use change::{Change, change};
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
-pub use firewall::{FirewallPlan, NAME_PORTS};
+pub use firewall::{FirewallPlan, NAME_PORTS, SwitchedOn};
 pub use hidden::hidden_paths;
 pub use hooks::HookPlan;
 pub use local::LocalPlan;

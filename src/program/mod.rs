@@ -1,6 +1,7 @@
 //! The program: joins the namespace, gets its own view of some files, gives up what it does not need, runs, and hands back its
 //! exit status.
 
+mod child;
 mod enter;
 pub mod identity;
 mod notify;
@@ -10,11 +11,11 @@ mod view;
 mod witness;
 
 use std::collections::BTreeSet;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -23,13 +24,14 @@ use thiserror::Error;
 
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::local_socket;
+use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
-use crate::linux::signals::{self, Inherited, Signals};
+use crate::linux::signals::Signals;
 use crate::names::TunnelName;
 use crate::plan::NamesPlan;
-use crate::tunnel::fault;
 use crate::tunnel::lease::Lease;
-use identity::{Identity, Surroundings};
+use child::Child;
+use identity::Identity;
 use notify::Passage;
 pub use supervise::WATCHED;
 use witness::Witness;
@@ -159,6 +161,9 @@ pub struct Waiting<'a> {
     witness: Option<Witness>,
 }
 
+/// An error, and what could not be done.
+type Step<T> = Result<T, (&'static str, io::Error)>;
+
 /// Starts the process that is to become the program, and prepares it as far as that takes no tunnel: while the keeper makes the
 /// tunnel, the other half of the work is done here.
 pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<'a>, ProgramError> {
@@ -179,7 +184,9 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
             drop((failure, go, view));
-            let failed = become_program(program, parent, &signals.inherited(), &wait, alive, passage.as_ref());
+            let inherited = signals.inherited();
+            let failed =
+                Child { program, parent, inherited, wait: &wait, passage: passage.as_ref() }.become_program(alive);
             let text = serde_json::to_vec(&failed).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
@@ -233,14 +240,11 @@ impl Waiting<'_> {
         // What it starts from now on has its mount namespace.
         lease.started(pid.as_raw());
         let mut strangers = std::mem::take(&mut self.strangers);
-        let viewer = self.viewer();
-        strangers.extend(viewer);
+        strangers.extend(viewer(&self.view));
         let service = (self.passage.take(), self.witness.take());
+        // The process that keeps the view ends by itself, once nobody holds the other end of its socket or this process has ended. It may
+        // have been killed long ago: its number is nothing to kill by.
         let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals, service);
-        if let Some(viewer) = viewer {
-            // Nobody else waits for it, so the number is its own.
-            let _ = process::kill(viewer, Signal::SIGKILL);
-        }
         match serde_json::from_slice::<Failure>(&text) {
             Ok(failure) => Err(failure.into_error(&self.program.command[0])),
             Err(_) => supervised,
@@ -248,14 +252,16 @@ impl Waiting<'_> {
     }
 }
 
-impl Waiting<'_> {
-    /// The process that keeps the program's view up to date, if there is one. The program has said so before it was executed.
-    fn viewer(&self) -> Option<i32> {
-        let mut number = [0; size_of::<i32>()];
-        match local_socket::receive(&self.view, &mut number) {
-            Ok(Some(_)) => Some(i32::from_ne_bytes(number)),
-            _ => None,
-        }
+/// The process that keeps the program's view up to date, if there is one. The program has said so before it was executed; one that was
+/// killed before it could will not.
+fn viewer(view: &OwnedFd) -> Option<i32> {
+    if !matches!(wait_for(&[view.as_fd()], Some(Duration::ZERO)).as_deref(), Ok([true])) {
+        return None;
+    }
+    let mut number = [0; size_of::<i32>()];
+    match local_socket::receive(view, &mut number) {
+        Ok(Some(_)) => Some(i32::from_ne_bytes(number)),
+        _ => None,
     }
 }
 
@@ -282,108 +288,21 @@ impl Failure {
     }
 }
 
-/// Turns the calling process, a fresh child, into the program. Returns only on failure.
-fn become_program(
-    program: &Program,
-    parent: u32,
-    inherited: &Inherited,
-    wait: &OwnedFd,
-    view: OwnedFd,
-    passage: Option<&Passage>,
-) -> Failure {
-    match prepare(program, parent, inherited, wait, view, passage) {
-        Ok(prepared) => {
-            let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
-            let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
-            let error = process::execute(arguments[0], &arguments, &environment, &prepared.search_path);
-            Failure::Execute { errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
-        }
-        Err((what, error)) => Failure::Setup { what: what.into(), reason: error.to_string() },
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Waits for the parent's word. None comes from one that has ended, or that has no use for the program any more.
-fn await_byte(wait: &OwnedFd) -> Step<()> {
-    let what = "wait for the tunnel";
-    match rustix::io::retry_on_intr(|| rustix::io::read(wait, &mut [0_u8])) {
-        Ok(1) => Ok(()),
-        Ok(_) => Err((what, io::Error::from(io::ErrorKind::UnexpectedEof))),
-        Err(error) => Err((what, error.into())),
+    #[test]
+    fn nobody_waits_for_a_number_that_nobody_will_say() {
+        let (view, alive) = local_socket::pair().expect("a socket");
+        assert_eq!(
+            viewer(&view),
+            None,
+            "it was killed before it could say anything, and who keeps the view holds the other end"
+        );
+        local_socket::send(&alive, &7_i32.to_ne_bytes(), None).expect("room");
+        assert_eq!(viewer(&view), Some(7));
+        drop(alive);
+        assert_eq!(viewer(&view), None);
     }
-}
-
-struct Prepared {
-    arguments: Vec<CString>,
-    environment: Vec<CString>,
-    search_path: Vec<u8>,
-}
-
-/// Where programs are looked for if PATH does not say: confstr(3)'s `_CS_PATH`.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
-
-/// An error, and what could not be done.
-type Step<T> = Result<T, (&'static str, io::Error)>;
-
-fn prepare(
-    program: &Program,
-    parent: u32,
-    inherited: &Inherited,
-    wait: &OwnedFd,
-    view: OwnedFd,
-    passage: Option<&Passage>,
-) -> Step<Prepared> {
-    let doing = |what| move |error: io::Error| (what, error);
-    let mut isolated = enter::isolate(program)?;
-    match view::keep_up_to_date(&mut isolated.mirror, parent, &view) {
-        Ok(Some(viewer)) => {
-            let said = local_socket::send(&view, &viewer.to_ne_bytes(), None);
-            said.map_err(doing("say which process keeps the view"))?;
-        }
-        Ok(None) => {}
-        // What the host adds is not seen then, and that is all.
-        Err(error) => tracing::debug!(%error, "nobody keeps the program's view up to date"),
-    }
-    drop(view);
-    passage.map_or(Ok(()), Passage::bind).map_err(doing("let the program tell its service manager"))?;
-    tracing::debug!("a process waits for the namespace");
-    await_byte(wait)?;
-    enter::enter(program, isolated)?;
-    tracing::debug!("the program is inside");
-    privileges::assume(program)?;
-    // After the change of identity, which undoes it. A parent that has ended before cannot be noticed in any other way.
-    process::set_death_signal(Signal::SIGKILL).map_err(doing("end with vpn-exec"))?;
-    if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
-        return Err(("end with vpn-exec", io::Error::other("it has ended already")));
-    }
-    let surroundings =
-        Surroundings { launcher: parent, listens: program.listen_fds > 0, notify: passage.map(|_| notify::SOCKET) };
-    let environment = program.identity.environment(std::env::vars_os().collect(), surroundings);
-    if !fault::is_broken("descriptors") {
-        process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
-    }
-    process::keep_at_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
-    process::set_umask(program.umask);
-    tracing::debug!("the process waits for the tunnel");
-    await_byte(wait)?;
-    signals::restore_sigpipe().map_err(doing("restore signals"))?;
-    inherited.restore().map_err(doing("restore signals"))?;
-    let zero = |_| ("prepare the program's arguments", io::Error::from(io::ErrorKind::InvalidInput));
-    let arguments = program
-        .command
-        .iter()
-        .map(|text| CString::new(text.clone().into_vec()))
-        .collect::<Result<_, _>>()
-        .map_err(zero)?;
-    let environment = environment
-        .into_iter()
-        .map(|(mut name, value)| {
-            name.push("=");
-            name.push(value);
-            CString::new(name.into_vec())
-        })
-        .collect::<Result<_, _>>()
-        .map_err(zero)?;
-    tracing::debug!("the program is about to be executed");
-    let search_path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()).into_vec();
-    Ok(Prepared { arguments, environment, search_path })
 }

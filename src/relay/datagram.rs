@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 
 use super::descriptors::Share;
-use super::{Bound, Limits, Poller, new_socket};
+use super::{Bound, Limits, Poller, is_own_peer, new_socket};
 
 /// How long a flow may be idle. RFC 4787, REQ-5, asks for two minutes at least.
 pub(super) const IDLE: Duration = Duration::from_secs(180);
@@ -212,7 +212,7 @@ fn connect(left: &mut Vec<SocketAddr>, poller: &mut Poller) -> std::io::Result<(
     while let Some(address) = left.pop() {
         let connected = new_socket(address, SockType::Datagram).and_then(|inside| {
             socket::connect(inside.as_raw_fd(), &SockaddrStorage::from(address))?;
-            Ok(inside)
+            if is_own_peer(&inside) { Err(Errno::ECONNREFUSED) } else { Ok(inside) }
         });
         match connected {
             Ok(inside) => {

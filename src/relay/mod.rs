@@ -218,6 +218,13 @@ fn open_at(address: IpAddr, entrance: &Entrance) -> nix::Result<OwnedFd> {
     Ok(opened)
 }
 
+/// Whether a socket is connected to itself. One that nobody listens for may have been given the very port that it was to be connected to: TCP
+/// lets it meet itself then (RFC 9293 section 3.5), and UDP anyway.
+fn is_own_peer(socket: &OwnedFd) -> bool {
+    let (own, peer) = (rustix::net::getsockname(socket), rustix::net::getpeername(socket));
+    matches!((own, peer), (Ok(own), Ok(Some(peer))) if own == peer)
+}
+
 fn new_socket(address: SocketAddr, kind: SockType) -> nix::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
@@ -594,8 +601,46 @@ impl Work {
             if !std::mem::replace(&mut self.starving, true) {
                 tracing::warn!("nobody more can come by port {} of the host for now: {error}", bound.entrance.port);
             }
-            self.hungry.push(token);
-            self.again_at = Some(Instant::now() + BREATH);
+            // Once, and no later, however many more come meanwhile.
+            if !self.hungry.contains(&token) {
+                self.hungry.push(token);
+            }
+            self.again_at.get_or_insert_with(|| Instant::now() + BREATH);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn a_port_whose_clients_wait_is_tried_again_once_however_many_come() {
+        let entrance = Entrance {
+            address: Some(Ipv4Addr::LOCALHOST.into()),
+            only: None,
+            port: 0,
+            protocol: Protocol::Tcp,
+            to: 1,
+            proxy_protocol: None,
+        };
+        let bound = bind(&[entrance]).expect("a port");
+        let name: SocketAddr =
+            rustix::net::getsockname(&bound[0].socket).expect("a name").try_into().expect("an address");
+        let (_orders, queue) = mpsc::channel();
+        let bell = eventfd(0, EventfdFlags::CLOEXEC).expect("a bell");
+        let mut work = Work::new(bound, Vec::new(), Limits::new(Allowance::of(0)), bell, queue).expect("a relay");
+        let token = *work.ports.keys().next().expect("a port");
+        let mut clients = Vec::new();
+        let mut tried_at = None;
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(name).expect("a place in the queue"));
+            work.answer(token);
+            assert_eq!(work.hungry, [token]);
+            // Nor later, so that who comes does not keep those who wait from their turn.
+            assert_eq!(*tried_at.get_or_insert(work.again_at), work.again_at);
         }
     }
 }

@@ -12,7 +12,7 @@ use rustix::net::{SendFlags, Shutdown, SocketFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 use super::descriptors::{Allowance, Share};
-use super::{Bound, Poller, new_socket, proxy_protocol};
+use super::{Bound, Poller, is_own_peer, new_socket, proxy_protocol};
 use crate::config::ProxyProtocol;
 
 /// How much a large pipe holds, in bytes: the most that one without privileges is granted (pipe(7): `pipe-max-size`). The more is moved at
@@ -186,6 +186,8 @@ impl Streams {
         poller: &mut Poller,
     ) -> io::Result<()> {
         let _ = socket::setsockopt(&client, sockopt::TcpNoDelay, &true);
+        // The program cannot find out that its client has vanished: what it probes is this end.
+        let _ = socket::setsockopt(&client, sockopt::KeepAlive, &true);
         let server = match connect(&mut to) {
             Ok(server) => server,
             Err(error) => {
@@ -299,6 +301,8 @@ impl Connection {
                 Ok(false) => return Next::Wait,
                 Ok(true) => self.trying = None,
                 Err(_) => {
+                    // What has met itself keeps its port no longer than that.
+                    reset(&self.sockets[1]);
                     let other = connect(left).and_then(|other| Ok((poller.add(other.as_fd())?, other)));
                     let Ok((token, other)) = other else { return Next::Break };
                     (self.sockets[1], self.tokens[1]) = (other, token);
@@ -350,6 +354,7 @@ fn is_connected(socket: &OwnedFd) -> io::Result<bool> {
         return Err(io::Error::from_raw_os_error(error));
     }
     match rustix::net::getpeername(socket) {
+        Ok(_) if is_own_peer(socket) => Err(io::ErrorKind::ConnectionRefused.into()),
         Ok(_) => Ok(true),
         Err(rustix::io::Errno::NOTCONN) => Ok(false),
         Err(error) => Err(error.into()),

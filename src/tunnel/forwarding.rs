@@ -9,9 +9,11 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::state;
+use crate::linux::namespace::{NamespaceId, NetworkNamespace};
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
-use crate::plan::{Ipv6Forwarding, LocalPlan};
+use crate::plan::{Ipv6Forwarding, LocalPlan, SwitchedOn};
+use crate::ruleset::Family;
 
 /// What is written down.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -22,7 +24,9 @@ struct Forwarding(Vec<Switched>);
 #[derive(Debug, Serialize, Deserialize)]
 struct Switched {
     interface: InterfaceName,
-    /// The interface's number: another of that name is none of ours.
+    /// The network namespace that it is in: keepers of several may share a `/run` (ip-netns(8)).
+    namespace: NamespaceId,
+    /// The interface's number, by which it is known whatever its name: another of that name is none of ours.
     index: u32,
     /// Whether it forwards IPv4 because it was switched on here.
     ipv4: bool,
@@ -44,20 +48,20 @@ pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
 
 /// Writes down that a tunnel needs these networks' interfaces to forward, and no others any more. Returns those that do, or will, for
 /// tunnels' sake alone.
-pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<InterfaceName>> {
+pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<SwitchedOn>> {
     let (ipv4, ipv6) = families(local);
+    let here = here()?;
     change(|all| {
         all.forget(name, |interface| !local.interfaces.contains(interface))?;
         for interface in &local.interfaces {
             // One that has gone forwards nothing.
             let Ok(index) = nix::net::if_::if_nametoindex(interface.as_str()) else { continue };
-            let position = all.0.iter().position(|one| one.interface == *interface && one.index == index);
+            let position = all.0.iter().position(|one| one.interface == *interface && one.is_there());
             let entry = match position {
                 Some(position) => &mut all.0[position],
                 None => {
-                    let new =
-                        Switched { interface: interface.clone(), index, ipv4: false, ipv6: false, tunnels: Vec::new() };
-                    all.0.push(new);
+                    let (interface, tunnels) = (interface.clone(), Vec::new());
+                    all.0.push(Switched { interface, namespace: here, index, ipv4: false, ipv6: false, tunnels });
                     all.0.last_mut().ok_or(io::ErrorKind::NotFound)?
                 }
             };
@@ -68,8 +72,15 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<In
             }
         }
         let (router4, router6) = routers()?;
-        let closed = |one: &&Switched| (one.ipv4 && !router4) || (one.ipv6 && !router6);
-        Ok(all.0.iter().filter(closed).map(|one| one.interface.clone()).collect())
+        let for_tunnels = |one: &Switched| {
+            let families = [(one.ipv4 && !router4, Family::Ipv4), (one.ipv6 && !router6, Family::Ipv6)];
+            let interface = one.interface.clone();
+            families
+                .into_iter()
+                .filter(|(alone, _)| *alone)
+                .map(move |(_, family)| SwitchedOn { interface: interface.clone(), family })
+        };
+        Ok(all.0.iter().filter(|one| one.is_there()).flat_map(for_tunnels).collect())
     })
 }
 
@@ -103,6 +114,10 @@ pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalPlan) -> io::Res
 
 /// Has what is written down changed.
 fn change<T>(how: impl FnOnce(&mut Forwarding) -> io::Result<T>) -> io::Result<T> {
+    let how = |all: &mut Forwarding| {
+        all.0.iter_mut().for_each(Switched::follow);
+        how(all)
+    };
     state::change_shared(state::FORWARDING, |all: &Forwarding| all.0.is_empty(), how)
 }
 
@@ -121,8 +136,25 @@ impl Forwarding {
 }
 
 impl Switched {
+    /// Takes note of another name that it was given: it still forwards.
+    fn follow(&mut self) {
+        if !self.is_here() {
+            return;
+        }
+        let name = nix::net::if_::if_indextoname(self.index).ok().and_then(|name| name.to_str().ok()?.parse().ok());
+        if let Some(name) = name.filter(|name| *name != self.interface) {
+            tracing::info!("{} is called {name} now", self.interface);
+            self.interface = name;
+        }
+    }
+
+    /// Whether it would be in the calling thread's namespace.
+    fn is_here(&self) -> bool {
+        here().is_ok_and(|here| here == self.namespace)
+    }
+
     fn is_there(&self) -> bool {
-        nix::net::if_::if_nametoindex(self.interface.as_str()) == Ok(self.index)
+        self.is_here() && nix::net::if_::if_nametoindex(self.interface.as_str()) == Ok(self.index)
     }
 
     /// Sets what was switched on here. Where the whole host has become a router since, it stays one.
@@ -147,6 +179,10 @@ impl Switched {
 fn routers() -> io::Result<(bool, bool)> {
     let is_on = |parameter| Ok::<_, io::Error>(value(parameter)?.is_some_and(|value| value != "0"));
     Ok((is_on("net/ipv4/ip_forward")?, is_on("net/ipv6/conf/all/forwarding")?))
+}
+
+fn here() -> io::Result<NamespaceId> {
+    NetworkNamespace::current()?.id()
 }
 
 fn families(local: &LocalPlan) -> (bool, bool) {

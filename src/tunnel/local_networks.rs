@@ -40,7 +40,7 @@ impl HostPart {
             .doing("forward to the local networks")
     }
 
-    /// Makes it again if its rules are gone: whoever flushes all rules of the host takes these along.
+    /// Makes it again if rules of it are gone: whoever flushes all rules of the host takes these along.
     pub(super) fn mend(&mut self, plan: &Plan, mark: &Mark) -> Result<(), TunnelError> {
         let Some(table) = self.table.clone() else { return Ok(()) };
         if self.is_loaded(&table, mark)? {
@@ -65,11 +65,15 @@ impl HostPart {
         switched_off.and(removed.doing(format!("remove the table {table}")))
     }
 
-    /// Whether this very table is loaded, by us.
+    /// Whether this very table is loaded, by us, and has all of its rules.
     fn is_loaded(&mut self, table: &Table, mark: &Mark) -> Result<bool, TunnelError> {
         let is_same = self.table.as_ref() == Some(table);
+        let rules: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
         match self.rules()?.comment(&table.name) {
-            Ok(Some(comment)) if comment == mark.text() => Ok(is_same),
+            Ok(Some(comment)) if comment == mark.text() => {
+                // A table may be emptied and stay.
+                Ok(is_same && self.rules()?.count_rules(&table.name).is_ok_and(|count| count == rules))
+            }
             Ok(_) => Err(io::Error::from(io::ErrorKind::AlreadyExists))
                 .doing(format!("load the host's rules, the table {}", table.name))
                 .map_err(|error| TunnelError {

@@ -92,6 +92,12 @@ pub fn forwards_ipv6_by_interface() -> bool {
     std::path::Path::new("/proc/sys/net/ipv6/conf/default/force_forwarding").exists()
 }
 
+/// The options of a tunnel that leads to the network of [`Lab::join_private_lan`], as far as this kernel can have it.
+pub fn local_networks() -> &'static [&'static str] {
+    const OPTIONS: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
+    if forwards_ipv6_by_interface() { &OPTIONS } else { &OPTIONS[..2] }
+}
+
 /// Whether this machine has a TUN device that may be used: what every tunnel of the embedded WireGuard needs.
 ///
 /// # Errors

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use lab::dns::DnsServer;
 use lab::nscd::Nscd;
 use lab::stand_in::{StandIn, Tongue};
-use lab::{Flow, HOST, Lab, PROVIDER, Packet, Side, Skip};
+use lab::{Flow, HOST, Lab, PROVIDER, Packet, Side, Skip, TUNNEL_CLIENT};
 use vpn_exec::plan::NAME_PORTS;
 
 use crate::vectors::{ABSTRACT, VECTORS, Vector, stamps_in};
@@ -53,8 +54,11 @@ impl<'a> Witnesses<'a> {
     /// Judges a stage: all that came until now is of it, or of one before it.
     pub(crate) fn verdict(&self, stage: &str) -> Result<Verdict> {
         let mut leaks = Vec::new();
-        for packet in self.lab.capture.everything()?.into_iter().filter(|packet| !came_by_tunnel(packet)) {
+        for packet in self.lab.capture.everything()? {
             let side = self.lab.capture.side(&packet);
+            if side == Side::Uplink && came_by_tunnel(&packet) {
+                continue;
+            }
             let stamps = stamps_of(&packet);
             if stamps.is_empty() && !is_allowed(side, &packet) {
                 leaks.push(Leak { vector: None, stage: None, witness: format!("{side:?}: {packet:?}") });
@@ -133,14 +137,17 @@ const IO_URING: &str = "/proc/sys/kernel/io_uring_disabled";
 /// Whether the host was called by the provider, or answers it: what left the tunnel there may be meant for the host itself, and come
 /// to it as from any other customer of the provider's.
 fn came_by_tunnel(packet: &Packet) -> bool {
-    let called =
-        |flow: &Flow| PROVIDER.both().contains(&flow.source.ip()) && HOST.both().contains(&flow.destination.ip());
-    packet.flow.as_ref().is_some_and(|flow| match packet.outgoing {
-        false => called(flow),
-        true => {
-            let answers = PROVIDER.both().contains(&flow.destination.ip()) && NAME_PORTS.contains(&flow.source.port());
-            answers || flow.quoted().is_some_and(|quoted| called(&quoted))
-        }
+    let provider = |address: SocketAddr| PROVIDER.both().contains(&address.ip());
+    let host = |address: SocketAddr| HOST.both().contains(&address.ip());
+    let calls = |flow: &Flow| provider(flow.source) && host(flow.destination);
+    // What the provider cannot deliver any more it quotes as it would have passed it on: to its customer.
+    let answers = |flow: &Flow| {
+        let to_customer = TUNNEL_CLIENT.both().contains(&flow.destination.ip());
+        host(flow.source) && NAME_PORTS.contains(&flow.source.port()) && (provider(flow.destination) || to_customer)
+    };
+    packet.flow.as_ref().is_some_and(|flow| {
+        let is_either = |flow: &Flow| calls(flow) || answers(flow);
+        is_either(flow) || flow.quoted().is_some_and(|quoted| is_either(&quoted))
     })
 }
 
@@ -179,6 +186,17 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
+    /// Of a stage that has just begun.
+    pub(crate) fn none_yet(stage: &str) -> Self {
+        Self { stage: stage.into(), leaks: Vec::new() }
+    }
+
+    /// This one and a later one of the same stage.
+    pub(crate) fn and(mut self, mut later: Self) -> Self {
+        self.leaks.append(&mut later.leaks);
+        self
+    }
+
     /// Demands that nothing has.
     pub(crate) fn is_silence(&self) -> Result<()> {
         let distinct: BTreeSet<&Leak> = self.leaks.iter().collect();

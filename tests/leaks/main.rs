@@ -7,10 +7,12 @@
 //! away, or without vpn-exec.
 
 mod attempts;
+mod first;
 mod judge;
 mod protections;
 mod resolvers;
 mod stages;
+mod standing;
 mod vectors;
 
 const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");

@@ -7,7 +7,7 @@ use lab::{Lab, Peer, Reach};
 use std::slice::from_mut;
 
 use crate::judge::Witnesses;
-use crate::stages::{LeftOpen, allow_pings, inside, judged, outside};
+use crate::stages::{Expected, LeftOpen, NONE, allow_pings, inside, judged, outside};
 use crate::vectors::By;
 
 /// A program while nscd runs, is gone, and runs again.
@@ -20,11 +20,11 @@ fn while_nscd_comes_and_goes(lab: &Lab, kind: Kind) -> Result<()> {
         None => Ok(()),
     };
     let mut agent = inside(lab, Reach::Ipv4, &left_open, "nscd", "")?;
-    judged(from_mut(&mut agent), &witnesses, "nscd")?.is_silence()?;
+    judged(from_mut(&mut agent), &witnesses, "nscd", NONE)?.is_silence()?;
     restart(&mut witnesses, false)?;
-    judged(from_mut(&mut agent), &witnesses, "nscd-gone")?.is_silence()?;
+    judged(from_mut(&mut agent), &witnesses, "nscd-gone", NONE)?.is_silence()?;
     restart(&mut witnesses, true)?;
-    judged(from_mut(&mut agent), &witnesses, "nscd-again")?.is_silence()?;
+    judged(from_mut(&mut agent), &witnesses, "nscd-again", NONE)?.is_silence()?;
     let asked = lab.tunnel_resolver.questions();
     for name in
         ["leak-getent-at-nscd-again.example", "leak-python-at-nscd-again.example", "leak-curl-at-nscd-again.example"]
@@ -36,9 +36,10 @@ fn while_nscd_comes_and_goes(lab: &Lab, kind: Kind) -> Result<()> {
     // On the host, the same daemon is told of every look-up.
     allow_pings()?;
     let mut agent = outside(&left_open)?;
-    let verdict = judged(from_mut(&mut agent), &witnesses, "host")?;
+    let told: Expected = |vector| vector.by == By::Library || vector.name == "nscd";
+    let verdict = judged(from_mut(&mut agent), &witnesses, "host", told)?;
     agent.finish()?;
-    verdict.reports(|vector| vector.by == By::Library || vector.name == "nscd")?;
+    verdict.reports(told)?;
     let log = witnesses.nscd.as_ref().map(Nscd::log).transpose()?.unwrap_or_default();
     for vector in ["getent", "python", "curl", "nscd"] {
         assert!(log.contains(&format!("leak-{vector}-at-host")), "{vector} did not ask nscd: {log}");

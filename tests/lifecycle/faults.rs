@@ -17,11 +17,7 @@ const CHOSEN: &str = "VPN_EXEC_TEST_FAIL";
 /// A tunnel with all that one can have, so that there is something to undo for every step.
 fn whole(options: &[&str], task: &str) -> Command {
     let mut command = bare("faults");
-    command.args(["--local", "192.168.7.0/24"]);
-    if lab::forwards_ipv6_by_interface() {
-        command.args(["--local", "fd07::/64"]);
-    }
-    command.args(options);
+    command.args(lab::local_networks()).args(options);
     run_this(&mut command, task);
     command
 }

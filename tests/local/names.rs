@@ -5,7 +5,7 @@ use lab::agent::Echo;
 use lab::dns::DnsServer;
 use lab::{Addresses, PRIVATE_LAN, Peer, WEB};
 
-use super::{WORKS, finish, inside, networks, reachable};
+use super::{WORKS, finish, inside, local_networks, reachable};
 
 #[test]
 fn no_resolver_of_the_local_network_hears_of_any() {
@@ -13,7 +13,7 @@ fn no_resolver_of_the_local_network_hears_of_any() {
         lab.join_private_lan()?;
         let neighbours = DnsServer::start(&lab.lan, PRIVATE_LAN)?;
         neighbours.set("web.example", &WEB.both());
-        let mut agent = inside(lab, networks())?;
+        let mut agent = inside(lab, local_networks())?;
         for address in PRIVATE_LAN.both() {
             agent.fail(&format!("lookup {address} web.example"))?;
         }
@@ -30,7 +30,7 @@ fn no_resolver_of_the_local_network_hears_of_any() {
         finish(agent)?;
         ensure!(neighbours.questions().len() == named.len(), "{:?}", neighbours.questions());
         // In a wider network it is found in the tunnel instead, as that routes everything.
-        let mut agent = inside(lab, &[&all("--dns")[..], networks()].concat())?;
+        let mut agent = inside(lab, &[&all("--dns")[..], local_networks()].concat())?;
         for address in &named {
             agent.fail(&format!("lookup {address} web.example"))?;
         }

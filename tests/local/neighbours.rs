@@ -1,19 +1,23 @@
 //! Networks beyond the host.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::agent::Echo;
 use lab::{HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, Lab, PRIVATE_LAN, PROVIDER, Peer, TUNNEL_RESOLVER, WEB};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::linux::namespace::{Named, look_up, path_of};
+use vpn_exec::linux::link::Place;
+use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, Request};
 use vpn_exec::linux::sysctl as parameters;
+use vpn_exec::names::InterfaceName;
 
 use super::{
-    WORKS, assert_untouched, file, finish, inside, keeper_of, networks, reachable, sysctl, untouched, url, vpn_exec,
-    works,
+    WORKS, assert_untouched, file, finish, inside, keeper_of, local_networks, reachable, sysctl, untouched, url,
+    vpn_exec, works,
 };
 
 #[test]
@@ -22,7 +26,7 @@ fn what_was_asked_for_is_reached_and_nothing_else() {
         lab.join_private_lan()?;
         let echo = Echo::start(&lab.lan, 7)?;
         let before = untouched(lab)?;
-        let mut agent = inside(lab, &[networks(), &["--name", "local"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "local"]].concat())?;
         for address in reachable(PRIVATE_LAN) {
             let page = agent.succeed(&format!("get {}", url(address, 80)))?;
             ensure!(page == "a page in the local network", "{page}");
@@ -76,9 +80,58 @@ fn without_rules_the_host_would_be_a_router() {
     lab::test(Peer::Ours, |lab| {
         vpn_exec::linux::sysctl::set("net/ipv4/conf/lan0/forwarding", "1")?;
         ask_host_to_forward(lab)?;
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(lab::patience(Duration::from_millis(200)));
         let leaks = lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).count();
         ensure!(leaks > 0, "nothing was forwarded");
+        Ok(())
+    });
+}
+
+/// Another's container on the host, whose link is named as nspawn(1) does, and who hears what is sent to it.
+fn container() -> Result<(NetworkNamespace, UdpSocket)> {
+    let (inside, mut netlink) = NetworkNamespace::create(Netlink::open)?;
+    let mut host = Netlink::open()?;
+    let (outer, inner): (InterfaceName, InterfaceName) = ("ve-box".parse()?, "host0".parse()?);
+    host.execute_one(Request::add_veth(&outer, &inner, Place::Namespace(inside.as_fd())))?;
+    for (netlink, name, address) in [(&mut host, &outer, "10.99.0.1/24"), (&mut netlink, &inner, "10.99.0.2/24")] {
+        let index = netlink.link_index(name)?;
+        netlink.execute_one(Request::add_address(index, name.as_str(), address.parse()?))?;
+        netlink.execute_one(Request::set_up(index, name.as_str()))?;
+    }
+    let heard = inside.run(|| UdpSocket::bind("0.0.0.0:7"))?;
+    heard.set_read_timeout(Some(lab::patience(Duration::from_millis(500))))?;
+    Ok((inside, heard))
+}
+
+/// The interfaces of other containers are not a tunnel's because their names begin as those do.
+#[test]
+fn the_host_is_no_router_to_containers_of_others() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let (_container, heard) = container()?;
+        let send = || {
+            lab.lan.run(|| UdpSocket::bind("0.0.0.0:0")?.send_to(b"forward this", "10.99.0.2:7"))?;
+            Ok::<_, anyhow::Error>(heard.recv(&mut [0; 16]).is_ok())
+        };
+        lab.lan.run(|| {
+            let mut netlink = Netlink::open()?;
+            let link = netlink.route_to(HOST_ON_PRIVATE_LAN.ipv4.into())?.interface.unwrap_or_default();
+            let (net, by) = ("10.99.0.0/24".parse().expect("a network"), HOST_ON_PRIVATE_LAN.ipv4.into());
+            Ok(netlink.execute_one(Request::add_route(link, "the link", net, Some(by)))?)
+        })?;
+        let agent = inside(lab, &[local_networks(), &["--name", "beside"]].concat())?;
+        ensure!(!send()?, "a neighbour has reached it");
+        finish(agent)?;
+        // A host that is a router of IPv4 already stays one, whatever there is to switch on for IPv6.
+        vpn_exec::linux::sysctl::set("net/ipv4/ip_forward", "1")?;
+        let agent = inside(lab, &[local_networks(), &["--name", "beside"]].concat())?;
+        ensure!(send()?, "others' packets are not forwarded any more");
+        finish(agent)?;
+        vpn_exec::linux::sysctl::set("net/ipv4/ip_forward", "0")?;
+        ensure!(!send()?);
+        // It can be reached: were forwarding on, and nothing else, it would be.
+        vpn_exec::linux::sysctl::set("net/ipv4/conf/lan0/forwarding", "1")?;
+        ensure!(send()?, "nothing was forwarded");
         Ok(())
     });
 }
@@ -90,7 +143,7 @@ fn all_private_networks_of_the_host_can_be_asked_for() {
         let file = file(lab)?;
         let plan = works(&["plan", "--config", file, "--lan", "--json"])?;
         let plan: serde_json::Value = serde_json::from_slice(&plan.stdout)?;
-        let networks: Vec<&str> = networks().iter().copied().filter(|word| *word != "--local").collect();
+        let networks: Vec<&str> = local_networks().iter().copied().filter(|word| *word != "--local").collect();
         ensure!(plan["local"]["networks"] == serde_json::json!(networks), "{}", plan["local"]);
         ensure!(plan["local"]["interfaces"] == serde_json::json!(["lan0"]), "{}", plan["local"]);
         let mut agent = inside(lab, &["--lan"])?;
@@ -150,15 +203,15 @@ fn local_networks_change_while_programs_run() {
         let Named::Namespace(namespace) = look_up(&path_of("changing"))? else { anyhow::bail!("there is a namespace") };
         let get = |address| {
             let url = url(address, 80);
-            namespace.run(|| lab::http::get(&url, lab::patience(std::time::Duration::from_millis(700))))
+            namespace.run(|| lab::http::get(&url, lab::patience(Duration::from_millis(700))))
         };
         ensure!(get(PRIVATE_LAN.both()[0]).is_err());
-        let changed = all("reload", networks())?;
+        let changed = all("reload", local_networks())?;
         ensure!(String::from_utf8(changed.stdout)?.contains("local networks"));
         for address in reachable(PRIVATE_LAN) {
             get(address)?;
         }
-        all("reload", &networks()[..2])?;
+        all("reload", &local_networks()[..2])?;
         ensure!(get(PRIVATE_LAN.both()[1]).is_err(), "IPv6 was taken back");
         get(PRIVATE_LAN.both()[0])?;
         all("reload", &[])?;

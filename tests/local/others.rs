@@ -9,10 +9,12 @@ use lab::{Lab, PRIVATE_LAN, Peer, Skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::sysctl as parameters;
 
 use super::{
-    WORKS, assert_untouched, file, finish, inside, keeper_of, networks, nft, reachable, sysctl, untouched, url, works,
+    WORKS, assert_untouched, file, finish, inside, keeper_of, local_networks, nft, reachable, sysctl, untouched, url,
+    works,
 };
 
 fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -38,7 +40,7 @@ fn a_firewall_that_drops_what_is_forwarded_is_told() {
             &host,
             &["add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"],
         )?;
-        let mut agent = inside(lab, &[networks(), &["--name", "dropped"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "dropped"]].concat())?;
         agent.fail(&neighbours_page())?;
         let said = finish(agent)?;
         ensure!(said.contains("the chain FORWARD of the table ip filter"), "{said}");
@@ -47,7 +49,7 @@ fn a_firewall_that_drops_what_is_forwarded_is_told() {
         for command in advice {
             nft(&host, &[command.strip_prefix("nft ").context("a command")?.trim_matches('\'')])?;
         }
-        let mut agent = inside(lab, &[networks(), &["--name", "dropped"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "dropped"]].concat())?;
         agent.succeed(&neighbours_page())?;
         let said = finish(agent)?;
         ensure!(!said.contains("FORWARD"), "what was done about it is seen: {said}");
@@ -78,7 +80,7 @@ fn an_older_firewall_is_told_as_well() {
             };
             run(&["-P", "FORWARD", "DROP"])?;
             let get = format!("get {}", url(at, 80));
-            let mut agent = inside(lab, &[networks(), &["--name", "older"]].concat())?;
+            let mut agent = inside(lab, &[local_networks(), &["--name", "older"]].concat())?;
             agent.fail(&get)?;
             let said = finish(agent)?;
             let advice: Vec<&str> = said.split('`').filter(|text| text.starts_with(tool)).collect();
@@ -86,7 +88,7 @@ fn an_older_firewall_is_told_as_well() {
             for command in advice {
                 run(&command.split(' ').skip(1).collect::<Vec<_>>())?;
             }
-            let mut agent = inside(lab, &[networks(), &["--name", "older"]].concat())?;
+            let mut agent = inside(lab, &[local_networks(), &["--name", "older"]].concat())?;
             agent.succeed(&get)?;
             let said = finish(agent)?;
             ensure!(!said.contains(tool), "what was done about it is seen: {said}");
@@ -100,14 +102,18 @@ fn flushed_rules_are_made_again() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
-        let mut agent = inside(lab, &[networks(), &["--name", "flushed"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "flushed"]].concat())?;
         agent.succeed(&neighbours_page())?;
-        for _ in 0..3 {
-            nft(&host, &["flush ruleset"])?;
-            wait_until(
-                "the rules are there again",
-                || Ok(nft(&host, &["list ruleset"])?.contains("vpn-exec-flushed")),
-            )?;
+        let rules = || nft(&host, &["list table inet vpn-exec-flushed"]).unwrap_or_default();
+        let before = rules();
+        for flush in [
+            "flush ruleset",
+            "delete table inet vpn-exec-flushed",
+            "flush table inet vpn-exec-flushed",
+            "flush chain inet vpn-exec-flushed forward",
+        ] {
+            nft(&host, &[flush])?;
+            wait_until(&format!("the rules are there again after `{flush}`"), || Ok(rules() == before))?;
             agent.succeed(&neighbours_page())?;
         }
         finish(agent)?;
@@ -122,9 +128,9 @@ fn a_host_that_becomes_a_router_stays_one() {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let closed = || {
-            Ok(nft(&host, &["list table inet vpn-exec-router"])?.contains("iifname \"lan0\" oifname != \"ve-*\" drop"))
+            Ok(nft(&host, &["list table inet vpn-exec-router"])?.contains("iifname \"lan0\" meta nfproto ipv4 drop"))
         };
-        let mut agent = inside(lab, &[networks(), &["--name", "router"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "router"]].concat())?;
         ensure!(closed()?);
         parameters::set("net/ipv4/ip_forward", "1")?;
         parameters::set("net/ipv6/conf/all/forwarding", "1")?;
@@ -147,8 +153,8 @@ fn forwarding_stays_for_those_who_need_it() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let before = untouched(lab)?;
-        let one = inside(lab, &[networks(), &["--name", "one"]].concat())?;
-        let mut two = inside(lab, &[networks(), &["--name", "two"]].concat())?;
+        let one = inside(lab, &[local_networks(), &["--name", "one"]].concat())?;
+        let mut two = inside(lab, &[local_networks(), &["--name", "two"]].concat())?;
         finish(one)?;
         ensure!(sysctl("net/ipv4/conf/lan0/forwarding")? == "1");
         two.succeed(&neighbours_page())?;
@@ -157,8 +163,67 @@ fn forwarding_stays_for_those_who_need_it() {
     });
 }
 
+/// As udev does when a rule about its name was changed. The number stays.
+#[test]
+fn an_interface_that_is_renamed_forwards_for_the_tunnel_alone_and_no_longer() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let host = NetworkNamespace::current()?;
+        let rename = |from: &str, to: &str| -> Result<()> {
+            let output = Command::new("ip").args(["link", "set", from, "name", to]).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        let mut agent = inside(lab, &[local_networks(), &["--name", "renamed"]].concat())?;
+        rename("lan0", "lan9")?;
+        wait_until("nothing else is forwarded from it", || {
+            Ok(nft(&host, &["list table inet vpn-exec-renamed"])?.contains("iifname \"lan9\" meta nfproto ipv4 drop"))
+        })?;
+        ensure!(sysctl("net/ipv4/conf/lan9/forwarding")? == "1");
+        agent.succeed(&neighbours_page())?;
+        finish(agent)?;
+        // The addresses' labels have changed with the name, so the host as a whole is not what it was.
+        for parameter in ["net/ipv4/conf/lan9/forwarding", "net/ipv6/conf/lan9/force_forwarding"] {
+            ensure!(sysctl(parameter).unwrap_or_default() != "1", "{parameter} was not put back");
+        }
+        Ok(())
+    });
+}
+
+/// Two namespaces share a `/run`, as after `ip netns exec`, and have interfaces of the same numbers.
+#[test]
+fn interfaces_of_another_namespace_are_none_of_ours() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let (other, ()) = NetworkNamespace::create(|| Ok(()))?;
+        let ip = |arguments: &str| -> Result<()> {
+            let output = other.run(|| Command::new("ip").args(arguments.split(' ')).output())?;
+            ensure!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        let number = Netlink::open()?.link_index(&"lan0".parse()?)?;
+        ip(&format!("link add lan0 index {number} type veth peer name near index {}", number + 100))?;
+        ip("link set lan0 up")?;
+        ip("link set near up")?;
+        ip("address add 10.98.0.1/24 dev near")?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "here"]].concat())?;
+        let there = ["--name", "there", "--backend", "userspace", "--local", "10.98.0.0/24"];
+        let up = [&["up", file(lab)?], &there[..]].concat();
+        let output = other.run(|| Command::new(super::VPN_EXEC).args(&up).output())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let is_on = |interface: &str| other.run(|| parameters::get(&format!("net/ipv4/conf/{interface}/forwarding")));
+        ensure!(is_on("near")? == "1" && is_on("lan0")? == "0", "one that nobody there has asked for");
+        let output = other.run(|| Command::new(super::VPN_EXEC).args(["down", "there"]).output())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(is_on("near")? == "0" && sysctl("net/ipv4/conf/lan0/forwarding")? == "1");
+        agent.succeed(&neighbours_page())?;
+        finish(agent)?;
+        Ok(())
+    });
+}
+
 fn killed(lab: &Lab, name: &str) -> Result<()> {
-    let up = [&["up", file(lab)?, "--name", name, "--backend", lab::backend()], networks()].concat();
+    let up = [&["up", file(lab)?, "--name", name, "--backend", lab::backend()], local_networks()].concat();
     works(&up)?;
     kill(Pid::from_raw(keeper_of(name)?), Signal::SIGKILL)?;
     Ok(())
@@ -170,7 +235,7 @@ fn a_killed_keepers_forwarding_is_taken_over_and_taken_back() {
         lab.join_private_lan()?;
         let before = untouched(lab)?;
         let host = NetworkNamespace::current()?;
-        let mut agent = inside(lab, &[networks(), &["--name", "lives"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "lives"]].concat())?;
         agent.succeed(&neighbours_page())?;
         let keeper = keeper_of("lives")?;
         kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
@@ -196,7 +261,7 @@ fn anothers_table_is_left_alone() {
         nft(&host, &["add table inet vpn-exec-taken { comment \"vpn-exec:taken:0\"; }"])?;
         let before = untouched(lab)?;
         let file = file(lab)?;
-        let up = [&["up", file, "--name", "taken", "--backend", lab::backend()], networks()].concat();
+        let up = [&["up", file, "--name", "taken", "--backend", lab::backend()], local_networks()].concat();
         let refused = super::vpn_exec(&up)?;
         let said = String::from_utf8(refused.stderr)?;
         ensure!(!refused.status.success() && said.contains("nft delete table inet vpn-exec-taken"), "{said}");

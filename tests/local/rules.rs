@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lab::world;
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::nftables::Nftables;
-use vpn_exec::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Verdict};
+use vpn_exec::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Verdict};
 
 use super::nft;
 
@@ -17,6 +17,8 @@ fn every_kind() -> Result<Table> {
         Rule::drop([Match::From(named("fifteen-letters")?), Match::UdpPort(8000..=8010)]),
         Rule::accept([Match::From(named("host0")?), Match::Icmpv6(135)]),
         Rule::accept([Match::Source("10.0.0.0/8".parse()?)]),
+        Rule::drop([Match::From(named("wg0")?), Match::Of(Family::Ipv4)]),
+        Rule::accept([Match::Of(Family::Ipv6), Match::Answers]),
         Rule::accept([Match::Source("192.0.2.7/32".parse()?), Match::TcpPort(0..=65535)]),
     ];
     let output = vec![

@@ -6,8 +6,11 @@ use insta::assert_snapshot;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use vpn_exec::config::{Config, OpenPorts, Protocol};
-use vpn_exec::plan::{Facts, ForeignChain, ForwardDrop, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError};
-use vpn_exec::ruleset::{Hook, Interface, Match, Policy, Table, Verdict};
+use vpn_exec::names::InterfaceName;
+use vpn_exec::plan::{
+    Facts, ForeignChain, ForwardDrop, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError, SwitchedOn,
+};
+use vpn_exec::ruleset::{Family, Hook, Interface, Match, Policy, Table, Verdict};
 
 use super::world::{attached, both, config, host, ips, ipv4, nets, planned, refused, route};
 
@@ -146,8 +149,16 @@ fn the_rules_are_printed() {
         OpenPorts { first: 6881, last: 6889, protocol: Some(Protocol::Udp) },
     ];
     let plan = planned(&config, &at_home());
-    let host = plan.firewall.host_with(&plan.local.interfaces).expect("there are local networks");
+    let host = plan.firewall.host_with(&switched_on(&plan)).expect("there are local networks");
     assert_snapshot!(format!("{}\n{host}", plan.firewall.inside));
+}
+
+/// All that forwards for tunnels' sake alone on a host that is no router.
+fn switched_on(plan: &Plan) -> Vec<SwitchedOn> {
+    let of = |interface: &InterfaceName| {
+        [Family::Ipv4, Family::Ipv6].map(|family| SwitchedOn { interface: interface.clone(), family })
+    };
+    plan.local.interfaces.iter().flat_map(of).collect()
 }
 
 /// A packet, as far as rules look at it. The name of the interface that it comes in by, or leaves by, is empty where there is none.
@@ -179,6 +190,7 @@ fn passes(table: &Table, hook: Hook, packet: &Packet) -> bool {
         Match::TcpPort(ports) => packet.protocol == Protocol::Tcp && ports.contains(&packet.port),
         Match::UdpPort(ports) => packet.protocol == Protocol::Udp && ports.contains(&packet.port),
         Match::Icmpv6(_) => false,
+        Match::Of(family) => (*family == Family::Ipv4) == packet.source.is_ipv4(),
         Match::Answers => packet.answers,
     };
     let decisive = chain.rules.iter().find(|rule| rule.matches.iter().all(&holds));
@@ -250,7 +262,7 @@ proptest! {
         // The host lets pass what the namespace does, and what comes from the inner address alone.
         let link = plan.veth.host_interface.as_str();
         let link: &'static str = if link == "ve-mullvad" { "ve-mullvad" } else { return Ok(()) };
-        if let Some(host) = plan.firewall.host_with(&plan.local.interfaces) {
+        if let Some(host) = plan.firewall.host_with(&switched_on(&plan)) {
             let of_tunnel = plan.local.networks.iter().any(|net| net.contains(&destination));
             prop_assert_eq!(passes(&host, Hook::Forward, &packet(link, "eth0")), of_tunnel && (!NAME_PORTS.contains(&port) || is_resolver && is_local));
             let spoofed = Packet { source: destination, ..packet(link, "eth0") };
@@ -260,6 +272,18 @@ proptest! {
             prop_assert!(passes(&host, Hook::Forward, &answer));
             let forwards = plan.local.interfaces.iter().any(|name| name.as_str() == "eth0");
             prop_assert_eq!(passes(&host, Hook::Forward, &packet("eth0", "docker0")), !forwards);
+            // The links of others are named as tunnels' are.
+            prop_assert_eq!(passes(&host, Hook::Forward, &packet("eth0", "ve-other")), !forwards);
+            let answer = Packet { answers: true, ..packet("eth0", "ve-other") };
+            prop_assert!(passes(&host, Hook::Forward, &answer), "to another tunnel");
+            // Where the host is a router of the one family, the other's rules are none of its business.
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let mut only = switched_on(&plan);
+                only.retain(|one| one.family == family);
+                let host = plan.firewall.host_with(&only).expect("as above");
+                let concerned = (family == Family::Ipv4) == source.is_ipv4();
+                prop_assert_eq!(passes(&host, Hook::Forward, &packet("eth0", "docker0")), !(forwards && concerned));
+            }
         }
     }
 

@@ -117,6 +117,26 @@ fn the_system_bus_is_there_where_it_is_asked_for() {
     });
 }
 
+/// sssd(8) is asked by pipes that are not in /run.
+#[test]
+fn the_pipes_of_sssd_are_hidden_and_the_rest_of_it_is_not() {
+    test_with_file(|config| {
+        vpn_exec::linux::mounts::memory("/var/lib".as_ref())?;
+        let _daemon = listen("/var/lib/sss/pipes/nss")?;
+        fs::create_dir("/var/lib/sss/mc")?;
+        fs::write("/var/lib/sss/mc/passwd", "a cache")?;
+        let mut shell = Shell::start(&config, &[])?;
+        ensure!(shell.say("ls /var/lib/sss; cat /var/lib/sss/mc/passwd")? == "mc\na cache");
+        // As when its package is installed anew.
+        fs::remove_dir_all("/var/lib/sss/pipes")?;
+        let _again = listen("/var/lib/sss/pipes/nss")?;
+        fs::write("/var/lib/sss/beside", "")?;
+        wait_until("what is beside is seen", || Ok(shell.say("ls /var/lib/sss")? == "beside\nmc\n"))?;
+        shell.end()?;
+        Ok(())
+    });
+}
+
 #[test]
 fn what_programs_need_of_run_stays() {
     test_with_file(|config| {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lab::stand_in::StandIn;
@@ -93,6 +94,9 @@ fn what_is_hidden_stays_so_whatever_is_made_later() {
         fs::create_dir("/run/systemd/again")?;
         wait_until("the new one is seen", || Ok(shell.say("ls /run/systemd")? == "again\n"))?;
         ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
+        // Who listened in the old one still does.
+        let elsewhere = shell.say("find /run -name io.systemd.Resolve 2>/dev/null")?;
+        ensure!(elsewhere.is_empty(), "{elsewhere}");
         for (name, text) in [("resolv.conf", "nameserver 192.0.2.1\n"), ("hosts", "192.0.2.9 web.example\n")] {
             fs::write(format!("/etc/{name}.new"), text)?;
             fs::rename(format!("/etc/{name}.new"), format!("/etc/{name}"))?;
@@ -113,13 +117,7 @@ fn who_keeps_the_view_may_do_little_and_ends_in_time() {
     test_with_file(|config| {
         for killed in [false, true] {
             let mut shell = Shell::start(&config, &[])?;
-            let inside: i32 = shell.say("echo $PPID; echo $$")?.lines().nth(1).context("a number")?.parse()?;
-            let launcher = shell.launcher();
-            let viewer = children_of(launcher)?.into_iter().find(|pid| {
-                *pid != inside
-                    && mounts_of(*pid).is_ok_and(|mounts| mounts_of(inside).is_ok_and(|other| other == mounts))
-            });
-            let viewer = viewer.context("a sibling in the program's mount namespace")?;
+            let (launcher, inside, viewer) = viewer_of(&mut shell)?;
             // It has begun a little before the program, and gives up what it has of it meanwhile.
             wait_until("it may mount, and no more", || {
                 let status = fs::read_to_string(format!("/proc/{viewer}/status"))?;
@@ -140,6 +138,47 @@ fn who_keeps_the_view_may_do_little_and_ends_in_time() {
         }
         Ok(())
     });
+}
+
+/// A program that runs as root may kill it. Then another process may have its number, and nothing is done to that.
+#[test]
+fn who_has_the_number_of_a_killed_one_is_left_alone() {
+    test_with_file(|config| {
+        let mut shell = Shell::start(&config, &[])?;
+        let (.., viewer) = viewer_of(&mut shell)?;
+        shell.say(&format!("kill -KILL {viewer}"))?;
+        let mut other = None;
+        wait_until("its number is another's", || {
+            if !Path::new(&format!("/proc/{viewer}")).exists() {
+                fs::write("/proc/sys/kernel/ns_last_pid", (viewer - 1).to_string())?;
+                let mut started = Command::new("sleep").arg("1000").spawn()?;
+                if started.id().cast_signed() == viewer {
+                    other = Some(started);
+                    return Ok(true);
+                }
+                started.kill()?;
+                started.wait()?;
+            }
+            Ok(false)
+        })?;
+        let mut other = other.context("a process")?;
+        shell.end()?;
+        ensure!(other.try_wait()?.is_none(), "it was killed");
+        other.kill()?;
+        other.wait()?;
+        Ok(())
+    });
+}
+
+/// The launcher of a shell's, the shell itself, and the process that keeps its view.
+fn viewer_of(shell: &mut Shell) -> Result<(i32, i32, i32)> {
+    let inside: i32 = shell.say("echo $$")?.trim().parse()?;
+    let launcher = shell.launcher();
+    let mounts = mounts_of(inside)?;
+    let viewer = children_of(launcher)?
+        .into_iter()
+        .find(|pid| *pid != inside && mounts_of(*pid).is_ok_and(|other| other == mounts));
+    Ok((launcher, inside, viewer.context("a sibling in the program's mount namespace")?))
 }
 
 fn children_of(pid: i32) -> Result<Vec<i32>> {
