@@ -190,10 +190,15 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
             let living = status()?.living.context("a living keeper")?;
             living.peers[0].handshake_age.context("a handshake")
         };
+        let bytes = || -> Result<(u64, u64)> {
+            let living = status()?.living.context("a living keeper")?;
+            Ok((living.peers[0].rx_bytes, living.peers[0].tx_bytes))
+        };
         // A peer takes a handshake too soon after another for a flood (REKEY_TIMEOUT is 5 s).
         while age()? < 6 {
             std::thread::sleep(Duration::from_millis(100));
         }
+        let before = bytes()?;
         let mut host = Netlink::open()?;
         let eth0 = host.link_index(&"eth0".parse()?)?;
         let default = "0.0.0.0/0".parse()?;
@@ -209,6 +214,9 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
+        // Whatever that takes, nothing is forgotten.
+        let after = bytes()?;
+        assert!(after.0 > before.0 && after.1 > before.1, "{before:?}, then {after:?}");
         vpn_exec(&["down", NAME]).map(drop)
     });
 }

@@ -337,6 +337,7 @@ impl Tunnel {
     fn make_namespace(&mut self) -> Result<(), TunnelError> {
         let ipv6 = self.plan.wireguard.ipv6;
         let (namespace, (mut netlink, mut rules)) = NetworkNamespace::create(|| {
+            parameters::prepare_ipv4()?;
             parameters::prepare_ipv6(ipv6)?;
             Ok((Netlink::open()?, Nftables::open()?))
         })

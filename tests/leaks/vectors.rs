@@ -253,7 +253,7 @@ impl Rage {
             }
             drop(shared);
             // What takes much is not to keep the others from their turns.
-            std::thread::sleep(REST + begun.elapsed());
+            std::thread::sleep(lab::patience(REST) + begun.elapsed());
         }
     }
 
