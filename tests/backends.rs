@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use lab::agent::{self, Agent, launcher};
 use lab::{LAN, Lab, Peer, ROUTER, Reach, Skip, TUNNEL_RESOLVER, WEB};
 use vpn_exec::linux::link::Place;
-use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, Request};
 
 const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
@@ -205,8 +206,8 @@ fn sorted(text: &str) -> String {
 }
 
 /// A command line with another backend.
-fn with_backend(command: &std::process::Command, backend: &str) -> std::process::Command {
-    let mut other = std::process::Command::new(command.get_program());
+fn with_backend(command: &Command, backend: &str) -> Command {
+    let mut other = Command::new(command.get_program());
     let mut is_backend = false;
     for argument in command.get_args() {
         other.arg(if is_backend { backend.as_ref() } else { argument });
@@ -249,6 +250,41 @@ fn a_program_sees_the_same_with_both() {
             })
             .collect();
         ensure!(differences.is_empty(), "{differences:#?}");
+        Ok(())
+    });
+}
+
+/// The kernel's device is changed attribute by attribute: what comes before a refused one would stay.
+#[test]
+fn a_port_that_is_refused_leaves_the_kernels_device_as_it_was() {
+    lab::test(Peer::Ours, |lab| {
+        require_kernel()?;
+        let vpn_exec = |arguments: &[&str]| -> Result<Output> {
+            Ok(Command::new(VPN_EXEC).args(arguments).stdin(Stdio::null()).output()?)
+        };
+        let text = lab.wg_quick_text(Reach::Ipv4);
+        let before = lab.file(&text)?.display().to_string();
+        let after = text.replace("[Peer]", "ListenPort = 40124\nFwMark = 7\n[Peer]");
+        let after = lab.file(&after)?.display().to_string();
+        let options = ["--name", "alike", "--backend", "kernel"];
+        let up = vpn_exec(&[&["up", &before], &options[..]].concat())?;
+        ensure!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+        let Named::Namespace(inside) = look_up(&path_of("alike"))? else { bail!("there is a namespace") };
+        let mark = || -> Result<String> {
+            let output = inside.run(|| Command::new("wg").args(["show", "wg0", "fwmark"]).output())?;
+            Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+        };
+        let holders = [UdpSocket::bind("0.0.0.0:40124")?, UdpSocket::bind("[::1]:40124")?];
+        let reload = [&["reload", &after], &options[..]].concat();
+        let refused = vpn_exec(&reload)?;
+        ensure!(!refused.status.success(), "{}", String::from_utf8_lossy(&refused.stdout));
+        ensure!(mark()? == "off", "the mark was set: {}", mark()?);
+        drop(holders);
+        let applied = vpn_exec(&reload)?;
+        ensure!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+        ensure!(mark()? == "0x7", "{}", mark()?);
+        let down = vpn_exec(&["down", "alike"])?;
+        ensure!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
         Ok(())
     });
 }

@@ -226,7 +226,7 @@ impl Keeper {
             Source::Links => {
                 self.events.links.as_ref().map_or(Ok(false), Monitor::drain)?;
                 if !self.tunnel.has_interface()? {
-                    return Ok(Some(End::Failed("its interface was removed".into())));
+                    return Ok(Some(End::Failed("its device is gone: somebody has removed the interface".into())));
                 }
             }
             Source::Handshakes => {
