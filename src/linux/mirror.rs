@@ -86,6 +86,32 @@ struct Directory {
     watch: Option<i32>,
 }
 
+/// Which entries of a directory may have changed.
+enum Names {
+    All,
+    These(HashSet<OsString>),
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::These(HashSet::new())
+    }
+}
+
+impl Directory {
+    /// The names of the original's entries.
+    fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.source)? {
+            let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+}
+
 /// An entry of the original, as it was copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
@@ -150,24 +176,30 @@ impl Mirror {
     /// # Errors
     /// If it cannot be known what has changed. A single entry that cannot be shown is none.
     pub fn update(&mut self) -> io::Result<()> {
-        let mut changed: HashSet<PathBuf> = HashSet::new();
+        let mut changed: HashMap<PathBuf, Names> = HashMap::new();
         if let Some(inotify) = &self.inotify {
             let mut buffer = [const { MaybeUninit::uninit() }; 4096];
             let mut events = inotify::Reader::new(inotify, &mut buffer);
             loop {
                 match events.next() {
                     Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
-                        changed.extend(self.directories.keys().cloned());
+                        changed.extend(self.directories.keys().map(|path| (path.clone(), Names::All)));
                     }
-                    Ok(event) => changed.extend(self.watches.get(&event.wd()).cloned()),
+                    Ok(event) => {
+                        if let (Some(path), Some(name)) = (self.watches.get(&event.wd()), event.file_name())
+                            && let Names::These(names) = changed.entry(path.clone()).or_default()
+                        {
+                            names.insert(OsString::from_vec(name.to_bytes().to_vec()));
+                        }
+                    }
                     Err(Errno::AGAIN) => break,
                     Err(Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
         }
-        for path in changed {
-            if let Err(error) = self.reconcile(&path) {
+        for (path, names) in changed {
+            if let Err(error) = self.reconcile(&path, names) {
                 tracing::debug!(path = %path.display(), %error, "a copy is out of date");
             }
         }
@@ -184,25 +216,25 @@ impl Mirror {
         self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
         let directory = Directory { source, shown, made, entries: HashMap::new(), watch };
         self.directories.insert(path.to_owned(), directory);
-        self.reconcile(path)
+        self.reconcile(path, Names::All)
     }
 
-    /// Makes the copy of one directory what the original is now.
-    fn reconcile(&mut self, path: &Path) -> io::Result<()> {
+    /// Makes the copy of one directory what the original is now, as far as these names go.
+    fn reconcile(&mut self, path: &Path, names: Names) -> io::Result<()> {
         let Some(mut directory) = self.directories.remove(path) else { return Ok(()) };
-        let done = self.reconcile_entries(path, &mut directory);
+        let done = self.reconcile_entries(path, &mut directory, names);
         self.directories.insert(path.to_owned(), directory);
         done
     }
 
-    fn reconcile_entries(&mut self, path: &Path, directory: &mut Directory) -> io::Result<()> {
-        let mut present = HashSet::new();
-        for entry in Dir::read_from(&directory.source)? {
-            let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+    fn reconcile_entries(&mut self, path: &Path, directory: &mut Directory, names: Names) -> io::Result<()> {
+        let names = match names {
+            Names::All => directory.entries.keys().cloned().chain(directory.names()?).collect(),
+            Names::These(names) => names,
+        };
+        let mut gone = names.clone();
+        for name in names {
             let whole = path.join(&name);
-            if name == "." || name == ".." {
-                continue;
-            }
             let entry = match Entry::of(&directory.source, &name) {
                 // It has gone in the meantime, or may not be looked at, such as another user's file system in user space.
                 Err(error) => {
@@ -214,7 +246,7 @@ impl Mirror {
             if self.is_withheld(&whole, &entry) {
                 continue;
             }
-            present.insert(name.clone());
+            gone.remove(&name);
             let before = directory.entries.get(&name);
             if before == Some(&entry) {
                 continue;
@@ -240,10 +272,10 @@ impl Mirror {
             }
             directory.entries.insert(name, entry);
         }
-        let gone: Vec<OsString> = directory.entries.keys().filter(|name| !present.contains(*name)).cloned().collect();
         for name in gone {
-            directory.entries.remove(&name);
-            self.remove(directory, &path.join(name));
+            if directory.entries.remove(&name).is_some() {
+                self.remove(directory, &path.join(name));
+            }
         }
         Ok(())
     }
