@@ -65,6 +65,10 @@ pub struct Mirror {
     /// Tells of changes, and in which directory.
     inotify: Option<OwnedFd>,
     watches: HashMap<i32, PathBuf>,
+    /// In which directories there are some that are to stay covered, by the watches of these, and what is to stay covered there.
+    guarded: HashMap<i32, (OwnedFd, HashSet<OsString>)>,
+    /// The file systems that cover something, by their devices.
+    own: HashSet<(u32, u32)>,
     /// What is hidden, or has something below it that is. It is not to be seen by another name either: who listens in a directory that
     /// is renamed still does.
     withheld: HashSet<Identity>,
@@ -139,8 +143,8 @@ impl Mirror {
         // The machine's limit (fs.inotify.max_user_instances) may be reached. Then the copies stay as they are.
         let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "nothing can be watched")).ok();
         let staging = staging.to_owned();
-        let (directories, watches, withheld) = Default::default();
-        Self { hidden, staging, directories, inotify, watches, withheld }
+        let (directories, watches, guarded, own, withheld) = Default::default();
+        Self { hidden, staging, directories, inotify, watches, guarded, own, withheld }
     }
 
     /// Covers a directory with a copy in memory that has all of its entries but those that are hidden, here or further below.
@@ -156,8 +160,39 @@ impl Mirror {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let made = rustix::mount::open_tree(CWD, &self.staging, flags)?;
         rustix::fs::chmod(&self.staging, Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode))?;
+        self.own.insert(device(&shown, OsStr::new(""))?);
         self.copy(directory, source, shown, made)?;
         mounts::put(&self.staging, directory)
+    }
+
+    /// Has a directory stay covered: with what covers it goes if the host removes or renames it, and when there is one of that name again,
+    /// or for the first time, another covers it a moment later, in which nothing is.
+    pub fn guard(&mut self, directory: &Path) {
+        let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else { return };
+        let Some(inotify) = &self.inotify else { return };
+        let watched = rustix::fs::open(parent, PATH, Mode::empty()).and_then(|parent| {
+            let by_descriptor = format!("/proc/self/fd/{}", parent.as_raw_fd());
+            Ok((inotify::add_watch(inotify, by_descriptor, CHANGES)?, parent))
+        });
+        match watched {
+            Ok((watch, parent)) => {
+                let (_, names) = self.guarded.entry(watch).or_insert_with(|| (parent, HashSet::new()));
+                names.insert(name.to_owned());
+            }
+            Err(error) => tracing::debug!(path = %directory.display(), %error, "it is not watched"),
+        }
+    }
+
+    /// Covers what there is by a name that is guarded, unless it is covered.
+    fn cover_again(&mut self, watch: i32, name: &OsStr) -> io::Result<()> {
+        let Some((parent, names)) = self.guarded.get(&watch) else { return Ok(()) };
+        let is_directory = || Entry::of(parent, name).is_ok_and(|entry| entry.kind == FileType::Directory);
+        if !names.contains(name) || !is_directory() || self.own.contains(&device(parent, name)?) {
+            return Ok(());
+        }
+        let nothing = mounts::nothing()?;
+        self.own.insert(device(&nothing, OsStr::new(""))?);
+        Ok(rustix::mount::move_mount(nothing, "", parent, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
     }
 
     /// What to wait for, until [`Self::update`] has something to do. None if nothing can be watched.
@@ -168,7 +203,8 @@ impl Mirror {
     /// The descriptors that it takes to go on.
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
         let of_directories = self.directories.values().flat_map(|it| [&it.source, &it.shown, &it.made]);
-        of_directories.chain(&self.inotify).map(AsRawFd::as_raw_fd)
+        let of_parents = self.guarded.values().map(|(parent, _)| parent);
+        of_directories.chain(of_parents).chain(&self.inotify).map(AsRawFd::as_raw_fd)
     }
 
     /// Makes the copies what the originals are by now.
@@ -177,6 +213,7 @@ impl Mirror {
     /// If it cannot be known what has changed. A single entry that cannot be shown is none.
     pub fn update(&mut self) -> io::Result<()> {
         let mut changed: HashMap<PathBuf, Names> = HashMap::new();
+        let mut made: HashSet<(i32, OsString)> = HashSet::new();
         if let Some(inotify) = &self.inotify {
             let mut buffer = [const { MaybeUninit::uninit() }; 4096];
             let mut events = inotify::Reader::new(inotify, &mut buffer);
@@ -184,18 +221,31 @@ impl Mirror {
                 match events.next() {
                     Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
                         changed.extend(self.directories.keys().map(|path| (path.clone(), Names::All)));
+                        let guarded = self.guarded.iter();
+                        made.extend(
+                            guarded.flat_map(|(watch, (_, names))| names.iter().map(|name| (*watch, name.clone()))),
+                        );
                     }
                     Ok(event) => {
-                        if let (Some(path), Some(name)) = (self.watches.get(&event.wd()), event.file_name())
+                        let Some(name) = event.file_name() else { continue };
+                        let name = OsString::from_vec(name.to_bytes().to_vec());
+                        if self.guarded.contains_key(&event.wd()) {
+                            made.insert((event.wd(), name));
+                        } else if let Some(path) = self.watches.get(&event.wd())
                             && let Names::These(names) = changed.entry(path.clone()).or_default()
                         {
-                            names.insert(OsString::from_vec(name.to_bytes().to_vec()));
+                            names.insert(name);
                         }
                     }
                     Err(Errno::AGAIN) => break,
                     Err(Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
                 }
+            }
+        }
+        for (watch, name) in made {
+            if let Err(error) = self.cover_again(watch, &name) {
+                tracing::debug!(?name, %error, "it is not covered");
             }
         }
         for (path, names) in changed {
@@ -368,6 +418,13 @@ impl Mirror {
         while unmount(directory, name) {}
         unlink(directory, name);
     }
+}
+
+/// The device of a file system in which something is.
+fn device(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<(u32, u32)> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let found = rustix::fs::statx(directory, name, flags, StatxFlags::TYPE)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor))
 }
 
 /// Takes the topmost mount off an entry, and says whether there was one.
