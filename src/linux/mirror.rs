@@ -21,6 +21,9 @@ use super::mounts;
 /// Has move_mount(2) put a mount beneath the topmost one (`MOVE_MOUNT_BENEATH`, since Linux 6.5).
 const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 
+/// How many mounts may pile up on an entry of an older kernel's, each with the file that it shows.
+const PILE: u32 = 8;
+
 /// What is watched of a directory: which entries it has.
 const CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
     .union(inotify::WatchFlags::DELETE)
@@ -87,6 +90,8 @@ struct Directory {
     /// The copy by a mount that nobody sees, where entries are made: the one that is seen may be read-only.
     made: OwnedFd,
     entries: HashMap<OsString, Entry>,
+    /// How many mounts are below the one that is seen, where an entry was replaced by another on top of it.
+    covered: HashMap<OsString, u32>,
     watch: Option<i32>,
 }
 
@@ -264,7 +269,8 @@ impl Mirror {
             inotify::add_watch(inotify, by_descriptor, CHANGES).ok()
         });
         self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
-        let directory = Directory { source, shown, made, entries: HashMap::new(), watch };
+        let (entries, covered) = Default::default();
+        let directory = Directory { source, shown, made, entries, covered, watch };
         self.directories.insert(path.to_owned(), directory);
         self.reconcile(path, Names::All)
     }
@@ -282,7 +288,7 @@ impl Mirror {
             Names::All => directory.entries.keys().cloned().chain(directory.names()?).collect(),
             Names::These(names) => names,
         };
-        let mut gone = names.clone();
+        let (mut gone, mut failed) = (names.clone(), None);
         for name in names {
             let whole = path.join(&name);
             let entry = match Entry::of(&directory.source, &name) {
@@ -297,13 +303,15 @@ impl Mirror {
                 continue;
             }
             gone.remove(&name);
-            let before = directory.entries.get(&name);
-            if before == Some(&entry) {
+            let before = directory.entries.remove(&name);
+            if before.as_ref() == Some(&entry) {
+                directory.entries.insert(name, entry);
                 continue;
             }
-            let replaced = before.is_some_and(|before| self.replace(directory, &whole, before, &entry));
+            let replaced = before.as_ref().is_some_and(|before| self.replace(directory, &whole, before, &entry));
             if !replaced {
-                if directory.entries.remove(&name).is_some() {
+                if before.is_some() {
+                    directory.covered.remove(&name);
                     self.remove(directory, &whole);
                 }
                 match self.add(directory, &whole, entry.kind) {
@@ -317,17 +325,23 @@ impl Mirror {
                         tracing::debug!(path = %whole.display(), %error, "hidden from the program");
                         continue;
                     }
-                    other => other?,
+                    // The others are not to suffer from it.
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                        continue;
+                    }
+                    Ok(()) => {}
                 }
             }
             directory.entries.insert(name, entry);
         }
         for name in gone {
             if directory.entries.remove(&name).is_some() {
+                directory.covered.remove(&name);
                 self.remove(directory, &path.join(name));
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Whether an entry is hidden, here or by the name that it had before.
@@ -375,17 +389,23 @@ impl Mirror {
     }
 
     /// Shows another entry in the place of one, at no instant nothing, and says whether it does.
-    fn replace(&self, directory: &Directory, path: &Path, before: &Entry, now: &Entry) -> bool {
+    fn replace(&self, directory: &mut Directory, path: &Path, before: &Entry, now: &Entry) -> bool {
         let is_file = |entry: &Entry| !matches!(entry.kind, FileType::Directory | FileType::Symlink);
         if !is_file(before) || !is_file(now) {
             return false;
         }
         let name = path.file_name().unwrap_or_default();
-        // Older kernels can only put it on top, and keep what is below.
-        match self.mount(directory, path, BENEATH) {
-            Ok(()) => unmount(directory, name),
-            Err(_) => self.mount(directory, path, MoveMountFlags::empty()).is_ok(),
+        if self.mount(directory, path, BENEATH).is_ok() {
+            return unmount(directory, name);
         }
+        // Older kernels can only put it on top. Not without end: then, for an instant, there is an empty file.
+        let covered = directory.covered.remove(name).unwrap_or_default();
+        if covered >= PILE {
+            while unmount(directory, name) {}
+        } else {
+            directory.covered.insert(name.to_owned(), covered + 1);
+        }
+        self.mount(directory, path, MoveMountFlags::empty()).is_ok()
     }
 
     fn mount(&self, directory: &Directory, path: &Path, how: MoveMountFlags) -> io::Result<()> {
