@@ -157,7 +157,6 @@ let
         network_namespace = null;
         joins_namespace_of = [ ];
         sockets = [ ];
-        # The module's alone: `vpn-exec unit` does not look at it.
         bind_paths = [ ];
       }
       // unit;
@@ -311,14 +310,29 @@ let
     in
     value: if isList value then filter (it: it != "") (map clean value) else clean value;
 
-  # Entries that show what must not be seen.
-  showsHidden =
-    dbus: entry:
+  # Why a service cannot have an entry, or null. `own` is what is shown because it was asked for, and has been judged.
+  bindProblem =
+    { own, dbus }:
+    entry:
     let
-      inherit (bound entry) source target;
-      shows = pathProblem dbus (inRealRun source);
+      source = inRealRun (bound entry).source;
+      target = inRealRun (bound entry).target;
+      same = a: b: isAbsolute a == isAbsolute b && parts a == parts b;
+      # What a drop-in of ours has written is there already where it is replaced by another.
+      ours = any (path: hasPrefix "-" entry && same source path) (
+        shown ++ shownReadOnly ++ [ "/run/dbus" ]
+      );
     in
-    isBelow "/run" (inRealRun target) && match ".*past the tunnel" (toString shows) != null;
+    if same target "/run" then
+      "the unit binds ${entry}, and the host's resolvers with it, in the place of a /run without them: take that away"
+    else if same source target && (ours || any (same source) own) then
+      null
+    else if
+      isBelow "/run" target && match ".*past the tunnel" (toString (pathProblem dbus source)) != null
+    then
+      "the unit binds ${entry}, by which the host looks names up, past the tunnel: take that away"
+    else
+      null;
 
   # All that speaks against putting a service into a tunnel, a sentence each.
   refusals = refusalsIn commandLine;
@@ -368,10 +382,7 @@ let
       + "RuntimeDirectory=, or ${advice.folder}"
     )
     ++ filter (problem: problem != null) (map (pathProblem dbus) own)
-    # What is asked for has been judged above.
-    ++ map (
-      entry: "the unit binds ${entry}, by which the host looks names up, past the tunnel: take that away"
-    ) (filter (entry: !(elem entry own) && showsHidden dbus entry) unit.bind_paths);
+    ++ filter (problem: problem != null) (map (bindProblem { inherit own dbus; }) unit.bind_paths);
 
   # What [Socket] receives to listen inside a tunnel. The keeper starts after the sockets that are started with the system, so this one cannot
   # be among them.

@@ -438,31 +438,6 @@ let
         "/srv"
       ];
     };
-    "what a unit shows of the host's resolvers is refused" = {
-      is = rules.refusals (
-        plain
-        // {
-          unit.bind_paths = [
-            "/run/nscd"
-            "-/var/run/nscd:/var/run/nscd"
-            "/run/systemd:/run/systemd"
-            "/run/nscd:/srv/elsewhere"
-            "/srv:/run/nscd"
-            "/run/lock"
-          ];
-        }
-      );
-      wanted =
-        map
-          (
-            entry: "the unit binds ${entry}, by which the host looks names up, past the tunnel: take that away"
-          )
-          [
-            "/run/nscd"
-            "-/var/run/nscd:/var/run/nscd"
-            "/run/systemd:/run/systemd"
-          ];
-    };
     "where a socket listens" = {
       is = rules.socketFactsOf "web" {
         listenStreams = [ "80" ];

@@ -1,4 +1,4 @@
-# What the examples would write to a machine, as path → text: profiles, units (a full one as itself, a drop-in as NixOS places it), and the
+# What the examples, and the machine of tests/vm/, would write to a machine, as path → text: profiles, units (a full one as itself, a drop-in as NixOS places it), and the
 # tests of vm/, as the Python that they are.
 let
   lib = import (builtins.getEnv "NIXPKGS_LIB");
@@ -43,4 +43,13 @@ let
       }).testScript
   ) (import ./vm/all.nix);
 in
-lib.concatMapAttrs ofExample configs // scripts
+lib.concatMapAttrs ofExample (
+  configs
+  // {
+    machine = surroundings.evaluate [
+      ../module.nix
+      ./machine.nix
+    ];
+  }
+)
+// scripts
