@@ -238,6 +238,14 @@ in
             restrict = true;
           };
           environment.LD_LIBRARY_PATH = config.system.nssModules.path;
+          # On NixOS these are links, and the tunnel's files lie over what they led to when this was started.
+          restartTriggers =
+            lib.concatMap
+              (file: lib.optional (config.environment.etc ? ${file}) config.environment.etc.${file}.source)
+              [
+                "hosts"
+                "nsswitch.conf"
+              ];
           serviceConfig = {
             Type = "notify";
             ExecStart = "${pkgs.nsncd}/bin/nsncd";

@@ -477,6 +477,14 @@ let
         others = [ ];
       };
     };
+    "it is started anew when the files change that the tunnel's lie over" = {
+      is =
+        (evaluate (with' {
+          environment.etc.hosts.source = "/the/hosts";
+          environment.etc.other.source = "/other";
+        })).systemd.services.vpn-exec-nscd-mullvad.restartTriggers;
+      wanted = [ "/the/hosts" ];
+    };
     "a service has it started" = {
       is = transmission.wants;
       wanted = [ "vpn-exec-nscd-mullvad.service" ];
