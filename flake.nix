@@ -35,14 +35,14 @@
       checks = eachSystem (
         pkgs:
         {
-          package = self.packages.${pkgs.system}.default;
+          package = self.packages.${pkgs.stdenv.hostPlatform.system}.default;
         }
         // import ./nix/tests/vm.nix { inherit pkgs self; }
       );
 
       devShells = eachSystem (pkgs: {
         default = pkgs.mkShell {
-          inputsFrom = [ self.packages.${pkgs.system}.default ];
+          inputsFrom = [ self.packages.${pkgs.stdenv.hostPlatform.system}.default ];
           packages = with pkgs; [
             cargo
             clippy
@@ -63,7 +63,7 @@
       apps = eachSystem (pkgs: {
         demo = {
           type = "app";
-          program = "${self.packages.${pkgs.system}.demo}/bin/vpn-exec-demo";
+          program = "${self.packages.${pkgs.stdenv.hostPlatform.system}.demo}/bin/vpn-exec-demo";
           meta.description = "The whole thing in a pretend Internet: no VPN account, no root, nothing left behind";
         };
       });

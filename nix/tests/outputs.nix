@@ -23,15 +23,10 @@ let
           value = make name;
         }) names
       );
-    mapAttrs' = make: set: listToAttrs (map (name: make name set.${name}) (attrNames set));
-    nameValuePair = name: value: { inherit name value; };
-    filterAttrs =
-      keep: set: removeAttrs set (builtins.filter (name: !(keep name set.${name})) (attrNames set));
-    hasSuffix = ending: text: builtins.match ".*\\${ending}" text != null;
-    removeSuffix = ending: text: builtins.head (builtins.match "(.*)\\${ending}" text);
   };
   pkgs = system: {
-    inherit system callPackage lib;
+    inherit callPackage lib;
+    stdenv.hostPlatform = { inherit system; };
     pkgsStatic.callPackage = file: _: package "static-${baseNameOf file}";
     writeText = name: _: package name;
     mkShell = it: package "shell" // { inherit (it) inputsFrom; };
