@@ -32,16 +32,15 @@ let
     else
       pkgs.writeText "vpn-exec-${name}.toml" (profileText tunnel);
 
-  # Services that are started with the system are started with their tunnel, too: they would stay down otherwise after a keeper that died.
+  # What is started with the system is started with its tunnel, too: it would stay down otherwise after a keeper that died.
   consumers =
     name:
     let
-      isStarted = service: service.wantedBy ++ service.requiredBy ++ service.upheldBy or [ ] != [ ];
-      isIn = service: service.enable && service.vpn-exec.tunnel == name && isStarted service;
+      isStarted = unit: unit.wantedBy ++ unit.requiredBy ++ unit.upheldBy or [ ] != [ ];
+      isIn = unit: unit.enable && unit.vpn-exec.tunnel == name && isStarted unit;
+      of = kind: units: map (unit: "${unit}.${kind}") (lib.attrNames (lib.filterAttrs (_: isIn) units));
     in
-    map (service: "${service}.service") (
-      lib.attrNames (lib.filterAttrs (_: isIn) config.systemd.services)
-    );
+    of "service" config.systemd.services ++ of "socket" config.systemd.sockets;
 
   # How the interface on the host may be called (src/plan/interfaces.rs).
   interfaces = name: "ve-${name} ve-${builtins.substring 0 5 name}-*";

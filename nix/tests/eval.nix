@@ -322,9 +322,11 @@ let
     };
     systemd.services.sockets.wantedBy = [ "multi-user.target" ];
     systemd.sockets.web = {
+      wantedBy = [ "sockets.target" ];
       listenStreams = [ "80" ];
       vpn-exec.tunnel = "mullvad";
     };
+    systemd.sockets.by-hand.vpn-exec.tunnel = "mullvad";
     programs.vpn-exec = {
       group = "surfers";
       wrappers.fox = {
@@ -534,7 +536,10 @@ let
     };
     "what is started with the system comes back with the tunnel" = {
       is = keeper.wants;
-      wanted = [ "transmission.service" ];
+      wanted = [
+        "transmission.service"
+        "web.socket"
+      ];
     };
     "a changed profile is a reason to reload, what cannot be taken over to restart" = {
       is = {

@@ -139,6 +139,7 @@ let
       };
       networking = {
         enableIPv6 = flag true;
+        useDHCP = flag true;
         defaultGateway = mkOption { type = types.nullOr types.str; };
         nameservers = list types.str;
         interfaces = anything;

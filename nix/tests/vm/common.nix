@@ -69,6 +69,8 @@ in
     { pkgs, ... }:
     {
       imports = [ module ];
+      # The VM's own way out would be one.
+      networking.useDHCP = false;
       networking.defaultGateway = "192.168.1.3";
       networking.nameservers = [ "192.168.1.3" ];
       environment.systemPackages = [ pkgs.curl ];
@@ -109,6 +111,14 @@ in
     def inside(service, command):
         pid = machine.succeed(f"systemctl show -P MainPID {service}").strip()
         return machine.succeed(f"nsenter -t {pid} -m -n {command}")
+
+
+    def main_pid(service):
+        return int(machine.succeed(f"systemctl show -P MainPID {service}"))
+
+
+    def is_back(service, before):
+        return lambda _: main_pid(service) not in (0, before)
 
 
     def asked(name, address):

@@ -22,16 +22,15 @@ in
   };
   testScript = common.prelude + ''
     machine.wait_for_unit("probe.service")
-    pid = machine.succeed("systemctl show -P MainPID probe")
+    pid = main_pid("probe")
     system = machine.succeed("readlink -f /run/current-system").strip()
 
     machine.succeed(f"{system}/specialisation/reloaded/bin/switch-to-configuration test")
-    assert machine.succeed("systemctl show -P MainPID probe") == pid
+    assert main_pid("probe") == pid
     assert "8081" in machine.succeed("ss -ltn")
 
     machine.succeed(f"{system}/specialisation/restarted/bin/switch-to-configuration test")
-    machine.wait_until_succeeds("systemctl is-active probe")
-    assert machine.succeed("systemctl show -P MainPID probe") != pid
+    retry(is_back("probe", pid))
     assert inside("probe", WEB).strip() == "10.64.0.2"
   '';
 }
