@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, inotify};
@@ -21,8 +23,8 @@ use super::mounts;
 /// Has move_mount(2) put a mount beneath the topmost one (`MOVE_MOUNT_BENEATH`, since Linux 6.5).
 const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 
-/// How many mounts may pile up on an entry of an older kernel's, each with the file that it shows.
-const PILE: u32 = 8;
+/// The largest file that is copied for an instant, in bytes.
+const COPIED: u64 = 1 << 20;
 
 /// What is watched of a directory: which entries it has.
 const CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
@@ -90,8 +92,6 @@ struct Directory {
     /// The copy by a mount that nobody sees, where entries are made: the one that is seen may be read-only.
     made: OwnedFd,
     entries: HashMap<OsString, Entry>,
-    /// How many mounts are below the one that is seen, where an entry was replaced by another on top of it.
-    covered: HashMap<OsString, u32>,
     watch: Option<i32>,
 }
 
@@ -269,8 +269,7 @@ impl Mirror {
             inotify::add_watch(inotify, by_descriptor, CHANGES).ok()
         });
         self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
-        let (entries, covered) = Default::default();
-        let directory = Directory { source, shown, made, entries, covered, watch };
+        let directory = Directory { source, shown, made, entries: HashMap::new(), watch };
         self.directories.insert(path.to_owned(), directory);
         self.reconcile(path, Names::All)
     }
@@ -311,7 +310,6 @@ impl Mirror {
             let replaced = before.as_ref().is_some_and(|before| self.replace(directory, &whole, before, &entry));
             if !replaced {
                 if before.is_some() {
-                    directory.covered.remove(&name);
                     self.remove(directory, &whole);
                 }
                 match self.add(directory, &whole, entry.kind) {
@@ -337,7 +335,6 @@ impl Mirror {
         }
         for name in gone {
             if directory.entries.remove(&name).is_some() {
-                directory.covered.remove(&name);
                 self.remove(directory, &path.join(name));
             }
         }
@@ -389,7 +386,7 @@ impl Mirror {
     }
 
     /// Shows another entry in the place of one, at no instant nothing, and says whether it does.
-    fn replace(&self, directory: &mut Directory, path: &Path, before: &Entry, now: &Entry) -> bool {
+    fn replace(&self, directory: &Directory, path: &Path, before: &Entry, now: &Entry) -> bool {
         let is_file = |entry: &Entry| !matches!(entry.kind, FileType::Directory | FileType::Symlink);
         if !is_file(before) || !is_file(now) {
             return false;
@@ -398,13 +395,11 @@ impl Mirror {
         if self.mount(directory, path, BENEATH).is_ok() {
             return unmount(directory, name);
         }
-        // Older kernels can only put it on top. Not without end: then, for an instant, there is an empty file.
-        let covered = directory.covered.remove(name).unwrap_or_default();
-        if covered >= PILE {
-            while unmount(directory, name) {}
-        } else {
-            directory.covered.insert(name.to_owned(), covered + 1);
+        // Older kernels cannot, and put nothing on top of a file that was removed. So what is below shows for an instant what is to come.
+        if let Err(error) = copy_for_an_instant(directory, name) {
+            tracing::debug!(?name, %error, "for an instant it is empty");
         }
+        while unmount(directory, name) {}
         self.mount(directory, path, MoveMountFlags::empty()).is_ok()
     }
 
@@ -438,6 +433,20 @@ impl Mirror {
         while unmount(directory, name) {}
         unlink(directory, name);
     }
+}
+
+/// Copies a file that all may read to where it is about to be mounted.
+fn copy_for_an_instant(directory: &Directory, name: &OsStr) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut source = File::from(rustix::fs::openat(&directory.source, name, flags, Mode::empty())?);
+    let found = source.metadata()?;
+    if !found.is_file() || found.len() > COPIED || found.mode() & 0o444 != 0o444 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut text = Vec::new();
+    source.read_to_end(&mut text)?;
+    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    File::from(rustix::fs::openat(&directory.made, name, flags, Mode::empty())?).write_all(&text)
 }
 
 /// The device of a file system in which something is.
