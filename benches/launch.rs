@@ -1,4 +1,5 @@
-//! How long a launch takes, and where the time goes: `cargo bench --bench launch [-- ROUNDS]`.
+//! How long a launch takes, and where the time goes: `cargo bench --bench launch [-- ROUNDS] [kernel]`. It is the embedded WireGuard's,
+//! or the kernel's, where there is one (`benches/in-vm`).
 //!
 //! Everything happens in a world of its own (user, mount, PID and network namespaces, an own `/run` and an own layer over
 //! `/etc`), so an ordinary user can run it and nothing of the machine is touched. The endpoint is a documentation address behind
@@ -33,6 +34,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 const BY_HAND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/by-hand.sh");
 const CONFIG: &str = "/run/bench/wg.conf";
+/// The same, of which wg(8) takes all.
+const SETCONF: &str = "/run/bench/setconf";
 
 /// How many rounds, unless the command line says otherwise.
 const ROUNDS: usize = 40;
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some(STAMP) => return say_when_it_begins(),
-        Some(WORLD) => measure(arguments.get(1).and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)),
+        Some(WORLD) => measure(arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS)),
         _ => enter_world(&arguments),
     };
     match outcome {
@@ -94,9 +97,8 @@ fn enter_world(arguments: &[String]) -> Outcome<ExitCode> {
         .into());
     }
     let own = std::env::current_exe()?;
-    let rounds = arguments.iter().find(|argument| argument.parse::<usize>().is_ok());
     let mut command = unshare(&[]);
-    command.arg(own).arg(WORLD).args(rounds);
+    command.arg(own).arg(WORLD).args(arguments.iter().filter(|argument| !argument.starts_with('-')));
     Err(command.exec().into())
 }
 
@@ -136,14 +138,20 @@ fn furnish() -> Outcome<()> {
         io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
         Ok(BASE64_STANDARD.encode(bytes))
     };
-    let text = format!(
-        "[Interface]\nPrivateKey = {}\nAddress = 10.64.0.2/32, fd00:64::2/128\nDNS = 10.64.0.1\n\n[Peer]\nPublicKey = {}\n\
-         AllowedIPs = 0.0.0.0/0, ::/0\nEndpoint = 198.51.100.1:51820\n",
-        key()?,
-        key()?
-    );
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(CONFIG)?;
-    Ok(file.write_all(text.as_bytes())?)
+    let (own, peers) = (key()?, key()?);
+    for (path, for_wg_quick) in [(CONFIG, "Address = 10.64.0.2/32, fd00:64::2/128\nDNS = 10.64.0.1\n"), (SETCONF, "")] {
+        let text = format!(
+            "[Interface]\nPrivateKey = {own}\n{for_wg_quick}\n[Peer]\nPublicKey = {peers}\n\
+             AllowedIPs = 0.0.0.0/0, ::/0\nEndpoint = 198.51.100.1:51820\n"
+        );
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Whose WireGuard it is.
+fn backend() -> &'static str {
+    if std::env::args().any(|argument| argument == "kernel") { "kernel" } else { "userspace" }
 }
 
 /// What is measured.
@@ -176,13 +184,15 @@ impl Candidate {
     /// The command that runs `program`. `turn` makes names that were not used just before.
     fn command(self, turn: usize, program: &[&str]) -> Command {
         let name = format!("b{}", turn % 8);
+        let backend = backend();
+        let kernels: &[&str] = if backend == "kernel" { &["--kernel", SETCONF] } else { &[] };
         let words: &[&str] = match self {
             Nothing => &[],
             Unshare => &["unshare", "-n"],
-            VpnExec => &[VPN_EXEC, "--config", CONFIG, "--backend", "userspace", "--name", &name, "--"],
-            VpnExecSameName => &[VPN_EXEC, "--config", CONFIG, "--backend", "userspace", "--name", "same", "--"],
-            ByHand => &[BY_HAND, &name],
-            ByHandWithoutNft => &[BY_HAND, "--no-nft", &name],
+            VpnExec => &[VPN_EXEC, "--config", CONFIG, "--backend", backend, "--name", &name, "--"],
+            VpnExecSameName => &[VPN_EXEC, "--config", CONFIG, "--backend", backend, "--name", "same", "--"],
+            ByHand => &[&[BY_HAND], kernels, &[&name]].concat(),
+            ByHandWithoutNft => &[&[BY_HAND, "--no-nft"], kernels, &[&name]].concat(),
         };
         let mut words = words.iter().chain(program);
         let mut command = Command::new(words.next().expect("a program"));

@@ -46,7 +46,7 @@ fn get(address: impl Into<IpAddr>) -> String {
 
 /// Waits for something to become true.
 fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + WORKS;
+    let deadline = Instant::now() + lab::patience(WORKS);
     while !is_so()? {
         ensure!(Instant::now() < deadline, "{what} does not happen");
         std::thread::sleep(Duration::from_millis(5));

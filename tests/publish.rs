@@ -78,17 +78,18 @@ fn shout_back(mut connection: TcpStream) -> std::io::Result<()> {
 
 fn connect(from: &NetworkNamespace, to: impl Into<IpAddr>, port: u16) -> Result<TcpStream> {
     let to = SocketAddr::new(to.into(), port);
-    let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE)).with_context(|| format!("to {to}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let stream =
+        from.run(|| TcpStream::connect_timeout(&to, lab::patience(PATIENCE))).with_context(|| format!("to {to}"))?;
+    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     Ok(stream)
 }
 
 /// Waits for somebody to come, but not for ever.
 fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
-    let ready = wait_for(&[listener.as_fd()], Some(PATIENCE))?;
+    let ready = wait_for(&[listener.as_fd()], Some(lab::patience(PATIENCE)))?;
     ensure!(ready[0], "nobody comes");
     let (stream, from) = listener.accept()?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     Ok((stream, from))
 }
 
@@ -226,7 +227,7 @@ fn datagrams_go_both_ways_and_answers_come_from_where_they_were_asked() {
             let socket = from.run(|| UdpSocket::bind((any, 0)))?;
             // Connected, so that an answer from another address than was asked is none.
             socket.connect((to, port))?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
             for text in ["one", "two"] {
                 socket.send(text.as_bytes())?;
                 let mut buffer = [0; 64];
@@ -286,7 +287,7 @@ fn the_successor_of_a_killed_keeper_publishes_the_same_ports() {
         works(&[replace.as_slice(), &["--publish", "8080:80", "--publish", "5300:53/udp"]].concat())?;
         let begin = Instant::now();
         converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
-        ensure!(begin.elapsed() < PATIENCE);
+        ensure!(begin.elapsed() < lab::patience(PATIENCE));
         drop(inside);
         down()
     });
@@ -421,7 +422,7 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         ensure!(is_alive(&stays) && is_alive(&goes));
         let flow = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         flow.connect((Ipv4Addr::LOCALHOST, 5300))?;
-        flow.set_read_timeout(Some(PATIENCE))?;
+        flow.set_read_timeout(Some(lab::patience(PATIENCE)))?;
         flow.send(b"hello")?;
         flow.recv(&mut [0; 16])?;
 
@@ -454,12 +455,12 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         let (former, begin) = (keeper()?, Instant::now());
         let is_inside = || -> Result<bool> { Ok(status::of(&NAME.parse()?)?.is_some_and(|status| status.leases > 0)) };
         while !is_inside()? {
-            ensure!(begin.elapsed() < PATIENCE, "the program does not begin");
+            ensure!(begin.elapsed() < lab::patience(PATIENCE), "the program does not begin");
             std::thread::sleep(Duration::from_millis(5));
         }
         kill(Pid::from_raw(former), Signal::SIGKILL)?;
         while keeper()? == former || connect(&lab.host, host, 8082).is_err() {
-            ensure!(begin.elapsed() < PATIENCE, "there is no successor");
+            ensure!(begin.elapsed() < lab::patience(PATIENCE), "there is no successor");
             std::thread::sleep(Duration::from_millis(5));
         }
         converse(connect(&lab.host, host, 8080)?)?;

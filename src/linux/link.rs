@@ -191,6 +191,19 @@ impl Request {
         }
     }
 
+    /// Has an interface say that it takes part in no multicast, as the kernel's WireGuard does.
+    pub fn clear_multicast(index: u32, name: &str) -> Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.change_mask = LinkFlags::Multicast;
+        Self {
+            what: format!("take {name} out of multicast"),
+            message: RouteNetlinkMessage::SetLink(message),
+            flags: 0,
+            tolerated: None,
+        }
+    }
+
     /// Sets an interface's alias.
     pub fn set_alias(index: u32, name: &str, alias: &str) -> Self {
         let mut message = LinkMessage::default();

@@ -1,5 +1,5 @@
-//! Notices when a network namespace's addresses, routes or switches of forwarding change (rtnetlink(7)), or its rules for packets
-//! (nft(8)).
+//! Notices when a network namespace's addresses, routes or switches of forwarding change (rtnetlink(7)), its interfaces, or its rules for
+//! packets (nft(8)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -15,6 +15,9 @@ use rustix::net::RecvFlags;
 /// groups RTNLGRP_IPV4_NETCONF (24) and RTNLGRP_IPV6_NETCONF (25).
 const NETWORK_GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400 | 1 << 23 | 1 << 24;
 
+/// RTMGRP_LINK of linux/rtnetlink.h.
+const LINK_GROUPS: u32 = 1;
+
 /// The group NFNLGRP_NFTABLES (7) of linux/netfilter/nfnetlink.h.
 const RULES_GROUPS: u32 = 1 << 6;
 
@@ -26,6 +29,11 @@ impl Monitor {
     /// Begins to listen for changes of addresses, routes and forwarding, in the namespace of the calling thread.
     pub fn of_network() -> io::Result<Self> {
         Self::open(NETLINK_ROUTE, NETWORK_GROUPS)
+    }
+
+    /// Begins to listen for interfaces that come, go or change, in the namespace of the calling thread.
+    pub fn of_links() -> io::Result<Self> {
+        Self::open(NETLINK_ROUTE, LINK_GROUPS)
     }
 
     /// Begins to listen for changes of rules, in the namespace of the calling thread.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{Doing, TunnelError};
 use crate::config::BackendChoice;
+use crate::linux::monitor::Monitor;
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
 use crate::linux::tun;
@@ -25,6 +26,8 @@ pub struct DeviceEvents {
     pub failed: Option<OwnedFd>,
     /// Readable after a completed handshake. None for the kernel's, which has to be asked.
     pub handshakes: Option<OwnedFd>,
+    /// Hears of changes of the interfaces around the kernel's, which may be removed as any other and says nothing of it.
+    pub links: Option<Monitor>,
 }
 
 type Made = (Box<dyn Device>, DeviceEvents);
@@ -43,10 +46,11 @@ pub(super) fn make(
     if plan.backend != BackendChoice::Userspace {
         match kernel::make(host, &namespace, name) {
             Ok(()) => {
+                let events = kernel_events(&namespace)?;
                 let device = KernelDevice::configure(namespace, name, config);
                 let device = device.doing("configure the kernel's WireGuard")?;
                 tracing::info!("using the kernel's WireGuard");
-                return Ok((Box::new(device), DeviceEvents::default()));
+                return Ok((Box::new(device), events));
             }
             Err(error) if plan.backend == BackendChoice::Kernel => {
                 let missing = error.raw_os_error() == Some(libc::EOPNOTSUPP);
@@ -87,15 +91,21 @@ pub(super) fn take_over(
     let name = &plan.wireguard.interface;
     match made {
         Backend::Kernel => {
+            let events = kernel_events(&namespace)?;
             let mut device = KernelDevice::attach(namespace, name, config).doing("take over the kernel's WireGuard")?;
             device.reconfigure(config).doing("configure the kernel's WireGuard")?;
-            Ok((Box::new(device), DeviceEvents::default()))
+            Ok((Box::new(device), events))
         }
         Backend::Userspace => until_let_go(|| {
             let tun = namespace.run(|| tun::attach(name)).doing("take over the TUN interface")?;
             embed(config, tun, on_data_path_start)
         }),
     }
+}
+
+fn kernel_events(namespace: &NetworkNamespace) -> Result<DeviceEvents, TunnelError> {
+    let links = namespace.run(Monitor::of_links).doing("watch the kernel's WireGuard")?;
+    Ok(DeviceEvents { links: Some(links), ..DeviceEvents::default() })
 }
 
 /// Tries again while a killed process still lets go of what is needed.
@@ -127,6 +137,7 @@ fn embed(config: &DeviceConfig, tun: OwnedFd, on_data_path_start: fn() -> io::Re
     let events = DeviceEvents {
         failed: Some(device.failed().try_clone_to_owned().doing("watch the embedded WireGuard")?),
         handshakes: Some(device.handshakes().try_clone_to_owned().doing("watch the embedded WireGuard")?),
+        links: None,
     };
     Ok((Box::new(device), events))
 }

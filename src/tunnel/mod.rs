@@ -232,6 +232,12 @@ impl Tunnel {
         self.host_part.mend(&self.plan, &self.mark)
     }
 
+    /// Whether WireGuard's interface is still there. Somebody may have removed it.
+    pub fn has_interface(&mut self) -> io::Result<bool> {
+        let Some(inner) = &mut self.inner else { return Ok(false) };
+        Ok(inner.netlink.link(self.plan.wireguard.interface.as_str())?.is_some())
+    }
+
     /// What went through WireGuard's interface.
     pub fn counters(&mut self) -> io::Result<Counters> {
         let Some(inner) = &mut self.inner else { return Ok(Counters::default()) };
@@ -331,6 +337,7 @@ impl Tunnel {
     fn make_namespace(&mut self) -> Result<(), TunnelError> {
         let ipv6 = self.plan.wireguard.ipv6;
         let (namespace, (mut netlink, mut rules)) = NetworkNamespace::create(|| {
+            parameters::prepare_ipv4()?;
             parameters::prepare_ipv6(ipv6)?;
             Ok((Netlink::open()?, Nftables::open()?))
         })
@@ -424,7 +431,8 @@ impl Tunnel {
         let name = plan.interface.as_str();
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
-        let mut requests = vec![Request::set_mtu(index, name, plan.mtu)];
+        // A TUN would take part in multicast, which no peer passes on.
+        let mut requests = vec![Request::set_mtu(index, name, plan.mtu), Request::clear_multicast(index, name)];
         requests.extend(plan.addresses.iter().map(|address| Request::add_address(index, name, *address)));
         requests.push(Request::set_up(index, name));
         requests.extend(plan.routes.iter().map(|route| {

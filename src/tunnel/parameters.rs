@@ -5,6 +5,13 @@ use std::io;
 use crate::linux::sysctl;
 use crate::names::InterfaceName;
 
+/// Sets IPv4's parameters of a new namespace, for all interfaces to come: nobody is told of a better way, as nothing is forwarded. The
+/// kernel's WireGuard sets this by itself, so that a program sees the same with both.
+pub(super) fn prepare_ipv4() -> io::Result<()> {
+    sysctl::set("net/ipv4/conf/all/send_redirects", "0")?;
+    sysctl::set("net/ipv4/conf/default/send_redirects", "0")
+}
+
 /// Sets IPv6's parameters of a new namespace, for all interfaces to come: none at all where the tunnel has none, `lo` excepted;
 /// never what a router advertises; and no link-local addresses, by which the host could be reached beyond the plan.
 pub(super) fn prepare_ipv6(wanted: bool) -> io::Result<()> {

@@ -7,7 +7,7 @@
 //! What the crate does not do: wipe the keys that pass through it, and keep them out of its error messages. Only the number
 //! and the kind of its errors are therefore passed on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -29,22 +29,27 @@ use std::os::fd::AsFd;
 /// How many AllowedIPs go into one description of a peer, so that it fits into one netlink message.
 const ALLOWED_IPS_PER_MESSAGE: usize = 100;
 
+/// How long after its handshake a session may be used (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
+const SESSION: Duration = Duration::from_secs(180);
+
 /// A WireGuard interface of the kernel's.
 #[derive(Debug)]
 pub struct KernelDevice {
     /// The thread in the tunnel's namespace, from where alone the kernel lets the interface be seen.
     resident: Resident,
     control_name: control::InterfaceName,
-    /// Each peer and its keepalive interval.
-    peers: Vec<(PublicKey, Option<u16>)>,
-    /// When each peer's last handshake was.
-    handshakes: Mutex<Sightings>,
+    /// The peers as they were configured. Where they are is the kernel's to know.
+    peers: Vec<PeerConfig>,
+    /// What is known of them that the kernel does not say, or has forgotten.
+    seen: Mutex<Sightings>,
 }
 
-/// What was seen of handshakes.
+/// What was seen of the peers.
 #[derive(Debug, Default)]
 struct Sightings {
     last_of: HashMap<PublicKey, Sighting>,
+    /// The bytes received from and sent to each peer that was made anew, until then.
+    carried: HashMap<PublicKey, (u64, u64)>,
     /// When the device was last looked at, since boot.
     looked_at: Option<Duration>,
 }
@@ -127,8 +132,8 @@ impl KernelDevice {
         Ok(KernelDevice {
             resident: Resident::start(namespace, CapabilitySet::NET_ADMIN)?,
             control_name: interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
-            peers: peers_of(config),
-            handshakes: Mutex::default(),
+            peers: config.peers.clone(),
+            seen: Mutex::default(),
         })
     }
 
@@ -142,6 +147,35 @@ impl KernelDevice {
         // does nothing; elsewhere it would make a second one.
         let name = self.control_name;
         self.resident.run(move || update.apply(&name, control::Backend::Kernel))?.map_err(without_text)
+    }
+
+    /// Whether the kernel may have a session with a peer, by the last handshake.
+    fn has_session(&self, peer: &PublicKey, found: &control::PeerInfo) -> bool {
+        let Some(said) = found.stats.last_handshake_time else { return false };
+        let (now, mut seen) = (boot_time(), self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        let sighting = Sighting::update(seen.last_of.get(peer).copied(), said, seen.looked_at, now);
+        seen.last_of.insert(*peer, sighting);
+        now.saturating_sub(sighting.at) < SESSION
+    }
+
+    /// Has the kernel forget a peer's session, which it would use in place of a handshake: the peer is taken out and put back in one
+    /// request. Nothing else does that but to take the interface down, and with it its routes.
+    fn renew(&self, peer: &PeerConfig, found: &control::PeerInfo) -> io::Result<()> {
+        let others = self.peers.iter().skip_while(|other| other.public_key != peer.public_key).skip(1);
+        let taken: HashSet<&IpNet> = others.flat_map(|other| &other.allowed_ips).collect();
+        // Of peers with the same network, the last one has it.
+        let allowed_ips = peer.allowed_ips.iter().filter(|net| !taken.contains(net)).copied().collect();
+        let again =
+            PeerConfig { allowed_ips, endpoint: found.config.endpoint, persistent_keepalive: None, ..peer.clone() };
+        let mut update = control::DeviceUpdate::new().remove_peer_by_key(&found.config.public_key);
+        for description in describe(&again) {
+            update = update.add_peer(description);
+        }
+        self.apply(update)?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let carried = seen.carried.entry(peer.public_key).or_default();
+        *carried = (carried.0 + found.stats.rx_bytes, carried.1 + found.stats.tx_bytes);
+        Ok(())
     }
 
     fn update_peer(
@@ -196,9 +230,16 @@ impl Device for KernelDevice {
     }
 
     fn initiate_handshake(&self, peer: &PublicKey) -> io::Result<()> {
-        // A keepalive interval that becomes non-zero makes the kernel send a keepalive at once, and so begin a handshake
-        // (set_peer() in drivers/net/wireguard/netlink.c). Nothing else does without a packet.
-        let interval = self.peers.iter().find(|(key, _)| key == peer).and_then(|(_, interval)| *interval);
+        let configured = self.peers.iter().find(|configured| configured.public_key == *peer);
+        if let Some(configured) = configured
+            && let Some(found) = self.read()?.peers.iter().find(|info| info.config.public_key.0 == *peer.as_bytes())
+            && self.has_session(peer, found)
+        {
+            self.renew(configured, found)?;
+        }
+        // A keepalive interval that becomes non-zero makes the kernel send a keepalive at once, and so, without a session, begin a
+        // handshake (set_peer() in drivers/net/wireguard/netlink.c). Nothing else does without a packet.
+        let interval = configured.and_then(|configured| configured.persistent_keepalive);
         self.update_peer(|description| description.set_persistent_keepalive_interval(0), peer)?;
         self.update_peer(
             |description| description.set_persistent_keepalive_interval(interval.unwrap_or(u16::MAX)),
@@ -213,24 +254,24 @@ impl Device for KernelDevice {
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
         let device = self.read()?;
         let now = boot_time();
-        let mut seen = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let last_look = seen.looked_at.replace(now);
         Ok(self
             .peers
             .iter()
-            .filter_map(|(public_key, _)| {
+            .filter_map(|PeerConfig { public_key, .. }| {
                 let info = device.peers.iter().find(|info| info.config.public_key.0 == *public_key.as_bytes())?;
-                let handshake = info.stats.last_handshake_time.map(|said| {
+                if let Some(said) = info.stats.last_handshake_time {
                     let sighting = Sighting::update(seen.last_of.get(public_key).copied(), said, last_look, now);
                     seen.last_of.insert(*public_key, sighting);
-                    sighting
-                });
+                }
+                let (rx_before, tx_before) = seen.carried.get(public_key).copied().unwrap_or_default();
                 Some(PeerStatus {
                     public_key: *public_key,
                     endpoint: info.config.endpoint,
-                    handshake_age: handshake.map(|sighting| now.saturating_sub(sighting.at)),
-                    rx_bytes: info.stats.rx_bytes,
-                    tx_bytes: info.stats.tx_bytes,
+                    handshake_age: seen.last_of.get(public_key).map(|sighting| now.saturating_sub(sighting.at)),
+                    rx_bytes: rx_before + info.stats.rx_bytes,
+                    tx_bytes: tx_before + info.stats.tx_bytes,
                     unanswered_for: None,
                 })
             })
@@ -256,26 +297,25 @@ impl Device for KernelDevice {
             }
         }
         self.apply(update)?;
-        self.peers = peers_of(config);
+        self.peers.clone_from(&config.peers);
+        let seen = self.seen.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let is_peer = |key: &PublicKey| config.peers.iter().any(|peer| peer.public_key == *key);
+        seen.last_of.retain(|key, _| is_peer(key));
+        seen.carried.retain(|key, _| is_peer(key));
         Ok(())
     }
 
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
-        let mut update = control::DeviceUpdate::new().set_fwmark(fwmark);
+        // The port first, by itself: the kernel would have set the mark already when the port is refused.
         if listen_port != 0 {
-            update = update.set_listen_port(listen_port);
+            self.apply(control::DeviceUpdate::new().set_listen_port(listen_port))?;
         }
-        self.apply(update)
+        self.apply(control::DeviceUpdate::new().set_fwmark(fwmark))
     }
 
     fn take_interface_along(&self) -> io::Result<bool> {
         Ok(false)
     }
-}
-
-/// Each peer and its keepalive interval.
-fn peers_of(config: &DeviceConfig) -> Vec<(PublicKey, Option<u16>)> {
-    config.peers.iter().map(|peer| (peer.public_key, peer.persistent_keepalive)).collect()
 }
 
 #[cfg(test)]

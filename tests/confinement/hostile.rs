@@ -117,7 +117,7 @@ fn stays_inside(lab: &Lab, start: impl FnOnce(Command) -> Result<Agent>, options
             let _ = agent.act(&act)?;
         }
         // What waits for a neighbour's address may be sent a little later.
-        std::thread::sleep(SOON);
+        std::thread::sleep(lab::patience(SOON));
         assert_no_leak(lab).map_err(|error| error.context(round))?;
         misconfigure_host()?;
     }

@@ -35,7 +35,7 @@ fn begin_storm(lab: &Lab) -> Result<(Agent, Before)> {
     let before = Before { state: Snapshot::take()?, file: file.clone() };
     let mut agent = Agent::start(Some(launcher(VPN_EXEC, &file, &["--name", "storm"])))?.begun()?;
     agent.succeed(&storm())?;
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(lab::patience(Duration::from_millis(100)));
     Ok((agent, before))
 }
 
@@ -58,7 +58,7 @@ fn a_storm_on_the_host_is_seen() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = outside()?;
         agent.succeed(&storm())?;
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(lab::patience(Duration::from_millis(100)));
         finish(agent)?;
         assert_no_leak(lab).expect_err("it is seen");
         let on_lan = lab.capture.lan()?;
@@ -90,13 +90,13 @@ fn whoever_waits_in_the_namespace_finds_no_gap() {
                 let ran = inside(lab, &text, &["--name", "early"]).and_then(|agent| {
                     // A busy machine may let the other thread have its first turn only now.
                     let begin = std::time::Instant::now();
-                    while !began.load(Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(10) {
+                    while !began.load(Ordering::Relaxed) && begin.elapsed() < lab::patience(Duration::from_secs(10)) {
                         std::thread::sleep(Duration::from_millis(1));
                     }
-                    std::thread::sleep(Duration::from_millis(50));
+                    std::thread::sleep(lab::patience(Duration::from_millis(50)));
                     finish(agent)
                 });
-                std::thread::sleep(Duration::from_millis(100));
+                std::thread::sleep(lab::patience(Duration::from_millis(100)));
                 goes_on.store(false, Ordering::Relaxed);
                 (waiting.join(), ran)
             });
@@ -149,7 +149,7 @@ fn a_storm_goes_on_inside_when_its_keeper_is_killed() {
         let first = keeper()?;
         assert_ne!(first, agent.pid());
         kill(Pid::from_raw(first), Signal::SIGKILL)?;
-        let until = std::time::Instant::now() + Duration::from_secs(10);
+        let until = std::time::Instant::now() + lab::patience(Duration::from_secs(10));
         while keeper()? == first {
             anyhow::ensure!(std::time::Instant::now() < until, "nobody takes over");
             std::thread::sleep(Duration::from_millis(1));
@@ -176,7 +176,7 @@ fn what_remains_when_all_are_killed_is_closed() {
         assert!(Path::new("/run/netns/storm").exists(), "nobody has cleaned up");
         let Named::Namespace(left) = look_up(&path_of("storm"))? else { anyhow::bail!("the name is a namespace's") };
         let begin = std::time::Instant::now();
-        left.run(|| Ok(send_storm(&targets(), || begin.elapsed() < Duration::from_millis(100))))?;
+        left.run(|| Ok(send_storm(&targets(), || begin.elapsed() < lab::patience(Duration::from_millis(100)))))?;
         drop(left);
         assert_no_leak(lab)?;
 

@@ -25,7 +25,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::Netlink;
 
-use crate::{dns, http, trespass};
+use crate::{dns, http, patience, trespass};
 
 /// What begins the agent's answers, to tell them from what the test harness prints.
 const ANSWER: &str = "agent: ";
@@ -34,7 +34,9 @@ const ANSWER: &str = "agent: ";
 const BEGUN: &str = "begun";
 
 /// How long an act waits for a packet that may never come.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
+fn reply_time() -> Duration {
+    patience(Duration::from_millis(700))
+}
 
 /// How long a test waits for an answer of the agent: so long that only one that hangs is given up.
 const ANSWERED: Duration = Duration::from_secs(60);
@@ -79,9 +81,9 @@ fn name_of(error: &io::Error) -> String {
 /// Does what every agent can.
 pub fn perform(words: &[&str]) -> io::Result<String> {
     match words {
-        ["get", url] => Ok(http::get(url, PATIENCE)?.trim_end().to_owned()),
-        ["digest", url] => Ok(digest(&http::get(url, 10 * PATIENCE)?)),
-        ["lookup", server, name] => Ok(format!("{:?}", dns::lookup(parsed(server)?, name, dns::A, PATIENCE)?)),
+        ["get", url] => Ok(http::get(url, reply_time())?.trim_end().to_owned()),
+        ["digest", url] => Ok(digest(&http::get(url, 10 * reply_time())?)),
+        ["lookup", server, name] => Ok(format!("{:?}", dns::lookup(parsed(server)?, name, dns::A, reply_time())?)),
         ["resolve", name] => resolve(name),
         ["echo", to, size] => echo(parsed(to)?, parsed(size)?),
         ["links"] => links(),
@@ -122,7 +124,7 @@ fn echo(to: SocketAddr, size: usize) -> io::Result<String> {
         SocketAddr::V4(_) => sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?,
         SocketAddr::V6(_) => sockopt::set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?,
     }
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(reply_time()))?;
     socket.connect(to)?;
     let sent: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
     socket.send(&sent)?;
@@ -257,7 +259,7 @@ impl Agent {
 
     /// Waits for the program to begin.
     pub fn begun(self) -> Result<Self> {
-        if self.begins_within(ANSWERED) {
+        if self.begins_within(patience(ANSWERED)) {
             return Ok(self);
         }
         bail!("the program did not begin: {:?}", self.finish()?)
@@ -266,7 +268,8 @@ impl Agent {
     /// Has the agent do something: what came of it, or the name of the error.
     pub fn act(&mut self, act: &str) -> Result<Result<String, String>> {
         writeln!(self.input.as_mut().context("the agent was told to end")?, "{act}")?;
-        let answer = self.answers.recv_timeout(ANSWERED).map_err(|error| anyhow!("no answer to {act:?}: {error}"))?;
+        let answer =
+            self.answers.recv_timeout(patience(ANSWERED)).map_err(|error| anyhow!("no answer to {act:?}: {error}"))?;
         Ok(match answer.split_once(' ') {
             Some(("ok", text)) => Ok(text.to_owned()),
             Some((_, error)) => Err(error.to_owned()),
@@ -288,13 +291,13 @@ impl Agent {
         }
     }
 
-    /// Has the agent try something until it succeeds.
-    pub fn succeed_within(&mut self, patience: Duration, act: &str) -> Result<String> {
-        let deadline = Instant::now() + patience;
+    /// Has the agent try something until it succeeds, for so long on an ordinary machine.
+    pub fn succeed_within(&mut self, usual: Duration, act: &str) -> Result<String> {
+        let deadline = Instant::now() + patience(usual);
         loop {
             match self.act(act)? {
                 Ok(text) => return Ok(text),
-                Err(error) if Instant::now() > deadline => bail!("{act:?} fails for {patience:?}: {error}"),
+                Err(error) if Instant::now() > deadline => bail!("{act:?} fails for {usual:?}: {error}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
@@ -302,7 +305,7 @@ impl Agent {
 
     /// Waits for the end without asking for it.
     pub fn end(mut self) -> Result<(ExitStatus, String)> {
-        let deadline = Instant::now() + ANSWERED;
+        let deadline = Instant::now() + patience(ANSWERED);
         let status = loop {
             match self.child.try_wait()? {
                 Some(status) => break status,

@@ -1,5 +1,6 @@
 //! What goes over the host's interfaces, from the first packet on: the judge of leaks.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,12 +16,13 @@ use vpn_exec::linux::namespace::NetworkNamespace;
 
 use crate::internet::packets_of;
 use crate::packet::{Flow, KEPT, Packet};
+use crate::patience;
 
 /// How long the capture may lag behind the interfaces' own counters.
 const LAG: Duration = Duration::from_secs(2);
 
 /// What is asked for as the socket's buffer, in bytes; the kernel may give less, and then says so by its counters.
-const BUFFER: usize = 4 << 20;
+const BUFFER: usize = 16 << 20;
 
 /// `sll_pkttype` of what the host itself sent (packet(7)).
 const PACKET_OUTGOING: u8 = libc::PACKET_OUTGOING;
@@ -41,6 +43,24 @@ struct Seen {
     packets: Vec<Packet>,
     /// How many packets at the beginning were there before the last [`Capture::forget`].
     forgotten: usize,
+    /// How many there are of each interface: whoever waits asks often, and is not to hold up the one who collects.
+    counts: BTreeMap<u32, u64>,
+    /// The number of the last mark.
+    mark: u32,
+}
+
+impl Seen {
+    fn add(&mut self, packet: Packet) {
+        *self.counts.entry(packet.interface).or_default() += 1;
+        self.mark = mark_in(&packet).map_or(self.mark, |mark| mark.max(self.mark));
+        self.packets.push(packet);
+    }
+}
+
+/// The number of the mark that a packet is, if it is one.
+fn mark_in(packet: &Packet) -> Option<u32> {
+    let payload = packet.flow.as_ref()?.payload.strip_prefix(MARK.as_bytes())?;
+    std::str::from_utf8(payload).ok()?.parse().ok()
 }
 
 /// Where a packet was captured.
@@ -123,9 +143,7 @@ impl Capture {
         let dropped = getsockopt(&self.socket, Statistics)?.tp_drops;
         ensure!(dropped == 0, "the capture has missed {dropped} packets, so it cannot tell what leaked");
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_mark =
-            |packet: &Packet| packet.flow.as_ref().is_some_and(|flow| contains(&flow.payload, MARK.as_bytes()));
-        Ok(seen.packets[seen.forgotten..].iter().filter(|packet| !is_mark(packet)).cloned().collect())
+        Ok(seen.packets[seen.forgotten..].iter().filter(|packet| mark_in(packet).is_none()).cloned().collect())
     }
 
     /// Where a packet was captured.
@@ -141,19 +159,16 @@ impl Capture {
 
     /// Sends a packet over `lo`, and waits until it is captured: what came before is captured then, too.
     fn mark_and_meet(&self) -> Result<()> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let mark = format!("{MARK}{}.", COUNT.fetch_add(1, Ordering::Relaxed));
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let mark = COUNT.fetch_add(1, Ordering::Relaxed);
         let socket = self.host.run(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))?;
         // To itself, so that nobody is disturbed.
-        socket.send_to(mark.as_bytes(), socket.local_addr()?)?;
-        let deadline = Instant::now() + LAG;
+        socket.send_to(format!("{MARK}{mark}").as_bytes(), socket.local_addr()?)?;
+        let deadline = Instant::now() + patience(LAG);
         loop {
-            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let payloads = seen.packets[seen.forgotten..].iter().filter_map(|packet| packet.flow.as_ref());
-            if payloads.rev().any(|flow| contains(&flow.payload, mark.as_bytes())) {
+            if self.seen.lock().unwrap_or_else(PoisonError::into_inner).mark >= mark {
                 return Ok(());
             }
-            drop(seen);
             ensure!(Instant::now() < deadline, "the capture lags behind, so it cannot tell what leaked");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -171,11 +186,11 @@ impl Capture {
     /// Waits until as many packets are captured as the interface has counted by now.
     fn catch_up(&self, interface: u32) -> Result<()> {
         let counted = self.host.run(|| packets_of(interface).map_err(io::Error::other))?;
-        let deadline = Instant::now() + LAG;
+        let deadline = Instant::now() + patience(LAG);
         loop {
             let captured = {
                 let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                seen.packets.iter().filter(|packet| packet.interface == interface).count() as u64
+                seen.counts.get(&interface).copied().unwrap_or_default()
             };
             if captured >= counted {
                 return Ok(());
@@ -186,11 +201,6 @@ impl Capture {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-}
-
-/// Whether bytes have others in them.
-pub(crate) fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }
 
 fn collect(socket: &OwnedFd, seen: &Mutex<Seen>) {
@@ -213,6 +223,6 @@ fn collect(socket: &OwnedFd, seen: &Mutex<Seen>) {
             ethertype: u16::from_be(from.protocol()),
             flow: Flow::parse(&buffer[..length]),
         };
-        seen.lock().unwrap_or_else(PoisonError::into_inner).packets.push(packet);
+        seen.lock().unwrap_or_else(PoisonError::into_inner).add(packet);
     }
 }

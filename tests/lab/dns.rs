@@ -116,7 +116,7 @@ fn serve(socket: &UdpSocket, state: &Mutex<State>) {
 
 /// Over TCP, each message has its length before it (RFC 1035 section 4.2.2).
 fn serve_stream(mut stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(crate::patience(PATIENCE)))?;
     let from = stream.peer_addr()?;
     loop {
         let mut length = [0; 2];

@@ -52,7 +52,7 @@ impl WebServer {
 }
 
 fn answer(mut stream: TcpStream, caller: IpAddr, page: Page) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(crate::patience(PATIENCE)))?;
     for line in BufReader::new(&stream).lines() {
         if line?.is_empty() {
             break;

@@ -51,6 +51,9 @@ mod syscalls;
 pub mod trespass;
 pub mod world;
 
+use std::sync::OnceLock;
+use std::time::Duration;
+
 pub use anyhow::{Context, Error, Result, bail, ensure};
 
 pub use capture::{Capture, Side};
@@ -68,8 +71,31 @@ pub use world::Skip;
 /// The backend that tests have vpn-exec use, unless they are about one: what the environment variable `VPN_EXEC_TEST_BACKEND` says, else
 /// the embedded one, which every machine has.
 pub fn backend() -> &'static str {
-    static BACKEND: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    static BACKEND: OnceLock<String> = OnceLock::new();
     BACKEND.get_or_init(|| std::env::var("VPN_EXEC_TEST_BACKEND").unwrap_or_else(|_| "userspace".into()))
+}
+
+/// How long something may take, and how long is waited for what should not come: on an ordinary machine as long as said, and so many times
+/// as long as the environment variable `VPN_EXEC_TEST_PATIENCE` says where all is slower, under emulation.
+pub fn patience(usual: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    usual
+        * *FACTOR.get_or_init(|| {
+            let text = std::env::var("VPN_EXEC_TEST_PATIENCE").unwrap_or_else(|_| "1".into());
+            text.parse().ok().filter(|factor| *factor > 0).expect("VPN_EXEC_TEST_PATIENCE is a whole number from 1 on")
+        })
+}
+
+/// Whether this kernel can have single interfaces forward IPv6, as Linux can since 6.17. Before, a host that is no router has no local
+/// IPv6 networks.
+pub fn forwards_ipv6_by_interface() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv6/conf/default/force_forwarding").exists()
+}
+
+/// The options of a tunnel that leads to the network of [`Lab::join_private_lan`], as far as this kernel can have it.
+pub fn local_networks() -> &'static [&'static str] {
+    const OPTIONS: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
+    if forwards_ipv6_by_interface() { &OPTIONS } else { &OPTIONS[..2] }
 }
 
 /// Whether this machine has a TUN device that may be used: what every tunnel of the embedded WireGuard needs.

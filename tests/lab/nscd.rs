@@ -71,7 +71,7 @@ impl Nscd {
         command.arg("-d").arg("-f").arg(&configuration);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.running = Some(command.spawn().with_context(|| format!("cannot start {}", self.executable.display()))?);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + crate::patience(PATIENCE);
         while UnixStream::connect(SOCKET).is_err() {
             ensure!(Instant::now() < deadline, "nscd does not listen: {}", self.log()?);
             std::thread::sleep(Duration::from_millis(2));

@@ -272,7 +272,7 @@ impl Inner {
 
     /// Speaks the configuration protocol of <https://www.wireguard.com/xplatform/>.
     fn configure_wireguard_go(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + crate::patience(PATIENCE);
         let mut socket = loop {
             match UnixStream::connect(Path::new(CONTROL)) {
                 Ok(socket) => break socket,

@@ -62,9 +62,9 @@ impl Snapshot {
     }
 
     /// What has changed from this snapshot to now. The kernel takes links away some time after the last program has left
-    /// their namespace, so what differs is given `patience` to vanish.
-    pub fn changes_within(&self, patience: Duration) -> Result<Vec<String>> {
-        let deadline = Instant::now() + patience;
+    /// their namespace, so what differs is given time to vanish: so much on an ordinary machine.
+    pub fn changes_within(&self, usual: Duration) -> Result<Vec<String>> {
+        let deadline = Instant::now() + crate::patience(usual);
         loop {
             let changes = self.changes_to(&Self::take()?);
             if changes.is_empty() || Instant::now() > deadline {

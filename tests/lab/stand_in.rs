@@ -83,7 +83,7 @@ fn lock(log: &Mutex<Log>) -> std::sync::MutexGuard<'_, Log> {
 }
 
 fn converse(mut stream: UnixStream, tongue: Tongue, log: &Mutex<Log>) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(crate::patience(PATIENCE)))?;
     let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         let length = stream.read(&mut buffer)?;

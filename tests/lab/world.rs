@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags};
@@ -16,7 +17,7 @@ use vpn_exec::linux::mounts;
 use vpn_exec::linux::netlink::Netlink;
 
 use crate::internet::ROUTER;
-use crate::nest;
+use crate::{nest, patience};
 
 /// A directory in the world for files of the lab's and of tests: it vanishes with the world, however that ends.
 pub const FILES: &str = "/run/lab";
@@ -30,12 +31,12 @@ const BEGUN: &str = "lab: in a world of its own";
 /// What a test's output says when it was skipped.
 const SKIPPED: &str = "skipped: ";
 
-/// How long a test may take, in seconds, unless the environment variable `VPN_EXEC_TEST_TIME_LIMIT` says otherwise: a machine may be
-/// emulated.
-const TIME_LIMIT: u32 = 120;
+/// How long a test may take on an ordinary machine.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
 
+/// The same on this one, in seconds.
 fn time_limit() -> u32 {
-    std::env::var("VPN_EXEC_TEST_TIME_LIMIT").ok().and_then(|text| text.parse().ok()).unwrap_or(TIME_LIMIT)
+    patience(TIME_LIMIT).as_secs().try_into().unwrap_or(u32::MAX)
 }
 
 /// Why a test cannot be run on this machine.

@@ -57,8 +57,8 @@ pub(crate) fn udp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
 }
 
 pub(crate) fn tcp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&(to, 80).into(), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&(to, 80).into(), lab::patience(PATIENCE))?;
+    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     stream.write_all(&[b"GET /", &stamp.text()[..], b" HTTP/1.1\r\n\r\n"].concat())?;
     stream.read(&mut [0; 100]).map(drop)
 }
@@ -69,7 +69,7 @@ pub(crate) fn dns_udp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
 
 pub(crate) fn dns_udp_at(stamp: &Stamp, to: IpAddr, port: u16) -> io::Result<()> {
     let socket = UdpSocket::bind(any(to))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     socket.connect((to, port))?;
     socket.send(&dns::query(&stamp.name(), dns::A)?)?;
     socket.recv(&mut [0; 100]).map(drop)
@@ -81,8 +81,8 @@ pub(crate) fn dns_tcp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
 
 pub(crate) fn dns_tcp_at(stamp: &Stamp, to: IpAddr, port: u16) -> io::Result<()> {
     let query = dns::query(&stamp.name(), dns::A)?;
-    let mut stream = TcpStream::connect_timeout(&(to, port).into(), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&(to, port).into(), lab::patience(PATIENCE))?;
+    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat())?;
     stream.read(&mut [0; 100]).map(drop)
 }
@@ -107,7 +107,7 @@ fn run(command: &mut Command) -> io::Result<()> {
     // One look-up is soon over, whoever does not answer.
     command.env("RES_OPTIONS", "timeout:1 attempts:1");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let deadline = Instant::now() + RUNS;
+    let deadline = Instant::now() + lab::patience(RUNS);
     while child.try_wait()?.is_none() {
         if Instant::now() > deadline {
             child.kill()?;
@@ -142,7 +142,7 @@ fn tell(path: &str, messages: &[&[u8]]) -> io::Result<()> {
 }
 
 fn converse(mut stream: UnixStream, messages: &[&[u8]]) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     for message in messages {
         stream.write_all(message)?;
         let _ = stream.read(&mut [0; 1000])?;

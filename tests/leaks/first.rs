@@ -107,7 +107,7 @@ fn nothing_leaks_from_the_first_instruction_on() {
         for _ in 0..5 {
             run(&many, "")?;
         }
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(lab::patience(Duration::from_millis(100)));
         witnesses.verdict(STAGE)?.is_silence()?;
 
         let sends = |vector: &crate::vectors::Vector| vector.name == "udp4-internet";

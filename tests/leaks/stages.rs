@@ -24,9 +24,6 @@ use crate::vectors::{AT_ONCE, By, LEFT_OPEN, Vector};
 /// The tunnel's name.
 pub(crate) const NAME: &str = "leaks";
 
-/// The options of a tunnel that leads to the network of [`Lab::join_private_lan`].
-pub(crate) const LOCAL_NETWORKS: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
-
 /// The variables by which the test-only switches are chosen: see [`fault`].
 pub(crate) const BREAK: &str = "VPN_EXEC_TEST_BREAK";
 const FAIL: &str = "VPN_EXEC_TEST_FAIL";
@@ -99,7 +96,7 @@ pub(crate) fn keeper() -> Result<i32> {
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let begin = Instant::now();
     while !condition()? {
-        ensure!(begin.elapsed() < PATIENCE, "in vain: {what}");
+        ensure!(begin.elapsed() < lab::patience(PATIENCE), "in vain: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
@@ -122,9 +119,9 @@ pub(crate) fn judged(
     let mut verdict = Verdict::none_yet(stage);
     loop {
         // What waits for a neighbour's address may be sent a little later.
-        std::thread::sleep(SOON);
+        std::thread::sleep(lab::patience(SOON));
         verdict = verdict.and(witnesses.verdict(stage)?);
-        if verdict.reports(expected).is_ok() || begin.elapsed() > PATIENCE {
+        if verdict.reports(expected).is_ok() || begin.elapsed() > lab::patience(PATIENCE) {
             return Ok(verdict);
         }
     }
@@ -173,7 +170,7 @@ fn life(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdic
     }
     agent.end()?;
     wait_until("the tunnel is taken down", || Ok(!path_of(NAME).exists()))?;
-    std::thread::sleep(SOON);
+    std::thread::sleep(lab::patience(SOON));
     verdicts.push(alive.and(witnesses.verdict("launcher-killed")?));
     // Later on the keeper itself asks for a name, on the host.
     ensure!(!broken.is_empty() || witnesses.callers() == 0, "somebody has come to the host's sockets");
@@ -192,7 +189,7 @@ fn life(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdic
     agent.finish()?;
 
     // A neighbour is reached, and others are not, and nobody is asked for names.
-    let options = [&["--name", NAME][..], &LOCAL_NETWORKS].concat();
+    let options = [&["--name", NAME], lab::local_networks()].concat();
     let command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &options);
     let mut agent = inside_by(command, &left_open, "local-networks", broken)?;
     allow_pings_inside()?;
@@ -274,7 +271,7 @@ fn set_up_and_tear_down(lab: &Lab, witnesses: &Witnesses<'_>, enters: bool) -> R
     lab.join_private_lan()?;
     let left_open = LeftOpen::new()?;
     let mut visitors = vec![outside(&left_open)?];
-    let options = [&["--name", NAME][..], &LOCAL_NETWORKS].concat();
+    let options = [&["--name", NAME], lab::local_networks()].concat();
     let mut command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &options);
     let mut child = command.arg("true").env(FAIL, "stop").spawn()?;
     let launcher = child.id().cast_signed();
@@ -369,7 +366,7 @@ fn nothing_runs_before_the_tunnel_is_there() {
             let (status, complaints) = agent.end()?;
             ensure!(status.code() == Some(125), "{status}: {complaints}");
         }
-        std::thread::sleep(SOON);
+        std::thread::sleep(lab::patience(SOON));
         witnesses.verdict("before")?.is_silence()?;
         assert_eq!(witnesses.callers(), 0);
 

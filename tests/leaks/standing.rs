@@ -11,8 +11,7 @@ use nix::sys::signal::Signal;
 use crate::VPN_EXEC;
 use crate::judge::{Verdict, Witnesses};
 use crate::stages::{
-    ALL_BROKEN, LOCAL_NETWORKS, LeftOpen, NAME, SOON, allow_pings, allow_pings_inside, expected, inside_by, judged,
-    keeper, send,
+    ALL_BROKEN, LeftOpen, NAME, SOON, allow_pings, allow_pings_inside, expected, inside_by, judged, keeper, send,
 };
 
 /// Has vpn-exec do something about the tunnel.
@@ -45,11 +44,11 @@ fn standing(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Ve
     order("up", &file, &[])?;
     verdicts.push(judged(from_mut(&mut agent), witnesses, "adopted", expected)?);
 
-    order("reload", &file, &LOCAL_NETWORKS)?;
+    order("reload", &file, lab::local_networks())?;
     verdicts.push(judged(from_mut(&mut agent), witnesses, "opened", expected)?);
     agent.succeed(&format!("get http://{}/", PRIVATE_LAN.ipv4))?;
     // This was meant to be seen, down to the last packet of the connection.
-    std::thread::sleep(SOON);
+    std::thread::sleep(lab::patience(SOON));
     lab.capture.forget()?;
     order("reload", &file, &[])?;
     verdicts.push(judged(from_mut(&mut agent), witnesses, "closed", expected)?);
@@ -57,7 +56,7 @@ fn standing(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Ve
     let alive = judged(from_mut(&mut agent), witnesses, "down", expected)?;
     succeeds(Command::new(VPN_EXEC).args(["down", NAME, "--force"]))?;
     agent.end()?;
-    std::thread::sleep(SOON);
+    std::thread::sleep(lab::patience(SOON));
     verdicts.push(alive.and(witnesses.verdict("down")?));
     Ok(verdicts)
 }

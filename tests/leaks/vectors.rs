@@ -253,14 +253,14 @@ impl Rage {
             }
             drop(shared);
             // What takes much is not to keep the others from their turns.
-            std::thread::sleep(REST + begun.elapsed());
+            std::thread::sleep(lab::patience(REST) + begun.elapsed());
         }
     }
 
     /// Begins a stage, and returns once everything was tried in it: what came of it. It goes on then.
     fn lap(&self, stage: &str) -> io::Result<String> {
         self.begin(stage);
-        let deadline = Instant::now() + LAP;
+        let deadline = Instant::now() + lab::patience(LAP);
         loop {
             let shared = self.lock();
             let missing: Vec<&str> = VECTORS

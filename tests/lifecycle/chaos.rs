@@ -44,7 +44,7 @@ fn a_killed_keeper_is_replaced_and_the_program_goes_on() {
         // A successor is replaced as the first one is.
         for _ in 0..3 {
             send(keepers[keepers.len() - 1], Signal::SIGKILL)?;
-            let until = Instant::now() + SOON;
+            let until = Instant::now() + lab::patience(SOON);
             let successor = loop {
                 let state = state::read(&"chaos".parse()?)?.context("a tunnel in use has a state")?;
                 let keeper = state.keeper.cast_signed();

@@ -17,7 +17,7 @@ const CHOSEN: &str = "VPN_EXEC_TEST_FAIL";
 /// A tunnel with all that one can have, so that there is something to undo for every step.
 fn whole(options: &[&str], task: &str) -> Command {
     let mut command = bare("faults");
-    command.args(["--local", "192.168.7.0/24", "--local", "fd07::/64"]).args(options);
+    command.args(lab::local_networks()).args(options);
     run_this(&mut command, task);
     command
 }
@@ -79,7 +79,7 @@ fn when_both_are_killed_the_next_start_reclaims() {
             let launcher = child.id().cast_signed();
             // The keeper is a child of the launcher, and a zombie once it is killed, as the launcher is stopped then. If the
             // launcher is too fast for this, it has cleaned up, which is right, too.
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + lab::patience(PATIENCE);
             while !has_dead_child(launcher) && child.try_wait()?.is_none() {
                 ensure!(Instant::now() < deadline, "{point}: the keeper is never killed");
             }

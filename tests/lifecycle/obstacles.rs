@@ -164,7 +164,7 @@ fn limits_of_namespaces_are_told() {
         running.end()?;
         assert_unchanged(&before, "after one of two")?;
         // The kernel may still be about to remove the first one's.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + lab::patience(PATIENCE);
         while ended(run(vpn_exec("two", "exit 0"))?.status) != Ok(0) {
             ensure!(Instant::now() < deadline, "the first tunnel's namespace is never gone");
         }

@@ -19,7 +19,7 @@ struct Manager {
 impl Manager {
     fn new() -> Result<Self> {
         let socket = UnixDatagram::bind(SOCKET)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
         Ok(Self { socket })
     }
 
@@ -41,7 +41,7 @@ impl Manager {
 
     /// Hears messages until one has a line that begins so; returns that line's rest.
     fn hear_of(&self, beginning: &str) -> Result<String> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + lab::patience(PATIENCE);
         while Instant::now() < until {
             let message = self.hear()?;
             if let Some(rest) = message.lines().find_map(|line| line.strip_prefix(beginning)) {
@@ -96,7 +96,7 @@ fn a_watchdog_is_fed_by_whom_it_watches() {
             manager.hear_of("WATCHDOG=1")?;
         }
         // It takes 2 s; as rarely as the status is told, it would take 200 s.
-        ensure!(begin.elapsed() < PATIENCE, "it is fed too rarely: 20 times in {:?}", begin.elapsed());
+        ensure!(begin.elapsed() < lab::patience(PATIENCE), "it is fed too rarely: 20 times in {:?}", begin.elapsed());
         send(child.id().cast_signed(), Signal::SIGTERM)?;
         manager.hear_of("STOPPING=")?;
         output_of(child)?;

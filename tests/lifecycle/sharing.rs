@@ -119,7 +119,7 @@ fn a_visitor_outlives_the_tunnel_but_has_no_link_any_more() {
         let running = start("visited", "daemon")?;
         let mut visitor = visitor("visited")?;
         let pid = visitor.id().cast_signed();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + lab::patience(PATIENCE);
         // It is a visitor once it is a program of its own.
         while crate::support::doing("wait")?.is_empty() {
             ensure!(Instant::now() < until, "the visitor never comes");
@@ -134,7 +134,7 @@ fn a_visitor_outlives_the_tunnel_but_has_no_link_any_more() {
         assert!(visitor.try_wait()?.is_none(), "an orderly end kills nobody but its own");
 
         // The namespace lives on with its visitor, closed.
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + lab::patience(PATIENCE);
         loop {
             let inside =
                 NetworkNamespace::from(std::os::fd::OwnedFd::from(fs::File::open(format!("/proc/{pid}/ns/net"))?));
@@ -161,7 +161,7 @@ fn a_visitor_ends_with_an_abandoned_tunnel() {
         let mut visitor = visitor("visited")?;
         crate::support::send(running.launcher(), Signal::SIGKILL)?;
         crate::support::output_of(running.child)?;
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + lab::patience(PATIENCE);
         while visitor.try_wait()?.is_none() {
             ensure!(Instant::now() < until, "the visitor lives on in what nobody holds");
             std::thread::sleep(std::time::Duration::from_millis(1));

@@ -63,7 +63,7 @@ fn keeper() -> Result<i32> {
 }
 
 fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + lab::patience(PATIENCE);
     while !is_so()? {
         ensure!(Instant::now() < until, "{what}");
         std::thread::sleep(Duration::from_millis(2));
@@ -320,7 +320,7 @@ fn those_who_connect_and_say_nothing_keep_nobody_out() {
         let begin = Instant::now();
         let output = loop {
             let output = run(joined("exit 4"))?;
-            if ended(output.status) == Ok(4) || begin.elapsed() > PATIENCE {
+            if ended(output.status) == Ok(4) || begin.elapsed() > lab::patience(PATIENCE) {
                 break output;
             }
         };

@@ -298,7 +298,7 @@ pub(crate) fn run(mut command: Command) -> Result<Output> {
 
 /// Waits for the end of a vpn-exec, which must come in time.
 pub(crate) fn output_of(mut child: Child) -> Result<Output> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + lab::patience(PATIENCE);
     while child.try_wait()?.is_none() {
         if Instant::now() > deadline {
             child.kill()?;
@@ -356,7 +356,7 @@ pub(crate) fn doing(task: &str) -> Result<Vec<i32>> {
 
 /// Waits until nobody does any of the tasks.
 pub(crate) fn assert_none_soon(tasks: &[&str], when: impl std::fmt::Display) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + lab::patience(SOON);
     loop {
         let alive = tasks.iter().map(|task| doing(task)).collect::<Result<Vec<_>>>()?.concat();
         if alive.is_empty() {

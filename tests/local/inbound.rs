@@ -13,8 +13,8 @@ use super::{WORKS, file, finish, inside, url, works};
 const NEVER: Duration = Duration::from_millis(700);
 
 /// Connects from the provider's side of the tunnel.
-fn connect(lab: &Lab, address: SocketAddr, patience: Duration) -> Result<TcpStream> {
-    Ok(lab.provider.site().run(|| TcpStream::connect_timeout(&address, patience))?)
+fn connect(lab: &Lab, address: SocketAddr, usual: Duration) -> Result<TcpStream> {
+    Ok(lab.provider.site().run(|| TcpStream::connect_timeout(&address, lab::patience(usual)))?)
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn datagrams_come_in_where_they_are_expected() {
         let listen = |port: u16| {
             namespace.run(|| {
                 let socket = UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, port))?;
-                socket.set_read_timeout(Some(NEVER))?;
+                socket.set_read_timeout(Some(lab::patience(NEVER)))?;
                 Ok(socket)
             })
         };
@@ -91,7 +91,7 @@ fn opened_ports_change_while_programs_run() {
         reload(&[])?;
         ensure!(connect(lab, address, NEVER).is_err());
         // What was begun goes on.
-        connection.set_read_timeout(Some(WORKS))?;
+        connection.set_read_timeout(Some(lab::patience(WORKS)))?;
         connection.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
         let mut answer = [0; 4];
         std::io::Read::read_exact(&mut connection, &mut answer).context("it is answered")?;

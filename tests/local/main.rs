@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::{Agent, launcher};
-use lab::{Lab, Reach, Skip, Snapshot};
+use lab::{Addresses, Lab, Reach, Skip, Snapshot, local_networks};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::tunnel::state;
 
@@ -24,8 +24,10 @@ const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 /// How long something may take that works.
 const WORKS: Duration = Duration::from_secs(10);
 
-/// The private network of the lab, [`Lab::join_private_lan`].
-const NETWORKS: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
+/// One of the addresses that somebody has in that network, or both.
+fn reachable(at: Addresses) -> Vec<IpAddr> {
+    at.both()[..local_networks().len() / 2].to_vec()
+}
 
 #[test]
 #[ignore = "the program that the other tests run"]

@@ -5,7 +5,7 @@ use lab::agent::Echo;
 use lab::dns::DnsServer;
 use lab::{Addresses, PRIVATE_LAN, Peer, WEB};
 
-use super::{NETWORKS, WORKS, finish, inside};
+use super::{WORKS, finish, inside, local_networks, reachable};
 
 #[test]
 fn no_resolver_of_the_local_network_hears_of_any() {
@@ -13,7 +13,7 @@ fn no_resolver_of_the_local_network_hears_of_any() {
         lab.join_private_lan()?;
         let neighbours = DnsServer::start(&lab.lan, PRIVATE_LAN)?;
         neighbours.set("web.example", &WEB.both());
-        let mut agent = inside(lab, &NETWORKS)?;
+        let mut agent = inside(lab, local_networks())?;
         for address in PRIVATE_LAN.both() {
             agent.fail(&format!("lookup {address} web.example"))?;
         }
@@ -21,22 +21,21 @@ fn no_resolver_of_the_local_network_hears_of_any() {
         ensure!(neighbours.questions().is_empty(), "{:?}", neighbours.questions());
 
         // One that is configured, and meant by itself, is asked.
-        let [ipv4, ipv6] = PRIVATE_LAN.both().map(|address| address.to_string());
-        let mut options = vec!["--dns", &ipv4, "--dns", &ipv6, "--local", &ipv4, "--local", &ipv6];
-        let mut agent = inside(lab, &options)?;
-        for address in [&ipv4, &ipv6] {
+        let named: Vec<String> = reachable(PRIVATE_LAN).iter().map(|address| address.to_string()).collect();
+        let all = |option| named.iter().flat_map(move |address| [option, address.as_str()]).collect::<Vec<_>>();
+        let mut agent = inside(lab, &[all("--dns"), all("--local")].concat())?;
+        for address in &named {
             agent.succeed(&format!("lookup {address} web.example"))?;
         }
         finish(agent)?;
-        ensure!(neighbours.questions().len() == 2, "{:?}", neighbours.questions());
+        ensure!(neighbours.questions().len() == named.len(), "{:?}", neighbours.questions());
         // In a wider network it is found in the tunnel instead, as that routes everything.
-        options.truncate(4);
-        let mut agent = inside(lab, &[&options[..], &NETWORKS].concat())?;
-        for address in [&ipv4, &ipv6] {
+        let mut agent = inside(lab, &[&all("--dns")[..], local_networks()].concat())?;
+        for address in &named {
             agent.fail(&format!("lookup {address} web.example"))?;
         }
         finish(agent)?;
-        ensure!(neighbours.questions().len() == 2, "{:?}", neighbours.questions());
+        ensure!(neighbours.questions().len() == named.len(), "{:?}", neighbours.questions());
         Ok(())
     });
 }

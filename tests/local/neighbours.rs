@@ -12,10 +12,12 @@ use nix::unistd::Pid;
 use vpn_exec::linux::link::Place;
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::sysctl as parameters;
 use vpn_exec::names::InterfaceName;
 
 use super::{
-    NETWORKS, WORKS, assert_untouched, file, finish, inside, keeper_of, sysctl, untouched, url, vpn_exec, works,
+    WORKS, assert_untouched, file, finish, inside, keeper_of, local_networks, reachable, sysctl, untouched, url,
+    vpn_exec, works,
 };
 
 #[test]
@@ -24,19 +26,20 @@ fn what_was_asked_for_is_reached_and_nothing_else() {
         lab.join_private_lan()?;
         let echo = Echo::start(&lab.lan, 7)?;
         let before = untouched(lab)?;
-        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "local"]].concat())?;
-        for address in PRIVATE_LAN.both() {
+        let mut agent = inside(lab, &[local_networks(), &["--name", "local"]].concat())?;
+        for address in reachable(PRIVATE_LAN) {
             let page = agent.succeed(&format!("get {}", url(address, 80)))?;
             ensure!(page == "a page in the local network", "{page}");
             agent.succeed(&format!("echo {} 100", SocketAddr::new(address, 7)))?;
         }
         // The neighbour needs no route back: it sees the host.
         let callers = lab.lan_page.callers();
-        ensure!(callers == HOST_ON_PRIVATE_LAN.both(), "{callers:?}");
+        ensure!(callers == reachable(HOST_ON_PRIVATE_LAN), "{callers:?}");
         for address in LAN.both() {
             agent.fail(&format!("get {}", url(address, 80)))?;
         }
-        ensure!(lab.lan_page.callers().len() == 2 && echo.seen().len() == 2);
+        let reached = reachable(PRIVATE_LAN).len();
+        ensure!(lab.lan_page.callers().len() == reached && echo.seen().len() == reached);
         let seen = agent.succeed_within(WORKS, &format!("get {}", url(WEB.ipv4, 80)))?;
         ensure!(seen == PROVIDER.ipv4.to_string(), "{seen}");
 
@@ -77,7 +80,7 @@ fn without_rules_the_host_would_be_a_router() {
     lab::test(Peer::Ours, |lab| {
         vpn_exec::linux::sysctl::set("net/ipv4/conf/lan0/forwarding", "1")?;
         ask_host_to_forward(lab)?;
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(lab::patience(Duration::from_millis(200)));
         let leaks = lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).count();
         ensure!(leaks > 0, "nothing was forwarded");
         Ok(())
@@ -96,7 +99,7 @@ fn container() -> Result<(NetworkNamespace, UdpSocket)> {
         netlink.execute_one(Request::set_up(index, name.as_str()))?;
     }
     let heard = inside.run(|| UdpSocket::bind("0.0.0.0:7"))?;
-    heard.set_read_timeout(Some(Duration::from_millis(500)))?;
+    heard.set_read_timeout(Some(lab::patience(Duration::from_millis(500))))?;
     Ok((inside, heard))
 }
 
@@ -116,12 +119,12 @@ fn the_host_is_no_router_to_containers_of_others() {
             let (net, by) = ("10.99.0.0/24".parse().expect("a network"), HOST_ON_PRIVATE_LAN.ipv4.into());
             Ok(netlink.execute_one(Request::add_route(link, "the link", net, Some(by)))?)
         })?;
-        let agent = inside(lab, &[&NETWORKS[..], &["--name", "beside"]].concat())?;
+        let agent = inside(lab, &[local_networks(), &["--name", "beside"]].concat())?;
         ensure!(!send()?, "a neighbour has reached it");
         finish(agent)?;
         // A host that is a router of IPv4 already stays one, whatever there is to switch on for IPv6.
         vpn_exec::linux::sysctl::set("net/ipv4/ip_forward", "1")?;
-        let agent = inside(lab, &[&NETWORKS[..], &["--name", "beside"]].concat())?;
+        let agent = inside(lab, &[local_networks(), &["--name", "beside"]].concat())?;
         ensure!(send()?, "others' packets are not forwarded any more");
         finish(agent)?;
         vpn_exec::linux::sysctl::set("net/ipv4/ip_forward", "0")?;
@@ -140,10 +143,11 @@ fn all_private_networks_of_the_host_can_be_asked_for() {
         let file = file(lab)?;
         let plan = works(&["plan", "--config", file, "--lan", "--json"])?;
         let plan: serde_json::Value = serde_json::from_slice(&plan.stdout)?;
-        ensure!(plan["local"]["networks"] == serde_json::json!(["192.168.7.0/24", "fd07::/64"]), "{}", plan["local"]);
+        let networks: Vec<&str> = local_networks().iter().copied().filter(|word| *word != "--local").collect();
+        ensure!(plan["local"]["networks"] == serde_json::json!(networks), "{}", plan["local"]);
         ensure!(plan["local"]["interfaces"] == serde_json::json!(["lan0"]), "{}", plan["local"]);
         let mut agent = inside(lab, &["--lan"])?;
-        for address in PRIVATE_LAN.both() {
+        for address in reachable(PRIVATE_LAN) {
             agent.succeed(&format!("get {}", url(address, 80)))?;
         }
         finish(agent)?;
@@ -199,15 +203,15 @@ fn local_networks_change_while_programs_run() {
         let Named::Namespace(namespace) = look_up(&path_of("changing"))? else { anyhow::bail!("there is a namespace") };
         let get = |address| {
             let url = url(address, 80);
-            namespace.run(|| lab::http::get(&url, std::time::Duration::from_millis(700)))
+            namespace.run(|| lab::http::get(&url, lab::patience(Duration::from_millis(700))))
         };
         ensure!(get(PRIVATE_LAN.both()[0]).is_err());
-        let changed = all("reload", &NETWORKS)?;
+        let changed = all("reload", local_networks())?;
         ensure!(String::from_utf8(changed.stdout)?.contains("local networks"));
-        for address in PRIVATE_LAN.both() {
+        for address in reachable(PRIVATE_LAN) {
             get(address)?;
         }
-        all("reload", &NETWORKS[..2])?;
+        all("reload", &local_networks()[..2])?;
         ensure!(get(PRIVATE_LAN.both()[1]).is_err(), "IPv6 was taken back");
         get(PRIVATE_LAN.both()[0])?;
         all("reload", &[])?;
@@ -215,6 +219,38 @@ fn local_networks_change_while_programs_run() {
         ensure!(sysctl("net/ipv4/conf/lan0/forwarding")? == "0");
         works(&["down", "changing"])?;
         assert_untouched(&before)
+    });
+}
+
+/// On a kernel that has all interfaces forward IPv6 or none (before Linux 6.17): no network, and no host that has become a router.
+#[test]
+fn an_ipv6_network_is_refused_where_all_would_be_forwarded() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        if lab::forwards_ipv6_by_interface() {
+            // As such a kernel has it.
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("lab-older", "/proc/sys/net/ipv6/conf/default", c"tmpfs", flags, None)?;
+        }
+        ensure!(!lab::forwards_ipv6_by_interface());
+        let before = untouched(lab)?;
+        let local = ["--config", file(lab)?, "--backend", lab::backend(), "--local", "192.168.7.0/24"];
+        let refused = vpn_exec(&[&local[..], &["--local", "fd07::/64", "--", "true"]].concat())?;
+        let said = String::from_utf8(refused.stderr)?;
+        ensure!(refused.status.code() == Some(125) && said.contains("fd07::/64 cannot be local"), "{said}");
+        ensure!(said.contains("Linux 6.17") && said.contains("net.ipv6.conf.all.forwarding=1"), "{said}");
+        assert_untouched(&before)?;
+        // Who asks for all that can be had gets IPv4, and is told.
+        let plan = works(&["plan", "--config", file(lab)?, "--lan"])?;
+        let said = String::from_utf8(plan.stdout)?;
+        ensure!(said.contains("fd07::/64 is not among the local networks"), "{said}");
+
+        // Where the host is a router anyway, nothing has to be switched.
+        parameters::set("net/ipv6/conf/all/forwarding", "1")?;
+        let mut agent = inside(lab, &["--local", "fd07::/64"])?;
+        agent.succeed(&format!("get {}", url(PRIVATE_LAN.ipv6, 80)))?;
+        finish(agent)?;
+        Ok(())
     });
 }
 

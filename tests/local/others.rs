@@ -12,10 +12,13 @@ use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::sysctl as parameters;
 
-use super::{NETWORKS, WORKS, assert_untouched, file, finish, inside, keeper_of, nft, sysctl, untouched, url, works};
+use super::{
+    WORKS, assert_untouched, file, finish, inside, keeper_of, local_networks, nft, reachable, sysctl, untouched, url,
+    works,
+};
 
 fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + WORKS;
+    let deadline = Instant::now() + lab::patience(WORKS);
     while !done()? {
         ensure!(Instant::now() < deadline, "never: {what}");
         std::thread::sleep(Duration::from_millis(20));
@@ -37,7 +40,7 @@ fn a_firewall_that_drops_what_is_forwarded_is_told() {
             &host,
             &["add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"],
         )?;
-        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "dropped"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "dropped"]].concat())?;
         agent.fail(&neighbours_page())?;
         let said = finish(agent)?;
         ensure!(said.contains("the chain FORWARD of the table ip filter"), "{said}");
@@ -46,7 +49,7 @@ fn a_firewall_that_drops_what_is_forwarded_is_told() {
         for command in advice {
             nft(&host, &[command.strip_prefix("nft ").context("a command")?.trim_matches('\'')])?;
         }
-        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "dropped"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "dropped"]].concat())?;
         agent.succeed(&neighbours_page())?;
         let said = finish(agent)?;
         ensure!(!said.contains("FORWARD"), "what was done about it is seen: {said}");
@@ -59,7 +62,7 @@ fn a_firewall_that_drops_what_is_forwarded_is_told() {
 fn an_older_firewall_is_told_as_well() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
-        for (tool, at) in [("iptables-legacy", PRIVATE_LAN.both()[0]), ("ip6tables-legacy", PRIVATE_LAN.both()[1])] {
+        for (tool, at) in ["iptables-legacy", "ip6tables-legacy"].into_iter().zip(reachable(PRIVATE_LAN)) {
             let run = |arguments: &[&str]| -> Result<()> {
                 match Command::new(tool).args(arguments).output() {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -77,7 +80,7 @@ fn an_older_firewall_is_told_as_well() {
             };
             run(&["-P", "FORWARD", "DROP"])?;
             let get = format!("get {}", url(at, 80));
-            let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "older"]].concat())?;
+            let mut agent = inside(lab, &[local_networks(), &["--name", "older"]].concat())?;
             agent.fail(&get)?;
             let said = finish(agent)?;
             let advice: Vec<&str> = said.split('`').filter(|text| text.starts_with(tool)).collect();
@@ -85,7 +88,7 @@ fn an_older_firewall_is_told_as_well() {
             for command in advice {
                 run(&command.split(' ').skip(1).collect::<Vec<_>>())?;
             }
-            let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "older"]].concat())?;
+            let mut agent = inside(lab, &[local_networks(), &["--name", "older"]].concat())?;
             agent.succeed(&get)?;
             let said = finish(agent)?;
             ensure!(!said.contains(tool), "what was done about it is seen: {said}");
@@ -99,7 +102,7 @@ fn flushed_rules_are_made_again() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
-        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "flushed"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "flushed"]].concat())?;
         agent.succeed(&neighbours_page())?;
         let rules = || nft(&host, &["list table inet vpn-exec-flushed"]).unwrap_or_default();
         let before = rules();
@@ -127,7 +130,7 @@ fn a_host_that_becomes_a_router_stays_one() {
         let closed = || {
             Ok(nft(&host, &["list table inet vpn-exec-router"])?.contains("iifname \"lan0\" meta nfproto ipv4 drop"))
         };
-        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "router"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "router"]].concat())?;
         ensure!(closed()?);
         parameters::set("net/ipv4/ip_forward", "1")?;
         parameters::set("net/ipv6/conf/all/forwarding", "1")?;
@@ -150,8 +153,8 @@ fn forwarding_stays_for_those_who_need_it() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let before = untouched(lab)?;
-        let one = inside(lab, &[&NETWORKS[..], &["--name", "one"]].concat())?;
-        let mut two = inside(lab, &[&NETWORKS[..], &["--name", "two"]].concat())?;
+        let one = inside(lab, &[local_networks(), &["--name", "one"]].concat())?;
+        let mut two = inside(lab, &[local_networks(), &["--name", "two"]].concat())?;
         finish(one)?;
         ensure!(sysctl("net/ipv4/conf/lan0/forwarding")? == "1");
         two.succeed(&neighbours_page())?;
@@ -171,7 +174,7 @@ fn an_interface_that_is_renamed_forwards_for_the_tunnel_alone_and_no_longer() {
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             Ok(())
         };
-        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "renamed"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "renamed"]].concat())?;
         rename("lan0", "lan9")?;
         wait_until("nothing else is forwarded from it", || {
             Ok(nft(&host, &["list table inet vpn-exec-renamed"])?.contains("iifname \"lan9\" meta nfproto ipv4 drop"))
@@ -203,7 +206,7 @@ fn interfaces_of_another_namespace_are_none_of_ours() {
         ip("link set lan0 up")?;
         ip("link set near up")?;
         ip("address add 10.98.0.1/24 dev near")?;
-        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "here"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "here"]].concat())?;
         let there = ["--name", "there", "--backend", "userspace", "--local", "10.98.0.0/24"];
         let up = [&["up", file(lab)?], &there[..]].concat();
         let output = other.run(|| Command::new(super::VPN_EXEC).args(&up).output())?;
@@ -220,7 +223,7 @@ fn interfaces_of_another_namespace_are_none_of_ours() {
 }
 
 fn killed(lab: &Lab, name: &str) -> Result<()> {
-    let up = [&["up", file(lab)?, "--name", name, "--backend", lab::backend()], &NETWORKS[..]].concat();
+    let up = [&["up", file(lab)?, "--name", name, "--backend", lab::backend()], local_networks()].concat();
     works(&up)?;
     kill(Pid::from_raw(keeper_of(name)?), Signal::SIGKILL)?;
     Ok(())
@@ -232,7 +235,7 @@ fn a_killed_keepers_forwarding_is_taken_over_and_taken_back() {
         lab.join_private_lan()?;
         let before = untouched(lab)?;
         let host = NetworkNamespace::current()?;
-        let mut agent = inside(lab, &[&NETWORKS[..], &["--name", "lives"]].concat())?;
+        let mut agent = inside(lab, &[local_networks(), &["--name", "lives"]].concat())?;
         agent.succeed(&neighbours_page())?;
         let keeper = keeper_of("lives")?;
         kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
@@ -258,7 +261,7 @@ fn anothers_table_is_left_alone() {
         nft(&host, &["add table inet vpn-exec-taken { comment \"vpn-exec:taken:0\"; }"])?;
         let before = untouched(lab)?;
         let file = file(lab)?;
-        let up = [&["up", file, "--name", "taken", "--backend", lab::backend()], &NETWORKS[..]].concat();
+        let up = [&["up", file, "--name", "taken", "--backend", lab::backend()], local_networks()].concat();
         let refused = super::vpn_exec(&up)?;
         let said = String::from_utf8(refused.stderr)?;
         ensure!(!refused.status.success() && said.contains("nft delete table inet vpn-exec-taken"), "{said}");

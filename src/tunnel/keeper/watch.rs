@@ -80,6 +80,7 @@ enum Source {
     Rules,
     Resolver,
     DeviceFailed,
+    Links,
     Handshakes,
     Signals,
     Door,
@@ -189,6 +190,7 @@ impl Keeper {
             sources.extend(self.rules.as_ref().map(|rules| (Source::Rules, rules.as_fd())));
         }
         sources.extend(self.events.failed.as_ref().map(|fd| (Source::DeviceFailed, fd.as_fd())));
+        sources.extend(self.events.links.as_ref().map(|links| (Source::Links, links.as_fd())));
         sources.extend(self.events.handshakes.as_ref().map(|fd| (Source::Handshakes, fd.as_fd())));
         // Visitors come before the door: who leaves makes room.
         sources.extend(self.visitors.descriptors().map(|(number, fd)| (Source::Visitor(number), fd)));
@@ -220,6 +222,12 @@ impl Keeper {
             Source::DeviceFailed => {
                 tracing::debug!("the tunnel's device has ended");
                 return Ok(Some(End::Failed("its device has failed".into())));
+            }
+            Source::Links => {
+                self.events.links.as_ref().map_or(Ok(false), Monitor::drain)?;
+                if !self.tunnel.has_interface()? {
+                    return Ok(Some(End::Failed("its interface was removed".into())));
+                }
             }
             Source::Handshakes => {
                 if let Some(handshakes) = &self.events.handshakes {

@@ -1,0 +1,136 @@
+//! What the kernel's WireGuard carries in a tunnel of vpn-exec's: `cargo bench --bench throughput [-- ROUNDS]`.
+//!
+//! A program in the tunnel sends to a server behind the provider; the same in a namespace with the same addresses whose WireGuard
+//! interface was made by hand, with ip(8) and wg(8), and with nothing else in it. Both take turns, each with a tunnel made anew, and the
+//! ratio is taken round by round. It takes a kernel with WireGuard: `benches/in-vm` runs it in one. In a pretend Internet of this process
+//! alone; nothing is asserted.
+
+mod measure;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use lab::{Context, Lab, PROVIDER, PROVIDER_PORT, Peer, Reach, Result, TUNNEL_CLIENT, WEB, bail, ensure, world};
+use measure::{Spread, load, milliseconds, now};
+use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+
+const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
+const NAME: &str = "throughput";
+
+/// How many rounds, unless the command line says otherwise.
+const ROUNDS: usize = 10;
+
+/// How long each sends in a round.
+const TURN: Duration = Duration::from_secs(3);
+
+/// Where the server listens.
+const PORT: u16 = 5001;
+
+fn main() -> ExitCode {
+    let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
+    world::run("throughput", || measure(rounds))
+}
+
+fn measure(rounds: usize) -> Result<()> {
+    let lab = Lab::start(Peer::Kernel)?;
+    let listener = lab.web_site.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
+    std::thread::spawn(move || {
+        for connection in listener.incoming().map_while(std::io::Result::ok) {
+            std::thread::spawn(move || count(connection));
+        }
+    });
+    let text = lab.wg_quick_text(Reach::Ipv4);
+    let file = lab.file(&text)?;
+    let file = file.to_str().context("a path in UTF-8")?;
+    // What wg(8) takes of it.
+    let only_wg = |line: &&str| !["Address", "DNS"].iter().any(|key| line.starts_with(key));
+    let for_wg = lab.file(&text.lines().filter(only_wg).map(|line| format!("{line}\n")).collect::<String>())?;
+    let for_wg = for_wg.to_str().context("a path in UTF-8")?;
+
+    let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let turns: [&dyn Fn() -> Result<f64>; 2] = [&|| in_vpn_exec(file), &|| in_one_made_by_hand(for_wg)];
+        // Nobody is always the first.
+        let (first, second) = (turns[round % 2]()?, turns[1 - round % 2]()?);
+        let (mine, theirs) = if round % 2 == 0 { (first, second) } else { (second, first) };
+        ours.push(mine);
+        by_hand.push(theirs);
+    }
+    let ratio = Spread::of(ours.iter().zip(&by_hand).map(|(ours, theirs)| ours / theirs).collect());
+    println!("{:<44} median (min - max) Mbit/s", "one TCP connection through the kernel's WireGuard");
+    for (title, rates) in [("vpn-exec", ours), ("by hand, the same addresses", by_hand)] {
+        let spread = Spread::of(rates);
+        println!("  {title:<48} {:7.1} ({:.1} - {:.1})", spread.median, spread.least, spread.most);
+    }
+    println!("  vpn-exec has {:.3} times the other's ({:.3} - {:.3})", ratio.median, ratio.least, ratio.most);
+    println!(
+        "({rounds} rounds of {} s each; to {}, port {PROVIDER_PORT}; load {})",
+        TURN.as_secs(),
+        PROVIDER.ipv4,
+        load()?
+    );
+    Ok(())
+}
+
+fn run(command: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(command).args(arguments).stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{command} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn in_vpn_exec(file: &str) -> Result<f64> {
+    run(VPN_EXEC, &["up", file, "--name", NAME, "--backend", "kernel", "--wait", "60"])?;
+    let rate = send_from(NAME)?;
+    run(VPN_EXEC, &["down", NAME])?;
+    Ok(rate)
+}
+
+fn in_one_made_by_hand(file: &str) -> Result<f64> {
+    let [ipv4, ipv6] = TUNNEL_CLIENT.both().map(|address| address.to_string());
+    let ip = |words: &str| run("ip", &words.split(' ').collect::<Vec<_>>());
+    ip("netns add by-hand")?;
+    ip("link add by-hand type wireguard")?;
+    run("wg", &["setconf", "by-hand", file])?;
+    ip("link set by-hand netns by-hand name wg0 mtu 1420")?;
+    ip("-n by-hand link set lo up")?;
+    ip(&format!("-n by-hand address add {ipv4}/32 dev wg0"))?;
+    ip(&format!("-n by-hand address add {ipv6}/128 dev wg0 nodad"))?;
+    ip("-n by-hand link set wg0 up")?;
+    ip("-n by-hand route add default dev wg0")?;
+    ip("-n by-hand -6 route add default dev wg0")?;
+    let rate = send_from("by-hand")?;
+    ip("netns delete by-hand")?;
+    Ok(rate)
+}
+
+/// How fast a program in a namespace of this name sends, in Mbit/s: what has arrived, by when that is said.
+fn send_from(name: &str) -> Result<f64> {
+    let Named::Namespace(inside) = look_up(&path_of(name))? else { bail!("{name} is no namespace's name") };
+    let to = SocketAddr::from((WEB.ipv4, PORT));
+    let connect = |inside: &NetworkNamespace| inside.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(60)));
+    // The handshake, and what is known of the way, come first.
+    drop(connect(&inside)?);
+    let mut stream = connect(&inside)?;
+    let buffer = vec![0; 1 << 16];
+    let begin = now();
+    while now() - begin < TURN {
+        stream.write_all(&buffer)?;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut arrived = [0; 8];
+    stream.read_exact(&mut arrived)?;
+    Ok(u64::from_le_bytes(arrived) as f64 * 8.0 / 1e3 / milliseconds(now() - begin))
+}
+
+/// Reads all there is, and says how much it was.
+fn count(mut connection: TcpStream) {
+    let mut buffer = vec![0; 1 << 18];
+    let mut arrived = 0_u64;
+    while let Ok(length @ 1..) = connection.read(&mut buffer) {
+        arrived += length as u64;
+    }
+    // Who has only knocked is gone.
+    let _ = connection.write_all(&arrived.to_le_bytes());
+}

@@ -1,0 +1,254 @@
+//! A program cannot tell which WireGuard carries its packets, the kernel's or the embedded one: what it sees of interfaces, addresses,
+//! routes, parameters and files, and how what it tries ends, is the same. What is not is named here, each with its reason.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::agent::{self, Agent, launcher};
+use lab::{LAN, Lab, Peer, ROUTER, Reach, Skip, TUNNEL_RESOLVER, WEB};
+use vpn_exec::linux::link::Place;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::{Netlink, Request};
+
+const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
+
+/// How long something may take that works.
+const WORKS: Duration = Duration::from_secs(10);
+
+/// What differs, by how it begins, and why.
+const NAMED: [(&str, &str); 9] = [
+    ("/sys/class/net/wg0/tun_flags ", "the file that a TUN has"),
+    ("/sys/class/net/wg0/owner ", "the file that a TUN has"),
+    ("/sys/class/net/wg0/group ", "the file that a TUN has"),
+    ("/sys/class/net/wg0/uevent ", "names the driver"),
+    ("/sys/class/net/wg0/name_assign_type ", "says that somebody has chosen the name, or does not say"),
+    ("/sys/class/net/wg0/queues/", "a TUN may have several, and queues what its process has not read yet"),
+    ("/sys/class/net/wg0/tx_queue_len ", "a TUN queues what its process has not read yet"),
+    ("/sys/class/net/wg0/speed ", "a TUN says 10 Mbit/s, whatever it does"),
+    ("/sys/class/net/wg0/duplex ", "a TUN says that it has both ways at once"),
+];
+
+/// Files with what changes by itself, or differs from one tunnel to the next of the same name: what a veth has by chance, and the mark.
+const PASSING: [&str; 7] = [
+    "statistics",
+    "carrier_changes",
+    "carrier_up_count",
+    "carrier_down_count",
+    "nf_conntrack_count",
+    "iflink",
+    "ifalias",
+];
+
+#[test]
+#[ignore = "the program that the other test runs"]
+fn agent() {
+    agent::serve_with(|words| match words {
+        ["read", path] => fs::read_to_string(path),
+        ["tree", path] => tree(Path::new(path)),
+        _ => agent::perform(words),
+    });
+}
+
+/// A line for each file below a directory, with what is in it. Links are not followed.
+fn tree(directory: &Path) -> io::Result<String> {
+    let mut entries: Vec<PathBuf> = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).collect();
+    entries.sort_unstable();
+    let mut lines = String::new();
+    for path in entries {
+        let is_passing = |name: &str| PASSING.contains(&name) || (name == "address" && directory.ends_with("host0"));
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_passing) {
+            continue;
+        }
+        let kind = fs::symlink_metadata(&path)?.file_type();
+        if kind.is_dir() {
+            lines.push_str(&tree(&path)?);
+        } else if kind.is_symlink() {
+            lines.push_str(&format!("{} -> {}\n", path.display(), fs::read_link(&path)?.display()));
+        } else {
+            let content = match fs::read_to_string(&path) {
+                Ok(text) => text.trim_end().lines().collect::<Vec<_>>().join(" | "),
+                Err(error) => error.to_string(),
+            };
+            lines.push_str(&format!("{} {content}\n", path.display()));
+        }
+    }
+    Ok(lines)
+}
+
+/// The files of which every line is looked at.
+const FILES: [&str; 12] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/proc/net/route",
+    "/proc/net/ipv6_route",
+    "/proc/net/if_inet6",
+    "/proc/net/fib_trie",
+    "/proc/net/igmp",
+    "/proc/net/igmp6",
+    "/proc/net/dev_mcast",
+    "/proc/net/wireless",
+    "/proc/net/vlan/config",
+];
+
+/// What is tried, and how it ends: a result, or an error's name.
+fn acts() -> Vec<String> {
+    let mut acts: Vec<String> =
+        ["links", "addresses", "routes", "new-network", "join /proc/1/ns/net"].map(String::from).into();
+    acts.extend(["ipv4", "ipv6", "packet", "packets"].map(|family| format!("raw-socket {family}")));
+    for device in ["wg0", "host0", "lo"] {
+        acts.push(format!("set-mtu {device} 1300"));
+        acts.push(format!("add-address {device} 192.0.2.40/32"));
+        acts.push(format!("add-route {device} 198.51.100.64/26"));
+    }
+    for to in [WEB, LAN, ROUTER].into_iter().flat_map(lab::Addresses::both) {
+        acts.push(format!("get http://{}/", SocketAddr::new(to, 80)));
+        // Nobody is there: the answer is an error that comes by the tunnel.
+        acts.push(format!("get http://{}/", SocketAddr::new(to, 81)));
+        for device in ["wg0", "host0"] {
+            acts.push(format!("bound-send {device} {}", SocketAddr::new(to, 9)));
+            acts.push(format!("bound-connect {device} {}", SocketAddr::new(to, 80)));
+        }
+        acts.push(format!("send {}", SocketAddr::new(to, 9)));
+        acts.push(format!("unrouted-send {}", SocketAddr::new(to, 9)));
+    }
+    for to in
+        ["224.0.0.251:5353", "255.255.255.255:9", "[ff02::fb]:5353", "127.0.0.1:9", "10.255.255.255:9", "240.0.0.1:9"]
+    {
+        acts.push(format!("send {to}"));
+        acts.push(format!("bound-send wg0 {to}"));
+    }
+    for resolver in TUNNEL_RESOLVER.both().into_iter().chain(ROUTER.both()) {
+        acts.push(format!("lookup {resolver} web.example"));
+    }
+    acts.push("resolve web.example".into());
+    acts.push("resolve nobody.example".into());
+    for to in WEB.both() {
+        for size in [0, 1, 1300, 1372, 1373, 1392, 1393, 1420] {
+            acts.push(format!("echo {} {size}", SocketAddr::new(to, 7)));
+        }
+    }
+    acts
+}
+
+/// All that a program sees: what was looked at or tried, and what came of it.
+fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
+    let file = lab.wg_quick_file(Reach::Ipv4)?;
+    let command = launcher(VPN_EXEC, &file, &["--name", "alike", "--wait", "60"]);
+    let mut agent = Agent::start(Some(with_backend(&command, backend)))?.begun()?;
+    agent.succeed_within(WORKS, &format!("get http://{}/", SocketAddr::new(WEB.ipv4.into(), 80)))?;
+    let mut all = BTreeMap::new();
+    let mut note = |what: String, outcome: Result<String, String>| match outcome {
+        Ok(text) => {
+            let text = text.replace("\\n", "\n").replace("\\t", " ");
+            for (number, line) in text.lines().enumerate() {
+                let (key, value) = match line.split_once(' ') {
+                    Some((path, value)) if line.starts_with('/') => (format!("{path} "), value),
+                    _ => (format!("{what}, line {}", number + 1), line),
+                };
+                all.insert(key, value.to_owned());
+            }
+        }
+        Err(error) => drop(all.insert(what, format!("error {error}"))),
+    };
+    for path in FILES {
+        let text = agent.act(&format!("read {path}"))?;
+        // The kernel lists these as its hash tables have them.
+        let is_table = ["/proc/net/if_inet6", "/proc/net/ipv6_route"].contains(&path);
+        note(path.into(), text.map(|text| if is_table { sorted(&text) } else { text }));
+    }
+    for directory in ["/proc/sys/net", "/sys/class/net/wg0", "/sys/class/net/lo", "/sys/class/net/host0"] {
+        // Through the link.
+        note(directory.into(), agent.act(&format!("tree {directory}/"))?);
+    }
+    note("names".into(), Ok(sorted(&agent.succeed("run find /run -not -path /run/lab/*")?)));
+    let status = agent.succeed("read /proc/self/status")?;
+    let lasting = ["Cap", "NoNewPrivs", "Seccomp", "Groups", "Uid", "Gid"];
+    for line in status.split("\\n").filter(|line| lasting.iter().any(|name| line.starts_with(name))) {
+        note(format!("status {line}"), Ok("there".into()));
+    }
+    for act in acts() {
+        let outcome = agent.act(&act)?;
+        note(act, outcome);
+    }
+    // What it sees of traffic. How many bytes a packet is depends on the layer at which the interface counts.
+    for path in ["/sys/class/net/wg0/statistics/rx_packets", "/sys/class/net/wg0/statistics/tx_packets"] {
+        let count: u64 = agent.succeed(&format!("read {path}"))?.trim_end_matches("\\n").parse()?;
+        note(format!("{path}, more than 10"), Ok((count > 10).to_string()));
+    }
+    // A provider that is gone: what is begun now.
+    lab.provider.stop()?;
+    for to in WEB.both() {
+        for act in ["get http://ADDRESS:80/", "send ADDRESS:9", "bound-connect wg0 ADDRESS:80"] {
+            let address = SocketAddr::new(to, 0).to_string();
+            let act = act.replace("ADDRESS", address.trim_end_matches(":0"));
+            let outcome = agent.act(&act)?;
+            note(format!("without a provider, {act}"), outcome);
+        }
+    }
+    lab.provider.restart()?;
+    let (status, complaints) = agent.finish()?;
+    ensure!(status.success(), "{status}: {complaints}");
+    Ok(all)
+}
+
+/// The lines of an answer in order.
+fn sorted(text: &str) -> String {
+    let mut lines: Vec<&str> = text.split("\\n").collect();
+    lines.sort_unstable();
+    lines.join("\\n")
+}
+
+/// A command line with another backend.
+fn with_backend(command: &std::process::Command, backend: &str) -> std::process::Command {
+    let mut other = std::process::Command::new(command.get_program());
+    let mut is_backend = false;
+    for argument in command.get_args() {
+        other.arg(if is_backend { backend.as_ref() } else { argument });
+        is_backend = argument == "--backend";
+    }
+    other
+}
+
+/// # Errors
+/// [`Skip`] where the kernel has no WireGuard.
+fn require_kernel() -> Result<()> {
+    let made = NetworkNamespace::create(|| {
+        let name = "wg0".parse().map_err(io::Error::other)?;
+        Ok(Netlink::open()?.execute_one(Request::add_wireguard(&name, Place::Here))?)
+    });
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let reason = format!("this kernel has no WireGuard: {error}");
+            Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_KERNEL_WIREGUARD" }.into())
+        }
+    }
+}
+
+#[test]
+fn a_program_sees_the_same_with_both() {
+    lab::test(Peer::Ours, |lab| {
+        require_kernel()?;
+        let _echo = lab::agent::Echo::start(&lab.web_site, 7)?;
+        let (kernel, embedded) = (seen(lab, "kernel")?, seen(lab, "userspace")?);
+        // That the comparison has something to compare.
+        ensure!(kernel.len() > 500 && embedded.len() > 500, "{} and {} things were seen", kernel.len(), embedded.len());
+        let names: std::collections::BTreeSet<&String> = kernel.keys().chain(embedded.keys()).collect();
+        let differences: Vec<String> = names
+            .into_iter()
+            .filter(|name| kernel.get(*name) != embedded.get(*name))
+            .filter(|name| !NAMED.iter().any(|(begin, _)| name.starts_with(begin)))
+            .map(|name| {
+                format!("{name}: {:?} with the kernel's, {:?} with the embedded", kernel.get(name), embedded.get(name))
+            })
+            .collect();
+        ensure!(differences.is_empty(), "{differences:#?}");
+        Ok(())
+    });
+}
