@@ -246,6 +246,10 @@ pub struct PlanArgs {
 /// Arguments of `vpn-exec check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Check a profile alone, without the provider's file that it names
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["SourceArgs", "TunnelArgs", "ProgramArgs"])]
+    pub profile_only: Option<PathBuf>,
+
     /// Where the tunnel comes from.
     #[command(flatten)]
     pub source: SourceArgs,

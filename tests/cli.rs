@@ -140,6 +140,28 @@ fn a_file_that_others_can_read_gets_a_warning_that_says_which_bits() {
 }
 
 #[test]
+fn a_profile_is_checked_without_the_providers_file() {
+    let files = Files::new();
+    let check = |text: &str| {
+        let path = files.file("mullvad.toml", text);
+        // It is no secret: who writes it for a machine lets everybody read it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("permissions");
+        outcome(vpn_exec().args(["check", "--profile-only"]).arg(path))
+    };
+    let (text, said, status) = check("wireguard = \"credential:vpn-exec.mullvad\"\nopen = [\"51413\"]\n");
+    assert_eq!((said.as_str(), status), ("", 0));
+    assert!(text.contains("nothing is wrong"), "{text}");
+    let (text, said, status) = check("wireguard = \"/no/such/file\"\nopen = [\"65536\"]\n[dns]\nserver = []\n");
+    assert_eq!((text.as_str(), status), ("", 125));
+    for expected in ["mullvad.toml:2:", "mullvad.toml:4:", "`servers`"] {
+        assert!(said.contains(expected), "{expected} is missing in:\n{said}");
+    }
+    let (_, said, status) = outcome(vpn_exec().args(["check", "--profile-only", "x.toml", "--lan"]));
+    assert_eq!(status, 125);
+    assert!(said.contains("cannot be used with"), "{said}");
+}
+
+#[test]
 fn a_profile_is_found_by_its_name() {
     let files = Files::new();
     let wireguard = files.file("provider.conf", FILE);

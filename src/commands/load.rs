@@ -184,15 +184,31 @@ fn overrule(dns: &mut Dns, tunnel: &TunnelArgs) {
     }
 }
 
+/// Reads the provider's file, which is secret, and says so where others can read it, too.
 fn read(path: &Path) -> Result<ConfigFile, Failure> {
-    let file = config_file::read(path).map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        Failure::new(format!("{error}{cause}"))
-    })?;
+    let file = read_public(path)?;
     if let Some(warning) = &file.warning {
         tracing::warn!("{warning}");
     }
     Ok(file)
+}
+
+/// Reads a file that anybody may read, as a profile.
+fn read_public(path: &Path) -> Result<ConfigFile, Failure> {
+    config_file::read(path).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        Failure::new(format!("{error}{cause}"))
+    })
+}
+
+/// Checks a profile by itself.
+pub(super) fn check_profile(path: &Path) -> Result<(), Failure> {
+    parse_profile(path).map(|_| ())
+}
+
+fn parse_profile(path: &Path) -> Result<Profile, Failure> {
+    let text = read_public(path)?;
+    profile::parse(&text.name, &text.contents).map_err(|found| Failure::new(render(&found)))
 }
 
 /// Reads the machine's profile of a name, else the user's own.
@@ -202,8 +218,7 @@ fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
         return Err(Failure::new(format!("there is no profile {name}: {} does not exist", places.join(" or ")))
             .advise("write one (all it needs is a line `wireguard = \"FILE\"`), or name the provider's file"));
     };
-    let text = read(&path)?;
-    let mut profile = profile::parse(&text.name, &text.contents).map_err(|found| Failure::new(render(&found)))?;
+    let mut profile = parse_profile(&path)?;
     // A relative path is meant from where the profile is, wherever vpn-exec is run.
     let is_relative = profile.wireguard.is_relative() && credential_of(&profile.wireguard).is_none();
     if let (true, Some(folder)) = (is_relative, path.parent()) {

@@ -107,6 +107,7 @@ impl Unit {
                 .filter_map(|name| name.split(':').next().map(str::to_owned))
                 .collect(),
             used_paths: used.filter(|path| path.starts_with('/')).map(PathBuf::from).collect(),
+            bind_paths: words("BindPaths").into_iter().chain(words("BindReadOnlyPaths")).collect(),
             pid_file: path("PIDFile"),
             private_network: text("PrivateNetwork") == "yes",
             network_namespace: path("NetworkNamespacePath"),

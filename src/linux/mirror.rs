@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, inotify};
@@ -20,6 +22,9 @@ use super::mounts;
 
 /// Has move_mount(2) put a mount beneath the topmost one (`MOVE_MOUNT_BENEATH`, since Linux 6.5).
 const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
+
+/// The largest file that is copied for an instant, in bytes.
+const COPIED: u64 = 1 << 20;
 
 /// What is watched of a directory: which entries it has.
 const CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
@@ -65,6 +70,10 @@ pub struct Mirror {
     /// Tells of changes, and in which directory.
     inotify: Option<OwnedFd>,
     watches: HashMap<i32, PathBuf>,
+    /// In which directories there are some that are to stay covered, by the watches of these, and what is to stay covered there.
+    guarded: HashMap<i32, (OwnedFd, HashSet<OsString>)>,
+    /// The file systems that cover something, by their devices.
+    own: HashSet<(u32, u32)>,
     /// What is hidden, or has something below it that is. It is not to be seen by another name either: who listens in a directory that
     /// is renamed still does.
     withheld: HashSet<Identity>,
@@ -84,6 +93,32 @@ struct Directory {
     made: OwnedFd,
     entries: HashMap<OsString, Entry>,
     watch: Option<i32>,
+}
+
+/// Which entries of a directory may have changed.
+enum Names {
+    All,
+    These(HashSet<OsString>),
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::These(HashSet::new())
+    }
+}
+
+impl Directory {
+    /// The names of the original's entries.
+    fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.source)? {
+            let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
 }
 
 /// An entry of the original, as it was copied.
@@ -113,8 +148,8 @@ impl Mirror {
         // The machine's limit (fs.inotify.max_user_instances) may be reached. Then the copies stay as they are.
         let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "nothing can be watched")).ok();
         let staging = staging.to_owned();
-        let (directories, watches, withheld) = Default::default();
-        Self { hidden, staging, directories, inotify, watches, withheld }
+        let (directories, watches, guarded, own, withheld) = Default::default();
+        Self { hidden, staging, directories, inotify, watches, guarded, own, withheld }
     }
 
     /// Covers a directory with a copy in memory that has all of its entries but those that are hidden, here or further below.
@@ -130,8 +165,39 @@ impl Mirror {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let made = rustix::mount::open_tree(CWD, &self.staging, flags)?;
         rustix::fs::chmod(&self.staging, Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode))?;
+        self.own.insert(device(&shown, OsStr::new(""))?);
         self.copy(directory, source, shown, made)?;
         mounts::put(&self.staging, directory)
+    }
+
+    /// Has a directory stay covered: with what covers it goes if the host removes or renames it, and when there is one of that name again,
+    /// or for the first time, another covers it a moment later, in which nothing is.
+    pub fn guard(&mut self, directory: &Path) {
+        let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else { return };
+        let Some(inotify) = &self.inotify else { return };
+        let watched = rustix::fs::open(parent, PATH, Mode::empty()).and_then(|parent| {
+            let by_descriptor = format!("/proc/self/fd/{}", parent.as_raw_fd());
+            Ok((inotify::add_watch(inotify, by_descriptor, CHANGES)?, parent))
+        });
+        match watched {
+            Ok((watch, parent)) => {
+                let (_, names) = self.guarded.entry(watch).or_insert_with(|| (parent, HashSet::new()));
+                names.insert(name.to_owned());
+            }
+            Err(error) => tracing::debug!(path = %directory.display(), %error, "it is not watched"),
+        }
+    }
+
+    /// Covers what there is by a name that is guarded, unless it is covered.
+    fn cover_again(&mut self, watch: i32, name: &OsStr) -> io::Result<()> {
+        let Some((parent, names)) = self.guarded.get(&watch) else { return Ok(()) };
+        let is_directory = || Entry::of(parent, name).is_ok_and(|entry| entry.kind == FileType::Directory);
+        if !names.contains(name) || !is_directory() || self.own.contains(&device(parent, name)?) {
+            return Ok(());
+        }
+        let nothing = mounts::nothing()?;
+        self.own.insert(device(&nothing, OsStr::new(""))?);
+        Ok(rustix::mount::move_mount(nothing, "", parent, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
     }
 
     /// What to wait for, until [`Self::update`] has something to do. None if nothing can be watched.
@@ -142,7 +208,8 @@ impl Mirror {
     /// The descriptors that it takes to go on.
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
         let of_directories = self.directories.values().flat_map(|it| [&it.source, &it.shown, &it.made]);
-        of_directories.chain(&self.inotify).map(AsRawFd::as_raw_fd)
+        let of_parents = self.guarded.values().map(|(parent, _)| parent);
+        of_directories.chain(of_parents).chain(&self.inotify).map(AsRawFd::as_raw_fd)
     }
 
     /// Makes the copies what the originals are by now.
@@ -150,24 +217,44 @@ impl Mirror {
     /// # Errors
     /// If it cannot be known what has changed. A single entry that cannot be shown is none.
     pub fn update(&mut self) -> io::Result<()> {
-        let mut changed: HashSet<PathBuf> = HashSet::new();
+        let mut changed: HashMap<PathBuf, Names> = HashMap::new();
+        let mut made: HashSet<(i32, OsString)> = HashSet::new();
         if let Some(inotify) = &self.inotify {
             let mut buffer = [const { MaybeUninit::uninit() }; 4096];
             let mut events = inotify::Reader::new(inotify, &mut buffer);
             loop {
                 match events.next() {
                     Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
-                        changed.extend(self.directories.keys().cloned());
+                        changed.extend(self.directories.keys().map(|path| (path.clone(), Names::All)));
+                        let guarded = self.guarded.iter();
+                        made.extend(
+                            guarded.flat_map(|(watch, (_, names))| names.iter().map(|name| (*watch, name.clone()))),
+                        );
                     }
-                    Ok(event) => changed.extend(self.watches.get(&event.wd()).cloned()),
+                    Ok(event) => {
+                        let Some(name) = event.file_name() else { continue };
+                        let name = OsString::from_vec(name.to_bytes().to_vec());
+                        if self.guarded.contains_key(&event.wd()) {
+                            made.insert((event.wd(), name));
+                        } else if let Some(path) = self.watches.get(&event.wd())
+                            && let Names::These(names) = changed.entry(path.clone()).or_default()
+                        {
+                            names.insert(name);
+                        }
+                    }
                     Err(Errno::AGAIN) => break,
                     Err(Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
         }
-        for path in changed {
-            if let Err(error) = self.reconcile(&path) {
+        for (watch, name) in made {
+            if let Err(error) = self.cover_again(watch, &name) {
+                tracing::debug!(?name, %error, "it is not covered");
+            }
+        }
+        for (path, names) in changed {
+            if let Err(error) = self.reconcile(&path, names) {
                 tracing::debug!(path = %path.display(), %error, "a copy is out of date");
             }
         }
@@ -184,25 +271,25 @@ impl Mirror {
         self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
         let directory = Directory { source, shown, made, entries: HashMap::new(), watch };
         self.directories.insert(path.to_owned(), directory);
-        self.reconcile(path)
+        self.reconcile(path, Names::All)
     }
 
-    /// Makes the copy of one directory what the original is now.
-    fn reconcile(&mut self, path: &Path) -> io::Result<()> {
+    /// Makes the copy of one directory what the original is now, as far as these names go.
+    fn reconcile(&mut self, path: &Path, names: Names) -> io::Result<()> {
         let Some(mut directory) = self.directories.remove(path) else { return Ok(()) };
-        let done = self.reconcile_entries(path, &mut directory);
+        let done = self.reconcile_entries(path, &mut directory, names);
         self.directories.insert(path.to_owned(), directory);
         done
     }
 
-    fn reconcile_entries(&mut self, path: &Path, directory: &mut Directory) -> io::Result<()> {
-        let mut present = HashSet::new();
-        for entry in Dir::read_from(&directory.source)? {
-            let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+    fn reconcile_entries(&mut self, path: &Path, directory: &mut Directory, names: Names) -> io::Result<()> {
+        let names = match names {
+            Names::All => directory.entries.keys().cloned().chain(directory.names()?).collect(),
+            Names::These(names) => names,
+        };
+        let (mut gone, mut failed) = (names.clone(), None);
+        for name in names {
             let whole = path.join(&name);
-            if name == "." || name == ".." {
-                continue;
-            }
             let entry = match Entry::of(&directory.source, &name) {
                 // It has gone in the meantime, or may not be looked at, such as another user's file system in user space.
                 Err(error) => {
@@ -214,14 +301,15 @@ impl Mirror {
             if self.is_withheld(&whole, &entry) {
                 continue;
             }
-            present.insert(name.clone());
-            let before = directory.entries.get(&name);
-            if before == Some(&entry) {
+            gone.remove(&name);
+            let before = directory.entries.remove(&name);
+            if before.as_ref() == Some(&entry) {
+                directory.entries.insert(name, entry);
                 continue;
             }
-            let replaced = before.is_some_and(|before| self.replace(directory, &whole, before, &entry));
+            let replaced = before.as_ref().is_some_and(|before| self.replace(directory, &whole, before, &entry));
             if !replaced {
-                if directory.entries.remove(&name).is_some() {
+                if before.is_some() {
                     self.remove(directory, &whole);
                 }
                 match self.add(directory, &whole, entry.kind) {
@@ -235,17 +323,22 @@ impl Mirror {
                         tracing::debug!(path = %whole.display(), %error, "hidden from the program");
                         continue;
                     }
-                    other => other?,
+                    // The others are not to suffer from it.
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                        continue;
+                    }
+                    Ok(()) => {}
                 }
             }
             directory.entries.insert(name, entry);
         }
-        let gone: Vec<OsString> = directory.entries.keys().filter(|name| !present.contains(*name)).cloned().collect();
         for name in gone {
-            directory.entries.remove(&name);
-            self.remove(directory, &path.join(name));
+            if directory.entries.remove(&name).is_some() {
+                self.remove(directory, &path.join(name));
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Whether an entry is hidden, here or by the name that it had before.
@@ -299,11 +392,15 @@ impl Mirror {
             return false;
         }
         let name = path.file_name().unwrap_or_default();
-        // Older kernels can only put it on top, and keep what is below.
-        match self.mount(directory, path, BENEATH) {
-            Ok(()) => unmount(directory, name),
-            Err(_) => self.mount(directory, path, MoveMountFlags::empty()).is_ok(),
+        if self.mount(directory, path, BENEATH).is_ok() {
+            return unmount(directory, name);
         }
+        // Older kernels cannot, and put nothing on top of a file that was removed. So what is below shows for an instant what is to come.
+        if let Err(error) = copy_for_an_instant(directory, name) {
+            tracing::debug!(?name, %error, "for an instant it is empty");
+        }
+        while unmount(directory, name) {}
+        self.mount(directory, path, MoveMountFlags::empty()).is_ok()
     }
 
     fn mount(&self, directory: &Directory, path: &Path, how: MoveMountFlags) -> io::Result<()> {
@@ -336,6 +433,27 @@ impl Mirror {
         while unmount(directory, name) {}
         unlink(directory, name);
     }
+}
+
+/// Copies a file that all may read to where it is about to be mounted.
+fn copy_for_an_instant(directory: &Directory, name: &OsStr) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut source = File::from(rustix::fs::openat(&directory.source, name, flags, Mode::empty())?);
+    let found = source.metadata()?;
+    if !found.is_file() || found.len() > COPIED || found.mode() & 0o444 != 0o444 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut text = Vec::new();
+    source.read_to_end(&mut text)?;
+    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    File::from(rustix::fs::openat(&directory.made, name, flags, Mode::empty())?).write_all(&text)
+}
+
+/// The device of a file system in which something is.
+fn device(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<(u32, u32)> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let found = rustix::fs::statx(directory, name, flags, StatxFlags::TYPE)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor))
 }
 
 /// Takes the topmost mount off an entry, and says whether there was one.

@@ -46,7 +46,10 @@ impl NamesPlan {
 
     /// The text of `/etc/nsswitch.conf` (nsswitch.conf(5)), from the host's: with another line for host names.
     pub fn nsswitch_file(&self, host: &str) -> String {
-        let is_kept = |line: &&str| !line.trim_start().to_ascii_lowercase().starts_with("hosts:");
+        // The C library takes the colon for optional, or may have white space before it.
+        let database =
+            |line: &str| line.trim_start().split([':', ' ', '\t']).next().unwrap_or_default().to_ascii_lowercase();
+        let is_kept = |line: &&str| database(line) != "hosts";
         let mut lines: Vec<&str> = host.lines().filter(is_kept).collect();
         lines.push(&self.nsswitch_hosts);
         lines.join("\n") + "\n"
@@ -156,5 +159,8 @@ mod tests {
             "# comment\npasswd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] dns\nnetworks: files\n";
         assert_eq!(names.nsswitch_file(host), "# comment\npasswd: files systemd\nnetworks: files\nhosts: files dns\n");
         assert_eq!(names.nsswitch_file(""), "hosts: files dns\n");
+        for line in ["hosts : resolve", "hosts resolve", "\tHosts:resolve"] {
+            assert_eq!(names.nsswitch_file(&format!("{line}\nhostsfile: x\n")), "hostsfile: x\nhosts: files dns\n");
+        }
     }
 }

@@ -47,6 +47,8 @@ pub struct ServiceFacts {
     pub runtime_directories: Vec<String>,
     /// `ReadWritePaths=` and `ReadOnlyPaths=`, as far as they must exist.
     pub used_paths: Vec<PathBuf>,
+    /// `BindPaths=` and `BindReadOnlyPaths=`, an entry each: `[-]SOURCE[:TARGET[:OPTIONS]]`.
+    pub bind_paths: Vec<String>,
     /// `PIDFile=`.
     pub pid_file: Option<PathBuf>,
     /// `PrivateNetwork=`.
@@ -115,6 +117,14 @@ pub enum UnitError {
          or show its folder with --show", .0.display()
     )]
     PidFile(PathBuf),
+    /// The host's `/run` would be in the place of the service's own, which is hidden by whatever else is mounted there.
+    #[error(
+        "the unit binds {0}, and the host's resolvers with it, in the place of a /run without them: take that away"
+    )]
+    BindsRun(String),
+    /// It shows what must not be seen already.
+    #[error("the unit binds {0}, by which the host looks names up, past the tunnel: take that away")]
+    BindsResolver(String),
     /// No path below `/run`, or one that a unit cannot say.
     #[error("{} cannot be shown: give a path below /run, of letters, digits and / . _ - @", .0.display())]
     Path(PathBuf),
@@ -222,7 +232,33 @@ fn refusals(request: &UnitRequest, facts: &ServiceFacts, shown: &[PathBuf]) -> V
         }
     }
     errors.extend(shown.iter().filter_map(|path| refusal_of_path(path, *dbus)));
+    errors.extend(facts.bind_paths.iter().filter_map(|entry| refusal_of_bind(entry, shown, *dbus)));
     errors
+}
+
+/// What `/var/run` is another name of.
+fn in_run(path: &Path) -> PathBuf {
+    path.strip_prefix("/var/run").map_or_else(|_| path.to_owned(), |rest| Path::new("/run").join(rest))
+}
+
+fn refusal_of_bind(entry: &str, shown: &[PathBuf], dbus: DbusAccess) -> Option<UnitError> {
+    let mut fields = entry.trim_start_matches(['-', '+']).split(':');
+    let source = Path::new(fields.next().unwrap_or_default());
+    let target = fields.next().map_or(source, Path::new);
+    let (is_optional, source, target) = (entry.starts_with('-'), in_run(source), in_run(target));
+    if target == Path::new("/run") {
+        return Some(UnitError::BindsRun(entry.to_owned()));
+    }
+    // Of what is asked for, all has been said; and what a drop-in of ours has written is there already where it is replaced by another.
+    let is_ours = |path: &str| is_optional && source == Path::new(path);
+    let ours = SHOWN.iter().chain(&SHOWN_READ_ONLY).chain([&SYSTEM_BUS]).any(|path| is_ours(path));
+    if source == target && (ours || shown.contains(&source)) || !target.starts_with("/run") {
+        return None;
+    }
+    match refusal_of_path(&source, dbus) {
+        Some(UnitError::Resolver { .. }) => Some(UnitError::BindsResolver(entry.to_owned())),
+        _ => None,
+    }
 }
 
 fn refusal_of_path(path: &Path, dbus: DbusAccess) -> Option<UnitError> {

@@ -19,6 +19,9 @@ use crate::linux::seccomp::Filter;
 use crate::tunnel::fault;
 use crate::tunnel::state::{self, HOSTS, NSSWITCH_CONF};
 
+/// The directories that are copied. Where the copies are built comes last: it is covered then.
+const COVERED: [&str; 4] = [ETC, "/var/run", "/var/lib/sss", "/run"];
+
 const ETC: &str = "/etc";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -46,6 +49,9 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_fchmod,
     libc::SYS_open_tree,
     libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
     libc::SYS_umount2,
     // Memory, time and the end.
     libc::SYS_brk,
@@ -82,6 +88,10 @@ pub(super) fn show(program: &Program) -> Step<Mirror> {
         (HOSTS, program.names.hosts_file(&read(HOSTS)?)),
         (NSSWITCH_CONF, program.names.nsswitch_file(&read(NSSWITCH_CONF)?)),
     ];
+    // Before it is looked at, so that nothing is missed in between.
+    for directory in COVERED {
+        mirror.guard(directory.as_ref());
+    }
     mirror.cover(ETC.as_ref()).map_err(doing("copy the view of /etc"))?;
     for (path, text) in &views {
         write_readable(path.as_ref(), text).map_err(doing("write the program's own files"))?;
@@ -92,8 +102,7 @@ pub(super) fn show(program: &Program) -> Step<Mirror> {
     mounts::bind(&source, RESOLV_CONF.as_ref())
         .and_then(|()| mounts::make_read_only(RESOLV_CONF.as_ref()))
         .map_err(doing("show the tunnel's resolv.conf"))?;
-    // Where the copies are built comes last: it is covered then.
-    for directory in ["/var/run", "/var/lib/sss", "/run"] {
+    for directory in COVERED.into_iter().filter(|directory| *directory != ETC) {
         if fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir()) {
             mirror.cover(directory.as_ref()).map_err(doing("hide the host's resolvers"))?;
         }

@@ -29,7 +29,8 @@ pub const TAKE_DOWN: [&str; 4] = [
 pub const PROTECTIONS: [&str; 6] = ["namespace", "names", "privileges", "descriptors", "routes", "rules"];
 
 /// Fails if the test has chosen this point: the environment variable `VPN_EXEC_TEST_FAIL` holds its name, or `kill:` and its name
-/// to have the process killed there instead. It holds `stop` to have the process stopped at every point, until it is told to go on.
+/// to have the process killed there instead. It holds `stop`, or `stop:` and a name, to have the process stopped at every point, or at that
+/// one, until it is told to go on.
 #[cfg(debug_assertions)]
 pub(super) fn point(name: &str) -> Result<(), TunnelError> {
     use super::error::Doing;
@@ -41,7 +42,9 @@ pub(super) fn point(name: &str) -> Result<(), TunnelError> {
         Ok(chosen) if chosen.strip_prefix("kill:") == Some(name) => {
             raise(Signal::SIGKILL).map_err(std::io::Error::from).doing("be killed")
         }
-        Ok(chosen) if chosen == "stop" => raise(Signal::SIGSTOP).map_err(std::io::Error::from).doing("be stopped"),
+        Ok(chosen) if chosen == "stop" || chosen.strip_prefix("stop:") == Some(name) => {
+            raise(Signal::SIGSTOP).map_err(std::io::Error::from).doing("be stopped")
+        }
         _ => Ok(()),
     }
 }

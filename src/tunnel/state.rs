@@ -431,7 +431,14 @@ where
         base => base?,
     };
     let path = Path::new(BASE).join(file);
-    let mut shared: T = read_json(&path)?.unwrap_or_default();
+    let mut shared: T = match read_json(&path) {
+        // Nothing can be undone by it, and it shall keep nobody from anything else.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::error!("{error}");
+            T::default()
+        }
+        other => other?.unwrap_or_default(),
+    };
     let before = serde_json::to_vec(&shared)?;
     let value = change(&mut shared)?;
     let after = serde_json::to_vec(&shared)?;

@@ -88,6 +88,11 @@ fn whoever_waits_in_the_namespace_finds_no_gap() {
                     Ok(0)
                 });
                 let ran = inside(lab, &text, &["--name", "early"]).and_then(|agent| {
+                    // A busy machine may let the other thread have its first turn only now.
+                    let begin = std::time::Instant::now();
+                    while !began.load(Ordering::Relaxed) && begin.elapsed() < lab::patience(Duration::from_secs(10)) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                     std::thread::sleep(lab::patience(Duration::from_millis(50)));
                     finish(agent)
                 });

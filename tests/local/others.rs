@@ -121,6 +121,28 @@ fn flushed_rules_are_made_again() {
     });
 }
 
+/// Before the keeper hears of what becomes of them.
+#[test]
+fn rules_that_are_flushed_too_early_are_made_again() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let host = NetworkNamespace::current()?;
+        let up = [&["up", file(lab)?, "--name", "early", "--backend", lab::backend()], local_networks()].concat();
+        let mut child = Command::new(super::VPN_EXEC).args(up).env("VPN_EXEC_TEST_FAIL", "stop:at the end").spawn()?;
+        let is_stopped = |pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        wait_until("the keeper stops", || Ok(keeper_of("early").is_ok_and(is_stopped)))?;
+        nft(&host, &["flush ruleset"])?;
+        kill(Pid::from_raw(keeper_of("early")?), Signal::SIGCONT)?;
+        ensure!(child.wait()?.success());
+        wait_until("the rules are there again", || Ok(nft(&host, &["list ruleset"])?.contains("vpn-exec-early")))?;
+        works(&["down", "early"])?;
+        Ok(())
+    });
+}
+
 /// Somebody makes the host a router while a tunnel is up, and later no router any more.
 #[test]
 fn a_host_that_becomes_a_router_stays_one() {

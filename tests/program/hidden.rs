@@ -133,6 +133,21 @@ fn the_pipes_of_sssd_are_hidden_and_the_rest_of_it_is_not() {
         fs::write("/var/lib/sss/beside", "")?;
         wait_until("what is beside is seen", || Ok(shell.say("ls /var/lib/sss")? == "beside\nmc\n"))?;
         shell.end()?;
+        // It may be made after the start, or made again as a whole.
+        for is_there in [true, false] {
+            if !is_there {
+                fs::remove_dir_all("/var/lib/sss")?;
+            }
+            let mut shell = Shell::start(&config, &[])?;
+            for time in ["first", "second"] {
+                let _ = fs::remove_dir_all("/var/lib/sss");
+                let _daemon = listen("/var/lib/sss/pipes/nss")?;
+                wait_until(time, || Ok(shell.say("ls -d /var/lib/sss; ls /var/lib/sss")? == "/var/lib/sss\n"))?;
+            }
+            fs::write("/var/lib/beside", "written by the host")?;
+            ensure!(shell.say("cat /var/lib/beside; rm /var/lib/beside")? == "written by the host");
+            shell.end()?;
+        }
         Ok(())
     });
 }

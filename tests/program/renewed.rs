@@ -46,6 +46,12 @@ fn what_becomes_of_run_and_etc_is_seen() {
         }
         shell.say(&format!("kill {watcher}"))?;
         ensure!(!Path::new("/run/later/gaps").exists(), "at some instant it was not there");
+        for number in 0..20 {
+            let text = format!("{number}\n");
+            fs::write("/etc/shells.new", &text)?;
+            fs::rename("/etc/shells.new", "/etc/shells")?;
+            seen(&mut shell, "cat /etc/shells", &text)?;
+        }
         ensure!(shell.say("grep -c ' /etc/shells ' /proc/self/mountinfo")? == "1\n", "mounts pile up");
         std::os::unix::fs::symlink("one", "/run/link")?;
         seen(&mut shell, "readlink /run/link", "one\n")?;

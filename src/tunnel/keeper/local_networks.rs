@@ -14,6 +14,10 @@ impl Keeper {
                 Ok(monitor) => self.rules = Some(monitor),
                 Err(error) => tracing::warn!("nobody watches over the rules for the local networks: {error}"),
             }
+            // They may have been taken away since they were loaded, and nobody has heard of that.
+            if let Err(error) = self.tunnel.refresh_host_part() {
+                tracing::warn!("{error}");
+            }
         }
     }
 

@@ -1,0 +1,15 @@
+# The provider's file as a secret of sops-nix. When it changes, the tunnel is restarted, and what is in it.
+{ config, ... }:
+let
+  inherit (config.services.vpn-exec.tunnels) mullvad;
+in
+{
+  sops.secrets."mullvad.conf" = {
+    format = "binary";
+    sopsFile = ./secrets/mullvad.conf;
+    restartUnits = [ mullvad.unit ];
+  };
+
+  services.vpn-exec.tunnels.mullvad.configFile =
+    config.sops.secrets."mullvad.conf".path or "/run/secrets/mullvad.conf";
+}

@@ -1,0 +1,8 @@
+# The NixOS module: options, and how they are wired. What a unit receives and what is refused is decided in unit.nix.
+{
+  imports = [
+    ./module/tunnels.nix
+    ./module/services.nix
+    ./module/wrappers.nix
+  ];
+}

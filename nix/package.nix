@@ -1,0 +1,63 @@
+# The package: the binary, its completions, its manual page and the units for systemd.
+{
+  lib,
+  stdenv,
+  rustPlatform,
+  installShellFiles,
+}:
+let
+  inherit (lib) fileset;
+in
+rustPlatform.buildRustPackage {
+  pname = "vpn-exec";
+  inherit ((lib.importTOML ../Cargo.toml).package) version;
+
+  src = fileset.toSource {
+    root = ../.;
+    # Benchmarks, examples and tests are in it since cargo wants to see what its manifest names.
+    fileset = fileset.unions [
+      ../Cargo.lock
+      ../Cargo.toml
+      ../benches
+      ../examples
+      ../src
+      ../tests
+      ../units
+    ];
+  };
+  cargoLock.lockFile = ../Cargo.lock;
+
+  # The others make namespaces, which a build may not.
+  cargoTestFlags = [ "--lib" ];
+
+  nativeBuildInputs = [ installShellFiles ];
+  postInstall = ''
+    for unit in units/*; do
+      install -D -m 644 -t $out/lib/systemd/system "$unit"
+    done
+    substituteInPlace $out/lib/systemd/system/* --replace-fail /usr/bin/vpn-exec $out/bin/vpn-exec
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    installShellCompletion --cmd vpn-exec \
+      --bash <($out/bin/vpn-exec completions bash) \
+      --fish <($out/bin/vpn-exec completions fish) \
+      --zsh <($out/bin/vpn-exec completions zsh)
+    $out/bin/vpn-exec man >vpn-exec.1
+    installManPage vpn-exec.1
+  '';
+
+  meta = {
+    description = "Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's";
+    license = with lib.licenses; [
+      mit
+      asl20
+      # Of a library that is linked in.
+      lgpl21Plus
+    ];
+    mainProgram = "vpn-exec";
+    platforms = [
+      "x86_64-linux"
+      "aarch64-linux"
+    ];
+  };
+}

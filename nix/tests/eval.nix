@@ -1,0 +1,856 @@
+# The whole module, evaluated by `lib.evalModules` in surroundings of its own. Where a `lib` of nixpkgs is comes from NIXPKGS_LIB:
+# `NIXPKGS_LIB=… nix-instantiate --eval --strict --json nix/tests/eval.nix`. Each case is what comes out and what should.
+let
+  lib = import (builtins.getEnv "NIXPKGS_LIB");
+  surroundings = import ./surroundings.nix { inherit lib; };
+  inherit (surroundings) failures pkgs;
+  evaluate =
+    module:
+    surroundings.evaluate [
+      ../module.nix
+      module
+    ];
+  evaluateCompat =
+    module:
+    surroundings.evaluate [
+      ../module.nix
+      ../vpn-confinement-compat.nix
+      module
+    ];
+
+  # --- What is refused: the sentences.
+
+  tunnel.services.vpn-exec.tunnels.mullvad.configFile = "/run/secrets/mullvad.conf";
+  with' = module: {
+    imports = [
+      tunnel
+      module
+    ];
+  };
+  service =
+    settings:
+    with' {
+      systemd.services.web = settings // {
+        vpn-exec = {
+          tunnel = "mullvad";
+        }
+        // settings.vpn-exec or { };
+      };
+    };
+  refused = module: sentences: {
+    is = failures (evaluate module);
+    wanted = sentences;
+  };
+  web = reason: "systemd.services.web cannot be in the tunnel `mullvad`: ${reason}.";
+
+  refusals = {
+    "nothing, of what is right" = refused (service { }) [ ];
+    "nothing, without tunnels" = refused { } [ ];
+
+    "a tunnel that is not there" = refused (with' { systemd.services.web.vpn-exec.tunnel = "ivpn"; }) [
+      "systemd.services.web.vpn-exec.tunnel: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`; those that are there: `mullvad`."
+    ];
+    "a tunnel, where there is none at all" =
+      refused { systemd.services.web.vpn-exec.tunnel = "ivpn"; }
+        [
+          "systemd.services.web.vpn-exec.tunnel: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`, which has none."
+        ];
+    "a tunnel that is disabled" =
+      refused (service { } // { services.vpn-exec.tunnels.mullvad.enable = false; })
+        [
+          "systemd.services.web.vpn-exec.tunnel: the tunnel `mullvad` is disabled: set `services.vpn-exec.tunnels.mullvad.enable`, or leave this out."
+        ];
+    "a socket's tunnel that is not there" =
+      refused (with' { systemd.sockets.web.vpn-exec.tunnel = "ivpn"; })
+        [
+          "systemd.sockets.web.vpn-exec.tunnel: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`; those that are there: `mullvad`."
+        ];
+
+    "a name that is too long" =
+      refused
+        { services.vpn-exec.tunnels.${lib.concatStrings (lib.genList (_: "x") 65)}.configFile = "/x"; }
+        [
+          "services.vpn-exec.tunnels.${lib.concatStrings (lib.genList (_: "x") 65)}: \"${
+            lib.concatStrings (lib.genList (_: "x") 65)
+          }\" cannot be the name of a tunnel: it has 65 characters, and at most 64 are allowed."
+        ];
+    "a name with a bad character" = refused { services.vpn-exec.tunnels."a b".configFile = "/x"; } [
+      "services.vpn-exec.tunnels.a b: \"a b\" cannot be the name of a tunnel: allowed are letters, digits and _ . -."
+    ];
+
+    "a file in the store" =
+      refused { services.vpn-exec.tunnels.mullvad.configFile = "${builtins.storeDir}/x.conf"; }
+        [
+          "services.vpn-exec.tunnels.mullvad.configFile: it is in the Nix store, which everybody on the machine can read, and with it the private key: give the path of a file outside of it, such as one that sops-nix or agenix makes."
+        ];
+    "a key in the configuration" =
+      refused
+        {
+          services.vpn-exec.tunnels.mullvad.configFile =
+            "[Interface]\nPrivateKey = iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=";
+        }
+        [
+          "services.vpn-exec.tunnels.mullvad.configFile: it is the file's contents or a key, which everybody on the machine could read in the Nix store: give the path of a file that is there when the machine runs."
+        ];
+    "a file of a disabled tunnel is not looked at" = refused {
+      services.vpn-exec.tunnels.mullvad = {
+        enable = false;
+        configFile = "${builtins.storeDir}/x.conf";
+      };
+    } [ ];
+
+    "a port that two tunnels publish" =
+      refused
+        {
+          services.vpn-exec.tunnels = {
+            a = {
+              configFile = "/x";
+              publish = [ "8080:80" ];
+            };
+            b = {
+              configFile = "/x";
+              settings.local.publish = [ "127.0.0.1:8080:90" ];
+            };
+          };
+        }
+        [
+          "services.vpn-exec.tunnels: the tcp port 8080 of the host is published by both `a` and `b`: give one of them another port, or another address."
+        ];
+    "IPv6, where it is off" =
+      refused
+        (with' {
+          networking.enableIPv6 = false;
+          services.vpn-exec.tunnels.mullvad = {
+            dns = [ "fd00::1" ];
+            local.networks = [ "fd00::/8" ];
+          };
+        })
+        [
+          "services.vpn-exec.tunnels.mullvad: `fd00::/8`, `fd00::1` cannot be used, since `networking.enableIPv6` is off: leave out what is IPv6."
+        ];
+
+    "PrivateNetwork" = refused (service { serviceConfig.PrivateNetwork = true; }) [
+      (web "the unit has PrivateNetwork=yes, a network without any way out: set PrivateNetwork=no in the unit")
+    ];
+    "another namespace" =
+      refused (service { serviceConfig.NetworkNamespacePath = "/run/netns/other"; })
+        [
+          (web "the unit has NetworkNamespacePath=/run/netns/other already, and a service is in one network namespace: take that line away")
+        ];
+    "the same namespace is none" = refused (service {
+      serviceConfig.NetworkNamespacePath = "/run/netns/mullvad";
+    }) [ ];
+    "JoinsNamespaceOf" = refused (service { unitConfig.JoinsNamespaceOf = "one.service"; }) [
+      (web "the unit has JoinsNamespaceOf=one.service, and would share the network of that unit: take that line away, and put both into the tunnel")
+    ];
+    "the system bus" = refused (service { serviceConfig.Type = "dbus"; }) [
+      (web "the unit has Type=dbus, and the system bus is hidden, where anybody can have the host look names up: `vpn-exec.dbus = \"system\"` shows it")
+    ];
+    "the system bus, asked for" = refused (service {
+      serviceConfig.Type = "dbus";
+      vpn-exec.dbus = "system";
+    }) [ ];
+    "a PID file that nobody sees" = refused (service { serviceConfig.PIDFile = "/run/web.pid"; }) [
+      (web "the unit has PIDFile=/run/web.pid, which systemd would not see: /run is the service's own inside. Put it into a folder of RuntimeDirectory=, or show its folder with `vpn-exec.allowRunPaths`")
+    ];
+    "a way to the host's resolver" =
+      refused (service { vpn-exec.allowRunPaths = [ "/run/systemd/resolve" ]; })
+        [
+          (web "/run/systemd/resolve cannot be shown: /run/systemd/resolve* is there, by which the host looks names up, past the tunnel")
+        ];
+
+    "a unit that shows the host's resolver" =
+      refused (service { serviceConfig.BindReadOnlyPaths = [ "/run/nscd" ]; })
+        [
+          (web "the unit binds /run/nscd, by which the host looks names up, past the tunnel: take that away")
+        ];
+
+    "a socket outside" =
+      refused
+        (with' {
+          imports = [ (service { }) ];
+          systemd.sockets.web.listenStreams = [
+            "80"
+            "/run/web.sock"
+          ];
+        })
+        [
+          (web "web.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable web.socket, or have it listen inside (NetworkNamespacePath=/run/netns/mullvad in its [Socket])")
+        ];
+    "a socket of another name outside" =
+      refused
+        (with' {
+          imports = [ (service { }) ];
+          systemd.sockets.other = {
+            listenStreams = [ "80" ];
+            socketConfig.Service = "web.service";
+          };
+        })
+        [
+          (web "other.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable other.socket, or have it listen inside (NetworkNamespacePath=/run/netns/mullvad in its [Socket])")
+        ];
+    "a socket inside is none" = refused (with' {
+      imports = [ (service { }) ];
+      systemd.sockets.web = {
+        listenStreams = [ "80" ];
+        vpn-exec.tunnel = "mullvad";
+      };
+    }) [ ];
+    "a socket in another namespace" =
+      refused
+        (with' {
+          systemd.sockets.web = {
+            vpn-exec.tunnel = "mullvad";
+            socketConfig.NetworkNamespacePath = "/run/netns/other";
+          };
+        })
+        [
+          "systemd.sockets.web is in the tunnel `mullvad`, and has NetworkNamespacePath=/run/netns/other: leave one of them out."
+        ];
+
+    "masks that are forced away" =
+      refused (service { serviceConfig.TemporaryFileSystem = lib.mkForce [ "/tmp" ]; })
+        [
+          "systemd.services.web.serviceConfig.TemporaryFileSystem is forced to something else, without what keeps the service in its tunnel: use a list instead of `mkForce`, which is added to it."
+        ];
+    "masks that are added to" = refused (service {
+      serviceConfig = {
+        TemporaryFileSystem = "/tmp";
+        BindReadOnlyPaths = [ "/srv" ];
+        BindPaths = "/srv";
+      };
+    }) [ ];
+
+    "a wrapper's tunnel that is not there" =
+      refused
+        {
+          programs.vpn-exec.wrappers.fox = {
+            package = pkgs.firefox;
+            tunnel = "ivpn";
+          };
+        }
+        [
+          "programs.vpn-exec.wrappers.fox: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`, or it is disabled."
+        ];
+    "a wrapper's name" =
+      refused
+        (with' {
+          programs.vpn-exec.wrappers."a b" = {
+            package = pkgs.firefox;
+            tunnel = "mullvad";
+          };
+        })
+        [
+          "programs.vpn-exec.wrappers.a b: this cannot be the name of a command: allowed are letters, digits and _ . + -."
+        ];
+    "a wrapper without sudo" =
+      refused
+        (with' {
+          security.sudo.enable = false;
+          programs.vpn-exec.wrappers.fox = {
+            package = pkgs.firefox;
+            tunnel = "mullvad";
+          };
+        })
+        [ "programs.vpn-exec.wrappers: to enter a tunnel takes root, and `security.sudo.enable` is off." ];
+  };
+
+  # --- What is wired.
+
+  full = evaluate {
+    services.vpn-exec.tunnels.mullvad = {
+      configFile = "/run/secrets/mullvad.conf";
+      backend = "userspace";
+      wait = 20;
+      dns = [ "10.64.0.1" ];
+      local = {
+        networks = [ "192.168.1.0/24" ];
+        lan = true;
+        hostPorts = [ "5432" ];
+      };
+      publish = [
+        "9091:9091"
+        "80:80"
+      ];
+      openFirewall = true;
+      openPorts = [
+        51413
+        "6881-6889/udp"
+      ];
+      settings.dns.options = [ "edns0" ];
+      settings.program.user = "alice";
+    };
+    services.vpn-exec.tunnels.lazy = {
+      configFile = /run/secrets/lazy.conf;
+      autoStart = false;
+      publish = [ "1234:1234" ];
+    };
+    services.vpn-exec.tunnels.off = {
+      enable = false;
+      configFile = "/x";
+      publish = [ "80:80" ];
+      openFirewall = true;
+    };
+    systemd.services.transmission = {
+      wantedBy = [ "multi-user.target" ];
+      vpn-exec = {
+        tunnel = "mullvad";
+        restrict = true;
+        allowRunPaths = [ "/run/postgresql" ];
+        dbus = "system";
+      };
+      serviceConfig = {
+        RuntimeDirectory = "transmission";
+        ProtectHome = "tmpfs";
+        RestrictNamespaces = "user";
+        # As NixOS's Transmission has it.
+        BindPaths = [
+          "/srv/downloads"
+          "/run"
+        ];
+      };
+    };
+    systemd.services.by-timer.vpn-exec.tunnel = "mullvad";
+    systemd.services.off = {
+      enable = false;
+      wantedBy = [ "multi-user.target" ];
+      vpn-exec.tunnel = "mullvad";
+    };
+    systemd.services.elsewhere = {
+      wantedBy = [ "multi-user.target" ];
+      serviceConfig.BindPaths = [ "/run" ];
+    };
+    systemd.services.sockets.wantedBy = [ "multi-user.target" ];
+    systemd.sockets.web = {
+      wantedBy = [ "sockets.target" ];
+      listenStreams = [ "80" ];
+      vpn-exec.tunnel = "mullvad";
+    };
+    systemd.sockets.by-hand.vpn-exec.tunnel = "mullvad";
+    programs.vpn-exec = {
+      group = "surfers";
+      wrappers.fox = {
+        package = pkgs.firefox;
+        tunnel = "mullvad";
+        args = [
+          "--profile"
+          "/home/a b"
+        ];
+      };
+    };
+  };
+  inherit (full.systemd) services sockets;
+  transmission = services.transmission;
+  keeper = services."vpn-exec@mullvad";
+  nscd = services.vpn-exec-nscd-mullvad;
+  withoutNscd = evaluate (service { } // { services.nscd.enable = false; });
+  etc = full.environment.etc;
+
+  wiring = {
+    "no more services than there are" = {
+      is = lib.attrNames services;
+      wanted = [
+        "by-timer"
+        "elsewhere"
+        "off"
+        "sockets"
+        "transmission"
+        "vpn-exec-nscd-lazy"
+        "vpn-exec-nscd-mullvad"
+        "vpn-exec@lazy"
+        "vpn-exec@mullvad"
+      ];
+    };
+    "a service that is in no tunnel is left alone" = {
+      is = {
+        inherit (services.elsewhere)
+          serviceConfig
+          bindsTo
+          after
+          wants
+          ;
+      };
+      wanted = {
+        serviceConfig.BindPaths = [ "/run" ];
+        bindsTo = [ ];
+        after = [ ];
+        wants = [ ];
+      };
+    };
+
+    "a service starts and stops with its tunnel" = {
+      is = { inherit (transmission) bindsTo after; };
+      wanted = {
+        bindsTo = [ "vpn-exec@mullvad.service" ];
+        after = [
+          "vpn-exec@mullvad.service"
+          "vpn-exec-nscd-mullvad.service"
+        ];
+      };
+    };
+    "it has the tunnel's network, and no way to another" = {
+      is = { inherit (transmission.serviceConfig) NetworkNamespacePath RestrictNamespaces; };
+      # In this order: what the preset forbids, what the service needs, and never that.
+      wanted = {
+        NetworkNamespacePath = "/run/netns/mullvad";
+        RestrictNamespaces = [
+          "yes"
+          "user"
+          "~net"
+        ];
+      };
+    };
+    "it sees what it may" = {
+      is = transmission.serviceConfig.BindPaths;
+      wanted = [
+        "/srv/downloads"
+        "-/run/dbus -/run/lock -/run/systemd/journal -/run/systemd/notify -/run/systemd/userdb"
+        "/run/postgresql"
+        "/run/transmission"
+      ];
+    };
+    "its names are the tunnel's" = {
+      is = transmission.serviceConfig.BindReadOnlyPaths;
+      wanted = [
+        "/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf"
+        "/run/vpn-exec/mullvad/hosts:/etc/hosts"
+        "/run/vpn-exec/mullvad/nsswitch.conf:/etc/nsswitch.conf"
+        "-/run/agenix -/run/booted-system -/run/current-system -/run/keys -/run/opengl-driver -/run/secrets"
+        "/run/vpn-exec-nscd/mullvad:/run/nscd"
+      ];
+    };
+    "it does not see the rest" = {
+      is = { inherit (transmission.serviceConfig) TemporaryFileSystem InaccessiblePaths; };
+      wanted = {
+        TemporaryFileSystem = [
+          "/run:mode=0755,nosuid,nodev"
+          "/sys/class/net:ro /sys/devices/virtual/net:ro"
+        ];
+        InaccessiblePaths = [ "-/var/lib/sss/pipes" ];
+      };
+    };
+    "hardening is asked for" = {
+      is = [
+        (transmission.serviceConfig.ProtectSystem or null)
+        (services.by-timer.serviceConfig.ProtectSystem or null)
+      ];
+      wanted = [
+        "strict"
+        null
+      ];
+    };
+    "hardening gives way" = {
+      is = transmission.serviceConfig.ProtectHome;
+      wanted = "tmpfs";
+    };
+
+    "the name service of a tunnel is inside" = {
+      is = {
+        inherit (nscd) bindsTo after wants;
+        inherit (nscd.serviceConfig)
+          NetworkNamespacePath
+          ExecStart
+          User
+          RuntimeDirectory
+          RuntimeDirectoryPreserve
+          BindPaths
+          ;
+        library = nscd.environment.LD_LIBRARY_PATH;
+        masked = lib.elem "/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf" nscd.serviceConfig.BindReadOnlyPaths;
+        # Its own folder is where the host's would be, and nothing else is.
+        others = lib.filter (lib.hasSuffix ":/run/nscd") nscd.serviceConfig.BindReadOnlyPaths;
+      };
+      wanted = {
+        bindsTo = [ "vpn-exec@mullvad.service" ];
+        after = [ "vpn-exec@mullvad.service" ];
+        wants = [ ];
+        NetworkNamespacePath = "/run/netns/mullvad";
+        ExecStart = "${pkgs.nsncd}/bin/nsncd";
+        User = "nscd";
+        RuntimeDirectory = "vpn-exec-nscd/mullvad";
+        RuntimeDirectoryPreserve = "yes";
+        BindPaths = [
+          "/run/vpn-exec-nscd/mullvad:/run/nscd"
+          "-/run/lock -/run/systemd/journal -/run/systemd/notify -/run/systemd/userdb"
+          "/run/vpn-exec-nscd/mullvad"
+        ];
+        library = full.system.nssModules.path;
+        masked = true;
+        others = [ ];
+      };
+    };
+    "it is started anew when the files change that the tunnel's lie over" = {
+      is =
+        (evaluate (with' {
+          environment.etc.hosts.source = "/the/hosts";
+          environment.etc.other.source = "/other";
+        })).systemd.services.vpn-exec-nscd-mullvad.restartTriggers;
+      wanted = [ "/the/hosts" ];
+    };
+    "a service has it started" = {
+      is = transmission.wants;
+      wanted = [ "vpn-exec-nscd-mullvad.service" ];
+    };
+    "a host without one has none inside" = {
+      is = {
+        services = lib.attrNames withoutNscd.systemd.services;
+        inherit (withoutNscd.systemd.services.web) after wants;
+        binds = lib.filter (lib.hasSuffix ":/run/nscd") withoutNscd.systemd.services.web.serviceConfig.BindReadOnlyPaths;
+      };
+      wanted = {
+        services = [
+          "vpn-exec@mullvad"
+          "web"
+        ];
+        after = [ "vpn-exec@mullvad.service" ];
+        wants = [ ];
+        binds = [ ];
+      };
+    };
+
+    "a tunnel is the package's unit, laid over" = {
+      is = {
+        inherit (keeper) overrideStrategy wantedBy stopIfChanged;
+        inherit (keeper.serviceConfig) LoadCredential TimeoutStartSec;
+        packages = map (it: it.name) full.systemd.packages;
+      };
+      wanted = {
+        overrideStrategy = "asDropin";
+        wantedBy = [ "multi-user.target" ];
+        stopIfChanged = false;
+        LoadCredential = [ "vpn-exec.mullvad:/run/secrets/mullvad.conf" ];
+        TimeoutStartSec = 80;
+        packages = [ "package-of-this-repository" ];
+      };
+    };
+    "a tunnel is started when it is needed" = {
+      is = {
+        inherit (services."vpn-exec@lazy") wantedBy wants;
+        inherit (services."vpn-exec@lazy".serviceConfig) LoadCredential;
+      };
+      wanted = {
+        wantedBy = [ ];
+        wants = [ ];
+        LoadCredential = [ "vpn-exec.lazy:/run/secrets/lazy.conf" ];
+      };
+    };
+    "what is started with the system comes back with the tunnel" = {
+      is = keeper.wants;
+      wanted = [
+        "transmission.service"
+        "web.socket"
+      ];
+    };
+    "a changed profile is a reason to reload, what cannot be taken over to restart" = {
+      is = {
+        reload = map (it: it.outPath) keeper.reloadTriggers;
+        restart = map builtins.fromJSON keeper.restartTriggers;
+      };
+      wanted = {
+        reload = [ etc."vpn-exec/mullvad.toml".source.outPath ];
+        restart = [
+          {
+            backend = "userspace";
+            ipv6 = false;
+            privileged = [ "80:80" ];
+          }
+        ];
+      };
+    };
+
+    "the profile" = {
+      is = builtins.fromTOML etc."vpn-exec/mullvad.toml".source.environment.text;
+      wanted = {
+        wireguard = "credential:vpn-exec.mullvad";
+        backend = "userspace";
+        wait = 20;
+        open = [
+          "51413"
+          "6881-6889/udp"
+        ];
+        dns = {
+          servers = [ "10.64.0.1" ];
+          options = [ "edns0" ];
+        };
+        local = {
+          networks = [ "192.168.1.0/24" ];
+          lan = true;
+          publish = [
+            "9091:9091"
+            "80:80"
+          ];
+          host-ports = [ "5432" ];
+        };
+        program.user = "alice";
+      };
+    };
+    "the profile of a tunnel of which little is said" = {
+      is =
+        builtins.fromTOML
+          (evaluate tunnel).environment.etc."vpn-exec/mullvad.toml".source.environment.text;
+      wanted.wireguard = "credential:vpn-exec.mullvad";
+    };
+    "the profile is checked by the program" = {
+      is =
+        lib.hasInfix "/bin/vpn-exec check --profile-only mullvad.toml\n"
+          etc."vpn-exec/mullvad.toml".source.script;
+      wanted = true;
+    };
+    "the profile is not checked where it cannot be" = {
+      is =
+        (evaluate (with' {
+          services.vpn-exec.checkProfiles = false;
+        })).environment.etc."vpn-exec/mullvad.toml".source.text;
+      wanted = "wireguard = \"credential:vpn-exec.mullvad\"\n";
+    };
+    "no other files" = {
+      is = lib.attrNames etc;
+      wanted = [
+        "vpn-exec/lazy.toml"
+        "vpn-exec/mullvad.toml"
+      ];
+    };
+
+    "the firewall is opened where that is asked for" = {
+      is = full.networking.firewall.allowedTCPPorts;
+      wanted = [
+        9091
+        80
+      ];
+    };
+    "the links to the host are nobody else's" = {
+      is = {
+        inherit (full.networking.dhcpcd) denyInterfaces;
+        inherit (full.networking.networkmanager) unmanaged;
+        networkd = full.systemd.network.networks."10-vpn-exec-mullvad";
+      };
+      wanted = {
+        denyInterfaces = [ "ve-*" ];
+        unmanaged = [ "interface-name:ve-*" ];
+        networkd = {
+          matchConfig.Name = "ve-mullvad ve-mullv-*";
+          linkConfig.Unmanaged = true;
+        };
+      };
+    };
+    "without tunnels nothing of the host is touched" = {
+      is =
+        let
+          config = evaluate { };
+        in
+        {
+          inherit (config.networking.dhcpcd) denyInterfaces;
+          inherit (config.environment) etc systemPackages;
+          inherit (config.systemd) packages services;
+        };
+      wanted = {
+        denyInterfaces = [ ];
+        etc = { };
+        systemPackages = [ ];
+        packages = [ ];
+        services = { };
+      };
+    };
+
+    "what is for use elsewhere" = {
+      is = { inherit (full.services.vpn-exec.tunnels.mullvad) netnsPath unit; };
+      wanted = {
+        netnsPath = "/run/netns/mullvad";
+        unit = "vpn-exec@mullvad.service";
+      };
+    };
+
+    "a socket listens inside, and waits for the tunnel" = {
+      is = {
+        inherit (sockets.web)
+          bindsTo
+          after
+          before
+          conflicts
+          ;
+        inherit (sockets.web.unitConfig) DefaultDependencies;
+        inherit (sockets.web.socketConfig) NetworkNamespacePath;
+      };
+      wanted = {
+        bindsTo = [ "vpn-exec@mullvad.service" ];
+        after = [
+          "sysinit.target"
+          "vpn-exec@mullvad.service"
+        ];
+        before = [ "shutdown.target" ];
+        conflicts = [ "shutdown.target" ];
+        DefaultDependencies = false;
+        NetworkNamespacePath = "/run/netns/mullvad";
+      };
+    };
+
+    "a wrapper enters by sudo, as its members may" = {
+      is = {
+        rules = map (rule: {
+          inherit (rule) groups;
+          options = map (it: it.options) rule.commands;
+        }) full.security.sudo.extraRules;
+        commands = map (it: it.command) (lib.head full.security.sudo.extraRules).commands;
+        keeps = lib.hasInfix "WAYLAND_DISPLAY" full.security.sudo.extraConfig;
+        # Variables that change what the root's part does are not among them.
+        dangerous = lib.filter (name: lib.hasInfix name full.security.sudo.extraConfig) [
+          "LD_"
+          "PATH"
+          "HOME"
+          "CONFIG"
+          "SUDO_"
+        ];
+      };
+      wanted = {
+        rules = [
+          {
+            groups = [ "surfers" ];
+            options = [ [ "NOPASSWD" ] ];
+          }
+        ];
+        commands = [ "/nix/store/00000000000000000000000000000000-vpn-exec-enter-fox" ];
+        keeps = true;
+        dangerous = [ ];
+      };
+    };
+    "a wrapper runs its program and nothing else" = {
+      is =
+        let
+          fox = lib.findFirst (it: it.name == "fox-in-mullvad") null full.environment.systemPackages;
+        in
+        {
+          inherit (fox.environment) name tunnel;
+          command = fox.environment.command.text;
+        };
+      wanted = {
+        name = "fox";
+        tunnel = "mullvad";
+        command = "exec /run/wrappers/bin/sudo -n -- /nix/store/00000000000000000000000000000000-vpn-exec-enter-fox \"$@\"\n";
+      };
+    };
+  };
+
+  # --- VPN-Confinement's options, of which its README has these.
+
+  compat = evaluateCompat {
+    vpnNamespaces.wg = {
+      enable = true;
+      wireguardConfigFile = /. + "/secrets/wg0.conf";
+      accessibleFrom = [
+        "192.168.0.0/24"
+        "127.0.0.1"
+        "fd25:9ab6:6133::/64"
+        "::"
+      ];
+      portMappings = [
+        {
+          from = 9091;
+          to = 9091;
+        }
+        {
+          from = 53;
+          to = 5353;
+          protocol = "both";
+        }
+      ];
+      openVPNPorts = [
+        {
+          port = 60729;
+          protocol = "both";
+        }
+        { port = 1; }
+      ];
+    };
+    systemd.services.transmission.vpnConfinement = {
+      enable = true;
+      vpnNamespace = "wg";
+    };
+    systemd.services.off.vpnConfinement.vpnNamespace = "wg";
+  };
+  wg = compat.services.vpn-exec.tunnels.wg;
+
+  confinement = {
+    "VPN-Confinement: a namespace is a tunnel" = {
+      is = builtins.fromTOML compat.environment.etc."vpn-exec/wg.toml".source.environment.text;
+      wanted = {
+        wireguard = "credential:vpn-exec.wg";
+        open = [
+          "60729"
+          "1/tcp"
+        ];
+        local = {
+          networks = [
+            "192.168.0.0/24"
+            "fd25:9ab6:6133::/64"
+          ];
+          publish = [
+            "9091:9091/tcp"
+            "53:5353/tcp"
+            "53:5353/udp"
+          ];
+        };
+      };
+    };
+    "VPN-Confinement: its ports are reached from the LAN" = {
+      is = {
+        inherit (compat.networking.firewall) allowedTCPPorts allowedUDPPorts;
+        file = toString wg.configFile;
+      };
+      wanted = {
+        allowedTCPPorts = [
+          9091
+          53
+        ];
+        allowedUDPPorts = [ 53 ];
+        file = "/secrets/wg0.conf";
+      };
+    };
+    "VPN-Confinement: its services are in the tunnel" = {
+      is = {
+        inside = compat.systemd.services.transmission.vpn-exec.tunnel;
+        outside = compat.systemd.services.off.vpn-exec.tunnel;
+        failures = failures compat;
+      };
+      wanted = {
+        inside = "wg";
+        outside = null;
+        failures = [ ];
+      };
+    };
+    "VPN-Confinement: what it cannot be told is said" = {
+      is =
+        map (text: builtins.match ".*(namespaceAddress|bridgeAddress).*host.internal.*" text)
+          (evaluateCompat {
+            vpnNamespaces.wg = {
+              wireguardConfigFile = "/x";
+              namespaceAddress = "192.168.20.1";
+            };
+            vpnNamespaces.same = {
+              wireguardConfigFile = "/x";
+            };
+          }).warnings;
+      wanted = [ [ "namespaceAddress" ] ];
+    };
+    "VPN-Confinement: a service needs its namespace's name" = {
+      is = failures (evaluateCompat {
+        systemd.services.x.vpnConfinement.enable = true;
+      });
+      wanted = [ "systemd.services.x.vpnConfinement: `vpnNamespace` is missing." ];
+    };
+  };
+
+  # --- The examples, as they are in the documentation.
+
+  examples = (import ./examples.nix { inherit lib surroundings; }).cases;
+
+  all = lib.mapAttrsToList (name: case: case // { inherit name; }) (
+    lib.mapAttrs' (name: lib.nameValuePair "refused: ${name}") refusals
+    // wiring
+    // confinement
+    // examples
+  );
+in
+{
+  passed = map (it: it.name) (lib.filter (it: it.is == it.wanted) all);
+  failed = lib.filter (it: it.is != it.wanted) all;
+}

@@ -1,0 +1,268 @@
+# As much of NixOS as the module touches, declared here, since nixpkgs as a whole is not at hand: options of the same names and types, and
+# packages that are names. Units come out as NixOS writes them.
+{ lib }:
+let
+  inherit (lib) mkOption types;
+
+  list =
+    type:
+    mkOption {
+      type = types.listOf type;
+      default = [ ];
+    };
+  string =
+    default:
+    mkOption {
+      type = types.str;
+      inherit default;
+    };
+  anything = mkOption {
+    type = types.attrsOf types.anything;
+    default = { };
+  };
+  flag =
+    default:
+    mkOption {
+      type = types.bool;
+      inherit default;
+    };
+
+  unitName = types.strMatching "[a-zA-Z0-9@%:_.\\-]+[.](service|socket|target|timer|path|slice|mount)";
+
+  # A setting of a unit: definitions are one value, or a list of all.
+  setting = types.mkOptionType {
+    name = "systemd option";
+    merge =
+      loc: defs:
+      let
+        values = map (def: def.value) defs;
+      in
+      if lib.any lib.isList values then
+        lib.concatMap lib.toList values
+      else
+        lib.mergeEqualOption loc defs;
+  };
+  section = mkOption {
+    type = types.attrsOf setting;
+    default = { };
+  };
+
+  dependencies = {
+    Requires = "requires";
+    Wants = "wants";
+    After = "after";
+    Before = "before";
+    BindsTo = "bindsTo";
+    PartOf = "partOf";
+    Conflicts = "conflicts";
+  };
+
+  unit =
+    { config, ... }:
+    {
+      options = {
+        enable = flag true;
+        description = string "";
+        overrideStrategy = string "asDropinIfExists";
+        wantedBy = list unitName;
+        requiredBy = list unitName;
+        upheldBy = list unitName;
+        restartTriggers = list types.unspecified;
+        reloadTriggers = list types.unspecified;
+        unitConfig = section;
+      }
+      // lib.mapAttrs' (_: name: lib.nameValuePair name (list unitName)) dependencies;
+
+      config.unitConfig =
+        lib.mapAttrs (_: name: lib.mkIf (config.${name} != [ ]) (toString config.${name})) dependencies
+        // {
+          Description = lib.mkIf (config.description != "") config.description;
+          X-Restart-Triggers = lib.mkIf (config.restartTriggers != [ ]) (toString config.restartTriggers);
+          X-Reload-Triggers = lib.mkIf (config.reloadTriggers != [ ]) (toString config.reloadTriggers);
+        };
+    };
+
+  service = {
+    imports = [ unit ];
+    options = {
+      serviceConfig = section;
+      environment = anything;
+      stopIfChanged = flag true;
+      script = mkOption {
+        type = types.lines;
+        default = "";
+      };
+      path = list types.anything;
+    };
+  };
+
+  socket = {
+    imports = [ unit ];
+    options = {
+      socketConfig = section;
+      listenStreams = list types.str;
+      listenDatagrams = list types.str;
+    };
+  };
+
+  package = name: {
+    type = "derivation";
+    inherit name;
+    pname = name;
+    outPath = "/nix/store/00000000000000000000000000000000-${name}";
+    meta.mainProgram = name;
+  };
+  built = name: more: package name // more;
+
+  pkgs = lib.genAttrs [ "nsncd" "firefox" "curl" "python3" ] package // {
+    inherit lib;
+    callPackage = file: _: package (lib.removeSuffix ".nix" (baseNameOf file) + "-of-this-repository");
+    stdenv = {
+      buildPlatform.canExecute = _: true;
+      hostPlatform = { };
+    };
+    runCommand =
+      name: environment: script:
+      built name { inherit environment script; };
+    writeText = name: text: built name { inherit text; };
+    writeShellScript = name: text: built name { inherit text; };
+  };
+
+  declared = {
+    options = {
+      assertions = list types.unspecified;
+      warnings = list types.str;
+      environment.systemPackages = list types.package;
+      environment.etc = mkOption {
+        type = types.attrsOf (types.submodule { options.source = mkOption { type = types.raw; }; });
+        default = { };
+      };
+      networking = {
+        enableIPv6 = flag true;
+        useDHCP = flag true;
+        defaultGateway = mkOption { type = types.nullOr types.str; };
+        nameservers = list types.str;
+        interfaces = anything;
+        wireguard = anything;
+        firewall = {
+          enable = flag true;
+          allowedTCPPorts = list types.port;
+          allowedUDPPorts = list types.port;
+          allowedTCPPortRanges = list (types.attrsOf types.port);
+          allowedUDPPortRanges = list (types.attrsOf types.port);
+        };
+        dhcpcd.denyInterfaces = list types.str;
+        networkmanager.unmanaged = list types.str;
+      };
+      security.sudo = {
+        enable = flag true;
+        extraRules = list types.anything;
+        extraConfig = mkOption {
+          type = types.lines;
+          default = "";
+        };
+      };
+      services.nscd = {
+        enable = flag true;
+        user = string "nscd";
+        group = string "nscd";
+      };
+      system.nssModules.path = string "/nix/store/00000000000000000000000000000000-systemd/lib";
+      systemd = {
+        packages = list types.package;
+        network.networks = anything;
+        services = mkOption {
+          type = types.attrsOf (types.submodule service);
+          default = { };
+        };
+        sockets = mkOption {
+          type = types.attrsOf (types.submodule socket);
+          default = { };
+        };
+      };
+
+      # Of other modules, which the examples use: not looked into.
+      age = anything;
+      containers = anything;
+      fileSystems = anything;
+      specialisation = anything;
+      security.acme = anything;
+      sops = anything;
+      users = anything;
+    };
+  };
+  others.options.services = lib.genAttrs [
+    "dnsmasq"
+    "jellyfin"
+    "nginx"
+    "prowlarr"
+    "qbittorrent"
+    "radarr"
+    "resolved"
+    "sonarr"
+    "transmission"
+  ] (_: anything);
+
+  surroundings = {
+    imports = [
+      declared
+      others
+    ];
+    config._module.args = { inherit pkgs; };
+  };
+
+  render =
+    it:
+    if it == true then
+      "true"
+    else if it == false then
+      "false"
+    else
+      toString it;
+  sectionText =
+    name: settings:
+    lib.concatStrings (
+      [ "[${name}]\n" ]
+      ++ lib.concatLists (
+        lib.mapAttrsToList (key: value: map (it: "${key}=${render it}\n") (lib.toList value)) settings
+      )
+    );
+in
+{
+  inherit pkgs;
+
+  evaluate =
+    modules:
+    (lib.evalModules {
+      modules = [ surroundings ] ++ modules;
+    }).config;
+
+  options =
+    modules:
+    (lib.evalModules {
+      modules = [ surroundings ] ++ modules;
+    }).options;
+
+  # The sentences of assertions that do not hold.
+  failures = config: map (it: it.message) (lib.filter (it: !it.assertion) config.assertions);
+
+  serviceText =
+    service:
+    sectionText "Unit" service.unitConfig
+    + "\n"
+    + sectionText "Service" service.serviceConfig
+    + lib.concatStrings (
+      lib.mapAttrsToList (key: value: "Environment=\"${key}=${value}\"\n") service.environment
+    )
+    + lib.optionalString (
+      service.wantedBy != [ ]
+    ) "\n[Install]\nWantedBy=${toString service.wantedBy}\n";
+
+  socketText =
+    socket:
+    sectionText "Unit" socket.unitConfig
+    + "\n"
+    + sectionText "Socket" socket.socketConfig
+    + lib.concatMapStrings (it: "ListenStream=${it}\n") socket.listenStreams
+    + lib.concatMapStrings (it: "ListenDatagram=${it}\n") socket.listenDatagrams;
+}

@@ -1,0 +1,45 @@
+# A published port is reached from the local network, and nothing else is.
+{ module, ... }:
+let
+  common = import ./common.nix { inherit module; };
+in
+{
+  name = "publish";
+  nodes = {
+    inherit (common) provider neighbour;
+    machine =
+      { pkgs, ... }:
+      {
+        imports = [ common.machine ];
+        services.vpn-exec.tunnels.a = {
+          configFile = "/etc/wireguard/a.conf";
+          publish = [
+            "8080:80"
+            "127.0.0.1:8081:80"
+          ];
+          openFirewall = true;
+        };
+        systemd.services.page = {
+          wantedBy = [ "multi-user.target" ];
+          serviceConfig.RuntimeDirectory = "page";
+          # It listens on its loopback alone.
+          script = ''
+            cd /run/page
+            echo a page inside >index.html
+            exec ${pkgs.python3}/bin/python3 -m http.server --bind 127.0.0.1 80
+          '';
+          vpn-exec.tunnel = "a";
+        };
+      };
+  };
+  testScript = common.prelude + ''
+    machine.wait_for_unit("page.service")
+    page = "curl -sS -m 5 --retry 10 --retry-connrefused http://{}/"
+    assert "a page inside" in machine.succeed(page.format("127.0.0.1:8080"))
+    assert "a page inside" in machine.succeed(page.format("127.0.0.1:8081"))
+    assert "a page inside" in neighbour.succeed(page.format("192.168.1.1:8080"))
+    neighbour.fail("curl -sS -m 5 http://192.168.1.1:8081/")
+    # By the tunnel nobody comes in who was not asked.
+    provider.fail("curl -sS -m 5 http://10.64.0.2/")
+  '';
+}

@@ -1,0 +1,717 @@
+# What a unit receives, and what speaks against it: pure rules. Plain values in, plain values out, by builtins alone, so that all of it is
+# tested without nixpkgs. `vpn-exec unit` (src/plan/unit.rs) decides the same: both are held to the files in tests/unit/.
+let
+  inherit (builtins)
+    any
+    attrNames
+    concatLists
+    concatMap
+    concatStringsSep
+    elem
+    elemAt
+    filter
+    foldl'
+    fromJSON
+    genList
+    head
+    isAttrs
+    isList
+    isString
+    length
+    map
+    match
+    replaceStrings
+    sort
+    split
+    stringLength
+    substring
+    tail
+    toJSON
+    ;
+
+  hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
+  hasSuffix =
+    suffix: text:
+    let
+      rest = stringLength text - stringLength suffix;
+    in
+    rest >= 0 && substring rest (stringLength suffix) text == suffix;
+  dropSuffix = suffix: text: substring 0 (stringLength text - stringLength suffix) text;
+  optional = condition: value: if condition then [ value ] else [ ];
+  optionals = condition: values: if condition then values else [ ];
+  toList = value: if isList value then value else [ value ];
+  words = text: filter (word: isString word && word != "") (split "[ \t\n]+" text);
+  lines = concatMap (line: [ "${line}\n" ]);
+
+  # --- Paths, compared by their components.
+
+  parts = path: filter (part: isString part && part != "" && part != ".") (split "/" path);
+  isAbsolute = hasPrefix "/";
+  isBelow =
+    folder: path:
+    let
+      outer = parts folder;
+      inner = parts path;
+    in
+    isAbsolute folder == isAbsolute path
+    && length outer <= length inner
+    && genList (elemAt inner) (length outer) == outer;
+  # A separator comes before all that a name can have.
+  sortKey = replaceStrings [ "/" ] [ (fromJSON ''"\u0001"'') ];
+  sortPaths = paths: unique (sort (a: b: sortKey a < sortKey b) paths);
+  unique = foldl' (
+    known: path:
+    if any (other: isAbsolute other == isAbsolute path && parts other == parts path) known then
+      known
+    else
+      known ++ [ path ]
+  ) [ ];
+
+  # --- What of /run a service sees: as in src/plan/unit.rs and src/plan/hidden.rs.
+
+  shown = [
+    "/run/lock"
+    "/run/systemd/journal"
+    "/run/systemd/notify"
+    "/run/systemd/userdb"
+  ];
+  shownReadOnly = [
+    "/run/agenix"
+    "/run/booted-system"
+    "/run/current-system"
+    "/run/keys"
+    "/run/opengl-driver"
+    "/run/secrets"
+  ];
+  resolvers = [
+    "/run/nscd*"
+    "/run/systemd/resolve*"
+    "/run/systemd/machine"
+    "/run/avahi-daemon"
+    "/run/mDNSResponder*"
+    "/run/mdnsd*"
+    "/run/sssd*"
+    "/run/resolvconf"
+    "/run/unbound*"
+    "/run/dnsmasq*"
+    "/run/knot-resolver"
+    "/run/pdns-recursor"
+    "/run/NetworkManager"
+  ];
+  hidden =
+    dbus:
+    resolvers ++ optional (dbus != "system") "/run/dbus/system_bus_socket" ++ [ "/var/lib/sss/pipes" ];
+
+  # --- Names.
+
+  netnsPath = tunnel: "/run/netns/${tunnel}";
+  keeper = tunnel: "vpn-exec@${tunnel}.service";
+  credential = tunnel: "vpn-exec.${tunnel}";
+  serviceName = name: if hasSuffix ".service" name then name else "${name}.service";
+
+  # Why a text cannot be a tunnel's name, or null. What a unit's name cannot have is left out, since a tunnel is a unit here.
+  tunnelNameProblem =
+    name:
+    if name == "" then
+      "it is empty"
+    else if match "[A-Za-z0-9_.-]+" name == null then
+      "allowed are letters, digits and _ . -"
+    else if match "[.-].*" name != null then
+      "it must begin with a letter, a digit or _"
+    else if stringLength name > 64 then
+      "it has ${toString (stringLength name)} characters, and at most 64 are allowed"
+    else
+      null;
+
+  # --- The drop-in.
+
+  # How refusals name what would help: on the command line. The module has its own words.
+  commandLine = {
+    bus = "--dbus system shows it";
+    folder = "show its folder with --show";
+  };
+
+  # What is asked for and what the unit says already, all of it told: { request; unit; } as in tests/unit/*.json.
+  complete =
+    {
+      request,
+      unit ? { },
+    }:
+    {
+      request = {
+        dbus = "session";
+        show = [ ];
+        # Where an nscd is that looks names up inside the tunnel: it takes the place of the host's. Null: there is none.
+        nscd = null;
+      }
+      // request
+      // {
+        service = serviceName request.service;
+      };
+      unit = {
+        kind = "";
+        runtime_directories = [ ];
+        used_paths = [ ];
+        pid_file = null;
+        private_network = false;
+        network_namespace = null;
+        joins_namespace_of = [ ];
+        sockets = [ ];
+        bind_paths = [ ];
+      }
+      // unit;
+    };
+
+  ownPaths =
+    { request, unit }:
+    let
+      inRun = path: isBelow "/run" path && parts path != [ "run" ];
+      isShown = path: any (folder: isBelow folder path) (shown ++ shownReadOnly);
+      used = filter (path: inRun path && !isShown path) unit.used_paths;
+    in
+    sortPaths (map (name: "/run/${name}") unit.runtime_directories ++ used ++ request.show);
+
+  # The settings of the unit. Which settings there are does not depend on the unit, so that a module can ask for them while it makes it.
+  settings =
+    case:
+    let
+      known = complete case;
+      inherit (known) request;
+      inherit (request) tunnel;
+      names = "/run/vpn-exec/${tunnel}";
+      optionally = paths: concatStringsSep " " (map (path: "-${path}") paths);
+    in
+    {
+      unit = {
+        BindsTo = [ (keeper tunnel) ];
+        After = [ (keeper tunnel) ];
+      };
+      service = {
+        NetworkNamespacePath = netnsPath tunnel;
+        RestrictNamespaces = [ "~net" ];
+        BindReadOnlyPaths = [
+          "${names}/resolv.conf:/etc/resolv.conf"
+          "${names}/hosts:/etc/hosts"
+          "${names}/nsswitch.conf:/etc/nsswitch.conf"
+          (optionally shownReadOnly)
+        ]
+        ++ optional (request.nscd != null) "${request.nscd}:/run/nscd";
+        TemporaryFileSystem = [
+          "/run:mode=0755,nosuid,nodev"
+          "/sys/class/net:ro /sys/devices/virtual/net:ro"
+        ];
+        BindPaths = [
+          (optionally (optional (request.dbus == "system") "/run/dbus" ++ shown))
+        ]
+        ++ ownPaths known;
+        InaccessiblePaths = [ "-/var/lib/sss/pipes" ];
+      };
+    };
+
+  # The same as a file.
+  text =
+    case:
+    let
+      inherit (settings case) unit service;
+      inherit (complete case) request;
+      say = key: map (value: "${key}=${value}");
+      files = filter (path: !(hasPrefix "-" path)) service.BindReadOnlyPaths;
+      lists = filter (hasPrefix "-") service.BindReadOnlyPaths;
+    in
+    concatStringsSep "" (
+      lines (
+        [
+          "# ${request.service} in the tunnel ${request.tunnel}. Written by vpn-exec."
+          ""
+          "[Unit]"
+        ]
+        ++ say "BindsTo" unit.BindsTo
+        ++ say "After" unit.After
+        ++ [
+          ""
+          "[Service]"
+          "# No network but the tunnel's, and no way to another."
+          "NetworkNamespacePath=${service.NetworkNamespacePath}"
+        ]
+        ++ say "RestrictNamespaces" service.RestrictNamespaces
+        ++ [
+          ""
+          "# Names are the tunnel's."
+        ]
+        ++ say "BindReadOnlyPaths" files
+        ++ [
+          ""
+          "# Nobody of the host can be asked for them: of /run, only this is there. A mask over /run/nscd alone would go with that folder"
+          "# whenever nscd is restarted."
+          "TemporaryFileSystem=${head service.TemporaryFileSystem}"
+          "BindPaths=${head service.BindPaths}"
+        ]
+        ++ say "BindReadOnlyPaths" lists
+        ++ say "BindPaths" (tail service.BindPaths)
+        ++ say "InaccessiblePaths" service.InaccessiblePaths
+        ++ [
+          ""
+          "# The interfaces of the host are not shown."
+        ]
+        ++ say "TemporaryFileSystem" (tail service.TemporaryFileSystem)
+      )
+    );
+
+  # Why a path cannot be shown, or null.
+  pathProblem =
+    dbus: path:
+    let
+      isPlain = match "[A-Za-z0-9/._@-]+" path != null;
+      # Of a pattern, what its names begin with.
+      meets =
+        pattern:
+        if hasSuffix "*" pattern then
+          let
+            beginning = dropSuffix "*" pattern;
+          in
+          hasPrefix beginning path || isBelow path beginning
+        else
+          isBelow pattern path || isBelow path pattern;
+      met = filter meets (hidden dbus);
+    in
+    if !(isBelow "/run" path) || parts path == [ "run" ] || elem ".." (parts path) || !isPlain then
+      "${path} cannot be shown: give a path below /run, of letters, digits and / . _ - @"
+    else if met != [ ] then
+      "${path} cannot be shown: ${head met} is there, by which the host looks names up, past the tunnel"
+    else
+      null;
+
+  # --- What a unit shows of the host already.
+
+  # Of `SOURCE[:TARGET[:OPTIONS]]`, an entry of BindPaths= or BindReadOnlyPaths=.
+  bound =
+    entry:
+    let
+      fields = filter isString (split ":" entry);
+      source = head (match "[-+]*(.*)" (head fields));
+    in
+    {
+      inherit source;
+      target = if length fields > 1 then elemAt fields 1 else source;
+    };
+  inRealRun = path: if isBelow "/var/run" path then substring 4 (-1) path else path;
+
+  # Without what would put the host's /run into the place of the service's own: systemd mounts one of both there, and it is not ours.
+  # (NixOS's Transmission has it.)
+  withoutRun =
+    let
+      isRun = entry: parts (inRealRun (bound entry).target) == [ "run" ];
+      clean =
+        value:
+        if isString value then
+          concatStringsSep " " (filter (entry: !(isRun entry)) (words value))
+        else
+          value;
+    in
+    value: if isList value then filter (it: it != "") (map clean value) else clean value;
+
+  # Why a service cannot have an entry, or null. `own` is what is shown because it was asked for, and has been judged.
+  bindProblem =
+    { own, dbus }:
+    entry:
+    let
+      source = inRealRun (bound entry).source;
+      target = inRealRun (bound entry).target;
+      same = a: b: isAbsolute a == isAbsolute b && parts a == parts b;
+      # What a drop-in of ours has written is there already where it is replaced by another.
+      ours = any (path: hasPrefix "-" entry && same source path) (
+        shown ++ shownReadOnly ++ [ "/run/dbus" ]
+      );
+    in
+    if same target "/run" then
+      "the unit binds ${entry}, and the host's resolvers with it, in the place of a /run without them: take that away"
+    else if same source target && (ours || any (same source) own) then
+      null
+    else if
+      isBelow "/run" target && match ".*past the tunnel" (toString (pathProblem dbus source)) != null
+    then
+      "the unit binds ${entry}, by which the host looks names up, past the tunnel: take that away"
+    else
+      null;
+
+  # All that speaks against putting a service into a tunnel, a sentence each.
+  refusals = refusalsIn commandLine;
+  refusalsIn =
+    advice: case:
+    let
+      known = complete case;
+      inherit (known) request unit;
+      inherit (request) service tunnel dbus;
+      own = ownPaths known;
+      outside =
+        socket:
+        let
+          # What is bound to a file, or to a name of its own, is reached by those on the machine.
+          addresses = filter (address: match "[/@].*" address == null) (socket.listens or [ ]);
+        in
+        optional ((socket.network_namespace or null) != netnsPath tunnel && addresses != [ ]) (
+          "${socket.name} listens at ${head addresses} outside of the tunnel, and what comes there would be answered past it: publish a "
+          + "port of the tunnel instead, and disable ${socket.name}, or have it listen inside "
+          + "(NetworkNamespacePath=${netnsPath tunnel} in its [Socket])"
+        );
+      pidFile = unit.pid_file;
+      realPidFile = if isBelow "/var/run" pidFile then substring 4 (-1) pidFile else pidFile;
+      pidFileIsUnseen =
+        pidFile != null
+        && (isBelow "/run" pidFile || isBelow "/var/run" pidFile)
+        && !(any (path: isBelow path realPidFile) own);
+    in
+    optional (hasPrefix "vpn-exec@" service) "${service} holds a tunnel itself, and must stay outside"
+    ++
+      optional (match ".*[=+].*" tunnel != null)
+        "the tunnel ${tunnel} cannot be a service, since the name of a unit has no '=' and no '+': rename its profile"
+    ++ optional unit.private_network "the unit has PrivateNetwork=yes, a network without any way out: set PrivateNetwork=no in the unit"
+    ++
+      optional (unit.network_namespace != null && unit.network_namespace != netnsPath tunnel)
+        "the unit has NetworkNamespacePath=${toString unit.network_namespace} already, and a service is in one network namespace: take that line away"
+    ++ map (
+      other:
+      "the unit has JoinsNamespaceOf=${other}, and would share the network of that unit: take that line away, and put both into the tunnel"
+    ) unit.joins_namespace_of
+    ++ concatMap outside unit.sockets
+    ++
+      optional (unit.kind == "dbus" && dbus != "system")
+        "the unit has Type=dbus, and the system bus is hidden, where anybody can have the host look names up: ${advice.bus}"
+    ++ optional pidFileIsUnseen (
+      "the unit has PIDFile=${toString pidFile}, which systemd would not see: /run is the service's own inside. Put it into a folder of "
+      + "RuntimeDirectory=, or ${advice.folder}"
+    )
+    ++ filter (problem: problem != null) (map (pathProblem dbus) own)
+    ++ filter (problem: problem != null) (map (bindProblem { inherit own dbus; }) unit.bind_paths);
+
+  # What [Socket] receives to listen inside a tunnel. The keeper starts after the sockets that are started with the system, so this one cannot
+  # be among them.
+  socket = tunnel: {
+    unit = {
+      BindsTo = [ (keeper tunnel) ];
+      After = [
+        "sysinit.target"
+        (keeper tunnel)
+      ];
+      Before = [ "shutdown.target" ];
+      Conflicts = [ "shutdown.target" ];
+      DefaultDependencies = false;
+    };
+    socket.NetworkNamespacePath = netnsPath tunnel;
+  };
+
+  # Hardening that hardly any program minds. Whatever a service says itself goes before it.
+  restrictions = {
+    CapabilityBoundingSet = "";
+    KeyringMode = "private";
+    LockPersonality = true;
+    NoNewPrivileges = true;
+    PrivateDevices = true;
+    PrivateTmp = true;
+    ProtectClock = true;
+    ProtectControlGroups = true;
+    ProtectHome = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    ProtectKernelTunables = true;
+    ProtectProc = "invisible";
+    ProtectSystem = "strict";
+    RemoveIPC = true;
+    # Netlink tells a program of its own interfaces, as the C library's look-ups ask for.
+    RestrictAddressFamilies = [ "AF_UNIX AF_INET AF_INET6 AF_NETLINK" ];
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    SystemCallArchitectures = "native";
+    SystemCallErrorNumber = "EPERM";
+    SystemCallFilter = [
+      "@system-service"
+      "~@privileged @resources"
+    ];
+    UMask = "0077";
+  };
+
+  # --- Tunnels.
+
+  # Where the provider's file cannot be, or null. The value is not shown: it may be the secret.
+  configFileProblem =
+    value:
+    let
+      # A path of Nix is not copied into the store by this.
+      path = toString value;
+    in
+    if
+      match ".*\n.*" path != null
+      || match ".*PrivateKey.*" path != null
+      || match "[A-Za-z0-9+/]{43}=" path != null
+    then
+      "it is the file's contents or a key, which everybody on the machine could read in the Nix store: give the path of a file that is there when the machine runs"
+    else if !(isAbsolute path) then
+      "it is no absolute path"
+    else if isBelow builtins.storeDir path then
+      "it is in the Nix store, which everybody on the machine can read, and with it the private key: give the path of a file outside of it, such as one that sops-nix or agenix makes"
+    else
+      null;
+
+  # `[ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp][,proxy-protocol=v2]`, read; null if it is something else, of which `vpn-exec check` says more.
+  publish =
+    text:
+    let
+      found = match "(([0-9.]+|\\[[0-9A-Fa-f:.]+]):)?([0-9]+)(-([0-9]+))?:([0-9]+)(-[0-9]+)?(/(tcp|udp|TCP|UDP))?(,.*)?" text;
+      number =
+        digits: fromJSON (if match "0+" digits != null then "0" else head (match "0*([0-9]+)" digits));
+      first = number (elemAt found 2);
+      last = if elemAt found 4 == null then first else number (elemAt found 4);
+      protocol = elemAt found 8;
+    in
+    if found == null then
+      null
+    else
+      {
+        inherit first last;
+        address = elemAt found 1;
+        protocol =
+          if
+            elem protocol [
+              "udp"
+              "UDP"
+            ]
+          then
+            "udp"
+          else
+            "tcp";
+      };
+
+  isLoopback = address: address != null && match "127\\..*|\\[::1]" address != null;
+  isEverywhere =
+    address:
+    elem address [
+      null
+      "0.0.0.0"
+      "[::]"
+    ];
+
+  # Whether two published ports cannot both be there.
+  collide =
+    a: b:
+    a.protocol == b.protocol
+    && a.first <= b.last
+    && b.first <= a.last
+    && (a.address == b.address || isEverywhere a.address || isEverywhere b.address);
+
+  # What the host's firewall is to let in for published ports.
+  firewall =
+    published:
+    let
+      let-in = filter (port: !(isLoopback port.address)) (
+        filter (port: port != null) (map publish published)
+      );
+      of = protocol: filter (port: port.protocol == protocol) let-in;
+      ports = protocol: map (port: port.first) (filter (port: port.first == port.last) (of protocol));
+      ranges =
+        protocol:
+        map (port: {
+          from = port.first;
+          to = port.last;
+        }) (filter (port: port.first != port.last) (of protocol));
+    in
+    {
+      allowedTCPPorts = ports "tcp";
+      allowedTCPPortRanges = ranges "tcp";
+      allowedUDPPorts = ports "udp";
+      allowedUDPPortRanges = ranges "udp";
+    };
+
+  # Pairs of different tunnels that publish the same port: [ { tunnels = [ a b ]; port; protocol; } ]. `tunnels`: name → list of texts.
+  collisions =
+    tunnels:
+    let
+      all = concatMap (
+        name:
+        map (port: port // { inherit name; }) (filter (port: port != null) (map publish tunnels.${name}))
+      ) (attrNames tunnels);
+      pairs = concatMap (
+        a: map (b: { inherit a b; }) (filter (b: a.name < b.name && collide a b) all)
+      ) all;
+    in
+    map (
+      { a, b }:
+      {
+        tunnels = [
+          a.name
+          b.name
+        ];
+        port = if a.first > b.first then a.first else b.first;
+        inherit (a) protocol;
+      }
+    ) pairs;
+
+  # Texts that are IPv6: networks, resolvers, and addresses that ports are published at.
+  ipv6Entries =
+    profile:
+    filter (text: match ".*:.*" text != null) (
+      (profile.local.networks or [ ]) ++ (profile.dns.servers or [ ])
+    )
+    ++ filter (text: match "\\[.*" text != null) (profile.local.publish or [ ]);
+
+  # Of a profile, what a tunnel that is up cannot take over: it is restarted when this changes, and reloaded when anything else does.
+  fixed = profile: {
+    backend = profile.backend or "auto";
+    # A keeper gives up the right to the ports of root once it listens.
+    privileged = filter (
+      text:
+      let
+        port = publish text;
+      in
+      port != null && port.first < 1024
+    ) (profile.local.publish or [ ]);
+    # The link to the host gets IPv6 when it is made, or not.
+    ipv6 = any (text: match ".*:.*" text != null) (profile.local.networks or [ ]);
+  };
+
+  # --- The profile as TOML. JSON's strings, numbers and booleans are TOML's, too.
+
+  toml =
+    let
+      key = name: if match "[A-Za-z0-9_-]+" name != null then name else toJSON name;
+      value =
+        it:
+        if isList it then
+          "[${concatStringsSep ", " (map value it)}]"
+        else if isAttrs it then
+          "{ ${concatStringsSep ", " (map (name: "${key name} = ${value it.${name}}") (attrNames it))} }"
+        else
+          toJSON it;
+      # Tables come after all that is above them.
+      isTable = table: name: isAttrs table.${name};
+      assignments =
+        table:
+        concatMap (
+          name: optional (!isTable table name && table.${name} != null) "${key name} = ${value table.${name}}"
+        ) (attrNames table);
+      tables = profile: filter (isTable profile) (attrNames profile);
+    in
+    profile:
+    concatStringsSep "" (
+      lines (
+        assignments profile
+        ++ concatLists (
+          map (
+            name:
+            optionals (profile.${name} != { }) (
+              [
+                ""
+                "[${key name}]"
+              ]
+              ++ assignments profile.${name}
+              ++ map (inner: "${key inner} = ${value profile.${name}.${inner}}") (tables profile.${name})
+            )
+          ) (tables profile)
+        )
+      )
+    );
+
+  # --- What a module reads out of a service.
+
+  # Facts of a service, from NixOS's `serviceConfig` and `unitConfig`. `sockets` are those that start it.
+  factsOf =
+    {
+      serviceConfig,
+      unitConfig ? { },
+      sockets ? [ ],
+    }:
+    let
+      list = name: concatMap words (map toString (toList (serviceConfig.${name} or [ ])));
+      isYes =
+        value:
+        elem value [
+          true
+          "true"
+          "yes"
+          "on"
+          "1"
+          1
+        ];
+    in
+    {
+      kind = serviceConfig.Type or "";
+      # A name may be followed by one of a link to it.
+      runtime_directories = map (name: head (split ":" name)) (list "RuntimeDirectory");
+      used_paths = filter isAbsolute (list "ReadWritePaths" ++ list "ReadOnlyPaths");
+      pid_file = serviceConfig.PIDFile or null;
+      private_network = isYes (serviceConfig.PrivateNetwork or false);
+      network_namespace = serviceConfig.NetworkNamespacePath or null;
+      joins_namespace_of = concatMap words (map toString (toList (unitConfig.JoinsNamespaceOf or [ ])));
+      bind_paths = list "BindPaths" ++ list "BindReadOnlyPaths";
+      inherit sockets;
+    };
+
+  # A socket, from NixOS's options.
+  socketFactsOf =
+    name:
+    {
+      listenStreams ? [ ],
+      listenDatagrams ? [ ],
+      socketConfig ? { },
+    }:
+    {
+      name = "${name}.socket";
+      listens =
+        listenStreams
+        ++ listenDatagrams
+        ++ concatMap (kind: map toString (toList (socketConfig.${kind} or [ ]))) [
+          "ListenStream"
+          "ListenDatagram"
+          "ListenSequentialPacket"
+          "ListenNetlink"
+        ];
+      network_namespace = socketConfig.NetworkNamespacePath or null;
+    };
+
+  # The service that a socket starts.
+  serviceOfSocket =
+    name: socketConfig:
+    serviceName (
+      socketConfig.Service or (
+        if
+          elem (socketConfig.Accept or false) [
+            true
+            "yes"
+            "true"
+          ]
+        then
+          "${name}@"
+        else
+          name
+      )
+    );
+in
+{
+  inherit
+    collisions
+    configFileProblem
+    credential
+    factsOf
+    firewall
+    fixed
+    hidden
+    ipv6Entries
+    keeper
+    netnsPath
+    pathProblem
+    publish
+    refusals
+    refusalsIn
+    restrictions
+    serviceOfSocket
+    settings
+    shown
+    shownReadOnly
+    socket
+    socketFactsOf
+    text
+    toml
+    tunnelNameProblem
+    withoutRun
+    ;
+}

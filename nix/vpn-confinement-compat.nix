@@ -1,0 +1,140 @@
+# The options of VPN-Confinement, read as this module's: whoever uses it changes one input, and imports this beside the module.
+{ config, lib, ... }:
+let
+  inherit (lib) mkOption types;
+
+  protocol = mkOption {
+    type = types.enum [
+      "tcp"
+      "udp"
+      "both"
+    ];
+    default = "tcp";
+    description = "The protocol.";
+  };
+  portOf =
+    what:
+    mkOption {
+      type = types.port;
+      description = "The port ${what}.";
+    };
+  listOf =
+    options: description:
+    mkOption {
+      type = types.listOf (types.submodule { inherit options; });
+      default = [ ];
+      inherit description;
+    };
+  # vpn-exec has addresses of its own choice, so that they never meet others.
+  address =
+    default:
+    mkOption {
+      type = types.str;
+      inherit default;
+      description = "Without effect.";
+    };
+  addresses = {
+    namespaceAddress = "192.168.15.1";
+    namespaceAddressIPv6 = "fd93:9701:1d00::2";
+    bridgeAddress = "192.168.15.5";
+    bridgeAddressIPv6 = "fd93:9701:1d00::1";
+  };
+
+  namespace.options = {
+    enable = mkOption {
+      type = types.bool;
+      default = true;
+      description = "Whether there is this tunnel.";
+    };
+    wireguardConfigFile = mkOption {
+      type = types.raw;
+      description = "See `services.vpn-exec.tunnels.<name>.configFile`.";
+    };
+    accessibleFrom = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      description = "See `services.vpn-exec.tunnels.<name>.local.networks`.";
+    };
+    portMappings = listOf {
+      from = portOf "of the host";
+      to = portOf "inside";
+      inherit protocol;
+    } "See `services.vpn-exec.tunnels.<name>.publish`.";
+    openVPNPorts = listOf {
+      port = portOf "inside";
+      inherit protocol;
+    } "See `services.vpn-exec.tunnels.<name>.openPorts`.";
+  }
+  // lib.mapAttrs (_: address) addresses;
+
+  # What stands for the program's own loopback, or for nothing at all, is no network that is reached through the host.
+  isNetwork = text: builtins.match "127\\..*|::1?(/128)?" text == null;
+  protocolsOf =
+    it:
+    if it.protocol == "both" then
+      [
+        "tcp"
+        "udp"
+      ]
+    else
+      [ it.protocol ];
+  published =
+    it: map (protocol: "${toString it.from}:${toString it.to}/${protocol}") (protocolsOf it);
+  opened =
+    it: if it.protocol == "both" then toString it.port else "${toString it.port}/${it.protocol}";
+
+  service =
+    { config, ... }:
+    {
+      options.vpnConfinement = {
+        enable = mkOption {
+          type = types.bool;
+          default = false;
+          description = "Whether the service is in a tunnel.";
+        };
+        vpnNamespace = mkOption {
+          type = types.nullOr types.str;
+          default = null;
+          description = "See `systemd.services.<name>.vpn-exec.tunnel`.";
+        };
+      };
+      config.vpn-exec.tunnel = lib.mkIf config.vpnConfinement.enable config.vpnConfinement.vpnNamespace;
+    };
+in
+{
+  imports = [ (lib.mkRenamedOptionModule [ "vpnnamespaces" ] [ "vpnNamespaces" ]) ];
+
+  options.vpnNamespaces = mkOption {
+    type = types.attrsOf (types.submodule namespace);
+    default = { };
+    description = "VPN-Confinement's name for `services.vpn-exec.tunnels`.";
+  };
+  options.systemd.services = mkOption { type = types.attrsOf (types.submodule service); };
+
+  config = {
+    services.vpn-exec.tunnels = lib.mapAttrs (_: it: {
+      inherit (it) enable;
+      configFile = it.wireguardConfigFile;
+      local.networks = lib.filter isNetwork it.accessibleFrom;
+      publish = lib.concatMap published it.portMappings;
+      # There, what comes to a mapped port passes the host's firewall by.
+      openFirewall = true;
+      openPorts = map opened it.openVPNPorts;
+    }) config.vpnNamespaces;
+
+    assertions = lib.mapAttrsToList (name: unit: {
+      assertion = !unit.vpnConfinement.enable || unit.vpnConfinement.vpnNamespace != null;
+      message = "systemd.services.${name}.vpnConfinement: `vpnNamespace` is missing.";
+    }) config.systemd.services;
+
+    warnings = lib.concatLists (
+      lib.mapAttrsToList (
+        name: it:
+        map (
+          option:
+          "vpnNamespaces.${name}.${option} has no effect: vpn-exec chooses addresses that are free. Reach what is inside by a port of `portMappings`, and the host from inside by the name host.internal."
+        ) (lib.attrNames (lib.filterAttrs (option: default: it.${option} != default) addresses))
+      ) config.vpnNamespaces
+    );
+  };
+}
