@@ -179,29 +179,21 @@ impl Request {
 
     /// Takes an interface up.
     pub fn set_up(index: u32, name: &str) -> Self {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        Self {
-            what: format!("take {name} up"),
-            message: RouteNetlinkMessage::SetLink(message),
-            flags: 0,
-            tolerated: None,
-        }
+        Self::change_flags(index, LinkFlags::Up, LinkFlags::Up, format!("take {name} up"))
     }
 
     /// Has an interface say that it takes part in no multicast, as the kernel's WireGuard does.
     pub fn clear_multicast(index: u32, name: &str) -> Self {
+        Self::change_flags(index, LinkFlags::Multicast, LinkFlags::empty(), format!("take {name} out of multicast"))
+    }
+
+    /// Gives the flags of an interface that `mask` names the values that they have in `flags`.
+    fn change_flags(index: u32, mask: LinkFlags, flags: LinkFlags, what: String) -> Self {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.header.change_mask = LinkFlags::Multicast;
-        Self {
-            what: format!("take {name} out of multicast"),
-            message: RouteNetlinkMessage::SetLink(message),
-            flags: 0,
-            tolerated: None,
-        }
+        message.header.flags = flags;
+        message.header.change_mask = mask;
+        Self { what, message: RouteNetlinkMessage::SetLink(message), flags: 0, tolerated: None }
     }
 
     /// Sets an interface's alias.

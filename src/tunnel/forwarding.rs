@@ -39,10 +39,10 @@ struct Switched {
 /// Whether this host could forward IPv6 for single interfaces.
 pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
     // Of a kernel without IPv6, nothing is asked.
-    if value("net/ipv6/conf/all/forwarding")?.is_some_and(|value| value != "0") {
+    if sysctl::get_if_there("net/ipv6/conf/all/forwarding")?.is_some_and(|value| value != "0") {
         return Ok(Ipv6Forwarding::All);
     }
-    let each = value("net/ipv6/conf/default/force_forwarding")?;
+    let each = sysctl::get_if_there("net/ipv6/conf/default/force_forwarding")?;
     Ok(if each.is_some() { Ipv6Forwarding::Each } else { Ipv6Forwarding::Never })
 }
 
@@ -103,11 +103,8 @@ pub(super) fn give_back(name: &TunnelName) -> io::Result<()> {
 pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalPlan) -> io::Result<()> {
     let (ipv4, ipv6) = families(local);
     for (wanted, parameter) in [(ipv4, ipv4_parameter(link)), (ipv6, ipv6_parameter(link))] {
-        match sysctl::set(&parameter, if wanted { "1" } else { "0" }) {
-            // Older kernels forward IPv6 from all interfaces, or the networks were refused.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
-        }
+        // Older kernels forward IPv6 from all interfaces, or the networks were refused.
+        sysctl::set_if_there(&parameter, if wanted { "1" } else { "0" })?;
     }
     Ok(())
 }
@@ -165,11 +162,8 @@ impl Switched {
             (self.ipv6 && !router6, ipv6_parameter(&self.interface)),
         ];
         for (_, parameter) in switches.iter().filter(|(ours, _)| *ours) {
-            match sysctl::set(parameter, to) {
-                // It has gone in this instant.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
-            }
+            // It may have gone in this instant.
+            sysctl::set_if_there(parameter, to)?;
         }
         Ok(())
     }
@@ -177,7 +171,7 @@ impl Switched {
 
 /// Whether the host forwards IPv4, and IPv6, from all its interfaces.
 fn routers() -> io::Result<(bool, bool)> {
-    let is_on = |parameter| Ok::<_, io::Error>(value(parameter)?.is_some_and(|value| value != "0"));
+    let is_on = |parameter| Ok::<_, io::Error>(sysctl::get_if_there(parameter)?.is_some_and(|value| value != "0"));
     Ok((is_on("net/ipv4/ip_forward")?, is_on("net/ipv6/conf/all/forwarding")?))
 }
 
@@ -200,12 +194,5 @@ fn ipv6_parameter(interface: &InterfaceName) -> String {
 }
 
 fn is_off(parameter: &str) -> io::Result<bool> {
-    Ok(value(parameter)?.is_some_and(|value| value == "0"))
-}
-
-fn value(parameter: &str) -> io::Result<Option<String>> {
-    match sysctl::get(parameter) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map(Some),
-    }
+    Ok(sysctl::get_if_there(parameter)?.is_some_and(|value| value == "0"))
 }

@@ -16,11 +16,10 @@ pub(super) fn prepare_ipv4() -> io::Result<()> {
 /// never what a router advertises; and no link-local addresses, by which the host could be reached beyond the plan.
 pub(super) fn prepare_ipv6(wanted: bool) -> io::Result<()> {
     let conf = "net/ipv6/conf/default";
-    match sysctl::get(&format!("{conf}/disable_ipv6")) {
+    if sysctl::get_if_there(&format!("{conf}/disable_ipv6"))?.is_none() {
         // A kernel without IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
+        return Ok(());
+    }
     sysctl::set(&format!("{conf}/disable_ipv6"), if wanted { "0" } else { "1" })?;
     sysctl::set(&format!("{conf}/accept_ra"), "0")?;
     sysctl::set(&format!("{conf}/addr_gen_mode"), "1")?;
@@ -51,11 +50,8 @@ pub(super) fn prepare_host_interface(name: &InterfaceName, ipv6: bool) -> io::Re
     ]
     .map(|(family, (parameter, value))| (format!("net/{family}/{name}/{parameter}"), value))
     {
-        match sysctl::set(&parameter, value) {
-            // A kernel without IPv6, or an older one without this parameter.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
-        }
+        // A kernel without IPv6, or an older one without this parameter, has nothing to set.
+        sysctl::set_if_there(&parameter, value)?;
     }
     Ok(())
 }
