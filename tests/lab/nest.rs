@@ -109,7 +109,17 @@ fn nest(socket: RawFd, seconds: u32) -> io::Result<()> {
     if let ForkResult::Parent { child } = fork()? {
         init(child);
     }
+    heed_signals();
     Ok(())
+}
+
+/// Has every signal do what it does by default, whatever the tests were started by: a shell ignores SIGINT for what it runs in the
+/// background, nohup(1) ignores SIGHUP, and both would be inherited by all that a test runs.
+fn heed_signals() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: no handler is set, and those that cannot be changed (SIGKILL, SIGSTOP, the C library's own) are refused.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
 }
 
 /// Waits for init and ends as it does.
