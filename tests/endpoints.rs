@@ -174,7 +174,7 @@ fn with_wait_the_program_starts_after_the_handshake() {
         assert!(!agent.begins_within(Duration::from_secs(1)), "nobody has answered yet");
         lab.provider.restart()?;
         let mut agent = agent.begun()?;
-        // At once, and at the first attempt.
+        // At the first attempt.
         assert_eq!(agent.succeed(&get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
         finish(agent)
     });

@@ -111,19 +111,19 @@ struct Reached {
     udp_answers: bool,
 }
 
-fn reaches(from: &NetworkNamespace, to: SocketAddr) -> Result<Reached> {
+fn reaches(from: &NetworkNamespace, to: SocketAddr, patience: Duration) -> Result<Reached> {
     Ok(from.run(|| {
-        let stream = TcpStream::connect_timeout(&to, SILENCE);
+        let stream = TcpStream::connect_timeout(&to, patience);
         let connected = stream.is_ok();
         let answer = stream.and_then(|mut stream| {
-            stream.set_read_timeout(Some(SILENCE))?;
+            stream.set_read_timeout(Some(patience))?;
             stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
             stream.read_exact(&mut [0])
         });
         let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(SILENCE))?;
+        socket.set_read_timeout(Some(patience))?;
         let answered = socket.send(b"hello").and_then(|_| socket.recv(&mut [0; 16]));
         Ok(Reached { connected, tcp_answers: answer.is_ok(), udp_answers: answered.is_ok() })
     })?)
@@ -176,10 +176,10 @@ fn a_program_reaches_the_loopback_where_that_is_asked_for_and_nobody_else_does()
         echo(link.host_ipv6.context("IPv6")?, 8000)?;
         for address in addresses(&link)? {
             for (who, from) in [("the LAN", &lab.lan), ("the host", &lab.host)] {
-                let way = reaches(from, SocketAddr::new(address, 8000))?;
+                let way = reaches(from, SocketAddr::new(address, 8000), PATIENCE)?;
                 ensure!(way.tcp_answers && way.udp_answers, "{who} has no way to {address}: {way:?}");
                 for port in [5432, 5433] {
-                    let reached = reaches(from, SocketAddr::new(address, port))?;
+                    let reached = reaches(from, SocketAddr::new(address, port), SILENCE)?;
                     let answered = reached.tcp_answers || reached.udp_answers;
                     // The host's own programs are told from the one inside only once they are connected.
                     let connected = reached.connected && who != "the host";

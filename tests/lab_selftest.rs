@@ -187,7 +187,7 @@ fn a_tunnel_by_hand(lab: &Lab, endpoint: IpAddr) -> Result<()> {
     assert_eq!(through(format!("http://{}/", WEB.ipv4))?, format!("{}\n", PROVIDER.ipv4));
     assert_eq!(through(format!("http://[{}]/", WEB.ipv6))?, format!("{}\n", PROVIDER.ipv6));
     for resolver in TUNNEL_RESOLVER.both() {
-        assert_eq!(inside.run(|| lookup(resolver, "web.example", A, SECOND))?, [WEB.ipv4]);
+        assert_eq!(inside.run(|| lookup(resolver, "web.example", A, PATIENCE))?, [WEB.ipv4]);
     }
     assert_eq!(lab.tunnel_resolver.questions()[0].from, TUNNEL_CLIENT.ipv4);
 

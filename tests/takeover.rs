@@ -160,8 +160,8 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
 
         let begin = Instant::now();
         let listed: Vec<Status> = serde_json::from_slice(&vpn_exec(&["list", "--json"])?.stdout)?;
-        // Asking a keeper waits for nothing; 20 times as long as it takes says that somebody did.
-        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        // Asking a keeper waits for nothing; 60 times as long as it takes says that somebody did.
+        assert!(begin.elapsed() < lab::patience(PATIENCE), "{:?}", begin.elapsed());
         assert_eq!(listed.len(), MANY);
         let links = listed.iter().map(|status| status.living.as_ref().map(|living| &living.link));
         let links = links.collect::<Option<Vec<_>>>().context("all keepers live")?;

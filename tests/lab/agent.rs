@@ -18,6 +18,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -33,10 +34,23 @@ const ANSWER: &str = "agent: ";
 /// The first answer, which nobody has asked for.
 const BEGUN: &str = "begun";
 
-/// How long an act waits for a packet that may never come.
-fn reply_time() -> Duration {
-    patience(Duration::from_millis(700))
+/// What a test puts before an act that must succeed.
+const PATIENTLY: &str = "patiently";
+
+/// Whether the act that is performed must succeed.
+static IS_PATIENT: AtomicBool = AtomicBool::new(false);
+
+/// How long an act waits for a packet. What may never come is waited for as long as usual; what must come as long as a machine may take
+/// that does other things meanwhile.
+pub(crate) fn reply_time(usual: Duration) -> Duration {
+    patience(if IS_PATIENT.load(Ordering::Relaxed) { MUST_COME.max(usual) } else { usual })
 }
+
+/// How long a packet is waited for that must come.
+const MUST_COME: Duration = Duration::from_secs(20);
+
+/// How long one is waited for that may never come.
+const MAY_COME: Duration = Duration::from_millis(700);
 
 /// How long a test waits for an answer of the agent: so long that only one that hangs is given up.
 const ANSWERED: Duration = Duration::from_secs(60);
@@ -59,7 +73,10 @@ pub fn serve_with(mut perform: impl FnMut(&[&str]) -> io::Result<String>) {
     }
     for line in io::stdin().lines() {
         let Ok(line) = line else { return };
-        let words: Vec<&str> = line.split(' ').collect();
+        let mut words: Vec<&str> = line.split(' ').collect();
+        let is_patient = words.first() == Some(&PATIENTLY);
+        IS_PATIENT.store(is_patient, Ordering::Relaxed);
+        words.drain(..usize::from(is_patient));
         let answer = match perform(&words) {
             Ok(text) => format!("ok {}", text.escape_default()),
             Err(error) => format!("error {}", name_of(&error)),
@@ -81,9 +98,11 @@ fn name_of(error: &io::Error) -> String {
 /// Does what every agent can.
 pub fn perform(words: &[&str]) -> io::Result<String> {
     match words {
-        ["get", url] => Ok(http::get(url, reply_time())?.trim_end().to_owned()),
-        ["digest", url] => Ok(digest(&http::get(url, 10 * reply_time())?)),
-        ["lookup", server, name] => Ok(format!("{:?}", dns::lookup(parsed(server)?, name, dns::A, reply_time())?)),
+        ["get", url] => Ok(http::get(url, reply_time(MAY_COME))?.trim_end().to_owned()),
+        ["digest", url] => Ok(digest(&http::get(url, reply_time(10 * MAY_COME))?)),
+        ["lookup", server, name] => {
+            Ok(format!("{:?}", dns::lookup(parsed(server)?, name, dns::A, reply_time(MAY_COME))?))
+        }
         ["resolve", name] => resolve(name),
         ["echo", to, size] => echo(parsed(to)?, parsed(size)?),
         ["links"] => links(),
@@ -124,7 +143,7 @@ fn echo(to: SocketAddr, size: usize) -> io::Result<String> {
         SocketAddr::V4(_) => sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?,
         SocketAddr::V6(_) => sockopt::set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?,
     }
-    socket.set_read_timeout(Some(reply_time()))?;
+    socket.set_read_timeout(Some(reply_time(MAY_COME)))?;
     socket.connect(to)?;
     let sent: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
     socket.send(&sent)?;
@@ -278,9 +297,9 @@ impl Agent {
         })
     }
 
-    /// [`Self::act`] of something that must succeed.
+    /// [`Self::act`] of something that must succeed, and may take its time.
     pub fn succeed(&mut self, act: &str) -> Result<String> {
-        self.act(act)?.map_err(|error| anyhow!("{act:?} fails: {error}"))
+        self.act(&format!("{PATIENTLY} {act}"))?.map_err(|error| anyhow!("{act:?} fails: {error}"))
     }
 
     /// [`Self::act`] of something that must fail: the name of the error.

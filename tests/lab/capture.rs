@@ -19,7 +19,7 @@ use crate::packet::{Flow, KEPT, Packet};
 use crate::patience;
 
 /// How long the capture may lag behind the interfaces' own counters.
-const LAG: Duration = Duration::from_secs(2);
+const LAG: Duration = Duration::from_secs(20);
 
 /// What is asked for as the socket's buffer, in bytes; the kernel may give less, and then says so by its counters.
 const BUFFER: usize = 16 << 20;

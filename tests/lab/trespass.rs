@@ -18,7 +18,7 @@ use nix::sys::socket::{
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
 
-use crate::agent::{parsed, unspecified};
+use crate::agent::{parsed, reply_time, unspecified};
 use crate::syscalls;
 
 /// The interface of a socket's unicast datagrams (ip(7)), its number in the network's byte order.
@@ -100,7 +100,7 @@ fn call(to: SocketAddr) -> Vec<u8> {
 }
 
 fn answered(socket: &UdpSocket) -> io::Result<String> {
-    socket.set_read_timeout(Some(crate::patience(PATIENCE)))?;
+    socket.set_read_timeout(Some(reply_time(PATIENCE)))?;
     let mut buffer = [0; 1500];
     let (length, from) = socket.recv_from(&mut buffer)?;
     Ok(format!("{length} bytes from {from}"))
@@ -128,7 +128,7 @@ fn bound_connect(device: &str, to: SocketAddr) -> io::Result<String> {
         Err(nix::Error::EINPROGRESS) => {}
         other => other?,
     }
-    let timeout = PollTimeout::try_from(crate::patience(PATIENCE)).map_err(io::Error::other)?;
+    let timeout = PollTimeout::try_from(reply_time(PATIENCE)).map_err(io::Error::other)?;
     let mut entries = [PollFd::new(std::os::fd::AsFd::as_fd(&socket), PollFlags::POLLOUT)];
     if poll(&mut entries, timeout)? == 0 {
         return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
