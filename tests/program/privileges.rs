@@ -90,10 +90,13 @@ fn each_process_may_do_what_its_next_step_takes() {
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let state = vpn_exec::tunnel::state::read(&"nowhere".parse()?)?.context("a state")?;
         let all = KILL | NET_ADMIN | SYS_PTRACE | SYS_ADMIN;
-        ensure!(capabilities_of(child.id())? == [(all, KILL)], "{:x?}", capabilities_of(child.id())?);
+        // Each raises what it has for the instant in which it takes that, as when it looks for the program's mounts.
+        let rests_with = |who, pid, wanted: &[(u64, u64)]| {
+            wait_until(&format!("{who} with {wanted:x?} alone"), || Ok(capabilities_of(pid)? == wanted))
+        };
+        rests_with("the launcher", child.id(), &[(all, KILL)])?;
         // The thread of the data path, and the one that watches the tunnel.
-        let keeper = capabilities_of(state.keeper)?;
-        ensure!(keeper == [(0, 0), (all, NET_ADMIN)], "{keeper:x?}");
+        rests_with("the keeper", state.keeper, &[(0, 0), (all, NET_ADMIN)])?;
         let keeper = fs::read_to_string(format!("/proc/{}/status", state.keeper))?;
         ensure!(bits(&keeper, "CapBnd")? == 0, "{keeper}");
         kill(child.id(), "TERM")?;
