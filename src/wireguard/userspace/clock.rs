@@ -12,7 +12,7 @@ pub(super) fn now() -> Duration {
 
 /// Time travel for this library's unit tests: `boringtun` reads the clock itself, and its own mock of it is a feature of
 /// the crate that would also freeze the program that the integration tests run. So the C function that both call is
-/// replaced, in this test executable only, by one that adds what the calling thread asked for.
+/// replaced, in this test executable only, by one that tells each thread the time that it has asked for.
 #[cfg(test)]
 pub(super) mod travel {
     use std::cell::Cell;
@@ -20,13 +20,32 @@ pub(super) mod travel {
 
     use nix::libc;
 
+    /// How much time passes by itself where it stands still: enough for no two handshakes to be stamped with the same, which would be
+    /// replays.
+    const INSTANT: Duration = Duration::from_micros(1);
+
     thread_local! {
         static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+        static STANDS_STILL: Cell<Option<[Duration; 2]>> = const { Cell::new(None) };
     }
 
     /// Moves the calling thread's time since boot forward, and the time of day with it, which handshakes are stamped with.
     pub(in super::super) fn advance(by: Duration) {
         AHEAD.set(AHEAD.get() + by);
+    }
+
+    /// Has the calling thread's time stand still but for what [`advance`] moves it, however long the thread takes for what it does.
+    pub(in super::super) fn stand_still() {
+        if STANDS_STILL.get().is_none() {
+            STANDS_STILL.set(Some([libc::CLOCK_BOOTTIME, libc::CLOCK_REALTIME].map(real_time)));
+        }
+    }
+
+    fn real_time(clock: libc::clockid_t) -> Duration {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel writes to a local variable of the right type.
+        unsafe { libc::syscall(libc::SYS_clock_gettime, clock, &mut time) };
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
     }
 
     /// # Safety
@@ -38,12 +57,16 @@ pub(super) mod travel {
         // SAFETY: the kernel checks the pointer, and reports a bad one as EFAULT.
         let result = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) };
         if result == 0 && matches!(clock, libc::CLOCK_BOOTTIME | libc::CLOCK_REALTIME) {
-            let ahead = AHEAD.get();
             // SAFETY: the kernel has just written there, so it is valid, aligned and initialized.
             let time = unsafe { &mut *time };
-            let nanoseconds = time.tv_nsec + libc::c_long::from(ahead.subsec_nanos() as i32);
-            time.tv_sec += ahead.as_secs() as libc::time_t + nanoseconds / 1_000_000_000;
-            time.tv_nsec = nanoseconds % 1_000_000_000;
+            let real = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
+            let base = STANDS_STILL.get().map_or(real, |[boot, day]| {
+                advance(INSTANT);
+                if clock == libc::CLOCK_BOOTTIME { boot } else { day }
+            });
+            let told = base + AHEAD.get();
+            (time.tv_sec, time.tv_nsec) =
+                (told.as_secs() as libc::time_t, libc::c_long::from(told.subsec_nanos() as i32));
         }
         result as libc::c_int
     }
@@ -54,5 +77,16 @@ pub(super) mod travel {
         advance(Duration::from_millis(1_999));
         assert!(super::now() - before >= Duration::from_millis(1_999));
         assert!(super::now() - before < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn time_that_stands_still_passes_as_it_is_told_to() {
+        stand_still();
+        let before = super::now();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(super::now() - before < Duration::from_millis(1));
+        advance(Duration::from_secs(5));
+        let passed = super::now() - before;
+        assert!(passed >= Duration::from_secs(5) && passed < Duration::from_millis(5_001), "{passed:?}");
     }
 }

@@ -52,7 +52,9 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// From its beginning on, time passes by [`pass`] and [`travel::advance`] alone.
     pub(super) fn new(address: &str, config: &DeviceConfig) -> Self {
+        travel::stand_still();
         let mut node = Node {
             core: Core::new(config, clock::now()).expect("a device"),
             sink: Recorder::default(),

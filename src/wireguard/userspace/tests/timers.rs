@@ -155,7 +155,7 @@ fn keys_are_renewed_under_traffic_without_loss() {
 fn the_persistent_keepalive_is_sent_after_silence_only() {
     let (mut client, mut server) = with_keepalive(25);
     settle(&mut [&mut client, &mut server]);
-    let quiet = pass(seconds(100), &mut [&mut client, &mut server]);
+    let quiet = pass(seconds(101), &mut [&mut client, &mut server]);
     let times = quiet.times(DATA, client.address);
     assert_eq!(times.len(), 3 + 1, "{times:?}");
     assert!(quiet.log.iter().all(|(_, _, datagram)| datagram.len() == KEEPALIVE));
