@@ -44,6 +44,25 @@ let
       };
     };
 
+  # What is started with the system is started with its tunnel, too: it would stay down otherwise after a keeper that died. It is the unit that
+  # says so, since NixOS restarts a tunnel whose own settings change, and with it all that is inside.
+  startedWithTunnel =
+    { config, ... }:
+    let
+      inherit (config.vpn-exec) tunnel;
+      isStarted = it: it ++ config.requiredBy ++ config.upheldBy or [ ] != [ ];
+    in
+    {
+      options.wantedBy = mkOption {
+        apply =
+          it:
+          it
+          ++ lib.optional (tunnel != null && isName tunnel && config.enable && isStarted it) (
+            rules.keeper tunnel
+          );
+      };
+    };
+
   tunnelOption = mkOption {
     type = types.nullOr types.str;
     default = null;
@@ -60,6 +79,8 @@ let
       added = lib.mapAttrs (_: lib.mkAfter) (removeAttrs settings.service [ "NetworkNamespacePath" ]);
     in
     {
+      imports = [ startedWithTunnel ];
+
       options.vpn-exec = {
         tunnel = tunnelOption // {
           description = ''
@@ -137,6 +158,8 @@ let
       settings = rules.socket tunnel;
     in
     {
+      imports = [ startedWithTunnel ];
+
       options.vpn-exec.tunnel = tunnelOption // {
         description = "The tunnel that the socket listens in. What it starts must be in that tunnel, too, and says so itself.";
       };

@@ -32,16 +32,6 @@ let
     else
       pkgs.writeText "vpn-exec-${name}.toml" (profileText tunnel);
 
-  # What is started with the system is started with its tunnel, too: it would stay down otherwise after a keeper that died.
-  consumers =
-    name:
-    let
-      isStarted = unit: unit.wantedBy ++ unit.requiredBy ++ unit.upheldBy or [ ] != [ ];
-      isIn = unit: unit.enable && unit.vpn-exec.tunnel == name && isStarted unit;
-      of = kind: units: map (unit: "${unit}.${kind}") (lib.attrNames (lib.filterAttrs (_: isIn) units));
-    in
-    of "service" config.systemd.services ++ of "socket" config.systemd.sockets;
-
   # How the interface on the host may be called (src/plan/interfaces.rs).
   interfaces = name: "ve-${name} ve-${builtins.substring 0 5 name}-*";
 
@@ -123,7 +113,6 @@ in
         "vpn-exec@${name}" = {
           overrideStrategy = "asDropin";
           wantedBy = lib.optional tunnel.autoStart "multi-user.target";
-          wants = consumers name;
           # A changed profile is taken over by a tunnel that is up, and the services in it go on; what cannot be is a reason to restart, and
           # they restart with it, in order, in one step.
           reloadTriggers = [ config.environment.etc."vpn-exec/${name}.toml".source ];

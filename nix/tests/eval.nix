@@ -342,6 +342,7 @@ let
   inherit (full.systemd) services sockets;
   transmission = services.transmission;
   keeper = services."vpn-exec@mullvad";
+  keeperText = config: surroundings.serviceText config.systemd.services."vpn-exec@mullvad";
   nscd = services.vpn-exec-nscd-mullvad;
   withoutNscd = evaluate (service { } // { services.nscd.enable = false; });
   etc = full.environment.etc;
@@ -525,21 +526,64 @@ let
     };
     "a tunnel is started when it is needed" = {
       is = {
-        inherit (services."vpn-exec@lazy") wantedBy wants;
+        inherit (services."vpn-exec@lazy") wantedBy;
         inherit (services."vpn-exec@lazy".serviceConfig) LoadCredential;
       };
       wanted = {
         wantedBy = [ ];
-        wants = [ ];
         LoadCredential = [ "vpn-exec.lazy:/run/secrets/lazy.conf" ];
       };
     };
     "what is started with the system comes back with the tunnel" = {
-      is = keeper.wants;
-      wanted = [
-        "transmission.service"
-        "web.socket"
+      is = lib.mapAttrs (_: lib.mapAttrs (_: unit: unit.wantedBy)) {
+        services = {
+          inherit (services)
+            transmission
+            by-timer
+            off
+            elsewhere
+            ;
+        };
+        sockets = {
+          inherit (sockets) web by-hand;
+        };
+      };
+      wanted = {
+        services = {
+          transmission = [
+            "multi-user.target"
+            "vpn-exec@mullvad.service"
+          ];
+          by-timer = [ ];
+          off = [ "multi-user.target" ];
+          elsewhere = [ "multi-user.target" ];
+        };
+        sockets = {
+          web = [
+            "sockets.target"
+            "vpn-exec@mullvad.service"
+          ];
+          by-hand = [ ];
+        };
+      };
+    };
+    # NixOS compares the files: a tunnel that differs would be restarted, and with it all that is inside.
+    "another service inside is no change to the tunnel" = {
+      is = lib.all (more: keeperText (evaluate (with' more)) == keeperText (evaluate tunnel)) [
+        {
+          systemd.services.web = {
+            wantedBy = [ "multi-user.target" ];
+            vpn-exec.tunnel = "mullvad";
+          };
+        }
+        {
+          systemd.sockets.web = {
+            wantedBy = [ "sockets.target" ];
+            vpn-exec.tunnel = "mullvad";
+          };
+        }
       ];
+      wanted = true;
     };
     "a changed profile is a reason to reload, what cannot be taken over to restart" = {
       is = {

@@ -227,6 +227,9 @@ let
         lib.mapAttrsToList (key: value: map (it: "${key}=${render it}\n") (lib.toList value)) settings
       )
     );
+  # What NixOS makes links of, instead of this.
+  installText =
+    unit: lib.optionalString (unit.wantedBy != [ ]) "\n[Install]\nWantedBy=${toString unit.wantedBy}\n";
 in
 {
   inherit pkgs;
@@ -254,9 +257,7 @@ in
     + lib.concatStrings (
       lib.mapAttrsToList (key: value: "Environment=\"${key}=${value}\"\n") service.environment
     )
-    + lib.optionalString (
-      service.wantedBy != [ ]
-    ) "\n[Install]\nWantedBy=${toString service.wantedBy}\n";
+    + installText service;
 
   socketText =
     socket:
@@ -264,5 +265,6 @@ in
     + "\n"
     + sectionText "Socket" socket.socketConfig
     + lib.concatMapStrings (it: "ListenStream=${it}\n") socket.listenStreams
-    + lib.concatMapStrings (it: "ListenDatagram=${it}\n") socket.listenDatagrams;
+    + lib.concatMapStrings (it: "ListenDatagram=${it}\n") socket.listenDatagrams
+    + installText socket;
 }
