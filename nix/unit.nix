@@ -482,6 +482,17 @@ let
             "tcp";
       };
 
+  # `PORT[-PORT][/tcp|/udp]`, a port of the host that is reached from inside; null if it is something else.
+  hostPort =
+    text:
+    let
+      found = match "([0-9]+)(-([0-9]+))?(/(tcp|udp|TCP|UDP))?" text;
+    in
+    if found == null then
+      null
+    else
+      publish "${head found}${toString (elemAt found 1)}:1${toString (elemAt found 3)}";
+
   isLoopback = address: address != null && match "127\\..*|\\[::1]" address != null;
   isEverywhere =
     address:
@@ -499,14 +510,15 @@ let
     && b.first <= a.last
     && (a.address == b.address || isEverywhere a.address || isEverywhere b.address);
 
-  # What the host's firewall is to let in for published ports.
+  # What the host's firewall is to let in: of published ports, and, by the link to a tunnel alone, of ports that are reached from inside.
   firewall =
     published:
+    letIn (filter (port: port != null && !(isLoopback port.address)) (map publish published));
+  firewallInside = hostPorts: letIn (filter (port: port != null) (map hostPort hostPorts));
+  letIn =
+    all:
     let
-      let-in = filter (port: !(isLoopback port.address)) (
-        filter (port: port != null) (map publish published)
-      );
-      of = protocol: filter (port: port.protocol == protocol) let-in;
+      of = protocol: filter (port: port.protocol == protocol) all;
       ports = protocol: map (port: port.first) (filter (port: port.first == port.last) (of protocol));
       ranges =
         protocol:
@@ -521,6 +533,12 @@ let
       allowedUDPPorts = ports "udp";
       allowedUDPPortRanges = ranges "udp";
     };
+
+  # How the host's end of a tunnel's link is called (src/plan/interfaces.rs). What follows in a long name is a hash that Nix does not have:
+  # `any` stands for it, as whoever is told writes that.
+  hostInterface =
+    any: tunnel:
+    if stringLength tunnel <= 12 then "ve-${tunnel}" else "ve-${substring 0 5 tunnel}-${any}";
 
   # Pairs of different tunnels that publish the same port: [ { tunnels = [ a b ]; port; protocol; } ]. `tunnels`: name → list of texts.
   collisions =
@@ -693,8 +711,10 @@ in
     credential
     factsOf
     firewall
+    firewallInside
     fixed
     hidden
+    hostInterface
     ipv6Entries
     keeper
     netnsPath

@@ -112,7 +112,8 @@ in
       default = [ ];
       example = [ "5432" ];
       description = ''
-        Ports of the host's loopback that are reached from inside, at `host.internal`, as `PORT[-PORT][/udp]`.
+        Ports of the host's loopback that are reached from inside, at `host.internal`, as `PORT[-PORT][/udp]`. The host's firewall lets that
+        in, by the link to the tunnel alone.
       '';
     };
 

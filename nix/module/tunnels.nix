@@ -32,6 +32,9 @@ let
     else
       pkgs.writeText "vpn-exec-${name}.toml" (profileText tunnel);
 
+  # Whatever follows in an interface's name, as the host's firewall writes it.
+  anyInterface = if config.networking.nftables.enable then "*" else "+";
+
   # How the interface on the host may be called (src/plan/interfaces.rs).
   interfaces = name: "ve-${name} ve-${builtins.substring 0 5 name}-*";
 
@@ -128,7 +131,17 @@ in
     );
 
     networking.firewall = each (
-      _: tunnel: lib.mkIf tunnel.openFirewall (rules.firewall (tunnel.profile.local.publish or [ ]))
+      name: tunnel:
+      let
+        hostPorts = tunnel.profile.local.host-ports or [ ];
+      in
+      lib.mkMerge [
+        (lib.mkIf tunnel.openFirewall (rules.firewall (tunnel.profile.local.publish or [ ])))
+        # They are asked for from inside, and the host's firewall is before them as before all that comes from elsewhere.
+        (lib.mkIf (hostPorts != [ ]) {
+          interfaces.${rules.hostInterface anyInterface name} = rules.firewallInside hostPorts;
+        })
+      ]
     );
 
     # The host's ends of the links are nobody else's to configure.

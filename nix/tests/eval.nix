@@ -662,6 +662,61 @@ let
         80
       ];
     };
+    "ports of the host are let in, by the tunnel's link alone" = {
+      is =
+        let
+          of =
+            more:
+            (evaluate {
+              imports = [ more ];
+              services.vpn-exec.tunnels = {
+                mullvad = {
+                  configFile = "/x";
+                  local.hostPorts = [
+                    "5432"
+                    "6000-6010/udp"
+                  ];
+                };
+                thirteen-char = {
+                  configFile = "/x";
+                  settings.local.host-ports = [ "631" ];
+                };
+                without.configFile = "/x";
+              };
+            }).networking.firewall;
+          iptables = of { };
+        in
+        {
+          interfaces = lib.mapAttrs (_: it: {
+            tcp = it.allowedTCPPorts;
+            udp = it.allowedUDPPortRanges;
+          }) iptables.interfaces;
+          everywhere = iptables.allowedTCPPorts;
+          nftables = lib.attrNames (of { networking.nftables.enable = true; }).interfaces;
+        };
+      wanted = {
+        interfaces = {
+          ve-mullvad = {
+            tcp = [ 5432 ];
+            udp = [
+              {
+                from = 6000;
+                to = 6010;
+              }
+            ];
+          };
+          "ve-thirt-+" = {
+            tcp = [ 631 ];
+            udp = [ ];
+          };
+        };
+        everywhere = [ ];
+        nftables = [
+          "ve-mullvad"
+          "ve-thirt-*"
+        ];
+      };
+    };
     "the links to the host are nobody else's" = {
       is = {
         inherit (full.networking.dhcpcd) denyInterfaces;

@@ -105,6 +105,13 @@ let
     };
   };
 
+  allowed = {
+    allowedTCPPorts = list types.port;
+    allowedUDPPorts = list types.port;
+    allowedTCPPortRanges = list (types.attrsOf types.port);
+    allowedUDPPortRanges = list (types.attrsOf types.port);
+  };
+
   package = name: {
     type = "derivation";
     inherit name;
@@ -144,13 +151,14 @@ let
         nameservers = list types.str;
         interfaces = anything;
         wireguard = anything;
-        firewall = {
+        firewall = allowed // {
           enable = flag true;
-          allowedTCPPorts = list types.port;
-          allowedUDPPorts = list types.port;
-          allowedTCPPortRanges = list (types.attrsOf types.port);
-          allowedUDPPortRanges = list (types.attrsOf types.port);
+          interfaces = mkOption {
+            type = types.attrsOf (types.submodule { options = allowed; });
+            default = { };
+          };
         };
+        nftables.enable = flag false;
         dhcpcd.denyInterfaces = list types.str;
         networkmanager.unmanaged = list types.str;
       };
