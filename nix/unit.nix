@@ -576,15 +576,21 @@ let
   fixed = profile: {
     backend = profile.backend or "auto";
     # A keeper gives up the right to the ports of root once it listens.
-    privileged = filter (
-      text:
+    privileged =
       let
-        port = publish text;
+        isPrivileged =
+          parse: text:
+          let
+            port = parse text;
+          in
+          port != null && port.first < 1024;
       in
-      port != null && port.first < 1024
-    ) (profile.local.publish or [ ]);
-    # The link to the host gets IPv6 when it is made, or not.
-    ipv6 = any (text: match ".*:.*" text != null) (profile.local.networks or [ ]);
+      filter (isPrivileged publish) (profile.local.publish or [ ])
+      ++ filter (isPrivileged hostPort) (profile.local.host-ports or [ ]);
+    # With these, the link to the host is made without IPv6 (src/plan/privileges.rs).
+    raw = any (name: match "(cap_|CAP_)?(net_raw|NET_RAW|net_admin|NET_ADMIN)" name != null) (
+      profile.program.capabilities or [ ]
+    );
   };
 
   # --- The profile as TOML. JSON's strings, numbers and booleans are TOML's, too.

@@ -595,8 +595,8 @@ let
         restart = [
           {
             backend = "userspace";
-            ipv6 = false;
             privileged = [ "80:80" ];
+            raw = false;
           }
         ];
       };
