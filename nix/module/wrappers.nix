@@ -120,7 +120,8 @@ in
     environment.systemPackages = lib.mapAttrsToList wrap cfg.wrappers;
 
     security.sudo = {
-      extraRules = [
+      # The last rule that fits decides, and rules that ask for a password may be of any order.
+      extraRules = lib.mkAfter [
         {
           groups = [ cfg.group ];
           commands = map (command: {

@@ -341,6 +341,12 @@ let
   };
   inherit (full.systemd) services sockets;
   transmission = services.transmission;
+  wrapped = with' {
+    programs.vpn-exec.wrappers.fox = {
+      package = pkgs.firefox;
+      tunnel = "mullvad";
+    };
+  };
   keeper = services."vpn-exec@mullvad";
   keeperText = config: surroundings.serviceText config.systemd.services."vpn-exec@mullvad";
   nscd = services.vpn-exec-nscd-mullvad;
@@ -811,6 +817,23 @@ let
         keeps = true;
         dangerous = [ ];
       };
+    };
+    "a rule for all of a group's commands does not come after a wrapper's" = {
+      is =
+        map (rule: rule.commands == [ "ALL" ])
+          (evaluate {
+            imports = [ wrapped ];
+            security.sudo.extraRules = [
+              {
+                groups = [ "wheel" ];
+                commands = [ "ALL" ];
+              }
+            ];
+          }).security.sudo.extraRules;
+      wanted = [
+        true
+        false
+      ];
     };
     "a wrapper runs its program and nothing else" = {
       is =

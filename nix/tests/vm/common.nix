@@ -59,6 +59,8 @@ in
         no-resolv = true;
         log-queries = true;
         address = "/example/203.0.113.1";
+        # What else is asked of these names, it answers itself, too.
+        local = "/example/";
       };
     };
     services.nginx = {
