@@ -913,19 +913,96 @@ let
         };
       };
     };
-    "VPN-Confinement: its ports are reached from the LAN" = {
+    "VPN-Confinement: its ports are reached from its networks, and from nowhere else" = {
       is = {
-        inherit (compat.networking.firewall) allowedTCPPorts allowedUDPPorts;
+        inherit (compat.networking.firewall) allowedTCPPorts extraCommands extraInputRules;
+        nftables =
+          (evaluateCompat {
+            networking.nftables.enable = true;
+            vpnNamespaces = {
+              wg = {
+                wireguardConfigFile = "/x";
+                accessibleFrom = [ "192.168.1.27" ];
+                portMappings = [
+                  {
+                    from = 9091;
+                    to = 9091;
+                  }
+                ];
+              };
+              off = {
+                enable = false;
+                wireguardConfigFile = "/x";
+                accessibleFrom = [ "192.168.1.27" ];
+                portMappings = [
+                  {
+                    from = 1;
+                    to = 1;
+                  }
+                ];
+              };
+            };
+          }).networking.firewall.extraInputRules;
         file = toString wg.configFile;
       };
       wanted = {
-        allowedTCPPorts = [
-          9091
-          53
+        allowedTCPPorts = [ ];
+        extraInputRules = "";
+        extraCommands = lib.concatStrings [
+          "iptables -A nixos-fw -s 192.168.0.0/24 -p tcp --dport 9091 -j nixos-fw-accept\n"
+          "iptables -A nixos-fw -s 192.168.0.0/24 -p tcp --dport 53 -j nixos-fw-accept\n"
+          "iptables -A nixos-fw -s 192.168.0.0/24 -p udp --dport 53 -j nixos-fw-accept\n"
+          "ip6tables -A nixos-fw -s fd25:9ab6:6133::/64 -p tcp --dport 9091 -j nixos-fw-accept\n"
+          "ip6tables -A nixos-fw -s fd25:9ab6:6133::/64 -p tcp --dport 53 -j nixos-fw-accept\n"
+          "ip6tables -A nixos-fw -s fd25:9ab6:6133::/64 -p udp --dport 53 -j nixos-fw-accept\n"
         ];
-        allowedUDPPorts = [ 53 ];
+        nftables = "ip saddr 192.168.1.27 tcp dport 9091 accept\n";
         file = "/secrets/wg0.conf";
       };
+    };
+    "VPN-Confinement: a network of IPv6 is none where that is off, as it is there" = {
+      is =
+        let
+          config = evaluateCompat {
+            networking.enableIPv6 = false;
+            vpnNamespaces.wg = {
+              wireguardConfigFile = "/x";
+              accessibleFrom = [
+                "192.168.0.0/24"
+                "fd25:9ab6:6133::/64"
+              ];
+            };
+          };
+        in
+        {
+          failures = failures config;
+          inherit (config.services.vpn-exec.tunnels.wg.local) networks;
+        };
+      wanted = {
+        failures = [ ];
+        networks = [ "192.168.0.0/24" ];
+      };
+    };
+    "VPN-Confinement: its former names" = {
+      is =
+        (evaluateCompat {
+          vpnnamespaces.wg.wireguardConfigFile = "/x";
+          systemd.services.x.vpnconfinement = {
+            enable = true;
+            vpnnamespace = "wg";
+          };
+        }).systemd.services.x.vpn-exec.tunnel;
+      wanted = "wg";
+    };
+    # As the example in its README has it.
+    "VPN-Confinement: an address that is not there any more" = {
+      is =
+        map (text: builtins.match ".*rpc-bind-address is (.*), an address.*" text)
+          (evaluateCompat {
+            vpnNamespaces.wg.wireguardConfigFile = "/x";
+            services.transmission.settings.rpc-bind-address = "192.168.15.1";
+          }).warnings;
+      wanted = [ [ "192.168.15.1" ] ];
     };
     "VPN-Confinement: its services are in the tunnel" = {
       is = {

@@ -20,6 +20,10 @@ let
     type = types.attrsOf types.anything;
     default = { };
   };
+  lines = mkOption {
+    type = types.lines;
+    default = "";
+  };
   flag =
     default:
     mkOption {
@@ -88,10 +92,7 @@ let
       serviceConfig = section;
       environment = anything;
       stopIfChanged = flag true;
-      script = mkOption {
-        type = types.lines;
-        default = "";
-      };
+      script = lines;
       path = list types.anything;
     };
   };
@@ -153,6 +154,8 @@ let
         wireguard = anything;
         firewall = allowed // {
           enable = flag true;
+          extraCommands = lines;
+          extraInputRules = lines;
           interfaces = mkOption {
             type = types.attrsOf (types.submodule { options = allowed; });
             default = { };
@@ -165,10 +168,7 @@ let
       security.sudo = {
         enable = flag true;
         extraRules = list types.anything;
-        extraConfig = mkOption {
-          type = types.lines;
-          default = "";
-        };
+        extraConfig = lines;
       };
       services.nscd = {
         enable = flag true;
