@@ -106,6 +106,17 @@ let
     };
   };
 
+  # Of sops-nix and of agenix.
+  secret =
+    { name, ... }:
+    {
+      freeformType = types.attrsOf types.raw;
+      options = {
+        path = string "/run/secrets/${name}";
+        restartUnits = list types.str;
+      };
+    };
+
   allowed = {
     allowedTCPPorts = list types.port;
     allowedUDPPorts = list types.port;
@@ -190,12 +201,18 @@ let
       };
 
       # Of other modules, which the examples use: not looked into.
-      age = anything;
+      age.secrets = mkOption {
+        type = types.attrsOf (types.submodule secret);
+        default = { };
+      };
       containers = anything;
       fileSystems = anything;
       specialisation = anything;
       security.acme = anything;
-      sops = anything;
+      sops.secrets = mkOption {
+        type = types.attrsOf (types.submodule secret);
+        default = { };
+      };
       users = anything;
     };
   };
