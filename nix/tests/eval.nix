@@ -1038,6 +1038,80 @@ let
     };
   };
 
+  # --- The package, with what it takes of nixpkgs in a stand-in.
+
+  package =
+    emulator:
+    import ../package.nix {
+      lib = lib // {
+        # Nix 2.8 cannot tell what is a file.
+        fileset = {
+          toSource = lib.id;
+          unions = map baseNameOf;
+        };
+      };
+      stdenv.hostPlatform = {
+        emulatorAvailable = _: emulator != null;
+        emulator = _: emulator;
+      };
+      buildPackages = { };
+      rustPlatform.buildRustPackage = lib.id;
+      installShellFiles = "installShellFiles";
+    };
+  manifest = lib.importTOML ../../Cargo.toml;
+
+  packaging = {
+    "the package is what the manifest says" = {
+      is = {
+        inherit (package null) pname version;
+        inherit ((package null).meta) mainProgram;
+        licenses = map (it: it.spdxId) (package null).meta.license;
+        lock = baseNameOf (package null).cargoLock.lockFile;
+      };
+      wanted = {
+        inherit (manifest.package) version;
+        pname = manifest.package.name;
+        mainProgram = manifest.package.name;
+        licenses = [
+          "MIT"
+          "Apache-2.0"
+          "LGPL-2.1-or-later"
+        ];
+        lock = "Cargo.lock";
+      };
+    };
+    "the package is made of what cargo needs, and not of these tests" = {
+      is = (package null).src.fileset;
+      wanted = [
+        "Cargo.lock"
+        "Cargo.toml"
+        "benches"
+        "examples"
+        "src"
+        "tests"
+        "units"
+      ];
+    };
+    "the package is asked for its completions and its manual where it can be run" = {
+      is =
+        map
+          (
+            emulator:
+            builtins.match ".*<\\((.*) completions bash\\).*" (
+              builtins.replaceStrings [ "\n" ] [ " " ] (package emulator).postInstall
+            )
+          )
+          [
+            "/emulator"
+            null
+          ];
+      wanted = [
+        [ "/emulator $out/bin/vpn-exec" ]
+        null
+      ];
+    };
+  };
+
   # --- The examples, as they are in the documentation.
 
   examples = (import ./examples.nix { inherit lib surroundings; }).cases;
@@ -1045,6 +1119,7 @@ let
   all = lib.mapAttrsToList (name: case: case // { inherit name; }) (
     lib.mapAttrs' (name: lib.nameValuePair "refused: ${name}") refusals
     // wiring
+    // packaging
     // confinement
     // examples
   );
