@@ -151,7 +151,7 @@ in
     autoStart = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether the tunnel is started with the system. Without it, it is there as long as a service in it wants it.";
+      description = "Whether the tunnel is started with the system. Without it, it is started with the first service that is in it.";
     };
 
     settings = mkOption {

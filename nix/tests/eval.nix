@@ -818,6 +818,25 @@ let
         dangerous = [ ];
       };
     };
+    "what a wrapper runs as root starts the tunnel and enters it" = {
+      is =
+        let
+          # A script is what it says.
+          config = evaluate {
+            imports = [ wrapped ];
+            _module.args.pkgs = lib.mkForce (pkgs // { writeShellScript = _: text: text; });
+            programs.vpn-exec.wrappers.fox.args = [ "--profile=/a b" ];
+          };
+        in
+        map (it: it.command) (lib.head config.security.sudo.extraRules).commands;
+      wanted = [
+        (
+          "/nix/store/00000000000000000000000000000000-systemd/bin/systemctl start vpn-exec@mullvad.service &&\n"
+          + "exec /nix/store/00000000000000000000000000000000-package-of-this-repository/bin/vpn-exec --tunnel mullvad -- "
+          + "/nix/store/00000000000000000000000000000000-firefox/bin/firefox '--profile=/a b' \"$@\"\n"
+        )
+      ];
+    };
     "a rule for all of a group's commands does not come after a wrapper's" = {
       is =
         map (rule: rule.commands == [ "ALL" ])

@@ -188,6 +188,10 @@ let
       };
       system.nssModules.path = string "/nix/store/00000000000000000000000000000000-systemd/lib";
       systemd = {
+        package = mkOption {
+          type = types.package;
+          default = package "systemd";
+        };
         packages = list types.package;
         network.networks = anything;
         services = mkOption {
