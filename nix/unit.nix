@@ -534,6 +534,9 @@ let
       allowedUDPPortRanges = ranges "udp";
     };
 
+  # Whether the host forwards for a tunnel.
+  hasLocalNetworks = profile: (profile.local.networks or [ ]) != [ ] || (profile.local.lan or false);
+
   # How the host's end of a tunnel's link is called (src/plan/interfaces.rs). What follows in a long name is a hash that Nix does not have:
   # `any` stands for it, as whoever is told writes that.
   hostInterface =
@@ -719,6 +722,7 @@ in
     firewall
     firewallInside
     fixed
+    hasLocalNetworks
     hidden
     hostInterface
     ipv6Entries

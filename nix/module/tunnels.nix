@@ -141,6 +141,10 @@ in
         (lib.mkIf (hostPorts != [ ]) {
           interfaces.${rules.hostInterface anyInterface name} = rules.firewallInside hostPorts;
         })
+        # What is forwarded for a tunnel is decided by its own rules; one that drops it all goes before them.
+        (lib.mkIf (config.networking.firewall.filterForward && rules.hasLocalNetworks tunnel.profile) {
+          extraForwardRules = "iifname ${rules.hostInterface anyInterface name} accept\n";
+        })
       ]
     );
 

@@ -723,6 +723,35 @@ let
         ];
       };
     };
+    "a firewall that forwards nothing forwards for a tunnel with local networks" = {
+      is =
+        map
+          (
+            filterForward:
+            (evaluate {
+              networking.firewall = { inherit filterForward; };
+              services.vpn-exec.tunnels = {
+                networks = {
+                  configFile = "/x";
+                  local.networks = [ "192.168.1.0/24" ];
+                };
+                lan = {
+                  configFile = "/x";
+                  local.lan = true;
+                };
+                without.configFile = "/x";
+              };
+            }).networking.firewall.extraForwardRules
+          )
+          [
+            true
+            false
+          ];
+      wanted = [
+        "iifname ve-lan accept\n\niifname ve-networks accept\n"
+        ""
+      ];
+    };
     "the links to the host are nobody else's" = {
       is = {
         inherit (full.networking.dhcpcd) denyInterfaces;

@@ -166,7 +166,9 @@ let
         firewall = allowed // {
           enable = flag true;
           extraCommands = lines;
+          extraForwardRules = lines;
           extraInputRules = lines;
+          filterForward = flag false;
           interfaces = mkOption {
             type = types.attrsOf (types.submodule { options = allowed; });
             default = { };
