@@ -129,6 +129,7 @@ let
   commandLine = {
     bus = "--dbus system shows it";
     folder = "show its folder with --show";
+    socket = _: tunnel: "NetworkNamespacePath=${netnsPath tunnel} in its [Socket]";
   };
 
   # What is asked for and what the unit says already, all of it told: { request; unit; } as in tests/unit/*.json.
@@ -351,8 +352,7 @@ let
         in
         optional ((socket.network_namespace or null) != netnsPath tunnel && addresses != [ ]) (
           "${socket.name} listens at ${head addresses} outside of the tunnel, and what comes there would be answered past it: publish a "
-          + "port of the tunnel instead, and disable ${socket.name}, or have it listen inside "
-          + "(NetworkNamespacePath=${netnsPath tunnel} in its [Socket])"
+          + "port of the tunnel instead, and disable ${socket.name}, or have it listen inside (${advice.socket socket.name tunnel})"
         );
       pidFile = unit.pid_file;
       realPidFile = if isBelow "/var/run" pidFile then substring 4 (-1) pidFile else pidFile;
@@ -442,7 +442,7 @@ let
     in
     if
       match ".*\n.*" path != null
-      || match ".*PrivateKey.*" path != null
+      || match ".*PrivateKey[ \t]*=.*" path != null
       || match "[A-Za-z0-9+/]{43}=" path != null
     then
       "it is the file's contents or a key, which everybody on the machine could read in the Nix store: give the path of a file that is there when the machine runs"

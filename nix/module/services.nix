@@ -44,6 +44,14 @@ let
       };
     };
 
+  isYes =
+    value:
+    lib.elem value [
+      true
+      "true"
+      "yes"
+    ];
+
   # What is started with the system is started with its tunnel, too: it would stay down otherwise after a keeper that died. It is the unit that
   # says so, since NixOS restarts a tunnel whose own settings change, and with it all that is inside.
   startedWithTunnel =
@@ -204,6 +212,10 @@ in
         advice = {
           bus = "`vpn-exec.dbus = \"system\"` shows it";
           folder = "show its folder with `vpn-exec.allowRunPaths`";
+          # Not by its namespace alone: it would be tried before the tunnel is there.
+          socket =
+            name: tunnel:
+            "`systemd.sockets.${lib.removeSuffix ".socket" name}.vpn-exec.tunnel = \"${tunnel}\"`";
         };
         ofService =
           name: unit:
@@ -216,7 +228,10 @@ in
               let
                 has = lib.toList (unit.serviceConfig.${key} or [ ]);
               in
-              builtins.isList value && !(lib.all (it: lib.elem it has) value);
+              builtins.isList value
+              && !(lib.all (it: lib.elem it has) value)
+              # No namespace at all is less than none of another network.
+              && !(key == "RestrictNamespaces" && isYes (lib.head (has ++ [ null ])) && lib.length has == 1);
             refuse = reason: {
               assertion = false;
               message = "${option} cannot be in the tunnel `${unit.vpn-exec.tunnel}`: ${reason}.";

@@ -175,7 +175,7 @@ let
           ];
         })
         [
-          (web "web.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable web.socket, or have it listen inside (NetworkNamespacePath=/run/netns/mullvad in its [Socket])")
+          (web "web.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable web.socket, or have it listen inside (`systemd.sockets.web.vpn-exec.tunnel = \"mullvad\"`)")
         ];
     "a socket of another name outside" =
       refused
@@ -187,7 +187,7 @@ let
           };
         })
         [
-          (web "other.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable other.socket, or have it listen inside (NetworkNamespacePath=/run/netns/mullvad in its [Socket])")
+          (web "other.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable other.socket, or have it listen inside (`systemd.sockets.other.vpn-exec.tunnel = \"mullvad\"`)")
         ];
     "a socket inside is none" = refused (with' {
       imports = [ (service { }) ];
@@ -212,6 +212,14 @@ let
       refused (service { serviceConfig.TemporaryFileSystem = lib.mkForce [ "/tmp" ]; })
         [
           "systemd.services.web.serviceConfig.TemporaryFileSystem is forced to something else, without what keeps the service in its tunnel: use a list instead of `mkForce`, which is added to it."
+        ];
+    "no namespaces at all are less than none of another network" = refused (service {
+      serviceConfig.RestrictNamespaces = lib.mkForce true;
+    }) [ ];
+    "but some are not" =
+      refused (service { serviceConfig.RestrictNamespaces = lib.mkForce [ "net" ]; })
+        [
+          "systemd.services.web.serviceConfig.RestrictNamespaces is forced to something else, without what keeps the service in its tunnel: use a list instead of `mkForce`, which is added to it."
         ];
     "masks that are added to" = refused (service {
       serviceConfig = {

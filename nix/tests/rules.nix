@@ -149,8 +149,10 @@ let
         "/run/secrets/mullvad.conf"
         /run/secrets/mullvad.conf
         "/nix/storehouse/x"
+        "/run/secrets/PrivateKey.conf"
       ];
       wanted = [
+        true
         true
         true
         true
