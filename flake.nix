@@ -12,7 +12,17 @@
         "aarch64-linux"
       ];
       eachSystem = make: lib.genAttrs systems (system: make nixpkgs.legacyPackages.${system});
-      module = ./nix/module.nix;
+      wantedRust = (builtins.fromTOML (builtins.readFile ./Cargo.toml)).package.rust-version;
+      # Where the system's Rust is too old to build it, the package is built by this flake's.
+      module =
+        { lib, pkgs, ... }:
+        {
+          key = "vpn-exec";
+          imports = [ ./nix/module.nix ];
+          services.vpn-exec.package = lib.mkIf (lib.versionOlder pkgs.rustc.version wantedRust) (
+            lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default
+          );
+        };
     in
     {
       packages = eachSystem (pkgs: rec {
@@ -58,7 +68,7 @@
         };
       });
 
-      formatter = eachSystem (pkgs: pkgs.nixfmt);
+      formatter = eachSystem (pkgs: pkgs.nixfmt-tree);
 
       apps = eachSystem (pkgs: {
         demo = {

@@ -2,6 +2,7 @@
 {
   lib,
   stdenv,
+  buildPackages,
   rustPlatform,
   installShellFiles,
 }:
@@ -37,14 +38,20 @@ rustPlatform.buildRustPackage {
     done
     substituteInPlace $out/lib/systemd/system/* --replace-fail /usr/bin/vpn-exec $out/bin/vpn-exec
   ''
-  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
-    installShellCompletion --cmd vpn-exec \
-      --bash <($out/bin/vpn-exec completions bash) \
-      --fish <($out/bin/vpn-exec completions fish) \
-      --zsh <($out/bin/vpn-exec completions zsh)
-    $out/bin/vpn-exec man >vpn-exec.1
-    installManPage vpn-exec.1
-  '';
+  # It says these itself: by an emulator, where it is for another machine.
+  + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) (
+    let
+      run = "${stdenv.hostPlatform.emulator buildPackages} $out/bin/vpn-exec";
+    in
+    ''
+      installShellCompletion --cmd vpn-exec \
+        --bash <(${run} completions bash) \
+        --fish <(${run} completions fish) \
+        --zsh <(${run} completions zsh)
+      ${run} man >vpn-exec.1
+      installManPage vpn-exec.1
+    ''
+  );
 
   meta = {
     description = "Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's";

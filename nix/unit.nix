@@ -129,6 +129,7 @@ let
   commandLine = {
     bus = "--dbus system shows it";
     folder = "show its folder with --show";
+    socket = _: tunnel: "NetworkNamespacePath=${netnsPath tunnel} in its [Socket]";
   };
 
   # What is asked for and what the unit says already, all of it told: { request; unit; } as in tests/unit/*.json.
@@ -351,8 +352,7 @@ let
         in
         optional ((socket.network_namespace or null) != netnsPath tunnel && addresses != [ ]) (
           "${socket.name} listens at ${head addresses} outside of the tunnel, and what comes there would be answered past it: publish a "
-          + "port of the tunnel instead, and disable ${socket.name}, or have it listen inside "
-          + "(NetworkNamespacePath=${netnsPath tunnel} in its [Socket])"
+          + "port of the tunnel instead, and disable ${socket.name}, or have it listen inside (${advice.socket socket.name tunnel})"
         );
       pidFile = unit.pid_file;
       realPidFile = if isBelow "/var/run" pidFile then substring 4 (-1) pidFile else pidFile;
@@ -442,7 +442,7 @@ let
     in
     if
       match ".*\n.*" path != null
-      || match ".*PrivateKey.*" path != null
+      || match ".*PrivateKey[ \t]*=.*" path != null
       || match "[A-Za-z0-9+/]{43}=" path != null
     then
       "it is the file's contents or a key, which everybody on the machine could read in the Nix store: give the path of a file that is there when the machine runs"
@@ -482,6 +482,17 @@ let
             "tcp";
       };
 
+  # `PORT[-PORT][/tcp|/udp]`, a port of the host that is reached from inside; null if it is something else.
+  hostPort =
+    text:
+    let
+      found = match "([0-9]+)(-([0-9]+))?(/(tcp|udp|TCP|UDP))?" text;
+    in
+    if found == null then
+      null
+    else
+      publish "${head found}${toString (elemAt found 1)}:1${toString (elemAt found 3)}";
+
   isLoopback = address: address != null && match "127\\..*|\\[::1]" address != null;
   isEverywhere =
     address:
@@ -499,14 +510,15 @@ let
     && b.first <= a.last
     && (a.address == b.address || isEverywhere a.address || isEverywhere b.address);
 
-  # What the host's firewall is to let in for published ports.
+  # What the host's firewall is to let in: of published ports, and, by the link to a tunnel alone, of ports that are reached from inside.
   firewall =
     published:
+    letIn (filter (port: port != null && !(isLoopback port.address)) (map publish published));
+  firewallInside = hostPorts: letIn (filter (port: port != null) (map hostPort hostPorts));
+  letIn =
+    all:
     let
-      let-in = filter (port: !(isLoopback port.address)) (
-        filter (port: port != null) (map publish published)
-      );
-      of = protocol: filter (port: port.protocol == protocol) let-in;
+      of = protocol: filter (port: port.protocol == protocol) all;
       ports = protocol: map (port: port.first) (filter (port: port.first == port.last) (of protocol));
       ranges =
         protocol:
@@ -521,6 +533,15 @@ let
       allowedUDPPorts = ports "udp";
       allowedUDPPortRanges = ranges "udp";
     };
+
+  # Whether the host forwards for a tunnel.
+  hasLocalNetworks = profile: (profile.local.networks or [ ]) != [ ] || (profile.local.lan or false);
+
+  # How the host's end of a tunnel's link is called (src/plan/interfaces.rs). What follows in a long name is a hash that Nix does not have:
+  # `any` stands for it, as whoever is told writes that.
+  hostInterface =
+    any: tunnel:
+    if stringLength tunnel <= 12 then "ve-${tunnel}" else "ve-${substring 0 5 tunnel}-${any}";
 
   # Pairs of different tunnels that publish the same port: [ { tunnels = [ a b ]; port; protocol; } ]. `tunnels`: name → list of texts.
   collisions =
@@ -558,15 +579,21 @@ let
   fixed = profile: {
     backend = profile.backend or "auto";
     # A keeper gives up the right to the ports of root once it listens.
-    privileged = filter (
-      text:
+    privileged =
       let
-        port = publish text;
+        isPrivileged =
+          parse: text:
+          let
+            port = parse text;
+          in
+          port != null && port.first < 1024;
       in
-      port != null && port.first < 1024
-    ) (profile.local.publish or [ ]);
-    # The link to the host gets IPv6 when it is made, or not.
-    ipv6 = any (text: match ".*:.*" text != null) (profile.local.networks or [ ]);
+      filter (isPrivileged publish) (profile.local.publish or [ ])
+      ++ filter (isPrivileged hostPort) (profile.local.host-ports or [ ]);
+    # With these, the link to the host is made without IPv6 (src/plan/privileges.rs).
+    raw = any (name: match "(cap_|CAP_)?(net_raw|NET_RAW|net_admin|NET_ADMIN)" name != null) (
+      profile.program.capabilities or [ ]
+    );
   };
 
   # --- The profile as TOML. JSON's strings, numbers and booleans are TOML's, too.
@@ -693,8 +720,11 @@ in
     credential
     factsOf
     firewall
+    firewallInside
     fixed
+    hasLocalNetworks
     hidden
+    hostInterface
     ipv6Entries
     keeper
     netnsPath

@@ -67,8 +67,13 @@ let
   }
   // lib.mapAttrs (_: address) addresses;
 
-  # What stands for the program's own loopback, or for nothing at all, is no network that is reached through the host.
-  isNetwork = text: builtins.match "127\\..*|::1?(/128)?" text == null;
+  isIpv6 = lib.hasInfix ":";
+  # What stands for the program's own loopback, or for nothing at all, is no network that is reached through the host; nor is one of IPv6 where
+  # that is off.
+  isNetwork =
+    text:
+    builtins.match "127\\..*|::1?(/128)?" text == null
+    && (config.networking.enableIPv6 || !isIpv6 text);
   protocolsOf =
     it:
     if it.protocol == "both" then
@@ -83,9 +88,48 @@ let
   opened =
     it: if it.protocol == "both" then toString it.port else "${toString it.port}/${it.protocol}";
 
+  # Who may come by a mapped port: there, nobody else is answered, as answers go to these networks alone.
+  admitted = lib.concatLists (
+    lib.mapAttrsToList (
+      _: it:
+      lib.concatMap (
+        network:
+        lib.concatMap (
+          mapping:
+          map (protocol: {
+            inherit network protocol;
+            port = toString mapping.from;
+          }) (protocolsOf mapping)
+        ) it.portMappings
+      ) (lib.filter isNetwork it.accessibleFrom)
+    ) (lib.filterAttrs (_: it: it.enable) config.vpnNamespaces)
+  );
+  ofNftables =
+    it:
+    "${
+      if isIpv6 it.network then "ip6" else "ip"
+    } saddr ${it.network} ${it.protocol} dport ${it.port} accept\n";
+  ofIptables =
+    it:
+    "${
+      if isIpv6 it.network then "ip6tables" else "iptables"
+    } -A nixos-fw -s ${it.network} -p ${it.protocol} --dport ${it.port} -j nixos-fw-accept\n";
+
+  # An address that the program had there, and has not here: nobody can bind to it.
+  rpcAddress = config.services.transmission.settings.rpc-bind-address or null;
+  lostAddresses = lib.concatMap (it: [
+    it.namespaceAddress
+    it.namespaceAddressIPv6
+  ]) (lib.attrValues config.vpnNamespaces);
+
   service =
     { config, ... }:
     {
+      imports = [
+        (lib.mkRenamedOptionModule [ "vpnconfinement" "enable" ] [ "vpnConfinement" "enable" ])
+        (lib.mkRenamedOptionModule [ "vpnconfinement" "vpnnamespace" ] [ "vpnConfinement" "vpnNamespace" ])
+      ];
+
       options.vpnConfinement = {
         enable = mkOption {
           type = types.bool;
@@ -117,24 +161,31 @@ in
       configFile = it.wireguardConfigFile;
       local.networks = lib.filter isNetwork it.accessibleFrom;
       publish = lib.concatMap published it.portMappings;
-      # There, what comes to a mapped port passes the host's firewall by.
-      openFirewall = true;
       openPorts = map opened it.openVPNPorts;
     }) config.vpnNamespaces;
+
+    # There, what comes to a mapped port passes the host's firewall by.
+    networking.firewall =
+      if config.networking.nftables.enable then
+        { extraInputRules = lib.concatMapStrings ofNftables admitted; }
+      else
+        { extraCommands = lib.concatMapStrings ofIptables admitted; };
 
     assertions = lib.mapAttrsToList (name: unit: {
       assertion = !unit.vpnConfinement.enable || unit.vpnConfinement.vpnNamespace != null;
       message = "systemd.services.${name}.vpnConfinement: `vpnNamespace` is missing.";
     }) config.systemd.services;
 
-    warnings = lib.concatLists (
-      lib.mapAttrsToList (
-        name: it:
-        map (
-          option:
-          "vpnNamespaces.${name}.${option} has no effect: vpn-exec chooses addresses that are free. Reach what is inside by a port of `portMappings`, and the host from inside by the name host.internal."
-        ) (lib.attrNames (lib.filterAttrs (option: default: it.${option} != default) addresses))
-      ) config.vpnNamespaces
-    );
+    warnings =
+      lib.optional (lib.elem rpcAddress lostAddresses) "services.transmission.settings.rpc-bind-address is ${toString rpcAddress}, an address that nobody has in a tunnel of vpn-exec: set it to 127.0.0.1. Who comes by a port of `portMappings` comes from there, too."
+      ++ lib.concatLists (
+        lib.mapAttrsToList (
+          name: it:
+          map (
+            option:
+            "vpnNamespaces.${name}.${option} has no effect: vpn-exec chooses addresses that are free. Reach what is inside by a port of `portMappings`, and the host from inside by the name host.internal."
+          ) (lib.attrNames (lib.filterAttrs (option: default: it.${option} != default) addresses))
+        ) config.vpnNamespaces
+      );
   };
 }

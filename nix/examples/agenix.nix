@@ -1,8 +1,11 @@
-# The provider's file as a secret of agenix.
+# The provider's file as a secret of agenix. When it changes, the tunnel is restarted, and what is in it.
 { config, ... }:
+let
+  inherit (config.age.secrets) mullvad;
+in
 {
   age.secrets.mullvad.file = ./secrets/mullvad.conf.age;
 
-  services.vpn-exec.tunnels.mullvad.configFile =
-    config.age.secrets.mullvad.path or "/run/agenix/mullvad";
+  services.vpn-exec.tunnels.mullvad.configFile = mullvad.path;
+  systemd.services."vpn-exec@mullvad".restartTriggers = [ mullvad.file ];
 }

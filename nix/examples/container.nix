@@ -22,5 +22,7 @@ in
   systemd.services."container@web" = {
     bindsTo = [ mullvad.unit ];
     after = [ mullvad.unit ];
+    # It is back after a crash of the tunnel's keeper, too.
+    wantedBy = [ mullvad.unit ];
   };
 }

@@ -13,12 +13,14 @@
     fsType = "nfs";
   };
 
+  services.radarr.enable = true;
   systemd.services.radarr = {
     vpn-exec = {
       tunnel = "mullvad";
-      # Its socket, too.
+      # Its socket, too, which is there once it runs.
       allowRunPaths = [ "/run/postgresql" ];
     };
+    after = [ "postgresql.service" ];
     # What is mounted by the host is seen as ever.
     unitConfig.RequiresMountsFor = [ "/srv/media" ];
   };

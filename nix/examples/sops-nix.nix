@@ -10,6 +10,5 @@ in
     restartUnits = [ mullvad.unit ];
   };
 
-  services.vpn-exec.tunnels.mullvad.configFile =
-    config.sops.secrets."mullvad.conf".path or "/run/secrets/mullvad.conf";
+  services.vpn-exec.tunnels.mullvad.configFile = config.sops.secrets."mullvad.conf".path;
 }

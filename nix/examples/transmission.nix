@@ -1,5 +1,4 @@
 # Transmission in a tunnel, its web page behind nginx, and the port that the provider forwards.
-{ config, ... }:
 {
   services.vpn-exec.tunnels.airvpn = {
     configFile = "/run/secrets/airvpn.conf";
@@ -27,9 +26,7 @@
       enableACME = true;
       # Transmission takes whoever comes from its loopback for its owner: the password is asked for here.
       basicAuthFile = "/run/secrets/torrent-users";
-      locations."/".proxyPass = "http://127.0.0.1:${
-        toString config.services.transmission.settings.rpc-port or 9091
-      }";
+      locations."/".proxyPass = "http://127.0.0.1:9091";
     };
   };
 }

@@ -9,6 +9,8 @@
     };
   };
 
+  services.prowlarr.enable = true;
   systemd.services.prowlarr.vpn-exec.tunnel = "mullvad";
+  services.qbittorrent.enable = true;
   systemd.services.qbittorrent.vpn-exec.tunnel = "proton";
 }

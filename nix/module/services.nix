@@ -44,6 +44,33 @@ let
       };
     };
 
+  isYes =
+    value:
+    lib.elem value [
+      true
+      "true"
+      "yes"
+    ];
+
+  # What is started with the system is started with its tunnel, too: it would stay down otherwise after a keeper that died. It is the unit that
+  # says so, since NixOS restarts a tunnel whose own settings change, and with it all that is inside.
+  startedWithTunnel =
+    { config, ... }:
+    let
+      inherit (config.vpn-exec) tunnel;
+      isStarted = it: it ++ config.requiredBy ++ config.upheldBy or [ ] != [ ];
+    in
+    {
+      options.wantedBy = mkOption {
+        apply =
+          it:
+          it
+          ++ lib.optional (tunnel != null && isName tunnel && config.enable && isStarted it) (
+            rules.keeper tunnel
+          );
+      };
+    };
+
   tunnelOption = mkOption {
     type = types.nullOr types.str;
     default = null;
@@ -60,6 +87,8 @@ let
       added = lib.mapAttrs (_: lib.mkAfter) (removeAttrs settings.service [ "NetworkNamespacePath" ]);
     in
     {
+      imports = [ startedWithTunnel ];
+
       options.vpn-exec = {
         tunnel = tunnelOption // {
           description = ''
@@ -137,6 +166,8 @@ let
       settings = rules.socket tunnel;
     in
     {
+      imports = [ startedWithTunnel ];
+
       options.vpn-exec.tunnel = tunnelOption // {
         description = "The tunnel that the socket listens in. What it starts must be in that tunnel, too, and says so itself.";
       };
@@ -181,6 +212,10 @@ in
         advice = {
           bus = "`vpn-exec.dbus = \"system\"` shows it";
           folder = "show its folder with `vpn-exec.allowRunPaths`";
+          # Not by its namespace alone: it would be tried before the tunnel is there.
+          socket =
+            name: tunnel:
+            "`systemd.sockets.${lib.removeSuffix ".socket" name}.vpn-exec.tunnel = \"${tunnel}\"`";
         };
         ofService =
           name: unit:
@@ -193,7 +228,10 @@ in
               let
                 has = lib.toList (unit.serviceConfig.${key} or [ ]);
               in
-              builtins.isList value && !(lib.all (it: lib.elem it has) value);
+              builtins.isList value
+              && !(lib.all (it: lib.elem it has) value)
+              # No namespace at all is less than none of another network.
+              && !(key == "RestrictNamespaces" && isYes (lib.head (has ++ [ null ])) && lib.length has == 1);
             refuse = reason: {
               assertion = false;
               message = "${option} cannot be in the tunnel `${unit.vpn-exec.tunnel}`: ${reason}.";

@@ -112,7 +112,8 @@ in
       default = [ ];
       example = [ "5432" ];
       description = ''
-        Ports of the host's loopback that are reached from inside, at `host.internal`, as `PORT[-PORT][/udp]`.
+        Ports of the host's loopback that are reached from inside, at `host.internal`, as `PORT[-PORT][/udp]`. The host's firewall lets that
+        in, by the link to the tunnel alone.
       '';
     };
 
@@ -150,7 +151,7 @@ in
     autoStart = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether the tunnel is started with the system. Without it, it is there as long as a service in it wants it.";
+      description = "Whether the tunnel is started with the system. Without it, it is started with the first service that is in it.";
     };
 
     settings = mkOption {

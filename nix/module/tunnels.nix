@@ -32,15 +32,8 @@ let
     else
       pkgs.writeText "vpn-exec-${name}.toml" (profileText tunnel);
 
-  # What is started with the system is started with its tunnel, too: it would stay down otherwise after a keeper that died.
-  consumers =
-    name:
-    let
-      isStarted = unit: unit.wantedBy ++ unit.requiredBy ++ unit.upheldBy or [ ] != [ ];
-      isIn = unit: unit.enable && unit.vpn-exec.tunnel == name && isStarted unit;
-      of = kind: units: map (unit: "${unit}.${kind}") (lib.attrNames (lib.filterAttrs (_: isIn) units));
-    in
-    of "service" config.systemd.services ++ of "socket" config.systemd.sockets;
+  # Whatever follows in an interface's name, as the host's firewall writes it.
+  anyInterface = if config.networking.nftables.enable then "*" else "+";
 
   # How the interface on the host may be called (src/plan/interfaces.rs).
   interfaces = name: "ve-${name} ve-${builtins.substring 0 5 name}-*";
@@ -123,7 +116,6 @@ in
         "vpn-exec@${name}" = {
           overrideStrategy = "asDropin";
           wantedBy = lib.optional tunnel.autoStart "multi-user.target";
-          wants = consumers name;
           # A changed profile is taken over by a tunnel that is up, and the services in it go on; what cannot be is a reason to restart, and
           # they restart with it, in order, in one step.
           reloadTriggers = [ config.environment.etc."vpn-exec/${name}.toml".source ];
@@ -139,7 +131,21 @@ in
     );
 
     networking.firewall = each (
-      _: tunnel: lib.mkIf tunnel.openFirewall (rules.firewall (tunnel.profile.local.publish or [ ]))
+      name: tunnel:
+      let
+        hostPorts = tunnel.profile.local.host-ports or [ ];
+      in
+      lib.mkMerge [
+        (lib.mkIf tunnel.openFirewall (rules.firewall (tunnel.profile.local.publish or [ ])))
+        # They are asked for from inside, and the host's firewall is before them as before all that comes from elsewhere.
+        (lib.mkIf (hostPorts != [ ]) {
+          interfaces.${rules.hostInterface anyInterface name} = rules.firewallInside hostPorts;
+        })
+        # What is forwarded for a tunnel is decided by its own rules; one that drops it all goes before them.
+        (lib.mkIf (config.networking.firewall.filterForward && rules.hasLocalNetworks tunnel.profile) {
+          extraForwardRules = "iifname ${rules.hostInterface anyInterface name} accept\n";
+        })
+      ]
     );
 
     # The host's ends of the links are nobody else's to configure.

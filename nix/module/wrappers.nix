@@ -7,6 +7,7 @@
 }:
 let
   inherit (lib) mkOption types;
+  rules = import ../unit.nix;
   cfg = config.programs.vpn-exec;
   inherit (config.services.vpn-exec) package tunnels;
 
@@ -25,10 +26,12 @@ let
     "TZ"
   ];
 
-  # What is run as root: it makes the caller's program of itself, inside, without privileges. What follows `--` is the program's.
+  # What is run as root: it makes the caller's program of itself, inside, without privileges. What follows `--` is the program's. A tunnel that
+  # is not started with the system, or was stopped, is started: who clicks on a program sees no message that it is down.
   entrance =
     name: wrapper:
     pkgs.writeShellScript "vpn-exec-enter-${name}" ''
+      ${config.systemd.package}/bin/systemctl start ${lib.escapeShellArg (rules.keeper wrapper.tunnel)} &&
       exec ${package}/bin/vpn-exec --tunnel ${lib.escapeShellArg wrapper.tunnel} -- ${
         lib.escapeShellArgs ([ wrapper.program ] ++ wrapper.args)
       } "$@"
@@ -84,7 +87,8 @@ in
       example = lib.literalExpression ''{ firefox-vpn = { package = pkgs.firefox; tunnel = "mullvad"; }; }'';
       description = ''
         Commands that run a program inside a tunnel, as their caller and without privileges. The entries of the package for menus are there,
-        too, and start it inside. To enter a tunnel takes root, so the members of `programs.vpn-exec.group` may do just that by sudo.
+        too, and start it inside, and the tunnel where it is down. To enter a tunnel takes root, so the members of
+        `programs.vpn-exec.group` may do just that by sudo.
       '';
     };
 
@@ -120,7 +124,8 @@ in
     environment.systemPackages = lib.mapAttrsToList wrap cfg.wrappers;
 
     security.sudo = {
-      extraRules = [
+      # The last rule that fits decides, and rules that ask for a password may be of any order.
+      extraRules = lib.mkAfter [
         {
           groups = [ cfg.group ];
           commands = map (command: {

@@ -175,7 +175,7 @@ let
           ];
         })
         [
-          (web "web.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable web.socket, or have it listen inside (NetworkNamespacePath=/run/netns/mullvad in its [Socket])")
+          (web "web.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable web.socket, or have it listen inside (`systemd.sockets.web.vpn-exec.tunnel = \"mullvad\"`)")
         ];
     "a socket of another name outside" =
       refused
@@ -187,7 +187,7 @@ let
           };
         })
         [
-          (web "other.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable other.socket, or have it listen inside (NetworkNamespacePath=/run/netns/mullvad in its [Socket])")
+          (web "other.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable other.socket, or have it listen inside (`systemd.sockets.other.vpn-exec.tunnel = \"mullvad\"`)")
         ];
     "a socket inside is none" = refused (with' {
       imports = [ (service { }) ];
@@ -212,6 +212,14 @@ let
       refused (service { serviceConfig.TemporaryFileSystem = lib.mkForce [ "/tmp" ]; })
         [
           "systemd.services.web.serviceConfig.TemporaryFileSystem is forced to something else, without what keeps the service in its tunnel: use a list instead of `mkForce`, which is added to it."
+        ];
+    "no namespaces at all are less than none of another network" = refused (service {
+      serviceConfig.RestrictNamespaces = lib.mkForce true;
+    }) [ ];
+    "but some are not" =
+      refused (service { serviceConfig.RestrictNamespaces = lib.mkForce [ "net" ]; })
+        [
+          "systemd.services.web.serviceConfig.RestrictNamespaces is forced to something else, without what keeps the service in its tunnel: use a list instead of `mkForce`, which is added to it."
         ];
     "masks that are added to" = refused (service {
       serviceConfig = {
@@ -341,7 +349,14 @@ let
   };
   inherit (full.systemd) services sockets;
   transmission = services.transmission;
+  wrapped = with' {
+    programs.vpn-exec.wrappers.fox = {
+      package = pkgs.firefox;
+      tunnel = "mullvad";
+    };
+  };
   keeper = services."vpn-exec@mullvad";
+  keeperText = config: surroundings.serviceText config.systemd.services."vpn-exec@mullvad";
   nscd = services.vpn-exec-nscd-mullvad;
   withoutNscd = evaluate (service { } // { services.nscd.enable = false; });
   etc = full.environment.etc;
@@ -525,21 +540,64 @@ let
     };
     "a tunnel is started when it is needed" = {
       is = {
-        inherit (services."vpn-exec@lazy") wantedBy wants;
+        inherit (services."vpn-exec@lazy") wantedBy;
         inherit (services."vpn-exec@lazy".serviceConfig) LoadCredential;
       };
       wanted = {
         wantedBy = [ ];
-        wants = [ ];
         LoadCredential = [ "vpn-exec.lazy:/run/secrets/lazy.conf" ];
       };
     };
     "what is started with the system comes back with the tunnel" = {
-      is = keeper.wants;
-      wanted = [
-        "transmission.service"
-        "web.socket"
+      is = lib.mapAttrs (_: lib.mapAttrs (_: unit: unit.wantedBy)) {
+        services = {
+          inherit (services)
+            transmission
+            by-timer
+            off
+            elsewhere
+            ;
+        };
+        sockets = {
+          inherit (sockets) web by-hand;
+        };
+      };
+      wanted = {
+        services = {
+          transmission = [
+            "multi-user.target"
+            "vpn-exec@mullvad.service"
+          ];
+          by-timer = [ ];
+          off = [ "multi-user.target" ];
+          elsewhere = [ "multi-user.target" ];
+        };
+        sockets = {
+          web = [
+            "sockets.target"
+            "vpn-exec@mullvad.service"
+          ];
+          by-hand = [ ];
+        };
+      };
+    };
+    # NixOS compares the files: a tunnel that differs would be restarted, and with it all that is inside.
+    "another service inside is no change to the tunnel" = {
+      is = lib.all (more: keeperText (evaluate (with' more)) == keeperText (evaluate tunnel)) [
+        {
+          systemd.services.web = {
+            wantedBy = [ "multi-user.target" ];
+            vpn-exec.tunnel = "mullvad";
+          };
+        }
+        {
+          systemd.sockets.web = {
+            wantedBy = [ "sockets.target" ];
+            vpn-exec.tunnel = "mullvad";
+          };
+        }
       ];
+      wanted = true;
     };
     "a changed profile is a reason to reload, what cannot be taken over to restart" = {
       is = {
@@ -551,8 +609,8 @@ let
         restart = [
           {
             backend = "userspace";
-            ipv6 = false;
             privileged = [ "80:80" ];
+            raw = false;
           }
         ];
       };
@@ -616,6 +674,90 @@ let
       wanted = [
         9091
         80
+      ];
+    };
+    "ports of the host are let in, by the tunnel's link alone" = {
+      is =
+        let
+          of =
+            more:
+            (evaluate {
+              imports = [ more ];
+              services.vpn-exec.tunnels = {
+                mullvad = {
+                  configFile = "/x";
+                  local.hostPorts = [
+                    "5432"
+                    "6000-6010/udp"
+                  ];
+                };
+                thirteen-char = {
+                  configFile = "/x";
+                  settings.local.host-ports = [ "631" ];
+                };
+                without.configFile = "/x";
+              };
+            }).networking.firewall;
+          iptables = of { };
+        in
+        {
+          interfaces = lib.mapAttrs (_: it: {
+            tcp = it.allowedTCPPorts;
+            udp = it.allowedUDPPortRanges;
+          }) iptables.interfaces;
+          everywhere = iptables.allowedTCPPorts;
+          nftables = lib.attrNames (of { networking.nftables.enable = true; }).interfaces;
+        };
+      wanted = {
+        interfaces = {
+          ve-mullvad = {
+            tcp = [ 5432 ];
+            udp = [
+              {
+                from = 6000;
+                to = 6010;
+              }
+            ];
+          };
+          "ve-thirt-+" = {
+            tcp = [ 631 ];
+            udp = [ ];
+          };
+        };
+        everywhere = [ ];
+        nftables = [
+          "ve-mullvad"
+          "ve-thirt-*"
+        ];
+      };
+    };
+    "a firewall that forwards nothing forwards for a tunnel with local networks" = {
+      is =
+        map
+          (
+            filterForward:
+            (evaluate {
+              networking.firewall = { inherit filterForward; };
+              services.vpn-exec.tunnels = {
+                networks = {
+                  configFile = "/x";
+                  local.networks = [ "192.168.1.0/24" ];
+                };
+                lan = {
+                  configFile = "/x";
+                  local.lan = true;
+                };
+                without.configFile = "/x";
+              };
+            }).networking.firewall.extraForwardRules
+          )
+          [
+            true
+            false
+          ];
+      wanted = [
+        "iifname ve-lan accept\n\niifname ve-networks accept\n"
+        ""
       ];
     };
     "the links to the host are nobody else's" = {
@@ -713,6 +855,42 @@ let
         dangerous = [ ];
       };
     };
+    "what a wrapper runs as root starts the tunnel and enters it" = {
+      is =
+        let
+          # A script is what it says.
+          config = evaluate {
+            imports = [ wrapped ];
+            _module.args.pkgs = lib.mkForce (pkgs // { writeShellScript = _: text: text; });
+            programs.vpn-exec.wrappers.fox.args = [ "--profile=/a b" ];
+          };
+        in
+        map (it: it.command) (lib.head config.security.sudo.extraRules).commands;
+      wanted = [
+        (
+          "/nix/store/00000000000000000000000000000000-systemd/bin/systemctl start vpn-exec@mullvad.service &&\n"
+          + "exec /nix/store/00000000000000000000000000000000-package-of-this-repository/bin/vpn-exec --tunnel mullvad -- "
+          + "/nix/store/00000000000000000000000000000000-firefox/bin/firefox '--profile=/a b' \"$@\"\n"
+        )
+      ];
+    };
+    "a rule for all of a group's commands does not come after a wrapper's" = {
+      is =
+        map (rule: rule.commands == [ "ALL" ])
+          (evaluate {
+            imports = [ wrapped ];
+            security.sudo.extraRules = [
+              {
+                groups = [ "wheel" ];
+                commands = [ "ALL" ];
+              }
+            ];
+          }).security.sudo.extraRules;
+      wanted = [
+        true
+        false
+      ];
+    };
     "a wrapper runs its program and nothing else" = {
       is =
         let
@@ -791,19 +969,96 @@ let
         };
       };
     };
-    "VPN-Confinement: its ports are reached from the LAN" = {
+    "VPN-Confinement: its ports are reached from its networks, and from nowhere else" = {
       is = {
-        inherit (compat.networking.firewall) allowedTCPPorts allowedUDPPorts;
+        inherit (compat.networking.firewall) allowedTCPPorts extraCommands extraInputRules;
+        nftables =
+          (evaluateCompat {
+            networking.nftables.enable = true;
+            vpnNamespaces = {
+              wg = {
+                wireguardConfigFile = "/x";
+                accessibleFrom = [ "192.168.1.27" ];
+                portMappings = [
+                  {
+                    from = 9091;
+                    to = 9091;
+                  }
+                ];
+              };
+              off = {
+                enable = false;
+                wireguardConfigFile = "/x";
+                accessibleFrom = [ "192.168.1.27" ];
+                portMappings = [
+                  {
+                    from = 1;
+                    to = 1;
+                  }
+                ];
+              };
+            };
+          }).networking.firewall.extraInputRules;
         file = toString wg.configFile;
       };
       wanted = {
-        allowedTCPPorts = [
-          9091
-          53
+        allowedTCPPorts = [ ];
+        extraInputRules = "";
+        extraCommands = lib.concatStrings [
+          "iptables -A nixos-fw -s 192.168.0.0/24 -p tcp --dport 9091 -j nixos-fw-accept\n"
+          "iptables -A nixos-fw -s 192.168.0.0/24 -p tcp --dport 53 -j nixos-fw-accept\n"
+          "iptables -A nixos-fw -s 192.168.0.0/24 -p udp --dport 53 -j nixos-fw-accept\n"
+          "ip6tables -A nixos-fw -s fd25:9ab6:6133::/64 -p tcp --dport 9091 -j nixos-fw-accept\n"
+          "ip6tables -A nixos-fw -s fd25:9ab6:6133::/64 -p tcp --dport 53 -j nixos-fw-accept\n"
+          "ip6tables -A nixos-fw -s fd25:9ab6:6133::/64 -p udp --dport 53 -j nixos-fw-accept\n"
         ];
-        allowedUDPPorts = [ 53 ];
+        nftables = "ip saddr 192.168.1.27 tcp dport 9091 accept\n";
         file = "/secrets/wg0.conf";
       };
+    };
+    "VPN-Confinement: a network of IPv6 is none where that is off, as it is there" = {
+      is =
+        let
+          config = evaluateCompat {
+            networking.enableIPv6 = false;
+            vpnNamespaces.wg = {
+              wireguardConfigFile = "/x";
+              accessibleFrom = [
+                "192.168.0.0/24"
+                "fd25:9ab6:6133::/64"
+              ];
+            };
+          };
+        in
+        {
+          failures = failures config;
+          inherit (config.services.vpn-exec.tunnels.wg.local) networks;
+        };
+      wanted = {
+        failures = [ ];
+        networks = [ "192.168.0.0/24" ];
+      };
+    };
+    "VPN-Confinement: its former names" = {
+      is =
+        (evaluateCompat {
+          vpnnamespaces.wg.wireguardConfigFile = "/x";
+          systemd.services.x.vpnconfinement = {
+            enable = true;
+            vpnnamespace = "wg";
+          };
+        }).systemd.services.x.vpn-exec.tunnel;
+      wanted = "wg";
+    };
+    # As the example in its README has it.
+    "VPN-Confinement: an address that is not there any more" = {
+      is =
+        map (text: builtins.match ".*rpc-bind-address is (.*), an address.*" text)
+          (evaluateCompat {
+            vpnNamespaces.wg.wireguardConfigFile = "/x";
+            services.transmission.settings.rpc-bind-address = "192.168.15.1";
+          }).warnings;
+      wanted = [ [ "192.168.15.1" ] ];
     };
     "VPN-Confinement: its services are in the tunnel" = {
       is = {
@@ -839,6 +1094,80 @@ let
     };
   };
 
+  # --- The package, with what it takes of nixpkgs in a stand-in.
+
+  package =
+    emulator:
+    import ../package.nix {
+      lib = lib // {
+        # Nix 2.8 cannot tell what is a file.
+        fileset = {
+          toSource = lib.id;
+          unions = map baseNameOf;
+        };
+      };
+      stdenv.hostPlatform = {
+        emulatorAvailable = _: emulator != null;
+        emulator = _: emulator;
+      };
+      buildPackages = { };
+      rustPlatform.buildRustPackage = lib.id;
+      installShellFiles = "installShellFiles";
+    };
+  manifest = lib.importTOML ../../Cargo.toml;
+
+  packaging = {
+    "the package is what the manifest says" = {
+      is = {
+        inherit (package null) pname version;
+        inherit ((package null).meta) mainProgram;
+        licenses = map (it: it.spdxId) (package null).meta.license;
+        lock = baseNameOf (package null).cargoLock.lockFile;
+      };
+      wanted = {
+        inherit (manifest.package) version;
+        pname = manifest.package.name;
+        mainProgram = manifest.package.name;
+        licenses = [
+          "MIT"
+          "Apache-2.0"
+          "LGPL-2.1-or-later"
+        ];
+        lock = "Cargo.lock";
+      };
+    };
+    "the package is made of what cargo needs, and not of these tests" = {
+      is = (package null).src.fileset;
+      wanted = [
+        "Cargo.lock"
+        "Cargo.toml"
+        "benches"
+        "examples"
+        "src"
+        "tests"
+        "units"
+      ];
+    };
+    "the package is asked for its completions and its manual where it can be run" = {
+      is =
+        map
+          (
+            emulator:
+            builtins.match ".*<\\((.*) completions bash\\).*" (
+              builtins.replaceStrings [ "\n" ] [ " " ] (package emulator).postInstall
+            )
+          )
+          [
+            "/emulator"
+            null
+          ];
+      wanted = [
+        [ "/emulator $out/bin/vpn-exec" ]
+        null
+      ];
+    };
+  };
+
   # --- The examples, as they are in the documentation.
 
   examples = (import ./examples.nix { inherit lib surroundings; }).cases;
@@ -846,6 +1175,7 @@ let
   all = lib.mapAttrsToList (name: case: case // { inherit name; }) (
     lib.mapAttrs' (name: lib.nameValuePair "refused: ${name}") refusals
     // wiring
+    // packaging
     // confinement
     // examples
   );

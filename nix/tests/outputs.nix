@@ -31,7 +31,8 @@ let
     writeText = name: _: package name;
     mkShell = it: package "shell" // { inherit (it) inputsFrom; };
     testers.runNixOSTest = test: package "test-${test.name}";
-    nixfmt = package "nixfmt";
+    nixfmt = null;
+    nixfmt-tree = package "nixfmt-tree";
     cargo = null;
     clippy = null;
     rustfmt = null;
@@ -55,6 +56,20 @@ let
   };
   # Of x86_64-linux, which stands for all.
   of = output: outputs.${output}.x86_64-linux;
+  wantedRust = (builtins.fromTOML (builtins.readFile ../../Cargo.toml)).package.rust-version;
+  # The module for a system with a Rust.
+  withRust =
+    version: module:
+    module {
+      pkgs = pkgs "x86_64-linux" // {
+        rustc = { inherit version; };
+      };
+      lib = {
+        mkDefault = it: it;
+        mkIf = condition: content: { inherit condition content; };
+        versionOlder = a: b: builtins.compareVersions a b < 0;
+      };
+    };
   lock = builtins.fromJSON (builtins.readFile ../../flake.lock);
 
   cases = {
@@ -99,12 +114,36 @@ let
       wanted = "package.nix";
     };
     "modules, which are there" = {
-      is = mapAttrs (_: builtins.pathExists) outputs.nixosModules;
+      is = mapAttrs (
+        _: it:
+        map builtins.pathExists (if builtins.isFunction it then (withRust "1.90.0" it).imports else [ it ])
+      ) outputs.nixosModules;
       wanted = {
-        default = true;
-        vpn-exec = true;
-        vpn-confinement-compat = true;
+        default = [ true ];
+        vpn-exec = [ true ];
+        vpn-confinement-compat = [ true ];
       };
+    };
+    "a system whose Rust is too old takes the flake's package" = {
+      is =
+        map
+          (
+            version:
+            let
+              it = (withRust version outputs.nixosModules.default).services.vpn-exec.package;
+            in
+            if it.condition then it.content.name else null
+          )
+          [
+            "1.82.0"
+            wantedRust
+            "1.100.0"
+          ];
+      wanted = [
+        "package.nix"
+        null
+        null
+      ];
     };
     "a check for each promise that takes a NixOS" = {
       is = attrNames (of "checks");
@@ -127,7 +166,7 @@ let
         (of "apps").demo.program
       ];
       wanted = [
-        "nixfmt"
+        "nixfmt-tree"
         [ "package.nix" ]
         "app"
         "/nix/store/x-demo.nix/bin/vpn-exec-demo"

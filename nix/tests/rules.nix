@@ -149,8 +149,10 @@ let
         "/run/secrets/mullvad.conf"
         /run/secrets/mullvad.conf
         "/nix/storehouse/x"
+        "/run/secrets/PrivateKey.conf"
       ];
       wanted = [
+        true
         true
         true
         true
@@ -322,22 +324,34 @@ let
             "8080:80"
             "127.0.0.1:443-1100:443-1100"
           ];
+          # The link to the host has IPv6 without them.
           local.networks = [ "fd00::/8" ];
+          local.host-ports = [
+            "631"
+            "53/udp"
+            "5432"
+          ];
+          program.capabilities = [
+            "CAP_CHOWN"
+            "net_raw"
+          ];
         }
       ];
       wanted = [
         {
           backend = "auto";
           privileged = [ ];
-          ipv6 = false;
+          raw = false;
         }
         {
           backend = "kernel";
           privileged = [
             "80:80"
             "127.0.0.1:443-1100:443-1100"
+            "631"
+            "53/udp"
           ];
-          ipv6 = true;
+          raw = true;
         }
       ];
     };

@@ -20,6 +20,10 @@ let
     type = types.attrsOf types.anything;
     default = { };
   };
+  lines = mkOption {
+    type = types.lines;
+    default = "";
+  };
   flag =
     default:
     mkOption {
@@ -88,10 +92,7 @@ let
       serviceConfig = section;
       environment = anything;
       stopIfChanged = flag true;
-      script = mkOption {
-        type = types.lines;
-        default = "";
-      };
+      script = lines;
       path = list types.anything;
     };
   };
@@ -103,6 +104,24 @@ let
       listenStreams = list types.str;
       listenDatagrams = list types.str;
     };
+  };
+
+  # Of sops-nix and of agenix.
+  secret =
+    { name, ... }:
+    {
+      freeformType = types.attrsOf types.raw;
+      options = {
+        path = string "/run/secrets/${name}";
+        restartUnits = list types.str;
+      };
+    };
+
+  allowed = {
+    allowedTCPPorts = list types.port;
+    allowedUDPPorts = list types.port;
+    allowedTCPPortRanges = list (types.attrsOf types.port);
+    allowedUDPPortRanges = list (types.attrsOf types.port);
   };
 
   package = name: {
@@ -144,23 +163,25 @@ let
         nameservers = list types.str;
         interfaces = anything;
         wireguard = anything;
-        firewall = {
+        firewall = allowed // {
           enable = flag true;
-          allowedTCPPorts = list types.port;
-          allowedUDPPorts = list types.port;
-          allowedTCPPortRanges = list (types.attrsOf types.port);
-          allowedUDPPortRanges = list (types.attrsOf types.port);
+          extraCommands = lines;
+          extraForwardRules = lines;
+          extraInputRules = lines;
+          filterForward = flag false;
+          interfaces = mkOption {
+            type = types.attrsOf (types.submodule { options = allowed; });
+            default = { };
+          };
         };
+        nftables.enable = flag false;
         dhcpcd.denyInterfaces = list types.str;
         networkmanager.unmanaged = list types.str;
       };
       security.sudo = {
         enable = flag true;
         extraRules = list types.anything;
-        extraConfig = mkOption {
-          type = types.lines;
-          default = "";
-        };
+        extraConfig = lines;
       };
       services.nscd = {
         enable = flag true;
@@ -169,6 +190,10 @@ let
       };
       system.nssModules.path = string "/nix/store/00000000000000000000000000000000-systemd/lib";
       systemd = {
+        package = mkOption {
+          type = types.package;
+          default = package "systemd";
+        };
         packages = list types.package;
         network.networks = anything;
         services = mkOption {
@@ -182,12 +207,18 @@ let
       };
 
       # Of other modules, which the examples use: not looked into.
-      age = anything;
+      age.secrets = mkOption {
+        type = types.attrsOf (types.submodule secret);
+        default = { };
+      };
       containers = anything;
       fileSystems = anything;
       specialisation = anything;
       security.acme = anything;
-      sops = anything;
+      sops.secrets = mkOption {
+        type = types.attrsOf (types.submodule secret);
+        default = { };
+      };
       users = anything;
     };
   };
@@ -227,6 +258,9 @@ let
         lib.mapAttrsToList (key: value: map (it: "${key}=${render it}\n") (lib.toList value)) settings
       )
     );
+  # What NixOS makes links of, instead of this.
+  installText =
+    unit: lib.optionalString (unit.wantedBy != [ ]) "\n[Install]\nWantedBy=${toString unit.wantedBy}\n";
 in
 {
   inherit pkgs;
@@ -254,9 +288,7 @@ in
     + lib.concatStrings (
       lib.mapAttrsToList (key: value: "Environment=\"${key}=${value}\"\n") service.environment
     )
-    + lib.optionalString (
-      service.wantedBy != [ ]
-    ) "\n[Install]\nWantedBy=${toString service.wantedBy}\n";
+    + installText service;
 
   socketText =
     socket:
@@ -264,5 +296,6 @@ in
     + "\n"
     + sectionText "Socket" socket.socketConfig
     + lib.concatMapStrings (it: "ListenStream=${it}\n") socket.listenStreams
-    + lib.concatMapStrings (it: "ListenDatagram=${it}\n") socket.listenDatagrams;
+    + lib.concatMapStrings (it: "ListenDatagram=${it}\n") socket.listenDatagrams
+    + installText socket;
 }

@@ -1,5 +1,5 @@
 # The tests for NixOS in a VM, evaluated in surroundings of our own: each machine and each of its specialisations, with no assertion that
-# does not hold; and each test speaks of the machines that it has.
+# does not hold; each test speaks of the machines that it has, and these have the addresses that it means.
 let
   lib = import (builtins.getEnv "NIXPKGS_LIB");
   surroundings = import ./surroundings.nix { inherit lib; };
@@ -33,11 +33,22 @@ let
     in
     look config ++ lib.concatLists special;
 
+  # As NixOS's tests give them out (nixos/lib/testing/network.nix).
+  numbered =
+    nodes:
+    lib.listToAttrs (
+      lib.imap1 (number: node: lib.nameValuePair node "192.168.1.${toString number}") (
+        lib.attrNames nodes
+      )
+    );
+  inherit (import ./vm/common.nix { module = ../module.nix; }) addresses;
+
   case = name: test: {
     inherit name;
     is = {
       inherit (test) name;
       failures = lib.mapAttrs (_: machine) test.nodes;
+      addresses = numbered test.nodes;
       unmentioned = lib.filter (node: !lib.hasInfix "${node}." test.testScript) (
         lib.attrNames test.nodes
       );
@@ -45,6 +56,7 @@ let
     wanted = {
       inherit name;
       failures = lib.mapAttrs (_: _: [ ]) test.nodes;
+      addresses = lib.intersectAttrs test.nodes addresses;
       unmentioned = [ ];
     };
   };

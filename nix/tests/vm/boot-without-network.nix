@@ -23,7 +23,7 @@ in
     machine.wait_for_unit("multi-user.target")
     machine.succeed("systemctl is-active vpn-exec@a probe")
     pid = main_pid("probe")
-    machine.succeed("ip addr add 192.168.1.1/24 dev eth1; ip link set eth1 up; ip route add default via 192.168.1.3")
+    machine.succeed("ip addr add ${common.addresses.machine}/24 dev eth1; ip link set eth1 up; ip route add default via ${common.addresses.provider}")
     assert inside("probe", WEB).strip() == "10.64.0.2"
     assert main_pid("probe") == pid
   '';

@@ -1,9 +1,9 @@
 # What the tests have in common: a machine with the module; a provider, which is also its way to everything else, its host's resolver and a web
-# server that answers with its caller's address; and a neighbour in the local network.
+# server that answers with its caller's address; and a visitor in the local network.
 #
-#   neighbour 192.168.1.2 ──── machine 192.168.1.1 ──── 192.168.1.3 provider, with 203.0.113.1 and, inside tunnels, 10.64.0.1
+#   visitor 192.168.1.3 ──── machine 192.168.1.1 ──── 192.168.1.2 provider, with 203.0.113.1 and, inside tunnels, 10.64.0.1
 #
-# NixOS's tests number the machines by the order of their names. The keys are for these tests alone.
+# NixOS's tests number the machines by the order of their names, so who is not in each test comes last. The keys are for these tests alone.
 { module }:
 let
   providerKey = "aBWYCaNaOkCg+Zwli+owxQmYhaFngSLnyQd3aTb+Tlw=";
@@ -26,9 +26,14 @@ let
     };
   };
   names = builtins.attrNames clients;
+  addresses = {
+    machine = "192.168.1.1";
+    provider = "192.168.1.2";
+    visitor = "192.168.1.3";
+  };
 in
 {
-  inherit clients;
+  inherit addresses clients;
 
   provider = {
     networking.firewall.enable = false;
@@ -54,6 +59,8 @@ in
         no-resolv = true;
         log-queries = true;
         address = "/example/203.0.113.1";
+        # What else is asked of these names, it answers itself, too.
+        local = "/example/";
       };
     };
     services.nginx = {
@@ -62,7 +69,7 @@ in
     };
   };
 
-  neighbour = { };
+  visitor = { };
 
   # The tunnels `a`, `b` and `c` can be used; each test names those that it does use.
   machine =
@@ -71,8 +78,8 @@ in
       imports = [ module ];
       # The VM's own way out would be one.
       networking.useDHCP = false;
-      networking.defaultGateway = "192.168.1.3";
-      networking.nameservers = [ "192.168.1.3" ];
+      networking.defaultGateway = addresses.provider;
+      networking.nameservers = [ addresses.provider ];
       environment.systemPackages = [ pkgs.curl ];
       environment.etc = builtins.listToAttrs (
         map (name: {
@@ -88,7 +95,7 @@ in
               [Peer]
               PublicKey = ${providerPublic}
               AllowedIPs = 0.0.0.0/0
-              Endpoint = 192.168.1.3:51820
+              Endpoint = ${addresses.provider}:51820
             '';
           };
         }) names

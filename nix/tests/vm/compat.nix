@@ -6,7 +6,7 @@ in
 {
   name = "compat";
   nodes = {
-    inherit (common) provider neighbour;
+    inherit (common) provider visitor;
     machine =
       { pkgs, ... }:
       {
@@ -42,6 +42,6 @@ in
   testScript = common.prelude + ''
     machine.wait_for_unit("page.service")
     assert inside("page", WEB).strip() == "10.64.0.2"
-    neighbour.succeed("curl -sS -m 5 --retry 10 --retry-connrefused http://192.168.1.1:9091/")
+    visitor.succeed("curl -sS -m 5 --retry 10 --retry-connrefused http://${common.addresses.machine}:9091/")
   '';
 }

@@ -32,7 +32,7 @@ in
     assert machine.succeed("cat /var/lib/probe/user").strip() == "probe"
     assert "203.0.113.1" in inside("probe", "getent ahosts dynamic.example")
     assert asked("dynamic.example", "10.64.0.2")
-    assert not asked("dynamic.example", "192.168.1.1")
+    assert not asked("dynamic.example", "${common.addresses.machine}")
     # After a restart of its name service, too.
     machine.succeed("systemctl restart vpn-exec-nscd-a")
     assert "probe" in inside("probe", "getent passwd probe")

@@ -18,20 +18,20 @@ in
   };
   testScript = common.prelude + ''
     machine.wait_for_unit("probe.service")
-    assert machine.succeed(WEB).strip() == "192.168.1.1"
+    assert machine.succeed(WEB).strip() == "${common.addresses.machine}"
     assert inside("probe", WEB).strip() == "10.64.0.2"
     interfaces = machine.succeed("ip netns exec a ls /sys/class/net").split()
     assert sorted(interfaces) == ["host0", "lo", "wg0"], interfaces
 
     # That the log would show a leak.
     machine.succeed("getent ahosts control.example")
-    assert asked("control.example", "192.168.1.1")
+    assert asked("control.example", "${common.addresses.machine}")
 
     for turn, service in enumerate(["nscd", "systemd-resolved", "vpn-exec-nscd-a", "dbus-broker"]):
         name = f"turn-{turn}.example"
         assert "203.0.113.1" in inside("probe", f"getent ahosts {name}")
         assert asked(name, "10.64.0.2"), name
-        assert not asked(name, "192.168.1.1"), name
+        assert not asked(name, "${common.addresses.machine}"), name
         machine.execute(f"systemctl restart {service}")
 
     with subtest("without a tunnel there is no service"):

@@ -16,6 +16,9 @@ in
       systemd.services.probe = common.waiting // {
         vpn-exec.tunnel = "a";
       };
+      specialisation.joined.configuration.systemd.services.second = common.waiting // {
+        vpn-exec.tunnel = "a";
+      };
       specialisation.reloaded.configuration.services.vpn-exec.tunnels.a.publish = [ "8081:80" ];
       specialisation.restarted.configuration.services.vpn-exec.tunnels.a.backend = "userspace";
     };
@@ -24,6 +27,11 @@ in
     machine.wait_for_unit("probe.service")
     pid = main_pid("probe")
     system = machine.succeed("readlink -f /run/current-system").strip()
+
+    # Another service in the tunnel, and then none, is nothing to the first.
+    machine.succeed(f"{system}/specialisation/joined/bin/switch-to-configuration test")
+    machine.wait_for_unit("second.service")
+    assert main_pid("probe") == pid
 
     machine.succeed(f"{system}/specialisation/reloaded/bin/switch-to-configuration test")
     assert main_pid("probe") == pid
