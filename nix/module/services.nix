@@ -111,6 +111,10 @@ let
                 lib.elem key [
                   "BindPaths"
                   "BindReadOnlyPaths"
+                  "ExecPaths"
+                  "NoExecPaths"
+                  "ReadOnlyPaths"
+                  "ReadWritePaths"
                 ]
               ) it
             );

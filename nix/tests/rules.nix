@@ -387,6 +387,8 @@ let
           ];
           ReadWritePaths = "/run/x -/run/y";
           ReadOnlyPaths = [ "/run/z" ];
+          ExecPaths = "-+/run/ -/run/none";
+          NoExecPaths = [ "/" ];
           PIDFile = "/run/a/pid";
           PrivateNetwork = "yes";
           BindReadOnlyPaths = "/srv:/x";
@@ -403,6 +405,8 @@ let
         used_paths = [
           "/run/x"
           "/run/z"
+          "/run"
+          "/"
         ];
         pid_file = "/run/a/pid";
         private_network = true;
