@@ -41,7 +41,12 @@ impl Witness {
     /// Starts one, if this process is the main one of a service. `signals` are those that it watches for.
     pub(super) fn start(signals: &mut Signals) -> io::Result<Option<Self>> {
         let own = std::process::id();
-        if std::env::var("SYSTEMD_EXEC_PID").ok().and_then(|pid| pid.parse().ok()) != Some(own) {
+        // Before version 248, systemd does not say who is meant. It is its child, then.
+        let is_main = match std::env::var("SYSTEMD_EXEC_PID") {
+            Ok(pid) => pid.parse() == Ok(own),
+            Err(_) => std::env::var_os("INVOCATION_ID").is_some() && nix::unistd::getppid().as_raw() == 1,
+        };
+        if !is_main {
             return Ok(None);
         }
         let manager = nix::unistd::getppid().as_raw();
