@@ -79,7 +79,7 @@ impl Witness {
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if self.seen.remove(&(received.signal as i32)).is_some_and(|at| at.elapsed() < FRESH) {
+            if self.seen.remove(&received.number).is_some_and(|at| at.elapsed() < FRESH) {
                 return Ok(true);
             }
             let left = PATIENCE.saturating_sub(begin.elapsed());
@@ -114,7 +114,7 @@ fn be_witness(launcher: u32, manager: i32, signals: &mut Signals, writer: &Owned
         wait_for(&[signals.as_fd()], None)?;
         while let Some(received) = signals.receive()? {
             if received.sender == manager && !received.from_kernel {
-                let number = u8::try_from(received.signal as i32).unwrap_or_default();
+                let number = u8::try_from(received.number).unwrap_or_default();
                 // Where there is no room, nobody listens.
                 let _ = rustix::io::write(writer, &[number]);
             }
