@@ -191,9 +191,9 @@ let
         NetworkNamespacePath = netnsPath tunnel;
         RestrictNamespaces = [ "~net" ];
         BindReadOnlyPaths = [
-          "${names}/resolv.conf:/etc/resolv.conf"
-          "${names}/hosts:/etc/hosts"
-          "${names}/nsswitch.conf:/etc/nsswitch.conf"
+          "${names}/resolv.conf:/etc/resolv.conf:norbind"
+          "${names}/hosts:/etc/hosts:norbind"
+          "${names}/nsswitch.conf:/etc/nsswitch.conf:norbind"
           (optionally shownReadOnly)
         ]
         ++ optional (request.nscd != null) "${request.nscd}:/run/nscd";
@@ -237,7 +237,7 @@ let
         ++ say "RestrictNamespaces" service.RestrictNamespaces
         ++ [
           ""
-          "# Names are the tunnel's."
+          "# Names are the tunnel's, also where the unit binds a file of the host's there: systemd mounts one of both, and prefers norbind."
         ]
         ++ say "BindReadOnlyPaths" files
         ++ [
@@ -380,6 +380,10 @@ let
     ++ optional pidFileIsUnseen (
       "the unit has PIDFile=${toString pidFile}, which systemd would not see: /run is the service's own inside. Put it into a folder of "
       + "RuntimeDirectory=, or ${advice.folder}"
+    )
+    ++ optional (any (path: isAbsolute path && parts path == [ "run" ]) unit.used_paths) (
+      "the unit has /run in ReadWritePaths=, ReadOnlyPaths=, ExecPaths= or NoExecPaths=, by which systemd shows the host's /run, and the "
+      + "host's resolvers with it: name what is below it that the service needs instead"
     )
     ++ filter (problem: problem != null) (map (pathProblem dbus) own)
     ++ filter (problem: problem != null) (map (bindProblem { inherit own dbus; }) unit.bind_paths);
@@ -664,7 +668,20 @@ let
       kind = serviceConfig.Type or "";
       # A name may be followed by one of a link to it.
       runtime_directories = map (name: head (split ":" name)) (list "RuntimeDirectory");
-      used_paths = filter isAbsolute (list "ReadWritePaths" ++ list "ReadOnlyPaths");
+      # `/run` itself is another matter than what is below it, whatever it begins with.
+      used_paths =
+        let
+          paths = concatMap list [
+            "ReadWritePaths"
+            "ReadOnlyPaths"
+            "ExecPaths"
+            "NoExecPaths"
+          ];
+          isRun = path: parts (head (match "[-+]*(.*)" path)) == [ "run" ];
+        in
+        map (path: if isRun path then "/run" else path) (
+          filter (path: isAbsolute path || isRun path) paths
+        );
       pid_file = serviceConfig.PIDFile or null;
       private_network = isYes (serviceConfig.PrivateNetwork or false);
       network_namespace = serviceConfig.NetworkNamespacePath or null;

@@ -113,6 +113,11 @@ impl ServiceName {
     pub fn is_template(&self) -> bool {
         self.0.ends_with("@.service")
     }
+
+    /// Of a template or an instance of one, what precedes the `@`.
+    pub fn prefix(&self) -> Option<&str> {
+        self.0.split_once('@').map(|(prefix, _)| prefix)
+    }
 }
 
 impl FromStr for ServiceName {

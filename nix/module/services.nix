@@ -140,6 +140,10 @@ let
                 lib.elem key [
                   "BindPaths"
                   "BindReadOnlyPaths"
+                  "ExecPaths"
+                  "NoExecPaths"
+                  "ReadOnlyPaths"
+                  "ReadWritePaths"
                 ]
               ) it
             );

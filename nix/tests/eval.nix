@@ -427,9 +427,9 @@ let
     "its names are the tunnel's" = {
       is = transmission.serviceConfig.BindReadOnlyPaths;
       wanted = [
-        "/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf"
-        "/run/vpn-exec/mullvad/hosts:/etc/hosts"
-        "/run/vpn-exec/mullvad/nsswitch.conf:/etc/nsswitch.conf"
+        "/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:norbind"
+        "/run/vpn-exec/mullvad/hosts:/etc/hosts:norbind"
+        "/run/vpn-exec/mullvad/nsswitch.conf:/etc/nsswitch.conf:norbind"
         "-/run/agenix -/run/booted-system -/run/current-system -/run/keys -/run/opengl-driver -/run/secrets"
         "/run/vpn-exec-nscd/mullvad:/run/nscd"
       ];
@@ -471,7 +471,7 @@ let
           BindPaths
           ;
         library = nscd.environment.LD_LIBRARY_PATH;
-        masked = lib.elem "/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf" nscd.serviceConfig.BindReadOnlyPaths;
+        masked = lib.elem "/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:norbind" nscd.serviceConfig.BindReadOnlyPaths;
         # Its own folder is where the host's would be, and nothing else is.
         others = lib.filter (lib.hasSuffix ":/run/nscd") nscd.serviceConfig.BindReadOnlyPaths;
       };

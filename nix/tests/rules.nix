@@ -401,6 +401,8 @@ let
           ];
           ReadWritePaths = "/run/x -/run/y";
           ReadOnlyPaths = [ "/run/z" ];
+          ExecPaths = "-+/run/ -/run/none";
+          NoExecPaths = [ "/" ];
           PIDFile = "/run/a/pid";
           PrivateNetwork = "yes";
           BindReadOnlyPaths = "/srv:/x";
@@ -417,6 +419,8 @@ let
         used_paths = [
           "/run/x"
           "/run/z"
+          "/run"
+          "/"
         ];
         pid_file = "/run/a/pid";
         private_network = true;

@@ -14,11 +14,11 @@ use crate::config::{ProgramOptions, capability};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
-use crate::linux::signals::{self, Received, Signals};
+use crate::linux::signals::{self, Signals};
 use crate::names::TunnelName;
 use crate::plan;
 use crate::program::identity;
-use crate::program::{self, Ended, Program, WATCHED, Waiting};
+use crate::program::{self, Ended, Program, Waiting};
 use crate::tunnel::lease::Event;
 use crate::tunnel::{fault, keeper, recovery, state};
 
@@ -50,8 +50,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let needed =
         keeper::needed_capabilities() | wanted.capabilities_for_ports() | program::needed_capabilities(&identity, kept);
     capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
-    let mut signals =
-        Signals::block(&WATCHED).map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
+    let mut signals = Signals::block(program::watched())
+        .map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
 
     let mut held = wanted.hold(listen_fds)?;
     let name = held.plan.name.clone();
@@ -75,7 +75,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         .admit(&options, last_capability)
         .and_then(|()| program::start(&program, &mut signals).map_err(Failure::from))
         .and_then(|mut waiting| match await_tunnel(&mut held, &mut signals, wait, &mut waiting)? {
-            Some(signal) => Ok(Ended::Signaled(signal as i32)),
+            Some(signal) => Ok(Ended::Signaled(signal)),
             None => Ok(waiting.run(&name, &mut held.lease, signals)?),
         });
     tracing::debug!("the program has ended");
@@ -154,7 +154,7 @@ fn await_tunnel(
     signals: &mut Signals,
     wait: Option<Duration>,
     waiting: &mut Waiting<'_>,
-) -> Result<Option<Signal>, Failure> {
+) -> Result<Option<i32>, Failure> {
     let system = |error| Failure::new(format!("cannot read signals: {error}"));
     let mut until = None;
     if held.is_made {
@@ -209,14 +209,17 @@ pub(super) fn no_handshake(seconds: u64) -> Failure {
 }
 
 /// Does what the signals that have arrived do to a program by default, but for ending it: that is left to the caller.
-fn interruption(signals: &mut Signals) -> std::io::Result<Option<Signal>> {
-    while let Some(Received { signal, .. }) = signals.receive()? {
-        match signal {
-            Signal::SIGCHLD | Signal::SIGWINCH | Signal::SIGCONT => {}
-            _ if signals::is_ignored(signal)? => {}
-            Signal::SIGTSTP => signals::stop()?,
-            _ => return Ok(Some(signal)),
+fn interruption(signals: &mut Signals) -> std::io::Result<Option<i32>> {
+    while let Some(received) = signals.receive()? {
+        let is_harmless =
+            [Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGCONT].iter().any(|signal| received.is(*signal));
+        if is_harmless || signals::is_ignored(received.number)? {
+            continue;
         }
+        if !received.is(Signal::SIGTSTP) {
+            return Ok(Some(received.number));
+        }
+        signals::stop()?;
     }
     Ok(None)
 }

@@ -9,7 +9,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use super::{Failure, print};
 use crate::cli::UnitArgs;
-use crate::names::ServiceName;
+use crate::linux::namespace::path_of;
+use crate::names::{ServiceName, TunnelName};
 use crate::plan::unit::{ServiceFacts, SocketFacts, UnitRequest, drop_in};
 
 /// Where the machine's own units are.
@@ -18,52 +19,104 @@ const UNITS: &str = "/etc/systemd/system";
 /// The drop-in's file.
 const FILE: &str = "50-vpn-exec.conf";
 
+/// The instance that stands for all of a template: what its unit says of this one, it says of each. Nobody calls one of theirs so.
+const ANY: &str = "vpnexecany";
+
 pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
     let UnitArgs { service, tunnel, show, dbus, install } = arguments;
-    let request = UnitRequest { service: service.clone(), tunnel: tunnel.clone(), dbus: *dbus, show: show.clone() };
-    let unit = Unit::read(service)?;
+    let mut unit = Unit::read(service)?;
     if !unit.is_known {
         tracing::warn!("systemd does not tell of {service}, so what its unit says could not be considered");
     }
+    if unit.name != *service {
+        // A drop-in for the other name goes when that name does: `systemctl disable` takes it away.
+        tracing::warn!("{service} is another name of {}, which the drop-in is for", unit.name);
+    }
+    let service = &unit.name;
+    let file = Path::new(UNITS).join(format!("{service}.d")).join(FILE);
+    let former =
+        tunnel_of(&file).filter(|former| unit.facts.network_namespace.as_deref() == Some(&path_of(former.as_str())));
+    if former.is_some() {
+        // That is what the drop-in says which this one takes the place of.
+        unit.facts.network_namespace = None;
+    }
+    let request = UnitRequest { service: service.clone(), tunnel: tunnel.clone(), dbus: *dbus, show: show.clone() };
     let text = drop_in(&request, &unit.facts).map_err(|errors| {
         let reasons: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Failure::new(format!("{service} cannot be put into the tunnel {tunnel}: {}", reasons.join("; ")))
+        let reasons = reasons.join("; ").replace(ANY, "%i");
+        Failure::new(format!("{service} cannot be put into the tunnel {tunnel}: {reasons}"))
     })?;
+    let text = text.replace(ANY, "%i");
     if !*install {
         print(text.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let keeper = format!("vpn-exec@{tunnel}.service");
-    let file = write(service, &text)?;
+    write(&file, &text)?;
     print(format!("{} is written\n", file.display()).as_bytes())?;
+    let wanted =
+        |tunnel: &TunnelName| Path::new(UNITS).join(format!("vpn-exec@{tunnel}.service.wants")).join(service.as_str());
+    if let Some(former) = former.filter(|former| former != tunnel) {
+        let link = wanted(&former);
+        remove(&link).map_err(|error| cannot_write(&link, &error))?;
+    }
     if unit.is_enabled {
         // A service that stopped with its tunnel would not be started with it again otherwise.
-        let link = want(&keeper, service)?;
+        let link = wanted(tunnel);
+        want(&link, service)?;
         print(format!("{} is made, so {service} is started with the tunnel\n", link.display()).as_bytes())?;
     }
     systemctl(&["daemon-reload"])?;
+    if let Some(setting) = lost(service, tunnel)? {
+        return Err(Failure::new(format!("{} does not hold: {setting}= is set anew after it", file.display()))
+            .advise(format!("take that out of the file that sorts after it, see `systemctl cat {service}`")));
+    }
     print(format!("now it takes `systemctl restart {service}`\n").as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(service: &ServiceName, text: &str) -> Result<PathBuf, Failure> {
-    let folder = Path::new(UNITS).join(format!("{service}.d"));
-    let file = folder.join(FILE);
-    let written = fs::create_dir_all(&folder).and_then(|()| fs::write(&file, text));
-    written.map_err(|error| cannot_write(&file, &error))?;
-    Ok(file)
+/// Which tunnel a drop-in of ours puts its service into.
+fn tunnel_of(file: &Path) -> Option<TunnelName> {
+    let text = fs::read_to_string(file).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("NetworkNamespacePath="))?;
+    Path::new(path).file_name()?.to_str()?.parse().ok()
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    let folder = file.parent().unwrap_or(Path::new(UNITS));
+    fs::create_dir_all(folder).and_then(|()| fs::write(file, text)).map_err(|error| cannot_write(file, &error))
+}
+
+fn remove(link: &Path) -> io::Result<()> {
+    match fs::remove_file(link) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Which setting of the drop-in another one takes back: what is said last holds, and an empty list takes away all that was in it.
+fn lost(service: &ServiceName, tunnel: &TunnelName) -> Result<Option<&'static str>, Failure> {
+    let Some(properties) = show(&instance(service))? else { return Ok(None) };
+    let is_own = properties.get("NetworkNamespacePath").is_some_and(|path| Path::new(path) == path_of(tunnel.as_str()));
+    let has = |name: &str, part: &str| {
+        properties.get(name).is_some_and(|value| value.split_whitespace().any(|entry| entry.contains(part)))
+    };
+    let held = [
+        ("NetworkNamespacePath", is_own),
+        ("TemporaryFileSystem", has("TemporaryFileSystem", "/run:")),
+        ("BindReadOnlyPaths", has("BindReadOnlyPaths", ":/etc/resolv.conf")),
+    ];
+    Ok(held.into_iter().find(|(_, holds)| !holds).map(|(name, _)| name))
 }
 
 /// Has the keeper want the service.
-fn want(keeper: &str, service: &ServiceName) -> Result<PathBuf, Failure> {
-    let folder = Path::new(UNITS).join(format!("{keeper}.wants"));
-    let link = folder.join(service.as_str());
-    let made = fs::create_dir_all(&folder).and_then(|()| match symlink(format!("../{service}"), &link) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
+fn want(link: &Path, service: &ServiceName) -> Result<(), Failure> {
+    let made = fs::create_dir_all(link.parent().unwrap_or(Path::new(UNITS))).and_then(|()| {
+        match symlink(format!("../{service}"), link) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
     });
-    made.map_err(|error| cannot_write(&link, &error))?;
-    Ok(link)
+    made.map_err(|error| cannot_write(link, &error))
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> Failure {
@@ -71,8 +124,18 @@ fn cannot_write(path: &Path, error: &io::Error) -> Failure {
         .advise("run it as root, or print the drop-in without --install and put it where your units are")
 }
 
+/// The name by which systemd tells of a service. Of a template there is nothing but instances.
+fn instance(service: &ServiceName) -> String {
+    match service.prefix() {
+        Some(prefix) if service.is_template() => format!("{prefix}@{ANY}.service"),
+        _ => service.to_string(),
+    }
+}
+
 /// What systemd knows of a service.
 struct Unit {
+    /// Its own name, where it has others.
+    name: ServiceName,
     facts: ServiceFacts,
     is_known: bool,
     is_enabled: bool,
@@ -80,12 +143,10 @@ struct Unit {
 
 impl Unit {
     fn read(service: &ServiceName) -> Result<Self, Failure> {
-        let unknown = Self { facts: ServiceFacts::default(), is_known: false, is_enabled: false };
-        // Of a template there is nothing but instances.
-        if service.is_template() {
-            return Ok(unknown);
-        }
-        let Some(properties) = show(service.as_str())? else { return Ok(unknown) };
+        let Some(properties) = show(&instance(service))? else {
+            let (name, facts) = (service.clone(), ServiceFacts::default());
+            return Ok(Self { name, facts, is_known: false, is_enabled: false });
+        };
         let text = |name: &str| properties.get(name).map(String::as_str).unwrap_or_default();
         match text("LoadState") {
             "loaded" => {}
@@ -96,9 +157,19 @@ impl Unit {
             }
             state => return Err(Failure::new(format!("systemd cannot use {service}: it is {state}"))),
         }
+        let name: ServiceName = text("Id").replace(ANY, "").parse().unwrap_or_else(|_| service.clone());
         let words = |name: &str| text(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let path = |name: &str| Some(text(name)).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let used = words("ReadWritePaths").into_iter().chain(words("ReadOnlyPaths"));
+        let used = ["ReadWritePaths", "ReadOnlyPaths", "ExecPaths", "NoExecPaths"].into_iter().flat_map(words);
+        let mut sockets: Vec<String> =
+            words("TriggeredBy").into_iter().filter(|unit| unit.ends_with(".socket")).collect();
+        // One that starts an instance for each connection is not told of until there is a connection.
+        if let Some(accepting) = name.prefix().map(|prefix| format!("{prefix}.socket"))
+            && !sockets.contains(&accepting)
+            && accepts(&accepting)?
+        {
+            sockets.push(accepting);
+        }
         let facts = ServiceFacts {
             kind: text("Type").to_owned(),
             // A name may be followed by one of a link to it.
@@ -106,20 +177,36 @@ impl Unit {
                 .iter()
                 .filter_map(|name| name.split(':').next().map(str::to_owned))
                 .collect(),
-            used_paths: used.filter(|path| path.starts_with('/')).map(PathBuf::from).collect(),
+            used_paths: used.filter_map(|path| used_path(&path)).collect(),
             bind_paths: words("BindPaths").into_iter().chain(words("BindReadOnlyPaths")).collect(),
             pid_file: path("PIDFile"),
             private_network: text("PrivateNetwork") == "yes",
             network_namespace: path("NetworkNamespacePath"),
             joins_namespace_of: words("JoinsNamespaceOf"),
-            sockets: words("TriggeredBy")
-                .iter()
-                .filter(|unit| unit.ends_with(".socket"))
-                .filter_map(|unit| socket(unit).transpose())
-                .collect::<Result<_, _>>()?,
+            sockets: sockets.iter().filter_map(|unit| socket(unit).transpose()).collect::<Result<_, _>>()?,
         };
-        Ok(Self { facts, is_known: true, is_enabled: text("UnitFileState") == "enabled" })
+        // What was made of a script for System V's init is enabled by links that are none of systemd's.
+        let is_enabled = match text("UnitFileState") {
+            "enabled" => !service.is_template(),
+            "generated" => !words("WantedBy").is_empty(),
+            _ => false,
+        };
+        Ok(Self { name, facts, is_known: true, is_enabled })
     }
+}
+
+/// An entry of `ReadWritePaths=` or the like, if it must exist or is `/run`.
+fn used_path(entry: &str) -> Option<PathBuf> {
+    let path = Path::new(entry.trim_start_matches(['-', '+']));
+    (path == Path::new("/run") || path == Path::new(entry)).then(|| path.to_owned())
+}
+
+/// Whether a socket unit starts an instance of a service for each connection (systemd.socket(5), Accept=), and is in use.
+fn accepts(unit: &str) -> Result<bool, Failure> {
+    let Some(properties) = show(unit)? else { return Ok(false) };
+    let is = |name: &str, values: &[&str]| properties.get(name).is_some_and(|value| values.contains(&value.as_str()));
+    let is_unused = is("ActiveState", &["inactive", "failed"]) && is("UnitFileState", &["disabled", "masked", ""]);
+    Ok(is("Accept", &["yes"]) && !is_unused)
 }
 
 fn socket(unit: &str) -> Result<Option<SocketFacts>, Failure> {

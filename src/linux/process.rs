@@ -301,8 +301,17 @@ impl ProcessId {
 
 /// Sends a signal to a process. That it is gone already is no error.
 pub fn kill(pid: i32, signal: Signal) -> io::Result<()> {
-    match nix::sys::signal::kill(Pid::from_raw(pid), signal) {
-        Err(nix::errno::Errno::ESRCH) => Ok(()),
-        other => Ok(other?),
+    kill_by_number(pid, signal as i32)
+}
+
+/// The same with a signal's number, since real-time signals have no names.
+pub fn kill_by_number(pid: i32, number: i32) -> io::Result<()> {
+    // SAFETY: kill(2) takes plain numbers.
+    match unsafe { libc::kill(pid, number) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            error => Err(error),
+        },
     }
 }

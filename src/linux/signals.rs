@@ -2,6 +2,7 @@
 //! SIGHUP, say) reaches the program as it came.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -40,8 +41,8 @@ impl Inherited {
 /// A signal that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Which.
-    pub signal: Signal,
+    /// Which: its number, since the real-time signals have no names (signal(7)).
+    pub number: i32,
     /// Whether the kernel sent it: then a terminal sent it, to every process of the foreground group alike.
     pub from_kernel: bool,
     /// Whether the calling process has sent it itself, as to a group that it belongs to.
@@ -50,13 +51,25 @@ pub struct Received {
     pub sender: i32,
 }
 
+impl Received {
+    /// Whether it is this signal.
+    pub fn is(&self, signal: Signal) -> bool {
+        self.number == signal as i32
+    }
+}
+
+/// The numbers of the real-time signals that are free for programs.
+pub fn real_time() -> RangeInclusive<i32> {
+    libc::SIGRTMIN()..=libc::SIGRTMAX()
+}
+
 impl Signals {
-    /// Blocks `signals` in the calling thread and in threads and processes that it makes later, and lets them be read. Children are
+    /// Blocks signals, given by their numbers, in the calling thread and in threads and processes that it makes later, and lets them be read. Children are
     /// waited for from now on: where SIGCHLD was inherited as ignored, the kernel would hide their ends (wait(2)).
-    pub fn block(signals: &[Signal]) -> io::Result<Self> {
+    pub fn block(numbers: impl IntoIterator<Item = i32>) -> io::Result<Self> {
         // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe.
         let children = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
-        let set: SigSet = signals.iter().copied().collect();
+        let set = set_of(numbers);
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before))?;
         let descriptor = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
@@ -66,7 +79,7 @@ impl Signals {
 
     /// Blocks all signals, and lets some be read, for a process that ends in order whatever is sent to it.
     pub fn block_all_but_read(signals: &[Signal]) -> io::Result<Self> {
-        let read = Self::block(signals)?;
+        let read = Self::block(signals.iter().map(|signal| *signal as i32))?;
         set_mask(&SigSet::all())?;
         Ok(read)
     }
@@ -79,16 +92,29 @@ impl Signals {
     /// The next signal, if there is one.
     pub fn receive(&mut self) -> io::Result<Option<Received>> {
         let Some(info) = self.descriptor.read_signal()? else { return Ok(None) };
-        let signal = Signal::try_from(info.ssi_signo as i32)?;
         let from_kernel = info.ssi_code == SI_KERNEL;
         let from_self = !from_kernel && info.ssi_pid == std::process::id();
-        Ok(Some(Received { signal, from_kernel, from_self, sender: info.ssi_pid.cast_signed() }))
+        let (number, sender) = (info.ssi_signo.cast_signed(), info.ssi_pid.cast_signed());
+        Ok(Some(Received { number, from_kernel, from_self, sender }))
     }
 }
 
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
+    }
+}
+
+/// The set of these numbers. What is none of a signal is left out.
+fn set_of(numbers: impl IntoIterator<Item = i32>) -> SigSet {
+    // SAFETY: `set` is plain data for which all zeros is valid, is made empty first, and holds what sigaddset(3) has put into it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for number in numbers {
+            libc::sigaddset(&raw mut set, number);
+        }
+        SigSet::from_sigset_t_unchecked(set)
     }
 }
 
@@ -110,12 +136,12 @@ pub fn restore_sigpipe() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the calling process ignores a signal.
-pub fn is_ignored(signal: Signal) -> io::Result<bool> {
+/// Whether the calling process ignores a signal, given by its number.
+pub fn is_ignored(number: i32) -> io::Result<bool> {
     // SAFETY: `sigaction` is plain data for which all zeros is valid; without a new action nothing is changed.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        match libc::sigaction(signal as i32, std::ptr::null(), &raw mut action) {
+        match libc::sigaction(number, std::ptr::null(), &raw mut action) {
             0 => Ok(action.sa_sigaction == libc::SIG_IGN),
             _ => Err(io::Error::last_os_error()),
         }

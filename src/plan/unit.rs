@@ -45,7 +45,7 @@ pub struct ServiceFacts {
     pub kind: String,
     /// `RuntimeDirectory=`: folders below `/run` that are the service's own.
     pub runtime_directories: Vec<String>,
-    /// `ReadWritePaths=` and `ReadOnlyPaths=`, as far as they must exist.
+    /// `ReadWritePaths=`, `ReadOnlyPaths=`, `ExecPaths=` and `NoExecPaths=`, as far as they must exist, and `/run` itself in any case.
     pub used_paths: Vec<PathBuf>,
     /// `BindPaths=` and `BindReadOnlyPaths=`, an entry each: `[-]SOURCE[:TARGET[:OPTIONS]]`.
     pub bind_paths: Vec<String>,
@@ -122,6 +122,12 @@ pub enum UnitError {
         "the unit binds {0}, and the host's resolvers with it, in the place of a /run without them: take that away"
     )]
     BindsRun(String),
+    /// Of several settings for one path, systemd mounts one; and these go before the drop-in's.
+    #[error(
+        "the unit has /run in ReadWritePaths=, ReadOnlyPaths=, ExecPaths= or NoExecPaths=, by which systemd shows the host's /run, and the \
+         host's resolvers with it: name what is below it that the service needs instead"
+    )]
+    UsesRun,
     /// It shows what must not be seen already.
     #[error("the unit binds {0}, by which the host looks names up, past the tunnel: take that away")]
     BindsResolver(String),
@@ -177,10 +183,10 @@ After={keeper}
 NetworkNamespacePath=/run/netns/{tunnel}
 RestrictNamespaces=~net
 
-# Names are the tunnel's.
-BindReadOnlyPaths={names}/resolv.conf:/etc/resolv.conf
-BindReadOnlyPaths={names}/hosts:/etc/hosts
-BindReadOnlyPaths={names}/nsswitch.conf:/etc/nsswitch.conf
+# Names are the tunnel's, also where the unit binds a file of the host's there: systemd mounts one of both, and prefers norbind.
+BindReadOnlyPaths={names}/resolv.conf:/etc/resolv.conf:norbind
+BindReadOnlyPaths={names}/hosts:/etc/hosts:norbind
+BindReadOnlyPaths={names}/nsswitch.conf:/etc/nsswitch.conf:norbind
 
 # Nobody of the host can be asked for them: of /run, only this is there. A mask over /run/nscd alone would go with that folder
 # whenever nscd is restarted.
@@ -230,6 +236,9 @@ fn refusals(request: &UnitRequest, facts: &ServiceFacts, shown: &[PathBuf]) -> V
         if !shown.iter().any(|path| real.starts_with(path)) {
             errors.push(UnitError::PidFile(file.clone()));
         }
+    }
+    if facts.used_paths.iter().any(|path| path == Path::new("/run")) {
+        errors.push(UnitError::UsesRun);
     }
     errors.extend(shown.iter().filter_map(|path| refusal_of_path(path, *dbus)));
     errors.extend(facts.bind_paths.iter().filter_map(|entry| refusal_of_bind(entry, shown, *dbus)));

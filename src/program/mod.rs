@@ -33,7 +33,7 @@ use crate::tunnel::lease::Lease;
 use child::Child;
 use identity::Identity;
 use notify::Passage;
-pub use supervise::WATCHED;
+pub use supervise::watched;
 use witness::Witness;
 
 /// What runs, where and as whom.

@@ -21,8 +21,16 @@ use crate::names::TunnelName;
 use crate::tunnel::lease::{Event, Lease};
 use crate::tunnel::recovery;
 
-/// The signals that are passed on, and SIGCHLD.
-pub const WATCHED: [Signal; 10] = [
+/// The numbers of the signals that are passed on, and of SIGCHLD: all that somebody may send who means the program. A service manager
+/// sends SIGABRT to one that hangs (systemd.service(5), WatchdogSignal=), and whatever the unit says to stop it (KillSignal=).
+pub fn watched() -> impl Iterator<Item = i32> {
+    WATCHED.into_iter().map(|signal| signal as i32).chain(signals::real_time())
+}
+
+const WATCHED: [Signal; 13] = [
+    Signal::SIGABRT,
+    Signal::SIGALRM,
+    Signal::SIGPWR,
     Signal::SIGCHLD,
     Signal::SIGINT,
     Signal::SIGTERM,
@@ -172,14 +180,17 @@ impl Supervision<'_> {
     }
 
     fn pass_on(&mut self, received: Received) -> io::Result<()> {
-        if received.signal == Signal::SIGCHLD || received.from_self {
+        if received.is(Signal::SIGCHLD) || received.from_self {
             return Ok(());
         }
         if received.from_kernel {
             // A terminal's signal goes to all processes of the foreground group, the program among them: it has it already. But of
             // its end the terminal tells the session's leader alone.
-            let hung_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT) && is_session_leader();
-            return if hung_up { self.hang_up(received.signal) } else { self.pass_to_distant_orphans(received.signal) };
+            let hung_up = [Signal::SIGHUP, Signal::SIGCONT].into_iter().find(|signal| received.is(*signal));
+            return match hung_up.filter(|_| is_session_leader()) {
+                Some(signal) => self.hang_up(signal),
+                None => self.pass_to_distant_orphans(received.number),
+            };
         }
         if let Some(witness) = &mut self.witness
             && witness.has_seen(received)?
@@ -188,24 +199,24 @@ impl Supervision<'_> {
             return Ok(());
         }
         if self.ended.is_none() {
-            return process::kill(self.pid.as_raw(), received.signal);
+            return process::kill_by_number(self.pid.as_raw(), received.number);
         }
         for orphan in self.orphans()? {
-            process::kill(orphan, received.signal)?;
+            process::kill_by_number(orphan, received.number)?;
         }
         Ok(())
     }
 
     /// Once the program has ended, what it has left behind is what the terminal's signals are for; what is in another group has not
     /// had them.
-    fn pass_to_distant_orphans(&self, signal: Signal) -> io::Result<()> {
+    fn pass_to_distant_orphans(&self, number: i32) -> io::Result<()> {
         if self.ended.is_none() {
             return Ok(());
         }
         let own = nix::unistd::getpgrp();
         for orphan in self.orphans()? {
             if nix::unistd::getpgid(Some(Pid::from_raw(orphan))) != Ok(own) {
-                process::kill(orphan, signal)?;
+                process::kill_by_number(orphan, number)?;
             }
         }
         Ok(())

@@ -41,7 +41,12 @@ impl Witness {
     /// Starts one, if this process is the main one of a service. `signals` are those that it watches for.
     pub(super) fn start(signals: &mut Signals) -> io::Result<Option<Self>> {
         let own = std::process::id();
-        if std::env::var("SYSTEMD_EXEC_PID").ok().and_then(|pid| pid.parse().ok()) != Some(own) {
+        // Before version 248, systemd does not say who is meant. It is its child, then.
+        let is_main = match std::env::var("SYSTEMD_EXEC_PID") {
+            Ok(pid) => pid.parse() == Ok(own),
+            Err(_) => std::env::var_os("INVOCATION_ID").is_some() && nix::unistd::getppid().as_raw() == 1,
+        };
+        if !is_main {
             return Ok(None);
         }
         let manager = nix::unistd::getppid().as_raw();
@@ -74,7 +79,7 @@ impl Witness {
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if self.seen.remove(&(received.signal as i32)).is_some_and(|at| at.elapsed() < FRESH) {
+            if self.seen.remove(&received.number).is_some_and(|at| at.elapsed() < FRESH) {
                 return Ok(true);
             }
             let left = PATIENCE.saturating_sub(begin.elapsed());
@@ -109,7 +114,7 @@ fn be_witness(launcher: u32, manager: i32, signals: &mut Signals, writer: &Owned
         wait_for(&[signals.as_fd()], None)?;
         while let Some(received) = signals.receive()? {
             if received.sender == manager && !received.from_kernel {
-                let number = u8::try_from(received.signal as i32).unwrap_or_default();
+                let number = u8::try_from(received.number).unwrap_or_default();
                 // Where there is no room, nobody listens.
                 let _ = rustix::io::write(writer, &[number]);
             }

@@ -65,7 +65,7 @@ fn the_exit_status_is_the_programs() {
 #[test]
 fn signals_reach_the_program() {
     test_with_file(|config| {
-        for signal in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH"] {
+        for signal in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "ABRT", "ALRM", "PWR", "37", "64"] {
             let script = format!("trap 'echo got; exit 3' {signal}; echo ready; while :; do sleep 0.05; done");
             let mut child = vpn_exec(&config, &[], &["sh", "-c", &script]).stdout(Stdio::piped()).spawn()?;
             let mut output = BufReader::new(child.stdout.take().context("piped")?);

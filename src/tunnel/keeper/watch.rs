@@ -244,15 +244,14 @@ impl Keeper {
 
     fn take_signals(&mut self) -> io::Result<Option<End>> {
         while let Some(received) = self.signals.receive()? {
-            match received.signal {
-                Signal::SIGHUP => {
-                    self.manager.reloading();
-                    self.reload_by_itself();
-                    self.manager.ready_again();
-                }
-                // One that is there for its leases ends with them: their holders have the same signal from whoever ends all.
-                Signal::SIGTERM if !self.foreground && !self.tunnel.is_standing() => {}
-                _ => return Ok(Some(End::Ordered)),
+            // One that is there for its leases ends with them: their holders have the same signal from whoever ends all.
+            let is_for_others = !self.foreground && !self.tunnel.is_standing();
+            if received.is(Signal::SIGHUP) {
+                self.manager.reloading();
+                self.reload_by_itself();
+                self.manager.ready_again();
+            } else if !(received.is(Signal::SIGTERM) && is_for_others) {
+                return Ok(Some(End::Ordered));
             }
         }
         Ok(None)
