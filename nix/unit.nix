@@ -3,69 +3,38 @@
 let
   inherit (builtins)
     any
-    attrNames
-    concatLists
     concatMap
     concatStringsSep
     elem
     elemAt
     filter
-    foldl'
-    fromJSON
-    genList
     head
-    isAttrs
     isList
     isString
     length
     map
     match
-    replaceStrings
-    sort
     split
-    stringLength
     substring
     tail
-    toJSON
     ;
-
-  hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
-  hasSuffix =
-    suffix: text:
-    let
-      rest = stringLength text - stringLength suffix;
-    in
-    rest >= 0 && substring rest (stringLength suffix) text == suffix;
-  dropSuffix = suffix: text: substring 0 (stringLength text - stringLength suffix) text;
-  optional = condition: value: if condition then [ value ] else [ ];
-  optionals = condition: values: if condition then values else [ ];
-  toList = value: if isList value then value else [ value ];
-  words = text: filter (word: isString word && word != "") (split "[ \t\n]+" text);
-  lines = concatMap (line: [ "${line}\n" ]);
-
-  # --- Paths, compared by their components.
-
-  parts = path: filter (part: isString part && part != "" && part != ".") (split "/" path);
-  isAbsolute = hasPrefix "/";
-  isBelow =
-    folder: path:
-    let
-      outer = parts folder;
-      inner = parts path;
-    in
-    isAbsolute folder == isAbsolute path
-    && length outer <= length inner
-    && genList (elemAt inner) (length outer) == outer;
-  # A separator comes before all that a name can have.
-  sortKey = replaceStrings [ "/" ] [ (fromJSON ''"\u0001"'') ];
-  sortPaths = paths: unique (sort (a: b: sortKey a < sortKey b) paths);
-  unique = foldl' (
-    known: path:
-    if any (other: isAbsolute other == isAbsolute path && parts other == parts path) known then
-      known
-    else
-      known ++ [ path ]
-  ) [ ];
+  inherit (import ./text.nix)
+    dropSuffix
+    hasPrefix
+    hasSuffix
+    isAbsolute
+    isBelow
+    lines
+    optional
+    parts
+    sortPaths
+    toList
+    words
+    ;
+  inherit (import ./tunnel.nix)
+    keeper
+    netnsPath
+    ;
 
   # --- What of /run a service sees: as in src/plan/unit.rs and src/plan/hidden.rs.
 
@@ -101,27 +70,7 @@ let
   hidden =
     dbus:
     resolvers ++ optional (dbus != "system") "/run/dbus/system_bus_socket" ++ [ "/var/lib/sss/pipes" ];
-
-  # --- Names.
-
-  netnsPath = tunnel: "/run/netns/${tunnel}";
-  keeper = tunnel: "vpn-exec@${tunnel}.service";
-  credential = tunnel: "vpn-exec.${tunnel}";
   serviceName = name: if hasSuffix ".service" name then name else "${name}.service";
-
-  # Why a text cannot be a tunnel's name, or null. What a unit's name cannot have is left out, since a tunnel is a unit here.
-  tunnelNameProblem =
-    name:
-    if name == "" then
-      "it is empty"
-    else if match "[A-Za-z0-9_.-]+" name == null then
-      "allowed are letters, digits and _ . -"
-    else if match "[.-].*" name != null then
-      "it must begin with a letter, a digit or _"
-    else if stringLength name > 64 then
-      "it has ${toString (stringLength name)} characters, and at most 64 are allowed"
-    else
-      null;
 
   # --- The drop-in.
 
@@ -434,214 +383,6 @@ let
     ];
     UMask = "0077";
   };
-
-  # --- Tunnels.
-
-  # Where the provider's file cannot be, or null. The value is not shown: it may be the secret.
-  configFileProblem =
-    value:
-    let
-      # A path of Nix is not copied into the store by this.
-      path = toString value;
-    in
-    if
-      match ".*\n.*" path != null
-      || match ".*PrivateKey[ \t]*=.*" path != null
-      || match "[A-Za-z0-9+/]{43}=" path != null
-    then
-      "it is the file's contents or a key, which everybody on the machine could read in the Nix store: give the path of a file that is there when the machine runs"
-    else if !(isAbsolute path) then
-      "it is no absolute path"
-    else if isBelow builtins.storeDir path then
-      "it is in the Nix store, which everybody on the machine can read, and with it the private key: give the path of a file outside of it, such as one that sops-nix or agenix makes"
-    else
-      null;
-
-  # `[ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp][,proxy-protocol=v2]`, read; null if it is something else, of which `vpn-exec check` says more.
-  publish =
-    text:
-    let
-      found = match "(([0-9.]+|\\[[0-9A-Fa-f:.]+]):)?([0-9]+)(-([0-9]+))?:([0-9]+)(-[0-9]+)?(/(tcp|udp|TCP|UDP))?(,.*)?" text;
-      number =
-        digits: fromJSON (if match "0+" digits != null then "0" else head (match "0*([0-9]+)" digits));
-      first = number (elemAt found 2);
-      last = if elemAt found 4 == null then first else number (elemAt found 4);
-      protocol = elemAt found 8;
-    in
-    if found == null then
-      null
-    else
-      {
-        inherit first last;
-        address = elemAt found 1;
-        protocol =
-          if
-            elem protocol [
-              "udp"
-              "UDP"
-            ]
-          then
-            "udp"
-          else
-            "tcp";
-      };
-
-  # `PORT[-PORT][/tcp|/udp]`, a port of the host that is reached from inside; null if it is something else.
-  hostPort =
-    text:
-    let
-      found = match "([0-9]+)(-([0-9]+))?(/(tcp|udp|TCP|UDP))?" text;
-    in
-    if found == null then
-      null
-    else
-      publish "${head found}${toString (elemAt found 1)}:1${toString (elemAt found 3)}";
-
-  isLoopback = address: address != null && match "127\\..*|\\[::1]" address != null;
-  isEverywhere =
-    address:
-    elem address [
-      null
-      "0.0.0.0"
-      "[::]"
-    ];
-
-  # Whether two published ports cannot both be there.
-  collide =
-    a: b:
-    a.protocol == b.protocol
-    && a.first <= b.last
-    && b.first <= a.last
-    && (a.address == b.address || isEverywhere a.address || isEverywhere b.address);
-
-  # What the host's firewall is to let in: of published ports, and, by the link to a tunnel alone, of ports that are reached from inside.
-  firewall =
-    published:
-    letIn (filter (port: port != null && !(isLoopback port.address)) (map publish published));
-  firewallInside = hostPorts: letIn (filter (port: port != null) (map hostPort hostPorts));
-  letIn =
-    all:
-    let
-      of = protocol: filter (port: port.protocol == protocol) all;
-      ports = protocol: map (port: port.first) (filter (port: port.first == port.last) (of protocol));
-      ranges =
-        protocol:
-        map (port: {
-          from = port.first;
-          to = port.last;
-        }) (filter (port: port.first != port.last) (of protocol));
-    in
-    {
-      allowedTCPPorts = ports "tcp";
-      allowedTCPPortRanges = ranges "tcp";
-      allowedUDPPorts = ports "udp";
-      allowedUDPPortRanges = ranges "udp";
-    };
-
-  # Whether the host forwards for a tunnel.
-  hasLocalNetworks = profile: (profile.local.networks or [ ]) != [ ] || (profile.local.lan or false);
-
-  # How the host's end of a tunnel's link is called (src/plan/interfaces.rs). What follows in a long name is a hash that Nix does not have:
-  # `any` stands for it, as whoever is told writes that.
-  hostInterface =
-    any: tunnel:
-    if stringLength tunnel <= 12 then "ve-${tunnel}" else "ve-${substring 0 5 tunnel}-${any}";
-
-  # Pairs of different tunnels that publish the same port: [ { tunnels = [ a b ]; port; protocol; } ]. `tunnels`: name → list of texts.
-  collisions =
-    tunnels:
-    let
-      all = concatMap (
-        name:
-        map (port: port // { inherit name; }) (filter (port: port != null) (map publish tunnels.${name}))
-      ) (attrNames tunnels);
-      pairs = concatMap (
-        a: map (b: { inherit a b; }) (filter (b: a.name < b.name && collide a b) all)
-      ) all;
-    in
-    map (
-      { a, b }:
-      {
-        tunnels = [
-          a.name
-          b.name
-        ];
-        port = if a.first > b.first then a.first else b.first;
-        inherit (a) protocol;
-      }
-    ) pairs;
-
-  # Texts that are IPv6: networks, resolvers, and addresses that ports are published at.
-  ipv6Entries =
-    profile:
-    filter (text: match ".*:.*" text != null) (
-      (profile.local.networks or [ ]) ++ (profile.dns.servers or [ ])
-    )
-    ++ filter (text: match "\\[.*" text != null) (profile.local.publish or [ ]);
-
-  # Of a profile, what a tunnel that is up cannot take over: it is restarted when this changes, and reloaded when anything else does.
-  fixed = profile: {
-    backend = profile.backend or "auto";
-    # A keeper gives up the right to the ports of root once it listens.
-    privileged =
-      let
-        isPrivileged =
-          parse: text:
-          let
-            port = parse text;
-          in
-          port != null && port.first < 1024;
-      in
-      filter (isPrivileged publish) (profile.local.publish or [ ])
-      ++ filter (isPrivileged hostPort) (profile.local.host-ports or [ ]);
-    # With these, the link to the host is made without IPv6 (src/plan/privileges.rs).
-    raw = any (name: match "(cap_|CAP_)?(net_raw|NET_RAW|net_admin|NET_ADMIN)" name != null) (
-      profile.program.capabilities or [ ]
-    );
-  };
-
-  # --- The profile as TOML. JSON's strings, numbers and booleans are TOML's, too.
-
-  toml =
-    let
-      key = name: if match "[A-Za-z0-9_-]+" name != null then name else toJSON name;
-      value =
-        it:
-        if isList it then
-          "[${concatStringsSep ", " (map value it)}]"
-        else if isAttrs it then
-          "{ ${concatStringsSep ", " (map (name: "${key name} = ${value it.${name}}") (attrNames it))} }"
-        else
-          toJSON it;
-      # Tables come after all that is above them.
-      isTable = table: name: isAttrs table.${name};
-      assignments =
-        table:
-        concatMap (
-          name: optional (!isTable table name && table.${name} != null) "${key name} = ${value table.${name}}"
-        ) (attrNames table);
-      tables = profile: filter (isTable profile) (attrNames profile);
-    in
-    profile:
-    concatStringsSep "" (
-      lines (
-        assignments profile
-        ++ concatLists (
-          map (
-            name:
-            optionals (profile.${name} != { }) (
-              [
-                ""
-                "[${key name}]"
-              ]
-              ++ assignments profile.${name}
-              ++ map (inner: "${key inner} = ${value profile.${name}.${inner}}") (tables profile.${name})
-            )
-          ) (tables profile)
-        )
-      )
-    );
-
   # --- What a module reads out of a service.
 
   # Facts of a service, from NixOS's `serviceConfig` and `unitConfig`. `sockets` are those that start it.
@@ -732,21 +473,9 @@ let
 in
 {
   inherit
-    collisions
-    configFileProblem
-    credential
     factsOf
-    firewall
-    firewallInside
-    fixed
-    hasLocalNetworks
     hidden
-    hostInterface
-    ipv6Entries
-    keeper
-    netnsPath
     pathProblem
-    publish
     refusals
     refusalsIn
     restrictions
@@ -757,8 +486,6 @@ in
     socket
     socketFactsOf
     text
-    toml
-    tunnelNameProblem
     withoutRun
     ;
 }

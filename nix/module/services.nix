@@ -8,9 +8,10 @@
 let
   inherit (lib) mkOption types;
   rules = import ../unit.nix;
+  inherit (import ../tunnel.nix) keeper netnsPath tunnelNameProblem;
   cfg = config.services.vpn-exec;
   # Of a name that is refused nothing is made: what refuses it has better words.
-  isName = name: rules.tunnelNameProblem name == null;
+  isName = name: tunnelNameProblem name == null;
   tunnels = lib.filterAttrs (name: tunnel: tunnel.enable && isName name) cfg.tunnels;
 
   # NixOS's programs look users up by nscd's socket alone: of NSS modules (users of DynamicUser= are one's) they find none. So there is an nscd
@@ -65,9 +66,7 @@ let
         apply =
           it:
           it
-          ++ lib.optional (tunnel != null && isName tunnel && config.enable && isStarted it) (
-            rules.keeper tunnel
-          );
+          ++ lib.optional (tunnel != null && isName tunnel && config.enable && isStarted it) (keeper tunnel);
       };
     };
 
@@ -260,7 +259,7 @@ in
           known option unit
           ++ lib.optionals (tunnels ? ${tunnel}) [
             {
-              assertion = path == rules.netnsPath tunnel;
+              assertion = path == netnsPath tunnel;
               message = "${option} is in the tunnel `${tunnel}`, and has NetworkNamespacePath=${toString path}: leave one of them out.";
             }
           ];

@@ -7,7 +7,7 @@
 }:
 let
   inherit (lib) mkOption types;
-  rules = import ../unit.nix;
+  rules = import ../tunnel.nix;
   cfg = config.services.vpn-exec;
   enabled = lib.filterAttrs (_: tunnel: tunnel.enable) cfg.tunnels;
   # Of a name that is refused nothing is made: what refuses it has better words.

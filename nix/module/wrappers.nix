@@ -7,7 +7,7 @@
 }:
 let
   inherit (lib) mkOption types;
-  rules = import ../unit.nix;
+  rules = import ../tunnel.nix;
   cfg = config.programs.vpn-exec;
   inherit (config.services.vpn-exec) package tunnels;
 

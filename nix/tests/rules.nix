@@ -1,6 +1,6 @@
 # The pure rules, without nixpkgs: `nix-instantiate --eval --strict --json nix/tests/rules.nix`. Each case is what is decided and what should be.
 let
-  rules = import ../unit.nix;
+  rules = import ../unit.nix // import ../tunnel.nix;
   inherit (builtins)
     attrNames
     concatLists
