@@ -447,6 +447,14 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         reloads(&file, &["8080:81", "8082:82"])?;
         converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
         ensure!(is_alive(&to_82));
+        // All addresses of a family are in the way of each.
+        reloads(&file, &["0.0.0.0:8080:81", "8082:82"])?;
+        reloads(&file, &["127.0.0.1:8080:81", "8082:82"])?;
+        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080).is_err() && is_alive(&to_82));
+        reloads(&file, &["0.0.0.0:8080:81", "8082:82"])?;
+        converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
+        reloads(&file, &["8080:81", "8082:82"])?;
+        ensure!(is_alive(&to_82));
 
         // A successor has what was changed to.
         let mut program = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
@@ -476,6 +484,30 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         let changes = before.changes_within(PATIENCE)?;
         ensure!(changes.is_empty(), "{changes:#?}");
         Ok(())
+    });
+}
+
+#[test]
+fn a_program_that_listens_at_a_new_address_of_its_tunnel_is_reached() {
+    lab::test(Peer::Ours, |lab| {
+        const NEW: Ipv4Addr = Ipv4Addr::new(10, 99, 99, 99);
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let inside = up_from(&file, &["8080:80", "5300:53/udp"])?;
+        let text = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, text.replacen("Address = ", &format!("Address = {NEW}/32, "), 1))?;
+        let said = reloads(&file, &["8080:80", "5300:53/udp"])?;
+        ensure!(said.contains(&NEW.to_string()), "{said}");
+        shout(&inside, NEW, 80)?;
+        converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
+        let socket = inside.run(|| UdpSocket::bind((NEW, 53)))?;
+        socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        client.send_to(b"hello", (Ipv4Addr::LOCALHOST, 5300))?;
+        let mut buffer = [0; 16];
+        let (length, _) = socket.recv_from(&mut buffer).context("no datagram")?;
+        ensure!(buffer[..length] == *b"hello");
+        drop((socket, inside));
+        down()
     });
 }
 

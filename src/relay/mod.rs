@@ -94,6 +94,8 @@ enum Order {
     TakeBack(Vec<Bound>),
     /// Change the entrances. What has come by one that is closed, or that leads elsewhere now, ends.
     Change(Change, Vec<Bound>),
+    /// Lead whoever comes from now on to the first of these addresses that takes it.
+    Aim(Vec<IpAddr>),
 }
 
 impl Relay {
@@ -177,6 +179,14 @@ impl Relay {
         self.order(Order::Change(change, bound))?;
         self.entrances = entrances;
         Ok(())
+    }
+
+    /// Has whoever comes from now on led to the first of these addresses that takes it. Who has come goes on.
+    ///
+    /// # Errors
+    /// If the relay has ended by itself.
+    pub fn aim(&self, targets: Vec<IpAddr>) -> io::Result<()> {
+        self.order(Order::Aim(targets))
     }
 
     /// Has something done, and waits for it.
@@ -384,6 +394,7 @@ impl Work {
                     self.listen(bound)?;
                 }
             }
+            Order::Aim(targets) => self.targets = targets,
         }
         Ok(())
     }

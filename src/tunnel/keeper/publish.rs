@@ -188,10 +188,16 @@ impl Keeper {
         Ok(())
     }
 
-    /// Changes to the ports that were taken.
+    /// Changes to the ports that were taken, once the tunnel is changed.
     pub(super) fn commit_ports(&mut self, prepared: Prepared) {
         prepared.published.commit(&mut self.published);
         prepared.host_ports.commit(&mut self.host_ports);
+        // The tunnel may have other addresses now, at which the program listens.
+        if let Some(relay) = &self.published
+            && let Err(error) = self.tunnel.inner_addresses().and_then(|(targets, _)| relay.aim(targets))
+        {
+            tracing::error!("the program is not reached at new addresses of its tunnel: {error}");
+        }
     }
 
     /// Lets go of the ports that were taken.
