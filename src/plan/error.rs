@@ -127,6 +127,12 @@ pub enum PlanError {
         /// Which.
         port: u16,
     },
+    /// A published port at which WireGuard itself is to listen.
+    #[error("UDP port {port} of the host is published, but is the file's ListenPort: WireGuard itself listens there")]
+    PublishedForWireguard {
+        /// Which.
+        port: u16,
+    },
     /// A port of the host's loopback at which names are asked for.
     #[error(
         "port {port} of the host cannot be reached from inside: names would be asked of the host's resolver, past the tunnel"
@@ -204,6 +210,7 @@ impl PlanError {
                 "leave it out, use Linux 6.17 or newer, or make the host a router: `sysctl net.ipv6.conf.all.forwarding=1`"
             }
             Self::PublishedTwice { .. } => "leave one out: a port on all addresses of the host is on each of them",
+            Self::PublishedForWireguard { .. } => "publish another port, or leave ListenPort out of the file",
             Self::HostPortForNames { .. } => "leave it out: the program asks the tunnel's resolvers",
             Self::HostPortPublished { .. } => {
                 "leave one out, or publish it under another port or at one address of the host"
