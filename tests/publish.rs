@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{HOST, HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::poll::wait_for;
 use vpn_exec::tunnel::{state, status};
@@ -267,6 +268,34 @@ fn a_port_that_is_taken_is_an_error_before_anything_is_done() {
             let changes = before.changes_within(PATIENCE)?;
             ensure!(changes.is_empty(), "{arguments:?}: {changes:#?}");
         }
+        Ok(())
+    });
+}
+
+/// The soft limit of open files is for programs that use select(2).
+#[test]
+fn more_ports_than_the_soft_limit_of_open_files_are_published() {
+    lab::test(Peer::Ours, |lab| {
+        let former = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), ..former })?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let inside = up_from(&file, &["20000-20299:20000-20299"])?;
+        shout(&inside, Ipv4Addr::LOCALHOST, 20299)?;
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 20299)?)?;
+        reloads(&file, &[])?;
+        reloads(&file, &["21000-21299:20000-20299"])?;
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 21299)?)?;
+        drop(inside);
+        down()?;
+        // More than there can be.
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: Some(256) })?;
+        let before = Snapshot::take()?;
+        let file = file.to_str().context("UTF-8")?;
+        let output = vpn_exec(&["up", file, "--backend", lab::backend(), "--publish", "20000-20299:20000-20299"])?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(125) && text.contains("raise the hard limit"), "{text}");
+        let changes = before.changes_within(PATIENCE)?;
+        ensure!(changes.is_empty(), "{changes:#?}");
         Ok(())
     });
 }

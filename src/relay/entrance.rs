@@ -99,6 +99,10 @@ impl BindError {
                 Some("another program has it (see `ss -tulpn`): end that, or publish another port")
             }
             Some(libc::EPERM) if of_host => Some("this takes Linux 5.7 or newer (SO_BINDTODEVICE without CAP_NET_RAW)"),
+            Some(libc::EMFILE) => Some(
+                "a process may not have as many files open as there are ports: name fewer, or raise the hard limit (`ulimit -Hn`, \
+                 LimitNOFILE= of a service)",
+            ),
             Some(libc::EADDRNOTAVAIL) => Some("publish an address that the host has, or leave it out for all"),
             _ => None,
         }
