@@ -78,7 +78,7 @@ fn forward_drops() -> Vec<ForwardDrop> {
 /// Whether a route leads to a network that the host has an interface in.
 fn is_attached(route: &Route) -> bool {
     let is_network = (1..route.destination.max_prefix_len()).contains(&route.destination.prefix_len());
-    route.gateway.is_none() && route.table != Route::LOCAL && is_network
+    route.unicast && route.gateway.is_none() && route.table != Route::LOCAL && is_network
 }
 
 /// The MTU of the host's way to an address, in bytes.
