@@ -145,6 +145,16 @@ fn dns_servers_that_cannot_answer_are_said() {
     }
     assert!(notes[0].contains("the first 3 DNS servers only, not 127.0.0.53"), "{notes:?}");
     assert_eq!(notes.len(), 4, "{notes:?}");
+    // What is no single resolver's, whatever is routed into the tunnel.
+    for (address, server) in [("10.2.0.2/24", "0.0.0.0"), ("10.2.0.2/24", "224.0.0.251"), ("fd00::2/64", "fe80::1")] {
+        let everything = ["0.0.0.0/0", "::/0"];
+        let config = crate::world::config(&[address], &[server], &everything[usize::from(server.contains(':'))..][..1]);
+        let notes = planned(&config, &host()).notes;
+        assert!(
+            notes.iter().any(|note| note.contains(&format!("Nothing answers at the DNS server {server}"))),
+            "{notes:?}"
+        );
+    }
 }
 
 #[test]
