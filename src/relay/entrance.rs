@@ -176,6 +176,8 @@ fn open_at(address: IpAddr, entrance: &Entrance) -> nix::Result<OwnedFd> {
         Protocol::Tcp => {
             // A successor takes the port although connections of the former keeper's are still coming to their end (tcp(7)).
             socket::setsockopt(&opened, sockopt::ReuseAddr, &true)?;
+            // For who is accepted: urgent data (tcp(7)) stays where it is among the rest, so that nothing of it is lost.
+            socket::setsockopt(&opened, sockopt::OobInline, &true)?;
         }
         Protocol::Udp => datagram::tell_destinations(&opened, address)?,
     }
