@@ -27,6 +27,9 @@ pub enum PlanError {
     /// The interface has no address.
     #[error("the tunnel has no address")]
     NoAddress,
+    /// All addresses are of IPv6, and there is none.
+    #[error("the tunnel's addresses are all IPv6, and this kernel has none")]
+    KernelWithoutIpv6,
     /// An address that no interface can have.
     #[error("{address} is {what}, which cannot be the tunnel's address")]
     UnusableAddress {
@@ -189,6 +192,9 @@ impl PlanError {
             Self::NoPeer => "add the provider's [Peer] section with its PublicKey, AllowedIPs and Endpoint",
             Self::OnlyPeerIsSelf => "put the provider's public key into [Peer], not your own",
             Self::NoAddress => "add the provider's `Address = …` to [Interface]",
+            Self::KernelWithoutIpv6 => {
+                "start the kernel without `ipv6.disable=1`, or add the provider's IPv4 Address to [Interface]"
+            }
             Self::UnusableAddress { .. } => "put the address there that the provider gave to this tunnel",
             Self::NothingRouted => "add AllowedIPs to a peer; `AllowedIPs = 0.0.0.0/0, ::/0` is everything",
             Self::FamiliesApart { .. } => "add an Address of the family of the AllowedIPs, or the other way round",

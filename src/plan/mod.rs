@@ -141,7 +141,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let file = &config.wireguard;
 
     wireguard::check(config, &mut findings);
-    let mut reach = wireguard::reach(file, &mut findings);
+    let mut reach = wireguard::reach(file, facts, &mut findings);
     let mtu = mtu::decide(file.interface.mtu, reach.ipv6, facts, &mut findings);
     let interfaces = interfaces::derive(&config.name, facts, &mut findings);
     let servers = names::servers(config);

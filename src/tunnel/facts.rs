@@ -13,6 +13,7 @@ use crate::linux::link::Link;
 use crate::linux::netlink::Netlink;
 use crate::linux::nftables::{DroppingChain, Nftables};
 use crate::linux::route::Route;
+use crate::linux::sysctl;
 use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute};
 
 /// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
@@ -57,7 +58,8 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
     }
     let (last_capability, ipv6_forwarding) = (capabilities::last()?, forwarding::of_ipv6()?);
     let forward_drops = if local.networks.is_empty() && !local.lan { Vec::new() } else { forward_drops() };
-    Ok(Facts { interfaces, routes, endpoint_routes, last_capability, ipv6_forwarding, forward_drops })
+    let without_ipv6 = sysctl::get_if_there("net/ipv6/conf/all/disable_ipv6")?.is_none();
+    Ok(Facts { interfaces, routes, endpoint_routes, last_capability, forward_drops, without_ipv6, ipv6_forwarding })
 }
 
 /// Others' firewalls that could be in the way. Who may not see them is told nothing of them, and no more of a kernel without any.

@@ -1,8 +1,8 @@
 //! What is decided about MTU, routes, families and names in the cases that differ from a plain tunnel's.
 
-use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanOptions, plan};
+use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanError, PlanOptions, plan};
 
-use crate::world::{both, config, host, ips, ipv4, nets, peer, planned, route};
+use crate::world::{both, config, host, ips, ipv4, nets, peer, planned, refused, route};
 
 fn endpoint_route(address: &str, interface: u32, mtu: Option<u32>) -> EndpointRoute {
     EndpointRoute { address: address.parse().expect("an address"), interface: Some(interface), mtu }
@@ -155,6 +155,17 @@ fn dns_servers_that_cannot_answer_are_said() {
             "{notes:?}"
         );
     }
+}
+
+#[test]
+fn a_kernel_without_ipv6_has_a_tunnel_without() {
+    let facts = Facts { without_ipv6: true, ..host() };
+    let planned = planned(&both(), &facts);
+    assert!(!planned.wireguard.ipv6 && planned.veth.host_ipv6.is_none());
+    let all = planned.wireguard.addresses.iter().chain(&planned.wireguard.routes);
+    assert!(all.clone().count() > 0 && all.clone().all(|net| net.addr().is_ipv4()));
+    assert!(planned.notes.iter().any(|note| note.contains("This kernel has no IPv6")), "{:?}", planned.notes);
+    assert_eq!(refused(&config(&["fd00::2/64"], &[], &["::/0"]), &facts)[0], PlanError::KernelWithoutIpv6);
 }
 
 #[test]

@@ -137,3 +137,20 @@ fn a_large_hosts_file_is_shown_whole() {
         Ok(())
     });
 }
+
+/// As a kernel has it that was started with `ipv6.disable=1`.
+#[test]
+fn a_host_whose_kernel_has_no_ipv6_is_served_too() {
+    test_with_file(|config| {
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("without-ipv6", "/proc/sys/net/ipv6", c"tmpfs", flags, None)?;
+        let output = vpn_exec(&config, &[], &["cat", "/proc/net/if_inet6", "/etc/hosts"]).output()?;
+        let text = said(&output);
+        ensure!(output.status.success() && text.contains("This kernel has no IPv6"), "{text}");
+        ensure!(
+            !text.contains("fc00bbbb") && text.lines().filter(|line| line.ends_with(" host.internal")).count() == 1,
+            "{text}"
+        );
+        Ok(())
+    });
+}
