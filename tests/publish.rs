@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{HOST, HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::poll::wait_for;
 use vpn_exec::tunnel::{state, status};
@@ -271,6 +272,34 @@ fn a_port_that_is_taken_is_an_error_before_anything_is_done() {
     });
 }
 
+/// The soft limit of open files is for programs that use select(2).
+#[test]
+fn more_ports_than_the_soft_limit_of_open_files_are_published() {
+    lab::test(Peer::Ours, |lab| {
+        let former = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), ..former })?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let inside = up_from(&file, &["20000-20299:20000-20299"])?;
+        shout(&inside, Ipv4Addr::LOCALHOST, 20299)?;
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 20299)?)?;
+        reloads(&file, &[])?;
+        reloads(&file, &["21000-21299:20000-20299"])?;
+        converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 21299)?)?;
+        drop(inside);
+        down()?;
+        // More than there can be.
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: Some(256) })?;
+        let before = Snapshot::take()?;
+        let file = file.to_str().context("UTF-8")?;
+        let output = vpn_exec(&["up", file, "--backend", lab::backend(), "--publish", "20000-20299:20000-20299"])?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(125) && text.contains("raise the hard limit"), "{text}");
+        let changes = before.changes_within(PATIENCE)?;
+        ensure!(changes.is_empty(), "{changes:#?}");
+        Ok(())
+    });
+}
+
 #[test]
 fn the_successor_of_a_killed_keeper_publishes_the_same_ports() {
     lab::test(Peer::Ours, |lab| {
@@ -447,6 +476,14 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         reloads(&file, &["8080:81", "8082:82"])?;
         converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
         ensure!(is_alive(&to_82));
+        // All addresses of a family are in the way of each.
+        reloads(&file, &["0.0.0.0:8080:81", "8082:82"])?;
+        reloads(&file, &["127.0.0.1:8080:81", "8082:82"])?;
+        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080).is_err() && is_alive(&to_82));
+        reloads(&file, &["0.0.0.0:8080:81", "8082:82"])?;
+        converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
+        reloads(&file, &["8080:81", "8082:82"])?;
+        ensure!(is_alive(&to_82));
 
         // A successor has what was changed to.
         let mut program = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
@@ -476,6 +513,30 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         let changes = before.changes_within(PATIENCE)?;
         ensure!(changes.is_empty(), "{changes:#?}");
         Ok(())
+    });
+}
+
+#[test]
+fn a_program_that_listens_at_a_new_address_of_its_tunnel_is_reached() {
+    lab::test(Peer::Ours, |lab| {
+        const NEW: Ipv4Addr = Ipv4Addr::new(10, 99, 99, 99);
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let inside = up_from(&file, &["8080:80", "5300:53/udp"])?;
+        let text = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, text.replacen("Address = ", &format!("Address = {NEW}/32, "), 1))?;
+        let said = reloads(&file, &["8080:80", "5300:53/udp"])?;
+        ensure!(said.contains(&NEW.to_string()), "{said}");
+        shout(&inside, NEW, 80)?;
+        converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
+        let socket = inside.run(|| UdpSocket::bind((NEW, 53)))?;
+        socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        client.send_to(b"hello", (Ipv4Addr::LOCALHOST, 5300))?;
+        let mut buffer = [0; 16];
+        let (length, _) = socket.recv_from(&mut buffer).context("no datagram")?;
+        ensure!(buffer[..length] == *b"hello");
+        drop((socket, inside));
+        down()
     });
 }
 

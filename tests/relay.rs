@@ -187,6 +187,43 @@ fn who_has_vanished_is_noticed() {
     });
 }
 
+/// Urgent data (tcp(7)), which telnet and FTP send to interrupt something, is where splice(2) stops: what comes after it arrives all the
+/// same, and it is where it was in the stream.
+#[test]
+fn urgent_data_holds_nothing_up() {
+    lab::world::test(|| {
+        // With room for pipes, and without.
+        for descriptors in [10, 2] {
+            let relay = relay("8080:80", Limits::new(Allowance::of(descriptors)))?;
+            let listener = TcpListener::bind((HOST, 80))?;
+            let client = connect()?;
+            let (mut program, _) = listener.accept()?;
+            for stream in [&client, &program] {
+                stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+            }
+            for (from, mut to) in [(&client, &program), (&program, &client)] {
+                let mut expected = Vec::new();
+                for round in 0..20_u8 {
+                    let (before, urgent, after) = ([b'a' + round; 9], [b'A' + round], [b'0'; 3]);
+                    let mut writer = from;
+                    writer.write_all(&before)?;
+                    let sent = rustix::net::send(from, &urgent, rustix::net::SendFlags::OOB)?;
+                    ensure!(sent == 1);
+                    writer.write_all(&after)?;
+                    expected.extend([&before[..], &urgent, &after].concat());
+                }
+                let mut heard = vec![0; expected.len()];
+                to.read_exact(&mut heard).context("what comes after urgent data")?;
+                ensure!(heard == expected, "{}", String::from_utf8_lossy(&heard));
+            }
+            client.shutdown(std::net::Shutdown::Write)?;
+            ensure!(program.read(&mut [0; 1])? == 0);
+            drop((client, program, listener, relay));
+        }
+        Ok(())
+    });
+}
+
 /// A socket that connects to a port which nobody listens at may have been given that very port for itself: then it is connected to
 /// itself (RFC 9293 section 3.5, simultaneous open), hears what it says, and keeps the port from the program.
 #[test]

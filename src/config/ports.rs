@@ -1,6 +1,7 @@
 //! Ports, as the profile and the command line name them: those that are published, those of the host that are reached from inside, and
 //! those that are open to the tunnel.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
 use super::network::Problem;
@@ -73,12 +74,14 @@ pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
         Some(piece) => {
             let bracketed = piece.text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
             let parsed = match bracketed {
-                Some(text) => text.parse().map(std::net::IpAddr::V6).ok(),
-                None => piece.text.parse().map(std::net::IpAddr::V4).ok(),
+                Some(text) => text.parse().map(IpAddr::V6).ok(),
+                None => piece.text.parse().map(IpAddr::V4).ok(),
             };
             let brackets = piece.text.parse::<std::net::Ipv6Addr>().is_ok();
             let help = brackets.then(|| format!("write `[{}]`", piece.text));
-            Some(parsed.ok_or_else(|| fault(piece, "this is no address of the host").help(help))?)
+            let address = parsed.ok_or_else(|| fault(piece, "this is no address of the host").help(help))?;
+            check_address(piece, address)?;
+            Some(address)
         }
     };
     let (on_host, on_inside) = (range(on_host)?, range(inside)?);
@@ -89,6 +92,24 @@ pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
     Ok(pairs
         .map(|(host_port, inner_port)| Publish { address, host_port, inner_port, protocol, proxy_protocol })
         .collect())
+}
+
+/// Refuses addresses at which nobody listens, or nobody is found.
+fn check_address(piece: Piece<'_>, address: IpAddr) -> Result<(), Problem> {
+    let expected = "expected one that an interface of the host has";
+    match address {
+        IpAddr::V6(ipv6) if ipv6.is_unicast_link_local() => {
+            Err(Problem::new(piece, "this address is of a single link, and does not say of which", expected))
+        }
+        IpAddr::V6(ipv6) if ipv6.to_ipv4_mapped().is_some() => {
+            let help = ipv6.to_ipv4_mapped().map(|ipv4| format!("did you mean `{ipv4}`?"));
+            Err(Problem::new(piece, "this is an address of IPv4", "expected it as such").help(help))
+        }
+        _ if address.is_multicast() || address == IpAddr::from(Ipv4Addr::BROADCAST) => {
+            Err(Problem::new(piece, "this is the address of many", expected))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn proxy_protocol(option: Piece<'_>) -> Result<ProxyProtocol, Problem> {
@@ -125,5 +146,28 @@ fn range(piece: Piece<'_>) -> Result<RangeInclusive<u16>, Problem> {
     match from <= to {
         true => Ok(from..=to),
         false => Err(Problem::new(piece, "the range ends before it begins", "expected the lower port first")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_at_which_nobody_could_listen_is_refused_and_said_to_be_so() {
+        for (address, complaint) in [
+            ("[fe80::1]", "of a single link"),
+            ("[::ffff:127.0.0.1]", "did you mean `127.0.0.1`?"),
+            ("224.0.0.1", "the address of many"),
+            ("[ff02::1]", "the address of many"),
+            ("255.255.255.255", "the address of many"),
+            ("::1", "write `[::1]`"),
+        ] {
+            let refused = parse_publish(&format!("{address}:8080:80")).expect_err("a refusal");
+            assert!(refused.contains(complaint), "{address}: {refused}");
+        }
+        for address in ["[::]", "0.0.0.0", "[::1]", "192.0.2.1", "169.254.1.1"] {
+            assert!(parse_publish(&format!("{address}:8080:80")).is_ok(), "{address}");
+        }
     }
 }

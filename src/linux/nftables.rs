@@ -5,7 +5,9 @@ use std::io;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST};
+use netlink_packet_core::{
+    DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, Nla,
+};
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions, Hook as HookAttribute,
     Immediate, InetHookNumber, ListAttribute, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register,
@@ -45,6 +47,9 @@ const NFT_CT_STATE: u32 = 0;
 const ESTABLISHED: u32 = 1 << 1;
 const RELATED: u32 = 1 << 2;
 
+/// The name of a target of iptables(8) in a rule (`enum nft_target_attributes`).
+const NFTA_TARGET_NAME: u16 = 1;
+
 /// What nft(8) shows as a table's comment, in its user data.
 const UDATA_TABLE_COMMENT: u8 = 0;
 
@@ -62,7 +67,8 @@ impl std::fmt::Debug for Nftables {
     }
 }
 
-/// A chain of somebody's that drops what is forwarded, unless a rule lets it pass.
+/// A chain of somebody's that drops or rejects what is forwarded, unless a rule lets it pass: by its policy, or by a rule for all that the
+/// others leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DroppingChain {
     /// The family of its table, as nft(8) writes it.
@@ -150,7 +156,7 @@ impl Nftables {
         Ok(answers.iter().filter(|answer| is_one(answer)).count())
     }
 
-    /// The chains that drop by default what is forwarded.
+    /// The chains that drop or reject by default what is forwarded.
     ///
     /// # Errors
     /// `EPERM` without CAP_NET_ADMIN; those of [`is_missing`].
@@ -160,25 +166,30 @@ impl Nftables {
         let answers = self.channel.ask(NetfilterMessage::new(all.clone(), chains), NLM_F_REQUEST | NLM_F_DUMP)?;
         let found = answers.into_iter().filter_map(|answer| match answer.inner {
             NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) => {
-                dropping(name_of_family(answer.header.family)?, chain)
+                forwarding(name_of_family(answer.header.family)?, chain)
             }
             _ => None,
         });
-        let mut found: Vec<DroppingChain> = found.collect();
+        let mut found: Vec<ForwardChain> = found.collect();
         if found.is_empty() {
-            return Ok(found);
+            return Ok(Vec::new());
         }
         let rules = NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() });
         let answers = self.channel.ask(NetfilterMessage::new(all, rules), NLM_F_REQUEST | NLM_F_DUMP)?;
         for answer in answers {
             let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = answer.inner else { continue };
             let Some(family) = name_of_family(answer.header.family) else { continue };
-            let table = table_of(&rule);
-            for chain in found.iter_mut().filter(|chain| chain.family == family && Some(&*chain.table) == table) {
-                chain.interfaces.extend(interfaces_in(&rule));
+            let (table, chain) = place_of(&rule);
+            let of_table = found.iter_mut().filter(|it| it.chain.family == family && Some(&*it.chain.table) == table);
+            for ForwardChain { chain: one, rule_stops, .. } in of_table {
+                one.interfaces.extend(interfaces_in(&rule));
+                if Some(&*one.name) == chain {
+                    *rule_stops |= stops_all(&rule);
+                }
             }
         }
-        Ok(found)
+        let drops = |found: &ForwardChain| found.policy_drops || found.rule_stops;
+        Ok(found.into_iter().filter(drops).map(|found| found.chain).collect())
     }
 
     /// One transaction.
@@ -203,20 +214,29 @@ fn inet(message: NfTablesMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), message)
 }
 
-fn dropping(family: &'static str, chain: ChainMessage) -> Option<DroppingChain> {
-    let (mut table, mut name, mut forwards, mut drops) = (None, None, false, false);
+/// A chain of what is forwarded.
+struct ForwardChain {
+    chain: DroppingChain,
+    policy_drops: bool,
+    rule_stops: bool,
+}
+
+/// A chain, if it is one of what is forwarded. Its rules have not been looked at.
+fn forwarding(family: &'static str, chain: ChainMessage) -> Option<ForwardChain> {
+    let (mut table, mut name, mut forwards, mut policy_drops) = (None, None, false, false);
     for attribute in chain.attributes {
         match attribute {
             ChainAttribute::Table(text) => table = Some(text),
             ChainAttribute::Name(text) => name = Some(text),
-            ChainAttribute::Policy(policy) => drops = policy == NF_DROP,
+            ChainAttribute::Policy(policy) => policy_drops = policy == NF_DROP,
             ChainAttribute::Hook(hooks) => {
                 forwards = hooks.contains(&HookAttribute::Number(InetHookNumber::Forward.into()));
             }
             _ => {}
         }
     }
-    (forwards && drops).then_some(DroppingChain { family, table: table?, name: name?, interfaces: Vec::new() })
+    let chain = DroppingChain { family, table: table?, name: name?, interfaces: Vec::new() };
+    forwards.then_some(ForwardChain { chain, policy_drops, rule_stops: false })
 }
 
 fn name_of_family(family: NetfilterProtoFamily) -> Option<&'static str> {
@@ -236,21 +256,64 @@ fn table_of(rule: &RuleMessage) -> Option<&str> {
     })
 }
 
-/// The interfaces with whose names a rule compares something, as far as it compares with single ones.
-fn interfaces_in(rule: &RuleMessage) -> Vec<String> {
+/// The table and the chain that a rule is in.
+fn place_of(rule: &RuleMessage) -> (Option<&str>, Option<&str>) {
+    let chain = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Chain(chain) => Some(&**chain),
+        _ => None,
+    });
+    (table_of(rule), chain)
+}
+
+/// Whether a rule drops or rejects whatever comes to it. It may count and log that.
+fn stops_all(rule: &RuleMessage) -> bool {
+    let mut stops = false;
+    for expression in expressions_of(rule) {
+        match expression {
+            Expressions::Immediate(parts) => stops |= parts.iter().any(is_drop),
+            Expressions::Other { expression_type, attributes } => match expression_type.as_str() {
+                "counter" | "log" => {}
+                "reject" => stops = true,
+                // As iptables has it.
+                "target" => stops |= attributes.iter().any(is_reject),
+                _ => return false,
+            },
+            _ => return false,
+        }
+    }
+    stops
+}
+
+fn is_drop(part: &Immediate) -> bool {
+    let Immediate::Data(DataAttribute::Verdict(parts)) = part else { return false };
+    parts.iter().any(|part| matches!(part, VerdictAttribute::Code(code) if u32::from(*code) == NF_DROP))
+}
+
+fn is_reject(attribute: &DefaultNla) -> bool {
+    let mut value = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut value);
+    attribute.kind() == NFTA_TARGET_NAME && value == b"REJECT\0"
+}
+
+/// What a rule asks and does, in turn.
+fn expressions_of(rule: &RuleMessage) -> impl Iterator<Item = &Expressions> {
     let lists = rule.attributes.iter().filter_map(|attribute| match attribute {
         RuleAttribute::Expressions(list) => Some(list),
         _ => None,
     });
-    let expressions = lists.flatten().filter_map(|item| match item {
+    lists.flatten().filter_map(|item| match item {
         ListAttribute::Element(parts) => parts.iter().find_map(|part| match part {
             ExpressionAttribute::Data(expression) => Some(expression),
             _ => None,
         }),
         _ => None,
-    });
+    })
+}
+
+/// The interfaces with whose names a rule compares something, as far as it compares with single ones.
+fn interfaces_in(rule: &RuleMessage) -> Vec<String> {
     let (mut found, mut is_name) = (Vec::new(), false);
-    for expression in expressions {
+    for expression in expressions_of(rule) {
         match expression {
             Expressions::Meta(parts) => {
                 let key = |part: &Meta| matches!(part, Meta::Key(MetaKey::Iifname | MetaKey::Oifname));

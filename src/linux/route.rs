@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -27,6 +28,8 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// Its table.
     pub table: u32,
+    /// Whether it leads to single others: not to the host itself, to a group, or nowhere.
+    pub unicast: bool,
 }
 
 impl Route {
@@ -50,6 +53,9 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip_of(address)?,
             RouteAttribute::Gateway(address) => gateway = ip_of(address),
+            // A router of IPv6 for a network of IPv4.
+            RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some((*address).into()),
             RouteAttribute::PrefSource(address) => source = ip_of(address),
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Table(number) => table = *number,
@@ -63,7 +69,8 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         }
     }
     let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
-    Some(Route { destination, interface, gateway, source, mtu, table })
+    let unicast = message.header.kind == RouteType::Unicast;
+    Some(Route { destination, interface, gateway, source, mtu, table, unicast })
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {

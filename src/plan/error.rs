@@ -27,6 +27,9 @@ pub enum PlanError {
     /// The interface has no address.
     #[error("the tunnel has no address")]
     NoAddress,
+    /// All addresses are of IPv6, and there is none.
+    #[error("the tunnel's addresses are all IPv6, and this kernel has none")]
+    KernelWithoutIpv6,
     /// An address that no interface can have.
     #[error("{address} is {what}, which cannot be the tunnel's address")]
     UnusableAddress {
@@ -127,6 +130,12 @@ pub enum PlanError {
         /// Which.
         port: u16,
     },
+    /// A published port at which WireGuard itself is to listen.
+    #[error("UDP port {port} of the host is published, but is the file's ListenPort: WireGuard itself listens there")]
+    PublishedForWireguard {
+        /// Which.
+        port: u16,
+    },
     /// A port of the host's loopback at which names are asked for.
     #[error(
         "port {port} of the host cannot be reached from inside: names would be asked of the host's resolver, past the tunnel"
@@ -183,6 +192,9 @@ impl PlanError {
             Self::NoPeer => "add the provider's [Peer] section with its PublicKey, AllowedIPs and Endpoint",
             Self::OnlyPeerIsSelf => "put the provider's public key into [Peer], not your own",
             Self::NoAddress => "add the provider's `Address = …` to [Interface]",
+            Self::KernelWithoutIpv6 => {
+                "start the kernel without `ipv6.disable=1`, or add the provider's IPv4 Address to [Interface]"
+            }
             Self::UnusableAddress { .. } => "put the address there that the provider gave to this tunnel",
             Self::NothingRouted => "add AllowedIPs to a peer; `AllowedIPs = 0.0.0.0/0, ::/0` is everything",
             Self::FamiliesApart { .. } => "add an Address of the family of the AllowedIPs, or the other way round",
@@ -204,6 +216,7 @@ impl PlanError {
                 "leave it out, use Linux 6.17 or newer, or make the host a router: `sysctl net.ipv6.conf.all.forwarding=1`"
             }
             Self::PublishedTwice { .. } => "leave one out: a port on all addresses of the host is on each of them",
+            Self::PublishedForWireguard { .. } => "publish another port, or leave ListenPort out of the file",
             Self::HostPortForNames { .. } => "leave it out: the program asks the tunnel's resolvers",
             Self::HostPortPublished { .. } => {
                 "leave one out, or publish it under another port or at one address of the host"

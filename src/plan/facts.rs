@@ -20,6 +20,8 @@ pub struct Facts {
     pub last_capability: u8,
     /// Others' chains that drop what the host forwards, unless a rule lets it pass; as far as they were looked for.
     pub forward_drops: Vec<ForwardDrop>,
+    /// Whether the kernel has no IPv6 at all, as when it was started with `ipv6.disable=1`.
+    pub without_ipv6: bool,
     /// Whether the host could forward IPv6 for one interface alone.
     pub ipv6_forwarding: Ipv6Forwarding,
 }

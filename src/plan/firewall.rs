@@ -186,8 +186,10 @@ impl Basis<'_> {
         forward.push(Rule::drop([Match::From(link())]));
         forward.push(Rule::accept([Match::To(link()), Match::Answers]));
         forward.push(Rule::drop([Match::To(link())]));
+        // Another tunnel lets in who comes from the host's address on its link. Who comes from this one is not to be taken for the host.
+        let tunnels = || Interface::Prefix(interfaces::HOST_PREFIX.into());
         let hide = |source: IpAddr| Rule {
-            matches: vec![Match::Source(source.into()), Match::NotTo(link())],
+            matches: vec![Match::Source(source.into()), Match::NotTo(tunnels())],
             verdict: Verdict::Masquerade,
         };
         let chain = |hook, rules| Chain { hook, policy: Policy::Accept, rules };

@@ -230,7 +230,7 @@ pub(super) fn note_firewalls(local: &LocalPlan, link: &InterfaceName, facts: &Fa
             }
         };
         findings.note(format!(
-            "The host's firewall drops what goes to the local networks and back: {which} (as Docker and ufw have it) lets pass only what \
+            "The host's firewall drops what goes to the local networks and back: {which} (as Docker, ufw and firewalld have it) lets pass only what \
              its rules say. Have it let this pass by `{}` and `{}`.",
             remedy[0], remedy[1]
         ));

@@ -24,8 +24,8 @@ mod stable;
 pub mod unit;
 mod wireguard;
 
-use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,9 @@ pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Publish};
+use crate::config::{
+    BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish, is_one_place,
+};
 use crate::names::{InterfaceName, TunnelName};
 
 /// Where named namespaces are, as ip-netns(8) has them.
@@ -139,7 +141,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let file = &config.wireguard;
 
     wireguard::check(config, &mut findings);
-    let mut reach = wireguard::reach(file, &mut findings);
+    let mut reach = wireguard::reach(file, facts, &mut findings);
     let mtu = mtu::decide(file.interface.mtu, reach.ipv6, facts, &mut findings);
     let interfaces = interfaces::derive(&config.name, facts, &mut findings);
     let servers = names::servers(config);
@@ -150,7 +152,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         local::note_firewalls(&local, &names.host, facts, &mut findings);
     }
     let names = names::decide(config, servers, &reach.routes, &local.networks, veth.as_ref(), &mut findings);
-    check_published(&config.local.publish, &mut findings);
+    check_published(&config.local.publish, file.interface.listen_port, &mut findings);
     let host_ports = host_ports(&config.local, &mut findings);
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
@@ -225,16 +227,19 @@ pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Res
     }
 }
 
-/// Refuses ports that cannot be listened on both.
-fn check_published(ports: &[Publish], findings: &mut Findings) {
-    for (number, port) in ports.iter().enumerate() {
-        let clashes = |other: &Publish| {
-            let somewhere = other.address == port.address || other.address.is_none() || port.address.is_none();
-            other.protocol == port.protocol && other.host_port == port.host_port && somewhere
-        };
-        if ports[..number].iter().any(clashes) {
-            findings.refuse(PlanError::PublishedTwice { port: port.host_port });
+/// Refuses ports that cannot be listened on both, and the one at which WireGuard listens.
+fn check_published(ports: &[Publish], listen_port: Option<u16>, findings: &mut Findings) {
+    // There may be many, and few of a number.
+    let mut at: HashMap<(Protocol, u16), Vec<Option<IpAddr>>> = HashMap::new();
+    for Publish { address, host_port, protocol, .. } in ports {
+        let others = at.entry((*protocol, *host_port)).or_default();
+        if others.iter().any(|other| is_one_place(*other, *address)) {
+            findings.refuse(PlanError::PublishedTwice { port: *host_port });
         }
+        others.push(*address);
+    }
+    if let Some(port) = listen_port.filter(|port| at.contains_key(&(Protocol::Udp, *port))) {
+        findings.refuse(PlanError::PublishedForWireguard { port });
     }
 }
 
@@ -247,7 +252,8 @@ fn host_ports(local: &Local, findings: &mut Findings) -> Vec<HostPort> {
         findings.refuse(PlanError::HostPortForNames { port });
     }
     // What is published on all addresses is listened on at that of the link, too; what is on the loopback would lead back inside.
-    let leads_back = |port: &Publish| port.address.is_none_or(|address| address.is_loopback());
+    let leads_back =
+        |port: &Publish| port.address.is_none_or(|address| address.is_loopback() || address.is_unspecified());
     let published = local.publish.iter().filter(|port| leads_back(port));
     for port in published.filter(|port| ports.contains(&HostPort { port: port.host_port, protocol: port.protocol })) {
         findings.refuse(PlanError::HostPortPublished { port: port.host_port });

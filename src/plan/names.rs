@@ -107,15 +107,27 @@ fn note_servers(servers: &[IpAddr], routes: &[IpNet], local: &[IpNet], findings:
             .note(format!("The C library uses the first {MAX_SERVERS} DNS servers only, not {}.", unused.join(", ")));
     }
     for server in servers {
-        if server.is_loopback() {
+        if server.is_loopback() || server.is_unspecified() {
             findings.note(format!(
                 "Nothing answers at the DNS server {server}: inside, that is the program's own loopback."
+            ));
+        } else if is_of_many_or_of_a_link(server) {
+            findings.note(format!(
+                "Nothing answers at the DNS server {server}: it is no address of a single resolver beyond a link."
             ));
         } else if !routes.iter().chain(local).any(|route| route.contains(server)) {
             findings.note(format!(
                 "The DNS server {server} is not reached: no AllowedIPs that are routed into the tunnel cover it."
             ));
         }
+    }
+}
+
+/// Whether an address is a group's, or is known on some link only.
+fn is_of_many_or_of_a_link(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_multicast() || address.is_unicast_link_local(),
     }
 }
 

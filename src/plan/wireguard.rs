@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Findings;
 use super::error::PlanError;
+use super::facts::Facts;
 use crate::config::{Config, WgQuick};
 use crate::keys::PublicKey;
 use crate::names::InterfaceName;
@@ -98,9 +99,22 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Decides the addresses and the routes.
-pub(super) fn reach(file: &WgQuick, findings: &mut Findings) -> Reach {
-    let addresses = addresses(&file.interface.addresses, findings);
+/// Decides the addresses and the routes. Of IPv6 there are none where the kernel has none.
+pub(super) fn reach(file: &WgQuick, facts: &Facts, findings: &mut Findings) -> Reach {
+    let mut addresses = addresses(&file.interface.addresses, findings);
+    if facts.without_ipv6 {
+        let (of_ipv6, of_ipv4): (Vec<IpNet>, Vec<IpNet>) = addresses.iter().partition(|net| net.addr().is_ipv6());
+        let list: Vec<String> = of_ipv6.iter().map(IpNet::to_string).collect();
+        if !of_ipv6.is_empty() && of_ipv4.is_empty() {
+            findings.refuse(PlanError::KernelWithoutIpv6);
+        } else if !of_ipv6.is_empty() {
+            findings.note(format!(
+                "This kernel has no IPv6, so the tunnel has none, and not the address {}.",
+                list.join(", ")
+            ));
+        }
+        addresses = of_ipv4;
+    }
     let mut routes: Vec<IpNet> = file.peers.iter().flat_map(|peer| &peer.allowed_ips).map(IpNet::trunc).collect();
     routes.sort_unstable();
     routes.dedup();

@@ -4,6 +4,7 @@ use std::io;
 
 use super::{Program, Step};
 use crate::linux::capabilities::{self, CapabilitySet, State};
+use crate::linux::seccomp::Filter;
 use crate::tunnel::{fault, keeper};
 
 /// Makes the calling process the program's user with the program's capabilities and no way to more.
@@ -13,6 +14,8 @@ pub(super) fn assume(program: &Program) -> Step<()> {
     }
     let doing = |what| move |error: io::Error| (what, error);
     let kept = program.kept;
+    // First, as one that may gain privileges later could not do it without those that are about to go.
+    Filter::without_key_requests().install_at_no_cost().map_err(doing("forbid requests for keys"))?;
     capabilities::bound(kept, program.last_capability).map_err(doing("clear the bounding set"))?;
     capabilities::survive_change_of_user().map_err(doing("set the secure bits"))?;
     program.identity.assume().map_err(doing("change to the program's user"))?;

@@ -77,7 +77,8 @@ const CALLS: &[libc::c_long] = &[
 /// others with copies that do not have what is hidden from the program.
 pub(super) fn show(program: &Program) -> Step<Mirror> {
     let doing = |what| move |error: io::Error| (what, error);
-    let mut mirror = Mirror::new(hidden(program), &program.staging);
+    let moved = moved();
+    let mut mirror = Mirror::new(hidden(program, &moved), &program.staging);
     if fault::is_broken("names") {
         return Ok(mirror);
     }
@@ -89,8 +90,8 @@ pub(super) fn show(program: &Program) -> Step<Mirror> {
         (NSSWITCH_CONF, program.names.nsswitch_file(&read(NSSWITCH_CONF)?)),
     ];
     // Before it is looked at, so that nothing is missed in between.
-    for directory in COVERED {
-        mirror.guard(directory.as_ref());
+    for directory in COVERED.into_iter().map(Path::new).chain(moved.iter().map(|(_, place)| &**place)) {
+        mirror.guard(directory);
     }
     mirror.cover(ETC.as_ref()).map_err(doing("copy the view of /etc"))?;
     for (path, text) in &views {
@@ -102,20 +103,35 @@ pub(super) fn show(program: &Program) -> Step<Mirror> {
     mounts::bind(&source, RESOLV_CONF.as_ref())
         .and_then(|()| mounts::make_read_only(RESOLV_CONF.as_ref()))
         .map_err(doing("show the tunnel's resolv.conf"))?;
-    for directory in COVERED.into_iter().filter(|directory| *directory != ETC) {
+    let others = COVERED.into_iter().filter(|directory| *directory != ETC).map(Path::new);
+    for directory in moved.iter().map(|(_, place)| &**place).chain(others) {
         if fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir()) {
-            mirror.cover(directory.as_ref()).map_err(doing("hide the host's resolvers"))?;
+            mirror.cover(directory).map_err(doing("hide the host's resolvers"))?;
         }
     }
     Ok(mirror)
 }
 
+/// Where those of the directories are that are links, as to a disk with more room: what they are called, and their place. On most systems
+/// `/var/run` is a link to `/run`, which is copied anyway.
+fn moved() -> Vec<(&'static Path, PathBuf)> {
+    let known = |place: &Path| COVERED.iter().any(|directory| Path::new(directory) == place);
+    let links = COVERED.into_iter().map(Path::new).filter(|directory| directory.is_symlink());
+    let placed = links.filter_map(|directory| Some((directory, fs::canonicalize(directory).ok()?)));
+    placed.filter(|(_, place)| !known(place)).collect()
+}
+
 /// What the copies do not have. On older systems `/var/run` is a directory of its own, with the same in it as `/run`.
-fn hidden(program: &Program) -> Hidden {
+fn hidden(program: &Program, moved: &[(&Path, PathBuf)]) -> Hidden {
     let older = program.hidden.iter().filter_map(|path| path.strip_prefix("/run").ok());
     let older = older.map(|rest| Path::new("/var/run").join(rest));
     let own = [RESOLV_CONF, HOSTS, NSSWITCH_CONF].map(PathBuf::from);
-    Hidden(program.hidden.iter().cloned().chain(older).chain(own).collect())
+    let mut all: Vec<PathBuf> = program.hidden.iter().cloned().chain(older).chain(own).collect();
+    for (directory, place) in moved {
+        let there = all.iter().filter_map(|path| path.strip_prefix(directory).ok()).map(|rest| place.join(rest));
+        all.extend(there.collect::<Vec<_>>());
+    }
+    Hidden(all)
 }
 
 /// Starts the process that keeps the copies up to date, until `parent`, the caller's own parent, ends or closes the other end of `alive`.

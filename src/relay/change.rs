@@ -1,6 +1,7 @@
 //! What turns the entrances that there are into those that there shall be.
 
 use super::Entrance;
+use crate::config::is_one_place;
 
 /// What is to be done to the entrances of a relay. What stays is in none of this, and is not touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,8 +52,7 @@ impl Entrance {
 
     /// Whether no two sockets can listen at both.
     fn is_in_the_way_of(&self, other: &Self) -> bool {
-        let somewhere = self.address == other.address || self.address.is_none() || other.address.is_none();
-        (self.port, self.protocol) == (other.port, other.protocol) && somewhere
+        (self.port, self.protocol) == (other.port, other.protocol) && is_one_place(self.address, other.address)
     }
 }
 
@@ -78,5 +78,21 @@ mod tests {
         assert_eq!(change.open, entrances(&["4:4", "6:6"]), "a port of another protocol is another");
         assert_eq!(change.open_after, entrances(&["127.0.0.1:3:3"]));
         assert_eq!(change.in_the_way(), entrances(&["3:3"]));
+    }
+
+    #[test]
+    fn all_addresses_of_a_family_are_in_the_way_of_each() {
+        for (is, shall, in_the_way) in [
+            ("0.0.0.0:1:1", "127.0.0.1:1:1", true),
+            ("127.0.0.1:1:1", "0.0.0.0:1:1", true),
+            ("[::]:1:1", "[::1]:1:1", true),
+            ("[::]:1:1", "127.0.0.1:1:1", false),
+            ("0.0.0.0:1:1", "[::]:1:1", false),
+            ("127.0.0.1:1:1", "127.0.0.2:1:1", false),
+        ] {
+            let change = Change::between(&entrances(&[is]), &entrances(&[shall]));
+            assert_eq!(!change.open_after.is_empty(), in_the_way, "from {is} to {shall}");
+            assert_eq!(change.in_the_way() == entrances(&[is]), in_the_way, "from {is} to {shall}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use nix::sys::socket::{
     self, ControlMessage, ControlMessageOwned, MsgFlags, SockType, SockaddrLike, SockaddrStorage, sockopt,
 };
 
-use super::descriptors::Share;
+use super::descriptors::{Allowance, Share};
 use super::{Bound, Limits, Poller, is_own_peer, new_socket};
 
 /// How long a flow may be idle. RFC 4787, REQ-5, asks for two minutes at least.
@@ -23,6 +23,9 @@ const FLOWS: usize = 4096;
 
 /// The largest datagram (RFC 768), and one byte more.
 const LARGEST: usize = 1 << 16;
+
+/// How much is kept of all that nobody has answered yet, in bytes. What is more is sent once, as anything is on the way.
+const KEPT: usize = 4 << 20;
 
 /// How many datagrams of one socket are moved before the others have their turn.
 const TURNS: usize = 256;
@@ -55,6 +58,8 @@ pub(super) struct Datagrams {
     by_token: HashMap<u64, Key>,
     swept: Option<Instant>,
     limits: Limits,
+    /// How many bytes may be kept.
+    kept: Allowance,
 }
 
 struct Flow {
@@ -63,15 +68,16 @@ struct Flow {
     token: u64,
     /// Where else to try, should nobody listen.
     left: Vec<SocketAddr>,
-    /// The last datagram of the client's, until the program has answered once.
-    unanswered: Option<Vec<u8>>,
+    /// The last datagram of the client's, until the program has answered once; none where too much is kept.
+    unanswered: Option<(Vec<u8>, Share)>,
     used: Instant,
 }
 
 impl Datagrams {
     pub(super) fn new(limits: Limits) -> Self {
         let buffer = vec![0; LARGEST].into_boxed_slice();
-        Self { buffer, flows: HashMap::new(), by_token: HashMap::new(), swept: None, limits }
+        let kept = Allowance::of(KEPT);
+        Self { buffer, flows: HashMap::new(), by_token: HashMap::new(), swept: None, limits, kept }
     }
 
     /// How often idle flows are looked for: every ten seconds, as a rule.
@@ -115,7 +121,7 @@ impl Datagrams {
                 }
             }
             if let Some(flow) = self.flows.get_mut(&key) {
-                flow.send(&self.buffer[..length]);
+                flow.send(&self.buffer[..length], &self.kept);
             }
         }
         Ok(())
@@ -166,12 +172,14 @@ impl Datagrams {
                     }
                 }
                 Err(Errno::EAGAIN) => return,
-                Err(Errno::ECONNREFUSED) if flow.unanswered.is_some() && !flow.left.is_empty() => {
+                Err(Errno::ECONNREFUSED) if !flow.left.is_empty() => {
                     // Nobody listens at this address. What was sent is sent to the next.
                     let Ok((inside, other)) = connect(&mut flow.left, poller) else { return };
-                    let text = flow.unanswered.take().unwrap_or_default();
                     (flow.inside, flow.token) = (inside, other);
-                    flow.send(&text);
+                    if let Some((text, share)) = flow.unanswered.take() {
+                        drop(share);
+                        flow.send(&text, &self.kept);
+                    }
                     self.by_token.remove(&token);
                     self.by_token.insert(other, key);
                     return;
@@ -226,10 +234,11 @@ fn connect(left: &mut Vec<SocketAddr>, poller: &mut Poller) -> std::io::Result<(
 }
 
 impl Flow {
-    fn send(&mut self, text: &[u8]) {
+    fn send(&mut self, text: &[u8], kept: &Allowance) {
         self.used = Instant::now();
+        self.unanswered = None;
         if !self.left.is_empty() {
-            self.unanswered = Some(text.to_vec());
+            self.unanswered = kept.take(text.len()).map(|share| (text.to_vec(), share));
         }
         // What does not fit is dropped, as anywhere on the way. That nobody listens comes as an event.
         let _ = socket::send(self.inside.as_raw_fd(), text, MsgFlags::MSG_NOSIGNAL);
@@ -278,5 +287,61 @@ fn send_to(socket: &OwnedFd, text: &[u8], client: SocketAddr, local: Option<Loca
             send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: interface })])
         }
         None => send(&[]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+    use std::os::fd::BorrowedFd;
+
+    use super::*;
+    use crate::config::Protocol;
+    use crate::linux::poll::wait_for;
+    use crate::relay::{Entrance, bind};
+
+    /// Where too much is kept, what was sent to an address at which nobody listens is lost, and no more than that.
+    #[test]
+    fn no_more_is_kept_than_there_is_room_for_and_the_program_is_found_all_the_same() {
+        let targets = [Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2)];
+        let program = UdpSocket::bind((targets[1], 0)).expect("a socket");
+        program.set_nonblocking(true).expect("a socket");
+        let to = program.local_addr().expect("an address").port();
+        let address = Some(targets[0].into());
+        let entrance = Entrance { address, only: None, port: 0, protocol: Protocol::Udp, to, proxy_protocol: None };
+        let wait = |on: BorrowedFd<'_>| {
+            let ready = wait_for(&[on], Some(Duration::from_secs(60))).expect("it can be waited for");
+            assert!(ready[0], "nothing comes");
+        };
+        for (room, is_kept) in [(0, false), (7, false), (8, true)] {
+            let port = bind(std::slice::from_ref(&entrance)).expect("a port").remove(0);
+            let place: SocketAddr =
+                rustix::net::getsockname(&port.socket).expect("a name").try_into().expect("an address");
+            let mut datagrams = Datagrams::new(Limits::new(Allowance::of(100)));
+            datagrams.kept = Allowance::of(room);
+            let mut poller = Poller::new().expect("a poller");
+            let client = UdpSocket::bind((targets[0], 0)).expect("a socket");
+            let ports = HashMap::from([(0, port)]);
+            for is_first in [true, false] {
+                client.send_to(b"a letter", place).expect("room");
+                wait(ports[&0].socket.as_fd());
+                datagrams.receive(0, &ports[&0], &targets.map(IpAddr::from), &mut poller).expect("it is taken");
+                if is_first {
+                    // It is refused at the first address.
+                    wait(poller.epoll.as_fd());
+                    let token = *datagrams.by_token.keys().next().expect("a flow");
+                    datagrams.work(token, &ports, &mut poller);
+                }
+                if is_kept || !is_first {
+                    wait(program.as_fd());
+                    program.recv(&mut [0; 16]).expect("a letter");
+                }
+            }
+            let more = program.recv(&mut [0; 16]);
+            assert!(
+                more.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock),
+                "with room for {room} bytes"
+            );
+        }
     }
 }

@@ -99,6 +99,10 @@ impl BindError {
                 Some("another program has it (see `ss -tulpn`): end that, or publish another port")
             }
             Some(libc::EPERM) if of_host => Some("this takes Linux 5.7 or newer (SO_BINDTODEVICE without CAP_NET_RAW)"),
+            Some(libc::EMFILE) => Some(
+                "a process may not have as many files open as there are ports: name fewer, or raise the hard limit (`ulimit -Hn`, \
+                 LimitNOFILE= of a service)",
+            ),
             Some(libc::EADDRNOTAVAIL) => Some("publish an address that the host has, or leave it out for all"),
             _ => None,
         }
@@ -172,6 +176,8 @@ fn open_at(address: IpAddr, entrance: &Entrance) -> nix::Result<OwnedFd> {
         Protocol::Tcp => {
             // A successor takes the port although connections of the former keeper's are still coming to their end (tcp(7)).
             socket::setsockopt(&opened, sockopt::ReuseAddr, &true)?;
+            // For who is accepted: urgent data (tcp(7)) stays where it is among the rest, so that nothing of it is lost.
+            socket::setsockopt(&opened, sockopt::OobInline, &true)?;
         }
         Protocol::Udp => datagram::tell_destinations(&opened, address)?,
     }

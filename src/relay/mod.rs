@@ -94,6 +94,8 @@ enum Order {
     TakeBack(Vec<Bound>),
     /// Change the entrances. What has come by one that is closed, or that leads elsewhere now, ends.
     Change(Change, Vec<Bound>),
+    /// Lead whoever comes from now on to the first of these addresses that takes it.
+    Aim(Vec<IpAddr>),
 }
 
 impl Relay {
@@ -179,6 +181,14 @@ impl Relay {
         Ok(())
     }
 
+    /// Has whoever comes from now on led to the first of these addresses that takes it. Who has come goes on.
+    ///
+    /// # Errors
+    /// If the relay has ended by itself.
+    pub fn aim(&self, targets: Vec<IpAddr>) -> io::Result<()> {
+        self.order(Order::Aim(targets))
+    }
+
     /// Has something done, and waits for it.
     fn order(&self, order: Order) -> io::Result<()> {
         let gone = || io::Error::other("the relay has ended");
@@ -227,7 +237,8 @@ impl Poller {
 
     /// Watches a descriptor, until it is closed, for everything, which is told once.
     fn add(&mut self, fd: BorrowedFd<'_>) -> io::Result<u64> {
-        self.add_next(fd, epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::OUT)
+        let everything = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::PRI;
+        self.add_next(fd, epoll::EventFlags::ET | everything)
     }
 
     /// Watches a descriptor, until it is closed, for something to read, which is told for as long as there is something.
@@ -300,19 +311,24 @@ impl Work {
     fn go_on(mut self) -> io::Result<()> {
         let mut buffer = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; EVENTS];
         loop {
-            let events: Vec<u64> = match epoll::wait(&self.poller.epoll, &mut buffer, self.patience().as_ref()) {
-                Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect(),
+            let told = |event: &epoll::Event| {
+                let flags = event.flags;
+                (event.data.u64(), flags.contains(epoll::EventFlags::PRI))
+            };
+            let events: Vec<(u64, bool)> = match epoll::wait(&self.poller.epoll, &mut buffer, self.patience().as_ref())
+            {
+                Ok((events, _)) => events.iter().map(told).collect(),
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
-            for token in events {
+            for (token, is_urgent) in events {
                 if token == ORDER {
                     if self.obey()? {
                         return Ok(());
                     }
                 } else if self.ports.contains_key(&token) {
                     self.answer(token);
-                } else if !self.streams.work(token, &mut self.poller) {
+                } else if !self.streams.work(token, is_urgent, &mut self.poller) {
                     self.datagrams.work(token, &self.ports, &mut self.poller);
                 }
             }
@@ -384,6 +400,7 @@ impl Work {
                     self.listen(bound)?;
                 }
             }
+            Order::Aim(targets) => self.targets = targets,
         }
         Ok(())
     }

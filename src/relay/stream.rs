@@ -64,6 +64,12 @@ enum Store {
     Memory(Box<[u8]>, usize),
 }
 
+impl Store {
+    fn memory() -> Self {
+        Self::Memory(vec![0; MEMORY].into_boxed_slice(), 0)
+    }
+}
+
 /// All connections.
 pub(super) struct Streams {
     connections: HashMap<u64, Connection>,
@@ -100,6 +106,8 @@ struct Direction {
     ended: bool,
     /// Whether the sink knows that.
     told: bool,
+    /// Whether the source has ever had urgent data (tcp(7)), at which splice(2) stops.
+    urgent: bool,
 }
 
 /// What is to become of a connection.
@@ -205,10 +213,14 @@ impl Streams {
         Ok(())
     }
 
-    /// Moves what can be moved on the connection that a token belongs to; false if there is none.
-    pub(super) fn work(&mut self, token: u64, poller: &mut Poller) -> bool {
+    /// Moves what can be moved on the connection that a token belongs to; false if there is none. `is_urgent` says that its socket has
+    /// urgent data.
+    pub(super) fn work(&mut self, token: u64, is_urgent: bool, poller: &mut Poller) -> bool {
         let Some(key) = self.by_token.get(&token).copied() else { return false };
         let Some(connection) = self.connections.get_mut(&key) else { return false };
+        if is_urgent {
+            connection.directions[usize::from(connection.tokens[1] == token)].urgent = true;
+        }
         let before = connection.tokens;
         let next = connection.work(poller, &mut self.pipes);
         let now = connection.tokens;
@@ -250,7 +262,7 @@ impl Streams {
     /// Lets those move on that had to let others have their turn.
     pub(super) fn work_on(&mut self, poller: &mut Poller) {
         for key in std::mem::take(&mut self.more) {
-            self.work(key, poller);
+            self.work(key, false, poller);
         }
     }
 }
@@ -269,6 +281,7 @@ fn connect(to: &mut Vec<SocketAddr>) -> io::Result<OwnedFd> {
         let begun = new_socket(address, SockType::Stream).and_then(|socket| {
             socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
             stay_on_machine(&socket);
+            let _ = socket::setsockopt(&socket, sockopt::OobInline, &true);
             match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
                 Err(Errno::EINPROGRESS) | Ok(()) => Ok(socket),
                 Err(error) => Err(error),
@@ -424,17 +437,18 @@ impl Direction {
         if self.ended {
             return Ok(false);
         }
-        let store = self.store.get_or_insert_with(|| {
-            pipes.take().map_or_else(|| Store::Memory(vec![0; MEMORY].into_boxed_slice(), 0), Store::Pipe)
-        });
-        let filled = match store {
-            Store::Pipe(pipe) if self.buffered >= pipe.size => return Ok(false),
-            Store::Pipe(pipe) => splice(source, None, &pipe.write, None, pipe.size - self.buffered, SPLICE),
-            // Not before all of it is gone.
-            Store::Memory(..) if self.buffered > 0 => return Ok(false),
-            Store::Memory(bytes, start) => {
-                *start = 0;
-                rustix::io::read(source, &mut **bytes)
+        let filled = self.take_from(source, pipes);
+        // Nothing comes past urgent data but by an ordinary read.
+        let is_held_up = self.urgent && self.buffered == 0 && matches!(filled, Err(rustix::io::Errno::AGAIN));
+        let filled = match self.store.take() {
+            Some(Store::Pipe(pipe)) if is_held_up => {
+                pipes.give_back(pipe);
+                self.store = Some(Store::memory());
+                self.take_from(source, pipes)
+            }
+            store => {
+                self.store = store;
+                filled
             }
         };
         match filled {
@@ -448,6 +462,20 @@ impl Direction {
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Moves what there is room for into the store, and says how much: `EAGAIN` if there is no room, or nothing to move.
+    fn take_from(&mut self, source: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<usize> {
+        match self.store.get_or_insert_with(|| pipes.take().map_or_else(Store::memory, Store::Pipe)) {
+            Store::Pipe(pipe) if self.buffered >= pipe.size => Err(rustix::io::Errno::AGAIN),
+            Store::Pipe(pipe) => splice(source, None, &pipe.write, None, pipe.size - self.buffered, SPLICE),
+            // Not before all of it is gone.
+            Store::Memory(..) if self.buffered > 0 => Err(rustix::io::Errno::AGAIN),
+            Store::Memory(bytes, start) => {
+                *start = 0;
+                rustix::io::read(source, &mut **bytes)
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use crate::linux::link::Link;
 use crate::linux::netlink::Netlink;
 use crate::linux::nftables::{DroppingChain, Nftables};
 use crate::linux::route::Route;
+use crate::linux::sysctl;
 use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute};
 
 /// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
@@ -57,7 +58,8 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
     }
     let (last_capability, ipv6_forwarding) = (capabilities::last()?, forwarding::of_ipv6()?);
     let forward_drops = if local.networks.is_empty() && !local.lan { Vec::new() } else { forward_drops() };
-    Ok(Facts { interfaces, routes, endpoint_routes, last_capability, ipv6_forwarding, forward_drops })
+    let without_ipv6 = sysctl::get_if_there("net/ipv6/conf/all/disable_ipv6")?.is_none();
+    Ok(Facts { interfaces, routes, endpoint_routes, last_capability, forward_drops, without_ipv6, ipv6_forwarding })
 }
 
 /// Others' firewalls that could be in the way. Who may not see them is told nothing of them, and no more of a kernel without any.
@@ -78,7 +80,7 @@ fn forward_drops() -> Vec<ForwardDrop> {
 /// Whether a route leads to a network that the host has an interface in.
 fn is_attached(route: &Route) -> bool {
     let is_network = (1..route.destination.max_prefix_len()).contains(&route.destination.prefix_len());
-    route.gateway.is_none() && route.table != Route::LOCAL && is_network
+    route.unicast && route.gateway.is_none() && route.table != Route::LOCAL && is_network
 }
 
 /// The MTU of the host's way to an address, in bytes.

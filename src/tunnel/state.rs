@@ -13,7 +13,7 @@
 //!   mounts are their manager's to make.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -290,19 +290,33 @@ pub fn resolv_conf_of(name: &TunnelName) -> PathBuf {
     path_of(name).join(RESOLV_CONF)
 }
 
-/// The text of a host's file, whose last line ends; empty if there is none.
+/// The text of a host's file, whose last line ends; empty if there is none, as what is no file is none for the C library, too: a directory, a
+/// link that leads in a circle, or a pipe, of which nobody is to wait for the other end.
+///
+/// # Errors
+/// If there is one that cannot be read. The error names it.
 pub fn read_host_file(path: &Path) -> io::Result<String> {
-    match fs::read(path) {
-        Ok(bytes) => {
-            let mut text = String::from_utf8_lossy(&bytes).into_owned();
-            if !text.is_empty() && !text.ends_with('\n') {
-                text.push('\n');
-            }
-            Ok(text)
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let nothing = Ok(String::new());
+    let mut file = match fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Ok(file) => file,
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENXIO)) =>
+        {
+            return nothing;
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(error),
+        Err(error) => return Err(named(error)),
+    };
+    if !file.metadata().map_err(named)?.is_file() {
+        return nothing;
     }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(named)?;
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 /// What is written down about the tunnel of a name, living or killed. Anybody may read it.

@@ -64,7 +64,7 @@ pub use internet::{
 pub use packet::{Flow, Packet};
 pub use provider::{PROVIDER_PORT, Peer, Provider, passing_tun};
 pub use snapshot::Snapshot;
-pub use syscalls::send_by_io_uring;
+pub use syscalls::{request_unknown_key, send_by_io_uring};
 pub use trespass::send_storm;
 pub use world::Skip;
 

@@ -4,6 +4,7 @@
     reason = "packet sockets' addresses and io_uring have no safe wrapper among the lab's dependencies"
 )]
 
+use std::ffi::CStr;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -37,6 +38,18 @@ pub(crate) fn send_to_all_on(socket: &OwnedFd, interface: u32, packet: &[u8]) ->
         )
     };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Asks for a key of a kind that there is not, and returns why there is none: with something to call out to whoever would make it, or
+/// without.
+pub fn request_unknown_key(callout: Option<&CStr>) -> io::Error {
+    let (kind, description) = (c"no-such-kind", c"nobody.example");
+    // SAFETY: the kernel reads the three texts, each up to its zero, and they live until the call returns.
+    let key = unsafe {
+        let callout = callout.map_or(ptr::null(), CStr::as_ptr);
+        libc::syscall(libc::SYS_request_key, kind.as_ptr(), description.as_ptr(), callout, 0)
+    };
+    if key < 0 { io::Error::last_os_error() } else { io::ErrorKind::AlreadyExists.into() }
 }
 
 /// Opens a datagram socket by io_uring, and sends by it in the same way: none of it is socket(2) or sendto(2).

@@ -2,9 +2,10 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::agent::Echo;
 use lab::{HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, Lab, PRIVATE_LAN, PROVIDER, Peer, TUNNEL_RESOLVER, WEB};
 use nix::sys::signal::{Signal, kill};
@@ -14,6 +15,7 @@ use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, Request};
 use vpn_exec::linux::sysctl as parameters;
 use vpn_exec::names::InterfaceName;
+use vpn_exec::tunnel::state;
 
 use super::{
     WORKS, assert_untouched, file, finish, inside, keeper_of, local_networks, reachable, sysctl, untouched, url,
@@ -141,6 +143,17 @@ fn all_private_networks_of_the_host_can_be_asked_for() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let file = file(lab)?;
+        // To none of these the host is attached: a group, its own addresses, nowhere, and behind routers of either family.
+        for route in [
+            "multicast 10.83.0.0/16 dev lan0",
+            "local 10.84.0.0/16 dev lan0 table 78",
+            "blackhole 10.85.0.0/16",
+            "10.86.0.0/16 via 192.168.7.77",
+            "10.87.0.0/16 via inet6 fd07::77 dev lan0",
+        ] {
+            let status = Command::new("ip").args(["route", "add"]).args(route.split(' ')).status()?;
+            ensure!(status.success(), "{route}");
+        }
         let plan = works(&["plan", "--config", file, "--lan", "--json"])?;
         let plan: serde_json::Value = serde_json::from_slice(&plan.stdout)?;
         let networks: Vec<&str> = local_networks().iter().copied().filter(|word| *word != "--local").collect();
@@ -151,6 +164,32 @@ fn all_private_networks_of_the_host_can_be_asked_for() {
             agent.succeed(&format!("get {}", url(address, 80)))?;
         }
         finish(agent)?;
+        Ok(())
+    });
+}
+
+/// A network may be so wide that it has another tunnel's link in it, whose program is reached from the host.
+#[test]
+fn the_program_in_another_tunnel_is_no_neighbour() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        works(&["up", file(lab)?, "--name", "other", "--backend", lab::backend()])?;
+        let other = state::read_plan(&"other".parse()?)?.context("there is a plan")?.veth;
+        let Named::Namespace(namespace) = look_up(&path_of("other"))? else { anyhow::bail!("there is a namespace") };
+        let program = namespace.run(|| UdpSocket::bind("0.0.0.0:7"))?;
+        program.set_read_timeout(Some(lab::patience(Duration::from_millis(500))))?;
+        let mut heard = [0; 100];
+        // It can be reached.
+        UdpSocket::bind("0.0.0.0:0")?.send_to(b"from the host", (other.inner_ipv4, 7))?;
+        program.recv(&mut heard)?;
+        let wide = format!("{}/8", std::net::Ipv4Addr::new(other.inner_ipv4.octets()[0], 0, 0, 0));
+        let mut agent = inside(lab, &["--local", &wide, "--local", "192.168.7.0/24", "--name", "wide"])?;
+        agent.succeed(&format!("get {}", url(PRIVATE_LAN.ipv4, 80)))?;
+        agent.fail(&format!("send {}", SocketAddr::new(other.inner_ipv4.into(), 7)))?;
+        ensure!(program.recv(&mut heard).is_err(), "the program of another tunnel is heard");
+        finish(agent)?;
+        drop((program, namespace));
+        works(&["down", "other"])?;
         Ok(())
     });
 }

@@ -57,6 +57,44 @@ fn a_firewall_that_drops_what_is_forwarded_is_told() {
     });
 }
 
+/// As firewalld has it: the policy is to accept, but a rule lets nothing of what is left pass.
+#[test]
+fn a_firewall_with_a_rule_that_rejects_the_rest_is_told() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let host = NetworkNamespace::current()?;
+        let chain =
+            "add table inet wall; add chain inet wall forward { type filter hook forward priority 10; policy accept; };
+                     add rule inet wall forward ct state established accept;";
+        for (last, stops) in [
+            ("reject with icmpx type admin-prohibited", true),
+            ("counter log prefix \"no: \" drop", true),
+            ("ct state invalid drop", false),
+            ("drop; add rule inet wall forward counter", true),
+            ("iifname \"eth9\" reject", false),
+        ] {
+            nft(&host, &[&format!("{chain} add rule inet wall forward {last}")])?;
+            let agent = inside(lab, &[local_networks(), &["--name", "walled"]].concat())?;
+            let said = finish(agent)?;
+            ensure!(said.contains("the chain forward of the table inet wall") == stops, "{last}: {said}");
+            if stops {
+                let mut agent = inside(lab, &[local_networks(), &["--name", "walled"]].concat())?;
+                agent.fail(&neighbours_page())?;
+                let said = finish(agent)?;
+                for command in said.split('`').filter_map(|text| text.strip_prefix("nft ")) {
+                    nft(&host, &[command.trim_matches('\'')])?;
+                }
+                let mut agent = inside(lab, &[local_networks(), &["--name", "walled"]].concat())?;
+                agent.succeed(&neighbours_page())?;
+                let said = finish(agent)?;
+                ensure!(!said.contains("wall"), "what was done about it is seen: {said}");
+            }
+            nft(&host, &["delete table inet wall"])?;
+        }
+        Ok(())
+    });
+}
+
 /// Older systems have tables that nft(8) does not show.
 #[test]
 fn an_older_firewall_is_told_as_well() {

@@ -1,8 +1,8 @@
 //! What is decided about MTU, routes, families and names in the cases that differ from a plain tunnel's.
 
-use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanOptions, plan};
+use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanError, PlanOptions, plan};
 
-use crate::world::{both, config, host, ips, ipv4, nets, peer, planned, route};
+use crate::world::{both, config, host, ips, ipv4, nets, peer, planned, refused, route};
 
 fn endpoint_route(address: &str, interface: u32, mtu: Option<u32>) -> EndpointRoute {
     EndpointRoute { address: address.parse().expect("an address"), interface: Some(interface), mtu }
@@ -145,6 +145,27 @@ fn dns_servers_that_cannot_answer_are_said() {
     }
     assert!(notes[0].contains("the first 3 DNS servers only, not 127.0.0.53"), "{notes:?}");
     assert_eq!(notes.len(), 4, "{notes:?}");
+    // What is no single resolver's, whatever is routed into the tunnel.
+    for (address, server) in [("10.2.0.2/24", "0.0.0.0"), ("10.2.0.2/24", "224.0.0.251"), ("fd00::2/64", "fe80::1")] {
+        let everything = ["0.0.0.0/0", "::/0"];
+        let config = crate::world::config(&[address], &[server], &everything[usize::from(server.contains(':'))..][..1]);
+        let notes = planned(&config, &host()).notes;
+        assert!(
+            notes.iter().any(|note| note.contains(&format!("Nothing answers at the DNS server {server}"))),
+            "{notes:?}"
+        );
+    }
+}
+
+#[test]
+fn a_kernel_without_ipv6_has_a_tunnel_without() {
+    let facts = Facts { without_ipv6: true, ..host() };
+    let planned = planned(&both(), &facts);
+    assert!(!planned.wireguard.ipv6 && planned.veth.host_ipv6.is_none());
+    let all = planned.wireguard.addresses.iter().chain(&planned.wireguard.routes);
+    assert!(all.clone().count() > 0 && all.clone().all(|net| net.addr().is_ipv4()));
+    assert!(planned.notes.iter().any(|note| note.contains("This kernel has no IPv6")), "{:?}", planned.notes);
+    assert_eq!(refused(&config(&["fd00::2/64"], &[], &["::/0"]), &facts)[0], PlanError::KernelWithoutIpv6);
 }
 
 #[test]

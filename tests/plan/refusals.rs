@@ -37,9 +37,13 @@ fn ports_of_the_host_that_cannot_be_reached() {
     config.local.host_ports = vec![of_host(5432, Protocol::Tcp), of_host(5432, Protocol::Tcp)];
     assert_eq!(planned(&config, &host()).host_ports, [of_host(5432, Protocol::Tcp)], "each once");
 
-    for (address, leads_back) in
-        [(None, true), (Some("127.0.0.1"), true), (Some("::1"), true), (Some("192.0.2.1"), false)]
-    {
+    for (address, leads_back) in [
+        (None, true),
+        (Some("127.0.0.1"), true),
+        (Some("::1"), true),
+        (Some("0.0.0.0"), true),
+        (Some("192.0.2.1"), false),
+    ] {
         let address = address.map(|address| address.parse().expect("an address"));
         config.local.publish =
             vec![Publish { address, host_port: 5432, inner_port: 80, protocol: Protocol::Tcp, proxy_protocol: None }];
@@ -49,6 +53,37 @@ fn ports_of_the_host_that_cannot_be_reached() {
         config.local.publish[0].protocol = Protocol::Udp;
         assert!(plan(&config, &host(), PlanOptions::default()).is_ok(), "another protocol is another port");
     }
+}
+
+#[test]
+fn ports_that_cannot_both_be_listened_on() {
+    let publish = |address: Option<&str>, protocol| Publish {
+        address: address.map(|address| address.parse().expect("an address")),
+        host_port: 8080,
+        inner_port: 80,
+        protocol,
+        proxy_protocol: None,
+    };
+    let mut config = ipv4();
+    for (one, other, clash) in [
+        (None, Some("192.0.2.1"), true),
+        (Some("0.0.0.0"), Some("127.0.0.1"), true),
+        (Some("::1"), Some("::"), true),
+        (Some("::"), Some("0.0.0.0"), false),
+        (Some("::"), Some("127.0.0.1"), false),
+        (Some("192.0.2.1"), Some("127.0.0.1"), false),
+    ] {
+        config.local.publish = vec![publish(one, Protocol::Tcp), publish(other, Protocol::Tcp)];
+        let refused = plan(&config, &host(), PlanOptions::default()).map_err(|errors| errors.reasons).err();
+        let expected = [PlanError::PublishedTwice { port: 8080 }];
+        assert_eq!(refused.as_deref(), clash.then_some(&expected[..]), "{one:?} and {other:?}");
+    }
+    // WireGuard's own.
+    config.wireguard.interface.listen_port = Some(8080);
+    config.local.publish = vec![publish(None, Protocol::Tcp)];
+    assert!(plan(&config, &host(), PlanOptions::default()).is_ok(), "it listens on a port of UDP");
+    config.local.publish = vec![publish(Some("127.0.0.1"), Protocol::Udp)];
+    assert_eq!(refused(&config, &host()), [PlanError::PublishedForWireguard { port: 8080 }]);
 }
 
 #[test]

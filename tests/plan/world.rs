@@ -105,6 +105,7 @@ pub(crate) fn host() -> Facts {
             mtu: None,
         }],
         last_capability: LAST_CAPABILITY,
+        without_ipv6: false,
         ipv6_forwarding: Ipv6Forwarding::Each,
         forward_drops: vec![],
     }

@@ -192,3 +192,24 @@ fn nothing_is_found_by_way_of_the_working_directory() {
         Ok(())
     });
 }
+
+/// An administrator may have moved a folder to another disk.
+#[test]
+fn a_resolver_whose_folder_is_a_link_is_not_found_either() {
+    test_with_file(|config| {
+        vpn_exec::linux::mounts::memory("/var/lib".as_ref())?;
+        let _daemon = listen("/var/lib/disk/moved/pipes/nss")?;
+        fs::write("/var/lib/disk/moved/beside", "")?;
+        std::os::unix::fs::symlink("disk/moved", "/var/lib/sss")?;
+        let mut shell = Shell::start(&config, &[])?;
+        for path in ["/var/lib/sss/", "/var/lib/disk/moved"] {
+            let seen = shell.say(&format!("ls {path}"))?;
+            ensure!(seen == "beside\n", "{path}: {seen}");
+        }
+        fs::remove_dir_all("/var/lib/disk/moved/pipes")?;
+        let _again = listen("/var/lib/disk/moved/pipes/nss")?;
+        fs::write("/var/lib/disk/moved/later", "")?;
+        wait_until("what is beside is seen", || Ok(shell.say("ls /var/lib/sss/")? == "beside\nlater\n"))?;
+        shell.end()
+    });
+}

@@ -22,6 +22,7 @@ fn probe_inside() {
     let Ok(what) = std::env::var("VPN_EXEC_TEST_PROBE") else { return };
     let report = match what.as_str() {
         "secure-bits" => format!("{:#x}", rustix::thread::capabilities_secure_bits().expect("readable").bits()),
+        "key" => [None, Some(c"to whom")].map(|callout| lab::request_unknown_key(callout).to_string()).join(", "),
         other => panic!("there is no probe {other}"),
     };
     println!("report: {report}");

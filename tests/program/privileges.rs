@@ -52,6 +52,24 @@ fn the_secure_bits_are_locked() {
     });
 }
 
+/// The kernel has a program of the host's make a key that is not there, outside of all namespaces; one that makes keys of the kind
+/// "dns_resolver" asks the host's resolvers. The kind that is asked for here is none, so that nobody is called.
+#[test]
+fn no_program_of_the_host_is_called_to_make_a_key() {
+    test_with_file(|config| {
+        let (refused, missing) =
+            (std::io::Error::from_raw_os_error(libc::EPERM), std::io::Error::from_raw_os_error(libc::ENOKEY));
+        for options in [&[][..], &["--new-privs"], &["--keep-cap", "sys_admin"]] {
+            let report = probe(&config, options, "key")?;
+            ensure!(report == format!("{missing}, {refused}"), "{options:?}: {report}");
+        }
+        // The twin.
+        let outside = lab::request_unknown_key(Some(c"to whom"));
+        ensure!(outside.raw_os_error() == Some(libc::ENOKEY), "{outside}");
+        Ok(())
+    });
+}
+
 /// Runs this very executable as the program, in the function [`probe_inside`], and returns what it reports.
 fn probe(config: &Path, options: &[&str], what: &str) -> Result<String> {
     let own = std::env::current_exe()?;

@@ -62,6 +62,37 @@ fn a_host_without_resolv_conf_is_served_too() {
 }
 
 #[test]
+fn what_is_no_file_of_the_hosts_is_none() {
+    test_with_file(|config| {
+        if !loosen_etc()? {
+            return Ok(());
+        }
+        type Plant = fn(&str) -> std::io::Result<()>;
+        let kinds: [(&str, Plant); 4] = [
+            ("a link to a directory", |path| std::os::unix::fs::symlink("/", path)),
+            ("a link in a circle", |path| std::os::unix::fs::symlink(path, path)),
+            ("a pipe", |path| Ok(nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU)?)),
+            ("a link to /dev/null", |path| std::os::unix::fs::symlink("/dev/null", path)),
+        ];
+        for file in ["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf"] {
+            let before = fs::read_to_string(file)?;
+            for (what, plant) in kinds {
+                fs::remove_file(file)?;
+                plant(file)?;
+                let text =
+                    stdout_of(vpn_exec(&config, &[], &["sh", "-c", "cd /etc; cat resolv.conf hosts nsswitch.conf"]))?;
+                for line in ["nameserver 10.64.0.1", " host.internal", "hosts: files dns"] {
+                    ensure!(text.contains(line), "{file} is {what}: {text}");
+                }
+                fs::remove_file(file)?;
+                fs::write(file, &before)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn working_directory_and_umask_stay() {
     test_with_file(|config| {
         let mut command = Command::new("sh");
@@ -103,6 +134,23 @@ fn a_large_hosts_file_is_shown_whole() {
             "ours come first, and count"
         );
         ensure!(text.ends_with("advertisement-99999.example\n"));
+        Ok(())
+    });
+}
+
+/// As a kernel has it that was started with `ipv6.disable=1`.
+#[test]
+fn a_host_whose_kernel_has_no_ipv6_is_served_too() {
+    test_with_file(|config| {
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("without-ipv6", "/proc/sys/net/ipv6", c"tmpfs", flags, None)?;
+        let output = vpn_exec(&config, &[], &["cat", "/proc/net/if_inet6", "/etc/hosts"]).output()?;
+        let text = said(&output);
+        ensure!(output.status.success() && text.contains("This kernel has no IPv6"), "{text}");
+        ensure!(
+            !text.contains("fc00bbbb") && text.lines().filter(|line| line.ends_with(" host.internal")).count() == 1,
+            "{text}"
+        );
         Ok(())
     });
 }

@@ -179,8 +179,12 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     // What fails here leaves the name claimed until this process ends; then the launcher gives it back.
     limit_to(hooks, making).doing("drop privileges")?;
     tracing::debug!("the keeper has begun");
-    let published = match publish::bind(&mission.plan.publish, &mission.beginning) {
-        Ok(published) => published,
+    let taken = publish::make_room(&mission.plan).and_then(|descriptors| {
+        let published = publish::bind(&mission.plan.publish, &mission.beginning)?;
+        Ok((descriptors, published))
+    });
+    let (descriptors, published) = match taken {
+        Ok(taken) => taken,
         Err(error) => {
             if matches!(mission.beginning, Beginning::Nothing) {
                 mission.directory.release().doing("give the tunnel's name back")?;
@@ -198,6 +202,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     };
     let keeper = Keeper::new(tunnel, events, config, options, handover, reload, visitors, listener, service);
     let mut keeper = keeper.doing("watch the tunnel")?;
+    keeper.descriptors = descriptors;
     keeper.begin()?;
     keeper.watch_rules();
     // What is left to do until the end is to fit the MTU, and to point the kernel's device at endpoints.

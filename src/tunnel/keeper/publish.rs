@@ -4,6 +4,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit};
+
 use super::super::error::Doing;
 use super::super::{TunnelError, filter};
 use super::watch::Keeper;
@@ -23,6 +25,15 @@ const REACH_HOST: &str = "let the host's ports be reached";
 
 /// How often it is asked whether it has.
 const BREATH: Duration = Duration::from_millis(5);
+
+/// Sees to it that there can be as many sockets as a plan has ports, where that is more than usual. Hooks that are run while there are so
+/// many may have as many files open themselves.
+pub(super) fn make_room(plan: &Plan) -> Result<Option<Allowance>, TunnelError> {
+    let ports = plan.publish.len() + 2 * plan.host_ports.len();
+    let soft = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let is_many = ports as u64 > soft / 2;
+    is_many.then(Allowance::of_process).transpose().doing("have as many files open as there are ports")
+}
 
 /// Takes the host's ports that are published, before anything else is done.
 pub(super) fn bind(ports: &[Publish], beginning: &Beginning) -> Result<Vec<Bound>, TunnelError> {
@@ -159,6 +170,9 @@ impl Keeper {
     /// # Errors
     /// If one of them cannot be had. Then all is as it was.
     pub(super) fn prepare_ports(&mut self, wanted: &Plan) -> Result<Prepared, TunnelError> {
+        if self.descriptors.is_none() {
+            self.descriptors = make_room(wanted)?;
+        }
         let entrances: Vec<Entrance> = wanted.publish.iter().map(Entrance::from).collect();
         let take = |entrance: &Entrance| relay::bind(std::slice::from_ref(entrance)).map(|mut bound| bound.pop());
         let published = Step::prepare(&self.published, &entrances, take)?;
@@ -188,10 +202,16 @@ impl Keeper {
         Ok(())
     }
 
-    /// Changes to the ports that were taken.
+    /// Changes to the ports that were taken, once the tunnel is changed.
     pub(super) fn commit_ports(&mut self, prepared: Prepared) {
         prepared.published.commit(&mut self.published);
         prepared.host_ports.commit(&mut self.host_ports);
+        // The tunnel may have other addresses now, at which the program listens.
+        if let Some(relay) = &self.published
+            && let Err(error) = self.tunnel.inner_addresses().and_then(|(targets, _)| relay.aim(targets))
+        {
+            tracing::error!("the program is not reached at new addresses of its tunnel: {error}");
+        }
     }
 
     /// Lets go of the ports that were taken.
