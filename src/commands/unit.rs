@@ -47,6 +47,10 @@ pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
         Failure::new(format!("{service} cannot be put into the tunnel {tunnel}: {reasons}"))
     })?;
     let text = text.replace(ANY, "%i");
+    let keeper = format!("vpn-exec@{tunnel}.service");
+    if self::show(&keeper)?.is_some_and(|known| known.get("LoadState").is_some_and(|state| state == "not-found")) {
+        tracing::warn!("there is no {keeper}, without which {service} does not start: install vpn-exec@.service");
+    }
     if !*install {
         print(text.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
