@@ -117,7 +117,7 @@ let
     let
       inRun = path: isBelow "/run" path && parts path != [ "run" ];
       isShown = path: any (folder: isBelow folder path) (shown ++ shownReadOnly);
-      used = filter (path: inRun path && !isShown path) unit.used_paths;
+      used = filter (path: inRun path && !isShown path) (map inRealRun unit.used_paths);
     in
     sortPaths (map (name: "/run/${name}") unit.runtime_directories ++ used ++ request.show);
 

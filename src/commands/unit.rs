@@ -47,6 +47,10 @@ pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
         Failure::new(format!("{service} cannot be put into the tunnel {tunnel}: {reasons}"))
     })?;
     let text = text.replace(ANY, "%i");
+    let keeper = format!("vpn-exec@{tunnel}.service");
+    if self::show(&keeper)?.is_some_and(|known| known.get("LoadState").is_some_and(|state| state == "not-found")) {
+        tracing::warn!("there is no {keeper}, without which {service} does not start: install vpn-exec@.service");
+    }
     if !*install {
         print(text.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
@@ -161,15 +165,12 @@ impl Unit {
         let words = |name: &str| text(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let path = |name: &str| Some(text(name)).filter(|path| !path.is_empty()).map(PathBuf::from);
         let used = ["ReadWritePaths", "ReadOnlyPaths", "ExecPaths", "NoExecPaths"].into_iter().flat_map(words);
-        let mut sockets: Vec<String> =
-            words("TriggeredBy").into_iter().filter(|unit| unit.ends_with(".socket")).collect();
+        let triggers = words("TriggeredBy").into_iter().filter(|unit| unit.ends_with(".socket"));
+        let mut sockets: Vec<SocketFacts> =
+            triggers.filter_map(|unit| socket(&unit, false).transpose()).collect::<Result<_, _>>()?;
         // One that starts an instance for each connection is not told of until there is a connection.
-        if let Some(accepting) = name.prefix().map(|prefix| format!("{prefix}.socket"))
-            && !sockets.contains(&accepting)
-            && accepts(&accepting)?
-        {
-            sockets.push(accepting);
-        }
+        let accepting = name.prefix().map(|prefix| socket(&format!("{prefix}.socket"), true)).transpose()?.flatten();
+        sockets.extend(accepting.filter(|accepting| sockets.iter().all(|socket| socket.name != accepting.name)));
         let facts = ServiceFacts {
             kind: text("Type").to_owned(),
             // A name may be followed by one of a link to it.
@@ -183,7 +184,7 @@ impl Unit {
             private_network: text("PrivateNetwork") == "yes",
             network_namespace: path("NetworkNamespacePath"),
             joins_namespace_of: words("JoinsNamespaceOf"),
-            sockets: sockets.iter().filter_map(|unit| socket(unit).transpose()).collect::<Result<_, _>>()?,
+            sockets,
         };
         // What was made of a script for System V's init is enabled by links that are none of systemd's.
         let is_enabled = match text("UnitFileState") {
@@ -201,16 +202,17 @@ fn used_path(entry: &str) -> Option<PathBuf> {
     (path == Path::new("/run") || path == Path::new(entry)).then(|| path.to_owned())
 }
 
-/// Whether a socket unit starts an instance of a service for each connection (systemd.socket(5), Accept=), and is in use.
-fn accepts(unit: &str) -> Result<bool, Failure> {
-    let Some(properties) = show(unit)? else { return Ok(false) };
-    let is = |name: &str, values: &[&str]| properties.get(name).is_some_and(|value| values.contains(&value.as_str()));
-    let is_unused = is("ActiveState", &["inactive", "failed"]) && is("UnitFileState", &["disabled", "masked", ""]);
-    Ok(is("Accept", &["yes"]) && !is_unused)
-}
-
-fn socket(unit: &str) -> Result<Option<SocketFacts>, Failure> {
+/// What a socket unit says, if it is in use; and, if `accepts`, only of one that starts an instance of its service for each connection
+/// (systemd.socket(5), Accept=).
+fn socket(unit: &str, accepts: bool) -> Result<Option<SocketFacts>, Failure> {
     let Some(properties) = show(unit)? else { return Ok(None) };
+    let is = |name: &str, values: &[&str]| values.contains(&properties.get(name).map_or("", String::as_str));
+    // It may be known for no more than that a service is ordered after it.
+    let starts = ["WantedBy", "RequiredBy", "BoundBy", "UpheldBy"].iter().any(|name| !is(name, &[""]));
+    let is_unused = is("ActiveState", &["inactive", "failed"]) && is("UnitFileState", &["disabled", "masked", ""]);
+    if is_unused && !starts || accepts && !is("Accept", &["yes"]) {
+        return Ok(None);
+    }
     let listens = properties.get("Listen").map(String::as_str).unwrap_or_default().lines();
     Ok(Some(SocketFacts {
         name: unit.to_owned(),

@@ -151,9 +151,9 @@ pub enum UnitError {
 pub fn drop_in(request: &UnitRequest, facts: &ServiceFacts) -> Result<String, Vec<UnitError>> {
     let UnitRequest { service, tunnel, dbus, show } = request;
     let mut shown: Vec<PathBuf> = facts.runtime_directories.iter().map(|name| Path::new("/run").join(name)).collect();
-    let below_run = |path: &&PathBuf| path.starts_with("/run") && path.as_path() != Path::new("/run");
+    let below_run = |path: &PathBuf| path.starts_with("/run") && path.as_path() != Path::new("/run");
     let is_shown = |path: &PathBuf| SHOWN.iter().chain(&SHOWN_READ_ONLY).any(|shown| path.starts_with(shown));
-    shown.extend(facts.used_paths.iter().filter(below_run).filter(|path| !is_shown(path)).cloned());
+    shown.extend(facts.used_paths.iter().map(|path| in_run(path)).filter(below_run).filter(|path| !is_shown(path)));
     shown.extend(show.iter().cloned());
     shown.sort();
     shown.dedup();
