@@ -11,6 +11,7 @@ mod plan;
 mod reload;
 mod run;
 mod status;
+mod systemd;
 mod unit;
 mod up;
 
