@@ -119,6 +119,10 @@ in
           assertion = config.security.sudo.enable;
           message = "programs.vpn-exec.wrappers: to enter a tunnel takes root, and `security.sudo.enable` is off.";
         }
+        {
+          assertion = !config.security.sudo.execWheelOnly || cfg.group == "wheel";
+          message = "programs.vpn-exec.group: the members of `${cfg.group}` may use sudo by no rule, as `security.sudo.execWheelOnly` is on.";
+        }
       ];
 
     environment.systemPackages = lib.mapAttrsToList wrap cfg.wrappers;

@@ -261,6 +261,21 @@ let
           };
         })
         [ "programs.vpn-exec.wrappers: to enter a tunnel takes root, and `security.sudo.enable` is off." ];
+    "a wrapper of a group that may not use sudo" =
+      refused
+        (with' {
+          security.sudo.execWheelOnly = true;
+          programs.vpn-exec = {
+            group = "media";
+            wrappers.fox = {
+              package = pkgs.firefox;
+              tunnel = "mullvad";
+            };
+          };
+        })
+        [
+          "programs.vpn-exec.group: the members of `media` may use sudo by no rule, as `security.sudo.execWheelOnly` is on."
+        ];
   };
 
   # --- What is wired.

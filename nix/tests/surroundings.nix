@@ -180,6 +180,7 @@ let
       };
       security.sudo = {
         enable = flag true;
+        execWheelOnly = flag false;
         extraRules = list types.anything;
         extraConfig = lines;
       };
