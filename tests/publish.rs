@@ -136,6 +136,24 @@ fn a_program_is_reached_from_everywhere_wherever_it_listens() {
     });
 }
 
+/// Its loopback has IPv6 although the tunnel has none, and many a program takes that for `localhost`.
+#[test]
+fn a_program_is_reached_at_its_loopback_of_ipv6_by_a_tunnel_without() {
+    lab::test(Peer::Ours, |lab| {
+        let text = lab.wg_quick_text(Reach::Ipv4).replace(&format!(", {}/128", lab::TUNNEL_CLIENT.ipv6), "");
+        let inside = up_from(&lab.file(&text)?, &["8080:80", "5300:53/udp"])?;
+        shout(&inside, Ipv6Addr::LOCALHOST, 80)?;
+        converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
+        let socket = inside.run(|| UdpSocket::bind((Ipv6Addr::LOCALHOST, 53)))?;
+        socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.send_to(b"hello", (Ipv4Addr::LOCALHOST, 5300))?;
+        let length = socket.recv(&mut [0; 16]).context("no datagram")?;
+        ensure!(length == 5);
+        drop((socket, inside));
+        down()
+    });
+}
+
 #[test]
 fn much_goes_both_ways_and_a_slow_reader_holds_nobody_up() {
     lab::test(Peer::Ours, |lab| {

@@ -1,6 +1,8 @@
 //! Brings the file, the profile and the command line together into one [`Config`].
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::hash::Hash;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -167,12 +169,9 @@ impl Loaded {
 }
 
 /// Adds what is not there yet.
-fn extend<'a, T: Clone + PartialEq + 'a>(list: &mut Vec<T>, more: impl IntoIterator<Item = &'a T>) {
-    for item in more {
-        if !list.contains(item) {
-            list.push(item.clone());
-        }
-    }
+fn extend<'a, T: Clone + Eq + Hash + 'a>(list: &mut Vec<T>, more: impl IntoIterator<Item = &'a T>) {
+    let mut known: HashSet<T> = list.iter().cloned().collect();
+    list.extend(more.into_iter().filter(|item| known.insert((*item).clone())).cloned());
 }
 
 fn overrule(dns: &mut Dns, tunnel: &TunnelArgs) {

@@ -207,7 +207,7 @@ pub struct Local {
 }
 
 /// A port of the host that leads to a port inside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Publish {
     /// The host's address to listen on; `None`: all.
     pub address: Option<IpAddr>,
@@ -271,7 +271,7 @@ impl fmt::Display for HostPort {
 }
 
 /// Ports that are open inside to what comes through the tunnel, such as those that a provider forwards.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OpenPorts {
     /// The first.
     pub first: u16,

@@ -95,10 +95,15 @@ impl Basis<'_> {
         let ipv6 = self.veth.host_ipv6.is_some();
 
         let mut input = vec![Rule::accept([Match::From(Interface::Loopback)]), Rule::accept([Match::Answers])];
-        input.extend(self.neighbours(|net| [Match::From(link()), Match::Source(net)]));
+        input.extend(self.neighbours(|net, _| vec![Match::From(link()), Match::Source(net)]));
         let mut output = vec![Rule::accept([Match::To(Interface::Loopback)]), Rule::accept([Match::To(tunnel())])];
-        output.extend(self.names(|_| vec![Match::To(link())]));
-        output.extend(self.neighbours(|net| [Match::To(link()), Match::Destination(net)]));
+        // From the address on the link alone: whoever is asked from one of the tunnel's would answer it by the host's own way, in the clear.
+        let from_link = |to: IpAddr| [Match::To(link())].into_iter().chain(self.inner_address(to).map(Match::Source));
+        output.extend(self.names(|to| to.map_or_else(|| vec![Match::To(link())], |to| from_link(to).collect())));
+        output.extend(self.neighbours(|net, is_local| {
+            let whence = if is_local { from_link(net.addr()).collect() } else { vec![Match::To(link())] };
+            [whence, vec![Match::Destination(net)]].concat()
+        }));
         for kind in NEIGHBOR_DISCOVERY.into_iter().filter(|_| ipv6) {
             input.push(Rule::accept([Match::From(link()), Match::Icmpv6(kind)]));
             output.push(Rule::accept([Match::To(link()), Match::Icmpv6(kind)]));
@@ -118,7 +123,7 @@ impl Basis<'_> {
 
     /// Lets pass by the link what is the host's address on it or in a local network; but not what of that is the tunnel's, as the routes
     /// have it, too: it shall not take this way when the tunnel's interface is gone, and its routes with it.
-    fn neighbours(&self, of: impl Fn(IpNet) -> [Match; 2]) -> Vec<Rule> {
+    fn neighbours(&self, of: impl Fn(IpNet, bool) -> Vec<Match>) -> Vec<Rule> {
         let local = &self.local.networks;
         let is_within = |claim: &IpNet| local.iter().any(|net| net.contains(claim));
         let tunnels: BTreeSet<IpNet> = self.tunnels().filter(is_within).collect();
@@ -127,8 +132,17 @@ impl Basis<'_> {
         // As in a table of routes, the longest prefix decides.
         known.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         let host = self.host_addresses().map(|address| (IpNet::from(address), true));
-        let rule = |(net, is_local)| if is_local { Rule::accept(of(net)) } else { Rule::drop(of(net)) };
+        let rule = |(net, is_local)| {
+            let matches = of(net, is_local);
+            if is_local { Rule::accept(matches) } else { Rule::drop(matches) }
+        };
         host.chain(known).map(rule).collect()
+    }
+
+    /// The inner address on the link, of the family of another.
+    fn inner_address(&self, like: IpAddr) -> Option<IpNet> {
+        let inner = [Some(IpAddr::from(self.veth.inner_ipv4)), self.veth.inner_ipv6.map(IpAddr::from)];
+        inner.into_iter().flatten().find(|address| address.is_ipv4() == like.is_ipv4()).map(IpNet::from)
     }
 
     /// The host's addresses on the link.

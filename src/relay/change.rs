@@ -1,7 +1,10 @@
 //! What turns the entrances that there are into those that there shall be.
 
-use super::Entrance;
-use crate::config::is_one_place;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use super::{Entrance, OtherEnd};
+use crate::config::{Protocol, is_one_place};
 
 /// What is to be done to the entrances of a relay. What stays is in none of this, and is not touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,42 +20,57 @@ pub struct Change {
 }
 
 impl Change {
-    /// From one to the other.
+    /// From one to the other. There may be a range of all ports that there are.
     pub fn between(is: &[Entrance], shall: &[Entrance]) -> Self {
-        let mut gone: Vec<&Entrance> = is.iter().filter(|entrance| !shall.contains(entrance)).collect();
+        let (is_there, shall_be): (HashSet<&Entrance>, HashSet<&Entrance>) =
+            (is.iter().collect(), shall.iter().collect());
+        let gone = || is.iter().filter(|entrance| !shall_be.contains(entrance));
+        let at: HashMap<_, &Entrance> = gone().map(|entrance| (entrance.place(), entrance)).collect();
+        let mut turned: HashSet<&Entrance> = HashSet::new();
         let mut change = Self::default();
         let mut new = Vec::new();
-        for entrance in shall.iter().filter(|entrance| !is.contains(entrance)) {
-            match gone.iter().position(|former| former.is_at(entrance)) {
-                Some(at) => change.turn.push((gone.remove(at).clone(), entrance.clone())),
-                None => new.push(entrance),
+        for entrance in shall.iter().filter(|entrance| !is_there.contains(entrance)) {
+            match at.get(&entrance.place()).filter(|former| turned.insert(former)) {
+                Some(former) => change.turn.push(((*former).clone(), entrance.clone())),
+                None => new.push(entrance.clone()),
             }
         }
-        for entrance in new {
-            let after = gone.iter().any(|former| former.is_in_the_way_of(entrance));
-            if after { &mut change.open_after } else { &mut change.open }.push(entrance.clone());
-        }
-        change.close = gone.into_iter().cloned().collect();
+        change.close = gone().filter(|entrance| !turned.contains(entrance)).cloned().collect();
+        let closed = Places::of(&change.close);
+        (change.open_after, change.open) = new.into_iter().partition(|entrance| closed.are_in_the_way_of(entrance));
         change
     }
 
     /// What is closed and in the way of what is new.
     pub fn in_the_way(&self) -> Vec<Entrance> {
-        let is_in_the_way = |former: &&Entrance| self.open_after.iter().any(|new| former.is_in_the_way_of(new));
-        self.close.iter().filter(is_in_the_way).cloned().collect()
+        let new = Places::of(&self.open_after);
+        self.close.iter().filter(|former| new.are_in_the_way_of(former)).cloned().collect()
+    }
+}
+
+/// Where there are entrances, by their ports.
+struct Places(HashMap<(u16, Protocol), Vec<Option<IpAddr>>>);
+
+impl Places {
+    fn of(entrances: &[Entrance]) -> Self {
+        let mut places: HashMap<_, Vec<_>> = HashMap::new();
+        for Entrance { port, protocol, address, .. } in entrances {
+            places.entry((*port, *protocol)).or_default().push(*address);
+        }
+        Self(places)
+    }
+
+    /// Whether no two sockets can listen at one of them and at an entrance.
+    fn are_in_the_way_of(&self, entrance: &Entrance) -> bool {
+        let at_port = self.0.get(&(entrance.port, entrance.protocol));
+        at_port.is_some_and(|all| all.iter().any(|address| is_one_place(*address, entrance.address)))
     }
 }
 
 impl Entrance {
-    /// Whether it is the same socket that listens at both.
-    fn is_at(&self, other: &Self) -> bool {
-        let place = |entrance: &Self| (entrance.address, entrance.only.clone(), entrance.port, entrance.protocol);
-        place(self) == place(other)
-    }
-
-    /// Whether no two sockets can listen at both.
-    fn is_in_the_way_of(&self, other: &Self) -> bool {
-        (self.port, self.protocol) == (other.port, other.protocol) && is_one_place(self.address, other.address)
+    /// What it has in common with all at which the same socket listens.
+    fn place(&self) -> (Option<IpAddr>, Option<&OtherEnd>, u16, Protocol) {
+        (self.address, self.only.as_ref(), self.port, self.protocol)
     }
 }
 

@@ -20,7 +20,7 @@ mod entrance;
 mod proxy_protocol;
 mod stream;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -167,14 +167,11 @@ impl Relay {
     /// # Errors
     /// If the relay has ended by itself.
     pub fn change(&mut self, change: Change, bound: Vec<Bound>) -> io::Result<()> {
-        let turned = |entrance: &Entrance| change.turn.iter().find(|(from, _)| from == entrance).map(|(_, to)| to);
-        let mut entrances: Vec<Entrance> = self.entrances.clone();
-        entrances.retain(|entrance| !change.close.contains(entrance));
-        for entrance in &mut entrances {
-            if let Some(to) = turned(entrance) {
-                *entrance = to.clone();
-            }
-        }
+        let closed: HashSet<&Entrance> = change.close.iter().collect();
+        let turned: HashMap<&Entrance, &Entrance> = change.turn.iter().map(|(from, to)| (from, to)).collect();
+        let stay = self.entrances.iter().filter(|entrance| !closed.contains(entrance));
+        let mut entrances: Vec<Entrance> =
+            stay.map(|entrance| (*turned.get(entrance).unwrap_or(&entrance)).clone()).collect();
         entrances.extend(bound.iter().map(|bound| bound.entrance.clone()));
         self.order(Order::Change(change, bound))?;
         self.entrances = entrances;
@@ -362,8 +359,8 @@ impl Work {
     fn follow(&mut self, order: Order) -> io::Result<()> {
         match order {
             Order::LetGo(entrances) => {
-                let tokens = entrances.iter().filter_map(|entrance| self.token_of(entrance));
-                for token in tokens.collect::<Vec<_>>() {
+                let tokens = self.tokens();
+                for token in entrances.iter().filter_map(|entrance| tokens.get(entrance).copied()) {
                     self.let_go.extend(self.ports.remove(&token).map(|bound| (token, bound.entrance)));
                 }
             }
@@ -379,15 +376,14 @@ impl Work {
                 }
             }
             Order::Change(change, bounds) => {
-                for entrance in &change.close {
-                    if let Some(token) = self.token_of(entrance) {
-                        self.ports.remove(&token);
-                        self.let_go.remove(&token);
-                        self.end(token);
-                    }
+                let tokens = self.tokens();
+                for token in change.close.iter().filter_map(|entrance| tokens.get(entrance).copied()) {
+                    self.ports.remove(&token);
+                    self.let_go.remove(&token);
+                    self.end(token);
                 }
                 for (from, to) in change.turn {
-                    if let Some(token) = self.token_of(&from)
+                    if let Some(token) = tokens.get(&from).copied()
                         && let Some(Bound { socket, .. }) = self.ports.remove(&token)
                     {
                         self.end(token);
@@ -411,9 +407,10 @@ impl Work {
         Ok(())
     }
 
-    fn token_of(&self, entrance: &Entrance) -> Option<u64> {
-        let listening = self.ports.iter().map(|(token, bound)| (token, &bound.entrance));
-        listening.chain(&self.let_go).find(|(_, other)| *other == entrance).map(|(token, _)| *token)
+    /// The tokens of all entrances.
+    fn tokens(&self) -> HashMap<Entrance, u64> {
+        let listening = self.ports.iter().map(|(token, bound)| (bound.entrance.clone(), *token));
+        listening.chain(self.let_go.iter().map(|(token, entrance)| (entrance.clone(), *token))).collect()
     }
 
     /// Ends what has come by an entrance.

@@ -214,8 +214,8 @@ impl Tunnel {
     pub fn inner_addresses(&self) -> io::Result<(Vec<IpAddr>, NetworkNamespace)> {
         let inner = self.inner.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
         let plan = &self.plan;
-        let ipv6 = plan.wireguard.ipv6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST));
-        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST)].into_iter().chain(ipv6);
+        // It has IPv6 although the tunnel may have none.
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
         let veth = [IpAddr::from(plan.veth.inner_ipv4)].into_iter().chain(plan.veth.inner_ipv6.map(IpAddr::from));
         let tunnel = plan.wireguard.addresses.iter().map(IpNet::addr);
         let all = veth.chain(tunnel).chain(loopback).collect();

@@ -1,13 +1,15 @@
 //! Networks beyond the host.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::Echo;
-use lab::{HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, Lab, PRIVATE_LAN, PROVIDER, Peer, TUNNEL_RESOLVER, WEB};
+use lab::{
+    HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, Lab, PRIVATE_LAN, PROVIDER, Peer, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::link::Place;
@@ -166,6 +168,53 @@ fn all_private_networks_of_the_host_can_be_asked_for() {
         finish(agent)?;
         Ok(())
     });
+}
+
+/// The host would answer whoever asks from an address of the tunnel's, by its own way to that: in the clear.
+#[test]
+fn the_host_is_not_asked_from_an_address_of_the_tunnels() {
+    lab::test(Peer::Ours, |lab| {
+        for (parameter, value) in [("all/rp_filter", "2"), ("default/rp_filter", "2")] {
+            // As systemd has it.
+            parameters::set(&format!("net/ipv4/conf/{parameter}"), value)?;
+        }
+        // Of both families.
+        echo("[::]:7".parse()?)?;
+        works(&["up", file(lab)?, "--name", "asked", "--backend", lab::backend()])?;
+        let link = state::read_plan(&"asked".parse()?)?.context("there is a plan")?.veth;
+        let Named::Namespace(namespace) = look_up(&path_of("asked"))? else { anyhow::bail!("there is a namespace") };
+        let ask = |from: IpAddr, to: IpAddr| -> std::io::Result<()> {
+            let socket = namespace.run(|| UdpSocket::bind((from, 0)))?;
+            socket.set_read_timeout(Some(lab::patience(Duration::from_secs(1))))?;
+            socket.send_to(b"to be said again", (to, 7))?;
+            socket.recv(&mut [0; 100]).map(drop)
+        };
+        let host = [Some(IpAddr::from(link.host_ipv4)), link.host_ipv6.map(IpAddr::from)].into_iter().flatten();
+        let inner = [Some(IpAddr::from(link.inner_ipv4)), link.inner_ipv6.map(IpAddr::from)].into_iter().flatten();
+        lab.capture.forget()?;
+        for ((to, from), of_tunnel) in host.zip(inner).zip(TUNNEL_CLIENT.both()) {
+            ask(from, to).with_context(|| format!("{from} asks {to}"))?;
+            ensure!(ask(of_tunnel, to).is_err(), "{of_tunnel} is answered by {to}");
+        }
+        let plain: Vec<_> =
+            lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).collect();
+        ensure!(plain.is_empty(), "{plain:#?}");
+        drop(namespace);
+        works(&["down", "asked"])?;
+        Ok(())
+    });
+}
+
+/// Says everything again, on the host.
+fn echo(address: SocketAddr) -> std::io::Result<()> {
+    let socket = UdpSocket::bind(address)?;
+    std::thread::spawn(move || {
+        let mut buffer = [0; 100];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..length], from);
+        }
+    });
+    Ok(())
 }
 
 /// A network may be so wide that it has another tunnel's link in it, whose program is reached from the host.
