@@ -143,13 +143,24 @@ impl Lease {
                 Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
             }
             Ok(_) => Ok(None),
-            Err(error) if is_absence(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Asks for something, and waits for the answer: the first that is none of the tunnel's news. None if the keeper ends instead.
+    /// Asks for something, and waits for the answer: the first that is none of the tunnel's news. None if the keeper ends instead, or has
+    /// ended since it was connected to.
     pub(super) fn ask(
+        &mut self,
+        request: Request,
+        passed: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
+        match self.ask_living(request, passed) {
+            Err(error) if is_absence(&error) => Ok(None),
+            other => other,
+        }
+    }
+
+    fn ask_living(
         &mut self,
         request: Request,
         passed: Option<BorrowedFd<'_>>,
@@ -253,10 +264,9 @@ pub(super) fn ask(
     request: Request,
     passed: Option<BorrowedFd<'_>>,
 ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
-    let Some(mut connection) = Lease::connect(name, patience_for(request))? else { return Ok(None) };
-    match connection.ask(request, passed) {
-        Err(error) if is_absence(&error) => Ok(None),
-        other => other,
+    match Lease::connect(name, patience_for(request))? {
+        Some(mut connection) => connection.ask(request, passed),
+        None => Ok(None),
     }
 }
 
@@ -340,4 +350,24 @@ pub(super) fn read_answer<T: for<'a> Deserialize<'a>>(file: Option<OwnedFd>) -> 
 
     let file = file.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the keeper's answer is missing"))?;
     Ok(serde_json::from_slice(&memory_file::read(file.as_fd(), LONGEST)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A keeper that is killed may leave a connection in its queue, which is broken before anything was said or after.
+    #[test]
+    fn a_keeper_that_has_ended_since_is_none() {
+        for has_heard in [false, true] {
+            let (socket, keepers) = local_socket::pair().expect("a pair");
+            if has_heard {
+                // What was said and not read is an error for who said it, not an end.
+                send(&socket, &Request::Report, None).expect("sent");
+            }
+            drop(keepers);
+            let answer = Lease { socket, handover: None }.ask(Request::Down { force: true }, None);
+            assert!(matches!(answer, Ok(None)), "{answer:?}");
+        }
+    }
 }
