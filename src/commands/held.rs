@@ -110,7 +110,10 @@ pub(super) fn prepare(loaded: &Loaded, directory: Directory, listen_fds: i32) ->
 
 /// Plans, and writes the plan down before others plan, whose addresses and names must be others.
 fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
-    let write = |error| Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
+    let write = |error: std::io::Error| {
+        let failure = Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
+        if error.kind() == std::io::ErrorKind::StorageFull { failure.advise("free space in /run") } else { failure }
+    };
     let choosing = Choosing::begin().map_err(write)?;
     let plan = loaded.plan()?;
     directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.names)).map_err(write)?;
@@ -135,7 +138,7 @@ fn require_changeable(loaded: &Loaded, state: &State, living: &Plan) -> Result<(
     plan::change(living, &wanted, backend).map(drop).map_err(|reasons| {
         let name = &loaded.config.name;
         Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
-            .advise(format!("take it down and up again: `vpn-exec down {name}`, `vpn-exec up {name}`"))
+            .advise(format!("take it down with `vpn-exec down {name}`, and up again"))
     })
 }
 

@@ -17,7 +17,7 @@ use super::text::{Piece, View};
 use super::{BackendChoice, DbusAccess, MAX_BYTES, Profile, ports};
 
 /// The tables of a profile, the first being the file itself, and their keys.
-const TABLES: [(&str, &[&str]); 4] = [
+pub const TABLES: [(&str, &[&str]); 4] = [
     ("", &["wireguard", "backend", "wait", "open", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options"]),
     ("local", &["networks", "lan", "publish", "host-ports"]),
@@ -238,7 +238,8 @@ impl Reader<'_> {
 
     fn element<T>(&mut self, element: &Value<'_>, read: impl Fn(Piece<'_>) -> Result<T, Problem>) -> Option<T> {
         let DeValue::String(text) = element.get_ref() else {
-            self.wrong_type(element, "a string", None);
+            let integer = matches!(element.get_ref(), DeValue::Integer(_));
+            self.wrong_type(element, "a string", integer.then(|| "put quotation marks around it".to_owned()));
             return None;
         };
         let view = View::new(text, |_, _| true);

@@ -300,7 +300,7 @@ impl Keeper {
         wanted.keep_link(self.tunnel.plan());
         let living = self.tunnel.living_choice();
         let change = plan::change(self.tunnel.plan(), &wanted, living).map_err(|reasons| {
-            let advice = format!("take it down and up again: `vpn-exec down {0}`, `vpn-exec up {0}`", config.name);
+            let advice = format!("take it down with `vpn-exec down {}`, and up again", config.name);
             (format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")), Some(advice))
         })?;
         let device = device_config(&config, wanted.wireguard.mtu).map_err(|error| (error.to_string(), error.advice))?;
@@ -321,7 +321,7 @@ impl Keeper {
             self.endpoints.mtu = mtu;
         }
         self.visitors.tell_all_with(&Event::Changed, Some(self.handover.as_fd()));
-        Ok(differences.iter().map(ToString::to_string).collect())
+        Ok(differences.iter().map(config::Difference::as_change).collect())
     }
 
     /// Makes the living device and its interface what a changed configuration says. After an error they are as they were.
