@@ -12,7 +12,7 @@ use crate::tunnel::handover::Handover;
 use crate::tunnel::keeper::{self, Beginning, Mission};
 use crate::tunnel::lease::{self, AskError, Lease};
 use crate::tunnel::recovery;
-use crate::tunnel::state::{self, Choosing, Directory, State};
+use crate::tunnel::state::{self, Choosing, ClaimError, Directory, State};
 use crate::wireguard::Backend;
 
 /// A lease on a tunnel.
@@ -214,6 +214,9 @@ impl From<ApproachError> for Failure {
     fn from(error: ApproachError) -> Self {
         let failure = Failure::new(&error);
         match error {
+            ApproachError::Claim(ClaimError { error, .. }) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                failure.advise("move away what is there: it has to be a directory")
+            }
             ApproachError::Claim(_) => failure.advise("/run must be there and writable for root"),
             ApproachError::Unreachable { .. } => failure.advise("wait a moment; if it stays so, end that process"),
             ApproachError::Join { .. } => failure,

@@ -402,7 +402,7 @@ fn read_json<T: DeserializeOwned>(file: &Path) -> io::Result<Option<T>> {
                 format!("{} is not what was written there ({error}): {advice}", file.display()),
             )
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error),
     }
 }
