@@ -43,6 +43,14 @@ pub fn parse(source_name: &str, text: &[u8]) -> Result<Profile, Diagnostics> {
         found.push(Diagnostic::error("the file is not UTF-8, which TOML asks for"));
         return Err(found);
     };
+    if text
+        .lines()
+        .any(|line| ["[Interface]", "[Peer]"].iter().any(|heading| line.trim().eq_ignore_ascii_case(heading)))
+    {
+        let error = Diagnostic::error("this is a wg-quick file, not a profile");
+        found.push(error.help("write a profile that names it, by a line `wireguard = \"FILE\"`".to_owned()));
+        return Err(found);
+    }
     let (table, errors) = DeTable::parse_recoverable(text);
     let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
     let mut reader =
