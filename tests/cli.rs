@@ -318,3 +318,28 @@ fn the_readme_and_the_manual_show_a_profile_with_every_key() {
         }
     }
 }
+
+#[test]
+fn bash_completes_commands_and_their_options() {
+    let (completions, _, _) = outcome(vpn_exec().args(["completions", "bash"]));
+    let files = Files::new();
+    let path = files.file("completions", &completions);
+    let complete = |words: &[&str]| {
+        let script = r#"
+            . "$1"; shift
+            function=$(complete -p vpn-exec); function=${function#*-F }
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+            "${function%% *}" vpn-exec "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            echo "${COMPREPLY[@]}""#;
+        let mut bash = Command::new("bash");
+        let (text, said, _) = outcome(bash.args(["-c", script, "bash"]).arg(&path).arg("vpn-exec").args(words));
+        assert_eq!(said, "");
+        text.trim().to_owned()
+    };
+    assert_eq!(complete(&["sta"]), "status");
+    assert_eq!(complete(&["--kill"]), "--kill-orphans");
+    assert_eq!(complete(&["status", "--j"]), "--json");
+    assert_eq!(complete(&["up", "--fore"]), "--foreground");
+    assert_eq!(complete(&["up", "--backend", "u"]), "userspace");
+    assert_eq!(complete(&["completions", "zs"]), "zsh");
+}
