@@ -293,6 +293,40 @@ fn who_is_not_root_cannot_lock_a_tunnel() {
 }
 
 #[test]
+fn who_may_not_is_told_to_be_root() {
+    test(|| {
+        let program = Path::new(world::FILES).join("vpn-exec");
+        fs::copy(env!("CARGO_BIN_EXE_vpn-exec"), &program)?;
+        let (program, config) = (program.display(), config("10.64.3.2/32", "0.0.0.0/0")?);
+        let config = config.display();
+        ensure!(run(&format!("{program} up {config} --backend userspace"))?.status.success());
+        let told = |script: &str, what: &str| {
+            let output = run(script)?;
+            let text = said(&output);
+            ensure!(
+                output.status.code() == Some(125) && text.contains(what) && text.contains("sudo"),
+                "{script}: {text}"
+            );
+            Ok(())
+        };
+        let bare = "setpriv --bounding-set=-all --inh-caps=-all";
+        for arguments in [format!("--config {config} -- true"), format!("up {config}"), "down other".to_owned()] {
+            told(&format!("{bare} {program} {arguments}"), "this takes root")?;
+        }
+        let nobody = format!("{bare} --reuid 65534 --regid 65534 --clear-groups {program}");
+        // An ordinary user's world has no other users.
+        if run(&format!("{nobody} --version"))?.status.success() {
+            told(&format!("{nobody} down nowhere"), "only root")?;
+            told(&format!("{nobody} check --config {config}"), "Permission denied")?;
+            let output = run(&format!("{nobody} list"))?;
+            ensure!(output.status.success() && said(&output).contains("nowhere"), "{}", said(&output));
+        }
+        ensure!(run(&format!("{program} down nowhere"))?.status.success());
+        ensure_nothing_left()
+    });
+}
+
+#[test]
 fn a_lack_of_descriptors_leaves_nothing_behind() {
     test(|| {
         // With fewer not even the directory of its name can be read, to be removed.

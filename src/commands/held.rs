@@ -189,10 +189,9 @@ pub(super) fn require_privileges() -> Result<(), Failure> {
     match capabilities::permitted() {
         Ok(permitted) if permitted.contains(needed) => Ok(()),
         Ok(_) => Err(Failure::new(
-            "making a network namespace, and leaving the program no way to privileges, needs CAP_SYS_ADMIN, CAP_NET_ADMIN and \
-             CAP_SETPCAP, which this process lacks",
+            "this takes root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP, which this process lacks",
         )
-        .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
+        .advise("run it as root: `sudo vpn-exec …`; a program still runs as you, without privileges")),
         Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
     }
 }

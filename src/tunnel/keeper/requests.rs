@@ -43,7 +43,11 @@ impl Keeper {
         let visitor = self.visitors.get(number)?;
         if request != Request::Report && !visitor.trusted {
             let user = nix::unistd::geteuid();
-            self.refuse(number, format!("only the user {user}, who holds the tunnel, may ask for that"), None);
+            let (holder, advice) = match user.is_root() {
+                true => ("root".to_owned(), "run it as root: `sudo vpn-exec …`".to_owned()),
+                false => (format!("the user {user}"), "run it as that user".to_owned()),
+            };
+            self.refuse(number, format!("only {holder}, who holds the tunnel, may ask for that"), Some(advice));
             return None;
         }
         match request {
