@@ -202,7 +202,7 @@ pub struct TunnelArgs {
     pub search: Vec<String>,
 
     /// A port of the host that leads to a port inside, as `[ADDRESS:]PORT:PORT[/udp]`; ranges too (repeatable). With
-    /// `,proxy-protocol=v2` behind it the program is told who its client is
+    /// `,proxy-protocol=v2` appended, the program is told who its client is
     #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
     pub publish: Vec<Ports>,
 
@@ -358,7 +358,7 @@ pub struct UpArgs {
 /// Arguments of `vpn-exec down`.
 #[derive(Debug, Args)]
 pub struct DownArgs {
-    /// Which tunnel.
+    /// The tunnel's name.
     pub name: TunnelName,
 
     /// Take it down even if programs are inside, which are killed
@@ -373,7 +373,7 @@ pub struct DownArgs {
 /// Arguments of `vpn-exec status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Which tunnel [default: all]
+    /// The tunnel's name [default: all]
     pub name: Option<TunnelName>,
 
     /// Print JSON
@@ -427,7 +427,7 @@ pub struct Verbosity {
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// In which form it is said [default: auto]
+    /// The form of messages [default: auto]
     #[arg(long, global = true, value_name = "FORM", value_enum, default_value_t, hide_default_value = true)]
     pub log: LogFormat,
 }
