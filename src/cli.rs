@@ -4,11 +4,13 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
 
+use crate::config::diagnostic::nearest;
 use crate::config::network::parse_local;
 use crate::config::ports::{parse_host_ports, parse_open, parse_publish};
 use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish};
@@ -19,7 +21,6 @@ use crate::names::{ServiceName, TunnelName};
 #[command(
     name = "vpn-exec",
     version,
-    about,
     long_about = LONG_ABOUT,
     after_long_help = AFTER_HELP,
     subcommand_negates_reqs = true,
@@ -48,7 +49,10 @@ impl Cli {
     /// If it is not understood; also if it asks for help, which is then the error's text.
     pub fn parse_checked(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
-        let matches = command.try_get_matches_from_mut(arguments)?;
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let matches = command
+            .try_get_matches_from_mut(&arguments)
+            .map_err(|error| with_better_tips(error, &command, &arguments))?;
         if let Some((name, _)) = matches.subcommand() {
             // Clap's own `args_conflicts_with_subcommands` would forbid `vpn-exec -v plan`, too.
             let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
@@ -63,20 +67,73 @@ impl Cli {
     }
 }
 
+/// Tells who has given an argument that is not understood what was probably meant. Clap does not know that a program has to follow
+/// two dashes, and takes any word for an attempt at an option.
+fn with_better_tips(mut error: clap::Error, command: &clap::Command, arguments: &[OsString]) -> clap::Error {
+    let (ErrorKind::UnknownArgument, Some(ContextValue::String(unknown))) =
+        (error.kind(), error.get(ContextKind::InvalidArg).cloned())
+    else {
+        return error;
+    };
+    // That a misspelt option could be meant for the name of a program.
+    error.remove(ContextKind::Suggested);
+    if unknown.starts_with('-') {
+        return error;
+    }
+    let words: Vec<_> = arguments.iter().skip(1).map(|word| word.to_string_lossy()).collect();
+    let before = words.iter().position(|word| *word == unknown).unwrap_or(words.len());
+    let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    let given = words[..before].iter().find(|word| names.contains(&word.as_ref()));
+    let tip = match given.map(AsRef::as_ref) {
+        Some("check" | "plan") if unknown.contains('/') || unknown.ends_with(".conf") => {
+            format!("a provider's file is named with an option: '--config {unknown}'")
+        }
+        Some("check" | "plan") => format!("a tunnel is named with an option: '--tunnel {unknown}'"),
+        Some(_) => return error,
+        None if unknown == "help" => "for help, use '--help', also after a command: 'vpn-exec up --help'".to_owned(),
+        None => match nearest(&unknown, names) {
+            Some(name) => format!("a similar command exists: '{name}'"),
+            None => {
+                let options = if before == 0 { "--config FILE".to_owned() } else { words[..before].join(" ") };
+                format!("the program follows two dashes: 'vpn-exec {options} -- {}'", words[before..].join(" "))
+            }
+        },
+    };
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+    error
+}
+
+/// A time that can be waited for a handshake, in seconds.
+fn parse_wait(text: &str) -> Result<u32, String> {
+    const DAY: u32 = 24 * 60 * 60;
+
+    let seconds = text.parse().ok().filter(|seconds| (1..=DAY).contains(seconds));
+    seconds.ok_or_else(|| format!("expected whole seconds, from 1 to {DAY}"))
+}
+
+/// A resolver's address.
+fn parse_resolver(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "expected a resolver's IP address, such as 10.64.0.1, without a port")
+}
+
 const LONG_ABOUT: &str = "\
 Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
 
 The program runs in a network namespace of its own that holds WireGuard's interface wg0 and a link to the host, and nothing \
 else: when the tunnel is down, it has no way out. The machine and everybody else on it keep their network as it is.";
 
-const AFTER_HELP: &str = "\
+/// What the help says after the options, and the manual page, too.
+pub const AFTER_HELP: &str = "\
 Exit status:
-  the program's own; 128+N if signal N ended it (vpn-exec then ends by the same signal);
-  125 vpn-exec itself failed; 126 the program cannot be executed; 127 there is no such program.
+  that of the program; if a signal ended it, vpn-exec ends by the same one
+  125  vpn-exec itself failed
+  126  the program cannot be executed
+  127  there is no such program
 
 Examples:
-  vpn-exec --config wg0.conf -- curl https://ifconfig.me
-  vpn-exec up mullvad --wait 10 && vpn-exec --tunnel mullvad -- transmission-daemon --foreground
+  sudo vpn-exec --config wg0.conf -- curl https://ifconfig.me
+  sudo vpn-exec up wg0.conf --wait 10
+  sudo vpn-exec --tunnel wg0 -- transmission-daemon --foreground
   vpn-exec plan --config wg0.conf";
 
 /// What to do instead of running a program.
@@ -137,7 +194,7 @@ pub struct TunnelArgs {
     pub backend: Option<BackendChoice>,
 
     /// A resolver for the program, instead of the file's (repeatable)
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver)]
     pub dns: Vec<IpAddr>,
 
     /// A search domain for the program, instead of the file's (repeatable)
@@ -145,7 +202,7 @@ pub struct TunnelArgs {
     pub search: Vec<String>,
 
     /// A port of the host that leads to a port inside, as `[ADDRESS:]PORT:PORT[/udp]`; ranges too (repeatable). With
-    /// `,proxy-protocol=v2` behind it the program is told who its client is
+    /// `,proxy-protocol=v2` appended, the program is told who its client is
     #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
     pub publish: Vec<Ports>,
 
@@ -189,8 +246,7 @@ pub struct ProgramArgs {
     #[arg(long)]
     pub new_privs: bool,
 
-    /// The message buses that the program can reach: its user's own alone, or the system's, too, by which it can have the host look
-    /// names up, past the tunnel [default: session]
+    /// The message buses that the program can reach [default: session]
     #[arg(long, value_name = "BUSES")]
     pub dbus: Option<DbusAccess>,
 }
@@ -211,7 +267,7 @@ pub struct RunArgs {
     pub identity: ProgramArgs,
 
     /// Start the program only after the first handshake, and fail if there is none within SECONDS
-    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(short, long, value_name = "SECONDS", value_parser = parse_wait)]
     pub wait: Option<u32>,
 
     /// Kill what the program leaves behind when it ends, instead of waiting for it
@@ -287,7 +343,7 @@ pub struct UpArgs {
     pub target: TargetArgs,
 
     /// Return only after the first handshake, and take the tunnel down again if there is none within SECONDS
-    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(short, long, value_name = "SECONDS", value_parser = parse_wait)]
     pub wait: Option<u32>,
 
     /// Stay in the foreground and hold the tunnel until SIGTERM or SIGINT, for service managers; SIGHUP reads the file again
@@ -302,7 +358,7 @@ pub struct UpArgs {
 /// Arguments of `vpn-exec down`.
 #[derive(Debug, Args)]
 pub struct DownArgs {
-    /// Which tunnel.
+    /// The tunnel's name.
     pub name: TunnelName,
 
     /// Take it down even if programs are inside, which are killed
@@ -317,7 +373,7 @@ pub struct DownArgs {
 /// Arguments of `vpn-exec status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Which tunnel [default: all]
+    /// The tunnel's name [default: all]
     pub name: Option<TunnelName>,
 
     /// Print JSON
@@ -371,7 +427,7 @@ pub struct Verbosity {
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// In which form it is said [default: auto, the journal's if standard error is the journal, else plain]
+    /// The form of messages [default: auto]
     #[arg(long, global = true, value_name = "FORM", value_enum, default_value_t, hide_default_value = true)]
     pub log: LogFormat,
 }
@@ -379,7 +435,7 @@ pub struct Verbosity {
 /// In which form something is said on the way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// As fits where it goes
+    /// The journal's form if standard error is the journal, else plain
     #[default]
     Auto,
     /// A line for each event, for people
@@ -409,6 +465,28 @@ mod tests {
         assert!(cli.command.is_none());
         assert_eq!(cli.run.program, ["plan", "--json"]);
         assert!(parse(&["vpn-exec", "-c", "wg0.conf", "curl"]).is_err());
+    }
+
+    #[test]
+    fn what_is_not_understood_gets_a_tip() {
+        for (arguments, tip) in [
+            (&["-c", "wg0.conf", "curl", "-s", "x"][..], "'vpn-exec -c wg0.conf -- curl -s x'"),
+            (&["curl"], "'vpn-exec --config FILE -- curl'"),
+            (&["staus"], "'status'"),
+            (&["help", "up"], "'--help'"),
+            (&["check", "wg0.conf"], "'--config wg0.conf'"),
+            (&["plan", "mullvad"], "'--tunnel mullvad'"),
+            (&["--confg", "wg0.conf", "--", "true"], "'--config'"),
+        ] {
+            let said = parse(&[&["vpn-exec"], arguments].concat()).expect_err("not understood").to_string();
+            assert!(said.contains("tip: ") && said.contains(tip), "{said}");
+            assert!(!said.contains("as a value"), "{said}");
+        }
+        for wait in ["0", "86401", "5s", "-1", "1.5"] {
+            let option = format!("--wait={wait}");
+            let said = parse(&["vpn-exec", "-c", "f", &option, "--", "true"]).expect_err("no time").to_string();
+            assert!(said.contains("whole seconds, from 1 to 86400"), "{said}");
+        }
     }
 
     #[test]

@@ -52,7 +52,8 @@ pub fn report(failure: &Failure) {
     let text = match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
         Form::Plain { .. } => {
             // A report of a file's problems says "error" by itself, with the file's name and line.
-            let prefix = if message.contains('\n') { "" } else { "vpn-exec: " };
+            let is_report = ["error", "warning", "\x1b"].iter().any(|start| message.starts_with(start));
+            let prefix = if is_report && message.contains('\n') { "" } else { "vpn-exec: " };
             let advice = failure.advice.as_ref().map(|advice| format!("vpn-exec: {advice}\n")).unwrap_or_default();
             format!("{prefix}{message}\n{advice}")
         }

@@ -10,8 +10,15 @@ fn main() -> ExitCode {
     let cli = match Cli::parse_checked(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { commands::FAILED } else { 0 });
+            return ExitCode::from(match error.print() {
+                _ if error.use_stderr() => commands::FAILED,
+                // That nobody reads the help to its end is no failure.
+                Err(failed) if failed.kind() != std::io::ErrorKind::BrokenPipe => {
+                    eprintln!("vpn-exec: cannot write to standard output: {failed}");
+                    commands::FAILED
+                }
+                _ => 0,
+            });
         }
     };
     logging::start(cli.verbosity);

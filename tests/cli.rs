@@ -199,6 +199,47 @@ fn bad_command_lines_are_125() {
 }
 
 #[test]
+fn a_file_in_the_wrong_place_is_told() {
+    let files = Files::new();
+    let profile = files.file("mullvad.toml", "wireguard = \"mullvad.conf\"\nopen = [51413]\n");
+    let (_, said, status) = outcome(vpn_exec().args(["check", "--config"]).arg(&profile));
+    assert_eq!(status, 125);
+    assert!(said.contains("--tunnel NAME"), "{said}");
+    let (_, said, _) = outcome(vpn_exec().args(["check", "--profile-only"]).arg(&profile));
+    assert!(said.contains("mullvad.toml:2:9") && said.contains("quotation marks"), "{said}");
+    for (name, advice) in [("mullvad.conf", "--config FILE"), ("mullvad.toml", "without its ending: mullvad")] {
+        let (_, said, status) = outcome(vpn_exec().args(["check", "--tunnel", name]));
+        assert_eq!(status, 125);
+        assert!(said.contains("no profile") && said.contains(advice), "{said}");
+    }
+    // Without a home there is no folder of one's own, least of all where vpn-exec is run.
+    let config = files.0.path().join(".config/vpn-exec");
+    fs::create_dir_all(&config).expect("a folder");
+    fs::copy(&profile, config.join("here.toml")).expect("a copy");
+    let mut command = vpn_exec();
+    command.current_dir(files.0.path()).env("HOME", "").env_remove("XDG_CONFIG_HOME");
+    let (_, said, _) = outcome(command.args(["check", "--tunnel", "here"]));
+    assert!(said.contains("there is no profile here"), "{said}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_and_a_reader_that_goes_is_none() {
+    for arguments in [&["--help"][..], &["--version"], &["man"], &["completions", "bash"], &["list"]] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        command.args(arguments).stdout(fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full"));
+        let output = command.output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}: {said}");
+        assert!(said.contains("cannot write to standard output"), "{said}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let output = command.args(arguments).stdout(writer).output().expect("it runs");
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{arguments:?}");
+    }
+}
+
+#[test]
 fn help_completions_and_manual_come_from_one_declaration() {
     let (help, _, status) = outcome(vpn_exec().arg("--help"));
     assert_eq!(status, 0);
@@ -257,4 +298,48 @@ fn only_the_journal_gets_levels_before_its_lines() {
         let text = said(stream, options);
         assert!(text.lines().count() == 2 && text.lines().all(|line| line.starts_with("vpn-exec: ")), "{text}");
     }
+}
+
+#[test]
+fn the_readme_and_the_manual_show_a_profile_with_every_key() {
+    const PROFILE: &str = include_str!("../src/commands/profile.toml");
+    assert!(
+        include_str!("../README.md").contains(&format!("```toml\n{PROFILE}```")),
+        "the README shows another profile"
+    );
+    let (manual, _, _) = outcome(vpn_exec().arg("man"));
+    assert!(manual.replace("\\-", "-").contains(PROFILE.trim_end()), "{manual}");
+    vpn_exec::config::profile::parse("profile.toml", PROFILE.as_bytes()).expect("a profile");
+    for (table, keys) in vpn_exec::config::profile::TABLES {
+        assert!(table.is_empty() || PROFILE.contains(&format!("\n[{table}]\n")), "[{table}] is missing");
+        for key in keys {
+            let is_there = |line: &str| line.starts_with(&format!("{key} = ")) || line == format!("[{key}]");
+            assert!(PROFILE.lines().any(is_there), "{key} is missing");
+        }
+    }
+}
+
+#[test]
+fn bash_completes_commands_and_their_options() {
+    let (completions, _, _) = outcome(vpn_exec().args(["completions", "bash"]));
+    let files = Files::new();
+    let path = files.file("completions", &completions);
+    let complete = |words: &[&str]| {
+        let script = r#"
+            . "$1"; shift
+            function=$(complete -p vpn-exec); function=${function#*-F }
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+            "${function%% *}" vpn-exec "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            echo "${COMPREPLY[@]}""#;
+        let mut bash = Command::new("bash");
+        let (text, said, _) = outcome(bash.args(["-c", script, "bash"]).arg(&path).arg("vpn-exec").args(words));
+        assert_eq!(said, "");
+        text.trim().to_owned()
+    };
+    assert_eq!(complete(&["sta"]), "status");
+    assert_eq!(complete(&["--kill"]), "--kill-orphans");
+    assert_eq!(complete(&["status", "--j"]), "--json");
+    assert_eq!(complete(&["up", "--fore"]), "--foreground");
+    assert_eq!(complete(&["up", "--backend", "u"]), "userspace");
+    assert_eq!(complete(&["completions", "zs"]), "zsh");
 }

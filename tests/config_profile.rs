@@ -191,3 +191,12 @@ fn the_proxy_protocol_is_of_tcp_and_of_version_2() {
         assert!(found.contains(complaint), "{port}: {found}");
     }
 }
+
+#[test]
+fn a_providers_file_is_told_as_such() {
+    let text =
+        "[Interface]\nPrivateKey = iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=\n[Peer]\nEndpoint = 192.0.2.1:1\n";
+    let found = vpn_exec::config::profile::parse("f", text.as_bytes()).expect_err("no profile");
+    assert_eq!(found.iter().count(), 1, "{found}");
+    assert!(found.to_string().contains("this is a wg-quick file"), "{found}");
+}

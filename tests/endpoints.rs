@@ -181,7 +181,7 @@ fn with_wait_the_program_starts_after_the_handshake() {
 }
 
 /// One message, and the exit status of a failure of vpn-exec's own; the program has not begun.
-fn gives_up(lab: &Lab, reach: Reach) -> Result<()> {
+fn gives_up(lab: &Lab, reach: Reach) -> Result<String> {
     let agent = start(lab, &lab.wg_quick_text(reach), &["--wait", "2", "--quiet"])?;
     assert!(!agent.begins_within(Duration::from_secs(1)));
     let (status, complaints) = agent.end()?;
@@ -190,14 +190,14 @@ fn gives_up(lab: &Lab, reach: Reach) -> Result<()> {
     let errors = complaints.lines().filter(|line| line.contains("error")).count();
     assert!(errors <= 1, "more than one error: {complaints}");
     assert!(!std::path::Path::new("/run/vpn-exec").exists(), "something is left");
-    Ok(())
+    Ok(complaints)
 }
 
 #[test]
 fn wait_gives_up_when_nobody_answers() {
     lab::test(Peer::Ours, |lab| {
         lab.provider.stop()?;
-        gives_up(lab, Reach::Ipv4)
+        gives_up(lab, Reach::Ipv4).map(drop)
     });
 }
 
@@ -205,7 +205,9 @@ fn wait_gives_up_when_nobody_answers() {
 fn wait_gives_up_when_the_name_remains_unknown() {
     lab::test(Peer::Ours, |lab| {
         lab.resolver.forget("vpn.example");
-        gives_up(lab, Reach::Name)
+        let said = gives_up(lab, Reach::Name)?;
+        assert!(said.contains("the endpoint vpn.example") && said.contains("resolved yet"), "{said}");
+        Ok(())
     });
 }
 

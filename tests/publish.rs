@@ -464,7 +464,7 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         let host = HOST.ipv4;
         // From none, the first time.
         let said = reloads(&file, &["8080:80", "8081:81", "5300:53/udp"])?;
-        ensure!(said.contains("published ports: none there, 8080:80/tcp, 8081:81/tcp, 5300:53/udp here"), "{said}");
+        ensure!(said.contains("published ports: was none, is now 8080:80/tcp, 8081:81/tcp, 5300:53/udp"), "{said}");
         let (stays, goes) = (connect(&lab.host, host, 8080)?, connect(&lab.lan, HOST_ON_LAN.ipv4, 8081)?);
         ensure!(is_alive(&stays) && is_alive(&goes));
         let flow = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;

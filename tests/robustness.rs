@@ -293,6 +293,40 @@ fn who_is_not_root_cannot_lock_a_tunnel() {
 }
 
 #[test]
+fn who_may_not_is_told_to_be_root() {
+    test(|| {
+        let program = Path::new(world::FILES).join("vpn-exec");
+        fs::copy(env!("CARGO_BIN_EXE_vpn-exec"), &program)?;
+        let (program, config) = (program.display(), config("10.64.3.2/32", "0.0.0.0/0")?);
+        let config = config.display();
+        ensure!(run(&format!("{program} up {config} --backend userspace"))?.status.success());
+        let told = |script: &str, what: &str| {
+            let output = run(script)?;
+            let text = said(&output);
+            ensure!(
+                output.status.code() == Some(125) && text.contains(what) && text.contains("sudo"),
+                "{script}: {text}"
+            );
+            Ok(())
+        };
+        let bare = "setpriv --bounding-set=-all --inh-caps=-all";
+        for arguments in [format!("--config {config} -- true"), format!("up {config}"), "down other".to_owned()] {
+            told(&format!("{bare} {program} {arguments}"), "this takes root")?;
+        }
+        let nobody = format!("{bare} --reuid 65534 --regid 65534 --clear-groups {program}");
+        // An ordinary user's world has no other users.
+        if run(&format!("{nobody} --version"))?.status.success() {
+            told(&format!("{nobody} down nowhere"), "only root")?;
+            told(&format!("{nobody} check --config {config}"), "Permission denied")?;
+            let output = run(&format!("{nobody} list"))?;
+            ensure!(output.status.success() && said(&output).contains("nowhere"), "{}", said(&output));
+        }
+        ensure!(run(&format!("{program} down nowhere"))?.status.success());
+        ensure_nothing_left()
+    });
+}
+
+#[test]
 fn a_lack_of_descriptors_leaves_nothing_behind() {
     test(|| {
         // With fewer not even the directory of its name can be read, to be removed.
@@ -344,6 +378,58 @@ fn a_program_that_makes_packets_has_no_ipv6_to_the_host() {
             }
             run(&format!("kill {}", child.id()))?;
             wait_for(&mut child)?;
+        }
+        Ok(())
+    });
+}
+
+/// The names in some JSON, at any depth, but for what is below `but`.
+fn names_in(value: &serde_json::Value, but: &str, found: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Array(elements) => elements.iter().for_each(|element| names_in(element, but, found)),
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                found.push(name.clone());
+                if name != but {
+                    names_in(value, but, found);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn what_is_printed_as_json_is_documented() {
+    test(|| {
+        let path = config("10.64.3.2/32, fc00:bbbb::3:2/128", "0.0.0.0/0, ::/0")?;
+        let text = fs::read_to_string(&path)?.replace("DNS = 10.64.0.1", "DNS = 10.64.0.1, example.com\nPostUp = true");
+        fs::write(&path, text)?;
+        let (program, path) = (env!("CARGO_BIN_EXE_vpn-exec"), path.display());
+        let ports = "--publish 8080:80,proxy-protocol=v2 --open 51413 --host-port 5432 --backend userspace";
+        let json = |script: &str| -> Result<serde_json::Value> {
+            let output = run(script)?;
+            ensure!(output.status.success(), "{script}: {}", said(&output));
+            Ok(serde_json::from_slice(&output.stdout)?)
+        };
+        let plan = json(&format!("{program} plan --json --config {path} {ports}"))?;
+        ensure!(run(&format!("{program} up {path} {ports}"))?.status.success());
+        let inside = bash(&format!("{program} --tunnel nowhere -- sh -c 'echo; exec sleep 60'")).spawn();
+        let mut inside = inside?;
+        std::io::Read::read_exact(inside.stdout.as_mut().context("an output")?, &mut [0])?;
+        let status = json(&format!("{program} status nowhere --json"))?;
+        let list = json(&format!("{program} list --json"))?;
+        ensure!(list.as_array().is_some_and(|tunnels| tunnels.len() == 1), "{list}");
+        ensure!(run(&format!("{program} down nowhere --force"))?.status.success());
+        inside.wait()?;
+
+        let documented = include_str!("../docs/json.md");
+        for (value, some) in [(&plan, "persistent_keepalive"), (&status, "command"), (&list, "proxy_protocol")] {
+            let mut names = Vec::new();
+            names_in(value, "firewall", &mut names);
+            ensure!(names.iter().any(|name| name == some), "{some} is missing in {value}");
+            let missing: Vec<_> = names.iter().filter(|name| !documented.contains(&format!("`{name}`"))).collect();
+            ensure!(missing.is_empty(), "not in docs/json.md: {missing:?}");
         }
         Ok(())
     });

@@ -10,6 +10,10 @@ use crate::cli::Cli;
 pub(super) fn run(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "vpn-exec", &mut text);
-    print(&text)?;
+    let text = String::from_utf8_lossy(&text);
+    // clap_complete looks for a command by one name and has its options under another, where the program's name has a hyphen
+    // (clap's issue 6421): behind a command nothing is completed.
+    let text = text.replace("vpn__subcmd__exec__", "vpn__exec__");
+    print(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,7 +12,7 @@ use crate::tunnel::handover::Handover;
 use crate::tunnel::keeper::{self, Beginning, Mission};
 use crate::tunnel::lease::{self, AskError, Lease};
 use crate::tunnel::recovery;
-use crate::tunnel::state::{self, Choosing, Directory, State};
+use crate::tunnel::state::{self, Choosing, ClaimError, Directory, State};
 use crate::wireguard::Backend;
 
 /// A lease on a tunnel.
@@ -110,7 +110,10 @@ pub(super) fn prepare(loaded: &Loaded, directory: Directory, listen_fds: i32) ->
 
 /// Plans, and writes the plan down before others plan, whose addresses and names must be others.
 fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
-    let write = |error| Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
+    let write = |error: std::io::Error| {
+        let failure = Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
+        if error.kind() == std::io::ErrorKind::StorageFull { failure.advise("free space in /run") } else { failure }
+    };
     let choosing = Choosing::begin().map_err(write)?;
     let plan = loaded.plan()?;
     directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.names)).map_err(write)?;
@@ -135,7 +138,7 @@ fn require_changeable(loaded: &Loaded, state: &State, living: &Plan) -> Result<(
     plan::change(living, &wanted, backend).map(drop).map_err(|reasons| {
         let name = &loaded.config.name;
         Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
-            .advise(format!("take it down and up again: `vpn-exec down {name}`, `vpn-exec up {name}`"))
+            .advise(format!("take it down with `vpn-exec down {name}`, and up again"))
     })
 }
 
@@ -186,10 +189,9 @@ pub(super) fn require_privileges() -> Result<(), Failure> {
     match capabilities::permitted() {
         Ok(permitted) if permitted.contains(needed) => Ok(()),
         Ok(_) => Err(Failure::new(
-            "making a network namespace, and leaving the program no way to privileges, needs CAP_SYS_ADMIN, CAP_NET_ADMIN and \
-             CAP_SETPCAP, which this process lacks",
+            "this takes root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP, which this process lacks",
         )
-        .advise("run it as root: `sudo vpn-exec …`; the program itself then runs as you, without privileges")),
+        .advise("run it as root: `sudo vpn-exec …`; a program still runs as you, without privileges")),
         Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
     }
 }
@@ -211,6 +213,9 @@ impl From<ApproachError> for Failure {
     fn from(error: ApproachError) -> Self {
         let failure = Failure::new(&error);
         match error {
+            ApproachError::Claim(ClaimError { error, .. }) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                failure.advise("move away what is there: it has to be a directory")
+            }
             ApproachError::Claim(_) => failure.advise("/run must be there and writable for root"),
             ApproachError::Unreachable { .. } => failure.advise("wait a moment; if it stays so, end that process"),
             ApproachError::Join { .. } => failure,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::hash::Hash;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::Failure;
 use crate::cli::{ProgramArgs, SourceArgs, TargetArgs, TunnelArgs};
 use crate::config::diagnostic::Diagnostics;
 use crate::config::{Config, Dns, Profile, ProgramOptions, profile, wg_quick};
-use crate::config_file::{self, ConfigFile};
+use crate::config_file::{self, ConfigFile, ReadError};
 use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan, PlanOptions};
@@ -137,8 +137,14 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
         Some(id) => read(&credential_path(&id)?)?,
         None => read(&profile.wireguard)?,
     };
-    let (wireguard, warnings) =
-        wg_quick::parse(&file.name, &file.contents).map_err(|found| Failure::new(render(&found)))?;
+    let (wireguard, warnings) = wg_quick::parse(&file.name, &file.contents).map_err(|found| {
+        let failure = Failure::new(render(&found));
+        // A profile that is given as a provider's file has nothing but errors.
+        match profile.wireguard.extension() == Some(OsStr::new("toml")) {
+            true => failure.advise("a profile is put into /etc/vpn-exec, and used by its name: --tunnel NAME"),
+            false => failure,
+        }
+    })?;
     if !warnings.is_empty() {
         tracing::warn!("{}", render(&warnings));
     }
@@ -196,7 +202,16 @@ fn read(path: &Path) -> Result<ConfigFile, Failure> {
 fn read_public(path: &Path) -> Result<ConfigFile, Failure> {
     config_file::read(path).map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        Failure::new(format!("{error}{cause}"))
+        let failure = Failure::new(format!("{error}{cause}"));
+        match error {
+            ReadError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                failure.advise("run this as root (`sudo vpn-exec …`), or as a user who may read it")
+            }
+            ReadError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                failure.advise("check its path")
+            }
+            _ => failure,
+        }
     })
 }
 
@@ -214,8 +229,14 @@ fn parse_profile(path: &Path) -> Result<Profile, Failure> {
 fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
     let Some(path) = profiles(name).find(|path| path.exists()) else {
         let places: Vec<String> = profiles(name).map(|path| path.display().to_string()).collect();
-        return Err(Failure::new(format!("there is no profile {name}: {} does not exist", places.join(" or ")))
-            .advise("write one (all it needs is a line `wireguard = \"FILE\"`), or name the provider's file"));
+        let text = name.as_str();
+        let advice = match (text.strip_suffix(".conf"), text.strip_suffix(".toml")) {
+            (Some(_), _) => "name the provider's file with --config FILE".to_owned(),
+            (_, Some(stem)) => format!("a profile is named without its ending: {stem}"),
+            _ => "write one (all it needs is a line `wireguard = \"FILE\"`), or name the provider's file".to_owned(),
+        };
+        let what = if places.len() > 1 { "neither exists" } else { "it does not exist" };
+        return Err(Failure::new(format!("there is no profile {name}: {}: {what}", places.join(", "))).advise(advice));
     };
     let mut profile = parse_profile(&path)?;
     // A relative path is meant from where the profile is, wherever vpn-exec is run.
@@ -234,8 +255,8 @@ fn profiles(name: &TunnelName) -> impl Iterator<Item = PathBuf> {
 
 fn own_profiles() -> Option<PathBuf> {
     let folder = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".config"));
-    folder.or_else(home).map(|folder| folder.join("vpn-exec"))
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?)).filter(|home| home.is_absolute());
+    folder.or_else(|| home().map(|home| home.join(".config"))).map(|folder| folder.join("vpn-exec"))
 }
 
 /// The name of a tunnel that has only a file: the file's, without its ending.

@@ -54,7 +54,7 @@ impl From<TunnelError> for Failure {
 
 impl From<ProgramError> for Failure {
     fn from(error: ProgramError) -> Self {
-        Self { status: error.exit_status(), ..Self::new(error) }
+        Self { status: error.exit_status(), advice: error.advice(), ..Self::new(error) }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::plan;
 use crate::program::identity;
 use crate::program::{self, Ended, Program, Waiting};
 use crate::tunnel::lease::Event;
-use crate::tunnel::{fault, keeper, recovery, state};
+use crate::tunnel::{fault, keeper, recovery, state, status};
 
 pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     if arguments.program.is_empty() {
@@ -193,19 +193,28 @@ fn await_tunnel(
             }
             Some(Some(Event::Gone) | None) => return Err(Failure::new("the tunnel's keeper was killed")),
             None if until.is_some_and(|until| Instant::now() >= until) => {
-                let seconds = wait.unwrap_or_default().as_secs();
-                return Err(no_handshake(seconds));
+                return Err(no_handshake(&held.plan.name, wait.unwrap_or_default()));
             }
             Some(Some(_)) | None => {}
         }
     }
 }
 
-/// The failure of a tunnel to which no peer answers.
-pub(super) fn no_handshake(seconds: u64) -> Failure {
-    Failure::new(format!("no handshake with any peer within {seconds} s")).advise(
-        "check that the endpoint can be reached from here, and that the keys are those the provider knows; -v says what was tried",
-    )
+/// The failure of a tunnel to which no peer answers, with what its keeper knows of the reason.
+pub(super) fn no_handshake(name: &TunnelName, waited: Duration) -> Failure {
+    let what = format!("no handshake with any peer within {} s", waited.as_secs());
+    let living = status::of(name).ok().flatten().and_then(|status| status.living);
+    let unresolved = living.as_ref().and_then(|living| {
+        let peer = living.peers.iter().find(|peer| peer.endpoint.is_none() && peer.configured_endpoint.is_some())?;
+        peer.configured_endpoint.as_ref().map(|endpoint| format!("the endpoint {endpoint} is not resolved yet"))
+    });
+    match living.and_then(|living| living.problem).or(unresolved) {
+        Some(problem) => Failure::new(format!("{what}: {problem}"))
+            .advise("check the endpoint's name in the file, and that this machine can look names up"),
+        None => Failure::new(what).advise(
+            "check that the endpoint can be reached from here, and that the keys are those the provider knows; -v says what was tried",
+        ),
+    }
 }
 
 /// Does what the signals that have arrived do to a program by default, but for ending it: that is left to the caller.

@@ -118,7 +118,7 @@ fn await_tunnel(held: &mut Held, wait: Option<Duration>) -> Result<(), Failure> 
             Some(Some(Event::Gone) | None) => return Err(Failure::new("the tunnel's keeper was killed")),
             Some(Some(_)) => {}
             None if until.is_some_and(|until| Instant::now() >= until) => {
-                return Err(run::no_handshake(wait.unwrap_or_default().as_secs()));
+                return Err(run::no_handshake(&held.plan.name, wait.unwrap_or_default()));
             }
             None => {}
         }

@@ -242,7 +242,7 @@ impl Paint {
 }
 
 /// The candidate that `word` is most likely a misspelling of, if any is near: at most a third of its letters wrong.
-pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // No candidate is longer than 40 characters; the distance takes quadratic time.
     if word.len() > 64 {
         return None;

@@ -20,6 +20,13 @@ pub struct Difference {
     pub here: String,
 }
 
+impl Difference {
+    /// The difference as what has changed, where the second configuration has taken the first one's place.
+    pub fn as_change(&self) -> String {
+        format!("{}: was {}, is now {}", self.what, self.there, self.here)
+    }
+}
+
 impl Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} there, {} here", self.what, self.there, self.here)

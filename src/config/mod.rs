@@ -330,14 +330,14 @@ pub struct ProgramOptions {
     pub dbus: DbusAccess,
 }
 
-/// Which message bus of the host's a program can reach, besides its user's own.
+/// Which message buses of the host's a program can reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DbusAccess {
-    /// None: by the system bus, anybody can have systemd-resolved, Avahi or NetworkManager look names up, past the tunnel.
+    /// Its user's own alone.
     #[default]
     Session,
-    /// The system bus, too.
+    /// The system's, too, by which it can have systemd-resolved, Avahi or NetworkManager look names up, past the tunnel.
     System,
 }
 

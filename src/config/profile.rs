@@ -17,7 +17,7 @@ use super::text::{Piece, View};
 use super::{BackendChoice, DbusAccess, MAX_BYTES, Profile, ports};
 
 /// The tables of a profile, the first being the file itself, and their keys.
-const TABLES: [(&str, &[&str]); 4] = [
+pub const TABLES: [(&str, &[&str]); 4] = [
     ("", &["wireguard", "backend", "wait", "open", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options"]),
     ("local", &["networks", "lan", "publish", "host-ports"]),
@@ -43,6 +43,14 @@ pub fn parse(source_name: &str, text: &[u8]) -> Result<Profile, Diagnostics> {
         found.push(Diagnostic::error("the file is not UTF-8, which TOML asks for"));
         return Err(found);
     };
+    if text
+        .lines()
+        .any(|line| ["[Interface]", "[Peer]"].iter().any(|heading| line.trim().eq_ignore_ascii_case(heading)))
+    {
+        let error = Diagnostic::error("this is a wg-quick file, not a profile");
+        found.push(error.help("write a profile that names it, by a line `wireguard = \"FILE\"`".to_owned()));
+        return Err(found);
+    }
     let (table, errors) = DeTable::parse_recoverable(text);
     let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
     let mut reader =
@@ -238,7 +246,8 @@ impl Reader<'_> {
 
     fn element<T>(&mut self, element: &Value<'_>, read: impl Fn(Piece<'_>) -> Result<T, Problem>) -> Option<T> {
         let DeValue::String(text) = element.get_ref() else {
-            self.wrong_type(element, "a string", None);
+            let integer = matches!(element.get_ref(), DeValue::Integer(_));
+            self.wrong_type(element, "a string", integer.then(|| "put quotation marks around it".to_owned()));
             return None;
         };
         let view = View::new(text, |_, _| true);

@@ -198,9 +198,17 @@ pub struct NamesMade {
 }
 
 /// What there is to make before `/run/netns` is ready.
+///
+/// # Errors
+/// `NotADirectory` if it is something else.
 pub fn names_needed() -> io::Result<NamesMade> {
-    if !fs::exists(NAMES)? {
-        return Ok(NamesMade { directory: true, mount: true });
+    match fs::metadata(NAMES) {
+        Ok(found) if !found.is_dir() => return Err(io::ErrorKind::NotADirectory.into()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(NamesMade { directory: true, mount: true });
+        }
+        Err(error) => return Err(error),
     }
     let status = rustix::fs::statx(CWD, NAMES, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
     // Before Linux 5.8 this cannot be told. Then the mount counts as somebody's, and stays.
@@ -342,7 +350,10 @@ impl Names {
 
 fn named(file: io::Result<File>) -> io::Result<Named> {
     let mut file = match file {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Named::Free),
+        // Where the directory of names is none, there are no names.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Named::Free);
+        }
         file => file?,
     };
     if rustix::fs::fstatfs(&file)?.f_type as i64 == NSFS_MAGIC {

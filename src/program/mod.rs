@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -91,15 +91,20 @@ pub enum Ended {
 #[derive(Debug, Error)]
 pub enum ProgramError {
     /// There is no such program.
-    #[error("cannot find the program {0}")]
+    #[error("cannot find the program {0:?}")]
     NotFound(String),
+    /// It is there, but what it names as its interpreter is not.
+    #[error("cannot find the interpreter of the program {0:?}")]
+    NoInterpreter(String),
     /// It is there, but cannot be executed.
-    #[error("cannot execute {program}: {reason}")]
+    #[error("cannot execute {program:?}: {reason}")]
     NotExecutable {
         /// Which.
         program: String,
         /// Why.
         reason: String,
+        /// What can be done about it, where that is known.
+        advice: Option<&'static str>,
     },
     /// Something before that failed.
     #[error("cannot {what}: {reason}")]
@@ -126,9 +131,31 @@ impl ProgramError {
     /// The exit status for this error, as env(1), timeout(1) and chroot(1) have it.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::NotFound(_) => 127,
+            Self::NotFound(_) | Self::NoInterpreter(_) => 127,
             Self::NotExecutable { .. } => 126,
             Self::Setup { .. } | Self::TunnelEnded(_) | Self::System { .. } => 125,
+        }
+    }
+
+    /// What the user can do about it, where that is known.
+    pub fn advice(&self) -> Option<String> {
+        match self {
+            Self::NotFound(program) if program.is_empty() => Some("the program's name is empty".into()),
+            Self::NotFound(program) if program.starts_with('-') => {
+                Some("options of vpn-exec come before the two dashes, the program comes first after them".into())
+            }
+            Self::NotFound(program) if program.contains(char::is_whitespace) => Some(
+                "the program and each of its arguments are words of their own: leave out the quotation marks".into(),
+            ),
+            Self::NotFound(program) if program.contains('/') => Some("check its path".into()),
+            Self::NotFound(_) => {
+                Some("no folder in PATH has it (sudo sets a PATH of its own): give its whole path".into())
+            }
+            Self::NoInterpreter(_) => {
+                Some("install what its first line (`#!`) names, or, for a binary, the loader that `file` tells".into())
+            }
+            Self::NotExecutable { advice, .. } => advice.map(Into::into),
+            Self::Setup { .. } | Self::TunnelEnded(_) | Self::System { .. } => None,
         }
     }
 }
@@ -279,9 +306,19 @@ impl Failure {
     fn into_error(self, program: &OsString) -> ProgramError {
         let program = program.to_string_lossy().into_owned();
         match self {
+            // A name without a slash is looked for in PATH alone.
+            Self::Execute { errno: libc::ENOENT } if program.contains('/') && Path::new(&program).is_file() => {
+                ProgramError::NoInterpreter(program)
+            }
             Self::Execute { errno: libc::ENOENT } => ProgramError::NotFound(program),
+            Self::Execute { errno: libc::EACCES } if Path::new(&program).is_dir() => {
+                ProgramError::NotExecutable { program, reason: "it is a directory".into(), advice: None }
+            }
             Self::Execute { errno } => {
-                ProgramError::NotExecutable { program, reason: io::Error::from_raw_os_error(errno).to_string() }
+                let reason = io::Error::from_raw_os_error(errno).to_string();
+                let advice = (errno == libc::EACCES)
+                    .then_some("make it executable (chmod +x), and its folders accessible to the user that it runs as");
+                ProgramError::NotExecutable { program, reason, advice }
             }
             Self::Setup { what, reason } => ProgramError::Setup { what, reason },
         }

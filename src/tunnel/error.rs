@@ -45,6 +45,9 @@ impl From<BindError> for TunnelError {
 }
 
 fn advice_for(error: &io::Error) -> Option<String> {
+    if error.kind() == io::ErrorKind::NotADirectory {
+        return Some("move away what is there: it has to be a directory".into());
+    }
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             Some("run vpn-exec as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP".into())

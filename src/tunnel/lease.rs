@@ -126,6 +126,8 @@ impl Lease {
         let socket = match local_socket::connect(&state::socket_of(name), patience) {
             Ok(socket) => socket,
             Err(error) if is_absence(&error) => return Ok(None),
+            // Something else is where tunnels have their state: nobody can be behind it, and whoever wants to be is told.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let late = format!("the tunnel's keeper lets nobody in within {} s", patience.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, late));

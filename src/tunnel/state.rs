@@ -332,13 +332,15 @@ pub fn read_plan(name: &TunnelName) -> io::Result<Option<Plan>> {
 /// The names of all tunnels, living or killed, in order. Those who may not read the directory of tunnels are told the ones whose
 /// namespaces have their names already.
 pub fn names() -> io::Result<Vec<TunnelName>> {
+    let unreadable =
+        |path: &str, error: io::Error| io::Error::new(error.kind(), format!("cannot read {path}: {error}"));
     let entries = match fs::read_dir(BASE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match fs::read_dir(namespace::NAMES) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other?,
+            other => other.map_err(|error| unreadable(namespace::NAMES, error))?,
         },
-        other => other?,
+        other => other.map_err(|error| unreadable(BASE, error))?,
     };
     let name =
         |entry: io::Result<fs::DirEntry>| -> Option<TunnelName> { entry.ok()?.file_name().to_str()?.parse().ok() };
@@ -400,7 +402,7 @@ fn read_json<T: DeserializeOwned>(file: &Path) -> io::Result<Option<T>> {
                 format!("{} is not what was written there ({error}): {advice}", file.display()),
             )
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -86,6 +86,22 @@ fn a_missing_run_is_told() {
     });
 }
 
+#[test]
+fn what_is_no_directory_in_run_is_told_and_left_as_it_is() {
+    lab::world::test(|| {
+        prepare()?;
+        for path in ["/run/netns", "/run/vpn-exec"] {
+            fs::write(path, "somebody's")?;
+            let before = Snapshot::take()?;
+            let message = assert_refused(&run(vpn_exec("obstacle", "exit 0"))?);
+            assert!(message.contains("/run") && message.to_lowercase().contains("not a directory"), "{message}");
+            assert_unchanged(&before, format_args!("where {path} is a file"))?;
+            fs::remove_file(path).with_context(|| format!("{path} is in use"))?;
+        }
+        Ok(())
+    });
+}
+
 /// A `/run` of so many files and pages, over the world's own.
 fn small_run(options: &str) -> Result<()> {
     let options = std::ffi::CString::new(format!("mode=0755,{options}"))?;

@@ -154,7 +154,7 @@ fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
             .replace("192.0.2.1:51820", "192.0.2.9:51820");
         write_config(&changed)?;
         let said = works(&reload())?;
-        for word in ["Address", "DNS servers", "MTU", "ListenPort", "AllowedIPs", "192.0.2.9:51820 here"] {
+        for word in ["Address", "DNS servers", "MTU", "ListenPort", "AllowedIPs", "is now 192.0.2.9:51820"] {
             assert!(said.contains(word), "{word}: {said}");
         }
         // The program is where it was, and sees what is new there.

@@ -2,12 +2,14 @@
 
 use std::fs::{self};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use lab::world;
 
 use crate::support::*;
 
@@ -57,6 +59,31 @@ fn the_exit_status_is_the_programs() {
         for signal in [1, 2, 6, 9, 13, 15] {
             let output = vpn_exec(&config, &[], &["sh", "-c", &format!("kill -{signal} $$")]).output()?;
             ensure!(output.status.signal() == Some(signal), "{signal}: {}", said(&output));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn why_a_program_cannot_be_executed_is_told() {
+    test_with_file(|config| {
+        let script = Path::new(world::FILES).join("script");
+        fs::write(&script, "#!/no/interpreter\n")?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        let script = script.to_str().context("UTF-8")?;
+        for (program, code, told) in [
+            (&["no-such-program-anywhere"][..], 127, "PATH"),
+            (&["true --version"], 127, "quotation marks"),
+            (&["--wait", "3", "true"], 127, "before the two dashes"),
+            (&[""], 127, "empty"),
+            (&["/no/such/program"], 127, "check its path"),
+            (&[script], 127, "interpreter"),
+            (&["/etc"], 126, "it is a directory"),
+            (&["/etc/passwd"], 126, "chmod +x"),
+        ] {
+            let output = vpn_exec(&config, &[], program).output()?;
+            ensure!(output.status.code() == Some(code), "{program:?}: {}", said(&output));
+            ensure!(String::from_utf8_lossy(&output.stderr).contains(told), "{program:?}: {}", said(&output));
         }
         Ok(())
     });

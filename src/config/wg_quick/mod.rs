@@ -52,7 +52,7 @@ pub fn parse(source_name: &str, text: &[u8]) -> Result<(WgQuick, Diagnostics), D
     parser.finish()
 }
 
-/// What is wrong with a file that is no text at all.
+/// What is wrong with a file that is no text at all, or has nothing of WireGuard's in it.
 fn unfit(text: &[u8]) -> Option<Diagnostic> {
     if text.len() > MAX_BYTES {
         return Some(Diagnostic::error(format!("the file has more than {MAX_BYTES} bytes; this is no configuration")));
@@ -61,9 +61,41 @@ fn unfit(text: &[u8]) -> Option<Diagnostic> {
         let help = "save it as UTF-8".to_owned();
         return Some(Diagnostic::error("the file is UTF-16, which WireGuard's tools cannot read").help(help));
     }
-    let nul = text.iter().position(|byte| *byte == 0)?;
-    let line = 1 + text[..nul].iter().filter(|byte| **byte == b'\n').count();
-    Some(Diagnostic::error(format!("line {line} has a zero byte; this is no text file")))
+    if let Some(nul) = text.iter().position(|byte| *byte == 0) {
+        let line = 1 + text[..nul].iter().filter(|byte| **byte == b'\n').count();
+        return Some(Diagnostic::error(format!("line {line} has a zero byte; this is no text file")));
+    }
+    foreign(str::from_utf8(text).ok()?)
+}
+
+/// One complaint about a file of another kind, in place of one about each of its lines.
+fn foreign(text: &str) -> Option<Diagnostic> {
+    let text = text.trim_start_matches('\u{feff}');
+    let lines = || text.lines().map(|line| line.split('#').next().unwrap_or_default().trim_matches(is_space));
+    let is_ours = |line: &str| line.starts_with('[') && !line.starts_with("[{") || begins_with_key(line).is_some();
+    if lines().all(str::is_empty) || lines().any(is_ours) {
+        return None;
+    }
+    // A word that is misspelt is better told by its line. Looking for one takes time, so no more than
+    // a hundred lines are looked at.
+    let is_near = |line: &str| {
+        let key = line.split('=').next().unwrap_or_default().trim();
+        nearest(key, SETTINGS.map(Setting::name)).is_some()
+    };
+    if lines().take(100).any(is_near) {
+        return None;
+    }
+    let has = |start: &str| lines().any(|line| line.to_ascii_lowercase().starts_with(start));
+    let help = match () {
+        () if has("<!doctype") || has("<html") => Some("this looks like a web page: get the file anew, logged in"),
+        () if has("remote ") || has("<ca>") || has("dev tun") => {
+            Some("this looks like OpenVPN's: get the provider's file for WireGuard")
+        }
+        () if has("wireguard") => Some("this looks like a profile: use it by its name, with --tunnel NAME"),
+        () => None,
+    };
+    let error = Diagnostic::error("this is no wg-quick file: it has neither an [Interface] nor a [Peer] section");
+    Some(error.help(help.map(str::to_owned)))
 }
 
 struct Parser<'a> {

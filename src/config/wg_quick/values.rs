@@ -26,6 +26,9 @@ pub(super) fn key<K: FromStr<Err = KeyError>>(value: Piece<'_>, name: &str) -> R
             KeyError::Length { found: 43 } if !value.text.ends_with('=') => {
                 Some("the `=` at the end belongs to the key".to_owned())
             }
+            KeyError::Length { .. } if value.text.starts_with(['"', '\'', '“']) => {
+                Some("leave the quotation marks out".to_owned())
+            }
             KeyError::Length { found: 64 } if value.text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 Some("this looks like hexadecimal; write the key in base64, as `wg genkey` does".to_owned())
             }

@@ -187,7 +187,12 @@ impl Endpoints {
                 Ok(addresses) => Some(addresses),
                 Err(error) => {
                     let problem = unresolved(&way.endpoint, &error);
-                    tracing::warn!("{problem}");
+                    // It is asked for again and again, and said once.
+                    if self.problem.as_ref() == Some(&problem) {
+                        tracing::debug!("{problem}");
+                    } else {
+                        tracing::warn!("{problem}");
+                    }
                     self.problem = Some(problem);
                     None
                 }

@@ -43,7 +43,11 @@ impl Keeper {
         let visitor = self.visitors.get(number)?;
         if request != Request::Report && !visitor.trusted {
             let user = nix::unistd::geteuid();
-            self.refuse(number, format!("only the user {user}, who holds the tunnel, may ask for that"), None);
+            let (holder, advice) = match user.is_root() {
+                true => ("root".to_owned(), "run it as root: `sudo vpn-exec …`".to_owned()),
+                false => (format!("the user {user}"), "run it as that user".to_owned()),
+            };
+            self.refuse(number, format!("only {holder}, who holds the tunnel, may ask for that"), Some(advice));
             return None;
         }
         match request {
@@ -300,7 +304,7 @@ impl Keeper {
         wanted.keep_link(self.tunnel.plan());
         let living = self.tunnel.living_choice();
         let change = plan::change(self.tunnel.plan(), &wanted, living).map_err(|reasons| {
-            let advice = format!("take it down and up again: `vpn-exec down {0}`, `vpn-exec up {0}`", config.name);
+            let advice = format!("take it down with `vpn-exec down {}`, and up again", config.name);
             (format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")), Some(advice))
         })?;
         let device = device_config(&config, wanted.wireguard.mtu).map_err(|error| (error.to_string(), error.advice))?;
@@ -321,7 +325,7 @@ impl Keeper {
             self.endpoints.mtu = mtu;
         }
         self.visitors.tell_all_with(&Event::Changed, Some(self.handover.as_fd()));
-        Ok(differences.iter().map(ToString::to_string).collect())
+        Ok(differences.iter().map(config::Difference::as_change).collect())
     }
 
     /// Makes the living device and its interface what a changed configuration says. After an error they are as they were.
