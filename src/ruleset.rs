@@ -135,6 +135,16 @@ impl Rule {
     }
 }
 
+impl Chain {
+    /// A chain that drops what none of the rules lets pass: by its policy, and by a last rule. When a table is replaced, the kernel has the
+    /// rules of a new chain in force at one instant, and its policy a moment later; until then it goes by "accept" (`nft_chain_commit_drop_policy`
+    /// in the kernel's net/netfilter/nf_tables_api.c).
+    pub fn closed(hook: Hook, mut rules: Vec<Rule>) -> Self {
+        rules.push(Rule::drop([]));
+        Self { hook, policy: Policy::Drop, rules }
+    }
+}
+
 impl Display for Table {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.name)?;

@@ -14,6 +14,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// The length of the header of a netlink message, which an error echoes before its attributes.
 const HEADER_LENGTH: usize = 16;
@@ -27,6 +28,9 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 
 /// How many requests go into one datagram at most. The socket's receive buffer must hold all their answers.
 const BATCH: usize = 64;
+
+/// How much any socket has room for, in bytes: less than half of what is usual (`net.core.wmem_default` in socket(7)).
+const ROOM: usize = 64 << 10;
 
 /// A route netlink socket in the network namespace in which it was opened.
 pub struct Netlink {
@@ -177,6 +181,10 @@ impl Channel {
 
     /// Sends messages.
     pub(super) fn send(&self, messages: &[u8]) -> io::Result<()> {
+        if messages.len() > ROOM {
+            // Even beyond the machine's limit. Where that is refused, the kernel says that the messages are too long.
+            let _ = setsockopt(&self.socket, sockopt::SndBufForce, &(2 * messages.len()));
+        }
         self.socket.send(messages, 0).map(drop)
     }
 

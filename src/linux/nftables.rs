@@ -201,8 +201,10 @@ impl Nftables {
         let mut buffer = Vec::new();
         self.channel.append(&mut buffer, batch(ControlMessage::BatchBegin), NLM_F_REQUEST);
         let (first, count) = (self.channel.next_sequence(), messages.len());
-        for (message, flags) in messages {
-            self.channel.append(&mut buffer, inet(message), flags | NLM_F_REQUEST | NLM_F_ACK);
+        for (place, (message, flags)) in (1..).zip(messages) {
+            // Errors come unasked. Of success the last message's is enough: there is no room for those of many.
+            let asked = if place == count { NLM_F_ACK } else { 0 };
+            self.channel.append(&mut buffer, inet(message), flags | NLM_F_REQUEST | asked);
         }
         self.channel.append(&mut buffer, batch(ControlMessage::BatchEnd), NLM_F_REQUEST);
         self.channel.send(&buffer)?;

@@ -114,10 +114,10 @@ impl Basis<'_> {
             let wanted = ports.into_iter().filter(|(of, _)| protocol.is_none_or(|only| only == *of));
             input.extend(wanted.map(|(_, port)| Rule::accept([Match::From(tunnel()), port])));
         }
-        let chain = |hook, rules| Chain { hook, policy: Policy::Drop, rules };
+        let chains = [(Hook::Input, input), (Hook::Forward, Vec::new()), (Hook::Output, output)];
         Table {
             name: INSIDE.into(),
-            chains: vec![chain(Hook::Input, input), chain(Hook::Forward, Vec::new()), chain(Hook::Output, output)],
+            chains: chains.into_iter().map(|(hook, rules)| Chain::closed(hook, rules)).collect(),
         }
     }
 

@@ -1,5 +1,8 @@
 //! What the kernel is told are the rules that are printed: nft(8), which is not ours, reads the one and shows the other.
 
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Result, ensure};
 use lab::world;
 use vpn_exec::linux::namespace::NetworkNamespace;
@@ -84,6 +87,53 @@ fn a_refused_table_leaves_nothing() {
         ensure!(rules.comment("one").is_err(), "it is not there");
         table.chains.pop();
         rules.create(&table, "")?;
+        Ok(())
+    });
+}
+
+/// Sends all the time what a table drops, and has the table replaced by itself, so many times or until something has come through: whether it
+/// has.
+fn comes_through(table: &Table, times: usize) -> Result<bool> {
+    let mut rules = Nftables::open()?;
+    rules.create(table, "")?;
+    let heard = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    heard.set_nonblocking(true)?;
+    let (to, is_over) = (heard.local_addr()?, AtomicBool::new(false));
+    let comes = std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = socket.send_to(b"through", to);
+                }
+            });
+        }
+        let mut replaced = (0..times).map(|_| {
+            rules.replace(table, "")?;
+            Ok(heard.recv(&mut [0; 16]).is_ok())
+        });
+        let comes = replaced.find(|came| !matches!(came, Ok(false))).unwrap_or(Ok(false));
+        is_over.store(true, Ordering::Relaxed);
+        comes
+    });
+    rules.delete(&table.name)?;
+    comes
+}
+
+/// The kernel has new rules in force at one instant, and a new chain's policy a moment later.
+#[test]
+fn a_table_that_is_replaced_drops_at_every_instant_what_it_drops() {
+    world::test(|| {
+        // What comes before the chain in the table makes the moment longer.
+        let input: Vec<Rule> = (1..700).map(|port| Rule::accept([Match::UdpPort(port..=port)])).collect();
+        let output = || vec![Rule::accept([Match::TcpPort(1..=1)])];
+        let table = |output| Table {
+            name: "closed".into(),
+            chains: vec![Chain { hook: Hook::Input, policy: Policy::Accept, rules: input.clone() }, output],
+        };
+        ensure!(!comes_through(&table(Chain::closed(Hook::Output, output())), 50)?);
+        let by_policy = Chain { hook: Hook::Output, policy: Policy::Drop, rules: output() };
+        ensure!(comes_through(&table(by_policy), 1000)?, "the twin, which relies on the policy");
         Ok(())
     });
 }
