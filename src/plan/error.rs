@@ -233,18 +233,20 @@ impl PlanError {
     }
 }
 
-/// All reasons at once why a tunnel cannot be made; never empty.
+/// All reasons at once why a tunnel cannot be made, or not joined; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanErrors {
     /// The tunnel.
     pub name: TunnelName,
+    /// What cannot be done with it: "made".
+    pub what: &'static str,
     /// The reasons, in the order of the stages of the plan.
     pub reasons: Vec<PlanError>,
 }
 
 impl fmt::Display for PlanErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the tunnel `{}` cannot be made", self.name)?;
+        write!(f, "the tunnel `{}` cannot be {}", self.name, self.what)?;
         for reason in &self.reasons {
             write!(f, "\n  {reason}\n    {}", reason.remedy())?;
         }

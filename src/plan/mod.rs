@@ -159,7 +159,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
 
     let (Some(interfaces), Some(veth), Some(hooks), []) = (interfaces, veth, hooks, findings.errors.as_slice()) else {
-        return Err(PlanErrors { name: config.name.clone(), reasons: findings.errors });
+        return Err(PlanErrors { name: config.name.clone(), what: "made", reasons: findings.errors });
     };
     let wireguard = WireguardPlan {
         interface: interfaces.wireguard,
@@ -223,7 +223,7 @@ pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Res
     if findings.errors.is_empty() {
         Ok(findings.notes)
     } else {
-        Err(PlanErrors { name: living.name.clone(), reasons: findings.errors })
+        Err(PlanErrors { name: living.name.clone(), what: "joined so", reasons: findings.errors })
     }
 }
 

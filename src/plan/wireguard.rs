@@ -139,7 +139,24 @@ pub(super) fn reach(file: &WgQuick, facts: &Facts, findings: &mut Findings) -> R
             findings.note(format!("The tunnel has no {absent} address, so {} is not routed.", nets.join(", ")));
         }
     }
+    if !kept.is_empty() {
+        note_rest(&kept, [("IPv4", ipv4), ("IPv6", ipv6)], findings);
+    }
     Reach { addresses, routes: kept, ipv6 }
+}
+
+/// Says so where the tunnel leads to a part of a family's addresses alone: what looks like a VPN to the Internet may be one to a company.
+fn note_rest(routes: &[IpNet], families: [(&str, bool); 2], findings: &mut Findings) {
+    let whole = IpNet::aggregate(&routes.to_vec());
+    for (family, is_there) in families {
+        let own: Vec<&IpNet> = whole.iter().filter(|net| net.addr().is_ipv4() == (family == "IPv4")).collect();
+        if is_there && own.is_empty() {
+            findings.note(format!("AllowedIPs have nothing of {family}, so nothing of it is reached by the tunnel."));
+        } else if own.iter().any(|net| net.prefix_len() > 0) {
+            findings
+                .note(format!("AllowedIPs have a part of {family} only: nothing else of it is reached by the tunnel."));
+        }
+    }
 }
 
 /// The addresses as given, each once. The kernel has an IPv6 address once only, whatever its prefix.

@@ -24,7 +24,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long what was abandoned may take to be gone. It is gone in milliseconds; but the kernel removes the namespaces of
 /// all the machine one after another.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Says what this executable is to do when vpn-exec runs it: see [`program`].
 pub(crate) const TASK: &str = "VPN_EXEC_TEST_TASK";

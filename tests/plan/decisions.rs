@@ -140,11 +140,17 @@ fn dns_servers_that_cannot_answer_are_said() {
     let config = config(&["10.2.0.2/24"], &["10.2.0.1", "10.3.0.1", "fd00::1", "127.0.0.53"], &["10.3.0.0/16"]);
     let notes = planned(&config, &host()).notes;
     // The subnet of the address is a route, but WireGuard has no peer for it.
-    for (note, server) in notes[1..].iter().zip(["10.2.0.1 is not reached", "fd00::1 is not reached", "127.0.0.53"]) {
-        assert!(note.contains(server), "{note}");
+    let said = [
+        "a part of IPv4 only",
+        "the first 3 DNS servers only, not 127.0.0.53",
+        "10.2.0.1 is not reached",
+        "fd00::1 is not reached",
+        "127.0.0.53",
+    ];
+    for (note, what) in notes.iter().zip(said) {
+        assert!(note.contains(what), "{note}");
     }
-    assert!(notes[0].contains("the first 3 DNS servers only, not 127.0.0.53"), "{notes:?}");
-    assert_eq!(notes.len(), 4, "{notes:?}");
+    assert_eq!(notes.len(), said.len(), "{notes:?}");
     // What is no single resolver's, whatever is routed into the tunnel.
     for (address, server) in [("10.2.0.2/24", "0.0.0.0"), ("10.2.0.2/24", "224.0.0.251"), ("fd00::2/64", "fe80::1")] {
         let everything = ["0.0.0.0/0", "::/0"];
@@ -155,6 +161,21 @@ fn dns_servers_that_cannot_answer_are_said() {
             "{notes:?}"
         );
     }
+}
+
+#[test]
+fn what_is_not_reached_is_said() {
+    let notes = |addresses: &[&str], allowed: &[&str]| planned(&config(addresses, &[], allowed), &host()).notes;
+    let of = |notes: &[String]| notes.iter().filter(|note| note.starts_with("AllowedIPs")).cloned().collect::<Vec<_>>();
+    let both = ["10.2.0.2/32", "fd00::2/128"];
+    assert_eq!(of(&notes(&both, &["0.0.0.0/0", "::/0"])), [""; 0]);
+    // As wg-quick's users write it.
+    assert_eq!(of(&notes(&both, &["0.0.0.0/1", "128.0.0.0/1", "8000::/1", "::/1"])), [""; 0]);
+    let part = of(&notes(&both, &["10.0.0.0/8", "::/0"]));
+    assert_eq!(part, ["AllowedIPs have a part of IPv4 only: nothing else of it is reached by the tunnel."]);
+    let nothing = of(&notes(&both, &["0.0.0.0/0"]));
+    assert_eq!(nothing, ["AllowedIPs have nothing of IPv6, so nothing of it is reached by the tunnel."]);
+    assert_eq!(of(&notes(&both[..1], &["0.0.0.0/0"])), [""; 0]);
 }
 
 #[test]
