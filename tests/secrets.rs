@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
@@ -22,6 +23,9 @@ use vpn_exec::tunnel::state;
 
 /// How much of a key is too much: 16 characters of base64 or hexadecimal digits, or 16 bytes.
 const WINDOW: usize = 16;
+
+/// How long something may take that works.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What this executable is to do when vpn-exec runs it: see [`program`].
 const TASK: &str = "VPN_EXEC_TEST_TASK";
@@ -350,7 +354,13 @@ fn keys_are_in_no_argument_environment_file_or_message() {
         assert_eq!(found, [Path::new("/tmp/left")]);
         let key = fs::read_to_string(&file)?.lines().find(|line| line.starts_with("PrivateKey")).map(str::to_owned);
         let mut guilty = Command::new("sleep").arg("1000").env("KEY", key.context("a key")?).spawn()?;
-        assert_eq!(processes_with(&needles)?, [Path::new("/proc").join(guilty.id().to_string()).join("environ")]);
+        // It has begun before the kernel shows its environment.
+        let environment = Path::new("/proc").join(guilty.id().to_string()).join("environ");
+        let deadline = Instant::now() + lab::patience(PATIENCE);
+        while fs::read(&environment)?.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(processes_with(&needles)?, [environment]);
         guilty.kill()?;
         guilty.wait()?;
 
