@@ -3,6 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -84,13 +85,15 @@ fn nobody_is_killed_by_a_namespaces_number() {
     test(|| {
         // A keeper was killed before its namespace had its name. Its number has become that of somebody else's.
         let mut innocent = Command::new("unshare").args(["--net", "sleep", "60"]).spawn()?;
-        std::thread::sleep(Duration::from_millis(200));
-        let namespace = fs::metadata(format!("/proc/{}/ns/net", innocent.id()))?;
-        let (device, inode) = {
-            use std::os::unix::fs::MetadataExt;
-            (namespace.dev(), namespace.ino())
-        };
-        ensure!(inode != fs::metadata("/proc/self/ns/net").map(|own| std::os::unix::fs::MetadataExt::ino(&own))?);
+        let own = fs::metadata("/proc/self/ns/net")?.ino();
+        let path = format!("/proc/{}/ns/net", innocent.id());
+        let begin = Instant::now();
+        while fs::metadata(&path)?.ino() == own {
+            ensure!(begin.elapsed() < PATIENCE, "it has no namespace of its own");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let namespace = fs::metadata(&path)?;
+        let (device, inode) = (namespace.dev(), namespace.ino());
         fs::create_dir_all("/run/vpn-exec/nowhere")?;
         fs::create_dir_all("/run/netns")?;
         let mark = format!("vpn-exec:nowhere:{}", "0".repeat(32));
@@ -161,7 +164,12 @@ fn a_signal_ends_the_wait_for_a_handshake() {
         // Who was told to ignore a signal goes on to do so.
         let script = format!("trap '' HUP; exec {} --wait 1 -- true", vpn_exec()?);
         let mut waiting = bash(&script).spawn()?;
-        std::thread::sleep(Duration::from_millis(300));
+        // The shell has told it by then.
+        let begin = Instant::now();
+        while !fs::read_to_string(format!("/proc/{}/comm", waiting.id()))?.starts_with("vpn-exec") {
+            ensure!(begin.elapsed() < PATIENCE, "the shell executes nothing");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         run(&format!("kill -HUP {}", waiting.id()))?;
         ensure!(wait_for(&mut waiting)?.code() == Some(125), "an ignored SIGHUP has ended the wait");
         Ok(())

@@ -21,7 +21,8 @@ fn a_terminals_signals_reach_what_the_program_left_behind() {
             [env!("CARGO_BIN_EXE_vpn-exec"), "--config", config, "--backend", lab::backend(), "--", "sh", "-c", script];
         let (mut terminal, mut child) = Terminal::start(&command)?;
         terminal.expect("left")?;
-        std::thread::sleep(Duration::from_millis(300));
+        // Until vpn-exec knows that the program has ended, a signal is the program's.
+        std::thread::sleep(Duration::from_secs(1));
         terminal.send("\x03")?;
         terminal.expect("heard")?;
         ensure!(wait_for_end(&mut child)?.code() == Some(3));
@@ -142,11 +143,11 @@ fn pipelines_in_a_terminal_work() {
         let binary = env!("CARGO_BIN_EXE_vpn-exec");
         // What reads from the terminal is the last part of the pipeline: it must be in the foreground.
         let line = format!(
-            "{binary} --config {} --backend userspace -- sh -c 'echo data' | {{ read a; read b </dev/tty; echo \"bo\"th $a $b; }}\n",
+            "{binary} --config {} --backend userspace -- sh -c 'echo data' | {{ read a; echo \"rea\"dy; read b </dev/tty; echo \"bo\"th $a $b; }}\n",
             config.display()
         );
         terminal.send(&line)?;
-        std::thread::sleep(Duration::from_millis(300));
+        terminal.expect("ready")?;
         terminal.send("typed\n")?;
         terminal.expect("both data typed")?;
         terminal.send("exit 0\n")?;
