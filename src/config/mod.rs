@@ -230,14 +230,6 @@ pub enum ProxyProtocol {
     V2,
 }
 
-/// Whether no two sockets can listen on the same port, one at each of these addresses of the host. `None` are all of them.
-pub fn is_one_place(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
-    let (Some(one), Some(other)) = (one, other) else { return true };
-    // 0.0.0.0 are all of IPv4, and :: are all of IPv6.
-    let covers = |some: IpAddr| some.is_unspecified() && one.is_ipv4() == other.is_ipv4();
-    one == other || covers(one) || covers(other)
-}
-
 impl fmt::Display for Publish {
     /// As it is written in a profile, but always with its protocol.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

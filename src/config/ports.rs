@@ -1,12 +1,42 @@
 //! Ports, as the profile and the command line name them: those that are published, those of the host that are reached from inside, and
 //! those that are open to the tunnel.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
 use super::network::Problem;
 use super::text::Piece;
 use super::{HostPort, OpenPorts, Protocol, ProxyProtocol, Publish, network};
+
+/// Where on the host somebody listens: at which addresses of each port; `None` are all of them. There may be all ports that there are.
+#[derive(Default)]
+pub struct Places(HashMap<(Protocol, u16), Vec<Option<IpAddr>>>);
+
+impl Places {
+    /// Notes one more.
+    pub fn add(&mut self, protocol: Protocol, port: u16, address: Option<IpAddr>) {
+        self.0.entry((protocol, port)).or_default().push(address);
+    }
+
+    /// Whether anybody listens at a port.
+    pub fn has(&self, protocol: Protocol, port: u16) -> bool {
+        self.0.contains_key(&(protocol, port))
+    }
+
+    /// Whether one of them is in the way of another socket's at an address.
+    pub fn are_in_the_way_of(&self, protocol: Protocol, port: u16, address: Option<IpAddr>) -> bool {
+        self.0.get(&(protocol, port)).is_some_and(|all| all.iter().any(|other| is_one_place(*other, address)))
+    }
+}
+
+/// Whether no two sockets can listen on the same port, one at each of these addresses.
+fn is_one_place(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else { return true };
+    // 0.0.0.0 are all of IPv4, and :: are all of IPv6.
+    let covers = |some: IpAddr| some.is_unspecified() && one.is_ipv4() == other.is_ipv4();
+    one == other || covers(one) || covers(other)
+}
 
 /// Reads what is to be published: `[address:]port-on-host:port-inside[/tcp|/udp][,proxy-protocol=v2]`. An IPv6 address is in brackets; a port may be a range
 /// such as `8000-8009`, if both are and have as many.

@@ -24,8 +24,8 @@ mod stable;
 pub mod unit;
 mod wireguard;
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -42,9 +42,8 @@ pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::{
-    BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish, is_one_place,
-};
+use crate::config::ports::Places;
+use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
 use crate::names::{InterfaceName, TunnelName};
 
 /// Where named namespaces are, as ip-netns(8) has them.
@@ -229,16 +228,14 @@ pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Res
 
 /// Refuses ports that cannot be listened on both, and the one at which WireGuard listens.
 fn check_published(ports: &[Publish], listen_port: Option<u16>, findings: &mut Findings) {
-    // There may be many, and few of a number.
-    let mut at: HashMap<(Protocol, u16), Vec<Option<IpAddr>>> = HashMap::new();
+    let mut places = Places::default();
     for Publish { address, host_port, protocol, .. } in ports {
-        let others = at.entry((*protocol, *host_port)).or_default();
-        if others.iter().any(|other| is_one_place(*other, *address)) {
+        if places.are_in_the_way_of(*protocol, *host_port, *address) {
             findings.refuse(PlanError::PublishedTwice { port: *host_port });
         }
-        others.push(*address);
+        places.add(*protocol, *host_port, *address);
     }
-    if let Some(port) = listen_port.filter(|port| at.contains_key(&(Protocol::Udp, *port))) {
+    if let Some(port) = listen_port.filter(|port| places.has(Protocol::Udp, *port)) {
         findings.refuse(PlanError::PublishedForWireguard { port });
     }
 }

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::{Entrance, OtherEnd};
-use crate::config::{Protocol, is_one_place};
+use crate::config::Protocol;
+use crate::config::ports::Places;
 
 /// What is to be done to the entrances of a relay. What stays is in none of this, and is not touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,38 +37,32 @@ impl Change {
             }
         }
         change.close = gone().filter(|entrance| !turned.contains(entrance)).cloned().collect();
-        let closed = Places::of(&change.close);
-        (change.open_after, change.open) = new.into_iter().partition(|entrance| closed.are_in_the_way_of(entrance));
+        let closed = places_of(&change.close);
+        (change.open_after, change.open) = new.into_iter().partition(|entrance| entrance.is_behind(&closed));
         change
     }
 
     /// What is closed and in the way of what is new.
     pub fn in_the_way(&self) -> Vec<Entrance> {
-        let new = Places::of(&self.open_after);
-        self.close.iter().filter(|former| new.are_in_the_way_of(former)).cloned().collect()
+        let new = places_of(&self.open_after);
+        self.close.iter().filter(|former| former.is_behind(&new)).cloned().collect()
     }
 }
 
-/// Where there are entrances, by their ports.
-struct Places(HashMap<(u16, Protocol), Vec<Option<IpAddr>>>);
-
-impl Places {
-    fn of(entrances: &[Entrance]) -> Self {
-        let mut places: HashMap<_, Vec<_>> = HashMap::new();
-        for Entrance { port, protocol, address, .. } in entrances {
-            places.entry((*port, *protocol)).or_default().push(*address);
-        }
-        Self(places)
+fn places_of(entrances: &[Entrance]) -> Places {
+    let mut places = Places::default();
+    for Entrance { port, protocol, address, .. } in entrances {
+        places.add(*protocol, *port, *address);
     }
-
-    /// Whether no two sockets can listen at one of them and at an entrance.
-    fn are_in_the_way_of(&self, entrance: &Entrance) -> bool {
-        let at_port = self.0.get(&(entrance.port, entrance.protocol));
-        at_port.is_some_and(|all| all.iter().any(|address| is_one_place(*address, entrance.address)))
-    }
+    places
 }
 
 impl Entrance {
+    /// Whether one of some places is in its way: no two sockets can listen at both.
+    fn is_behind(&self, places: &Places) -> bool {
+        places.are_in_the_way_of(self.protocol, self.port, self.address)
+    }
+
     /// What it has in common with all at which the same socket listens.
     fn place(&self) -> (Option<IpAddr>, Option<&OtherEnd>, u16, Protocol) {
         (self.address, self.only.as_ref(), self.port, self.protocol)
