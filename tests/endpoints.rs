@@ -45,13 +45,8 @@ fn get(address: impl Into<IpAddr>) -> String {
 }
 
 /// Waits for something to become true.
-fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + lab::patience(WORKS);
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "{what} does not happen");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+fn eventually(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    lab::wait_until(lab::patience(WORKS), &format!("{what} does not happen"), is_so)
 }
 
 /// WireGuard's first messages that the host has sent to an address (the kernel's `MESSAGE_HANDSHAKE_INITIATION` is 1).

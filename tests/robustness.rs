@@ -87,11 +87,7 @@ fn nobody_is_killed_by_a_namespaces_number() {
         let mut innocent = Command::new("unshare").args(["--net", "sleep", "60"]).spawn()?;
         let own = fs::metadata("/proc/self/ns/net")?.ino();
         let path = format!("/proc/{}/ns/net", innocent.id());
-        let begin = Instant::now();
-        while fs::metadata(&path)?.ino() == own {
-            ensure!(begin.elapsed() < PATIENCE, "it has no namespace of its own");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        lab::wait_until(PATIENCE, "it has no namespace of its own", || Ok(fs::metadata(&path)?.ino() != own))?;
         let namespace = fs::metadata(&path)?;
         let (device, inode) = (namespace.dev(), namespace.ino());
         fs::create_dir_all("/run/vpn-exec/nowhere")?;
@@ -165,11 +161,10 @@ fn a_signal_ends_the_wait_for_a_handshake() {
         let script = format!("trap '' HUP; exec {} --wait 1 -- true", vpn_exec()?);
         let mut waiting = bash(&script).spawn()?;
         // The shell has told it by then.
-        let begin = Instant::now();
-        while !fs::read_to_string(format!("/proc/{}/comm", waiting.id()))?.starts_with("vpn-exec") {
-            ensure!(begin.elapsed() < PATIENCE, "the shell executes nothing");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let comm = format!("/proc/{}/comm", waiting.id());
+        lab::wait_until(PATIENCE, "the shell executes nothing", || {
+            Ok(fs::read_to_string(&comm)?.starts_with("vpn-exec"))
+        })?;
         run(&format!("kill -HUP {}", waiting.id()))?;
         ensure!(wait_for(&mut waiting)?.code() == Some(125), "an ignored SIGHUP has ended the wait");
         Ok(())
@@ -272,11 +267,7 @@ fn who_is_not_root_cannot_lock_a_tunnel() {
 
         let mut child = bash(&format!("umask 022; exec {} -- sleep 60", vpn_exec()?)).spawn()?;
         let (base, own) = (Path::new("/run/vpn-exec"), Path::new("/run/vpn-exec/nowhere"));
-        let begin = Instant::now();
-        while !own.join("state").exists() {
-            ensure!(begin.elapsed() < PATIENCE, "no state");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        lab::wait_until(PATIENCE, "no state", || Ok(own.join("state").exists()))?;
         for directory in [base, own] {
             let mode = fs::metadata(directory)?.permissions().mode() & 0o777;
             ensure!(mode == 0o711, "{} has mode {mode:o}: who can read it can lock it", directory.display());
@@ -358,11 +349,7 @@ fn a_terminal_that_goes_takes_its_program_along() {
         // The terminal's emulator runs vpn-exec itself: no shell is there to pass a hangup on.
         let script = format!("exec setsid --ctty {} -- sh -c 'sleep 60; :' <{name} >{name} 2>&1", vpn_exec()?);
         let mut child = bash(&script).spawn()?;
-        let begin = Instant::now();
-        while !Path::new("/run/vpn-exec/nowhere/state").exists() {
-            ensure!(begin.elapsed() < PATIENCE, "no state");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        lab::wait_until(PATIENCE, "no state", || Ok(Path::new("/run/vpn-exec/nowhere/state").exists()))?;
         std::thread::sleep(Duration::from_millis(500));
         drop(master);
         let status = wait_for(&mut child)?;

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
@@ -356,10 +356,7 @@ fn keys_are_in_no_argument_environment_file_or_message() {
         let mut guilty = Command::new("sleep").arg("1000").env("KEY", key.context("a key")?).spawn()?;
         // It has begun before the kernel shows its environment.
         let environment = Path::new("/proc").join(guilty.id().to_string()).join("environ");
-        let deadline = Instant::now() + lab::patience(PATIENCE);
-        while fs::read(&environment)?.is_empty() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        lab::wait_until(lab::patience(PATIENCE), "it has no environment", || Ok(!fs::read(&environment)?.is_empty()))?;
         assert_eq!(processes_with(&needles)?, [environment]);
         guilty.kill()?;
         guilty.wait()?;

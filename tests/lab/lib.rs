@@ -86,6 +86,19 @@ pub fn patience(usual: Duration) -> Duration {
         })
 }
 
+/// Waits until something is so.
+///
+/// # Errors
+/// `otherwise`, if it is not so within `patience`, which is not scaled here; and whatever cannot be found out.
+pub fn wait_until(patience: Duration, otherwise: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begin = std::time::Instant::now();
+    while !is_so()? {
+        ensure!(begin.elapsed() < patience, "{otherwise}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
 /// Whether this kernel can have single interfaces forward IPv6, as Linux can since 6.17. Before, a host that is no router has no local
 /// IPv6 networks.
 pub fn forwards_ipv6_by_interface() -> bool {

@@ -93,13 +93,8 @@ pub(crate) fn keeper() -> Result<i32> {
     Ok(state.keeper.cast_signed())
 }
 
-pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let begin = Instant::now();
-    while !condition()? {
-        ensure!(begin.elapsed() < lab::patience(PATIENCE), "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
+pub(crate) fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    lab::wait_until(lab::patience(PATIENCE), &format!("in vain: {what}"), condition)
 }
 
 /// Has everything tried once in a stage by each of these programs, and judges it. Where vectors are expected to be reported, it goes on

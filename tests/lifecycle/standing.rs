@@ -62,13 +62,8 @@ fn keeper() -> Result<i32> {
     Ok(state::read(&"stays".parse()?)?.context("a tunnel that stays has a state")?.keeper.cast_signed())
 }
 
-fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + lab::patience(PATIENCE);
-    while !is_so()? {
-        ensure!(Instant::now() < until, "{what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
+fn wait_for(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    lab::wait_until(lab::patience(PATIENCE), what, is_so)
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //! processes that are killed.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, PRIVATE_LAN, Peer, Skip};
@@ -17,13 +16,8 @@ use super::{
     works,
 };
 
-fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + lab::patience(WORKS);
-    while !done()? {
-        ensure!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+fn wait_until(what: &str, done: impl FnMut() -> Result<bool>) -> Result<()> {
+    lab::wait_until(lab::patience(WORKS), &format!("never: {what}"), done)
 }
 
 fn neighbours_page() -> String {

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::world;
@@ -69,13 +69,8 @@ pub(crate) fn bits(status: &str, name: &str) -> Result<u64> {
     Ok(u64::from_str_radix(field(status, name)?, 16)?)
 }
 
-pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let begin = Instant::now();
-    while !condition()? {
-        ensure!(begin.elapsed() < PATIENCE, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+pub(crate) fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    lab::wait_until(PATIENCE, &format!("in vain: {what}"), condition)
 }
 
 pub(crate) fn wait_for_end(child: &mut Child) -> Result<std::process::ExitStatus> {
