@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use crate::config::diagnostic::nearest;
 use crate::config::network::parse_local;
+use crate::config::outside::{self, BusChoice};
 use crate::config::ports::{parse_host_ports, parse_open, parse_publish};
 use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish};
 use crate::names::{ServiceName, TunnelName};
@@ -109,6 +110,16 @@ fn parse_wait(text: &str) -> Result<u32, String> {
 
     let seconds = text.parse().ok().filter(|seconds| (1..=DAY).contains(seconds));
     seconds.ok_or_else(|| format!("expected whole seconds, from 1 to {DAY}"))
+}
+
+/// A unix socket outside.
+fn parse_socket(text: &str) -> Result<String, String> {
+    outside::check_socket(text).map(|()| text.to_owned())
+}
+
+/// A name on the session bus.
+fn parse_bus_name(text: &str) -> Result<String, String> {
+    outside::check_bus_name(text).map(|()| text.to_owned())
 }
 
 /// A resolver's address.
@@ -246,9 +257,19 @@ pub struct ProgramArgs {
     #[arg(long)]
     pub new_privs: bool,
 
-    /// The message buses that the program can reach [default: session]
-    #[arg(long, value_name = "BUSES")]
-    pub dbus: Option<DbusAccess>,
+    /// The message buses that the program can reach: the whole `session` bus, the `system` bus, or `none` (repeatable)
+    /// [default: the session bus, filtered]
+    #[arg(long, value_name = "BUS", value_enum)]
+    pub dbus: Vec<BusChoice>,
+
+    /// A name on the session bus that the program can talk to, besides those of desktop services (repeatable)
+    #[arg(long, value_name = "NAME", value_parser = parse_bus_name)]
+    pub dbus_talk: Vec<String>,
+
+    /// A unix socket of a process outside the tunnel that the program can connect to; `*` at its end stands for any rest; or `any`
+    /// (repeatable)
+    #[arg(long, value_name = "PATH", value_parser = parse_socket)]
+    pub socket: Vec<String>,
 }
 
 /// Which program to run, and how.

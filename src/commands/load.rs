@@ -46,7 +46,9 @@ fn overrule_program(program: &mut ProgramOptions, identity: &ProgramArgs) {
     program.group = identity.group.clone().or(program.group.take());
     program.capabilities.extend(identity.keep_cap.iter().cloned());
     program.new_privileges |= identity.new_privs;
-    program.dbus = identity.dbus.unwrap_or(program.dbus);
+    program.buses.choose(&identity.dbus);
+    program.buses.talk.extend(identity.dbus_talk.iter().cloned());
+    program.sockets.extend(identity.socket.iter().cloned());
 }
 
 /// Reads and checks what a command says that is about a tunnel alone.

@@ -129,6 +129,10 @@ fn describe(lines: &mut Lines, living: &Living) {
     for port in &living.host_ports {
         lines.row("of the host", port);
     }
+    if living.refused_connections > 0 {
+        let count = living.refused_connections;
+        lines.row("refused", format_args!("{count} connections to processes outside the tunnel"));
+    }
 }
 
 fn describe_peer(lines: &mut Lines, peer: &Peer) {

@@ -5,6 +5,7 @@ pub mod capability;
 pub mod diagnostic;
 mod difference;
 pub mod network;
+pub mod outside;
 pub mod ports;
 pub mod profile;
 mod shown;
@@ -20,6 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use difference::{Difference, difference};
+pub use outside::{Buses, SessionBus};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::names::TunnelName;
@@ -318,11 +320,14 @@ pub struct ProgramOptions {
     pub capabilities: Vec<String>,
     /// Whether the program may gain privileges by set-user-ID programs (no `no_new_privs`).
     pub new_privileges: bool,
-    /// Which message bus of the host's the program can reach.
-    pub dbus: DbusAccess,
+    /// Which message buses of the host's the program can reach.
+    pub buses: Buses,
+    /// The unix sockets of the host that it can connect to, besides those that are open by default: paths, which may end with `*`, or
+    /// `any`.
+    pub sockets: Vec<String>,
 }
 
-/// Which message buses of the host's a program can reach.
+/// Which message buses of the host's a service can reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DbusAccess {

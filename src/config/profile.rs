@@ -12,16 +12,17 @@ use toml::de::{DeTable, DeValue};
 use super::capability;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
 use super::network::{self, Problem};
+use super::outside::{self, BusChoice};
 use super::shown::{dots, hide_keys, is_plain_name, quoted};
 use super::text::{Piece, View};
-use super::{BackendChoice, DbusAccess, MAX_BYTES, Profile, ports};
+use super::{BackendChoice, MAX_BYTES, Profile, ports};
 
 /// The tables of a profile, the first being the file itself, and their keys.
 pub const TABLES: [(&str, &[&str]); 4] = [
     ("", &["wireguard", "backend", "wait", "open", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options"]),
     ("local", &["networks", "lan", "publish", "host-ports"]),
-    ("program", &["user", "group", "capabilities", "new-privileges", "dbus"]),
+    ("program", &["user", "group", "capabilities", "new-privileges", "dbus", "dbus-talk", "sockets"]),
 ];
 
 /// The longest time that `wait` can ask for: a day.
@@ -122,11 +123,19 @@ impl Reader<'_> {
                 ("program", "capabilities") => {
                     self.profile.program.capabilities = self.list(value, Self::capability);
                 }
-                ("program", "dbus") => match value.get_ref().as_str() {
-                    Some("session") => self.profile.program.dbus = DbusAccess::Session,
-                    Some("system") => self.profile.program.dbus = DbusAccess::System,
-                    _ => self.wrong_type(value, "`\"session\"` or `\"system\"`", None),
-                },
+                ("program", "dbus") => {
+                    let choices = match value.get_ref() {
+                        DeValue::String(_) => self.element(value, Self::bus).into_iter().collect(),
+                        _ => self.list(value, Self::bus),
+                    };
+                    self.profile.program.buses.choose(&choices);
+                }
+                ("program", "dbus-talk") => {
+                    self.profile.program.buses.talk = self.list(value, |text| checked(text, outside::check_bus_name));
+                }
+                ("program", "sockets") => {
+                    self.profile.program.sockets = self.list(value, |text| checked(text, outside::check_socket));
+                }
                 ("program", "new-privileges") => self.boolean(value, |profile| &mut profile.program.new_privileges),
                 _ => self.unknown(table, key.span(), name),
             }
@@ -285,6 +294,13 @@ impl Reader<'_> {
         Err(Problem::new(text, message, "expected one option, such as `edns0` or `ndots:2`"))
     }
 
+    fn bus(text: Piece<'_>) -> Result<BusChoice, Problem> {
+        BusChoice::parse(text.text).ok_or_else(|| {
+            let message = format!("{} is not a valid value of `dbus`", quoted(text.text));
+            Problem::new(text, message, "expected `\"session\"`, `\"system\"`, both in an array, or `\"none\"`")
+        })
+    }
+
     fn capability(text: Piece<'_>) -> Result<String, Problem> {
         if capability::lookup(text.text).is_some() {
             return Ok(text.text.to_owned());
@@ -410,5 +426,13 @@ fn one_of<S: AsRef<str>>(names: &[S]) -> String {
     match names.split_last() {
         Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
         _ => names.concat(),
+    }
+}
+
+/// A text that a check lets pass.
+fn checked(text: Piece<'_>, check: fn(&str) -> Result<(), String>) -> Result<String, Problem> {
+    match check(text.text) {
+        Ok(()) => Ok(text.text.to_owned()),
+        Err(expected) => Err(Problem::new(text, format!("{} is not valid here", quoted(text.text)), expected)),
     }
 }

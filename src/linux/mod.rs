@@ -3,6 +3,7 @@
 
 pub mod capabilities;
 pub mod clock;
+pub mod connections;
 pub mod iptables;
 pub mod link;
 pub mod listeners;
@@ -23,3 +24,4 @@ pub mod signals;
 pub mod sysctl;
 pub mod timer;
 pub mod tun;
+pub mod unix_sockets;

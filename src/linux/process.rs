@@ -108,6 +108,17 @@ pub fn close(first: RawFd, last: RawFd) -> io::Result<()> {
     })
 }
 
+/// Closes all descriptors from 3 on that were inherited, but those that are `kept`.
+pub fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
+    kept.sort_unstable();
+    let mut first = 3;
+    for descriptor in kept {
+        close(first, *descriptor - 1)?;
+        first = *descriptor + 1;
+    }
+    close(first, RawFd::MAX)
+}
+
 /// Marks every descriptor from `first` on as closed at the next exec.
 pub fn close_at_exec_from(first: RawFd) -> io::Result<()> {
     for_range(first, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC, |descriptor| {
@@ -249,6 +260,26 @@ pub fn describe(pid: i32) -> Option<Seen> {
     let command = words.join(" ").trim_end().to_owned();
     let named = || fs::read_to_string(process.join("comm")).map(|name| format!("[{}]", name.trim_end()));
     Some(Seen { user, command: if command.is_empty() { named().ok()? } else { command } })
+}
+
+/// Returns the process that holds a socket, and its name. The socket is given by the number that `/proc/PID/fd` shows. A process of another
+/// user is found only with CAP_SYS_PTRACE.
+pub fn holder_of_socket(inode: u32) -> Option<(i32, String)> {
+    let link = format!("socket:[{inode}]");
+    let holds = |pid: &i32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok();
+        let mut links = descriptors.into_iter().flatten().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        links.any(|found| found.as_os_str() == link.as_str())
+    };
+    let pid = all().ok()?.into_iter().find(holds)?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some((pid, name.trim_end().escape_debug().to_string()))
+}
+
+/// The process that a thread belongs to.
+pub fn process_of_thread(thread: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
 /// Whether a process has ended, or is about to: it is gone, a zombie, on its way out, or SIGKILL waits for it, which cannot be

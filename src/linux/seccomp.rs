@@ -130,12 +130,19 @@ impl Filter {
     }
 
     fn install_with(&self, flags: libc::c_ulong) -> io::Result<()> {
-        let length = libc::c_ushort::try_from(self.0.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let program = Program { length, filter: self.0.as_ptr() };
-        // SAFETY: the kernel reads the program and the filter that it points to, both of which live until the call returns.
-        let result =
-            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        install(&self.0, flags).map(drop)
+    }
+}
+
+/// Applies a filter to the calling thread. Returns what seccomp(2) does: the listener, where the flags ask for one.
+pub(super) fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
+    let length = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = Program { length, filter: program.as_ptr() };
+    // SAFETY: the kernel reads the program and the filter that it points to, both of which live until the call returns.
+    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
+        -1 => Err(io::Error::last_os_error()),
+        // With TSYNC alone, the number of a thread that cannot be brought along would be returned; here it is an error.
+        result => Ok(result),
     }
 }
 

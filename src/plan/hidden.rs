@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::config::DbusAccess;
-
 /// Where resolvers are asked, and what they leave about for those who would ask them. A `*` at the end stands for any rest of a name.
 const RESOLVERS: [&str; 13] = [
     // The C library's cache, and those that take its place (nscd(8), unscd, nsncd).
@@ -36,8 +34,8 @@ const SYSTEM_BUS: &str = "dbus/system_bus_socket";
 /// The system bus is among them unless it is asked for: nearly every desktop has somebody on it who resolves names for whoever asks,
 /// without any privilege. What desktop programs cannot do without is their user's own bus, in `/run/user`, and that stays: a browser or
 /// a torrent client runs well without the other.
-pub fn hidden_paths(dbus: DbusAccess) -> Vec<PathBuf> {
-    let bus = (dbus == DbusAccess::Session).then_some(SYSTEM_BUS);
+pub fn hidden_paths(system_bus: bool) -> Vec<PathBuf> {
+    let bus = (!system_bus).then_some(SYSTEM_BUS);
     let in_run = RESOLVERS.into_iter().chain(bus).map(|name| PathBuf::from("/run").join(name));
     in_run.chain([PathBuf::from("/var/lib/sss/pipes")]).collect()
 }

@@ -20,6 +20,7 @@ mod mtu;
 mod names;
 mod privileges;
 mod render;
+pub mod sockets;
 mod stable;
 pub mod unit;
 mod wireguard;
@@ -40,6 +41,7 @@ pub use local::LocalPlan;
 pub use mtu::wireguard_mtu;
 pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
+pub use sockets::SocketsPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
 use crate::config::ports::Places;
@@ -87,6 +89,9 @@ pub struct Plan {
     pub names: NamesPlan,
     /// The paths that the program does not see: [`hidden_paths`].
     pub hidden: Vec<PathBuf>,
+    /// The unix sockets of the host that the program may connect to.
+    #[serde(default)]
+    pub sockets: SocketsPlan,
     /// What the program may do.
     pub privileges: PrivilegesPlan,
     /// The hooks of the file, which are run only where that is asked for.
@@ -153,6 +158,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let names = names::decide(config, servers, &reach.routes, &local.networks, veth.as_ref(), &mut findings);
     check_published(&config.local.publish, file.interface.listen_port, &mut findings);
     let host_ports = host_ports(&config.local, &mut findings);
+    let sockets = sockets::decide(&config.program, &mut findings);
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
         interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
@@ -199,7 +205,8 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         open: config.open.clone(),
         firewall,
         names,
-        hidden: hidden_paths(config.program.dbus),
+        hidden: hidden_paths(config.program.buses.system),
+        sockets,
         privileges,
         hooks,
         notes: findings.notes,
@@ -219,6 +226,7 @@ pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Res
     }
     findings.notes.clear();
     privileges::decide(program, last_capability, &mut findings);
+    sockets::decide(program, &mut findings);
     if findings.errors.is_empty() {
         Ok(findings.notes)
     } else {

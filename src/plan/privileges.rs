@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Findings;
 use super::error::PlanError;
-use crate::config::{DbusAccess, ProgramOptions, capability};
+use crate::config::{Buses, ProgramOptions, capability};
 
 /// Those with which a program can leave the tunnel: by new routes or a new endpoint, by another process's namespace, by the
 /// kernel's memory, or as the host's root, by files and devices that are root's alone.
@@ -50,7 +50,8 @@ pub struct PrivilegesPlan {
     /// Whether `no_new_privs` is set (prctl(2)).
     pub no_new_privileges: bool,
     /// Which message buses of the host's can be reached.
-    pub dbus: DbusAccess,
+    #[serde(default)]
+    pub buses: Buses,
 }
 
 /// Checks the capabilities, `last` being the kernel's highest, and puts them in order.
@@ -73,7 +74,7 @@ pub(super) fn decide(options: &ProgramOptions, last: u8, findings: &mut Findings
             "With CAP_NET_RAW the program can send the host anything, also questions for names, past the rules.".into(),
         );
     }
-    if options.dbus == DbusAccess::System {
+    if options.buses.system {
         findings.note("By the system bus the program can have the host look names up, past the tunnel.".into());
     }
     if options.new_privileges {
@@ -84,7 +85,7 @@ pub(super) fn decide(options: &ProgramOptions, last: u8, findings: &mut Findings
         group: options.group.clone(),
         capabilities: kept.into_values().map(String::from).collect(),
         no_new_privileges: !options.new_privileges,
-        dbus: options.dbus,
+        buses: options.buses.clone(),
     }
 }
 

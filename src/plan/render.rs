@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::{FirewallPlan, Plan};
-use crate::config::{BackendChoice, DbusAccess};
+use crate::config::{BackendChoice, SessionBus};
 
 /// The width of the column of labels.
 const LABEL: usize = 15;
@@ -117,11 +117,21 @@ fn program(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
         "new privileges",
         if privileges.no_new_privileges { "none can be gained" } else { "by set-user-ID programs" },
     )?;
-    let buses = match privileges.dbus {
-        DbusAccess::Session => "the user's own",
-        DbusAccess::System => "the user's own and the system's",
+    let session = match privileges.buses.session {
+        SessionBus::Filtered => "filtered: desktop services that neither run nor fetch anything",
+        SessionBus::Whole => "the whole of it",
+        SessionBus::None => "none",
     };
-    row(f, "message buses", buses)?;
+    row(f, "session bus", session)?;
+    if !privileges.buses.talk.is_empty() {
+        rows(f, "also talks to", &privileges.buses.talk)?;
+    }
+    row(f, "system bus", if privileges.buses.system { "shown" } else { "hidden" })?;
+    if plan.sockets.any {
+        row(f, "unix sockets", "all of the host's")?;
+    } else {
+        rows(f, "unix sockets", &plan.sockets.open)?;
+    }
     let hidden: Vec<String> = plan.hidden.iter().map(|path| path.display().to_string()).collect();
     rows(f, "hidden", &hidden)
 }

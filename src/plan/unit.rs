@@ -280,6 +280,6 @@ fn refusal_of_path(path: &Path, dbus: DbusAccess) -> Option<UnitError> {
         Some(beginning) => path.to_string_lossy().starts_with(beginning) || Path::new(beginning).starts_with(path),
         None => path.starts_with(hidden) || hidden.starts_with(path),
     };
-    let hidden = hidden_paths(dbus).iter().find(meets).map(|hidden| hidden.display().to_string());
+    let hidden = hidden_paths(dbus == DbusAccess::System).iter().find(meets).map(|hidden| hidden.display().to_string());
     hidden.map(|hidden| UnitError::Resolver { path: path.to_owned(), hidden })
 }

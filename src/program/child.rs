@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use nix::sys::signal::Signal;
 
+use super::gate::Gate;
 use super::identity::Surroundings;
 use super::notify::{self, Passage};
 use super::{Failure, Program, Step, enter, privileges, view};
@@ -29,6 +30,8 @@ pub(super) struct Child<'a> {
     pub(super) wait: &'a OwnedFd,
     /// The way to the service manager, if there is one.
     pub(super) passage: Option<&'a Passage>,
+    /// The process that decides about connections to unix sockets, unless all are open.
+    pub(super) gate: Option<&'a Gate>,
 }
 
 /// What execve(2) takes.
@@ -53,7 +56,7 @@ impl Child<'_> {
     }
 
     fn prepare(&self, view: OwnedFd) -> Step<Prepared> {
-        let Self { program, parent, inherited, wait, passage } = self;
+        let Self { program, parent, inherited, wait, passage, gate } = self;
         let parent = *parent;
         let doing = |what| move |error: io::Error| (what, error);
         let mut isolated = enter::isolate(program)?;
@@ -72,7 +75,8 @@ impl Child<'_> {
         await_byte(wait)?;
         enter::enter(program, isolated)?;
         tracing::debug!("the program is inside");
-        privileges::assume(program)?;
+        let entrance = gate.and_then(Gate::entrance);
+        privileges::assume(program, entrance.as_ref())?;
         // After the change of identity, which undoes it. A parent that has ended before cannot be noticed in any other way.
         process::set_death_signal(Signal::SIGKILL).map_err(doing("end with vpn-exec"))?;
         if nix::unistd::getppid().as_raw().cast_unsigned() != parent {

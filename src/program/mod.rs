@@ -3,6 +3,7 @@
 
 mod child;
 mod enter;
+mod gate;
 pub mod identity;
 mod notify;
 mod privileges;
@@ -28,9 +29,11 @@ use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
-use crate::plan::NamesPlan;
+use crate::plan::{NamesPlan, SocketsPlan};
+use crate::tunnel::fault;
 use crate::tunnel::lease::Lease;
 use child::Child;
+use gate::Gate;
 use identity::Identity;
 use notify::Passage;
 pub use supervise::watched;
@@ -51,6 +54,8 @@ pub struct Program {
     pub names: NamesPlan,
     /// The paths that it does not see: those of [`crate::plan::hidden_paths`].
     pub hidden: Vec<PathBuf>,
+    /// The unix sockets of the host that it can connect to.
+    pub sockets: SocketsPlan,
     /// Who it is.
     pub identity: Identity,
     /// Which capabilities it keeps.
@@ -114,6 +119,9 @@ pub enum ProgramError {
         /// Why.
         reason: String,
     },
+    /// It would have taken the place of an instance of itself that runs outside the tunnel.
+    #[error("{0}")]
+    RunsOutside(String),
     /// The tunnel has ended under the program.
     #[error("the tunnel has ended, so the program was ended, too: {0}")]
     TunnelEnded(String),
@@ -133,7 +141,7 @@ impl ProgramError {
         match self {
             Self::NotFound(_) | Self::NoInterpreter(_) => 127,
             Self::NotExecutable { .. } => 126,
-            Self::Setup { .. } | Self::TunnelEnded(_) | Self::System { .. } => 125,
+            Self::Setup { .. } | Self::RunsOutside(_) | Self::TunnelEnded(_) | Self::System { .. } => 125,
         }
     }
 
@@ -155,7 +163,7 @@ impl ProgramError {
                 Some("install what its first line (`#!`) names, or, for a binary, the loader that `file` tells".into())
             }
             Self::NotExecutable { advice, .. } => advice.map(Into::into),
-            Self::Setup { .. } | Self::TunnelEnded(_) | Self::System { .. } => None,
+            Self::Setup { .. } | Self::RunsOutside(_) | Self::TunnelEnded(_) | Self::System { .. } => None,
         }
     }
 }
@@ -186,6 +194,8 @@ pub struct Waiting<'a> {
     passage: Option<Passage>,
     /// Who tells signals for all of a service from those for vpn-exec alone, if it is one.
     witness: Option<Witness>,
+    /// The process that decides about connections to unix sockets, unless all are open.
+    gate: Option<Gate>,
 }
 
 /// An error, and what could not be done.
@@ -206,23 +216,30 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
         None
     });
     let witness = Witness::start(signals).map_err(system("make a process"))?;
+    let mut gate = start_gate(program).map_err(system("start the process that guards unix sockets"))?;
     // Whoever became this process by exec may have started others before. These are not the program's.
     let strangers = process::children().map_err(system("look for other children"))?;
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
             drop((failure, go, view));
             let inherited = signals.inherited();
-            let failed =
-                Child { program, parent, inherited, wait: &wait, passage: passage.as_ref() }.become_program(alive);
+            let (passage, gate) = (passage.as_ref(), gate.as_ref());
+            let failed = Child { program, parent, inherited, wait: &wait, passage, gate }.become_program(alive);
             let text = serde_json::to_vec(&failed).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
         }
         Forked::Parent(pid) => {
             let (pid, entered) = (Some(pid), false);
-            Ok(Waiting { program, pid, go, entered, failure, strangers, view, passage, witness })
+            gate.as_mut().map(Gate::close_entrance);
+            Ok(Waiting { program, pid, go, entered, failure, strangers, view, passage, witness, gate })
         }
     }
+}
+
+/// Starts the process that decides about connections to unix sockets, unless all are open.
+fn start_gate(program: &Program) -> io::Result<Option<Gate>> {
+    if fault::is_broken("sockets") { Ok(None) } else { Gate::start(&program.sockets, &program.identity) }
 }
 
 impl Waiting<'_> {
@@ -268,7 +285,7 @@ impl Waiting<'_> {
         lease.started(pid.as_raw());
         let mut strangers = std::mem::take(&mut self.strangers);
         strangers.extend(viewer(&self.view));
-        let service = (self.passage.take(), self.witness.take());
+        let service = (self.passage.take(), self.witness.take(), self.gate.take());
         // The process that keeps the view ends by itself, once nobody holds the other end of its socket or this process has ended. It may
         // have been killed long ago: its number is nothing to kill by.
         let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals, service);

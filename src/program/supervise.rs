@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
+use super::gate::{Gate, Heard, Report};
 use super::notify::Passage;
 use super::witness::Witness;
 use super::{Ended, Program, ProgramError, privileges};
@@ -59,6 +60,10 @@ struct Supervision<'a> {
     passage: Option<Passage>,
     /// Who tells signals for all of a service from those for this process alone, if it is one.
     witness: Option<Witness>,
+    /// The process that decides about connections to unix sockets, unless all are open.
+    gate: Option<Gate>,
+    /// A process that the gate has ended, and why.
+    refused_instance: Option<(i32, String)>,
 }
 
 /// Waits for the end of the program and of its orphans.
@@ -69,7 +74,7 @@ pub(super) fn supervise(
     tunnel: &TunnelName,
     lease: &mut Lease,
     mut signals: Signals,
-    (passage, witness): (Option<Passage>, Option<Witness>),
+    (passage, witness, gate): (Option<Passage>, Option<Witness>, Option<Gate>),
 ) -> Result<Ended, ProgramError> {
     let mut supervision = Supervision {
         program,
@@ -82,10 +87,19 @@ pub(super) fn supervise(
         tunnel_ended: None,
         passage,
         witness,
+        gate,
+        refused_instance: None,
     };
     supervision.watch(&mut signals).map_err(|error| ProgramError::System { what: "watch the program", error })?;
     if supervision.ended == Some(Ended::Signaled(Signal::SIGKILL as i32)) {
         supervision.ask_keeper().map_err(|error| ProgramError::System { what: "hear the keeper", error })?;
+    }
+    supervision.hear_from_gate();
+    let killed = Some(Ended::Signaled(Signal::SIGKILL as i32));
+    if let Some((pid, sentence)) = supervision.refused_instance
+        && (supervision.ended, supervision.pid.as_raw()) == (killed, pid)
+    {
+        return Err(ProgramError::RunsOutside(sentence));
     }
     match (supervision.tunnel_ended, supervision.ended) {
         (Some(reason), _) => Err(ProgramError::TunnelEnded(reason)),
@@ -105,9 +119,11 @@ impl Supervision<'_> {
             let mut watched = vec![signals.as_fd()];
             watched.extend(watching_tunnel.then(|| self.lease.as_fd()));
             watched.extend(self.passage.as_ref().map(AsFd::as_fd));
+            watched.extend(self.gate.as_ref().map(AsFd::as_fd));
             let ready = wait_for(&watched, None)?;
             // Before its end is noticed: what was said last is said by one who has ended.
             self.pass_on_notes()?;
+            self.hear_from_gate();
             while let Some(received) = signals.receive()? {
                 self.pass_on(received)?;
             }
@@ -128,6 +144,27 @@ impl Supervision<'_> {
             self.pid = Pid::from_raw(main);
         }
         Ok(())
+    }
+
+    /// Says what was refused, and passes on how often that was.
+    fn hear_from_gate(&mut self) {
+        while let Some(gate) = &self.gate {
+            match gate.next_report() {
+                Heard::Nothing => return,
+                Heard::Report(Report { refused, sentence, ended }) => {
+                    self.lease.refused(refused);
+                    match (ended, sentence) {
+                        // That is why the program ends, if it is the program.
+                        (Some(pid), Some(sentence)) if pid == self.pid.as_raw() => {
+                            self.refused_instance = Some((pid, sentence));
+                        }
+                        (_, Some(sentence)) => tracing::warn!("{sentence}"),
+                        (_, None) => {}
+                    }
+                }
+                Heard::End => self.gate = None,
+            }
+        }
     }
 
     /// Waits for children that have ended or stopped. Returns whether there is still somebody to wait for.

@@ -80,6 +80,11 @@ pub(super) enum Request {
         /// The program's process.
         program: i32,
     },
+    /// So many connections of this lease's programs to processes outside the tunnel were refused until now.
+    Refused {
+        /// How many.
+        count: u64,
+    },
     /// The lease is not wanted any more; what still runs inside was killed or has ended.
     Leave,
     /// How the tunnel is.
@@ -220,6 +225,12 @@ impl Lease {
     pub fn started(&self, program: i32) {
         // A keeper that has ended is noticed where it is waited for.
         let _ = send(&self.socket, &Request::Started { program }, None);
+    }
+
+    /// Says how many connections of the programs to processes outside the tunnel were refused until now.
+    pub fn refused(&self, count: u64) {
+        // As above.
+        let _ = send(&self.socket, &Request::Refused { count }, None);
     }
 
     /// Says that the tunnel is not wanted any more, and waits until it is gone, or stays for others.

@@ -86,6 +86,9 @@ pub struct Living {
     /// Ports of the host's loopback that are reached from inside.
     #[serde(default)]
     pub host_ports: Vec<HostPort>,
+    /// How many connections of the programs to processes outside the tunnel were refused.
+    #[serde(default)]
+    pub refused_connections: u64,
     /// What last went wrong, unless it has gone well since.
     pub problem: Option<String>,
 }

@@ -53,6 +53,7 @@ impl Keeper {
         match request {
             Request::Join => self.join(number),
             Request::Started { program } => self.take_note_of(number, program),
+            Request::Refused { count } => self.visitors.note_refused(number, count),
             Request::Leave => self.part_from(number, false),
             Request::Report => self.report(number),
             Request::Stand => self.stand(number),
@@ -228,6 +229,7 @@ impl Keeper {
             open_ports: plan.open.clone(),
             published_ports: plan.publish.clone(),
             host_ports: plan.host_ports.clone(),
+            refused_connections: self.visitors.refused(),
             problem: self.endpoints.problem.clone(),
         };
         Status {

@@ -26,6 +26,8 @@ pub(super) struct Visitor {
     pub(super) trusted: bool,
     pub(super) pid: i32,
     pub(super) role: Role,
+    /// How many connections to processes outside the tunnel were refused to its programs.
+    refused: u64,
 }
 
 /// What a connection is for.
@@ -58,18 +60,20 @@ pub(super) struct Visitors {
     next: Number,
     /// Who has started the keeper, and shares its standard error.
     starter: Option<Number>,
+    /// How many connections to processes outside the tunnel were refused to programs.
+    refused: u64,
 }
 
 impl Visitors {
     pub(super) fn new() -> Self {
-        Self { all: BTreeMap::new(), next: 0, starter: None }
+        Self { all: BTreeMap::new(), next: 0, starter: None, refused: 0 }
     }
 
     /// Takes the connection of who has started the keeper, which is a lease.
     pub(super) fn admit_starter(&mut self, socket: OwnedFd, holder: Holder) {
         let pid = holder.process.pid;
         self.starter = Some(self.next);
-        self.add(Visitor { socket, trusted: true, pid, role: Role::Lease(Some(holder)) });
+        self.add(Visitor { socket, trusted: true, pid, role: Role::Lease(Some(holder)), refused: 0 });
     }
 
     /// Takes a connection. One too many is closed instead.
@@ -77,7 +81,7 @@ impl Visitors {
         let trusted = nix::unistd::geteuid().as_raw() == who.uid;
         let guests = self.all.values().filter(|visitor| !visitor.trusted).count();
         if trusted || guests < GUESTS {
-            self.add(Visitor { socket, trusted, pid: who.pid, role: Role::Guest(now) });
+            self.add(Visitor { socket, trusted, pid: who.pid, role: Role::Guest(now), refused: 0 });
         }
     }
 
@@ -155,6 +159,19 @@ impl Visitors {
                 _ => None,
             })
             .collect()
+    }
+
+    /// Takes note of how many connections were refused to the programs of a lease until now.
+    pub(super) fn note_refused(&mut self, number: Number, count: u64) {
+        if let Some(visitor) = self.all.get_mut(&number) {
+            let before = std::mem::replace(&mut visitor.refused, count);
+            self.refused = self.refused.saturating_add(count.saturating_sub(before));
+        }
+    }
+
+    /// How many connections to processes outside the tunnel were refused to programs.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// How many leases there are.

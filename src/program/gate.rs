@@ -1,0 +1,417 @@
+//! Keeps the program from handing its work to processes outside the tunnel: the gate, a process that decides about each connection to a
+//! unix socket. The filter of system calls that has the kernel ask it is in [`crate::linux::connections`]; which sockets of the host are
+//! open is decided in [`crate::plan::sockets`].
+//!
+//! It is a process of its own, since the program's connections must not wait for a launcher that is stopped with its job, waits
+//! for a keeper, or writes to a terminal that nobody reads. If it ends, all that it would be asked about fails (`ENOSYS`).
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use serde::{Deserialize, Serialize};
+
+use super::identity::Identity;
+use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::connections::{self, Address, Attempt, Listener};
+use crate::linux::local_socket;
+use crate::linux::poll::wait_for;
+use crate::linux::process::{self, Forked};
+use crate::linux::seccomp::Filter;
+use crate::linux::unix_sockets::{SocketFile, UnixSockets};
+use crate::plan::SocketsPlan;
+use crate::plan::sockets::{Holder, Refusal};
+
+/// How often at most the launcher is told of refusals that it has been told of before.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How many different sockets a sentence is said about.
+const MOST_SENTENCES: usize = 64;
+
+/// How many sockets inside are remembered.
+const MOST_REMEMBERED: usize = 1024;
+
+/// The system calls that the gate makes.
+const CALLS: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_ppoll,
+    libc::SYS_ioctl,
+    libc::SYS_process_vm_readv,
+    // Looking at a socket's file as the program sees it.
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_lseek,
+    libc::SYS_fcntl,
+    // Asking the kernel for sockets, and telling the launcher.
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_kill,
+    // Memory, time and the end.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_futex,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+];
+
+/// What the gate tells the launcher.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Report {
+    /// How many connections were refused until now.
+    pub(super) refused: u64,
+    /// The sentence about a socket that was refused for the first time.
+    pub(super) sentence: Option<String>,
+    /// The process that was ended instead, and the socket: it would have taken from a running instance what that holds.
+    pub(super) ended: Option<i32>,
+}
+
+/// The launcher's side of the gate.
+#[derive(Debug)]
+pub(super) struct Gate {
+    reports: OwnedFd,
+    /// The end of the child's way to the gate, until the child has been forked.
+    entrance: Option<OwnedFd>,
+}
+
+/// The child's side: where it hands over its filter.
+#[derive(Debug)]
+pub(super) struct Entrance<'a>(&'a OwnedFd);
+
+impl Gate {
+    /// Starts the gate for a program of this identity. None if all sockets are open to it.
+    pub(super) fn start(plan: &SocketsPlan, identity: &Identity) -> io::Result<Option<Self>> {
+        if plan.any {
+            return Ok(None);
+        }
+        let (entrance, gates) = local_socket::pair()?;
+        let (reports, reporter) = local_socket::pair()?;
+        rustix::io::ioctl_fionbio(&reporter, true)?;
+        let launcher = std::process::id();
+        match process::fork()? {
+            Forked::Child => {
+                drop((entrance, reports));
+                let kept = keep(plan, identity, launcher, gates, reporter);
+                process::exit_now(i32::from(kept.is_err()))
+            }
+            Forked::Parent(_) => Ok(Some(Self { reports, entrance: Some(entrance) })),
+        }
+    }
+
+    /// The child's side.
+    pub(super) fn entrance(&self) -> Option<Entrance<'_>> {
+        self.entrance.as_ref().map(Entrance)
+    }
+
+    /// Closes the child's side in the launcher: if the child ends before it has handed over its filter, the gate ends, too.
+    pub(super) fn close_entrance(&mut self) {
+        self.entrance = None;
+    }
+
+    /// What the gate has to say.
+    pub(super) fn next_report(&self) -> Heard {
+        let mut buffer = [0; 8192];
+        if !wait_for(&[self.reports.as_fd()], Some(Duration::ZERO)).is_ok_and(|ready| ready[0]) {
+            return Heard::Nothing;
+        }
+        match local_socket::receive(&self.reports, &mut buffer) {
+            Ok(Some((length, _))) => serde_json::from_slice(&buffer[..length]).map_or(Heard::End, Heard::Report),
+            Ok(None) | Err(_) => Heard::End,
+        }
+    }
+}
+
+/// What the launcher hears from the gate.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// Nothing, for now.
+    Nothing,
+    /// Something was refused.
+    Report(Report),
+    /// The gate has ended.
+    End,
+}
+
+impl AsFd for Gate {
+    /// Readable when there is a report, or when the gate has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reports.as_fd()
+    }
+}
+
+impl Entrance<'_> {
+    /// Has the gate decide about the connections of the calling process, which is in the tunnel's network namespace, and of all that it
+    /// starts.
+    pub(super) fn pass(&self) -> io::Result<()> {
+        let inside = UnixSockets::open()?;
+        let filter = connections::filter()?;
+        local_socket::send(self.0, b"inside", Some(inside.as_fd()))?;
+        local_socket::send(self.0, b"filter", Some(filter.as_fd()))
+    }
+}
+
+/// The life of the gate.
+fn keep(plan: &SocketsPlan, identity: &Identity, launcher: u32, gates: OwnedFd, reports: OwnedFd) -> io::Result<()> {
+    let outside = UnixSockets::open()?;
+    limit(identity, launcher, &mut [gates.as_raw_fd(), reports.as_raw_fd(), outside.as_fd().as_raw_fd()])?;
+    let (Some(inside), Some(filter)) = (receive(&gates)?, receive(&gates)?) else { return Ok(()) };
+    drop(gates);
+    let mut gatekeeper = Gatekeeper {
+        open: plan.clone(),
+        home: home_of(identity),
+        filter: filter.into(),
+        inside: inside.into(),
+        outside,
+        reports,
+        remembered: HashSet::new(),
+        said: HashSet::new(),
+        refused: 0,
+        told: 0,
+        told_at: None,
+    };
+    gatekeeper.work()
+}
+
+/// Leaves this process what it takes to see the program's memory and files: it is the program's user, with CAP_SYS_PTRACE.
+fn limit(identity: &Identity, launcher: u32, kept: &mut [i32]) -> io::Result<()> {
+    // Neither the terminal's signals nor the working directory concern it.
+    rustix::process::setsid()?;
+    std::env::set_current_dir("/")?;
+    process::redirect_to_null(&[0, 1, 2])?;
+    process::close_all_but(kept)?;
+    capabilities::bound(CapabilitySet::empty(), capabilities::last()?)?;
+    capabilities::survive_change_of_user()?;
+    identity.assume()?;
+    capabilities::limit(CapabilitySet::SYS_PTRACE, CapabilitySet::SYS_PTRACE)?;
+    capabilities::forbid_new_privileges()?;
+    process::forbid_inspection()?;
+    // After the change of identity, which undoes it.
+    process::set_death_signal(Signal::SIGKILL)?;
+    if nix::unistd::getppid().as_raw().cast_unsigned() != launcher {
+        return Err(io::Error::other("the launcher has ended already"));
+    }
+    Filter::allowing(CALLS, &[])?.install()
+}
+
+fn receive(gates: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    Ok(local_socket::receive(gates, &mut [0; 16])?.and_then(|(_, passed)| passed))
+}
+
+/// The home directory of the program's user.
+fn home_of(identity: &Identity) -> Option<PathBuf> {
+    match identity {
+        Identity::Unchanged => std::env::var_os("HOME").map(PathBuf::from),
+        Identity::Other(account) => account.entry.as_ref().map(|entry| entry.home.clone()),
+    }
+}
+
+/// What is to become of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The kernel goes on with it.
+    Allow,
+    /// It fails with an error number.
+    Fail(i32),
+}
+
+/// Which file something is. A number may be used again, but not with the same time of change.
+type FileId = (u64, u64, i64, u64);
+
+/// A socket's file, as the program sees it.
+struct Seen {
+    /// Its path without links.
+    path: PathBuf,
+    file: SocketFile,
+    id: FileId,
+}
+
+struct Gatekeeper {
+    open: SocketsPlan,
+    home: Option<PathBuf>,
+    filter: Listener,
+    /// The sockets of the tunnel's network namespace, and of the host's.
+    inside: UnixSockets,
+    outside: UnixSockets,
+    reports: OwnedFd,
+    /// Files that sockets inside are bound to.
+    remembered: HashSet<FileId>,
+    /// What a sentence was said about.
+    said: HashSet<PathBuf>,
+    refused: u64,
+    /// How many refusals the launcher knows of, and since when.
+    told: u64,
+    told_at: Option<Instant>,
+}
+
+impl Gatekeeper {
+    fn work(&mut self) -> io::Result<()> {
+        loop {
+            let pause = self.told_at.map_or(Duration::ZERO, |at| PAUSE.saturating_sub(at.elapsed()));
+            match self.filter.wait((self.told < self.refused).then_some(pause))? {
+                connections::Waited::Over => return Ok(()),
+                connections::Waited::TimeUp => self.tell(None, None),
+                connections::Waited::Call => {
+                    let Some(attempt) = self.filter.receive()? else { continue };
+                    let verdict = self.judge(&attempt);
+                    let errno = match verdict {
+                        Verdict::Allow => None,
+                        Verdict::Fail(errno) => Some(errno),
+                    };
+                    self.filter.answer(&attempt, errno)?;
+                }
+            }
+        }
+    }
+
+    fn judge(&mut self, attempt: &Attempt) -> Verdict {
+        let address = match attempt.read_address() {
+            Ok(address) => address,
+            // The call itself says what is wrong with the address.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Verdict::Allow,
+            // A set-user-ID program that may not be looked into. It keeps the Internet.
+            Err(_) if attempt.has_length_of_internet_address() => return Verdict::Allow,
+            Err(_) => return Verdict::Fail(libc::EACCES),
+        };
+        let Address::Path(path) = address else { return Verdict::Allow };
+        let seen = match look_up(attempt.thread, &path) {
+            Ok(Some(seen)) => seen,
+            // The call says what is wrong.
+            Ok(None) => return Verdict::Allow,
+            Err(error) => return Verdict::Fail(error.raw_os_error().unwrap_or(libc::EACCES)),
+        };
+        if !self.filter.is_waiting(attempt) {
+            return Verdict::Fail(libc::EACCES);
+        }
+        if self.open.is_open(&seen.path, self.home.as_deref()) || self.is_inside(&seen) {
+            return Verdict::Allow;
+        }
+        let bound = self.outside.bound().unwrap_or_default();
+        let listener = bound.iter().find(|bound| bound.is(&seen.file));
+        let Some(listener) = listener else {
+            // Nothing listens there any more, or in a network namespace that is neither the host's nor the tunnel's.
+            return Verdict::Fail(libc::ECONNREFUSED);
+        };
+        self.refused += 1;
+        let (mut sentence, mut ended) = (None, None);
+        let is_new = self.said.len() < MOST_SENTENCES && self.said.insert(seen.path.clone());
+        let takes_over = Refusal::takes_over(&seen.path);
+        if is_new || takes_over {
+            let holder = process::holder_of_socket(listener.inode).map(|(pid, name)| Holder { pid, name });
+            sentence = Some(Refusal::of(&seen.path, holder.as_ref()).sentence);
+        }
+        if takes_over {
+            // What it does when it is refused would harm the running instance: it takes the profile's lock away.
+            ended = process::process_of_thread(attempt.thread).filter(|_| self.filter.is_waiting(attempt));
+        }
+        if sentence.is_some() {
+            self.tell(sentence, ended);
+        }
+        if let Some(pid) = ended {
+            let _ = process::kill(pid, Signal::SIGKILL);
+        }
+        Verdict::Fail(libc::EACCES)
+    }
+
+    /// Whether a socket of the tunnel's network namespace is bound to a file.
+    fn is_inside(&mut self, seen: &Seen) -> bool {
+        if self.remembered.contains(&seen.id) {
+            return true;
+        }
+        let bound = self.inside.bound().unwrap_or_default();
+        let is_inside = bound.iter().any(|bound| bound.is(&seen.file));
+        if is_inside {
+            if self.remembered.len() >= MOST_REMEMBERED {
+                self.remembered.clear();
+            }
+            self.remembered.insert(seen.id);
+        }
+        is_inside
+    }
+
+    /// Tells the launcher of what was refused. One that does not listen hears of it the next time.
+    fn tell(&mut self, sentence: Option<String>, ended: Option<i32>) {
+        let report = Report { refused: self.refused, sentence, ended };
+        let told = serde_json::to_vec(&report).map_err(io::Error::from);
+        if told.and_then(|text| local_socket::send(&self.reports, &text, None)).is_ok() {
+            self.told = self.refused;
+        }
+        self.told_at = Some(Instant::now());
+    }
+}
+
+/// Looks a path up as a thread of the program does. None if the thread will find out by itself that nothing can be connected to there.
+fn look_up(thread: i32, path: &[u8]) -> io::Result<Option<Seen>> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let process = PathBuf::from(format!("/proc/{thread}"));
+    // These names are about whoever asks.
+    let own = [("/proc/self/", ""), ("/proc/thread-self/", ""), ("/dev/fd/", "fd/")];
+    let own = own.iter().find_map(|(prefix, place)| {
+        Some(process.join(place).join(OsStr::from_bytes(path.strip_prefix(prefix.as_bytes())?)))
+    });
+    let opened = match own {
+        Some(path) => rustix::fs::open(&path, flags, Mode::empty()),
+        None => {
+            let (from, how) = match path.first() {
+                Some(b'/') => ("root", ResolveFlags::IN_ROOT),
+                _ => ("cwd", ResolveFlags::empty()),
+            };
+            let from = rustix::fs::open(process.join(from), flags | OFlags::DIRECTORY, Mode::empty())?;
+            resolve(&from, path, flags, how)
+        }
+    };
+    let file = match opened {
+        Ok(file) => file,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::NAMETOOLONG) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let found = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+        return Ok(None);
+    }
+    let link = rustix::fs::readlinkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?;
+    let path = Path::new(OsStr::from_bytes(link.to_bytes())).to_owned();
+    let id = (found.st_dev, found.st_ino, found.st_ctime, found.st_ctime_nsec);
+    Ok(Some(Seen { file: SocketFile::new(&path, &found), path, id }))
+}
+
+/// Opens a path below a directory. The kernel gives up when something is renamed or mounted meanwhile.
+fn resolve(from: &OwnedFd, path: &[u8], flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    const TRIES: usize = 16;
+    for _ in 1..TRIES {
+        match rustix::fs::openat2(from, path, flags, Mode::empty(), how) {
+            Err(rustix::io::Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+    rustix::fs::openat2(from, path, flags, Mode::empty(), how)
+}
