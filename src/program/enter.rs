@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Program, Step, view};
+use super::{Program, Step, private, view};
 use crate::linux::mirror::Mirror;
 use crate::linux::mounts;
 use crate::linux::namespace::{Named, Names};
@@ -24,6 +24,10 @@ pub(super) fn isolate(program: &Program) -> Step<Isolated> {
     let directory = std::env::current_dir();
     mounts::isolate().map_err(doing("make a mount namespace"))?;
     let mirror = view::show(program)?;
+    // Where all sockets are open, the host's own services are wanted.
+    if !program.sockets.any && !fault::is_broken("sockets") {
+        private::provide(&program.identity).map_err(doing("give the program places of its own"))?;
+    }
     Ok(Isolated { names, directory, mirror })
 }
 

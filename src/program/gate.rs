@@ -228,7 +228,7 @@ fn receive(gates: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 /// The home directory of the program's user.
-fn home_of(identity: &Identity) -> Option<PathBuf> {
+pub(super) fn home_of(identity: &Identity) -> Option<PathBuf> {
     match identity {
         Identity::Unchanged => std::env::var_os("HOME").map(PathBuf::from),
         Identity::Other(account) => account.entry.as_ref().map(|entry| entry.home.clone()),

@@ -6,6 +6,7 @@ mod enter;
 mod gate;
 pub mod identity;
 mod notify;
+mod private;
 mod privileges;
 mod supervise;
 mod view;

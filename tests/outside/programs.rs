@@ -38,3 +38,138 @@ fn a_tmux_server_inside_works_for_all_programs_of_the_tunnel() {
         Ok(())
     });
 }
+
+#[test]
+fn screen_does_not_run_a_command_in_the_hosts_session() {
+    test_at_desk(|desk| {
+        require("screen")?;
+        std::fs::create_dir_all("/run/screen")?;
+        std::fs::set_permissions("/run/screen", std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
+        let started = run(desk.on_host(&["screen", "-dmS", "host", "sleep", "1000"]))?;
+        ensure!(started.status.success(), "{}", said(&started));
+        lab::wait_until(PATIENCE, "screen has no session", || {
+            let sessions = run(desk.on_host(&["screen", "-ls"]))?;
+            Ok(String::from_utf8_lossy(&sessions.stdout).contains(".host"))
+        })?;
+        let said = desk.expect_refusal("screen -S host -X screen ERRAND")?;
+        ensure!(said.contains("screen"), "{said}");
+        let sessions = run(desk.on_host(&["screen", "-ls"]))?;
+        ensure!(String::from_utf8_lossy(&sessions.stdout).contains(".host"), "the host's session is gone: {said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn emacs_does_not_evaluate_in_the_hosts_server() {
+    test_at_desk(|desk| {
+        require("emacs")?;
+        let _server = serve(desk.on_host(&["emacs", "-Q", "--fg-daemon"]))?;
+        wait_for_file("/run/user/0/emacs/server")?;
+        let before = inode("/run/user/0/emacs/server")?;
+        let said = desk.expect_refusal("emacsclient --eval \"(call-process-shell-command \\\"ERRAND\\\")\"")?;
+        ensure!(said.contains("emacs"), "{said}");
+        ensure!(inode("/run/user/0/emacs/server")? == before, "the host's socket is another one");
+        Ok(())
+    });
+}
+
+/// A master of ssh, which carries connections of others, pretended by whoever speaks at its socket: the client asks it first.
+#[test]
+fn ssh_does_not_use_a_connection_that_was_made_outside() {
+    test_at_desk(|desk| {
+        require("ssh")?;
+        std::fs::create_dir_all("/tmp/home/.ssh")?;
+        let master = lab::stand_in::StandIn::listen("/tmp/home/.ssh/master", lab::stand_in::Tongue::Any)?;
+        let client = [
+            "ssh",
+            "-F",
+            "none",
+            "-o",
+            "ControlPath=/tmp/home/.ssh/master",
+            "-o",
+            "ConnectTimeout=1",
+            "-O",
+            "check",
+            "x",
+        ];
+        let output = run(desk.inside(&[], &client))?;
+        ensure!(master.callers() == 0 && said(&output).contains("ControlPath=none"), "{}", said(&output));
+        // It works when it is let through.
+        let mut guilty = serve(desk.unguarded(&client))?;
+        lab::wait_until(PATIENCE, "the twin did not ask the master", || Ok(master.callers() > 0))?;
+        vpn_exec::linux::process::kill(guilty.id().cast_signed(), nix::sys::signal::Signal::SIGTERM)?;
+        guilty.wait()?;
+        Ok(())
+    });
+}
+
+/// gpg has dirmngr ask key servers.
+fn dirmngr(desk: &Desk, socket: &str) -> anyhow::Result<()> {
+    require("dirmngr")?;
+    require("gpg-connect-agent")?;
+    let started = run(desk.on_host(&["dirmngr", "--daemon"]))?;
+    ensure!(started.status.success(), "{}", said(&started));
+    wait_for_file(socket)?;
+    let before = inode(socket)?;
+    let ask = ["gpg-connect-agent", "--dirmngr", "getinfo pid", "/bye"];
+    let pid = |output: &std::process::Output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().find_map(|line| line.strip_prefix("D ").map(str::to_owned))
+    };
+    let outside = pid(&run(desk.on_host(&ask))?);
+    ensure!(outside.is_some(), "dirmngr does not answer on the host");
+    ensure!(pid(&run(desk.unguarded(&ask))?) == outside, "the twin is answered by the host's");
+    // One inside serves, and it is another one.
+    let script = "gpg-connect-agent --dirmngr 'getinfo pid' /bye; gpg-connect-agent --dirmngr 'getinfo pid' /bye; \
+                  gpg-connect-agent --dirmngr killdirmngr /bye";
+    let output = run(desk.inside(&["--kill-orphans"], &["sh", "-c", script]))?;
+    let inside = pid(&output);
+    ensure!(inside.is_some() && inside != outside, "{}", said(&output));
+    ensure!(inode(socket)? == before, "the host's socket was removed: {}", said(&output));
+    ensure!(pid(&run(desk.on_host(&ask))?) == outside, "the host's own is another one");
+    Ok(())
+}
+
+#[test]
+fn gnupg_has_a_dirmngr_of_its_own_inside() {
+    test_at_desk(|desk| {
+        // The agent stays the user's own.
+        run(desk.on_host(&["gpg-connect-agent", "/bye"]))?;
+        dirmngr(desk, "/run/user/0/gnupg/S.dirmngr")?;
+        let ask = ["gpg-connect-agent", "--no-autostart", "getinfo pid", "/bye"];
+        let outside = run(desk.on_host(&ask))?;
+        let inside = run(desk.inside(&[], &ask))?;
+        ensure!(outside.stdout == inside.stdout, "{} and {}", said(&outside), said(&inside));
+        Ok(())
+    });
+}
+
+/// As for users who have not logged in: their sockets are in the home directory.
+#[test]
+fn gnupg_has_a_dirmngr_of_its_own_without_a_runtime_directory() {
+    test_at_desk(|desk| {
+        std::fs::remove_dir_all("/run/user")?;
+        std::fs::create_dir("/tmp/home/.gnupg")?;
+        std::fs::set_permissions("/tmp/home/.gnupg", std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        dirmngr(desk, "/tmp/home/.gnupg/S.dirmngr")
+    });
+}
+
+#[test]
+fn sandboxes_work_inside() {
+    test_at_desk(|desk| {
+        require("bwrap")?;
+        require_users()?;
+        std::fs::set_permissions("/tmp/home", std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+        let _outside = lab::stand_in::StandIn::listen("/tmp/home/x.sock", lab::stand_in::Tongue::None)?;
+        let client = "import socket; s=socket.socket(socket.AF_UNIX)\n\
+                      try: s.connect('/media/x.sock'); print('connected')\n\
+                      except OSError as e: print(e.strerror)";
+        // The same file by another name, in a mount namespace of the sandbox's own.
+        let view = ["--dev-bind", "/", "/", "--tmpfs", "/media", "--bind", "/tmp/home", "/media"];
+        let sandbox = [&["bwrap", "--unshare-pid"][..], &view, &["/usr/bin/python3", "-c", client]].concat();
+        let output = run(desk.inside(&["--user", "1234"], &sandbox))?;
+        ensure!(output.stdout == b"Permission denied\n", "{}", said(&output));
+        Ok(())
+    });
+}

@@ -181,3 +181,16 @@ pub(crate) fn inode(path: &str) -> Result<u64> {
 
     Ok(fs::symlink_metadata(path).with_context(|| path.to_owned())?.ino())
 }
+
+/// Requires other users than root in this world, which root alone can make.
+///
+/// # Errors
+/// [`Skip`] if there are none.
+pub(crate) fn require_users() -> Result<()> {
+    let map = fs::read_to_string("/proc/self/uid_map")?;
+    if map.split_whitespace().nth(2) == Some("1") && map.lines().count() == 1 {
+        let reason = "an ordinary user's world has no other users".into();
+        return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_USERS" }.into());
+    }
+    Ok(())
+}
