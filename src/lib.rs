@@ -3,7 +3,7 @@
 //! The rooms, and which may call which (an arrow reads "may use"):
 //!
 //! ```text
-//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset
+//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    program ─► bus ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset
 //! ```
 //!
 //! - [`cli`], [`logging`]: the command line, and what is said.
@@ -14,11 +14,13 @@
 //! - [`program`]: enters the tunnel, gets its own view of the host's files, drops privileges, runs, and hands back an exit status.
 //! - [`wireguard`]: one trait, two implementations.
 //! - [`relay`]: published ports.
+//! - [`bus`]: the session bus as the program sees it.
 //! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
 //! - [`names`], [`keys`], [`ruleset`]: checked names, wiped keys, and rules for packets.
 
 #![deny(unsafe_code)]
 
+pub mod bus;
 pub mod cli;
 pub mod commands;
 pub mod config;

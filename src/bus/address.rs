@@ -1,0 +1,146 @@
+//! Addresses of a bus, as `DBUS_SESSION_BUS_ADDRESS` has them (D-Bus specification, "Server Addresses").
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::Serialize;
+
+/// How long a bus may take to accept a connection.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a bus listens. Only unix sockets are of use: a bus is on the same machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Address {
+    /// A file.
+    Path(PathBuf),
+    /// An abstract name, without the NUL before it. It belongs to the network namespace that the bus is in.
+    Abstract(OsString),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "unix:path={}", escape(path.as_os_str().as_bytes())),
+            Self::Abstract(name) => write!(f, "unix:abstract={}", escape(name.as_bytes())),
+        }
+    }
+}
+
+/// Why an address is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// It is not an address.
+    #[error("{0:?} is not a valid D-Bus address: {1}")]
+    Invalid(String, &'static str),
+    /// Each of its parts leads to something else than a unix socket.
+    #[error("the D-Bus address {0:?} has no unix socket with a path or an abstract name")]
+    NoSocket(String),
+}
+
+/// Returns where a bus listens, in the order in which it is to be tried. Entries of other transports, such as `tcp:`, are left out.
+///
+/// # Errors
+/// If the text is not a list of addresses, or has no unix socket in it.
+pub fn parse(text: &str) -> Result<Vec<Address>, AddressError> {
+    let mut found = Vec::new();
+    for entry in text.split(';').filter(|entry| !entry.is_empty()) {
+        let invalid = |why| AddressError::Invalid(entry.to_owned(), why);
+        let (transport, pairs) = entry.split_once(':').ok_or_else(|| invalid("it has no transport, such as unix:"))?;
+        let mut sockets = Vec::new();
+        for pair in pairs.split(',').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').ok_or_else(|| invalid("a key has no value"))?;
+            let value = unescape(value).ok_or_else(|| invalid("a % is not followed by two hexadecimal digits"))?;
+            if value.contains(&0) {
+                return Err(invalid("it has a NUL in it"));
+            }
+            let value = OsString::from_vec(value);
+            match (transport, key) {
+                ("unix", "path") => sockets.push(Address::Path(value.into())),
+                ("unix", "abstract") => sockets.push(Address::Abstract(value)),
+                // The systemd user bus has no other form; this one is where a bus listens without XDG_RUNTIME_DIR.
+                _ => {}
+            }
+        }
+        match <[Address; 1]>::try_from(sockets) {
+            Ok(socket) => found.extend(socket),
+            Err(several) if several.is_empty() => {}
+            Err(_) => return Err(invalid("it has more than one of path= and abstract=")),
+        }
+    }
+    if found.is_empty() { Err(AddressError::NoSocket(text.to_owned())) } else { Ok(found) }
+}
+
+/// Returns where the user's session bus is if no variable says so: the socket that systemd makes.
+pub fn of_runtime_directory(directory: &Path) -> Address {
+    Address::Path(directory.join("bus"))
+}
+
+/// Connects to the first of these addresses at which somebody listens.
+///
+/// # Errors
+/// Why the last one could not be connected to; `WouldBlock` if too many connections wait to be accepted for five seconds already.
+pub fn connect(addresses: &[Address]) -> io::Result<OwnedFd> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in addresses {
+        match connect_to(address) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn connect_to(address: &Address) -> io::Result<OwnedFd> {
+    let name = match address {
+        Address::Path(path) => SocketAddrUnix::new(path),
+        Address::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
+    }?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    loop {
+        match rustix::net::connect(&socket, &name) {
+            Ok(()) => break,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(socket)
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_/.\\*".contains(&byte)
+}
+
+fn escape(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .map(|&byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") })
+        .collect()
+}
+
+/// Characters that should have been escaped are taken as they are, as libdbus does but for few.
+fn unescape(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = text.bytes();
+    let mut value = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        value.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                let number = digit()? * 16 + digit()?;
+                u8::try_from(number).ok()?
+            }
+            plain => plain,
+        });
+    }
+    Some(value)
+}

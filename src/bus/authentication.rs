@@ -1,0 +1,127 @@
+//! How a connection begins, before its first message (D-Bus specification, "Authentication Protocol").
+//!
+//! The filter does not pass on what a client says here. It answers itself, by what the kernel says about who connected, and for its own
+//! part has the bus ask the kernel, too (EXTERNAL without a name). So no line of a client can make the two sides disagree about where
+//! messages begin, and the user may have another number in the client's user namespace than in that of the bus.
+
+/// How much a client may say before the first message, in bytes.
+pub const MAX_TALK: usize = 16 * 1024;
+
+/// What the filter says to the bus, all at once. The bus answers with three lines.
+pub const TO_BUS: &[u8] = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n";
+
+/// What the bus said: as much of it as has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FromBus {
+    lines: usize,
+    /// What identifies the bus, in hexadecimal digits.
+    pub guid: String,
+    /// Whether descriptors can be passed.
+    pub passes_descriptors: bool,
+}
+
+impl FromBus {
+    /// Takes the next line, and says whether it was the last one.
+    ///
+    /// # Errors
+    /// If the bus does not let the filter in; it is the line itself.
+    pub fn line(&mut self, line: &str) -> Result<bool, String> {
+        self.lines += 1;
+        match (self.lines, line.split_once(' ').unwrap_or((line, ""))) {
+            (1, ("DATA", _)) => Ok(false),
+            (2, ("OK", guid)) if guid.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                self.guid = guid.to_owned();
+                Ok(false)
+            }
+            (3, ("AGREE_UNIX_FD", _)) => {
+                self.passes_descriptors = true;
+                Ok(true)
+            }
+            (3, ("ERROR", _)) => Ok(true),
+            _ => Err(line.to_owned()),
+        }
+    }
+}
+
+/// How far a client has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FromClient {
+    /// It has yet to name a mechanism.
+    #[default]
+    Unknown,
+    /// It has named EXTERNAL, and was asked for more.
+    Asked,
+    /// It is let in.
+    Accepted,
+}
+
+/// What a client is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A line.
+    Say(String),
+    /// Nothing: messages follow.
+    Begin,
+    /// Nothing, and the connection ends.
+    End,
+}
+
+impl FromClient {
+    /// Takes the next line of a client that the kernel says is of the right user. What the client says about its user is not needed.
+    pub fn line(&mut self, line: &str, bus: &FromBus) -> Answer {
+        let rejected = || Answer::Say("REJECTED EXTERNAL".to_owned());
+        let mut words = line.split(' ');
+        match (*self, words.next().unwrap_or_default()) {
+            (Self::Unknown, "AUTH") => match (words.next(), words.next()) {
+                (Some("EXTERNAL"), Some(_)) => self.accept(bus),
+                (Some("EXTERNAL"), None) => {
+                    *self = Self::Asked;
+                    Answer::Say("DATA".to_owned())
+                }
+                _ => rejected(),
+            },
+            (Self::Asked, "DATA") => self.accept(bus),
+            (Self::Asked | Self::Accepted, "CANCEL" | "ERROR") | (Self::Unknown, "ERROR") => {
+                *self = Self::Unknown;
+                rejected()
+            }
+            (Self::Accepted, "NEGOTIATE_UNIX_FD") if bus.passes_descriptors => Answer::Say("AGREE_UNIX_FD".to_owned()),
+            (Self::Accepted, "NEGOTIATE_UNIX_FD") => Answer::Say("ERROR the bus passes no descriptors".to_owned()),
+            (Self::Accepted, "BEGIN") => Answer::Begin,
+            (_, "BEGIN") => Answer::End,
+            _ => Answer::Say("ERROR unknown command".to_owned()),
+        }
+    }
+
+    fn accept(&mut self, bus: &FromBus) -> Answer {
+        *self = Self::Accepted;
+        Answer::Say(format!("OK {}", bus.guid))
+    }
+}
+
+/// The bytes are not a line of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoLine;
+
+/// Returns the first line without its end, and its length with it; nothing if there is none yet.
+///
+/// # Errors
+/// If it is not a line of ASCII.
+pub fn first_line(bytes: &[u8]) -> Result<Option<(&str, usize)>, NoLine> {
+    let Some(length) = bytes.windows(2).position(|two| two == b"\r\n") else { return Ok(None) };
+    let line = std::str::from_utf8(&bytes[..length]).map_err(|_| NoLine)?;
+    if line.bytes().all(|byte| matches!(byte, b' '..=b'~')) { Ok(Some((line, length + 2))) } else { Err(NoLine) }
+}
+
+/// Returns the first line of a client, as [`first_line`] does. Before its very first one is a NUL, which is part of the length.
+///
+/// # Errors
+/// If it is not a line of ASCII, or the NUL is missing.
+pub fn client_line(bytes: &[u8], is_first: bool) -> Result<Option<(&str, usize)>, NoLine> {
+    match (is_first, bytes) {
+        (false, line) => first_line(line),
+        (true, []) => Ok(None),
+        (true, [0, line @ ..]) => Ok(first_line(line)?.map(|(line, length)| (line, length + 1))),
+        (true, _) => Err(NoLine),
+    }
+}

@@ -1,0 +1,451 @@
+//! Messages of D-Bus on the wire, in both byte orders: the header, with every bound checked, and the few bodies that the filter reads or
+//! writes (D-Bus specification, "Message Protocol").
+
+use std::fmt;
+
+/// The longest message that the specification allows, in bytes.
+pub const MAX_MESSAGE: usize = 1 << 27;
+
+/// The longest header that the filter reads, in bytes. Real ones have some hundreds.
+pub const MAX_HEADER: usize = 128 * 1024;
+
+/// The most descriptors that a message may bring: as many as the kernel passes at once (SCM_MAX_FD).
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// The longest name of a connection, an interface or a member, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// The part of the header before its fields.
+const FIXED: usize = 16;
+
+/// The sender expects no reply (`NO_REPLY_EXPECTED`).
+pub const NO_REPLY: u8 = 1;
+/// The message must not start a service (`NO_AUTO_START`).
+pub const NO_AUTO_START: u8 = 2;
+
+/// Why bytes are not a message that the filter passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invalid D-Bus message: {}", self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// The byte order of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endian {
+    /// The least significant byte first.
+    Little,
+    /// The most significant byte first.
+    Big,
+}
+
+impl Endian {
+    fn u32(self, bytes: [u8; 4]) -> u32 {
+        match self {
+            Self::Little => u32::from_le_bytes(bytes),
+            Self::Big => u32::from_be_bytes(bytes),
+        }
+    }
+
+    fn bytes(self, number: u32) -> [u8; 4] {
+        match self {
+            Self::Little => number.to_le_bytes(),
+            Self::Big => number.to_be_bytes(),
+        }
+    }
+}
+
+/// The type of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A method call.
+    Call,
+    /// The reply to a call.
+    Return,
+    /// The reply to a call that failed.
+    Error,
+    /// A signal.
+    Signal,
+    /// A type that the specification does not have yet; to be ignored.
+    Unknown(u8),
+}
+
+impl Kind {
+    fn from_code(code: u8) -> Result<Self, Malformed> {
+        match code {
+            0 => Err(Malformed("its type is 0")),
+            1 => Ok(Self::Call),
+            2 => Ok(Self::Return),
+            3 => Ok(Self::Error),
+            4 => Ok(Self::Signal),
+            other => Ok(Self::Unknown(other)),
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Call => 1,
+            Self::Return => 2,
+            Self::Error => 3,
+            Self::Signal => 4,
+            Self::Unknown(code) => code,
+        }
+    }
+}
+
+/// The header of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The byte order of header and body.
+    pub endian: Endian,
+    /// The type.
+    pub kind: Kind,
+    /// [`NO_REPLY`] and others.
+    pub flags: u8,
+    /// The number by which a reply names the message. Each sender counts its own.
+    pub serial: u32,
+    /// The length of the body, in bytes.
+    pub body: usize,
+    /// The object that is called, or that a signal comes from.
+    pub path: Option<String>,
+    /// The interface of the method or the signal.
+    pub interface: Option<String>,
+    /// The method or the signal.
+    pub member: Option<String>,
+    /// The name of an error.
+    pub error: Option<String>,
+    /// The serial number of the call that this is the reply to.
+    pub reply_serial: Option<u32>,
+    /// The connection that the message is for.
+    pub destination: Option<String>,
+    /// The connection that it comes from. The bus fills it in.
+    pub sender: Option<String>,
+    /// The types of the body.
+    pub signature: String,
+    /// The number of descriptors that come with the message.
+    pub descriptors: usize,
+}
+
+/// What the first bytes of a stream are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// Not yet a whole header; at least so many bytes are needed.
+    Incomplete(usize),
+    /// A header, and its length in bytes. The body follows.
+    Complete(Header, usize),
+}
+
+impl Header {
+    /// Returns a header without any of the fields, with the given type.
+    pub fn new(kind: Kind, serial: u32) -> Self {
+        Self {
+            endian: Endian::Little,
+            kind,
+            flags: 0,
+            serial,
+            body: 0,
+            path: None,
+            interface: None,
+            member: None,
+            error: None,
+            reply_serial: None,
+            destination: None,
+            sender: None,
+            signature: String::new(),
+            descriptors: 0,
+        }
+    }
+
+    /// Parses the header at the beginning of `bytes`.
+    ///
+    /// # Errors
+    /// If no such message is allowed, or if it has a field of an unknown code that is not of a basic type.
+    pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
+        let Some(fixed) = bytes.get(..FIXED) else { return Ok(Parsed::Incomplete(FIXED)) };
+        let endian = match fixed[0] {
+            b'l' => Endian::Little,
+            b'B' => Endian::Big,
+            _ => return Err(Malformed("its byte order is neither l nor B")),
+        };
+        if fixed[3] != 1 {
+            return Err(Malformed("its protocol version is not 1"));
+        }
+        let number = |at: usize| endian.u32([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
+        let (body, serial, fields) = (number(4) as usize, number(8), number(12) as usize);
+        if fields > MAX_HEADER - FIXED {
+            return Err(Malformed("its header is too long"));
+        }
+        let end = FIXED + fields;
+        let length = end.next_multiple_of(8);
+        if body > MAX_MESSAGE - length {
+            return Err(Malformed("it is longer than 128 MiB"));
+        }
+        if serial == 0 {
+            return Err(Malformed("its serial number is 0"));
+        }
+        if bytes.len() < length {
+            return Ok(Parsed::Incomplete(length));
+        }
+        let mut header = Self { endian, flags: fixed[2], body, ..Self::new(Kind::from_code(fixed[1])?, serial) };
+        let mut reader = Reader { bytes: &bytes[..end], at: FIXED, endian };
+        let mut seen = 0_u16;
+        while reader.at < end {
+            reader.align(8)?;
+            header.field(&mut reader, &mut seen)?;
+        }
+        header.require_fields()?;
+        Ok(Parsed::Complete(header, length))
+    }
+
+    fn field(&mut self, reader: &mut Reader<'_>, seen: &mut u16) -> Result<(), Malformed> {
+        let code = reader.u8()?;
+        let kind = reader.signature()?;
+        if let 1..=9 = code {
+            // Whoever reads such a message next could take the other one.
+            if *seen & 1 << code != 0 {
+                return Err(Malformed("it has a field twice"));
+            }
+            *seen |= 1 << code;
+        }
+        match (code, kind) {
+            (0, _) => return Err(Malformed("it has a field with the code 0")),
+            (1, "o") => self.path = Some(reader.string()?.to_owned()),
+            (2, "s") => self.interface = Some(reader.name()?),
+            (3, "s") => self.member = Some(reader.name()?),
+            (4, "s") => self.error = Some(reader.name()?),
+            (5, "u") => self.reply_serial = Some(reader.u32()?),
+            (6, "s") => self.destination = Some(reader.name()?),
+            (7, "s") => self.sender = Some(reader.name()?),
+            (8, "g") => self.signature = reader.signature()?.to_owned(),
+            (9, "u") => {
+                self.descriptors = reader.u32()? as usize;
+                if self.descriptors > MAX_DESCRIPTORS {
+                    return Err(Malformed("it has too many descriptors"));
+                }
+            }
+            (1..=9, _) => return Err(Malformed("a field has the wrong type")),
+            (_, basic) => reader.skip(basic)?,
+        }
+        Ok(())
+    }
+
+    fn require_fields(&self) -> Result<(), Malformed> {
+        let complete = match self.kind {
+            Kind::Call => self.path.is_some() && self.member.is_some(),
+            Kind::Signal => self.path.is_some() && self.interface.is_some() && self.member.is_some(),
+            Kind::Return => self.reply_serial.is_some(),
+            Kind::Error => self.reply_serial.is_some() && self.error.is_some(),
+            Kind::Unknown(_) => true,
+        };
+        if complete { Ok(()) } else { Err(Malformed("it lacks a field that its type needs")) }
+    }
+
+    /// Whether the sender waits for a reply.
+    pub fn wants_reply(&self) -> bool {
+        self.kind == Kind::Call && self.flags & NO_REPLY == 0
+    }
+
+    /// Returns the header as it is sent. Fields of unknown codes, which [`Header::parse`] passes over, are not in it.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new(self.endian);
+        let order = if self.endian == Endian::Little { b'l' } else { b'B' };
+        writer.bytes.extend([order, self.kind.code(), self.flags, 1]);
+        // A body is never longer than MAX_MESSAGE.
+        writer.u32(u32::try_from(self.body).unwrap_or(u32::MAX));
+        writer.u32(self.serial);
+        writer.u32(0);
+        let texts = [
+            (1, "o", &self.path),
+            (2, "s", &self.interface),
+            (3, "s", &self.member),
+            (4, "s", &self.error),
+            (6, "s", &self.destination),
+            (7, "s", &self.sender),
+        ];
+        for (code, kind, text) in texts {
+            if let Some(text) = text {
+                writer.begin_field(code, kind);
+                writer.string(text);
+            }
+        }
+        if let Some(serial) = self.reply_serial {
+            writer.begin_field(5, "u");
+            writer.u32(serial);
+        }
+        if !self.signature.is_empty() {
+            writer.begin_field(8, "g");
+            writer.signature(&self.signature);
+        }
+        if self.descriptors > 0 {
+            writer.begin_field(9, "u");
+            writer.u32(self.descriptors.try_into().unwrap_or(u32::MAX));
+        }
+        let fields = u32::try_from(writer.bytes.len() - FIXED).unwrap_or(u32::MAX);
+        writer.bytes[12..16].copy_from_slice(&self.endian.bytes(fields));
+        writer.align(8);
+        writer.bytes
+    }
+
+    /// Returns a whole message: the header, with the length of a body and its types, and the body, which is in the header's byte order.
+    pub fn with_body(mut self, signature: &str, body: &[u8]) -> Vec<u8> {
+        self.signature = signature.to_owned();
+        self.body = body.len();
+        let mut message = self.encode();
+        message.extend(body);
+        message
+    }
+}
+
+/// Reads values from a body, or a header, at whose beginning everything is aligned.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    endian: Endian,
+}
+
+impl<'a> Reader<'a> {
+    /// Begins with a body, or with a part of it.
+    pub fn new(body: &'a [u8], endian: Endian) -> Self {
+        Self { bytes: body, at: 0, endian }
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let end = self.at.checked_add(count).ok_or(Malformed("a length is too large"))?;
+        let taken = self.bytes.get(self.at..end).ok_or(Malformed("a value ends behind the message"))?;
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn align(&mut self, to: usize) -> Result<(), Malformed> {
+        self.take(self.at.next_multiple_of(to) - self.at).map(drop)
+    }
+
+    fn u8(&mut self) -> Result<u8, Malformed> {
+        Ok(self.take(1)?[0])
+    }
+
+    /// Reads a 32-bit number (`u`, `i` or `b`).
+    pub fn u32(&mut self) -> Result<u32, Malformed> {
+        self.align(4)?;
+        let bytes = self.take(4)?;
+        Ok(self.endian.u32([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    }
+
+    /// Reads a string (`s` or `o`).
+    pub fn string(&mut self) -> Result<&'a str, Malformed> {
+        let length = self.u32()? as usize;
+        self.text(length)
+    }
+
+    /// Reads an array of strings (`as`).
+    pub fn strings(&mut self) -> Result<Vec<&'a str>, Malformed> {
+        let length = self.u32()? as usize;
+        let end = self.at.checked_add(length).ok_or(Malformed("a length is too large"))?;
+        let mut strings = Vec::new();
+        while self.at < end {
+            strings.push(self.string()?);
+        }
+        if self.at == end { Ok(strings) } else { Err(Malformed("an element ends behind its array")) }
+    }
+
+    fn signature(&mut self) -> Result<&'a str, Malformed> {
+        let length = self.u8()?.into();
+        self.text(length)
+    }
+
+    fn text(&mut self, length: usize) -> Result<&'a str, Malformed> {
+        let bytes = self.take(length)?;
+        if self.u8()? != 0 || bytes.contains(&0) {
+            return Err(Malformed("a string does not end where it should"));
+        }
+        std::str::from_utf8(bytes).map_err(|_| Malformed("a string is not UTF-8"))
+    }
+
+    /// Reads the name of a connection, an interface, a member or an error. It has no characters but those that such names have, so that
+    /// it can be shown to a user as it is.
+    fn name(&mut self) -> Result<String, Malformed> {
+        let text = self.string()?;
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
+        if text.is_empty() || text.len() > MAX_NAME || !text.bytes().all(allowed) {
+            return Err(Malformed("a name has characters that no name has"));
+        }
+        Ok(text.to_owned())
+    }
+
+    fn skip(&mut self, kind: &str) -> Result<(), Malformed> {
+        let size = match kind {
+            "s" | "o" => return self.string().map(drop),
+            "g" => return self.signature().map(drop),
+            "y" => 1,
+            "n" | "q" => 2,
+            "b" | "i" | "u" | "h" => 4,
+            "x" | "t" | "d" => 8,
+            _ => return Err(Malformed("an unknown field is not of a basic type")),
+        };
+        self.align(size)?;
+        self.take(size).map(drop)
+    }
+}
+
+/// Writes the values of a body, or of a header.
+#[derive(Debug)]
+pub struct Writer {
+    bytes: Vec<u8>,
+    endian: Endian,
+}
+
+impl Writer {
+    /// Begins with nothing.
+    pub fn new(endian: Endian) -> Self {
+        Self { bytes: Vec::new(), endian }
+    }
+
+    /// Returns what was written.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    fn align(&mut self, to: usize) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
+    }
+
+    /// Writes a 32-bit number.
+    pub fn u32(&mut self, number: u32) {
+        self.align(4);
+        self.bytes.extend(self.endian.bytes(number));
+    }
+
+    /// Writes a string.
+    pub fn string(&mut self, text: &str) {
+        self.u32(text.len().try_into().unwrap_or(u32::MAX));
+        self.bytes.extend(text.as_bytes());
+        self.bytes.push(0);
+    }
+
+    /// Writes an array of strings.
+    pub fn strings<'a>(&mut self, strings: impl IntoIterator<Item = &'a str>) {
+        self.u32(0);
+        let begin = self.bytes.len();
+        strings.into_iter().for_each(|text| self.string(text));
+        let length = u32::try_from(self.bytes.len() - begin).unwrap_or(u32::MAX);
+        self.bytes[begin - 4..begin].copy_from_slice(&self.endian.bytes(length));
+    }
+
+    fn signature(&mut self, text: &str) {
+        self.bytes.push(text.len().try_into().unwrap_or(u8::MAX));
+        self.bytes.extend(text.as_bytes());
+        self.bytes.push(0);
+    }
+
+    fn begin_field(&mut self, code: u8, kind: &str) {
+        self.align(8);
+        self.bytes.push(code);
+        self.signature(kind);
+    }
+}

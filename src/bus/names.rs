@@ -1,0 +1,193 @@
+//! Names that are owned among the programs inside alone, by the bus's own rules (D-Bus specification, "RequestName" and "ReleaseName").
+//!
+//! A program that runs once for each user asks for a name first, and hands its work over to the owner if there is one. So it is granted
+//! the name here, whoever has it outside, and starts inside; a second one inside finds the first.
+
+use std::collections::HashMap;
+
+/// Which client of the filter.
+pub(super) type Token = u64;
+
+/// The most names that a client may own or wait for.
+const MAX_NAMES: usize = 512;
+
+/// `ALLOW_REPLACEMENT` of `RequestName`.
+const ALLOW_REPLACEMENT: u32 = 1;
+/// `REPLACE_EXISTING` of `RequestName`.
+const REPLACE_EXISTING: u32 = 2;
+/// `DO_NOT_QUEUE` of `RequestName`.
+const DO_NOT_QUEUE: u32 = 4;
+
+/// What `RequestName` and `ReleaseName` return.
+pub(super) mod reply {
+    pub(in super::super) const PRIMARY_OWNER: u32 = 1;
+    pub(in super::super) const IN_QUEUE: u32 = 2;
+    pub(in super::super) const EXISTS: u32 = 3;
+    pub(in super::super) const ALREADY_OWNER: u32 = 4;
+    pub(in super::super) const RELEASED: u32 = 1;
+    pub(in super::super) const NON_EXISTENT: u32 = 2;
+    pub(in super::super) const NOT_OWNER: u32 = 3;
+}
+
+/// A name has another owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) name: String,
+    pub(super) old: Option<Token>,
+    pub(super) new: Option<Token>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    client: Token,
+    flags: u32,
+}
+
+/// Who owns what: for each name the owner, and those that wait for it, in turn.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    queues: HashMap<String, Vec<Waiting>>,
+    counts: HashMap<Token, usize>,
+}
+
+impl Names {
+    pub(super) fn owner(&self, name: &str) -> Option<Token> {
+        self.queues.get(name)?.first().map(|owner| owner.client)
+    }
+
+    /// The owner and those that wait.
+    pub(super) fn queue(&self, name: &str) -> Option<impl Iterator<Item = Token> + '_> {
+        Some(self.queues.get(name)?.iter().map(|waiting| waiting.client))
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &str> {
+        self.queues.keys().map(String::as_str)
+    }
+
+    /// Gives a client a name, or a place in its queue. None if it has too many already.
+    pub(super) fn request(&mut self, name: &str, client: Token, flags: u32) -> Option<(u32, Option<Change>)> {
+        let entry = Waiting { client, flags };
+        let change = |old, new| Some(Change { name: name.to_owned(), old, new });
+        let known = self.queues.get(name).is_some_and(|queue| queue.iter().any(|waiting| waiting.client == client));
+        if !known && self.counts.get(&client).is_some_and(|count| *count >= MAX_NAMES) {
+            return None;
+        }
+        let Some(queue) = self.queues.get_mut(name) else {
+            self.queues.insert(name.to_owned(), vec![entry]);
+            *self.counts.entry(client).or_default() += 1;
+            return Some((reply::PRIMARY_OWNER, change(None, Some(client))));
+        };
+        let owner = queue[0];
+        if owner.client == client {
+            queue[0] = entry;
+            return Some((reply::ALREADY_OWNER, None));
+        }
+        queue.retain(|waiting| waiting.client != client);
+        let (answer, change) = if flags & REPLACE_EXISTING != 0 && owner.flags & ALLOW_REPLACEMENT != 0 {
+            queue.insert(0, entry);
+            if owner.flags & DO_NOT_QUEUE != 0 {
+                queue.remove(1);
+                self.uncount(owner.client);
+            }
+            (reply::PRIMARY_OWNER, change(Some(owner.client), Some(client)))
+        } else if flags & DO_NOT_QUEUE != 0 {
+            (reply::EXISTS, None)
+        } else {
+            queue.push(entry);
+            (reply::IN_QUEUE, None)
+        };
+        match (known, answer) {
+            (true, reply::EXISTS) => self.uncount(client),
+            (false, reply::PRIMARY_OWNER | reply::IN_QUEUE) => *self.counts.entry(client).or_default() += 1,
+            _ => {}
+        }
+        Some((answer, change))
+    }
+
+    /// Takes a name, or a place in its queue, away from a client.
+    pub(super) fn release(&mut self, name: &str, client: Token) -> (u32, Option<Change>) {
+        let Some(queue) = self.queues.get_mut(name) else { return (reply::NON_EXISTENT, None) };
+        let Some(place) = queue.iter().position(|waiting| waiting.client == client) else {
+            return (reply::NOT_OWNER, None);
+        };
+        queue.remove(place);
+        let new = queue.first().map(|owner| owner.client);
+        if new.is_none() {
+            self.queues.remove(name);
+        }
+        self.uncount(client);
+        let change = (place == 0).then(|| Change { name: name.to_owned(), old: Some(client), new });
+        (reply::RELEASED, change)
+    }
+
+    /// Takes everything away from a client that is gone.
+    pub(super) fn forget(&mut self, client: Token) -> Vec<Change> {
+        let has = |queue: &[Waiting]| queue.iter().any(|waiting| waiting.client == client);
+        let names: Vec<String> =
+            self.queues.iter().filter(|(_, queue)| has(queue)).map(|(name, _)| name.clone()).collect();
+        names.iter().filter_map(|name| self.release(name, client).1).collect()
+    }
+
+    fn uncount(&mut self, client: Token) {
+        if let Some(count) = self.counts.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(old: Option<Token>, new: Option<Token>) -> Option<Change> {
+        Some(Change { name: "a.b".into(), old, new })
+    }
+
+    #[test]
+    fn a_name_has_one_owner_and_a_queue() {
+        let mut names = Names::default();
+        assert_eq!(names.request("a.b", 1, 0), Some((reply::PRIMARY_OWNER, change(None, Some(1)))));
+        assert_eq!(names.request("a.b", 1, 0), Some((reply::ALREADY_OWNER, None)));
+        assert_eq!(names.request("a.b", 2, DO_NOT_QUEUE), Some((reply::EXISTS, None)));
+        assert_eq!(names.request("a.b", 2, REPLACE_EXISTING), Some((reply::IN_QUEUE, None)));
+        assert_eq!(names.queue("a.b").expect("owned").collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(names.release("a.b", 3), (reply::NOT_OWNER, None));
+        assert_eq!(names.release("a.b", 1), (reply::RELEASED, change(Some(1), Some(2))));
+        assert_eq!(names.release("a.b", 2), (reply::RELEASED, change(Some(2), None)));
+        assert_eq!(names.release("a.b", 2), (reply::NON_EXISTENT, None));
+        assert!(names.counts.is_empty() && names.all().next().is_none());
+    }
+
+    #[test]
+    fn an_owner_that_allows_it_is_replaced() {
+        let mut names = Names::default();
+        names.request("a.b", 1, ALLOW_REPLACEMENT);
+        assert_eq!(
+            names.request("a.b", 2, REPLACE_EXISTING | ALLOW_REPLACEMENT | DO_NOT_QUEUE),
+            Some((reply::PRIMARY_OWNER, change(Some(1), Some(2))))
+        );
+        assert_eq!(names.queue("a.b").expect("owned").collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(names.request("a.b", 1, REPLACE_EXISTING), Some((reply::PRIMARY_OWNER, change(Some(2), Some(1)))));
+        assert_eq!(names.queue("a.b").expect("owned").collect::<Vec<_>>(), [1]);
+        // One that waits and does not want to wait any more.
+        names.request("a.b", 3, 0);
+        assert_eq!(names.request("a.b", 3, DO_NOT_QUEUE), Some((reply::EXISTS, None)));
+        assert_eq!(names.forget(1), [change(Some(1), None).expect("a change")]);
+        assert!(names.counts.is_empty());
+    }
+
+    #[test]
+    fn a_client_has_so_many_names_at_most() {
+        let mut names = Names::default();
+        for number in 0..MAX_NAMES {
+            assert!(names.request(&format!("a.n{number}"), 1, 0).is_some());
+        }
+        assert!(names.request("a.b", 1, 0).is_none() && names.request("a.n0", 1, 0).is_some());
+        assert!(names.request("a.b", 2, 0).is_some());
+        assert_eq!(names.forget(1).len(), MAX_NAMES);
+        assert_eq!(names.owner("a.b"), Some(2));
+    }
+}
