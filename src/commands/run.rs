@@ -62,6 +62,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         staging: state::path_of(&name),
         names: held.plan.names.clone(),
         sockets: plan::sockets::for_program(&options, environment),
+        buses: options.buses.clone(),
         hidden: plan::hidden_paths(options.buses.system),
         identity,
         kept,

@@ -200,7 +200,12 @@ pub(super) fn decide(options: &ProgramOptions, findings: &mut Findings) -> Socke
 /// Which sockets are open to a program with this environment.
 pub fn for_program(options: &ProgramOptions, variable: impl Fn(&str) -> Option<String>) -> SocketsPlan {
     let mut plan = decide(options, &mut Findings::default());
-    plan.open.extend(of_environment(variable));
+    plan.open.extend(of_environment(&variable));
+    if options.buses.session == SessionBus::Whole {
+        let address = variable("DBUS_SESSION_BUS_ADDRESS").unwrap_or_default();
+        let path = address.strip_prefix("unix:path=").and_then(|rest| rest.split([',', ';']).next());
+        plan.open.extend(path.map(str::to_owned));
+    }
     plan
 }
 

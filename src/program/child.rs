@@ -8,10 +8,11 @@ use std::os::unix::ffi::OsStringExt;
 
 use nix::sys::signal::Signal;
 
-use super::gate::Gate;
-use super::identity::Surroundings;
+use super::guards::Guards;
+use super::identity::{Bus, Surroundings};
 use super::notify::{self, Passage};
 use super::{Failure, Program, Step, enter, privileges, view};
+use crate::config::SessionBus;
 use crate::linux::local_socket;
 use crate::linux::process;
 use crate::linux::signals::{self, Inherited};
@@ -30,8 +31,8 @@ pub(super) struct Child<'a> {
     pub(super) wait: &'a OwnedFd,
     /// The way to the service manager, if there is one.
     pub(super) passage: Option<&'a Passage>,
-    /// The process that decides about connections to unix sockets, unless all are open.
-    pub(super) gate: Option<&'a Gate>,
+    /// What keeps the program from handing its work to processes outside.
+    pub(super) guards: &'a Guards,
 }
 
 /// What execve(2) takes.
@@ -56,7 +57,7 @@ impl Child<'_> {
     }
 
     fn prepare(&self, view: OwnedFd) -> Step<Prepared> {
-        let Self { program, parent, inherited, wait, passage, gate } = self;
+        let Self { program, parent, inherited, wait, passage, guards } = self;
         let parent = *parent;
         let doing = |what| move |error: io::Error| (what, error);
         let mut isolated = enter::isolate(program)?;
@@ -71,19 +72,29 @@ impl Child<'_> {
         }
         drop(view);
         passage.map_or(Ok(()), Passage::bind).map_err(doing("let the program tell its service manager"))?;
+        guards.open_bus().map_err(doing("open the program's session bus"))?;
         tracing::debug!("a process waits for the namespace");
         await_byte(wait)?;
         enter::enter(program, isolated)?;
         tracing::debug!("the program is inside");
-        let entrance = gate.and_then(Gate::entrance);
-        privileges::assume(program, entrance.as_ref())?;
+        // Before privileges are dropped, which it takes.
+        guards.pass_gate().map_err(doing("guard unix sockets"))?;
+        privileges::assume(program)?;
         // After the change of identity, which undoes it. A parent that has ended before cannot be noticed in any other way.
         process::set_death_signal(Signal::SIGKILL).map_err(doing("end with vpn-exec"))?;
         if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
             return Err(("end with vpn-exec", io::Error::other("it has ended already")));
         }
-        let surroundings =
-            Surroundings { launcher: parent, listens: program.listen_fds > 0, notify: passage.map(|_| notify::SOCKET) };
+        let surroundings = Surroundings {
+            launcher: parent,
+            listens: program.listen_fds > 0,
+            notify: passage.map(|_| notify::SOCKET),
+            bus: match program.buses.session {
+                SessionBus::Whole => Bus::Inherited,
+                _ if fault::is_broken("sockets") => Bus::Inherited,
+                SessionBus::Filtered | SessionBus::None => Bus::At(guards.session_bus()),
+            },
+        };
         let environment = program.identity.environment(std::env::vars_os().collect(), surroundings);
         if !fault::is_broken("descriptors") {
             process::close_at_exec_from(3).map_err(doing("close inherited files"))?;

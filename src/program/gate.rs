@@ -2,27 +2,26 @@
 //! unix socket. The filter of system calls that has the kernel ask it is in [`crate::linux::connections`]; which sockets of the host are
 //! open is decided in [`crate::plan::sockets`].
 //!
-//! It is a process of its own, since the program's connections must not wait for a launcher that is stopped with its job, waits
-//! for a keeper, or writes to a terminal that nobody reads. If it ends, all that it would be asked about fails (`ENOSYS`).
+//! If the gate ends, all that it would be asked about fails (`ENOSYS`).
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
-use serde::{Deserialize, Serialize};
 
+use super::Program;
+use super::guards::{self, Report, Reporter};
 use super::identity::Identity;
-use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::capabilities::CapabilitySet;
 use crate::linux::connections::{self, Address, Attempt, Listener};
 use crate::linux::local_socket;
-use crate::linux::poll::wait_for;
-use crate::linux::process::{self, Forked};
+use crate::linux::process;
 use crate::linux::seccomp::Filter;
 use crate::linux::unix_sockets::{SocketFile, UnixSockets};
 use crate::plan::SocketsPlan;
@@ -37,162 +36,68 @@ const MOST_SENTENCES: usize = 64;
 /// How many sockets inside are remembered.
 const MOST_REMEMBERED: usize = 1024;
 
-/// The system calls that the gate makes.
+/// The system calls of the gate beyond those of every guard: looking at a socket's file as the program sees it.
 const CALLS: &[libc::c_long] = &[
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_ppoll,
-    libc::SYS_ioctl,
     libc::SYS_process_vm_readv,
-    // Looking at a socket's file as the program sees it.
     libc::SYS_openat,
     libc::SYS_openat2,
-    libc::SYS_close,
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_readlinkat,
     libc::SYS_getdents64,
     libc::SYS_lseek,
-    libc::SYS_fcntl,
-    // Asking the kernel for sockets, and telling the launcher.
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
     libc::SYS_kill,
-    // Memory, time and the end.
-    libc::SYS_brk,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_getrandom,
-    libc::SYS_clock_gettime,
-    libc::SYS_futex,
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_restart_syscall,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_poll,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_readlink,
 ];
 
-/// What the gate tells the launcher.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Report {
-    /// How many connections were refused until now.
-    pub(super) refused: u64,
-    /// The sentence about a socket that was refused for the first time.
-    pub(super) sentence: Option<String>,
-    /// The process that was ended instead, and the socket: it would have taken from a running instance what that holds.
-    pub(super) ended: Option<i32>,
-}
-
-/// The launcher's side of the gate.
+/// The child's side of the gate.
 #[derive(Debug)]
 pub(super) struct Gate {
-    reports: OwnedFd,
-    /// The end of the child's way to the gate, until the child has been forked.
-    entrance: Option<OwnedFd>,
+    entrance: OwnedFd,
 }
-
-/// The child's side: where it hands over its filter.
-#[derive(Debug)]
-pub(super) struct Entrance<'a>(&'a OwnedFd);
 
 impl Gate {
-    /// Starts the gate for a program of this identity. None if all sockets are open to it.
-    pub(super) fn start(plan: &SocketsPlan, identity: &Identity) -> io::Result<Option<Self>> {
-        if plan.any {
-            return Ok(None);
-        }
+    /// Prepares the gate of a program. Returns what its process does.
+    pub(super) fn prepare(program: &Program) -> io::Result<(Self, impl FnOnce(u32, Reporter) -> io::Result<()>)> {
         let (entrance, gates) = local_socket::pair()?;
-        let (reports, reporter) = local_socket::pair()?;
-        rustix::io::ioctl_fionbio(&reporter, true)?;
-        let launcher = std::process::id();
-        match process::fork()? {
-            Forked::Child => {
-                drop((entrance, reports));
-                let kept = keep(plan, identity, launcher, gates, reporter);
-                process::exit_now(i32::from(kept.is_err()))
-            }
-            Forked::Parent(_) => Ok(Some(Self { reports, entrance: Some(entrance) })),
-        }
+        let (open, identity) = (program.sockets.clone(), program.identity.clone());
+        let work = move |launcher, reporter| keep(open, &identity, launcher, &gates, reporter);
+        Ok((Self { entrance }, work))
     }
 
-    /// The child's side.
-    pub(super) fn entrance(&self) -> Option<Entrance<'_>> {
-        self.entrance.as_ref().map(Entrance)
-    }
-
-    /// Closes the child's side in the launcher: if the child ends before it has handed over its filter, the gate ends, too.
-    pub(super) fn close_entrance(&mut self) {
-        self.entrance = None;
-    }
-
-    /// What the gate has to say.
-    pub(super) fn next_report(&self) -> Heard {
-        let mut buffer = [0; 8192];
-        if !wait_for(&[self.reports.as_fd()], Some(Duration::ZERO)).is_ok_and(|ready| ready[0]) {
-            return Heard::Nothing;
-        }
-        match local_socket::receive(&self.reports, &mut buffer) {
-            Ok(Some((length, _))) => serde_json::from_slice(&buffer[..length]).map_or(Heard::End, Heard::Report),
-            Ok(None) | Err(_) => Heard::End,
-        }
-    }
-}
-
-/// What the launcher hears from the gate.
-#[derive(Debug)]
-pub(super) enum Heard {
-    /// Nothing, for now.
-    Nothing,
-    /// Something was refused.
-    Report(Report),
-    /// The gate has ended.
-    End,
-}
-
-impl AsFd for Gate {
-    /// Readable when there is a report, or when the gate has ended.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reports.as_fd()
-    }
-}
-
-impl Entrance<'_> {
     /// Has the gate decide about the connections of the calling process, which is in the tunnel's network namespace, and of all that it
     /// starts.
+    ///
+    /// # Errors
+    /// What the system refuses; `EBUSY` if the process has such a filter already.
     pub(super) fn pass(&self) -> io::Result<()> {
         let inside = UnixSockets::open()?;
         let filter = connections::filter()?;
-        local_socket::send(self.0, b"inside", Some(inside.as_fd()))?;
-        local_socket::send(self.0, b"filter", Some(filter.as_fd()))
+        local_socket::send(&self.entrance, b"inside", Some(inside.as_fd()))?;
+        local_socket::send(&self.entrance, b"filter", Some(filter.as_fd()))
     }
 }
 
 /// The life of the gate.
-fn keep(plan: &SocketsPlan, identity: &Identity, launcher: u32, gates: OwnedFd, reports: OwnedFd) -> io::Result<()> {
+fn keep(open: SocketsPlan, identity: &Identity, launcher: u32, gates: &OwnedFd, reporter: Reporter) -> io::Result<()> {
     let outside = UnixSockets::open()?;
-    limit(identity, launcher, &mut [gates.as_raw_fd(), reports.as_raw_fd(), outside.as_fd().as_raw_fd()])?;
-    let (Some(inside), Some(filter)) = (receive(&gates)?, receive(&gates)?) else { return Ok(()) };
-    drop(gates);
+    let home = guards::home_of(identity);
+    let mut kept = [gates.as_raw_fd(), reporter.descriptor(), outside.as_fd().as_raw_fd()];
+    let calls = Filter::allowing(&[guards::COMMON_CALLS, CALLS].concat(), &[])?;
+    // It takes CAP_SYS_PTRACE to see the program's memory and files.
+    guards::become_guard(identity, launcher, &mut kept, CapabilitySet::SYS_PTRACE, &calls)?;
+    let (Some(inside), Some(filter)) = (receive(gates)?, receive(gates)?) else { return Ok(()) };
     let mut gatekeeper = Gatekeeper {
-        open: plan.clone(),
-        home: home_of(identity),
+        open,
+        home,
         filter: filter.into(),
         inside: inside.into(),
         outside,
-        reports,
+        reporter,
         remembered: HashSet::new(),
         said: HashSet::new(),
         refused: 0,
@@ -202,37 +107,8 @@ fn keep(plan: &SocketsPlan, identity: &Identity, launcher: u32, gates: OwnedFd, 
     gatekeeper.work()
 }
 
-/// Leaves this process what it takes to see the program's memory and files: it is the program's user, with CAP_SYS_PTRACE.
-fn limit(identity: &Identity, launcher: u32, kept: &mut [i32]) -> io::Result<()> {
-    // Neither the terminal's signals nor the working directory concern it.
-    rustix::process::setsid()?;
-    std::env::set_current_dir("/")?;
-    process::redirect_to_null(&[0, 1, 2])?;
-    process::close_all_but(kept)?;
-    capabilities::bound(CapabilitySet::empty(), capabilities::last()?)?;
-    capabilities::survive_change_of_user()?;
-    identity.assume()?;
-    capabilities::limit(CapabilitySet::SYS_PTRACE, CapabilitySet::SYS_PTRACE)?;
-    capabilities::forbid_new_privileges()?;
-    process::forbid_inspection()?;
-    // After the change of identity, which undoes it.
-    process::set_death_signal(Signal::SIGKILL)?;
-    if nix::unistd::getppid().as_raw().cast_unsigned() != launcher {
-        return Err(io::Error::other("the launcher has ended already"));
-    }
-    Filter::allowing(CALLS, &[])?.install()
-}
-
 fn receive(gates: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     Ok(local_socket::receive(gates, &mut [0; 16])?.and_then(|(_, passed)| passed))
-}
-
-/// The home directory of the program's user.
-pub(super) fn home_of(identity: &Identity) -> Option<PathBuf> {
-    match identity {
-        Identity::Unchanged => std::env::var_os("HOME").map(PathBuf::from),
-        Identity::Other(account) => account.entry.as_ref().map(|entry| entry.home.clone()),
-    }
 }
 
 /// What is to become of a connection.
@@ -262,7 +138,7 @@ struct Gatekeeper {
     /// The sockets of the tunnel's network namespace, and of the host's.
     inside: UnixSockets,
     outside: UnixSockets,
-    reports: OwnedFd,
+    reporter: Reporter,
     /// Files that sockets inside are bound to.
     remembered: HashSet<FileId>,
     /// What a sentence was said about.
@@ -361,8 +237,7 @@ impl Gatekeeper {
     /// Tells the launcher of what was refused. One that does not listen hears of it the next time.
     fn tell(&mut self, sentence: Option<String>, ended: Option<i32>) {
         let report = Report { refused: self.refused, sentence, ended };
-        let told = serde_json::to_vec(&report).map_err(io::Error::from);
-        if told.and_then(|text| local_socket::send(&self.reports, &text, None)).is_ok() {
+        if self.reporter.tell(&report) {
             self.told = self.refused;
         }
         self.told_at = Some(Instant::now());

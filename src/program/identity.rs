@@ -153,6 +153,17 @@ pub(super) struct Surroundings {
     pub(super) listens: bool,
     /// Where it tells its service manager what it has to (sd_notify(3)), if there is one.
     pub(super) notify: Option<&'static str>,
+    /// Where its session bus is.
+    pub(super) bus: Bus,
+}
+
+/// Where a program's session bus is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bus {
+    /// Where the environment that vpn-exec has says.
+    Inherited,
+    /// At this address, if there is one at all.
+    At(Option<&'static str>),
 }
 
 impl Identity {
@@ -212,6 +223,10 @@ impl Identity {
         for name in meant {
             set(name, own());
         }
+        if let Bus::At(address) = surroundings.bus {
+            // Without this variable, the bus in the runtime directory would be looked for, which is refused with a sentence.
+            set("DBUS_SESSION_BUS_ADDRESS", address.map(OsString::from));
+        }
         if let Some(socket) = surroundings.notify {
             set("NOTIFY_SOCKET", Some(socket.into()));
         }
@@ -223,7 +238,7 @@ impl Identity {
 mod tests {
     use super::*;
 
-    const NOTHING: Surroundings = Surroundings { launcher: 42, listens: false, notify: None };
+    const NOTHING: Surroundings = Surroundings { launcher: 42, listens: false, notify: None, bus: Bus::Inherited };
 
     #[test]
     fn what_is_meant_for_the_launcher_is_for_the_program() {

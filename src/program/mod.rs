@@ -1,9 +1,11 @@
 //! The program: joins the namespace, gets its own view of some files, gives up what it does not need, runs, and hands back its
 //! exit status.
 
+mod bus;
 mod child;
 mod enter;
 mod gate;
+mod guards;
 pub mod identity;
 mod notify;
 mod private;
@@ -24,6 +26,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::Buses;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::local_socket;
 use crate::linux::poll::wait_for;
@@ -31,10 +34,9 @@ use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
 use crate::plan::{NamesPlan, SocketsPlan};
-use crate::tunnel::fault;
 use crate::tunnel::lease::Lease;
 use child::Child;
-use gate::Gate;
+use guards::Guards;
 use identity::Identity;
 use notify::Passage;
 pub use supervise::watched;
@@ -57,6 +59,8 @@ pub struct Program {
     pub hidden: Vec<PathBuf>,
     /// The unix sockets of the host that it can connect to.
     pub sockets: SocketsPlan,
+    /// The message buses of the host's that it can reach.
+    pub buses: Buses,
     /// Who it is.
     pub identity: Identity,
     /// Which capabilities it keeps.
@@ -195,8 +199,8 @@ pub struct Waiting<'a> {
     passage: Option<Passage>,
     /// Who tells signals for all of a service from those for vpn-exec alone, if it is one.
     witness: Option<Witness>,
-    /// The process that decides about connections to unix sockets, unless all are open.
-    gate: Option<Gate>,
+    /// What keeps the program from handing its work to processes outside.
+    guards: Guards,
 }
 
 /// An error, and what could not be done.
@@ -217,30 +221,25 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
         None
     });
     let witness = Witness::start(signals).map_err(system("make a process"))?;
-    let mut gate = start_gate(program).map_err(system("start the process that guards unix sockets"))?;
+    let mut guards = Guards::start(program).map_err(system("start the processes that guard the program"))?;
     // Whoever became this process by exec may have started others before. These are not the program's.
     let strangers = process::children().map_err(system("look for other children"))?;
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
             drop((failure, go, view));
             let inherited = signals.inherited();
-            let (passage, gate) = (passage.as_ref(), gate.as_ref());
-            let failed = Child { program, parent, inherited, wait: &wait, passage, gate }.become_program(alive);
+            let (passage, guards) = (passage.as_ref(), &guards);
+            let failed = Child { program, parent, inherited, wait: &wait, passage, guards }.become_program(alive);
             let text = serde_json::to_vec(&failed).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
         }
         Forked::Parent(pid) => {
             let (pid, entered) = (Some(pid), false);
-            gate.as_mut().map(Gate::close_entrance);
-            Ok(Waiting { program, pid, go, entered, failure, strangers, view, passage, witness, gate })
+            guards.leave_to_child();
+            Ok(Waiting { program, pid, go, entered, failure, strangers, view, passage, witness, guards })
         }
     }
-}
-
-/// Starts the process that decides about connections to unix sockets, unless all are open.
-fn start_gate(program: &Program) -> io::Result<Option<Gate>> {
-    if fault::is_broken("sockets") { Ok(None) } else { Gate::start(&program.sockets, &program.identity) }
 }
 
 impl Waiting<'_> {
@@ -286,7 +285,7 @@ impl Waiting<'_> {
         lease.started(pid.as_raw());
         let mut strangers = std::mem::take(&mut self.strangers);
         strangers.extend(viewer(&self.view));
-        let service = (self.passage.take(), self.witness.take(), self.gate.take());
+        let service = (self.passage.take(), self.witness.take(), std::mem::take(&mut self.guards));
         // The process that keeps the view ends by itself, once nobody holds the other end of its socket or this process has ended. It may
         // have been killed long ago: its number is nothing to kill by.
         let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals, service);

@@ -2,20 +2,17 @@
 
 use std::io;
 
-use super::gate::Entrance;
 use super::{Program, Step};
 use crate::linux::capabilities::{self, CapabilitySet, State};
 use crate::linux::seccomp::Filter;
 use crate::tunnel::{fault, keeper};
 
 /// Makes the calling process the program's user with the program's capabilities and no way to more.
-pub(super) fn assume(program: &Program, entrance: Option<&Entrance<'_>>) -> Step<()> {
-    let doing = |what| move |error: io::Error| (what, error);
-    // First, as both take privileges that are about to go.
-    entrance.map_or(Ok(()), Entrance::pass).map_err(doing("guard unix sockets"))?;
+pub(super) fn assume(program: &Program) -> Step<()> {
     if fault::is_broken("privileges") {
         return Ok(());
     }
+    let doing = |what| move |error: io::Error| (what, error);
     let kept = program.kept;
     // First, as one that may gain privileges later could not do it without those that are about to go.
     Filter::without_key_requests().install_at_no_cost().map_err(doing("forbid requests for keys"))?;

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
-use super::gate::{Gate, Heard, Report};
+use super::guards::{Guards, Report};
 use super::notify::Passage;
 use super::witness::Witness;
 use super::{Ended, Program, ProgramError, privileges};
@@ -60,9 +60,9 @@ struct Supervision<'a> {
     passage: Option<Passage>,
     /// Who tells signals for all of a service from those for this process alone, if it is one.
     witness: Option<Witness>,
-    /// The process that decides about connections to unix sockets, unless all are open.
-    gate: Option<Gate>,
-    /// A process that the gate has ended, and why.
+    /// What keeps the program from handing its work to processes outside.
+    guards: Guards,
+    /// A process that a guard has ended, and why.
     refused_instance: Option<(i32, String)>,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn supervise(
     tunnel: &TunnelName,
     lease: &mut Lease,
     mut signals: Signals,
-    (passage, witness, gate): (Option<Passage>, Option<Witness>, Option<Gate>),
+    (passage, witness, guards): (Option<Passage>, Option<Witness>, Guards),
 ) -> Result<Ended, ProgramError> {
     let mut supervision = Supervision {
         program,
@@ -87,14 +87,14 @@ pub(super) fn supervise(
         tunnel_ended: None,
         passage,
         witness,
-        gate,
+        guards,
         refused_instance: None,
     };
     supervision.watch(&mut signals).map_err(|error| ProgramError::System { what: "watch the program", error })?;
     if supervision.ended == Some(Ended::Signaled(Signal::SIGKILL as i32)) {
         supervision.ask_keeper().map_err(|error| ProgramError::System { what: "hear the keeper", error })?;
     }
-    supervision.hear_from_gate();
+    supervision.hear_from_guards();
     let killed = Some(Ended::Signaled(Signal::SIGKILL as i32));
     if let Some((pid, sentence)) = supervision.refused_instance
         && (supervision.ended, supervision.pid.as_raw()) == (killed, pid)
@@ -119,11 +119,11 @@ impl Supervision<'_> {
             let mut watched = vec![signals.as_fd()];
             watched.extend(watching_tunnel.then(|| self.lease.as_fd()));
             watched.extend(self.passage.as_ref().map(AsFd::as_fd));
-            watched.extend(self.gate.as_ref().map(AsFd::as_fd));
+            watched.extend(self.guards.descriptors());
             let ready = wait_for(&watched, None)?;
             // Before its end is noticed: what was said last is said by one who has ended.
             self.pass_on_notes()?;
-            self.hear_from_gate();
+            self.hear_from_guards();
             while let Some(received) = signals.receive()? {
                 self.pass_on(received)?;
             }
@@ -147,23 +147,17 @@ impl Supervision<'_> {
     }
 
     /// Says what was refused, and passes on how often that was.
-    fn hear_from_gate(&mut self) {
-        while let Some(gate) = &self.gate {
-            match gate.next_report() {
-                Heard::Nothing => return,
-                Heard::Report(Report { refused, sentence, ended }) => {
-                    self.lease.refused(refused);
-                    match (ended, sentence) {
-                        // That is why the program ends, if it is the program.
-                        (Some(pid), Some(sentence)) if pid == self.pid.as_raw() => {
-                            self.refused_instance = Some((pid, sentence));
-                        }
-                        (_, Some(sentence)) => tracing::warn!("{sentence}"),
-                        (_, None) => {}
-                    }
+    fn hear_from_guards(&mut self) {
+        for Report { sentence, ended, .. } in self.guards.hear() {
+            match (ended, sentence) {
+                // That is why the program ends, if it is the program.
+                (Some(pid), Some(sentence)) if pid == self.pid.as_raw() => {
+                    self.refused_instance = Some((pid, sentence))
                 }
-                Heard::End => self.gate = None,
+                (_, Some(sentence)) => tracing::warn!("{sentence}"),
+                (_, None) => {}
             }
+            self.lease.refused(self.guards.refused());
         }
     }
 

@@ -8,6 +8,7 @@
 //! - `sockets`: what the rule is, with stand-ins.
 //! - `programs`: multiplexers, editors, ssh, GnuPG, and other programs that run without a display.
 
+mod browsers;
 mod programs;
 mod sockets;
 mod support;

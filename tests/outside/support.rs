@@ -108,11 +108,33 @@ impl Desk {
         command
     }
 
+    /// Starts a session bus of the user's, at which a service can be started by its name: it says "activated" to the host's loopback.
+    ///
+    /// # Errors
+    /// [`Skip`] without dbus-daemon.
+    pub(crate) fn start_session_bus(&self) -> Result<()> {
+        require("dbus-daemon")?;
+        fs::create_dir("/tmp/services")?;
+        let service = format!("[D-BUS Service]\nName=net.example.Fetcher\nExec=/bin/{}\n", self.errand("activated"));
+        fs::write("/tmp/services/net.example.Fetcher.service", service)?;
+        let config = "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
+             \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n\
+             <busconfig><type>session</type><listen>unix:path=/run/user/0/bus</listen><servicedir>/tmp/services</servicedir>\
+             <policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/>\
+             <allow own=\"*\"/></policy></busconfig>\n";
+        fs::write("/tmp/bus.conf", config)?;
+        serve(self.on_host(&["dbus-daemon", "--config-file=/tmp/bus.conf", "--nofork"]))?;
+        wait_for_file(BUS)
+    }
+
     fn furnish(&self, command: &mut Command) {
         command.env_clear().stdin(Stdio::null());
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.env("PATH", path).env("HOME", HOME).env("XDG_RUNTIME_DIR", RUNTIME);
         command.env("LANG", "C.UTF-8").env("TERM", "xterm").env("SHELL", "/bin/sh").current_dir(HOME);
+        if Path::new(BUS).exists() {
+            command.env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={BUS}"));
+        }
     }
 
     /// Has a client hand over an errand, which arrives without the protection and does not arrive with it. `client` is a shell script with
@@ -132,6 +154,7 @@ impl Desk {
 
 pub(crate) const HOME: &str = "/tmp/home";
 pub(crate) const RUNTIME: &str = "/run/user/0";
+const BUS: &str = "/run/user/0/bus";
 
 /// Runs a command, and ends it if it hangs.
 pub(crate) fn run(mut command: Command) -> Result<Output> {

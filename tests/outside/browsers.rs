@@ -1,0 +1,116 @@
+//! Browsers that are open on the host already, with the same profile, on a display in memory.
+
+use std::process::{Child, Command};
+
+use anyhow::{Result, ensure};
+
+use crate::support::*;
+
+/// A display for the host's programs, and for those inside.
+fn display(desk: &Desk) -> Result<Child> {
+    require("Xvfb")?;
+    let child = serve(desk.on_host(&["Xvfb", ":7", "-nolisten", "tcp"]))?;
+    wait_for_file("/tmp/.X11-unix/X7")?;
+    Ok(child)
+}
+
+fn on_display(mut command: Command) -> Command {
+    command.env("DISPLAY", ":7");
+    command
+}
+
+/// What a Chromium is called with that asks nobody for anything by itself.
+const CHROMIUM: [&str; 10] = [
+    "chromium",
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--password-store=basic",
+    "--user-data-dir=/tmp/home/profile",
+];
+
+#[test]
+fn chromium_ends_instead_of_handing_a_page_to_the_one_outside() {
+    test_at_desk(|desk| {
+        require("chromium")?;
+        let _display = display(desk)?;
+        let page = |word: &str| format!("http://127.0.0.1:{}/{word}", desk.port);
+        let (first, guilty, leak) = (page("first"), page("guilty"), page("leak"));
+        let chromium = |page: &str| CHROMIUM.iter().copied().chain([page]).map(str::to_owned).collect::<Vec<_>>();
+        let words = |page: &str| chromium(page);
+        let host = words(&first);
+        let host: Vec<&str> = host.iter().map(String::as_str).collect();
+        let mut running = serve(on_display(desk.on_host(&host)))?;
+        lab::wait_until(PATIENCE, "the host's browser opens no page", || Ok(desk.heard("first")))?;
+        let lock = std::fs::read_link("/tmp/home/profile/SingletonLock")?;
+
+        let twin = words(&guilty);
+        let twin: Vec<&str> = twin.iter().map(String::as_str).collect();
+        run(on_display(desk.unguarded(&twin)))?;
+        lab::wait_until(PATIENCE, "the twin did not hand its page over", || Ok(desk.heard("guilty")))?;
+
+        let inside = words(&leak);
+        let inside: Vec<&str> = inside.iter().map(String::as_str).collect();
+        let output = run(on_display(desk.inside(&[], &inside)))?;
+        ensure!(output.status.code() == Some(125), "{}", said(&output));
+        let text = said(&output);
+        let pid = running.id();
+        ensure!(text.contains("already runs outside the tunnel") && text.contains("--user-data-dir=DIR"), "{text}");
+        ensure!(text.contains(&format!("(pid {pid})")), "{text}");
+        ensure!(!desk.heard("leak"), "{text}");
+        ensure!(running.try_wait()?.is_none(), "the host's browser has ended: {text}");
+        ensure!(std::fs::read_link("/tmp/home/profile/SingletonLock")? == lock, "the profile's lock is another one");
+        run(on_display(desk.on_host(&twin)))?;
+        Ok(())
+    });
+}
+
+/// A Firefox that looks for an instance to hand its page to asks on the session bus, or on the display.
+#[test]
+fn firefox_does_not_hand_a_page_to_the_one_outside() {
+    test_at_desk(|desk| {
+        require("firefox-esr")?;
+        desk.start_session_bus()?;
+        let _display = display(desk)?;
+        std::fs::create_dir("/tmp/home/profile")?;
+        let quiet = [
+            ("browser.shell.checkDefaultBrowser", "false"),
+            ("datareporting.policy.dataSubmissionEnabled", "false"),
+            ("browser.aboutwelcome.enabled", "false"),
+            ("toolkit.telemetry.enabled", "false"),
+            ("app.normandy.enabled", "false"),
+            ("browser.startup.page", "0"),
+            ("network.captive-portal-service.enabled", "false"),
+            ("network.connectivity-service.enabled", "false"),
+        ];
+        let lines: String = quiet.iter().map(|(name, value)| format!("user_pref(\"{name}\", {value});\n")).collect();
+        std::fs::write("/tmp/home/profile/user.js", lines)?;
+        let page = |word: &str| format!("http://127.0.0.1:{}/{word}", desk.port);
+        let firefox = |page: &str| ["firefox-esr", "--profile", "/tmp/home/profile", page].map(str::to_owned);
+        let words = |page: &str| firefox(page).to_vec();
+        let host = words(&page("first"));
+        let host: Vec<&str> = host.iter().map(String::as_str).collect();
+        let mut running = serve(on_display(desk.on_host(&host)))?;
+        lab::wait_until(PATIENCE, "the host's browser opens no page", || Ok(desk.heard("first")))?;
+
+        let twin = words(&page("guilty"));
+        let twin: Vec<&str> = twin.iter().map(String::as_str).collect();
+        let output = run(on_display(desk.unguarded(&twin)))?;
+        println!("twin: {}", said(&output));
+        lab::wait_until(PATIENCE, "the twin did not hand its page over", || Ok(desk.heard("guilty")))?;
+
+        let inside = words(&page("leak"));
+        let inside: Vec<&str> = inside.iter().map(String::as_str).collect();
+        let mut command = on_display(desk.inside(&["--kill-orphans"], &["timeout", "10"]));
+        command.args(&inside);
+        let output = run(command)?;
+        println!("inside: {}", said(&output));
+        ensure!(!desk.heard("leak"), "{}", said(&output));
+        ensure!(running.try_wait()?.is_none(), "the host's browser has ended");
+        Ok(())
+    });
+}
