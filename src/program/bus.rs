@@ -26,8 +26,14 @@ pub(super) const ADDRESS: &str = "unix:path=/run/vpn-exec.bus";
 const BACKLOG: i32 = 128;
 
 /// The system calls of the filter beyond those of every guard.
-const CALLS: &[libc::c_long] =
-    &[libc::SYS_accept4, libc::SYS_connect, libc::SYS_getsockopt, libc::SYS_setsockopt, libc::SYS_shutdown];
+const CALLS: &[libc::c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_geteuid,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+];
 
 /// The child's side of the filter.
 #[derive(Debug)]

@@ -97,6 +97,8 @@ impl Guards {
         let launcher = std::process::id();
         match process::fork()? {
             Forked::Child => {
+                // Closed here, as all that is not kept is about to be.
+                drop(socket);
                 let worked = work(launcher, Reporter(reporter));
                 process::exit_now(i32::from(worked.is_err()))
             }

@@ -6,9 +6,11 @@
 //!
 //! - `support`: the desk at which a user of the host sits, and the judge.
 //! - `sockets`: what the rule is, with stand-ins.
+//! - `browsers`, `desktop`: programs of a desktop, on the session bus and on a display in memory.
 //! - `programs`: multiplexers, editors, ssh, GnuPG, and other programs that run without a display.
 
 mod browsers;
+mod desktop;
 mod programs;
 mod sockets;
 mod support;

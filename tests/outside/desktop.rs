@@ -1,0 +1,90 @@
+//! The session bus inside: what starts outside is refused, what a desktop program needs works.
+
+use anyhow::ensure;
+
+use crate::support::*;
+
+/// Calls a method of a service that the bus would start.
+const ACTIVATE: &str = "gdbus call --timeout 5 --session -d net.example.Fetcher -o / -m a.b.C";
+
+#[test]
+fn no_service_is_started_outside() {
+    test_at_desk(|desk| {
+        require("gdbus")?;
+        desk.start_session_bus()?;
+        let call = ["sh", "-c", ACTIVATE];
+        let output = run(desk.inside(&[], &call))?;
+        ensure!(!output.status.success() && said(&output).contains("outside the tunnel"), "{}", said(&output));
+        ensure!(said(&output).contains("--dbus-talk net.example.Fetcher"), "{}", said(&output));
+        ensure!(!desk.heard("activated"));
+        // Not on any other way to the same bus.
+        for address in ["unix:path=/run/user/0/bus", "unix:path=/proc/self/root/run/user/0/bus"] {
+            let output =
+                run(desk.inside(&[], &["env", &format!("DBUS_SESSION_BUS_ADDRESS={address}"), "sh", "-c", ACTIVATE]))?;
+            ensure!(said(&output).contains("--dbus session"), "{address}: {}", said(&output));
+        }
+        let output = run(desk.inside(&["--dbus", "none"], &["sh", "-c", "echo \"[$DBUS_SESSION_BUS_ADDRESS]\""]))?;
+        ensure!(output.stdout == b"[]\n", "{}", said(&output));
+        ensure!(!desk.heard("activated"));
+
+        run(desk.unguarded(&call))?;
+        lab::wait_until(PATIENCE, "the twin's service was not started", || Ok(desk.heard("activated")))
+    });
+}
+
+#[test]
+fn a_service_on_the_session_bus_is_opened_by_its_name() {
+    test_at_desk(|desk| opened(desk, &["--dbus-talk", "net.example.Fetcher"]));
+}
+
+#[test]
+fn the_whole_session_bus_is_opened() {
+    test_at_desk(|desk| opened(desk, &["--dbus", "session"]));
+}
+
+fn opened(desk: &Desk, options: &[&str]) -> anyhow::Result<()> {
+    require("gdbus")?;
+    desk.start_session_bus()?;
+    run(desk.inside(options, &["sh", "-c", ACTIVATE]))?;
+    lab::wait_until(PATIENCE, "the service was not started", || Ok(desk.heard("activated")))
+}
+
+/// An application of GLib's that runs once only: the second instance has the first one open its files.
+const APPLICATION: &str = "import sys,os,subprocess\n\
+from gi.repository import Gio\n\
+a=Gio.Application(application_id='net.example.App',flags=Gio.ApplicationFlags.HANDLES_OPEN)\n\
+def opened(a,files,n,hint):\n\
+\x20 print('opened in', os.readlink('/proc/self/ns/net'), flush=True)\n\
+\x20 subprocess.run(['bash','-c','echo '+files[0].get_basename()+' >/dev/tcp/127.0.0.1/'+os.environ['PORT']])\n\
+a.connect('open',opened); a.connect('activate',lambda a: None)\n\
+if sys.argv[1]=='host': a.hold()\n\
+sys.exit(a.run([sys.argv[0]]+sys.argv[2:]))";
+
+#[test]
+fn an_application_that_runs_once_only_runs_inside_as_well() {
+    test_at_desk(|desk| {
+        require("/usr/bin/python3")?;
+        desk.start_session_bus()?;
+        let port = desk.port.to_string();
+        let with_port = |mut command: std::process::Command| {
+            command.env("PORT", &port);
+            command
+        };
+        let check = run(desk.on_host(&["/usr/bin/python3", "-c", "from gi.repository import Gio"]))?;
+        if !check.status.success() {
+            let reason = "python3-gi is not installed".into();
+            return Err(lab::Skip { reason, unless: "VPN_EXEC_REQUIRE_PROGRAMS" }.into());
+        }
+        let application = |role: &'static str, file: &'static str| ["/usr/bin/python3", "-c", APPLICATION, role, file];
+        let mut running = serve(with_port(desk.on_host(&application("host", "/tmp/first"))))?;
+        lab::wait_until(PATIENCE, "the host's application opens nothing", || Ok(desk.heard("first")))?;
+        run(with_port(desk.unguarded(&application("inside", "/tmp/guilty"))))?;
+        lab::wait_until(PATIENCE, "the twin did not hand its file over", || Ok(desk.heard("guilty")))?;
+        let output = run(with_port(desk.inside(&[], &application("inside", "/tmp/leak"))))?;
+        let host = std::fs::read_link("/proc/self/ns/net")?;
+        let text = said(&output);
+        ensure!(text.contains("opened in net:") && !text.contains(&host.display().to_string()), "{text}");
+        ensure!(!desk.heard("leak") && running.try_wait()?.is_none(), "{text}");
+        Ok(())
+    });
+}
