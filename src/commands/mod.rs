@@ -1,6 +1,7 @@
 //! A file for each command; each reads like a recipe, from top to bottom.
 
 mod check;
+mod closed;
 mod completions;
 mod down;
 mod held;

@@ -2,11 +2,24 @@
 
 use std::process::ExitCode;
 
-use super::{Failure, load, print};
+use super::{Failure, closed, load, print};
 use crate::cli::PlanArgs;
+use crate::plan;
+use crate::program::identity;
 
 pub(super) fn run(arguments: &PlanArgs) -> Result<ExitCode, Failure> {
-    let plan = load::load(&arguments.source, &arguments.tunnel, &arguments.identity)?.plan()?;
+    let loaded = load::load(&arguments.source, &arguments.tunnel, &arguments.identity)?;
+    let mut plan = loaded.plan()?;
+    let options = &loaded.config.program;
+    let variable = |name: &str| std::env::var(name).ok();
+    plan.sockets = plan::sockets::for_program(options, variable);
+    // A user that is not there yet is refused when the program is run.
+    if let Ok(identity) = identity::choose(options.user.as_deref(), options.group.as_deref(), variable) {
+        match closed::notes(&plan, &identity) {
+            Ok(notes) => plan.notes.extend(notes),
+            Err(error) => tracing::debug!(%error, "cannot list the host's unix sockets"),
+        }
+    }
     let text = if arguments.json {
         let json = serde_json::to_string_pretty(&plan);
         json.map_err(|error| Failure::new(format!("cannot write the plan as JSON: {error}")))? + "\n"

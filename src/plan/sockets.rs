@@ -197,7 +197,7 @@ pub(super) fn decide(options: &ProgramOptions, findings: &mut Findings) -> Socke
     SocketsPlan { any, open }
 }
 
-/// Which sockets are open to a program with this environment.
+/// Decides which sockets are open to a program with this environment.
 pub fn for_program(options: &ProgramOptions, variable: impl Fn(&str) -> Option<String>) -> SocketsPlan {
     let mut plan = decide(options, &mut Findings::default());
     plan.open.extend(of_environment(&variable));

@@ -85,7 +85,7 @@ impl Gate {
 /// The life of the gate.
 fn keep(open: SocketsPlan, identity: &Identity, launcher: u32, gates: &OwnedFd, reporter: Reporter) -> io::Result<()> {
     let outside = UnixSockets::open()?;
-    let home = guards::home_of(identity);
+    let home = identity.home();
     let mut kept = [gates.as_raw_fd(), reporter.descriptor(), outside.as_fd().as_raw_fd()];
     let calls = Filter::allowing(&[guards::COMMON_CALLS, CALLS].concat(), &[])?;
     // It takes CAP_SYS_PTRACE to see the program's memory and files.

@@ -224,11 +224,3 @@ pub(super) const COMMON_CALLS: &[libc::c_long] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
 ];
-
-/// The home directory of the program's user.
-pub(super) fn home_of(identity: &Identity) -> Option<std::path::PathBuf> {
-    match identity {
-        Identity::Unchanged => std::env::var_os("HOME").map(Into::into),
-        Identity::Other(account) => account.entry.as_ref().map(|entry| entry.home.clone()),
-    }
-}

@@ -167,6 +167,14 @@ pub(super) enum Bus {
 }
 
 impl Identity {
+    /// The home directory, if the user has one.
+    pub fn home(&self) -> Option<PathBuf> {
+        match self {
+            Self::Unchanged => std::env::var_os("HOME").map(PathBuf::from),
+            Self::Other(account) => account.entry.as_ref().map(|entry| entry.home.clone()),
+        }
+    }
+
     /// Makes the calling process this user, for good: real, effective and saved.
     pub(super) fn assume(&self) -> io::Result<()> {
         let Self::Other(account) = self else { return Ok(()) };

@@ -11,7 +11,6 @@ use nix::unistd::{Gid, Uid};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 
-use super::guards;
 use super::identity::Identity;
 use crate::linux::mounts;
 
@@ -39,7 +38,7 @@ pub(super) fn provide(identity: &Identity) -> io::Result<()> {
     if fs::symlink_metadata(&runtime).is_ok_and(|found| found.is_dir() && found.uid() == user.as_raw()) {
         return cover_runtime(&runtime, user, group);
     }
-    let socket = guards::home_of(identity).map(|home| home.join(".gnupg").join(DIRMNGR));
+    let socket = identity.home().map(|home| home.join(".gnupg").join(DIRMNGR));
     let is_socket = |socket: &PathBuf| fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket());
     match socket.filter(is_socket) {
         Some(socket) => redirect(&socket, user, group),

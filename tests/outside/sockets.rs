@@ -168,3 +168,125 @@ fn calls_that_make_no_sense_fail_as_always() {
         Ok(())
     });
 }
+
+#[test]
+fn the_plan_tells_what_listens_now_and_is_closed() {
+    test_at_desk(|desk| {
+        let _closed = StandIn::listen("/tmp/tmux-0/default", Tongue::None)?;
+        let _open = StandIn::listen("/tmp/.X11-unix/X9", Tongue::None)?;
+        let _resolver = StandIn::listen("/run/nscd/socket", Tongue::None)?;
+        let plan = |options: &[&str]| {
+            let mut command =
+                desk.on_host(&[env!("CARGO_BIN_EXE_vpn-exec"), "plan", "--config", "/run/lab/nowhere.conf"]);
+            command.args(options);
+            run(command)
+        };
+        let text = said(&plan(&[])?);
+        let pid = std::process::id();
+        ensure!(text.contains(&format!("/tmp/tmux-0/default (outside-")), "{text}");
+        ensure!(text.contains(&format!("pid {pid}) listens outside the tunnel now, and is closed")), "{text}");
+        for open in ["X9", "nscd/socket"] {
+            ensure!(!text.lines().any(|line| line.contains(open) && line.contains("listens")), "{open}: {text}");
+        }
+        ensure!(text.contains("/run/user/*/wayland-*"), "{text}");
+        let text = said(&plan(&["--socket", "/tmp/tmux-0/*"])?);
+        ensure!(!text.contains("listens outside the tunnel now"), "{text}");
+        Ok(())
+    });
+}
+
+/// As with `sudo` and `--user`: the gate is that user, and sees what that user sees.
+#[test]
+fn a_program_of_another_user_is_refused_as_well() {
+    test_at_desk(|desk| {
+        require(PYTHON)?;
+        require_users()?;
+        fs::create_dir("/tmp/ann")?;
+        std::os::unix::fs::chown("/tmp/ann", Some(1234), Some(1234))?;
+        fs::set_permissions("/tmp/ann", std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        let outside = StandIn::listen("/tmp/ann/x.sock", Tongue::None)?;
+        let client = [PYTHON, "-c", CLIENT, "/tmp/ann/x.sock"];
+        let output = run(desk.inside(&["--user", "1234"], &client))?;
+        ensure!(output.stdout == b"Permission denied\n", "{}", said(&output));
+        ensure!(said(&output).contains("--socket /tmp/ann/x.sock") && outside.callers() == 0, "{}", said(&output));
+        let output = run(desk.inside(&["--user", "1234", "--socket", "/tmp/ann/x.sock"], &client))?;
+        ensure!(output.stdout == b"connected\n", "{}", said(&output));
+        Ok(())
+    });
+}
+
+/// Programs of 32 bits call the same by other numbers, most of them by socketcall(2).
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn programs_of_32_bits_are_refused_as_well() {
+    const SOURCE: &str = r#"
+        .globl _start
+        .section .data
+        address: .short 1
+                 .asciz "/tmp/home/x.sock"
+        end:
+        arguments: .long 0, address, end - address
+        pair: .long 1, 1, 0
+        .text
+        _start: mov $102, %eax
+                mov $1, %ebx
+                mov $pair, %ecx
+                int $0x80
+                mov %eax, arguments
+                mov %eax, %esi
+                mov $102, %eax
+                mov $3, %ebx
+                mov $arguments, %ecx
+                int $0x80
+                mov %eax, %edi
+                mov $362, %eax
+                mov %esi, %ebx
+                mov $address, %ecx
+                mov $end - address, %edx
+                int $0x80
+                neg %eax
+                neg %edi
+                shl $4, %edi
+                xor %edi, %eax
+                mov %eax, %ebx
+                mov $1, %eax
+                int $0x80
+    "#;
+    test_at_desk(|desk| {
+        for tool in ["as", "ld"] {
+            require(tool)?;
+        }
+        let _outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
+        fs::write("/tmp/home/client.s", SOURCE)?;
+        for command in [
+            &["as", "--32", "-o", "/tmp/home/client.o", "/tmp/home/client.s"][..],
+            &["ld", "-m", "elf_i386", "-o", "/run/lab/client", "/tmp/home/client.o"],
+        ] {
+            let output = run(desk.on_host(command))?;
+            ensure!(output.status.success(), "{}", said(&output));
+        }
+        // Connected by socketcall(2), so that connect(2) finds it connected: EISCONN is 106.
+        let outside = run(desk.on_host(&["/run/lab/client"]))?;
+        ensure!(outside.status.code() == Some(106), "{}", said(&outside));
+        // EACCES is 13, for both.
+        let inside = run(desk.inside(&[], &["/run/lab/client"]))?;
+        ensure!(inside.status.code() == Some(13 ^ (13 << 4)), "{}", said(&inside));
+        Ok(())
+    });
+}
+
+#[test]
+fn rings_of_system_calls_are_not_available() {
+    test_at_desk(|desk| {
+        require(PYTHON)?;
+        let program = "import ctypes,os; libc=ctypes.CDLL(None, use_errno=True)\n\
+                       print(libc.syscall(425, 8, ctypes.create_string_buffer(120)) >= 0, os.strerror(ctypes.get_errno()))";
+        let client = [PYTHON, "-c", program];
+        let output = run(desk.inside(&[], &client))?;
+        ensure!(output.stdout == b"False Function not implemented\n", "{}", said(&output));
+        let free = run(desk.inside(&["--socket", "any"], &client))?;
+        let host = run(desk.on_host(&client))?;
+        ensure!(free.stdout == host.stdout, "{} and {}", said(&free), said(&host));
+        Ok(())
+    });
+}
