@@ -13,7 +13,7 @@ use super::authentication::{self, Answer, FromBus, FromClient};
 use super::message::{Header, Kind, Malformed, NO_AUTO_START, NO_REPLY, Parsed, Reader, Writer};
 use super::names::{Change, Names, Token, reply};
 use super::policy::{Asked, PROPERTIES, Policy, check_name};
-use super::refusal::Refusal;
+use super::refusal::{Counter, Refusal};
 use super::side::{Rest, Side};
 
 /// The bus itself.
@@ -67,7 +67,6 @@ struct Peer {
 }
 
 /// What all clients share.
-#[derive(Debug)]
 pub(super) struct Shared<'a> {
     pub(super) policy: &'a Policy,
     pub(super) names: Names,
@@ -75,22 +74,30 @@ pub(super) struct Shared<'a> {
     pub(super) inside: HashMap<String, Token>,
     /// The names that the bus gave to the clients.
     pub(super) unique: HashMap<Token, String>,
-    /// What was refused since this was last emptied.
-    pub(super) refused: Vec<Refusal>,
+    counter: Counter,
+    /// Is told of what is refused before the client is.
+    report: &'a mut dyn FnMut(&Refusal, u64),
     /// Changes of owners that clients are to be told about, and by whose call.
     pub(super) changes: Vec<(Token, Change)>,
 }
 
 impl<'a> Shared<'a> {
-    pub(super) fn new(policy: &'a Policy) -> Self {
+    pub(super) fn new(policy: &'a Policy, report: &'a mut dyn FnMut(&Refusal, u64)) -> Self {
         Self {
             policy,
             names: Names::default(),
             inside: HashMap::new(),
             unique: HashMap::new(),
-            refused: Vec::new(),
+            counter: Counter::default(),
+            report,
             changes: Vec::new(),
         }
+    }
+
+    /// Counts and reports a refusal.
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        let (refusal, times) = self.counter.count(refusal);
+        (self.report)(&refusal, times);
     }
 
     /// Forgets what the bus called a client that has left.
@@ -196,10 +203,10 @@ impl Connection {
     pub(super) fn advance(&mut self, shared: &mut Shared<'_>) {
         loop {
             let mut moved = false;
-            while !self.is_over() && matches!(self.from_bus(shared), Flow::Moved) {
+            while !self.is_over() && matches!(self.take_from_bus(shared), Flow::Moved) {
                 moved = true;
             }
-            while !self.is_over() && matches!(self.from_client(shared), Flow::Moved) {
+            while !self.is_over() && matches!(self.take_from_client(shared), Flow::Moved) {
                 moved = true;
             }
             moved |= self.client.flush();
@@ -222,11 +229,11 @@ impl Connection {
     }
 
     fn end(&mut self, shared: &mut Shared<'_>, why: Malformed) {
-        shared.refused.push(Refusal::Malformed(why.0));
+        shared.refuse(Refusal::Malformed(why.0));
         self.phase = Phase::Over;
     }
 
-    fn from_bus(&mut self, shared: &mut Shared<'_>) -> Flow {
+    fn take_from_bus(&mut self, shared: &mut Shared<'_>) -> Flow {
         if self.is_blocked() {
             return Flow::Stuck;
         }
@@ -242,7 +249,7 @@ impl Connection {
                             self.phase = Phase::Client(said, FromClient::default(), 0);
                         }
                         Err(line) => {
-                            shared.refused.push(Refusal::NoBus(format!("it answers {line:?}")));
+                            shared.refuse(Refusal::NoBus(format!("it answers {line:?}")));
                             self.phase = Phase::Over;
                         }
                     }
@@ -251,13 +258,13 @@ impl Connection {
                 Ok(None) if self.bus.unread().len() < authentication::MAX_TALK => {
                     self.bus.need = self.bus.unread().len() + 1;
                     if self.bus.ended {
-                        shared.refused.push(Refusal::NoBus("it closes the connection".to_owned()));
+                        shared.refuse(Refusal::NoBus("it closes the connection".to_owned()));
                         self.phase = Phase::Over;
                     }
                     return Flow::Stuck;
                 }
                 _ => {
-                    shared.refused.push(Refusal::NoBus("it answers with something else than lines".to_owned()));
+                    shared.refuse(Refusal::NoBus("it answers with something else than lines".to_owned()));
                     self.phase = Phase::Over;
                     return Flow::Stuck;
                 }
@@ -293,7 +300,7 @@ impl Connection {
         })
     }
 
-    fn from_client(&mut self, shared: &mut Shared<'_>) -> Flow {
+    fn take_from_client(&mut self, shared: &mut Shared<'_>) -> Flow {
         if self.is_blocked() {
             return Flow::Stuck;
         }
@@ -583,7 +590,7 @@ impl Connection {
 
     // What the client is told by the filter, in the bus's place.
 
-    fn from_bus_itself(&self, kind: Kind) -> Header {
+    fn bus_header(&self, kind: Kind) -> Header {
         Header {
             flags: NO_REPLY,
             sender: Some(BUS.to_owned()),
@@ -595,7 +602,7 @@ impl Connection {
     fn reply(&mut self, call: &Header, signature: &str, body: Writer) -> Verdict {
         if call.wants_reply() {
             let header =
-                Header { endian: call.endian, reply_serial: Some(call.serial), ..self.from_bus_itself(Kind::Return) };
+                Header { endian: call.endian, reply_serial: Some(call.serial), ..self.bus_header(Kind::Return) };
             self.client.push(&header.with_body(signature, &body.into_bytes()), Vec::new());
         }
         Verdict::Drop
@@ -624,7 +631,7 @@ impl Connection {
             let header = Header {
                 error: Some(error.to_owned()),
                 reply_serial: Some(call.serial),
-                ..self.from_bus_itself(Kind::Error)
+                ..self.bus_header(Kind::Error)
             };
             self.client.push(&with_text(header, text), Vec::new());
         }
@@ -637,7 +644,7 @@ impl Connection {
 
     fn refuse(&mut self, shared: &mut Shared<'_>, call: &Header, refusal: Refusal, error: &str) -> Verdict {
         let text = format!("vpn-exec: {refusal}");
-        shared.refused.push(refusal);
+        shared.refuse(refusal);
         self.fail(call, error, &text)
     }
 
@@ -652,7 +659,7 @@ impl Connection {
             path: Some(BUS_PATH.to_owned()),
             interface: Some(BUS.to_owned()),
             member: Some(member.to_owned()),
-            ..self.from_bus_itself(Kind::Signal)
+            ..self.bus_header(Kind::Signal)
         };
         self.client.push(&header.with_body(signature, &body.into_bytes()), Vec::new());
     }
@@ -725,7 +732,7 @@ impl Connection {
             };
             self.bus.push(&with_text(error, &format!("vpn-exec: {refusal}")), Vec::new());
         }
-        shared.refused.push(refusal);
+        shared.refuse(refusal);
         Verdict::Drop
     }
 

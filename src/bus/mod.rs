@@ -42,7 +42,6 @@ pub use refusal::Refusal;
 
 use connection::{Connection, Shared};
 use names::Token;
-use refusal::Counter;
 
 /// How many clients are served at once. Others wait until one has left.
 const MAX_CLIENTS: usize = 512;
@@ -62,8 +61,7 @@ pub fn serve(
     stop: BorrowedFd<'_>,
 ) -> io::Result<()> {
     rustix::io::ioctl_fionbio(listener, true)?;
-    let mut shared = Shared::new(policy);
-    let mut counter = Counter::default();
+    let mut shared = Shared::new(policy, &mut report);
     let mut connections: Vec<Connection> = Vec::new();
     let mut next: Token = 0;
     // Without descriptors for another client, until one has left.
@@ -92,7 +90,7 @@ pub fn serve(
                             connection.advance(&mut shared);
                             connections.push(connection);
                         }
-                        Err(error) => shared.refused.push(Refusal::NoBus(error.to_string())),
+                        Err(error) => shared.refuse(Refusal::NoBus(error.to_string())),
                     }
                 }
                 Ok(None) => {}
@@ -101,10 +99,6 @@ pub fn serve(
                 }
                 Err(error) => return Err(error.into()),
             }
-        }
-        for refusal in shared.refused.drain(..) {
-            let (refusal, times) = counter.count(refusal);
-            report(&refusal, times);
         }
     }
 }
