@@ -3,7 +3,7 @@
 //! The rooms, and which may call which (an arrow reads "may use"):
 //!
 //! ```text
-//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset
+//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset, printed
 //! ```
 //!
 //! - [`cli`], [`logging`]: the command line, and what is said.
@@ -15,6 +15,7 @@
 //! - [`wireguard`]: one trait, two implementations.
 //! - [`relay`]: published ports.
 //! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
+//! - [`printed`]: escapes in text what a terminal would obey.
 //! - [`names`], [`keys`], [`ruleset`]: checked names, wiped keys, and rules for packets.
 
 #![deny(unsafe_code)]
@@ -32,6 +33,7 @@ pub mod linux;
 pub mod logging;
 pub mod names;
 pub mod plan;
+pub mod printed;
 pub mod program;
 pub mod relay;
 pub mod ruleset;
