@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    program ─► bus ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset
+//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset, printed
 //! ```
 //!
 //! - [`cli`], [`logging`]: the command line, and what is said.
@@ -16,6 +17,7 @@
 //! - [`relay`]: published ports.
 //! - [`bus`]: the session bus as the program sees it.
 //! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
+//! - [`printed`]: escapes in text what a terminal would obey.
 //! - [`names`], [`keys`], [`ruleset`]: checked names, wiped keys, and rules for packets.
 
 #![deny(unsafe_code)]
@@ -34,6 +36,7 @@ pub mod linux;
 pub mod logging;
 pub mod names;
 pub mod plan;
+pub mod printed;
 pub mod program;
 pub mod relay;
 pub mod ruleset;

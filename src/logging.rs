@@ -1,7 +1,7 @@
 //! What is said on standard error, and how.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::SystemTime;
@@ -19,6 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::cli::{LogFormat, Verbosity};
 use crate::commands::Failure;
 use crate::linux::service_manager;
+use crate::printed;
 
 /// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
 /// each; with `-vvv` the libraries' own, too.
@@ -48,24 +49,33 @@ pub fn start(verbosity: Verbosity) {
 
 /// Tells the user of a failure: a line of what and why, and one of what to do.
 pub fn report(failure: &Failure) {
-    let message = failure.message.trim_end();
+    let message = &printed::message(failure.message.trim_end());
+    let advice = failure.advice.as_deref().map(printed::message);
     let text = match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
         Form::Plain { .. } => {
             // A report of a file's problems says "error" by itself, with the file's name and line.
             let is_report = ["error", "warning", "\x1b"].iter().any(|start| message.starts_with(start));
             let prefix = if is_report && message.contains('\n') { "" } else { "vpn-exec: " };
-            let advice = failure.advice.as_ref().map(|advice| format!("vpn-exec: {advice}\n")).unwrap_or_default();
+            let advice = advice.map(|advice| format!("vpn-exec: {advice}\n")).unwrap_or_default();
             format!("{prefix}{message}\n{advice}")
         }
         Form::Journal => {
-            let advice = failure.advice.as_ref().map(|advice| in_journal(Level::ERROR, advice)).unwrap_or_default();
+            let advice = advice.map(|advice| in_journal(Level::ERROR, &advice)).unwrap_or_default();
             in_journal(Level::ERROR, message) + &advice
         }
         Form::Json => {
             let advice = failure.advice.iter().map(|advice| ("advice".to_owned(), advice.as_str().into())).collect();
-            in_json(Level::ERROR, message, advice)
+            in_json(Level::ERROR, failure.message.trim_end(), advice)
         }
     };
+    let _ = write!(std::io::stderr(), "{text}");
+}
+
+/// Tells the user of a mistake in the command line.
+pub fn report_usage(error: &clap::Error) {
+    let text = error.render();
+    let is_colored = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let text = if is_colored { printed::message(&text.ansi().to_string()) } else { printed::plain(&text.to_string()) };
     let _ = write!(std::io::stderr(), "{text}");
 }
 
@@ -91,8 +101,10 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let level = *event.metadata().level();
+        let mut fields = Fields::default();
+        event.record(&mut fields);
         match self {
             Self::Plain { timed } => {
                 writer.write_str("vpn-exec: ")?;
@@ -104,19 +116,10 @@ where
                     Level::WARN => "warning: ",
                     _ => "",
                 })?;
-                context.field_format().format_fields(writer.by_ref(), event)?;
-                writeln!(writer)
+                writeln!(writer, "{fields}")
             }
-            Self::Journal => {
-                let mut text = String::new();
-                context.field_format().format_fields(Writer::new(&mut text), event)?;
-                writer.write_str(&in_journal(level, &text))
-            }
-            Self::Json => {
-                let mut fields = Fields::default();
-                event.record(&mut fields);
-                writer.write_str(&in_json(level, &fields.message, fields.others))
-            }
+            Self::Journal => writer.write_str(&in_journal(level, &fields.to_string())),
+            Self::Json => writer.write_str(&in_json(level, &fields.message, fields.others)),
         }
     }
 }
@@ -147,7 +150,7 @@ fn in_json(level: Level, message: &str, others: Map<String, Value>) -> String {
     object.insert("time".into(), time.into());
     object.insert("level".into(), level.into());
     object.insert("message".into(), message.into());
-    Value::Object(object).to_string() + "\n"
+    printed::json(&Value::Object(object).to_string()) + "\n"
 }
 
 /// The parts of an event.
@@ -155,6 +158,18 @@ fn in_json(level: Level, message: &str, others: Map<String, Value>) -> String {
 struct Fields {
     message: String,
     others: Map<String, Value>,
+}
+
+impl fmt::Display for Fields {
+    /// The message, and what else belongs to it as `name=value`, fit for a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printed::message(&self.message))?;
+        for (name, value) in &self.others {
+            let value = value.as_str().map_or_else(|| value.to_string(), printed::in_line);
+            write!(f, " {name}={value}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Visit for Fields {

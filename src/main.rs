@@ -10,8 +10,11 @@ fn main() -> ExitCode {
     let cli = match Cli::parse_checked(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
+            if error.use_stderr() {
+                logging::report_usage(&error);
+                return ExitCode::from(commands::FAILED);
+            }
             return ExitCode::from(match error.print() {
-                _ if error.use_stderr() => commands::FAILED,
                 // That nobody reads the help to its end is no failure.
                 Err(failed) if failed.kind() != std::io::ErrorKind::BrokenPipe => {
                     eprintln!("vpn-exec: cannot write to standard output: {failed}");

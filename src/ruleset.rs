@@ -83,6 +83,8 @@ pub enum Match {
     TcpPort(RangeInclusive<u16>),
     /// It is of UDP, and its destination port is one of these.
     UdpPort(RangeInclusive<u16>),
+    /// Its transport protocol is a different one.
+    NotTransport(Transport),
     /// It is of ICMPv6, and of a type (RFC 4443 section 2.1).
     Icmpv6(u8),
     /// It answers, or is an error about, what was let through before.
@@ -97,6 +99,25 @@ pub enum Family {
     Ipv4,
     /// IPv6.
     Ipv6,
+}
+
+/// A protocol above IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// ICMP for IPv4 (RFC 792).
+    Icmp,
+    /// TCP (RFC 9293).
+    Tcp,
+    /// UDP (RFC 768).
+    Udp,
+    /// ICMPv6 (RFC 4443).
+    Icmpv6,
+}
+
+impl Transport {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Icmp, Self::Tcp, Self::Udp, Self::Icmpv6];
 }
 
 /// Interfaces.
@@ -211,9 +232,21 @@ impl Display for Match {
             Self::UdpPort(ports) => write!(f, "udp dport {}", Ports(ports)),
             Self::Of(Family::Ipv4) => f.write_str("meta nfproto ipv4"),
             Self::Of(Family::Ipv6) => f.write_str("meta nfproto ipv6"),
+            Self::NotTransport(protocol) => write!(f, "meta l4proto != {protocol}"),
             Self::Icmpv6(kind) => write!(f, "icmpv6 type {kind}"),
             Self::Answers => f.write_str("ct state established,related"),
         }
+    }
+}
+
+impl Display for Transport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Icmp => "icmp",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmpv6 => "ipv6-icmp",
+        })
     }
 }
 

@@ -429,3 +429,61 @@ fn what_is_printed_as_json_is_documented() {
         Ok(())
     });
 }
+
+/// What a terminal would obey, or show as nothing.
+fn is_unsafe(c: char) -> bool {
+    (c.is_control() && c != '\n') || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+}
+
+#[test]
+fn no_text_of_others_reaches_the_terminal_raw() {
+    test(|| {
+        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let path = config("10.64.3.2/32", "0.0.0.0/0")?;
+        ensure!(run(&format!("{program} up {} --backend userspace", path.display()))?.status.success());
+        // It sets the title, clears the screen in both ways, turns the direction of writing, and begins a line like one of ours.
+        let name = "$'\\e]0;owned\\a\\e[2J\\u009b2J\\u202e\\nvpn-exec: all is well'";
+        let mut inside = bash(&format!(
+            "export LC_ALL=C.UTF-8; {program} --tunnel nowhere -- bash -c \"echo; exec -a \\\"\\$NAME\\\" sleep 60\""
+        ));
+        let evil = String::from_utf8(run(&format!("LC_ALL=C.UTF-8; printf %s {name}"))?.stdout)?;
+        ensure!(evil.chars().filter(|c| is_unsafe(*c)).count() == 5, "{evil:?}");
+        let mut inside = inside.env("NAME", &evil).spawn()?;
+        std::io::Read::read_exact(inside.stdout.as_mut().context("an output")?, &mut [0])?;
+        let is_named = || {
+            let output = run(&format!("{program} status nowhere"))?;
+            Ok(said(&output).contains("all is well"))
+        };
+        lab::wait_until(PATIENCE, "the program has not its name", is_named)?;
+        let evil_file = format!("{}/$'a\\e[2Jb'.conf", world::FILES);
+        let broken = format!("{}/broken.conf", world::FILES);
+        fs::write(&broken, "[Interface]\n\x1b[2J\u{9b}2J = \u{202e}\n")?;
+        let commands = [
+            ("down nowhere".to_owned(), "all is well"),
+            ("status nowhere".to_owned(), "all is well"),
+            ("status nowhere --json".to_owned(), "all is well"),
+            ("list --json".to_owned(), "all is well"),
+            (format!("check --config {evil_file}"), "u{1b}"),
+            (format!("--log json check --config {evil_file}"), "u001b"),
+            (format!("--log journal check --config {evil_file}"), "u{1b}"),
+            (format!("check --config {broken}"), "broken.conf"),
+            ("$'\\e[2Jx' --no-such".to_owned(), "error"),
+        ];
+        for (arguments, expected) in commands {
+            let output = run(&format!("{program} {arguments}"))?;
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8(text)?;
+            ensure!(text.contains(expected), "{arguments}: {text:?}");
+            ensure!(!text.chars().any(is_unsafe), "{arguments}: {text:?}");
+            ensure!(!text.lines().any(|line| line == "vpn-exec: all is well"), "{arguments}: {text:?}");
+        }
+        // For programs it is the same text still.
+        let json = run(&format!("{program} status nowhere --json"))?.stdout;
+        let json: serde_json::Value = serde_json::from_slice(&json)?;
+        let command = json["programs"][0]["command"].as_str().context("a command")?;
+        ensure!(command.starts_with(&evil), "{command:?}");
+        ensure!(run(&format!("{program} down nowhere --force"))?.status.success());
+        inside.wait()?;
+        ensure_nothing_left()
+    });
+}

@@ -58,6 +58,12 @@ impl Needles {
         Ok(Self::of_inverted(inverted))
     }
 
+    /// The base64 texts alone, as the provider's file has them.
+    fn of_texts(keys: &[&str]) -> Self {
+        let pieces = keys.iter().flat_map(|key| key.as_bytes().windows(WINDOW));
+        Self::of_inverted(pieces.map(|piece| std::array::from_fn(|at| !piece[at])).collect())
+    }
+
     fn of_inverted(inverted: HashSet<[u8; WINDOW]>) -> Self {
         let mut begins = vec![false; 1 << 16];
         for piece in &inverted {
@@ -389,6 +395,58 @@ fn the_program_has_no_way_to_the_keys() {
             "the launcher still has pieces of keys"
         );
         running.end()?;
+        Ok(())
+    });
+}
+
+/// A keeper needs the keys themselves. Their text in the provider's file is read and handed over, and then no process holds it.
+#[test]
+fn no_process_keeps_the_text_of_a_key() {
+    lab::test(Peer::Ours, |lab| {
+        let (all, file) = needles_and_file(lab)?;
+        let text = lab.wg_quick_text(Reach::Ipv4);
+        let keys: Vec<&str> = ["PrivateKey = ", "PresharedKey = "]
+            .iter()
+            .filter_map(|key| text.lines().find_map(|line| line.strip_prefix(key)))
+            .collect();
+        ensure!(keys.len() == 2, "{} keys", keys.len());
+        let texts = Needles::of_texts(&keys);
+        let searched = |what: &str, pid: i32| -> Result<()> {
+            ensure!(count_in_memory(&all, &pid.to_string())? > 0, "{what}: its memory cannot be searched");
+            let found = count_in_memory(&texts, &pid.to_string())?;
+            ensure!(found == 0, "{what}: {found} pieces of the texts of keys are left");
+            Ok(())
+        };
+
+        let running = Running::start(vpn_exec(&file, "secrets")?)?;
+        searched("the keeper of a program", running.report.keeper)?;
+        running.end()?;
+
+        let up = |more: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+            command.arg("up").arg(&file).args(["--backend", "userspace", "--name", "standing"]).args(more);
+            command.stdin(Stdio::null());
+            command
+        };
+        let keeper =
+            || -> Result<i32> { Ok(state::read(&"standing".parse()?)?.context("a state")?.keeper.cast_signed()) };
+        ensure!(up(&["--wait", "20"]).status()?.success());
+        searched("the keeper of a standing tunnel", keeper()?)?;
+
+        // It replaces the other one, and reads the file once more when it is told to.
+        let replaced = keeper()?;
+        let mut child = up(&["--foreground", "--replace"]).spawn()?;
+        let is_there = || Ok(keeper()? != replaced && state::socket_of(&"standing".parse()?).exists());
+        lab::wait_until(lab::patience(PATIENCE), "no keeper in the foreground", is_there)?;
+        let asked = |word: &str| Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args([word, "standing"]).output();
+        // Whoever is answered is served by a keeper that has begun.
+        ensure!(asked("status")?.status.success());
+        searched("a keeper in the foreground", keeper()?)?;
+        kill(Pid::from_raw(keeper()?), Signal::SIGHUP)?;
+        ensure!(asked("status")?.status.success());
+        searched("a keeper in the foreground that has read its file again", keeper()?)?;
+        ensure!(asked("down")?.status.success());
+        child.wait()?;
         Ok(())
     });
 }

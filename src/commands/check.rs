@@ -8,13 +8,13 @@ use crate::cli::CheckArgs;
 pub(super) fn run(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
     if let Some(file) = &arguments.profile_only {
         load::check_profile(file)?;
-        print(format!("{}: nothing is wrong with this profile\n", file.display()).as_bytes())?;
+        print(&format!("{}: nothing is wrong with this profile\n", file.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
     let plan = load::load(&arguments.source, &arguments.tunnel, &arguments.identity)?.plan()?;
     for note in &plan.notes {
-        print(format!("note: {note}\n").as_bytes())?;
+        print(&format!("note: {note}\n"))?;
     }
-    print(format!("{}: a tunnel can be made\n", plan.name).as_bytes())?;
+    print(&format!("{}: a tunnel can be made\n", plan.name))?;
     Ok(ExitCode::SUCCESS)
 }

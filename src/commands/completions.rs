@@ -14,6 +14,6 @@ pub(super) fn run(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
     // clap_complete looks for a command by one name and has its options under another, where the program's name has a hyphen
     // (clap's issue 6421): behind a command nothing is completed.
     let text = text.replace("vpn__subcmd__exec__", "vpn__exec__");
-    print(text.as_bytes())?;
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -25,16 +25,18 @@ pub(super) struct Held {
     pub(super) is_taken_over: bool,
 }
 
-/// Gets hold of the tunnel that a configuration describes. The caller's privileges are those of a launcher already.
-pub(super) fn hold(loaded: &Loaded, listen_fds: i32) -> Result<Held, Failure> {
+/// Gets hold of the tunnel that a configuration describes. The caller's privileges are those of a launcher already. The configuration is
+/// taken, so that no copy of its keys is left: a keeper is a fork of this process, and nobody would wipe what the fork has on the stacks
+/// of its parent.
+pub(super) fn hold(loaded: Box<Loaded>, listen_fds: i32) -> Result<Held, Failure> {
     match approach(&loaded.config.name)? {
-        Approach::Joined(lease) => join(loaded, lease),
+        Approach::Joined(lease) => join(&loaded, lease),
         Approach::Claimed(directory) => start(loaded, directory, listen_fds),
     }
 }
 
 /// Starts a keeper for a claimed name.
-pub(super) fn start(loaded: &Loaded, directory: Directory, listen_fds: i32) -> Result<Held, Failure> {
+pub(super) fn start(loaded: Box<Loaded>, directory: Directory, listen_fds: i32) -> Result<Held, Failure> {
     let (mission, is_taken_over) = prepare(loaded, directory, listen_fds)?;
     let plan = mission.plan.clone();
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
@@ -82,13 +84,14 @@ fn living_plan(name: &TunnelName) -> Result<Plan, Failure> {
 }
 
 /// Prepares a keeper for a claimed name: to take over what a killed one has left, if somebody wants it, or to begin anew. Says which.
-pub(super) fn prepare(loaded: &Loaded, directory: Directory, listen_fds: i32) -> Result<(Mission, bool), Failure> {
+/// Nothing of the provider's file is left in this process but what the keeper gets.
+pub(super) fn prepare(loaded: Box<Loaded>, directory: Directory, listen_fds: i32) -> Result<(Mission, bool), Failure> {
     let name = &loaded.config.name;
     let left = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted);
     if let Some(state) = left
         && let Some(plan) = directory.plan().map_err(Failure::new)?
     {
-        require_changeable(loaded, &state, &plan)?;
+        require_changeable(&loaded, &state, &plan)?;
         return Ok((mission(loaded, directory, plan, Beginning::TakeOver(state), listen_fds)?, true));
     }
     if let Err(error) = tunnel::reclaim(&directory, name) {
@@ -99,7 +102,7 @@ pub(super) fn prepare(loaded: &Loaded, directory: Directory, listen_fds: i32) ->
         return Err(error.into());
     }
     // What a killed tunnel of this name has left is none of the host's facts.
-    match choose(loaded, &directory) {
+    match choose(&loaded, &directory) {
         Ok(plan) => Ok((mission(loaded, directory, plan, Beginning::Nothing, listen_fds)?, false)),
         Err(failure) => {
             let _ = directory.release();
@@ -153,7 +156,7 @@ pub(super) fn require_living_changeable(loaded: &Loaded) -> Result<(), Failure> 
 }
 
 fn mission(
-    loaded: &Loaded,
+    loaded: Box<Loaded>,
     directory: Directory,
     plan: Plan,
     beginning: Beginning,
@@ -168,7 +171,8 @@ fn mission(
             return Err(Failure::new(format!("cannot make a file in memory: {error}")));
         }
     };
-    let (config, options) = (loaded.config.clone(), loaded.options);
+    // Its file is wiped here, before there is a fork that has it too.
+    let Loaded { config, options, .. } = *loaded;
     Ok(Mission { plan, directory, config, options, handover, beginning, listen_fds, reload: None })
 }
 

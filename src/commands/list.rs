@@ -13,7 +13,7 @@ const HEADINGS: [&str; 8] = ["NAME", "STATE", "HANDSHAKE", "RECEIVED", "SENT", "
 pub(super) fn run(arguments: &ListArgs) -> Result<ExitCode, Failure> {
     let tunnels = status::of_all(None).map_err(Failure::new)?;
     let text = if arguments.json { json(&tunnels)? } else { table(&tunnels) };
-    print(text.as_bytes())?;
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Arg, Command, CommandFactory};
 use clap_mangen::Man;
 
-use super::{Failure, print};
+use super::{Failure, print_bytes};
 use crate::cli::{AFTER_HELP, Cli};
 
 /// A profile with all its keys, as the README shows it.
@@ -26,7 +26,7 @@ const FILES: [(&str, &str); 4] = [
 pub(super) fn run() -> Result<ExitCode, Failure> {
     let mut text = Vec::new();
     write_page(&mut text).map_err(|error| Failure::new(format!("cannot write the manual page: {error}")))?;
-    print(&text)?;
+    print_bytes(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -19,6 +19,7 @@ mod up;
 use std::process::ExitCode;
 
 use crate::cli::{Cli, Command};
+use crate::printed;
 use crate::program::ProgramError;
 use crate::tunnel::TunnelError;
 
@@ -81,8 +82,13 @@ pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Writes to standard output. That nobody reads it any more is no failure.
-fn print(text: &[u8]) -> Result<(), Failure> {
+/// Writes text to standard output, fit for a terminal. That nobody reads it any more is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(printed::plain(text).as_bytes())
+}
+
+/// Writes to standard output what is this program's own from beginning to end.
+fn print_bytes(text: &[u8]) -> Result<(), Failure> {
     use std::io::Write;
 
     let mut output = std::io::stdout().lock();

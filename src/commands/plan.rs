@@ -26,6 +26,6 @@ pub(super) fn run(arguments: &PlanArgs) -> Result<ExitCode, Failure> {
     } else {
         plan.to_string()
     };
-    print(text.as_bytes())?;
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -24,6 +24,6 @@ pub(super) fn run(arguments: &TargetArgs) -> Result<ExitCode, Failure> {
         }
     };
     let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
-    print(if text.is_empty() { "nothing has changed\n" } else { &text }.as_bytes())?;
+    print(if text.is_empty() { "nothing has changed\n" } else { &text })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -138,7 +138,7 @@ impl Wanted {
     /// Gets hold of it. The keys are not in this process any more when this returns.
     fn hold(self, listen_fds: i32) -> Result<Held, Failure> {
         match self {
-            Self::Configured(loaded) => held::hold(&loaded, listen_fds),
+            Self::Configured(loaded) => held::hold(loaded, listen_fds),
             Self::Named(name, _) => held::hold_by_name(&name)?.ok_or_else(|| {
                 Failure::new(format!(
                     "the keeper of the tunnel {name} was killed, and its configuration is not known here"

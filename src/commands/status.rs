@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Failure, print};
 use crate::cli::StatusArgs;
 use crate::names::TunnelName;
+use crate::printed;
 use crate::tunnel::status::{self, Living, Peer, Status};
 
 /// How often it is printed again with `--watch`.
@@ -27,11 +28,11 @@ pub(super) fn run(arguments: &StatusArgs) -> Result<ExitCode, Failure> {
     loop {
         let text = report(name, arguments.json)?;
         if !arguments.watch {
-            print(text.as_bytes())?;
+            print(&text)?;
             return Ok(ExitCode::SUCCESS);
         }
         let clear = if std::io::stdout().is_terminal() && !arguments.json { CLEAR } else { "" };
-        if print_while_read(format!("{clear}{text}").as_bytes())? {
+        if print_while_read(clear, &text)? {
             return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(INTERVAL);
@@ -53,11 +54,12 @@ fn report(name: Option<&[TunnelName]>, as_json: bool) -> Result<String, Failure>
 }
 
 /// Prints, and says whether nobody reads it any more.
-fn print_while_read(text: &[u8]) -> Result<bool, Failure> {
+fn print_while_read(clear: &str, text: &str) -> Result<bool, Failure> {
     use std::io::Write;
 
     let mut output = std::io::stdout().lock();
-    match output.write_all(text).and_then(|()| output.flush()) {
+    let text = format!("{clear}{}", printed::plain(text));
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Ok(()) => Ok(false),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(true),
         Err(error) => Err(Failure::new(format!("cannot write to standard output: {error}"))),
@@ -66,7 +68,7 @@ fn print_while_read(text: &[u8]) -> Result<bool, Failure> {
 
 /// JSON with a newline.
 pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(Failure::new)
+    serde_json::to_string_pretty(value).map(|text| printed::json(&text) + "\n").map_err(Failure::new)
 }
 
 fn text(tunnel: &Status) -> String {
@@ -154,19 +156,14 @@ struct Lines(String);
 
 impl Lines {
     fn head(&mut self, text: impl Display) {
-        self.0.push_str(&plain(&text.to_string()));
+        self.0.push_str(&printed::in_line(&text.to_string()));
         self.0.push('\n');
     }
 
     fn row(&mut self, label: &str, value: impl Display) {
         // Writing into a text cannot fail.
-        let _ = writeln!(self.0, "  {label:LABEL$} {}", plain(&value.to_string()));
+        let _ = writeln!(self.0, "  {label:LABEL$} {}", printed::in_line(&value.to_string()));
     }
-}
-
-/// A program's command line may hold what would make a terminal show something else.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 fn list<T: Display>(values: &[T]) -> String {
@@ -211,10 +208,5 @@ mod tests {
         assert_eq!(["1 min 1 s", "1 h 1 min", "2 d 3 h"], [61, 3_660, 2 * 86_400 + 3 * 3_600 + 59].map(age).as_slice());
         assert_eq!(["0 B", "1023 B", "1.0 KiB", "1.5 MiB"], [0, 1_023, 1_024, 3 << 19].map(amount).as_slice());
         assert_eq!(amount(u64::MAX), "16.0 EiB");
-    }
-
-    #[test]
-    fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(plain("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
     }
 }

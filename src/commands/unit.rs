@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
     }
     match install {
         true => put(&text, &unit, tunnel, former.as_ref())?,
-        false => print(text.as_bytes())?,
+        false => print(&text)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -59,7 +59,7 @@ fn put(text: &str, unit: &Unit, tunnel: &TunnelName, former: Option<&TunnelName>
     let service = &unit.name;
     let file = file_of(service);
     write(&file, text)?;
-    print(format!("{} is written\n", file.display()).as_bytes())?;
+    print(&format!("{} is written\n", file.display()))?;
     if let Some(former) = former.filter(|former| *former != tunnel) {
         let link = want_of(former, service);
         remove(&link).map_err(|error| cannot_write(&link, &error))?;
@@ -68,14 +68,14 @@ fn put(text: &str, unit: &Unit, tunnel: &TunnelName, former: Option<&TunnelName>
         // A service that stopped with its tunnel would not be started with it again otherwise.
         let link = want_of(tunnel, service);
         want(&link, service)?;
-        print(format!("{} is made, so {service} is started with the tunnel\n", link.display()).as_bytes())?;
+        print(&format!("{} is made, so {service} is started with the tunnel\n", link.display()))?;
     }
     systemctl(&["daemon-reload"])?;
     if let Some(setting) = lost(service, tunnel)? {
         return Err(Failure::new(format!("{} does not hold: {setting}= is set anew after it", file.display()))
             .advise(format!("take that out of the file that sorts after it, see `systemctl cat {service}`")));
     }
-    print(format!("now it takes `systemctl restart {service}`\n").as_bytes())
+    print(&format!("now it takes `systemctl restart {service}`\n"))
 }
 
 /// Where a service's drop-in is.

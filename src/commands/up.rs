@@ -18,7 +18,7 @@ use crate::tunnel::recovery;
 use crate::tunnel::state::Directory;
 
 pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
-    let loaded = load::load_target(&arguments.target)?;
+    let loaded = Box::new(load::load_target(&arguments.target)?);
     held::require_privileges()?;
     process::set_umask(0o022);
     let needed = keeper::needed_capabilities()
@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
     capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(loaded.wait);
     let replaced = if arguments.replace { replace(&loaded)? } else { None };
-    if arguments.foreground { stay(arguments, &loaded, replaced, wait) } else { start(&loaded, replaced, wait) }
+    if arguments.foreground { stay(arguments, loaded, replaced, wait) } else { start(loaded, replaced, wait) }
 }
 
 /// Has the living keeper end, if there is one, and returns its claim.
@@ -47,11 +47,11 @@ fn replace(loaded: &Loaded) -> Result<Option<Directory>, Failure> {
 /// Is the keeper, until the end.
 fn stay(
     arguments: &UpArgs,
-    loaded: &Loaded,
+    loaded: Box<Loaded>,
     replaced: Option<Directory>,
     wait: Option<Duration>,
 ) -> Result<ExitCode, Failure> {
-    let name = &loaded.config.name;
+    let name = &loaded.config.name.clone();
     let directory = match replaced {
         Some(directory) => directory,
         None => match approach(name)? {
@@ -74,8 +74,8 @@ fn stay(
 }
 
 /// Starts a keeper, unless there is one, and has the tunnel stay.
-fn start(loaded: &Loaded, replaced: Option<Directory>, wait: Option<Duration>) -> Result<ExitCode, Failure> {
-    let name = &loaded.config.name;
+fn start(loaded: Box<Loaded>, replaced: Option<Directory>, wait: Option<Duration>) -> Result<ExitCode, Failure> {
+    let name = &loaded.config.name.clone();
     let mut held = match replaced {
         Some(directory) => held::start(loaded, directory, 0)?,
         None => held::hold(loaded, 0)?,

@@ -18,7 +18,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessa
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::netlink::Channel;
-use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Verdict};
+use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Transport, Verdict};
 
 /// The priorities among the chains of a hook (`enum nf_ip_hook_priorities`).
 const PRIORITY_FILTER: u32 = 0;
@@ -31,6 +31,7 @@ const NF_ACCEPT: u32 = 1;
 /// What a packet is of (`NFPROTO_*`, and the protocol numbers of IP).
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
+const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
@@ -424,6 +425,9 @@ fn matching(matched: &Match) -> Vec<Expressions> {
         Match::UdpPort(ports) => port(UDP, ports),
         Match::Of(Family::Ipv4) => vec![meta(MetaKey::Nfproto), compare(Operator::Equal, [NFPROTO_IPV4])],
         Match::Of(Family::Ipv6) => vec![meta(MetaKey::Nfproto), compare(Operator::Equal, [NFPROTO_IPV6])],
+        Match::NotTransport(protocol) => {
+            vec![meta(MetaKey::L4Proto), compare(Operator::NotEqual, [number_of(*protocol)])]
+        }
         Match::Icmpv6(kind) => vec![
             meta(MetaKey::Nfproto),
             compare(Operator::Equal, [NFPROTO_IPV6]),
@@ -475,6 +479,16 @@ fn address(net: &IpNet, ipv4_offset: u32, ipv6_offset: u32) -> Vec<Expressions> 
     }
     expressions.push(compare(Operator::Equal, bytes));
     expressions
+}
+
+/// A protocol's number in the header of IP (IANA's registry "Protocol Numbers").
+fn number_of(protocol: Transport) -> u8 {
+    match protocol {
+        Transport::Icmp => ICMP,
+        Transport::Tcp => TCP,
+        Transport::Udp => UDP,
+        Transport::Icmpv6 => ICMPV6,
+    }
 }
 
 fn port(protocol: u8, ports: &RangeInclusive<u16>) -> Vec<Expressions> {

@@ -15,7 +15,7 @@ use super::local::{self, LocalPlan};
 use super::{Plan, VethPlan, WireguardPlan, interfaces};
 use crate::config::{OpenPorts, Protocol};
 use crate::names::{InterfaceName, TunnelName};
-use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Verdict};
+use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Transport, Verdict};
 
 /// The ports at which names are asked for: DNS (RFC 1035), DNS over TLS and QUIC (RFC 7858, RFC 9250), mDNS (RFC 6762) and LLMNR
 /// (RFC 4795).
@@ -94,9 +94,17 @@ impl Basis<'_> {
         let tunnel = || Interface::Named(self.wireguard.interface.clone());
         let ipv6 = self.veth.host_ipv6.is_some();
 
-        let mut input = vec![Rule::accept([Match::From(Interface::Loopback)]), Rule::accept([Match::Answers])];
+        let mut input = vec![
+            Rule::accept([Match::From(Interface::Loopback)]),
+            other_transports(Match::From(link())),
+            Rule::accept([Match::Answers]),
+        ];
         input.extend(self.neighbours(|net, _| vec![Match::From(link()), Match::Source(net)]));
-        let mut output = vec![Rule::accept([Match::To(Interface::Loopback)]), Rule::accept([Match::To(tunnel())])];
+        let mut output = vec![
+            Rule::accept([Match::To(Interface::Loopback)]),
+            Rule::accept([Match::To(tunnel())]),
+            other_transports(Match::To(link())),
+        ];
         // From the address on the link alone: whoever is asked from one of the tunnel's would answer it by the host's own way, in the clear.
         let from_link = |to: IpAddr| [Match::To(link())].into_iter().chain(self.inner_address(to).map(Match::Source));
         output.extend(self.names(|to| to.map_or_else(|| vec![Match::To(link())], |to| from_link(to).collect())));
@@ -191,7 +199,8 @@ impl Basis<'_> {
                 .flatten()
                 .collect::<Vec<_>>()
         };
-        let mut forward = self.names(|to| to.map_or_else(|| vec![Match::From(link())], from_tunnel));
+        let mut forward = vec![other_transports(Match::From(link())), other_transports(Match::To(link()))];
+        forward.extend(self.names(|to| to.map_or_else(|| vec![Match::From(link())], from_tunnel)));
         forward.extend(self.local.networks.iter().map(|net| {
             let mut matches = from_tunnel(net.addr());
             matches.push(Match::Destination(*net));
@@ -212,4 +221,11 @@ impl Basis<'_> {
             chains: vec![chain(Hook::Forward, forward), chain(Hook::Postrouting, inner.map(hide).collect())],
         }
     }
+}
+
+/// Drops on the link to the host every transport protocol but TCP, UDP and ICMP. The rules for name look-ups know the ports of TCP and
+/// UDP only, so another protocol with ports (UDP-Lite, SCTP, DCCP) could carry a look-up past them.
+fn other_transports(on_link: Match) -> Rule {
+    let others = Transport::ALL.map(Match::NotTransport);
+    Rule::drop([vec![on_link], others.to_vec()].concat())
 }

@@ -46,9 +46,10 @@ impl NamesPlan {
 
     /// The text of `/etc/nsswitch.conf` (nsswitch.conf(5)), from the host's: with another line for host names.
     pub fn nsswitch_file(&self, host: &str) -> String {
-        // The C library takes the colon for optional, or may have white space before it.
-        let database =
-            |line: &str| line.trim_start().split([':', ' ', '\t']).next().unwrap_or_default().to_ascii_lowercase();
+        // As glibc splits them (process_line in nss/nss_database.c): a name ends at a colon or at any white space of isspace(3), which
+        // knows the vertical tab as well.
+        let ends_name = |c: char| c == ':' || c == '\x0b' || c.is_ascii_whitespace();
+        let database = |line: &str| line.trim_start().split(ends_name).next().unwrap_or_default().to_ascii_lowercase();
         let is_kept = |line: &&str| database(line) != "hosts";
         let mut lines: Vec<&str> = host.lines().filter(is_kept).collect();
         lines.push(&self.nsswitch_hosts);
@@ -171,7 +172,14 @@ mod tests {
             "# comment\npasswd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] dns\nnetworks: files\n";
         assert_eq!(names.nsswitch_file(host), "# comment\npasswd: files systemd\nnetworks: files\nhosts: files dns\n");
         assert_eq!(names.nsswitch_file(""), "hosts: files dns\n");
-        for line in ["hosts : resolve", "hosts resolve", "\tHosts:resolve"] {
+        for line in [
+            "hosts : resolve",
+            "hosts resolve",
+            "\tHosts:resolve",
+            "hosts\x0bresolve",
+            "\x0chosts\x0cresolve",
+            "hosts\rresolve",
+        ] {
             assert_eq!(names.nsswitch_file(&format!("{line}\nhostsfile: x\n")), "hostsfile: x\nhosts: files dns\n");
         }
     }

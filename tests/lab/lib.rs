@@ -121,5 +121,10 @@ pub fn require_tun() -> Result<()> {
 
 /// Runs a test in a world of its own, with the whole lab up: [`world::test()`] and [`Lab::start`].
 pub fn test<F: FnOnce(&Lab) -> Result<()>>(peer: Peer, body: F) {
-    world::test_as(std::any::type_name::<F>(), || body(&Lab::start(peer)?));
+    test_within(world::TIME_LIMIT, peer, body);
+}
+
+/// [`test()`] for a test that may take another time than [`world::TIME_LIMIT`] on an ordinary machine.
+pub fn test_within<F: FnOnce(&Lab) -> Result<()>>(limit: Duration, peer: Peer, body: F) {
+    world::test_within(limit, std::any::type_name::<F>(), || body(&Lab::start(peer)?));
 }

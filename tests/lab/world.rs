@@ -32,11 +32,11 @@ const BEGUN: &str = "lab: in a world of its own";
 const SKIPPED: &str = "skipped: ";
 
 /// How long a test may take on an ordinary machine.
-const TIME_LIMIT: Duration = Duration::from_secs(120);
+pub const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// The same on this one, in seconds.
-fn time_limit() -> u32 {
-    patience(TIME_LIMIT).as_secs().try_into().unwrap_or(u32::MAX)
+/// A limit on this machine, in seconds.
+fn seconds(limit: Duration) -> u32 {
+    patience(limit).as_secs().try_into().unwrap_or(u32::MAX)
 }
 
 /// Why a test cannot be run on this machine.
@@ -64,6 +64,11 @@ pub fn test<F: FnOnce() -> Result<()>>(body: F) {
 
 /// [`test()`] with the name of the closure's type: `crate::module::function::{{closure}}`.
 pub fn test_as(type_name: &str, body: impl FnOnce() -> Result<()>) {
+    test_within(TIME_LIMIT, type_name, body);
+}
+
+/// [`test_as`] for a test that may take another time than [`TIME_LIMIT`] on an ordinary machine.
+pub fn test_within(limit: Duration, type_name: &str, body: impl FnOnce() -> Result<()>) {
     let path = type_name.split("::{{closure}}").next().unwrap_or(type_name);
     let name = path.split_once("::").map_or(path, |(_, name)| name);
     if is_inside() {
@@ -77,16 +82,16 @@ pub fn test_as(type_name: &str, body: impl FnOnce() -> Result<()>) {
                 _ => panic!("{error:#}"),
             },
         }
-    } else if let Err(error) = run_inside(name) {
+    } else if let Err(error) = run_inside(name, limit) {
         panic!("{error:#}");
     }
 }
 
-fn run_inside(name: &str) -> Result<()> {
+fn run_inside(name: &str, limit: Duration) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([name, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = enter(command)?.wait_with_output()?;
+    let output = enter_for(command, limit)?.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     print!("{text}");
     eprint!("{}", String::from_utf8_lossy(&output.stderr));
@@ -98,7 +103,7 @@ fn run_inside(name: &str) -> Result<()> {
         Some(0) if text.contains(BEGUN) => Ok(()),
         Some(0) => bail!("there is no test {name:?} in this executable, so nothing was tested"),
         Some(_) => bail!("the test failed in its world: {}", output.status),
-        None => bail!("the test was killed, perhaps after {} seconds: {}", time_limit(), output.status),
+        None => bail!("the test was killed, perhaps after {} seconds: {}", seconds(limit), output.status),
     }
 }
 
@@ -108,13 +113,17 @@ pub fn is_inside() -> bool {
 }
 
 /// Starts a command, usually one's own executable again, in a new world, where [`is_inside`] is true.
-pub fn enter(mut command: Command) -> Result<Child> {
+pub fn enter(command: Command) -> Result<Child> {
+    enter_for(command, TIME_LIMIT)
+}
+
+fn enter_for(mut command: Command, limit: Duration) -> Result<Child> {
     command.env(MARKER, "1");
     // The world has no such users, and vpn-exec would become them.
     for name in ["SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_COMMAND"] {
         command.env_remove(name);
     }
-    nest::spawn(&mut command, time_limit()).context(
+    nest::spawn(&mut command, seconds(limit)).context(
         "cannot make user, mount, PID and network namespaces: look at /proc/sys/user/max_user_namespaces, \
          /proc/sys/kernel/unprivileged_userns_clone and /proc/sys/kernel/apparmor_restrict_unprivileged_userns",
     )

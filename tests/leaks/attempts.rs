@@ -75,6 +75,17 @@ pub(crate) fn dns_udp_at(stamp: &Stamp, to: IpAddr, port: u16) -> io::Result<()>
     socket.recv(&mut [0; 100]).map(drop)
 }
 
+/// A look-up by UDP-Lite (RFC 3828), whose ports rules for UDP do not see.
+pub(crate) fn dns_udplite(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDPLITE))?;
+    let socket = UdpSocket::from(socket);
+    socket.connect((to, 53))?;
+    socket.send(&dns::query(&stamp.name(), dns::A)?).map(drop)
+}
+
 pub(crate) fn dns_tcp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     dns_tcp_at(stamp, to, 53)
 }

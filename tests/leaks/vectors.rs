@@ -74,6 +74,10 @@ pub(crate) const VECTORS: &[Vector] = &[
     vector("dot-gateway", By::Rules, |stamp| dns_tcp_at(stamp, gateway(AF_INET)?, 853)),
     vector("mdns-gateway", By::Rules, |stamp| dns_udp_at(stamp, gateway(AF_INET)?, 5353)),
     vector("llmnr-gateway", By::Rules, |stamp| dns_udp_at(stamp, gateway(AF_INET)?, 5355)),
+    // By a transport protocol whose ports the rules for TCP and UDP do not see.
+    vector("dns-udplite4-gateway", By::Rules, |stamp| dns_udplite(stamp, gateway(AF_INET)?)),
+    vector("dns-udplite6-gateway", By::Rules, |stamp| dns_udplite(stamp, gateway(AF_INET6)?)),
+    vector("dns-udplite4-neighbour", By::Network, |stamp| dns_udplite(stamp, PRIVATE4)),
     vector("dns-udp4-neighbour", By::Network, |stamp| dns_udp(stamp, PRIVATE4)),
     vector("dns-udp6-neighbour", By::Network, |stamp| dns_udp(stamp, PRIVATE6)),
     vector("dns-tcp4-neighbour", By::Network, |stamp| dns_tcp(stamp, PRIVATE4)),

@@ -21,6 +21,30 @@ const ROUNDS: u32 = 500;
 /// How long they may take without `CHAOS_ROUNDS`: a busy machine does fewer.
 const ENOUGH: Duration = Duration::from_secs(75);
 
+/// How long one round may take on average: several times what it takes on a busy machine of two cores.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// How many rounds are wanted, if `CHAOS_ROUNDS` says so.
+fn wanted_rounds() -> Option<u32> {
+    let text = std::env::var("CHAOS_ROUNDS").ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("CHAOS_ROUNDS={text}: {error}")))
+}
+
+/// How long so many rounds may take before the test is killed.
+fn time_limit(wanted: Option<u32>) -> Duration {
+    lab::world::TIME_LIMIT.max(ROUND * wanted.unwrap_or(0))
+}
+
+#[test]
+fn more_rounds_have_more_time() {
+    assert_eq!(time_limit(None), lab::world::TIME_LIMIT);
+    for rounds in [1, 2_000, 10_000] {
+        // Without CHAOS_ROUNDS, so many take this long at most.
+        let needed = ENOUGH * rounds / ROUNDS;
+        assert!(time_limit(Some(rounds)) > needed, "{rounds} rounds may need {needed:?}");
+    }
+}
+
 #[test]
 fn a_killed_launcher_takes_everything_with_it() {
     lab::world::test(|| {
@@ -86,7 +110,8 @@ fn when_both_are_killed_the_program_dies_and_the_next_start_takes_the_rest() {
 
 #[test]
 fn kills_at_random_instants_leave_nothing_and_leak_nothing() {
-    lab::test(Peer::Ours, |lab| {
+    let wanted = wanted_rounds();
+    lab::test_within(time_limit(wanted), Peer::Ours, |lab| {
         prepare()?;
         write_config(&lab.wg_quick_text(Reach::Ipv4))?;
         let seed = match std::env::var("CHAOS_SEED") {
@@ -99,7 +124,6 @@ fn kills_at_random_instants_leave_nothing_and_leak_nothing() {
         make_names()?;
         plant_neighbours("")?;
         let before = Snapshot::take()?;
-        let wanted = std::env::var("CHAOS_ROUNDS").ok().map(|rounds| rounds.parse()).transpose()?;
         let begin = Instant::now();
         for round in 0..wanted.unwrap_or(ROUNDS) {
             if wanted.is_none() && begin.elapsed() > ENOUGH {

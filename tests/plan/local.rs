@@ -10,7 +10,7 @@ use vpn_exec::names::InterfaceName;
 use vpn_exec::plan::{
     Facts, ForeignChain, ForwardDrop, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError, SwitchedOn,
 };
-use vpn_exec::ruleset::{Family, Hook, Interface, Match, Policy, Table, Verdict};
+use vpn_exec::ruleset::{Family, Hook, Interface, Match, Policy, Table, Transport, Verdict};
 
 use super::world::{attached, both, config, host, ips, ipv4, nets, planned, refused, route};
 
@@ -189,6 +189,10 @@ fn passes(table: &Table, hook: Hook, packet: &Packet) -> bool {
         Match::Destination(net) => net.contains(&packet.destination),
         Match::TcpPort(ports) => packet.protocol == Protocol::Tcp && ports.contains(&packet.port),
         Match::UdpPort(ports) => packet.protocol == Protocol::Udp && ports.contains(&packet.port),
+        Match::NotTransport(protocol) => match packet.protocol {
+            Protocol::Tcp => *protocol != Transport::Tcp,
+            Protocol::Udp => *protocol != Transport::Udp,
+        },
         Match::Icmpv6(_) => false,
         Match::Of(family) => (*family == Family::Ipv4) == packet.source.is_ipv4(),
         Match::Answers => packet.answers,

@@ -16,6 +16,7 @@ use crate::linux::capabilities;
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::{self, ProcessId};
 use crate::plan::{self, Plan};
+use crate::printed;
 use crate::wireguard::DeviceConfig;
 
 /// How many programs are named to who would end them.
@@ -393,7 +394,7 @@ fn list(programs: &[i32]) -> String {
         .iter()
         .filter_map(|pid| status::describe(*pid))
         .take(NAMED)
-        .map(|program| format!("{} ({})", program.pid, program.command))
+        .map(|program| format!("{} ({})", program.pid, printed::in_line(&program.command)))
         .collect();
     if programs.len() > described.len() && !described.is_empty() {
         described.push(format!("and {} more", programs.len() - described.len()));
