@@ -95,7 +95,7 @@ fn an_mtu_is_a_number_of_bytes_that_a_link_can_have() {
         assert_eq!(parse(&format!("wireguard = 'x'\nmtu = {mtu}")).mtu, Some(expected));
     }
     for mtu in ["67", "65536", "0", "-1", "1380.0", "'1380'", "true", "4294968676"] {
-        let said = refused(&format!("wireguard = 'x'\nmtu = {mtu}"));
+        let said = refused(format!("wireguard = 'x'\nmtu = {mtu}"));
         assert!(said.contains("expected a number of bytes from 68 to 65535"), "{said}");
     }
 }

@@ -132,7 +132,8 @@ impl Datagrams {
             }
             let key = (token, client, local);
             if !self.flows.contains_key(&key) {
-                let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port.entrance.to)).collect();
+                let to = port.entrance.order(targets);
+                let to = to.into_iter().rev().map(|target| SocketAddr::new(target, port.entrance.to)).collect();
                 let begun = self.make_room(&key).ok_or_else(|| Errno::EMFILE.into());
                 match begun.and_then(|shares| begin(to, shares, poller)) {
                     Ok(flow) => self.insert(key, flow),

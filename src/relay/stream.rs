@@ -166,6 +166,7 @@ impl Streams {
         poller: &mut Poller,
     ) -> nix::Result<bool> {
         let port = at.entrance.to;
+        let targets = at.entrance.order(targets);
         for _ in 0..ACCEPTED {
             let share = self.pipes.room(self.ports.get(&token));
             // Where nothing can give way, the client waits in the kernel's queue instead of being turned away.
