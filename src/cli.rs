@@ -14,7 +14,7 @@ use crate::config::diagnostic::nearest;
 use crate::config::network::parse_local;
 use crate::config::outside::{self, BusChoice};
 use crate::config::ports::{parse_host_ports, parse_open, parse_publish};
-use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish};
+use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish, parse_mtu};
 use crate::names::{ServiceName, TunnelName};
 
 /// Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
@@ -203,6 +203,10 @@ pub struct TunnelArgs {
     /// Which WireGuard to use [default: auto, the kernel's if there is one]
     #[arg(long, value_enum, value_name = "BACKEND", hide_possible_values = false)]
     pub backend: Option<BackendChoice>,
+
+    /// The MTU of WireGuard's interface in bytes, instead of the file's [default: the file's, else computed from the way to the endpoint]
+    #[arg(long, value_name = "BYTES", value_parser = parse_mtu)]
+    pub mtu: Option<u32>,
 
     /// A resolver for the program, instead of the file's (repeatable)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver)]

@@ -3,8 +3,8 @@
 //! The rooms, and which may call which (an arrow reads "may use"):
 //!
 //! ```text
-//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    program ─► bus ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset
-//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    tunnel ─► plan ─► config        all ─► names, keys, ruleset, printed
+//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    program ─► bus ─► linux    tunnel ─► plan ─► config
+//!                                                               all ─► names, keys, ruleset, printed
 //! ```
 //!
 //! - [`cli`], [`logging`]: the command line, and what is said.

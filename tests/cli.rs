@@ -248,7 +248,7 @@ fn help_completions_and_manual_come_from_one_declaration() {
     for shell in ["bash", "fish", "zsh"] {
         let (completions, _, status) = outcome(vpn_exec().args(["completions", shell]));
         assert_eq!(status, 0);
-        for option in ["keep-cap", "allow-hooks", "kill-orphans", "wait"] {
+        for option in ["keep-cap", "mtu", "allow-hooks", "kill-orphans", "wait"] {
             assert!(completions.contains(option), "{option} is missing for {shell}");
             assert!(help.contains(option));
             assert!(manual.replace("\\-", "-").contains(option), "{option} is missing in the manual");
@@ -297,6 +297,42 @@ fn only_the_journal_gets_levels_before_its_lines() {
     for (stream, options) in [("1:1", &[][..]), ("", &[]), (&own, &["--log", "plain"])] {
         let text = said(stream, options);
         assert!(text.lines().count() == 2 && text.lines().all(|line| line.starts_with("vpn-exec: ")), "{text}");
+    }
+}
+
+#[test]
+fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
+    let files = Files::new();
+    files.file("mullvad.conf", &FILE.replace("DNS =", "MTU = 1400\nDNS ="));
+    let profiles = files.0.path().join("vpn-exec");
+    fs::create_dir(&profiles).expect("a directory");
+    let profile = profiles.join("set-mtu.toml");
+    let planned = |arguments: &[&str]| {
+        let mut command = vpn_exec();
+        outcome(command.env("XDG_CONFIG_HOME", files.0.path()).args(["plan", "--tunnel", "set-mtu"]).args(arguments))
+    };
+    for (own, arguments, expected) in [
+        ("", &[][..], "1400 (as the file says)"),
+        ("mtu = 1380\n", &[], "1380 (as the profile says)"),
+        ("mtu = 1380\n", &["--mtu", "1300"], "1300 (as --mtu says)"),
+        ("", &["--mtu", "1280"], "1280 (as --mtu says)"),
+    ] {
+        fs::write(&profile, format!("wireguard = \"../mullvad.conf\"\n{own}")).expect("a file");
+        let (text, said, status) = planned(arguments);
+        assert_eq!(status, 0, "{said}");
+        assert!(text.contains(expected), "{own}{arguments:?}: {text}");
+    }
+    // The limits are those of the file's own: of any, and of what this tunnel needs.
+    for (mtu, status, expected) in [
+        ("67", 2, "expected a number of bytes from 68 to 65535"),
+        ("65536", 2, "expected a number of bytes from 68 to 65535"),
+        ("large", 2, "expected a number of bytes from 68 to 65535"),
+        ("68", 125, "an MTU of 68 bytes is not between 576 and 65535"),
+        ("1279", 125, "too small for IPv6"),
+    ] {
+        let (_, said, is) = planned(&["--mtu", mtu]);
+        assert!(said.contains(expected), "{mtu}: {said}");
+        assert!(is == status || is == 125, "{mtu}: {is}");
     }
 }
 

@@ -24,6 +24,7 @@ fn every_key_is_understood() {
         r#"
         wireguard = "/run/secrets/mullvad.conf"
         backend = "kernel"
+        mtu = 1380
         wait = 20
         [dns]
         servers = ["10.64.0.1", "fc00::1"]
@@ -43,6 +44,7 @@ fn every_key_is_understood() {
     );
     assert_eq!(profile.wireguard, Path::new("/run/secrets/mullvad.conf"));
     assert_eq!((profile.backend, profile.wait), (BackendChoice::Kernel, Some(Duration::from_secs(20))));
+    assert_eq!(profile.mtu, Some(1380));
     assert_eq!(format!("{:?}", profile.dns.servers), "Some([10.64.0.1, fc00::1])");
     assert_eq!(profile.dns.search.as_deref(), Some(&["example.com".to_owned()][..]));
     assert_eq!(profile.dns.options, ["edns0", "ndots:2"]);
@@ -84,6 +86,18 @@ fn every_key_but_the_first_has_a_default() {
     assert_eq!(parse("wireguard = 'x'\n[dns]\nservers = []").dns.servers, Some(Vec::new()));
     assert_eq!(parse("wireguard = 'x'\nwait = 0").wait, None);
     assert_eq!(parse("wireguard = 'x'\nwait = 2.5").wait, Some(Duration::from_millis(2500)));
+}
+
+/// Within the limits that the file's own has.
+#[test]
+fn an_mtu_is_a_number_of_bytes_that_a_link_can_have() {
+    for (mtu, expected) in [("68", 68), ("65535", 65535), ("0x500", 1280)] {
+        assert_eq!(parse(&format!("wireguard = 'x'\nmtu = {mtu}")).mtu, Some(expected));
+    }
+    for mtu in ["67", "65536", "0", "-1", "1380.0", "'1380'", "true", "4294968676"] {
+        let said = refused(format!("wireguard = 'x'\nmtu = {mtu}"));
+        assert!(said.contains("expected a number of bytes from 68 to 65535"), "{said}");
+    }
 }
 
 #[test]

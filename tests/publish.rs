@@ -354,6 +354,48 @@ fn who_comes_by_a_published_port_is_not_taken_for_the_program_itself() {
     });
 }
 
+/// A port of the host's loopback alone is the host's own, as if the program ran there; all others are the link's, also for the host.
+#[test]
+fn what_is_published_on_the_loopback_alone_comes_from_the_programs_loopback() {
+    lab::test(Peer::Ours, |lab| {
+        let on_link = format!("{}:8004:84", HOST_ON_LAN.ipv4);
+        let ports = ["127.0.0.1:8080:80", "[::1]:8081:81", "127.0.0.1:8082:82", "8083:83", &on_link];
+        let inside = up(lab, &[ports.as_slice(), &["127.0.0.1:5300:53/udp", "5301:53/udp"]].concat())?;
+        let listen = |address: IpAddr, port| inside.run(|| TcpListener::bind((address, port)));
+        let (ipv4, ipv6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+        let cases: [(IpAddr, u16, IpAddr, u16, Option<IpAddr>); 8] = [
+            // On all addresses, on the loopback, and on that of the other family.
+            (Ipv4Addr::UNSPECIFIED.into(), 80, ipv4, 8080, Some(ipv4)),
+            (ipv4, 80, ipv4, 8080, Some(ipv4)),
+            (ipv6, 80, ipv4, 8080, Some(ipv6)),
+            (Ipv6Addr::UNSPECIFIED.into(), 81, ipv6, 8081, Some(ipv6)),
+            (ipv4, 81, ipv6, 8081, Some(ipv4)),
+            // Elsewhere.
+            (lab::TUNNEL_CLIENT.ipv4.into(), 82, ipv4, 8082, None),
+            // Published for others, too.
+            (Ipv4Addr::UNSPECIFIED.into(), 83, ipv4, 8083, None),
+            (Ipv4Addr::UNSPECIFIED.into(), 84, HOST_ON_LAN.ipv4.into(), 8004, None),
+        ];
+        for (address, port, to, published, expected) in cases {
+            let listener = listen(address, port)?;
+            let _stream = connect(&lab.host, to, published)?;
+            let from = accept(&listener)?.1.ip().to_canonical();
+            let is_right = expected.map_or(!from.is_loopback(), |expected| expected == from);
+            ensure!(is_right, "who comes by {to} {published} to {address} comes from {from}");
+        }
+        let socket = inside.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)))?;
+        socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+        for (published, is_loopback) in [(5300, true), (5301, false)] {
+            let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            client.send_to(b"hello", (Ipv4Addr::LOCALHOST, published))?;
+            let (_, from) = socket.recv_from(&mut [0; 16])?;
+            ensure!(from.ip().is_loopback() == is_loopback, "who comes by {published} comes from {from}");
+        }
+        drop((socket, inside));
+        down()
+    });
+}
+
 /// What a program is told of its client by the header of version 2 of the PROXY protocol: where from, and to which address of the host's.
 fn read_header(connection: &mut TcpStream) -> Result<(SocketAddr, SocketAddr)> {
     let mut begin = [0; 16];

@@ -1,17 +1,19 @@
 //! What a relay does with many who come at once, and with those who say nothing any more.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Peer, Reach, Skip};
+use ipnet::IpNet;
+use lab::{HOST_ON_LAN, Lab, Peer, Reach, Skip};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vpn_exec::config::ports::parse_publish;
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::netlink::{Netlink, Request};
 use vpn_exec::linux::sysctl;
 use vpn_exec::relay::{self, Allowance, Entrance, Limits, Relay};
 use vpn_exec::tunnel::{state, status};
@@ -111,49 +113,154 @@ fn thousands_of_connections_live_side_by_side() {
     });
 }
 
+/// Sends something, and expects it back.
+fn is_alive(mut stream: &TcpStream) -> bool {
+    let mut heard = [0; 5];
+    stream.write_all(b"hello").and_then(|()| stream.read_exact(&mut heard)).is_ok() && heard == *b"hello"
+}
+
+/// Whether a connection has been broken off. It must not be written to, as that may be told late.
+fn is_gone(mut stream: &TcpStream) -> Result<bool> {
+    stream.set_nonblocking(true)?;
+    let read = stream.read(&mut [0]);
+    stream.set_nonblocking(false)?;
+    Ok(!matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock))
+}
+
+/// Which of some connections are still there, once so many are gone.
+fn left(streams: &[TcpStream], gone: usize) -> Result<Vec<usize>> {
+    let mut left = Vec::new();
+    lab::wait_until(lab::patience(PATIENCE), &format!("{gone} connections do not end"), || {
+        left.clear();
+        for (number, stream) in streams.iter().enumerate() {
+            if !is_gone(stream)? {
+                left.push(number);
+            }
+        }
+        Ok(streams.len() - left.len() >= gone)
+    })?;
+    Ok(left)
+}
+
 #[test]
-fn when_descriptors_run_out_all_others_go_on_and_who_waits_is_served_later() {
+fn when_descriptors_run_out_the_client_that_holds_most_makes_room_for_all_others() {
     lab::test(Peer::Ours, |lab| {
-        const ALL: usize = 200;
+        const MANY: usize = 200;
         let inside = up(lab, "ulimit -n 512")?;
         let accepted = accept_all(&inside)?;
         std::thread::spawn(move || accepted.into_iter().for_each(echo));
-        let mut clients = (0..ALL).map(|_| connect()).collect::<Result<Vec<_>>>()?;
-        for client in &mut clients {
-            client.write_all(b"hello")?;
-        }
-        let is_answered = |mut client: &TcpStream, patience| -> Result<bool> {
-            client.set_read_timeout(Some(patience))?;
-            Ok(client.read_exact(&mut [0; 5]).is_ok())
+        let from_lan = || -> Result<TcpStream> {
+            let to = (HOST_ON_LAN.ipv4, 8080).into();
+            let stream = lab.lan.run(|| TcpStream::connect_timeout(&to, lab::patience(PATIENCE)))?;
+            stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+            Ok(stream)
         };
-        let mut served = 0;
-        while served < ALL && is_answered(&clients[served], if served < 50 { PATIENCE } else { SILENCE })? {
-            served += 1;
+        // Idle for longer than all of the other's.
+        let first = from_lan()?;
+        ensure!(is_alive(&first));
+        let hog = (0..MANY).map(|_| connect()).collect::<Result<Vec<_>>>()?;
+        // The newest are there, and the oldest have given way to them.
+        ensure!(is_alive(&hog[MANY - 1]), "the newest is not served");
+        let living = left(&hog, MANY / 4)?;
+        ensure!((50..MANY).contains(&living.len()), "{} of {MANY} are left", living.len());
+        ensure!(living[0] == MANY - living.len(), "others than the longest-idle have given way: {living:?}");
+        ensure!(is_alive(&first), "the other client has given way");
+        for _ in 0..3 {
+            ensure!(is_alive(&from_lan()?), "a newcomer is not served");
         }
-        ensure!((50..ALL).contains(&served), "{served} of {ALL} are served");
-        let mut waiting = clients.split_off(served);
-        // Those go on who were there, with much, too; and the keeper has what it needs for itself.
-        for client in &mut clients {
-            client.set_read_timeout(Some(PATIENCE))?;
-            client.write_all(b"again")?;
-            client.read_exact(&mut [0; 5])?;
-        }
+        // Those go on who are there, with much, too; and the keeper has what it needs for itself.
         let much: Vec<u8> = (0..1_u32 << 20).map(|at| (at % 251) as u8).collect();
-        let (mut writer, mut heard) = (clients[0].try_clone()?, vec![0; much.len()]);
+        let (mut writer, mut heard) = (first.try_clone()?, vec![0; much.len()]);
         let sent = much.clone();
         let writing = std::thread::spawn(move || writer.write_all(&sent));
-        clients[0].read_exact(&mut heard)?;
+        (&first).read_exact(&mut heard)?;
         writing.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
         ensure!(heard == much);
         let is_told = status::of(&NAME.parse()?)?.is_some_and(|status| status.living.is_some());
         ensure!(is_told, "the keeper does not answer");
-        // Room is made.
-        drop(clients);
-        for (number, client) in waiting.iter_mut().enumerate() {
-            ensure!(is_answered(client, PATIENCE)?, "number {number} of those who waited is not served");
-        }
-        drop((waiting, inside));
+        drop((hog, first, inside));
         down()
+    });
+}
+
+/// Echoes whatever comes to a port of the calling thread's namespace.
+fn serve(port: u16) -> Result<()> {
+    let listener = TcpListener::bind((HOST, port))?;
+    std::thread::spawn(move || listener.incoming().map_while(Result::ok).for_each(echo));
+    Ok(())
+}
+
+/// A connection from an address to a port of the host's, over which something has gone both ways.
+fn converse(from: impl Into<IpAddr>, port: u16) -> Result<TcpStream> {
+    let from = from.into();
+    let to: IpAddr = if from.is_ipv4() { HOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let stream = socket2(SocketAddr::new(from, 0), SocketAddr::new(to, port))?;
+    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+    ensure!(is_alive(&stream), "the connection from {from} to port {port} is not served");
+    Ok(stream)
+}
+
+fn loopback(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 0, last)
+}
+
+#[test]
+fn the_longest_idle_connection_of_the_client_that_holds_most_gives_way() {
+    lab::world::test(|| {
+        // Room for ten connections.
+        let _relay = relay("8080:80", Limits::new(Allowance::of(20)))?;
+        serve(80)?;
+        let first = converse(loopback(3), 8080)?;
+        let hog = (0..30).map(|_| converse(loopback(2), 8080)).collect::<Result<Vec<_>>>()?;
+        ensure!(left(&hog, 21)? == (21..30).collect::<Vec<_>>());
+        // What is used is not what has been idle for longest, however old it is.
+        ensure!(is_alive(&hog[21]));
+        let second = converse(loopback(4), 8080)?;
+        ensure!(left(&hog, 22)?.iter().copied().eq([21].into_iter().chain(23..30)));
+        ensure!(is_alive(&first) && is_alive(&second));
+        Ok(())
+    });
+}
+
+#[test]
+fn clients_of_ipv6_are_counted_by_their_network() {
+    lab::world::test(|| {
+        let mut netlink = Netlink::open()?;
+        let lo = netlink.link("lo")?.context("lo")?.index;
+        let address = |net: u16, host: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, net, 0, 0, 0, host);
+        for (net, host) in (1..=30).map(|host| (1, host)).chain([(2, 1), (3, 1)]) {
+            netlink.execute_one(Request::add_address(lo, "lo", IpNet::new(address(net, host).into(), 128)?))?;
+        }
+        let _relay = relay("8080:80", Limits::new(Allowance::of(20)))?;
+        serve(80)?;
+        let first = converse(address(2, 1), 8080)?;
+        let hog = (1..=30).map(|host| converse(address(1, host), 8080)).collect::<Result<Vec<_>>>()?;
+        ensure!(left(&hog, 21)? == (21..30).collect::<Vec<_>>());
+        let second = converse(address(3, 1), 8080)?;
+        ensure!(is_alive(&first) && is_alive(&second), "each address of a network counts for itself");
+        Ok(())
+    });
+}
+
+#[test]
+fn each_port_has_a_share_that_is_not_taken_by_clients_of_another() {
+    lab::world::test(|| {
+        // Room for twenty connections, of which each port has five for itself.
+        let _relay = relay("8080:80,8081:81", Limits::new(Allowance::of(40)))?;
+        serve(80)?;
+        serve(81)?;
+        // Who holds most of all, within the share of its port.
+        let own = (0..5).map(|_| converse(loopback(2), 8081)).collect::<Result<Vec<_>>>()?;
+        // Many clients, each with one.
+        let others = (100..140).map(|last| converse(loopback(last), 8080)).collect::<Result<Vec<_>>>()?;
+        ensure!(left(&others, 25)? == (25..40).collect::<Vec<_>>());
+        ensure!(own.iter().all(is_alive), "what is within the share of its port has given way");
+        // More than its share is of what all have.
+        let sixth = converse(loopback(2), 8081)?;
+        let seventh = converse(loopback(3), 8081)?;
+        ensure!(is_alive(&sixth) != is_alive(&own[0]) && is_alive(&seventh));
+        ensure!(left(&others, 25)?.len() <= 15);
+        Ok(())
     });
 }
 
@@ -251,7 +358,8 @@ fn where_nobody_listens_nobody_is_met() {
 
 /// A connection from one address to another.
 fn socket2(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
+    let family = if from.is_ipv4() { rustix::net::AddressFamily::INET } else { rustix::net::AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None)?;
     rustix::net::bind(&socket, &from)?;
     rustix::net::connect(&socket, &to)?;
     let stream = TcpStream::from(socket);
@@ -313,6 +421,32 @@ fn a_flow_lasts_while_it_is_used_and_no_longer() {
         let answer = UdpSocket::connect(&server, idle).and_then(|()| server.send(b"late"));
         let refused = answer.and_then(|_| server.recv(&mut [0; 16])).err().map(|error| error.kind());
         ensure!(refused == Some(std::io::ErrorKind::ConnectionRefused), "{refused:?}: it has not ended");
+        Ok(())
+    });
+}
+
+#[test]
+fn where_there_are_no_descriptors_for_more_flows_the_client_that_has_most_makes_room() {
+    lab::world::test(|| {
+        let _relay = relay("5300:53/udp,8080:80", Limits::new(Allowance::of(40)))?;
+        let server = socket(53)?;
+        let from = |address| -> Result<UdpSocket> {
+            let client = UdpSocket::bind((address, 0))?;
+            client.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+            client.connect((HOST, 5300))?;
+            Ok(client)
+        };
+        let first = from(loopback(3))?;
+        let flow = ask(&first, &server)?;
+        let hog = (0..40).map(|_| from(loopback(2))).collect::<Result<Vec<_>>>()?;
+        let flows = hog.iter().map(|client| ask(client, &server)).collect::<Result<Vec<_>>>()?;
+        ensure!(ask(&first, &server)? == flow, "another client's flow has given way");
+        let is_there = |flow: &SocketAddr| UdpSocket::bind(flow).is_err();
+        // The share of the port of TCP, a quarter of all, is not touched.
+        ensure!(flows.iter().filter(|flow| is_there(flow)).count() == 29);
+        serve(80)?;
+        let streams = (0..2).map(|_| converse(loopback(2), 8080)).collect::<Result<Vec<_>>>()?;
+        ensure!(streams.iter().all(is_alive));
         Ok(())
     });
 }

@@ -77,6 +77,15 @@ in
       description = "Which WireGuard to use. By default the kernel's, if there is one.";
     };
 
+    mtu = mkOption {
+      type = types.nullOr (types.ints.between 68 65535);
+      default = null;
+      example = 1380;
+      description = ''
+        The MTU of WireGuard's interface, in bytes. By default that of the provider's file, else what the way to the endpoint allows.
+      '';
+    };
+
     wait = mkOption {
       type = types.nullOr (types.ints.between 1 86400);
       default = null;
@@ -169,6 +178,7 @@ in
             "kernel"
             "userspace"
           ]) "See `backend`.";
+          mtu = unset (types.ints.between 68 65535) "See `mtu`.";
           wait = unset types.number "See `wait`.";
           open = unset strings "See `openPorts`.";
           dns = table "The table `[dns]`." {
@@ -223,7 +233,7 @@ in
         given = values: lib.mkIf (values != [ ]) values;
       in
       {
-        inherit (config) backend wait;
+        inherit (config) backend mtu wait;
         open = given (map toString config.openPorts);
         dns.servers = given config.dns;
         local = {

@@ -284,6 +284,7 @@ let
     services.vpn-exec.tunnels.mullvad = {
       configFile = "/run/secrets/mullvad.conf";
       backend = "userspace";
+      mtu = 1380;
       wait = 20;
       dns = [ "10.64.0.1" ];
       local = {
@@ -636,6 +637,7 @@ let
       wanted = {
         wireguard = "credential:vpn-exec.mullvad";
         backend = "userspace";
+        mtu = 1380;
         wait = 20;
         open = [
           "51413"

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::Failure;
 use crate::cli::{ProgramArgs, SourceArgs, TargetArgs, TunnelArgs};
 use crate::config::diagnostic::Diagnostics;
-use crate::config::{Config, Dns, Profile, ProgramOptions, profile, wg_quick};
+use crate::config::{Config, Dns, Mtu, MtuSource, Profile, ProgramOptions, profile, wg_quick};
 use crate::config_file::{self, ConfigFile, ReadError};
 use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
@@ -109,15 +109,15 @@ fn credential_path(id: &str) -> Result<PathBuf, Failure> {
 
 /// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
 pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
-    let TunnelArgs { backend, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
+    let TunnelArgs { backend, mtu, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
     let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
     let lists = [dns.is_empty(), search.is_empty(), local.is_empty()].into_iter().chain(ports);
-    if backend.is_none() && lists.into_iter().all(|is_empty| is_empty) && !lan && !allow_hooks {
+    if backend.is_none() && mtu.is_none() && lists.into_iter().all(|is_empty| is_empty) && !lan && !allow_hooks {
         return Ok(());
     }
     Err(Failure::new(
-        "this tunnel is up already: --backend, --dns, --search, --publish, --host-port, --local, --lan, --open and --allow-hooks are \
-         of no use here",
+        "this tunnel is up already: --backend, --mtu, --dns, --search, --publish, --host-port, --local, --lan, --open and --allow-hooks \
+         are of no use here",
     )
     .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
 }
@@ -150,14 +150,17 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
     if !warnings.is_empty() {
         tracing::warn!("{}", render(&warnings));
     }
-    let Profile { backend, mut dns, mut local, mut open, program, wait, .. } = profile;
+    let Profile { backend, mtu, mut dns, mut local, mut open, program, wait, .. } = profile;
     overrule(&mut dns, tunnel);
     extend(&mut local.publish, tunnel.publish.iter().flatten());
     extend(&mut local.host_ports, tunnel.host_port.iter().flatten());
     extend(&mut local.networks, &tunnel.local);
     extend(&mut open, &tunnel.open);
     local.lan |= tunnel.lan;
-    let config = Config { name, wireguard, backend: tunnel.backend.unwrap_or(backend), dns, local, open, program };
+    let backend = tunnel.backend.unwrap_or(backend);
+    let by_option = tunnel.mtu.map(|bytes| Mtu { bytes, source: MtuSource::Option });
+    let mtu = by_option.or(mtu.map(|bytes| Mtu { bytes, source: MtuSource::Profile }));
+    let config = Config { name, wireguard, backend, mtu, dns, local, open, program };
     Ok(Loaded { config, wait, options: PlanOptions { allow_hooks: tunnel.allow_hooks }, file })
 }
 

@@ -49,7 +49,8 @@ pub fn difference(living: (&Config, bool), other: (&Config, bool)) -> Vec<Differ
     compare("Address", list(&one.addresses), list(&two.addresses));
     compare("ListenPort", port(one.listen_port), port(two.listen_port));
     compare("FwMark", one.fwmark.unwrap_or(0).to_string(), two.fwmark.unwrap_or(0).to_string());
-    compare("MTU", optional(one.mtu.as_ref()), optional(two.mtu.as_ref()));
+    let mtu = |config: &Config| optional(config.mtu().map(|mtu| mtu.bytes).as_ref());
+    compare("MTU", mtu(there), mtu(here));
     compare("hooks", hooks(living), hooks(other));
     compare("backend", backend(there.backend), backend(here.backend));
     let servers =
@@ -166,7 +167,7 @@ fn list<T: Display>(values: impl IntoIterator<Item = T>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Local, ProgramOptions, wg_quick};
+    use crate::config::{Dns, Local, Mtu, MtuSource, ProgramOptions, wg_quick};
 
     const FILE: &str = "[Interface]\n\
         PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n\
@@ -180,6 +181,7 @@ mod tests {
             name: "test".parse().expect("a name"),
             wireguard: wg_quick::parse("test", text.as_bytes()).expect("a file").0,
             backend: BackendChoice::Auto,
+            mtu: None,
             dns: Dns::default(),
             local: Local::default(),
             open: Vec::new(),
@@ -208,6 +210,11 @@ mod tests {
         explicit.dns.search = Some(vec!["example.net".into()]);
         explicit.program.user = Some("nobody".into());
         assert_eq!(said(&one, &explicit), Vec::<String>::new());
+        // The same MTU by another way.
+        let mut by_option = one.clone();
+        by_option.mtu = Some(Mtu { bytes: 1300, source: MtuSource::Option });
+        let by_file = config(&FILE.replace("ListenPort = 0", "MTU = 1300"));
+        assert_eq!(said(&by_file, &by_option), Vec::<String>::new());
     }
 
     #[test]
@@ -242,10 +249,12 @@ mod tests {
         }
         let mut kernel = one.clone();
         kernel.backend = BackendChoice::Kernel;
+        kernel.mtu = Some(Mtu { bytes: 1300, source: MtuSource::Profile });
         kernel.dns.options = vec!["edns0".into()];
         kernel.local.networks = vec!["192.0.2.0/24".parse().expect("a network")];
         kernel.local.host_ports = crate::config::ports::parse_host_ports("5432-5433").expect("ports");
         let expected = [
+            "MTU: none there, 1300 here",
             "backend: auto there, kernel here",
             "resolver options: none there, edns0 here",
             "local networks: none there, 192.0.2.0/24 here",

@@ -4,6 +4,7 @@
 pub mod capability;
 pub mod diagnostic;
 mod difference;
+mod mtu;
 pub mod network;
 pub mod outside;
 pub mod ports;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use difference::{Difference, difference};
 pub use outside::{Buses, SessionBus};
+pub use mtu::{Mtu, MtuSource, parse_mtu};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::names::TunnelName;
@@ -38,6 +40,8 @@ pub struct Config {
     pub wireguard: WgQuick,
     /// Which implementation of WireGuard to use.
     pub backend: BackendChoice,
+    /// The MTU of WireGuard's interface, instead of the file's.
+    pub mtu: Option<Mtu>,
     /// Names: resolvers, search domains, options.
     pub dns: Dns,
     /// What is reached through the host instead of the tunnel.
@@ -49,6 +53,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// The MTU that was set: by the command line, else by the profile, else by the file.
+    pub fn mtu(&self) -> Option<Mtu> {
+        let of_file = self.wireguard.interface.mtu.map(|bytes| Mtu { bytes, source: MtuSource::File });
+        self.mtu.or(of_file)
+    }
+
     /// The ports of the host that are listened on.
     pub fn listened_ports(&self) -> impl Iterator<Item = u16> {
         let published = self.local.publish.iter().map(|port| port.host_port);
@@ -345,6 +355,8 @@ pub struct Profile {
     pub wireguard: PathBuf,
     /// Which implementation of WireGuard to use.
     pub backend: BackendChoice,
+    /// The MTU of WireGuard's interface in bytes. `None`: the file's, else computed.
+    pub mtu: Option<u32>,
     /// How names are resolved.
     pub dns: Dns,
     /// What is local.

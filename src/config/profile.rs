@@ -15,11 +15,11 @@ use super::network::{self, Problem};
 use super::outside::{self, BusChoice};
 use super::shown::{dots, hide_keys, is_plain_name, quoted};
 use super::text::{Piece, View};
-use super::{BackendChoice, MAX_BYTES, Profile, ports};
+use super::{BackendChoice, MAX_BYTES, Profile, mtu, ports};
 
 /// The tables of a profile, the first being the file itself, and their keys.
 pub const TABLES: [(&str, &[&str]); 4] = [
-    ("", &["wireguard", "backend", "wait", "open", "dns", "local", "program"]),
+    ("", &["wireguard", "backend", "mtu", "wait", "open", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options"]),
     ("local", &["networks", "lan", "publish", "host-ports"]),
     ("program", &["user", "group", "capabilities", "new-privileges", "dbus", "dbus-talk", "sockets"]),
@@ -89,6 +89,7 @@ impl Reader<'_> {
                     self.wireguard(value);
                 }
                 "backend" => self.backend(value),
+                "mtu" => self.mtu(value),
                 "wait" => self.wait(value),
                 "open" => self.profile.open = self.list(value, ports::open),
                 "dns" | "local" | "program" => match value.get_ref() {
@@ -200,6 +201,17 @@ impl Reader<'_> {
                 return self.wrong_type(value, &one_of(&NAMES.map(|name| format!("\"{name}\""))), help);
             }
         };
+    }
+
+    fn mtu(&mut self, value: &Value<'_>) {
+        let bytes = match value.get_ref() {
+            DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        match bytes.filter(|bytes| mtu::RANGE.contains(bytes)) {
+            Some(bytes) => self.profile.mtu = Some(bytes),
+            None => self.wrong_type(value, &mtu::expected(), None),
+        }
     }
 
     fn wait(&mut self, value: &Value<'_>) {

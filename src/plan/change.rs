@@ -128,6 +128,7 @@ mod tests {
             name: "test".parse().expect("a name"),
             wireguard,
             backend: BackendChoice::Auto,
+            mtu: None,
             dns: Dns::default(),
             local: Local::default(),
             open: Vec::new(),

@@ -146,7 +146,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
 
     wireguard::check(config, &mut findings);
     let mut reach = wireguard::reach(file, facts, &mut findings);
-    let mtu = mtu::decide(file.interface.mtu, reach.ipv6, facts, &mut findings);
+    let mtu = mtu::decide(config.mtu(), reach.ipv6, facts, &mut findings);
     let interfaces = interfaces::derive(&config.name, facts, &mut findings);
     let servers = names::servers(config);
     let veth_ipv6 = reach.ipv6 && !privileges::could_use_host_as_router(&config.program, &mut findings);

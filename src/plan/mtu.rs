@@ -1,8 +1,9 @@
-//! The MTU of WireGuard's interface: what the file says, or what wg-quick(8) would compute.
+//! The MTU of WireGuard's interface: what the command line, the profile or the file says, or what wg-quick(8) would compute.
 
 use super::Findings;
 use super::error::PlanError;
 use super::facts::Facts;
+use crate::config;
 
 /// What WireGuard adds to a packet at most, in bytes: an IPv6 header (40), a UDP header (8), and its own header and
 /// authentication tag (16 each).
@@ -39,14 +40,14 @@ pub(super) struct Mtu {
 
 /// Decides the MTU. As in newer versions of wg-quick the narrowest way to any endpoint counts (older ones take the widest, which is too
 /// much for all others), else the default route.
-pub(super) fn decide(explicit: Option<u32>, ipv6: bool, facts: &Facts, findings: &mut Findings) -> Mtu {
-    if let Some(bytes) = explicit {
+pub(super) fn decide(explicit: Option<config::Mtu>, ipv6: bool, facts: &Facts, findings: &mut Findings) -> Mtu {
+    if let Some(config::Mtu { bytes, source }) = explicit {
         if !(MIN_IPV4_MTU..=MAX_MTU).contains(&bytes) {
             findings.refuse(PlanError::MtuOutOfRange { mtu: bytes });
         } else if ipv6 && bytes < MIN_IPV6_MTU {
             findings.refuse(PlanError::MtuTooSmallForIpv6 { mtu: bytes });
         }
-        return Mtu { bytes, reason: "as the configuration says".into() };
+        return Mtu { bytes, reason: format!("as {source} says") };
     }
     let (path, whence) = path_mtu(facts);
     let least = least(ipv6);

@@ -12,13 +12,14 @@ use nix::sys::socket::{
     self, ControlMessage, ControlMessageOwned, MsgFlags, SockType, SockaddrLike, SockaddrStorage, sockopt,
 };
 
-use super::descriptors::{Allowance, Share};
+use super::clients::{ATTEMPTS, Clients};
+use super::descriptors::{Allowance, Port, Share};
 use super::{Bound, Limits, Poller, is_own_peer, new_socket};
 
 /// How long a flow may be idle. RFC 4787, REQ-5, asks for two minutes at least.
 pub(super) const IDLE: Duration = Duration::from_secs(180);
 
-/// How many flows there may be; the one that was idle for longest makes room.
+/// How many flows there may be, with a reserved share for each port.
 const FLOWS: usize = 4096;
 
 /// The largest datagram (RFC 768), and one byte more.
@@ -44,7 +45,7 @@ pub(super) fn tell_destinations(socket: &OwnedFd, address: SocketAddr) -> nix::R
 type Key = (u64, SocketAddr, Option<Local>);
 
 /// An address of the host's, as the kernel tells and takes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Local {
     V4([u8; 4]),
     V6([u8; 16], u32),
@@ -56,6 +57,12 @@ pub(super) struct Datagrams {
     buffer: Box<[u8]>,
     flows: HashMap<Key, Flow>,
     by_token: HashMap<u64, Key>,
+    /// The ports' shares of the descriptors and of the flows, by the tokens of their entrances.
+    ports: HashMap<u64, [Port; 2]>,
+    /// Whose the flows are.
+    clients: Clients<Key>,
+    /// How many flows there may be.
+    room: Allowance,
     swept: Option<Instant>,
     limits: Limits,
     /// How many bytes may be kept.
@@ -63,7 +70,7 @@ pub(super) struct Datagrams {
 }
 
 struct Flow {
-    _share: Share,
+    _shares: [Share; 2],
     inside: OwnedFd,
     token: u64,
     /// Where else to try, should nobody listen.
@@ -77,7 +84,22 @@ impl Datagrams {
     pub(super) fn new(limits: Limits) -> Self {
         let buffer = vec![0; LARGEST].into_boxed_slice();
         let kept = Allowance::of(KEPT);
-        Self { buffer, flows: HashMap::new(), by_token: HashMap::new(), swept: None, limits, kept }
+        Self {
+            buffer,
+            flows: HashMap::new(),
+            by_token: HashMap::new(),
+            ports: HashMap::new(),
+            clients: Clients::new(),
+            room: Allowance::of(FLOWS),
+            swept: None,
+            limits,
+            kept,
+        }
+    }
+
+    /// Reserves a share of the descriptors, and of the flows, for what comes by an entrance.
+    pub(super) fn begin_at(&mut self, token: u64) {
+        self.ports.insert(token, [self.limits.descriptors.port(), self.room.port()]);
     }
 
     /// How often idle flows are looked for: every ten seconds, as a rule.
@@ -110,9 +132,10 @@ impl Datagrams {
             }
             let key = (token, client, local);
             if !self.flows.contains_key(&key) {
-                let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port.entrance.to)).collect();
-                let begun = self.make_room().ok_or_else(|| Errno::EMFILE.into());
-                match begun.and_then(|share| begin(to, share, poller)) {
+                let to = port.entrance.order(targets);
+                let to = to.into_iter().rev().map(|target| SocketAddr::new(target, port.entrance.to)).collect();
+                let begun = self.make_room(&key).ok_or_else(|| Errno::EMFILE.into());
+                match begun.and_then(|shares| begin(to, shares, poller)) {
                     Ok(flow) => self.insert(key, flow),
                     Err(error) => {
                         tracing::debug!("a datagram to port {} is dropped: {error}", port.entrance.to);
@@ -127,31 +150,40 @@ impl Datagrams {
         Ok(())
     }
 
-    /// Makes room for one more, if need be by ending the flow that was idle for longest.
-    fn make_room(&mut self) -> Option<Share> {
-        if self.flows.len() < FLOWS
-            && let Some(share) = self.limits.descriptors.take(1)
-        {
-            return Some(share);
+    /// Makes room for one more. If need be, the longest-idle flow of the client that holds most gives way, unless it came by a port that
+    /// has no more than its reserved share.
+    fn make_room(&mut self, (token, client, _): &Key) -> Option<[Share; 2]> {
+        for _ in 0..ATTEMPTS {
+            let own = self.ports.get(token)?;
+            let missing = match own.each_ref().map(|port| port.take(1)) {
+                [Some(descriptor), Some(flow)] => return Some([descriptor, flow]),
+                [None, _] => 0,
+                _ => 1,
+            };
+            let may_give_way = |by| by == *token || self.ports.get(&by).is_some_and(|ports| ports[missing].is_over());
+            let last_use = |key: &Key| self.flows.get(key).map(|flow| flow.used);
+            let (key, _) = self.clients.giving_way((*client).into(), may_give_way, last_use)?;
+            self.remove(&key);
         }
-        let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.used).map(|(key, _)| *key)?;
-        self.remove(&oldest);
-        self.limits.descriptors.take(1)
+        None
     }
 
     fn insert(&mut self, key: Key, flow: Flow) {
         self.by_token.insert(flow.token, key);
+        self.clients.add(key, key.1.into(), key.0, flow.used);
         self.flows.insert(key, flow);
     }
 
     fn remove(&mut self, key: &Key) {
         if let Some(flow) = self.flows.remove(key) {
             self.by_token.remove(&flow.token);
+            self.clients.remove(key);
         }
     }
 
-    /// Ends all flows that came by an entrance.
+    /// Ends all flows that came by an entrance, by which no more will come.
     pub(super) fn end(&mut self, by: u64) {
+        self.ports.remove(&by);
         let came = self.flows.keys().filter(|(token, ..)| *token == by).copied();
         for key in came.collect::<Vec<_>>() {
             self.remove(&key);
@@ -209,9 +241,9 @@ impl Datagrams {
     }
 }
 
-fn begin(mut left: Vec<SocketAddr>, share: Share, poller: &mut Poller) -> std::io::Result<Flow> {
+fn begin(mut left: Vec<SocketAddr>, shares: [Share; 2], poller: &mut Poller) -> std::io::Result<Flow> {
     let (inside, token) = connect(&mut left, poller)?;
-    Ok(Flow { _share: share, inside, token, left, unanswered: None, used: Instant::now() })
+    Ok(Flow { _shares: shares, inside, token, left, unanswered: None, used: Instant::now() })
 }
 
 /// Connects to the last of some addresses, or of those left if one cannot be used.
@@ -319,6 +351,7 @@ mod tests {
                 rustix::net::getsockname(&port.socket).expect("a name").try_into().expect("an address");
             let mut datagrams = Datagrams::new(Limits::new(Allowance::of(100)));
             datagrams.kept = Allowance::of(room);
+            datagrams.begin_at(0);
             let mut poller = Poller::new().expect("a poller");
             let client = UdpSocket::bind((targets[0], 0)).expect("a socket");
             let ports = HashMap::from([(0, port)]);

@@ -52,6 +52,22 @@ impl Entrance {
         Self { address: Some(address), only: Some(only), port, protocol, to: port, proxy_protocol: None }
     }
 
+    /// Where to connect to, best first, given the addresses at which the program may listen.
+    ///
+    /// What is published on the host's loopback alone is reached by the host alone, as if the program ran there: from 127.0.0.1 or ::1. By
+    /// that many a program's default tells its own user from strangers (`rpc-whitelist` of Transmission). All others come by the link, and
+    /// never from the program's own loopback, unless it listens there alone.
+    pub(super) fn order(&self, targets: &[IpAddr]) -> Vec<IpAddr> {
+        let mut ordered = targets.to_vec();
+        if let Some(own) = self.address.filter(IpAddr::is_loopback) {
+            // Stable, so the rest stays in its order.
+            ordered.sort_by_key(
+                |target| if !target.is_loopback() { 2 } else { u8::from(target.is_ipv4() != own.is_ipv4()) },
+            );
+        }
+        ordered
+    }
+
     /// Whether somebody may come.
     pub(super) fn admits(&self, client: &SocketAddr) -> bool {
         self.only.as_ref().is_none_or(|only| only.address == client.ip())

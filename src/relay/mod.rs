@@ -8,12 +8,14 @@
 //! - `datagram`: UDP: a flow for each client, until it is idle.
 //!
 //! - `descriptors`: how many may be open.
+//! - `clients`: who holds what, and gives way where there are not enough.
 //! - `change`: what turns the entrances that there are into others.
 //!
 //! [`bind()`] takes the ports, in the host's namespace; [`Relay::start`] moves what comes, in a thread that lives in the namespace that it
 //! goes to.
 
 mod change;
+mod clients;
 mod datagram;
 mod descriptors;
 mod entrance;
@@ -271,7 +273,9 @@ struct Work {
     datagrams: Datagrams,
     bell: OwnedFd,
     orders: mpsc::Receiver<(Order, mpsc::SyncSender<()>)>,
-    /// Ports where more may be waiting than was accepted, for want of descriptors, and when to try again.
+    /// Ports where more may be waiting than was accepted, so that others have their turn.
+    waiting: Vec<u64>,
+    /// The same, for want of descriptors, and when to try again.
     hungry: Vec<u64>,
     /// Whether that was said.
     starving: bool,
@@ -286,23 +290,26 @@ impl Work {
         bell: OwnedFd,
         orders: mpsc::Receiver<(Order, mpsc::SyncSender<()>)>,
     ) -> io::Result<Self> {
-        let mut poller = Poller::new()?;
+        let poller = Poller::new()?;
         poller.add_as(bell.as_fd(), ORDER, epoll::EventFlags::IN)?;
-        let ports = ports.into_iter().map(|bound| Ok((poller.add_listener(&bound)?, bound)));
-        let ports = ports.collect::<io::Result<HashMap<_, _>>>()?;
-        Ok(Self {
+        let mut work = Self {
             poller,
-            ports,
+            ports: HashMap::with_capacity(ports.len()),
             let_go: HashMap::new(),
             targets,
             streams: Streams::new(limits.descriptors.clone()),
             datagrams: Datagrams::new(limits),
             bell,
             orders,
+            waiting: Vec::new(),
             hungry: Vec::new(),
             starving: false,
             again_at: None,
-        })
+        };
+        for bound in ports {
+            work.listen(bound)?;
+        }
+        Ok(work)
     }
 
     fn go_on(mut self) -> io::Result<()> {
@@ -330,6 +337,9 @@ impl Work {
                 }
             }
             self.streams.work_on(&mut self.poller);
+            for token in std::mem::take(&mut self.waiting) {
+                self.answer(token);
+            }
             if self.again_at.is_some_and(|at| at <= Instant::now()) {
                 self.again_at = None;
                 for token in std::mem::take(&mut self.hungry) {
@@ -403,6 +413,10 @@ impl Work {
 
     fn listen(&mut self, bound: Bound) -> io::Result<()> {
         let token = self.poller.add_listener(&bound)?;
+        match bound.entrance.protocol {
+            Protocol::Tcp => self.streams.begin_at(token),
+            Protocol::Udp => self.datagrams.begin_at(token),
+        }
         self.ports.insert(token, bound);
         Ok(())
     }
@@ -415,6 +429,7 @@ impl Work {
 
     /// Ends what has come by an entrance.
     fn end(&mut self, token: u64) {
+        self.waiting.retain(|waiting| *waiting != token);
         self.hungry.retain(|hungry| *hungry != token);
         self.streams.end(token);
         self.datagrams.end(token);
@@ -422,7 +437,7 @@ impl Work {
 
     /// How long to wait for events.
     fn patience(&self) -> Option<Timespec> {
-        let patience = if self.streams.has_more() {
+        let patience = if self.streams.has_more() || !self.waiting.is_empty() {
             Duration::ZERO
         } else if let Some(at) = self.again_at {
             at.saturating_duration_since(Instant::now())
@@ -439,8 +454,11 @@ impl Work {
         let Some(bound) = self.ports.get(&token) else { return };
         let taken = match bound.entrance.protocol {
             Protocol::Tcp => self.streams.accept(token, bound, &self.targets, &mut self.poller),
-            Protocol::Udp => self.datagrams.receive(token, bound, &self.targets, &mut self.poller),
+            Protocol::Udp => self.datagrams.receive(token, bound, &self.targets, &mut self.poller).map(|()| false),
         };
+        if taken == Ok(true) && !self.waiting.contains(&token) {
+            self.waiting.push(token);
+        }
         if let Err(error) = taken {
             if !std::mem::replace(&mut self.starving, true) {
                 tracing::warn!("nobody more can come by port {} of the host for now: {error}", bound.entrance.port);

@@ -5,13 +5,15 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, MsgFlags, SockType, SockaddrStorage, sockopt};
 use rustix::net::{SendFlags, Shutdown, SocketFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
-use super::descriptors::{Allowance, Share};
+use super::clients::{ATTEMPTS, Client, Clients};
+use super::descriptors::{Allowance, CONNECTION, Port, Share};
 use super::{Bound, Poller, is_own_peer, new_socket, proxy_protocol};
 use crate::config::ProxyProtocol;
 
@@ -37,6 +39,12 @@ const SPARE_PIPES: usize = 16;
 
 /// How much is moved at once where there are no descriptors for a pipe, in bytes.
 const MEMORY: usize = 16 << 10;
+
+/// How many connections are accepted at one port before the others have their turn.
+const ACCEPTED: usize = 64;
+
+/// How often it is said that connections give way.
+const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// A pipe: where it is read, and where it is written.
 struct Pipe {
@@ -75,6 +83,12 @@ pub(super) struct Streams {
     connections: HashMap<u64, Connection>,
     /// Which connection the tokens of its two sockets lead to: that of the first.
     by_token: HashMap<u64, u64>,
+    /// The ports' shares of the descriptors, by the tokens of their entrances.
+    ports: HashMap<u64, Port>,
+    /// Whose the connections are.
+    clients: Clients<u64>,
+    /// When it was last said that connections give way.
+    said: Option<Instant>,
     pipes: Pipes,
     /// Connections that have more to move at once.
     more: Vec<u64>,
@@ -93,6 +107,8 @@ struct Connection {
     greeting: Vec<u8>,
     /// To the program, and back.
     directions: [Direction; 2],
+    /// When something was last moved, either way.
+    used: Instant,
 }
 
 /// What goes one way.
@@ -122,10 +138,23 @@ enum Next {
 impl Streams {
     pub(super) fn new(descriptors: Allowance) -> Self {
         let pipes = Pipes { spare: Vec::new(), large: Arc::default(), descriptors };
-        Self { connections: HashMap::new(), by_token: HashMap::new(), pipes, more: Vec::new() }
+        Self {
+            connections: HashMap::new(),
+            by_token: HashMap::new(),
+            ports: HashMap::new(),
+            clients: Clients::new(),
+            said: None,
+            pipes,
+            more: Vec::new(),
+        }
     }
 
-    /// Accepts all that wait at an entrance, and begins to connect them to where it leads.
+    /// Reserves a share of the descriptors for what comes by an entrance.
+    pub(super) fn begin_at(&mut self, token: u64) {
+        self.ports.insert(token, self.pipes.descriptors.port());
+    }
+
+    /// Accepts what waits at an entrance, and begins to connect it to where it leads. True if more may be waiting.
     ///
     /// # Errors
     /// If somebody may have to wait, because there are not as many descriptors.
@@ -135,14 +164,20 @@ impl Streams {
         at: &Bound,
         targets: &[IpAddr],
         poller: &mut Poller,
-    ) -> nix::Result<()> {
+    ) -> nix::Result<bool> {
         let port = at.entrance.to;
-        loop {
-            // Before somebody is accepted, who could only be turned away then.
-            let share = self.pipes.room().ok_or(Errno::EMFILE)?;
+        let targets = at.entrance.order(targets);
+        for _ in 0..ACCEPTED {
+            let share = self.pipes.room(self.ports.get(&token));
+            // Where nothing can give way, the client waits in the kernel's queue instead of being turned away.
+            if share.is_none() && self.connections.is_empty() {
+                return Err(Errno::EMFILE);
+            }
+            // Who comes decides about who gives way, so that is known first. For an instant this is one descriptor more than the allowance
+            // has, which is less than what the process may open.
             let (client, from) = match accept(at.socket.as_fd()) {
                 Ok(accepted) => accepted,
-                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EAGAIN) => return Ok(false),
                 // One that has gone again already, or whose network has trouble (accept(2)).
                 Err(
                     Errno::ECONNABORTED
@@ -162,6 +197,11 @@ impl Streams {
                 reset(&client);
                 continue;
             };
+            let share = share.or_else(|| self.make_room(token, at.entrance.port, from.into()));
+            let Some(share) = share else {
+                reset(&client);
+                return Err(Errno::EMFILE);
+            };
             let to = match local_address(&client) {
                 Ok(to) => to,
                 Err(error) => {
@@ -178,16 +218,41 @@ impl Streams {
                 Some(ProxyProtocol::V2) => proxy_protocol::header(from, to),
             };
             let to = targets.iter().rev().map(|target| SocketAddr::new(*target, port)).collect();
-            if let Err(error) = self.begin(token, client, share, greeting, to, poller) {
+            if let Err(error) = self.begin(token, (client, from), share, greeting, to, poller) {
                 tracing::debug!("a connection to port {port} has failed: {error}");
             }
         }
+        Ok(true)
+    }
+
+    /// Makes room for one more connection of a client's that has come by an entrance: of the client that holds most the longest-idle
+    /// connection gives way, unless it came by a port that has no more than its reserved share.
+    fn make_room(&mut self, token: u64, port: u16, newcomer: Client) -> Option<Share> {
+        let own = self.ports.get(&token)?;
+        for _ in 0..ATTEMPTS {
+            let may_give_way = |by: u64| by == token || self.ports.get(&by).is_some_and(Port::is_over);
+            let last_use = |key: &u64| self.connections.get(key).map(|connection| connection.used);
+            let (key, client) = self.clients.giving_way(newcomer, may_give_way, last_use)?;
+            if self.said.is_none_or(|at| at.elapsed() > SAID_EVERY) {
+                self.said = Some(Instant::now());
+                tracing::warn!(
+                    "cannot open more connections for port {port} of the host: the limit of open files is reached. From now on the \
+                     longest-idle connection of the address that holds most is closed for each new one, now of {client}. To allow for \
+                     more, raise the hard limit (`ulimit -Hn`, LimitNOFILE= of a service)"
+                );
+            }
+            remove(&mut self.connections, &mut self.by_token, &mut self.clients, key, true);
+            if let Some(share) = own.take(CONNECTION) {
+                return Some(share);
+            }
+        }
+        None
     }
 
     fn begin(
         &mut self,
         by: u64,
-        client: OwnedFd,
+        (client, from): (OwnedFd, SocketAddr),
         share: Share,
         greeting: Vec<u8>,
         mut to: Vec<SocketAddr>,
@@ -205,10 +270,11 @@ impl Streams {
         };
         let tokens = [poller.add(client.as_fd())?, poller.add(server.as_fd())?];
         self.by_token.extend(tokens.map(|token| (token, tokens[0])));
-        let directions = Default::default();
-        let connection =
-            Connection { _share: share, by, sockets: [client, server], tokens, trying: Some(to), greeting, directions };
+        let (directions, used) = (Default::default(), Instant::now());
+        let (sockets, trying) = ([client, server], Some(to));
+        let connection = Connection { _share: share, by, sockets, tokens, trying, greeting, directions, used };
         self.connections.insert(tokens[0], connection);
+        self.clients.add(tokens[0], from.into(), by, used);
         self.more.push(tokens[0]);
         Ok(())
     }
@@ -237,17 +303,12 @@ impl Streams {
     }
 
     fn remove(&mut self, key: u64, broken: bool) {
-        let Some(connection) = self.connections.remove(&key) else { return };
-        for token in connection.tokens {
-            self.by_token.remove(&token);
-        }
-        if broken {
-            connection.sockets.iter().for_each(reset);
-        }
+        remove(&mut self.connections, &mut self.by_token, &mut self.clients, key, broken);
     }
 
-    /// Breaks off all connections that came by an entrance.
+    /// Breaks off all connections that came by an entrance, by which no more will come.
     pub(super) fn end(&mut self, by: u64) {
+        self.ports.remove(&by);
         let came = self.connections.iter().filter(|(_, connection)| connection.by == by).map(|(key, _)| *key);
         for key in came.collect::<Vec<_>>() {
             self.remove(key, true);
@@ -264,6 +325,23 @@ impl Streams {
         for key in std::mem::take(&mut self.more) {
             self.work(key, false, poller);
         }
+    }
+}
+
+fn remove(
+    connections: &mut HashMap<u64, Connection>,
+    by_token: &mut HashMap<u64, u64>,
+    clients: &mut Clients<u64>,
+    key: u64,
+    broken: bool,
+) {
+    let Some(connection) = connections.remove(&key) else { return };
+    clients.remove(&key);
+    for token in connection.tokens {
+        by_token.remove(&token);
+    }
+    if broken {
+        connection.sockets.iter().for_each(reset);
     }
 }
 
@@ -327,15 +405,19 @@ impl Connection {
             return Next::Break;
         }
         let mut next = Next::Wait;
+        let mut moved = false;
         for (number, direction) in self.directions.iter_mut().enumerate() {
             if number == 0 && !self.greeting.is_empty() {
                 continue;
             }
-            match direction.work(&self.sockets[number], &self.sockets[1 - number], pipes) {
+            match direction.work(&self.sockets[number], &self.sockets[1 - number], pipes, &mut moved) {
                 Ok(true) => next = Next::More,
                 Ok(false) => {}
                 Err(_) => return Next::Break,
             }
+        }
+        if moved {
+            self.used = Instant::now();
         }
         if self.directions.iter().all(|direction| direction.told) { Next::End } else { next }
     }
@@ -393,22 +475,24 @@ impl Pipes {
         }
     }
 
-    /// Room for the sockets of one more connection, if need be in place of pipes that nobody needs.
-    fn room(&mut self) -> Option<Share> {
-        self.descriptors.take(2).or_else(|| {
+    /// Room for the sockets of one more connection of a port, if need be in place of pipes that nobody needs.
+    fn room(&mut self, port: Option<&Port>) -> Option<Share> {
+        let port = port?;
+        port.take(CONNECTION).or_else(|| {
             self.spare.clear();
-            self.descriptors.take(2)
+            port.take(CONNECTION)
         })
     }
 }
 
 impl Direction {
-    /// Moves what can be moved; true if there is more.
-    fn work(&mut self, source: &OwnedFd, sink: &OwnedFd, pipes: &mut Pipes) -> io::Result<bool> {
+    /// Moves what can be moved, and says whether that was anything; true if there is more.
+    fn work(&mut self, source: &OwnedFd, sink: &OwnedFd, pipes: &mut Pipes, has_moved: &mut bool) -> io::Result<bool> {
         let mut turns = 0;
         while !self.told && turns < TURNS {
             turns += 1;
             let moved = self.fill(source, pipes)? | self.drain(sink)?;
+            *has_moved |= moved;
             if self.ended && self.buffered == 0 {
                 match rustix::net::shutdown(sink, Shutdown::Write) {
                     // It is broken off; the other direction tells.
@@ -538,6 +622,7 @@ mod tests {
                 trying: None,
                 greeting: greeting.clone(),
                 directions: Default::default(),
+                used: Instant::now(),
             };
             let (mut poller, mut pipes) = (Poller::new().expect("a poller"), Streams::new(allowance).pipes);
             assert!(connection.work(&mut poller, &mut pipes) == Next::Wait && !connection.greeting.is_empty());
@@ -567,7 +652,7 @@ mod tests {
             let mut direction = Direction::default();
             // As long as nobody reads, something is kept in the end.
             while direction.buffered == 0 {
-                direction.work(&from_client, &to_program, &mut pipes).expect("it moves");
+                direction.work(&from_client, &to_program, &mut pipes, &mut false).expect("it moves");
             }
             assert_eq!(matches!(direction.store, Some(Store::Memory(..))), in_memory);
             let reading = std::thread::spawn(move || {
@@ -575,7 +660,7 @@ mod tests {
                 program.read_to_end(&mut heard).map(|_| heard)
             });
             while !direction.told {
-                direction.work(&from_client, &to_program, &mut pipes).expect("it moves");
+                direction.work(&from_client, &to_program, &mut pipes, &mut false).expect("it moves");
             }
             assert!(direction.store.is_none());
             drop(to_program);

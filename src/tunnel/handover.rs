@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::{BackendChoice, Config, Dns, Local, MAX_BYTES, OpenPorts, ProgramOptions, wg_quick};
+use crate::config::{BackendChoice, Config, Dns, Local, MAX_BYTES, Mtu, OpenPorts, ProgramOptions, wg_quick};
 use crate::linux::memory_file;
 use crate::names::TunnelName;
 use crate::plan::PlanOptions;
@@ -33,6 +33,7 @@ struct Settings {
     /// What the `wg-quick` file is called in messages.
     file: String,
     backend: BackendChoice,
+    mtu: Option<Mtu>,
     dns: Dns,
     local: Local,
     open: Vec<OpenPorts>,
@@ -52,6 +53,7 @@ impl Handover {
             name: config.name.clone(),
             file: file.to_owned(),
             backend: config.backend,
+            mtu: config.mtu,
             dns: config.dns.clone(),
             local: config.local.clone(),
             open: config.open.clone(),
@@ -90,8 +92,8 @@ impl Handover {
     pub fn config(&self) -> Result<(Config, PlanOptions), String> {
         let settings = self.settings.clone();
         let (wireguard, _) = wg_quick::parse(&settings.file, &self.contents).map_err(|found| found.render(false))?;
-        let Settings { name, backend, dns, local, open, allow_hooks, .. } = settings;
-        let config = Config { name, wireguard, backend, dns, local, open, program: ProgramOptions::default() };
+        let Settings { name, backend, mtu, dns, local, open, allow_hooks, .. } = settings;
+        let config = Config { name, wireguard, backend, mtu, dns, local, open, program: ProgramOptions::default() };
         Ok((config, PlanOptions { allow_hooks }))
     }
 }

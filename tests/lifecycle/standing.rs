@@ -107,6 +107,38 @@ fn a_tunnel_stays_until_it_is_taken_down() {
     });
 }
 
+/// Beside the file's own, which stays as the provider has it: from the start, by a reload, and by a successor of the keeper's.
+#[test]
+fn an_mtu_beside_the_file_is_the_tunnels() {
+    lab::world::test(|| {
+        prepare()?;
+        write_config(&CONFIG_TEXT.replace("DNS =", "MTU = 1400\nDNS ="))?;
+        let mtu = || Ok::<_, anyhow::Error>(status()?.living.context("a keeper")?.interface.mtu);
+        works(&[up().as_slice(), &["--mtu", "1380"]].concat())?;
+        assert_eq!(mtu()?, 1380);
+        assert_eq!(works(&reload())?, "MTU: was 1380, is now 1400\n");
+        assert_eq!(mtu()?, 1400);
+        let wider = [reload().as_slice(), &["--mtu", "1410"]].concat();
+        assert_eq!(works(&wider)?, "MTU: was 1400, is now 1410\n");
+        assert_eq!(works(&wider)?, "nothing has changed\n");
+        let other = assert_refused(&run(command(&up()))?);
+        assert!(other.contains("MTU: 1410 there, 1400 here"), "{other}");
+        let joined = assert_refused(&run(command(&["--tunnel", "stays", "--mtu", "1380", "--", "true"]))?);
+        assert!(joined.contains("--mtu") && joined.contains("of no use here"), "{joined}");
+
+        // The endpoint's name is known later than the plan, and the way to it decides about a computed MTU alone.
+        write_config(&CONFIG_TEXT.replace("192.0.2.1:51820", "127.0.0.1:51820"))?;
+        works(&wider)?;
+        assert_eq!(mtu()?, 1410);
+        let former = keeper()?;
+        send(former, Signal::SIGKILL)?;
+        works(&[up().as_slice(), &["--mtu", "1410"]].concat())?;
+        assert_ne!(keeper()?, former);
+        assert_eq!(mtu()?, 1410);
+        works(&["down", "stays"]).map(drop)
+    });
+}
+
 #[test]
 fn nobody_waits_for_the_output_of_a_keeper_in_the_background() {
     lab::world::test(|| {

@@ -50,6 +50,7 @@ pub(crate) fn config(addresses: &[&str], dns: &[&str], allowed_ips: &[&str]) -> 
             peers: vec![peer(7, allowed_ips, Some("192.0.2.1:51820"))],
         },
         backend: BackendChoice::Auto,
+        mtu: None,
         dns: Dns::default(),
         local: Local::default(),
         open: Vec::new(),

@@ -18,6 +18,7 @@ use self::merge::PeerSection;
 use self::setting::{SETTINGS, Setting, foreign_key};
 use self::values::DnsWord;
 use super::diagnostic::{Diagnostic, Diagnostics, Severity, nearest};
+use super::mtu::mtu;
 use super::network::Problem;
 use super::shown::{is_plain_name, quoted};
 use super::text::Piece;
@@ -263,7 +264,7 @@ impl<'a> Parser<'a> {
                 // An empty value is none, to wg-quick too.
                 self.interface.mtu = match value.text {
                     "" => None,
-                    _ => self.take(line, values::mtu(value)),
+                    _ => self.take(line, mtu(value)),
                 };
             }
             Setting::Table => {

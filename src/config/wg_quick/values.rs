@@ -13,12 +13,6 @@ use crate::config::text::Piece;
 use crate::keys::KeyError;
 use crate::names::InterfaceName;
 
-/// The smallest MTU of an IPv4 link: RFC 791, section 3.2.
-const MIN_MTU: u32 = 68;
-
-/// The largest packet that IPv4's and IPv6's length fields can say, and a TUN device's largest MTU.
-const MAX_MTU: u32 = 65535;
-
 /// A private, preshared or public key. Nothing of the text gets into the problem.
 pub(super) fn key<K: FromStr<Err = KeyError>>(value: Piece<'_>, name: &str) -> Result<K, Problem> {
     value.text.parse().map_err(|error| {
@@ -82,13 +76,6 @@ pub(super) fn keepalive(value: Piece<'_>) -> Result<u16, Problem> {
         let unit = digits > 0 && matches!(&value.text[digits..], "s" | "sec" | "seconds");
         let help = unit.then(|| format!("the number is in seconds: {}", quoted(&value.text[..digits])));
         Problem::new(value, "this is no interval", "expected `off` or seconds from 0 to 65535").help(help)
-    })
-}
-
-/// `MTU` in bytes.
-pub(super) fn mtu(value: Piece<'_>) -> Result<u32, Problem> {
-    decimal(value.text, MAX_MTU).filter(|mtu| *mtu >= MIN_MTU).ok_or_else(|| {
-        Problem::new(value, "this is no MTU", format!("expected a number of bytes from {MIN_MTU} to {MAX_MTU}"))
     })
 }
 

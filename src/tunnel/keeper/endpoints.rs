@@ -98,7 +98,7 @@ impl Endpoints {
 
     /// Takes another configuration. Peers whose endpoint is the same are reached as they were.
     pub(super) fn configure(&mut self, config: &Config) {
-        self.fits_mtu = config.wireguard.interface.mtu.is_none();
+        self.fits_mtu = config.mtu().is_none();
         let mut before = std::mem::take(&mut self.peers);
         for peer in &config.wireguard.peers {
             let Some(endpoint) = peer.endpoint.clone() else { continue };
