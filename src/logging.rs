@@ -1,7 +1,7 @@
 //! What is said on standard error, and how.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::SystemTime;
@@ -18,6 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{LogFormat, Verbosity};
 use crate::commands::Failure;
+use crate::config::diagnostic::Diagnostics;
 use crate::linux::service_manager;
 
 /// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
@@ -69,6 +70,25 @@ pub fn report(failure: &Failure) {
     let _ = write!(std::io::stderr(), "{text}");
 }
 
+/// The target of events that are whole reports, which say by themselves whose they are and how bad.
+const REPORT: &str = concat!(env!("CARGO_CRATE_NAME"), "::report");
+
+/// Tells the user of the warnings about a file: as a report with excerpts on a terminal or in a file, one line for each
+/// problem in the journal and as JSON.
+pub fn report_warnings(found: &Diagnostics) {
+    if found.is_empty() {
+        return;
+    }
+    match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
+        Form::Plain { .. } => {
+            // Each of them says "warning" by itself.
+            let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            tracing::warn!(target: REPORT, "{}", found.render(color));
+        }
+        Form::Journal | Form::Json => found.lines().for_each(|(_, line)| tracing::warn!("{line}")),
+    }
+}
+
 /// The form in which all is said, once that is known.
 static FORM: OnceLock<Form> = OnceLock::new();
 
@@ -94,6 +114,11 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let level = *event.metadata().level();
         match self {
+            Self::Plain { .. } if event.metadata().target() == REPORT => {
+                let mut fields = Fields::default();
+                event.record(&mut fields);
+                writer.write_str(&fields.message)
+            }
             Self::Plain { timed } => {
                 writer.write_str("vpn-exec: ")?;
                 if let (true, Ok(now)) = (*timed, clock_gettime(ClockId::CLOCK_MONOTONIC)) {

@@ -13,6 +13,7 @@ use crate::config::diagnostic::Diagnostics;
 use crate::config::{Config, Dns, Profile, ProgramOptions, profile, wg_quick};
 use crate::config_file::{self, ConfigFile, ReadError};
 use crate::linux::netlink::Netlink;
+use crate::logging;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan, PlanOptions};
 use crate::tunnel::facts;
@@ -145,9 +146,7 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
             false => failure,
         }
     })?;
-    if !warnings.is_empty() {
-        tracing::warn!("{}", render(&warnings));
-    }
+    logging::report_warnings(&warnings);
     let Profile { backend, mut dns, mut local, mut open, program, wait, .. } = profile;
     overrule(&mut dns, tunnel);
     extend(&mut local.publish, tunnel.publish.iter().flatten());

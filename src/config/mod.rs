@@ -5,6 +5,7 @@ pub mod capability;
 pub mod diagnostic;
 mod difference;
 pub mod network;
+mod odd;
 pub mod ports;
 pub mod profile;
 mod shown;

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::capability;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
 use super::network::{self, Problem};
+use super::odd;
 use super::shown::{dots, hide_keys, is_plain_name, quoted};
 use super::text::{Piece, View};
 use super::{BackendChoice, DbusAccess, MAX_BYTES, Profile, ports};
@@ -321,6 +322,14 @@ impl Reader<'_> {
         let span = error.span().unwrap_or(0..0);
         let line = self.line_of(span.start);
         if self.broken.insert(line) {
+            // A character that looks like one of TOML's is the likely reason, and the parser does not name it.
+            let start = self.lines[line - 1];
+            let text = self.text[start..].split('\n').next().unwrap_or_default();
+            if let Some((odd, columns)) = odd::runs(text, |_| false, |_| false).into_iter().next() {
+                let byte = |column| text.char_indices().nth(column).map_or(text.len(), |(byte, _)| byte);
+                let span = start + byte(columns.start)..start + byte(columns.end);
+                return self.push(span, odd.message(), odd.label(), Some(odd.help(true)));
+            }
             self.push(span, format!("this is not TOML: {}", hide_keys(error.message())), "", None);
         }
     }
