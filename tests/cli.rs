@@ -185,6 +185,52 @@ fn a_profile_is_found_by_its_name() {
 }
 
 #[test]
+fn a_profile_names_the_providers_file_by_a_home_or_beside_itself() {
+    let files = Files::new();
+    let home = files.0.path().join("home");
+    let profiles = home.join(".config/vpn-exec");
+    fs::create_dir_all(&profiles).expect("a directory");
+    fs::create_dir(home.join("keys")).expect("a directory");
+    files.file("home/keys/provider.conf", FILE);
+    files.file("home/.config/vpn-exec/beside.conf", FILE);
+    let plan = |wireguard: &str| {
+        fs::write(profiles.join("own.toml"), format!("wireguard = \"{wireguard}\"\n")).expect("a file");
+        let mut command = vpn_exec();
+        // Somewhere else than the profile, so that nothing is found by chance.
+        command.env("HOME", &home).env_remove("XDG_CONFIG_HOME").env_remove("SUDO_UID").current_dir("/");
+        outcome(command.args(["plan", "--tunnel", "own"]))
+    };
+    for path in [
+        "~/keys/provider.conf",
+        "~/.config/vpn-exec/beside.conf",
+        "beside.conf",
+        "./beside.conf",
+        "../../keys/provider.conf",
+    ] {
+        let (text, said, status) = plan(path);
+        assert_eq!((said.as_str(), status), ("", 0), "{path}");
+        assert!(text.contains("/run/netns/own"), "{path}");
+    }
+    for (path, complaint) in [
+        ("~ann/provider.conf", "the home of another user (`~ann`) is not looked up"),
+        ("~ann", "`~ann`"),
+        ("$HOME/provider.conf", "the variable `$HOME` is not expanded"),
+        ("${HOME}/provider.conf", "is not expanded"),
+    ] {
+        let (_, said, status) = plan(path);
+        assert_eq!(status, 125, "{said}");
+        assert!(said.contains("own.toml:1:13") && said.contains(complaint) && said.contains("whole path"), "{said}");
+    }
+    let (_, said, status) = plan("~/missing.conf");
+    assert_eq!(status, 125);
+    assert!(said.contains(&format!("cannot read {}/missing.conf", home.display())), "{said}");
+    // On the command line, `~` is the shell's.
+    let (_, said, status) = outcome(vpn_exec().args(["check", "--config=~/provider.conf"]));
+    assert_eq!(status, 125);
+    assert!(said.contains("--config ~/FILE"), "{said}");
+}
+
+#[test]
 fn a_warning_about_a_file_says_so_once() {
     let files = Files::new();
     let text = FILE.replace("[Peer]", "Jc = 4\nS1 = 0\n[Peer]\nPresharedKey =").replace("0.0.0.0/0", "0.0.0.1/0");

@@ -174,6 +174,9 @@ impl Reader<'_> {
     fn wireguard(&mut self, value: &Value<'_>) {
         match value.get_ref() {
             DeValue::String(path) if !path.is_empty() && !path.contains('\0') => {
+                if let Some((message, help)) = unexpanded(path) {
+                    return self.error(value.span(), message, "a profile is not read by a shell", Some(help));
+                }
                 self.profile.wireguard = PathBuf::from(path.as_ref());
             }
             _ => self.wrong_type(value, "the path of a wg-quick file", None),
@@ -393,6 +396,24 @@ impl Reader<'_> {
         let width = self.before(span.end).get(before.len()..).unwrap_or_default();
         let width = width.split('\n').next().unwrap_or_default().trim_end().chars().count();
         Place::new(self.line_of(span.start), first..first + width, &shown(line))
+    }
+}
+
+/// What is wrong with a path that only a shell would expand: `~` alone stands for a home, as [`Profile::wireguard`] says.
+fn unexpanded(path: &str) -> Option<(String, String)> {
+    let first = path.split('/').next().unwrap_or_default();
+    let whole = "write the whole path, such as `/home/NAME/wg0.conf`";
+    match first.as_bytes() {
+        b"~" => None,
+        [b'~', ..] => Some((
+            format!("the home of another user ({}) is not looked up", quoted(first)),
+            format!("{whole}, or `./{first}` for a file of that name beside the profile"),
+        )),
+        [b'$', ..] => Some((
+            format!("the variable {} is not expanded", quoted(first)),
+            format!("{whole}, or `~/…` for a file below your home"),
+        )),
+        _ => None,
     }
 }
 
