@@ -10,7 +10,7 @@ use std::path::Path;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::config::MAX_BYTES;
+use crate::config::{MAX_BYTES, wg_quick};
 
 /// The room to begin with: more than a provider's file needs, so that the common one is read with one call.
 const FIRST_ROOM: usize = 16 * 1024;
@@ -63,10 +63,12 @@ pub enum ReadError {
         kind: &'static str,
     },
     /// It is far too large to be a configuration.
-    #[error("cannot read {name}: it has more than {MAX_BYTES} bytes, so it is no configuration")]
+    #[error("cannot read {name}: it is {what} of more than {MAX_BYTES} bytes, not a configuration")]
     TooLarge {
         /// What it is called.
         name: String,
+        /// What it is, as far as its first bytes say.
+        what: &'static str,
     },
 }
 
@@ -109,18 +111,21 @@ fn read_open(mut file: File, name: &str, path: Option<&Path>) -> Result<ConfigFi
     // Of the file that was opened, not of what the path means by now.
     let warning = if kind.is_file() { exposure(metadata.mode(), name, path) } else { None };
     let contents = read_wiped(&mut file).map_err(failed)?;
-    let contents = contents.ok_or_else(|| ReadError::TooLarge { name: name.to_owned() })?;
+    if contents.len() > MAX_BYTES {
+        let what = wg_quick::binary_format(&contents).unwrap_or("a file");
+        return Err(ReadError::TooLarge { name: name.to_owned(), what });
+    }
     Ok(ConfigFile { name: name.to_owned(), contents: Contents(contents), warning })
 }
 
-/// Reads to the end, and wipes each buffer that became too small. `None` if there are more than [`MAX_BYTES`].
-fn read_wiped(file: &mut impl Read) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+/// Reads to the end, or one byte more than [`MAX_BYTES`], and wipes each buffer that became too small.
+fn read_wiped(file: &mut impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut buffer = Zeroizing::new(vec![0; FIRST_ROOM]);
     let mut length = 0;
     loop {
         if length == buffer.len() {
             if length > MAX_BYTES {
-                return Ok(None);
+                break;
             }
             let mut larger = Zeroizing::new(vec![0; (length * 2).min(MAX_BYTES + 1)]);
             larger[..length].copy_from_slice(&buffer);
@@ -134,7 +139,7 @@ fn read_wiped(file: &mut impl Read) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         }
     }
     buffer.truncate(length);
-    Ok(Some(buffer))
+    Ok(buffer)
 }
 
 /// Who besides its owner can do what with a file of this mode.
@@ -225,9 +230,13 @@ mod tests {
         assert!(matches!(read(Path::new("/dev/zero")), Err(ReadError::TooLarge { .. })));
         assert!(matches!(read(Path::new("/nonexistent")), Err(ReadError::Io { .. })));
         let exact = vec![b'#'; MAX_BYTES];
-        assert_eq!(read_wiped(&mut &exact[..]).expect("readable").expect("it fits").len(), MAX_BYTES);
-        let over = vec![b'#'; MAX_BYTES + 1];
-        assert!(read_wiped(&mut &over[..]).expect("readable").is_none());
+        assert_eq!(read_wiped(&mut &exact[..]).expect("readable").len(), MAX_BYTES);
+        let over = vec![b'#'; MAX_BYTES + 2];
+        assert_eq!(read_wiped(&mut &over[..]).expect("readable").len(), MAX_BYTES + 1);
+        let photograph = file(0o600);
+        std::fs::write(photograph.path(), [b"\xff\xd8\xff\xe0", &over[..]].concat()).expect("written");
+        let named = read(photograph.path()).expect_err("too large").to_string();
+        assert!(named.contains("it is a JPEG image of more than"), "{named}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{LogFormat, Verbosity};
 use crate::commands::Failure;
+use crate::config::diagnostic::Diagnostics;
 use crate::linux::service_manager;
 use crate::printed;
 
@@ -79,6 +80,25 @@ pub fn report_usage(error: &clap::Error) {
     let _ = write!(std::io::stderr(), "{text}");
 }
 
+/// The target of events that are whole reports, which say by themselves whose they are and how bad.
+const REPORT: &str = concat!(env!("CARGO_CRATE_NAME"), "::report");
+
+/// Tells the user of the warnings about a file: as a report with excerpts on a terminal or in a file, one line for each
+/// problem in the journal and as JSON.
+pub fn report_warnings(found: &Diagnostics) {
+    if found.is_empty() {
+        return;
+    }
+    match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
+        Form::Plain { .. } => {
+            // Each of them says "warning" by itself.
+            let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            tracing::warn!(target: REPORT, "{}", found.render(color));
+        }
+        Form::Journal | Form::Json => found.lines().for_each(|(_, line)| tracing::warn!("{line}")),
+    }
+}
+
 /// The form in which all is said, once that is known.
 static FORM: OnceLock<Form> = OnceLock::new();
 
@@ -106,6 +126,9 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         match self {
+            Self::Plain { .. } if event.metadata().target() == REPORT => {
+                writer.write_str(&printed::message(&fields.message))
+            }
             Self::Plain { timed } => {
                 writer.write_str("vpn-exec: ")?;
                 if let (true, Ok(now)) = (*timed, clock_gettime(ClockId::CLOCK_MONOTONIC)) {

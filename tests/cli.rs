@@ -185,6 +185,104 @@ fn a_profile_is_found_by_its_name() {
 }
 
 #[test]
+fn a_profile_names_the_providers_file_by_a_home_or_beside_itself() {
+    let files = Files::new();
+    let home = files.0.path().join("home");
+    let profiles = home.join(".config/vpn-exec");
+    fs::create_dir_all(&profiles).expect("a directory");
+    fs::create_dir(home.join("keys")).expect("a directory");
+    files.file("home/keys/provider.conf", FILE);
+    files.file("home/.config/vpn-exec/beside.conf", FILE);
+    let plan = |wireguard: &str| {
+        fs::write(profiles.join("own.toml"), format!("wireguard = \"{wireguard}\"\n")).expect("a file");
+        let mut command = vpn_exec();
+        // Somewhere else than the profile, so that nothing is found by chance.
+        command.env("HOME", &home).env_remove("XDG_CONFIG_HOME").env_remove("SUDO_UID").current_dir("/");
+        outcome(command.args(["plan", "--tunnel", "own"]))
+    };
+    for path in [
+        "~/keys/provider.conf",
+        "~/.config/vpn-exec/beside.conf",
+        "beside.conf",
+        "./beside.conf",
+        "../../keys/provider.conf",
+    ] {
+        let (text, said, status) = plan(path);
+        assert_eq!((said.as_str(), status), ("", 0), "{path}");
+        assert!(text.contains("/run/netns/own"), "{path}");
+    }
+    for (path, complaint) in [
+        ("~ann/provider.conf", "the home of another user (`~ann`) is not looked up"),
+        ("~ann", "`~ann`"),
+        ("$HOME/provider.conf", "the variable `$HOME` is not expanded"),
+        ("${HOME}/provider.conf", "is not expanded"),
+    ] {
+        let (_, said, status) = plan(path);
+        assert_eq!(status, 125, "{said}");
+        assert!(said.contains("own.toml:1:13") && said.contains(complaint) && said.contains("whole path"), "{said}");
+    }
+    let (_, said, status) = plan("~/missing.conf");
+    assert_eq!(status, 125);
+    assert!(said.contains(&format!("cannot read {}/missing.conf", home.display())), "{said}");
+    // On the command line, `~` is the shell's.
+    let (_, said, status) = outcome(vpn_exec().args(["check", "--config=~/provider.conf"]));
+    assert_eq!(status, 125);
+    assert!(said.contains("--config ~/FILE"), "{said}");
+}
+
+#[test]
+fn a_warning_about_a_file_says_so_once() {
+    let files = Files::new();
+    let text = FILE.replace("[Peer]", "Jc = 4\nS1 = 0\n[Peer]\nPresharedKey =").replace("0.0.0.0/0", "0.0.0.1/0");
+    let path = files.file("odd.conf", &text);
+    let run = |arguments: &[&str]| {
+        let (_, said, status) = outcome(vpn_exec().args(arguments).arg("--config").arg(&path));
+        assert_eq!(status, 0, "{arguments:?}: {said}");
+        said
+    };
+    for arguments in [
+        &["check"][..],
+        &["plan"],
+        &["plan", "--json"],
+        &["-v", "check"],
+        &["-vv", "check"],
+        &["--log", "plain", "check"],
+    ] {
+        let said = run(arguments);
+        assert_eq!(said.matches("warning").count(), 3, "{arguments:?}: {said}");
+        assert_eq!(said.lines().filter(|line| line.starts_with("warning: ")).count(), 3, "{arguments:?}: {said}");
+        assert!(said.contains("set aside `Jc` and `S1`") && said.contains("odd.conf:6:1"), "{said}");
+    }
+    // In the journal, whose entries are lines, each warning is one entry, and its priority says what it is.
+    let said = run(&["--log", "journal", "check"]);
+    assert_eq!(said.lines().count(), 3, "{said}");
+    assert!(said.lines().all(|line| line.starts_with("<4>") && line.contains("odd.conf:")), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+    let said = run(&["--log", "json", "check"]);
+    for line in said.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(event["level"], "warning");
+        let message = event["message"].as_str().expect("a message");
+        assert!(message.contains("odd.conf:") && !message.contains("warning") && !message.contains('\n'), "{said}");
+    }
+    assert_eq!(said.lines().count(), 3, "{said}");
+    assert_eq!(run(&["-q", "check"]), "");
+}
+
+#[test]
+fn files_of_generators_make_a_tunnel() {
+    for name in ["neutral-amnezia", "neutral-amnezia-3", "empty-preshared-key", "empty-values"] {
+        let files = Files::new();
+        let path = format!("{}/tests/corpus/lenient-{name}.conf", env!("CARGO_MANIFEST_DIR"));
+        let path =
+            files.file(&format!("{}.conf", &name[..5]), &fs::read_to_string(path).expect("a file of the corpus"));
+        let (text, said, status) = outcome(vpn_exec().args(["check", "--config"]).arg(&path));
+        assert_eq!(status, 0, "{name}: {said}");
+        assert!(text.contains("a tunnel can be made"), "{name}: {text}");
+    }
+}
+
+#[test]
 fn bad_command_lines_are_125() {
     for arguments in
         [&["--no-such-option"][..], &["--config"], &["no-such-command"], &["--name", "a/b", "--", "true"], &[]]

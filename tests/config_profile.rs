@@ -214,3 +214,20 @@ fn a_providers_file_is_told_as_such() {
     assert_eq!(found.iter().count(), 1, "{found}");
     assert!(found.to_string().contains("this is a wg-quick file"), "{found}");
 }
+
+#[test]
+fn characters_that_nobody_sees_are_shown() {
+    for (text, code) in [
+        ("wireguard = \u{201c}x.conf\u{201d}\n", "U+201C"),
+        ("wireguard\u{a0}= \"x.conf\"\n", "U+00A0"),
+        ("\u{200b}wireguard = \"x.conf\"\n", "U+200B"),
+        ("wireguard \u{ff1d} \"x.conf\"\n", "U+FF1D"),
+        ("wireguard = \"x.conf\"\n[dns\u{ad}]\n", "U+00AD"),
+    ] {
+        let said = refused(text);
+        assert!(said.contains(code) && said.contains("help: "), "{text:?}: {said}");
+        assert_eq!(said.matches("error:").count(), 1, "{said}");
+    }
+    // In a string they are part of a name.
+    assert_eq!(parse("wireguard = \"caf\u{a0}é.conf\"\n").wireguard, Path::new("caf\u{a0}é.conf"));
+}

@@ -1,11 +1,13 @@
 //! Brings the file, the profile and the command line together into one [`Config`].
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::hash::Hash;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::unistd::{Uid, User};
 
 use super::Failure;
 use crate::cli::{ProgramArgs, SourceArgs, TargetArgs, TunnelArgs};
@@ -13,6 +15,7 @@ use crate::config::diagnostic::Diagnostics;
 use crate::config::{Config, Dns, Mtu, MtuSource, Profile, ProgramOptions, profile, wg_quick};
 use crate::config_file::{self, ConfigFile, ReadError};
 use crate::linux::netlink::Netlink;
+use crate::logging;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan, PlanOptions};
 use crate::tunnel::facts;
@@ -147,9 +150,7 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
             false => failure,
         }
     })?;
-    if !warnings.is_empty() {
-        tracing::warn!("{}", render(&warnings));
-    }
+    logging::report_warnings(&warnings);
     let Profile { backend, mtu, mut dns, mut local, mut open, program, wait, .. } = profile;
     overrule(&mut dns, tunnel);
     extend(&mut local.publish, tunnel.publish.iter().flatten());
@@ -212,6 +213,11 @@ fn read_public(path: &Path) -> Result<ConfigFile, Failure> {
             ReadError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 failure.advise("run this as root (`sudo vpn-exec …`), or as a user who may read it")
             }
+            ReadError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound && path.starts_with("~") => {
+                failure.advise(
+                    "`~` is the shell's, which expands it only at the beginning of a word: write --config ~/FILE",
+                )
+            }
             ReadError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 failure.advise("check its path")
             }
@@ -244,12 +250,49 @@ fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
         return Err(Failure::new(format!("there is no profile {name}: {}: {what}", places.join(", "))).advise(advice));
     };
     let mut profile = parse_profile(&path)?;
-    // A relative path is meant from where the profile is, wherever vpn-exec is run.
-    let is_relative = profile.wireguard.is_relative() && credential_of(&profile.wireguard).is_none();
-    if let (true, Some(folder)) = (is_relative, path.parent()) {
+    if credential_of(&profile.wireguard).is_some() {
+        return Ok(profile);
+    }
+    if let Ok(rest) = profile.wireguard.strip_prefix("~") {
+        profile.wireguard = home_of(&path)?.join(rest);
+    } else if let Some(folder) = path.parent() {
+        // A relative path is meant from where the profile is, wherever vpn-exec is run.
         profile.wireguard = folder.join(&profile.wireguard);
     }
     Ok(profile)
+}
+
+/// The home that `~` stands for in a profile.
+fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
+    let entry = |uid: u32| User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.dir);
+    choose_home(profile, nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name), entry).ok_or_else(|| {
+        Failure::new(format!("cannot find the home that `~` stands for in {}", profile.display()))
+            .advise("write the whole path of the provider's file, or set HOME")
+    })
+}
+
+/// In a profile of the machine it is root's, so that the profile means the same file whoever runs vpn-exec, a service
+/// included. In a user's own it is that user's, also where sudo keeps the folder of its caller's profiles, but not the
+/// caller's HOME. `variable` reads the environment, `entry` the user database.
+fn choose_home(
+    profile: &Path,
+    user: u32,
+    variable: impl Fn(&str) -> Option<OsString>,
+    entry: impl Fn(u32) -> Option<PathBuf>,
+) -> Option<PathBuf> {
+    if profile.starts_with(PROFILES) {
+        // A small container may have no user database; root's home is there everywhere.
+        return Some(entry(0).unwrap_or_else(|| "/root".into())).filter(|home| home.is_absolute());
+    }
+    let number = || variable("SUDO_UID").filter(|_| user == 0)?.to_str()?.parse().ok();
+    let caller = number().and_then(&entry).filter(|home| is_below(profile, home));
+    let own = variable("HOME").map(PathBuf::from);
+    caller.or(own).filter(|home| home.is_absolute()).or_else(|| entry(user))
+}
+
+/// Whether a path is below a home; `/` is no user's home.
+fn is_below(path: &Path, home: &Path) -> bool {
+    home.is_absolute() && home.parent().is_some() && path.starts_with(home)
 }
 
 /// Where the profile of a name may be.
@@ -260,8 +303,11 @@ fn profiles(name: &TunnelName) -> impl Iterator<Item = PathBuf> {
 
 fn own_profiles() -> Option<PathBuf> {
     let folder = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-    let home = || Some(PathBuf::from(std::env::var_os("HOME")?)).filter(|home| home.is_absolute());
-    folder.or_else(|| home().map(|home| home.join(".config"))).map(|folder| folder.join("vpn-exec"))
+    folder.or_else(|| own_home().map(|home| home.join(".config"))).map(|folder| folder.join("vpn-exec"))
+}
+
+fn own_home() -> Option<PathBuf> {
+    Some(PathBuf::from(std::env::var_os("HOME")?)).filter(|home| home.is_absolute())
 }
 
 /// The name of a tunnel that has only a file: the file's, without its ending.
@@ -277,4 +323,43 @@ fn name_of(file: &Path) -> Result<TunnelName, Failure> {
 
 fn render(found: &Diagnostics) -> String {
     found.render(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_is_the_profiles() {
+        let home = |profile: &str, user, variables: &[(&str, &str)]| {
+            let variable = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+            let entry = |uid| match uid {
+                0 => Some(PathBuf::from("/root")),
+                1000 => Some(PathBuf::from("/home/ann")),
+                65534 => Some(PathBuf::from("/")),
+                _ => None,
+            };
+            choose_home(Path::new(profile), user, variable, entry).map(|home| home.display().to_string())
+        };
+        let (machine, own) = ("/etc/vpn-exec/a.toml", "/home/ann/.config/vpn-exec/a.toml");
+        let sudo = [("SUDO_UID", "1000"), ("HOME", "/root")];
+        // A profile of the machine means the same file to everybody.
+        for (user, variables) in
+            [(0, &[][..]), (0, &sudo[..]), (0, &[("HOME", "/home/ann")]), (1000, &[("HOME", "/home/ann")])]
+        {
+            assert_eq!(home(machine, user, variables).as_deref(), Some("/root"));
+        }
+        assert_eq!(home(own, 1000, &[("HOME", "/home/ann")]).as_deref(), Some("/home/ann"));
+        assert_eq!(home(own, 1000, &[("HOME", "/elsewhere")]).as_deref(), Some("/elsewhere"));
+        assert_eq!(home(own, 1000, &[]).as_deref(), Some("/home/ann"));
+        assert_eq!(home(own, 1000, &[("HOME", "relative")]).as_deref(), Some("/home/ann"));
+        assert_eq!(home(own, 4711, &[]), None);
+        // Under sudo: the caller's profile with and without the caller's HOME, and root's own.
+        assert_eq!(home(own, 0, &sudo).as_deref(), Some("/home/ann"));
+        assert_eq!(home(own, 0, &[("SUDO_UID", "1000"), ("HOME", "/home/ann")]).as_deref(), Some("/home/ann"));
+        assert_eq!(home("/root/.config/vpn-exec/a.toml", 0, &sudo).as_deref(), Some("/root"));
+        // `SUDO_UID` is anybody's to set, and means nothing but to root. A home `/` is nobody's.
+        assert_eq!(home(own, 1001, &sudo).as_deref(), Some("/root"));
+        assert_eq!(home(own, 0, &[("SUDO_UID", "65534"), ("HOME", "/root")]).as_deref(), Some("/root"));
+    }
 }

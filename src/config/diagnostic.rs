@@ -16,6 +16,9 @@ const MAX_KEPT: usize = 100;
 /// The most characters of a line that are shown; of a longer one, those around the problem.
 const MAX_SHOWN: usize = 120;
 
+/// The most places that are listed where a problem is found again.
+const MAX_PLACES: usize = 20;
+
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Severity {
@@ -83,6 +86,21 @@ pub struct Diagnostic {
     pub label: String,
     /// What would be right.
     pub help: Option<String>,
+    /// Where the file has the same problem again.
+    pub again: Vec<Again>,
+    /// What problems of this kind have in common, where their messages differ, and what this one is about.
+    group: Option<(&'static str, String)>,
+}
+
+/// Another place of a problem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// The line, from 1.
+    pub line: usize,
+    /// The first character, from 1.
+    pub column: usize,
+    /// What it is about there, such as a key's name, if that is not the same.
+    pub subject: Option<String>,
 }
 
 impl Diagnostic {
@@ -97,7 +115,15 @@ impl Diagnostic {
     }
 
     fn new(severity: Severity, message: impl Into<String>) -> Self {
-        Self { severity, message: message.into(), place: None, label: String::new(), help: None }
+        Self {
+            severity,
+            message: message.into(),
+            place: None,
+            label: String::new(),
+            help: None,
+            again: Vec::new(),
+            group: None,
+        }
     }
 
     /// The same, at a place, with what was expected there.
@@ -111,6 +137,58 @@ impl Diagnostic {
     pub fn help(mut self, help: impl Into<Option<String>>) -> Self {
         self.help = help.into();
         self
+    }
+
+    /// The same, as one of a group whose messages differ only in their `subject`.
+    pub(super) fn grouped(mut self, group: &'static str, subject: impl Into<String>) -> Self {
+        self.group = Some((group, subject.into()));
+        self
+    }
+
+    /// Whether the other one says nothing new but another place: so it is said once.
+    fn says_the_same_as(&self, other: &Self) -> bool {
+        let same = match (&self.group, &other.group) {
+            (Some((one, _)), Some((two, _))) => one == two,
+            (None, None) => self.message == other.message,
+            _ => false,
+        };
+        // What a warning's label says of one place matters less than that it is short. An error has to be mended there.
+        let same_label = self.severity == Severity::Warning || self.label == other.label;
+        same && same_label && self.severity == other.severity && self.help == other.help && self.place.is_some()
+    }
+
+    /// Where the problem is again, as a clause.
+    fn repetitions(&self) -> Option<String> {
+        let first = self.place.as_ref().map_or(0, |place| place.line);
+        let others = self.again.len();
+        if others == 0 {
+            return None;
+        }
+        let place = |again: &Again| {
+            let line = match again.line == first {
+                true => format!("line {}:{}", again.line, again.column),
+                false => format!("line {}", again.line),
+            };
+            again.subject.as_ref().map_or(line.clone(), |subject| format!("{subject} in {line}"))
+        };
+        let places: Vec<String> = self.again.iter().take(MAX_PLACES).map(place).collect();
+        let rest = if others > MAX_PLACES { ", …" } else { "" };
+        Some(format!("{others} more like this: {}{rest}", places.join(", ")))
+    }
+
+    /// The problem in one line, as a journal has it.
+    fn line(&self, source: &str) -> String {
+        let mut text = match &self.place {
+            Some(place) => format!("{source}:{}:{}: {}", place.line, place.column, self.message),
+            None => format!("{source}: {}", self.message),
+        };
+        if !self.label.is_empty() {
+            text += &format!(" ({})", self.label);
+        }
+        for more in [self.repetitions(), self.help.clone()].into_iter().flatten() {
+            text += &format!("; {more}");
+        }
+        printable(&text)
     }
 }
 
@@ -128,25 +206,42 @@ impl Diagnostics {
         Self { source: source.to_owned(), entries: Vec::new(), left_out: 0 }
     }
 
-    /// Adds a problem. Beyond a hundred of one severity they are counted, not kept.
+    /// Adds a problem; one that was there before is only given another place. Beyond a hundred of one severity they are
+    /// counted, not kept.
     pub fn push(&mut self, diagnostic: Diagnostic) {
-        if self.of(diagnostic.severity).count() < MAX_KEPT {
-            self.entries.push(diagnostic);
-        } else {
+        if self.places(diagnostic.severity) >= MAX_KEPT {
             self.left_out += 1;
+            return;
+        }
+        let before = self.entries.iter_mut().find(|entry| entry.says_the_same_as(&diagnostic));
+        match (before, &diagnostic.place) {
+            (Some(entry), Some(place)) => {
+                let first = entry.group.as_ref().map(|(_, subject)| subject);
+                let subject = diagnostic.group.map(|(_, subject)| subject).filter(|subject| Some(subject) != first);
+                entry.again.push(Again { line: place.line, column: place.column, subject });
+            }
+            _ => self.entries.push(diagnostic),
         }
     }
 
     /// Whether another problem of this severity is kept; if not, it is counted now, and need not be made.
     pub(super) fn has_room(&mut self, severity: Severity) -> bool {
-        let room = self.of(severity).count() < MAX_KEPT;
+        let room = self.places(severity) < MAX_KEPT;
         self.left_out += usize::from(!room);
         room
+    }
+
+    /// The number of places that have a problem of this severity.
+    fn places(&self, severity: Severity) -> usize {
+        self.of(severity).map(|entry| 1 + entry.again.len()).sum()
     }
 
     /// Brings them into the order of their lines; those of the file as a whole come last.
     pub(super) fn sort(&mut self) {
         self.entries.sort_by_key(|entry| entry.place.as_ref().map_or((usize::MAX, 0), |at| (at.line, at.column)));
+        for entry in &mut self.entries {
+            entry.again.sort_by_key(|again| (again.line, again.column));
+        }
     }
 
     /// The problems.
@@ -181,6 +276,15 @@ impl Diagnostics {
     }
 }
 
+impl Diagnostics {
+    /// Each problem with its severity, in one line without excerpts and colours, for logs.
+    pub fn lines(&self) -> impl Iterator<Item = (Severity, String)> {
+        let left_out = (self.left_out > 0)
+            .then(|| (Severity::Warning, format!("{}: {} more problems", printable(&self.source), self.left_out)));
+        self.entries.iter().map(|entry| (entry.severity, entry.line(&self.source))).chain(left_out)
+    }
+}
+
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.render(false).trim_end())
@@ -208,8 +312,11 @@ fn block(entry: &Diagnostic, source: &str, paint: &Paint) -> String {
     } else {
         text += &format!("{pad}{} {source}\n", paint.frame("-->"));
     }
-    if let Some(help) = &entry.help {
-        text += &format!("{pad} {bar}\n{pad} {} {}: {}\n", paint.frame("="), paint.bold("help"), printable(help));
+    let remarks = [("note", entry.repetitions()), ("help", entry.help.clone())];
+    let mut bars = format!("{pad} {bar}\n");
+    for (kind, remark) in remarks.into_iter().filter_map(|(kind, remark)| Some((kind, remark?))) {
+        text += &std::mem::take(&mut bars);
+        text += &format!("{pad} {} {}: {}\n", paint.frame("="), paint.bold(kind), printable(&remark));
     }
     text
 }
@@ -342,6 +449,29 @@ mod tests {
         all.push(Diagnostic::error("e"));
         assert!(all.has_errors());
         assert!(all.render(false).ends_with("note: f: 5 more problems\n"));
+    }
+
+    #[test]
+    fn a_problem_is_said_once_with_all_its_places() {
+        let mut all = Diagnostics::new("f");
+        let place = |line, columns| Place::new(line, columns, "Foo = bar, bar");
+        for line in [3, 5, 9] {
+            all.push(Diagnostic::error("unknown").at(place(line, 0..3), "here"));
+        }
+        all.push(Diagnostic::error("unknown").at(place(3, 6..9), "here"));
+        all.push(Diagnostic::error("unknown").at(place(7, 0..3), "elsewhere"));
+        for (line, name) in [(1, "`a`"), (2, "`b`")] {
+            let grouped = Diagnostic::error(format!("no {name}")).at(place(line, 0..3), "").help("x".to_owned());
+            all.push(grouped.grouped("no", name));
+        }
+        all.sort();
+        let text = all.render(false);
+        assert_eq!(text.matches("error:").count(), 3, "{text}");
+        assert!(text.contains("note: 3 more like this: line 3:7, line 5, line 9"), "{text}");
+        assert!(text.contains("note: 1 more like this: `b` in line 2\n  = help: x"), "{text}");
+        let lines: Vec<String> = all.lines().map(|(_, line)| line).collect();
+        assert_eq!(lines[0], "f:1:1: no `a`; 1 more like this: `b` in line 2; x");
+        assert_eq!(lines[2], "f:7:1: unknown (elsewhere)");
     }
 
     #[test]

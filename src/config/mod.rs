@@ -6,6 +6,7 @@ pub mod diagnostic;
 mod difference;
 mod mtu;
 pub mod network;
+mod odd;
 pub mod outside;
 pub mod ports;
 pub mod profile;
@@ -22,8 +23,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use difference::{Difference, difference};
-pub use outside::{Buses, SessionBus};
 pub use mtu::{Mtu, MtuSource, parse_mtu};
+pub use outside::{Buses, SessionBus};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::names::TunnelName;
@@ -351,7 +352,8 @@ pub enum DbusAccess {
 /// A parsed profile: `/etc/vpn-exec/NAME.toml`. Each `None` is the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
-    /// Where the `wg-quick` file is.
+    /// Where the `wg-quick` file is. A `~/` at its beginning stands for a home: root's in a profile of the machine, the user's
+    /// own in one of a user. A relative path begins at the profile's folder.
     pub wireguard: PathBuf,
     /// Which implementation of WireGuard to use.
     pub backend: BackendChoice,

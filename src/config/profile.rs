@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::capability;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
 use super::network::{self, Problem};
+use super::odd;
 use super::outside::{self, BusChoice};
 use super::shown::{dots, hide_keys, is_plain_name, quoted};
 use super::text::{Piece, View};
@@ -183,6 +184,9 @@ impl Reader<'_> {
     fn wireguard(&mut self, value: &Value<'_>) {
         match value.get_ref() {
             DeValue::String(path) if !path.is_empty() && !path.contains('\0') => {
+                if let Some((message, help)) = unexpanded(path) {
+                    return self.error(value.span(), message, "a profile is not read by a shell", Some(help));
+                }
                 self.profile.wireguard = PathBuf::from(path.as_ref());
             }
             _ => self.wrong_type(value, "the path of a wg-quick file", None),
@@ -349,6 +353,14 @@ impl Reader<'_> {
         let span = error.span().unwrap_or(0..0);
         let line = self.line_of(span.start);
         if self.broken.insert(line) {
+            // A character that looks like one of TOML's is the likely reason, and the parser does not name it.
+            let start = self.lines[line - 1];
+            let text = self.text[start..].split('\n').next().unwrap_or_default();
+            if let Some((odd, columns)) = odd::runs(text, |_| false, |_| false).into_iter().next() {
+                let byte = |column| text.char_indices().nth(column).map_or(text.len(), |(byte, _)| byte);
+                let span = start + byte(columns.start)..start + byte(columns.end);
+                return self.push(span, odd.message(), odd.label(), Some(odd.help(true)));
+            }
             self.push(span, format!("this is not TOML: {}", hide_keys(error.message())), "", None);
         }
     }
@@ -412,6 +424,24 @@ impl Reader<'_> {
         let width = self.before(span.end).get(before.len()..).unwrap_or_default();
         let width = width.split('\n').next().unwrap_or_default().trim_end().chars().count();
         Place::new(self.line_of(span.start), first..first + width, &shown(line))
+    }
+}
+
+/// What is wrong with a path that only a shell would expand: `~` alone stands for a home, as [`Profile::wireguard`] says.
+fn unexpanded(path: &str) -> Option<(String, String)> {
+    let first = path.split('/').next().unwrap_or_default();
+    let whole = "write the whole path, such as `/home/NAME/wg0.conf`";
+    match first.as_bytes() {
+        b"~" => None,
+        [b'~', ..] => Some((
+            format!("the home of another user ({}) is not looked up", quoted(first)),
+            format!("{whole}, or `./{first}` for a file of that name beside the profile"),
+        )),
+        [b'$', ..] => Some((
+            format!("the variable {} is not expanded", quoted(first)),
+            format!("{whole}, or `~/…` for a file below your home"),
+        )),
+        _ => None,
     }
 }
 

@@ -11,6 +11,8 @@ pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\t' => ' ',
+            // No-break spaces, which look like spaces.
+            '\u{a0}' | '\u{202f}' => '\u{fffd}',
             // Soft hyphen, zero-width characters, directional marks, line and paragraph separators, byte-order mark.
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' => '\u{fffd}',
             '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => '\u{fffd}',

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::setting::{SETTINGS, Setting};
 use crate::config::diagnostic::Place;
+use crate::config::odd::{self, Odd};
 use crate::config::shown::{dots, hide_keys, is_plain_name};
 use crate::config::text::View;
 
@@ -76,6 +77,28 @@ impl<'a> Line<'a> {
         Place::new(self.number, columns, &self.shown())
     }
 
+    /// The characters that do not belong into the line: odd ones anywhere but in a command, others than ASCII's in a key or
+    /// in a heading.
+    pub(super) fn odd(self) -> Vec<(Odd, Range<usize>)> {
+        if odd::is_plain(self.code) {
+            return Vec::new();
+        }
+        let equals = self.code.chars().position(|c| c == '=');
+        let heading = self.code.trim_start_matches(|c: char| !c.is_ascii_graphic()).starts_with('[');
+        let is_hook = matches!(Setting::named(&self.key_in_ascii()), Some(Setting::Hook(_)));
+        let in_value = |column| equals.is_some_and(|equals| column > equals);
+        odd::runs(
+            self.code,
+            |column| is_hook && in_value(column),
+            |column| heading || equals.is_some() && !in_value(column),
+        )
+    }
+
+    /// What is before the `=`, or all of a line without one, without any characters but ASCII's and without white space.
+    pub(super) fn key_in_ascii(self) -> Zeroizing<String> {
+        squeeze(self.code.split('=').next().unwrap_or_default())
+    }
+
     /// The line as it may be shown: values only of keys that hold no key and no command, and never a comment.
     fn shown(self) -> String {
         let code = self.code.trim_end_matches(is_space);
@@ -110,9 +133,10 @@ fn shown_without_equals(code: &str) -> String {
     }
 }
 
+/// A text without white space and without what may hide in it.
 fn squeeze(text: &str) -> Zeroizing<String> {
     let mut squeezed = Zeroizing::new(String::with_capacity(text.len()));
-    squeezed.extend(text.chars().filter(|c| !is_space(*c)));
+    squeezed.extend(text.chars().filter(|c| c.is_ascii() && !c.is_ascii_control() && !is_space(*c)));
     squeezed
 }
 

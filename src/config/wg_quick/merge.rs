@@ -114,9 +114,10 @@ pub(super) fn peers(sections: Vec<PeerSection<'_>>, own: Option<PublicKey>, foun
                 continue;
             }
             if owner.is_some() && found.has_room(Severity::Warning) {
-                let message = format!("`{}` is allowed for two peers", entry.net);
+                let subject = format!("`{}`", entry.net);
+                let warning = Diagnostic::warning(format!("{subject} is allowed for two peers"));
                 let label = "a network has one peer; this later one gets it";
-                found.push(Diagnostic::warning(message).at(entry.line.place(entry.columns), label));
+                found.push(warning.at(entry.line.place(entry.columns), label).grouped("allowed twice", subject));
             }
             owners.insert(entry.net, (index, entries));
             drafts[index].networks.push((entry.net, entries));

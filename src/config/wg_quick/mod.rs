@@ -6,6 +6,8 @@
 //! values, `merge` what becomes of peers that are written more than once. Whether a tunnel can be made of the
 //! result is the plan's to say.
 
+mod extension;
+mod foreign;
 mod lines;
 mod merge;
 mod setting;
@@ -13,9 +15,12 @@ mod values;
 
 use std::ops::Range;
 
+pub use self::foreign::binary_format;
+
+use self::extension::{Extension, Family};
 use self::lines::{Line, is_space};
 use self::merge::PeerSection;
-use self::setting::{SETTINGS, Setting, foreign_key};
+use self::setting::{SETTINGS, Setting};
 use self::values::DnsWord;
 use super::diagnostic::{Diagnostic, Diagnostics, Severity, nearest};
 use super::mtu::mtu;
@@ -53,50 +58,26 @@ pub fn parse(source_name: &str, text: &[u8]) -> Result<(WgQuick, Diagnostics), D
     parser.finish()
 }
 
-/// What is wrong with a file that is no text at all, or has nothing of WireGuard's in it.
+/// What is wrong with a file as a whole, if it is another kind of file.
 fn unfit(text: &[u8]) -> Option<Diagnostic> {
-    if text.len() > MAX_BYTES {
-        return Some(Diagnostic::error(format!("the file has more than {MAX_BYTES} bytes; this is no configuration")));
+    if text.len() > MAX_BYTES && binary_format(text).is_none() {
+        return Some(Diagnostic::error(format!(
+            "the file has more than {MAX_BYTES} bytes, which no configuration has"
+        )));
     }
-    if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {
-        let help = "save it as UTF-8".to_owned();
-        return Some(Diagnostic::error("the file is UTF-16, which WireGuard's tools cannot read").help(help));
-    }
-    if let Some(nul) = text.iter().position(|byte| *byte == 0) {
-        let line = 1 + text[..nul].iter().filter(|byte| **byte == b'\n').count();
-        return Some(Diagnostic::error(format!("line {line} has a zero byte; this is no text file")));
-    }
-    foreign(str::from_utf8(text).ok()?)
+    foreign::recognise(text)
 }
 
-/// One complaint about a file of another kind, in place of one about each of its lines.
-fn foreign(text: &str) -> Option<Diagnostic> {
-    let text = text.trim_start_matches('\u{feff}');
-    let lines = || text.lines().map(|line| line.split('#').next().unwrap_or_default().trim_matches(is_space));
-    let is_ours = |line: &str| line.starts_with('[') && !line.starts_with("[{") || begins_with_key(line).is_some();
-    if lines().all(str::is_empty) || lines().any(is_ours) {
-        return None;
-    }
-    // A word that is misspelt is better told by its line. Looking for one takes time, so no more than
-    // a hundred lines are looked at.
-    let is_near = |line: &str| {
-        let key = line.split('=').next().unwrap_or_default().trim();
-        nearest(key, SETTINGS.map(Setting::name)).is_some()
+/// What ends a line: a newline, or a carriage return alone in a file of an old Mac's editor, which has no newlines. Without
+/// newlines, such a file is one line to WireGuard's tools, which they refuse.
+fn line_end(text: &[u8]) -> u8 {
+    let old_mac = || {
+        let mut lines = text.split(|byte| *byte == b'\r').map(<[u8]>::trim_ascii);
+        let first = lines.find(|line| !line.is_empty() && !line.starts_with(b"#"));
+        first
+            .is_some_and(|line| ["[Interface]", "[Peer]"].iter().any(|name| line.eq_ignore_ascii_case(name.as_bytes())))
     };
-    if lines().take(100).any(is_near) {
-        return None;
-    }
-    let has = |start: &str| lines().any(|line| line.to_ascii_lowercase().starts_with(start));
-    let help = match () {
-        () if has("<!doctype") || has("<html") => Some("this looks like a web page: get the file anew, logged in"),
-        () if has("remote ") || has("<ca>") || has("dev tun") => {
-            Some("this looks like OpenVPN's: get the provider's file for WireGuard")
-        }
-        () if has("wireguard") => Some("this looks like a profile: use it by its name, with --tunnel NAME"),
-        () => None,
-    };
-    let error = Diagnostic::error("this is no wg-quick file: it has neither an [Interface] nor a [Peer] section");
-    Some(error.help(help.map(str::to_owned)))
+    if text.contains(&b'\n') || !old_mac() { b'\n' } else { b'\r' }
 }
 
 struct Parser<'a> {
@@ -108,6 +89,67 @@ struct Parser<'a> {
     quick_interface: bool,
     /// The keys that this section, or any `[Interface]` section, has had.
     seen: Vec<Setting>,
+    /// Keys of other programs which change nothing here, and those which change the protocol.
+    set_aside: Named<'a>,
+    protocol: [Named<'a>; 2],
+    /// Keys without a value.
+    empty: Named<'a>,
+}
+
+/// Keys that are told of together, in the order of the file.
+#[derive(Default)]
+struct Named<'a> {
+    /// The first line that has one, and its columns.
+    first: Option<(Line<'a>, Range<usize>)>,
+    /// Their names, each once, as its program writes it, with its lines.
+    names: Vec<(&'static str, Vec<usize>)>,
+}
+
+impl<'a> Named<'a> {
+    fn add(&mut self, line: Line<'a>, columns: Range<usize>, name: &'static str) {
+        self.first.get_or_insert((line, columns));
+        match self.names.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, lines)) => lines.push(line.number),
+            None => self.names.push((name, vec![line.number])),
+        }
+    }
+
+    /// The verb for them, in singular or plural.
+    fn verb(&self, one: &'static str, many: &'static str) -> &'static str {
+        if self.names.len() == 1 { one } else { many }
+    }
+
+    /// A list of the names.
+    fn list(&self) -> String {
+        joined(self.names.iter().map(|(name, _)| format!("`{name}`")).collect())
+    }
+
+    /// A list of the names, each with its lines.
+    fn list_with_lines(&self) -> String {
+        /// The most lines of a key that are listed.
+        const MAX: usize = 10;
+        let lines = |lines: &[usize]| {
+            let rest = if lines.len() > MAX { ", …" } else { "" };
+            let s = if lines.len() > 1 { "s" } else { "" };
+            let numbers: Vec<String> = lines.iter().take(MAX).map(ToString::to_string).collect();
+            format!("line{s} {}{rest}", numbers.join(", "))
+        };
+        joined(self.names.iter().map(|(name, at)| format!("`{name}` ({})", lines(at))).collect())
+    }
+
+    /// A diagnostic at the first of them, if there is one.
+    fn diagnostic(&self, label: &str, make: impl FnOnce(&Self) -> Diagnostic) -> Option<Diagnostic> {
+        let (line, columns) = self.first.as_ref()?;
+        Some(make(self).at(line.place(columns.clone()), label))
+    }
+}
+
+/// The texts as a list in a sentence.
+fn joined(mut texts: Vec<String>) -> String {
+    match texts.pop() {
+        Some(last) if !texts.is_empty() => format!("{} and {last}", texts.join(", ")),
+        last => last.unwrap_or_default(),
+    }
 }
 
 impl<'a> Parser<'a> {
@@ -119,18 +161,30 @@ impl<'a> Parser<'a> {
             section: Section::None,
             quick_interface: false,
             seen: Vec::new(),
+            set_aside: Named::default(),
+            protocol: Default::default(),
+            empty: Named::default(),
         }
     }
 
     fn file(&mut self, text: &'a [u8]) {
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-        for (index, bytes) in text.split(|byte| *byte == b'\n').enumerate() {
+        let end = line_end(text);
+        for (index, bytes) in text.split(|byte| *byte == end).enumerate() {
             match Line::new(index + 1, bytes) {
+                Ok(line) if self.odd(line) => {}
                 Ok(line) => self.line(line),
                 Err(error) => {
-                    let message =
-                        format!("line {} is not UTF-8 from its byte {} on", index + 1, error.valid_up_to() + 1);
-                    self.found.push(Diagnostic::error(message));
+                    let at = error.valid_up_to();
+                    let message = format!("line {} is not UTF-8 from its byte {} on", index + 1, at + 1);
+                    let help = match bytes.get(at) {
+                        Some(0xa0) => {
+                            "its byte 0xA0 is a no-break space in Latin-1: replace it with an ordinary space".into()
+                        }
+                        Some(byte) => format!("delete the byte 0x{byte:02X}, or save the file as UTF-8"),
+                        None => "save the file as UTF-8".into(),
+                    };
+                    self.found.push(Diagnostic::error(message).help(help));
                 }
             }
         }
@@ -144,6 +198,7 @@ impl<'a> Parser<'a> {
                 self.found.push(missing.at(place, "expected a line `PublicKey = …` below"));
             }
         }
+        self.tell_of_named();
         let config = if self.found.has_errors() {
             None
         } else {
@@ -154,6 +209,34 @@ impl<'a> Parser<'a> {
         };
         self.found.sort();
         config.map(|config| (config, self.found.clone())).ok_or(self.found)
+    }
+
+    /// Says which characters of a line do not belong there; `true` if there are any. The line is then not read, but for the
+    /// section that it begins, so that one slip is one error.
+    fn odd(&mut self, line: Line<'a>) -> bool {
+        let odd = line.odd();
+        for (odd, columns) in &odd {
+            if self.found.has_room(Severity::Error) {
+                let error = Diagnostic::error(odd.message()).help(odd.help(false));
+                let error = error.at(line.place(columns.clone()), odd.label());
+                self.found.push(error.grouped(odd.name(), odd.code()));
+            }
+        }
+        if odd.is_empty() {
+            return false;
+        }
+        let key = line.key_in_ascii();
+        if key.eq_ignore_ascii_case("[Interface]") {
+            (self.section, self.quick_interface) = (Section::Interface, true);
+        } else if key.eq_ignore_ascii_case("[Peer]") {
+            self.quick_interface = false;
+            self.begin_peer(line);
+        } else if key.starts_with('[') {
+            (self.section, self.quick_interface) = (Section::Unknown, false);
+        } else if nearest(&key, SETTINGS.map(Setting::name)) == Some(Setting::PublicKey.name()) {
+            self.peer(|peer| peer.meant_a_key = true);
+        }
+        true
     }
 
     fn line(&mut self, line: Line<'a>) {
@@ -170,7 +253,12 @@ impl<'a> Parser<'a> {
             && let Some(key) = Setting::named(quick_key).filter(|key| key.is_quicks())
         {
             return match line.quick_value() {
-                Some(value) => self.quick_value(line, key, value.piece()),
+                Some(value) => {
+                    if value.piece().text.is_empty() {
+                        self.empty.add(line, line.columns(), key.name());
+                    }
+                    self.quick_value(line, key, value.piece());
+                }
                 None => self.no_equals(line, key),
             };
         }
@@ -181,12 +269,11 @@ impl<'a> Parser<'a> {
             self.begin_peer(line);
         } else if self.section != Section::Unknown || piece.text.starts_with('[') {
             match piece.cut('=') {
-                Some((name, value)) => {
-                    match Setting::named(name.text).filter(|key| !value.text.is_empty() && self.fits(*key)) {
-                        Some(key) => self.value(line, key, value),
-                        None => self.unrecognised(line, name, Some(value)),
-                    }
-                }
+                Some((name, value)) => match Setting::named(name.text).filter(|key| self.fits(*key)) {
+                    Some(key) if value.text.is_empty() => self.empty.add(line, line.columns(), key.name()),
+                    Some(key) => self.value(line, key, value),
+                    None => self.unrecognised(line, name, Some(value)),
+                },
                 None => self.unrecognised(line, piece, None),
             }
         }
@@ -229,8 +316,12 @@ impl<'a> Parser<'a> {
     /// Says that a key which has one value was given one before.
     fn once(&mut self, line: Line<'_>, key: Setting) {
         if self.seen.contains(&key) {
-            let message = format!("`{}` is given more than once", key.name());
-            self.warn(line, line.columns(), message, "this one counts, as it does for WireGuard's tools");
+            if self.found.has_room(Severity::Warning) {
+                let subject = format!("`{}`", key.name());
+                let warning = Diagnostic::warning(format!("{subject} is given more than once"));
+                let label = "this one counts, as it does for WireGuard's tools";
+                self.found.push(warning.at(line.place(line.columns()), label).grouped("more than once", subject));
+            }
         } else {
             self.seen.push(key);
         }
@@ -273,7 +364,10 @@ impl<'a> Parser<'a> {
             }
             Setting::SaveConfig => {
                 self.once(line, key);
-                self.interface.save_config = self.take(line, values::boolean(value));
+                self.interface.save_config = match value.text {
+                    "" => None,
+                    _ => self.take(line, values::boolean(value)),
+                };
             }
             Setting::Hook(kind) => {
                 let command = line.command().unwrap_or(value.text).to_owned();
@@ -366,8 +460,28 @@ impl<'a> Parser<'a> {
             return;
         }
         let empty = value.is_none_or(|value| value.text.is_empty());
+        if let (Some(extension), Some(value)) = (Extension::named(name.text), value) {
+            return self.extension(line, extension, name, value);
+        }
         let (diagnostic, meant) = match Setting::named(name.text) {
             Some(key) => (self.misplaced(line, key, name, value), Some(key)),
+            None if name.text.starts_with("```") => (
+                Diagnostic::error("this line is Markdown, not a part of the file")
+                    .at(line.place(line.columns()), "a fence around code")
+                    .help("delete this line".to_owned()),
+                None,
+            ),
+            None if name.text.starts_with([';', '\''])
+                || name.text.starts_with("//")
+                || name.text.starts_with("--") =>
+            {
+                (
+                    Diagnostic::error("this is neither a section nor a key with a value")
+                        .at(line.place(line.columns()), "expected `KEY = VALUE`, or a comment")
+                        .help("write `#` before a comment, or delete the line".to_owned()),
+                    None,
+                )
+            }
             None if empty || !is_plain_name(name.text) => (
                 Diagnostic::error("this is neither a section nor a key with a value")
                     .at(line.place(line.columns()), "expected `KEY = VALUE`")
@@ -376,10 +490,14 @@ impl<'a> Parser<'a> {
             ),
             None => {
                 let near = nearest(name.text, SETTINGS.map(Setting::name));
-                let help = near.map(|key| format!("did you mean `{key}`?")).or_else(|| foreign_key(name.text));
-                let place = line.place(name.columns());
-                let unknown = Diagnostic::error(format!("unknown key {}", quoted(name.text)));
-                (unknown.at(place, "neither wg(8) nor wg-quick(8) knows it").help(help), near.and_then(Setting::named))
+                let help = match near {
+                    Some(key) => format!("did you mean `{key}`?"),
+                    None => "delete this line if the key is another program's".to_owned(),
+                };
+                let subject = quoted(name.text);
+                let unknown = Diagnostic::error(format!("unknown key {subject}")).grouped("unknown key", subject);
+                let label = "neither wg(8) nor wg-quick(8) knows it";
+                (unknown.at(line.place(name.columns()), label).help(help), near.and_then(Setting::named))
             }
         };
         self.found.push(diagnostic);
@@ -389,13 +507,72 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// A key of another program.
+    fn extension(&mut self, line: Line<'a>, extension: Extension, name: Piece<'_>, value: Piece<'_>) {
+        let columns = name.columns();
+        if value.text.is_empty() && matches!(extension.family, Family::App(..)) {
+            return self.empty.add(line, line.columns(), extension.name);
+        }
+        if extension.is_neutral(value.text) {
+            return self.set_aside.add(line, columns, extension.name);
+        }
+        match extension.family {
+            Family::Amnezia => self.protocol[0].add(line, columns, extension.name),
+            Family::Warp => self.protocol[1].add(line, columns, extension.name),
+            Family::App(app, help) => {
+                let subject = format!("`{}`", extension.name);
+                let error = Diagnostic::error(format!("{subject} is a key of {app}, and has no meaning here"));
+                let error = error.at(line.place(columns), "neither wg(8) nor wg-quick(8) knows it");
+                self.found.push(error.help(help.to_owned()).grouped(app, subject));
+            }
+        }
+    }
+
+    /// Says, once for each kind, which keys of other programs there are, and which keys have no value.
+    fn tell_of_named(&mut self) {
+        let [amnezia, warp] = &self.protocol;
+        let protocol = [
+            amnezia.diagnostic("a plain WireGuard peer does not understand this", |keys| {
+                let (names, change) = (keys.list(), keys.verb("changes", "change"));
+                let help = "get the provider's file for plain WireGuard, or use a client for AmneziaWG";
+                Diagnostic::error(format!("this file is for AmneziaWG: {names} {change} WireGuard's protocol"))
+                    .help(help.to_owned())
+            }),
+            warp.diagnostic("WireGuard keeps these bytes zero", |keys| {
+                let names = keys.list_with_lines();
+                let help = "delete each such line if the account works without it (many do), or use a client for WARP";
+                Diagnostic::error(format!(
+                    "this file is for Cloudflare's WARP: {names} is a client ID in each packet, which is not WireGuard proper"
+                ))
+                .help(help.to_owned())
+            }),
+        ];
+        let aside = self.set_aside.diagnostic("not a key of WireGuard", |keys| {
+            let (names, change) = (keys.list(), keys.verb("it changes", "they change"));
+            let values = keys.verb("this value", "these values");
+            Diagnostic::warning(format!(
+                "set aside {names}: with {values}, {change} nothing for a plain WireGuard server"
+            ))
+        });
+        let empty = self.empty.diagnostic("read as if this line were not there", |keys| {
+            let (names, have) = (keys.list_with_lines(), keys.verb("has", "have"));
+            let help = "delete the line, or give the key a value";
+            Diagnostic::warning(format!("{names} {have} no value")).help(help.to_owned())
+        });
+        // Which keys change nothing is of no interest where others do.
+        let is_other = protocol.iter().any(Option::is_some);
+        for diagnostic in protocol.into_iter().chain([aside.filter(|_| !is_other), empty]).flatten() {
+            self.found.push(diagnostic);
+        }
+    }
+
     /// A key that exists, but not so.
     fn misplaced(&self, line: Line<'_>, key: Setting, name: Piece<'_>, value: Option<Piece<'_>>) -> Diagnostic {
         let text = key.name();
-        let Some(value) = value else {
+        if value.is_none() {
             let place = line.place(line.columns());
             return Diagnostic::error(format!("`{text}` has no value")).at(place, format!("expected `{text} = …`"));
-        };
+        }
         let home = if key.is_peers() { "a `[Peer]`" } else { "an `[Interface]`" };
         let place = line.place(name.columns());
         let at_home = (self.section == Section::Peer) == key.is_peers() && self.section != Section::None;
@@ -405,34 +582,38 @@ impl<'a> Parser<'a> {
                 Section::Peer => "this is a `[Peer]` section",
                 Section::None | Section::Unknown => "this is before the first section",
             };
-            return Diagnostic::error(format!("`{text}` belongs in {home} section")).at(place, label);
-        }
-        if value.text.is_empty() {
-            let help = (key == Setting::AllowedIps).then(|| "leave the line out if no address is allowed".to_owned());
-            let place = line.place(line.columns());
-            let empty = Diagnostic::error(format!("`{text}` has no value"));
-            return empty.at(place, format!("expected `{text} = …`")).help(help);
+            let error = Diagnostic::error(format!("`{text}` belongs in {home} section"));
+            return error.at(place, label).grouped(home, format!("`{text}`"));
         }
         // One of wg-quick's, which it did not see.
         Diagnostic::error(format!("wg-quick does not see this `{text}`"))
             .at(place, "because of white space inside the key or the section's heading")
-            .help(format!("write `[Interface]` and `{text}`"))
+            .help("write `[Interface]` and the key without white space inside".to_owned())
+            .grouped("not seen", format!("`{text}`"))
     }
 
     fn unknown_section(&mut self, line: Line<'a>, text: &str) {
         let name = text.trim_start_matches('[').split(']').next().unwrap_or_default();
         let near = nearest(name, ["Interface", "Peer"]);
         let exact = near.filter(|near| near.eq_ignore_ascii_case(name));
-        let help = near.map(|name| format!("did you mean `[{name}]`?"));
+        let help = match (exact, near) {
+            (Some(name), _) => format!("write `[{name}]` alone"),
+            (None, Some(name)) => format!("did you mean `[{name}]`?"),
+            (None, None) if is_wireproxys(name) => {
+                "this is a section of wireproxy: delete it and the lines below it, up to the next section".to_owned()
+            }
+            (None, None) => "delete the section if it is another program's".to_owned(),
+        };
         let error = match exact {
             Some(_) => Diagnostic::error("the section's heading is not alone on its line, or not closed"),
             None if is_plain_name(name) => {
-                Diagnostic::error(format!("unknown section {}", quoted(&format!("[{name}]"))))
+                let subject = quoted(&format!("[{name}]"));
+                Diagnostic::error(format!("unknown section {subject}")).grouped("unknown section", subject)
             }
             None => Diagnostic::error("unknown section"),
         };
-        let help = help.filter(|_| exact.is_none()).or_else(|| exact.map(|name| format!("write `[{name}]` alone")));
-        self.found.push(error.at(line.place(line.columns()), "expected `[Interface]` or `[Peer]`").help(help));
+        let label = "expected `[Interface]` or `[Peer]`";
+        self.found.push(error.at(line.place(line.columns()), label).help(help));
         // Go on as if it had been right, so that one slip is one error.
         match near {
             Some("Interface") => (self.section, self.quick_interface) = (Section::Interface, true),
@@ -440,6 +621,12 @@ impl<'a> Parser<'a> {
             None => self.section = Section::Unknown,
         }
     }
+}
+
+/// Whether a section is one that wireproxy adds to the file.
+fn is_wireproxys(name: &str) -> bool {
+    const NAMES: [&str; 6] = ["Socks5", "http", "TCPClientTunnel", "TCPServerTunnel", "STDIOTunnel", "Resolve"];
+    NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// The key that a line without `=` begins with.

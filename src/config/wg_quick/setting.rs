@@ -88,15 +88,3 @@ impl Setting {
         !matches!(self, Setting::PrivateKey | Setting::PresharedKey | Setting::PublicKey | Setting::Hook(_))
     }
 }
-
-/// What to say of keys that other programs add to this format.
-pub(super) fn foreign_key(name: &str) -> Option<String> {
-    const AMNEZIA: [&str; 19] = [
-        "Jc", "Jmin", "Jmax", "S1", "S2", "S3", "S4", "H1", "H2", "H3", "H4", "I1", "I2", "I3", "I4", "I5", "J1", "J2",
-        "J3",
-    ];
-    AMNEZIA
-        .iter()
-        .any(|key| key.eq_ignore_ascii_case(name))
-        .then(|| "this file is for AmneziaWG, which plain WireGuard cannot talk to".to_owned())
-}

@@ -1,0 +1,2 @@
+#!/bin/sh
+ip link add wg0 type wireguard
