@@ -77,6 +77,21 @@ pub fn forbid_inspection() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// Joins a new session keyring without a name (keyctl(2)), in the place of the one that is inherited. Does nothing on a
+/// kernel without keyrings, and in a container that allows none of their system calls to any process in it.
+pub fn leave_session_keyring() -> io::Result<()> {
+    /// KEYCTL_JOIN_SESSION_KEYRING of linux/keyctl.h.
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+
+    // SAFETY: without a name the kernel reads nothing of this process's memory.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+    match io::Error::last_os_error() {
+        _ if joined >= 0 => Ok(()),
+        error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
+        error => Err(error),
+    }
+}
+
 /// Sets the mask of permission bits that new files do not get (umask(2)), and returns the former one.
 pub fn set_umask(mask: u32) -> u32 {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask)).as_raw_mode()

@@ -5,10 +5,12 @@
 //! - `view`: what it sees of files.
 //! - `hidden`: what it does not see of the host, whatever the host does meanwhile.
 //! - `terminal`: how it lives with one.
+//! - `lent`: what its caller does not lend it.
 //! - `ends`: its exit status, its signals, and what it leaves behind.
 
 mod ends;
 mod hidden;
+mod lent;
 mod privileges;
 mod renewed;
 mod support;

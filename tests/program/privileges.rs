@@ -166,7 +166,7 @@ fn under_sudo_the_program_is_its_caller() {
 }
 
 /// Whether the world has users other than root: it has only if an administrator made it.
-fn has_other_users() -> Result<bool> {
+pub(crate) fn has_other_users() -> Result<bool> {
     let map = fs::read_to_string("/proc/self/uid_map")?;
     let has = map.split_ascii_whitespace().nth(2).is_some_and(|count| count != "1");
     if !has {
