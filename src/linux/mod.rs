@@ -21,5 +21,6 @@ pub mod seccomp;
 pub mod service_manager;
 pub mod signals;
 pub mod sysctl;
+pub mod terminal;
 pub mod timer;
 pub mod tun;

@@ -7,6 +7,7 @@ pub mod identity;
 mod notify;
 mod privileges;
 mod supervise;
+pub mod terminal;
 mod view;
 mod witness;
 
@@ -65,6 +66,8 @@ pub struct Program {
     pub listen_fds: RawFd,
     /// Its mask of permission bits (umask(2)).
     pub umask: u32,
+    /// Its terminal, if that is one of its own.
+    pub terminal: Option<terminal::Own>,
     /// What a keeper that its launcher may have to start can gain by executing a file.
     pub keeper_gains: CapabilitySet,
 }
@@ -250,6 +253,9 @@ impl Waiting<'_> {
     pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<Ended, ProgramError> {
         let system = |what| move |error: io::Error| ProgramError::System { what, error };
         self.enter();
+        if let (Some(terminal), Some(pid)) = (&self.program.terminal, self.pid) {
+            terminal.begin(pid).map_err(system("give the program its terminal"))?;
+        }
         self.go_on();
         // The parent has passed on what it had to: from now on it only forwards signals, and cleans up if the keeper dies.
         privileges::limit_supervisor(self.program).map_err(system("drop privileges"))?;

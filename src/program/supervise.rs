@@ -158,6 +158,11 @@ impl Supervision<'_> {
 
     /// Takes note of what has become of a child. A signal is a number here: it may be a real-time one, which has no name.
     fn note(&mut self, pid: i32, status: WaitStatus) -> io::Result<()> {
+        if let (Some(terminal), Some(signal)) = (&self.program.terminal, status.stopping_signal())
+            && terminal.grant(pid, signal)?
+        {
+            return Ok(());
+        }
         if pid != self.pid.as_raw() {
             if !status.stopped() {
                 // The number is free for another.
@@ -170,6 +175,9 @@ impl Supervision<'_> {
         }
         let exited = status.exit_status().map(Ended::Exited);
         self.ended = exited.or(status.terminating_signal().map(Ended::Signaled)).or(self.ended);
+        if let Some(terminal) = &self.program.terminal {
+            terminal.end();
+        }
         Ok(())
     }
 
@@ -199,7 +207,8 @@ impl Supervision<'_> {
             return Ok(());
         }
         if self.ended.is_none() {
-            return process::kill_by_number(self.pid.as_raw(), received.number);
+            let job = self.program.terminal.as_ref().and_then(|terminal| terminal.job(self.pid, received));
+            return process::kill_by_number(job.map_or(self.pid.as_raw(), |group| -group.as_raw()), received.number);
         }
         for orphan in self.orphans()? {
             process::kill_by_number(orphan, received.number)?;
