@@ -3,6 +3,7 @@
 
 mod child;
 mod enter;
+mod helpers;
 pub mod identity;
 mod notify;
 mod privileges;
@@ -16,7 +17,6 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -24,14 +24,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::linux::capabilities::CapabilitySet;
-use crate::linux::local_socket;
-use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
 use crate::plan::NamesPlan;
 use crate::tunnel::lease::Lease;
 use child::Child;
+use helpers::Helpers;
 use identity::Identity;
 use notify::Passage;
 pub use supervise::watched;
@@ -183,8 +182,8 @@ pub struct Waiting<'a> {
     failure: OwnedFd,
     /// Our children from before, the keeper among them.
     strangers: BTreeSet<i32>,
-    /// Says which process keeps the program's view up to date, which ends once this is closed.
-    view: OwnedFd,
+    /// The processes that help the program, which end once this is dropped.
+    helpers: Helpers,
     /// The way to the service manager, if there is one.
     passage: Option<Passage>,
     /// Who tells signals for all of a service from those for vpn-exec alone, if it is one.
@@ -202,7 +201,7 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (failure, writer) = pipe().map_err(system("make a pipe"))?;
     let (wait, go) = pipe().map_err(system("make a pipe"))?;
-    let (view, alive) = local_socket::pair().map_err(system("make a socket"))?;
+    let (helpers, alive) = Helpers::pair().map_err(system("make a socket"))?;
     let parent = std::process::id();
     let passage = Passage::open().unwrap_or_else(|error| {
         tracing::warn!("the program cannot tell its service manager anything: {error}");
@@ -213,7 +212,7 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
     let strangers = process::children().map_err(system("look for other children"))?;
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
-            drop((failure, go, view));
+            drop((failure, go, helpers));
             let inherited = signals.inherited();
             let failed =
                 Child { program, parent, inherited, wait: &wait, passage: passage.as_ref() }.become_program(alive);
@@ -223,7 +222,7 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
         }
         Forked::Parent(pid) => {
             let (pid, entered) = (Some(pid), false);
-            Ok(Waiting { program, pid, go, entered, failure, strangers, view, passage, witness })
+            Ok(Waiting { program, pid, go, entered, failure, strangers, helpers, passage, witness })
         }
     }
 }
@@ -272,29 +271,14 @@ impl Waiting<'_> {
         let Some(pid) = self.pid.take() else { return Err(system("find the program")(io::ErrorKind::NotFound.into())) };
         // What it starts from now on has its mount namespace.
         lease.started(pid.as_raw());
-        let mut strangers = std::mem::take(&mut self.strangers);
-        strangers.extend(viewer(&self.view));
+        let strangers = std::mem::take(&mut self.strangers);
         let service = (self.passage.take(), self.witness.take());
-        // The process that keeps the view ends by itself, once nobody holds the other end of its socket or this process has ended. It may
-        // have been killed long ago: its number is nothing to kill by.
-        let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals, service);
+        let others = (strangers, &mut self.helpers);
+        let supervised = supervise::supervise(self.program, pid, others, tunnel, lease, signals, service);
         match serde_json::from_slice::<Failure>(&text) {
             Ok(failure) => Err(failure.into_error(&self.program.command[0])),
             Err(_) => supervised,
         }
-    }
-}
-
-/// The process that keeps the program's view up to date, if there is one. The program has said so before it was executed; one that was
-/// killed before it could will not.
-fn viewer(view: &OwnedFd) -> Option<i32> {
-    if !matches!(wait_for(&[view.as_fd()], Some(Duration::ZERO)).as_deref(), Ok([true])) {
-        return None;
-    }
-    let mut number = [0; size_of::<i32>()];
-    match local_socket::receive(view, &mut number) {
-        Ok(Some(_)) => Some(i32::from_ne_bytes(number)),
-        _ => None,
     }
 }
 
@@ -328,24 +312,5 @@ impl Failure {
             }
             Self::Setup { what, reason } => ProgramError::Setup { what, reason },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_waits_for_a_number_that_nobody_will_say() {
-        let (view, alive) = local_socket::pair().expect("a socket");
-        assert_eq!(
-            viewer(&view),
-            None,
-            "it was killed before it could say anything, and who keeps the view holds the other end"
-        );
-        local_socket::send(&alive, &7_i32.to_ne_bytes(), None).expect("room");
-        assert_eq!(viewer(&view), Some(7));
-        drop(alive);
-        assert_eq!(viewer(&view), None);
     }
 }

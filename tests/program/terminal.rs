@@ -325,7 +325,7 @@ fn a_terminal_of_its_own_is_as_the_callers() {
 #[test]
 fn ctrl_c_ends_a_program_at_a_terminal_of_its_own() {
     test_with_file(|config| {
-        let script = "echo \"rea\"dy; sleep 1000";
+        let script = "echo \"rea\"dy; exec sleep 1000";
         let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
         terminal.send(&format!("{line}\n"))?;
         terminal.expect("ready")?;
