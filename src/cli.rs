@@ -299,6 +299,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub kill_orphans: bool,
 
+    /// Give the program a terminal of its own, as it has without this option where the caller's belongs to another user
+    #[arg(long)]
+    pub pty: bool,
+
     /// The program and its arguments
     #[arg(last = true, value_name = "PROGRAM")]
     pub program: Vec<OsString>,

@@ -18,6 +18,7 @@ use crate::linux::signals::{self, Signals};
 use crate::names::TunnelName;
 use crate::plan;
 use crate::program::identity;
+use crate::program::terminal::{self, Side};
 use crate::program::{self, Ended, Program, Waiting};
 use crate::tunnel::lease::Event;
 use crate::tunnel::{fault, keeper, recovery, state, status};
@@ -41,6 +42,15 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         identity::choose(options.user.as_deref(), options.group.as_deref(), environment).map_err(Failure::new)?;
 
     held::require_privileges()?;
+    let mut wanted = Some(wanted);
+    let terminal = match arguments.pty || terminal::is_lent(&identity) {
+        false => None,
+        true => match terminal::replace(&identity, listen_fds, || drop(wanted.take())).map_err(no_terminal)? {
+            Side::Caller(ended) => return Ok(status_of(ended)),
+            Side::Launcher(own) => Some(own),
+        },
+    };
+    let Some(wanted) = wanted else { return Err(Failure::new("cannot go on without a configuration")) };
     let last_capability = capabilities::last().map_err(|error| Failure::new(format!("cannot read /proc: {error}")))?;
     // What is made for the tunnel can be read by all, whatever the caller's mask. The program has that mask again.
     let umask = process::set_umask(0o022);
@@ -71,6 +81,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         kill_orphans: arguments.kill_orphans,
         listen_fds,
         umask,
+        terminal,
         keeper_gains: keeper::gained_by_hooks(held.plan.hooks.iter().any(|hook| hook.run)),
     };
     let ended = held
@@ -251,6 +262,16 @@ fn listen_fds() -> Result<i32, Failure> {
     match (3..3 + count).find(|descriptor| !process::is_open(*descriptor)) {
         Some(missing) => Err(Failure::new(format!("LISTEN_FDS is {count}, but the descriptor {missing} is not open"))),
         None => Ok(count),
+    }
+}
+
+/// The failure of a terminal that was to be made for the program.
+fn no_terminal(error: std::io::Error) -> Failure {
+    match error.raw_os_error() {
+        Some(libc::ENOTTY) => Failure::new("cannot replace the terminal (--pty): there is none")
+            .advise("leave out --pty, or run vpn-exec in a terminal"),
+        _ => Failure::new(format!("cannot make a terminal for the program: {error}"))
+            .advise("mount devpts at /dev/pts, or start vpn-exec without a terminal: `setsid vpn-exec … </dev/null`"),
     }
 }
 

@@ -22,6 +22,7 @@ pub mod seccomp;
 pub mod service_manager;
 pub mod signals;
 pub mod sysctl;
+pub mod terminal;
 pub mod timer;
 pub mod tun;
 pub mod unix_sockets;

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -75,6 +75,21 @@ pub fn adopt_orphans() -> io::Result<()> {
 /// Executing a program undoes it.
 pub fn forbid_inspection() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Joins a new session keyring without a name (keyctl(2)), in the place of the one that is inherited. Does nothing on a
+/// kernel without keyrings, and in a container that allows none of their system calls to any process in it.
+pub fn leave_session_keyring() -> io::Result<()> {
+    /// KEYCTL_JOIN_SESSION_KEYRING of linux/keyctl.h.
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+
+    // SAFETY: without a name the kernel reads nothing of this process's memory.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+    match io::Error::last_os_error() {
+        _ if joined >= 0 => Ok(()),
+        error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
+        error => Err(error),
+    }
 }
 
 /// Sets the mask of permission bits that new files do not get (umask(2)), and returns the former one.
@@ -327,6 +342,66 @@ impl ProcessId {
     /// Whether it lives, and is not about to end.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid).is_ok_and(|now| now == *self) && !is_ending(self.pid)
+    }
+}
+
+/// A process that is held by more than its number: what is done to it is not done to another one that has the number later (pidfd_open(2)).
+#[derive(Debug)]
+pub struct Held {
+    pid: i32,
+    descriptor: OwnedFd,
+}
+
+impl Held {
+    /// Holds the process that has a number now. Which that is must be found out afterwards, and holds if [`Self::has_ended`] says no then.
+    ///
+    /// # Errors
+    /// `ESRCH` if there is none, `ENOSYS` on a kernel before 5.3.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let number = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let descriptor = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty())?;
+        Ok(Self { pid, descriptor })
+    }
+
+    /// Its number, which is its own until it has ended and was waited for.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> io::Result<bool> {
+        Ok(super::poll::wait_for(&[self.as_fd()], Some(std::time::Duration::ZERO))? == [true])
+    }
+
+    /// Whether it is a child of the calling process that is still to be waited for.
+    pub fn is_child(&self) -> bool {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(self.as_fd()), options).is_ok()
+    }
+
+    /// Sends it a signal, given by its number. That it is gone already is no error.
+    ///
+    /// # Errors
+    /// `EPERM` if it is another user's.
+    pub fn kill(&self, number: i32) -> io::Result<()> {
+        let (descriptor, nothing) = (self.descriptor.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: without information about the signal the kernel reads nothing of this process's memory.
+        match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, descriptor, number, nothing, 0) } {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+}
+
+impl AsFd for Held {
+    /// Readable when it has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 }
 

@@ -11,20 +11,40 @@ use seccompiler::{
 /// What a call that is not allowed fails with. Whoever makes it may go on without: libraries try what an older kernel would refuse.
 const REFUSAL: i32 = libc::EPERM;
 
-/// Where a filter finds the number of a call, the architecture that it is of, and the third argument, least significant half first
-/// (`struct seccomp_data` of linux/seccomp.h).
+/// Where a filter finds the number of a call, the architecture that it is of, and the second and the third argument, least significant
+/// half first (`struct seccomp_data` of linux/seccomp.h).
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
+const SECOND_ARGUMENT: u32 = 24;
 const THIRD_ARGUMENT: u32 = 32;
 
 /// The bit by which calls of the x32 ABI differ from others of their architecture (`__X32_SYSCALL_BIT`).
 const X32: u32 = 0x4000_0000;
 
-/// The number of request_key(2) in each architecture whose programs a kernel may execute (`AUDIT_ARCH_*` of linux/audit.h).
+/// The numbers of the restricted system calls in one of the architectures whose programs a kernel may execute.
+struct Architecture {
+    /// `AUDIT_ARCH_*` of linux/audit.h.
+    audit: u32,
+    request_key: u32,
+    /// ioctl(2), by each of its numbers.
+    ioctl: &'static [u32],
+}
+
+/// x32 has a number of its own for ioctl(2), 514, and shares the architecture of x86-64.
 #[cfg(target_arch = "x86_64")]
-const REQUEST_KEY: [(u32, u32); 2] = [(0xc000_003e, libc::SYS_request_key as u32), (0x4000_0003, 287)];
+const ARCHITECTURES: [Architecture; 2] = [
+    Architecture { audit: 0xc000_003e, request_key: libc::SYS_request_key as u32, ioctl: &[16, 514] },
+    Architecture { audit: 0x4000_0003, request_key: 287, ioctl: &[54] },
+];
 #[cfg(not(target_arch = "x86_64"))]
-const REQUEST_KEY: [(u32, u32); 2] = [(0xc000_00b7, libc::SYS_request_key as u32), (0x4000_0028, 310)];
+const ARCHITECTURES: [Architecture; 2] = [
+    Architecture { audit: 0xc000_00b7, request_key: libc::SYS_request_key as u32, ioctl: &[29] },
+    Architecture { audit: 0x4000_0028, request_key: 310, ioctl: &[54] },
+];
+
+/// The commands of ioctl(2) that put input into a terminal as if it had been typed (ioctl_tty(2), ioctl_console(2)): TIOCSTI, and
+/// TIOCLINUX, which pastes what is selected on a console. They are the same numbers in all of the architectures.
+const TYPING: [u32; 2] = [0x5412, 0x541c];
 
 /// The instructions that are used (linux/bpf_common.h).
 const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
@@ -73,30 +93,44 @@ impl Filter {
         Ok(Self(filter.try_into().map_err(other)?))
     }
 
-    /// Makes a filter that allows all but to have a key made that is not there yet (request_key(2) with something to call out): the kernel
-    /// has a program of the host's do that, outside of all namespaces of the caller's, which for some kinds of keys looks names up
-    /// (key.dns_resolver(8)). Keys that are there are found as before. It holds for programs of 32 bits, too.
-    pub fn without_key_requests() -> Self {
-        const FIRST_ALLOW: u8 = 9;
-        const CHECK: u8 = FIRST_ALLOW + 1;
-        const LAST_ALLOW: u8 = CHECK + 4;
-        const REFUSE: u8 = LAST_ALLOW + 1;
+    /// Makes a filter for programs inside, which allows all but two things, also in programs of 32 bits:
+    ///
+    /// - To have the kernel make a key that is not there yet (request_key(2) with something to call out). The kernel runs a program of the
+    ///   host's for that, outside of all namespaces of the caller's, and for some kinds of keys it looks names up (key.dns_resolver(8)).
+    ///   Keys that are there are found as before.
+    /// - To type on a terminal by ioctl(2). The terminal may be root's shell's, which executes what is typed when the program has ended. The
+    ///   kernel ignores the upper half of the command, so the lower half alone is compared.
+    pub fn for_programs() -> Self {
+        // Behind the blocks of the architectures; each distance is from the instruction after the jump.
+        let blocks: usize = ARCHITECTURES.iter().map(|architecture| 5 + architecture.ioctl.len()).sum();
+        let typing = 1 + blocks + 1;
+        let key = typing + 1 + TYPING.len() + 1;
+        let refuse = key + 5;
+        let distance = |here: usize, to: usize| (to - here - 1) as u8;
         let mut program = vec![instruction(LOAD, ARCHITECTURE)];
-        for (architecture, number) in REQUEST_KEY {
-            let here = program.len() as u8;
+        for Architecture { audit, request_key, ioctl } in &ARCHITECTURES {
             program.extend([
-                jump(architecture, 0, 3),
+                jump(*audit, 0, 4 + ioctl.len() as u8),
                 instruction(LOAD, NUMBER),
                 instruction(AND, !X32),
-                jump(number, CHECK - (here + 4), FIRST_ALLOW - (here + 4)),
+                jump(*request_key, distance(program.len() + 3, key), 0),
             ]);
+            for number in *ioctl {
+                program.push(jump(*number, distance(program.len(), typing), 0));
+            }
+            program.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
         }
+        program.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
+        program.push(instruction(LOAD, SECOND_ARGUMENT));
+        for command in TYPING {
+            program.push(jump(command, distance(program.len(), refuse), 0));
+        }
+        program.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
         program.extend([
-            instruction(RETURN, libc::SECCOMP_RET_ALLOW),
             instruction(LOAD, THIRD_ARGUMENT),
-            jump(0, 0, REFUSE - (CHECK + 2)),
+            jump(0, 0, distance(key + 1, refuse)),
             instruction(LOAD, THIRD_ARGUMENT + 4),
-            jump(0, 0, REFUSE - LAST_ALLOW),
+            jump(0, 0, distance(key + 3, refuse)),
             instruction(RETURN, libc::SECCOMP_RET_ALLOW),
             instruction(RETURN, libc::SECCOMP_RET_ERRNO | REFUSAL.unsigned_abs()),
         ]);
@@ -160,8 +194,8 @@ fn jump(operand: u32, equal: u8, other: u8) -> sock_filter {
 mod tests {
     use super::*;
 
-    /// What a filter says of a call, as the kernel would ask it.
-    fn verdict(filter: &Filter, architecture: u32, number: u32, third: u64) -> u32 {
+    /// What a filter says of a call with these second and third arguments, as the kernel would ask it.
+    fn verdict(filter: &Filter, architecture: u32, number: u32, second: u64, third: u64) -> u32 {
         let (mut at, mut loaded) = (0, 0);
         loop {
             let sock_filter { code, jt, jf, k } = filter.0[at];
@@ -171,6 +205,7 @@ mod tests {
                     loaded = match k {
                         NUMBER => number,
                         ARCHITECTURE => architecture,
+                        SECOND_ARGUMENT => second as u32,
                         THIRD_ARGUMENT => third as u32,
                         36 => (third >> 32) as u32,
                         other => panic!("nothing is at {other}"),
@@ -184,30 +219,48 @@ mod tests {
         }
     }
 
+    const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | REFUSAL as u32;
+    const ALLOWED: u32 = libc::SECCOMP_RET_ALLOW;
+
     #[test]
     fn no_key_is_requested_by_a_program_of_any_architecture() {
-        let filter = Filter::without_key_requests();
-        const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | REFUSAL as u32;
-        for (architecture, number) in REQUEST_KEY {
-            for number in [number, number | X32] {
+        let filter = Filter::for_programs();
+        for Architecture { audit, request_key, .. } in ARCHITECTURES {
+            for number in [request_key, request_key | X32] {
                 for third in [1, 0x7fff_0000_0000, 0x1234_5678_9abc] {
-                    assert_eq!(verdict(&filter, architecture, number, third), REFUSED);
+                    assert_eq!(verdict(&filter, audit, number, 0, third), REFUSED);
                 }
-                assert_eq!(
-                    verdict(&filter, architecture, number, 0),
-                    libc::SECCOMP_RET_ALLOW,
-                    "what is there is found"
-                );
+                assert_eq!(verdict(&filter, audit, number, 0, 0), ALLOWED, "what is there is found");
             }
-            for other in [number - 1, number + 1, 0] {
-                assert_eq!(verdict(&filter, architecture, other, 1), libc::SECCOMP_RET_ALLOW);
+            for other in [request_key - 1, request_key + 1, 0] {
+                assert_eq!(verdict(&filter, audit, other, 0, 1), ALLOWED);
             }
         }
+        let first = ARCHITECTURES[0].request_key;
         assert_eq!(
-            REQUEST_KEY.map(|(architecture, _)| verdict(&filter, architecture, REQUEST_KEY[0].1, 1)),
-            [REFUSED, libc::SECCOMP_RET_ALLOW]
+            ARCHITECTURES.map(|architecture| verdict(&filter, architecture.audit, first, 0, 1)),
+            [REFUSED, ALLOWED]
         );
-        assert_eq!(verdict(&filter, 0, REQUEST_KEY[0].1, 1), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(verdict(&filter, 0, first, 0, 1), ALLOWED);
+    }
+
+    #[test]
+    fn nothing_is_typed_on_a_terminal_by_a_program_of_any_architecture() {
+        let filter = Filter::for_programs();
+        assert!(ARCHITECTURES[0].ioctl.contains(&(libc::SYS_ioctl as u32)));
+        for Architecture { audit, ioctl, .. } in ARCHITECTURES {
+            for number in ioctl.iter().flat_map(|number| [*number, *number | X32]) {
+                for command in TYPING.map(u64::from) {
+                    for upper in [0, 1 << 32, 0xffff_ffff << 32] {
+                        assert_eq!(verdict(&filter, audit, number, command | upper, 0), REFUSED);
+                    }
+                    for other in [command - 1, command + 1, 0, 0x5401] {
+                        assert_eq!(verdict(&filter, audit, number, other, 1), ALLOWED);
+                    }
+                }
+                assert_eq!(verdict(&filter, audit, number + 1, TYPING[0].into(), 0), ALLOWED);
+            }
+        }
     }
 
     #[test]

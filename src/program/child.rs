@@ -13,7 +13,6 @@ use super::identity::{Bus, Surroundings};
 use super::notify::{self, Passage};
 use super::{Failure, Program, Step, enter, privileges, view};
 use crate::config::SessionBus;
-use crate::linux::local_socket;
 use crate::linux::process;
 use crate::linux::signals::{self, Inherited};
 use crate::tunnel::fault;
@@ -43,9 +42,9 @@ struct Prepared {
 }
 
 impl Child<'_> {
-    /// Turns the calling process into the program. Returns only on failure. `view` is where it says which process keeps its view.
-    pub(super) fn become_program(&self, view: OwnedFd) -> Failure {
-        match self.prepare(view) {
+    /// Turns the calling process into the program. Returns only on failure. `launcher` is where its helpers say their numbers.
+    pub(super) fn become_program(&self, launcher: OwnedFd) -> Failure {
+        match self.prepare(launcher) {
             Ok(prepared) => {
                 let arguments: Vec<_> = prepared.arguments.iter().map(CString::as_c_str).collect();
                 let environment: Vec<_> = prepared.environment.iter().map(CString::as_c_str).collect();
@@ -56,21 +55,17 @@ impl Child<'_> {
         }
     }
 
-    fn prepare(&self, view: OwnedFd) -> Step<Prepared> {
+    fn prepare(&self, launcher: OwnedFd) -> Step<Prepared> {
         let Self { program, parent, inherited, wait, passage, guards } = self;
         let parent = *parent;
         let doing = |what| move |error: io::Error| (what, error);
         let mut isolated = enter::isolate(program)?;
-        match view::keep_up_to_date(&mut isolated.mirror, parent, &view) {
-            Ok(Some(viewer)) => {
-                let said = local_socket::send(&view, &viewer.to_ne_bytes(), None);
-                said.map_err(doing("say which process keeps the view"))?;
-            }
-            Ok(None) => {}
+        if let Err(error) = view::keep_up_to_date(&mut isolated.mirror, parent, program.last_capability, &launcher) {
             // What the host adds is not seen then, and that is all.
-            Err(error) => tracing::debug!(%error, "nobody keeps the program's view up to date"),
+            tracing::debug!(%error, "nobody keeps the program's view up to date");
         }
-        drop(view);
+        fault::die_at("after the process that keeps the view");
+        drop(launcher);
         passage.map_or(Ok(()), Passage::bind).map_err(doing("let the program tell its service manager"))?;
         guards.open_bus().map_err(doing("open the program's session bus"))?;
         tracing::debug!("a process waits for the namespace");

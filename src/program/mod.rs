@@ -6,11 +6,13 @@ mod child;
 mod enter;
 mod gate;
 mod guards;
+mod helpers;
 pub mod identity;
 mod notify;
 mod private;
 mod privileges;
 mod supervise;
+pub mod terminal;
 mod view;
 mod witness;
 
@@ -19,7 +21,6 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -28,8 +29,6 @@ use thiserror::Error;
 
 use crate::config::Buses;
 use crate::linux::capabilities::CapabilitySet;
-use crate::linux::local_socket;
-use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
@@ -37,6 +36,7 @@ use crate::plan::{NamesPlan, SocketsPlan};
 use crate::tunnel::lease::Lease;
 use child::Child;
 use guards::Guards;
+use helpers::Helpers;
 use identity::Identity;
 use notify::Passage;
 pub use supervise::watched;
@@ -75,6 +75,8 @@ pub struct Program {
     pub listen_fds: RawFd,
     /// Its mask of permission bits (umask(2)).
     pub umask: u32,
+    /// Its terminal, if that is one of its own.
+    pub terminal: Option<terminal::Own>,
     /// What a keeper that its launcher may have to start can gain by executing a file.
     pub keeper_gains: CapabilitySet,
 }
@@ -193,8 +195,8 @@ pub struct Waiting<'a> {
     failure: OwnedFd,
     /// Our children from before, the keeper among them.
     strangers: BTreeSet<i32>,
-    /// Says which process keeps the program's view up to date, which ends once this is closed.
-    view: OwnedFd,
+    /// The processes that help the program, which end once this is dropped.
+    helpers: Helpers,
     /// The way to the service manager, if there is one.
     passage: Option<Passage>,
     /// Who tells signals for all of a service from those for vpn-exec alone, if it is one.
@@ -214,7 +216,7 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (failure, writer) = pipe().map_err(system("make a pipe"))?;
     let (wait, go) = pipe().map_err(system("make a pipe"))?;
-    let (view, alive) = local_socket::pair().map_err(system("make a socket"))?;
+    let (helpers, alive) = Helpers::pair().map_err(system("make a socket"))?;
     let parent = std::process::id();
     let passage = Passage::open().unwrap_or_else(|error| {
         tracing::warn!("the program cannot tell its service manager anything: {error}");
@@ -226,7 +228,7 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
     let strangers = process::children().map_err(system("look for other children"))?;
     match process::fork().map_err(system("make a process"))? {
         Forked::Child => {
-            drop((failure, go, view));
+            drop((failure, go, helpers));
             let inherited = signals.inherited();
             let (passage, guards) = (passage.as_ref(), &guards);
             let failed = Child { program, parent, inherited, wait: &wait, passage, guards }.become_program(alive);
@@ -237,7 +239,7 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
         Forked::Parent(pid) => {
             let (pid, entered) = (Some(pid), false);
             guards.leave_to_child();
-            Ok(Waiting { program, pid, go, entered, failure, strangers, view, passage, witness, guards })
+            Ok(Waiting { program, pid, go, entered, failure, strangers, helpers, passage, witness, guards })
         }
     }
 }
@@ -267,6 +269,9 @@ impl Waiting<'_> {
     pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<Ended, ProgramError> {
         let system = |what| move |error: io::Error| ProgramError::System { what, error };
         self.enter();
+        if let (Some(terminal), Some(pid)) = (&self.program.terminal, self.pid) {
+            terminal.begin(pid).map_err(system("give the program its terminal"))?;
+        }
         self.go_on();
         // The parent has passed on what it had to: from now on it only forwards signals, and cleans up if the keeper dies.
         privileges::limit_supervisor(self.program).map_err(system("drop privileges"))?;
@@ -283,29 +288,14 @@ impl Waiting<'_> {
         let Some(pid) = self.pid.take() else { return Err(system("find the program")(io::ErrorKind::NotFound.into())) };
         // What it starts from now on has its mount namespace.
         lease.started(pid.as_raw());
-        let mut strangers = std::mem::take(&mut self.strangers);
-        strangers.extend(viewer(&self.view));
+        let strangers = std::mem::take(&mut self.strangers);
         let service = (self.passage.take(), self.witness.take(), std::mem::take(&mut self.guards));
-        // The process that keeps the view ends by itself, once nobody holds the other end of its socket or this process has ended. It may
-        // have been killed long ago: its number is nothing to kill by.
-        let supervised = supervise::supervise(self.program, pid, strangers, tunnel, lease, signals, service);
+        let others = (strangers, &mut self.helpers);
+        let supervised = supervise::supervise(self.program, pid, others, tunnel, lease, signals, service);
         match serde_json::from_slice::<Failure>(&text) {
             Ok(failure) => Err(failure.into_error(&self.program.command[0])),
             Err(_) => supervised,
         }
-    }
-}
-
-/// The process that keeps the program's view up to date, if there is one. The program has said so before it was executed; one that was
-/// killed before it could will not.
-fn viewer(view: &OwnedFd) -> Option<i32> {
-    if !matches!(wait_for(&[view.as_fd()], Some(Duration::ZERO)).as_deref(), Ok([true])) {
-        return None;
-    }
-    let mut number = [0; size_of::<i32>()];
-    match local_socket::receive(view, &mut number) {
-        Ok(Some(_)) => Some(i32::from_ne_bytes(number)),
-        _ => None,
     }
 }
 
@@ -339,24 +329,5 @@ impl Failure {
             }
             Self::Setup { what, reason } => ProgramError::Setup { what, reason },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_waits_for_a_number_that_nobody_will_say() {
-        let (view, alive) = local_socket::pair().expect("a socket");
-        assert_eq!(
-            viewer(&view),
-            None,
-            "it was killed before it could say anything, and who keeps the view holds the other end"
-        );
-        local_socket::send(&alive, &7_i32.to_ne_bytes(), None).expect("room");
-        assert_eq!(viewer(&view), Some(7));
-        drop(alive);
-        assert_eq!(viewer(&view), None);
     }
 }

@@ -2,8 +2,10 @@
 
 use std::io;
 
+use super::identity::Identity;
 use super::{Program, Step};
 use crate::linux::capabilities::{self, CapabilitySet, State};
+use crate::linux::process;
 use crate::linux::seccomp::Filter;
 use crate::tunnel::{fault, keeper};
 
@@ -15,10 +17,14 @@ pub(super) fn assume(program: &Program) -> Step<()> {
     let doing = |what| move |error: io::Error| (what, error);
     let kept = program.kept;
     // First, as one that may gain privileges later could not do it without those that are about to go.
-    Filter::without_key_requests().install_at_no_cost().map_err(doing("forbid requests for keys"))?;
+    Filter::for_programs().install_at_no_cost().map_err(doing("restrict the program's system calls"))?;
     capabilities::bound(kept, program.last_capability).map_err(doing("clear the bounding set"))?;
     capabilities::survive_change_of_user().map_err(doing("set the secure bits"))?;
     program.identity.assume().map_err(doing("change to the program's user"))?;
+    if program.identity != Identity::Unchanged {
+        // A session keyring is inherited, and whoever has it inherited may read its keys, whatever user that is.
+        process::leave_session_keyring().map_err(doing("leave the caller's session keyring"))?;
+    }
     let root = nix::unistd::geteuid().is_root();
     // Root has its capabilities by being root, within the bounding set. Only others need the ambient set for that.
     let ambient = !root && !kept.is_empty();

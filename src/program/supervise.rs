@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
 use super::guards::{Guards, Report};
+use super::helpers::Helpers;
 use super::notify::Passage;
 use super::witness::Witness;
 use super::{Ended, Program, ProgramError, privileges};
@@ -52,6 +53,10 @@ struct Supervision<'a> {
     strangers: BTreeSet<i32>,
     tunnel: &'a TunnelName,
     lease: &'a mut Lease,
+    /// The processes that help the program.
+    helpers: &'a mut Helpers,
+    /// The process that the program has named the main one in its own place (sd_notify(3), MAINPID).
+    main: Option<process::Held>,
     ended: Option<Ended>,
     /// How the program ended that has named another process the main one (sd_notify(3), MAINPID).
     former: Option<Ended>,
@@ -70,7 +75,7 @@ struct Supervision<'a> {
 pub(super) fn supervise(
     program: &Program,
     pid: Pid,
-    strangers: BTreeSet<i32>,
+    (strangers, helpers): (BTreeSet<i32>, &mut Helpers),
     tunnel: &TunnelName,
     lease: &mut Lease,
     mut signals: Signals,
@@ -82,6 +87,8 @@ pub(super) fn supervise(
         strangers,
         tunnel,
         lease,
+        helpers,
+        main: None,
         ended: None,
         former: None,
         tunnel_ended: None,
@@ -119,6 +126,8 @@ impl Supervision<'_> {
             let mut watched = vec![signals.as_fd()];
             watched.extend(watching_tunnel.then(|| self.lease.as_fd()));
             watched.extend(self.passage.as_ref().map(AsFd::as_fd));
+            watched.extend(self.main.as_ref().map(AsFd::as_fd));
+            watched.extend(self.helpers.descriptor());
             watched.extend(self.guards.descriptors());
             let ready = wait_for(&watched, None)?;
             // Before its end is noticed: what was said last is said by one who has ended.
@@ -138,10 +147,19 @@ impl Supervision<'_> {
     fn pass_on_notes(&mut self) -> io::Result<()> {
         let Some(passage) = &self.passage else { return Ok(()) };
         let Some(main) = passage.pass_on(self.pid.as_raw())? else { return Ok(()) };
-        if main != self.pid.as_raw() && self.ended.is_none() && is_descendant(main) && !self.strangers.contains(&main) {
-            tracing::debug!("the main process is {main} now");
-            self.former.get_or_insert(Ended::Exited(0));
-            self.pid = Pid::from_raw(main);
+        if main == self.pid.as_raw() || self.ended.is_some() || self.strangers.contains(&main) {
+            return Ok(());
+        }
+        // Held first: a number that is another process's by now belongs to none of the program's, or to one that is.
+        match process::Held::of(main) {
+            Ok(held) if is_descendant(main) && !held.has_ended()? => {
+                tracing::debug!("the main process is {main} now");
+                self.former.get_or_insert(Ended::Exited(0));
+                self.pid = Pid::from_raw(main);
+                self.main = Some(held);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "the process {main} cannot be held, so it is not the main one"),
         }
         Ok(())
     }
@@ -152,7 +170,7 @@ impl Supervision<'_> {
             match (ended, sentence) {
                 // That is why the program ends, if it is the program.
                 (Some(pid), Some(sentence)) if pid == self.pid.as_raw() => {
-                    self.refused_instance = Some((pid, sentence))
+                    self.refused_instance = Some((pid, sentence));
                 }
                 (_, Some(sentence)) => tracing::warn!("{sentence}"),
                 (_, None) => {}
@@ -161,8 +179,32 @@ impl Supervision<'_> {
         }
     }
 
+    /// Whether a child is the main process. Once that has ended, its number may be another's.
+    fn is_main(&self, pid: i32) -> bool {
+        self.ended.is_none() && pid == self.pid.as_raw()
+    }
+
+    /// Sends a signal to the main process.
+    fn kill(&self, number: i32) -> io::Result<()> {
+        match &self.main {
+            Some(main) => main.kill(number),
+            // Our own child has its number until we have waited for it.
+            None => process::kill_by_number(self.pid.as_raw(), number),
+        }
+    }
+
     /// Waits for children that have ended or stopped. Returns whether there is still somebody to wait for.
     fn reap(&mut self) -> io::Result<bool> {
+        // A main process that is not our child has its end seen by its own parent, and its number may be another's from then on.
+        if let Some(main) = &self.main
+            && main.has_ended()?
+            && !main.is_child()
+        {
+            tracing::debug!("the main process {} has ended", main.pid());
+            self.ended = self.ended.or(self.former);
+            self.main = None;
+        }
+        self.helpers.learn(&mut self.strangers)?;
         loop {
             match rustix::process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
                 Ok(Some((pid, status))) => self.note(pid.as_raw_pid(), status)?,
@@ -171,10 +213,8 @@ impl Supervision<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        // A main process that was never our child has had its end seen by its own parent.
-        if self.ended.is_none() && self.former.is_some() && process::parent_of(self.pid.as_raw()).is_none() {
-            self.ended = self.former;
-        }
+        // A helper of which nothing was heard before may have become one meanwhile.
+        self.helpers.learn(&mut self.strangers)?;
         if self.ended.is_none() {
             return Ok(true);
         }
@@ -189,7 +229,12 @@ impl Supervision<'_> {
 
     /// Takes note of what has become of a child. A signal is a number here: it may be a real-time one, which has no name.
     fn note(&mut self, pid: i32, status: WaitStatus) -> io::Result<()> {
-        if pid != self.pid.as_raw() {
+        if let (Some(terminal), Some(signal)) = (&self.program.terminal, status.stopping_signal())
+            && terminal.grant(pid, signal)?
+        {
+            return Ok(());
+        }
+        if !self.is_main(pid) {
             if !status.stopped() {
                 // The number is free for another.
                 self.strangers.remove(&pid);
@@ -201,12 +246,16 @@ impl Supervision<'_> {
         }
         let exited = status.exit_status().map(Ended::Exited);
         self.ended = exited.or(status.terminating_signal().map(Ended::Signaled)).or(self.ended);
+        self.main = None;
+        if let Some(terminal) = &self.program.terminal {
+            terminal.end();
+        }
         Ok(())
     }
 
     /// What the program has left behind: our children but for strangers.
     fn orphans(&self) -> io::Result<Vec<i32>> {
-        let is_orphan = |pid: &i32| *pid != self.pid.as_raw() && !self.strangers.contains(pid);
+        let is_orphan = |pid: &i32| !self.is_main(*pid) && !self.strangers.contains(pid);
         Ok(process::children()?.into_iter().filter(is_orphan).collect())
     }
 
@@ -230,7 +279,10 @@ impl Supervision<'_> {
             return Ok(());
         }
         if self.ended.is_none() {
-            return process::kill_by_number(self.pid.as_raw(), received.number);
+            return match self.program.terminal.as_ref().and_then(|terminal| terminal.job(self.pid, received)) {
+                Some(group) => process::kill_by_number(-group.as_raw(), received.number),
+                None => self.kill(received.number),
+            };
         }
         for orphan in self.orphans()? {
             process::kill_by_number(orphan, received.number)?;
@@ -258,7 +310,7 @@ impl Supervision<'_> {
         let own = nix::unistd::getpgrp();
         nix::sys::signal::killpg(own, signal)?;
         if self.ended.is_none() && nix::unistd::getpgid(Some(self.pid)) != Ok(own) {
-            process::kill(self.pid.as_raw(), signal)?;
+            self.kill(signal as i32)?;
         }
         Ok(())
     }
@@ -283,7 +335,7 @@ impl Supervision<'_> {
         };
         self.tunnel_ended = Some(reason);
         if self.ended.is_none() {
-            process::kill(self.pid.as_raw(), Signal::SIGKILL)?;
+            self.kill(Signal::SIGKILL as i32)?;
         }
         Ok(())
     }

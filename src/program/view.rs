@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
-use super::{Program, Step};
+use super::{Program, Step, helpers};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::mirror::{Hidden, Mirror};
 use crate::linux::mounts;
@@ -135,22 +135,24 @@ fn hidden(program: &Program, moved: &[(&Path, PathBuf)]) -> Hidden {
 }
 
 /// Starts the process that keeps the copies up to date, until `parent`, the caller's own parent, ends or closes the other end of `alive`.
-/// Returns its number. It is the parent's child, so that the program, which the caller becomes, has none that it does not know.
-pub(super) fn keep_up_to_date(mirror: &mut Mirror, parent: u32, alive: &OwnedFd) -> io::Result<Option<i32>> {
+/// `last` is the kernel's last capability.
+/// It is the parent's child, so that the program, which the caller becomes, has none that it does not know.
+pub(super) fn keep_up_to_date(mirror: &mut Mirror, parent: u32, last: u8, alive: &OwnedFd) -> io::Result<()> {
     if mirror.changes().is_none() {
-        return Ok(None);
+        return Ok(());
     }
     match process::fork_sibling()? {
-        Forked::Parent(pid) => Ok(Some(pid.as_raw())),
+        Forked::Parent(_) => Ok(()),
         Forked::Child => {
-            let kept = limit(mirror, parent, alive).and_then(|()| work(mirror, alive));
+            let announced = helpers::announce(alive);
+            let kept = announced.and_then(|()| limit(mirror, parent, last, alive)).and_then(|()| work(mirror, alive));
             process::exit_now(i32::from(kept.is_err()))
         }
     }
 }
 
 /// Leaves this process what it takes to mount, and to look at directories.
-fn limit(mirror: &Mirror, parent: u32, alive: &OwnedFd) -> io::Result<()> {
+fn limit(mirror: &Mirror, parent: u32, last: u8, alive: &OwnedFd) -> io::Result<()> {
     process::set_death_signal(Signal::SIGKILL)?;
     if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
         return Err(io::Error::other("the parent has ended already"));
@@ -167,7 +169,11 @@ fn limit(mirror: &Mirror, parent: u32, alive: &OwnedFd) -> io::Result<()> {
         first = descriptor + 1;
     }
     process::close(first, i32::MAX)?;
+    // It reads what the host has in its directories: should that take it over, it has no way to more.
+    capabilities::raise(CapabilitySet::SETPCAP)?;
+    capabilities::bound(CapabilitySet::empty(), last)?;
     capabilities::limit(CapabilitySet::SYS_ADMIN, CapabilitySet::SYS_ADMIN)?;
+    capabilities::forbid_new_privileges()?;
     Filter::allowing(CALLS, &[])?.install()
 }
 

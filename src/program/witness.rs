@@ -108,6 +108,7 @@ fn be_witness(launcher: u32, manager: i32, signals: &mut Signals, writer: &Owned
         return Ok(());
     }
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())?;
+    capabilities::forbid_new_privileges()?;
     process::redirect_to_null(&[0, 1, 2])?;
     close_all_but([signals.as_fd().as_raw_fd(), writer.as_raw_fd()])?;
     loop {

@@ -49,6 +49,18 @@ pub(super) fn point(name: &str) -> Result<(), TunnelError> {
     }
 }
 
+/// Has the calling process killed at a point of a program's beginning, if the test has chosen it as in [`point`].
+#[cfg(debug_assertions)]
+pub(crate) fn die_at(name: &str) {
+    if std::env::var("VPN_EXEC_TEST_FAIL").is_ok_and(|chosen| chosen.strip_prefix("kill:") == Some(name)) {
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Does nothing in a release.
+#[cfg(not(debug_assertions))]
+pub(crate) fn die_at(_name: &str) {}
+
 /// Whether the test has taken a protection away: the environment variable `VPN_EXEC_TEST_BREAK` holds the names of such, with commas
 /// between them.
 #[cfg(debug_assertions)]

@@ -166,3 +166,16 @@ fn orphans_keep_the_tunnel_until_they_end() {
         Ok(())
     });
 }
+
+/// The process that becomes the program has started one that keeps its view, of which the launcher knows nothing yet.
+#[test]
+fn a_helper_whose_starter_was_killed_is_not_waited_for() {
+    test_with_file(|config| {
+        let mut command = vpn_exec(&config, &[], &["true"]);
+        command.env("VPN_EXEC_TEST_FAIL", "kill:after the process that keeps the view");
+        let mut child = command.stderr(Stdio::null()).spawn()?;
+        let status = wait_for_end(&mut child)?;
+        ensure!(status.signal() == Some(9), "{status}");
+        wait_until("the end of the tunnel", || Ok(!Path::new("/run/vpn-exec").exists()))
+    });
+}

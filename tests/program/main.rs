@@ -5,12 +5,16 @@
 //! - `view`: what it sees of files.
 //! - `hidden`: what it does not see of the host, whatever the host does meanwhile.
 //! - `terminal`: how it lives with one.
+//! - `lent`: what its caller does not lend it.
+//! - `service`: whom it names the main process of a service.
 //! - `ends`: its exit status, its signals, and what it leaves behind.
 
 mod ends;
 mod hidden;
+mod lent;
 mod privileges;
 mod renewed;
+mod service;
 mod support;
 mod terminal;
 mod view;

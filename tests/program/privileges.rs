@@ -117,6 +117,23 @@ fn each_process_may_do_what_its_next_step_takes() {
         rests_with("the keeper", state.keeper, &[(0, 0), (all, NET_ADMIN)])?;
         let keeper = fs::read_to_string(format!("/proc/{}/status", state.keeper))?;
         ensure!(bits(&keeper, "CapBnd")? == 0, "{keeper}");
+        // The process that keeps the view is neither the keeper nor the program, which is another one by now.
+        let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let mut children = String::new();
+        wait_until("the program", || {
+            children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
+            Ok(children.split_ascii_whitespace().any(|pid| name(pid) == "sleep\n"))
+        })?;
+        let mut viewers = 0;
+        for pid in children.split_ascii_whitespace().filter(|pid| **pid != state.keeper.to_string()) {
+            if name(pid) != "sleep\n" {
+                rests_with("the process that keeps the view", pid.parse()?, &[(SYS_ADMIN, SYS_ADMIN)])?;
+                let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+                ensure!(bits(&status, "CapBnd")? == 0 && field(&status, "NoNewPrivs")? == "1", "{status}");
+                viewers += 1;
+            }
+        }
+        ensure!(viewers == 1, "{children}");
         kill(child.id(), "TERM")?;
         wait_for_end(&mut child)?;
         Ok(())
@@ -166,7 +183,7 @@ fn under_sudo_the_program_is_its_caller() {
 }
 
 /// Whether the world has users other than root: it has only if an administrator made it.
-fn has_other_users() -> Result<bool> {
+pub(crate) fn has_other_users() -> Result<bool> {
     let map = fs::read_to_string("/proc/self/uid_map")?;
     let has = map.split_ascii_whitespace().nth(2).is_some_and(|count| count != "1");
     if !has {

@@ -35,6 +35,8 @@ struct Terminal {
     master: File,
     seen: std::sync::mpsc::Receiver<Vec<u8>>,
     text: String,
+    /// What came before the text that was waited for last.
+    passed: String,
 }
 
 impl Terminal {
@@ -61,11 +63,25 @@ impl Terminal {
                 }
             }
         });
-        Ok((Self { master, seen, text: String::new() }, child))
+        Ok((Self { master, seen, text: String::new(), passed: String::new() }, child))
     }
 
     fn send(&mut self, keys: &str) -> Result<()> {
         Ok(self.master.write_all(keys.as_bytes())?)
+    }
+
+    /// What appears before a text that was not seen before.
+    fn until(&mut self, text: &str) -> Result<String> {
+        self.expect(text)?;
+        Ok(std::mem::take(&mut self.passed))
+    }
+
+    /// Whether a text has appeared that was not seen before.
+    fn try_expect(&mut self, text: &str) -> bool {
+        while let Ok(bytes) = self.seen.recv_timeout(Duration::from_millis(50)) {
+            self.text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        self.text.find(text).map(|at| self.text.drain(..at + text.len())).is_some()
     }
 
     /// Waits for a text that was not seen before.
@@ -73,7 +89,7 @@ impl Terminal {
         let begin = Instant::now();
         loop {
             if let Some(at) = self.text.find(text) {
-                self.text.drain(..at + text.len());
+                self.passed = self.text.drain(..at + text.len()).take(at).collect();
                 return Ok(());
             }
             let left = PATIENCE.saturating_sub(begin.elapsed());
@@ -153,5 +169,212 @@ fn pipelines_in_a_terminal_work() {
         terminal.send("exit 0\n")?;
         ensure!(wait_for_end(&mut child)?.success());
         Ok(())
+    });
+}
+
+impl Terminal {
+    /// The modes, as stty(1) writes them for itself.
+    fn modes(&self) -> Result<String> {
+        use std::os::fd::AsFd;
+
+        stdout_of({
+            let mut stty = Command::new("stty");
+            stty.arg("-g");
+            stty.stdin(File::from(self.master.as_fd().try_clone_to_owned()?));
+            stty
+        })
+    }
+
+    fn set_size(&self, rows: u16, columns: u16) -> Result<()> {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(rustix::termios::tcsetwinsize(&self.master, size)?)
+    }
+}
+
+/// An interactive shell at a terminal, and a line that runs a script in a tunnel with options.
+fn shell_and_line(config: &std::path::Path, options: &str, script: &str) -> Result<(Terminal, Child, String)> {
+    let (terminal, child) = Terminal::start(&["bash", "--norc", "--noprofile", "-i"])?;
+    let binary = env!("CARGO_BIN_EXE_vpn-exec");
+    let config = config.display();
+    let line = format!("{binary} --config {config} --backend userspace {options} -- sh -c '{script}'");
+    Ok((terminal, child, line))
+}
+
+/// Ends a shell that is at its prompt.
+fn leave(mut terminal: Terminal, mut shell: Child) -> Result<()> {
+    wait_until("a prompt", || {
+        // What is typed before vpn-exec has ended is for the program.
+        terminal.send("\n")?;
+        Ok(terminal.try_expect("$ "))
+    })?;
+    terminal.send("exit 0\n")?;
+    ensure!(wait_for_end(&mut shell)?.success());
+    Ok(())
+}
+
+/// What a script says of its terminal: its device, and whether that is also its controlling one.
+const WHOSE: &str = "stat -L -c \"is %u\" /proc/self/fd/0; tty; (echo \"al\"so here >/dev/tty) && echo \"sa\"id";
+
+#[test]
+fn another_users_program_has_a_terminal_of_its_own() {
+    test_with_file(|config| {
+        if !crate::privileges::has_other_users()? {
+            return Ok(());
+        }
+        let (mut terminal, shell, line) = shell_and_line(&config, "--user 4321", WHOSE)?;
+        terminal.send("echo \"bef\"ore; tty\n")?;
+        terminal.expect("before")?;
+        terminal.expect("/dev/pts/")?;
+        let at = terminal.until("\r")?;
+        terminal.send(&format!("{line}\n"))?;
+        terminal.expect("is 4321")?;
+        terminal.expect("/dev/pts/")?;
+        ensure!(terminal.until("\r")? != at, "it is root's");
+        terminal.expect("also here")?;
+        terminal.expect("said")?;
+        leave(terminal, shell)
+    });
+}
+
+#[test]
+fn sudo_keeps_its_callers_terminal() {
+    test_with_file(|config| {
+        if !crate::privileges::has_other_users()? {
+            return Ok(());
+        }
+        let (mut terminal, shell, line) = shell_and_line(&config, "", WHOSE)?;
+        // It is the caller's as after a login.
+        terminal.send("chown 65534 $(tty); echo \"bef\"ore; tty\n")?;
+        terminal.expect("before")?;
+        terminal.expect("/dev/pts/")?;
+        let at = terminal.until("\r")?;
+        terminal.send(&format!("SUDO_UID=65534 SUDO_USER=nobody {line}\n"))?;
+        terminal.expect("is 65534")?;
+        terminal.expect("/dev/pts/")?;
+        ensure!(terminal.until("\r")? == at, "it is another one");
+        terminal.expect("said")?;
+        // It can be replaced nevertheless.
+        let line = line.replace(" -- ", " --pty -- ");
+        terminal.send(&format!("SUDO_UID=65534 SUDO_USER=nobody {line}\n"))?;
+        terminal.expect("is 65534")?;
+        terminal.expect("/dev/pts/")?;
+        ensure!(terminal.until("\r")? != at, "--pty");
+        terminal.expect("said")?;
+        leave(terminal, shell)
+    });
+}
+
+#[test]
+fn no_program_of_another_user_reaches_a_terminal_that_it_was_not_given() {
+    test_with_file(|config| {
+        if !crate::privileges::has_other_users()? {
+            return Ok(());
+        }
+        let script = "exec </dev/null >/run/lab/said 2>&1; stat -L -c %t:%T /dev/tty; (tput lines </dev/tty >/dev/tty) && echo own; ps -o tty= $$";
+        let (mut terminal, shell, line) = shell_and_line(&config, "--user 4321", script)?;
+        std::fs::write("/run/lab/said", "")?;
+        std::fs::set_permissions("/run/lab/said", std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+        terminal.send("echo \"at\" $(ps -o tty= $$)\n")?;
+        terminal.expect("at pts/")?;
+        let at = terminal.until("\r")?;
+        terminal.send(&format!("{line} </dev/null >/dev/null 2>&1; echo \"en\"ded\n"))?;
+        terminal.expect("ended")?;
+        let said = std::fs::read_to_string("/run/lab/said")?;
+        ensure!(!said.contains(&format!("pts/{at}\n")), "{said}");
+        leave(terminal, shell)
+    });
+}
+
+#[test]
+fn a_terminal_of_its_own_is_as_the_callers() {
+    test_with_file(|config| {
+        let script = "stty size; trap \"stty size\" WINCH; echo \"rea\"dy; \
+            while :; do read word || continue; [ \"$word\" = end ] && exit 7; echo \"got\"-$word; done";
+        let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
+        terminal.set_size(33, 44)?;
+        terminal.send(&format!("{line}\n"))?;
+        terminal.expect("33 44")?;
+        terminal.expect("ready")?;
+        // What is typed is edited, echoed once and heard.
+        terminal.send("wrx\x7f\x7f\x7fword\n")?;
+        terminal.expect("got-word")?;
+        terminal.set_size(55, 66)?;
+        // A shell looks for signals when it has read a line.
+        terminal.send("more\n")?;
+        terminal.expect("55 66")?;
+        terminal.expect("got-more")?;
+        // Ctrl-Z stops the job, and the shell goes on with it.
+        terminal.send("\x1a")?;
+        terminal.expect("Stopped")?;
+        terminal.send("echo \"she\"ll; stty -a | grep -o \"[-]*icanon\"\n")?;
+        terminal.expect("shell")?;
+        terminal.expect("icanon")?;
+        terminal.send("fg\n")?;
+        // The shell says what it takes to the foreground before it does so.
+        terminal.expect("; done")?;
+        terminal.send("again\n")?;
+        terminal.expect("got-again")?;
+        terminal.send("end\n")?;
+        terminal.expect("$ ")?;
+        terminal.send("echo \"ended\"-$?\n")?;
+        terminal.expect("ended-7")?;
+        leave(terminal, shell)
+    });
+}
+
+#[test]
+fn ctrl_c_ends_a_program_at_a_terminal_of_its_own() {
+    test_with_file(|config| {
+        let script = "echo \"rea\"dy; exec sleep 1000";
+        let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
+        terminal.send(&format!("{line}\n"))?;
+        terminal.expect("ready")?;
+        terminal.send("\x03")?;
+        terminal.expect("$ ")?;
+        terminal.send("echo \"ended\"-$?\n")?;
+        terminal.expect("ended-130")?;
+        leave(terminal, shell)
+    });
+}
+
+#[test]
+fn the_terminal_is_restored_when_vpn_exec_is_ended() {
+    test_with_file(|config| {
+        let script = "echo $PPID >/run/lab/launcher; stty -echo; echo \"rea\"dy; exec sleep 1000";
+        let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
+        for signal in ["TERM", "HUP"] {
+            // A shell that is not interactive leaves the modes as they are.
+            std::fs::write("/run/lab/script", format!("stty -g >/run/lab/one; {line}; stty -g >/run/lab/two"))?;
+            terminal.send("sh /run/lab/script; echo \"en\"ded\n")?;
+            terminal.expect("ready")?;
+            // The process at the caller's terminal is the launcher's parent.
+            let launcher: i32 = std::fs::read_to_string("/run/lab/launcher")?.trim().parse()?;
+            let outside = vpn_exec::linux::process::parent_of(launcher).context("a parent")?;
+            let (before, during) = (std::fs::read_to_string("/run/lab/one")?, terminal.modes()?);
+            kill(outside.cast_unsigned(), signal)?;
+            terminal.expect("ended")?;
+            let after = std::fs::read_to_string("/run/lab/two")?;
+            ensure!(before != during && before == after, "{signal}: {before} {during} {after}");
+        }
+        leave(terminal, shell)
+    });
+}
+
+#[test]
+fn keys_are_left_to_the_rest_of_a_pipeline() {
+    test_with_file(|config| {
+        let script = "echo data; [ -e /run/lab/ask ] || exit 0; read word </dev/tty; echo \"got\" $word >/dev/tty";
+        let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
+        terminal.send(&format!("{line} | {{ read a; echo \"rea\"dy; read b </dev/tty; echo \"bo\"th $a $b; }}\n"))?;
+        terminal.expect("ready")?;
+        terminal.send("typed\n")?;
+        terminal.expect("both data typed")?;
+        // Once it asks for them, they are its own.
+        std::fs::write("/run/lab/ask", "")?;
+        terminal.send(&format!("{line} >/dev/null; echo \"en\"ded\n"))?;
+        terminal.send("early\n")?;
+        terminal.expect("got early")?;
+        terminal.expect("ended")?;
+        leave(terminal, shell)
     });
 }

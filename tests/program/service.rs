@@ -1,0 +1,85 @@
+//! A program that names another process the main one (sd_notify(3), MAINPID).
+
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::*;
+
+/// Starts a process that starts another, which is named the main one by the program, which ends. The main one ends when a file is
+/// there, and is waited for by its parent, which ends by SIGTERM.
+const PROGRAM: &str = "
+import os, socket, sys, time
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+between, write = os.pipe()
+if os.fork() == 0:
+    main = os.fork()
+    if main == 0:
+        wait_for('/run/lab/end')
+        os._exit(0)
+    os.write(write, str(main).encode())
+    os.waitpid(main, 0)
+    open('/run/lab/ended', 'w').close()
+    time.sleep(1000)
+main = os.read(between, 20).decode()
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.sendto(f'MAINPID={main}\\nSTATUS=main {main}'.encode(), os.environ['NOTIFY_SOCKET'])
+wait_for('/run/lab/go')
+";
+
+#[test]
+fn no_other_process_is_signalled_in_place_of_a_main_one_that_has_ended() {
+    test_with_file(|config| {
+        let manager = UnixDatagram::bind("/run/lab/notify")?;
+        manager.set_read_timeout(Some(PATIENCE))?;
+        let mut command = vpn_exec(&config, &["--user", "0"], &["/usr/bin/python3", "-c", PROGRAM]);
+        let mut child = command.env("NOTIFY_SOCKET", "/run/lab/notify").stdout(Stdio::piped()).spawn()?;
+        let main = loop {
+            let mut text = [0; 1000];
+            let length = manager.recv(&mut text)?;
+            if let Some(main) = std::str::from_utf8(&text[..length])?.strip_prefix("STATUS=main ") {
+                break main.trim().parse::<i32>()?;
+            }
+        };
+        let exists = |path: &str| std::path::Path::new(path).exists();
+        std::fs::write("/run/lab/go", "")?;
+        // It has heard of the main process before it waits for the program.
+        wait_until("the end of the program", || {
+            let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
+            let python =
+                |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "python3\n");
+            let adopted = children.split_ascii_whitespace().filter(|pid| python(pid)).count();
+            Ok(adopted == 1 && vpn_exec::linux::process::parent_of(main).is_some())
+        })?;
+        std::fs::write("/run/lab/end", "")?;
+        wait_until("the end of the main process", || Ok(exists("/run/lab/ended")))?;
+        // Another one has its number.
+        let mut other = with_number(main)?;
+        kill(child.id(), "TERM")?;
+        let status = wait_for_end(&mut child)?;
+        ensure!(status.code() == Some(0), "the program ended so: {status}");
+        ensure!(other.try_wait()?.is_none(), "another process was signalled");
+        other.kill()?;
+        let signal = other.wait()?.signal();
+        ensure!(signal == Some(libc::SIGKILL), "{signal:?}");
+        Ok(())
+    });
+}
+
+/// A process with a number that is free.
+fn with_number(number: i32) -> Result<std::process::Child> {
+    for _ in 0..1000 {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()).context("choose a number")?;
+        let mut child = Command::new("sleep").arg("1000").spawn()?;
+        if child.id().cast_signed() == number {
+            return Ok(child);
+        }
+        child.kill()?;
+        child.wait()?;
+    }
+    anyhow::bail!("the number {number} is always taken")
+}
