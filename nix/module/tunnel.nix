@@ -192,7 +192,11 @@ in
             publish = unset strings "See `publish`.";
             host-ports = unset strings "See `local.hostPorts`.";
           };
-          program = table "The table `[program]`, for programs that are run by `vpn-exec --tunnel`." { };
+          program = table "The table `[program]`, for programs that are run by `vpn-exec --tunnel`." {
+            sockets = unset strings "Unix sockets of processes outside that programs can connect to, or `any`.";
+            dbus = unset (types.either types.str strings) "The message buses: `session`, `system`, both, or `none`.";
+            dbus-talk = unset strings "Names on the session bus that programs can talk to.";
+          };
         };
       };
       default = { };

@@ -32,10 +32,26 @@ let
     name: wrapper:
     pkgs.writeShellScript "vpn-exec-enter-${name}" ''
       ${config.systemd.package}/bin/systemctl start ${lib.escapeShellArg (rules.keeper wrapper.tunnel)} &&
-      exec ${package}/bin/vpn-exec --tunnel ${lib.escapeShellArg wrapper.tunnel} -- ${
-        lib.escapeShellArgs ([ wrapper.program ] ++ wrapper.args)
+      exec ${package}/bin/vpn-exec --tunnel ${lib.escapeShellArg wrapper.tunnel} ${
+        lib.escapeShellArgs (options wrapper ++ [ "--" ] ++ [ wrapper.program ] ++ wrapper.args)
       } "$@"
     '';
+
+  # What of the processes outside the tunnel the program may ask to work for it.
+  options =
+    wrapper:
+    lib.concatMap (socket: [
+      "--socket"
+      socket
+    ]) wrapper.sockets
+    ++ lib.concatMap (bus: [
+      "--dbus"
+      bus
+    ]) wrapper.dbus
+    ++ lib.concatMap (name: [
+      "--dbus-talk"
+      name
+    ]) wrapper.dbusTalk;
 
   entrances = lib.mapAttrs entrance cfg.wrappers;
 
@@ -75,6 +91,36 @@ let
           default = [ ];
           example = [ "--no-remote" ];
           description = "What it is always called with, before all else.";
+        };
+        sockets = mkOption {
+          type = types.listOf (types.strMatching "any|/[^*]+[*]?");
+          default = [ ];
+          example = [ "/run/pcscd/pcscd.comm" ];
+          description = ''
+            Unix sockets of processes outside the tunnel that the program can connect to, besides those that are open by default. A `*` at the
+            end stands for any rest; `any` opens all.
+          '';
+        };
+        dbus = mkOption {
+          type = types.listOf (
+            types.enum [
+              "none"
+              "session"
+              "system"
+            ]
+          );
+          default = [ ];
+          example = [ "session" ];
+          description = ''
+            The message buses that the program can reach: the whole `session` bus, by which programs outside are started; the `system` bus, by
+            which the host looks names up; or `none`. By default it is the session bus, filtered.
+          '';
+        };
+        dbusTalk = mkOption {
+          type = types.listOf types.str;
+          default = [ ];
+          example = [ "org.keepassxc.KeePassXC.MainWindow" ];
+          description = "Names on the session bus that the program can talk to, besides those of a desktop's services.";
         };
       };
     };

@@ -879,14 +879,20 @@ let
           config = evaluate {
             imports = [ wrapped ];
             _module.args.pkgs = lib.mkForce (pkgs // { writeShellScript = _: text: text; });
-            programs.vpn-exec.wrappers.fox.args = [ "--profile=/a b" ];
+            programs.vpn-exec.wrappers.fox = {
+              args = [ "--profile=/a b" ];
+              sockets = [ "/run/x.sock" ];
+              dbus = [ "session" ];
+              dbusTalk = [ "org.example.Fox" ];
+            };
           };
         in
         map (it: it.command) (lib.head config.security.sudo.extraRules).commands;
       wanted = [
         (
           "/nix/store/00000000000000000000000000000000-systemd/bin/systemctl start vpn-exec@mullvad.service &&\n"
-          + "exec /nix/store/00000000000000000000000000000000-package-of-this-repository/bin/vpn-exec --tunnel mullvad -- "
+          + "exec /nix/store/00000000000000000000000000000000-package-of-this-repository/bin/vpn-exec --tunnel mullvad "
+          + "--socket /run/x.sock --dbus session --dbus-talk org.example.Fox -- "
           + "/nix/store/00000000000000000000000000000000-firefox/bin/firefox '--profile=/a b' \"$@\"\n"
         )
       ];

@@ -253,6 +253,25 @@ pub(crate) fn avahi(stamp: &Stamp) -> io::Result<()> {
     tell("avahi-daemon/socket", &[format!("RESOLVE-HOSTNAME {}\n", stamp.name()).as_bytes()])
 }
 
+/// A server that runs what it is told, as tmux's does, at a socket that is in no directory which is copied.
+pub(crate) fn server(stamp: &Stamp) -> io::Result<()> {
+    tell("leaks/server", &[&stamp.text()])
+}
+
+pub(crate) fn server_by_link(stamp: &Stamp) -> io::Result<()> {
+    converse(UnixStream::connect("/proc/self/root/run/leaks/server")?, &[&stamp.text()])
+}
+
+/// A container engine's daemon.
+pub(crate) fn engine(stamp: &Stamp) -> io::Result<()> {
+    tell("docker.sock", &[&stamp.text()])
+}
+
+/// The user's own bus, past the filter that the environment names.
+pub(crate) fn session_bus(stamp: &Stamp) -> io::Result<()> {
+    tell("user/0/bus", &[format!("\0AUTH EXTERNAL 30\r\n{}", stamp.name()).as_bytes()])
+}
+
 pub(crate) fn abstract_socket(stamp: &Stamp) -> io::Result<()> {
     let address = std::os::unix::net::SocketAddr::from_abstract_name(ABSTRACT)?;
     UnixStream::connect_addr(&address)?.write_all(&stamp.text())

@@ -23,11 +23,15 @@ pub(crate) struct Witnesses<'a> {
 }
 
 /// The sockets on the host by which names are looked up, and one who would pass on what he is told.
-const SOCKETS: [(&str, Tongue); 4] = [
+const SOCKETS: [(&str, Tongue); 7] = [
     ("/run/nscd/socket", Tongue::None),
     ("/run/systemd/resolve/io.systemd.Resolve", Tongue::Varlink),
     ("/run/dbus/system_bus_socket", Tongue::Dbus),
     ("/run/avahi-daemon/socket", Tongue::Avahi),
+    // Processes that do what they are told.
+    ("/run/leaks/server", Tongue::Any),
+    ("/run/docker.sock", Tongue::Any),
+    ("/run/user/0/bus", Tongue::Any),
 ];
 
 impl<'a> Witnesses<'a> {

@@ -27,12 +27,27 @@ fn without(lab: &Lab, protection: &str, expected: Expected) -> Result<()> {
 
 #[test]
 fn without_its_namespace() {
-    lab::test(Peer::Ours, |lab| without(lab, "namespace", |vector| [By::Network, By::Rules].contains(&vector.by)));
+    lab::test(Peer::Ours, |lab| {
+        without(lab, "namespace,sockets", |vector| [By::Network, By::Rules].contains(&vector.by))
+    });
 }
 
 #[test]
 fn without_its_view_of_names() {
-    lab::test(Peer::Ours, |lab| without(lab, "names", |vector| vector.by == By::Files));
+    lab::test(Peer::Ours, |lab| without(lab, "names,sockets", |vector| vector.by == By::Files));
+}
+
+#[test]
+fn without_the_gate_before_sockets() {
+    lab::test(Peer::Ours, |lab| without(lab, "sockets", |vector| vector.by == By::Sockets));
+}
+
+/// Where the view of names is lost, the gate keeps the host's resolvers closed as well.
+#[test]
+fn the_gate_holds_without_the_view_of_names() {
+    lab::test(Peer::Ours, |lab| {
+        judge_without(lab, "names", NONE)?.is_silence_of(|vector| matches!(vector.by, By::Files | By::Sockets))
+    });
 }
 
 /// With privileges, the tunnel's namespace is left.

@@ -29,7 +29,7 @@ pub(crate) const BREAK: &str = "VPN_EXEC_TEST_BREAK";
 const FAIL: &str = "VPN_EXEC_TEST_FAIL";
 
 /// All that keeps a program in its tunnel, the routes apart.
-pub(crate) const ALL_BROKEN: &str = "namespace,names,privileges,descriptors";
+pub(crate) const ALL_BROKEN: &str = "namespace,names,privileges,descriptors,sockets";
 
 /// Tells hanging from working.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -25,6 +25,8 @@ pub(crate) enum By {
     Library,
     /// Its view of files.
     Files,
+    /// The gate before the sockets of processes outside.
+    Sockets,
     /// That it has no privileges.
     Privileges,
     /// That it has no descriptors but its own.
@@ -95,6 +97,11 @@ pub(crate) const VECTORS: &[Vector] = &[
     vector("varlink", By::Files, varlink),
     vector("dbus", By::Files, dbus),
     vector("avahi", By::Files, avahi),
+    // Processes outside that do what they are told: by a socket of their own, and by the session bus.
+    vector("server", By::Sockets, server),
+    vector("server-by-link", By::Sockets, server_by_link),
+    vector("engine", By::Sockets, engine),
+    vector("session-bus", By::Sockets, session_bus),
     // Calls to everybody.
     vector("mdns4", By::Rules, |stamp| question_to_all(stamp, "224.0.0.251:5353")),
     vector("mdns6", By::Rules, |stamp| question_to_all(stamp, "[ff02::fb]:5353")),
