@@ -84,7 +84,7 @@ pub fn of_runtime_directory(directory: &Path) -> Address {
     Address::Path(directory.join("bus"))
 }
 
-/// Connects to the first of these addresses at which somebody listens.
+/// Connects to the first of these addresses at which a process listens.
 ///
 /// # Errors
 /// Why the last one could not be connected to; `WouldBlock` if too many connections wait to be accepted for five seconds already.

@@ -2,7 +2,7 @@
 //!
 //! Each client has a connection of its own, so the bus gives it a name of its own and keeps order, limits and replies as ever. The
 //! filter calls methods of the bus only once, after the client's `Hello` and before anything else of the client is passed on. So its
-//! serial numbers cannot meet those of the client. What it says later are replies and signals, to which nobody replies.
+//! serial numbers cannot meet those of the client. What it says later are replies and signals, which have no reply.
 //!
 //! Who owns a name is heard on the same connection (`NameOwnerChanged`): the bus says so before it passes on the owner's first message.
 
@@ -37,7 +37,7 @@ const MAX_LISTS: usize = 256;
 
 /// The serial number of the filter's `ListNames`. Those of its other calls follow.
 const FIRST_CALL: u32 = 0x7000_0000;
-/// Messages of the filter that nobody replies to all have this one: a serial number has a meaning for replies only.
+/// The serial number of all messages of the filter that have no reply: it has a meaning for replies alone.
 const UNANSWERED: u32 = u32::MAX;
 
 /// How far a connection has come.
@@ -383,7 +383,7 @@ impl Connection {
         match (header.kind, header.destination.as_deref()) {
             (Kind::Call, Some(BUS)) => self.judge_call_of_bus(shared, header, body),
             (Kind::Call, Some(destination)) => self.judge_call(shared, header, destination, body),
-            // It would go to whoever listens.
+            // It would reach every process with a match rule for it.
             (Kind::Call, None) => {
                 let member = header.member.clone().unwrap_or_default();
                 self.refuse(shared, header, Refusal::Bus { member }, "org.freedesktop.DBus.Error.AccessDenied")
@@ -452,7 +452,7 @@ impl Connection {
             of: None,
         };
         let allowed = match self.peers.get(destination) {
-            // Whoever has called may be told.
+            // A peer that has called may be sent signals.
             Some(_) => true,
             None => shared.inside.contains_key(destination) || shared.policy.allows([destination], asked),
         };
@@ -694,7 +694,7 @@ impl Connection {
     fn judge_from_bus(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Result<Verdict, Malformed> {
         let Some(sender) = header.sender.as_deref() else { return Ok(Verdict::Drop) };
         let destination = header.destination.as_deref();
-        // Between others: nobody inside may ask for it.
+        // A message between other connections, which only eavesdropping brings.
         if destination.is_some_and(|to| to.starts_with(':') && to != self.unique) && !self.unique.is_empty() {
             return Ok(Verdict::Drop);
         }
@@ -774,7 +774,7 @@ impl Connection {
             known
         } else if shared.policy.shows(name) {
             self.set_owner(shared, name, new);
-            // Inside, somebody else has it.
+            // A client has taken it inside.
             shared.names.owner(name).is_none()
         } else {
             false
@@ -1159,7 +1159,7 @@ mod tests {
                 }
             }
             for (header, _) in messages(&to_client) {
-                // Neither what is between others nor what comes from a stranger.
+                // Neither messages between other connections nor signals of a stranger.
                 if header.kind == Kind::Call {
                     prop_assert!(header.destination.as_deref() != Some(":1.5"), "{header:?}");
                 }

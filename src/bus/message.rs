@@ -105,7 +105,7 @@ pub struct Header {
     pub endian: Endian,
     /// The type.
     pub kind: Kind,
-    /// [`NO_REPLY`] and others.
+    /// A sum of [`NO_REPLY`], [`NO_AUTO_START`] and further ones of the specification.
     pub flags: u8,
     /// The number by which a reply names the message. Each sender counts its own.
     pub serial: u32,
@@ -206,7 +206,7 @@ impl Header {
         let code = reader.u8()?;
         let kind = reader.signature()?;
         if let 1..=9 = code {
-            // Whoever reads such a message next could take the other one.
+            // The bus might take the other one.
             if *seen & 1 << code != 0 {
                 return Err(Malformed("it has a field twice"));
             }
@@ -373,7 +373,7 @@ impl<'a> Reader<'a> {
         let text = self.string()?;
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
         if text.is_empty() || text.len() > MAX_NAME || !text.bytes().all(allowed) {
-            return Err(Malformed("a name has characters that no name has"));
+            return Err(Malformed("a name has invalid characters"));
         }
         Ok(text.to_owned())
     }
@@ -506,7 +506,7 @@ mod tests {
         assert_eq!(with(18, b'a'), Some("a field has the wrong type"));
         assert_eq!(with(80, 6), Some("it has a field twice"));
         assert_eq!(with(20, 0x14), Some("a string does not end where it should"));
-        assert_eq!(with(60, 0x1b), Some("a name has characters that no name has"));
+        assert_eq!(with(60, 0x1b), Some("a name has invalid characters"));
         assert_eq!(with(30, 0xff), Some("a string is not UTF-8"));
         let many = Header { descriptors: MAX_DESCRIPTORS + 1, ..parse(HELLO).expect("a message").0 };
         assert_eq!(parse(&many.encode()), Err(Malformed("it has too many descriptors")));
