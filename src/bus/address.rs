@@ -66,7 +66,7 @@ pub fn parse(text: &str) -> Result<Vec<Address>, AddressError> {
             match (transport, key) {
                 ("unix", "path") => sockets.push(Address::Path(value.into())),
                 ("unix", "abstract") => sockets.push(Address::Abstract(value)),
-                // The systemd user bus has no other form; this one is where a bus listens without XDG_RUNTIME_DIR.
+                // What identifies the bus, and forms that say only where one may listen.
                 _ => {}
             }
         }
@@ -84,7 +84,7 @@ pub fn of_runtime_directory(directory: &Path) -> Address {
     Address::Path(directory.join("bus"))
 }
 
-/// Connects to the first of these addresses at which somebody listens.
+/// Connects to the first of these addresses at which a process listens.
 ///
 /// # Errors
 /// Why the last one could not be connected to; `WouldBlock` if too many connections wait to be accepted for five seconds already.
@@ -143,4 +143,48 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
         });
     }
     Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_read() {
+        let path = |path: &str| Address::Path(path.into());
+        assert_eq!(parse("unix:path=/run/user/1000/bus"), Ok(vec![path("/run/user/1000/bus")]));
+        let guid = "unix:abstract=/tmp/dbus-x%2c%C3%A9,guid=aa00;tcp:host=localhost,port=4;unix:guid=00,path=/b";
+        assert_eq!(parse(guid), Ok(vec![Address::Abstract("/tmp/dbus-x,é".into()), path("/b")]));
+        assert_eq!(parse(";unix:path=/a;"), Ok(vec![path("/a")]));
+        for nothing in ["", "autolaunch:", "unix:", "unix:tmpdir=/tmp", "unixexec:path=ssh"] {
+            assert_eq!(parse(nothing), Err(AddressError::NoSocket(nothing.into())));
+        }
+        let entries =
+            ["/run/bus", "unix:path", "unix:path=%4", "unix:path=%zz", "unix:path=%00", "unix:path=/a,abstract=b"];
+        for invalid in entries {
+            assert!(matches!(parse(invalid), Err(AddressError::Invalid(..))), "{invalid}");
+        }
+        for address in [path("/a b/;%"), Address::Abstract("é".into())] {
+            assert_eq!(parse(&address.to_string()), Ok(vec![address]));
+        }
+        assert_eq!(of_runtime_directory(Path::new("/run/user/7")), path("/run/user/7/bus"));
+    }
+
+    #[test]
+    fn the_first_that_listens_is_connected_to() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (missing, path) = (directory.path().join("missing"), directory.path().join("bus"));
+        assert_eq!(connect(&[Address::Path(missing.clone())]).expect_err("missing").kind(), io::ErrorKind::NotFound);
+        let listener = UnixListener::bind(&path).expect("a listener");
+        connect(&[Address::Path(missing), Address::Path(path)]).expect("connected");
+        listener.accept().expect("accepted");
+        let name = format!("vpn-exec-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).expect("a name");
+        let _listener = UnixListener::bind_addr(&address).expect("a listener");
+        connect(&[Address::Abstract(name.into())]).expect("connected");
+        assert!(connect(&[Address::Path("x".repeat(200).into())]).is_err());
+    }
 }

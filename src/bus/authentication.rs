@@ -125,3 +125,73 @@ pub fn client_line(bytes: &[u8], is_first: bool) -> Result<Option<(&str, usize)>
         (true, _) => Err(NoLine),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bus(lines: &[&str]) -> Result<FromBus, String> {
+        let mut bus = FromBus::default();
+        for (at, line) in lines.iter().enumerate() {
+            assert_eq!(bus.line(line)?, at + 1 == lines.len());
+        }
+        Ok(bus)
+    }
+
+    #[test]
+    fn the_bus_lets_the_filter_in_or_not() {
+        let in_with = |descriptors| FromBus { lines: 3, guid: "ab01".into(), passes_descriptors: descriptors };
+        assert_eq!(bus(&["DATA", "OK ab01", "AGREE_UNIX_FD"]), Ok(in_with(true)));
+        assert_eq!(bus(&["DATA", "OK ab01", "ERROR no"]), Ok(in_with(false)));
+        assert_eq!(bus(&["REJECTED EXTERNAL"]), Err("REJECTED EXTERNAL".into()));
+        assert_eq!(FromBus { lines: 1, ..FromBus::default() }.line("OK x\"y"), Err("OK x\"y".into()));
+    }
+
+    fn say(lines: &[&str], bus: &FromBus) -> Vec<Answer> {
+        let mut client = FromClient::default();
+        lines.iter().map(|line| client.line(line, bus)).collect()
+    }
+
+    #[test]
+    fn a_client_says_what_it_has_to_before_it_begins() {
+        let say_line = |line: &str| Answer::Say(line.to_owned());
+        let bus = FromBus { lines: 3, guid: "ab".into(), passes_descriptors: true };
+        let usual = say(&["AUTH EXTERNAL 31303030", "NEGOTIATE_UNIX_FD", "BEGIN"], &bus);
+        assert_eq!(usual, [say_line("OK ab"), say_line("AGREE_UNIX_FD"), Answer::Begin]);
+        let asked = say(&["AUTH EXTERNAL", "DATA", "BEGIN"], &bus);
+        assert_eq!(asked, [say_line("DATA"), say_line("OK ab"), Answer::Begin]);
+        assert_eq!(say(&["BEGIN"], &bus), [Answer::End]);
+        assert_eq!(say(&["AUTH EXTERNAL", "BEGIN"], &bus)[1], Answer::End);
+        assert_eq!(say(&["AUTH EXTERNAL 30", "CANCEL", "BEGIN"], &bus)[2], Answer::End);
+        for other in ["AUTH", "AUTH ANONYMOUS", "AUTH DBUS_COOKIE_SHA1 30"] {
+            assert_eq!(say(&[other, "BEGIN"], &bus), [say_line("REJECTED EXTERNAL"), Answer::End]);
+        }
+        assert_eq!(say(&["NEGOTIATE_UNIX_FD"], &bus), [say_line("ERROR unknown command")]);
+        let without = FromBus { passes_descriptors: false, ..bus };
+        assert!(
+            matches!(&say(&["AUTH EXTERNAL 30", "NEGOTIATE_UNIX_FD"], &without)[1], Answer::Say(line) if line.starts_with("ERROR"))
+        );
+    }
+
+    #[test]
+    fn lines_end_with_two_bytes() {
+        assert_eq!(client_line(b"\0AUTH\r\nBEGIN\r\n", true), Ok(Some(("AUTH", 7))));
+        assert_eq!(client_line(b"BEGIN\r\nl\x01", false), Ok(Some(("BEGIN", 7))));
+        assert_eq!(client_line(b"\0AUTH\r", true), Ok(None));
+        assert_eq!(client_line(b"", true), Ok(None));
+        assert_eq!(client_line(b"AUTH\r\n", true), Err(NoLine));
+        assert_eq!(client_line(b"A\nB\r\n", false), Err(NoLine));
+        assert_eq!(client_line(b"\xff\r\n", false), Err(NoLine));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(lines in proptest::collection::vec("[A-Z_ 0-9]{0,12}", 0..6)) {
+            let mut bus = FromBus::default();
+            let _ = lines.iter().try_for_each(|line| bus.line(line).map(drop));
+            say(&lines.iter().map(String::as_str).collect::<Vec<_>>(), &bus);
+        }
+    }
+}

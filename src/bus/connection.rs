@@ -2,7 +2,7 @@
 //!
 //! Each client has a connection of its own, so the bus gives it a name of its own and keeps order, limits and replies as ever. The
 //! filter calls methods of the bus only once, after the client's `Hello` and before anything else of the client is passed on. So its
-//! serial numbers cannot meet those of the client. What it says later are replies and signals, to which nobody replies.
+//! serial numbers cannot meet those of the client. What it says later are replies and signals, which have no reply.
 //!
 //! Who owns a name is heard on the same connection (`NameOwnerChanged`): the bus says so before it passes on the owner's first message.
 
@@ -37,7 +37,7 @@ const MAX_LISTS: usize = 256;
 
 /// The serial number of the filter's `ListNames`. Those of its other calls follow.
 const FIRST_CALL: u32 = 0x7000_0000;
-/// Messages of the filter that nobody replies to all have this one: a serial number has a meaning for replies only.
+/// The serial number of all messages of the filter that have no reply: it has a meaning for replies alone.
 const UNANSWERED: u32 = u32::MAX;
 
 /// How far a connection has come.
@@ -383,7 +383,7 @@ impl Connection {
         match (header.kind, header.destination.as_deref()) {
             (Kind::Call, Some(BUS)) => self.judge_call_of_bus(shared, header, body),
             (Kind::Call, Some(destination)) => self.judge_call(shared, header, destination, body),
-            // It would go to whoever listens.
+            // It would reach every process with a match rule for it.
             (Kind::Call, None) => {
                 let member = header.member.clone().unwrap_or_default();
                 self.refuse(shared, header, Refusal::Bus { member }, "org.freedesktop.DBus.Error.AccessDenied")
@@ -452,7 +452,7 @@ impl Connection {
             of: None,
         };
         let allowed = match self.peers.get(destination) {
-            // Whoever has called may be told.
+            // A peer that has called may be sent signals.
             Some(_) => true,
             None => shared.inside.contains_key(destination) || shared.policy.allows([destination], asked),
         };
@@ -694,7 +694,7 @@ impl Connection {
     fn judge_from_bus(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Result<Verdict, Malformed> {
         let Some(sender) = header.sender.as_deref() else { return Ok(Verdict::Drop) };
         let destination = header.destination.as_deref();
-        // Between others: nobody inside may ask for it.
+        // A message between other connections, which only eavesdropping brings.
         if destination.is_some_and(|to| to.starts_with(':') && to != self.unique) && !self.unique.is_empty() {
             return Ok(Verdict::Drop);
         }
@@ -774,7 +774,7 @@ impl Connection {
             known
         } else if shared.policy.shows(name) {
             self.set_owner(shared, name, new);
-            // Inside, somebody else has it.
+            // A client has taken it inside.
             shared.names.owner(name).is_none()
         } else {
             false
@@ -972,4 +972,199 @@ fn deliver(
     from.consume(length);
     from.rest = (header.body > 0).then_some(Rest { left: header.body, pass });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use proptest::prelude::*;
+
+    use super::super::message::Endian;
+    use super::*;
+
+    /// A connection whose both ends are the test's, past the greetings. The bus knows a peer, `:1.9`, that has the notifications.
+    struct Ends {
+        connection: Connection,
+        client: UnixStream,
+        bus: UnixStream,
+    }
+
+    fn read(stream: &mut UnixStream) -> Vec<u8> {
+        stream.set_nonblocking(true).expect("a socket");
+        let mut bytes = Vec::new();
+        // It ends with WouldBlock.
+        let _ = stream.read_to_end(&mut bytes);
+        bytes
+    }
+
+    fn messages(mut bytes: &[u8]) -> Vec<(Header, Vec<u8>)> {
+        let mut found = Vec::new();
+        while let Ok(Parsed::Complete(header, length)) = Header::parse(bytes) {
+            let Some(body) = bytes.get(length..length + header.body) else { break };
+            found.push((header.clone(), body.to_vec()));
+            bytes = &bytes[length + header.body..];
+        }
+        found
+    }
+
+    fn of_bus(reply_serial: u32, signature: &str, body: Writer) -> Vec<u8> {
+        let header = Header {
+            sender: Some(BUS.to_owned()),
+            destination: Some(":1.7".to_owned()),
+            reply_serial: Some(reply_serial),
+            ..Header::new(Kind::Return, 1)
+        };
+        header.with_body(signature, &body.into_bytes())
+    }
+
+    fn text(text: &str) -> Writer {
+        let mut body = Writer::new(Endian::Little);
+        body.string(text);
+        body
+    }
+
+    fn open(shared: &mut Shared<'_>) -> Ends {
+        let ((client, one), (bus, other)) = (UnixStream::pair().expect("a pair"), UnixStream::pair().expect("a pair"));
+        let connection = Connection::new(7, one.into(), other.into()).expect("a connection");
+        let mut ends = Ends { connection, client, bus };
+        ends.client.write_all(b"\0AUTH EXTERNAL 30\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n").expect("sent");
+        ends.client.write_all(&call_of_bus(1, "Hello", Writer::new(Endian::Little), 0)).expect("sent");
+        let mut names = Writer::new(Endian::Little);
+        names.strings([BUS, ":1.9", "org.freedesktop.Notifications", "org.freedesktop.systemd1"]);
+        for (said, answer) in [
+            (&b"AUTH"[..], b"DATA\r\nOK ab\r\nAGREE_UNIX_FD\r\n".to_vec()),
+            (b"Hello", of_bus(1, "s", text(":1.7"))),
+            (b"ListNames", of_bus(FIRST_CALL, "as", names)),
+            (b"GetNameOwner", of_bus(FIRST_CALL + 1, "s", text(":1.9"))),
+        ] {
+            ends.connection.go_on(shared, true, true);
+            let heard = read(&mut ends.bus);
+            assert!(heard.windows(said.len()).any(|part| part == said), "{said:?} is not said");
+            ends.bus.write_all(&answer).expect("sent");
+        }
+        ends.connection.go_on(shared, true, true);
+        assert!(matches!(ends.connection.phase, Phase::Open));
+        assert!(read(&mut ends.bus).is_empty());
+        read(&mut ends.client);
+        ends
+    }
+
+    const NAMES: [&str; 8] = [
+        BUS,
+        "org.freedesktop.Notifications",
+        "org.freedesktop.systemd1",
+        "net.example.Own",
+        "org.mpris.MediaPlayer2.x",
+        ":1.7",
+        ":1.9",
+        ":1.5",
+    ];
+    const INTERFACES: [&str; 6] =
+        [BUS, "org.freedesktop.Notifications", "org.freedesktop.systemd1.Manager", PROPERTIES, PEER, "a.b"];
+    const MEMBERS: [&str; 12] = [
+        "Hello",
+        "AddMatch",
+        "RequestName",
+        "ReleaseName",
+        "GetNameOwner",
+        "ListNames",
+        "StartServiceByName",
+        "UpdateActivationEnvironment",
+        "BecomeMonitor",
+        "NameOwnerChanged",
+        "Notify",
+        "Ping",
+    ];
+    const TEXTS: [&str; 5] =
+        ["net.example.Own", "org.freedesktop.systemd1", ":1.9", "eavesdrop=true", "org.freedesktop.Notifications"];
+
+    fn message() -> impl Strategy<Value = Vec<u8>> {
+        let pick = |from: &'static [&'static str]| proptest::option::of(proptest::sample::select(from));
+        let kind = prop_oneof![4 => Just(Kind::Call), 1 => Just(Kind::Return), 1 => Just(Kind::Error), 1 => Just(Kind::Signal)];
+        let endian = prop_oneof![Just(Endian::Little), Just(Endian::Big)];
+        let names =
+            (pick(&NAMES), pick(&NAMES), pick(&INTERFACES), proptest::sample::select(&MEMBERS[..]), pick(&TEXTS));
+        (kind, endian, names, 1..5_u32, any::<u8>()).prop_map(|(kind, endian, names, serial, flags)| {
+            let (destination, sender, interface, member, argument) = names;
+            let owned = |text: Option<&str>| text.map(ToOwned::to_owned);
+            let header = Header {
+                endian,
+                flags,
+                path: Some("/a".to_owned()),
+                destination: owned(destination),
+                sender: owned(sender),
+                interface: if kind == Kind::Signal { owned(interface.or(Some("a.b"))) } else { owned(interface) },
+                member: Some(member.to_owned()),
+                error: Some("a.b.C".to_owned()),
+                reply_serial: Some(serial),
+                ..Header::new(kind, serial)
+            };
+            let mut body = Writer::new(endian);
+            let signature = argument.map_or("", |argument| {
+                body.string(argument);
+                body.u32(0);
+                "su"
+            });
+            header.with_body(signature, &body.into_bytes())
+        })
+    }
+
+    /// Messages, some of them with a byte that is another.
+    fn stream() -> impl Strategy<Value = Vec<(bool, Vec<u8>)>> {
+        let damage = proptest::option::weighted(0.1, (any::<prop::sample::Index>(), any::<u8>()));
+        let one = (any::<bool>(), message(), damage).prop_map(|(from_client, mut bytes, damage)| {
+            if let Some((at, byte)) = damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            (from_client, bytes)
+        });
+        proptest::collection::vec(one, 0..24)
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_closed_reaches_the_bus(stream in stream()) {
+            let policy = Policy::default_desktop();
+            let mut report = |refusal: &Refusal, _: u64| drop(refusal.to_string());
+            let mut shared = Shared::new(&policy, &mut report);
+            let mut ends = open(&mut shared);
+            let (mut to_bus, mut to_client) = (Vec::new(), Vec::new());
+            for (from_client, bytes) in stream {
+                let end = if from_client { &mut ends.client } else { &mut ends.bus };
+                end.set_nonblocking(false).expect("a socket");
+                end.write_all(&bytes).expect("sent");
+                ends.connection.go_on(&mut shared, true, true);
+                to_bus.extend(read(&mut ends.bus));
+                to_client.extend(read(&mut ends.client));
+                if ends.connection.is_over() {
+                    break;
+                }
+            }
+            for (header, body) in messages(&to_bus) {
+                let destination = header.destination.as_deref().unwrap_or_default();
+                let argument = Reader::new(&body, header.endian).string().unwrap_or_default().to_owned();
+                let member = header.member.as_deref().unwrap_or_default();
+                if header.kind == Kind::Call {
+                    prop_assert!(!["", ":1.5", "org.freedesktop.systemd1", "net.example.Own"].contains(&destination), "{header:?}");
+                    prop_assert!(header.interface.as_deref() != Some("org.freedesktop.systemd1.Manager") || destination == ":1.7", "{header:?}");
+                    if destination == BUS {
+                        prop_assert!(!["UpdateActivationEnvironment", "BecomeMonitor", "NameOwnerChanged"].contains(&member), "{header:?}");
+                        prop_assert!(member != "AddMatch" || !argument.contains("eavesdrop"), "{header:?}");
+                        prop_assert!(member != "StartServiceByName" || argument == "org.freedesktop.Notifications");
+                        prop_assert!(member != "RequestName" || argument.starts_with("org.mpris."), "{argument}");
+                    }
+                }
+            }
+            for (header, _) in messages(&to_client) {
+                // Neither messages between other connections nor signals of a stranger.
+                if header.kind == Kind::Call {
+                    prop_assert!(header.destination.as_deref() != Some(":1.5"), "{header:?}");
+                }
+                prop_assert!(header.kind != Kind::Signal || header.sender.as_deref() != Some(":1.5"), "{header:?}");
+            }
+        }
+    }
 }

@@ -105,7 +105,7 @@ pub struct Header {
     pub endian: Endian,
     /// The type.
     pub kind: Kind,
-    /// [`NO_REPLY`] and others.
+    /// A sum of [`NO_REPLY`], [`NO_AUTO_START`] and further ones of the specification.
     pub flags: u8,
     /// The number by which a reply names the message. Each sender counts its own.
     pub serial: u32,
@@ -206,7 +206,7 @@ impl Header {
         let code = reader.u8()?;
         let kind = reader.signature()?;
         if let 1..=9 = code {
-            // Whoever reads such a message next could take the other one.
+            // The bus might take the other one.
             if *seen & 1 << code != 0 {
                 return Err(Malformed("it has a field twice"));
             }
@@ -373,7 +373,7 @@ impl<'a> Reader<'a> {
         let text = self.string()?;
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
         if text.is_empty() || text.len() > MAX_NAME || !text.bytes().all(allowed) {
-            return Err(Malformed("a name has characters that no name has"));
+            return Err(Malformed("a name has invalid characters"));
         }
         Ok(text.to_owned())
     }
@@ -447,5 +447,151 @@ impl Writer {
         self.align(8);
         self.bytes.push(code);
         self.signature(kind);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<(Header, usize), Malformed> {
+        match Header::parse(bytes)? {
+            Parsed::Complete(header, length) => Ok((header, length)),
+            Parsed::Incomplete(_) => Err(Malformed("incomplete")),
+        }
+    }
+
+    /// A call as libdbus writes it, byte by byte.
+    const HELLO: &[u8] = b"l\x01\x00\x01\x00\x00\x00\x00\x01\x00\x00\x00\x6e\x00\x00\x00\
+        \x01\x01o\x00\x15\x00\x00\x00/org/freedesktop/DBus\x00\x00\x00\
+        \x06\x01s\x00\x14\x00\x00\x00org.freedesktop.DBus\x00\x00\x00\x00\
+        \x02\x01s\x00\x14\x00\x00\x00org.freedesktop.DBus\x00\x00\x00\x00\
+        \x03\x01s\x00\x05\x00\x00\x00Hello\x00\x00\x00";
+
+    #[test]
+    fn a_message_of_another_library_is_read() {
+        let (hello, length) = parse(HELLO).expect("a message");
+        assert_eq!((length, hello.body, hello.serial, hello.kind), (HELLO.len(), 0, 1, Kind::Call));
+        assert_eq!(hello.member.as_deref(), Some("Hello"));
+        assert_eq!(hello.destination.as_deref(), Some("org.freedesktop.DBus"));
+        assert!(hello.wants_reply());
+        for cut in 0..HELLO.len() {
+            assert!(matches!(Header::parse(&HELLO[..cut]), Ok(Parsed::Incomplete(need)) if need > cut), "{cut}");
+        }
+        // The same in the other order.
+        let big = Header { endian: Endian::Big, ..hello.clone() }.encode();
+        assert_eq!(&big[4..12], b"\0\0\0\0\0\0\0\x01");
+        assert_eq!(parse(&big).expect("a message").0, Header { endian: Endian::Big, ..hello });
+    }
+
+    #[test]
+    fn what_no_message_is_is_refused() {
+        let with = |at: usize, byte: u8| {
+            let mut bytes = HELLO.to_vec();
+            bytes[at] = byte;
+            parse(&bytes).err().map(|why| why.0)
+        };
+        assert_eq!(with(0, b'x'), Some("its byte order is neither l nor B"));
+        assert_eq!(with(1, 0), Some("its type is 0"));
+        assert_eq!(with(3, 2), Some("its protocol version is not 1"));
+        assert_eq!(with(7, 0x10), Some("it is longer than 128 MiB"));
+        assert_eq!(with(8, 0), Some("its serial number is 0"));
+        assert_eq!(with(15, 1), Some("its header is too long"));
+        assert_eq!(with(12, 0x6d), Some("a value ends behind the message"));
+        assert_eq!(with(16, 0), Some("it has a field with the code 0"));
+        assert_eq!(with(16, 6), Some("a field has the wrong type"));
+        assert_eq!(with(16, 77), Some("it lacks a field that its type needs"));
+        assert_eq!(with(18, b'a'), Some("a field has the wrong type"));
+        assert_eq!(with(80, 6), Some("it has a field twice"));
+        assert_eq!(with(20, 0x14), Some("a string does not end where it should"));
+        assert_eq!(with(60, 0x1b), Some("a name has invalid characters"));
+        assert_eq!(with(30, 0xff), Some("a string is not UTF-8"));
+        let many = Header { descriptors: MAX_DESCRIPTORS + 1, ..parse(HELLO).expect("a message").0 };
+        assert_eq!(parse(&many.encode()), Err(Malformed("it has too many descriptors")));
+    }
+
+    fn endian() -> impl Strategy<Value = Endian> {
+        prop_oneof![Just(Endian::Little), Just(Endian::Big)]
+    }
+
+    fn header() -> impl Strategy<Value = Header> {
+        let name = || proptest::option::of("[a-z.:_-]{1,40}");
+        let kinds = prop_oneof![
+            Just(Kind::Call),
+            Just(Kind::Return),
+            Just(Kind::Error),
+            Just(Kind::Signal),
+            Just(Kind::Unknown(9))
+        ];
+        let names = (proptest::option::of("/[a-z/é]{0,40}"), name(), name(), name(), name(), name());
+        let numbers =
+            (any::<u8>(), 1..=u32::MAX, 0..1000_usize, proptest::option::of(any::<u32>()), 0..=MAX_DESCRIPTORS);
+        (endian(), kinds, names, numbers, "[a-z(){}]{0,20}").prop_map(|(endian, kind, names, numbers, signature)| {
+            Header {
+                endian,
+                kind,
+                flags: numbers.0,
+                serial: numbers.1,
+                body: numbers.2,
+                path: names.0,
+                interface: names.1,
+                member: names.2,
+                error: names.3,
+                reply_serial: numbers.3,
+                destination: names.4,
+                sender: names.5,
+                signature,
+                descriptors: numbers.4,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(header in header()) {
+            let bytes = header.encode();
+            match parse(&bytes) {
+                Ok((read, length)) => prop_assert_eq!((read, length), (header, bytes.len())),
+                Err(why) => prop_assert_eq!(why.0, "it lacks a field that its type needs"),
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(header in header(), changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8), cut in any::<prop::sample::Index>()) {
+            let mut bytes = header.encode();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.index(bytes.len()) + 1);
+            if let Ok(Parsed::Incomplete(need)) = Header::parse(&bytes) {
+                prop_assert!(need > bytes.len() && need <= MAX_HEADER);
+            }
+        }
+
+        #[test]
+        fn values_are_read_as_written(endian in endian(), number in any::<u32>(), texts in proptest::collection::vec("[^\0]{0,20}", 0..8)) {
+            let mut writer = Writer::new(endian);
+            writer.strings(texts.iter().map(String::as_str));
+            writer.u32(number);
+            texts.iter().for_each(|text| writer.string(text));
+            let bytes = writer.into_bytes();
+            let mut reader = Reader::new(&bytes, endian);
+            let read: Vec<&str> = reader.strings().expect("strings");
+            prop_assert_eq!(&read, &texts);
+            prop_assert_eq!(reader.u32(), Ok(number));
+            for text in &texts {
+                prop_assert_eq!(reader.string(), Ok(text.as_str()));
+            }
+            prop_assert!(reader.u32().is_err());
+        }
+
+        #[test]
+        fn no_body_makes_it_panic(endian in endian(), bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Reader::new(&bytes, endian).strings();
+            let _ = Reader::new(&bytes, endian).string();
+        }
     }
 }

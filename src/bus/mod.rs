@@ -16,8 +16,8 @@
 //! - [`Refusal`]: what was refused, in a sentence that says how to allow it.
 //!
 //! What a client sees: itself, the other clients of the same filter, and the services of the policy. Any name that it requests it is
-//! granted among the clients of the filter, whoever has it outside, so that it starts inside; the names that the policy lets it own are
-//! requested from the bus. All others neither exist nor can be started.
+//! granted among the clients of the filter, even if a program outside has it, so that it starts inside. The names that the policy lets it
+//! own are requested from the bus. All other names neither exist nor can be started.
 
 pub mod address;
 pub mod authentication;
@@ -46,10 +46,13 @@ use names::Token;
 /// How many clients are served at once. Others wait until one has left.
 const MAX_CLIENTS: usize = 512;
 
-/// Serves the session bus to whoever of this process's user connects to `listener`, until `stop` is readable or closed.
+/// Serves the session bus to the processes of this process's user that connect to `listener`, until `stop` is readable or closed.
 ///
-/// `connect` makes a connection to the real bus, one for each client ([`address::connect`]). `report` is told of each refusal, and how
-/// often there was such a one so far: 1 is the first. The process needs two descriptors for each client, and those that pass by.
+/// `connect` makes a connection to the real bus, one for each client ([`address::connect`]). `report` is told of each refusal before the
+/// client is, and how often there was such a one so far: 1 is the first. It must not block: nothing else happens meanwhile.
+///
+/// The process needs two descriptors for each client, and those that pass by. Services outside take it for the client: portals look at
+/// its `/proc/PID/root`, so it must stay dumpable (`PR_SET_DUMPABLE`) and in a mount namespace of the user's.
 ///
 /// # Errors
 /// What poll(2) says, or accept(2), if it is not about a single client.
@@ -64,10 +67,11 @@ pub fn serve(
     let mut shared = Shared::new(policy, &mut report);
     let mut connections: Vec<Connection> = Vec::new();
     let mut next: Token = 0;
-    // Without descriptors for another client, until one has left.
+    // There were no descriptors for another client. Only something else that happens can have changed that.
     let mut exhausted = false;
     loop {
         let accepting = !exhausted && connections.len() < MAX_CLIENTS;
+        exhausted = false;
         let ready = wait(listener, stop, accepting, &connections)?;
         if ready.stop {
             return Ok(());
@@ -77,9 +81,7 @@ pub fn serve(
                 connection.go_on(&mut shared, sides.client, sides.bus);
             }
         }
-        let before = connections.len();
         settle(&mut connections, &mut shared);
-        exhausted &= connections.len() == before;
         if ready.listener {
             match accept(listener) {
                 Ok(Some(client)) => {
@@ -163,7 +165,7 @@ fn add_side<'a>(entries: &mut Vec<PollFd<'a>>, side: &'a side::Side, blocked: bo
     })
 }
 
-/// Lets go of the clients that have left, and tells the others what has changed.
+/// Drops the connections that are over, and tells the remaining ones which names have another owner.
 fn settle(connections: &mut Vec<Connection>, shared: &mut Shared<'_>) {
     let left: Vec<Token> =
         connections.iter().filter(|connection| connection.is_over()).map(Connection::token).collect();

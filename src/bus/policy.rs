@@ -157,7 +157,7 @@ impl Calls {
     }
 }
 
-/// What a program inside may do on the session bus. It can always call itself and others that the same filter serves.
+/// What a program inside may do on the session bus. It can always call itself and the other clients of its filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Policy {
     /// What it may call.
@@ -220,7 +220,7 @@ const DESKTOP: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The same, where a desktop program needs single methods of an interface and the others do more.
+/// The same, where a desktop program needs single methods of an interface and the remaining ones do more.
 const DESKTOP_MEMBERS: &[(&str, &str, &[&str])] = &[
     ("org.gnome.SessionManager", "org.gnome.SessionManager", &["Inhibit", "Uninhibit", "IsInhibited"]),
     (

@@ -3,6 +3,18 @@
 use std::collections::HashMap;
 use std::fmt;
 
+/// Beginnings of names that toolkits call at each start, to learn about the desktop: mounts, volumes, shortcuts, settings.
+const ROUTINE: [&str; 8] = [
+    "org.gtk.vfs.",
+    "org.gtk.Private.",
+    "org.gtk.MountOperationHandler",
+    "org.gnome.Mutter.",
+    "org.gnome.SettingsDaemon",
+    "org.kde.kded",
+    "org.kde.kglobalaccel",
+    "org.kde.KWin",
+];
+
 /// How many different refusals are told apart.
 const DISTINCT: usize = 512;
 
@@ -16,7 +28,7 @@ pub enum Refusal {
         /// The method.
         member: String,
     },
-    /// A call of a method that a name does not offer to programs inside, though others it does.
+    /// A call of a method that is closed, of a name that has open ones.
     Method {
         /// The name.
         name: String,
@@ -35,7 +47,7 @@ pub enum Refusal {
         /// The method.
         member: String,
     },
-    /// A match rule that asks for messages between others.
+    /// A match rule that asks for messages between other programs.
     Eavesdropping,
     /// A call from outside, of a program that has no name there.
     Incoming {
@@ -67,12 +79,11 @@ impl Refusal {
     /// Whether programs ask for this as a matter of course and go on without it, so that a user need not be told.
     pub fn is_routine(&self) -> bool {
         match self {
-            // GIO asks for mounts and GTK for the desktop's shell at each start.
             Self::Name { name, .. } | Self::Activation { name } => {
-                ["org.gtk.vfs.", "org.gtk.Private.", "org.gtk.MountOperationHandler"]
-                    .iter()
-                    .any(|beginning| name.starts_with(beginning))
+                ROUTINE.iter().any(|beginning| name.starts_with(beginning))
             }
+            // GTK offers itself to the session manager, which would call it at the end of the session.
+            Self::Method { member, .. } => member == "RegisterClient",
             Self::Incoming { .. } => true,
             _ => false,
         }
@@ -93,7 +104,7 @@ impl fmt::Display for Refusal {
             Self::Bus { member } => {
                 write!(f, "cannot call {member} of the session bus: it affects programs outside the tunnel")?;
             }
-            Self::Eavesdropping => f.write_str("cannot read messages of others on the session bus")?,
+            Self::Eavesdropping => f.write_str("cannot read messages of other programs on the session bus")?,
             Self::Incoming { member } => {
                 write!(f, "cannot call {member} of a program inside the tunnel, which has no name outside")?;
             }
