@@ -76,6 +76,7 @@ fn a_file_of_the_right_kind_is_never_taken_for_another() {
         "PrivateKey: x\n",
         "PrivateKey: x\nAddress: 10.0.0.1\n",
         "[Per]\nDNS = x\n",
+        "[wg0]\nPrivateKey = x\n",
     ] {
         let found = refused(text);
         assert!(found.iter().any(|entry| entry.place.is_some()), "{text}: {found}");
@@ -208,6 +209,9 @@ fn characters_that_nobody_sees_are_shown() {
     // Letters of other scripts that look like a key's.
     let errors = refused(with("\u{41c}TU = 1400"));
     assert!(errors.iter().count() == 1 && errors.to_string().contains("U+041C"), "{errors}");
+    // A range, as AmneziaWG has them.
+    let range = with("").replace("Endpoint", "PersistentKeepalive = 25-35\nEndpoint");
+    assert!(refused(range).to_string().contains("write one number, such as `25`"));
     // Bytes that are no text at all: a no-break space of Latin-1.
     let latin1 = [b"[Interface]\nMTU =\xa01400\n", with("").as_bytes()].concat();
     assert!(refused(latin1).to_string().contains("0xA0"));

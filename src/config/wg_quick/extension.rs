@@ -1,8 +1,8 @@
 //! Keys that other programs add to a `wg-quick` file.
 //!
-//! Some change the protocol, unless their value says otherwise: AmneziaWG's sizes and headers, WARP's reserved bytes. Some
-//! concern only the client that reads them: junk packets before a handshake, which every WireGuard server drops, and timers.
-//! Some steer the app that wrote them, and have no meaning here.
+//! Some change the protocol, unless their value says otherwise: AmneziaWG's sizes and headers, WARP's reserved bytes.
+//! Some concern only the client that reads them: junk packets before a handshake, which every WireGuard server drops,
+//! and timers. Some steer the app that wrote them, and have no meaning here.
 
 /// A key of another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,12 +134,12 @@ const EXTENSIONS: &[Extension] = &[
 ];
 
 impl Extension {
-    /// The key of this name; the case of letters does not matter.
+    /// Returns the key of this name; the case of letters does not matter.
     pub(super) fn named(name: &str) -> Option<Self> {
         EXTENSIONS.iter().copied().find(|extension| extension.name.eq_ignore_ascii_case(name))
     }
 
-    /// Whether the key with this value, which has no white space, changes nothing for a plain WireGuard peer.
+    /// Returns whether the key with this value, which has no white space, changes nothing for a plain WireGuard peer.
     pub(super) fn is_neutral(self, value: &str) -> bool {
         if value.is_empty() {
             return true;
