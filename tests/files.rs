@@ -32,7 +32,8 @@ fn reaches_the_web(command: Command) -> Result<String> {
 #[test]
 fn obfuscation_that_changes_nothing_works_with_a_plain_server() {
     lab::test(Peer::Ours, |lab| {
-        let keys = "Jc = 4\nJmin = 40\nJmax = 70\nS1 = 0\nS2 = 0\nH1 = 1\nH2 = 2\nH3 = 3\nH4 = 4\nI1 = <b 0xc0ff>\nMTU =";
+        let keys =
+            "Jc = 4\nJmin = 40\nJmax = 70\nS1 = 0\nS2 = 0\nH1 = 1\nH2 = 2\nH3 = 3\nH4 = 4\nI1 = <b 0xc0ff>\nMTU =";
         let text = lab.wg_quick_text(Reach::Ipv4).replace("[Interface]", &format!("[Interface]\n{keys}"));
         // As an old Mac's editor saves it, too.
         for text in [text.replace('\n', "\r\n"), text.replace('\n', "\r")] {
