@@ -36,6 +36,8 @@ enum Neutral {
     Off,
     /// With zeros only.
     Zeros,
+    /// With a key of zeros, which is none.
+    ZeroKey,
     /// With none.
     Never,
 }
@@ -81,7 +83,7 @@ const EXTENSIONS: &[Extension] = &[
     amnezia("H2", Neutral::Number(2)),
     amnezia("H3", Neutral::Number(3)),
     amnezia("H4", Neutral::Number(4)),
-    amnezia("HeaderProtectionKey", Neutral::Never),
+    amnezia("HeaderProtectionKey", Neutral::ZeroKey),
     amnezia("RandomTrailers", Neutral::Off),
     // Padding inside of the encryption, which the receiver cuts off by the length in the IP header.
     amnezia("ContentPaddingAddition", Neutral::Always),
@@ -161,6 +163,7 @@ impl Extension {
                         !digits.is_empty() && digits.bytes().all(|byte| byte == b'0')
                     })
             }
+            Neutral::ZeroKey => value.strip_suffix('=').is_some_and(|key| key.bytes().all(|byte| byte == b'A')),
             Neutral::Never => false,
         }
     }
@@ -186,7 +189,11 @@ mod tests {
             ("Jc", &["0", "120", "x"], &[]),
             ("I1", &["<b0xc0ff>", ""], &[]),
             ("RandomTrailers", &["off", "False", "0"], &["on", "true", "1"]),
-            ("HeaderProtectionKey", &[""], &["3lM9kLwzCq7wF0nHXlNTVoJbW1Kk4qMLU1yE0kK1cVs="]),
+            (
+                "HeaderProtectionKey",
+                &["", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="],
+                &["3lM9kLwzCq7wF0nHXlNTVoJbW1Kk4qMLU1yE0kK1cVs="],
+            ),
             ("Reserved", &["0,0,0", "[0,0,0]", "AAAA", "0x000000", "0"], &["168,26,21", "0,0,1", ",", "U4An", "0x01"]),
         ] {
             let extension = Extension::named(name).expect("known");

@@ -143,7 +143,8 @@ impl<'a> Text<'a> {
         for chunk in bytes.utf8_chunks() {
             lower.extend(chunk.valid().chars().map(|c| c.to_ascii_lowercase()));
             if !chunk.invalid().is_empty() {
-                lower.push('\u{fffd}');
+                // No longer than what it stands for, so that the text never moves and leaves no copy behind.
+                lower.push('?');
             }
         }
         Self { bytes, lower }
