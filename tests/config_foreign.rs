@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use insta::assert_snapshot;
+use proptest::prelude::*;
 use vpn_exec::config::diagnostic::{Diagnostics, Severity};
 use vpn_exec::config::{MAX_BYTES, WgQuick, wg_quick};
 
@@ -76,6 +77,7 @@ fn a_file_of_the_right_kind_is_never_taken_for_another() {
         "PrivateKey: x\n",
         "PrivateKey: x\nAddress: 10.0.0.1\n",
         "[Per]\nDNS = x\n",
+        "[wg0]\nPrivateKey = x\n",
     ] {
         let found = refused(text);
         assert!(found.iter().any(|entry| entry.place.is_some()), "{text}: {found}");
@@ -208,6 +210,9 @@ fn characters_that_nobody_sees_are_shown() {
     // Letters of other scripts that look like a key's.
     let errors = refused(with("\u{41c}TU = 1400"));
     assert!(errors.iter().count() == 1 && errors.to_string().contains("U+041C"), "{errors}");
+    // A range, as AmneziaWG has them.
+    let range = with("").replace("Endpoint", "PersistentKeepalive = 25-35\nEndpoint");
+    assert!(refused(range).to_string().contains("write one number, such as `25`"));
     // Bytes that are no text at all: a no-break space of Latin-1.
     let latin1 = [b"[Interface]\nMTU =\xa01400\n", with("").as_bytes()].concat();
     assert!(refused(latin1).to_string().contains("0xA0"));
@@ -273,4 +278,49 @@ fn many_peers_and_large_files_are_read() {
     let mut photograph = b"\xff\xd8\xff\xe0".to_vec();
     photograph.resize(MAX_BYTES + 1, 0);
     assert!(refused(photograph).to_string().contains("JPEG"));
+}
+
+/// All files of the corpus.
+fn files() -> Vec<Vec<u8>> {
+    let mut paths: Vec<_> = ["tests/corpus", "tests/corpus/foreign"]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect("the corpus"))
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_file())
+        .collect();
+    paths.sort();
+    paths.iter().map(|path| std::fs::read(path).expect("readable")).collect()
+}
+
+proptest! {
+    /// Whatever becomes of a file: no key of it is shown, nothing that a terminal would obey, and nothing panics.
+    #[test]
+    fn a_damaged_file_shows_no_secret(
+        (one, two) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        (from, to) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        inserted in prop::sample::select(vec![
+            "", " ", "\u{a0}", "\u{200b}", "=", "\n", "\r", "#", "[", "]", "{", "<", "\u{1b}[2J", "\u{ff1d}", "\u{202e}", "ü", "\0",
+            "S1=1\n", "Name=", "PublicKey", "-",
+        ]),
+    ) {
+        let files = files();
+        let (one, two) = (one.get(&files), two.get(&files));
+        let cut = |text: &[u8], at: prop::sample::Index| if text.is_empty() { 0 } else { at.index(text.len()) };
+        let text = [&one[..cut(one, from)], inserted.as_bytes(), &two[cut(two, to)..]].concat();
+        let found = match wg_quick::parse("f", &text) {
+            Ok((_, warnings)) => warnings,
+            Err(errors) => {
+                prop_assert!(errors.has_errors());
+                errors
+            }
+        };
+        let lines: Vec<String> = found.lines().map(|(_, line)| line).collect();
+        let said = found.render(false) + &lines.join("\n");
+        prop_assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
+        for run in text.split(|byte| !(byte.is_ascii_alphanumeric() || b"+/=-_".contains(byte))) {
+            let run = String::from_utf8_lossy(run);
+            // As many characters in a row may be most of a key, which has 44.
+            prop_assert!(run.len() < 32 || !said.contains(&run[..32]) && !said.contains(&run[run.len() - 32..]), "{said}");
+        }
+    }
 }

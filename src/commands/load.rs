@@ -262,7 +262,7 @@ fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
     Ok(profile)
 }
 
-/// The home that `~` stands for in a profile.
+/// Finds the home that `~` stands for in a profile.
 fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
     let entry = |uid: u32| User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.dir);
     choose_home(profile, nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name), entry).ok_or_else(|| {
@@ -271,9 +271,9 @@ fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// In a profile of the machine it is root's, so that the profile means the same file whoever runs vpn-exec, a service
-/// included. In a user's own it is that user's, also where sudo keeps the folder of its caller's profiles, but not the
-/// caller's HOME. `variable` reads the environment, `entry` the user database.
+/// Chooses that home. In a profile of the machine it is root's, so that the profile means the same file whoever runs
+/// vpn-exec, a service included. In a user's own it is that user's, also where sudo keeps the folder of its caller's
+/// profiles, but not the caller's HOME. `variable` reads the environment, `entry` the user database.
 fn choose_home(
     profile: &Path,
     user: u32,
@@ -290,7 +290,7 @@ fn choose_home(
     caller.or(own).filter(|home| home.is_absolute()).or_else(|| entry(user))
 }
 
-/// Whether a path is below a home; `/` is no user's home.
+/// Returns whether a path is below a home; `/` is no user's home.
 fn is_below(path: &Path, home: &Path) -> bool {
     home.is_absolute() && home.parent().is_some() && path.starts_with(home)
 }

@@ -139,13 +139,13 @@ impl Diagnostic {
         self
     }
 
-    /// The same, as one of a group whose messages differ only in their `subject`.
+    /// Marks it as one of a group whose messages differ only in their `subject`.
     pub(super) fn grouped(mut self, group: &'static str, subject: impl Into<String>) -> Self {
         self.group = Some((group, subject.into()));
         self
     }
 
-    /// Whether the other one says nothing new but another place: so it is said once.
+    /// Returns whether the other one says nothing new but another place.
     fn says_the_same_as(&self, other: &Self) -> bool {
         let same = match (&self.group, &other.group) {
             (Some((one, _)), Some((two, _))) => one == two,
@@ -157,7 +157,7 @@ impl Diagnostic {
         same && same_label && self.severity == other.severity && self.help == other.help && self.place.is_some()
     }
 
-    /// Where the problem is again, as a clause.
+    /// Returns where the problem is again, as a clause.
     fn repetitions(&self) -> Option<String> {
         let first = self.place.as_ref().map_or(0, |place| place.line);
         let others = self.again.len();
@@ -176,7 +176,7 @@ impl Diagnostic {
         Some(format!("{others} more like this: {}{rest}", places.join(", ")))
     }
 
-    /// The problem in one line, as a journal has it.
+    /// Returns the problem in one line, for a journal.
     fn line(&self, source: &str) -> String {
         let mut text = match &self.place {
             Some(place) => format!("{source}:{}:{}: {}", place.line, place.column, self.message),
@@ -231,7 +231,7 @@ impl Diagnostics {
         room
     }
 
-    /// The number of places that have a problem of this severity.
+    /// Counts the places that have a problem of this severity.
     fn places(&self, severity: Severity) -> usize {
         self.of(severity).map(|entry| 1 + entry.again.len()).sum()
     }
@@ -277,7 +277,7 @@ impl Diagnostics {
 }
 
 impl Diagnostics {
-    /// Each problem with its severity, in one line without excerpts and colours, for logs.
+    /// Returns each problem with its severity, in one line without excerpts and colours, for logs.
     pub fn lines(&self) -> impl Iterator<Item = (Severity, String)> {
         let left_out = (self.left_out > 0)
             .then(|| (Severity::Warning, format!("{}: {} more problems", printable(&self.source), self.left_out)));

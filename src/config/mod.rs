@@ -352,8 +352,8 @@ pub enum DbusAccess {
 /// A parsed profile: `/etc/vpn-exec/NAME.toml`. Each `None` is the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
-    /// Where the `wg-quick` file is. A `~/` at its beginning stands for a home: root's in a profile of the machine, the user's
-    /// own in one of a user. A relative path begins at the profile's folder.
+    /// Where the `wg-quick` file is. A `~/` at its beginning stands for a home: root's in a profile of the machine, the
+    /// user's own in one of a user. A relative path begins at the profile's folder.
     pub wireguard: PathBuf,
     /// Which implementation of WireGuard to use.
     pub backend: BackendChoice,

@@ -1,5 +1,6 @@
-//! Characters that a reader does not see, or takes for another one: pasted from a web page, typed by a word processor or
-//! an input method. Neither a `wg-quick` file nor a profile has a use for them outside of comments, commands and strings.
+//! Characters that a reader does not see, or takes for another one: pasted from a web page, typed by a word processor
+//! or an input method. Neither a `wg-quick` file nor a profile has a use for them outside of comments, commands and
+//! strings.
 
 use std::ops::Range;
 
@@ -32,7 +33,7 @@ enum Meant {
 }
 
 impl Odd {
-    /// The character, if it is an odd one.
+    /// Returns the character, if it is an odd one.
     pub(super) fn of(character: char) -> Option<Self> {
         let (name, meant) = match character {
             ' '..='~' | '\t'..='\r' => return None,
@@ -85,27 +86,27 @@ impl Odd {
         Some(Self { character, name, meant })
     }
 
-    /// A letter that no key has.
+    /// Returns a letter that no key has.
     fn letter(character: char) -> Self {
         Self { character, name: "not an ASCII character", meant: Meant::Nothing }
     }
 
-    /// What is wrong, for a message.
+    /// Returns what is wrong, for a message.
     pub(super) fn message(self) -> String {
         format!("the character {} ({}) is not allowed here", self.code(), self.name)
     }
 
-    /// The character's code point.
+    /// Returns the character's code point.
     pub(super) fn code(self) -> String {
         format!("U+{:04X}", u32::from(self.character))
     }
 
-    /// The name of its kind.
+    /// Returns the name of its kind.
     pub(super) fn name(self) -> &'static str {
         self.name
     }
 
-    /// What it looks like.
+    /// Returns what the character looks like.
     pub(super) fn label(self) -> String {
         match self.meant {
             Meant::Nothing if Odd::of(self.character).is_none() => {
@@ -123,7 +124,7 @@ impl Odd {
         }
     }
 
-    /// What to do about it. `quotes`: whether values have quotation marks, as in a profile.
+    /// Returns what to do about it. `quotes`: whether values have quotation marks, as in a profile.
     pub(super) fn help(self, quotes: bool) -> String {
         match self.meant {
             Meant::Nothing if Odd::of(self.character).is_none() => "type the word again, or delete the line".to_owned(),
@@ -138,13 +139,13 @@ impl Odd {
     }
 }
 
-/// Whether a text consists of ASCII's printable characters and white space.
+/// Returns whether a text consists of ASCII's printable characters and white space.
 pub(super) fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t'..=b'\r'))
 }
 
-/// The odd characters of a text, each run of them once, with its columns from 0. `exempt` says of each column whether any
-/// character may be there, `ascii` whether only ASCII's may.
+/// Finds the odd characters of a text, each run of them once, with its columns from 0. `exempt` says of each column
+/// whether any character may be there, `ascii` whether only ASCII's may.
 pub(super) fn runs(
     text: &str,
     exempt: impl Fn(usize) -> bool,

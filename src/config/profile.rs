@@ -427,7 +427,8 @@ impl Reader<'_> {
     }
 }
 
-/// What is wrong with a path that only a shell would expand: `~` alone stands for a home, as [`Profile::wireguard`] says.
+/// Returns what is wrong with a path that only a shell would expand: `~` alone stands for a home, as
+/// [`Profile::wireguard`] says.
 fn unexpanded(path: &str) -> Option<(String, String)> {
     let first = path.split('/').next().unwrap_or_default();
     let whole = "write the whole path, such as `/home/NAME/wg0.conf`";

@@ -89,7 +89,7 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         ours: Some("is not allowed here"),
-        reason: "outside of comments and commands, characters that nobody sees come from a web page or a word processor",
+        reason: "outside of comments and commands, invisible characters come from a web page or a word processor",
         example: b"Table = \xc2\xa0main\n",
     },
     Difference {
@@ -239,8 +239,8 @@ fn hosts(text: &[u8]) -> Vec<String> {
     squeezed(text).iter().filter_map(host).collect()
 }
 
-/// What of a file that we accept the tools at hand may refuse: byte-order marks, signs, keys without a value, and what cannot
-/// be resolved here.
+/// What of a file that we accept the tools at hand may refuse: byte-order marks, signs, keys without a value, and what
+/// cannot be resolved here.
 fn is_newer_or_later(text: &[u8]) -> bool {
     let signed = squeezed(text).iter().any(|line| line.starts_with("allowedips=") && line.contains(['+', '-']));
     // A zone by name exists only if it is lo. The hosts file has no names that are very long or end with a dot.

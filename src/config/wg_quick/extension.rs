@@ -1,8 +1,8 @@
 //! Keys that other programs add to a `wg-quick` file.
 //!
-//! Some change the protocol, unless their value says otherwise: AmneziaWG's sizes and headers, WARP's reserved bytes. Some
-//! concern only the client that reads them: junk packets before a handshake, which every WireGuard server drops, and timers.
-//! Some steer the app that wrote them, and have no meaning here.
+//! Some change the protocol, unless their value says otherwise: AmneziaWG's sizes and headers, WARP's reserved bytes.
+//! Some concern only the client that reads them: junk packets before a handshake, which every WireGuard server drops,
+//! and timers. Some steer the app that wrote them, and have no meaning here.
 
 /// A key of another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ enum Neutral {
     Off,
     /// With zeros only.
     Zeros,
+    /// With a key of zeros, which is none.
+    ZeroKey,
     /// With none.
     Never,
 }
@@ -81,7 +83,7 @@ const EXTENSIONS: &[Extension] = &[
     amnezia("H2", Neutral::Number(2)),
     amnezia("H3", Neutral::Number(3)),
     amnezia("H4", Neutral::Number(4)),
-    amnezia("HeaderProtectionKey", Neutral::Never),
+    amnezia("HeaderProtectionKey", Neutral::ZeroKey),
     amnezia("RandomTrailers", Neutral::Off),
     // Padding inside of the encryption, which the receiver cuts off by the length in the IP header.
     amnezia("ContentPaddingAddition", Neutral::Always),
@@ -134,12 +136,12 @@ const EXTENSIONS: &[Extension] = &[
 ];
 
 impl Extension {
-    /// The key of this name; the case of letters does not matter.
+    /// Returns the key of this name; the case of letters does not matter.
     pub(super) fn named(name: &str) -> Option<Self> {
         EXTENSIONS.iter().copied().find(|extension| extension.name.eq_ignore_ascii_case(name))
     }
 
-    /// Whether the key with this value, which has no white space, changes nothing for a plain WireGuard peer.
+    /// Returns whether the key with this value, which has no white space, changes nothing for a plain WireGuard peer.
     pub(super) fn is_neutral(self, value: &str) -> bool {
         if value.is_empty() {
             return true;
@@ -161,6 +163,7 @@ impl Extension {
                         !digits.is_empty() && digits.bytes().all(|byte| byte == b'0')
                     })
             }
+            Neutral::ZeroKey => value.strip_suffix('=').is_some_and(|key| key.bytes().all(|byte| byte == b'A')),
             Neutral::Never => false,
         }
     }
@@ -186,7 +189,11 @@ mod tests {
             ("Jc", &["0", "120", "x"], &[]),
             ("I1", &["<b0xc0ff>", ""], &[]),
             ("RandomTrailers", &["off", "False", "0"], &["on", "true", "1"]),
-            ("HeaderProtectionKey", &[""], &["3lM9kLwzCq7wF0nHXlNTVoJbW1Kk4qMLU1yE0kK1cVs="]),
+            (
+                "HeaderProtectionKey",
+                &["", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="],
+                &["3lM9kLwzCq7wF0nHXlNTVoJbW1Kk4qMLU1yE0kK1cVs="],
+            ),
             ("Reserved", &["0,0,0", "[0,0,0]", "AAAA", "0x000000", "0"], &["168,26,21", "0,0,1", ",", "U4An", "0x01"]),
         ] {
             let extension = Extension::named(name).expect("known");

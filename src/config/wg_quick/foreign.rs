@@ -1,5 +1,5 @@
-//! Files of other kinds, given in place of a `wg-quick` file: what they are, and what to do with them. One error says so, in
-//! place of one about each of their lines.
+//! Files of other kinds, given in place of a `wg-quick` file: what they are, and what to do with them. One error says
+//! so, in place of one about each of their lines.
 
 use zeroize::Zeroizing;
 
@@ -13,8 +13,8 @@ const GET_ANOTHER: &str =
     "get the file for WireGuard from the provider: a text file with an `[Interface]` and a `[Peer]` section";
 
 /// What to do with the settings of a router or of another program.
-const REWRITE: &str = "write its keys, addresses and endpoint into a file with an `[Interface]` and a `[Peer]` section, as \
-                       wg-quick(8) describes it, or get such a file from the provider";
+const REWRITE: &str = "write its keys, addresses and endpoint into a file with an `[Interface]` and a `[Peer]` \
+                       section, as wg-quick(8) describes it, or get such a file from the provider";
 
 const DECRYPT: &str = "decrypt it first, or pass it through a pipe: `… | vpn-exec --config - --name NAME`";
 
@@ -34,7 +34,7 @@ impl Format {
     }
 }
 
-/// The error about a file that is not a `wg-quick` file; `None` if it is one, or may be meant to be one.
+/// Returns the error about a file that is not a `wg-quick` file; `None` if it is one, or may be meant to be one.
 pub(super) fn recognise(bytes: &[u8]) -> Option<Diagnostic> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if let Some(error) = binary(bytes) {
@@ -57,7 +57,7 @@ pub(super) fn recognise(bytes: &[u8]) -> Option<Diagnostic> {
     })
 }
 
-/// What a file is whose first bytes are these, if it is a binary one of a known kind.
+/// Returns what a file is whose first bytes are these, if it is a binary one of a known kind.
 pub fn binary_format(bytes: &[u8]) -> Option<&'static str> {
     magic(bytes).map(|format| format.what)
 }
@@ -86,7 +86,7 @@ fn utf16() -> Diagnostic {
     Diagnostic::error("the file is UTF-16, which WireGuard's tools cannot read").help(help.to_owned())
 }
 
-/// Binary files by their first bytes, most of which file(1) knows.
+/// Recognises binary files by their first bytes, most of which file(1) knows.
 fn magic(bytes: &[u8]) -> Option<Format> {
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     let has = |word: &[u8]| bytes[..bytes.len().min(4096)].windows(word.len()).any(|window| window == word);
@@ -143,13 +143,14 @@ impl<'a> Text<'a> {
         for chunk in bytes.utf8_chunks() {
             lower.extend(chunk.valid().chars().map(|c| c.to_ascii_lowercase()));
             if !chunk.invalid().is_empty() {
-                lower.push('\u{fffd}');
+                // No longer than what it stands for, so that the text never moves and leaves no copy behind.
+                lower.push('?');
             }
         }
         Self { bytes, lower }
     }
 
-    /// The lines without comments and white space around them.
+    /// Returns the lines without comments and white space around them.
     fn lines(&self) -> impl Iterator<Item = &str> {
         let lines = self.lower.split(['\n', '\r']);
         lines
@@ -165,12 +166,12 @@ impl<'a> Text<'a> {
         self.lower.contains(part)
     }
 
-    /// Whether a line begins so.
+    /// Returns whether a line begins so.
     fn line(&self, start: &str) -> bool {
         self.lines().any(|line| line.starts_with(start))
     }
 
-    /// Whether a line, without white space, is `[name]`.
+    /// Returns whether a line, without white space around it, is `[name]`.
     fn has_heading(&self, name: &str) -> bool {
         self.headings().any(|heading| heading == name)
     }
@@ -179,13 +180,13 @@ impl<'a> Text<'a> {
         self.lines().filter_map(|line| Some(line.strip_prefix('[')?.strip_suffix(']')?.trim_matches(is_space)))
     }
 
-    /// Whether a line gives this key a value, as in `key = value` or `key: value`.
+    /// Returns whether a line gives this key a value, as in `key = value` or `key: value`.
     fn key(&self, key: &str) -> bool {
         let is_value = |rest: &str| rest.trim_start().starts_with(['=', ':']);
         self.lines().any(|line| line.strip_prefix(key).is_some_and(is_value))
     }
 
-    /// The name of an interface that a line gives, as it is written there.
+    /// Returns the name of an interface that a line gives, as it is written there.
     fn interface(&self, key: &str) -> &'a str {
         let value = |line: &'a str| {
             let (name, value) = line.split_once('=')?;
@@ -195,15 +196,18 @@ impl<'a> Text<'a> {
         names.find(|name| is_plain_name(name) && name.len() < 16).unwrap_or("INTERFACE")
     }
 
-    /// Whether there is something in it, but nothing that may be meant for WireGuard's tools.
+    /// Returns whether no line may be meant for WireGuard's tools.
     fn is_unlike_ours(&self) -> bool {
-        let is_ours =
-            |line: &str| line.starts_with('[') && !line.starts_with("[{") || super::begins_with_key(line).is_some();
+        let is_heading = |line: &str| {
+            let name = line.strip_prefix('[').and_then(|rest| rest.split(']').next());
+            name.is_some_and(|name| nearest(name.trim_matches(is_space), ["Interface", "Peer"]).is_some())
+        };
+        let is_ours = |line: &str| is_heading(line) || super::begins_with_key(line).is_some();
         if self.lines().any(is_ours) {
             return false;
         }
-        // A word that is misspelt is better told by its line. Looking for one takes time, so no more than a hundred lines are
-        // looked at. Characters that only look like a key's are told by their line, too.
+        // A word that is misspelt is better told by its line. Looking for one takes time, so no more than a hundred
+        // lines are looked at. Characters that only look like a key's are told by their line, too.
         let is_near = |line: &str| {
             let key = line.split('=').next().unwrap_or_default().trim();
             nearest(key, SETTINGS.map(Setting::name)).is_some()
@@ -213,7 +217,7 @@ impl<'a> Text<'a> {
     }
 }
 
-/// Documents that may have a `wg-quick` file inside, and are known by how they begin.
+/// Recognises documents by how they begin; some contain a `wg-quick` file.
 fn document(text: &Text<'_>) -> Option<Format> {
     let starts = |start| text.starts(start);
     let contains = |part| text.contains(part);
@@ -221,7 +225,7 @@ fn document(text: &Text<'_>) -> Option<Format> {
         () if starts("{\\rtf") => Format::new("an RTF document", "save it as plain text (UTF-8), not as rich text"),
         () if contains("wgquickconfig") && starts("<") => Format::new(
             "an Apple configuration profile",
-            "save the text below `WgQuickConfig` as a file of its own, with `&lt;`, `&gt;` and `&amp;` as `<`, `>` and `&`",
+            "save the text below `WgQuickConfig` as a file of its own, with `&lt;`, `&gt;` and `&amp;` decoded",
         ),
         () if contains("<opnsense>") => Format::new("an OPNsense backup", REWRITE),
         () if contains("<pfsense>") => Format::new("a pfSense backup", REWRITE),
@@ -290,12 +294,14 @@ fn json(text: &Text<'_>) -> Option<Format> {
     }
 }
 
-/// Other files of sections, keys and values.
+/// Recognises other files of sections, keys and values.
 fn sections(text: &Text<'_>) -> Option<Format> {
     let heading = |name| text.has_heading(name);
     let begins = |start: &str| text.headings().any(|heading| heading.starts_with(start));
     match () {
-        () if heading("connection") && (begins("wireguard") || text.key("uuid") || text.key("type")) => {
+        () if begins("wireguard-peer.")
+            || heading("connection") && (begins("wireguard") || text.key("uuid") || text.key("type")) =>
+        {
             if !begins("wireguard") && !text.line("type=wireguard") {
                 return Format::new("a NetworkManager connection profile, and not for WireGuard", GET_ANOTHER);
             }
@@ -303,8 +309,8 @@ fn sections(text: &Text<'_>) -> Option<Format> {
             Format::new(
                 "a NetworkManager connection profile",
                 format!(
-                    "get the provider's file; or, while the connection is up, save what `sudo wg showconf {name}` prints, and \
-                     add below `[Interface]` a line `Address = …` from `address1` and a line `DNS = …` from `dns`"
+                    "get the provider's file; or, while the connection is up, save what `sudo wg showconf {name}` \
+                     prints, and add below `[Interface]` a line `Address = …` from `address1` and a line `DNS = …` from `dns`"
                 ),
             )
         }
@@ -313,8 +319,8 @@ fn sections(text: &Text<'_>) -> Option<Format> {
             Format::new(
                 "a systemd-networkd `.netdev` file",
                 format!(
-                    "get the provider's file; or, while the interface is up, save what `sudo wg showconf {name}` prints, and \
-                     add below `[Interface]` the `Address = …` and `DNS = …` lines of its `.network` file"
+                    "get the provider's file; or, while the interface is up, save what `sudo wg showconf {name}` \
+                     prints, and add below `[Interface]` the `Address = …` and `DNS = …` lines of its `.network` file"
                 ),
             )
         }
@@ -334,7 +340,7 @@ fn sections(text: &Text<'_>) -> Option<Format> {
     }
 }
 
-/// What routers export.
+/// Recognises what routers export.
 fn router(text: &Text<'_>) -> Option<Format> {
     let line = |start| text.line(start);
     match () {
@@ -362,7 +368,7 @@ fn router(text: &Text<'_>) -> Option<Format> {
     }
 }
 
-/// What WireGuard's own tools print, and single keys.
+/// Recognises what WireGuard's own tools print, and single keys.
 fn listing(text: &Text<'_>) -> Option<Format> {
     let help =
         "save what `sudo wg showconf INTERFACE` prints, and add the `Address = …` line, or get the provider's file";
@@ -379,13 +385,13 @@ fn listing(text: &Text<'_>) -> Option<Format> {
         }
         (Some(only), None) if is_key(only) => Format::new(
             "a key alone",
-            "give the file that this key belongs into, with a line `PrivateKey = …`, and an `[Interface]` and a `[Peer]` section",
+            "give the file that this key belongs into: it has the key in a line `PrivateKey = …` below `[Interface]`",
         ),
         _ => None,
     }
 }
 
-/// Files of other programs, without sections.
+/// Recognises files of other programs, without sections.
 fn program(text: &Text<'_>) -> Option<Format> {
     let (line, key, contains) = (|start| text.line(start), |name| text.key(name), |part| text.contains(part));
     match () {
@@ -418,13 +424,14 @@ fn program(text: &Text<'_>) -> Option<Format> {
     }
 }
 
-/// Whether it has YAML's looks. `PrivateKey: …` alone is a slip in a file of ours.
+/// Returns whether a text looks like YAML. `PrivateKey: …` alone is a slip in a file of ours.
 fn is_yaml(text: &Text<'_>) -> bool {
     let is_ours = |line: &str| Setting::named(line.split(':').next().unwrap_or_default()).is_some();
     if text.starts("---\n") {
         return true;
     }
+    let nests = |line: &str| line.ends_with(':') && !is_ours(line);
     let is_pair = |line: &&str| line.ends_with(':') || line.contains(": ") || line.starts_with("- ");
     let (all, pairs) = (text.lines().count(), text.lines().filter(is_pair).count());
-    all >= 2 && pairs * 4 >= all * 3 && !text.lines().any(is_ours)
+    all >= 2 && pairs * 4 >= all * 3 && (text.lines().any(nests) || !text.lines().any(is_ours))
 }

@@ -77,8 +77,8 @@ impl<'a> Line<'a> {
         Place::new(self.number, columns, &self.shown())
     }
 
-    /// The characters that do not belong into the line: odd ones anywhere but in a command, others than ASCII's in a key or
-    /// in a heading.
+    /// Finds the characters that do not belong into the line: odd ones anywhere but in a command, others than ASCII's
+    /// in a key or in a heading.
     pub(super) fn odd(self) -> Vec<(Odd, Range<usize>)> {
         if odd::is_plain(self.code) {
             return Vec::new();
@@ -94,7 +94,8 @@ impl<'a> Line<'a> {
         )
     }
 
-    /// What is before the `=`, or all of a line without one, without any characters but ASCII's and without white space.
+    /// Returns what is before the `=`, or all of a line without one, without any characters but ASCII's and without
+    /// white space.
     pub(super) fn key_in_ascii(self) -> Zeroizing<String> {
         squeeze(self.code.split('=').next().unwrap_or_default())
     }
@@ -133,7 +134,7 @@ fn shown_without_equals(code: &str) -> String {
     }
 }
 
-/// A text without white space and without what may hide in it.
+/// Returns the ASCII text without white space and control characters.
 fn squeeze(text: &str) -> Zeroizing<String> {
     let mut squeezed = Zeroizing::new(String::with_capacity(text.len()));
     squeezed.extend(text.chars().filter(|c| c.is_ascii() && !c.is_ascii_control() && !is_space(*c)));

@@ -58,7 +58,7 @@ pub fn parse(source_name: &str, text: &[u8]) -> Result<(WgQuick, Diagnostics), D
     parser.finish()
 }
 
-/// What is wrong with a file as a whole, if it is another kind of file.
+/// Returns what is wrong with a file as a whole, if it is another kind of file.
 fn unfit(text: &[u8]) -> Option<Diagnostic> {
     if text.len() > MAX_BYTES && binary_format(text).is_none() {
         return Some(Diagnostic::error(format!(
@@ -68,8 +68,8 @@ fn unfit(text: &[u8]) -> Option<Diagnostic> {
     foreign::recognise(text)
 }
 
-/// What ends a line: a newline, or a carriage return alone in a file of an old Mac's editor, which has no newlines. Without
-/// newlines, such a file is one line to WireGuard's tools, which they refuse.
+/// Returns what ends a line: a newline, or a carriage return alone in a file of an old Mac's editor, which has no
+/// newlines. Without newlines, such a file is one line to WireGuard's tools, which they refuse.
 fn line_end(text: &[u8]) -> u8 {
     let old_mac = || {
         let mut lines = text.split(|byte| *byte == b'\r').map(<[u8]>::trim_ascii);
@@ -114,17 +114,17 @@ impl<'a> Named<'a> {
         }
     }
 
-    /// The verb for them, in singular or plural.
+    /// Chooses between singular and plural.
     fn verb(&self, one: &'static str, many: &'static str) -> &'static str {
         if self.names.len() == 1 { one } else { many }
     }
 
-    /// A list of the names.
+    /// Lists the names.
     fn list(&self) -> String {
         joined(self.names.iter().map(|(name, _)| format!("`{name}`")).collect())
     }
 
-    /// A list of the names, each with its lines.
+    /// Lists the names, each with its lines.
     fn list_with_lines(&self) -> String {
         /// The most lines of a key that are listed.
         const MAX: usize = 10;
@@ -137,14 +137,14 @@ impl<'a> Named<'a> {
         joined(self.names.iter().map(|(name, at)| format!("`{name}` ({})", lines(at))).collect())
     }
 
-    /// A diagnostic at the first of them, if there is one.
+    /// Returns a diagnostic at the first of them, if there is one.
     fn diagnostic(&self, label: &str, make: impl FnOnce(&Self) -> Diagnostic) -> Option<Diagnostic> {
         let (line, columns) = self.first.as_ref()?;
         Some(make(self).at(line.place(columns.clone()), label))
     }
 }
 
-/// The texts as a list in a sentence.
+/// Joins texts to a list in a sentence.
 fn joined(mut texts: Vec<String>) -> String {
     match texts.pop() {
         Some(last) if !texts.is_empty() => format!("{} and {last}", texts.join(", ")),
@@ -211,8 +211,8 @@ impl<'a> Parser<'a> {
         config.map(|config| (config, self.found.clone())).ok_or(self.found)
     }
 
-    /// Says which characters of a line do not belong there; `true` if there are any. The line is then not read, but for the
-    /// section that it begins, so that one slip is one error.
+    /// Says which characters of a line do not belong there; `true` if there are any. The line is then not read, but for
+    /// the section that it begins, so that one slip is one error.
     fn odd(&mut self, line: Line<'a>) -> bool {
         let odd = line.odd();
         for (odd, columns) in &odd {
@@ -507,7 +507,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A key of another program.
+    /// Judges a key of another program.
     fn extension(&mut self, line: Line<'a>, extension: Extension, name: Piece<'_>, value: Piece<'_>) {
         let columns = name.columns();
         if value.text.is_empty() && matches!(extension.family, Family::App(..)) {
@@ -542,7 +542,8 @@ impl<'a> Parser<'a> {
                 let names = keys.list_with_lines();
                 let help = "delete each such line if the account works without it (many do), or use a client for WARP";
                 Diagnostic::error(format!(
-                    "this file is for Cloudflare's WARP: {names} is a client ID in each packet, which is not WireGuard proper"
+                    "this file is for Cloudflare's WARP: {names} is a client ID in each packet, which is not WireGuard \
+                     proper"
                 ))
                 .help(help.to_owned())
             }),
@@ -602,6 +603,10 @@ impl<'a> Parser<'a> {
             (None, None) if is_wireproxys(name) => {
                 "this is a section of wireproxy: delete it and the lines below it, up to the next section".to_owned()
             }
+            (None, None) if self.section == Section::None => {
+                "write `[Interface]` if this section has the private key; delete it if it is another program's"
+                    .to_owned()
+            }
             (None, None) => "delete the section if it is another program's".to_owned(),
         };
         let error = match exact {
@@ -623,7 +628,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Whether a section is one that wireproxy adds to the file.
+/// Returns whether wireproxy adds this section to the file.
 fn is_wireproxys(name: &str) -> bool {
     const NAMES: [&str; 6] = ["Socks5", "http", "TCPClientTunnel", "TCPServerTunnel", "STDIOTunnel", "Resolve"];
     NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))

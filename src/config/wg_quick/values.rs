@@ -74,7 +74,14 @@ pub(super) fn keepalive(value: Piece<'_>) -> Result<u16, Problem> {
     decimal(value.text, u16::MAX.into()).and_then(|seconds| u16::try_from(seconds).ok()).ok_or_else(|| {
         let digits = value.text.bytes().take_while(u8::is_ascii_digit).count();
         let unit = digits > 0 && matches!(&value.text[digits..], "s" | "sec" | "seconds");
-        let help = unit.then(|| format!("the number is in seconds: {}", quoted(&value.text[..digits])));
+        let first = quoted(&value.text[..digits]);
+        let help = match value.text[digits..].strip_prefix('-') {
+            _ if unit => Some(format!("the number is in seconds: {first}")),
+            Some(last) if digits > 0 && decimal(last, u32::MAX).is_some() => {
+                Some(format!("a range is AmneziaWG's: write one number, such as {first}"))
+            }
+            _ => None,
+        };
         Problem::new(value, "this is no interval", "expected `off` or seconds from 0 to 65535").help(help)
     })
 }
