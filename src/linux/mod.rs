@@ -1,6 +1,7 @@
 //! Thin, safe wrappers over what the kernel offers: namespaces, links and routes, mounts, capabilities, processes. Knows
 //! nothing of VPNs, and decides nothing.
 
+pub mod apart;
 pub mod capabilities;
 pub mod clock;
 pub mod iptables;

@@ -7,7 +7,7 @@
 //!
 //! - [`start`], [`run`]: the process, from its beginning to its end, and its privileges.
 //! - `watch`: what it does in between.
-//! - `visitors`: the connections to it.
+//! - `visitors`: the connections to it. `strangers`: those of users who may only ask how the tunnel is.
 //! - `endpoints`: how each peer is reached, and the MTU that follows from it.
 //! - `local_networks`, `publish`: what it does for local networks and published ports.
 //! - `manager`: what the service manager is told.
@@ -18,6 +18,7 @@ mod local_networks;
 mod manager;
 mod publish;
 mod requests;
+mod strangers;
 mod visitors;
 mod watch;
 
@@ -41,11 +42,12 @@ use crate::plan::{Plan, PlanOptions};
 use crate::relay::Bound;
 use crate::wireguard::{Backend, Device, DeviceConfig, PeerConfig};
 use nix::sys::signal::Signal;
+use strangers::Strangers;
 use visitors::Visitors;
 use watch::Keeper;
 
-/// The mode of the keeper's socket: anybody may ask how the tunnel is. What else is asked for is judged by who asks.
-const SOCKET_MODE: u32 = 0o666;
+/// The mode of the keeper's socket: for its own user. Others may ask how the tunnel is at a socket of their own.
+const SOCKET_MODE: u32 = 0o600;
 
 /// What a keeper is made for.
 pub struct Mission {
@@ -193,6 +195,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
         }
     };
     let listener = Listener::bind(&mission.directory.socket(), SOCKET_MODE).doing("open the keeper's socket")?;
+    let strangers = Strangers::listen(&mission.directory.public_socket()).doing("open the keeper's public socket")?;
     let Mission { plan, directory, config, options, handover, beginning, reload, .. } = mission;
     let foreground = service.foreground;
     let is_taken_over = matches!(beginning, Beginning::TakeOver(_));
@@ -200,7 +203,8 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
         Beginning::Nothing => make(plan, directory, &config, foreground, &mut visitors)?,
         Beginning::TakeOver(state) => take_over(plan, directory, &config, state, &visitors)?,
     };
-    let keeper = Keeper::new(tunnel, events, config, options, handover, reload, visitors, listener, service);
+    let keeper =
+        Keeper::new(tunnel, events, config, options, handover, reload, (visitors, strangers), listener, service);
     let mut keeper = keeper.doing("watch the tunnel")?;
     keeper.descriptors = descriptors;
     keeper.begin()?;
