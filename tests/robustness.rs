@@ -718,3 +718,84 @@ fn a_user_who_keeps_a_keeper_busy_disturbs_no_other() {
         ensure_nothing_left()
     });
 }
+
+/// A pipe that nobody reads for now.
+struct Paused {
+    reader: std::io::PipeReader,
+    writer: std::io::PipeWriter,
+}
+
+impl Paused {
+    fn new() -> Result<Self> {
+        let (reader, writer) = std::io::pipe()?;
+        Ok(Self { reader, writer })
+    }
+
+    /// Fills it. The descriptor of the others still blocks: this one has an open file description of its own.
+    fn fill(&self) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::OpenOptionsExt;
+
+        let path = format!("/proc/self/fd/{}", self.writer.as_raw_fd());
+        let mut own = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        for size in [4096, 1] {
+            loop {
+                match own.write(&vec![b'x'; size]) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until a text comes.
+    fn await_text(&mut self, wanted: &str) -> Result<()> {
+        let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
+        while !seen.windows(wanted.len()).any(|window| window == wanted.as_bytes()) {
+            let length = std::io::Read::read(&mut self.reader, &mut piece)?;
+            ensure!(length > 0, "{wanted:?} is not said");
+            seen.extend_from_slice(&piece[..length]);
+        }
+        Ok(())
+    }
+}
+
+fn keeper_of_nowhere() -> Result<u32> {
+    let state: serde_json::Value = serde_json::from_str(&fs::read_to_string("/run/vpn-exec/nowhere/state")?)?;
+    Ok(u32::try_from(state["keeper"].as_u64().context("a keeper")?)?)
+}
+
+#[test]
+fn a_keeper_waits_for_no_reader_of_its_messages() {
+    test(|| {
+        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let is_served = || Ok(said(&run(&format!("{program} status nowhere"))?).contains("connecting"));
+        let path = config("10.64.3.2/32", "0.0.0.0/0")?;
+        let in_foreground = format!("exec {program} -v up --foreground {} --backend userspace", path.display());
+        let of_program = format!("exec {} -- sleep 60", vpn_exec()?);
+        // What each says when SIGHUP asks it to read its configuration again.
+        for (script, answer) in [(in_foreground, "is as it was"), (of_program, "cannot be read again")] {
+            let mut paused = Paused::new()?;
+            let mut child = bash(&script).stderr(paused.writer.try_clone()?).spawn()?;
+            lab::wait_until(PATIENCE, "there is no tunnel", is_served)?;
+            paused.fill()?;
+            let keeper = keeper_of_nowhere()?;
+            for _ in 0..10 {
+                run(&format!("kill -HUP {keeper}"))?;
+                ensure!(is_served()?, "{script}: the keeper waits for the reader of its messages");
+            }
+            // What fitted is read later.
+            paused.await_text(answer)?;
+            paused.fill()?;
+            let output = run(&format!("{program} down nowhere --force"))?;
+            ensure!(output.status.success(), "{}", said(&output));
+            // The program's launcher may wait for its reader itself.
+            drop(paused);
+            wait_for(&mut child)?;
+            ensure_nothing_left()?;
+        }
+        Ok(())
+    });
+}

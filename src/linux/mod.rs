@@ -21,6 +21,7 @@ pub mod route;
 pub mod seccomp;
 pub mod service_manager;
 pub mod signals;
+pub mod standard_error;
 pub mod sysctl;
 pub mod timer;
 pub mod tun;

@@ -38,6 +38,7 @@ use crate::linux::local_socket::Listener;
 use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
+use crate::linux::standard_error;
 use crate::plan::{Plan, PlanOptions};
 use crate::relay::Bound;
 use crate::wireguard::{Backend, Device, DeviceConfig, PeerConfig};
@@ -48,6 +49,9 @@ use watch::Keeper;
 
 /// The mode of the keeper's socket: for its own user. Others may ask how the tunnel is at a socket of their own.
 const SOCKET_MODE: u32 = 0o600;
+
+/// How long the reader of standard error is given to read the last of it.
+const READING: Duration = Duration::from_millis(100);
 
 /// What a keeper is made for.
 pub struct Mission {
@@ -108,6 +112,7 @@ pub fn start(mission: Mission) -> io::Result<Lease> {
                 Ok(()) => 0,
                 Err(_) => 1,
             };
+            standard_error::flush(READING);
             // Not by returning: the caller's stack belongs to the parent. Nothing is left to be dropped that matters.
             process::exit_now(code)
         }
@@ -145,7 +150,9 @@ pub fn run(mission: Mission, wait: Option<Duration>) -> Result<(), TunnelError> 
         tracing::warn!("the service manager is told nothing: {error}");
         None
     });
-    live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager })
+    let lived = live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager });
+    standard_error::flush(READING);
+    lived
 }
 
 /// How a keeper serves.
@@ -213,6 +220,9 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     if !hooks {
         limit_calls(keeper.tunnel.device().map(Device::backend)).doing("limit the keeper's system calls")?;
     }
+    // Whoever reads what it says can be paused, and no program inside is to wait for that. Only now, because no other thread may have a filter
+    // of its own before.
+    standard_error::never_wait(begin_data_path).doing("start the thread that writes messages")?;
     keeper.relay(published, host_ports)?;
     if is_taken_over && foreground {
         // Nobody else is there to ask for it. What cannot be changed now stays as it was, and the tunnel with it.
@@ -342,10 +352,17 @@ fn settle(remains: Result<Remains, TunnelError>) -> Result<(), TunnelError> {
 
 /// The last words to all visitors. Whoever waits for all output to end shall not wait for the kernel, so that is closed first.
 fn say_goodbye(visitors: &Visitors, events: impl IntoIterator<Item = Event>) {
-    let _ = process::redirect_to_null(&[2]);
+    let _ = close_standard_error();
     for event in events {
         visitors.tell_all(&event);
     }
+}
+
+/// Lets go of standard error, which may be a pipe that is read to its end.
+fn close_standard_error() -> io::Result<()> {
+    // Whoever reads has had its time for what was said before.
+    standard_error::flush(READING);
+    process::redirect_to_null(&[2])
 }
 
 /// Which capabilities it takes to make, watch and remove a tunnel: the namespace and its mounts, the network in it, and finding and
@@ -390,7 +407,7 @@ fn limit_calls(backend: Option<Backend>) -> io::Result<()> {
     }
 }
 
-/// Leaves the data path's thread what it may do: move packets between descriptors that are open already.
+/// Leaves the calling thread what it may do: move bytes between descriptors that are open already.
 fn begin_data_path() -> io::Result<()> {
     filter::data_path()?.install()?;
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())

@@ -10,11 +10,11 @@ use super::super::status::{self, Dns, HostLink, Interface, Living, Peer, Status}
 use super::super::{TunnelError, facts};
 use super::visitors::{Number, Role, Said};
 use super::watch::Keeper;
-use super::{End, capabilities_for_ports, device_config, with_all_capabilities};
+use super::{End, capabilities_for_ports, close_standard_error, device_config, with_all_capabilities};
 use crate::config;
 use crate::linux::capabilities;
 use crate::linux::namespace::NamespaceId;
-use crate::linux::process::{self, ProcessId};
+use crate::linux::process::ProcessId;
 use crate::plan::{self, Plan};
 use crate::printed;
 use crate::wireguard::DeviceConfig;
@@ -159,8 +159,7 @@ impl Keeper {
         }
         self.write_down_holders();
         if self.visitors.is_starter(number) {
-            // It may be a pipe that somebody reads to its end.
-            let _ = process::redirect_to_null(&[2]);
+            let _ = close_standard_error();
         }
         self.visitors.tell(number, &Event::Left, None);
         self.visitors.dismiss(number);
