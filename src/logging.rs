@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value};
@@ -20,6 +20,7 @@ use crate::cli::{LogFormat, Verbosity};
 use crate::commands::Failure;
 use crate::config::diagnostic::Diagnostics;
 use crate::linux::service_manager;
+use crate::linux::standard_error::{self, StandardError};
 use crate::printed;
 
 /// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
@@ -40,10 +41,11 @@ pub fn start(verbosity: Verbosity) {
         LogFormat::Auto => Form::Plain { timed: level >= Level::DEBUG },
     };
     let form = *FORM.get_or_init(|| form);
+    standard_error::tell_losses_by(lost);
     // The libraries call an error what is an ordinary event for a tunnel, such as a peer that does not answer.
     let targets = tracing_subscriber::filter::Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let targets = if level == Level::TRACE { targets.with_default(level) } else { targets };
-    let output = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(form);
+    let output = tracing_subscriber::fmt::layer().with_writer(|| StandardError).event_format(form);
     // Fails only if there is a subscriber already, which then serves.
     let _ = tracing_subscriber::registry().with(targets).with(output).try_init();
 }
@@ -69,7 +71,22 @@ pub fn report(failure: &Failure) {
             in_json(Level::ERROR, failure.message.trim_end(), advice)
         }
     };
-    let _ = write!(std::io::stderr(), "{text}");
+    let _ = StandardError.write(text.as_bytes());
+    // A keeper in the foreground may have queued more.
+    standard_error::flush(LAST_WORDS);
+}
+
+/// How long the last messages of a process that does not wait for standard error are given to be read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The message that others were lost, because standard error was not read.
+fn lost(count: u64) -> String {
+    let what = format!("{count} messages were lost, because standard error was not read");
+    match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
+        Form::Plain { .. } => format!("vpn-exec: warning: {what}\n"),
+        Form::Journal => in_journal(Level::WARN, &what),
+        Form::Json => in_json(Level::WARN, &what, Map::new()),
+    }
 }
 
 /// Tells the user of a mistake in the command line.

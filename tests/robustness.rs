@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::world;
+use vpn_exec::linux::local_socket::Listener;
 
 /// How long anything may take that does not hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -485,5 +486,316 @@ fn no_text_of_others_reaches_the_terminal_raw() {
         ensure!(run(&format!("{program} down nowhere --force"))?.status.success());
         inside.wait()?;
         ensure_nothing_left()
+    });
+}
+
+/// Users who have nothing to do with a tunnel.
+const STRANGER: u32 = 65534;
+const OTHER_STRANGER: u32 = 65533;
+
+/// A world with several users, and what one of them runs: the beginning of a line, and a copy of vpn-exec that all may execute.
+struct Users {
+    program: PathBuf,
+}
+
+impl Users {
+    /// # Errors
+    /// [`lab::Skip`] in the world of an ordinary user, which has no other users.
+    fn new() -> Result<Self> {
+        if fs::read_to_string("/proc/self/uid_map")?.split_ascii_whitespace().nth(2) == Some("1") {
+            let reason = "an ordinary user has no second user".into();
+            return Err(lab::Skip { reason, unless: "VPN_EXEC_REQUIRE_USERS" }.into());
+        }
+        let program = Path::new(world::FILES).join("vpn-exec");
+        fs::copy(env!("CARGO_BIN_EXE_vpn-exec"), &program)?;
+        Ok(Self { program })
+    }
+
+    /// Starts a tunnel of root's, whose keeper lacks some protections.
+    fn up(&self, broken: &str) -> Result<()> {
+        let path = config("10.64.3.2/32", "0.0.0.0/0")?;
+        let up = format!("VPN_EXEC_TEST_BREAK={broken} {} up {}", self.program.display(), path.display());
+        let output = run(&format!("{up} --backend userspace"))?;
+        ensure!(output.status.success(), "{}", said(&output));
+        Ok(())
+    }
+
+    /// In which state the tunnel is, as a user is told.
+    fn state_for(&self, user: u32) -> Result<String> {
+        let output = run(&format!("{} {} status nowhere --json", as_user(user), self.program.display()))?;
+        let status: serde_json::Value =
+            serde_json::from_slice(&output.stdout).with_context(|| format!("as {user}: {}", said(&output)))?;
+        Ok(status["state"].as_str().context("a state")?.to_owned())
+    }
+
+    fn down(&self) -> Result<()> {
+        let output = run(&format!("{} down nowhere --force", self.program.display()))?;
+        ensure!(output.status.success(), "{}", said(&output));
+        Ok(())
+    }
+}
+
+fn as_user(user: u32) -> String {
+    match user {
+        0 => String::new(),
+        user => format!("setpriv --bounding-set=-all --inh-caps=-all --reuid {user} --regid {user} --clear-groups"),
+    }
+}
+
+/// Runs a script of Python's as a user, and returns it once it has said a word, with that word.
+fn attack(user: u32, script: &str, arguments: &str) -> Result<(Attack, String)> {
+    let path = Path::new(world::FILES).join("attack.py");
+    fs::write(&path, script)?;
+    let mut child = bash(&format!("exec {} /usr/bin/python3 {} {arguments}", as_user(user), path.display()))
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    let mut attack = Attack { lines: std::io::BufReader::new(child.stdout.take().context("an output")?), child };
+    let word = attack.word()?;
+    Ok((attack, word))
+}
+
+struct Attack {
+    child: Child,
+    lines: std::io::BufReader<std::process::ChildStdout>,
+}
+
+impl Attack {
+    /// Waits for the next word that it says.
+    fn word(&mut self) -> Result<String> {
+        let mut line = String::new();
+        ensure!(std::io::BufRead::read_line(&mut self.lines, &mut line)? > 0, "the attack has ended");
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+impl Drop for Attack {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Passes to a keeper sockets whose last close takes 1000 seconds, with a message each. Says how many were refused by the kernel, and then
+/// that the keeper has closed all connections.
+const LINGERING: &str = r#"
+import array, socket, struct, sys, threading, time
+path, message, count = sys.argv[1], sys.argv[2].encode(), int(sys.argv[3])
+
+def lingering():
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    client = socket.socket()
+    client.connect(listener.getsockname())
+    client.setblocking(False)
+    try:
+        while True:
+            client.send(b"x" * 65536)
+    except BlockingIOError:
+        pass
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+    return client, listener
+
+connections, kept, refused = [], [], 0
+for _ in range(count):
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(path)
+    client, listener = lingering()
+    passed = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [client.fileno()]))
+    try:
+        connection.sendmsg([message], [passed])
+        # Where the keeper was faster, this is the last close.
+        threading.Thread(target=client.close, daemon=True).start()
+    except PermissionError:
+        refused += 1
+        kept.append(client)
+        connection.send(message)
+    connections.append(connection)
+    kept.append(listener)
+print(refused, flush=True)
+for connection in connections:
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    connection.close()
+print("closed", flush=True)
+time.sleep(1000)
+"#;
+
+/// The messages that come with them: one that is answered, and one that is no request.
+const MESSAGES: [&str; 2] = [r#"'"Report"'"#, "nonsense"];
+
+/// What a user's connection is closed with takes as long as that user likes. `broken` is what the keeper does without.
+fn keeper_under_attack(broken: &str) -> Result<()> {
+    const COUNT: usize = 24;
+
+    let users = Users::new()?;
+    let can_refuse = Listener::bind(&Path::new(world::FILES).join("own"), 0o600)?.refuse_descriptors()?;
+    for message in MESSAGES {
+        users.up(broken)?;
+        let attack_once = || attack(STRANGER, LINGERING, &format!("/run/vpn-exec/nowhere/public {message} {COUNT}"));
+        let (mut first, refused) = attack_once()?;
+        let refused: usize = refused.parse()?;
+        // Without the kernel's help all arrive, with it none.
+        let expected = if broken.is_empty() && can_refuse { COUNT } else { 0 };
+        ensure!(refused == expected, "{refused} are refused with {broken:?}");
+        ensure!(first.word()? == "closed");
+        ensure!(users.state_for(0)? == "connecting", "the keeper is frozen");
+        ensure!(users.state_for(OTHER_STRANGER)? == "connecting", "the keeper answers root alone");
+        // What waits at its socket when it ends is closed as well.
+        let (_second, _) = attack_once()?;
+        users.down()?;
+    }
+    ensure_nothing_left()
+}
+
+#[test]
+fn no_keeper_waits_for_what_another_user_passes_to_it() {
+    test(|| keeper_under_attack(""));
+}
+
+#[test]
+fn nor_does_it_where_the_kernel_cannot_refuse_descriptors() {
+    test(|| keeper_under_attack("passrights"));
+}
+
+/// The attack is one: a keeper that closes what it was passed by itself answers nobody any more.
+#[test]
+fn a_keeper_without_protections_is_frozen_by_what_it_is_passed() {
+    test(|| {
+        let users = Users::new()?;
+        users.up("passrights,apart")?;
+        let arguments = format!("/run/vpn-exec/nowhere/public {} 1", MESSAGES[0]);
+        let (_attack, refused) = attack(STRANGER, LINGERING, &arguments)?;
+        ensure!(refused == "0");
+        lab::wait_until(PATIENCE, "the keeper is not frozen", || Ok(users.state_for(0)? == "failed"))?;
+        Ok(())
+    });
+}
+
+/// Holds as many connections as it can, and makes new ones for those that are closed.
+const IDLE: &str = r#"
+import select, socket, sys
+path, count = sys.argv[1], int(sys.argv[2])
+poll, held = select.poll(), {}
+while True:
+    while len(held) < count:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(path)
+        held[connection.fileno()] = connection
+        poll.register(connection, select.POLLIN)
+        if len(held) == count:
+            print("full", flush=True)
+    for descriptor, _ in poll.poll():
+        poll.unregister(descriptor)
+        held.pop(descriptor).close()
+"#;
+
+#[test]
+fn a_user_who_keeps_a_keeper_busy_disturbs_no_other() {
+    test(|| {
+        let users = Users::new()?;
+        users.up("")?;
+        ensure!(fs::metadata("/run/vpn-exec/nowhere/socket")?.mode() & 0o777 == 0o600);
+        let (_idle, word) = attack(STRANGER, IDLE, "/run/vpn-exec/nowhere/public 200")?;
+        ensure!(word == "full");
+        // Its own questions are too many, which is not the tunnel's end.
+        let is_busy = || {
+            let state = users.state_for(STRANGER)?;
+            ensure!(["connecting", "busy"].contains(&&*state), "it is told {state}");
+            Ok(state == "busy")
+        };
+        lab::wait_until(PATIENCE, "a user with 200 connections is served", is_busy)?;
+        for _ in 0..20 {
+            for user in [0, OTHER_STRANGER] {
+                let state = users.state_for(user)?;
+                ensure!(state == "connecting", "user {user} is told {state}");
+            }
+        }
+        users.down()?;
+        ensure_nothing_left()
+    });
+}
+
+/// A pipe that nobody reads for now.
+struct Paused {
+    reader: std::io::PipeReader,
+    writer: std::io::PipeWriter,
+}
+
+impl Paused {
+    fn new() -> Result<Self> {
+        let (reader, writer) = std::io::pipe()?;
+        Ok(Self { reader, writer })
+    }
+
+    /// Fills it. The descriptor of the others still blocks: this one has an open file description of its own.
+    fn fill(&self) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::OpenOptionsExt;
+
+        let path = format!("/proc/self/fd/{}", self.writer.as_raw_fd());
+        let mut own = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        for size in [4096, 1] {
+            loop {
+                match own.write(&vec![b'x'; size]) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until a text comes.
+    fn await_text(&mut self, wanted: &str) -> Result<()> {
+        let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
+        while !seen.windows(wanted.len()).any(|window| window == wanted.as_bytes()) {
+            let length = std::io::Read::read(&mut self.reader, &mut piece)?;
+            ensure!(length > 0, "{wanted:?} is not said");
+            seen.extend_from_slice(&piece[..length]);
+        }
+        Ok(())
+    }
+}
+
+fn keeper_of_nowhere() -> Result<u32> {
+    let state: serde_json::Value = serde_json::from_str(&fs::read_to_string("/run/vpn-exec/nowhere/state")?)?;
+    Ok(u32::try_from(state["keeper"].as_u64().context("a keeper")?)?)
+}
+
+#[test]
+fn a_keeper_waits_for_no_reader_of_its_messages() {
+    test(|| {
+        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let is_served = || Ok(said(&run(&format!("{program} status nowhere"))?).contains("connecting"));
+        let path = config("10.64.3.2/32", "0.0.0.0/0")?;
+        let in_foreground = format!("exec {program} -v up --foreground {} --backend userspace", path.display());
+        let of_program = format!("exec {} -- sleep 60", vpn_exec()?);
+        // What each says when SIGHUP asks it to read its configuration again.
+        for (script, answer) in [(in_foreground, "is as it was"), (of_program, "cannot be read again")] {
+            let mut paused = Paused::new()?;
+            let mut child = bash(&script).stderr(paused.writer.try_clone()?).spawn()?;
+            lab::wait_until(PATIENCE, "there is no tunnel", is_served)?;
+            paused.fill()?;
+            let keeper = keeper_of_nowhere()?;
+            for _ in 0..10 {
+                run(&format!("kill -HUP {keeper}"))?;
+                ensure!(is_served()?, "{script}: the keeper waits for the reader of its messages");
+            }
+            // What fitted is read later.
+            paused.await_text(answer)?;
+            paused.fill()?;
+            let output = run(&format!("{program} down nowhere --force"))?;
+            ensure!(output.status.success(), "{}", said(&output));
+            // The program's launcher may wait for its reader itself.
+            drop(paused);
+            wait_for(&mut child)?;
+            ensure_nothing_left()?;
+        }
+        Ok(())
     });
 }

@@ -10,7 +10,7 @@ use super::{Failure, print};
 use crate::cli::StatusArgs;
 use crate::names::TunnelName;
 use crate::printed;
-use crate::tunnel::status::{self, Living, Peer, Status};
+use crate::tunnel::status::{self, Condition, Living, Peer, Status};
 
 /// How often it is printed again with `--watch`.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -78,6 +78,9 @@ fn text(tunnel: &Status) -> String {
     lines.head(format_args!("{}: {} ({kind}{backend})", tunnel.name, tunnel.state));
     match &tunnel.living {
         Some(living) => describe(&mut lines, living),
+        None if tunnel.state == Condition::Busy => {
+            lines.row("keeper", format_args!("process {} has no time for you now: ask again", tunnel.keeper));
+        }
         None => lines.row(
             "keeper",
             format_args!(

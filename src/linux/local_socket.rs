@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +14,9 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
+
+/// Whether a socket takes descriptors (linux/asm-generic/socket.h). The architectures that we are built for number it alike.
+const SO_PASSRIGHTS: libc::c_int = 83;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -64,6 +67,29 @@ impl Listener {
         &self.path
     }
 
+    /// Has the kernel refuse descriptors that are passed to this socket, or to connections to it from then on: whoever sends one is told
+    /// `EPERM`. Says whether the kernel can do that, as it can since Linux 6.16.
+    pub fn refuse_descriptors(&self) -> io::Result<bool> {
+        let off: libc::c_int = 0;
+        // SAFETY: the kernel reads as many bytes of the number as is said, and keeps none.
+        let set = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PASSRIGHTS,
+                (&raw const off).cast(),
+                size_of_val(&off) as libc::socklen_t,
+            )
+        };
+        match set {
+            0 => Ok(true),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+                error => Err(error),
+            },
+        }
+    }
+
     /// The next connection, if one waits: not blocking, and closed at the next exec.
     pub fn accept(&self) -> io::Result<Option<(OwnedFd, Credentials)>> {
         loop {
@@ -78,6 +104,12 @@ impl Listener {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl From<Listener> for OwnedFd {
+    fn from(listener: Listener) -> Self {
+        listener.socket
     }
 }
 
@@ -167,6 +199,20 @@ pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(usize,
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
     }
     Ok((received.bytes > 0).then_some((received.bytes, passed)))
+}
+
+/// Looks at the next message, and returns its length as far as it fits into the buffer; none at the end. It stays where it is, with what
+/// is passed with it: nothing of that is opened or closed in this process.
+///
+/// # Errors
+/// `WouldBlock` if there is none.
+pub fn peek(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, flags)) {
+        Ok((0, _)) | Err(Errno::CONNRESET) => Ok(None),
+        Ok((length, _)) => Ok(Some(length)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

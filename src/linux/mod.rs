@@ -1,6 +1,7 @@
 //! Thin, safe wrappers over what the kernel offers: namespaces, links and routes, mounts, capabilities, processes. Knows
 //! nothing of VPNs, and decides nothing.
 
+pub mod apart;
 pub mod capabilities;
 pub mod clock;
 pub mod connections;
@@ -21,6 +22,7 @@ pub mod route;
 pub mod seccomp;
 pub mod service_manager;
 pub mod signals;
+pub mod standard_error;
 pub mod sysctl;
 pub mod terminal;
 pub mod timer;

@@ -27,10 +27,30 @@ pub fn wait_open_to_signals(descriptor: BorrowedFd<'_>, timeout: Duration) -> io
     }
 }
 
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// That there is something to read, or that the other end is closed.
+    Input,
+    /// That the other end is closed, whatever there is to read.
+    End,
+}
+
 /// Waits until one of the descriptors is readable or closed, or the time is up, and says which are.
 pub fn wait_for(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+    let descriptors: Vec<_> = descriptors.iter().map(|descriptor| (*descriptor, Awaited::Input)).collect();
+    wait_for_each(&descriptors, timeout)
+}
+
+/// [`wait_for`], with what is waited for of each descriptor.
+pub fn wait_for_each(descriptors: &[(BorrowedFd<'_>, Awaited)], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+    let flags = |awaited| match awaited {
+        Awaited::Input => PollFlags::IN,
+        // An end is told unasked (poll(2), POLLHUP).
+        Awaited::End => PollFlags::empty(),
+    };
     let mut entries: Vec<PollFd<'_>> =
-        descriptors.iter().map(|descriptor| PollFd::from_borrowed_fd(*descriptor, PollFlags::IN)).collect();
+        descriptors.iter().map(|(fd, awaited)| PollFd::from_borrowed_fd(*fd, flags(*awaited))).collect();
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

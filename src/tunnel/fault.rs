@@ -25,8 +25,10 @@ pub const TAKE_DOWN: [&str; 4] = [
 ];
 
 /// What can be taken away: the program's namespace, its view of names, that it has no privileges and no files but its own, that routes
-/// lead into the tunnel, the rules for packets inside, and the gate before the sockets of processes outside.
-pub const PROTECTIONS: [&str; 7] = ["namespace", "names", "privileges", "descriptors", "routes", "rules", "sockets"];
+/// lead into the tunnel, the rules for packets inside, and the gate before the sockets of processes outside; of a keeper, that the kernel
+/// refuses descriptors of other users (as before Linux 6.16), and that their connections are closed apart.
+pub const PROTECTIONS: [&str; 9] =
+    ["namespace", "names", "privileges", "descriptors", "routes", "rules", "sockets", "passrights", "apart"];
 
 /// Fails if the test has chosen this point: the environment variable `VPN_EXEC_TEST_FAIL` holds its name, or `kill:` and its name
 /// to have the process killed there instead. It holds `stop`, or `stop:` and a name, to have the process stopped at every point, or at that

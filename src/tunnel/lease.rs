@@ -58,6 +58,8 @@ pub enum Event {
     },
     /// What was asked for is done. With it comes the answer, where there is one: JSON in a file in memory.
     Done,
+    /// Too many connections of this user are open. Nothing has changed.
+    Busy,
     /// The configuration is another now: this is what a successor of the keeper needs from now on.
     Changed,
 }
@@ -114,13 +116,15 @@ pub struct Lease {
     socket: OwnedFd,
     /// What a successor of the keeper needs.
     handover: Option<OwnedFd>,
+    /// Whether it is a connection of a user who may only ask how the tunnel is.
+    is_public: bool,
 }
 
 impl Lease {
     /// Makes a lease for who starts a keeper, and the keeper's end of it. Both are closed at the next exec.
     pub(super) fn pair(handover: OwnedFd) -> io::Result<(Self, OwnedFd)> {
         let (socket, keepers) = local_socket::pair()?;
-        Ok((Self { socket, handover: Some(handover) }, keepers))
+        Ok((Self { socket, handover: Some(handover), is_public: false }, keepers))
     }
 
     /// Connects to the keeper of a tunnel, if there is one that answers.
@@ -128,8 +132,15 @@ impl Lease {
     /// # Errors
     /// What the system refuses; `TimedOut` if it lets nobody in for `patience`. That nobody is there is none.
     pub(super) fn connect(name: &TunnelName, patience: Duration) -> io::Result<Option<Self>> {
-        let socket = match local_socket::connect(&state::socket_of(name), patience) {
-            Ok(socket) => socket,
+        let connected = local_socket::connect(&state::socket_of(name), patience).map(|socket| (socket, false));
+        let connected = match connected {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                local_socket::connect(&state::public_socket_of(name), patience).map(|socket| (socket, true))
+            }
+            other => other,
+        };
+        let (socket, is_public) = match connected {
+            Ok(connected) => connected,
             Err(error) if is_absence(&error) => return Ok(None),
             // Something else is where tunnels have their state: nobody can be behind it, and whoever wants to be is told.
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
@@ -139,7 +150,7 @@ impl Lease {
             }
             Err(error) => return Err(error),
         };
-        Ok(Some(Self { socket, handover: None }))
+        Ok(Some(Self { socket, handover: None, is_public }))
     }
 
     /// Asks for a lease, and waits for it. None if the tunnel ends instead.
@@ -172,7 +183,8 @@ impl Lease {
         request: Request,
         passed: Option<BorrowedFd<'_>>,
     ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
-        send(&self.socket, &request, passed)?;
+        // A descriptor of another user would be refused with the request, for whose refusal the keeper has better words.
+        send(&self.socket, &request, passed.filter(|_| !self.is_public))?;
         let patience = patience_for(request);
         let begin = Instant::now();
         loop {
@@ -184,9 +196,25 @@ impl Lease {
             }
             match self.next_with_file() {
                 Ok(Some((Event::Named | Event::Made | Event::Connected | Event::Changed, _))) => {}
+                Ok(Some((Event::Done, None))) if self.is_public => {
+                    let text = self.rest(begin, patience)?;
+                    return Ok(Some((Event::Done, Some(memory_file::seal(&text)?))));
+                }
                 other => return other,
             }
         }
+    }
+
+    /// Receives all that follows, up to the end.
+    fn rest(&self, begin: Instant, patience: Duration) -> io::Result<Vec<u8>> {
+        let (mut text, mut piece) = (Vec::new(), vec![0; MESSAGE]);
+        while self.await_word(patience.saturating_sub(begin.elapsed()))? {
+            match local_socket::receive(&self.socket, &mut piece)? {
+                Some((length, _)) => text.extend_from_slice(&piece[..length]),
+                None => return Ok(text),
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the tunnel's keeper does not finish its answer"))
     }
 
     /// Waits until the keeper says something, and says whether it does. One that hangs shall not take its visitors with it: after a while,
@@ -237,21 +265,26 @@ impl Lease {
     pub fn leave(self) -> io::Result<()> {
         // A keeper that has ended already cannot be told.
         let _ = send(&self.socket, &Request::Leave, None);
-        self.await_end()
+        self.await_end(ANSWER)
     }
 
     /// Has the keeper end what still runs in the tunnel, as if this process had died, and waits until that is done.
     pub fn abandon(self) -> io::Result<()> {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
-        self.await_end()
+        self.await_end(ANSWER)
     }
 
-    fn await_end(mut self) -> io::Result<()> {
-        while self.await_word(Duration::MAX)?
-            && let Some(event) = self.next_event()?
-        {
-            if matches!(event, Event::Gone | Event::Left) {
-                return Ok(());
+    /// Waits until the tunnel is gone, or stays for others. A keeper that says nothing for `patience` is not waited for any longer.
+    fn await_end(mut self, patience: Duration) -> io::Result<()> {
+        loop {
+            if !self.await_word(patience)? {
+                let late = format!("the tunnel's keeper says nothing for {} s", patience.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+            }
+            match self.next_event()? {
+                Some(Event::Gone | Event::Left) => return Ok(()),
+                Some(_) => {}
+                None => break,
             }
         }
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper has ended without taking the tunnel down"))
@@ -263,6 +296,12 @@ impl AsFd for Lease {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Whether the caller's user may only ask how the tunnel of a name is, because its keeper belongs to another user.
+pub(super) fn is_public(name: &TunnelName) -> bool {
+    let may = rustix::fs::access(state::socket_of(name), rustix::fs::Access::WRITE_OK);
+    matches!(may, Err(rustix::io::Errno::ACCESS))
 }
 
 /// Whether an error says that nobody is there, or not any more.
@@ -309,6 +348,9 @@ fn done(name: &TunnelName, answer: io::Result<Option<(Event, Option<OwnedFd>)>>)
         Some((Event::Refused { reason, advice } | Event::Failed { reason, advice }, _)) => {
             Err(AskError::Refused { reason, advice })
         }
+        Some((Event::Busy, _)) => {
+            Err(io::Error::new(io::ErrorKind::WouldBlock, "too many connections are open").into())
+        }
         Some((event, _)) => {
             Err(io::Error::new(io::ErrorKind::InvalidData, format!("an unexpected answer: {event:?}")).into())
         }
@@ -328,7 +370,7 @@ pub fn take_down(name: &TunnelName, force: bool) -> Result<(), AskError> {
     let Some(mut connection) = Lease::connect(name, ANSWER)? else { return Err(AskError::Absent(name.clone())) };
     match connection.ask(Request::Down { force }, None) {
         // With force, it says first why programs are ended.
-        Ok(Some((Event::Failed { .. }, _))) if force => Ok(connection.await_end()?),
+        Ok(Some((Event::Failed { .. }, _))) if force => Ok(connection.await_end(ANSWER)?),
         answer => done(name, answer).map(drop),
     }
 }
@@ -379,8 +421,16 @@ mod tests {
                 send(&socket, &Request::Report, None).expect("sent");
             }
             drop(keepers);
-            let answer = Lease { socket, handover: None }.ask(Request::Down { force: true }, None);
+            let answer = Lease { socket, handover: None, is_public: false }.ask(Request::Down { force: true }, None);
             assert!(matches!(answer, Ok(None)), "{answer:?}");
         }
+    }
+
+    #[test]
+    fn a_keeper_that_says_nothing_is_not_waited_for() {
+        let (socket, _keepers) = local_socket::pair().expect("a pair");
+        let lease = Lease { socket, handover: None, is_public: false };
+        let error = lease.await_end(Duration::from_millis(10)).expect_err("it says nothing");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -35,6 +35,11 @@ const NAMES_MADE: &str = ".netns";
 /// The file, beside the tunnels' directories, that says which of the host's interfaces forward for tunnels.
 pub(super) const FORWARDING: &str = ".forwarding";
 
+/// Where users who may not use that socket can ask how the tunnel is.
+pub fn public_socket_of(name: &TunnelName) -> PathBuf {
+    path_of(name).join("public")
+}
+
 /// The file that the programs inside see as `/etc/resolv.conf`.
 const RESOLV_CONF: &str = "resolv.conf";
 
@@ -52,7 +57,8 @@ pub const BASE: &str = "/run/vpn-exec";
 const DIRECTORY_MODE: u32 = 0o711;
 
 /// The files in a tunnel's directory.
-const FILES: [&str; 8] = ["state", "state.new", "plan", "plan.new", "socket", "resolv.conf", "hosts", "nsswitch.conf"];
+const FILES: [&str; 9] =
+    ["state", "state.new", "plan", "plan.new", "socket", "public", "resolv.conf", "hosts", "nsswitch.conf"];
 
 /// What marks the things of one tunnel: its name and a random number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,6 +215,11 @@ impl Directory {
         self.path.join("socket")
     }
 
+    /// Where users who may not use that socket can ask how the tunnel is.
+    pub fn public_socket(&self) -> PathBuf {
+        self.path.join("public")
+    }
+
     /// The claim itself: whoever is passed this descriptor shares it (flock(2)).
     pub fn claim(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
@@ -225,7 +236,7 @@ impl Directory {
 
     /// Lets nobody reach the keeper any more.
     pub fn remove_socket(&self) -> io::Result<()> {
-        remove_file(&self.socket())
+        remove_file(&self.socket()).and(remove_file(&self.public_socket()))
     }
 
     /// A place for the program's private file systems to be mounted on, in a mount namespace of its own.

@@ -26,6 +26,8 @@ pub enum Condition {
     Up,
     /// The last handshake is older: nothing was sent, or nobody answers.
     Stale,
+    /// Its keeper lives, and has no time for this user now.
+    Busy,
     /// Its keeper was killed, or does not answer. Programs inside are cut off; the next start takes the tunnel over, or takes it away.
     Failed,
 }
@@ -36,6 +38,7 @@ impl fmt::Display for Condition {
             Self::Connecting => "connecting",
             Self::Up => "up",
             Self::Stale => "stale",
+            Self::Busy => "busy",
             Self::Failed => "failed",
         })
     }
@@ -174,12 +177,18 @@ pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => None,
         other => other?,
     };
+    let is_public = lease::is_public(name);
     let status = match answer {
         Some((Event::Done, file)) => Some(lease::read_answer(file)?),
         Some((Event::Refused { reason, .. }, _)) => return Err(io::Error::other(reason)),
         _ => state::read(name)?.map(|state| Status {
             name: name.clone(),
-            state: Condition::Failed,
+            // A keeper that does not answer another user, because others keep it busy, is not dead for that.
+            state: if is_public && !process::is_ending(state.keeper.cast_signed()) {
+                Condition::Busy
+            } else {
+                Condition::Failed
+            },
             standing: state.standing,
             backend: state.made,
             namespace: namespace::path_of(name.as_str()),

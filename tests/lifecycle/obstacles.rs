@@ -196,7 +196,7 @@ fn too_few_files_are_told_however_few_they_are() {
         prepare()?;
         let before = Snapshot::take()?;
         let (mut refused, mut worked) = (0, 0);
-        for files in 6..=32 {
+        for files in 6..=36 {
             let output = run(by_way_of(&format!("files {files}"), &with_true_inside("obstacle"))?)?;
             if ended(output.status) == Ok(0) {
                 worked += 1;

@@ -7,7 +7,7 @@
 //!
 //! - [`start`], [`run`]: the process, from its beginning to its end, and its privileges.
 //! - `watch`: what it does in between.
-//! - `visitors`: the connections to it.
+//! - `visitors`: the connections to it. `strangers`: those of users who may only ask how the tunnel is.
 //! - `endpoints`: how each peer is reached, and the MTU that follows from it.
 //! - `local_networks`, `publish`: what it does for local networks and published ports.
 //! - `manager`: what the service manager is told.
@@ -18,6 +18,7 @@ mod local_networks;
 mod manager;
 mod publish;
 mod requests;
+mod strangers;
 mod visitors;
 mod watch;
 
@@ -37,15 +38,20 @@ use crate::linux::local_socket::Listener;
 use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
+use crate::linux::standard_error;
 use crate::plan::{Plan, PlanOptions};
 use crate::relay::Bound;
 use crate::wireguard::{Backend, Device, DeviceConfig, PeerConfig};
 use nix::sys::signal::Signal;
+use strangers::Strangers;
 use visitors::Visitors;
 use watch::Keeper;
 
-/// The mode of the keeper's socket: anybody may ask how the tunnel is. What else is asked for is judged by who asks.
-const SOCKET_MODE: u32 = 0o666;
+/// The mode of the keeper's socket: for its own user. Others may ask how the tunnel is at a socket of their own.
+const SOCKET_MODE: u32 = 0o600;
+
+/// How long the reader of standard error is given to read the last of it.
+const READING: Duration = Duration::from_millis(100);
 
 /// What a keeper is made for.
 pub struct Mission {
@@ -106,6 +112,7 @@ pub fn start(mission: Mission) -> io::Result<Lease> {
                 Ok(()) => 0,
                 Err(_) => 1,
             };
+            standard_error::flush(READING);
             // Not by returning: the caller's stack belongs to the parent. Nothing is left to be dropped that matters.
             process::exit_now(code)
         }
@@ -143,7 +150,9 @@ pub fn run(mission: Mission, wait: Option<Duration>) -> Result<(), TunnelError> 
         tracing::warn!("the service manager is told nothing: {error}");
         None
     });
-    live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager })
+    let lived = live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager });
+    standard_error::flush(READING);
+    lived
 }
 
 /// How a keeper serves.
@@ -193,6 +202,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
         }
     };
     let listener = Listener::bind(&mission.directory.socket(), SOCKET_MODE).doing("open the keeper's socket")?;
+    let strangers = Strangers::listen(&mission.directory.public_socket()).doing("open the keeper's public socket")?;
     let Mission { plan, directory, config, options, handover, beginning, reload, .. } = mission;
     let foreground = service.foreground;
     let is_taken_over = matches!(beginning, Beginning::TakeOver(_));
@@ -200,7 +210,8 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
         Beginning::Nothing => make(plan, directory, &config, foreground, &mut visitors)?,
         Beginning::TakeOver(state) => take_over(plan, directory, &config, state, &visitors)?,
     };
-    let keeper = Keeper::new(tunnel, events, config, options, handover, reload, visitors, listener, service);
+    let keeper =
+        Keeper::new(tunnel, events, config, options, handover, reload, (visitors, strangers), listener, service);
     let mut keeper = keeper.doing("watch the tunnel")?;
     keeper.descriptors = descriptors;
     keeper.begin()?;
@@ -209,6 +220,9 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     if !hooks {
         limit_calls(keeper.tunnel.device().map(Device::backend)).doing("limit the keeper's system calls")?;
     }
+    // Whoever reads what it says can be paused, and no program inside is to wait for that. Only now, because no other thread may have a filter
+    // of its own before.
+    standard_error::never_wait(begin_data_path).doing("start the thread that writes messages")?;
     keeper.relay(published, host_ports)?;
     if is_taken_over && foreground {
         // Nobody else is there to ask for it. What cannot be changed now stays as it was, and the tunnel with it.
@@ -338,10 +352,17 @@ fn settle(remains: Result<Remains, TunnelError>) -> Result<(), TunnelError> {
 
 /// The last words to all visitors. Whoever waits for all output to end shall not wait for the kernel, so that is closed first.
 fn say_goodbye(visitors: &Visitors, events: impl IntoIterator<Item = Event>) {
-    let _ = process::redirect_to_null(&[2]);
+    let _ = close_standard_error();
     for event in events {
         visitors.tell_all(&event);
     }
+}
+
+/// Lets go of standard error, which may be a pipe that is read to its end.
+fn close_standard_error() -> io::Result<()> {
+    // Whoever reads has had its time for what was said before.
+    standard_error::flush(READING);
+    process::redirect_to_null(&[2])
 }
 
 /// Which capabilities it takes to make, watch and remove a tunnel: the namespace and its mounts, the network in it, and finding and
@@ -386,7 +407,7 @@ fn limit_calls(backend: Option<Backend>) -> io::Result<()> {
     }
 }
 
-/// Leaves the data path's thread what it may do: move packets between descriptors that are open already.
+/// Leaves the calling thread what it may do: move bytes between descriptors that are open already.
 fn begin_data_path() -> io::Result<()> {
     filter::data_path()?.install()?;
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())

@@ -10,11 +10,11 @@ use super::super::status::{self, Dns, HostLink, Interface, Living, Peer, Status}
 use super::super::{TunnelError, facts};
 use super::visitors::{Number, Role, Said};
 use super::watch::Keeper;
-use super::{End, capabilities_for_ports, device_config, with_all_capabilities};
+use super::{End, capabilities_for_ports, close_standard_error, device_config, with_all_capabilities};
 use crate::config;
 use crate::linux::capabilities;
 use crate::linux::namespace::NamespaceId;
-use crate::linux::process::{self, ProcessId};
+use crate::linux::process::ProcessId;
 use crate::plan::{self, Plan};
 use crate::printed;
 use crate::wireguard::DeviceConfig;
@@ -43,12 +43,8 @@ impl Keeper {
     fn answer(&mut self, number: Number, request: Request, passed: Option<OwnedFd>) -> Option<End> {
         let visitor = self.visitors.get(number)?;
         if request != Request::Report && !visitor.trusted {
-            let user = nix::unistd::geteuid();
-            let (holder, advice) = match user.is_root() {
-                true => ("root".to_owned(), "run it as root: `sudo vpn-exec …`".to_owned()),
-                false => (format!("the user {user}"), "run it as that user".to_owned()),
-            };
-            self.refuse(number, format!("only {holder}, who holds the tunnel, may ask for that"), Some(advice));
+            let (reason, advice) = reserved();
+            self.refuse(number, reason, Some(advice));
             return None;
         }
         match request {
@@ -63,6 +59,24 @@ impl Keeper {
             Request::GiveWay => return self.give_way_to(number),
         }
         None
+    }
+
+    /// Hears a user who may only ask how the tunnel is, and answers.
+    pub(super) fn hear_stranger(&mut self, number: Number) {
+        let Some(request) = self.strangers.as_mut().and_then(|strangers| strangers.hear(number)) else { return };
+        let (event, text) = match request {
+            Request::Report => match serde_json::to_vec(&self.status()) {
+                Ok(text) => (Event::Done, text),
+                Err(error) => (Event::Refused { reason: format!("cannot report: {error}"), advice: None }, Vec::new()),
+            },
+            _ => {
+                let (reason, advice) = reserved();
+                (Event::Refused { reason, advice: Some(advice) }, Vec::new())
+            }
+        };
+        if let Some(strangers) = &mut self.strangers {
+            strangers.answer(number, &event, &text);
+        }
     }
 
     fn refuse(&self, number: Number, reason: impl Into<String>, advice: Option<String>) {
@@ -146,8 +160,7 @@ impl Keeper {
         }
         self.write_down_holders();
         if self.visitors.is_starter(number) {
-            // It may be a pipe that somebody reads to its end.
-            let _ = process::redirect_to_null(&[2]);
+            let _ = close_standard_error();
         }
         self.visitors.tell(number, &Event::Left, None);
         self.visitors.dismiss(number);
@@ -371,6 +384,16 @@ impl Keeper {
             .map_err(|error| (format!("cannot read the host's network configuration: {error}"), None))?;
         plan::plan(config, &facts, options).map_err(|errors| (errors.to_string(), None))
     }
+}
+
+/// Why another user may not ask for something, and what to do.
+fn reserved() -> (String, String) {
+    let user = nix::unistd::geteuid();
+    let (holder, advice) = match user.is_root() {
+        true => ("root".to_owned(), "run it as root: `sudo vpn-exec …`".to_owned()),
+        false => (format!("the user {user}"), "run it as that user".to_owned()),
+    };
+    (format!("only {holder}, who holds the tunnel, may ask for that"), advice)
 }
 
 /// Makes an error of the system's a reason to refuse.

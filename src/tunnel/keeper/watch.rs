@@ -12,13 +12,14 @@ use super::super::lease::Event;
 use super::super::{DeviceEvents, Tunnel, TunnelError};
 use super::endpoints::Endpoints;
 use super::manager::Manager;
+use super::strangers::Strangers;
 use super::visitors::{Number, Visitors};
 use super::{End, Reload, Service};
 use crate::config::Config;
 use crate::linux::clock::boot_time;
 use crate::linux::local_socket::Listener;
 use crate::linux::monitor::Monitor;
-use crate::linux::poll::wait_for;
+use crate::linux::poll::{Awaited, wait_for_each};
 use crate::linux::process::ProcessId;
 use crate::linux::signals::Signals;
 use crate::linux::timer::Timer;
@@ -43,6 +44,8 @@ pub(super) struct Keeper {
     pub(super) handover: OwnedFd,
     pub(super) reload: Option<Reload>,
     pub(super) visitors: Visitors,
+    /// Users who may only ask how the tunnel is; nobody any more when the keeper is about to end.
+    pub(super) strangers: Option<Strangers>,
     pub(super) foreground: bool,
     pub(super) endpoints: Endpoints,
     /// Moves what comes to published ports, if there are any.
@@ -85,6 +88,8 @@ enum Source {
     Signals,
     Door,
     Visitor(Number),
+    PublicDoor,
+    Stranger(Number),
 }
 
 impl Keeper {
@@ -96,7 +101,7 @@ impl Keeper {
         options: PlanOptions,
         handover: OwnedFd,
         reload: Option<Reload>,
-        visitors: Visitors,
+        (visitors, strangers): (Visitors, Strangers),
         listener: Listener,
         service: Service,
     ) -> io::Result<Self> {
@@ -109,6 +114,7 @@ impl Keeper {
             handover,
             reload,
             visitors,
+            strangers: Some(strangers),
             foreground: service.foreground,
             endpoints,
             published: None,
@@ -156,6 +162,7 @@ impl Keeper {
     pub(super) fn close(&mut self) -> Result<(), TunnelError> {
         let closed = self.tunnel.close();
         self.listener = None;
+        self.strangers = None;
         closed
     }
 
@@ -195,8 +202,16 @@ impl Keeper {
         // Visitors come before the door: who leaves makes room.
         sources.extend(self.visitors.descriptors().map(|(number, fd)| (Source::Visitor(number), fd)));
         sources.extend(self.listener.as_ref().map(|listener| (Source::Door, listener.as_fd())));
-        let descriptors: Vec<BorrowedFd<'_>> = sources.iter().map(|(_, fd)| *fd).collect();
-        let ready = wait_for(&descriptors, None)?;
+        let mut sources: Vec<(Source, (BorrowedFd<'_>, Awaited))> =
+            sources.into_iter().map(|(source, fd)| (source, (fd, Awaited::Input))).collect();
+        // Whoever may do more comes before those who may only ask.
+        if let Some(strangers) = &self.strangers {
+            let all = strangers.descriptors();
+            sources.extend(all.map(|(number, fd, awaited)| (Source::Stranger(number), (fd, awaited))));
+            sources.extend(strangers.door().map(|door| (Source::PublicDoor, (door, Awaited::Input))));
+        }
+        let descriptors: Vec<(BorrowedFd<'_>, Awaited)> = sources.iter().map(|(_, awaited)| *awaited).collect();
+        let ready = wait_for_each(&descriptors, None)?;
         Ok(sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, _), _)| source).collect())
     }
 
@@ -206,6 +221,9 @@ impl Keeper {
                 self.timer.clear()?;
                 let now = boot_time();
                 self.visitors.dismiss_idle(now);
+                if let Some(strangers) = &mut self.strangers {
+                    strangers.dismiss_idle(now);
+                }
                 if self.settled_at.is_some_and(|at| at <= now) {
                     self.settled_at = None;
                     if self.monitor.drain()? {
@@ -238,6 +256,11 @@ impl Keeper {
             Source::Signals => return self.take_signals(),
             Source::Door => self.open_door()?,
             Source::Visitor(number) => return Ok(self.hear(number)),
+            Source::PublicDoor => {
+                let opened = self.strangers.as_mut().map_or(Ok(()), |strangers| strangers.open_door(boot_time()));
+                self.unless_exhausted(opened)?;
+            }
+            Source::Stranger(number) => self.hear_stranger(number),
         }
         Ok(None)
     }
@@ -259,18 +282,26 @@ impl Keeper {
 
     fn open_door(&mut self) -> io::Result<()> {
         let Some(listener) = &self.listener else { return Ok(()) };
-        loop {
+        let opened = loop {
             match listener.accept() {
                 Ok(Some((socket, who))) => self.visitors.admit(socket, &who, boot_time()),
-                Ok(None) => return Ok(()),
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
-                    // The others go on. It is tried again when somebody leaves or comes.
-                    tracing::warn!("nobody more can be let in: {error}");
-                    std::thread::sleep(Duration::from_millis(10));
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
             }
+        };
+        self.unless_exhausted(opened)
+    }
+
+    /// Goes on when no connection can be accepted because something has run out.
+    fn unless_exhausted(&self, opened: io::Result<()>) -> io::Result<()> {
+        match opened {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
+                // The others go on. It is tried again when somebody leaves or comes.
+                tracing::warn!("cannot accept another connection: {error}");
+                std::thread::sleep(Duration::from_millis(10));
+                Ok(())
+            }
+            other => other,
         }
     }
 
@@ -307,8 +338,16 @@ impl Keeper {
     /// When there is something to do, whatever happens until then.
     fn due(&self) -> Option<Duration> {
         let awaited = self.awaited.as_ref().map(|(_, until)| *until);
-        let all =
-            [self.endpoints.due(), self.visitors.due(), self.settled_at, self.wait_until, awaited, self.manager.due()];
+        let strangers = self.strangers.as_ref().and_then(Strangers::due);
+        let all = [
+            self.endpoints.due(),
+            self.visitors.due(),
+            strangers,
+            self.settled_at,
+            self.wait_until,
+            awaited,
+            self.manager.due(),
+        ];
         all.into_iter().flatten().min()
     }
 
