@@ -99,13 +99,15 @@ pub fn survive_change_of_user() -> io::Result<()> {
 /// Locks the secure bits: no change of users brings capabilities, no more can be made ambient, and, unless `root_is_special`, user
 /// ID 0 has none by being 0. None of this can be undone.
 ///
+/// PR_SET_KEEPCAPS stays allowed. It says what setuid(2) takes away, which is nothing without the fix-up; programs that ask for it, such as
+/// ping(8), end where they may not.
+///
 /// # Errors
 /// `EPERM` without CAP_SETPCAP.
 pub fn lock_secure_bits(root_is_special: bool) -> io::Result<()> {
     let mut bits = CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_SETUID_FIXUP
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
-        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
     if !root_is_special {
