@@ -7,6 +7,7 @@ mod helpers;
 pub mod identity;
 mod notify;
 mod privileges;
+pub mod refused;
 mod supervise;
 pub mod terminal;
 mod view;
@@ -35,6 +36,9 @@ use identity::Identity;
 use notify::Passage;
 pub use supervise::watched;
 use witness::Witness;
+
+/// Where programs are looked for if PATH does not say: confstr(3)'s `_CS_PATH`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// What runs, where and as whom.
 #[derive(Debug)]
