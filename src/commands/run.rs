@@ -17,7 +17,8 @@ use crate::linux::process;
 use crate::linux::signals::{self, Signals};
 use crate::names::TunnelName;
 use crate::plan;
-use crate::program::identity;
+use crate::program::identity::{self, Identity};
+use crate::program::refused;
 use crate::program::terminal::{self, Side};
 use crate::program::{self, Ended, Program, Waiting};
 use crate::tunnel::lease::Event;
@@ -63,6 +64,14 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let mut signals = Signals::block(program::watched())
         .map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
 
+    let is_root = match &identity {
+        Identity::Other(account) => account.uid == 0,
+        Identity::Unchanged => nix::unistd::geteuid().is_root(),
+    };
+    let variable = |name: &str| std::env::var_os(name);
+    if let Some(advice) = refused::advice(&arguments.program, options.new_privileges, is_root, variable) {
+        tracing::warn!("{advice}");
+    }
     let mut held = wanted.hold(listen_fds)?;
     let name = held.plan.name.clone();
     let program = Program {

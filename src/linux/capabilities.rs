@@ -96,18 +96,22 @@ pub fn survive_change_of_user() -> io::Result<()> {
     Ok(rustix::thread::set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?)
 }
 
-/// Locks the secure bits: no change of users brings capabilities, no more can be made ambient, and, unless `root_is_special`, user
-/// ID 0 has none by being 0. None of this can be undone.
+/// Locks the secure bits: no more capabilities can be made ambient, no change of users brings or takes any unless `fix_up`, and, unless
+/// `root_is_special`, user ID 0 has none by being 0. None of this can be undone.
+///
+/// PR_SET_KEEPCAPS stays allowed. It says what setuid(2) takes away, which is nothing without the fix-up; programs that ask for it, such as
+/// ping(8), end where they may not.
 ///
 /// # Errors
 /// `EPERM` without CAP_SETPCAP.
-pub fn lock_secure_bits(root_is_special: bool) -> io::Result<()> {
+pub fn lock_secure_bits(root_is_special: bool, fix_up: bool) -> io::Result<()> {
     let mut bits = CapabilitiesSecureBits::NO_ROOT_LOCKED
-        | CapabilitiesSecureBits::NO_SETUID_FIXUP
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
-        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    if !fix_up {
+        bits |= CapabilitiesSecureBits::NO_SETUID_FIXUP;
+    }
     if !root_is_special {
         bits |= CapabilitiesSecureBits::NO_ROOT;
     }

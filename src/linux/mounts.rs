@@ -62,6 +62,30 @@ pub fn make_read_only(target: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_remount(target, flags, c"")?)
 }
 
+/// Has executing a file of any mount in the calling thread's mount namespace bring no privileges: neither those of a set-user-ID file, nor
+/// capabilities of a file. Mounts that appear later are not concerned.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.12.
+pub fn ignore_privileges_of_files() -> io::Result<()> {
+    /// `struct mount_attr` of linux/mount.h.
+    #[repr(C)]
+    struct Attributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let set = MountAttrFlags::MOUNT_ATTR_NOSUID.bits().into();
+    let attributes = Attributes { set, clear: 0, propagation: 0, user_namespace: 0 };
+    let (root, size) = (c"/".as_ptr(), size_of::<Attributes>());
+    // SAFETY: the kernel reads the path, up to its zero, and as much of the attributes as is said; both live until the call returns.
+    let done = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, root, libc::AT_RECURSIVE, &raw const attributes, size)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Takes the topmost mount at `target` out of the tree. What is in use lives on until it is no longer.
 pub fn detach(target: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(target, UnmountFlags::DETACH)?)

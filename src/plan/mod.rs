@@ -85,6 +85,9 @@ pub struct Plan {
     pub open: Vec<OpenPorts>,
     /// The rules for packets.
     pub firewall: FirewallPlan,
+    /// The kernel parameters of the namespace that programs may expect: [`parameters`].
+    #[serde(default)]
+    pub parameters: Vec<Parameter>,
     /// What the program sees of names.
     pub names: NamesPlan,
     /// The paths that the program does not see: [`hidden_paths`].
@@ -98,6 +101,23 @@ pub struct Plan {
     pub hooks: Vec<HookPlan>,
     /// Decisions that the user may not expect, each a sentence.
     pub notes: Vec<String>,
+}
+
+/// A kernel parameter (sysctl(8)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// Its name.
+    pub name: String,
+    /// What it is inside.
+    pub value: String,
+}
+
+/// What programs may expect of a namespace's kernel parameters: every port may be listened at, as in a container, where nobody has the
+/// capability for those below 1024; and every group may send echo requests (ping(8)), which needs no capability then.
+pub fn parameters() -> Vec<Parameter> {
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0\t2147483647")]
+        .map(|(name, value)| Parameter { name: name.into(), value: value.into() })
+        .into()
 }
 
 /// The pair of interfaces that joins the namespace to the host. It carries local traffic only.
@@ -205,6 +225,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         open: config.open.clone(),
         firewall,
         names,
+        parameters: parameters(),
         hidden: hidden_paths(config.program.buses.system),
         sockets,
         privileges,

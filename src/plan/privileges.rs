@@ -78,7 +78,10 @@ pub(super) fn decide(options: &ProgramOptions, last: u8, findings: &mut Findings
         findings.note("By the system bus the program can have the host look names up, past the tunnel.".into());
     }
     if options.new_privileges {
-        findings.note("The program may become another user, root too, by set-user-ID programs.".into());
+        findings.note(
+            "The program may become another user, root too, by set-user-ID programs. Root inside may then act as every user."
+                .into(),
+        );
     }
     PrivilegesPlan {
         user: options.user.clone(),

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{FirewallPlan, Plan};
+use super::{FirewallPlan, Parameter, Plan};
 use crate::config::{BackendChoice, SessionBus};
 
 /// The width of the column of labels.
@@ -13,6 +13,7 @@ impl Display for Plan {
         tunnel(self, f)?;
         link(self, f)?;
         firewall(self, f)?;
+        parameters(self, f)?;
         names(self, f)?;
         program(self, f)?;
         remarks(self, f)
@@ -87,6 +88,14 @@ fn firewall(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
         for line in table.to_string().lines() {
             writeln!(f, "  {}", Plain(line.replace('\t', "  ")))?;
         }
+    }
+    Ok(())
+}
+
+fn parameters(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\nKernel parameters, inside")?;
+    for Parameter { name, value } in &plan.parameters {
+        writeln!(f, "  {name} = {}", value.replace('\t', " "))?;
     }
     Ok(())
 }

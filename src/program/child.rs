@@ -11,14 +11,11 @@ use nix::sys::signal::Signal;
 use super::guards::Guards;
 use super::identity::{Bus, Surroundings};
 use super::notify::{self, Passage};
-use super::{Failure, Program, Step, enter, privileges, view};
+use super::{DEFAULT_PATH, Failure, Program, Step, enter, privileges, view};
 use crate::config::SessionBus;
 use crate::linux::process;
 use crate::linux::signals::{self, Inherited};
 use crate::tunnel::fault;
-
-/// Where programs are looked for if PATH does not say: confstr(3)'s `_CS_PATH`.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// A fresh child of vpn-exec's, and what its parent has given it.
 pub(super) struct Child<'a> {

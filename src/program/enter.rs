@@ -43,6 +43,13 @@ pub(super) fn enter(program: &Program, isolated: Isolated) -> Step<()> {
     }
     // A sysfs shows the network namespace in which it was mounted, so this comes last.
     show_own_sys().map_err(doing("mount /sys for the tunnel's namespace"))?;
+    if !program.new_privileges
+        && let Err(error) = mounts::ignore_privileges_of_files()
+    {
+        // Nothing is gained by a file in any case. But where a file has capabilities that a program cannot have, as Debian's ping has, the
+        // kernel does not execute it at all, though it may do without them.
+        tracing::debug!(%error, "files with capabilities cannot be executed");
+    }
     // The working directory may lie in what is covered now; by its name it is found as the program will see it. From one that it does
     // not see, it could look around in what is covered.
     let found = isolated.directory.and_then(std::env::set_current_dir);

@@ -11,6 +11,7 @@ pub mod identity;
 mod notify;
 mod private;
 mod privileges;
+pub mod refused;
 mod supervise;
 pub mod terminal;
 mod view;
@@ -41,6 +42,9 @@ use identity::Identity;
 use notify::Passage;
 pub use supervise::watched;
 use witness::Witness;
+
+/// Where programs are looked for if PATH does not say: confstr(3)'s `_CS_PATH`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// What runs, where and as whom.
 #[derive(Debug)]
@@ -323,8 +327,16 @@ impl Failure {
             }
             Self::Execute { errno } => {
                 let reason = io::Error::from_raw_os_error(errno).to_string();
-                let advice = (errno == libc::EACCES)
-                    .then_some("make it executable (chmod +x), and its folders accessible to the user that it runs as");
+                let advice = match errno {
+                    libc::EACCES => {
+                        Some("make it executable (chmod +x), and its folders accessible to the user that it runs as")
+                    }
+                    // execve(2): the file has capabilities in effect that the bounding set does not.
+                    libc::EPERM => Some(
+                        "if `getcap` shows capabilities of the file, keep them with --keep-cap, or leave out --new-privs to run it without",
+                    ),
+                    _ => None,
+                };
                 ProgramError::NotExecutable { program, reason, advice }
             }
             Self::Setup { what, reason } => ProgramError::Setup { what, reason },

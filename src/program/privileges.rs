@@ -9,6 +9,20 @@ use crate::linux::process;
 use crate::linux::seccomp::Filter;
 use crate::tunnel::{fault, keeper};
 
+/// What root may have inside with `--new-privs`, be it that the program is root already or becomes root by a set-user-ID file: what it takes
+/// to become another user and to deal with the files of others, as sudo, runuser and apt-get do. Nothing of it brings a network: the namespace
+/// cannot be left by it, nor can anything be mounted, and packets pass the rules.
+fn of_root() -> CapabilitySet {
+    CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::KILL
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETUID
+        | CapabilitySet::AUDIT_WRITE
+}
+
 /// Makes the calling process the program's user with the program's capabilities and no way to more.
 pub(super) fn assume(program: &Program) -> Step<()> {
     if fault::is_broken("privileges") {
@@ -18,7 +32,8 @@ pub(super) fn assume(program: &Program) -> Step<()> {
     let kept = program.kept;
     // First, as one that may gain privileges later could not do it without those that are about to go.
     Filter::for_programs().install_at_no_cost().map_err(doing("restrict the program's system calls"))?;
-    capabilities::bound(kept, program.last_capability).map_err(doing("clear the bounding set"))?;
+    let gained = if program.new_privileges { of_root() } else { CapabilitySet::empty() };
+    capabilities::bound(kept | gained, program.last_capability).map_err(doing("clear the bounding set"))?;
     capabilities::survive_change_of_user().map_err(doing("set the secure bits"))?;
     program.identity.assume().map_err(doing("change to the program's user"))?;
     if program.identity != Identity::Unchanged {
@@ -31,8 +46,8 @@ pub(super) fn assume(program: &Program) -> Step<()> {
     if ambient {
         capabilities::make_ambient(kept, program.last_capability).map_err(doing("keep the capabilities asked for"))?;
     }
-    let root_is_special = root && !kept.is_empty();
-    capabilities::lock_secure_bits(root_is_special).map_err(doing("lock the secure bits"))?;
+    let root_is_special = program.new_privileges || (root && !kept.is_empty());
+    capabilities::lock_secure_bits(root_is_special, program.new_privileges).map_err(doing("lock the secure bits"))?;
     let inheritable = if ambient { kept } else { CapabilitySet::empty() };
     capabilities::set(kept, inheritable).map_err(doing("drop capabilities"))?;
     if !program.new_privileges {

@@ -4,12 +4,42 @@ use std::io;
 
 use crate::linux::sysctl;
 use crate::names::InterfaceName;
+use crate::plan::{self, Parameter};
 
 /// Sets IPv4's parameters of a new namespace, for all interfaces to come: nobody is told of a better way, as nothing is forwarded. The
 /// kernel's WireGuard sets this by itself, so that a program sees the same with both.
 pub(super) fn prepare_ipv4() -> io::Result<()> {
     sysctl::set("net/ipv4/conf/all/send_redirects", "0")?;
-    sysctl::set("net/ipv4/conf/default/send_redirects", "0")
+    sysctl::set("net/ipv4/conf/default/send_redirects", "0")?;
+    // What a program may expect. Where these cannot be set (a container's /proc/sys is read-only), it does without, and no protection is lost.
+    for Parameter { name, value } in plan::parameters() {
+        let path = name.replace('.', "/");
+        if let Err(error) =
+            sysctl::set_if_there(&path, &value).or_else(|_| sysctl::set_if_there(&path, &mapped(&value)?))
+        {
+            tracing::debug!(%error, "{name} cannot be set");
+        }
+    }
+    Ok(())
+}
+
+/// A range of groups that begins at 0, as far as the calling process's user namespace has them: the kernel takes no others.
+fn mapped(range: &str) -> io::Result<String> {
+    let map = std::fs::read_to_string("/proc/self/gid_map")?;
+    let mut ends: Vec<(u64, u64)> = map
+        .lines()
+        .filter_map(|line| {
+            let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
+            let (first, _, count) = (numbers.next()?.ok()?, numbers.next()?, numbers.next()?.ok()?);
+            Some((first, first + count))
+        })
+        .collect();
+    ends.sort_unstable();
+    let end = ends.into_iter().fold(0, |end, (first, after)| if first == end { after } else { end });
+    match range.strip_prefix("0\t") {
+        Some(_) if end > 0 => Ok(format!("0\t{}", end - 1)),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 /// Sets IPv6's parameters of a new namespace, for all interfaces to come: none at all where the tunnel has none, `lo` excepted;

@@ -7,9 +7,13 @@
 //! - `terminal`: how it lives with one.
 //! - `lent`: what its caller does not lend it.
 //! - `service`: whom it names the main process of a service.
+//! - `expects`: what it may expect to work.
+//! - `gains`: programs that gain or change privileges.
 //! - `ends`: its exit status, its signals, and what it leaves behind.
 
 mod ends;
+mod expects;
+mod gains;
 mod hidden;
 mod lent;
 mod privileges;
