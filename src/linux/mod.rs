@@ -3,6 +3,7 @@
 
 pub mod capabilities;
 pub mod clock;
+pub mod dynamic_user;
 pub mod iptables;
 pub mod link;
 pub mod listeners;
