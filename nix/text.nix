@@ -3,6 +3,7 @@ let
   inherit (builtins)
     any
     concatMap
+    concatStringsSep
     elemAt
     filter
     foldl'
@@ -46,7 +47,11 @@ let
     && length outer <= length inner
     && genList (elemAt inner) (length outer) == outer;
   # A separator comes before all that a name can have.
-  sortKey = replaceStrings [ "/" ] [ (fromJSON ''"\u0001"'') ];
+  sortKey =
+    path:
+    replaceStrings [ "/" ] [ (fromJSON ''"\u0001"'') ] (
+      (if isAbsolute path then "/" else "") + concatStringsSep "/" (parts path)
+    );
   sortPaths = paths: unique (sort (a: b: sortKey a < sortKey b) paths);
   unique = foldl' (
     known: path:

@@ -14,6 +14,7 @@ let
     length
     map
     match
+    replaceStrings
     split
     substring
     tail
@@ -70,6 +71,37 @@ let
   hidden =
     dbus:
     resolvers ++ optional (dbus != "system") "/run/dbus/system_bus_socket" ++ [ "/var/lib/sss/pipes" ];
+  # Files without an address but those of resolvers, which are not reached from inside.
+  harmless = [
+    "/run/NetworkManager/no-stub-resolv.conf"
+    "/run/NetworkManager/resolv.conf"
+    "/run/resolvconf/resolv.conf"
+    "/run/systemd/resolve/resolv.conf"
+    "/run/systemd/resolve/stub-resolv.conf"
+  ];
+  # Services that the whole machine asks for names, links or the bus.
+  hostsOwn = [
+    "NetworkManager"
+    "avahi-daemon"
+    "connman"
+    "dbus"
+    "dbus-broker"
+    "dhcpcd"
+    "dnsmasq"
+    "iwd"
+    "named"
+    "networking"
+    "nscd"
+    "nsncd"
+    "sssd"
+    "systemd-machined"
+    "systemd-networkd"
+    "systemd-resolved"
+    "systemd-udevd"
+    "unbound"
+    "unscd"
+    "wpa_supplicant"
+  ];
   serviceName = name: if hasSuffix ".service" name then name else "${name}.service";
 
   # --- The drop-in.
@@ -100,6 +132,8 @@ let
       };
       unit = {
         kind = "";
+        programs = [ ];
+        privileged = false;
         runtime_directories = [ ];
         used_paths = [ ];
         pid_file = null;
@@ -211,21 +245,29 @@ let
   pathProblem =
     dbus: path:
     let
-      isPlain = match "[A-Za-z0-9/._@-]+" path != null;
+      # With what systemd puts the name of an instance in the place of (systemd.unit(5), Specifiers).
+      isPlain = match "([A-Za-z0-9/._@-]|%[iIjJ])+" path != null;
+      # In one way of writing it, without doubled slashes.
+      written = "/" + concatStringsSep "/" (parts path);
+      fixed = head (split "%" written);
+      isOpen = fixed != written;
       # Of a pattern, what its names begin with.
       meets =
         pattern:
-        if hasSuffix "*" pattern then
-          let
-            beginning = dropSuffix "*" pattern;
-          in
-          hasPrefix beginning path || isBelow path beginning
-        else
-          isBelow pattern path || isBelow path pattern;
+        let
+          isPattern = hasSuffix "*" pattern;
+          beginning = if isPattern then dropSuffix "*" pattern else pattern;
+        in
+        isBelow path beginning
+        || isOpen && hasPrefix fixed beginning
+        || isBelow beginning path
+        || isPattern && hasPrefix beginning fixed;
       met = filter meets (hidden dbus);
     in
     if !(isBelow "/run" path) || parts path == [ "run" ] || elem ".." (parts path) || !isPlain then
-      "${path} cannot be shown: give a path below /run, of letters, digits and / . _ - @"
+      "${path} cannot be shown: give a path below /run, of letters, digits and / . _ - @ or %i"
+    else if elem written harmless then
+      null
     else if met != [ ] then
       "${path} cannot be shown: ${head met} is there, by which the host looks names up, past the tunnel"
     else
@@ -284,6 +326,35 @@ let
     else
       null;
 
+  # Whether an engine runs the program in a container: the engine's name, or null.
+  engineOf =
+    { request, unit }:
+    let
+      inherit (request) service;
+      runs =
+        engine:
+        elem engine unit.programs
+        # NixOS's units for containers run scripts, so that they are known by their names alone. Its registry is no container.
+        || hasPrefix "${engine}-" service && service != "${engine}-registry.service";
+    in
+    if runs "podman" then
+      "podman"
+    else if runs "docker" then
+      "docker"
+    else
+      null;
+
+  # What the administrator should know of a service that goes into a tunnel.
+  warnings =
+    case:
+    let
+      inherit (complete case) request unit;
+    in
+    optional unit.privileged (
+      "${request.service} runs as root with CAP_SYS_ADMIN, with which it can leave the tunnel: give it User= or DynamicUser=yes, or "
+      + "CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE"
+    );
+
   # All that speaks against putting a service into a tunnel, a sentence each.
   refusals = refusalsIn commandLine;
   refusalsIn =
@@ -293,6 +364,8 @@ let
       inherit (known) request unit;
       inherit (request) service tunnel dbus;
       own = ownPaths known;
+      bare = dropSuffix ".service" service;
+      engine = engineOf known;
       outside =
         socket:
         let
@@ -311,6 +384,21 @@ let
         && !(any (path: isBelow path realPidFile) own);
     in
     optional (hasPrefix "vpn-exec@" service) "${service} holds a tunnel itself, and must stay outside"
+    ++ optional (elem (head (split "@" bare)) hostsOwn) "${service} serves the whole machine, which would be without it: leave it outside"
+    ++ optional (engine != null) (
+      "an engine runs the program of ${service} in a network namespace of its own, outside of the tunnel: leave the unit's service "
+      + "settings as they are, and give ${
+        if engine == "docker" then "podman (Docker cannot join a namespace by its path)" else "podman"
+      } the options --network=ns:${netnsPath tunnel} and "
+      + "--volume=/run/vpn-exec/${tunnel}/resolv.conf:/etc/resolv.conf:ro, and the unit BindsTo= and After=${keeper tunnel}"
+    )
+    ++
+      optional
+        (elem bare [
+          "systemd-nspawn@${tunnel}"
+          "container@${tunnel}"
+        ])
+        "ve-${tunnel} is the interface of the tunnel on the host, and the container's as well: give one of them another name"
     ++
       optional (match ".*[=+].*" tunnel != null)
         "the tunnel ${tunnel} cannot be a service, since the name of a unit has no '=' and no '+': rename its profile"
@@ -385,15 +473,62 @@ let
   };
   # --- What a module reads out of a service.
 
+  # What systemd makes of specifiers that do not depend on an instance (systemd.unit(5)).
+  expand =
+    service:
+    let
+      bare = dropSuffix ".service" (serviceName service);
+    in
+    replaceStrings
+      [
+        "%t"
+        "%n"
+        "%N"
+        "%p"
+        "%S"
+        "%C"
+        "%L"
+        "%E"
+        "%T"
+        "%V"
+      ]
+      [
+        "/run"
+        (serviceName service)
+        bare
+        (head (split "@" bare))
+        "/var/lib"
+        "/var/cache"
+        "/var/log"
+        "/etc"
+        "/tmp"
+        "/var/tmp"
+      ];
+  lastOf = list: if list == [ ] then "" else elemAt list (length list - 1);
+
   # Facts of a service, from NixOS's `serviceConfig` and `unitConfig`. `sockets` are those that start it.
   factsOf =
     {
+      # The service, for what its unit says by specifiers.
+      name ? null,
       serviceConfig,
       unitConfig ? { },
       sockets ? [ ],
     }:
     let
-      list = name: concatMap words (map toString (toList (serviceConfig.${name} or [ ])));
+      list = key: map expanded (concatMap words (map toString (toList (serviceConfig.${key} or [ ]))));
+      expanded = if name == null then (text: text) else expand name;
+      user = toString (serviceConfig.User or "");
+      bounding = concatMap words (map toString (toList (serviceConfig.CapabilityBoundingSet or [ ])));
+      # The last list of those that are merged says whether it is one of what is kept or of what is taken away. An empty one takes all.
+      keepsAdmin =
+        !(serviceConfig ? CapabilityBoundingSet)
+        || (
+          if bounding != [ ] && hasPrefix "~" (head bounding) then
+            !(elem "CAP_SYS_ADMIN" bounding || elem "~CAP_SYS_ADMIN" bounding)
+          else
+            elem "CAP_SYS_ADMIN" bounding
+        );
       isYes =
         value:
         elem value [
@@ -407,6 +542,21 @@ let
     in
     {
       kind = serviceConfig.Type or "";
+      programs = map (
+        command:
+        let
+          program = head (words command ++ [ "" ]);
+        in
+        lastOf (parts (head (match "[-@:+!|]*(.*)" program)))
+      ) (map toString (toList (serviceConfig.ExecStart or [ ])));
+      privileged =
+        elem user [
+          ""
+          "root"
+          "0"
+        ]
+        && !(isYes (serviceConfig.DynamicUser or false))
+        && keepsAdmin;
       # A name may be followed by one of a link to it.
       runtime_directories = map (name: head (split ":" name)) (list "RuntimeDirectory");
       # `/run` itself is another matter than what is below it, whatever it begins with.
@@ -486,6 +636,7 @@ in
     socket
     socketFactsOf
     text
+    warnings
     withoutRun
     ;
 }

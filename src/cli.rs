@@ -155,7 +155,7 @@ pub enum Command {
     /// Take a standing tunnel down
     Down(DownArgs),
     /// Apply a changed configuration to a tunnel that is up, without interrupting the programs inside
-    Reload(TargetArgs),
+    Reload(ReloadArgs),
     /// Show how tunnels are: their handshakes, their traffic, the programs inside
     Status(StatusArgs),
     /// List all tunnels, a line each
@@ -382,6 +382,18 @@ pub struct UpArgs {
     /// Put a new keeper in the place of the running one (after an upgrade, say); programs inside go on
     #[arg(long)]
     pub replace: bool,
+}
+
+/// Arguments of `vpn-exec reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// Which tunnel.
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Have the keeper of `up --foreground` read the file or profile again, with the options and credentials that it was started with
+    #[arg(long)]
+    pub by_keeper: bool,
 }
 
 /// Arguments of `vpn-exec down`.

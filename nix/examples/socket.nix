@@ -13,8 +13,11 @@
   };
   systemd.services.page = {
     serviceConfig = {
-      ExecStart = "${pkgs.python3}/bin/python3 -m http.server";
+      # The program must take the socket that systemd passes to it, as descriptor 3 (sd_listen_fds(3)).
+      ExecStart = "${pkgs.python3}/bin/python3 -c 'import http.server as http, socket; server = http.HTTPServer((\"\", 0), http.SimpleHTTPRequestHandler, False); server.socket = socket.socket(fileno=3); server.serve_forever()'";
       DynamicUser = true;
+      StateDirectory = "page";
+      WorkingDirectory = "/var/lib/page";
     };
     vpn-exec = {
       tunnel = "airvpn";

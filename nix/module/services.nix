@@ -40,9 +40,14 @@ let
         nscd =
           if hasNscd && !(isNscd name vpn-exec.tunnel) then "/run/${nscdFolder vpn-exec.tunnel}" else null;
       };
-      unit = rules.factsOf { inherit (service) serviceConfig unitConfig; } // {
-        inherit sockets;
-      };
+      unit =
+        rules.factsOf {
+          inherit name;
+          inherit (service) serviceConfig unitConfig;
+        }
+        // {
+          inherit sockets;
+        };
     };
 
   isYes =
@@ -190,6 +195,17 @@ in
   options.systemd.sockets = mkOption { type = types.attrsOf (types.submodule socket); };
 
   config = {
+    warnings = lib.concatLists (
+      lib.mapAttrsToList (
+        name: unit:
+        lib.optionals (unit.enable && unit.vpn-exec.tunnel != null) (
+          map (warning: "systemd.services.${name}: ${warning}, or `vpn-exec.restrict`.") (
+            rules.warnings (caseOf name unit)
+          )
+        )
+      ) config.systemd.services
+    );
+
     assertions =
       let
         inside = lib.filterAttrs (_: unit: unit.enable && unit.vpn-exec.tunnel != null);

@@ -88,6 +88,15 @@ in
               assertion = config.networking.enableIPv6 || ipv6 == [ ];
               message = "${option name}: ${quoted ipv6} cannot be used, since `networking.enableIPv6` is off: leave out what is IPv6.";
             }
+            (
+              let
+                container = config.containers.${name} or { };
+              in
+              {
+                assertion = !(container.privateNetwork or false);
+                message = "${option name}: `ve-${name}` is the interface of the tunnel on the host, and of `containers.${name}` as well: give one of them another name.";
+              }
+            )
           ];
         published = lib.mapAttrs (_: tunnel: tunnel.profile.local.publish or [ ]) enabled;
         ofCollision = collision: {

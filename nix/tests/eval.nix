@@ -66,6 +66,40 @@ let
           "systemd.sockets.web.vpn-exec.tunnel: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`; those that are there: `mullvad`."
         ];
 
+    "resolved's plain files may be bound, as NixOS's tor does" = refused (service {
+      serviceConfig.BindReadOnlyPaths = [
+        "/run/systemd/resolve/stub-resolv.conf"
+        "/run/systemd/resolve/resolv.conf"
+      ];
+    }) [ ];
+    "a folder of an instance" = refused (with' {
+      systemd.services."worker@" = {
+        serviceConfig.RuntimeDirectory = "%p/%i";
+        vpn-exec.tunnel = "mullvad";
+      };
+    }) [ ];
+    "a resolver, by a specifier" = refused (service { serviceConfig.BindPaths = [ "%t/nscd" ]; }) [
+      (web "the unit binds /run/nscd, by which the host looks names up, past the tunnel: take that away")
+    ];
+    "a service of the whole machine" =
+      refused (with' { systemd.services.systemd-resolved.vpn-exec.tunnel = "mullvad"; })
+        [
+          "systemd.services.systemd-resolved cannot be in the tunnel `mullvad`: systemd-resolved.service serves the whole machine, which would be without it: leave it outside."
+        ];
+    "a container of podman's" =
+      refused (with' { systemd.services.podman-web.vpn-exec.tunnel = "mullvad"; })
+        [
+          "systemd.services.podman-web cannot be in the tunnel `mullvad`: an engine runs the program of podman-web.service in a network namespace of its own, outside of the tunnel: leave the unit's service settings as they are, and give podman the options --network=ns:/run/netns/mullvad and --volume=/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:ro, and the unit BindsTo= and After=vpn-exec@mullvad.service."
+        ];
+    "a container whose interface is the tunnel's" =
+      refused (with' { containers.mullvad.privateNetwork = true; })
+        [
+          "services.vpn-exec.tunnels.mullvad: `ve-mullvad` is the interface of the tunnel on the host, and of `containers.mullvad` as well: give one of them another name."
+        ];
+    "a container of that name without an interface" = refused (with' {
+      containers.mullvad.privateNetwork = false;
+    }) [ ];
+
     "a name that is too long" =
       refused
         { services.vpn-exec.tunnels.${lib.concatStrings (lib.genList (_: "x") 65)}.configFile = "/x"; }
@@ -1072,6 +1106,20 @@ let
           };
         }).systemd.services.x.vpn-exec.tunnel;
       wanted = "wg";
+    };
+    "root with CAP_SYS_ADMIN is warned of" = {
+      is = map (settings: (evaluate (service settings)).warnings) [
+        { }
+        { serviceConfig.User = "web"; }
+        { vpn-exec.restrict = true; }
+      ];
+      wanted = [
+        [
+          "systemd.services.web: web.service runs as root with CAP_SYS_ADMIN, with which it can leave the tunnel: give it User= or DynamicUser=yes, or CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE, or `vpn-exec.restrict`."
+        ]
+        [ ]
+        [ ]
+      ];
     };
     # As the example in its README has it.
     "VPN-Confinement: an address that is not there any more" = {

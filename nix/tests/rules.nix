@@ -37,6 +37,7 @@ let
       is =
         if refusals == [ ] then
           rules.text case
+          + builtins.concatStringsSep "" (map (it: "# warning: ${it}\n") (rules.warnings case))
         else
           builtins.concatStringsSep "" (map (it: "${it}\n") refusals);
       wanted = readFile (if pathExists (file "conf") then file "conf" else file "refused");
@@ -391,9 +392,60 @@ let
       };
     };
 
+    "who keeps CAP_SYS_ADMIN as root" = {
+      is = map (serviceConfig: (rules.factsOf { inherit serviceConfig; }).privileged) [
+        { }
+        { User = "root"; }
+        { CapabilityBoundingSet = "CAP_SYS_ADMIN CAP_KILL"; }
+        { CapabilityBoundingSet = [ "~CAP_KILL" ]; }
+        { User = "web"; }
+        { DynamicUser = true; }
+        { CapabilityBoundingSet = ""; }
+        { CapabilityBoundingSet = [ "CAP_KILL" ]; }
+        { CapabilityBoundingSet = "~CAP_SYS_ADMIN CAP_SYS_PTRACE"; }
+      ];
+      wanted = [
+        true
+        true
+        true
+        true
+        false
+        false
+        false
+        false
+        false
+      ];
+    };
+    "specifiers that say a path" = {
+      is =
+        let
+          facts = rules.factsOf {
+            name = "worker@";
+            serviceConfig = {
+              RuntimeDirectory = "%p/%i";
+              BindPaths = "%t/nscd %S/x";
+            };
+          };
+        in
+        [
+          facts.runtime_directories
+          facts.bind_paths
+        ];
+      wanted = [
+        [ "worker/%i" ]
+        [
+          "/run/nscd"
+          "/var/lib/x"
+        ]
+      ];
+    };
     "facts of a service" = {
       is = rules.factsOf {
         serviceConfig = {
+          ExecStart = [
+            ""
+            "-@/nix/store/x/bin/podman run x"
+          ];
           Type = "forking";
           RuntimeDirectory = [
             "a b:link"
@@ -411,6 +463,11 @@ let
       };
       wanted = {
         kind = "forking";
+        programs = [
+          ""
+          "podman"
+        ];
+        privileged = true;
         runtime_directories = [
           "a"
           "b"

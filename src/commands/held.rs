@@ -180,7 +180,7 @@ impl Held {
     /// Has the keeper of a tunnel that was taken over make it what the configuration says now.
     pub(super) fn bring_up_to_date(&mut self) -> Result<(), Failure> {
         if let Some(handover) = self.lease.handover().filter(|_| self.is_taken_over) {
-            let changed = lease::reload(&self.plan.name, handover)?;
+            let changed = lease::reload(&self.plan.name, Some(handover))?;
             tracing::debug!(?changed, "the tunnel that was taken over is up to date");
         }
         Ok(())

@@ -83,6 +83,23 @@ pub(super) fn can_load(name: &TunnelName) -> bool {
     credential.is_none_or(|id| credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
+/// Whether a target is a profile whose file is a service's credential that this process does not have: of the service's processes,
+/// systemd gives credentials to the main one; newer versions (257, not 252) give `ExecReload=` none.
+pub(super) fn only_the_keeper_can_load(target: &TargetArgs) -> bool {
+    let profile = source_of(target).ok().and_then(|source| source.tunnel).and_then(|name| read_profile(&name).ok());
+    let credential = profile.and_then(|profile| credential_of(&profile.wireguard));
+    credential.is_some_and(|id| !credential_path(&id).is_ok_and(|path| path.exists()))
+}
+
+/// The name of the tunnel that a target means.
+pub(super) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure> {
+    let SourceArgs { config, tunnel, name } = source_of(target)?;
+    match name.or(tunnel) {
+        Some(name) => Ok(name),
+        None => name_of(&config.unwrap_or_default()),
+    }
+}
+
 /// How programs are run in a tunnel of which nothing else is known: as its profile says, if there is one, and the command line.
 pub(super) fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOptions, Failure> {
     let has_profile = profiles(name).any(|path| path.exists());
@@ -112,10 +129,7 @@ fn credential_path(id: &str) -> Result<PathBuf, Failure> {
 
 /// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
 pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
-    let TunnelArgs { backend, mtu, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
-    let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
-    let lists = [dns.is_empty(), search.is_empty(), local.is_empty()].into_iter().chain(ports);
-    if backend.is_none() && mtu.is_none() && lists.into_iter().all(|is_empty| is_empty) && !lan && !allow_hooks {
+    if !has_overrides(tunnel) {
         return Ok(());
     }
     Err(Failure::new(
@@ -123,6 +137,14 @@ pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
          are of no use here",
     )
     .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
+}
+
+/// Whether the command line says how a tunnel is made, beside its file or profile.
+pub(super) fn has_overrides(tunnel: &TunnelArgs) -> bool {
+    let TunnelArgs { backend, mtu, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
+    let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
+    let lists = [dns.is_empty(), search.is_empty(), local.is_empty()].into_iter().chain(ports);
+    backend.is_some() || mtu.is_some() || !lists.into_iter().all(|is_empty| is_empty) || *lan || *allow_hooks
 }
 
 fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failure> {

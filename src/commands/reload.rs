@@ -1,23 +1,22 @@
 //! `vpn-exec reload`: applies a changed configuration to a tunnel that is up.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::{Failure, load, print};
-use crate::cli::TargetArgs;
+use crate::cli::{ReloadArgs, TargetArgs};
+use crate::names::TunnelName;
 use crate::tunnel::approach::{SUCCESSION, is_passing};
 use crate::tunnel::lease::{self, AskError};
 
-pub(super) fn run(arguments: &TargetArgs) -> Result<ExitCode, Failure> {
-    let loaded = load::load_target(arguments)?;
-    let handover =
-        loaded.handover().seal().map_err(|error| Failure::new(format!("cannot make a file in memory: {error}")))?;
-    let (name, begin) = (&loaded.config.name, Instant::now());
+pub(super) fn run(arguments: &ReloadArgs) -> Result<ExitCode, Failure> {
+    let (name, handover) = wanted(arguments)?;
+    let begin = Instant::now();
     let changes = loop {
-        match lease::reload(name, handover.as_fd()) {
+        match lease::reload(&name, handover.as_ref().map(AsFd::as_fd)) {
             // Its keeper was killed, or gives way: its successor is there in an instant.
-            Err(AskError::Absent(_)) if begin.elapsed() < SUCCESSION && is_passing(name).unwrap_or(false) => {
+            Err(AskError::Absent(_)) if begin.elapsed() < SUCCESSION && is_passing(&name).unwrap_or(false) => {
                 std::thread::sleep(Duration::from_millis(1));
             }
             other => break other?,
@@ -26,4 +25,22 @@ pub(super) fn run(arguments: &TargetArgs) -> Result<ExitCode, Failure> {
     let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
     print(if text.is_empty() { "nothing has changed\n" } else { &text })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tunnel and the configuration to change it to: none where its keeper reads that itself.
+fn wanted(arguments: &ReloadArgs) -> Result<(TunnelName, Option<OwnedFd>), Failure> {
+    let target: &TargetArgs = &arguments.target;
+    if arguments.by_keeper || load::only_the_keeper_can_load(target) {
+        if load::has_overrides(&target.tunnel) {
+            return Err(Failure::new(
+                "cannot change the tunnel by options: its keeper reads the configuration with its own options",
+            )
+            .advise("put them into the profile"));
+        }
+        return Ok((load::name_of_target(target)?, None));
+    }
+    let loaded = load::load_target(target)?;
+    let handover = loaded.handover().seal();
+    let handover = handover.map_err(|error| Failure::new(format!("cannot make a file in memory: {error}")))?;
+    Ok((loaded.config.name, Some(handover)))
 }

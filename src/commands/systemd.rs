@@ -65,6 +65,15 @@ impl Unit {
                 .collect(),
             used_paths: used.filter_map(|path| used_path(&path)).collect(),
             bind_paths: words("BindPaths").into_iter().chain(words("BindReadOnlyPaths")).collect(),
+            // `{ path=/bin/true ; argv[]=… ; … }`, a line each.
+            programs: text("ExecStart")
+                .lines()
+                .filter_map(|line| line.split_once("path=")?.1.split(' ').next())
+                .filter_map(|path| Some(Path::new(path).file_name()?.to_str()?.to_owned()))
+                .collect(),
+            privileged: ["", "root", "0"].contains(&text("User"))
+                && text("DynamicUser") != "yes"
+                && words("CapabilityBoundingSet").iter().any(|name| name == "cap_sys_admin"),
             pid_file: path("PIDFile"),
             private_network: text("PrivateNetwork") == "yes",
             network_namespace: path("NetworkNamespacePath"),

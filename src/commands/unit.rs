@@ -11,7 +11,7 @@ use super::{Failure, print};
 use crate::cli::UnitArgs;
 use crate::linux::namespace::path_of;
 use crate::names::{ServiceName, TunnelName};
-use crate::plan::unit::{UnitRequest, drop_in};
+use crate::plan::unit::{UnitRequest, drop_in, warnings};
 
 /// Where the machine's own units are.
 const UNITS: &str = "/etc/systemd/system";
@@ -43,6 +43,9 @@ pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
         Failure::new(format!("{service} cannot be put into the tunnel {tunnel}: {reasons}"))
     })?;
     let text = text.replace(ANY, "%i");
+    for warning in warnings(&request, &unit.facts) {
+        tracing::warn!("{warning}");
+    }
     let keeper = format!("vpn-exec@{tunnel}.service");
     if show(&keeper)?.is_some_and(|known| known.get("LoadState").is_some_and(|state| state == "not-found")) {
         tracing::warn!("there is no {keeper}, without which {service} does not start: install vpn-exec@.service");

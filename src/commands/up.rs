@@ -65,7 +65,7 @@ fn stay(
     };
     let (mut mission, _) = held::prepare(loaded, directory, 0)?;
     let again = TargetArgs::clone(&arguments.target);
-    mission.reload = Some(Box::new(move || load::load_target(&again).map(|loaded| loaded.handover()).map_err(said)));
+    mission.reload = Some(Box::new(move || load::load_target(&again).map(|loaded| loaded.handover()).map_err(reasons)));
     keeper::run(mission, wait).inspect_err(|_| {
         // What it could not take away itself, if anything.
         let _ = recovery::clean_up(name);
@@ -125,7 +125,7 @@ fn await_tunnel(held: &mut Held, wait: Option<Duration>) -> Result<(), Failure> 
     }
 }
 
-/// A failure in one line.
-fn said(failure: Failure) -> String {
-    failure.message
+/// A failure as a keeper's reason to refuse, and what to do about it.
+fn reasons(failure: Failure) -> (String, Option<String>) {
+    (failure.message, failure.advice)
 }

@@ -5,6 +5,7 @@ pub mod apart;
 pub mod capabilities;
 pub mod clock;
 pub mod connections;
+pub mod dynamic_user;
 pub mod iptables;
 pub mod link;
 pub mod listeners;

@@ -18,8 +18,45 @@ const SHOWN: [&str; 4] = ["/run/lock", "/run/systemd/journal", "/run/systemd/not
 const SHOWN_READ_ONLY: [&str; 6] =
     ["/run/agenix", "/run/booted-system", "/run/current-system", "/run/keys", "/run/opengl-driver", "/run/secrets"];
 
+/// Files without an address but those of resolvers, which are not reached from inside. Units bind them, as NixOS's tor does, since
+/// `/etc/resolv.conf` may be a link to them.
+const HARMLESS: [&str; 5] = [
+    "/run/NetworkManager/no-stub-resolv.conf",
+    "/run/NetworkManager/resolv.conf",
+    "/run/resolvconf/resolv.conf",
+    "/run/systemd/resolve/resolv.conf",
+    "/run/systemd/resolve/stub-resolv.conf",
+];
+
+/// Services that the whole machine asks for names, links or the bus. Inside a tunnel they would not serve the host any more.
+const HOSTS_OWN: [&str; 20] = [
+    "NetworkManager",
+    "avahi-daemon",
+    "connman",
+    "dbus",
+    "dbus-broker",
+    "dhcpcd",
+    "dnsmasq",
+    "iwd",
+    "named",
+    "networking",
+    "nscd",
+    "nsncd",
+    "sssd",
+    "systemd-machined",
+    "systemd-networkd",
+    "systemd-resolved",
+    "systemd-udevd",
+    "unbound",
+    "unscd",
+    "wpa_supplicant",
+];
+
 /// The folder of the system bus.
 const SYSTEM_BUS: &str = "/run/dbus";
+
+/// What systemd puts the name of an instance in the place of (systemd.unit(5), Specifiers).
+const SPECIFIERS: [&str; 4] = ["%i", "%I", "%j", "%J"];
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +86,10 @@ pub struct ServiceFacts {
     pub used_paths: Vec<PathBuf>,
     /// `BindPaths=` and `BindReadOnlyPaths=`, an entry each: `[-]SOURCE[:TARGET[:OPTIONS]]`.
     pub bind_paths: Vec<String>,
+    /// The names of the programs of `ExecStart=`, without their folders.
+    pub programs: Vec<String>,
+    /// Whether it runs as root and keeps CAP_SYS_ADMIN.
+    pub privileged: bool,
     /// `PIDFile=`.
     pub pid_file: Option<PathBuf>,
     /// `PrivateNetwork=`.
@@ -79,6 +120,29 @@ pub enum UnitError {
     /// The service that holds tunnels.
     #[error("{0} holds a tunnel itself, and must stay outside")]
     Keeper(ServiceName),
+    /// The host needs it outside.
+    #[error("{0} serves the whole machine, which would be without it: leave it outside")]
+    HostsOwn(ServiceName),
+    /// An engine runs its program, in a network namespace that the engine makes.
+    #[error(
+        "an engine runs the program of {service} in a network namespace of its own, outside of the tunnel: leave the unit's service \
+         settings as they are, and give {} the options --network=ns:/run/netns/{tunnel} and \
+         --volume=/run/vpn-exec/{tunnel}/resolv.conf:/etc/resolv.conf:ro, and the unit BindsTo= and After=vpn-exec@{tunnel}.service",
+        if *.is_docker { "podman (Docker cannot join a namespace by its path)" } else { "podman" }
+    )]
+    Container {
+        /// The service.
+        service: ServiceName,
+        /// The tunnel.
+        tunnel: TunnelName,
+        /// Whether the engine is Docker.
+        is_docker: bool,
+    },
+    /// A machine's interface on the host would have the name of the tunnel's.
+    #[error(
+        "ve-{0} is the interface of the tunnel on the host, and the container's as well: give one of them another name"
+    )]
+    Collision(TunnelName),
     /// The names of units have fewer characters than those of tunnels.
     #[error("the tunnel {0} cannot be a service, since the name of a unit has no '=' and no '+': rename its profile")]
     TunnelName(TunnelName),
@@ -132,7 +196,7 @@ pub enum UnitError {
     #[error("the unit binds {0}, by which the host looks names up, past the tunnel: take that away")]
     BindsResolver(String),
     /// No path below `/run`, or one that a unit cannot say.
-    #[error("{} cannot be shown: give a path below /run, of letters, digits and / . _ - @", .0.display())]
+    #[error("{} cannot be shown: give a path below /run, of letters, digits and / . _ - @ or %i", .0.display())]
     Path(PathBuf),
     /// It would show what must not be seen.
     #[error("{} cannot be shown: {hidden} is there, by which the host looks names up, past the tunnel", .path.display())]
@@ -201,12 +265,49 @@ TemporaryFileSystem=/sys/class/net:ro /sys/devices/virtual/net:ro
     ))
 }
 
+/// What the administrator should know of a service that goes into a tunnel.
+pub fn warnings(request: &UnitRequest, facts: &ServiceFacts) -> Vec<String> {
+    let warning = || {
+        format!(
+            "{} runs as root with CAP_SYS_ADMIN, with which it can leave the tunnel: give it User= or DynamicUser=yes, or \
+             CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE",
+            request.service
+        )
+    };
+    facts.privileged.then(warning).into_iter().collect()
+}
+
+/// Whether an engine runs a service's program in a container, and whether that engine is Docker.
+fn container(service: &ServiceName, facts: &ServiceFacts) -> Option<bool> {
+    let name = service.as_str();
+    let is = |engine: &str| {
+        let runs = facts.programs.iter().any(|program| program == engine);
+        // NixOS's units for containers run scripts, so that they are known by their names alone. Its registry is no container.
+        runs || name.strip_prefix(engine).is_some_and(|rest| rest.starts_with('-') && rest != "-registry.service")
+    };
+    match (is("podman"), is("docker")) {
+        (true, _) => Some(false),
+        (false, true) => Some(true),
+        (false, false) => None,
+    }
+}
+
 fn refusals(request: &UnitRequest, facts: &ServiceFacts, shown: &[PathBuf]) -> Vec<UnitError> {
     let UnitRequest { service, tunnel, dbus, .. } = request;
     let inside = Path::new("/run/netns").join(tunnel.as_str());
     let mut errors = Vec::new();
     if service.as_str().starts_with("vpn-exec@") {
         errors.push(UnitError::Keeper(service.clone()));
+    }
+    let bare = service.as_str().strip_suffix(".service").unwrap_or(service.as_str());
+    if HOSTS_OWN.contains(&service.prefix().unwrap_or(bare)) {
+        errors.push(UnitError::HostsOwn(service.clone()));
+    }
+    if let Some(is_docker) = container(service, facts) {
+        errors.push(UnitError::Container { service: service.clone(), tunnel: tunnel.clone(), is_docker });
+    }
+    if ["systemd-nspawn", "container"].iter().any(|prefix| bare == format!("{prefix}@{tunnel}")) {
+        errors.push(UnitError::Collision(tunnel.clone()));
     }
     if tunnel.as_str().contains(['=', '+']) {
         errors.push(UnitError::TunnelName(tunnel.clone()));
@@ -273,12 +374,24 @@ fn refusal_of_bind(entry: &str, shown: &[PathBuf], dbus: DbusAccess) -> Option<U
 fn refusal_of_path(path: &Path, dbus: DbusAccess) -> Option<UnitError> {
     let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@".contains(c));
     let is_dotted = path.components().any(|part| matches!(part, std::path::Component::ParentDir));
-    if !path.starts_with("/run") || path == Path::new("/run") || is_dotted || !path.to_str().is_some_and(is_plain) {
+    // In one way of writing it, without doubled slashes.
+    let written: PathBuf = path.components().collect();
+    let written = written.to_string_lossy();
+    // What an instance's name may stand for.
+    let rest = SPECIFIERS.iter().fold(written.to_string(), |text, specifier| text.replace(specifier, ""));
+    if !path.starts_with("/run") || path == Path::new("/run") || is_dotted || !is_plain(&rest) {
         return Some(UnitError::Path(path.to_owned()));
     }
-    let meets = |hidden: &&PathBuf| match hidden.to_string_lossy().strip_suffix('*') {
-        Some(beginning) => path.to_string_lossy().starts_with(beginning) || Path::new(beginning).starts_with(path),
-        None => path.starts_with(hidden) || hidden.starts_with(path),
+    if HARMLESS.contains(&written.as_ref()) {
+        return None;
+    }
+    let fixed = written.split('%').next().unwrap_or_default();
+    let is_open = fixed.len() < written.len();
+    let meets = |hidden: &&PathBuf| {
+        let hidden = hidden.to_string_lossy();
+        let (beginning, is_pattern) = hidden.strip_suffix('*').map_or((hidden.as_ref(), false), |text| (text, true));
+        let is_around = Path::new(beginning).starts_with(path) || is_open && beginning.starts_with(fixed);
+        is_around || path.starts_with(beginning) || is_pattern && fixed.starts_with(beginning)
     };
     let hidden = hidden_paths(dbus == DbusAccess::System).iter().find(meets).map(|hidden| hidden.display().to_string());
     hidden.map(|hidden| UnitError::Resolver { path: path.to_owned(), hidden })

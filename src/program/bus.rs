@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Program;
-use super::guards::{self, Report, Reporter};
+use super::guards::{self, Report, Reporter, Work};
 use super::identity::Identity;
 use crate::bus::{self, Address, Policy, Refusal};
 use crate::config::SessionBus;
@@ -49,9 +49,7 @@ impl BusFilter {
     ///
     /// # Errors
     /// What the system refuses.
-    pub(super) fn prepare(
-        program: &Program,
-    ) -> io::Result<Option<(Self, impl FnOnce(u32, Reporter) -> io::Result<()>)>> {
+    pub(super) fn prepare(program: &Program) -> io::Result<Option<(Self, Work)>> {
         if program.buses.session != SessionBus::Filtered {
             return Ok(None);
         }
@@ -71,7 +69,7 @@ impl BusFilter {
             }
             filter(&listener, &addresses, &policy, &reporter)
         };
-        Ok(Some((Self { socket, begin }, work)))
+        Ok(Some((Self { socket, begin }, Box::new(work))))
     }
 
     /// Opens the bus at its place in the calling process's mount namespace.

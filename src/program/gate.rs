@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use super::Program;
-use super::guards::{self, Report, Reporter};
+use super::guards::{self, Report, Reporter, Work};
 use super::identity::Identity;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::connections::{self, Address, Attempt, Listener};
@@ -62,11 +62,11 @@ pub(super) struct Gate {
 
 impl Gate {
     /// Prepares the gate of a program. Returns what its process does.
-    pub(super) fn prepare(program: &Program) -> io::Result<(Self, impl FnOnce(u32, Reporter) -> io::Result<()>)> {
+    pub(super) fn prepare(program: &Program) -> io::Result<(Self, Work)> {
         let (entrance, gates) = local_socket::pair()?;
         let (open, identity) = (program.sockets.clone(), program.identity.clone());
         let work = move |launcher, reporter| keep(open, &identity, launcher, &gates, reporter);
-        Ok((Self { entrance }, work))
+        Ok((Self { entrance }, Box::new(work)))
     }
 
     /// Has the gate decide about the connections of the calling process, which is in the tunnel's network namespace, and of all that it

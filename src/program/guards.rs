@@ -36,6 +36,9 @@ pub(super) struct Report {
     pub(super) ended: Option<i32>,
 }
 
+/// What a guard's process does, given its launcher's number and its way to it.
+pub(super) type Work = Box<dyn FnOnce(u32, Reporter) -> io::Result<()>>;
+
 /// The guard's end of its way to the launcher.
 #[derive(Debug)]
 pub(super) struct Reporter(OwnedFd);
@@ -91,7 +94,7 @@ impl Guards {
     }
 
     /// Forks a process that does a guard's work.
-    fn spawn(&mut self, work: impl FnOnce(u32, Reporter) -> io::Result<()>) -> io::Result<()> {
+    fn spawn(&mut self, work: Work) -> io::Result<()> {
         let (socket, reporter) = local_socket::pair()?;
         rustix::io::ioctl_fionbio(&reporter, true)?;
         let launcher = std::process::id();

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use nix::unistd::{Gid, Group, Uid, User};
 use thiserror::Error;
 
+use crate::linux::dynamic_user;
+
 /// Who a program is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
@@ -105,7 +107,7 @@ fn account(user: &str, group: Option<&str>) -> Result<Account, IdentityError> {
         Some(entry) => Some(entry),
         None => match number {
             Some(number) => known(User::from_uid(Uid::from_raw(number))).map_err(system)?,
-            None => return Err(IdentityError::NoUser(user.into())),
+            None => Some(dynamic(user)?),
         },
     };
     let uid = entry.as_ref().map(|entry| entry.uid.as_raw()).or(number).ok_or(IdentityError::NoUser(user.into()))?;
@@ -125,6 +127,22 @@ fn account(user: &str, group: Option<&str>) -> Result<Account, IdentityError> {
     }
     let entry = entry.map(|entry| Entry { name: entry.name, home: entry.dir, shell: entry.shell });
     Ok(Account { uid, gid, groups, entry })
+}
+
+/// A user that systemd has made up for a service, which the C library may not find.
+fn dynamic(name: &str) -> Result<User, IdentityError> {
+    let found = dynamic_user::find(name)
+        .map_err(|error| IdentityError::System { what: format!("the user {name}"), error })?
+        .ok_or_else(|| IdentityError::NoUser(name.into()))?;
+    Ok(User {
+        name: name.to_owned(),
+        passwd: CString::default(),
+        uid: Uid::from_raw(found.uid),
+        gid: Gid::from_raw(found.gid),
+        gecos: CString::default(),
+        dir: found.home_directory.map_or_else(|| PathBuf::from("/"), PathBuf::from),
+        shell: found.shell.map_or_else(|| PathBuf::from("/bin/sh"), PathBuf::from),
+    })
 }
 
 /// What a database says. By some of its modules, that they know nobody of that name is an error (getpwnam(3)).

@@ -91,7 +91,7 @@ pub(super) enum Request {
     Leave,
     /// How the tunnel is.
     Report,
-    /// Make the tunnel what the configuration says that comes with this.
+    /// Make the tunnel what the configuration says that comes with this. Without one, the keeper reads its own again.
     Reload,
     /// Take the tunnel down.
     Down {
@@ -358,10 +358,10 @@ fn done(name: &TunnelName, answer: io::Result<Option<(Event, Option<OwnedFd>)>>)
     }
 }
 
-/// Has the keeper of a tunnel change it to what a configuration says that was handed over ([`super::handover`]). Returns what has
-/// changed, a phrase each.
-pub fn reload(name: &TunnelName, handover: BorrowedFd<'_>) -> Result<Vec<String>, AskError> {
-    let file = done(name, ask(name, Request::Reload, Some(handover)))?;
+/// Has the keeper of a tunnel change it to what a configuration says that is handed over ([`super::handover`]), or, without one, to what
+/// the keeper reads where it read its own. Returns what has changed, a phrase each.
+pub fn reload(name: &TunnelName, handover: Option<BorrowedFd<'_>>) -> Result<Vec<String>, AskError> {
+    let file = done(name, ask(name, Request::Reload, handover))?;
     Ok(read_answer(file)?)
 }
 

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use crate::support::{CONFIG, PATIENCE, bare, ended, errors, is_there, output_of, prepare, send, write_config};
+use crate::support::{
+    CONFIG, CONFIG_TEXT, PATIENCE, assert_refused, bare, ended, errors, is_there, output_of, prepare, run, send,
+    write_config,
+};
 
 const SOCKET: &str = "/run/lab/notify";
 
@@ -82,6 +85,46 @@ fn a_service_manager_hears_of_a_keepers_life() {
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
         ensure!(!is_there("/run/netns/service"), "it has taken the tunnel down");
         Ok(())
+    });
+}
+
+/// What a unit's `ExecReload=` does.
+#[test]
+fn a_keeper_reads_its_own_configuration_again_when_asked() {
+    lab::world::test(|| {
+        prepare()?;
+        let manager = Manager::new()?;
+        let child = manager.start(&[], &["--dns", "192.0.2.77"])?;
+        manager.hear_of("READY=1")?;
+        let reload = |more: &[&str]| {
+            let mut command = std::process::Command::new(bare("service").get_program());
+            command.args(["reload", "--by-keeper", CONFIG, "--name", "service"]).args(more);
+            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+            command.stderr(std::process::Stdio::piped());
+            run(command)
+        };
+        let names = || std::fs::read_to_string("/run/vpn-exec/service/resolv.conf");
+        let output = reload(&[])?;
+        assert_eq!(
+            (ended(output.status), &*output.stdout),
+            (Ok(0), &b"nothing has changed\n"[..]),
+            "{}",
+            errors(&output)
+        );
+
+        write_config(&CONFIG_TEXT.replace("[Peer]", "MTU = 1300\n[Peer]"))?;
+        let output = reload(&[])?;
+        ensure!(String::from_utf8_lossy(&output.stdout).contains("1300"), "{}", errors(&output));
+        ensure!(names()?.contains("192.0.2.77"), "the options that it was started with hold on: {}", names()?);
+
+        write_config("[Interface]\n")?;
+        let refused = reload(&[])?;
+        assert_eq!(ended(refused.status), Ok(125));
+        assert!(errors(&refused).contains("there is no private key"), "{}", errors(&refused));
+        let message = assert_refused(&reload(&["--lan"])?);
+        assert!(message.contains("its keeper reads the configuration with its own options"), "{message}");
+        send(child.id().cast_signed(), Signal::SIGTERM)?;
+        output_of(child).map(drop)
     });
 }
 

@@ -448,6 +448,18 @@ fn without_room_nothing_is_changed_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_keeper_in_the_background_cannot_read_its_configuration_again() {
+    lab::world::test(|| {
+        prepare()?;
+        works(&up())?;
+        let message = assert_refused(&run(command(&["reload", "--by-keeper", "stays"]))?);
+        assert!(message.contains("this tunnel's keeper cannot read its configuration again"), "{message}");
+        assert!(message.contains("vpn-exec reload NAME"), "{message}");
+        works(&["down", "stays"]).map(drop)
+    });
+}
+
+#[test]
 fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
     lab::world::test(|| {
         prepare()?;

@@ -183,7 +183,7 @@ fn the_plan_tells_what_listens_now_and_is_closed() {
         };
         let text = said(&plan(&[])?);
         let pid = std::process::id();
-        ensure!(text.contains(&format!("/tmp/tmux-0/default (outside-")), "{text}");
+        ensure!(text.contains("/tmp/tmux-0/default (outside-"), "{text}");
         ensure!(text.contains(&format!("pid {pid}) listens outside the tunnel now, and is closed")), "{text}");
         for open in ["X9", "nscd/socket"] {
             ensure!(!text.lines().any(|line| line.contains(open) && line.contains("listens")), "{open}: {text}");

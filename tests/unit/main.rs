@@ -1,12 +1,12 @@
 //! How a service is put into a tunnel. `NAME.json` is what is asked for and what the unit says already; `NAME.conf` is the drop-in, or
-//! `NAME.refused` why there is none, a line for each reason. Every implementation must agree with these files.
+//! `NAME.refused` why there is none, a line for each reason. A `# warning: ` ends a drop-in that is to be warned of. Every implementation must agree with these files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use vpn_exec::plan::unit::{ServiceFacts, UnitRequest, drop_in};
+use vpn_exec::plan::unit::{ServiceFacts, UnitRequest, drop_in, warnings};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,7 +30,10 @@ fn decided(case: &Path) -> Result<(&'static str, String)> {
     let text = fs::read_to_string(case)?;
     let case: Case = serde_json::from_str(&text).with_context(|| case.display().to_string())?;
     Ok(match drop_in(&case.request, &case.unit) {
-        Ok(text) => ("conf", text),
+        Ok(text) => {
+            let warnings = warnings(&case.request, &case.unit);
+            ("conf", text + &warnings.iter().map(|warning| format!("# warning: {warning}\n")).collect::<String>())
+        }
         Err(errors) => ("refused", errors.iter().map(|error| format!("{error}\n")).collect()),
     })
 }

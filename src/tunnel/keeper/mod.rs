@@ -69,12 +69,12 @@ pub struct Mission {
     pub beginning: Beginning,
     /// How many descriptors, from 3 on, belong to the program: the keeper closes them.
     pub listen_fds: i32,
-    /// How the configuration is read again when SIGHUP asks for it.
+    /// How the configuration is read again when SIGHUP or a client asks for it.
     pub reload: Option<Reload>,
 }
 
-/// Reads a tunnel's configuration again.
-pub type Reload = Box<dyn FnMut() -> Result<Handover, String>>;
+/// Reads a tunnel's configuration again, or says why that cannot be and what to do about it.
+pub type Reload = Box<dyn FnMut() -> Result<Handover, (String, Option<String>)>>;
 
 /// What there is of a tunnel before its keeper begins.
 pub enum Beginning {

@@ -275,12 +275,12 @@ impl Keeper {
     }
 
     fn reload_for(&mut self, number: Number, passed: Option<OwnedFd>) {
-        let handover = match passed.map(|file| Handover::open(file.as_fd())) {
-            Some(Ok(handover)) => handover,
-            Some(Err(error)) => return self.refuse(number, error.to_string(), None),
-            None => return self.refuse(number, "there is no configuration to change to", None),
+        let done = match passed.map(|file| Handover::open(file.as_fd())) {
+            Some(Ok(handover)) => self.reload(&handover),
+            Some(Err(error)) => Err((error.to_string(), None)),
+            None => self.reload_from_source(),
         };
-        match self.reload(&handover) {
+        match done {
             Ok(changes) => match lease::answer_file(&changes) {
                 Ok(file) => self.visitors.tell(number, &Event::Done, Some(file.as_fd())),
                 Err(error) => self.refuse(number, format!("it is changed, but cannot be told: {error}"), None),
@@ -291,12 +291,17 @@ impl Keeper {
 
     /// Reads the configuration again, as SIGHUP asks for.
     pub(super) fn reload_by_itself(&mut self) {
-        let Some(read) = &mut self.reload else {
-            tracing::warn!("this tunnel's configuration cannot be read again: use `vpn-exec reload`");
-            return;
-        };
-        let done = read().map_err(|error| (error, None)).and_then(|handover| self.reload(&handover));
-        tell(done);
+        tell(self.reload_from_source());
+    }
+
+    /// Reads the configuration again where it was read first, and changes the tunnel to that.
+    fn reload_from_source(&mut self) -> Result<Vec<String>, (String, Option<String>)> {
+        let read = self.reload.as_mut().ok_or_else(|| {
+            let advice = "name the file or the profile: `vpn-exec reload NAME`".to_owned();
+            ("this tunnel's keeper cannot read its configuration again".to_owned(), Some(advice))
+        })?;
+        let handover = read()?;
+        self.reload(&handover)
     }
 
     /// Makes a tunnel that was taken over what this keeper's own configuration says.
