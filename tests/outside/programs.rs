@@ -173,3 +173,61 @@ fn sandboxes_work_inside() {
         Ok(())
     });
 }
+
+/// qBittorrent's second instance hands what it is to download to the first.
+#[test]
+fn qbittorrent_does_not_have_the_one_outside_download() {
+    test_at_desk(|desk| {
+        require("qbittorrent-nox")?;
+        let settings = "/tmp/home/profile/qBittorrent/config";
+        std::fs::create_dir_all(settings)?;
+        let text = "[LegalNotice]\nAccepted=true\n[Preferences]\nWebUI\\Port=18080\nWebUI\\Address=127.0.0.1\n";
+        std::fs::write(format!("{settings}/qBittorrent.conf"), text)?;
+        let client = ["qbittorrent-nox", "--profile=/tmp/home/profile"];
+        let mut running = serve(desk.on_host(&client))?;
+        lab::wait_until(PATIENCE, "qBittorrent does not run", || {
+            Ok(std::net::TcpStream::connect(("127.0.0.1", 18080)).is_ok())
+        })?;
+        let with = |word: &str| format!("http://127.0.0.1:{}/{word}.torrent", desk.port);
+        run(desk.unguarded(&[client[0], client[1], &with("guilty")]))?;
+        lab::wait_until(PATIENCE, "the twin did not hand its download over", || Ok(desk.heard("guilty")))?;
+        // One that is refused may run by itself, inside.
+        let script = format!("timeout 5 {} {} {}", client[0], client[1], with("leak"));
+        let output = run(desk.inside(&["--kill-orphans"], &["sh", "-c", &script]))?;
+        ensure!(!desk.heard("leak"), "{}", said(&output));
+        ensure!(said(&output).contains("outside the tunnel"), "{}", said(&output));
+        ensure!(running.try_wait()?.is_none(), "the host's one has ended: {}", said(&output));
+        Ok(())
+    });
+}
+
+/// The sockets of engines and package managers, which work outside for whoever asks.
+#[test]
+fn engines_are_refused_with_a_sentence_of_their_own() {
+    test_at_desk(|desk| {
+        let python = "/usr/bin/python3";
+        require(python)?;
+        let client = "import socket,sys\nfor path in sys.argv[1:]:\n\x20 try: socket.socket(socket.AF_UNIX).connect(path)\n\x20 except OSError: pass\n\x20 else: print('reached', path)";
+        let engines = [
+            ("/run/docker.sock", "images"),
+            ("/run/podman/podman.sock", "images"),
+            ("/run/containerd/containerd.sock", "images"),
+            ("/run/snapd.socket", "downloads"),
+            ("/run/libvirt/libvirt-sock", "machines"),
+        ];
+        let mut listeners = Vec::new();
+        let mut command = vec![python, "-c", client];
+        for (path, _) in engines {
+            listeners.push(lab::stand_in::StandIn::listen(path, lab::stand_in::Tongue::None)?);
+            command.push(path);
+        }
+        let output = run(desk.inside(&[], &command))?;
+        let text = said(&output);
+        for (path, word) in engines {
+            let line = text.lines().find(|line| line.contains(path)).unwrap_or_default();
+            ensure!(line.contains(word) && line.contains("outside"), "{path}: {text}");
+        }
+        ensure!(output.stdout.is_empty() && listeners.iter().all(|listener| listener.callers() == 0), "{text}");
+        Ok(())
+    });
+}
