@@ -150,9 +150,7 @@ pub fn run(mission: Mission, wait: Option<Duration>) -> Result<(), TunnelError> 
         tracing::warn!("the service manager is told nothing: {error}");
         None
     });
-    let lived = live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager });
-    standard_error::flush(READING);
-    lived
+    live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager })
 }
 
 /// How a keeper serves.
