@@ -1,5 +1,6 @@
-//! The connections to a keeper at its own socket: clients that hold a lease, and clients that have a request. They are of the keeper's own user,
-//! or of a root that could do as it likes anyway, so what they pass is received. Other users are served apart ([`super::strangers`]).
+//! The connections to a keeper at its own socket: clients that hold a lease, and clients that have a request. They are
+//! of the keeper's own user, or of a root that could do as it likes anyway, so what they pass is received. Other users
+//! are served apart ([`super::strangers`]).
 
 use std::collections::BTreeMap;
 use std::io;
