@@ -72,11 +72,14 @@ pub fn report(failure: &Failure) {
         }
     };
     let _ = StandardError.write(text.as_bytes());
-    // A keeper in the foreground may have queued more.
+}
+
+/// Gives the reader of standard error time for the last messages of a process that did not wait for it until then.
+pub fn finish() {
     standard_error::flush(LAST_WORDS);
 }
 
-/// How long the last messages of a process that does not wait for standard error are given to be read.
+/// How much time that is.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The message that others were lost, because standard error was not read.

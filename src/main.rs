@@ -29,11 +29,10 @@ fn main() -> ExitCode {
     if let Err(error) = process::forbid_inspection() {
         tracing::warn!("this process could be inspected: {error}");
     }
-    match commands::execute(cli) {
-        Ok(code) => code,
-        Err(failure) => {
-            logging::report(&failure);
-            ExitCode::from(failure.status)
-        }
-    }
+    let code = commands::execute(cli).unwrap_or_else(|failure| {
+        logging::report(&failure);
+        ExitCode::from(failure.status)
+    });
+    logging::finish();
+    code
 }

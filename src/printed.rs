@@ -1,10 +1,12 @@
-//! Text on its way to a terminal or a log. Much of it comes from elsewhere: a process chooses its own name, a file its own text, a peer its
-//! own error. Whatever a terminal would obey or hide is escaped here, and only here: where text is printed.
+//! Text on its way to a terminal or a log. Much of it comes from elsewhere: a process chooses its own name, a file its
+//! own text, a peer its own error. Whatever a terminal would obey or hide is escaped here, and only here: where text is
+//! printed.
 
 use std::fmt::Write;
 
-/// Whether a terminal would obey a character, or show it as nothing: control characters (C0, DEL and C1), the soft hyphen, marks that
-/// change the direction of writing, characters without a width, and line separators. Tabs and newlines count as well.
+/// Whether a terminal would obey a character, or show it as nothing: control characters (C0, DEL and C1), the soft
+/// hyphen, marks that change the direction of writing, characters without a width, and line separators. Tabs and
+/// newlines count as well.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -30,8 +32,9 @@ pub fn in_line(text: &str) -> String {
     escaped(text, |_| false)
 }
 
-/// Returns a message with every unsafe character escaped, as [`plain`] does. A report that this program has coloured keeps its colours: it
-/// begins with one, which no other message does. Of escape sequences only colours are kept (`ESC [ … m`, ECMA-48 section 8.3.117).
+/// Returns a message with every unsafe character escaped, as [`plain`] does. A report that this program has coloured
+/// keeps its colours: it begins with one, which no other message does. Of escape sequences only colours are kept (`ESC
+/// [ … m`, ECMA-48 section 8.3.117).
 pub fn message(text: &str) -> String {
     if !text.starts_with("\x1b[") {
         return plain(text);
@@ -55,7 +58,8 @@ pub fn message(text: &str) -> String {
     safe + &plain(rest)
 }
 
-/// Returns JSON in which every unsafe character of a string is escaped as JSON does (`\u009b`). serde_json escapes the C0 ones only.
+/// Returns JSON in which every unsafe character of a string is escaped as JSON does (`\u009b`). serde_json escapes the
+/// C0 ones only.
 pub fn json(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

@@ -442,7 +442,8 @@ fn no_text_of_others_reaches_the_terminal_raw() {
         let program = env!("CARGO_BIN_EXE_vpn-exec");
         let path = config("10.64.3.2/32", "0.0.0.0/0")?;
         ensure!(run(&format!("{program} up {} --backend userspace", path.display()))?.status.success());
-        // It sets the title, clears the screen in both ways, turns the direction of writing, and begins a line like one of ours.
+        // It sets the title, clears the screen in both ways, turns the direction of writing, and begins a line like one
+        // of ours.
         let name = "$'\\e]0;owned\\a\\e[2J\\u009b2J\\u202e\\nvpn-exec: all is well'";
         let mut inside = bash(&format!(
             "export LC_ALL=C.UTF-8; {program} --tunnel nowhere -- bash -c \"echo; exec -a \\\"\\$NAME\\\" sleep 60\""
@@ -493,7 +494,8 @@ fn no_text_of_others_reaches_the_terminal_raw() {
 const STRANGER: u32 = 65534;
 const OTHER_STRANGER: u32 = 65533;
 
-/// A world with several users, and what one of them runs: the beginning of a line, and a copy of vpn-exec that all may execute.
+/// A world with several users, and what one of them runs: the beginning of a line, and a copy of vpn-exec that all may
+/// execute.
 struct Users {
     program: PathBuf,
 }
@@ -575,8 +577,8 @@ impl Drop for Attack {
     }
 }
 
-/// Passes to a keeper sockets whose last close takes 1000 seconds, with a message each. Says how many were refused by the kernel, and then
-/// that the keeper has closed all connections.
+/// Passes to a keeper sockets whose last close takes 1000 seconds, with a message each. Says how many were refused by
+/// the kernel, and then that the keeper has closed all connections.
 const LINGERING: &str = r#"
 import array, socket, struct, sys, threading, time
 path, message, count = sys.argv[1], sys.argv[2].encode(), int(sys.argv[3])

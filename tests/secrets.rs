@@ -399,7 +399,8 @@ fn the_program_has_no_way_to_the_keys() {
     });
 }
 
-/// A keeper needs the keys themselves. Their text in the provider's file is read and handed over, and then no process holds it.
+/// A keeper needs the keys themselves. Their text in the provider's file is read and handed over, and then no process
+/// holds it.
 #[test]
 fn no_process_keeps_the_text_of_a_key() {
     lab::test(Peer::Ours, |lab| {

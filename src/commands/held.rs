@@ -25,9 +25,9 @@ pub(super) struct Held {
     pub(super) is_taken_over: bool,
 }
 
-/// Gets hold of the tunnel that a configuration describes. The caller's privileges are those of a launcher already. The configuration is
-/// taken, so that no copy of its keys is left: a keeper is a fork of this process, and nobody would wipe what the fork has on the stacks
-/// of its parent.
+/// Gets hold of the tunnel that a configuration describes. The caller's privileges are those of a launcher already. The
+/// configuration is taken, so that no copy of its keys is left: a keeper is a fork of this process, and nobody would
+/// wipe what the fork has on the stacks of its parent.
 pub(super) fn hold(loaded: Box<Loaded>, listen_fds: i32) -> Result<Held, Failure> {
     match approach(&loaded.config.name)? {
         Approach::Joined(lease) => join(&loaded, lease),

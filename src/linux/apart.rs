@@ -1,9 +1,10 @@
 //! Closing what a stranger may have had a hand in.
 //!
-//! The last reference to a socket is let go in the context of the process that closes it, and with it all descriptors that wait in it unread
-//! (unix(7), SCM_RIGHTS). Such a descriptor can be one whose end takes as long as a stranger likes: a TCP socket with unsent data
-//! and SO_LINGER, for one. So this is done by a thread that has nothing else to do, and at its own end: a thread that ends lingers for no
-//! socket (`PF_EXITING` in `inet_release` of the kernel's net/ipv4/af_inet.c).
+//! The last reference to a socket is let go in the context of the process that closes it, and with it all descriptors
+//! that wait in it unread (unix(7), SCM_RIGHTS). Such a descriptor can be one whose end takes as long as a stranger
+//! likes: a TCP socket with unsent data and SO_LINGER, for one. So this is done by a thread that has nothing else to
+//! do, and at its own end: a thread that ends lingers for no socket (`PF_EXITING` in `inet_release` of the kernel's
+//! net/ipv4/af_inet.c).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc;

@@ -15,7 +15,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
-/// Whether a socket takes descriptors (linux/asm-generic/socket.h). The architectures that we are built for number it alike.
+/// Whether a socket takes descriptors (linux/asm-generic/socket.h). The architectures that we are built for number it
+/// alike.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
 /// How many connections may wait to be accepted.
@@ -67,7 +68,8 @@ impl Listener {
         &self.path
     }
 
-    /// Has the kernel refuse descriptors that are passed to this socket, or to connections to it from then on: whoever sends one is told
+    /// Has the kernel refuse descriptors that are passed to this socket, or to connections to it from then on: whoever
+    /// sends one is told
     /// `EPERM`. Says whether the kernel can do that, as it can since Linux 6.16.
     pub fn refuse_descriptors(&self) -> io::Result<bool> {
         let off: libc::c_int = 0;
@@ -201,8 +203,8 @@ pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(usize,
     Ok((received.bytes > 0).then_some((received.bytes, passed)))
 }
 
-/// Looks at the next message, and returns its length as far as it fits into the buffer; none at the end. It stays where it is, with what
-/// is passed with it: nothing of that is opened or closed in this process.
+/// Looks at the next message, and returns its length as far as it fits into the buffer; none at the end. It stays where
+/// it is, with what is passed with it: nothing of that is opened or closed in this process.
 ///
 /// # Errors
 /// `WouldBlock` if there is none.

@@ -134,15 +134,16 @@ pub fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
     close(first, RawFd::MAX)
 }
 
-/// Gives the calling thread a table of descriptors of its own (close_range(2), `CLOSE_RANGE_UNSHARE`), in which only `kept` is open. Other
-/// threads keep theirs. The thread must not use any other descriptor from then on, nor any value that owns one.
+/// Gives the calling thread a table of descriptors of its own (close_range(2), `CLOSE_RANGE_UNSHARE`), in which only
+/// `kept` is open. Other threads keep theirs. The thread must not use any other descriptor from then on, nor any value
+/// that owns one.
 ///
 /// # Errors
 /// Before Linux 5.9. Then nothing has changed.
 pub fn keep_only(kept: RawFd) -> io::Result<()> {
     let close = |first: RawFd, last: RawFd, flags: libc::c_uint| {
-        // SAFETY: with the first call the table is this thread's own, and by the contract above it uses nothing that is closed in it. The
-        // tables of other threads, and what owns descriptors there, are not touched.
+        // SAFETY: with the first call the table is this thread's own, and by the contract above it uses nothing that is
+        // closed in it. The tables of other threads, and what owns descriptors there, are not touched.
         match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

@@ -1,7 +1,8 @@
 //! Standard error for a process that must not wait for its reader: a pager that is paused, a terminal that is stopped.
 //!
-//! The descriptor is shared with other processes, so it cannot be made non-blocking: that is a flag of the open file description, which they
-//! share as well (open(2)). A thread writes what is queued instead, and when the queue is full, messages are lost and counted.
+//! The descriptor is shared with other processes, so it cannot be made non-blocking: that is a flag of the open file
+//! description, which they share as well (open(2)). A thread writes what is queued instead, and when the queue is full,
+//! messages are lost and counted.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -27,7 +28,8 @@ static QUEUE: OnceLock<Queue> = OnceLock::new();
 /// How a message is written that says how many were lost.
 static LOSS: OnceLock<fn(u64) -> String> = OnceLock::new();
 
-/// Standard error: written to at once, or queued after [`never_wait`]. Each write is a message, which is written or lost as a whole.
+/// Standard error: written to at once, or queued after [`never_wait`]. Each write is a message, which is written or
+/// lost as a whole.
 #[derive(Clone, Copy, Debug)]
 pub struct StandardError;
 
@@ -51,8 +53,8 @@ pub fn tell_losses_by(form: fn(u64) -> String) {
     let _ = LOSS.set(form);
 }
 
-/// Has this process never wait for standard error from now on. `begin` is run by the thread that does, before all else: it can give up
-/// privileges.
+/// Has this process never wait for standard error from now on. `begin` is run by the thread that does, before all else:
+/// it can give up privileges.
 ///
 /// # Errors
 /// If there can be no thread. Then the process goes on to wait.

@@ -223,8 +223,8 @@ impl Basis<'_> {
     }
 }
 
-/// Drops on the link to the host every transport protocol but TCP, UDP and ICMP. The rules for name look-ups know the ports of TCP and
-/// UDP only, so another protocol with ports (UDP-Lite, SCTP, DCCP) could carry a look-up past them.
+/// Drops on the link to the host every transport protocol but TCP, UDP and ICMP. The rules for name look-ups know the
+/// ports of TCP and UDP only, so another protocol with ports (UDP-Lite, SCTP, DCCP) could carry a look-up past them.
 fn other_transports(on_link: Match) -> Rule {
     let others = Transport::ALL.map(Match::NotTransport);
     Rule::drop([vec![on_link], others.to_vec()].concat())

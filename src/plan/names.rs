@@ -46,8 +46,8 @@ impl NamesPlan {
 
     /// The text of `/etc/nsswitch.conf` (nsswitch.conf(5)), from the host's: with another line for host names.
     pub fn nsswitch_file(&self, host: &str) -> String {
-        // As glibc splits them (process_line in nss/nss_database.c): a name ends at a colon or at any white space of isspace(3), which
-        // knows the vertical tab as well.
+        // As glibc splits them (process_line in nss/nss_database.c): a name ends at a colon or at any white space of
+        // isspace(3), which knows the vertical tab as well.
         let ends_name = |c: char| c == ':' || c == '\x0b' || c.is_ascii_whitespace();
         let database = |line: &str| line.trim_start().split(ends_name).next().unwrap_or_default().to_ascii_lowercase();
         let is_kept = |line: &&str| database(line) != "hosts";

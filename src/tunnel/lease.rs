@@ -183,7 +183,8 @@ impl Lease {
         request: Request,
         passed: Option<BorrowedFd<'_>>,
     ) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
-        // A descriptor of another user would be refused with the request, for whose refusal the keeper has better words.
+        // A descriptor of another user would be refused with the request, for whose refusal the keeper has better
+        // words.
         send(&self.socket, &request, passed.filter(|_| !self.is_public))?;
         let patience = patience_for(request);
         let begin = Instant::now();
@@ -274,7 +275,8 @@ impl Lease {
         self.await_end(ANSWER)
     }
 
-    /// Waits until the tunnel is gone, or stays for others. A keeper that says nothing for `patience` is not waited for any longer.
+    /// Waits until the tunnel is gone, or stays for others. A keeper that says nothing for `patience` is not waited for
+    /// any longer.
     fn await_end(mut self, patience: Duration) -> io::Result<()> {
         loop {
             if !self.await_word(patience)? {

@@ -150,9 +150,7 @@ pub fn run(mission: Mission, wait: Option<Duration>) -> Result<(), TunnelError> 
         tracing::warn!("the service manager is told nothing: {error}");
         None
     });
-    let lived = live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager });
-    standard_error::flush(READING);
-    lived
+    live(mission, Visitors::new(), Service { signals, foreground: true, wait, manager })
 }
 
 /// How a keeper serves.
@@ -220,8 +218,8 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     if !hooks {
         limit_calls(keeper.tunnel.device().map(Device::backend)).doing("limit the keeper's system calls")?;
     }
-    // Whoever reads what it says can be paused, and no program inside is to wait for that. Only now, because no other thread may have a filter
-    // of its own before.
+    // Whoever reads what it says can be paused, and no program inside is to wait for that. Only now, because no other
+    // thread may have a filter of its own before.
     standard_error::never_wait(begin_data_path).doing("start the thread that writes messages")?;
     keeper.relay(published, host_ports)?;
     if is_taken_over && foreground {

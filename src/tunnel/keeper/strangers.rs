@@ -1,9 +1,10 @@
-//! The connections of users who may do no more than ask how the tunnel is. They have a socket of their own, so that neither the connections
-//! that wait at it nor those that are open keep anybody else waiting.
+//! The connections of users who may do no more than ask how the tunnel is. They have a socket of their own, so that
+//! neither the connections that wait at it nor those that are open keep anybody else waiting.
 //!
-//! Nothing that could block on an object of theirs is done in the keeper's loop. What they send is looked at and left unread, so no descriptor
-//! that they pass is ever opened or closed here; where it can, the kernel refuses such descriptors. Each may ask once, is answered by
-//! bytes alone (descriptors that wait to be received count against the keeper's own limit), and its connection is closed apart.
+//! Nothing that could block on an object of theirs is done in the keeper's loop. What they send is looked at and left
+//! unread, so no descriptor that they pass is ever opened or closed here; where it can, the kernel refuses such
+//! descriptors. Each may ask once, is answered by bytes alone (descriptors that wait to be received count against the
+//! keeper's own limit), and its connection is closed apart.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,10 +28,12 @@ const TOTAL: usize = 128;
 /// How many connections of one user are served at a time.
 const SERVED: usize = 16;
 
-/// How many connections of one user may be open: those beyond [`SERVED`] are told that there are too many, those beyond this are closed.
+/// How many connections of one user may be open: those beyond [`SERVED`] are told that there are too many, those beyond
+/// this are closed.
 const OPEN: usize = 2 * SERVED;
 
-/// How many connections are accepted before others have their turn: a user can connect again as fast as connections are closed.
+/// How many connections are accepted before others have their turn: a user can connect again as fast as connections are
+/// closed.
 const AT_ONCE: usize = 16;
 
 /// How long one may stay: a client asks as soon as it has connected, and leaves as soon as it has its answer.
@@ -41,8 +44,8 @@ struct Stranger {
     socket: OwnedFd,
     user: u32,
     until: Duration,
-    /// Whether it has its answer, so that only its end is waited for: if the keeper closed a connection with something unread in it, the
-    /// client could not read the answer (unix(7) has it `ECONNRESET`).
+    /// Whether it has its answer, so that only its end is waited for: if the keeper closed a connection with something
+    /// unread in it, the client could not read the answer (unix(7) has it `ECONNRESET`).
     is_answered: bool,
 }
 

@@ -1,4 +1,6 @@
-//! The connections to a keeper: those who hold a lease, and those who have something to ask.
+//! The connections to a keeper at its own socket: clients that hold a lease, and clients that have a request. They are
+//! of the keeper's own user, or of a root that could do as it likes anyway, so what they pass is received. Other users
+//! are served apart ([`super::strangers`]).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +11,7 @@ use super::super::lease::{self, Event, Request};
 use super::super::state::Holder;
 use crate::linux::local_socket::Credentials;
 
-/// How many connections may be open of those who hold no lease: anybody can connect.
+/// How many connections of another user may be open: root's, at the keeper of an ordinary user.
 const GUESTS: usize = 128;
 
 /// How long one may stay who asks for nothing.
