@@ -2,6 +2,7 @@
 //! exit status.
 
 mod child;
+mod desktop;
 mod enter;
 mod helpers;
 pub mod identity;
