@@ -93,6 +93,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         listen_fds,
         umask,
         terminal,
+        is_connected: wait.is_some(),
         keeper_gains: keeper::gained_by_hooks(held.plan.hooks.iter().any(|hook| hook.run)),
     };
     let ended = held
