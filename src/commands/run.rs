@@ -10,7 +10,7 @@ use super::held::{self, Held};
 use super::load::{self, Loaded};
 use super::{FAILED, Failure};
 use crate::cli::RunArgs;
-use crate::config::{ProgramOptions, capability};
+use crate::config::{ProgramOptions, Protocol, capability};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
@@ -72,6 +72,10 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     if let Some(advice) = refused::advice(&arguments.program, options.new_privileges, is_root, variable) {
         tracing::warn!("{advice}");
     }
+    let has_port = |port| wanted.has_host_port(port);
+    if let Some(advice) = refused::display_advice(environment("DISPLAY").as_deref(), has_port) {
+        tracing::warn!("{advice}");
+    }
     let mut held = wanted.hold(listen_fds)?;
     let name = held.plan.name.clone();
     let program = Program {
@@ -91,6 +95,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         listen_fds,
         umask,
         terminal,
+        is_connected: wait.is_some(),
         keeper_gains: keeper::gained_by_hooks(held.plan.hooks.iter().any(|hook| hook.run)),
     };
     let ended = held
@@ -144,6 +149,16 @@ impl Wanted {
         match self {
             Self::Configured(loaded) => &loaded.config.program,
             Self::Named(_, program) => program,
+        }
+    }
+
+    /// Whether a TCP port of the host's loopback is opened to the program, as far as that is known.
+    fn has_host_port(&self, port: u16) -> bool {
+        match self {
+            Self::Configured(loaded) => {
+                loaded.config.local.host_ports.iter().any(|open| open.port == port && open.protocol == Protocol::Tcp)
+            }
+            Self::Named(..) => false,
         }
     }
 

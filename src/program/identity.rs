@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use nix::unistd::{Gid, Group, Uid, User};
 use thiserror::Error;
 
+use super::desktop;
 use crate::linux::dynamic_user;
 
 /// Who a program is.
@@ -220,6 +221,20 @@ impl Identity {
         // What says that it is for the launcher is for the program: it is as if the service manager had started that.
         let meant: Vec<&str> =
             ["WATCHDOG_PID", "SYSTEMD_EXEC_PID"].into_iter().filter(|name| is_launcher(name)).collect();
+        let variable = |name: &str| inherited.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
+        let is_called_by = |account: &Account| {
+            let is = |name, wanted: &str| variable(name).is_some_and(|value| value == wanted);
+            let user = account.uid.to_string();
+            let named = account.entry.as_ref().is_some_and(|entry| is("DOAS_USER", &entry.name));
+            is("SUDO_UID", &user) || is("PKEXEC_UID", &user) || named
+        };
+        let mut desktop = Vec::new();
+        if let Self::Other(account) = self
+            && is_called_by(account)
+        {
+            let runtime = PathBuf::from(format!("/run/user/{}", account.uid));
+            desktop = desktop::variables(&runtime, account.uid, |name| variable(name).is_some());
+        }
         let mut environment = inherited;
         let mut set = |name: &str, value: Option<OsString>| {
             environment.retain(|(other, _)| other != name);
@@ -237,6 +252,9 @@ impl Identity {
             }
             let runtime = PathBuf::from(format!("/run/user/{}", account.uid));
             let is_own = runtime.metadata().is_ok_and(|status| status.uid() == account.uid);
+            for (name, value) in desktop {
+                set(name, Some(value));
+            }
             set("XDG_RUNTIME_DIR", is_own.then(|| runtime.into()));
         }
         let own = || Some(OsString::from(std::process::id().to_string()));

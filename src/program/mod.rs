@@ -3,6 +3,7 @@
 
 mod bus;
 mod child;
+mod desktop;
 mod enter;
 mod gate;
 mod guards;
@@ -81,6 +82,8 @@ pub struct Program {
     pub umask: u32,
     /// Its terminal, if that is one of its own.
     pub terminal: Option<terminal::Own>,
+    /// Whether a handshake is waited for before it is started.
+    pub is_connected: bool,
     /// What a keeper that its launcher may have to start can gain by executing a file.
     pub keeper_gains: CapabilitySet,
 }

@@ -41,6 +41,22 @@ pub fn advice(
     }
 }
 
+/// What to say of a display that the program does not reach, as in a session by `ssh -X`. `has_port` is whether a port of the host's
+/// loopback is opened to the program.
+pub fn display_advice(display: Option<&str>, has_port: impl Fn(u16) -> bool) -> Option<String> {
+    let (host, screen) = display?.rsplit_once(':')?;
+    let number: u16 = screen.split('.').next()?.parse().ok()?;
+    // The port of a display (X(7), "display names").
+    let port = number.checked_add(6000)?;
+    let is_loopback = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
+    (is_loopback && !has_port(port)).then(|| {
+        format!(
+            "the display {host}:{screen} is on the host's loopback: give --host-port {port}, and run the program with \
+             DISPLAY=host.internal:{screen}, for which `xauth add host.internal:{number} . KEY` adds the key that `xauth list` shows"
+        )
+    })
+}
+
 /// Whether a program is an AppImage: an ELF file that says so behind its first bytes (the AppImage specification, "image format").
 fn is_app_image(program: &Path, variable: impl Fn(&str) -> Option<OsString>) -> bool {
     let found = if program.components().count() > 1 || program.is_absolute() {
@@ -77,6 +93,20 @@ mod tests {
             assert_eq!(told(&[command], new_privileges, is_root), "", "{command}");
         }
         assert_eq!(told(&[], false, true), "");
+    }
+
+    #[test]
+    fn a_display_of_the_hosts_loopback_is_said() {
+        let told = |display| display_advice(Some(display), |port| port == 6011).unwrap_or_default();
+        assert!(told("localhost:10.0").contains("--host-port 6010"));
+        assert!(told("localhost:10.0").contains("DISPLAY=host.internal:10.0"));
+        assert!(told("127.0.0.1:12").contains("--host-port 6012"));
+        for reached in
+            [":0", ":0.0", "localhost:11.0", "host.internal:10.0", "nonsense", "localhost:x", "localhost:99999"]
+        {
+            assert_eq!(told(reached), "", "{reached}");
+        }
+        assert_eq!(display_advice(None, |_| false), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -45,6 +45,12 @@ const WATCHED: [Signal; 13] = [
     Signal::SIGCONT,
 ];
 
+/// How long a tunnel may be without a handshake before that is said.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long processes that the program has left behind may take to end before that is said.
+const LINGERING: Duration = Duration::from_secs(1);
+
 /// The state of the supervision.
 struct Supervision<'a> {
     program: &'a Program,
@@ -58,6 +64,13 @@ struct Supervision<'a> {
     /// The process that the program has named the main one in its own place (sd_notify(3), MAINPID).
     main: Option<process::Held>,
     ended: Option<Ended>,
+    /// When it is to be said that there was no handshake yet. None once there was one, or it was said.
+    silent: Option<Instant>,
+    /// Whether it was said, and a handshake is worth a word, too.
+    was_silent: bool,
+    /// When it is to be said which processes are waited for, and whether it was.
+    lingering: Option<Instant>,
+    has_said_lingering: bool,
     /// How the program ended that has named another process the main one (sd_notify(3), MAINPID).
     former: Option<Ended>,
     tunnel_ended: Option<String>,
@@ -90,6 +103,10 @@ pub(super) fn supervise(
         helpers,
         main: None,
         ended: None,
+        silent: (!program.is_connected).then(|| Instant::now() + SILENCE),
+        was_silent: false,
+        lingering: None,
+        has_said_lingering: false,
         former: None,
         tunnel_ended: None,
         passage,
@@ -129,18 +146,56 @@ impl Supervision<'_> {
             watched.extend(self.main.as_ref().map(AsFd::as_fd));
             watched.extend(self.helpers.descriptor());
             watched.extend(self.guards.descriptors());
-            let ready = wait_for(&watched, None)?;
+            if self.ended.is_some() && !self.has_said_lingering {
+                self.lingering.get_or_insert_with(|| Instant::now() + LINGERING);
+            }
+            let due = self.silent.into_iter().chain(self.lingering).min();
+            let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+            let ready = wait_for(&watched, left)?;
             // Before its end is noticed: what was said last is said by one who has ended.
             self.pass_on_notes()?;
             self.hear_from_guards();
+            // A signal that came after the program's end is for what it has left behind.
+            self.reap()?;
             while let Some(received) = signals.receive()? {
                 self.pass_on(received)?;
             }
             if watching_tunnel && ready[1] {
                 self.hear_from_keeper()?;
             }
+            self.break_silence()?;
         }
         self.pass_on_notes()
+    }
+
+    /// Says, once, why nothing seems to happen.
+    fn break_silence(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if self.silent.is_some_and(|due| due <= now) {
+            (self.silent, self.was_silent) = (None, true);
+            let (name, seconds) = (self.tunnel, SILENCE.as_secs());
+            tracing::warn!(
+                "no handshake with any peer within {seconds} s, so the program has no network yet: `vpn-exec status {name}` shows more"
+            );
+        }
+        if self.lingering.is_some_and(|due| due <= now) {
+            (self.lingering, self.has_said_lingering) = (None, true);
+            let orphans = self.orphans()?;
+            let described = orphans.iter().filter_map(|pid| Some((pid, process::describe(*pid)?.command)));
+            let shown = described.map(|(pid, command)| {
+                // The process itself chooses what it is called.
+                let name: String = command.chars().take(60).collect();
+                format!("{} (pid {pid})", name.escape_debug())
+            });
+            let shown: Vec<String> = shown.take(5).collect();
+            if !shown.is_empty() {
+                let (shown, count) = (shown.join(", "), orphans.len());
+                tracing::warn!(
+                    "the program has ended; waiting for {count} that it left behind: {shown}. End them, or use --kill-orphans"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Passes on what the program tells its service manager, and follows it when it has another process be the main one.
@@ -327,6 +382,13 @@ impl Supervision<'_> {
         let reason = match self.lease.next_event()? {
             Some(Event::Failed { reason, .. }) => reason,
             Some(Event::Gone) => "it is gone".into(),
+            Some(Event::Connected) => {
+                self.silent = None;
+                if std::mem::take(&mut self.was_silent) {
+                    tracing::warn!("there was a handshake now: the tunnel {} is up", self.tunnel);
+                }
+                return Ok(());
+            }
             Some(_) => return Ok(()),
             None => match self.recover() {
                 Ok(()) => return Ok(()),

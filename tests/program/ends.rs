@@ -179,3 +179,29 @@ fn a_helper_whose_starter_was_killed_is_not_waited_for() {
         wait_until("the end of the tunnel", || Ok(!Path::new("/run/vpn-exec").exists()))
     });
 }
+
+#[test]
+fn what_is_waited_for_is_said() {
+    test_with_file(|config| {
+        // A process that was left behind, of which nothing is said as long as the program runs.
+        let script = "(until [ -e /run/lab/go ]; do sleep 0.1; done) & until [ -e /run/lab/end ]; do sleep 0.1; done";
+        let mut child = vpn_exec(&config, &[], &["sh", "-c", script]).stderr(Stdio::piped()).spawn()?;
+        let mut errors = BufReader::new(child.stderr.take().context("piped")?);
+        let mut next = || -> anyhow::Result<String> {
+            let mut line = String::new();
+            errors.read_line(&mut line)?;
+            Ok(line)
+        };
+        // The peer is nobody.
+        let line = next()?;
+        ensure!(line.contains("no handshake with any peer within 10 s"), "{line}");
+        fs::write("/run/lab/end", "")?;
+        let line = next()?;
+        ensure!(line.contains("waiting for 1 that it left behind: sh -c ") && line.contains("(pid "), "{line}");
+        fs::write("/run/lab/go", "")?;
+        ensure!(wait_for_end(&mut child)?.success());
+        let line = next()?;
+        ensure!(line.is_empty(), "nothing is said twice: {line}");
+        Ok(())
+    });
+}

@@ -189,6 +189,35 @@ fn under_sudo_the_program_is_its_caller() {
     });
 }
 
+#[test]
+fn sudos_caller_finds_the_sockets_of_its_desktop() {
+    test_with_file(|config| {
+        if !has_other_users()? {
+            return Ok(());
+        }
+        let runtime = Path::new("/run/user/65534");
+        fs::create_dir_all(runtime)?;
+        let _bus = std::os::unix::net::UnixListener::bind(runtime.join("bus"))?;
+        let _other = std::os::unix::net::UnixListener::bind(runtime.join("wayland-0"))?;
+        for path in [runtime, &runtime.join("bus")] {
+            std::os::unix::fs::chown(path, Some(65534), None)?;
+        }
+        fs::set_permissions(runtime, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        let print = ["sh", "-c", "echo \"$DBUS_SESSION_BUS_ADDRESS\" \"${WAYLAND_DISPLAY-unset}\""];
+        let under = |name: &str, value: &str, options: &[&str]| {
+            let mut command = vpn_exec(&config, options, &print);
+            command.env_remove("DBUS_SESSION_BUS_ADDRESS").env_remove("WAYLAND_DISPLAY").env(name, value);
+            stdout_of(command)
+        };
+        ensure!(
+            under("SUDO_UID", "65534", &[])? == "unix:path=/run/user/65534/bus unset\n",
+            "root's socket is left out"
+        );
+        ensure!(under("NOTHING", "", &["--user", "65534"])? == " unset\n", "nobody has called");
+        Ok(())
+    });
+}
+
 /// Whether the world has users other than root: it has only if an administrator made it.
 pub(crate) fn has_other_users() -> Result<bool> {
     let map = fs::read_to_string("/proc/self/uid_map")?;

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use vpn_exec::linux::process::parent_of;
 
 use crate::support::*;
 
@@ -48,12 +49,10 @@ fn no_other_process_is_signalled_in_place_of_a_main_one_that_has_ended() {
         let exists = |path: &str| std::path::Path::new(path).exists();
         std::fs::write("/run/lab/go", "")?;
         // It has heard of the main process before it waits for the program.
+        let launcher = child.id().cast_signed();
         wait_until("the end of the program", || {
-            let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
-            let python =
-                |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "python3\n");
-            let adopted = children.split_ascii_whitespace().filter(|pid| python(pid)).count();
-            Ok(adopted == 1 && vpn_exec::linux::process::parent_of(main).is_some())
+            let between = parent_of(main).context("the parent of the main process")?;
+            Ok(parent_of(between) == Some(launcher) && between != launcher)
         })?;
         std::fs::write("/run/lab/end", "")?;
         wait_until("the end of the main process", || Ok(exists("/run/lab/ended")))?;
