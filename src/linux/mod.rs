@@ -3,6 +3,8 @@
 
 pub mod capabilities;
 pub mod clock;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod iptables;
 pub mod link;
 pub mod listeners;

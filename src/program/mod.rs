@@ -4,7 +4,7 @@
 mod child;
 mod enter;
 pub mod identity;
-mod notify;
+pub(crate) mod notify;
 mod privileges;
 mod supervise;
 mod view;
