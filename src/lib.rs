@@ -27,6 +27,8 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod config_file;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod keys;
 #[expect(
     unsafe_code,

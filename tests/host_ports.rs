@@ -17,7 +17,6 @@ use vpn_exec::linux::netlink::{Netlink, Request};
 use vpn_exec::tunnel::state;
 use vpn_exec::tunnel::status::{self, HostLink};
 
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 const NAME: &str = "back";
 
 /// Tells hanging from working.
@@ -33,7 +32,7 @@ fn agent() {
 }
 
 fn up(file: &Path, ports: &[&str]) -> Result<Output> {
-    let mut command = Command::new(VPN_EXEC);
+    let mut command = Command::new(lab::program!());
     command.arg("up").arg(file).args(["--name", NAME, "--backend", lab::backend()]);
     for port in ports {
         command.args(["--host-port", port]);
@@ -47,11 +46,11 @@ fn works(output: &Output) -> Result<()> {
 }
 
 fn down() -> Result<()> {
-    works(&Command::new(VPN_EXEC).args(["down", NAME]).output()?)
+    works(&Command::new(lab::program!()).args(["down", NAME]).output()?)
 }
 
 fn inside() -> Result<Agent> {
-    let mut command = Command::new(VPN_EXEC);
+    let mut command = Command::new(lab::program!());
     command.args(["--tunnel", NAME, "--"]);
     Agent::start(Some(command))?.begun()
 }
@@ -261,8 +260,12 @@ fn the_successor_of_a_killed_keeper_lets_the_same_ports_be_reached() {
 fn it_is_told_by_plan_and_status() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
-        let plan =
-            Command::new(VPN_EXEC).arg("plan").arg("--config").arg(&file).args(["--host-port", "631"]).output()?;
+        let plan = Command::new(lab::program!())
+            .arg("plan")
+            .arg("--config")
+            .arg(&file)
+            .args(["--host-port", "631"])
+            .output()?;
         works(&plan)?;
         let text = String::from_utf8_lossy(&plan.stdout).into_owned();
         ensure!(text.contains("of the host     631/tcp"), "{text}");
@@ -271,7 +274,7 @@ fn it_is_told_by_plan_and_status() {
         works(&up(&file, &["631"])?)?;
         let mut agent = inside()?;
         assert_eq!(agent.succeed("get http://host.internal:631/")?, "a printer");
-        let status = Command::new(VPN_EXEC).args(["status", NAME]).output()?;
+        let status = Command::new(lab::program!()).args(["status", NAME]).output()?;
         let text = String::from_utf8_lossy(&status.stdout).into_owned();
         ensure!(text.contains("of the host    631/tcp"), "{text}");
         finish(agent)?;
@@ -288,7 +291,7 @@ fn they_are_changed_alive() {
         works(&up(&file, &[])?)?;
         let mut agent = inside()?;
         let mut reload = |ports: &[&str]| -> Result<String> {
-            let mut command = Command::new(VPN_EXEC);
+            let mut command = Command::new(lab::program!());
             command.arg("reload").arg(&file).args(["--name", NAME, "--backend", lab::backend()]);
             for port in ports {
                 command.args(["--host-port", port]);

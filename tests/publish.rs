@@ -23,7 +23,7 @@ const NAME: &str = "pub";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn vpn_exec(arguments: &[&str]) -> Result<Output> {
-    Ok(Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args(arguments).output()?)
+    Ok(Command::new(lab::program!()).args(arguments).output()?)
 }
 
 fn works(arguments: &[&str]) -> Result<()> {
@@ -546,7 +546,7 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         ensure!(is_alive(&to_82));
 
         // A successor has what was changed to.
-        let mut program = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let mut program = Command::new(lab::program!());
         let mut program = program.args(["--tunnel", NAME, "--", "sleep", "60"]).spawn()?;
         let keeper = || -> Result<i32> { Ok(state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed()) };
         let (former, begin) = (keeper()?, Instant::now());

@@ -33,7 +33,7 @@ const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let up = format!("{limit} && exec \"$0\" up \"$1\" --name {NAME} --backend userspace --publish 8080:80");
-    let program = Path::new(env!("CARGO_BIN_EXE_vpn-exec"));
+    let program = Path::new(lab::program!());
     let output = Command::new("sh").arg("-c").arg(up).arg(program).arg(file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     match look_up(&path_of(NAME))? {
@@ -43,7 +43,7 @@ fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
 }
 
 fn down() -> Result<()> {
-    let output = Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args(["down", NAME]).output()?;
+    let output = Command::new(lab::program!()).args(["down", NAME]).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

@@ -12,7 +12,7 @@ mod plan;
 mod reload;
 mod run;
 mod status;
-mod systemd;
+pub(crate) mod systemd;
 mod unit;
 mod up;
 

@@ -91,7 +91,7 @@ impl Unit {
 }
 
 /// An entry of `ReadWritePaths=` or the like, if it must exist or is `/run`.
-fn used_path(entry: &str) -> Option<PathBuf> {
+pub(crate) fn used_path(entry: &str) -> Option<PathBuf> {
     let path = Path::new(entry.trim_start_matches(['-', '+']));
     (path == Path::new("/run") || path == Path::new(entry)).then(|| path.to_owned())
 }
@@ -121,7 +121,11 @@ pub(super) fn show(unit: &str) -> Result<Option<HashMap<String, String>>, Failur
     if !Path::new("/run/systemd/system").is_dir() {
         return Ok(None);
     }
-    let text = systemctl(&["show", "--", unit])?;
+    Ok(Some(properties(&systemctl(&["show", "--", unit])?)))
+}
+
+/// The properties in what `systemctl show` prints.
+pub(crate) fn properties(text: &str) -> HashMap<String, String> {
     let mut properties: HashMap<String, String> = HashMap::new();
     for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
         properties
@@ -132,7 +136,7 @@ pub(super) fn show(unit: &str) -> Result<Option<HashMap<String, String>>, Failur
             })
             .or_insert_with(|| value.to_owned());
     }
-    Ok(Some(properties))
+    properties
 }
 
 pub(super) fn systemctl(arguments: &[&str]) -> Result<String, Failure> {

@@ -76,6 +76,12 @@ pub fn forward(ipv6: bool) -> io::Result<Forward> {
     read(layout, &entries[ENTRIES..], policy)
 }
 
+/// Reads a table, for a fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(super) fn look_at(ipv6: bool, entries: &[u8], policy: usize) {
+    let _ = read(if ipv6 { &IPV6 } else { &IPV4 }, entries, policy);
+}
+
 fn read(layout: &Layout, entries: &[u8], policy: usize) -> io::Result<Forward> {
     let mut found = Forward::default();
     let mut at = 0;

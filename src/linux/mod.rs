@@ -6,6 +6,8 @@ pub mod capabilities;
 pub mod clock;
 pub mod connections;
 pub mod dynamic_user;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod iptables;
 pub mod link;
 pub mod listeners;

@@ -287,7 +287,7 @@ impl Channel {
 pub(super) type Ack = (io::Error, Option<String>);
 
 /// The error and the text in an `NLMSG_ERROR`; none if it says success.
-fn ack_of(message: &[u8]) -> Option<Ack> {
+pub(super) fn ack_of(message: &[u8]) -> Option<Ack> {
     let code = read_i32(message, HEADER_LENGTH);
     if code == 0 {
         return None;
@@ -307,13 +307,13 @@ fn ack_of(message: &[u8]) -> Option<Ack> {
     Some((io::Error::from_raw_os_error(code.wrapping_neg()), detail))
 }
 
-struct Header {
+pub(super) struct Header {
     kind: u16,
     sequence: u32,
 }
 
 impl Header {
-    fn of(message: &[u8]) -> Self {
+    pub(super) fn of(message: &[u8]) -> Self {
         Self {
             kind: u16::from_ne_bytes([message[4], message[5]]),
             sequence: u32::from_ne_bytes([message[8], message[9], message[10], message[11]]),
@@ -326,7 +326,7 @@ fn read_i32(bytes: &[u8], at: usize) -> i32 {
 }
 
 /// The messages of a datagram, each at least a header long.
-struct Messages<'a>(&'a [u8]);
+pub(super) struct Messages<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = &'a [u8];

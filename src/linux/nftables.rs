@@ -339,6 +339,27 @@ fn interface_of(value: &[u8]) -> Option<String> {
     Some(if end.is_some() { name.to_owned() } else { format!("{name}*") })
 }
 
+/// Looks at all that is looked at in an answer, for a fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(super) fn look_at(answer: NetfilterMessage) {
+    match answer.inner {
+        NetfilterMessageInner::NfTables(NfTablesMessage::NewTable(table)) => {
+            for attribute in table.attributes {
+                if let TableAttribute::UserData(data) = attribute {
+                    let _ = comment_of(&data);
+                }
+            }
+        }
+        NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) => {
+            let _ = name_of_family(answer.header.family).and_then(|family| forwarding(family, chain));
+        }
+        NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) => {
+            let _ = (place_of(&rule), interfaces_in(&rule), stops_all(&rule));
+        }
+        _ => {}
+    }
+}
+
 /// The comment in a table's user data, which is a row of a kind, a length and as many bytes.
 fn comment_of(mut data: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = data {

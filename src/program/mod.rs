@@ -9,7 +9,7 @@ mod gate;
 mod guards;
 mod helpers;
 pub mod identity;
-mod notify;
+pub(crate) mod notify;
 mod private;
 mod privileges;
 pub mod refused;

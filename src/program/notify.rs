@@ -72,7 +72,7 @@ impl AsFd for Passage {
 
 /// A message without what it says of the main process, and that. To the manager the main process stays vpn-exec, which alone is its
 /// child, and reports the other one's end.
-fn without_main_process(text: &[u8]) -> (Vec<u8>, Option<i32>) {
+pub(crate) fn without_main_process(text: &[u8]) -> (Vec<u8>, Option<i32>) {
     let (mut kept, mut main): (Vec<&[u8]>, _) = (Vec::new(), None);
     for line in text.split(|byte| *byte == b'\n') {
         match line.strip_prefix(b"MAINPID=") {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, Backlog, SockType, SockaddrStorage, sockopt};
+use nix::sys::socket::{self, SockType, SockaddrStorage, sockopt};
 use thiserror::Error;
 
 use super::{datagram, new_socket};
@@ -199,7 +199,8 @@ fn open_at(address: IpAddr, entrance: &Entrance) -> nix::Result<OwnedFd> {
     }
     socket::bind(opened.as_raw_fd(), &SockaddrStorage::from(address))?;
     if entrance.protocol == Protocol::Tcp {
-        socket::listen(&opened, Backlog::new(BACKLOG)?)?;
+        // The kernel cuts it to its own limit (somaxconn). The wrapper of nix refuses more than the C library's SOMAXCONN, which is 128 in musl.
+        rustix::net::listen(&opened, BACKLOG).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
     }
     Ok(opened)
 }

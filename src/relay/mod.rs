@@ -19,7 +19,7 @@ mod clients;
 mod datagram;
 mod descriptors;
 mod entrance;
-mod proxy_protocol;
+pub(crate) mod proxy_protocol;
 mod stream;
 
 use std::collections::{HashMap, HashSet};

@@ -14,7 +14,7 @@ const TCP_IPV4: u8 = 0x11;
 const TCP_IPV6: u8 = 0x21;
 
 /// The header of a connection from a client to an address of the host's. One that came by IPv4 to a socket of IPv6 is told as IPv4.
-pub(super) fn header(client: SocketAddr, host: SocketAddr) -> Vec<u8> {
+pub(crate) fn header(client: SocketAddr, host: SocketAddr) -> Vec<u8> {
     let (family, addresses) = match (client.ip().to_canonical(), host.ip().to_canonical()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => (TCP_IPV4, [from.octets(), to.octets()].concat()),
         (from, to) => (TCP_IPV6, [ipv6(from), ipv6(to)].concat()),

@@ -72,7 +72,7 @@ impl Event {
 
 /// What the keeper is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// A lease on the tunnel.
     Join,
     /// The tunnel shall stay when nobody holds a lease on it.

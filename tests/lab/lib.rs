@@ -75,6 +75,22 @@ pub fn backend() -> &'static str {
     BACKEND.get_or_init(|| std::env::var("VPN_EXEC_TEST_BACKEND").unwrap_or_else(|_| "userspace".into()))
 }
 
+/// The program under test: see [`vpn_exec()`].
+#[macro_export]
+macro_rules! program {
+    () => {
+        $crate::vpn_exec(env!("CARGO_BIN_EXE_vpn-exec"))
+    };
+}
+
+/// The program under test: the one that the environment variable `VPN_EXEC_BIN` names, such as a static one, else the one that cargo has
+/// built for the tests.
+pub fn vpn_exec(built: &'static str) -> &'static str {
+    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
+    let other = PROGRAM.get_or_init(|| std::env::var("VPN_EXEC_BIN").ok().filter(|path| !path.is_empty()));
+    other.as_deref().unwrap_or(built)
+}
+
 /// How long something may take, and how long is waited for what should not come: on an ordinary machine as long as said, and so many times
 /// as long as the environment variable `VPN_EXEC_TEST_PATIENCE` says where all is slower, under emulation.
 pub fn patience(usual: Duration) -> Duration {

@@ -50,6 +50,8 @@ mod peer;
 mod sockets;
 mod wiped;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;
 

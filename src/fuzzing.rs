@@ -1,0 +1,186 @@
+//! What the fuzz targets run (see fuzz/README.md): each takes any bytes, and panics where a promise is broken. Not part of a build, but of
+//! tests and of fuzzers, which are built with `--cfg fuzzing`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+
+pub use crate::linux::fuzzing::{iptables, netlink};
+pub use crate::wireguard::userspace::fuzzing::device;
+use crate::{config, linux, names, plan, program, relay, tunnel};
+
+/// What comes from other processes and from files of the machine. The first byte says which of the parsers has the rest.
+pub fn messages(input: &[u8]) {
+    let Some((kind, data)) = input.split_first() else { return };
+    let text = String::from_utf8_lossy(data);
+    match kind % 8 {
+        0 => {
+            let _ = serde_json::from_slice::<tunnel::lease::Request>(data);
+            let _ = serde_json::from_slice::<tunnel::lease::Event>(data);
+        }
+        1 => {
+            let file = linux::memory_file::seal(data).expect("a file in memory");
+            if let Ok(handover) = tunnel::handover::Handover::open(file.as_fd()) {
+                let _ = handover.config();
+            }
+        }
+        2 => {
+            let _ = serde_json::from_slice::<tunnel::state::State>(data);
+            if let Ok(plan) = serde_json::from_slice::<plan::Plan>(data) {
+                let _ = plan.to_string();
+            }
+        }
+        3 => {
+            let (kept, main) = program::notify::without_main_process(data);
+            assert!(!kept.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"MAINPID=")));
+            assert!(main.is_none_or(|pid| pid > 0));
+        }
+        4 => {
+            let _ = text.parse::<names::TunnelName>();
+            let _ = text.parse::<names::InterfaceName>();
+            let _ = text.parse::<names::ServiceName>();
+        }
+        5 => {
+            let _ = config::ports::parse_publish(&text);
+            let _ = config::ports::parse_open(&text);
+            let _ = config::ports::parse_host_ports(&text);
+            let _ = config::network::parse_local(&text);
+            let _ = config::parse_mtu(&text);
+        }
+        6 => {
+            if let Some((client, host)) = data.split_at_checked(19)
+                && host.len() >= 19
+            {
+                let header = relay::proxy_protocol::header(address(client), address(host));
+                assert_eq!(header.len(), 16 + usize::from(u16::from_be_bytes([header[14], header[15]])));
+            }
+        }
+        _ => {
+            let names = plan::NamesPlan {
+                servers: Vec::new(),
+                search: Vec::new(),
+                options: Vec::new(),
+                resolv_conf: String::new(),
+                hosts: String::new(),
+                nsswitch_hosts: "hosts: files dns".into(),
+            };
+            assert!(names.nsswitch_file(&text).ends_with("hosts: files dns\n"));
+            assert!(names.hosts_file(&text).ends_with(&*text));
+        }
+    }
+}
+
+/// An address out of 19 bytes.
+fn address(bytes: &[u8]) -> SocketAddr {
+    let ip = match <[u8; 16]>::try_from(&bytes[1..17]) {
+        Ok(octets) if bytes[0] % 2 == 1 => IpAddr::from(octets),
+        _ => IpAddr::from([bytes[1], bytes[2], bytes[3], bytes[4]]),
+    };
+    SocketAddr::new(ip, u16::from_be_bytes([bytes[17], bytes[18]]))
+}
+
+/// What systemctl prints about a service (`systemctl show`), up to the drop-in that is made of it.
+pub fn systemctl(output: &[u8]) {
+    let text = String::from_utf8_lossy(output);
+    let properties = crate::commands::systemd::properties(&text);
+    let words = |name: &str| {
+        let value = properties.get(name).map(String::as_str).unwrap_or_default();
+        value.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let path = |name: &str| words(name).first().map(Into::into);
+    let facts = plan::unit::ServiceFacts {
+        kind: properties.get("Type").cloned().unwrap_or_default(),
+        runtime_directories: words("RuntimeDirectory"),
+        used_paths: words("ReadWritePaths")
+            .iter()
+            .filter_map(|path| crate::commands::systemd::used_path(path))
+            .collect(),
+        bind_paths: words("BindPaths"),
+        pid_file: path("PIDFile"),
+        private_network: false,
+        network_namespace: path("NetworkNamespacePath"),
+        joins_namespace_of: words("JoinsNamespaceOf"),
+        sockets: Vec::new(),
+    };
+    let request = plan::unit::UnitRequest {
+        service: "some.service".parse().expect("a name"),
+        tunnel: "some".parse().expect("a name"),
+        dbus: config::DbusAccess::Session,
+        show: words("Show").into_iter().map(Into::into).collect(),
+    };
+    if let Ok(drop_in) = plan::unit::drop_in(&request, &facts) {
+        let headings = drop_in.lines().filter(|line| line.starts_with('[')).count();
+        assert_eq!(headings, 2, "a property has become a section:\n{drop_in}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever a fuzzer starts from. Real ones first.
+    const SEEDS: [&[u8]; 9] = [
+        b"\0\"Join\"",
+        b"\x03READY=1\nMAINPID=12\nSTATUS=x",
+        b"\x05127.0.0.1:8000-8009:9000-9009/udp,proxy-protocol=v2",
+        b"\x07passwd: files\nhosts: files resolve\n",
+        b"Type=notify\nRuntimeDirectory=a b\nReadWritePaths=-/run /var/lib/a\nBindPaths=/run/a:/run/b:rbind -/etc\nPIDFile=/run/a/pid\n",
+        // An acknowledgement with a text, and the beginning of a rule.
+        &[44, 0, 0, 0, 2, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 36, 0, 0, 0, 0, 10, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1, 0, b'n', b'o', 0, 0],
+        &[48, 0, 0, 0, 6, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 1, 0, b'a', b'b', b'c', 0, 12, 0, 4, 0, 8, 0, 1, 0, 4, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        &[1, 0x70, 0, 0x98, 0, 0, 0, 0, 0, 0, 0],
+        // A handshake, packets both ways, messages changed on the way, and a stranger's.
+        &[6, 0, 3, 2, 1, 2, 0x83, 3, 1, 2, 3, 7, 3, 1, 0xff, 3, 4, 1, 9, 5, 1, 130, 2, 2, 0, 9, 2, 1, 1, 2, 1, 2, 2, 1, 3, 8, 1, 0, 5, 1, 10, 6, 0],
+    ];
+
+    /// Each seed, and each with changes that a small generator makes, always the same ones: without a fuzzer's tools, at least this.
+    fn run(target: fn(&[u8]), rounds: u32) {
+        let mut state = 0x2545_f491_u32;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as usize % below.max(1)
+        };
+        for seed in SEEDS {
+            target(seed);
+            for _ in 0..rounds {
+                let mut input = seed.to_vec();
+                for _ in 0..=random(4) {
+                    match random(4) {
+                        0 => input.truncate(random(input.len() + 1)),
+                        1 => input.insert(random(input.len() + 1), random(256) as u8),
+                        2 => input.extend_from_within(random(input.len())..),
+                        _ => {
+                            let at = random(input.len());
+                            if let Some(byte) = input.get_mut(at) {
+                                *byte = random(256) as u8;
+                            }
+                        }
+                    }
+                }
+                target(&input);
+            }
+        }
+    }
+
+    #[test]
+    fn the_embedded_device_keeps_its_promises() {
+        run(device, 100);
+    }
+
+    #[test]
+    fn messages_of_others_are_read_or_refused() {
+        run(messages, 500);
+    }
+
+    #[test]
+    fn what_systemctl_prints_becomes_no_other_setting() {
+        run(systemctl, 500);
+    }
+
+    #[test]
+    fn answers_of_the_kernel_are_read_or_refused() {
+        run(netlink, 1000);
+        run(iptables, 1000);
+    }
+}
