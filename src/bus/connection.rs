@@ -51,12 +51,23 @@ enum Phase {
     Hello,
     /// The bus is to reply to it: the call has this serial number.
     Greeted(u32),
-    /// The filter asks who owns what. These calls are to be replied to: a list of names, and the owner of each.
-    Asking(HashMap<u32, Option<String>>),
+    /// The filter asks who owns what. These calls are to be replied to.
+    Asking(HashMap<u32, Question>),
     /// Messages pass.
     Open,
     /// The end.
     Over,
+}
+
+/// What the filter asks the bus.
+#[derive(Debug)]
+enum Question {
+    /// Which names there are.
+    Names,
+    /// Which services can be started.
+    Activatable,
+    /// Who owns this name.
+    Owner(String),
 }
 
 /// A peer on the bus.
@@ -142,6 +153,10 @@ pub(super) struct Connection {
     /// The owners of the names that the client may know about.
     owners: HashMap<String, String>,
     peers: HashMap<String, Peer>,
+    /// The names outside that the client may not know about. It is told that they are refused, and of all others that there are none.
+    hidden: HashSet<String>,
+    /// The services that the bus can start.
+    activatable: HashSet<String>,
     /// Names that the client owns for all to see.
     public: HashSet<String>,
     /// Whether it has asked to be told about owners of names.
@@ -172,6 +187,8 @@ impl Connection {
             unique: String::new(),
             owners: HashMap::new(),
             peers: HashMap::new(),
+            hidden: HashSet::new(),
+            activatable: HashSet::new(),
             public: HashSet::new(),
             watches: false,
             lists: HashSet::new(),
@@ -438,8 +455,16 @@ impl Connection {
         } else {
             "org.freedesktop.DBus.Error.ServiceUnknown"
         };
+        if !destination.starts_with(':') && !self.is_outside(destination) {
+            return self.fail(header, error, &format!("no process owns the name {destination}"));
+        }
         let refusal = Refusal::Name { name: destination.to_owned(), member: member.to_owned() };
         self.refuse(shared, header, refusal, error)
+    }
+
+    /// Whether a process outside has a name, or is started for it.
+    fn is_outside(&self, name: &str) -> bool {
+        self.hidden.contains(name) || self.activatable.contains(name) || self.owners.contains_key(name)
     }
 
     fn judge_signal(&self, shared: &Shared<'_>, header: &Header, destination: &str) -> Verdict {
@@ -575,6 +600,10 @@ impl Connection {
                 Verdict::Instead(header.clone().with_body("s", &body.into_bytes()))
             }
             ("StartServiceByName", None) if name == BUS || shared.policy.talks_to(name) => Verdict::Pass,
+            ("StartServiceByName", None) if !self.is_outside(name) => {
+                let text = format!("no service has the name {:?}", display(name));
+                self.fail(header, "org.freedesktop.DBus.Error.ServiceUnknown", &text)
+            }
             ("StartServiceByName", None) => {
                 let refusal = Refusal::Activation { name: display(name) };
                 self.refuse(shared, header, refusal, "org.freedesktop.DBus.Error.ServiceUnknown")
@@ -777,6 +806,11 @@ impl Connection {
             // A client has taken it inside.
             shared.names.owner(name).is_none()
         } else {
+            if new.is_empty() {
+                self.hidden.remove(name);
+            } else {
+                self.hidden.insert(name.to_owned());
+            }
             false
         };
         if shown && self.watches { Verdict::Pass } else { Verdict::Drop }
@@ -816,18 +850,22 @@ impl Connection {
             Phase::Asking(calls) => {
                 let Some(asked) = calls.remove(&serial) else { return Ok(Verdict::Drop) };
                 match asked {
-                    None if header.kind == Kind::Return => {
-                        let names = arguments.strings()?.into_iter();
-                        let names: Vec<String> =
-                            names.filter(|name| shared.policy.shows(name)).map(ToOwned::to_owned).collect();
-                        for (serial, name) in (FIRST_CALL + 1..).zip(names) {
+                    Question::Activatable if header.kind == Kind::Return => {
+                        self.activatable = arguments.strings()?.into_iter().map(ToOwned::to_owned).collect();
+                    }
+                    Question::Names if header.kind == Kind::Return => {
+                        let names = arguments.strings()?.into_iter().filter(|name| !name.starts_with(':'));
+                        let (shown, hidden): (Vec<_>, Vec<_>) =
+                            names.map(ToOwned::to_owned).partition(|name| shared.policy.shows(name));
+                        self.hidden.extend(hidden);
+                        for (serial, name) in (FIRST_CALL + 2..).zip(shown) {
                             let mut body = Writer::new(super::message::Endian::Little);
                             body.string(&name);
                             self.bus.push(&call_of_bus(serial, "GetNameOwner", body, 0), Vec::new());
-                            calls.insert(serial, Some(name));
+                            calls.insert(serial, Question::Owner(name));
                         }
                     }
-                    Some(name) if header.kind == Kind::Return => {
+                    Question::Owner(name) if header.kind == Kind::Return => {
                         let owner = arguments.string()?.to_owned();
                         self.set_owner(shared, &name, &owner);
                     }
@@ -869,9 +907,14 @@ impl Connection {
             "type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',path='{BUS_PATH}'"
         ));
         self.bus.push(&call_of_bus(FIRST_CALL - 1, "AddMatch", rule, NO_REPLY), Vec::new());
-        let nothing = Writer::new(super::message::Endian::Little);
-        self.bus.push(&call_of_bus(FIRST_CALL, "ListNames", nothing, 0), Vec::new());
-        self.phase = Phase::Asking(HashMap::from([(FIRST_CALL, None)]));
+        let questions = [("ListNames", Question::Names), ("ListActivatableNames", Question::Activatable)];
+        let mut calls = HashMap::new();
+        for (serial, (member, question)) in (FIRST_CALL..).zip(questions) {
+            let nothing = Writer::new(super::message::Endian::Little);
+            self.bus.push(&call_of_bus(serial, member, nothing, 0), Vec::new());
+            calls.insert(serial, question);
+        }
+        self.phase = Phase::Asking(calls);
     }
 
     pub(super) fn token(&self) -> Token {
@@ -1033,11 +1076,16 @@ mod tests {
         ends.client.write_all(&call_of_bus(1, "Hello", Writer::new(Endian::Little), 0)).expect("sent");
         let mut names = Writer::new(Endian::Little);
         names.strings([BUS, ":1.9", "org.freedesktop.Notifications", "org.freedesktop.systemd1"]);
+        let mut services = Writer::new(Endian::Little);
+        services.strings([BUS, "org.freedesktop.systemd1"]);
         for (said, answer) in [
             (&b"AUTH"[..], b"DATA\r\nOK ab\r\nAGREE_UNIX_FD\r\n".to_vec()),
             (b"Hello", of_bus(1, "s", text(":1.7"))),
-            (b"ListNames", of_bus(FIRST_CALL, "as", names)),
-            (b"GetNameOwner", of_bus(FIRST_CALL + 1, "s", text(":1.9"))),
+            (
+                b"ListActivatableNames",
+                [of_bus(FIRST_CALL, "as", names), of_bus(FIRST_CALL + 1, "as", services)].concat(),
+            ),
+            (b"GetNameOwner", of_bus(FIRST_CALL + 2, "s", text(":1.9"))),
         ] {
             ends.connection.go_on(shared, true, true);
             let heard = read(&mut ends.bus);
