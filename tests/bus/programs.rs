@@ -260,7 +260,7 @@ fn the_bus_itself_obeys_within_limits() {
 #[test]
 fn a_name_is_opened_by_name() {
     let policy = Policy::default_desktop().with_talk([SYSTEMD.parse().expect("a name")]);
-    test_with(policy, "x::programs::a_name_is_opened_by_name", |desktop| {
+    test_with(policy, |desktop| {
         ask(FILTER, &call(SYSTEMD, SYSTEMD_PATH, "org.freedesktop.systemd1.Manager.StartTransientUnit", &[]))?;
         ensure!(desktop.calls()?.contains("StartTransientUnit"), "it does not arrive");
         // It has an owner already, who stays.
