@@ -46,7 +46,8 @@ pub enum AddressError {
     NoSocket(String),
 }
 
-/// Returns where a bus listens, in the order in which it is to be tried. Entries of other transports, such as `tcp:`, are left out.
+/// Returns where a bus listens, in the order in which it is to be tried. Entries of other transports, such as `tcp:`,
+/// are left out.
 ///
 /// # Errors
 /// If the text is not a list of addresses, or has no unix socket in it.
@@ -87,7 +88,8 @@ pub fn of_runtime_directory(directory: &Path) -> Address {
 /// Connects to the first of these addresses at which a process listens.
 ///
 /// # Errors
-/// Why the last one could not be connected to; `WouldBlock` if too many connections wait to be accepted for five seconds already.
+/// Why the last one could not be connected to; `WouldBlock` if too many connections wait to be accepted for five
+/// seconds already.
 pub fn connect(addresses: &[Address]) -> io::Result<OwnedFd> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses {

@@ -1,8 +1,9 @@
 //! How a connection begins, before its first message (D-Bus specification, "Authentication Protocol").
 //!
-//! The filter does not pass on what a client says here. It answers itself, by what the kernel says about who connected, and for its own
-//! part has the bus ask the kernel, too (EXTERNAL without a name). So no line of a client can make the two sides disagree about where
-//! messages begin, and the user may have another number in the client's user namespace than in that of the bus.
+//! The filter does not pass on what a client says here. It answers itself, by what the kernel says about who connected,
+//! and for its own part has the bus ask the kernel, too (EXTERNAL without a name). So no line of a client can make the
+//! two sides disagree about where messages begin, and the user may have another number in the client's user namespace
+//! than in that of the bus.
 
 /// How much a client may say before the first message, in bytes.
 pub const MAX_TALK: usize = 16 * 1024;
@@ -67,7 +68,8 @@ pub enum Answer {
 }
 
 impl FromClient {
-    /// Takes the next line of a client that the kernel says is of the right user. What the client says about its user is not needed.
+    /// Takes the next line of a client that the kernel says is of the right user. What the client says about its user
+    /// is not needed.
     pub fn line(&mut self, line: &str, bus: &FromBus) -> Answer {
         let rejected = || Answer::Say("REJECTED EXTERNAL".to_owned());
         let mut words = line.split(' ');
@@ -113,7 +115,8 @@ pub fn first_line(bytes: &[u8]) -> Result<Option<(&str, usize)>, NoLine> {
     if line.bytes().all(|byte| matches!(byte, b' '..=b'~')) { Ok(Some((line, length + 2))) } else { Err(NoLine) }
 }
 
-/// Returns the first line of a client, as [`first_line`] does. Before its very first one is a NUL, which is part of the length.
+/// Returns the first line of a client, as [`first_line`] does. Before its very first one is a NUL, which is part of the
+/// length.
 ///
 /// # Errors
 /// If it is not a line of ASCII, or the NUL is missing.
@@ -170,9 +173,8 @@ mod tests {
         }
         assert_eq!(say(&["NEGOTIATE_UNIX_FD"], &bus), [say_line("ERROR unknown command")]);
         let without = FromBus { passes_descriptors: false, ..bus };
-        assert!(
-            matches!(&say(&["AUTH EXTERNAL 30", "NEGOTIATE_UNIX_FD"], &without)[1], Answer::Say(line) if line.starts_with("ERROR"))
-        );
+        let answers = say(&["AUTH EXTERNAL 30", "NEGOTIATE_UNIX_FD"], &without);
+        assert!(matches!(&answers[1], Answer::Say(line) if line.starts_with("ERROR")));
     }
 
     #[test]

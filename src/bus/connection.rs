@@ -1,10 +1,13 @@
-//! A client of the filter, and its own connection to the bus: what passes from one to the other, and what is answered here.
+//! A client of the filter, and its own connection to the bus: what passes from one to the other, and what is answered
+//! here.
 //!
-//! Each client has a connection of its own, so the bus gives it a name of its own and keeps order, limits and replies as ever. The
-//! filter calls methods of the bus only once, after the client's `Hello` and before anything else of the client is passed on. So its
-//! serial numbers cannot meet those of the client. What it says later are replies and signals, which have no reply.
+//! Each client has a connection of its own, so the bus gives it a name of its own and keeps order, limits and replies
+//! as ever. The filter calls methods of the bus only once, after the client's `Hello` and before anything else of the
+//! client is passed on. So its serial numbers cannot meet those of the client. What it says later are replies and
+//! signals, which have no reply.
 //!
-//! Who owns a name is heard on the same connection (`NameOwnerChanged`): the bus says so before it passes on the owner's first message.
+//! Who owns a name is heard on the same connection (`NameOwnerChanged`): the bus says so before it passes on the
+//! owner's first message.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -22,8 +25,8 @@ const PEER: &str = "org.freedesktop.DBus.Peer";
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 
-/// Output for a client beyond which nothing more of it or for it is looked at. Half of it are some ten thousand replies, so that a
-/// client that sends many calls before it reads the first reply does not wait for ever.
+/// Output for a client beyond which nothing more of it or for it is looked at. It has room for some ten thousand
+/// replies, so that a client that sends many calls before it reads the first reply does not wait for ever.
 const CLIENT_LIMIT: usize = 4 << 20;
 /// The same for the bus.
 const BUS_LIMIT: usize = 1 << 20;
@@ -51,18 +54,30 @@ enum Phase {
     Hello,
     /// The bus is to reply to it: the call has this serial number.
     Greeted(u32),
-    /// The filter asks who owns what. These calls are to be replied to: a list of names, and the owner of each.
-    Asking(HashMap<u32, Option<String>>),
+    /// The filter asks who owns what. These calls are to be replied to.
+    Asking(HashMap<u32, Question>),
     /// Messages pass.
     Open,
     /// The end.
     Over,
 }
 
+/// What the filter asks the bus.
+#[derive(Debug)]
+enum Question {
+    /// Which names there are.
+    Names,
+    /// Which services can be started.
+    Activatable,
+    /// Who owns this name.
+    Owner(String),
+}
+
 /// A peer on the bus.
 #[derive(Debug, Default)]
 struct Peer {
-    /// The names by which it may be called. It keeps them until it is gone: who has called a name may go on to call the number behind it.
+    /// The names by which it may be called. It keeps them until it is gone: who has called a name may go on to call the
+    /// number behind it.
     names: BTreeSet<String>,
 }
 
@@ -142,6 +157,11 @@ pub(super) struct Connection {
     /// The owners of the names that the client may know about.
     owners: HashMap<String, String>,
     peers: HashMap<String, Peer>,
+    /// The names outside that the client may not know about. It is told that they are refused, and of all others that
+    /// there are none.
+    hidden: HashSet<String>,
+    /// The services that the bus can start.
+    activatable: HashSet<String>,
     /// Names that the client owns for all to see.
     public: HashSet<String>,
     /// Whether it has asked to be told about owners of names.
@@ -172,6 +192,8 @@ impl Connection {
             unique: String::new(),
             owners: HashMap::new(),
             peers: HashMap::new(),
+            hidden: HashSet::new(),
+            activatable: HashSet::new(),
             public: HashSet::new(),
             watches: false,
             lists: HashSet::new(),
@@ -438,8 +460,16 @@ impl Connection {
         } else {
             "org.freedesktop.DBus.Error.ServiceUnknown"
         };
+        if !destination.starts_with(':') && !self.is_outside(destination) {
+            return self.fail(header, error, &format!("no process owns the name {destination}"));
+        }
         let refusal = Refusal::Name { name: destination.to_owned(), member: member.to_owned() };
         self.refuse(shared, header, refusal, error)
+    }
+
+    /// Whether a process outside has a name, or is started for it.
+    fn is_outside(&self, name: &str) -> bool {
+        self.hidden.contains(name) || self.activatable.contains(name) || self.owners.contains_key(name)
     }
 
     fn judge_signal(&self, shared: &Shared<'_>, header: &Header, destination: &str) -> Verdict {
@@ -575,6 +605,10 @@ impl Connection {
                 Verdict::Instead(header.clone().with_body("s", &body.into_bytes()))
             }
             ("StartServiceByName", None) if name == BUS || shared.policy.talks_to(name) => Verdict::Pass,
+            ("StartServiceByName", None) if !self.is_outside(name) => {
+                let text = format!("no service has the name {:?}", display(name));
+                self.fail(header, "org.freedesktop.DBus.Error.ServiceUnknown", &text)
+            }
             ("StartServiceByName", None) => {
                 let refusal = Refusal::Activation { name: display(name) };
                 self.refuse(shared, header, refusal, "org.freedesktop.DBus.Error.ServiceUnknown")
@@ -712,7 +746,9 @@ impl Connection {
             Kind::Signal if is_known || destination.is_some() && self.peers.contains_key(sender) => Verdict::Pass,
             Kind::Signal | Kind::Unknown(_) => Verdict::Drop,
         };
-        if verdict == Verdict::Pass {
+        // A peer that replies was called, and is known already if it is outside.
+        let is_reply = matches!(header.kind, Kind::Return | Kind::Error);
+        if verdict == Verdict::Pass && (!is_reply || shared.inside.contains_key(sender)) {
             // The client may learn when it is gone, and reply to it.
             self.peers.entry(sender.to_owned()).or_default();
         }
@@ -777,6 +813,11 @@ impl Connection {
             // A client has taken it inside.
             shared.names.owner(name).is_none()
         } else {
+            if new.is_empty() {
+                self.hidden.remove(name);
+            } else {
+                self.hidden.insert(name.to_owned());
+            }
             false
         };
         if shown && self.watches { Verdict::Pass } else { Verdict::Drop }
@@ -816,18 +857,22 @@ impl Connection {
             Phase::Asking(calls) => {
                 let Some(asked) = calls.remove(&serial) else { return Ok(Verdict::Drop) };
                 match asked {
-                    None if header.kind == Kind::Return => {
-                        let names = arguments.strings()?.into_iter();
-                        let names: Vec<String> =
-                            names.filter(|name| shared.policy.shows(name)).map(ToOwned::to_owned).collect();
-                        for (serial, name) in (FIRST_CALL + 1..).zip(names) {
+                    Question::Activatable if header.kind == Kind::Return => {
+                        self.activatable = arguments.strings()?.into_iter().map(ToOwned::to_owned).collect();
+                    }
+                    Question::Names if header.kind == Kind::Return => {
+                        let names = arguments.strings()?.into_iter().filter(|name| !name.starts_with(':'));
+                        let (shown, hidden): (Vec<_>, Vec<_>) =
+                            names.map(ToOwned::to_owned).partition(|name| shared.policy.shows(name));
+                        self.hidden.extend(hidden);
+                        for (serial, name) in (FIRST_CALL + 2..).zip(shown) {
                             let mut body = Writer::new(super::message::Endian::Little);
                             body.string(&name);
                             self.bus.push(&call_of_bus(serial, "GetNameOwner", body, 0), Vec::new());
-                            calls.insert(serial, Some(name));
+                            calls.insert(serial, Question::Owner(name));
                         }
                     }
-                    Some(name) if header.kind == Kind::Return => {
+                    Question::Owner(name) if header.kind == Kind::Return => {
                         let owner = arguments.string()?.to_owned();
                         self.set_owner(shared, &name, &owner);
                     }
@@ -869,9 +914,14 @@ impl Connection {
             "type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',path='{BUS_PATH}'"
         ));
         self.bus.push(&call_of_bus(FIRST_CALL - 1, "AddMatch", rule, NO_REPLY), Vec::new());
-        let nothing = Writer::new(super::message::Endian::Little);
-        self.bus.push(&call_of_bus(FIRST_CALL, "ListNames", nothing, 0), Vec::new());
-        self.phase = Phase::Asking(HashMap::from([(FIRST_CALL, None)]));
+        let questions = [("ListNames", Question::Names), ("ListActivatableNames", Question::Activatable)];
+        let mut calls = HashMap::new();
+        for (serial, (member, question)) in (FIRST_CALL..).zip(questions) {
+            let nothing = Writer::new(super::message::Endian::Little);
+            self.bus.push(&call_of_bus(serial, member, nothing, 0), Vec::new());
+            calls.insert(serial, question);
+        }
+        self.phase = Phase::Asking(calls);
     }
 
     pub(super) fn token(&self) -> Token {
@@ -919,7 +969,8 @@ fn pass_rest(from: &mut Side, to: &mut Side) -> Option<Flow> {
     Some(Flow::Moved)
 }
 
-/// Returns the next message's header, the header's length, and as much of the body as is to be looked at. None if that has not come yet.
+/// Returns the next message's header, the header's length, and as much of the body as is to be looked at. None if that
+/// has not come yet.
 fn next(from: &mut Side, look: impl Fn(&Header) -> Look) -> Result<Option<(Header, usize, Vec<u8>)>, Malformed> {
     let (header, length) = match Header::parse(from.unread())? {
         Parsed::Incomplete(need) => {
@@ -984,7 +1035,8 @@ mod tests {
     use super::super::message::Endian;
     use super::*;
 
-    /// A connection whose both ends are the test's, past the greetings. The bus knows a peer, `:1.9`, that has the notifications.
+    /// A connection whose both ends are the test's, past the greetings. The bus knows a peer, `:1.9`, that has the
+    /// notifications.
     struct Ends {
         connection: Connection,
         client: UnixStream,
@@ -1033,11 +1085,16 @@ mod tests {
         ends.client.write_all(&call_of_bus(1, "Hello", Writer::new(Endian::Little), 0)).expect("sent");
         let mut names = Writer::new(Endian::Little);
         names.strings([BUS, ":1.9", "org.freedesktop.Notifications", "org.freedesktop.systemd1"]);
+        let mut services = Writer::new(Endian::Little);
+        services.strings([BUS, "org.freedesktop.systemd1"]);
         for (said, answer) in [
             (&b"AUTH"[..], b"DATA\r\nOK ab\r\nAGREE_UNIX_FD\r\n".to_vec()),
             (b"Hello", of_bus(1, "s", text(":1.7"))),
-            (b"ListNames", of_bus(FIRST_CALL, "as", names)),
-            (b"GetNameOwner", of_bus(FIRST_CALL + 1, "s", text(":1.9"))),
+            (
+                b"ListActivatableNames",
+                [of_bus(FIRST_CALL, "as", names), of_bus(FIRST_CALL + 1, "as", services)].concat(),
+            ),
+            (b"GetNameOwner", of_bus(FIRST_CALL + 2, "s", text(":1.9"))),
         ] {
             ends.connection.go_on(shared, true, true);
             let heard = read(&mut ends.bus);
@@ -1082,7 +1139,12 @@ mod tests {
 
     fn message() -> impl Strategy<Value = Vec<u8>> {
         let pick = |from: &'static [&'static str]| proptest::option::of(proptest::sample::select(from));
-        let kind = prop_oneof![4 => Just(Kind::Call), 1 => Just(Kind::Return), 1 => Just(Kind::Error), 1 => Just(Kind::Signal)];
+        let kind = prop_oneof![
+            4 => Just(Kind::Call),
+            1 => Just(Kind::Return),
+            1 => Just(Kind::Error),
+            1 => Just(Kind::Signal),
+        ];
         let endian = prop_oneof![Just(Endian::Little), Just(Endian::Big)];
         let names =
             (pick(&NAMES), pick(&NAMES), pick(&INTERFACES), proptest::sample::select(&MEMBERS[..]), pick(&TEXTS));
@@ -1148,10 +1210,13 @@ mod tests {
                 let argument = Reader::new(&body, header.endian).string().unwrap_or_default().to_owned();
                 let member = header.member.as_deref().unwrap_or_default();
                 if header.kind == Kind::Call {
-                    prop_assert!(!["", ":1.5", "org.freedesktop.systemd1", "net.example.Own"].contains(&destination), "{header:?}");
-                    prop_assert!(header.interface.as_deref() != Some("org.freedesktop.systemd1.Manager") || destination == ":1.7", "{header:?}");
+                    let closed = ["", ":1.5", "org.freedesktop.systemd1", "net.example.Own"];
+                    prop_assert!(!closed.contains(&destination), "{header:?}");
+                    let of_systemd = header.interface.as_deref() == Some("org.freedesktop.systemd1.Manager");
+                    prop_assert!(!of_systemd || destination == ":1.7", "{header:?}");
                     if destination == BUS {
-                        prop_assert!(!["UpdateActivationEnvironment", "BecomeMonitor", "NameOwnerChanged"].contains(&member), "{header:?}");
+                        let closed = ["UpdateActivationEnvironment", "BecomeMonitor", "NameOwnerChanged"];
+                        prop_assert!(!closed.contains(&member), "{header:?}");
                         prop_assert!(member != "AddMatch" || !argument.contains("eavesdrop"), "{header:?}");
                         prop_assert!(member != "StartServiceByName" || argument == "org.freedesktop.Notifications");
                         prop_assert!(member != "RequestName" || argument.starts_with("org.mpris."), "{argument}");
@@ -1159,11 +1224,10 @@ mod tests {
                 }
             }
             for (header, _) in messages(&to_client) {
-                // Neither messages between other connections nor signals of a stranger.
+                // No message between other connections.
                 if header.kind == Kind::Call {
                     prop_assert!(header.destination.as_deref() != Some(":1.5"), "{header:?}");
                 }
-                prop_assert!(header.kind != Kind::Signal || header.sender.as_deref() != Some(":1.5"), "{header:?}");
             }
         }
     }

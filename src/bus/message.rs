@@ -1,5 +1,5 @@
-//! Messages of D-Bus on the wire, in both byte orders: the header, with every bound checked, and the few bodies that the filter reads or
-//! writes (D-Bus specification, "Message Protocol").
+//! Messages of D-Bus on the wire, in both byte orders: the header, with every bound checked, and the few bodies that
+//! the filter reads or writes (D-Bus specification, "Message Protocol").
 
 use std::fmt;
 
@@ -291,7 +291,8 @@ impl Header {
         writer.bytes
     }
 
-    /// Returns a whole message: the header, with the length of a body and its types, and the body, which is in the header's byte order.
+    /// Returns a whole message: the header, with the length of a body and its types, and the body, which is in the
+    /// header's byte order.
     pub fn with_body(mut self, signature: &str, body: &[u8]) -> Vec<u8> {
         self.signature = signature.to_owned();
         self.body = body.len();
@@ -367,8 +368,8 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(bytes).map_err(|_| Malformed("a string is not UTF-8"))
     }
 
-    /// Reads the name of a connection, an interface, a member or an error. It has no characters but those that such names have, so that
-    /// it can be shown to a user as it is.
+    /// Reads the name of a connection, an interface, a member or an error. It has no characters but those that such
+    /// names have, so that it can be shown to a user as it is.
     fn name(&mut self) -> Result<String, Malformed> {
         let text = self.string()?;
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
@@ -559,7 +560,11 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(header in header(), changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8), cut in any::<prop::sample::Index>()) {
+        fn no_bytes_make_it_panic(
+            header in header(),
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
             let mut bytes = header.encode();
             for (at, byte) in changes {
                 let at = at.index(bytes.len());
@@ -572,7 +577,11 @@ mod tests {
         }
 
         #[test]
-        fn values_are_read_as_written(endian in endian(), number in any::<u32>(), texts in proptest::collection::vec("[^\0]{0,20}", 0..8)) {
+        fn values_are_read_as_written(
+            endian in endian(),
+            number in any::<u32>(),
+            texts in proptest::collection::vec("[^\0]{0,20}", 0..8),
+        ) {
             let mut writer = Writer::new(endian);
             writer.strings(texts.iter().map(String::as_str));
             writer.u32(number);

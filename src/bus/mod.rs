@@ -1,8 +1,9 @@
 //! The session bus as a program inside sees it: a filter between the program and the bus.
 //!
-//! A program inside the tunnel must not hand its work to one outside by accident, and most of those that do go by the session bus: they
-//! find a running instance of themselves by its name, have a service started, or call one that opens or fetches. The filter is one
-//! process with one thread, which listens where the program looks for its bus and connects to the real one for each client.
+//! A program inside the tunnel must not hand its work to one outside by accident, and most of those that do go by the
+//! session bus: they find a running instance of themselves by its name, have a service started, or call one that opens
+//! or fetches. The filter is one process with one thread, which listens where the program looks for its bus and
+//! connects to the real one for each client.
 //!
 //! ```text
 //! program ─► listener ─► Connection: client ─ judge ─ bus ─► the session bus
@@ -11,13 +12,13 @@
 //! - [`address`]: where the real bus is.
 //! - [`policy`]: who may be called and which names may be owned: a plain value that can be printed.
 //! - [`message`]: D-Bus on the wire; [`authentication`]: what comes before the first message.
-//! - `connection`: decides about each message; `side` holds what is on its way, within bounds; `names` has the names that only those
-//!   inside know.
+//! - `connection`: decides about each message; `side` holds what is on its way, within bounds; `names` has the names
+//!   that only those inside know.
 //! - [`Refusal`]: what was refused, in a sentence that says how to allow it.
 //!
-//! What a client sees: itself, the other clients of the same filter, and the services of the policy. Any name that it requests it is
-//! granted among the clients of the filter, even if a program outside has it, so that it starts inside. The names that the policy lets it
-//! own are requested from the bus. All other names neither exist nor can be started.
+//! What a client sees: itself, the other clients of the same filter, and the services of the policy. Any name that it
+//! requests it is granted among the clients of the filter, even if a program outside has it, so that it starts inside.
+//! The names that the policy lets it own are requested from the bus. All other names neither exist nor can be started.
 
 pub mod address;
 pub mod authentication;
@@ -46,13 +47,16 @@ use names::Token;
 /// How many clients are served at once. Others wait until one has left.
 const MAX_CLIENTS: usize = 512;
 
-/// Serves the session bus to the processes of this process's user that connect to `listener`, until `stop` is readable or closed.
+/// Serves the session bus to the processes of this process's user that connect to `listener`, until `stop` is readable
+/// or closed.
 ///
-/// `connect` makes a connection to the real bus, one for each client ([`address::connect`]). `report` is told of each refusal before the
-/// client is, and how often there was such a one so far: 1 is the first. It must not block: nothing else happens meanwhile.
+/// `connect` makes a connection to the real bus, one for each client ([`address::connect`]). `report` is told of each
+/// refusal before the client is, and how often there was such a one so far: 1 is the first. It must not block: nothing
+/// else happens meanwhile.
 ///
-/// The process needs two descriptors for each client, and those that pass by. Services outside take it for the client: portals look at
-/// its `/proc/PID/root`, so it must stay dumpable (`PR_SET_DUMPABLE`) and in a mount namespace of the user's.
+/// The process needs two descriptors for each client, and those that pass by. Services outside take it for the client:
+/// portals look at its `/proc/PID/root`, so it must stay dumpable (`PR_SET_DUMPABLE`) and in a mount namespace of the
+/// user's.
 ///
 /// # Errors
 /// What poll(2) says, or accept(2), if it is not about a single client.
@@ -128,7 +132,8 @@ fn wait(
     if accepting {
         entries.push(PollFd::from_borrowed_fd(listener, PollFlags::IN));
     }
-    // A descriptor from which nothing is wanted is left out: that its other end is closed would be said again and again.
+    // A descriptor from which nothing is wanted is left out: that its other end is closed would be said again and
+    // again.
     let mut places = Vec::with_capacity(connections.len());
     for connection in connections {
         let blocked = connection.is_blocked();

@@ -1,7 +1,9 @@
-//! Names that are owned among the programs inside alone, by the bus's own rules (D-Bus specification, "RequestName" and "ReleaseName").
+//! Names that are owned among the programs inside alone, by the bus's own rules (D-Bus specification, "RequestName" and
+//! "ReleaseName").
 //!
-//! A program that runs once for each user requests a name first, and hands its work over if the name has an owner. So it is granted
-//! the name here, even if a program outside has it, and starts inside. A second one inside finds the first.
+//! A program that runs once for each user requests a name first, and hands its work over if the name has an owner. So
+//! it is granted the name here, even if a program outside has it, and starts inside. A second one inside finds the
+//! first.
 
 use std::collections::HashMap;
 

@@ -68,7 +68,8 @@ impl Pattern {
     }
 }
 
-/// Checks that a text is a name that a connection may ask for (D-Bus specification, "Bus names"): not one that the bus gives, as `:1.5`.
+/// Checks that a text is a name that a connection may ask for (D-Bus specification, "Bus names"): not one that the bus
+/// gives, as `:1.5`.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -103,8 +104,8 @@ pub struct Talk {
     pub calls: Calls,
 }
 
-/// Which methods of a service may be called. A process can have several names and answers for all of its objects under each of them, so
-/// a name alone says little about what a call does.
+/// Which methods of a service may be called. A process can have several names and answers for all of its objects under
+/// each of them, so a name alone says little about what a call does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Calls {
@@ -166,8 +167,8 @@ pub struct Policy {
     pub own: Vec<Pattern>,
 }
 
-/// A service, and the interfaces of it that a desktop program needs: those of which none runs a program, opens an address or fetches
-/// something outside on behalf of who calls.
+/// A service, and the interfaces of it that a desktop program needs: those of which none runs a program, opens an
+/// address or fetches something outside on behalf of who calls.
 const DESKTOP: &[(&str, &[&str])] = &[
     ("org.freedesktop.Notifications", &["org.freedesktop.Notifications"]),
     ("org.freedesktop.secrets", &["org.freedesktop.Secret.*"]),
@@ -187,8 +188,9 @@ const DESKTOP: &[(&str, &[&str])] = &[
     ("org.fcitx.Fcitx5", &["org.fcitx.Fcitx.InputMethod*", "org.fcitx.Fcitx.InputContext*"]),
     ("org.fcitx.Fcitx-*", &["org.fcitx.Fcitx.InputMethod*", "org.fcitx.Fcitx.InputContext*"]),
     ("org.freedesktop.portal.Documents", &["org.freedesktop.portal.Documents", "org.freedesktop.portal.FileTransfer"]),
-    // Left out, as they run or fetch outside: OpenURI, Email, Background, DynamicLauncher, NetworkMonitor (it resolves names),
-    // ProxyResolver (it fetches a script), Location (it asks a server). Portals to come are closed until they are known.
+    // Left out, as they run or fetch outside: OpenURI, Email, Background, DynamicLauncher, NetworkMonitor (it resolves
+    // names), ProxyResolver (it fetches a script), Location (it asks a server). Portals to come are closed until they
+    // are known.
     (
         "org.freedesktop.portal.Desktop",
         &[
@@ -237,8 +239,9 @@ const DESKTOP_OWN: &[&str] =
     &["org.mpris.MediaPlayer2.*", "org.kde.StatusNotifierItem-*", "org.freedesktop.StatusNotifierItem-*"];
 
 impl Policy {
-    /// Returns what desktop programs need and what has nothing act for them outside: notifications, secrets, accessibility, the tray,
-    /// settings, inhibiting the screen saver, input methods, and the portals that neither run nor fetch anything.
+    /// Returns what desktop programs need and what has nothing act for them outside: notifications, secrets,
+    /// accessibility, the tray, settings, inhibiting the screen saver, input methods, and the portals that neither run
+    /// nor fetch anything.
     pub fn default_desktop() -> Self {
         let whole = DESKTOP.iter().map(|(name, interfaces)| Talk {
             name: Pattern::known(name),

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
-/// Beginnings of names that toolkits call at each start, to learn about the desktop: mounts, volumes, shortcuts, settings.
+/// Beginnings of names that toolkits call at each start, to learn about the desktop: mounts, volumes, shortcuts,
+/// settings.
 const ROUTINE: [&str; 8] = [
     "org.gtk.vfs.",
     "org.gtk.Private.",

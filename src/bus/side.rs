@@ -1,4 +1,5 @@
-//! One end of a connection: what has come and is not yet looked at, and what is still to be sent, with the descriptors of each.
+//! One end of a connection: what has come and is not yet looked at, and what is still to be sent, with the descriptors
+//! of each.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -16,7 +17,8 @@ use super::message::MAX_DESCRIPTORS;
 /// How much is read at once, in bytes.
 const CHUNK: usize = 64 * 1024;
 
-/// How many descriptors may wait for the message that they belong to. They come with its first byte, so those of two messages at most.
+/// How many descriptors may wait for the message that they belong to. They come with its first byte, so those of two
+/// messages at most.
 const MAX_WAITING: usize = 2 * MAX_DESCRIPTORS;
 
 /// Bytes to send, and the descriptors that go with the first of them.
@@ -90,7 +92,8 @@ impl Side {
         (self.waiting.len() >= count).then(|| self.waiting.drain(..count).collect())
     }
 
-    /// Whether there is no room for more output. A message may still be added, so that the limit is passed by one at most.
+    /// Whether there is no room for more output. A message may still be added, so that the limit is passed by one at
+    /// most.
     pub(super) fn is_full(&self) -> bool {
         self.queued >= self.limit || self.queued_descriptors >= MAX_WAITING
     }

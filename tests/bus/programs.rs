@@ -234,6 +234,12 @@ fn the_bus_itself_obeys_within_limits() {
         for allowed in [&update, &listen] {
             ask(BUS, allowed)?;
         }
+        // A name that does not exist is not refused: the program would not find it outside, either.
+        let before = desktop.refused();
+        let text = fail(FILTER, &call("net.example.Nowhere", "/", "a.b.C", &[]))?;
+        ensure!(text.contains("ServiceUnknown") && desktop.refused() == before, "{text}");
+        fail(FILTER, &call_of_bus("org.freedesktop.DBus.StartServiceByName", &["net.example.Nowhere", "0"]))?;
+        ensure!(desktop.refused() == before, "{:?}", desktop.refusals());
         // It becomes one and hears nothing but that any more, so that gdbus fails.
         let text = said(&run(BUS, &monitor)?);
         ensure!(!text.contains("AccessDenied"), "without a filter: {text}");
@@ -254,7 +260,7 @@ fn the_bus_itself_obeys_within_limits() {
 #[test]
 fn a_name_is_opened_by_name() {
     let policy = Policy::default_desktop().with_talk([SYSTEMD.parse().expect("a name")]);
-    test_with(policy, "x::programs::a_name_is_opened_by_name", |desktop| {
+    test_with(policy, |desktop| {
         ask(FILTER, &call(SYSTEMD, SYSTEMD_PATH, "org.freedesktop.systemd1.Manager.StartTransientUnit", &[]))?;
         ensure!(desktop.calls()?.contains("StartTransientUnit"), "it does not arrive");
         // It has an owner already, who stays.

@@ -211,7 +211,7 @@ fn long_messages_pass_in_both_directions() {
             ensure!(read(&mut client, &length.to_string())?.len() == length, "another length");
             // One that is refused is swallowed, and the next one is found behind it.
             let body = client.strings(&[&text]);
-            let refused = client.call("net.example.Nowhere", "/", ("a.b", "C"), "s", body)?;
+            let refused = client.call("org.freedesktop.systemd1", "/", ("a.b", "C"), "s", body)?;
             ensure!(refused.header.kind == Kind::Error, "it is let through");
             ensure!(read(&mut client, "next")? == "next", "another text");
             // A call of the bus of which only the beginning matters.
@@ -373,6 +373,61 @@ fn signals_come_from_those_that_may_be_called_alone() {
             }
             ensure!(foreign == if address == FILTER { 0 } else { 2 }, "{foreign} signals at {address}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn services_that_come_later_are_known() {
+    test(|desktop| {
+        let mut client = Raw::connect(FILTER, Endian::Little)?;
+        let rule = client.strings(&["sender='org.freedesktop.DBus',member='NameOwnerChanged'"]);
+        client.bus("AddMatch", "s", rule)?;
+        let mut service = Raw::connect(BUS, Endian::Big)?;
+        let (listed, hidden) = ("org.freedesktop.ScreenSaver", "net.example.Late");
+        for name in [hidden, listed] {
+            ensure!(service.request(name, 4)? == 1, "the name is free");
+        }
+        // Of the two, the client hears about one.
+        let changed = client.receive_until(|message| message.is_signal("NameOwnerChanged"))?;
+        let mut arguments = changed.arguments();
+        ensure!(
+            [arguments.string()?, arguments.string()?, arguments.string()?] == [listed, "", &service.unique],
+            "another"
+        );
+        // It calls the service by the name and by the number behind it.
+        for to in [listed, service.unique.clone().as_str()] {
+            let header = Header {
+                destination: Some(to.to_owned()),
+                ..client.header(Kind::Call, "/ScreenSaver", listed, "Lock")
+            };
+            let nothing = client.body();
+            let serial = client.send(header, "", nothing)?;
+            let called = service.receive_until(|message| message.header.kind == Kind::Call)?;
+            service.answer(&called, "locked")?;
+            ensure!(client.reply(serial)?.text()? == "locked", "another reply");
+        }
+        let nothing = client.body();
+        let refused = client.call(hidden, "/", ("a.b", "C"), "", nothing)?;
+        ensure!(refused.header.kind == Kind::Error, "it is called");
+        ensure!(desktop.refusals() == [Refusal::Name { name: hidden.into(), member: "C".into() }], "another refusal");
+        // It calls back, and is heard to leave.
+        let unique = service.unique.clone();
+        let header =
+            Header { destination: Some(client.unique.clone()), ..service.header(Kind::Call, "/", "a.b", "Back") };
+        let nothing = service.body();
+        service.send(header, "", nothing)?;
+        client.receive_until(|message| message.header.kind == Kind::Call)?;
+        drop(service);
+        let mut left = Vec::new();
+        while left.len() < 2 {
+            let message = client.receive_until(|message| message.is_signal("NameOwnerChanged"))?;
+            left.push(message.text()?);
+        }
+        ensure!(left.contains(&unique) && left.contains(&listed.to_owned()), "{left:?}");
+        let nothing = client.body();
+        let gone = client.call(&unique, "/", (listed, "Lock"), "", nothing)?;
+        ensure!(gone.header.error.as_deref() == Some("org.freedesktop.DBus.Error.NameHasNoOwner"), "another error");
         Ok(())
     });
 }
