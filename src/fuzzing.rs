@@ -100,6 +100,8 @@ pub fn systemctl(output: &[u8]) {
         network_namespace: path("NetworkNamespacePath"),
         joins_namespace_of: words("JoinsNamespaceOf"),
         sockets: Vec::new(),
+        programs: words("ExecStart"),
+        privileged: false,
     };
     let request = plan::unit::UnitRequest {
         service: "some.service".parse().expect("a name"),

@@ -125,7 +125,30 @@ fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
     for note in &plan.notes {
         tracing::warn!("{note}");
     }
+    warn_of_shared_key(&plan);
     Ok(plan)
+}
+
+/// Warns if another tunnel of this machine has the same private key: a peer answers whichever was heard last, so each takes the other's
+/// packets away.
+fn warn_of_shared_key(plan: &Plan) {
+    let Some(key) = plan.wireguard.public_key else { return };
+    for name in state::names().unwrap_or_default().into_iter().filter(|name| *name != plan.name) {
+        let other = state::read_plan(&name).ok().flatten();
+        let shares_peer = |other: &Plan| {
+            other
+                .wireguard
+                .peers
+                .iter()
+                .any(|it| plan.wireguard.peers.iter().any(|own| own.public_key == it.public_key))
+        };
+        if other.is_some_and(|other| other.wireguard.public_key == Some(key) && shares_peer(&other)) {
+            tracing::warn!(
+                "the tunnel {name} has the same private key and peer: each takes the other's answers away; use one tunnel for \
+                 both programs (--tunnel {name}), or a key of its own for each"
+            );
+        }
+    }
 }
 
 /// Refuses a configuration that a tunnel cannot be changed to while it is up. Its keeper would have other keys and peers than the

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, Uid};
-use rustix::process::DumpableBehavior;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
 use super::namespace::NamespaceId;
@@ -90,6 +90,17 @@ pub fn leave_session_keyring() -> io::Result<()> {
         error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
         error => Err(error),
     }
+}
+
+/// Lets the debuggers and `/proc` readers of its user look at the calling process, as at any other. A change of the user forbids it.
+pub fn allow_inspection() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?)
+}
+
+/// Lets the calling process have as many open files as it may at most (RLIMIT_NOFILE of getrlimit(2)).
+pub fn raise_file_limit() -> io::Result<()> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    Ok(rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
 }
 
 /// Sets the mask of permission bits that new files do not get (umask(2)), and returns the former one.

@@ -46,6 +46,7 @@ pub use wireguard::{PeerPlan, WireguardPlan};
 
 use crate::config::ports::Places;
 use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
+use crate::keys::PrivateKey;
 use crate::names::{InterfaceName, TunnelName};
 
 /// Where named namespaces are, as ip-netns(8) has them.
@@ -195,6 +196,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         ipv6: reach.ipv6,
         listen_port: file.interface.listen_port.unwrap_or(0),
         fwmark: file.interface.fwmark.unwrap_or(0),
+        public_key: file.interface.private_key.as_ref().map(PrivateKey::public_key),
         peers: wireguard::peers(file),
     };
     let veth = VethPlan {

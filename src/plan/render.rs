@@ -40,6 +40,10 @@ fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     row(f, "UDP port", if_set(wireguard.listen_port != 0, wireguard.listen_port, "any free one"))?;
     row(f, "mark", if_set(wireguard.fwmark != 0, format_args!("{:#x}", wireguard.fwmark), "none"))?;
 
+    if let Some(key) = &wireguard.public_key {
+        row(f, "public key", key)?;
+    }
+
     for peer in &wireguard.peers {
         writeln!(f, "\nPeer {}", peer.public_key)?;
         row(f, "endpoint", peer.endpoint.as_deref().unwrap_or("none: it has to begin"))?;

@@ -32,6 +32,9 @@ pub struct WireguardPlan {
     pub listen_port: u16,
     /// The mark of the encrypted packets; 0: none.
     pub fwmark: u32,
+    /// The public key that belongs to its private key, which is no secret: by it the peers know the interface.
+    #[serde(default)]
+    pub public_key: Option<PublicKey>,
     /// The peers.
     pub peers: Vec<PeerPlan>,
 }

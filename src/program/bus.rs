@@ -16,6 +16,7 @@ use super::identity::Identity;
 use crate::bus::{self, Address, Policy, Refusal};
 use crate::config::SessionBus;
 use crate::linux::capabilities::CapabilitySet;
+use crate::linux::process;
 use crate::linux::seccomp::Filter;
 
 /// Where the program finds its session bus, and how that is written in its environment.
@@ -63,7 +64,9 @@ impl BusFilter {
         let work = move |launcher, reporter: Reporter| {
             let mut kept = [listener.as_raw_fd(), wait.as_raw_fd(), reporter.descriptor()];
             let calls = Filter::allowing(&[guards::COMMON_CALLS, CALLS].concat(), &[libc::AF_UNIX])?;
-            guards::become_guard(&identity, launcher, &mut kept, CapabilitySet::empty(), &calls)?;
+            process::raise_file_limit()?;
+            // Portals look at the root directory of whoever calls them, to tell sandboxes apart. No secret is in this process.
+            guards::become_guard(&identity, launcher, &mut kept, CapabilitySet::empty(), &calls, true)?;
             if rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0_u8]))? == 0 {
                 return Ok(());
             }

@@ -89,7 +89,7 @@ fn keep(open: SocketsPlan, identity: &Identity, launcher: u32, gates: &OwnedFd, 
     let mut kept = [gates.as_raw_fd(), reporter.descriptor(), outside.as_fd().as_raw_fd()];
     let calls = Filter::allowing(&[guards::COMMON_CALLS, CALLS].concat(), &[])?;
     // It takes CAP_SYS_PTRACE to see the program's memory and files.
-    guards::become_guard(identity, launcher, &mut kept, CapabilitySet::SYS_PTRACE, &calls)?;
+    guards::become_guard(identity, launcher, &mut kept, CapabilitySet::SYS_PTRACE, &calls, false)?;
     let (Some(inside), Some(filter)) = (receive(gates)?, receive(gates)?) else { return Ok(()) };
     let mut gatekeeper = Gatekeeper {
         open,

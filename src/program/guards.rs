@@ -167,7 +167,7 @@ impl Guards {
 }
 
 /// Makes the calling process a guard: it is the program's user, may do hardly anything, keeps no descriptors but these, and ends with the
-/// launcher.
+/// launcher. `is_seen` says whether other processes of that user may look at it in `/proc`.
 ///
 /// # Errors
 /// What the system refuses.
@@ -177,6 +177,7 @@ pub(super) fn become_guard(
     kept: &mut [i32],
     capabilities: CapabilitySet,
     calls: &Filter,
+    is_seen: bool,
 ) -> io::Result<()> {
     // Neither the terminal's signals nor the working directory concern it.
     rustix::process::setsid()?;
@@ -188,7 +189,10 @@ pub(super) fn become_guard(
     identity.assume()?;
     capabilities::limit(capabilities, capabilities)?;
     capabilities::forbid_new_privileges()?;
-    process::forbid_inspection()?;
+    match is_seen {
+        true => process::allow_inspection()?,
+        false => process::forbid_inspection()?,
+    }
     // After the change of identity, which undoes it.
     process::set_death_signal(Signal::SIGKILL)?;
     if nix::unistd::getppid().as_raw().cast_unsigned() != launcher {
