@@ -27,6 +27,9 @@ use crate::linux::unix_sockets::{SocketFile, UnixSockets};
 use crate::plan::SocketsPlan;
 use crate::plan::sockets::{Holder, Refusal};
 
+/// What is said where the kernel does not list unix sockets (CONFIG_UNIX_DIAG, which distributions have).
+const NO_LIST: &str = "the kernel lists no unix sockets (unix_diag), without which only `--socket any` works";
+
 /// How often at most the launcher is told of refusals that it has been told of before.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -62,7 +65,12 @@ pub(super) struct Gate {
 
 impl Gate {
     /// Prepares the gate of a program. Returns what its process does.
+    ///
+    /// # Errors
+    /// What the system refuses, such as to list unix sockets: without that every socket would be closed, those inside as well.
     pub(super) fn prepare(program: &Program) -> io::Result<(Self, Work)> {
+        let listed = UnixSockets::open().and_then(|sockets| sockets.bound());
+        listed.map_err(|error| io::Error::other(format!("{NO_LIST}: {error}")))?;
         let (entrance, gates) = local_socket::pair()?;
         let (open, identity) = (program.sockets.clone(), program.identity.clone());
         let work = move |launcher, reporter| keep(open, &identity, launcher, &gates, reporter);

@@ -169,3 +169,19 @@ fn a_visitor_ends_with_an_abandoned_tunnel() {
         assert_unchanged(&before, "after an abandoned tunnel")
     });
 }
+
+/// A peer answers whichever of two interfaces with one key it has heard last.
+#[test]
+fn a_private_key_that_two_tunnels_share_is_said() {
+    lab::world::test(|| {
+        prepare()?;
+        let words = "the tunnel one has the same private key and peer";
+        let one = start("one", "wait")?;
+        let said = errors(&run(vpn_exec("two", "exit 0"))?);
+        ensure!(said.contains(words), "{said}");
+        one.end()?;
+        let said = errors(&run(vpn_exec("two", "exit 0"))?);
+        ensure!(!said.contains("same private key"), "{said}");
+        Ok(())
+    });
+}
