@@ -210,10 +210,15 @@ fn sudos_caller_finds_the_sockets_of_its_desktop() {
             stdout_of(command)
         };
         ensure!(
-            under("SUDO_UID", "65534", &[])? == "unix:path=/run/user/65534/bus unset\n",
+            under("SUDO_UID", "65534", &["--dbus", "session"])? == "unix:path=/run/user/65534/bus unset\n",
             "root's socket is left out"
         );
-        ensure!(under("NOTHING", "", &["--user", "65534"])? == " unset\n", "nobody has called");
+        // Filtered, it is at a place of the program's own, for every program of that user.
+        for (name, value, options) in [("SUDO_UID", "65534", &[][..]), ("NOTHING", "", &["--user", "65534"])] {
+            ensure!(under(name, value, options)? == "unix:path=/run/vpn-exec.bus unset\n", "{name}");
+        }
+        let whole = ["--user", "65534", "--dbus", "session"];
+        ensure!(under("NOTHING", "", &whole)? == " unset\n", "nobody has called");
         Ok(())
     });
 }
