@@ -299,6 +299,11 @@ impl Supervision<'_> {
         if let Some(signal) = status.stopping_signal() {
             return stop_with_program(signal);
         }
+        // What it said last may be that another process is the main one now.
+        self.pass_on_notes()?;
+        if !self.is_main(pid) {
+            return Ok(());
+        }
         let exited = status.exit_status().map(Ended::Exited);
         self.ended = exited.or(status.terminating_signal().map(Ended::Signaled)).or(self.ended);
         self.main = None;
