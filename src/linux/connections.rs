@@ -54,6 +54,8 @@ const ARCHITECTURES: [Architecture; 2] = [
 const NOTIF_RECV: libc::c_ulong = 0xc050_2100;
 const NOTIF_SEND: libc::c_ulong = 0xc018_2101;
 const NOTIF_ID_VALID: libc::c_ulong = 0x4008_2102;
+const NOTIF_SET_FLAGS: libc::c_ulong = 0x4008_2104;
+const SYNC_WAKE_UP: libc::c_ulong = 1;
 
 /// Where a filter finds what it looks at (`struct seccomp_data` of linux/seccomp.h): the low half of each argument is first.
 const NUMBER: u32 = 0;
@@ -194,6 +196,9 @@ pub fn filter() -> io::Result<Listener> {
         other => other,
     };
     let descriptor = i32::try_from(installed?).map_err(io::Error::other)?;
+    // Since Linux 6.6: the supervisor is woken up on the caller's processor, and the other way round, which is faster.
+    // SAFETY: the call takes numbers only; older kernels refuse it.
+    unsafe { libc::ioctl(descriptor, NOTIF_SET_FLAGS as _, SYNC_WAKE_UP) };
     // SAFETY: the kernel has just made this descriptor for the caller.
     Ok(Listener(unsafe { OwnedFd::from_raw_fd(descriptor) }))
 }

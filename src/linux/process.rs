@@ -321,6 +321,21 @@ pub fn holder_of_socket(inode: u32) -> Option<(i32, String)> {
     Some((pid, name.trim_end().escape_debug().to_string()))
 }
 
+/// Whether a socket of any network namespace that a process is in is bound to a path. Namespaces of other users' processes are seen only with
+/// CAP_SYS_PTRACE.
+pub fn is_bound_anywhere(path: &std::path::Path) -> bool {
+    let mut seen = BTreeSet::new();
+    let wanted = path.as_os_str().as_bytes();
+    all().unwrap_or_default().into_iter().any(|pid| {
+        let is_new = fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|namespace| seen.insert(namespace));
+        let listed = is_new.then(|| fs::read(format!("/proc/{pid}/net/unix")).ok()).flatten().unwrap_or_default();
+        // The path comes last (proc_pid_net(5)).
+        listed
+            .split(|byte| *byte == b'\n')
+            .any(|line| line.strip_suffix(wanted).is_some_and(|rest| rest.ends_with(b" ")))
+    })
+}
+
 /// The process that a thread belongs to.
 pub fn process_of_thread(thread: i32) -> Option<i32> {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -52,8 +52,8 @@ pub struct SocketFile {
     pub inode: u64,
     /// Its device.
     pub device: u64,
-    /// The last part of its path.
-    pub name: OsString,
+    /// The last part of its path, where stat(2) tells of another device than the kernel has (overlayfs, btrfs, bcachefs).
+    pub name: Option<OsString>,
 }
 
 impl UnixSockets {
@@ -102,7 +102,8 @@ impl Bound {
     pub fn is(&self, file: &SocketFile) -> bool {
         // MKDEV of the kernel's include/linux/kdev_t.h.
         let device = (rustix::fs::major(file.device) << 20) | rustix::fs::minor(file.device);
-        self.file.0 == file.inode as u32 && (self.file.1 == device || self.path.file_name() == Some(&file.name))
+        self.file.0 == file.inode as u32
+            && (self.file.1 == device || file.name.as_deref().is_some_and(|name| self.path.file_name() == Some(name)))
     }
 }
 
@@ -165,9 +166,12 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 impl SocketFile {
-    /// Describes a socket file by what stat(2) says of it.
-    pub fn new(path: &Path, found: &rustix::fs::Stat) -> Self {
-        let name = path.file_name().unwrap_or(OsStr::from_bytes(b"")).to_owned();
+    /// Describes a socket file by what stat(2) says of it, and statfs(2) of its file system.
+    pub fn new(path: &Path, found: &rustix::fs::Stat, system: &rustix::fs::StatFs) -> Self {
+        // Of linux/magic.h, and bcachefs.
+        const OTHER_DEVICES: [u32; 3] = [0x794c_7630, 0x9123_683e, 0xca45_1a4e];
+        let name = OTHER_DEVICES.contains(&(system.f_type as u32)).then(|| path.file_name()).flatten();
+        let name = name.map(OsStr::to_owned);
         Self { inode: found.st_ino, device: found.st_dev, name }
     }
 }
@@ -178,6 +182,11 @@ mod tests {
 
     use super::*;
 
+    fn describe(path: &Path) -> SocketFile {
+        let system = rustix::fs::statfs(path).expect("a file system");
+        SocketFile::new(path, &rustix::fs::stat(path).expect("a file"), &system)
+    }
+
     #[test]
     fn bound_sockets_are_found_by_their_files() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -187,7 +196,7 @@ mod tests {
         drop(UnixListener::bind(&gone).expect("a listener"));
         let bound = UnixSockets::open().and_then(|sockets| sockets.bound()).expect("a list");
         let find = |path: &Path| {
-            let file = SocketFile::new(path, &rustix::fs::stat(path).expect("a file"));
+            let file = describe(path);
             bound.iter().find(|bound| bound.is(&file))
         };
         let found = find(&one).expect("it is bound");
@@ -198,7 +207,7 @@ mod tests {
         let moved = directory.path().join("moved");
         std::fs::rename(&one, &moved).expect("moved");
         assert!(find(&moved).is_some());
-        let mut file = SocketFile::new(&moved, &rustix::fs::stat(&moved).expect("a file"));
+        let mut file = SocketFile { name: None, ..describe(&moved) };
         file.device ^= 1;
         assert!(!bound.iter().any(|bound| bound.is(&file)));
     }

@@ -13,7 +13,7 @@ use crate::config::{Buses, ProgramOptions, SessionBus};
 
 /// The sockets of the host that are open by default. A `*` within a part of a path stands for any characters of that part, one at the end
 /// for any rest. `~` is the home directory of the program's user.
-const OPEN: [&str; 34] = [
+const OPEN: [&str; 38] = [
     // The display: X11 and Wayland.
     "/tmp/.X11-unix/X*",
     "/run/user/*/wayland-*",
@@ -43,6 +43,11 @@ const OPEN: [&str; 34] = [
     "/tmp/ssh-*/agent.*",
     "~/.ssh/agent/*",
     "/run/user/*/kwallet5.socket",
+    "/run/user/*/gnupg/d.*/S.scdaemon",
+    "~/.cache/git/credential/socket",
+    // The same display and sound, as flatpak's sandboxes name them.
+    "/run/flatpak/wayland-*",
+    "/run/flatpak/pulse/*",
     // Printing.
     "/run/cups/cups.sock",
     // The log.
@@ -226,7 +231,11 @@ fn of_environment(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
         let path = value.strip_prefix(prefix)?.split([',', ';']).next()?;
         path.starts_with('/').then(|| path.to_owned())
     });
-    named.collect()
+    // GnuPG's agents are where that says.
+    let gnupg = variable("GNUPGHOME").filter(|home| home.starts_with('/'));
+    let agents = ["S.gpg-agent*", "S.keyboxd", "S.scdaemon"];
+    let agents = gnupg.iter().flat_map(|home| agents.map(|agent| format!("{}/{agent}", home.trim_end_matches('/'))));
+    named.chain(agents).collect()
 }
 
 impl SocketsPlan {

@@ -45,6 +45,7 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_openat,
     libc::SYS_openat2,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_readlinkat,
@@ -201,16 +202,18 @@ impl Gatekeeper {
         }
         let bound = self.outside.bound().unwrap_or_default();
         let listener = bound.iter().find(|bound| bound.is(&seen.file));
-        let Some(listener) = listener else {
-            // Nothing listens there any more, or in a network namespace that is neither the host's nor the tunnel's.
+        if listener.is_none() && !process::is_bound_anywhere(&seen.path) {
+            // Nothing listens there any more, so that the program may start its own.
             return Verdict::Fail(libc::ECONNREFUSED);
-        };
+        }
         self.refused += 1;
         let (mut sentence, mut ended) = (None, None);
         let is_new = self.said.len() < MOST_SENTENCES && self.said.insert(seen.path.clone());
         let takes_over = Refusal::takes_over(&seen.path);
         if is_new || takes_over {
-            let holder = process::holder_of_socket(listener.inode).map(|(pid, name)| Holder { pid, name });
+            // That of a third network namespace, such as another tunnel's, has no number here.
+            let holder = listener.and_then(|listener| process::holder_of_socket(listener.inode));
+            let holder = holder.map(|(pid, name)| Holder { pid, name });
             sentence = Some(Refusal::of(&seen.path, holder.as_ref()).sentence);
         }
         if takes_over {
@@ -256,23 +259,7 @@ impl Gatekeeper {
 fn look_up(thread: i32, path: &[u8]) -> io::Result<Option<Seen>> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let process = PathBuf::from(format!("/proc/{thread}"));
-    // These names are about whoever asks.
-    let own = [("/proc/self/", ""), ("/proc/thread-self/", ""), ("/dev/fd/", "fd/")];
-    let own = own.iter().find_map(|(prefix, place)| {
-        Some(process.join(place).join(OsStr::from_bytes(path.strip_prefix(prefix.as_bytes())?)))
-    });
-    let opened = match own {
-        Some(path) => rustix::fs::open(&path, flags, Mode::empty()),
-        None => {
-            let (from, how) = match path.first() {
-                Some(b'/') => ("root", ResolveFlags::IN_ROOT),
-                _ => ("cwd", ResolveFlags::empty()),
-            };
-            let from = rustix::fs::open(process.join(from), flags | OFlags::DIRECTORY, Mode::empty())?;
-            resolve(&from, path, flags, how)
-        }
-    };
-    let file = match opened {
+    let file = match open_as(&process, path, flags) {
         Ok(file) => file,
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::NAMETOOLONG) => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -281,10 +268,84 @@ fn look_up(thread: i32, path: &[u8]) -> io::Result<Option<Seen>> {
     if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
         return Ok(None);
     }
+    let system = rustix::fs::fstatfs(&file)?;
     let link = rustix::fs::readlinkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?;
     let path = Path::new(OsStr::from_bytes(link.to_bytes())).to_owned();
     let id = (found.st_dev, found.st_ino, found.st_ctime, found.st_ctime_nsec);
-    Ok(Some(Seen { file: SocketFile::new(&path, &found), path, id }))
+    Ok(Some(Seen { file: SocketFile::new(&path, &found, &system), path, id }))
+}
+
+/// Opens a path as a process sees it: from its root directory, which may be another one than this process's, or from its working
+/// directory.
+fn open_as(process: &Path, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let (from, path) = start_of(path);
+    let whole = match from {
+        Start::Root => Some([b"/", path].concat()),
+        Start::Directory(name) => from_root(process, name, path)?,
+        Start::Itself(name) => return rustix::fs::open(process.join(name), flags, Mode::empty()),
+    };
+    let Some(whole) = whole else {
+        // The directory has no path any more. Where a link in the path leads is not what the process would find, so whatever is not found
+        // is refused.
+        let directory = rustix::fs::open(process.join("cwd"), flags | OFlags::DIRECTORY, Mode::empty())?;
+        return resolve(&directory, path, flags, ResolveFlags::NO_SYMLINKS).map_err(|error| match error {
+            rustix::io::Errno::NOENT => rustix::io::Errno::ACCESS,
+            other => other,
+        });
+    };
+    let root = rustix::fs::open(process.join("root"), flags | OFlags::DIRECTORY, Mode::empty())?;
+    match resolve(&root, &whole, flags, ResolveFlags::IN_ROOT) {
+        // A link of /proc leads elsewhere, as `/proc/PID/fd/7` does: these cannot be followed below a root directory.
+        Err(rustix::io::Errno::XDEV | rustix::io::Errno::LOOP) => {
+            let path = [process.join("root").as_os_str().as_bytes(), b"/", &whole].concat();
+            rustix::fs::open(OsStr::from_bytes(&path), flags, Mode::empty())
+        }
+        other => other,
+    }
+}
+
+/// Where a path begins.
+enum Start<'a> {
+    /// At the root directory.
+    Root,
+    /// At a directory of the process, which has this name below `/proc/PID`.
+    Directory(&'a OsStr),
+    /// It is this name below `/proc/PID`, and no more.
+    Itself(&'a OsStr),
+}
+
+/// Tells where a path begins, and what follows. `/proc/self` and the like are about whoever asks.
+fn start_of(path: &[u8]) -> (Start<'_>, &[u8]) {
+    let own = [&b"/proc/self/"[..], b"/proc/thread-self/"].iter().find_map(|prefix| path.strip_prefix(*prefix));
+    // `/dev/fd` is a link to `/proc/self/fd`.
+    let own = own.or_else(|| path.starts_with(b"/dev/fd/").then(|| &path[b"/dev/".len()..]));
+    let Some(own) = own else {
+        return match path.strip_prefix(b"/") {
+            Some(rest) => (Start::Root, rest),
+            None => (Start::Directory(OsStr::new("cwd")), path),
+        };
+    };
+    // What the directory is called: `cwd`, `root`, `fd/7`.
+    let parts = if own.starts_with(b"fd/") { 2 } else { 1 };
+    let end = own.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).nth(parts - 1);
+    match end {
+        Some(end) if &own[..end] == b"root" => (Start::Root, &own[end + 1..]),
+        Some(end) => (Start::Directory(OsStr::from_bytes(&own[..end])), &own[end + 1..]),
+        None => (Start::Itself(OsStr::from_bytes(own)), b""),
+    }
+}
+
+/// The path from a process's root directory of what is at a path from one of its directories. None if that has no path any more.
+fn from_root(process: &Path, name: &OsStr, path: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
+    let link = |name: &OsStr| rustix::fs::readlinkat(CWD, process.join(name), Vec::new());
+    let (root, directory) = (link(OsStr::new("root"))?, link(name)?);
+    let root = root.to_bytes().strip_suffix(b"/").unwrap_or(root.to_bytes());
+    let directory = directory.to_bytes();
+    if directory.ends_with(b" (deleted)") {
+        return Ok(None);
+    }
+    let below = directory.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with(b"/"));
+    Ok(below.map(|below| [below, b"/", path].concat()))
 }
 
 /// Opens a path below a directory. The kernel gives up when something is renamed or mounted meanwhile.

@@ -36,9 +36,11 @@ pub(super) fn provide(identity: &Identity) -> io::Result<()> {
     let _as_user = FileUser::become_user(user, group)?;
     let runtime = PathBuf::from(format!("/run/user/{user}/gnupg"));
     if fs::symlink_metadata(&runtime).is_ok_and(|found| found.is_dir() && found.uid() == user.as_raw()) {
-        return cover_runtime(&runtime, user, group);
+        cover(&runtime, user, group)?;
     }
-    let socket = identity.home().map(|home| home.join(".gnupg").join(DIRMNGR));
+    let own = std::env::var_os("GNUPGHOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let home = own.or_else(|| identity.home().map(|home| home.join(".gnupg")));
+    let socket = home.map(|home| home.join(DIRMNGR));
     let is_socket = |socket: &PathBuf| fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket());
     match socket.filter(is_socket) {
         Some(socket) => redirect(&socket, user, group),
@@ -46,12 +48,17 @@ pub(super) fn provide(identity: &Identity) -> io::Result<()> {
     }
 }
 
-/// Covers GnuPG's directory of sockets with one that has those of the agents alone.
-fn cover_runtime(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
+/// Covers GnuPG's directory of sockets with one that has those of the agents alone, here and in the directories for other homes (`d.*`).
+fn cover(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
     let mut agents = Vec::new();
     for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        if AGENTS.iter().any(|agent| name.to_string_lossy().starts_with(agent)) {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(b"d.") && entry.file_type()?.is_dir() {
+            cover(&entry.path(), user, group)?;
+        }
+        let is_other = name.as_encoded_bytes().starts_with(b"d.");
+        if is_other || AGENTS.iter().any(|agent| name.to_string_lossy().starts_with(agent)) {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             agents.push((rustix::fs::open(directory.join(&name), flags, Mode::empty())?, name));
         }
@@ -59,8 +66,12 @@ fn cover_runtime(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
     memory_of(directory, user, group)?;
     for (socket, name) in agents {
         let place = directory.join(name);
-        fs::File::create(&place)?;
-        mounts::bind(Path::new(&format!("/proc/self/fd/{}", socket.as_raw_fd())), &place)?;
+        let source = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        match rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&socket)?.st_mode) {
+            rustix::fs::FileType::Directory => fs::create_dir(&place)?,
+            _ => drop(fs::File::create(&place)?),
+        }
+        mounts::bind_all(Path::new(&source), &place)?;
     }
     Ok(())
 }

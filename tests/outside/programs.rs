@@ -233,3 +233,38 @@ fn engines_are_refused_with_a_sentence_of_their_own() {
         Ok(())
     });
 }
+
+/// A home of GnuPG's elsewhere: its agent stays the user's own, its dirmngr does not.
+#[test]
+fn gnupg_elsewhere_has_a_dirmngr_of_its_own_inside() {
+    test_at_desk(|desk| {
+        require("dirmngr")?;
+        require("gpg-connect-agent")?;
+        for (runtime, home) in [(true, "/tmp/home/keys"), (false, "/tmp/home/others")] {
+            if !runtime {
+                std::fs::remove_dir_all("/run/user")?;
+            }
+            std::fs::create_dir(home)?;
+            std::fs::set_permissions(home, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+            let with_home = |mut command: std::process::Command| {
+                command.env("GNUPGHOME", home);
+                run(command)
+            };
+            let ask =
+                "gpg-connect-agent --no-autostart 'getinfo pid' /bye; gpg-connect-agent --dirmngr 'getinfo pid' /bye";
+            run(desk.on_host(&["env", &format!("GNUPGHOME={home}"), "gpg-connect-agent", "/bye"]))?;
+            with_home(desk.on_host(&["dirmngr", "--daemon"]))?;
+            let pids = |output: &std::process::Output| {
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                text.lines().filter_map(|line| line.strip_prefix("D ").map(str::to_owned)).collect::<Vec<_>>()
+            };
+            let outside = pids(&with_home(desk.on_host(&["sh", "-c", ask]))?);
+            let output = with_home(desk.inside(&["--kill-orphans"], &["sh", "-c", ask]))?;
+            let inside = pids(&output);
+            ensure!(outside.len() == 2 && inside.len() == 2, "{outside:?}: {}", said(&output));
+            ensure!(outside[0] == inside[0] && outside[1] != inside[1], "{outside:?} and {inside:?}");
+            ensure!(pids(&with_home(desk.on_host(&["sh", "-c", ask]))?) == outside, "the host's are others now");
+        }
+        Ok(())
+    });
+}

@@ -290,3 +290,64 @@ fn rings_of_system_calls_are_not_available() {
         Ok(())
     });
 }
+
+/// A listener in the network namespace of another tunnel: to the program it is as far outside as the host's.
+#[test]
+fn a_socket_of_another_tunnel_is_not_taken_for_an_abandoned_one() {
+    test_at_desk(|desk| {
+        require(PYTHON)?;
+        let server = "import socket,time\ns=socket.socket(socket.AF_UNIX); s.bind('/tmp/home/other'); s.listen(9)\n\
+                      print('listens', flush=True); time.sleep(1000)";
+        let mut command = desk.inside(&["--name", "other"], &[PYTHON, "-c", server]);
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn()?;
+        let pipe = child.stdout.take().expect("a pipe");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(pipe), &mut String::new())?;
+        let output = run(desk.inside(&[], &[PYTHON, "-c", CLIENT, "/tmp/home/other"]))?;
+        ensure!(output.stdout == b"Permission denied\n" && said(&output).contains("outside"), "{}", said(&output));
+        vpn_exec::linux::process::kill(child.id().cast_signed(), nix::sys::signal::Signal::SIGTERM)?;
+        child.wait()?;
+        Ok(())
+    });
+}
+
+/// In a sandbox of the program's own, a link leads where the sandbox sees it lead.
+#[test]
+fn a_relative_path_is_looked_up_in_the_sandbox_that_it_is_in() {
+    test_at_desk(|desk| {
+        require(PYTHON)?;
+        require("bwrap")?;
+        require_users()?;
+        fs::set_permissions("/tmp/home", std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+        let outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
+        std::os::unix::fs::symlink("/media/x.sock", "/tmp/home/link")?;
+        let view = ["--dev-bind", "/", "/", "--tmpfs", "/media", "--bind", "/tmp/home", "/media", "--chdir", "/media"];
+        for path in ["link", "./link", "x.sock", "../media/link", "/proc/self/cwd/link"] {
+            let sandbox = [&["bwrap"][..], &view, &[PYTHON, "-c", CLIENT, path]].concat();
+            let output = run(desk.inside(&["--user", "1234"], &sandbox))?;
+            ensure!(output.stdout == b"Permission denied\n", "{path}: {}", said(&output));
+        }
+        ensure!(outside.callers() == 0);
+        Ok(())
+    });
+}
+
+/// Numbers of files are small in memory, and the same in several file systems.
+#[test]
+fn a_socket_inside_with_the_same_number_and_name_opens_no_other() {
+    test_at_desk(|desk| {
+        require(PYTHON)?;
+        for directory in ["/tmp/one", "/tmp/two"] {
+            fs::create_dir(directory)?;
+            vpn_exec::linux::mounts::memory(directory.as_ref())?;
+        }
+        let outside = StandIn::listen("/tmp/one/bus", Tongue::None)?;
+        let script = format!(
+            "import socket\ns=socket.socket(socket.AF_UNIX); s.bind('/tmp/two/bus'); s.listen(1)\n{}",
+            CLIENT.replace("sys.argv[1]", "'/tmp/one/bus'")
+        );
+        let output = run(desk.inside(&[], &[PYTHON, "-c", &script]))?;
+        ensure!(inode("/tmp/one/bus")? == inode("/tmp/two/bus")?, "the numbers differ");
+        ensure!(output.stdout == b"Permission denied\n" && outside.callers() == 0, "{}", said(&output));
+        Ok(())
+    });
+}
