@@ -277,7 +277,7 @@ fn debians_transmission_answers_at_its_page_and_others_do_not_reach_it() {
     });
 }
 
-/// As far as this goes without systemd: the unit's text, and the drop-in of Debian's service. `tests/vm` has them run by systemd.
+/// As far as this goes without systemd: the unit's text, and the drop-in of Debian's service.
 #[test]
 fn the_commands_for_systemd_make_a_unit_and_a_drop_in() {
     lab::test(Peer::Ours, |lab| {
