@@ -162,13 +162,7 @@ fn limit(mirror: &Mirror, parent: u32, last: u8, alive: &OwnedFd) -> io::Result<
     std::env::set_current_dir("/")?;
     process::redirect_to_null(&[0, 1, 2])?;
     let mut own: Vec<i32> = mirror.descriptors().chain([alive.as_raw_fd()]).collect();
-    own.sort_unstable();
-    let mut first = 3;
-    for descriptor in own {
-        process::close(first, descriptor - 1)?;
-        first = descriptor + 1;
-    }
-    process::close(first, i32::MAX)?;
+    process::close_all_but(&mut own)?;
     // It reads what the host has in its directories: should that take it over, it has no way to more.
     capabilities::raise(CapabilitySet::SETPCAP)?;
     capabilities::bound(CapabilitySet::empty(), last)?;

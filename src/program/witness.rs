@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -110,7 +110,8 @@ fn be_witness(launcher: u32, manager: i32, signals: &mut Signals, writer: &Owned
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())?;
     capabilities::forbid_new_privileges()?;
     process::redirect_to_null(&[0, 1, 2])?;
-    close_all_but([signals.as_fd().as_raw_fd(), writer.as_raw_fd()])?;
+    // The lease is among the others, which must end with vpn-exec. What owns them is the parent's: this process never returns to it.
+    process::close_all_but(&mut [signals.as_fd().as_raw_fd(), writer.as_raw_fd()])?;
     loop {
         wait_for(&[signals.as_fd()], None)?;
         while let Some(received) = signals.receive()? {
@@ -121,13 +122,4 @@ fn be_witness(launcher: u32, manager: i32, signals: &mut Signals, writer: &Owned
             }
         }
     }
-}
-
-/// Closes all descriptors from 3 on but two. The lease is among them, which must end with vpn-exec. What owns them is the parent's: this
-/// process never returns to it.
-fn close_all_but(mut kept: [RawFd; 2]) -> io::Result<()> {
-    kept.sort_unstable();
-    process::close(3, kept[0] - 1)?;
-    process::close(kept[0] + 1, kept[1] - 1)?;
-    process::close(kept[1] + 1, RawFd::MAX)
 }
