@@ -15,12 +15,12 @@ use super::bus::BusFilter;
 use super::gate::Gate;
 use super::identity::Identity;
 use super::{Program, bus};
+use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::local_socket;
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::seccomp::Filter;
-use crate::tunnel::fault;
 
 /// The longest report, in bytes. A sentence has a path in it at most.
 const LONGEST: usize = 16 << 10;

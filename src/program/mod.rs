@@ -3,6 +3,7 @@
 
 mod bus;
 mod child;
+pub(crate) mod closed_sockets;
 mod desktop;
 mod enter;
 mod gate;
@@ -30,12 +31,12 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Buses;
+use crate::lease::Lease;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
 use crate::plan::{NamesPlan, SocketsPlan};
-use crate::tunnel::lease::Lease;
 use child::Child;
 use guards::Guards;
 use helpers::Helpers;
@@ -179,6 +180,13 @@ impl ProgramError {
             Self::NotExecutable { advice, .. } => advice.map(Into::into),
             Self::Setup { .. } | Self::RunsOutside(_) | Self::TunnelEnded(_) | Self::System { .. } => None,
         }
+    }
+}
+
+impl From<ProgramError> for crate::failure::Failure {
+    fn from(error: ProgramError) -> Self {
+        let failure = Self::new(&error).with_status(error.exit_status());
+        Self { advice: error.advice(), ..failure }
     }
 }
 

@@ -12,9 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::fault;
-use super::super::lease::{self, Event, MESSAGE, Request};
 use super::visitors::Number;
+use crate::fault;
+use crate::lease::{self, Event, MESSAGE, Request};
 use crate::linux::apart::close_apart;
 use crate::linux::local_socket::{self, Listener};
 use crate::linux::poll::Awaited;
