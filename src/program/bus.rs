@@ -17,7 +17,7 @@ use crate::bus::{self, Address, Policy, Refusal};
 use crate::config::SessionBus;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process;
-use crate::linux::seccomp::Filter;
+use crate::linux::seccomp::SyscallFilter;
 
 /// Where the program finds its session bus, and how that is written in its environment.
 const SOCKET: &str = "/run/vpn-exec.bus";
@@ -63,7 +63,7 @@ impl BusFilter {
         let identity = program.identity.clone();
         let work = move |launcher, reporter: Reporter| {
             let mut kept = [listener.as_raw_fd(), wait.as_raw_fd(), reporter.descriptor()];
-            let calls = Filter::allowing(&[guards::COMMON_CALLS, CALLS].concat(), &[libc::AF_UNIX])?;
+            let calls = SyscallFilter::allow_only(&[guards::COMMON_CALLS, CALLS].concat(), &[libc::AF_UNIX])?;
             process::raise_file_limit()?;
             // Portals look at the root directory of whoever calls them, to tell sandboxes apart. No secret is in this process.
             guards::become_guard(&identity, launcher, &mut kept, CapabilitySet::empty(), &calls, true)?;

@@ -13,7 +13,7 @@ use super::super::{Tunnel, facts};
 use crate::config::{Config, Endpoint};
 use crate::keys::PublicKey;
 use crate::linux::clock::boot_time;
-use crate::linux::route::Route;
+use crate::linux::netlink::route::Route;
 use crate::wireguard::{Backend, PeerStatus};
 
 /// How long an embedded device tries one address of an endpoint: three initiations fit (REKEY_TIMEOUT is 5 s, but a new address

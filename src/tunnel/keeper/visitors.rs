@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::super::lease::{self, Event, Request};
 use super::super::state::Holder;
-use crate::linux::local_socket::Credentials;
+use crate::linux::local_socket::PeerCredentials;
 
 /// How many connections of another user may be open: root's, at the keeper of an ordinary user.
 const GUESTS: usize = 128;
@@ -79,7 +79,7 @@ impl Visitors {
     }
 
     /// Takes a connection. One too many is closed instead.
-    pub(super) fn admit(&mut self, socket: OwnedFd, who: &Credentials, now: Duration) {
+    pub(super) fn admit(&mut self, socket: OwnedFd, who: &PeerCredentials, now: Duration) {
         let trusted = nix::unistd::geteuid().as_raw() == who.uid;
         let guests = self.all.values().filter(|visitor| !visitor.trusted).count();
         if trusted || guests < GUESTS {
