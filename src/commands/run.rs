@@ -17,10 +17,10 @@ use crate::linux::process;
 use crate::linux::signals::{self, Signals};
 use crate::names::TunnelName;
 use crate::plan;
+use crate::program::compatibility;
 use crate::program::identity::{self, Identity};
-use crate::program::refused;
-use crate::program::terminal::{self, Side};
-use crate::program::{self, Ended, Program, Waiting};
+use crate::program::terminal::{self, Replaced};
+use crate::program::{self, Launch, Outcome, Program};
 use crate::tunnel::lease::Event;
 use crate::tunnel::{fault, keeper, recovery, state, status};
 
@@ -47,8 +47,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let terminal = match arguments.pty || terminal::is_lent(&identity) {
         false => None,
         true => match terminal::replace(&identity, listen_fds, || drop(wanted.take())).map_err(no_terminal)? {
-            Side::Caller(ended) => return Ok(status_of(ended)),
-            Side::Launcher(own) => Some(own),
+            Replaced::Caller(ended) => return Ok(status_of(ended)),
+            Replaced::Launcher(own) => Some(own),
         },
     };
     let Some(wanted) = wanted else { return Err(Failure::new("cannot go on without a configuration")) };
@@ -69,11 +69,11 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         Identity::Unchanged => nix::unistd::geteuid().is_root(),
     };
     let variable = |name: &str| std::env::var_os(name);
-    if let Some(advice) = refused::advice(&arguments.program, options.new_privileges, is_root, variable) {
+    if let Some(advice) = compatibility::advice(&arguments.program, options.new_privileges, is_root, variable) {
         tracing::warn!("{advice}");
     }
     let has_port = |port| wanted.has_host_port(port);
-    if let Some(advice) = refused::display_advice(environment("DISPLAY").as_deref(), has_port) {
+    if let Some(advice) = compatibility::display_advice(environment("DISPLAY").as_deref(), has_port) {
         tracing::warn!("{advice}");
     }
     let mut held = wanted.hold(listen_fds)?;
@@ -102,7 +102,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         .admit(&options, last_capability)
         .and_then(|()| program::start(&program, &mut signals).map_err(Failure::from))
         .and_then(|mut waiting| match await_tunnel(&mut held, &mut signals, wait, &mut waiting)? {
-            Some(signal) => Ok(Ended::Signaled(signal)),
+            Some(signal) => Ok(Outcome::Signaled(signal)),
             None => Ok(waiting.run(&name, &mut held.lease, signals)?),
         });
     tracing::debug!("the program has ended");
@@ -190,7 +190,7 @@ fn await_tunnel(
     held: &mut Held,
     signals: &mut Signals,
     wait: Option<Duration>,
-    waiting: &mut Waiting<'_>,
+    waiting: &mut Launch<'_>,
 ) -> Result<Option<i32>, Failure> {
     let system = |error| Failure::new(format!("cannot read signals: {error}"));
     let mut until = None;
@@ -300,10 +300,10 @@ fn no_terminal(error: std::io::Error) -> Failure {
 }
 
 /// Ends as the program has ended.
-fn status_of(ended: Ended) -> ExitCode {
+fn status_of(ended: Outcome) -> ExitCode {
     match ended {
-        Ended::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(FAILED)),
-        Ended::Signaled(signal) => {
+        Outcome::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(FAILED)),
+        Outcome::Signaled(signal) => {
             if let Err(error) = signals::die_by_signal(signal) {
                 tracing::debug!(%error, "this process cannot end by the program's signal");
             }

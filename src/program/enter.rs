@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Program, Step, private, view};
+use super::{Program, SetupResult, gnupg, view};
 use crate::linux::mirror::Mirror;
 use crate::linux::mounts;
 use crate::linux::namespace::{NameLookup, NamesDirectory};
@@ -18,7 +18,7 @@ pub(super) struct Isolated {
 }
 
 /// Moves the calling process into a mount namespace of its own, with its own view of names. The tunnel need not be there yet.
-pub(super) fn isolate(program: &Program) -> Step<Isolated> {
+pub(super) fn isolate(program: &Program) -> SetupResult<Isolated> {
     let doing = |what| move |error: io::Error| (what, error);
     let names = NamesDirectory::open().map_err(doing("open the tunnel's namespace"))?;
     let directory = std::env::current_dir();
@@ -26,13 +26,13 @@ pub(super) fn isolate(program: &Program) -> Step<Isolated> {
     let mirror = view::show(program)?;
     // Where all sockets are open, the host's own services are wanted.
     if !program.sockets.any && !fault::is_broken("sockets") {
-        private::provide(&program.identity).map_err(doing("give the program places of its own"))?;
+        gnupg::provide(&program.identity).map_err(doing("give the program places of its own"))?;
     }
     Ok(Isolated { names, directory, mirror })
 }
 
 /// Moves the calling process, which is isolated already, into the program's network namespace.
-pub(super) fn enter(program: &Program, isolated: Isolated) -> Step<()> {
+pub(super) fn enter(program: &Program, isolated: Isolated) -> SetupResult<()> {
     let doing = |what| move |error: io::Error| (what, error);
     match isolated.names.look_up(&program.namespace).map_err(doing("open the tunnel's namespace"))? {
         NameLookup::Namespace(_) if fault::is_broken("namespace") => {}

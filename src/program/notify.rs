@@ -16,12 +16,12 @@ pub(super) const SOCKET: &str = "/run/vpn-exec.notify";
 
 /// The way from the program to the manager.
 #[derive(Debug)]
-pub(super) struct Passage {
+pub(super) struct NotifyRelay {
     socket: NotifySocket,
     manager: ServiceManager,
 }
 
-impl Passage {
+impl NotifyRelay {
     /// Opens it, if there is a manager.
     pub(super) fn open() -> io::Result<Option<Self>> {
         let Some(manager) = ServiceManager::find(|name| std::env::var_os(name))? else { return Ok(None) };
@@ -63,7 +63,7 @@ impl Passage {
     }
 }
 
-impl AsFd for Passage {
+impl AsFd for NotifyRelay {
     /// Readable when there is something to be passed on.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

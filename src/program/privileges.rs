@@ -3,7 +3,7 @@
 use std::io;
 
 use super::identity::Identity;
-use super::{Program, Step};
+use super::{Program, SetupResult};
 use crate::linux::capabilities::{self, CapabilitySet, ThreadCapabilities};
 use crate::linux::process;
 use crate::linux::seccomp::SyscallFilter;
@@ -24,7 +24,7 @@ fn of_root() -> CapabilitySet {
 }
 
 /// Makes the calling process the program's user with the program's capabilities and no way to more.
-pub(super) fn assume(program: &Program) -> Step<()> {
+pub(super) fn assume(program: &Program) -> SetupResult<()> {
     if fault::is_broken("privileges") {
         return Ok(());
     }

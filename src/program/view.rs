@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
-use super::{Program, Step, helpers};
+use super::{Program, SetupResult, helpers};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::mirror::{HiddenPaths, Mirror};
 use crate::linux::mounts;
@@ -75,7 +75,7 @@ const CALLS: &[libc::c_long] = &[
 
 /// Covers, in the calling process's mount namespace, `/etc` with a copy that has our own files in the place of the host's, and `/run` and
 /// others with copies that do not have what is hidden from the program.
-pub(super) fn show(program: &Program) -> Step<Mirror> {
+pub(super) fn show(program: &Program) -> SetupResult<Mirror> {
     let doing = |what| move |error: io::Error| (what, error);
     let moved = moved();
     let mut mirror = Mirror::new(hidden(program, &moved), &program.staging);
@@ -188,6 +188,6 @@ fn write_readable(path: &Path, text: &str) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))
 }
 
-fn read(path: &str) -> Step<String> {
+fn read(path: &str) -> SetupResult<String> {
     state::read_host_file(path.as_ref()).map_err(|error| ("read the host's own files", error))
 }

@@ -66,7 +66,7 @@ pub struct Status {
     pub living: Option<Living>,
     /// Who is inside, as far as whoever asks may see them.
     #[serde(default)]
-    pub programs: Vec<Program>,
+    pub programs: Vec<RunningProgram>,
 }
 
 /// What a living keeper tells of its tunnel.
@@ -158,7 +158,7 @@ pub struct HostLink {
 
 /// A process inside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Program {
+pub struct RunningProgram {
     /// Its number.
     pub pid: i32,
     /// Who it runs as: a name, or a number that has none.
@@ -239,9 +239,9 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
 }
 
 /// A process for people; none if it has ended.
-pub(super) fn describe(pid: i32) -> Option<Program> {
+pub(super) fn describe(pid: i32) -> Option<RunningProgram> {
     let seen = process::describe(pid)?;
     let user = nix::unistd::User::from_uid(seen.user).ok().flatten();
     let user = user.map_or_else(|| seen.user.to_string(), |user| user.name);
-    Some(Program { pid, user, command: seen.command })
+    Some(RunningProgram { pid, user, command: seen.command })
 }

@@ -59,7 +59,7 @@ pub struct SyscallFilter(BpfProgram);
 
 /// What the kernel takes a filter as (`struct sock_fprog` of linux/filter.h).
 #[repr(C)]
-struct Program {
+struct SockFprog {
     length: libc::c_ushort,
     filter: *const sock_filter,
 }
@@ -173,7 +173,7 @@ impl SyscallFilter {
 /// Applies a filter to the calling thread. Returns what seccomp(2) does: the listener, where the flags ask for one.
 pub(super) fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let length = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let program = Program { length, filter: program.as_ptr() };
+    let program = SockFprog { length, filter: program.as_ptr() };
     // SAFETY: the kernel reads the program and the filter that it points to, both of which live until the call returns.
     match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
         -1 => Err(io::Error::last_os_error()),

@@ -2,7 +2,7 @@
 //! have it twice. `systemctl stop` signals all processes of a service, or the main one alone, as the unit's `KillMode=` says; and a
 //! process cannot see which it was.
 //!
-//! The witness is a process that is in the group, and does nothing but to say which of the manager's signals it has had. It has no
+//! The signal_probe is a process that is in the group, and does nothing but to say which of the manager's signals it has had. It has no
 //! capabilities and no files, and ends with vpn-exec.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::{ReceivedSignal, Signals};
 
-/// How long the witness may take to have a signal that vpn-exec has had. The manager signals the main process first, and then the others,
+/// How long the signal_probe may take to have a signal that vpn-exec has had. The manager signals the main process first, and then the others,
 /// in one go.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const FRESH: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(super) struct SignalProbe {
     pid: Pid,
     /// What it writes the numbers of signals to.
     testimony: OwnedFd,
@@ -37,7 +37,7 @@ pub(super) struct Witness {
     seen: HashMap<i32, Instant>,
 }
 
-impl Witness {
+impl SignalProbe {
     /// Starts one, if this process is the main one of a service. `signals` are those that it watches for.
     pub(super) fn start(signals: &mut Signals) -> io::Result<Option<Self>> {
         let own = std::process::id();
@@ -54,7 +54,7 @@ impl Witness {
         let (testimony, writer) = rustix::pipe::pipe_with(flags)?;
         match process::fork()? {
             Forked::Child => {
-                // Nobody is left to whom an error could be told: without a witness, each signal is passed on.
+                // Nobody is left to whom an error could be told: without a signal_probe, each signal is passed on.
                 let _ = be_witness(own, manager, signals, &writer);
                 process::exit_now(0)
             }
@@ -91,7 +91,7 @@ impl Witness {
     }
 }
 
-impl Drop for Witness {
+impl Drop for SignalProbe {
     fn drop(&mut self) {
         // One that has ended was reaped with others, and its number may be another's by now.
         if waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
@@ -101,7 +101,7 @@ impl Drop for Witness {
     }
 }
 
-/// The life of the witness.
+/// The life of the signal_probe.
 fn be_witness(launcher: u32, manager: i32, signals: &mut Signals, writer: &OwnedFd) -> io::Result<()> {
     process::set_death_signal(Signal::SIGKILL)?;
     if nix::unistd::getppid().as_raw().cast_unsigned() != launcher {

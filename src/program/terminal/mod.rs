@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
-use super::Ended;
+use super::Outcome;
 use super::identity::Identity;
 use super::supervise::watched;
 use crate::linux::capabilities::{self, CapabilitySet};
@@ -27,16 +27,16 @@ const BUFFER: usize = 16 * 1024;
 
 /// Which process this is after [`replace`].
 #[derive(Debug)]
-pub enum Side {
+pub enum Replaced {
     /// The one that is at the caller's terminal: the launcher has ended so.
-    Caller(Ended),
+    Caller(Outcome),
     /// The launcher, whose terminal this is.
-    Launcher(Own),
+    Launcher(OwnTerminal),
 }
 
 /// The launcher's hold of the program's terminal.
 #[derive(Debug)]
-pub struct Own {
+pub struct OwnTerminal {
     terminal: OwnedFd,
     /// Where the process at the caller's terminal is told that the program wants input.
     wants: OwnedFd,
@@ -67,7 +67,7 @@ fn standard() -> [(i32, Option<(u64, u32)>); 3] {
 ///
 /// # Errors
 /// `ENOTTY` if the caller has no terminal; else what keeps a pseudoterminal from being made.
-pub fn replace(identity: &Identity, passed: i32, forget: impl FnOnce()) -> io::Result<Side> {
+pub fn replace(identity: &Identity, passed: i32, forget: impl FnOnce()) -> io::Result<Replaced> {
     let standard = standard();
     let first = || standard.iter().find(|(_, seen)| seen.is_some());
     let caller = match (terminal::controlling(), first()) {
@@ -95,7 +95,7 @@ pub fn replace(identity: &Identity, passed: i32, forget: impl FnOnce()) -> io::R
             }
             terminal::lead_session(&own)?;
             terminal::replace_standard(&own)?;
-            Ok(Side::Launcher(Own { terminal: own, wants, is_interactive }))
+            Ok(Replaced::Launcher(OwnTerminal { terminal: own, wants, is_interactive }))
         }
         Forked::Parent(launcher) => {
             drop((own, wants));
@@ -106,15 +106,15 @@ pub fn replace(identity: &Identity, passed: i32, forget: impl FnOnce()) -> io::R
             capabilities::set_no_new_privileges()?;
             let (typed, printed, hears) = (Vec::new(), Vec::new(), is_interactive);
             let mut caller =
-                Caller { terminal: caller, modes, is_raw: false, controller, launcher, wanted, hears, typed, printed };
+                Copier { terminal: caller, modes, is_raw: false, controller, launcher, wanted, hears, typed, printed };
             caller.hear();
-            caller.copy(signals).map(Side::Caller)
+            caller.copy(signals).map(Replaced::Caller)
         }
     }
 }
 
 /// What the process at the caller's terminal has.
-struct Caller {
+struct Copier {
     terminal: OwnedFd,
     /// The terminal's modes as they were.
     modes: Modes,
@@ -129,17 +129,17 @@ struct Caller {
     printed: Vec<u8>,
 }
 
-impl Caller {
+impl Copier {
     /// Copies until the launcher ends.
-    fn copy(&mut self, mut signals: Signals) -> io::Result<Ended> {
+    fn copy(&mut self, mut signals: Signals) -> io::Result<Outcome> {
         loop {
             match waitpid(self.launcher, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
                 Ok(WaitStatus::Stopped(..)) => self.stop(Signal::SIGTSTP)?,
-                Ok(WaitStatus::Exited(_, status)) => return self.end(Ended::Exited(status)),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return self.end(Ended::Signaled(signal as i32)),
+                Ok(WaitStatus::Exited(_, status)) => return self.end(Outcome::Exited(status)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return self.end(Outcome::Signaled(signal as i32)),
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 // A real-time signal is none that `nix` has a name for.
-                Err(nix::errno::Errno::EINVAL) => return self.end(Ended::Exited(125)),
+                Err(nix::errno::Errno::EINVAL) => return self.end(Outcome::Exited(125)),
                 Err(error) => return Err(error.into()),
             }
             self.wait(&signals)?;
@@ -244,7 +244,7 @@ impl Caller {
     }
 
     /// Prints what the launcher has left, and hands the terminal back.
-    fn end(&mut self, ended: Ended) -> io::Result<Ended> {
+    fn end(&mut self, ended: Outcome) -> io::Result<Outcome> {
         loop {
             let before = self.printed.len();
             self.fill(|caller| (&caller.controller, &mut caller.printed))?;
@@ -273,7 +273,7 @@ impl Caller {
     }
 }
 
-impl Drop for Caller {
+impl Drop for Copier {
     fn drop(&mut self) {
         self.restore();
     }
@@ -293,7 +293,7 @@ fn is_readable(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(ready == [true])
 }
 
-impl Own {
+impl OwnTerminal {
     /// Makes the program a job of its own, which it is before it is executed.
     pub(super) fn begin(&self, program: Pid) -> io::Result<()> {
         nix::unistd::setpgid(program, program)?;

@@ -11,16 +11,19 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::bus::BusFilter;
-use super::gate::Gate;
+mod session_bus;
+mod sockets;
+
+use super::Program;
 use super::identity::Identity;
-use super::{Program, bus};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::local_socket;
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::seccomp::SyscallFilter;
 use crate::tunnel::fault;
+use session_bus::BusFilter;
+use sockets::SocketGuard;
 
 /// The longest report, in bytes. A sentence has a path in it at most.
 const LONGEST: usize = 16 << 10;
@@ -66,7 +69,7 @@ struct Reports {
 /// The guards of a program.
 #[derive(Debug, Default)]
 pub(super) struct Guards {
-    gate: Option<Gate>,
+    gate: Option<SocketGuard>,
     bus: Option<BusFilter>,
     reports: Vec<Reports>,
 }
@@ -82,7 +85,7 @@ impl Guards {
             return Ok(guards);
         }
         if !program.sockets.any {
-            let (gate, work) = Gate::prepare(program)?;
+            let (gate, work) = SocketGuard::prepare(program)?;
             guards.spawn(work)?;
             guards.gate = Some(gate);
         }
@@ -120,7 +123,7 @@ impl Guards {
 
     /// The address of the session bus that the program is to use.
     pub(super) fn session_bus(&self) -> Option<&'static str> {
-        self.bus.as_ref().map(|_| bus::ADDRESS)
+        self.bus.as_ref().map(|_| session_bus::ADDRESS)
     }
 
     /// Has the gate decide about the connections of the calling process, which is in the tunnel's network namespace, and of all that it
@@ -129,7 +132,7 @@ impl Guards {
     /// # Errors
     /// What the system refuses.
     pub(super) fn pass_gate(&self) -> io::Result<()> {
-        self.gate.as_ref().map_or(Ok(()), Gate::pass)
+        self.gate.as_ref().map_or(Ok(()), SocketGuard::pass)
     }
 
     /// Leaves to the child, which has been forked, what is its own: if it ends before it has opened a guard's door, that guard ends, too.

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::Program;
-use super::guards::{self, Report, Reporter, Work};
-use super::identity::Identity;
-use crate::bus::{self, Address, Policy, Refusal};
+use super::{Report, Reporter, Work};
+use crate::bus::{self, BusAddress, BusRefusal, Policy};
 use crate::config::SessionBus;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process;
 use crate::linux::seccomp::SyscallFilter;
+use crate::program::Program;
+use crate::program::identity::Identity;
 
 /// Where the program finds its session bus, and how that is written in its environment.
 const SOCKET: &str = "/run/vpn-exec.bus";
@@ -63,10 +63,10 @@ impl BusFilter {
         let identity = program.identity.clone();
         let work = move |launcher, reporter: Reporter| {
             let mut kept = [listener.as_raw_fd(), wait.as_raw_fd(), reporter.descriptor()];
-            let calls = SyscallFilter::allow_only(&[guards::COMMON_CALLS, CALLS].concat(), &[libc::AF_UNIX])?;
+            let calls = SyscallFilter::allow_only(&[super::COMMON_CALLS, CALLS].concat(), &[libc::AF_UNIX])?;
             process::raise_file_limit()?;
             // Portals look at the root directory of whoever calls them, to tell sandboxes apart. No secret is in this process.
-            guards::become_guard(&identity, launcher, &mut kept, CapabilitySet::empty(), &calls, true)?;
+            super::become_guard(&identity, launcher, &mut kept, CapabilitySet::empty(), &calls, true)?;
             if rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0_u8]))? == 0 {
                 return Ok(());
             }
@@ -90,9 +90,9 @@ impl BusFilter {
 }
 
 /// Filters until the launcher ends, which ends this process.
-fn filter(listener: &OwnedFd, addresses: &[Address], policy: &Policy, reporter: &Reporter) -> io::Result<()> {
+fn filter(listener: &OwnedFd, addresses: &[BusAddress], policy: &Policy, reporter: &Reporter) -> io::Result<()> {
     let (mut refused, mut said) = (0, HashSet::new());
-    let report = |refusal: &Refusal, times: u64| {
+    let report = |refusal: &BusRefusal, times: u64| {
         refused += 1;
         let sentence = (times == 1 && !refusal.is_routine()).then(|| refusal.to_string());
         // The same sentence may be said of several messages.
@@ -105,7 +105,7 @@ fn filter(listener: &OwnedFd, addresses: &[Address], policy: &Policy, reporter: 
 }
 
 /// Where the session bus of the program's user is, if it has one.
-fn real_bus(identity: &Identity) -> Option<Vec<Address>> {
+fn real_bus(identity: &Identity) -> Option<Vec<BusAddress>> {
     let uid = match identity {
         Identity::Unchanged => nix::unistd::geteuid().as_raw(),
         Identity::Other(account) => account.uid,

@@ -15,9 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
-use super::Program;
-use super::guards::{self, Report, Reporter, Work};
-use super::identity::Identity;
+use super::{Report, Reporter, Work};
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::local_socket;
 use crate::linux::process;
@@ -26,6 +24,8 @@ use crate::linux::seccomp::connect::{self, ConnectSupervisor, Destination, Pendi
 use crate::linux::unix_sockets::{SocketFile, UnixSockets};
 use crate::plan::SocketsPlan;
 use crate::plan::sockets::{Holder, Refusal};
+use crate::program::Program;
+use crate::program::identity::Identity;
 
 /// What is said where the kernel does not list unix sockets (CONFIG_UNIX_DIAG, which distributions have).
 const NO_LIST: &str = "the kernel lists no unix sockets (unix_diag), without which only `--socket any` works";
@@ -60,11 +60,11 @@ const CALLS: &[libc::c_long] = &[
 
 /// The child's side of the gate.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct SocketGuard {
     entrance: OwnedFd,
 }
 
-impl Gate {
+impl SocketGuard {
     /// Prepares the gate of a program. Returns what its process does.
     ///
     /// # Errors
@@ -96,9 +96,9 @@ fn keep(open: SocketsPlan, identity: &Identity, launcher: u32, gates: &OwnedFd, 
     let outside = UnixSockets::open()?;
     let home = identity.home();
     let mut kept = [gates.as_raw_fd(), reporter.descriptor(), outside.as_fd().as_raw_fd()];
-    let calls = SyscallFilter::allow_only(&[guards::COMMON_CALLS, CALLS].concat(), &[])?;
+    let calls = SyscallFilter::allow_only(&[super::COMMON_CALLS, CALLS].concat(), &[])?;
     // It takes CAP_SYS_PTRACE to see the program's memory and files.
-    guards::become_guard(identity, launcher, &mut kept, CapabilitySet::SYS_PTRACE, &calls, false)?;
+    super::become_guard(identity, launcher, &mut kept, CapabilitySet::SYS_PTRACE, &calls, false)?;
     let (Some(inside), Some(filter)) = (receive(gates)?, receive(gates)?) else { return Ok(()) };
     let mut gatekeeper = Gatekeeper {
         open,

@@ -12,16 +12,16 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
-use super::authentication::{self, Answer, FromBus, FromClient};
+use super::authentication::{self, AuthReply, BusAuthentication, ClientAuthentication};
+use super::buffered_socket::{BufferedSocket, PendingBody};
 use super::message::{Header, Kind, Malformed, NO_AUTO_START, NO_REPLY, Parsed, Reader, Writer};
-use super::names::{Change, Names, Token, reply};
-use super::policy::{Asked, PROPERTIES, Policy, check_name};
-use super::refusal::{Counter, Refusal};
-use super::side::{Rest, Side};
+use super::names::{ClientId, Names, OwnerChange, reply};
+use super::policy::{MethodCall, PROPERTIES, Policy, check_name};
+use super::refusal::{BusRefusal, Counter};
 
 /// The bus itself.
 const BUS: &str = "org.freedesktop.DBus";
-const PEER: &str = "org.freedesktop.DBus.Peer";
+const PEER: &str = "org.freedesktop.DBus.RemotePeer";
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 
@@ -47,15 +47,15 @@ const UNANSWERED: u32 = u32::MAX;
 #[derive(Debug)]
 enum Phase {
     /// The bus is to let the filter in.
-    Bus(FromBus),
+    Bus(BusAuthentication),
     /// The client is to say that it can begin.
-    Client(FromBus, FromClient, usize),
+    Client(BusAuthentication, ClientAuthentication, usize),
     /// The client's first message must be `Hello`.
     Hello,
     /// The bus is to reply to it: the call has this serial number.
     Greeted(u32),
     /// The filter asks who owns what. These calls are to be replied to.
-    Asking(HashMap<u32, Question>),
+    Asking(HashMap<u32, Query>),
     /// Messages pass.
     Open,
     /// The end.
@@ -64,7 +64,7 @@ enum Phase {
 
 /// What the filter asks the bus.
 #[derive(Debug)]
-enum Question {
+enum Query {
     /// Which names there are.
     Names,
     /// Which services can be started.
@@ -75,7 +75,7 @@ enum Question {
 
 /// A peer on the bus.
 #[derive(Debug, Default)]
-struct Peer {
+struct RemotePeer {
     /// The names by which it may be called. It keeps them until it is gone: who has called a name may go on to call the
     /// number behind it.
     names: BTreeSet<String>,
@@ -86,18 +86,18 @@ pub(super) struct Shared<'a> {
     pub(super) policy: &'a Policy,
     pub(super) names: Names,
     /// The clients by the names that the bus gave them.
-    pub(super) inside: HashMap<String, Token>,
+    pub(super) inside: HashMap<String, ClientId>,
     /// The names that the bus gave to the clients.
-    pub(super) unique: HashMap<Token, String>,
+    pub(super) unique: HashMap<ClientId, String>,
     counter: Counter,
     /// Is told of what is refused before the client is.
-    report: &'a mut dyn FnMut(&Refusal, u64),
+    report: &'a mut dyn FnMut(&BusRefusal, u64),
     /// Changes of owners that clients are to be told about, and by whose call.
-    pub(super) changes: Vec<(Token, Change)>,
+    pub(super) changes: Vec<(ClientId, OwnerChange)>,
 }
 
 impl<'a> Shared<'a> {
-    pub(super) fn new(policy: &'a Policy, report: &'a mut dyn FnMut(&Refusal, u64)) -> Self {
+    pub(super) fn new(policy: &'a Policy, report: &'a mut dyn FnMut(&BusRefusal, u64)) -> Self {
         Self {
             policy,
             names: Names::default(),
@@ -110,13 +110,13 @@ impl<'a> Shared<'a> {
     }
 
     /// Counts and reports a refusal.
-    pub(super) fn refuse(&mut self, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, refusal: BusRefusal) {
         let (refusal, times) = self.counter.count(refusal);
         (self.report)(&refusal, times);
     }
 
     /// Forgets what the bus called a client that has left.
-    pub(super) fn forget(&mut self, client: Token) {
+    pub(super) fn forget(&mut self, client: ClientId) {
         if let Some(unique) = self.unique.remove(&client) {
             self.inside.remove(&unique);
         }
@@ -130,7 +130,7 @@ impl<'a> Shared<'a> {
 
 /// What becomes of a message.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum Delivery {
     Pass,
     Drop,
     /// It goes to another connection than it says.
@@ -141,7 +141,7 @@ enum Verdict {
 
 /// How much of a body it takes to decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+enum BodyNeeded {
     Nothing,
     Beginning,
     Everything,
@@ -149,14 +149,14 @@ enum Look {
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    token: Token,
-    pub(super) client: Side,
-    pub(super) bus: Side,
+    token: ClientId,
+    pub(super) client: BufferedSocket,
+    pub(super) bus: BufferedSocket,
     phase: Phase,
     unique: String,
     /// The owners of the names that the client may know about.
     owners: HashMap<String, String>,
-    peers: HashMap<String, Peer>,
+    peers: HashMap<String, RemotePeer>,
     /// The names outside that the client may not know about. It is told that they are refused, and of all others that
     /// there are none.
     hidden: HashSet<String>,
@@ -181,14 +181,14 @@ enum Flow {
 impl Connection {
     /// # Errors
     /// If the sockets cannot be made to not block.
-    pub(super) fn new(token: Token, client: OwnedFd, bus: OwnedFd) -> std::io::Result<Self> {
-        let mut bus = Side::new(bus, BUS_LIMIT)?;
+    pub(super) fn new(token: ClientId, client: OwnedFd, bus: OwnedFd) -> std::io::Result<Self> {
+        let mut bus = BufferedSocket::new(bus, BUS_LIMIT)?;
         bus.push(authentication::TO_BUS, Vec::new());
         Ok(Self {
             token,
-            client: Side::new(client, CLIENT_LIMIT)?,
+            client: BufferedSocket::new(client, CLIENT_LIMIT)?,
             bus,
-            phase: Phase::Bus(FromBus::default()),
+            phase: Phase::Bus(BusAuthentication::default()),
             unique: String::new(),
             owners: HashMap::new(),
             peers: HashMap::new(),
@@ -251,7 +251,7 @@ impl Connection {
     }
 
     fn end(&mut self, shared: &mut Shared<'_>, why: Malformed) {
-        shared.refuse(Refusal::Malformed(why.0));
+        shared.refuse(BusRefusal::Malformed(why.0));
         self.phase = Phase::Over;
     }
 
@@ -268,25 +268,25 @@ impl Connection {
                         Ok(false) => {}
                         Ok(true) => {
                             let said = std::mem::take(said);
-                            self.phase = Phase::Client(said, FromClient::default(), 0);
+                            self.phase = Phase::Client(said, ClientAuthentication::default(), 0);
                         }
                         Err(line) => {
-                            shared.refuse(Refusal::NoBus(format!("it answers {line:?}")));
+                            shared.refuse(BusRefusal::NoBus(format!("it answers {line:?}")));
                             self.phase = Phase::Over;
                         }
                     }
                     return Flow::Moved;
                 }
-                Ok(None) if self.bus.unread().len() < authentication::MAX_TALK => {
+                Ok(None) if self.bus.unread().len() < authentication::MAX_AUTH_BYTES => {
                     self.bus.need = self.bus.unread().len() + 1;
                     if self.bus.ended {
-                        shared.refuse(Refusal::NoBus("it closes the connection".to_owned()));
+                        shared.refuse(BusRefusal::NoBus("it closes the connection".to_owned()));
                         self.phase = Phase::Over;
                     }
                     return Flow::Stuck;
                 }
                 _ => {
-                    shared.refuse(Refusal::NoBus("it answers with something else than lines".to_owned()));
+                    shared.refuse(BusRefusal::NoBus("it answers with something else than lines".to_owned()));
                     self.phase = Phase::Over;
                     return Flow::Stuck;
                 }
@@ -294,9 +294,9 @@ impl Connection {
         }
         pass_rest(&mut self.bus, &mut self.client).unwrap_or_else(|| {
             let look = |header: &Header| match (header.kind, header.sender.as_deref()) {
-                (Kind::Return, Some(BUS)) if header.signature.starts_with("as") => Look::Everything,
-                (Kind::Return | Kind::Signal, Some(BUS)) => Look::Beginning,
-                _ => Look::Nothing,
+                (Kind::Return, Some(BUS)) if header.signature.starts_with("as") => BodyNeeded::Everything,
+                (Kind::Return | Kind::Signal, Some(BUS)) => BodyNeeded::Beginning,
+                _ => BodyNeeded::Nothing,
             };
             let (header, length, body) = match next(&mut self.bus, look) {
                 Ok(Some(next)) => next,
@@ -331,19 +331,19 @@ impl Connection {
                 Ok(Some((line, length))) => {
                     let answer = client.line(line, bus);
                     *talk += length;
-                    let too_much = *talk > authentication::MAX_TALK;
+                    let too_much = *talk > authentication::MAX_AUTH_BYTES;
                     self.client.consume(length);
                     match answer {
-                        Answer::Say(_) if too_much => {
+                        AuthReply::Say(_) if too_much => {
                             self.end(shared, Malformed("it says too much before the first one"))
                         }
-                        Answer::Say(line) => self.client.push(format!("{line}\r\n").as_bytes(), Vec::new()),
-                        Answer::Begin => self.phase = Phase::Hello,
-                        Answer::End => self.phase = Phase::Over,
+                        AuthReply::Say(line) => self.client.push(format!("{line}\r\n").as_bytes(), Vec::new()),
+                        AuthReply::Begin => self.phase = Phase::Hello,
+                        AuthReply::End => self.phase = Phase::Over,
                     }
                     return Flow::Moved;
                 }
-                Ok(None) if self.client.unread().len() < authentication::MAX_TALK => {
+                Ok(None) if self.client.unread().len() < authentication::MAX_AUTH_BYTES => {
                     self.client.need = self.client.unread().len() + 1;
                     return Flow::Stuck;
                 }
@@ -362,8 +362,8 @@ impl Connection {
         pass_rest(&mut self.client, &mut self.bus).unwrap_or_else(|| {
             let look = |header: &Header| match (header.kind, header.destination.as_deref(), header.interface.as_deref())
             {
-                (Kind::Call, Some(BUS), _) | (Kind::Call, _, Some(PROPERTIES)) => Look::Beginning,
-                _ => Look::Nothing,
+                (Kind::Call, Some(BUS), _) | (Kind::Call, _, Some(PROPERTIES)) => BodyNeeded::Beginning,
+                _ => BodyNeeded::Nothing,
             };
             let (header, length, body) = match next(&mut self.client, look) {
                 Ok(Some(next)) => next,
@@ -389,7 +389,7 @@ impl Connection {
 
     // What the client says.
 
-    fn judge_from_client(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Verdict {
+    fn judge_from_client(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Delivery {
         if matches!(self.phase, Phase::Hello) {
             let is_hello = header.kind == Kind::Call
                 && header.destination.as_deref() == Some(BUS)
@@ -397,10 +397,10 @@ impl Connection {
                 && header.interface.as_deref().is_none_or(|interface| interface == BUS);
             if !is_hello {
                 self.end(shared, Malformed("it does not begin with Hello"));
-                return Verdict::Drop;
+                return Delivery::Drop;
             }
             self.phase = Phase::Greeted(header.serial);
-            return Verdict::Pass;
+            return Delivery::Pass;
         }
         match (header.kind, header.destination.as_deref()) {
             (Kind::Call, Some(BUS)) => self.judge_call_of_bus(shared, header, body),
@@ -408,47 +408,47 @@ impl Connection {
             // It would reach every process with a match rule for it.
             (Kind::Call, None) => {
                 let member = header.member.clone().unwrap_or_default();
-                self.refuse(shared, header, Refusal::Bus { member }, "org.freedesktop.DBus.Error.AccessDenied")
+                self.refuse(shared, header, BusRefusal::Bus { member }, "org.freedesktop.DBus.Error.AccessDenied")
             }
             // The bus lets replies through to those alone that have called.
             (Kind::Return | Kind::Error, Some(destination)) => {
                 if shared.inside.contains_key(destination) || self.peers.contains_key(destination) {
-                    Verdict::Pass
+                    Delivery::Pass
                 } else {
-                    Verdict::Drop
+                    Delivery::Drop
                 }
             }
-            (Kind::Signal, None) => Verdict::Pass,
+            (Kind::Signal, None) => Delivery::Pass,
             (Kind::Signal, Some(destination)) => self.judge_signal(shared, header, destination),
-            (Kind::Return | Kind::Error, None) | (Kind::Unknown(_), _) => Verdict::Drop,
+            (Kind::Return | Kind::Error, None) | (Kind::Unknown(_), _) => Delivery::Drop,
         }
     }
 
-    fn judge_call(&mut self, shared: &mut Shared<'_>, header: &Header, destination: &str, body: &[u8]) -> Verdict {
+    fn judge_call(&mut self, shared: &mut Shared<'_>, header: &Header, destination: &str, body: &[u8]) -> Delivery {
         let member = header.member.as_deref().unwrap_or_default();
         let interface = header.interface.as_deref();
         let of = (interface == Some(PROPERTIES) && header.signature.starts_with('s'))
             .then(|| Reader::new(body, header.endian).string().ok())
             .flatten();
-        let asked = Asked { interface, member, of };
+        let asked = MethodCall { interface, member, of };
         if shared.inside.contains_key(destination) {
-            return Verdict::Pass;
+            return Delivery::Pass;
         }
         if let Some(owner) = shared.owner(destination) {
-            return Verdict::To(owner.to_owned());
+            return Delivery::To(owner.to_owned());
         }
         if self.owners.get(destination).is_some_and(|owner| shared.inside.contains_key(owner)) {
-            return Verdict::Pass;
+            return Delivery::Pass;
         }
         let names: Vec<&str> = match self.peers.get(destination) {
             Some(peer) => peer.names.iter().map(String::as_str).collect(),
             None => vec![destination],
         };
         if shared.policy.allows(names.iter().copied(), asked) {
-            return Verdict::Pass;
+            return Delivery::Pass;
         }
         if let Some(name) = names.into_iter().find(|name| shared.policy.talks_to(name)) {
-            let refusal = Refusal::Method {
+            let refusal = BusRefusal::Method {
                 name: name.to_owned(),
                 interface: interface.map(ToOwned::to_owned),
                 member: member.to_owned(),
@@ -463,7 +463,7 @@ impl Connection {
         if !destination.starts_with(':') && !self.is_outside(destination) {
             return self.fail(header, error, &format!("no process owns the name {destination}"));
         }
-        let refusal = Refusal::Name { name: destination.to_owned(), member: member.to_owned() };
+        let refusal = BusRefusal::Name { name: destination.to_owned(), member: member.to_owned() };
         self.refuse(shared, header, refusal, error)
     }
 
@@ -472,11 +472,11 @@ impl Connection {
         self.hidden.contains(name) || self.activatable.contains(name) || self.owners.contains_key(name)
     }
 
-    fn judge_signal(&self, shared: &Shared<'_>, header: &Header, destination: &str) -> Verdict {
+    fn judge_signal(&self, shared: &Shared<'_>, header: &Header, destination: &str) -> Delivery {
         if let Some(owner) = shared.owner(destination) {
-            return Verdict::To(owner.to_owned());
+            return Delivery::To(owner.to_owned());
         }
-        let asked = Asked {
+        let asked = MethodCall {
             interface: header.interface.as_deref(),
             member: header.member.as_deref().unwrap_or_default(),
             of: None,
@@ -486,10 +486,10 @@ impl Connection {
             Some(_) => true,
             None => shared.inside.contains_key(destination) || shared.policy.allows([destination], asked),
         };
-        if allowed { Verdict::Pass } else { Verdict::Drop }
+        if allowed { Delivery::Pass } else { Delivery::Drop }
     }
 
-    fn judge_call_of_bus(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Verdict {
+    fn judge_call_of_bus(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Delivery {
         let member = header.member.as_deref().unwrap_or_default();
         let mut arguments = Reader::new(body, header.endian);
         let first = header.signature.starts_with('s').then(|| arguments.string().ok()).flatten();
@@ -523,30 +523,30 @@ impl Connection {
                 if self.lists.len() < MAX_LISTS {
                     self.lists.insert(header.serial);
                 }
-                Verdict::Pass
+                Delivery::Pass
             }
             (None | Some(BUS), "Hello" | "RemoveMatch" | "ListActivatableNames" | "GetId")
             | (None | Some(PEER), "Ping" | "GetMachineId")
             | (None | Some(INTROSPECTABLE), "Introspect")
-            | (None | Some(PROPERTIES), "Get" | "GetAll") => Verdict::Pass,
+            | (None | Some(PROPERTIES), "Get" | "GetAll") => Delivery::Pass,
             _ => {
-                let refusal = Refusal::Bus { member: member.to_owned() };
+                let refusal = BusRefusal::Bus { member: member.to_owned() };
                 self.refuse(shared, header, refusal, "org.freedesktop.DBus.Error.AccessDenied")
             }
         }
     }
 
-    fn add_match(&mut self, shared: &mut Shared<'_>, header: &Header, rule: Option<&str>) -> Verdict {
+    fn add_match(&mut self, shared: &mut Shared<'_>, header: &Header, rule: Option<&str>) -> Delivery {
         let Some(rule) = rule else { return self.invalid(header, "AddMatch needs a rule") };
         // However it is quoted; a rule that has the word as a value is not worth the risk.
         if rule.contains("eavesdrop") {
-            return self.refuse(shared, header, Refusal::Eavesdropping, "org.freedesktop.DBus.Error.AccessDenied");
+            return self.refuse(shared, header, BusRefusal::Eavesdropping, "org.freedesktop.DBus.Error.AccessDenied");
         }
         self.watches |= !rule.contains("member") || rule.contains("NameOwnerChanged");
-        Verdict::Pass
+        Delivery::Pass
     }
 
-    fn request_name(&mut self, shared: &mut Shared<'_>, header: &Header, name: &str, flags: u32) -> Verdict {
+    fn request_name(&mut self, shared: &mut Shared<'_>, header: &Header, name: &str, flags: u32) -> Delivery {
         if let Err(why) = check_name(name) {
             return self.invalid(header, &format!("cannot request {name:?}: {why}"));
         }
@@ -554,7 +554,7 @@ impl Connection {
             return self.invalid(header, "cannot request the name of the bus itself");
         }
         if shared.policy.may_own(name) {
-            return Verdict::Pass;
+            return Delivery::Pass;
         }
         // A name that may be called has one owner for the client, outside or inside.
         if shared.names.owner(name).is_none() && self.owners.contains_key(name) {
@@ -573,13 +573,13 @@ impl Connection {
     }
 
     /// Judges a call whose argument is a name.
-    fn judge_question(&mut self, shared: &mut Shared<'_>, header: &Header, member: &str, name: &str) -> Verdict {
+    fn judge_question(&mut self, shared: &mut Shared<'_>, header: &Header, member: &str, name: &str) -> Delivery {
         let owner = shared.owner(name).map(ToOwned::to_owned);
         let is_real = name == BUS
             || shared.policy.shows(name)
             || name.starts_with(':') && (self.peers.contains_key(name) || shared.inside.contains_key(name));
         match (member, owner) {
-            ("ReleaseName", _) if shared.policy.may_own(name) => Verdict::Pass,
+            ("ReleaseName", _) if shared.policy.may_own(name) => Delivery::Pass,
             ("ReleaseName", _) => {
                 let (answer, change) = shared.names.release(name, self.token);
                 if change.is_some() {
@@ -592,7 +592,7 @@ impl Connection {
             ("NameHasOwner", Some(_)) => self.reply_boolean(header, true),
             ("StartServiceByName", Some(_)) => self.reply_number(header, 2),
             ("ListQueuedOwners", Some(_)) => {
-                let queue: Vec<Token> = shared.names.queue(name).into_iter().flatten().collect();
+                let queue: Vec<ClientId> = shared.names.queue(name).into_iter().flatten().collect();
                 let owners = queue.iter().filter_map(|client| shared.unique.get(client)).map(String::as_str);
                 let mut body = Writer::new(header.endian);
                 body.strings(owners);
@@ -602,18 +602,18 @@ impl Connection {
             (_, Some(owner)) => {
                 let mut body = Writer::new(header.endian);
                 body.string(&owner);
-                Verdict::Instead(header.clone().with_body("s", &body.into_bytes()))
+                Delivery::Instead(header.clone().with_body("s", &body.into_bytes()))
             }
-            ("StartServiceByName", None) if name == BUS || shared.policy.talks_to(name) => Verdict::Pass,
+            ("StartServiceByName", None) if name == BUS || shared.policy.talks_to(name) => Delivery::Pass,
             ("StartServiceByName", None) if !self.is_outside(name) => {
                 let text = format!("no service has the name {:?}", display(name));
                 self.fail(header, "org.freedesktop.DBus.Error.ServiceUnknown", &text)
             }
             ("StartServiceByName", None) => {
-                let refusal = Refusal::Activation { name: display(name) };
+                let refusal = BusRefusal::Activation { name: display(name) };
                 self.refuse(shared, header, refusal, "org.freedesktop.DBus.Error.ServiceUnknown")
             }
-            _ if is_real => Verdict::Pass,
+            _ if is_real => Delivery::Pass,
             ("NameHasOwner", None) => self.reply_boolean(header, false),
             _ => {
                 let text = format!("cannot get the owner of name {:?}: no such name", display(name));
@@ -633,34 +633,34 @@ impl Connection {
         }
     }
 
-    fn reply(&mut self, call: &Header, signature: &str, body: Writer) -> Verdict {
+    fn reply(&mut self, call: &Header, signature: &str, body: Writer) -> Delivery {
         if call.wants_reply() {
             let header =
                 Header { endian: call.endian, reply_serial: Some(call.serial), ..self.bus_header(Kind::Return) };
             self.client.push(&header.with_body(signature, &body.into_bytes()), Vec::new());
         }
-        Verdict::Drop
+        Delivery::Drop
     }
 
-    fn reply_number(&mut self, call: &Header, number: u32) -> Verdict {
+    fn reply_number(&mut self, call: &Header, number: u32) -> Delivery {
         let mut body = Writer::new(call.endian);
         body.u32(number);
         self.reply(call, "u", body)
     }
 
-    fn reply_boolean(&mut self, call: &Header, value: bool) -> Verdict {
+    fn reply_boolean(&mut self, call: &Header, value: bool) -> Delivery {
         let mut body = Writer::new(call.endian);
         body.u32(value.into());
         self.reply(call, "b", body)
     }
 
-    fn reply_string(&mut self, call: &Header, text: &str) -> Verdict {
+    fn reply_string(&mut self, call: &Header, text: &str) -> Delivery {
         let mut body = Writer::new(call.endian);
         body.string(text);
         self.reply(call, "s", body)
     }
 
-    fn fail(&mut self, call: &Header, error: &str, text: &str) -> Verdict {
+    fn fail(&mut self, call: &Header, error: &str, text: &str) -> Delivery {
         if call.wants_reply() {
             let header = Header {
                 error: Some(error.to_owned()),
@@ -669,14 +669,14 @@ impl Connection {
             };
             self.client.push(&with_text(header, text), Vec::new());
         }
-        Verdict::Drop
+        Delivery::Drop
     }
 
-    fn invalid(&mut self, call: &Header, text: &str) -> Verdict {
+    fn invalid(&mut self, call: &Header, text: &str) -> Delivery {
         self.fail(call, "org.freedesktop.DBus.Error.InvalidArgs", text)
     }
 
-    fn refuse(&mut self, shared: &mut Shared<'_>, call: &Header, refusal: Refusal, error: &str) -> Verdict {
+    fn refuse(&mut self, shared: &mut Shared<'_>, call: &Header, refusal: BusRefusal, error: &str) -> Delivery {
         let text = format!("vpn-exec: {refusal}");
         shared.refuse(refusal);
         self.fail(call, error, &text)
@@ -699,7 +699,7 @@ impl Connection {
     }
 
     /// Tells the client that another one has taken or lost a name that only those inside know.
-    pub(super) fn tell(&mut self, shared: &Shared<'_>, change: &Change, by: Token) {
+    pub(super) fn tell(&mut self, shared: &Shared<'_>, change: &OwnerChange, by: ClientId) {
         if !matches!(self.phase, Phase::Open) || self.client.is_full() {
             return;
         }
@@ -713,8 +713,9 @@ impl Connection {
             }
         }
         if self.watches {
-            let unique =
-                |client: Option<Token>| client.and_then(|client| shared.unique.get(&client)).map_or("", String::as_str);
+            let unique = |client: Option<ClientId>| {
+                client.and_then(|client| shared.unique.get(&client)).map_or("", String::as_str)
+            };
             let mut body = Writer::new(super::message::Endian::Little);
             body.string(&change.name);
             body.string(unique(change.old));
@@ -725,12 +726,12 @@ impl Connection {
 
     // What the bus says.
 
-    fn judge_from_bus(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Result<Verdict, Malformed> {
-        let Some(sender) = header.sender.as_deref() else { return Ok(Verdict::Drop) };
+    fn judge_from_bus(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Result<Delivery, Malformed> {
+        let Some(sender) = header.sender.as_deref() else { return Ok(Delivery::Drop) };
         let destination = header.destination.as_deref();
         // A message between other connections, which only eavesdropping brings.
         if destination.is_some_and(|to| to.starts_with(':') && to != self.unique) && !self.unique.is_empty() {
-            return Ok(Verdict::Drop);
+            return Ok(Delivery::Drop);
         }
         if sender == BUS {
             return self.judge_from_bus_itself(shared, header, body);
@@ -738,17 +739,17 @@ impl Connection {
         let is_known =
             shared.inside.contains_key(sender) || self.peers.get(sender).is_some_and(|peer| !peer.names.is_empty());
         let verdict = match header.kind {
-            Kind::Return | Kind::Error => Verdict::Pass,
+            Kind::Return | Kind::Error => Delivery::Pass,
             Kind::Call => {
                 let is_public = !self.public.is_empty() || destination.is_some_and(|to| !to.starts_with(':'));
-                if is_known || is_public { Verdict::Pass } else { self.refuse_incoming(shared, header, sender) }
+                if is_known || is_public { Delivery::Pass } else { self.refuse_incoming(shared, header, sender) }
             }
-            Kind::Signal if is_known || destination.is_some() && self.peers.contains_key(sender) => Verdict::Pass,
-            Kind::Signal | Kind::Unknown(_) => Verdict::Drop,
+            Kind::Signal if is_known || destination.is_some() && self.peers.contains_key(sender) => Delivery::Pass,
+            Kind::Signal | Kind::Unknown(_) => Delivery::Drop,
         };
         // A peer that replies was called, and is known already if it is outside.
         let is_reply = matches!(header.kind, Kind::Return | Kind::Error);
-        if verdict == Verdict::Pass && (!is_reply || shared.inside.contains_key(sender)) {
+        if verdict == Delivery::Pass && (!is_reply || shared.inside.contains_key(sender)) {
             // The client may learn when it is gone, and reply to it.
             self.peers.entry(sender.to_owned()).or_default();
         }
@@ -756,8 +757,8 @@ impl Connection {
     }
 
     /// A caller outside gets an error at once and does not wait.
-    fn refuse_incoming(&mut self, shared: &mut Shared<'_>, header: &Header, sender: &str) -> Verdict {
-        let refusal = Refusal::Incoming { member: header.member.clone().unwrap_or_default() };
+    fn refuse_incoming(&mut self, shared: &mut Shared<'_>, header: &Header, sender: &str) -> Delivery {
+        let refusal = BusRefusal::Incoming { member: header.member.clone().unwrap_or_default() };
         if header.wants_reply() {
             let error = Header {
                 flags: NO_REPLY,
@@ -769,7 +770,7 @@ impl Connection {
             self.bus.push(&with_text(error, &format!("vpn-exec: {refusal}")), Vec::new());
         }
         shared.refuse(refusal);
-        Verdict::Drop
+        Delivery::Drop
     }
 
     fn judge_from_bus_itself(
@@ -777,7 +778,7 @@ impl Connection {
         shared: &mut Shared<'_>,
         header: &Header,
         body: &[u8],
-    ) -> Result<Verdict, Malformed> {
+    ) -> Result<Delivery, Malformed> {
         let mut arguments = Reader::new(body, header.endian);
         match (header.kind, header.member.as_deref()) {
             (Kind::Return | Kind::Error, _) => self.judge_reply_of_bus(shared, header, body),
@@ -786,22 +787,22 @@ impl Connection {
                 if !name.starts_with(':') {
                     self.public.insert(name.to_owned());
                 }
-                Ok(Verdict::Pass)
+                Ok(Delivery::Pass)
             }
             (Kind::Signal, Some("NameLost")) => {
                 self.public.remove(arguments.string()?);
-                Ok(Verdict::Pass)
+                Ok(Delivery::Pass)
             }
             (Kind::Signal, Some("NameOwnerChanged")) => {
                 let (name, _, new) = (arguments.string()?, arguments.string()?, arguments.string()?);
                 Ok(self.owner_changed(shared, name, new))
             }
-            (Kind::Signal, _) => Ok(Verdict::Pass),
-            (Kind::Call | Kind::Unknown(_), _) => Ok(Verdict::Drop),
+            (Kind::Signal, _) => Ok(Delivery::Pass),
+            (Kind::Call | Kind::Unknown(_), _) => Ok(Delivery::Drop),
         }
     }
 
-    fn owner_changed(&mut self, shared: &Shared<'_>, name: &str, new: &str) -> Verdict {
+    fn owner_changed(&mut self, shared: &Shared<'_>, name: &str, new: &str) -> Delivery {
         let shown = if name.starts_with(':') {
             let known = self.peers.contains_key(name) || shared.inside.contains_key(name) || name == self.unique;
             if new.is_empty() {
@@ -820,7 +821,7 @@ impl Connection {
             }
             false
         };
-        if shown && self.watches { Verdict::Pass } else { Verdict::Drop }
+        if shown && self.watches { Delivery::Pass } else { Delivery::Drop }
     }
 
     fn set_owner(&mut self, shared: &Shared<'_>, name: &str, owner: &str) {
@@ -839,7 +840,7 @@ impl Connection {
         shared: &mut Shared<'_>,
         header: &Header,
         body: &[u8],
-    ) -> Result<Verdict, Malformed> {
+    ) -> Result<Delivery, Malformed> {
         let mut arguments = Reader::new(body, header.endian);
         let serial = header.reply_serial.unwrap_or_default();
         match &mut self.phase {
@@ -852,15 +853,15 @@ impl Connection {
                 } else {
                     self.phase = Phase::Hello;
                 }
-                return Ok(Verdict::Pass);
+                return Ok(Delivery::Pass);
             }
             Phase::Asking(calls) => {
-                let Some(asked) = calls.remove(&serial) else { return Ok(Verdict::Drop) };
+                let Some(asked) = calls.remove(&serial) else { return Ok(Delivery::Drop) };
                 match asked {
-                    Question::Activatable if header.kind == Kind::Return => {
+                    Query::Activatable if header.kind == Kind::Return => {
                         self.activatable = arguments.strings()?.into_iter().map(ToOwned::to_owned).collect();
                     }
-                    Question::Names if header.kind == Kind::Return => {
+                    Query::Names if header.kind == Kind::Return => {
                         let names = arguments.strings()?.into_iter().filter(|name| !name.starts_with(':'));
                         let (shown, hidden): (Vec<_>, Vec<_>) =
                             names.map(ToOwned::to_owned).partition(|name| shared.policy.shows(name));
@@ -869,10 +870,10 @@ impl Connection {
                             let mut body = Writer::new(super::message::Endian::Little);
                             body.string(&name);
                             self.bus.push(&call_of_bus(serial, "GetNameOwner", body, 0), Vec::new());
-                            calls.insert(serial, Question::Owner(name));
+                            calls.insert(serial, Query::Owner(name));
                         }
                     }
-                    Question::Owner(name) if header.kind == Kind::Return => {
+                    Query::Owner(name) if header.kind == Kind::Return => {
                         let owner = arguments.string()?.to_owned();
                         self.set_owner(shared, &name, &owner);
                     }
@@ -882,13 +883,13 @@ impl Connection {
                 if matches!(&self.phase, Phase::Asking(calls) if calls.is_empty()) {
                     self.phase = Phase::Open;
                 }
-                return Ok(Verdict::Drop);
+                return Ok(Delivery::Drop);
             }
             _ => {}
         }
         let is_list = self.lists.remove(&serial);
         if header.kind != Kind::Return || !header.signature.starts_with("as") {
-            return Ok(Verdict::Pass);
+            return Ok(Delivery::Pass);
         }
         // Whatever was asked for, a list from the bus is one of names.
         let shown = |name: &str| {
@@ -904,7 +905,7 @@ impl Connection {
         }
         let mut body = Writer::new(header.endian);
         body.strings(names);
-        Ok(Verdict::Instead(header.clone().with_body("as", &body.into_bytes())))
+        Ok(Delivery::Instead(header.clone().with_body("as", &body.into_bytes())))
     }
 
     /// Asks the bus who owns what, and to be told when that changes.
@@ -914,7 +915,7 @@ impl Connection {
             "type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',path='{BUS_PATH}'"
         ));
         self.bus.push(&call_of_bus(FIRST_CALL - 1, "AddMatch", rule, NO_REPLY), Vec::new());
-        let questions = [("ListNames", Question::Names), ("ListActivatableNames", Question::Activatable)];
+        let questions = [("ListNames", Query::Names), ("ListActivatableNames", Query::Activatable)];
         let mut calls = HashMap::new();
         for (serial, (member, question)) in (FIRST_CALL..).zip(questions) {
             let nothing = Writer::new(super::message::Endian::Little);
@@ -924,7 +925,7 @@ impl Connection {
         self.phase = Phase::Asking(calls);
     }
 
-    pub(super) fn token(&self) -> Token {
+    pub(super) fn token(&self) -> ClientId {
         self.token
     }
 }
@@ -954,7 +955,7 @@ fn call_of_bus(serial: u32, member: &str, body: Writer, flags: u8) -> Vec<u8> {
 }
 
 /// Moves what has come of a body whose header was decided on. None if there is no such body.
-fn pass_rest(from: &mut Side, to: &mut Side) -> Option<Flow> {
+fn pass_rest(from: &mut BufferedSocket, to: &mut BufferedSocket) -> Option<Flow> {
     let rest = from.rest?;
     let count = rest.left.min(from.unread().len());
     if count == 0 {
@@ -965,13 +966,16 @@ fn pass_rest(from: &mut Side, to: &mut Side) -> Option<Flow> {
         to.push(&from.unread()[..count], Vec::new());
     }
     from.consume(count);
-    from.rest = (rest.left > count).then_some(Rest { left: rest.left - count, ..rest });
+    from.rest = (rest.left > count).then_some(PendingBody { left: rest.left - count, ..rest });
     Some(Flow::Moved)
 }
 
 /// Returns the next message's header, the header's length, and as much of the body as is to be looked at. None if that
 /// has not come yet.
-fn next(from: &mut Side, look: impl Fn(&Header) -> Look) -> Result<Option<(Header, usize, Vec<u8>)>, Malformed> {
+fn next(
+    from: &mut BufferedSocket,
+    look: impl Fn(&Header) -> BodyNeeded,
+) -> Result<Option<(Header, usize, Vec<u8>)>, Malformed> {
     let (header, length) = match Header::parse(from.unread())? {
         Parsed::Incomplete(need) => {
             from.need = need;
@@ -980,10 +984,10 @@ fn next(from: &mut Side, look: impl Fn(&Header) -> Look) -> Result<Option<(Heade
         Parsed::Complete(header, length) => (header, length),
     };
     let looked_at = match look(&header) {
-        Look::Nothing => 0,
-        Look::Beginning => header.body.min(PREFIX),
-        Look::Everything if header.body > MAX_LIST => return Err(Malformed("a list of names is too long")),
-        Look::Everything => header.body,
+        BodyNeeded::Nothing => 0,
+        BodyNeeded::Beginning => header.body.min(PREFIX),
+        BodyNeeded::Everything if header.body > MAX_LIST => return Err(Malformed("a list of names is too long")),
+        BodyNeeded::Everything => header.body,
     };
     let Some(body) = from.unread().get(length..length + looked_at) else {
         from.need = length + looked_at;
@@ -996,32 +1000,32 @@ fn next(from: &mut Side, look: impl Fn(&Header) -> Look) -> Result<Option<(Heade
 
 /// Sends a message on as was decided, or what there is of it by now.
 fn deliver(
-    from: &mut Side,
-    to: &mut Side,
+    from: &mut BufferedSocket,
+    to: &mut BufferedSocket,
     mut header: Header,
     length: usize,
-    verdict: Verdict,
+    verdict: Delivery,
 ) -> Result<(), Malformed> {
     let few = Malformed("it has fewer descriptors than it says");
     let descriptors = from.take_descriptors(header.descriptors).ok_or(few)?;
     let pass = match verdict {
-        Verdict::Pass => {
+        Delivery::Pass => {
             to.push(&from.unread()[..length], descriptors);
             true
         }
-        Verdict::To(destination) => {
+        Delivery::To(destination) => {
             header.destination = Some(destination);
             to.push(&header.encode(), descriptors);
             true
         }
-        Verdict::Instead(message) => {
+        Delivery::Instead(message) => {
             to.push(&message, descriptors);
             false
         }
-        Verdict::Drop => false,
+        Delivery::Drop => false,
     };
     from.consume(length);
-    from.rest = (header.body > 0).then_some(Rest { left: header.body, pass });
+    from.rest = (header.body > 0).then_some(PendingBody { left: header.body, pass });
     Ok(())
 }
 
@@ -1190,7 +1194,7 @@ mod tests {
         #[test]
         fn nothing_that_is_closed_reaches_the_bus(stream in stream()) {
             let policy = Policy::default_desktop();
-            let mut report = |refusal: &Refusal, _: u64| drop(refusal.to_string());
+            let mut report = |refusal: &BusRefusal, _: u64| drop(refusal.to_string());
             let mut shared = Shared::new(&policy, &mut report);
             let mut ends = open(&mut shared);
             let (mut to_bus, mut to_client) = (Vec::new(), Vec::new());

@@ -23,7 +23,7 @@ const MAX_WAITING: usize = 2 * MAX_DESCRIPTORS;
 
 /// Bytes to send, and the descriptors that go with the first of them.
 #[derive(Debug)]
-struct Piece {
+struct OutputChunk {
     bytes: Vec<u8>,
     sent: usize,
     descriptors: Vec<OwnedFd>,
@@ -31,7 +31,7 @@ struct Piece {
 
 /// The rest of a message whose header was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rest {
+pub(super) struct PendingBody {
     /// How many bytes are still to come.
     pub(super) left: usize,
     /// Whether they are passed on.
@@ -39,26 +39,26 @@ pub(super) struct Rest {
 }
 
 #[derive(Debug)]
-pub(super) struct Side {
+pub(super) struct BufferedSocket {
     socket: OwnedFd,
     input: Vec<u8>,
     taken: usize,
     waiting: VecDeque<OwnedFd>,
-    output: VecDeque<Piece>,
+    output: VecDeque<OutputChunk>,
     queued: usize,
     queued_descriptors: usize,
     /// How many bytes of output, or more, are too many to go on.
     limit: usize,
     /// How many bytes of input it takes to go on.
     pub(super) need: usize,
-    pub(super) rest: Option<Rest>,
+    pub(super) rest: Option<PendingBody>,
     /// Nothing more comes.
     pub(super) ended: bool,
     /// Nothing more can be sent.
     pub(super) gone: bool,
 }
 
-impl Side {
+impl BufferedSocket {
     /// # Errors
     /// If the socket cannot be made to not block.
     pub(super) fn new(socket: OwnedFd, limit: usize) -> io::Result<Self> {
@@ -115,7 +115,7 @@ impl Side {
         {
             last.bytes.extend(bytes);
         } else {
-            self.output.push_back(Piece { bytes: bytes.to_vec(), sent: 0, descriptors });
+            self.output.push_back(OutputChunk { bytes: bytes.to_vec(), sent: 0, descriptors });
         }
     }
 
@@ -201,7 +201,7 @@ impl Side {
     }
 }
 
-impl AsFd for Side {
+impl AsFd for BufferedSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
