@@ -17,7 +17,7 @@ use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
 use measure::{Spread, load, milliseconds, now};
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::sysctl;
-use vpn_exec::tunnel::state;
+use vpn_exec::registry;
 
 const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 const PROXY: &str = "/lib/systemd/systemd-socket-proxyd";
@@ -61,7 +61,7 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     )?;
     let address: Ipv4Addr = living["link"]["inner_ipv4"].as_str().context("an inner address")?.parse()?;
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let keeper = state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
+    let keeper = registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
     let mut ways = vec![
         ("directly, by the veth", [SocketAddr::from((address, 81)), SocketAddr::from((address, 82))], None),
         ("a published port", [local(8001), local(8002)], Some(keeper)),

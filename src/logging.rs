@@ -17,8 +17,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{LogFormat, Verbosity};
-use crate::commands::Failure;
 use crate::config::diagnostic::Diagnostics;
+use crate::failure::Failure;
 use crate::linux::service_manager;
 use crate::linux::stderr::{self, QueuedStderr};
 use crate::printed;

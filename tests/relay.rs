@@ -16,7 +16,7 @@ use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of}
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
 use vpn_exec::relay::{self, Allowance, Entrance, Limits, Relay};
-use vpn_exec::tunnel::{state, status};
+use vpn_exec::{lease::status, registry};
 
 const NAME: &str = "many";
 
@@ -106,7 +106,8 @@ fn thousands_of_connections_live_side_by_side() {
             client.read_exact(&mut said).with_context(|| format!("number {number}"))?;
         }
         ensure!(
-            state::read(&NAME.parse()?)?.is_some() && status::of(&NAME.parse()?)?.is_some_and(|it| it.living.is_some())
+            registry::read(&NAME.parse()?)?.is_some()
+                && status::of(&NAME.parse()?)?.is_some_and(|it| it.living.is_some())
         );
         drop((pairs, inside));
         down()

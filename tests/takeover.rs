@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use vpn_exec::lease::status::{Condition, Status};
 use vpn_exec::linux::namespace::{NameLookup, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
-use vpn_exec::tunnel::state;
-use vpn_exec::tunnel::status::{Condition, Status};
+use vpn_exec::registry;
 
 const NAME: &str = "kept";
 const PORT: u16 = 7;
@@ -27,7 +27,7 @@ fn vpn_exec(arguments: &[&str]) -> Result<Output> {
 }
 
 fn keeper() -> Result<i32> {
-    Ok(state::read(&NAME.parse()?)?.context("a tunnel that stays has a state")?.keeper.cast_signed())
+    Ok(registry::read(&NAME.parse()?)?.context("a tunnel that stays has a state")?.keeper.cast_signed())
 }
 
 fn status() -> Result<Status> {

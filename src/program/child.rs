@@ -13,9 +13,9 @@ use super::identity::{Bus, Surroundings};
 use super::notify::{self, NotifyRelay};
 use super::{DEFAULT_PATH, Failure, Program, SetupResult, enter, privileges, view};
 use crate::config::SessionBus;
+use crate::fault;
 use crate::linux::process;
 use crate::linux::signals::{self, InheritedSignals};
-use crate::tunnel::fault;
 
 /// A fresh child of vpn-exec's, and what its parent has given it.
 pub(super) struct Child<'a> {

@@ -4,10 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Program, SetupResult, gnupg, view};
+use crate::fault;
 use crate::linux::mirror::Mirror;
 use crate::linux::mounts;
 use crate::linux::namespace::{NameLookup, NamesDirectory};
-use crate::tunnel::fault;
 
 /// What a process needs from the host's side of its mount namespace, once it has one of its own.
 pub(super) struct Isolated {

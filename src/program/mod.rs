@@ -2,6 +2,7 @@
 //! exit status.
 
 mod child;
+pub(crate) mod closed_sockets;
 pub mod compatibility;
 mod desktop;
 mod enter;
@@ -28,12 +29,12 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Buses;
+use crate::lease::Lease;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
 use crate::plan::{NamesPlan, SocketsPlan};
-use crate::tunnel::lease::Lease;
 use child::Child;
 use guards::Guards;
 use helpers::Helpers;
@@ -177,6 +178,13 @@ impl ProgramError {
             Self::NotExecutable { advice, .. } => advice.map(Into::into),
             Self::Setup { .. } | Self::RunsOutside(_) | Self::TunnelEnded(_) | Self::System { .. } => None,
         }
+    }
+}
+
+impl From<ProgramError> for crate::failure::Failure {
+    fn from(error: ProgramError) -> Self {
+        let failure = Self::new(&error).with_status(error.exit_status());
+        Self { advice: error.advice(), ..failure }
     }
 }
 

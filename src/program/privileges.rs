@@ -7,7 +7,7 @@ use super::{Program, SetupResult};
 use crate::linux::capabilities::{self, CapabilitySet, ThreadCapabilities};
 use crate::linux::process;
 use crate::linux::seccomp::SyscallFilter;
-use crate::tunnel::{fault, keeper};
+use crate::{fault, keeper};
 
 /// What root may have inside with `--new-privs`, be it that the program is root already or becomes root by a set-user-ID file: what it takes
 /// to become another user and to deal with the files of others, as sudo, runuser and apt-get do. Nothing of it brings a network: the namespace

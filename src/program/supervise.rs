@@ -16,12 +16,12 @@ use super::helpers::Helpers;
 use super::notify::NotifyRelay;
 use super::signal_probe::SignalProbe;
 use super::{Outcome, Program, ProgramError, privileges};
+use crate::lease::{Event, Lease};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
 use crate::linux::signals::{self, ReceivedSignal, Signals};
 use crate::names::TunnelName;
-use crate::tunnel::lease::{Event, Lease};
-use crate::tunnel::recovery;
+use crate::session::recovery;
 
 /// The numbers of the signals that are passed on, and of SIGCHLD: all that somebody may send who means the program. A service manager
 /// sends SIGABRT to one that hangs (systemd.service(5), WatchdogSignal=), and whatever the unit says to stop it (KillSignal=).

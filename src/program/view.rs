@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use super::{Program, SetupResult, helpers};
+use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::mirror::{HiddenPaths, Mirror};
 use crate::linux::mounts;
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::seccomp::SyscallFilter;
-use crate::tunnel::fault;
-use crate::tunnel::state::{self, HOSTS, NSSWITCH_CONF};
+use crate::registry::{self, HOSTS, NSSWITCH_CONF};
 
 /// The directories that are copied. Where the copies are built comes last: it is covered then.
 const COVERED: [&str; 4] = [ETC, "/var/run", "/var/lib/sss", "/run"];
@@ -189,5 +189,5 @@ fn write_readable(path: &Path, text: &str) -> io::Result<()> {
 }
 
 fn read(path: &str) -> SetupResult<String> {
-    state::read_host_file(path.as_ref()).map_err(|error| ("read the host's own files", error))
+    registry::read_host_file(path.as_ref()).map_err(|error| ("read the host's own files", error))
 }

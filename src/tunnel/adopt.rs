@@ -8,19 +8,20 @@ use std::io;
 
 use ipnet::IpNet;
 
-use super::error::Doing;
-use super::state::{Directory, State};
-use super::{DeviceEvents, Inner, RULES, Tunnel, TunnelError, device, local_networks, local_route};
+use super::{DeviceEvents, Inner, RULES, Tunnel, device, local_networks, local_route};
+use crate::failure::Doing;
+use crate::failure::Failure;
 use crate::linux::namespace::{self, NameLookup};
 use crate::linux::netlink::link::Link;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::plan::Plan;
+use crate::registry::{Directory, State};
 use crate::wireguard::{Backend, DeviceConfig};
 
 impl Tunnel {
     /// Begins with a tunnel that is written down in its claimed directory. Nothing is touched yet.
-    pub fn begin_again(plan: Plan, directory: Directory, state: &State) -> Result<Self, TunnelError> {
+    pub fn begin_again(plan: Plan, directory: Directory, state: &State) -> Result<Self, Failure> {
         Self::with_mark(plan, directory, state.mark.clone())
     }
 
@@ -35,7 +36,7 @@ impl Tunnel {
         state: State,
         config: &DeviceConfig,
         on_data_path_start: fn() -> io::Result<()>,
-    ) -> Result<DeviceEvents, TunnelError> {
+    ) -> Result<DeviceEvents, Failure> {
         let inner = self.find(&state)?;
         let namespace = inner.namespace.try_clone().doing("use the namespace")?;
         let Some(made) = state.made else {
@@ -59,7 +60,7 @@ impl Tunnel {
     }
 
     /// The namespace, if it is the one that was written down, and as it was planned.
-    fn find(&mut self, state: &State) -> Result<Inner, TunnelError> {
+    fn find(&mut self, state: &State) -> Result<Inner, Failure> {
         let path = self.plan.namespace.clone();
         let foreign = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{} {what}", path.display()));
         let doing = "take the tunnel over";

@@ -8,11 +8,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::state;
 use crate::linux::namespace::{NamespaceId, NetworkNamespace};
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
 use crate::plan::{Ipv6Forwarding, LocalPlan, SwitchedOn};
+use crate::registry;
 use crate::ruleset::Family;
 
 /// What is written down.
@@ -115,7 +115,7 @@ fn change<T>(how: impl FnOnce(&mut Forwarding) -> io::Result<T>) -> io::Result<T
         all.0.iter_mut().for_each(Switched::follow);
         how(all)
     };
-    state::change_shared(state::FORWARDING, |all: &Forwarding| all.0.is_empty(), how)
+    registry::change_shared(registry::FORWARDING, |all: &Forwarding| all.0.is_empty(), how)
 }
 
 impl Forwarding {

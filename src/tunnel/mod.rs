@@ -6,25 +6,13 @@
 //! so undoing is to let go of that. Only what the host does for local networks is taken back by itself.
 
 mod adopt;
-pub mod approach;
 mod clean_up;
 mod device;
-pub mod endpoints;
-mod error;
 pub mod facts;
-#[doc(hidden)]
-pub mod fault;
-mod filter;
 mod forwarding;
-pub mod handover;
 mod hooks;
-pub mod keeper;
-pub mod lease;
 mod local_networks;
 mod parameters;
-pub mod recovery;
-pub mod state;
-pub mod status;
 
 use std::fmt;
 use std::io;
@@ -34,6 +22,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ipnet::IpNet;
 
 use crate::config::{BackendChoice, HookKind};
+use crate::failure::{Doing, Failure};
+use crate::fault;
+use crate::linux::capabilities;
 use crate::linux::namespace::{self, NameLookup, NamespaceId, NetworkNamespace};
 use crate::linux::netlink::link::{LinkCounters, TargetNamespace};
 use crate::linux::netlink::{Netlink, NetlinkRequest};
@@ -41,13 +32,11 @@ use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::names::InterfaceName;
 use crate::plan::{self, Change, Plan, VethPlan};
+use crate::registry::{Directory, Holder, Mark, State};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 pub use clean_up::{Remains, reclaim};
 pub use device::DeviceEvents;
-use error::Doing;
-pub use error::TunnelError;
 use local_networks::HostPart;
-use state::{Directory, Holder, Mark, State};
 
 /// What loading the rules of a namespace is called in messages.
 const RULES: &str = "load the rules for packets";
@@ -87,12 +76,12 @@ impl fmt::Debug for Tunnel {
 
 impl Tunnel {
     /// Begins a tunnel of a claimed name. Nothing is made yet.
-    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, TunnelError> {
+    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, Failure> {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
         Self::with_mark(plan, directory, mark)
     }
 
-    fn with_mark(plan: Plan, directory: Directory, mark: Mark) -> Result<Self, TunnelError> {
+    fn with_mark(plan: Plan, directory: Directory, mark: Mark) -> Result<Self, Failure> {
         let host = Netlink::open().doing("open a netlink socket")?;
         let reserve = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
         let reserve = Some(reserve.doing("keep a descriptor in reserve")?);
@@ -114,7 +103,7 @@ impl Tunnel {
         holders: Vec<Holder>,
         on_data_path_start: fn() -> io::Result<()>,
         on_named: impl FnOnce(),
-    ) -> Result<DeviceEvents, TunnelError> {
+    ) -> Result<DeviceEvents, Failure> {
         self.make_namespace()?;
         tracing::debug!("the namespace is made");
         fault::point("after the namespace")?;
@@ -149,7 +138,7 @@ impl Tunnel {
     }
 
     /// Changes what is written down of the tunnel.
-    pub fn note(&mut self, change: impl FnOnce(&mut State)) -> Result<(), TunnelError> {
+    pub fn note(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Failure> {
         let Some(state) = &self.state else { return Ok(()) };
         let mut changed = state.clone();
         change(&mut changed);
@@ -205,7 +194,7 @@ impl Tunnel {
     }
 
     /// Lets nobody reach the keeper any more.
-    pub fn close(&self) -> Result<(), TunnelError> {
+    pub fn close(&self) -> Result<(), Failure> {
         self.directory.remove_socket().doing("close the keeper's socket")
     }
 
@@ -223,12 +212,12 @@ impl Tunnel {
     }
 
     /// Makes what the host does for local networks fit what the host does by itself, which may have become another.
-    pub fn refresh_host_part(&mut self) -> Result<(), TunnelError> {
+    pub fn refresh_host_part(&mut self) -> Result<(), Failure> {
         self.open_local_networks()
     }
 
     /// Makes it again if somebody has taken it away.
-    pub fn mend_host_part(&mut self) -> Result<(), TunnelError> {
+    pub fn mend_host_part(&mut self) -> Result<(), Failure> {
         self.host_part.mend(&self.plan, &self.mark)
     }
 
@@ -248,7 +237,7 @@ impl Tunnel {
     pub fn programs(&self) -> io::Result<Vec<i32>> {
         let Some(inner) = &self.inner else { return Ok(Vec::new()) };
         let id = inner.namespace.id()?;
-        keeper::with_all_capabilities(|| process::in_namespace(id))?
+        capabilities::with_raised(capabilities::CapabilitySet::SYS_PTRACE, || process::in_namespace(id))?
     }
 
     /// Kills what a program has left behind: the processes in the namespace that have its mount namespace, and those they started.
@@ -335,12 +324,12 @@ impl Tunnel {
         Ok(inner.netlink.execute_one(NetlinkRequest::set_mtu(index, name.as_str(), mtu))?)
     }
 
-    fn inner(&mut self) -> Result<&mut Inner, TunnelError> {
+    fn inner(&mut self) -> Result<&mut Inner, Failure> {
         self.inner.as_mut().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT)).doing("use the namespace")
     }
 
     /// Makes the namespace: marked, with `lo` up, and nothing else.
-    fn make_namespace(&mut self) -> Result<(), TunnelError> {
+    fn make_namespace(&mut self) -> Result<(), Failure> {
         let ipv6 = self.plan.wireguard.ipv6;
         let (namespace, (mut netlink, mut rules)) = NetworkNamespace::create(|| {
             parameters::prepare_ipv4()?;
@@ -360,7 +349,7 @@ impl Tunnel {
     }
 
     /// Has the host let packets pass to the local networks, if there are any.
-    fn open_local_networks(&mut self) -> Result<(), TunnelError> {
+    fn open_local_networks(&mut self) -> Result<(), Failure> {
         if self.plan.local.networks.is_empty() {
             return Ok(());
         }
@@ -368,14 +357,14 @@ impl Tunnel {
     }
 
     /// Takes that back.
-    fn close_local_networks(&mut self) -> Result<(), TunnelError> {
+    fn close_local_networks(&mut self) -> Result<(), Failure> {
         if self.plan.local.networks.is_empty() {
             return Ok(());
         }
         self.host_part.close(&self.plan.name, &self.mark)
     }
 
-    fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), TunnelError> {
+    fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
         let state = State {
             mark: self.mark.clone(),
             namespace: self.inner()?.namespace.id().doing("identify the namespace")?,
@@ -389,7 +378,7 @@ impl Tunnel {
         Ok(())
     }
 
-    fn give_name(&mut self) -> Result<(), TunnelError> {
+    fn give_name(&mut self) -> Result<(), Failure> {
         let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
         let given = namespace::bind_name(&self.inner()?.namespace, &path, mark.text());
         let taken = matches!(&given, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
@@ -405,7 +394,7 @@ impl Tunnel {
     }
 
     /// Makes the veth pair. Its inner end is born inside; no route leads over it but the one to the host's end.
-    fn make_veth(&mut self) -> Result<(), TunnelError> {
+    fn make_veth(&mut self) -> Result<(), Failure> {
         let veth = self.plan.veth.clone();
         let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
         let mark = self.mark.clone();
@@ -428,7 +417,7 @@ impl Tunnel {
     }
 
     /// Gives WireGuard's interface its addresses, takes it up, and only then routes into it; then into the local networks.
-    fn open_wireguard(&mut self) -> Result<(), TunnelError> {
+    fn open_wireguard(&mut self) -> Result<(), Failure> {
         let (mut plan, veth, mut local) =
             (self.plan.wireguard.clone(), self.plan.veth.clone(), self.plan.local.networks.clone());
         if fault::is_broken("routes") {
@@ -453,7 +442,7 @@ impl Tunnel {
             requests.extend(local.iter().map(|net| local_route(link, &veth, *net)));
         }
         netlink.execute(requests).doing("configure WireGuard's interface").map_err(|mut error| {
-            if error.error.kind() == io::ErrorKind::AddrInUse {
+            if error.errno == Some(libc::EADDRINUSE) {
                 error.advice =
                     Some("another program uses the ListenPort of the file: leave that line out, or stop it".into());
             }
@@ -461,7 +450,7 @@ impl Tunnel {
         })
     }
 
-    fn run_hooks(&mut self, kind: HookKind) -> Result<(), TunnelError> {
+    fn run_hooks(&mut self, kind: HookKind) -> Result<(), Failure> {
         let Some(inner) = &self.inner else { return Ok(()) };
         for hook in self.plan.hooks.iter().filter(|hook| hook.run && hook.kind == kind) {
             hooks::run(&inner.namespace, hook).doing(format!("run the hook {kind} of the file"))?;
@@ -471,7 +460,7 @@ impl Tunnel {
 
     /// Takes away the tunnel's names: after this the host is as it was, the namespace's links excepted, which the kernel is
     /// about to remove. Works from any point of [`Self::make`]. Goes on after an error, and returns the first.
-    pub fn take_down(&mut self) -> Result<(), TunnelError> {
+    pub fn take_down(&mut self) -> Result<(), Failure> {
         self.reserve = None;
         let closed = self.directory.remove_socket().doing("close the keeper's socket");
         fault::point("after the socket is gone")?;
@@ -501,7 +490,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// Also if the namespace's name could not be taken away: then what is written down stays, for [`reclaim`] to find it.
-    pub fn release(mut self) -> Result<Remains, TunnelError> {
+    pub fn release(mut self) -> Result<Remains, Failure> {
         if self.name_left {
             let busy = Err(io::Error::from_raw_os_error(libc::EBUSY));
             return busy.doing(format!(
@@ -535,7 +524,7 @@ fn addresses(
     name: &InterfaceName,
     ipv4: std::net::Ipv4Addr,
     ipv6: Option<std::net::Ipv6Addr>,
-) -> Result<Vec<NetlinkRequest>, TunnelError> {
+) -> Result<Vec<NetlinkRequest>, Failure> {
     let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
     // A /31 has no broadcast address (RFC 3021), a /127 no subnet-router anycast address (RFC 6164).
     let ipv4 = IpNet::new(ipv4.into(), 31).map_err(invalid).doing("use the veth's address")?;

@@ -142,8 +142,7 @@ fn a_storm_goes_on_inside_when_its_keeper_is_killed() {
     lab::test(Peer::Ours, |lab| {
         let (agent, before) = begin_storm(lab)?;
         let keeper = || -> Result<i32> {
-            let state =
-                vpn_exec::tunnel::state::read(&"storm".parse()?)?.context("the tunnel has written its state")?;
+            let state = vpn_exec::registry::read(&"storm".parse()?)?.context("the tunnel has written its state")?;
             Ok(state.keeper.cast_signed())
         };
         let first = keeper()?;
@@ -165,7 +164,7 @@ fn a_storm_goes_on_inside_when_its_keeper_is_killed() {
 fn what_remains_when_all_are_killed_is_closed() {
     lab::test(Peer::Ours, |lab| {
         let (agent, before) = begin_storm(lab)?;
-        let state = vpn_exec::tunnel::state::read(&"storm".parse()?)?.context("the tunnel has written its state")?;
+        let state = vpn_exec::registry::read(&"storm".parse()?)?.context("the tunnel has written its state")?;
         // Stopped first, or whoever is killed last would clean up.
         for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
             for pid in [agent.pid(), state.keeper.cast_signed()] {

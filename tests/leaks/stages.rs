@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::sysctl;
-use vpn_exec::tunnel::{fault, state};
+use vpn_exec::{fault, registry};
 
 use crate::VPN_EXEC;
 use crate::judge::{Verdict, Witnesses};
@@ -89,7 +89,7 @@ pub(crate) fn send(pid: i32, signal: Signal) -> Result<()> {
 }
 
 pub(crate) fn keeper() -> Result<i32> {
-    let state = state::read(&NAME.parse()?)?.context("the tunnel has written its state")?;
+    let state = registry::read(&NAME.parse()?)?.context("the tunnel has written its state")?;
     Ok(state.keeper.cast_signed())
 }
 

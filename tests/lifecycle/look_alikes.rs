@@ -53,7 +53,7 @@ fn forge_state(name: &str, mark: &str, namespace: &NetworkNamespace, wrong_by: u
     });
     fs::write(directory.join("state"), state.to_string())?;
     // What is written here is what vpn-exec reads, or this would prove nothing.
-    vpn_exec::tunnel::state::read(&name.parse()?)?.context("a forged state that can be read")?;
+    vpn_exec::registry::read(&name.parse()?)?.context("a forged state that can be read")?;
     Ok(())
 }
 

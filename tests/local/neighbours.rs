@@ -17,7 +17,7 @@ use vpn_exec::linux::netlink::link::TargetNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl as parameters;
 use vpn_exec::names::InterfaceName;
-use vpn_exec::tunnel::state;
+use vpn_exec::registry;
 
 use super::{
     WORKS, assert_untouched, file, finish, inside, keeper_of, local_networks, reachable, sysctl, untouched, url,
@@ -182,7 +182,7 @@ fn the_host_is_not_asked_from_an_address_of_the_tunnels() {
         // Of both families.
         echo("[::]:7".parse()?)?;
         works(&["up", file(lab)?, "--name", "asked", "--backend", lab::backend()])?;
-        let link = state::read_plan(&"asked".parse()?)?.context("there is a plan")?.veth;
+        let link = registry::read_plan(&"asked".parse()?)?.context("there is a plan")?.veth;
         let NameLookup::Namespace(namespace) = look_up(&path_of("asked"))? else {
             anyhow::bail!("there is a namespace")
         };
@@ -226,7 +226,7 @@ fn the_program_in_another_tunnel_is_no_neighbour() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         works(&["up", file(lab)?, "--name", "other", "--backend", lab::backend()])?;
-        let other = state::read_plan(&"other".parse()?)?.context("there is a plan")?.veth;
+        let other = registry::read_plan(&"other".parse()?)?.context("there is a plan")?.veth;
         let NameLookup::Namespace(namespace) = look_up(&path_of("other"))? else {
             anyhow::bail!("there is a namespace")
         };

@@ -16,12 +16,12 @@ mod sockets;
 
 use super::Program;
 use super::identity::Identity;
+use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::local_socket;
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::seccomp::SyscallFilter;
-use crate::tunnel::fault;
 use session_bus::BusFilter;
 use sockets::SocketGuard;
 

@@ -7,9 +7,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::super::lease::{self, Event, Request};
-use super::super::state::Holder;
+use crate::lease::{self, Event, Request};
 use crate::linux::local_socket::PeerCredentials;
+use crate::registry::Holder;
 
 /// How many connections of another user may be open: root's, at the keeper of an ordinary user.
 const GUESTS: usize = 128;

@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use nix::unistd::{Uid, User};
 
-use super::Failure;
 use crate::cli::{ProgramArgs, SourceArgs, TargetArgs, TunnelArgs};
 use crate::config::diagnostic::Diagnostics;
 use crate::config::{Config, Dns, Mtu, MtuSource, Profile, ProgramOptions, profile, wg_quick};
 use crate::config_file::{self, ConfigFile, ReadError};
+use crate::failure::Failure;
+use crate::lease::handover::Handover;
 use crate::linux::netlink::Netlink;
 use crate::logging;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan, PlanOptions};
 use crate::tunnel::facts;
-use crate::tunnel::handover::Handover;
 
 /// How a profile says that the provider's file is a credential of the service (systemd.exec(5)).
 const CREDENTIAL: &str = "credential:";
@@ -29,16 +29,16 @@ const PROFILES: &str = "/etc/vpn-exec";
 
 /// What was asked for, by files and command line.
 #[derive(Debug)]
-pub(super) struct Loaded {
-    pub(super) config: Config,
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
     /// How long the profile has the program wait for the first handshake.
-    pub(super) wait: Option<Duration>,
-    pub(super) options: PlanOptions,
+    pub(crate) wait: Option<Duration>,
+    pub(crate) options: PlanOptions,
     file: ConfigFile,
 }
 
 /// Reads and checks everything. Warnings are told at once.
-pub(super) fn load(source: &SourceArgs, tunnel: &TunnelArgs, identity: &ProgramArgs) -> Result<Loaded, Failure> {
+pub(crate) fn load(source: &SourceArgs, tunnel: &TunnelArgs, identity: &ProgramArgs) -> Result<Loaded, Failure> {
     let mut loaded = load_tunnel(source, tunnel)?;
     overrule_program(&mut loaded.config.program, identity);
     Ok(loaded)
@@ -55,7 +55,7 @@ fn overrule_program(program: &mut ProgramOptions, identity: &ProgramArgs) {
 }
 
 /// Reads and checks what a command says that is about a tunnel alone.
-pub(super) fn load_target(target: &TargetArgs) -> Result<Loaded, Failure> {
+pub(crate) fn load_target(target: &TargetArgs) -> Result<Loaded, Failure> {
     load_tunnel(&source_of(target)?, &target.tunnel)
 }
 
@@ -75,7 +75,7 @@ fn source_of(target: &TargetArgs) -> Result<SourceArgs, Failure> {
 
 /// Whether this process can read all that makes the tunnel of a name: its profile and, if the provider's file is a service's
 /// credential, that, too.
-pub(super) fn can_load(name: &TunnelName) -> bool {
+pub(crate) fn can_load(name: &TunnelName) -> bool {
     if !profiles(name).any(|path| path.exists()) {
         return false;
     }
@@ -85,14 +85,14 @@ pub(super) fn can_load(name: &TunnelName) -> bool {
 
 /// Whether a target is a profile whose file is a service's credential that this process does not have: of the service's processes,
 /// systemd gives credentials to the main one; newer versions (257, not 252) give `ExecReload=` none.
-pub(super) fn only_the_keeper_can_load(target: &TargetArgs) -> bool {
+pub(crate) fn only_the_keeper_can_load(target: &TargetArgs) -> bool {
     let profile = source_of(target).ok().and_then(|source| source.tunnel).and_then(|name| read_profile(&name).ok());
     let credential = profile.and_then(|profile| credential_of(&profile.wireguard));
     credential.is_some_and(|id| !credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
 /// The name of the tunnel that a target means.
-pub(super) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure> {
+pub(crate) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure> {
     let SourceArgs { config, tunnel, name } = source_of(target)?;
     match name.or(tunnel) {
         Some(name) => Ok(name),
@@ -101,7 +101,7 @@ pub(super) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure>
 }
 
 /// How programs are run in a tunnel of which nothing else is known: as its profile says, if there is one, and the command line.
-pub(super) fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOptions, Failure> {
+pub(crate) fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOptions, Failure> {
     let has_profile = profiles(name).any(|path| path.exists());
     let mut program = if has_profile { read_profile(name)?.program } else { ProgramOptions::default() };
     overrule_program(&mut program, identity);
@@ -128,7 +128,7 @@ fn credential_path(id: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
-pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
+pub(crate) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
     if !has_overrides(tunnel) {
         return Ok(());
     }
@@ -140,7 +140,7 @@ pub(super) fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
 }
 
 /// Whether the command line says how a tunnel is made, beside its file or profile.
-pub(super) fn has_overrides(tunnel: &TunnelArgs) -> bool {
+pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
     let TunnelArgs { backend, mtu, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
     let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
     let lists = [dns.is_empty(), search.is_empty(), local.is_empty()].into_iter().chain(ports);
@@ -189,12 +189,12 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Loaded, Failu
 
 impl Loaded {
     /// The same, for a keeper.
-    pub(super) fn handover(&self) -> Handover {
+    pub(crate) fn handover(&self) -> Handover {
         Handover::new(&self.config, self.options, &self.file.name, &self.file.contents)
     }
 
     /// Plans from the facts of this instant.
-    pub(super) fn plan(&self) -> Result<Plan, Failure> {
+    pub(crate) fn plan(&self) -> Result<Plan, Failure> {
         let facts = Netlink::open()
             .and_then(|mut host| facts::read(&mut host, &self.config))
             .map_err(|error| Failure::new(format!("cannot read the host's network configuration: {error}")))?;
@@ -249,7 +249,7 @@ fn read_public(path: &Path) -> Result<ConfigFile, Failure> {
 }
 
 /// Checks a profile by itself.
-pub(super) fn check_profile(path: &Path) -> Result<(), Failure> {
+pub(crate) fn check_profile(path: &Path) -> Result<(), Failure> {
     parse_profile(path).map(|_| ())
 }
 

@@ -8,7 +8,7 @@
 //!
 //! - `plan`: the [`Plan`], which also reserves the addresses and the interface's name among the machine's tunnels.
 //! - `state`: the [`State`].
-//! - `socket`: where the keeper can be reached ([`super::lease`]).
+//! - `socket`: where the keeper can be reached ([`crate::lease`]).
 //! - `resolv.conf`: what the programs inside see as `/etc/resolv.conf`; `hosts` and `nsswitch.conf`, the same for services, whose
 //!   mounts are their manager's to make.
 

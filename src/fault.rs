@@ -1,7 +1,7 @@
 //! Makes a chosen step of a set-up fail, so that a test can see each failure undo itself; and takes a chosen protection away, so that a
 //! test can be seen to miss it. Only in builds with debug assertions; a release has none of it.
 
-use super::TunnelError;
+use crate::failure::Failure;
 
 /// The points of a set-up, in their order.
 pub const SET_UP: [&str; 9] = [
@@ -34,8 +34,8 @@ pub const PROTECTIONS: [&str; 9] =
 /// to have the process killed there instead. It holds `stop`, or `stop:` and a name, to have the process stopped at every point, or at that
 /// one, until it is told to go on.
 #[cfg(debug_assertions)]
-pub(super) fn point(name: &str) -> Result<(), TunnelError> {
-    use super::error::Doing;
+pub(super) fn point(name: &str) -> Result<(), Failure> {
+    use crate::failure::Doing;
     use nix::sys::signal::{Signal, raise};
 
     assert!(SET_UP.contains(&name) || TAKE_DOWN.contains(&name), "{name:?} is in no list, so no test would choose it");
@@ -79,6 +79,6 @@ pub(crate) fn is_broken(_protection: &str) -> bool {
 
 /// Does nothing in a release.
 #[cfg(not(debug_assertions))]
-pub(super) fn point(_name: &str) -> Result<(), TunnelError> {
+pub(super) fn point(_name: &str) -> Result<(), Failure> {
     Ok(())
 }

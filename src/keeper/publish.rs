@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::super::error::Doing;
-use super::super::{TunnelError, filter};
+use super::system_calls;
 use super::watch::Keeper;
 use super::{Beginning, with_all_capabilities};
 use crate::config::{Protocol, Publish};
+use crate::failure::Doing;
+use crate::failure::Failure;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::listening_sockets;
 use crate::plan::Plan;
@@ -28,7 +29,7 @@ const BREATH: Duration = Duration::from_millis(5);
 
 /// Sees to it that there can be as many sockets as a plan has ports, where that is more than usual. Hooks that are run while there are so
 /// many may have as many files open themselves.
-pub(super) fn make_room(plan: &Plan) -> Result<Option<Allowance>, TunnelError> {
+pub(super) fn make_room(plan: &Plan) -> Result<Option<Allowance>, Failure> {
     let ports = plan.publish.len() + 2 * plan.host_ports.len();
     let soft = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let is_many = ports as u64 > soft / 2;
@@ -36,7 +37,7 @@ pub(super) fn make_room(plan: &Plan) -> Result<Option<Allowance>, TunnelError> {
 }
 
 /// Takes the host's ports that are published, before anything else is done.
-pub(super) fn bind(ports: &[Publish], beginning: &Beginning) -> Result<Vec<Bound>, TunnelError> {
+pub(super) fn bind(ports: &[Publish], beginning: &Beginning) -> Result<Vec<Bound>, Failure> {
     let entrances: Vec<Entrance> = ports.iter().map(Entrance::from).collect();
     let begin = Instant::now();
     loop {
@@ -51,7 +52,7 @@ pub(super) fn bind(ports: &[Publish], beginning: &Beginning) -> Result<Vec<Bound
 }
 
 /// Takes the ports by which the host's loopback is reached from inside. The link is there already.
-pub(super) fn bind_host_ports(plan: &Plan) -> Result<Vec<Bound>, TunnelError> {
+pub(super) fn bind_host_ports(plan: &Plan) -> Result<Vec<Bound>, Failure> {
     let bound = host_entrances(plan).iter().map(bind_unless_reached).collect::<Result<Vec<_>, _>>()?;
     Ok(bound.into_iter().flatten().collect())
 }
@@ -127,7 +128,7 @@ fn is_reached(entrance: &Entrance, who: Who) -> bool {
 
 impl Keeper {
     /// Lets come what waits at the ports.
-    pub(super) fn relay(&mut self, published: Vec<Bound>, host_ports: Vec<Bound>) -> Result<(), TunnelError> {
+    pub(super) fn relay(&mut self, published: Vec<Bound>, host_ports: Vec<Bound>) -> Result<(), Failure> {
         if !published.is_empty() {
             self.published = Some(self.start_inside(published).doing(PUBLISH)?);
         }
@@ -169,7 +170,7 @@ impl Keeper {
     ///
     /// # Errors
     /// If one of them cannot be had. Then all is as it was.
-    pub(super) fn prepare_ports(&mut self, wanted: &Plan) -> Result<Prepared, TunnelError> {
+    pub(super) fn prepare_ports(&mut self, wanted: &Plan) -> Result<Prepared, Failure> {
         if self.descriptors.is_none() {
             self.descriptors = make_room(wanted)?;
         }
@@ -192,7 +193,7 @@ impl Keeper {
         Ok(prepared)
     }
 
-    fn start_relays(&mut self, prepared: &Prepared) -> Result<(), TunnelError> {
+    fn start_relays(&mut self, prepared: &Prepared) -> Result<(), Failure> {
         if self.published.is_none() && !prepared.published.bound.is_empty() {
             self.published = Some(self.start_inside(Vec::new()).doing(PUBLISH)?);
         }
@@ -241,7 +242,7 @@ impl Step {
         relay: &Option<Relay>,
         wanted: &[Entrance],
         take: impl Fn(&Entrance) -> Result<Option<Bound>, BindError>,
-    ) -> Result<Self, TunnelError> {
+    ) -> Result<Self, Failure> {
         let change = Change::between(relay.as_ref().map_or(&[], Relay::entrances), wanted);
         let take_all = |entrances: &[Entrance]| -> Result<Vec<Bound>, BindError> {
             let taken = entrances.iter().map(&take).collect::<Result<Vec<_>, _>>()?;
@@ -294,6 +295,20 @@ fn end_if_idle(relay: &mut Option<Relay>) {
 
 /// Leaves a relay's thread what it may do: move what comes between sockets.
 fn begin_relay() -> io::Result<()> {
-    filter::relay()?.install()?;
+    system_calls::relay()?.install()?;
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        let what = error.what();
+        if let Some(port) = error.privileged() {
+            let missing = io::Error::other("the right to use a port below 1024 is not there, or was given up");
+            let advice = format!("take the tunnel down and up again as root, or choose another port than {port}");
+            return Self::of(what, &missing).advise(advice);
+        }
+        let advice = error.advice().map(String::from);
+        let failure = Self::of(what, &error.into());
+        Self { advice, ..failure }
+    }
 }

@@ -3,22 +3,22 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use super::TunnelError;
 use super::approach::{Approach, approach, claim_dead};
-use super::clean_up;
-use super::error::Doing;
-use super::handover::Handover;
-use super::keeper::{self, Beginning, Mission};
-use super::lease::{Event, Lease};
-use super::state::{Directory, State};
+use crate::failure::Doing;
+use crate::failure::Failure;
+use crate::keeper::{self, Beginning, Mission};
+use crate::lease::handover::Handover;
+use crate::lease::{Event, Lease};
 use crate::linux::capabilities;
 use crate::names::TunnelName;
+use crate::registry::{Directory, State};
+use crate::tunnel;
 
 /// How many keepers are started in a row, each in the place of one that was killed before it had begun.
 const SUCCESSORS: usize = 10;
 
 /// Whether anybody still wants a tunnel whose keeper was killed: then a successor takes it over. Otherwise it is taken away.
-pub fn is_wanted(state: &State) -> bool {
+pub(crate) fn is_wanted(state: &State) -> bool {
     let own = std::process::id().cast_signed();
     let mut others = state.holders.iter().filter(|holder| holder.process.pid != own);
     state.made.is_some() && (state.standing || others.any(|holder| holder.process.is_alive()))
@@ -29,7 +29,7 @@ pub fn is_wanted(state: &State) -> bool {
 ///
 /// # Errors
 /// If the tunnel is gone, or cannot be taken over. Then what is left of it is still there: [`clean_up()`] takes it away.
-pub fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, TunnelError> {
+pub(crate) fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, Failure> {
     let what = || format!("take over the tunnel {name}, whose keeper was killed");
     capabilities::raise(keeper::needed_capabilities()).doing(what())?;
     for _ in 0..SUCCESSORS {
@@ -62,7 +62,7 @@ fn start_successor(directory: Directory, lost: &Lease) -> io::Result<Lease> {
 }
 
 /// Takes away what a killed keeper has left, unless somebody else wants it or has it by now.
-pub fn clean_up(name: &TunnelName) -> Result<(), TunnelError> {
+pub(crate) fn clean_up(name: &TunnelName) -> Result<(), Failure> {
     let what = || format!("take away what is left of the tunnel {name}");
     capabilities::raise(keeper::needed_capabilities()).doing(what())?;
     let Some(directory) = claim_dead(name).map_err(io::Error::other).doing(what())? else { return Ok(()) };
@@ -70,6 +70,6 @@ pub fn clean_up(name: &TunnelName) -> Result<(), TunnelError> {
         return Ok(());
     }
     // What is written down is released only once all of it is gone.
-    clean_up::reclaim(&directory, name)?;
+    tunnel::reclaim(&directory, name)?;
     directory.release().doing(what())
 }

@@ -7,13 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use super::super::endpoints::{Health, Resolver, Search, Step};
-use super::super::status::Condition;
-use super::super::{Tunnel, facts};
+use super::endpoint_search::{Health, Resolver, Search, Step};
 use crate::config::{Config, Endpoint};
 use crate::keys::PublicKey;
+use crate::lease::status::Condition;
 use crate::linux::clock::boot_time;
 use crate::linux::netlink::route::Route;
+use crate::tunnel::{Tunnel, facts};
 use crate::wireguard::{Backend, PeerStatus};
 
 /// How long an embedded device tries one address of an endpoint: three initiations fit (REKEY_TIMEOUT is 5 s, but a new address

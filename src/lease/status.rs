@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::lease::{self, Event, Request};
-use super::state;
+use super::{Event, Request};
 use crate::config::{HostPort, OpenPorts, Publish};
 use crate::linux::namespace;
 use crate::linux::process;
 use crate::names::{InterfaceName, TunnelName};
+use crate::registry;
 use crate::wireguard::Backend;
 
 /// In which state a tunnel is.
@@ -172,16 +172,16 @@ pub struct RunningProgram {
 /// # Errors
 /// If it cannot be asked, or what is written down of it cannot be read.
 pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
-    let answer = match lease::ask(name, Request::Report, None) {
+    let answer = match super::ask(name, Request::Report, None) {
         // One that hangs shall not keep all others from being listed.
         Err(error) if error.kind() == io::ErrorKind::TimedOut => None,
         other => other?,
     };
-    let is_public = lease::is_public(name);
+    let is_public = super::is_public(name);
     let status = match answer {
-        Some((Event::Done, file)) => Some(lease::read_answer(file)?),
+        Some((Event::Done, file)) => Some(super::read_answer(file)?),
         Some((Event::Refused { reason, .. }, _)) => return Err(io::Error::other(reason)),
-        _ => state::read(name)?.map(|state| Status {
+        _ => registry::read(name)?.map(|state| Status {
             name: name.clone(),
             // A keeper that does not answer another user, because others keep it busy, is not dead for that.
             state: if is_public && !process::is_ending(state.keeper.cast_signed()) {
@@ -210,7 +210,7 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     let asked = match names {
         Some(names) => names,
         None => {
-            all = state::names()?;
+            all = registry::names()?;
             &all
         }
     };
@@ -231,7 +231,7 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     // All of /proc is read once, for however many tunnels.
     let mut inside = process::group_by_namespace()?;
     for status in &mut found {
-        let Ok(Some(state)) = state::read(&status.name) else { continue };
+        let Ok(Some(state)) = registry::read(&status.name) else { continue };
         let programs = inside.remove(&state.namespace).unwrap_or_default();
         status.programs = programs.into_iter().filter_map(describe).collect();
     }
@@ -239,7 +239,7 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
 }
 
 /// A process for people; none if it has ended.
-pub(super) fn describe(pid: i32) -> Option<RunningProgram> {
+pub(crate) fn describe(pid: i32) -> Option<RunningProgram> {
     let seen = process::describe(pid)?;
     let user = nix::unistd::User::from_uid(seen.user).ok().flatten();
     let user = user.map_or_else(|| seen.user.to_string(), |user| user.name);

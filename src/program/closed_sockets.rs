@@ -4,18 +4,18 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use super::identity::Identity;
 use crate::linux::mirror::HiddenPaths;
 use crate::linux::process;
 use crate::linux::unix_sockets::{BoundSocket, UnixSockets};
 use crate::plan::Plan;
 use crate::plan::sockets;
-use crate::program::identity::Identity;
 
 /// Returns a sentence for each unix socket that the program's user could connect to on the host, and that is closed inside.
 ///
 /// # Errors
 /// What the system refuses; `NotFound` on a kernel that does not list unix sockets.
-pub(super) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>> {
+pub(crate) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>> {
     if plan.sockets.any {
         return Ok(Vec::new());
     }

@@ -5,19 +5,19 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::lease::{ANSWER, Lease};
-use super::state::{self, ClaimError, Directory};
+use crate::lease::{ANSWER, Lease};
 use crate::names::TunnelName;
+use crate::registry::{self, ClaimError, Directory};
 
 /// How long a tunnel may take that comes or goes. Programs that are killed have their time in it.
 const PASSING: Duration = Duration::from_secs(10);
 
 /// How long a killed keeper may be without a successor.
-pub const SUCCESSION: Duration = Duration::from_secs(2);
+pub(crate) const SUCCESSION: Duration = Duration::from_secs(2);
 
 /// What there is behind a name.
 #[derive(Debug)]
-pub enum Approach {
+pub(crate) enum Approach {
     /// No living tunnel: the name is claimed. What a killed one has left may still be there.
     Claimed(Directory),
     /// A living tunnel, and a lease on it.
@@ -49,7 +49,7 @@ pub enum ApproachError {
 }
 
 /// Joins the living tunnel of a name, or claims the name. Waits for a tunnel that comes or goes at the same time.
-pub fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
+pub(crate) fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
     let begin = Instant::now();
     loop {
         if let Some(lease) = join(name)? {
@@ -67,12 +67,12 @@ pub fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
 
 /// Whether the keeper of a tunnel that cannot be reached now is about to have a successor: somebody has its lock, or a launcher inside
 /// has yet to notice.
-pub fn is_passing(name: &TunnelName) -> Result<bool, ApproachError> {
+pub(crate) fn is_passing(name: &TunnelName) -> Result<bool, ApproachError> {
     // What is not there needs not be made to be looked at.
-    if !state::path_of(name).is_dir() {
+    if !registry::path_of(name).is_dir() {
         return Ok(false);
     }
-    let held = state::read(name).ok().flatten();
+    let held = registry::read(name).ok().flatten();
     if held.is_some_and(|state| state.holders.iter().any(|holder| holder.process.is_alive())) {
         return Ok(true);
     }
@@ -85,7 +85,7 @@ pub fn is_passing(name: &TunnelName) -> Result<bool, ApproachError> {
 }
 
 /// Joins the living tunnel of a name, or the one that a successor of its killed keeper has in an instant.
-pub fn join_soon(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
+pub(crate) fn join_soon(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
     let begin = Instant::now();
     loop {
         let joined = join(name)?;
@@ -97,7 +97,7 @@ pub fn join_soon(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
 }
 
 /// Joins the living tunnel of a name, if there is one that can be reached now.
-pub fn join(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
+pub(crate) fn join(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
     Lease::connect(name, ANSWER)
         .and_then(|connection| connection.map_or(Ok(None), Lease::join))
         .map_err(|error| ApproachError::Join { name: name.clone(), error })
@@ -107,10 +107,10 @@ pub fn join(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
 ///
 /// A process that is killed closes its descriptors one after the other, and the TUN may take the kernel 20 ms: its socket is dead for
 /// that long before its lock is free, which is waited for.
-pub fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, ApproachError> {
+pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, ApproachError> {
     let begin = Instant::now();
     // What is not there needs not be made to be claimed.
-    while state::path_of(name).is_dir() {
+    while registry::path_of(name).is_dir() {
         if let Some(directory) = Directory::try_claim(name)? {
             return Ok(Some(directory));
         }
@@ -126,6 +126,6 @@ pub fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, ApproachError>
 }
 
 fn unreachable(name: &TunnelName) -> ApproachError {
-    let keeper = state::read(name).ok().flatten().map(|state| state.keeper);
+    let keeper = registry::read(name).ok().flatten().map(|state| state.keeper);
     ApproachError::Unreachable { name: name.clone(), keeper }
 }

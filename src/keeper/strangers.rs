@@ -12,9 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::fault;
-use super::super::lease::{self, Event, MESSAGE, Request};
 use super::visitors::Number;
+use crate::fault;
+use crate::lease::{self, Event, MESSAGE, Request};
 use crate::linux::background_close::close_in_background;
 use crate::linux::local_socket::{self, LocalListener};
 use crate::linux::poll::Interest;

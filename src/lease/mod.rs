@@ -4,6 +4,9 @@
 //! tunnel is; all else is for the keeper's own user alone. Whoever asks to join holds a *lease* from then on: the open
 //! connection. The kernel closes it however its holder ends, so nobody needs to say so.
 
+pub mod handover;
+pub mod status;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -11,12 +14,12 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::error::TunnelError;
-use super::state;
+use crate::failure::Failure;
 use crate::linux::local_socket;
 use crate::linux::memory_file;
 use crate::linux::poll::{wait_for, wait_with_signals_unblocked};
 use crate::names::TunnelName;
+use crate::registry;
 
 /// The longest message. What may be longer is passed as a file in memory.
 pub(super) const MESSAGE: usize = 8192;
@@ -65,8 +68,8 @@ pub enum Event {
 }
 
 impl Event {
-    pub(super) fn failed(error: &TunnelError) -> Self {
-        Self::Failed { reason: error.to_string(), advice: error.advice.clone() }
+    pub(super) fn failed(error: &Failure) -> Self {
+        Self::Failed { reason: error.message.clone(), advice: error.advice.clone() }
     }
 }
 
@@ -132,10 +135,10 @@ impl Lease {
     /// # Errors
     /// What the system refuses; `TimedOut` if it lets nobody in for `patience`. That nobody is there is none.
     pub(super) fn connect(name: &TunnelName, patience: Duration) -> io::Result<Option<Self>> {
-        let connected = local_socket::connect(&state::socket_of(name), patience).map(|socket| (socket, false));
+        let connected = local_socket::connect(&registry::socket_of(name), patience).map(|socket| (socket, false));
         let connected = match connected {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                local_socket::connect(&state::public_socket_of(name), patience).map(|socket| (socket, true))
+                local_socket::connect(&registry::public_socket_of(name), patience).map(|socket| (socket, true))
             }
             other => other,
         };
@@ -239,7 +242,7 @@ impl Lease {
         Ok(Some((event, file)))
     }
 
-    /// What a successor of the keeper needs: see [`super::handover`].
+    /// What a successor of the keeper needs: see [`handover`].
     pub fn handover(&self) -> Option<BorrowedFd<'_>> {
         self.handover.as_ref().map(AsFd::as_fd)
     }
@@ -302,7 +305,7 @@ impl AsFd for Lease {
 
 /// Whether the caller's user may only ask how the tunnel of a name is, because its keeper belongs to another user.
 pub(super) fn is_public(name: &TunnelName) -> bool {
-    let may = rustix::fs::access(state::socket_of(name), rustix::fs::Access::WRITE_OK);
+    let may = rustix::fs::access(registry::socket_of(name), rustix::fs::Access::WRITE_OK);
     matches!(may, Err(rustix::io::Errno::ACCESS))
 }
 
@@ -360,7 +363,7 @@ fn done(name: &TunnelName, answer: io::Result<Option<(Event, Option<OwnedFd>)>>)
     }
 }
 
-/// Has the keeper of a tunnel change it to what a configuration says that is handed over ([`super::handover`]), or, without one, to what
+/// Has the keeper of a tunnel change it to what a configuration says that is handed over ([`handover`]), or, without one, to what
 /// the keeper reads where it read its own. Returns what has changed, a phrase each.
 pub fn reload(name: &TunnelName, handover: Option<BorrowedFd<'_>>) -> Result<Vec<String>, AskError> {
     let file = done(name, ask(name, Request::Reload, handover))?;

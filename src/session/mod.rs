@@ -1,34 +1,36 @@
 //! Gets hold of a tunnel: joins it if it is up, takes it over if its keeper was killed, or has it made.
 
-use super::Failure;
-use super::load::Loaded;
+pub(crate) mod approach;
+pub(crate) mod recovery;
+
 use crate::config::{self, BackendChoice};
+use crate::failure::Failure;
+use crate::keeper::{self, Beginning, Mission};
+use crate::lease::handover::Handover;
+use crate::lease::{self, AskError, Lease};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
+use crate::registry::{self, Choosing, ClaimError, Directory, State};
+use crate::request::Loaded;
 use crate::tunnel;
-use crate::tunnel::approach::{Approach, ApproachError, approach};
-use crate::tunnel::handover::Handover;
-use crate::tunnel::keeper::{self, Beginning, Mission};
-use crate::tunnel::lease::{self, AskError, Lease};
-use crate::tunnel::recovery;
-use crate::tunnel::state::{self, Choosing, ClaimError, Directory, State};
 use crate::wireguard::Backend;
+use approach::{Approach, ApproachError, approach};
 
 /// A lease on a tunnel.
-pub(super) struct Held {
-    pub(super) lease: Lease,
-    pub(super) plan: Plan,
+pub(crate) struct Session {
+    pub(crate) lease: Lease,
+    pub(crate) plan: Plan,
     /// Whether the tunnel was made before, so that nothing more of that is to be waited for.
-    pub(super) is_made: bool,
+    pub(crate) is_made: bool,
     /// Whether the tunnel was taken over, and may not be what the configuration says now.
-    pub(super) is_taken_over: bool,
+    pub(crate) is_taken_over: bool,
 }
 
 /// Gets hold of the tunnel that a configuration describes. The caller's privileges are those of a launcher already. The
 /// configuration is taken, so that no copy of its keys is left: a keeper is a fork of this process, and nobody would
 /// wipe what the fork has on the stacks of its parent.
-pub(super) fn hold(loaded: Box<Loaded>, listen_fds: i32) -> Result<Held, Failure> {
+pub(crate) fn hold(loaded: Box<Loaded>, listen_fds: i32) -> Result<Session, Failure> {
     match approach(&loaded.config.name)? {
         Approach::Joined(lease) => join(&loaded, lease),
         Approach::Claimed(directory) => start(loaded, directory, listen_fds),
@@ -36,22 +38,22 @@ pub(super) fn hold(loaded: Box<Loaded>, listen_fds: i32) -> Result<Held, Failure
 }
 
 /// Starts a keeper for a claimed name.
-pub(super) fn start(loaded: Box<Loaded>, directory: Directory, listen_fds: i32) -> Result<Held, Failure> {
+pub(crate) fn start(loaded: Box<Loaded>, directory: Directory, listen_fds: i32) -> Result<Session, Failure> {
     let (mission, is_taken_over) = prepare(loaded, directory, listen_fds)?;
     let plan = mission.plan.clone();
     let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
-    Ok(Held { lease, plan, is_made: false, is_taken_over })
+    Ok(Session { lease, plan, is_made: false, is_taken_over })
 }
 
 /// Joins the living tunnel of a name that nothing else is known of.
-pub(super) fn hold_by_name(name: &TunnelName) -> Result<Option<Held>, Failure> {
-    let Some(lease) = tunnel::approach::join_soon(name)? else { return Ok(None) };
+pub(crate) fn hold_by_name(name: &TunnelName) -> Result<Option<Session>, Failure> {
+    let Some(lease) = approach::join_soon(name)? else { return Ok(None) };
     let plan = living_plan(name)?;
-    Ok(Some(Held { lease, plan, is_made: true, is_taken_over: false }))
+    Ok(Some(Session { lease, plan, is_made: true, is_taken_over: false }))
 }
 
 /// Joins a living tunnel, if it is the one that is wanted.
-fn join(loaded: &Loaded, lease: Lease) -> Result<Held, Failure> {
+fn join(loaded: &Loaded, lease: Lease) -> Result<Session, Failure> {
     let name = &loaded.config.name;
     let read = match lease.handover() {
         Some(file) => Handover::open(file).map_err(|error| error.to_string()).and_then(|handover| handover.config()),
@@ -70,7 +72,7 @@ fn join(loaded: &Loaded, lease: Lease) -> Result<Held, Failure> {
                 .advise("apply yours with `vpn-exec reload`, or choose another name with --name"))
         });
     match joined {
-        Ok(plan) => Ok(Held { lease, plan, is_made: true, is_taken_over: false }),
+        Ok(plan) => Ok(Session { lease, plan, is_made: true, is_taken_over: false }),
         Err(failure) => {
             let _ = lease.leave();
             Err(failure)
@@ -79,13 +81,13 @@ fn join(loaded: &Loaded, lease: Lease) -> Result<Held, Failure> {
 }
 
 fn living_plan(name: &TunnelName) -> Result<Plan, Failure> {
-    let plan = state::read_plan(name).map_err(Failure::new)?;
+    let plan = registry::read_plan(name).map_err(Failure::new)?;
     plan.ok_or_else(|| Failure::new(format!("the tunnel {name} has ended meanwhile")))
 }
 
 /// Prepares a keeper for a claimed name: to take over what a killed one has left, if somebody wants it, or to begin anew. Says which.
 /// Nothing of the provider's file is left in this process but what the keeper gets.
-pub(super) fn prepare(loaded: Box<Loaded>, directory: Directory, listen_fds: i32) -> Result<(Mission, bool), Failure> {
+pub(crate) fn prepare(loaded: Box<Loaded>, directory: Directory, listen_fds: i32) -> Result<(Mission, bool), Failure> {
     let name = &loaded.config.name;
     let left = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted);
     if let Some(state) = left
@@ -133,8 +135,8 @@ fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
 /// packets away.
 fn warn_of_shared_key(plan: &Plan) {
     let Some(key) = plan.wireguard.public_key else { return };
-    for name in state::names().unwrap_or_default().into_iter().filter(|name| *name != plan.name) {
-        let other = state::read_plan(&name).ok().flatten();
+    for name in registry::names().unwrap_or_default().into_iter().filter(|name| *name != plan.name) {
+        let other = registry::read_plan(&name).ok().flatten();
         let shares_peer = |other: &Plan| {
             other
                 .wireguard
@@ -169,9 +171,9 @@ fn require_changeable(loaded: &Loaded, state: &State, living: &Plan) -> Result<(
 }
 
 /// The same, of the tunnel that is up, if there is one.
-pub(super) fn require_living_changeable(loaded: &Loaded) -> Result<(), Failure> {
+pub(crate) fn require_living_changeable(loaded: &Loaded) -> Result<(), Failure> {
     let name = &loaded.config.name;
-    let (state, plan) = (state::read(name).map_err(Failure::new)?, state::read_plan(name).map_err(Failure::new)?);
+    let (state, plan) = (registry::read(name).map_err(Failure::new)?, registry::read_plan(name).map_err(Failure::new)?);
     match (state, plan) {
         (Some(state), Some(plan)) if state.made.is_some() => require_changeable(loaded, &state, &plan),
         _ => Ok(()),
@@ -199,9 +201,9 @@ fn mission(
     Ok(Mission { plan, directory, config, options, handover, beginning, listen_fds, reload: None })
 }
 
-impl Held {
+impl Session {
     /// Has the keeper of a tunnel that was taken over make it what the configuration says now.
-    pub(super) fn bring_up_to_date(&mut self) -> Result<(), Failure> {
+    pub(crate) fn bring_up_to_date(&mut self) -> Result<(), Failure> {
         if let Some(handover) = self.lease.handover().filter(|_| self.is_taken_over) {
             let changed = lease::reload(&self.plan.name, Some(handover))?;
             tracing::debug!(?changed, "the tunnel that was taken over is up to date");
@@ -211,7 +213,7 @@ impl Held {
 }
 
 /// Refuses early what cannot work, before anything is touched.
-pub(super) fn require_privileges() -> Result<(), Failure> {
+pub(crate) fn require_privileges() -> Result<(), Failure> {
     let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP;
     match capabilities::permitted() {
         Ok(permitted) if permitted.contains(needed) => Ok(()),
@@ -223,9 +225,9 @@ pub(super) fn require_privileges() -> Result<(), Failure> {
     }
 }
 
-impl Held {
+impl Session {
     /// Refuses what a program may not do in a tunnel that was made before, and warns of what it may.
-    pub(super) fn admit(&self, program: &config::ProgramOptions, last_capability: u8) -> Result<(), Failure> {
+    pub(crate) fn admit(&self, program: &config::ProgramOptions, last_capability: u8) -> Result<(), Failure> {
         // A tunnel that is made for this program is planned for it.
         if self.is_made || self.is_taken_over {
             for note in plan::join(&self.plan, program, last_capability).map_err(Failure::new)? {

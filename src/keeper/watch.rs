@@ -7,17 +7,16 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::super::error::Doing;
-use super::super::lease::Event;
-use super::super::{DeviceEvents, Tunnel, TunnelError};
 use super::endpoints::Endpoints;
 use super::manager::Manager;
 use super::strangers::Strangers;
 use super::visitors::{Number, Visitors};
 use super::{End, Reload, Service};
 use crate::config::Config;
-use crate::linux::clock::Timer;
-use crate::linux::clock::boot_time;
+use crate::failure::Doing;
+use crate::failure::Failure;
+use crate::lease::Event;
+use crate::linux::clock::{Timer, boot_time};
 use crate::linux::local_socket::LocalListener;
 use crate::linux::netlink::monitor::Monitor;
 use crate::linux::poll::{Interest, wait_for_each};
@@ -25,6 +24,7 @@ use crate::linux::process::ProcessId;
 use crate::linux::signals::Signals;
 use crate::plan::PlanOptions;
 use crate::relay::{Allowance, Relay};
+use crate::tunnel::{DeviceEvents, Tunnel};
 
 /// How long the host's network may go on changing before the keeper looks at it: one change comes as many messages, and where many
 /// tunnels start at once, each hears of all the others' interfaces.
@@ -136,7 +136,7 @@ impl Keeper {
     }
 
     /// Settles, with all capabilities, what a killed keeper has left to be settled.
-    pub(super) fn begin(&mut self) -> Result<(), TunnelError> {
+    pub(super) fn begin(&mut self) -> Result<(), Failure> {
         let (returning, ended): (Vec<_>, Vec<_>) =
             self.tunnel.holders().into_iter().partition(|holder| holder.process.is_alive());
         let own = self.visitors.holders();
@@ -159,7 +159,7 @@ impl Keeper {
     }
 
     /// Lets nobody in any more.
-    pub(super) fn close(&mut self) -> Result<(), TunnelError> {
+    pub(super) fn close(&mut self) -> Result<(), Failure> {
         let closed = self.tunnel.close();
         self.listener = None;
         self.strangers = None;

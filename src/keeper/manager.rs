@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::super::status::Condition;
 use super::watch::Keeper;
+use crate::lease::status::Condition;
 use crate::linux::clock::boot_time;
 use crate::linux::service_manager::{ServiceManager, monotonic_usec};
 

@@ -25,7 +25,7 @@ use crate::wireguard::PeerStatus;
 
 /// When a handshake is old: a tunnel in use makes a new one after 120 s (REKEY_AFTER_TIME of the WireGuard paper, section 6.1), and has
 /// had the time for three attempts 15 s later. It is also when `reresolve-dns.sh` of wireguard-tools looks again.
-pub const STALE: Duration = Duration::from_secs(135);
+pub(super) const STALE: Duration = Duration::from_secs(135);
 
 /// The first delay before a name that does not resolve is asked for again; each further one is twice as long.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ const LONGEST_IDLE_DELAY: Duration = Duration::from_secs(300);
 
 /// What is to be done for a peer now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(super) enum Step {
     /// Point the peer at this address, and begin a handshake.
     Try(SocketAddr),
     /// Resolve the peer's endpoint.
@@ -50,7 +50,7 @@ pub enum Step {
 
 /// How a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
+pub(super) enum Health {
     /// It has never answered.
     Connecting,
     /// The last handshake is at most [`STALE`] old.
@@ -61,7 +61,7 @@ pub enum Health {
 
 /// The search for one peer's endpoint. All times are since boot ([`crate::linux::clock::boot_time`]): a laptop's sleep counts.
 #[derive(Debug)]
-pub struct Search {
+pub(super) struct Search {
     /// Which addresses are tried, in their order.
     candidates: Vec<SocketAddr>,
     /// The candidate that is being tried, and since when.
@@ -83,7 +83,7 @@ pub struct Search {
 
 impl Search {
     /// Begins a search, with the addresses that are known already (none for a name). Each is tried for `patience`.
-    pub fn new(known: Vec<SocketAddr>, patience: Duration, now: Duration) -> Self {
+    pub(super) fn new(known: Vec<SocketAddr>, patience: Duration, now: Duration) -> Self {
         Self {
             resolve_at: known.is_empty().then_some(now),
             candidates: known,
@@ -99,7 +99,7 @@ impl Search {
     }
 
     /// What to do now, if anything.
-    pub fn step(&mut self, now: Duration) -> Option<Step> {
+    pub(super) fn step(&mut self, now: Duration) -> Option<Step> {
         if self.resolve_at.is_some_and(|at| at <= now) {
             self.resolve_at = None;
             return Some(Step::Resolve);
@@ -129,7 +129,7 @@ impl Search {
     }
 
     /// When to look at the device and to ask for the next step, if nothing else happens.
-    pub fn due(&self) -> Option<Duration> {
+    pub(super) fn due(&self) -> Option<Duration> {
         let next = match self.searching_since {
             Some(_) => self.trying.filter(|_| !self.candidates.is_empty()).map(|(_, since)| since + self.patience),
             None if self.sent_before.is_none() => self.handshake_at.map(|at| at + STALE),
@@ -139,7 +139,7 @@ impl Search {
     }
 
     /// Takes the answer to [`Step::Resolve`].
-    pub fn resolved(&mut self, answer: Option<Vec<SocketAddr>>, now: Duration) {
+    pub(super) fn resolved(&mut self, answer: Option<Vec<SocketAddr>>, now: Duration) {
         let answer = answer.filter(|addresses| !addresses.is_empty());
         if self.searching_since.is_none() {
             // Asked while the peer was idle, or silent; it has answered since if nothing is old any more.
@@ -167,7 +167,7 @@ impl Search {
     }
 
     /// Takes note of what the device says of the peer.
-    pub fn observe(&mut self, status: &PeerStatus, now: Duration) {
+    pub(super) fn observe(&mut self, status: &PeerStatus, now: Duration) {
         let Some(age) = status.handshake_age else { return };
         let at = now.saturating_sub(age);
         self.handshake_at = Some(at);
@@ -199,13 +199,13 @@ impl Search {
 
     /// The host's network has changed, or the machine has slept: what worked may work no more, and the peer does not know where the host
     /// is by now.
-    pub fn network_changed(&mut self, now: Duration) {
+    pub(super) fn network_changed(&mut self, now: Duration) {
         self.begin(now);
         self.candidates = self.in_use.into_iter().collect();
     }
 
     /// How the peer is.
-    pub fn health(&self, now: Duration) -> Health {
+    pub(super) fn health(&self, now: Duration) -> Health {
         match self.handshake_at {
             None => Health::Connecting,
             Some(at) if now.saturating_sub(at) <= STALE => Health::Up,
@@ -231,7 +231,7 @@ impl Search {
 /// The answer to one question: all addresses of an endpoint, in the order in which the host's resolver prefers them
 /// (getaddrinfo(3), RFC 6724).
 #[derive(Debug)]
-pub struct Answer {
+pub(super) struct Answer {
     /// Whose endpoint was asked for.
     pub peer: PublicKey,
     /// What was found.
@@ -240,7 +240,7 @@ pub struct Answer {
 
 /// Resolves endpoints on threads: the host's resolver may take its time, and nothing here may wait for it.
 #[derive(Debug)]
-pub struct Resolver {
+pub(super) struct Resolver {
     answers: mpsc::Receiver<Answer>,
     sender: mpsc::Sender<Answer>,
     ready: OwnedFd,
@@ -248,14 +248,14 @@ pub struct Resolver {
 
 impl Resolver {
     /// Makes a resolver without any question yet.
-    pub fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let (sender, answers) = mpsc::channel();
         let ready = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { answers, sender, ready })
     }
 
     /// Asks for the addresses of a peer's endpoint.
-    pub fn ask(&self, peer: PublicKey, endpoint: Endpoint) -> io::Result<()> {
+    pub(super) fn ask(&self, peer: PublicKey, endpoint: Endpoint) -> io::Result<()> {
         let (sender, ready) = (self.sender.clone(), self.ready.try_clone()?);
         std::thread::Builder::new().name("resolver".into()).spawn(move || {
             let addresses = resolve(&endpoint);
@@ -268,7 +268,7 @@ impl Resolver {
     }
 
     /// The next answer, if there is one.
-    pub fn next(&self) -> Option<Answer> {
+    pub(super) fn next(&self) -> Option<Answer> {
         let _ = rustix::io::read(&self.ready, &mut [0_u8; 8]);
         self.answers.try_recv().ok()
     }
@@ -282,7 +282,7 @@ impl AsFd for Resolver {
 }
 
 /// Resolves an endpoint in the calling thread's network namespace.
-pub fn resolve(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
+pub(super) fn resolve(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
     match endpoint {
         Endpoint::Name { host, port } => Ok((host.as_str(), *port).to_socket_addrs()?.collect()),
         Endpoint::Address { address, zone: None } => Ok(vec![*address]),

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::Failure;
+use crate::failure::Failure;
 use crate::names::ServiceName;
 use crate::plan::unit::{ServiceFacts, SocketFacts};
 
 /// The instance that stands for all of a template: what its unit says of this one, it says of each. Nobody calls one of theirs so.
-pub(super) const ANY: &str = "vpnexecany";
+pub(crate) const ANY: &str = "vpnexecany";
 
 /// The name by which systemd tells of a service. Of a template there is nothing but instances.
-pub(super) fn instance(service: &ServiceName) -> String {
+pub(crate) fn instance(service: &ServiceName) -> String {
     match service.prefix() {
         Some(prefix) if service.is_template() => format!("{prefix}@{ANY}.service"),
         _ => service.to_string(),
@@ -20,18 +20,18 @@ pub(super) fn instance(service: &ServiceName) -> String {
 }
 
 /// What systemd knows of a service.
-pub(super) struct Unit {
+pub(crate) struct Unit {
     /// Its own name, where it has others.
-    pub(super) name: ServiceName,
-    pub(super) facts: ServiceFacts,
+    pub(crate) name: ServiceName,
+    pub(crate) facts: ServiceFacts,
     /// Whether systemd tells of it.
-    pub(super) is_known: bool,
+    pub(crate) is_known: bool,
     /// Whether it is started with the system.
-    pub(super) is_enabled: bool,
+    pub(crate) is_enabled: bool,
 }
 
 impl Unit {
-    pub(super) fn read(service: &ServiceName) -> Result<Self, Failure> {
+    pub(crate) fn read(service: &ServiceName) -> Result<Self, Failure> {
         let Some(properties) = show(&instance(service))? else {
             let (name, facts) = (service.clone(), ServiceFacts::default());
             return Ok(Self { name, facts, is_known: false, is_enabled: false });
@@ -117,7 +117,7 @@ fn socket(unit: &str, accepts: bool) -> Result<Option<SocketFacts>, Failure> {
 }
 
 /// The properties of a unit; those that are said several times are lines of one text. None where systemd is not running.
-pub(super) fn show(unit: &str) -> Result<Option<HashMap<String, String>>, Failure> {
+pub(crate) fn show(unit: &str) -> Result<Option<HashMap<String, String>>, Failure> {
     if !Path::new("/run/systemd/system").is_dir() {
         return Ok(None);
     }
@@ -139,7 +139,7 @@ pub(crate) fn properties(text: &str) -> HashMap<String, String> {
     properties
 }
 
-pub(super) fn systemctl(arguments: &[&str]) -> Result<String, Failure> {
+pub(crate) fn systemctl(arguments: &[&str]) -> Result<String, Failure> {
     let run = Command::new("systemctl").args(arguments).stdin(Stdio::null()).output();
     let what = format!("systemctl {}", arguments.join(" "));
     let output = run.map_err(|error| Failure::new(format!("cannot run `{what}`: {error}")))?;

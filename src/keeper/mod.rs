@@ -1,7 +1,7 @@
 //! The keeper: the process that owns a tunnel. It makes the tunnel, or takes it over from a keeper that was killed; runs its data
 //! path; finds its endpoints; and takes it down when nobody wants it any more.
 //!
-//! Whoever wants the tunnel holds a *lease*: an open connection to the keeper ([`super::lease`]). The kernel closes it however its
+//! Whoever wants the tunnel holds a *lease*: an open connection to the keeper ([`crate::lease`]). The kernel closes it however its
 //! holder ends, so the keeper learns of every end, and cleans up, with nobody's help. A lease that ends without a word takes with
 //! it what its program has left behind.
 //!
@@ -13,12 +13,14 @@
 //! - `manager`: what the service manager is told.
 //! - `requests`: what it is asked for: leases, reports, changes, its end.
 
+mod endpoint_search;
 mod endpoints;
 mod local_networks;
 mod manager;
 mod publish;
 mod requests;
 mod strangers;
+mod system_calls;
 mod visitors;
 mod watch;
 
@@ -26,13 +28,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::clean_up::{self, Remains};
-use super::error::Doing;
-use super::handover::Handover;
-use super::lease::{Event, Lease, send};
-use super::state::{Directory, Holder, State};
-use super::{DeviceEvents, Tunnel, TunnelError, filter};
 use crate::config::{Config, Peer};
+use crate::failure::{Doing, Failure};
+use crate::lease::handover::Handover;
+use crate::lease::{Event, Lease, send};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::local_socket::LocalListener;
 use crate::linux::process::{self, Forked, ProcessId};
@@ -40,7 +39,10 @@ use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
 use crate::linux::stderr;
 use crate::plan::{Plan, PlanOptions};
+use crate::registry::{Directory, Holder, State};
 use crate::relay::Bound;
+use crate::tunnel::{self, Remains};
+use crate::tunnel::{DeviceEvents, Tunnel};
 use crate::wireguard::{Backend, Device, DeviceConfig, PeerConfig};
 use nix::sys::signal::Signal;
 use strangers::Strangers;
@@ -120,7 +122,7 @@ pub fn start(mission: Mission) -> io::Result<Lease> {
 }
 
 /// The life of a keeper that was forked.
-fn keep_apart(mission: Mission, launcher: ProcessId, lease: OwnedFd) -> Result<(), TunnelError> {
+fn keep_apart(mission: Mission, launcher: ProcessId, lease: OwnedFd) -> Result<(), Failure> {
     let parent = lease.try_clone().doing("make the keeper's process")?;
     let begun = detach(mission.listen_fds)
         .and_then(|()| rustix::io::ioctl_fionbio(&lease, true).map_err(io::Error::from))
@@ -139,11 +141,11 @@ fn keep_apart(mission: Mission, launcher: ProcessId, lease: OwnedFd) -> Result<(
 }
 
 /// Is the keeper of a standing tunnel in the calling process, until it is told to end by SIGTERM, SIGINT or
-/// [`Request::Down`](super::lease), or gives way to a successor.
+/// [`Request::Down`](crate::lease), or gives way to a successor.
 ///
 /// # Errors
 /// If the tunnel cannot be made or taken over, or ends by itself; if `wait` is given, also if there is no handshake within it.
-pub fn run(mission: Mission, wait: Option<Duration>) -> Result<(), TunnelError> {
+pub fn run(mission: Mission, wait: Option<Duration>) -> Result<(), Failure> {
     let signals = Signals::block_all_but_read(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT]);
     let signals = signals.doing("watch for signals")?;
     let manager = ServiceManager::find(|name| std::env::var_os(name)).unwrap_or_else(|error| {
@@ -180,7 +182,7 @@ enum End {
 }
 
 /// A keeper's life.
-fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<(), TunnelError> {
+fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<(), Failure> {
     let hooks = mission.plan.hooks.iter().any(|hook| hook.run);
     let making = needed_capabilities() | capabilities_for_ports(mission.config.listened_ports());
     // What fails here leaves the name claimed until this process ends; then the launcher gives it back.
@@ -243,7 +245,7 @@ fn make(
     config: &Config,
     foreground: bool,
     visitors: &mut Visitors,
-) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), TunnelError> {
+) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), Failure> {
     let mut tunnel = Tunnel::begin(plan, directory)?;
     let mtu = tunnel.plan().wireguard.mtu;
     let made = device_config(config, mtu).and_then(|device| {
@@ -278,7 +280,7 @@ fn take_over(
     config: &Config,
     state: State,
     visitors: &Visitors,
-) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), TunnelError> {
+) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), Failure> {
     let name = plan.name.clone();
     let mtu = plan.wireguard.mtu;
     let mut tunnel = Tunnel::begin_again(plan, directory, &state)?;
@@ -293,7 +295,7 @@ fn take_over(
             // Before programs are killed, so that whoever sees one die knows why.
             visitors.tell_all(&Event::failed(&error));
             let directory = tunnel.into_directory();
-            clean_up::reclaim(&directory, &name)?;
+            tunnel::reclaim(&directory, &name)?;
             directory.release().doing("remove the tunnel's state")?;
             visitors.tell_all(&Event::Gone);
             Err(error)
@@ -302,7 +304,7 @@ fn take_over(
 }
 
 /// Ends the tunnel, and the keeper with it.
-fn finish(mut keeper: Keeper, end: End) -> Result<(), TunnelError> {
+fn finish(mut keeper: Keeper, end: End) -> Result<(), Failure> {
     if end == End::GaveWay {
         return Ok(());
     }
@@ -344,7 +346,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), TunnelError> {
     }
 }
 
-fn settle(remains: Result<Remains, TunnelError>) -> Result<(), TunnelError> {
+fn settle(remains: Result<Remains, Failure>) -> Result<(), Failure> {
     remains.and_then(Remains::settle)
 }
 
@@ -397,7 +399,7 @@ pub fn gained_by_hooks(hooks: bool) -> CapabilitySet {
 
 /// Leaves the keeper's threads the system calls that they need.
 fn limit_calls(backend: Option<Backend>) -> io::Result<()> {
-    let filter = filter::keeper()?;
+    let filter = system_calls::keeper()?;
     match backend {
         // An embedded device's thread has a stricter filter, and there is no other.
         Some(Backend::Userspace) => filter.install(),
@@ -407,12 +409,12 @@ fn limit_calls(backend: Option<Backend>) -> io::Result<()> {
 
 /// Leaves the calling thread what it may do: move bytes between descriptors that are open already.
 fn begin_data_path() -> io::Result<()> {
-    filter::data_path()?.install()?;
+    system_calls::data_path()?.install()?;
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
 }
 
-/// What a device is made from. Endpoints come later, by [`super::endpoints::Search`].
-fn device_config(config: &Config, mtu: u32) -> Result<DeviceConfig, TunnelError> {
+/// What a device is made from. Endpoints come later, by [`endpoint_search::Search`].
+fn device_config(config: &Config, mtu: u32) -> Result<DeviceConfig, Failure> {
     let interface = &config.wireguard.interface;
     let private_key = interface.private_key.clone().ok_or_else(|| io::Error::other("the file has no PrivateKey"));
     Ok(DeviceConfig {

@@ -3,20 +3,21 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::super::handover::Handover;
-use super::super::lease::{self, Event, Request};
-use super::super::state::Holder;
-use super::super::status::{self, Dns, HostLink, Interface, Living, Peer, Status};
-use super::super::{TunnelError, facts};
 use super::visitors::{Number, Role, Said};
 use super::watch::Keeper;
 use super::{End, capabilities_for_ports, close_standard_error, device_config, with_all_capabilities};
 use crate::config;
+use crate::failure::Failure;
+use crate::lease::handover::Handover;
+use crate::lease::status::{self, Dns, HostLink, Interface, Living, Peer, Status};
+use crate::lease::{self, Event, Request};
 use crate::linux::capabilities;
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
 use crate::plan::{self, Plan};
 use crate::printed;
+use crate::registry::Holder;
+use crate::tunnel::facts;
 use crate::wireguard::DeviceConfig;
 
 /// How many programs are named to who would end them.
@@ -110,7 +111,7 @@ impl Keeper {
     }
 
     /// Writes down who holds a lease, and those who may yet come back.
-    fn write_holders(&mut self) -> Result<(), TunnelError> {
+    fn write_holders(&mut self) -> Result<(), Failure> {
         let mut holders = self.visitors.holders();
         let awaited = self.awaited.as_ref().map(|(awaited, _)| awaited.as_slice()).unwrap_or_default();
         self.tunnel.note(|state| {
