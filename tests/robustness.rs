@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::world;
-use vpn_exec::linux::local_socket::Listener;
+use vpn_exec::linux::local_socket::LocalListener;
 
 /// How long anything may take that does not hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -634,7 +634,7 @@ fn keeper_under_attack(broken: &str) -> Result<()> {
     const COUNT: usize = 24;
 
     let users = Users::new()?;
-    let can_refuse = Listener::bind(&Path::new(world::FILES).join("own"), 0o600)?.refuse_descriptors()?;
+    let can_refuse = LocalListener::bind(&Path::new(world::FILES).join("own"), 0o600)?.refuse_descriptors()?;
     for message in MESSAGES {
         users.up(broken)?;
         let attack_once = || attack(STRANGER, LINGERING, &format!("/run/vpn-exec/nowhere/public {message} {COUNT}"));

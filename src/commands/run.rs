@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let listen_fds = listen_fds()?;
     // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
     if !fault::is_broken("descriptors") {
-        process::close(3 + listen_fds, i32::MAX)
+        process::close_range(3 + listen_fds, i32::MAX)
             .map_err(|error| Failure::new(format!("cannot close inherited descriptors: {error}")))?;
     }
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(wanted.wait());
@@ -60,7 +60,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let umask = process::set_umask(0o022);
     // A name that is none is refused by the plan.
     let kept = options.capabilities.iter().filter_map(|name| capability::lookup(name));
-    let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::single(number));
+    let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::from_number(number));
     let needed =
         keeper::needed_capabilities() | wanted.capabilities_for_ports() | program::needed_capabilities(&identity, kept);
     capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
@@ -268,7 +268,7 @@ fn interruption(signals: &mut Signals) -> std::io::Result<Option<i32>> {
         if !received.is(Signal::SIGTSTP) {
             return Ok(Some(received.number));
         }
-        signals::stop()?;
+        signals::stop_self()?;
     }
     Ok(None)
 }
@@ -307,7 +307,7 @@ fn status_of(ended: Outcome) -> ExitCode {
     match ended {
         Outcome::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(FAILED)),
         Outcome::Signaled(signal) => {
-            if let Err(error) = signals::die_by(signal) {
+            if let Err(error) = signals::die_by_signal(signal) {
                 tracing::debug!(%error, "this process cannot end by the program's signal");
             }
             ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED))
