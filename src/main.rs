@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     };
     logging::start(cli.verbosity);
     // Before the first secret is read, whatever the command.
-    if let Err(error) = process::forbid_inspection() {
+    if let Err(error) = process::disable_ptrace_and_core_dumps() {
         tracing::warn!("this process could be inspected: {error}");
     }
     let code = commands::execute(cli).unwrap_or_else(|failure| {

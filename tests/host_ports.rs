@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::lease::status::{self, HostLink};
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::registry;
 
 const NAME: &str = "back";
@@ -136,7 +136,7 @@ fn route_from_lan(lab: &Lab, link: &HostLink) -> Result<()> {
         let index = netlink.link("eth0")?.map_or(0, |link| link.index);
         let routes = to.into_iter().zip(HOST_ON_LAN.both());
         Ok(netlink.execute(
-            routes.map(|(to, gateway)| Request::add_route(index, "eth0", to.into(), Some(gateway))).collect(),
+            routes.map(|(to, gateway)| NetlinkRequest::add_route(index, "eth0", to.into(), Some(gateway))).collect(),
         )?)
     })?;
     Ok(())

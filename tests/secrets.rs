@@ -200,7 +200,7 @@ fn open_all_of(pid: i32) -> Vec<String> {
 /// Goes on, as another user who keeps all capabilities, with what is in `VPN_EXEC_TEST_THEN`.
 fn become_user(user: u32) -> Result<()> {
     let (all, last) = (capabilities::permitted()?, capabilities::last()?);
-    capabilities::survive_change_of_user()?;
+    capabilities::keep_across_user_change()?;
     nix::unistd::setresgid(Gid::from_raw(user), Gid::from_raw(user), Gid::from_raw(user))?;
     nix::unistd::setresuid(Uid::from_raw(user), Uid::from_raw(user), Uid::from_raw(user))?;
     capabilities::set(all, all)?;

@@ -149,7 +149,7 @@ fn take_signal(signals: &mut Signals) -> std::io::Result<Option<i32>> {
         if !received.is(Signal::SIGTSTP) {
             return Ok(Some(received.number));
         }
-        signals::stop()?;
+        signals::stop_self()?;
     }
     Ok(None)
 }
@@ -162,7 +162,7 @@ fn choose_identity(options: &ProgramOptions) -> Result<Identity, Failure> {
 /// Returns the capabilities that the program keeps. The plan has refused unknown names.
 fn kept_capabilities(options: &ProgramOptions) -> CapabilitySet {
     let known = options.capabilities.iter().filter_map(|name| capability::lookup(name));
-    known.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::single(number))
+    known.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::from_number(number))
 }
 
 /// Logs advice about programs and displays that are known not to work in a tunnel as they are called.
@@ -194,7 +194,7 @@ fn take_passed_descriptors() -> Result<i32, Failure> {
     let count = listen_fds()?;
     // This process has no descriptors of its own yet.
     if !fault::is_broken("descriptors") {
-        process::close(3 + count, i32::MAX).doing("close inherited descriptors")?;
+        process::close_range(3 + count, i32::MAX).doing("close inherited descriptors")?;
     }
     Ok(count)
 }
@@ -228,7 +228,7 @@ fn end_as(outcome: Outcome) -> ExitCode {
     match outcome {
         Outcome::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(FAILED)),
         Outcome::Signaled(signal) => {
-            if let Err(error) = signals::die_by(signal) {
+            if let Err(error) = signals::die_by_signal(signal) {
                 tracing::debug!(%error, "cannot die by the program's signal");
             }
             ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED))

@@ -12,7 +12,7 @@ use crate::config::{Config, Endpoint};
 use crate::keys::PublicKey;
 use crate::lease::status::Condition;
 use crate::linux::clock::boot_time;
-use crate::linux::route::Route;
+use crate::linux::netlink::route::Route;
 use crate::tunnel::{Tunnel, facts};
 use crate::wireguard::{Backend, PeerStatus};
 

@@ -1,7 +1,7 @@
 //! Local networks in a keeper's life: the host's own network may change under them, and others may take their rules away.
 
 use super::watch::Keeper;
-use crate::linux::monitor::Monitor;
+use crate::linux::netlink::monitor::Monitor;
 use crate::plan;
 
 impl Keeper {

@@ -33,11 +33,11 @@ use crate::failure::{Doing, Failure};
 use crate::lease::handover::Handover;
 use crate::lease::{Event, Lease, send};
 use crate::linux::capabilities::{self, CapabilitySet};
-use crate::linux::local_socket::Listener;
+use crate::linux::local_socket::LocalListener;
 use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
-use crate::linux::standard_error;
+use crate::linux::stderr;
 use crate::plan::{Plan, PlanOptions};
 use crate::registry::{Directory, Holder, State};
 use crate::relay::Bound;
@@ -114,7 +114,7 @@ pub fn start(mission: Mission) -> io::Result<Lease> {
                 Ok(()) => 0,
                 Err(_) => 1,
             };
-            standard_error::flush(READING);
+            stderr::flush(READING);
             // Not by returning: the caller's stack belongs to the parent. Nothing is left to be dropped that matters.
             process::exit_now(code)
         }
@@ -201,7 +201,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
             return Err(error);
         }
     };
-    let listener = Listener::bind(&mission.directory.socket(), SOCKET_MODE).doing("open the keeper's socket")?;
+    let listener = LocalListener::bind(&mission.directory.socket(), SOCKET_MODE).doing("open the keeper's socket")?;
     let strangers = Strangers::listen(&mission.directory.public_socket()).doing("open the keeper's public socket")?;
     let Mission { plan, directory, config, options, handover, beginning, reload, .. } = mission;
     let foreground = service.foreground;
@@ -222,7 +222,7 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     }
     // Whoever reads what it says can be paused, and no program inside is to wait for that. Only now, because no other
     // thread may have a filter of its own before.
-    standard_error::never_wait(begin_data_path).doing("start the thread that writes messages")?;
+    stderr::start_queue(begin_data_path).doing("start the thread that writes messages")?;
     keeper.relay(published, host_ports)?;
     if is_taken_over && foreground {
         // Nobody else is there to ask for it. What cannot be changed now stays as it was, and the tunnel with it.
@@ -361,7 +361,7 @@ fn say_goodbye(visitors: &Visitors, events: impl IntoIterator<Item = Event>) {
 /// Lets go of standard error, which may be a pipe that is read to its end.
 fn close_standard_error() -> io::Result<()> {
     // Whoever reads has had its time for what was said before.
-    standard_error::flush(READING);
+    stderr::flush(READING);
     process::redirect_to_null(&[2])
 }
 
@@ -383,12 +383,12 @@ pub fn capabilities_for_ports(ports: impl IntoIterator<Item = u16>) -> Capabilit
 fn detach(listen_fds: i32) -> io::Result<()> {
     rustix::process::setsid()?;
     process::redirect_to_null(&[0, 1])?;
-    process::close(3, 2 + listen_fds)
+    process::close_range(3, 2 + listen_fds)
 }
 
 /// Leaves the calling process no more capabilities than are needed, and none to gain but for hooks.
 fn limit_to(hooks: bool, needed: CapabilitySet) -> io::Result<()> {
-    capabilities::bound(gained_by_hooks(hooks), capabilities::last()?)?;
+    capabilities::limit_bounding_set(gained_by_hooks(hooks), capabilities::last()?)?;
     capabilities::limit(needed, needed)
 }
 

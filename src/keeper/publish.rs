@@ -13,7 +13,7 @@ use crate::config::{Protocol, Publish};
 use crate::failure::Doing;
 use crate::failure::Failure;
 use crate::linux::capabilities::{self, CapabilitySet};
-use crate::linux::listeners;
+use crate::linux::listening_sockets;
 use crate::plan::Plan;
 use crate::relay::{self, Allowance, BindError, Bound, Change, Entrance, Limits, OtherEnd, Relay};
 
@@ -119,8 +119,8 @@ enum Who {
 /// Whether somebody listens on the host where an entrance was to be.
 fn is_reached(entrance: &Entrance, who: Who) -> bool {
     let listening = match entrance.protocol {
-        Protocol::Tcp => listeners::tcp(entrance.port),
-        Protocol::Udp => listeners::udp(entrance.port),
+        Protocol::Tcp => listening_sockets::tcp(entrance.port),
+        Protocol::Udp => listening_sockets::udp(entrance.port),
     };
     let is_one = |address: &IpAddr| address.is_unspecified() || who == Who::Any && Some(*address) == entrance.address;
     listening.is_ok_and(|addresses| addresses.iter().any(is_one))

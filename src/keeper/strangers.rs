@@ -15,9 +15,9 @@ use std::time::Duration;
 use super::visitors::Number;
 use crate::fault;
 use crate::lease::{self, Event, MESSAGE, Request};
-use crate::linux::apart::close_apart;
-use crate::linux::local_socket::{self, Listener};
-use crate::linux::poll::Awaited;
+use crate::linux::background_close::close_in_background;
+use crate::linux::local_socket::{self, LocalListener};
+use crate::linux::poll::Interest;
 
 /// The mode of the socket: any user may connect.
 const SOCKET_MODE: u32 = 0o666;
@@ -51,7 +51,7 @@ struct Stranger {
 
 /// All of them.
 pub(super) struct Strangers {
-    door: Option<Listener>,
+    door: Option<LocalListener>,
     all: BTreeMap<Number, Stranger>,
     next: Number,
 }
@@ -59,7 +59,7 @@ pub(super) struct Strangers {
 impl Strangers {
     /// Opens the socket for them.
     pub(super) fn listen(path: &Path) -> io::Result<Self> {
-        let door = Listener::bind(path, SOCKET_MODE)?;
+        let door = LocalListener::bind(path, SOCKET_MODE)?;
         if !fault::is_broken("passrights") && !door.refuse_descriptors()? {
             tracing::debug!("this kernel cannot refuse descriptors that other users pass");
         }
@@ -92,9 +92,9 @@ impl Strangers {
     }
 
     /// What to wait for.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = (Number, BorrowedFd<'_>, Awaited)> {
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (Number, BorrowedFd<'_>, Interest)> {
         self.all.iter().map(|(number, stranger)| {
-            let awaited = if stranger.is_answered { Awaited::End } else { Awaited::Input };
+            let awaited = if stranger.is_answered { Interest::Closed } else { Interest::Readable };
             (*number, stranger.socket.as_fd(), awaited)
         })
     }
@@ -168,5 +168,5 @@ impl Drop for Strangers {
 }
 
 fn close(socket: OwnedFd) {
-    if fault::is_broken("apart") { drop(socket) } else { close_apart(socket) }
+    if fault::is_broken("apart") { drop(socket) } else { close_in_background(socket) }
 }

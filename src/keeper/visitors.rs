@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::lease::{self, Event, Request};
-use crate::linux::local_socket::Credentials;
+use crate::linux::local_socket::PeerCredentials;
 use crate::registry::Holder;
 
 /// How many connections of another user may be open: root's, at the keeper of an ordinary user.
@@ -79,7 +79,7 @@ impl Visitors {
     }
 
     /// Takes a connection. One too many is closed instead.
-    pub(super) fn admit(&mut self, socket: OwnedFd, who: &Credentials, now: Duration) {
+    pub(super) fn admit(&mut self, socket: OwnedFd, who: &PeerCredentials, now: Duration) {
         let trusted = nix::unistd::geteuid().as_raw() == who.uid;
         let guests = self.all.values().filter(|visitor| !visitor.trusted).count();
         if trusted || guests < GUESTS {

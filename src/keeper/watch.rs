@@ -16,13 +16,12 @@ use crate::config::Config;
 use crate::failure::Doing;
 use crate::failure::Failure;
 use crate::lease::Event;
-use crate::linux::clock::boot_time;
-use crate::linux::local_socket::Listener;
-use crate::linux::monitor::Monitor;
-use crate::linux::poll::{Awaited, wait_for_each};
+use crate::linux::clock::{Timer, boot_time};
+use crate::linux::local_socket::LocalListener;
+use crate::linux::netlink::monitor::Monitor;
+use crate::linux::poll::{Interest, wait_for_each};
 use crate::linux::process::ProcessId;
 use crate::linux::signals::Signals;
-use crate::linux::timer::Timer;
 use crate::plan::PlanOptions;
 use crate::relay::{Allowance, Relay};
 use crate::tunnel::{DeviceEvents, Tunnel};
@@ -61,7 +60,7 @@ pub(super) struct Keeper {
     pub(super) awaited: Option<(Vec<ProcessId>, Duration)>,
     /// Who is told how the tunnel is.
     pub(super) manager: Manager,
-    listener: Option<Listener>,
+    listener: Option<LocalListener>,
     signals: Signals,
     events: DeviceEvents,
     timer: Timer,
@@ -103,7 +102,7 @@ impl Keeper {
         handover: OwnedFd,
         reload: Option<Reload>,
         (visitors, strangers): (Visitors, Strangers),
-        listener: Listener,
+        listener: LocalListener,
         service: Service,
     ) -> io::Result<Self> {
         let endpoints = Endpoints::new(&tunnel, &config)?;
@@ -203,15 +202,15 @@ impl Keeper {
         // Visitors come before the door: who leaves makes room.
         sources.extend(self.visitors.descriptors().map(|(number, fd)| (Source::Visitor(number), fd)));
         sources.extend(self.listener.as_ref().map(|listener| (Source::Door, listener.as_fd())));
-        let mut sources: Vec<(Source, (BorrowedFd<'_>, Awaited))> =
-            sources.into_iter().map(|(source, fd)| (source, (fd, Awaited::Input))).collect();
+        let mut sources: Vec<(Source, (BorrowedFd<'_>, Interest))> =
+            sources.into_iter().map(|(source, fd)| (source, (fd, Interest::Readable))).collect();
         // Whoever may do more comes before those who may only ask.
         if let Some(strangers) = &self.strangers {
             let all = strangers.descriptors();
             sources.extend(all.map(|(number, fd, awaited)| (Source::Stranger(number), (fd, awaited))));
-            sources.extend(strangers.door().map(|door| (Source::PublicDoor, (door, Awaited::Input))));
+            sources.extend(strangers.door().map(|door| (Source::PublicDoor, (door, Interest::Readable))));
         }
-        let descriptors: Vec<(BorrowedFd<'_>, Awaited)> = sources.iter().map(|(_, awaited)| *awaited).collect();
+        let descriptors: Vec<(BorrowedFd<'_>, Interest)> = sources.iter().map(|(_, awaited)| *awaited).collect();
         let ready = wait_for_each(&descriptors, None)?;
         Ok(sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, _), _)| source).collect())
     }

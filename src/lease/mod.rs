@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::failure::Failure;
 use crate::linux::local_socket;
 use crate::linux::memory_file;
-use crate::linux::poll::{wait_for, wait_open_to_signals};
+use crate::linux::poll::{wait_for, wait_with_signals_unblocked};
 use crate::names::TunnelName;
 use crate::registry;
 
@@ -193,7 +193,7 @@ impl Lease {
         let begin = Instant::now();
         loop {
             if !self.await_word(patience.saturating_sub(begin.elapsed()))? {
-                let keeper = local_socket::peer(&self.socket)?.pid;
+                let keeper = local_socket::peer_credentials(&self.socket)?.pid;
                 let late =
                     format!("the tunnel's keeper, process {keeper}, does not answer within {} s", patience.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, late));
@@ -226,7 +226,7 @@ impl Lease {
     fn await_word(&self, patience: Duration) -> io::Result<bool> {
         let deaf = patience.min(DEAF);
         let said = wait_for(&[self.socket.as_fd()], Some(deaf))?[0];
-        Ok(said || wait_open_to_signals(self.socket.as_fd(), patience - deaf)?)
+        Ok(said || wait_with_signals_unblocked(self.socket.as_fd(), patience - deaf)?)
     }
 
     /// Waits for the next event; none if the keeper has ended.

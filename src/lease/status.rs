@@ -229,7 +229,7 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
         }
     }
     // All of /proc is read once, for however many tunnels.
-    let mut inside = process::by_namespace()?;
+    let mut inside = process::group_by_namespace()?;
     for status in &mut found {
         let Ok(Some(state)) = registry::read(&status.name) else { continue };
         let programs = inside.remove(&state.namespace).unwrap_or_default();

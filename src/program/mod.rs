@@ -227,7 +227,7 @@ type SetupResult<T> = Result<T, (&'static str, io::Error)>;
 /// tunnel, the other half of the work is done here.
 pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'a>, ProgramError> {
     let system = |what| move |error: io::Error| ProgramError::System { what, error };
-    process::adopt_orphans().map_err(system("become the parent of orphans"))?;
+    process::become_subreaper().map_err(system("become the parent of orphans"))?;
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (failure, writer) = pipe().map_err(system("make a pipe"))?;
     let (wait, go) = pipe().map_err(system("make a pipe"))?;

@@ -25,9 +25,9 @@ use crate::config::{BackendChoice, HookKind};
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::capabilities;
-use crate::linux::link::{Counters, Place};
-use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
-use crate::linux::netlink::{Netlink, Request};
+use crate::linux::namespace::{self, NameLookup, NamespaceId, NetworkNamespace};
+use crate::linux::netlink::link::{LinkCounters, TargetNamespace};
+use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::names::InterfaceName;
@@ -109,7 +109,7 @@ impl Tunnel {
         fault::point("after the namespace")?;
         self.write_first_state(standing, holders)?;
         fault::point("after the state")?;
-        self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES))?;
+        self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES_DIRECTORY))?;
         fault::point("after the directory of names")?;
         self.give_name()?;
         tracing::debug!("the namespace has its name");
@@ -228,8 +228,8 @@ impl Tunnel {
     }
 
     /// What went through WireGuard's interface.
-    pub fn counters(&mut self) -> io::Result<Counters> {
-        let Some(inner) = &mut self.inner else { return Ok(Counters::default()) };
+    pub fn counters(&mut self) -> io::Result<LinkCounters> {
+        let Some(inner) = &mut self.inner else { return Ok(LinkCounters::default()) };
         inner.netlink.counters(&self.plan.wireguard.interface)
     }
 
@@ -281,22 +281,28 @@ impl Tunnel {
         let link = &wanted.veth.inner_interface;
         let (name, interface) = (wanted.wireguard.interface.as_str(), &wanted.wireguard.interface);
         let (index, link_index) = (inner.netlink.link_index(interface)?, inner.netlink.link_index(link)?);
-        let closing =
-            change.remove_local.iter().map(|net| Request::delete_route(link_index, link.as_str(), *net)).collect();
+        let closing = change
+            .remove_local
+            .iter()
+            .map(|net| NetlinkRequest::delete_route(link_index, link.as_str(), *net))
+            .collect();
         inner.netlink.execute(closing)?;
         if change.firewall {
             inner.rules.replace(&wanted.firewall.inside, mark)?;
             self.host_part.open(wanted, &self.mark).map_err(io::Error::other)?;
         }
-        let mut requests: Vec<Request> = Vec::new();
-        requests.extend(change.mtu.map(|mtu| Request::set_mtu(index, name, mtu)));
-        requests.extend(change.remove_routes.iter().map(|route| Request::delete_route(index, name, *route)));
+        let mut requests: Vec<NetlinkRequest> = Vec::new();
+        requests.extend(change.mtu.map(|mtu| NetlinkRequest::set_mtu(index, name, mtu)));
+        requests.extend(change.remove_routes.iter().map(|route| NetlinkRequest::delete_route(index, name, *route)));
         // What is there already was made by a keeper that was killed half-way.
-        let add_address = |address: &IpNet| Request::add_address(index, name, *address).or_exists();
+        let add_address = |address: &IpNet| NetlinkRequest::add_address(index, name, *address).or_exists();
         requests.extend(change.add_addresses.iter().map(add_address));
-        requests
-            .extend(change.add_routes.iter().map(|route| Request::add_route(index, name, *route, None).or_exists()));
-        requests.extend(change.remove_addresses.iter().map(|address| Request::delete_address(index, name, *address)));
+        requests.extend(
+            change.add_routes.iter().map(|route| NetlinkRequest::add_route(index, name, *route, None).or_exists()),
+        );
+        requests.extend(
+            change.remove_addresses.iter().map(|address| NetlinkRequest::delete_address(index, name, *address)),
+        );
         requests.extend(change.add_local.iter().map(|net| local_route(link_index, &wanted.veth, *net).or_exists()));
         Ok(inner.netlink.execute(requests)?)
     }
@@ -315,7 +321,7 @@ impl Tunnel {
         let Some(inner) = &mut self.inner else { return Ok(()) };
         let name = &self.plan.wireguard.interface;
         let index = inner.netlink.link_index(name)?;
-        Ok(inner.netlink.execute_one(Request::set_mtu(index, name.as_str(), mtu))?)
+        Ok(inner.netlink.execute_one(NetlinkRequest::set_mtu(index, name.as_str(), mtu))?)
     }
 
     fn inner(&mut self) -> Result<&mut Inner, Failure> {
@@ -336,7 +342,7 @@ impl Tunnel {
             rules.create(&self.plan.firewall.inside, mark).doing(RULES).map_err(local_networks::lacking)?;
         }
         // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
-        let lo = vec![Request::set_alias(1, "lo", mark), Request::set_up(1, "lo")];
+        let lo = vec![NetlinkRequest::set_alias(1, "lo", mark), NetlinkRequest::set_up(1, "lo")];
         netlink.execute(lo).doing("make a network namespace")?;
         self.inner = Some(Inner { namespace, netlink, rules });
         Ok(())
@@ -374,7 +380,7 @@ impl Tunnel {
 
     fn give_name(&mut self) -> Result<(), Failure> {
         let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
-        let given = namespace::give_name(&self.inner()?.namespace, &path, mark.text());
+        let given = namespace::bind_name(&self.inner()?.namespace, &path, mark.text());
         let taken = matches!(&given, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
         given.doing(format!("name the namespace {}", path.display())).map_err(|mut error| {
             if taken {
@@ -393,20 +399,20 @@ impl Tunnel {
         let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
         let mark = self.mark.clone();
         let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
-        let add = Request::add_veth(outer, inner, Place::Namespace(namespace.as_fd()));
+        let add = NetlinkRequest::add_veth(outer, inner, TargetNamespace::Other(namespace.as_fd()));
         self.host.execute_one(add).doing("join the namespace to the host")?;
         let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
         parameters::prepare_host_interface(outer, veth.host_ipv6.is_some())
             .doing(format!("set the parameters of {outer}"))?;
-        let mut requests = vec![Request::set_alias(index, outer.as_str(), mark.text())];
+        let mut requests = vec![NetlinkRequest::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
-        requests.push(Request::set_up(index, outer.as_str()));
+        requests.push(NetlinkRequest::set_up(index, outer.as_str()));
         self.host.execute(requests).doing("join the namespace to the host")?;
 
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(inner).doing(format!("find {inner}"))?;
         let mut requests = addresses(index, inner, veth.inner_ipv4, veth.inner_ipv6)?;
-        requests.push(Request::set_up(index, inner.as_str()));
+        requests.push(NetlinkRequest::set_up(index, inner.as_str()));
         netlink.execute(requests).doing("join the namespace to the host")
     }
 
@@ -421,11 +427,12 @@ impl Tunnel {
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
         // A TUN would take part in multicast, which no peer passes on.
-        let mut requests = vec![Request::set_mtu(index, name, plan.mtu), Request::clear_multicast(index, name)];
-        requests.extend(plan.addresses.iter().map(|address| Request::add_address(index, name, *address)));
-        requests.push(Request::set_up(index, name));
+        let mut requests =
+            vec![NetlinkRequest::set_mtu(index, name, plan.mtu), NetlinkRequest::clear_multicast(index, name)];
+        requests.extend(plan.addresses.iter().map(|address| NetlinkRequest::add_address(index, name, *address)));
+        requests.push(NetlinkRequest::set_up(index, name));
         requests.extend(plan.routes.iter().map(|route| {
-            let request = Request::add_route(index, name, *route, None);
+            let request = NetlinkRequest::add_route(index, name, *route, None);
             // Taking the interface up has made the route to the network of each IPv4 address.
             let is_connected = plan.addresses.iter().any(|address| address.trunc() == *route);
             if is_connected { request.or_exists() } else { request }
@@ -460,7 +467,7 @@ impl Tunnel {
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
         let path = &self.plan.namespace;
         let untaken = namespace::look_up(path)
-            .and_then(|named| if self.is_ours(&named) { namespace::take_name(path) } else { Ok(()) })
+            .and_then(|named| if self.is_ours(&named) { namespace::remove_name(path) } else { Ok(()) })
             .doing(format!("remove {}", path.display()));
         self.name_left = untaken.is_err();
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
@@ -471,10 +478,10 @@ impl Tunnel {
         closed.and(pre_down).and(untaken).and(post_down).and(local)
     }
 
-    fn is_ours(&self, named: &Named) -> bool {
+    fn is_ours(&self, named: &NameLookup) -> bool {
         match (named, &self.inner) {
-            (Named::Namespace(there), Some(inner)) => there.id().ok() == inner.namespace.id().ok(),
-            (Named::File(text), _) => text == self.mark.text(),
+            (NameLookup::Namespace(there), Some(inner)) => there.id().ok() == inner.namespace.id().ok(),
+            (NameLookup::File(text), _) => text == self.mark.text(),
             _ => false,
         }
     }
@@ -507,9 +514,9 @@ impl Tunnel {
 }
 
 /// A route to a local network, inside.
-fn local_route(link: u32, veth: &VethPlan, net: IpNet) -> Request {
+fn local_route(link: u32, veth: &VethPlan, net: IpNet) -> NetlinkRequest {
     let router = if net.addr().is_ipv4() { Some(veth.host_ipv4.into()) } else { veth.host_ipv6.map(IpAddr::from) };
-    Request::add_route(link, veth.inner_interface.as_str(), net, router)
+    NetlinkRequest::add_route(link, veth.inner_interface.as_str(), net, router)
 }
 
 fn addresses(
@@ -517,7 +524,7 @@ fn addresses(
     name: &InterfaceName,
     ipv4: std::net::Ipv4Addr,
     ipv6: Option<std::net::Ipv6Addr>,
-) -> Result<Vec<Request>, Failure> {
+) -> Result<Vec<NetlinkRequest>, Failure> {
     let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
     // A /31 has no broadcast address (RFC 3021), a /127 no subnet-router anycast address (RFC 6164).
     let ipv4 = IpNet::new(ipv4.into(), 31).map_err(invalid).doing("use the veth's address")?;
@@ -526,6 +533,6 @@ fn addresses(
     Ok([Some(ipv4), ipv6]
         .into_iter()
         .flatten()
-        .map(|address| Request::add_address(index, name.as_str(), address))
+        .map(|address| NetlinkRequest::add_address(index, name.as_str(), address))
         .collect())
 }

@@ -14,8 +14,8 @@ use lab::{Skip, Snapshot};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
-use vpn_exec::linux::link::Link;
 use vpn_exec::linux::netlink::Netlink;
+use vpn_exec::linux::netlink::link::Link;
 use vpn_exec::linux::tun;
 use vpn_exec::registry::{self, State};
 

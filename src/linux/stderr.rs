@@ -28,12 +28,12 @@ static QUEUE: OnceLock<Queue> = OnceLock::new();
 /// How a message is written that says how many were lost.
 static LOSS: OnceLock<fn(u64) -> String> = OnceLock::new();
 
-/// Standard error: written to at once, or queued after [`never_wait`]. Each write is a message, which is written or
+/// Standard error: written to at once, or queued after [`start_queue`]. Each write is a message, which is written or
 /// lost as a whole.
 #[derive(Clone, Copy, Debug)]
-pub struct StandardError;
+pub struct QueuedStderr;
 
-impl Write for StandardError {
+impl Write for QueuedStderr {
     fn write(&mut self, message: &[u8]) -> io::Result<usize> {
         match QUEUE.get() {
             Some(queue) => queue.push(message),
@@ -48,7 +48,7 @@ impl Write for StandardError {
 }
 
 /// Says how a message is written that says how many were lost.
-pub fn tell_losses_by(form: fn(u64) -> String) {
+pub fn set_loss_message(form: fn(u64) -> String) {
     // What was said first holds.
     let _ = LOSS.set(form);
 }
@@ -58,7 +58,7 @@ pub fn tell_losses_by(form: fn(u64) -> String) {
 ///
 /// # Errors
 /// If there can be no thread. Then the process goes on to wait.
-pub fn never_wait(begin: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+pub fn start_queue(begin: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
     if QUEUE.get().is_some() {
         return Ok(());
     }
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_lost_and_counted() {
-        tell_losses_by(|lost| format!("{lost} lost"));
+        set_loss_message(|lost| format!("{lost} lost"));
         let queue = Arc::new(Queue::new(8));
         let (taken, written) = mpsc::sync_channel::<Vec<u8>>(0);
         let (own, brief) = (queue.clone(), Duration::from_millis(1));

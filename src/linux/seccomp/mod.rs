@@ -1,5 +1,7 @@
 //! Limits which system calls a thread may make (seccomp(2)).
 
+pub mod connect;
+
 use std::collections::BTreeMap;
 use std::io;
 
@@ -53,7 +55,7 @@ const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
 /// Which system calls are allowed; all others fail with EPERM.
-pub struct Filter(BpfProgram);
+pub struct SyscallFilter(BpfProgram);
 
 /// What the kernel takes a filter as (`struct sock_fprog` of linux/filter.h).
 #[repr(C)]
@@ -62,18 +64,18 @@ struct SockFprog {
     filter: *const sock_filter,
 }
 
-impl std::fmt::Debug for Filter {
+impl std::fmt::Debug for SyscallFilter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Filter({} instructions)", self.0.len())
+        write!(f, "SyscallFilter({} instructions)", self.0.len())
     }
 }
 
-impl Filter {
+impl SyscallFilter {
     /// Makes a filter that allows `calls`, and socket(2) and socketpair(2) for address families of `families` alone.
     ///
     /// # Errors
     /// `Unsupported` on an architecture for which no filter can be made.
-    pub fn allowing(calls: &[libc::c_long], families: &[libc::c_int]) -> io::Result<Self> {
+    pub fn allow_only(calls: &[libc::c_long], families: &[libc::c_int]) -> io::Result<Self> {
         let other = |error: seccompiler::BackendError| io::Error::other(error);
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.iter().map(|call| (*call, Vec::new())).collect();
         let family = |family: &libc::c_int| {
@@ -143,7 +145,7 @@ impl Filter {
     ///
     /// # Errors
     /// As for [`Self::install`].
-    pub fn install_at_no_cost(&self) -> io::Result<()> {
+    pub fn install_without_speculation_limits(&self) -> io::Result<()> {
         self.install_with(libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW)
     }
 
@@ -195,7 +197,7 @@ mod tests {
     use super::*;
 
     /// What a filter says of a call with these second and third arguments, as the kernel would ask it.
-    fn verdict(filter: &Filter, architecture: u32, number: u32, second: u64, third: u64) -> u32 {
+    fn verdict(filter: &SyscallFilter, architecture: u32, number: u32, second: u64, third: u64) -> u32 {
         let (mut at, mut loaded) = (0, 0);
         loop {
             let sock_filter { code, jt, jf, k } = filter.0[at];
@@ -224,7 +226,7 @@ mod tests {
 
     #[test]
     fn no_key_is_requested_by_a_program_of_any_architecture() {
-        let filter = Filter::for_programs();
+        let filter = SyscallFilter::for_programs();
         for Architecture { audit, request_key, .. } in ARCHITECTURES {
             for number in [request_key, request_key | X32] {
                 for third in [1, 0x7fff_0000_0000, 0x1234_5678_9abc] {
@@ -246,7 +248,7 @@ mod tests {
 
     #[test]
     fn nothing_is_typed_on_a_terminal_by_a_program_of_any_architecture() {
-        let filter = Filter::for_programs();
+        let filter = SyscallFilter::for_programs();
         assert!(ARCHITECTURES[0].ioctl.contains(&(libc::SYS_ioctl as u32)));
         for Architecture { audit, ioctl, .. } in ARCHITECTURES {
             for number in ioctl.iter().flat_map(|number| [*number, *number | X32]) {
@@ -279,9 +281,9 @@ mod tests {
             libc::SYS_gettid,
             libc::SYS_prctl,
         ];
-        let filter = Filter::allowing(&calls, &[libc::AF_UNIX]).expect("a filter");
+        let filter = SyscallFilter::allow_only(&calls, &[libc::AF_UNIX]).expect("a filter");
         let thread = std::thread::spawn(move || {
-            crate::linux::capabilities::forbid_new_privileges().expect("no new privileges");
+            crate::linux::capabilities::set_no_new_privileges().expect("no new privileges");
             filter.install().expect("installed");
             // SAFETY: these calls take numbers only.
             let results = unsafe {

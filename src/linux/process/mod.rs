@@ -13,7 +13,7 @@ use nix::unistd::{ForkResult, Pid, Uid};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
-use super::namespace::NamespaceId;
+use crate::linux::namespace::NamespaceId;
 
 /// Which side of a fork the caller is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,19 +67,19 @@ pub fn set_death_signal(signal: Signal) -> io::Result<()> {
 }
 
 /// Makes the calling process the parent of its descendants whose own parents end (prctl(2)).
-pub fn adopt_orphans() -> io::Result<()> {
+pub fn become_subreaper() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
 /// Keeps the calling process out of core dumps and away from the debuggers and `/proc` readers of its own user (prctl(2)).
 /// Executing a program undoes it.
-pub fn forbid_inspection() -> io::Result<()> {
+pub fn disable_ptrace_and_core_dumps() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// Joins a new session keyring without a name (keyctl(2)), in the place of the one that is inherited. Does nothing on a
 /// kernel without keyrings, and in a container that allows none of their system calls to any process in it.
-pub fn leave_session_keyring() -> io::Result<()> {
+pub fn join_new_session_keyring() -> io::Result<()> {
     /// KEYCTL_JOIN_SESSION_KEYRING of linux/keyctl.h.
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
 
@@ -93,7 +93,7 @@ pub fn leave_session_keyring() -> io::Result<()> {
 }
 
 /// Lets the debuggers and `/proc` readers of its user look at the calling process, as at any other. A change of the user forbids it.
-pub fn allow_inspection() -> io::Result<()> {
+pub fn enable_ptrace_and_core_dumps() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?)
 }
 
@@ -127,7 +127,7 @@ pub fn redirect_to_null(descriptors: &[RawFd]) -> io::Result<()> {
 }
 
 /// Closes descriptors that were inherited and that nothing in this process owns, `first` to `last`.
-pub fn close(first: RawFd, last: RawFd) -> io::Result<()> {
+pub fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     for_range(first, last, 0, |descriptor| {
         // SAFETY: by the contract above no value in this process owns it, so no value is left with a closed descriptor.
         unsafe { libc::close(descriptor) };
@@ -135,14 +135,14 @@ pub fn close(first: RawFd, last: RawFd) -> io::Result<()> {
 }
 
 /// Closes all descriptors from 3 on that were inherited, but those that are `kept`.
-pub fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
+pub fn close_all_except(kept: &mut [RawFd]) -> io::Result<()> {
     kept.sort_unstable();
     let mut first = 3;
     for descriptor in kept {
-        close(first, *descriptor - 1)?;
+        close_range(first, *descriptor - 1)?;
         first = *descriptor + 1;
     }
-    close(first, RawFd::MAX)
+    close_range(first, RawFd::MAX)
 }
 
 /// Gives the calling thread a table of descriptors of its own (close_range(2), `CLOSE_RANGE_UNSHARE`), in which only
@@ -151,8 +151,8 @@ pub fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
 ///
 /// # Errors
 /// Before Linux 5.9. Then nothing has changed.
-pub fn keep_only(kept: RawFd) -> io::Result<()> {
-    let close = |first: RawFd, last: RawFd, flags: libc::c_uint| {
+pub fn unshare_descriptors(kept: RawFd) -> io::Result<()> {
+    let close_range = |first: RawFd, last: RawFd, flags: libc::c_uint| {
         // SAFETY: with the first call the table is this thread's own, and by the contract above it uses nothing that is
         // closed in it. The tables of other threads, and what owns descriptors there, are not touched.
         match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
@@ -160,12 +160,12 @@ pub fn keep_only(kept: RawFd) -> io::Result<()> {
             _ => Err(io::Error::last_os_error()),
         }
     };
-    close(kept + 1, RawFd::MAX, libc::CLOSE_RANGE_UNSHARE)?;
-    if kept > 0 { close(0, kept - 1, 0) } else { Ok(()) }
+    close_range(kept + 1, RawFd::MAX, libc::CLOSE_RANGE_UNSHARE)?;
+    if kept > 0 { close_range(0, kept - 1, 0) } else { Ok(()) }
 }
 
 /// Marks every descriptor from `first` on as closed at the next exec.
-pub fn close_at_exec_from(first: RawFd) -> io::Result<()> {
+pub fn set_close_on_exec_from(first: RawFd) -> io::Result<()> {
     for_range(first, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC, |descriptor| {
         // SAFETY: setting a flag invalidates no descriptor; on what is none any more it fails.
         unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
@@ -195,7 +195,7 @@ pub fn is_open(descriptor: RawFd) -> bool {
 }
 
 /// Lets descriptors `first..first + count` survive the next exec.
-pub fn keep_at_exec(first: RawFd, count: RawFd) -> io::Result<()> {
+pub fn clear_close_on_exec(first: RawFd, count: RawFd) -> io::Result<()> {
     for number in first..first.saturating_add(count) {
         // SAFETY: fcntl fails with EBADF on what is no descriptor; clearing a flag invalidates none.
         if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } == -1 {
@@ -270,7 +270,7 @@ pub fn in_namespace(namespace: NamespaceId) -> io::Result<Vec<i32>> {
 
 /// All processes that can be seen, by their network namespaces: but for the calling one's, and for those of other users where
 /// CAP_SYS_PTRACE is missing.
-pub fn by_namespace() -> io::Result<HashMap<NamespaceId, Vec<i32>>> {
+pub fn group_by_namespace() -> io::Result<HashMap<NamespaceId, Vec<i32>>> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let own = NamespaceId::of_process(own).ok();
     let mut found: HashMap<NamespaceId, Vec<i32>> = HashMap::new();
@@ -286,7 +286,7 @@ pub fn by_namespace() -> io::Result<HashMap<NamespaceId, Vec<i32>>> {
 
 /// What a process looks like from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ProcessSummary {
     /// Its effective user.
     pub user: Uid,
     /// Its command line, or in brackets the name of one that has none.
@@ -294,7 +294,7 @@ pub struct Seen {
 }
 
 /// What a process looks like. None if it has ended.
-pub fn describe(pid: i32) -> Option<Seen> {
+pub fn describe(pid: i32) -> Option<ProcessSummary> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     // The owner of this directory may be root where the process may not be inspected; its status tells in any case.
     let status = fs::read_to_string(process.join("status")).ok()?;
@@ -304,12 +304,12 @@ pub fn describe(pid: i32) -> Option<Seen> {
     let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
     let command = words.join(" ").trim_end().to_owned();
     let named = || fs::read_to_string(process.join("comm")).map(|name| format!("[{}]", name.trim_end()));
-    Some(Seen { user, command: if command.is_empty() { named().ok()? } else { command } })
+    Some(ProcessSummary { user, command: if command.is_empty() { named().ok()? } else { command } })
 }
 
 /// Returns the process that holds a socket, and its name. The socket is given by the number that `/proc/PID/fd` shows. A process of another
 /// user is found only with CAP_SYS_PTRACE.
-pub fn holder_of_socket(inode: u32) -> Option<(i32, String)> {
+pub fn socket_owner(inode: u32) -> Option<(i32, String)> {
     let link = format!("socket:[{inode}]");
     let holds = |pid: &i32| {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok();
@@ -323,7 +323,7 @@ pub fn holder_of_socket(inode: u32) -> Option<(i32, String)> {
 
 /// Whether a socket of any network namespace that a process is in is bound to a path. Namespaces of other users' processes are seen only with
 /// CAP_SYS_PTRACE.
-pub fn is_bound_anywhere(path: &std::path::Path) -> bool {
+pub fn is_socket_path_bound(path: &std::path::Path) -> bool {
     let mut seen = BTreeSet::new();
     let wanted = path.as_os_str().as_bytes();
     all().unwrap_or_default().into_iter().any(|pid| {
@@ -392,12 +392,12 @@ impl ProcessId {
 
 /// A process that is held by more than its number: what is done to it is not done to another one that has the number later (pidfd_open(2)).
 #[derive(Debug)]
-pub struct Held {
+pub struct ProcessHandle {
     pid: i32,
     descriptor: OwnedFd,
 }
 
-impl Held {
+impl ProcessHandle {
     /// Holds the process that has a number now. Which that is must be found out afterwards, and holds if [`Self::has_ended`] says no then.
     ///
     /// # Errors
@@ -415,7 +415,7 @@ impl Held {
 
     /// Whether it has ended.
     pub fn has_ended(&self) -> io::Result<bool> {
-        Ok(super::poll::wait_for(&[self.as_fd()], Some(std::time::Duration::ZERO))? == [true])
+        Ok(crate::linux::poll::wait_for(&[self.as_fd()], Some(std::time::Duration::ZERO))? == [true])
     }
 
     /// Whether it is a child of the calling process that is still to be waited for.
@@ -443,7 +443,7 @@ impl Held {
     }
 }
 
-impl AsFd for Held {
+impl AsFd for ProcessHandle {
     /// Readable when it has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()

@@ -5,6 +5,10 @@
 //! one system call. A socket belongs for ever to the network namespace in which it was opened, so one thread can hold one
 //! socket for each namespace that it configures.
 
+pub mod link;
+pub mod monitor;
+pub mod route;
+
 use std::fmt;
 use std::io;
 
@@ -38,23 +42,23 @@ pub struct Netlink {
 }
 
 /// A netlink socket of any protocol, in the network namespace in which it was opened.
-pub(super) struct Channel {
+pub(in crate::linux) struct Channel {
     socket: Socket,
     sequence: u32,
 }
 
 /// One change that the kernel is asked to make.
 #[derive(Debug)]
-pub struct Request {
+pub struct NetlinkRequest {
     /// What it does, for the error message: "add address 10.0.0.1/32 to wg0".
-    pub(super) what: String,
-    pub(super) message: RouteNetlinkMessage,
-    pub(super) flags: u16,
+    pub(in crate::linux) what: String,
+    pub(in crate::linux) message: RouteNetlinkMessage,
+    pub(in crate::linux) flags: u16,
     /// An error that means success, such as `EEXIST` where it is enough that the thing exists.
-    pub(super) tolerated: Option<i32>,
+    pub(in crate::linux) tolerated: Option<i32>,
 }
 
-impl Request {
+impl NetlinkRequest {
     /// The same, but it is enough that the thing exists.
     pub fn or_exists(self) -> Self {
         Self { tolerated: Some(libc::EEXIST), ..self }
@@ -63,20 +67,20 @@ impl Request {
 
 /// A change that the kernel refused.
 #[derive(Debug)]
-pub struct RequestError {
+pub struct NetlinkError {
     what: String,
     error: io::Error,
     detail: Option<String>,
 }
 
-impl RequestError {
+impl NetlinkError {
     /// The system's error number.
     pub fn raw_os_error(&self) -> Option<i32> {
         self.error.raw_os_error()
     }
 }
 
-impl fmt::Display for RequestError {
+impl fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {}: {}", self.what, self.error)?;
         match &self.detail {
@@ -86,10 +90,10 @@ impl fmt::Display for RequestError {
     }
 }
 
-impl std::error::Error for RequestError {}
+impl std::error::Error for NetlinkError {}
 
-impl From<RequestError> for io::Error {
-    fn from(error: RequestError) -> io::Error {
+impl From<NetlinkError> for io::Error {
+    fn from(error: NetlinkError) -> io::Error {
         io::Error::new(error.error.kind(), error)
     }
 }
@@ -110,7 +114,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The first change that was refused. The kernel has tried those after it too: undo is the caller's.
-    pub fn execute(&mut self, requests: Vec<Request>) -> Result<(), RequestError> {
+    pub fn execute(&mut self, requests: Vec<NetlinkRequest>) -> Result<(), NetlinkError> {
         let mut requests = requests.into_iter().peekable();
         while requests.peek().is_some() {
             self.execute_batch(requests.by_ref().take(BATCH).collect())?;
@@ -118,12 +122,12 @@ impl Netlink {
         Ok(())
     }
 
-    fn execute_batch(&mut self, requests: Vec<Request>) -> Result<(), RequestError> {
+    fn execute_batch(&mut self, requests: Vec<NetlinkRequest>) -> Result<(), NetlinkError> {
         let first = self.channel.next_sequence();
         let mut names = Vec::with_capacity(requests.len());
         let mut buffer = Vec::new();
         for request in requests {
-            let Request { what, message, flags, tolerated } = request;
+            let NetlinkRequest { what, message, flags, tolerated } = request;
             self.channel.append(&mut buffer, message, flags | NLM_F_REQUEST | NLM_F_ACK);
             names.push((what, tolerated));
         }
@@ -131,13 +135,13 @@ impl Netlink {
             Ok(acks) => acks,
             Err(error) => {
                 let what = names.into_iter().next().map_or_else(String::new, |(what, _)| what);
-                return Err(RequestError { what, error, detail: None });
+                return Err(NetlinkError { what, error, detail: None });
             }
         };
         for ((what, tolerated), ack) in names.into_iter().zip(acks) {
             match ack {
                 Some((error, detail)) if error.raw_os_error() != tolerated => {
-                    return Err(RequestError { what, error, detail });
+                    return Err(NetlinkError { what, error, detail });
                 }
                 _ => {}
             }
@@ -146,25 +150,25 @@ impl Netlink {
     }
 
     /// Makes one change.
-    pub fn execute_one(&mut self, request: Request) -> Result<(), RequestError> {
+    pub fn execute_one(&mut self, request: NetlinkRequest) -> Result<(), NetlinkError> {
         self.execute(vec![request])
     }
 
     /// Asks a question that has one answer.
-    pub(super) fn query(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+    pub(in crate::linux) fn query(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
         let mut answers = self.channel.ask(message, NLM_F_REQUEST | NLM_F_ACK)?;
         answers.pop().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
     }
 
     /// Asks for a list. Entries that this library cannot read are left out.
-    pub(super) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(in crate::linux) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.channel.ask(message, NLM_F_REQUEST | NLM_F_DUMP)
     }
 }
 
 impl Channel {
     /// Opens a socket in the network namespace of the calling thread.
-    pub(super) fn open(protocol: isize) -> io::Result<Self> {
+    pub(in crate::linux) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -175,12 +179,12 @@ impl Channel {
     }
 
     /// The sequence number of the message that is appended next.
-    pub(super) fn next_sequence(&self) -> u32 {
+    pub(in crate::linux) fn next_sequence(&self) -> u32 {
         self.sequence.wrapping_add(1)
     }
 
     /// Sends messages.
-    pub(super) fn send(&self, messages: &[u8]) -> io::Result<()> {
+    pub(in crate::linux) fn send(&self, messages: &[u8]) -> io::Result<()> {
         if messages.len() > ROOM {
             // Even beyond the machine's limit. Where that is refused, the kernel says that the messages are too long.
             let _ = setsockopt(&self.socket, sockopt::SndBufForce, &(2 * messages.len()));
@@ -189,7 +193,7 @@ impl Channel {
     }
 
     /// Asks a question, and returns all answers. Those that the library cannot read are left out.
-    pub(super) fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
+    pub(in crate::linux) fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
         &mut self,
         message: M,
         flags: u16,
@@ -226,7 +230,12 @@ impl Channel {
     }
 
     /// Appends a message to those that are about to be sent, and returns its sequence number.
-    pub(super) fn append<M: NetlinkSerializable>(&mut self, buffer: &mut Vec<u8>, message: M, flags: u16) -> u32 {
+    pub(in crate::linux) fn append<M: NetlinkSerializable>(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        message: M,
+        flags: u16,
+    ) -> u32 {
         self.sequence = self.next_sequence();
         let mut header = NetlinkHeader::default();
         header.flags = flags;
@@ -240,7 +249,7 @@ impl Channel {
     }
 
     /// Waits for the acknowledgements of `count` messages, the first of which has the number `first`.
-    pub(super) fn collect_acks(&mut self, first: u32, count: usize) -> io::Result<Vec<Option<Ack>>> {
+    pub(in crate::linux) fn collect_acks(&mut self, first: u32, count: usize) -> io::Result<Vec<Option<Ack>>> {
         let mut acks = Vec::with_capacity(count);
         while acks.len() < count {
             let (datagram, _) = self.socket.recv_from_full()?;
@@ -259,7 +268,7 @@ impl Channel {
     ///
     /// # Errors
     /// The first. Then nothing of the transaction was done; a transaction that is refused as a whole has a single answer.
-    pub(super) fn collect_first_error(&mut self, first: u32, count: usize) -> io::Result<()> {
+    pub(in crate::linux) fn collect_first_error(&mut self, first: u32, count: usize) -> io::Result<()> {
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             for bytes in Messages(&datagram) {
@@ -284,10 +293,10 @@ impl Channel {
 }
 
 /// An error, and what the kernel says about it.
-pub(super) type Ack = (io::Error, Option<String>);
+pub(in crate::linux) type Ack = (io::Error, Option<String>);
 
 /// The error and the text in an `NLMSG_ERROR`; none if it says success.
-pub(super) fn ack_of(message: &[u8]) -> Option<Ack> {
+pub(in crate::linux) fn ack_of(message: &[u8]) -> Option<Ack> {
     let code = read_i32(message, HEADER_LENGTH);
     if code == 0 {
         return None;
@@ -307,13 +316,13 @@ pub(super) fn ack_of(message: &[u8]) -> Option<Ack> {
     Some((io::Error::from_raw_os_error(code.wrapping_neg()), detail))
 }
 
-pub(super) struct Header {
+pub(in crate::linux) struct Header {
     kind: u16,
     sequence: u32,
 }
 
 impl Header {
-    pub(super) fn of(message: &[u8]) -> Self {
+    pub(in crate::linux) fn of(message: &[u8]) -> Self {
         Self {
             kind: u16::from_ne_bytes([message[4], message[5]]),
             sequence: u32::from_ne_bytes([message[8], message[9], message[10], message[11]]),
@@ -326,7 +335,7 @@ fn read_i32(bytes: &[u8], at: usize) -> i32 {
 }
 
 /// The messages of a datagram, each at least a header long.
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(in crate::linux) struct Messages<'a>(pub(in crate::linux) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = &'a [u8];

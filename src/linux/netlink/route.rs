@@ -11,7 +11,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::netlink::{Netlink, Request};
+use super::{Netlink, NetlinkRequest};
 
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Netlink {
     }
 }
 
-impl Request {
+impl NetlinkRequest {
     /// Adds a route to the main table, by an interface and, if given, through a router.
     pub fn add_route(index: u32, name: &str, destination: IpNet, gateway: Option<IpAddr>) -> Self {
         let mut message = RouteMessage::default();

@@ -12,7 +12,7 @@ use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 
-use super::netlink::{Netlink, Request};
+use super::{Netlink, NetlinkRequest};
 use crate::names::InterfaceName;
 
 /// A network interface.
@@ -34,7 +34,7 @@ pub struct Link {
 
 /// What has gone through an interface since it was made. Received is what came in by it, for the programs of its namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct LinkCounters {
     /// Bytes received.
     pub rx_bytes: u64,
     /// Packets received.
@@ -70,14 +70,14 @@ impl Netlink {
     ///
     /// # Errors
     /// `ENODEV` if there is none of that name.
-    pub fn counters(&mut self, name: &InterfaceName) -> io::Result<Counters> {
+    pub fn counters(&mut self, name: &InterfaceName) -> io::Result<LinkCounters> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_string()));
         let RouteNetlinkMessage::NewLink(message) = self.query(RouteNetlinkMessage::GetLink(message))? else {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         };
         let counters = message.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Stats64(stats) => Some(Counters {
+            LinkAttribute::Stats64(stats) => Some(LinkCounters {
                 rx_bytes: stats.rx_bytes,
                 rx_packets: stats.rx_packets,
                 tx_bytes: stats.tx_bytes,
@@ -132,26 +132,26 @@ fn link_of(message: &LinkMessage) -> Link {
 
 /// Where a new interface is to be.
 #[derive(Clone, Copy, Debug)]
-pub enum Place<'a> {
+pub enum TargetNamespace<'a> {
     /// In the namespace of the socket.
-    Here,
+    Current,
     /// In another one.
-    Namespace(BorrowedFd<'a>),
+    Other(BorrowedFd<'a>),
 }
 
-fn new_link(name: &InterfaceName, place: Place<'_>) -> LinkMessage {
+fn new_link(name: &InterfaceName, place: TargetNamespace<'_>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_string()));
-    if let Place::Namespace(namespace) = place {
+    if let TargetNamespace::Other(namespace) = place {
         message.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
     }
     message
 }
 
-impl Request {
+impl NetlinkRequest {
     /// Makes a veth pair (veth(4)), one end here, the other in `place`.
-    pub fn add_veth(name: &InterfaceName, peer: &InterfaceName, place: Place<'_>) -> Self {
-        let mut message = new_link(name, Place::Here);
+    pub fn add_veth(name: &InterfaceName, peer: &InterfaceName, place: TargetNamespace<'_>) -> Self {
+        let mut message = new_link(name, TargetNamespace::Current);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(new_link(peer, place)))),
@@ -166,7 +166,7 @@ impl Request {
 
     /// Makes a WireGuard interface in `place`. Its UDP socket belongs to the namespace of the netlink socket that makes it,
     /// wherever the interface itself is (`wg_newlink()` in the kernel's drivers/net/wireguard/device.c).
-    pub fn add_wireguard(name: &InterfaceName, place: Place<'_>) -> Self {
+    pub fn add_wireguard(name: &InterfaceName, place: TargetNamespace<'_>) -> Self {
         let mut message = new_link(name, place);
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
         Self {
@@ -257,7 +257,7 @@ impl Request {
     }
 }
 
-impl Request {
+impl NetlinkRequest {
     /// Takes an address away. That it is gone already is no error.
     pub fn delete_address(index: u32, name: &str, address: IpNet) -> Self {
         let add = Self::add_address(index, name, address);

@@ -13,8 +13,6 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use seccompiler::sock_filter;
 
-use super::seccomp;
-
 /// The longest address that is read, in bytes (`struct sockaddr_un` of unix(7)).
 const LONGEST: usize = mem::size_of::<libc::sockaddr_un>();
 
@@ -157,11 +155,11 @@ fn program() -> Vec<sock_filter> {
 
 /// The supervisor's end of the filter: it receives the calls that wait for an answer.
 #[derive(Debug)]
-pub struct Listener(OwnedFd);
+pub struct ConnectSupervisor(OwnedFd);
 
 /// A call that waits for an answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt {
+pub struct PendingConnect {
     id: u64,
     /// The thread that makes the call, as the supervisor's PID namespace numbers it.
     pub thread: i32,
@@ -174,7 +172,7 @@ pub struct Attempt {
 
 /// The address that a call names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum Destination {
     /// A unix socket's path, as the caller has given it.
     Path(Vec<u8>),
     /// Anything else: another family, or an abstract or unnamed unix socket, which belongs to a network namespace.
@@ -186,13 +184,13 @@ pub enum Address {
 /// # Errors
 /// `EACCES` unless the thread has CAP_SYS_ADMIN or `no_new_privs`; `EBUSY` if it has such a filter already; `EINVAL` on a kernel before
 /// 5.0.
-pub fn filter() -> io::Result<Listener> {
+pub fn install() -> io::Result<ConnectSupervisor> {
     let program = program();
     // Since Linux 5.19: a signal that does not kill does not interrupt a call that the supervisor has received.
     let killable = 1 << 5;
     let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    let installed = match seccomp::install(&program, flags | killable) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => seccomp::install(&program, flags),
+    let installed = match super::install(&program, flags | killable) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => super::install(&program, flags),
         other => other,
     };
     let descriptor = i32::try_from(installed?).map_err(io::Error::other)?;
@@ -200,16 +198,16 @@ pub fn filter() -> io::Result<Listener> {
     // SAFETY: the call takes numbers only; older kernels refuse it.
     unsafe { libc::ioctl(descriptor, NOTIF_SET_FLAGS as _, SYNC_WAKE_UP) };
     // SAFETY: the kernel has just made this descriptor for the caller.
-    Ok(Listener(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+    Ok(ConnectSupervisor(unsafe { OwnedFd::from_raw_fd(descriptor) }))
 }
 
-impl From<OwnedFd> for Listener {
+impl From<OwnedFd> for ConnectSupervisor {
     fn from(descriptor: OwnedFd) -> Self {
         Self(descriptor)
     }
 }
 
-impl AsFd for Listener {
+impl AsFd for ConnectSupervisor {
     /// Readable when a call waits; hung up when no process with the filter is left.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -227,7 +225,7 @@ pub enum Waited {
     TimeUp,
 }
 
-impl Listener {
+impl ConnectSupervisor {
     /// Waits until a call waits for an answer, no process with the filter is left, or the time is up.
     ///
     /// # Errors
@@ -247,7 +245,7 @@ impl Listener {
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn receive(&self) -> io::Result<Option<Attempt>> {
+    pub fn receive(&self) -> io::Result<Option<PendingConnect>> {
         // SAFETY: the structure holds numbers only, for which all zeros are valid; the kernel asks for them.
         let mut received: libc::seccomp_notif = unsafe { mem::zeroed() };
         // SAFETY: the kernel writes a structure of this size, which lives until the call returns.
@@ -270,11 +268,11 @@ impl Listener {
         };
         // A length is a 32-bit number; what stands above it is not part of it.
         let length = length as u32 as usize;
-        Ok(Some(Attempt { id: received.id, thread: received.pid.cast_signed(), address, length, indirect }))
+        Ok(Some(PendingConnect { id: received.id, thread: received.pid.cast_signed(), address, length, indirect }))
     }
 
     /// Whether the call still waits: its caller's number is its own then.
-    pub fn is_waiting(&self, attempt: &Attempt) -> bool {
+    pub fn is_waiting(&self, attempt: &PendingConnect) -> bool {
         // SAFETY: the kernel reads a number, which lives until the call returns.
         unsafe { libc::ioctl(self.0.as_raw_fd(), NOTIF_ID_VALID as _, &raw const attempt.id) == 0 }
     }
@@ -283,7 +281,7 @@ impl Listener {
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn answer(&self, attempt: &Attempt, errno: Option<i32>) -> io::Result<()> {
+    pub fn answer(&self, attempt: &PendingConnect, errno: Option<i32>) -> io::Result<()> {
         const CONTINUE: u32 = 1;
         let response = libc::seccomp_notif_resp {
             id: attempt.id,
@@ -302,12 +300,12 @@ impl Listener {
     }
 }
 
-impl Attempt {
+impl PendingConnect {
     /// Reads the address from the caller's memory.
     ///
     /// # Errors
     /// `EPERM` if the caller's memory may not be read. `EFAULT` if there is nothing at the address, which the call itself says, too.
-    pub fn read_address(&self) -> io::Result<Address> {
+    pub fn read_address(&self) -> io::Result<Destination> {
         let (address, length) = match self.indirect {
             None => (self.address, self.length),
             Some((arguments, at)) => {
@@ -330,11 +328,11 @@ impl Attempt {
 }
 
 /// Reads an address (`struct sockaddr_un` of unix(7)), whose path ends at the first NUL or with the address.
-fn parse(bytes: &[u8]) -> Address {
+fn parse(bytes: &[u8]) -> Destination {
     let is_unix = bytes.first_chunk().is_some_and(|family| u16::from_ne_bytes(*family) == libc::AF_UNIX as u16);
     match bytes.get(2..).unwrap_or_default().split(|byte| *byte == 0).next() {
-        Some(path) if is_unix && !path.is_empty() => Address::Path(path.to_vec()),
-        _ => Address::Other,
+        Some(path) if is_unix && !path.is_empty() => Destination::Path(path.to_vec()),
+        _ => Destination::Other,
     }
 }
 
@@ -409,10 +407,10 @@ mod tests {
     #[test]
     fn paths_are_told_from_other_addresses() {
         let unix = |rest: &[u8]| [&(libc::AF_UNIX as u16).to_ne_bytes(), rest].concat();
-        assert_eq!(parse(&unix(b"/tmp/x\0rubbish")), Address::Path(b"/tmp/x".to_vec()));
-        assert_eq!(parse(&unix(b"x")), Address::Path(b"x".to_vec()));
+        assert_eq!(parse(&unix(b"/tmp/x\0rubbish")), Destination::Path(b"/tmp/x".to_vec()));
+        assert_eq!(parse(&unix(b"x")), Destination::Path(b"x".to_vec()));
         for other in [unix(b"\0abstract"), unix(b""), vec![], vec![1], [2, 0, 0, 80, 127, 0, 0, 1].to_vec()] {
-            assert_eq!(parse(&other), Address::Other, "{other:?}");
+            assert_eq!(parse(&other), Destination::Other, "{other:?}");
         }
     }
 }

@@ -16,13 +16,13 @@ use super::process;
 const STACK: usize = 64 << 10;
 
 /// Closes a descriptor without waiting for whatever that takes.
-pub fn close_apart(descriptor: OwnedFd) {
+pub fn close_in_background(descriptor: OwnedFd) {
     let number = descriptor.as_raw_fd();
     let (tell, is_alone) = mpsc::channel();
     let (give, take) = mpsc::channel::<Option<OwnedFd>>();
     let closer = move || {
         // The thread's table of descriptors is its own from here on, and has this one alone.
-        let own_table = process::keep_only(number).is_ok();
+        let own_table = process::unshare_descriptors(number).is_ok();
         if tell.send(own_table).is_ok() {
             // On a kernel that has no such tables, the thread has to close the descriptor, and may wait.
             drop(take.recv());

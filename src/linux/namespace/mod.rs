@@ -14,15 +14,15 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
 use serde::{Deserialize, Serialize};
 
-use super::capabilities::{self, CapabilitySet};
+use crate::linux::capabilities::{self, CapabilitySet};
 
 /// Where ip-netns(8) keeps the names of network namespaces.
-pub const NAMES: &str = "/run/netns";
+pub const NAMES_DIRECTORY: &str = "/run/netns";
 
 /// How long somebody may have the directory of names open before it is taken for in use.
 const LOOK_PATIENCE: Duration = Duration::from_millis(100);
 
-/// How long the lock on [`NAMES`] is waited for. Who takes it in earnest holds it for some system calls only.
+/// How long the lock on [`NAMES_DIRECTORY`] is waited for. Who takes it in earnest holds it for some system calls only.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The magic number of the file system of namespaces (statfs(2)).
@@ -110,13 +110,13 @@ impl NetworkNamespace {
 
 /// A thread that lives in a network namespace, for work that has to be done there again and again.
 #[derive(Debug)]
-pub struct Resident {
+pub struct NamespaceThread {
     jobs: mpsc::Sender<Job>,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
-impl Resident {
+impl NamespaceThread {
     /// Starts a thread, moves it into a namespace, and limits it to `capabilities` there. It ends when this value is dropped.
     pub fn start(namespace: NetworkNamespace, capabilities: CapabilitySet) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
@@ -185,12 +185,12 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Re
 
 /// The file that stands for a name.
 pub fn path_of(name: &str) -> PathBuf {
-    Path::new(NAMES).join(name)
+    Path::new(NAMES_DIRECTORY).join(name)
 }
 
-/// What [`prepare_names`] has to make, so that [`unprepare_names`] can take exactly that away.
+/// What [`set_up_names_directory`] has to make, so that [`tear_down_names_directory`] can take exactly that away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NamesMade {
+pub struct NamesSetup {
     /// The directory itself.
     pub directory: bool,
     /// The mount on it.
@@ -201,46 +201,47 @@ pub struct NamesMade {
 ///
 /// # Errors
 /// `NotADirectory` if it is something else.
-pub fn names_needed() -> io::Result<NamesMade> {
-    match fs::metadata(NAMES) {
+pub fn missing_names_setup() -> io::Result<NamesSetup> {
+    match fs::metadata(NAMES_DIRECTORY) {
         Ok(found) if !found.is_dir() => return Err(io::ErrorKind::NotADirectory.into()),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(NamesMade { directory: true, mount: true });
+            return Ok(NamesSetup { directory: true, mount: true });
         }
         Err(error) => return Err(error),
     }
-    let status = rustix::fs::statx(CWD, NAMES, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
+    let status = rustix::fs::statx(CWD, NAMES_DIRECTORY, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
     // Before Linux 5.8 this cannot be told. Then the mount counts as somebody's, and stays.
     let can_tell = status.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
-    Ok(NamesMade { directory: false, mount: can_tell && !status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) })
+    Ok(NamesSetup { directory: false, mount: can_tell && !status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) })
 }
 
 /// Makes `/run/netns` ready as ip-netns(8) does: a directory that is a shared mount, so that a name which is made or removed
 /// here is made or removed in every mount namespace that shares it. Without that, a name removed here would live on in the
 /// mount namespaces of others, and the network namespace with it.
-pub fn prepare_names() -> io::Result<()> {
-    match fs::DirBuilder::new().mode(0o755).create(NAMES) {
+pub fn set_up_names_directory() -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(NAMES_DIRECTORY) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
     let _lock = lock_names()?;
-    let share = || rustix::mount::mount_change(NAMES, MountPropagationFlags::SHARED | MountPropagationFlags::REC);
+    let share =
+        || rustix::mount::mount_change(NAMES_DIRECTORY, MountPropagationFlags::SHARED | MountPropagationFlags::REC);
     if share().is_err() {
         // It is no mount point yet.
-        rustix::mount::mount_bind_recursive(NAMES, NAMES)?;
+        rustix::mount::mount_bind_recursive(NAMES_DIRECTORY, NAMES_DIRECTORY)?;
         share()?;
     }
     Ok(())
 }
 
-/// Takes away what [`prepare_names`] made, unless others' names are there by now.
-pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
+/// Takes away what [`set_up_names_directory`] made, unless others' names are there by now.
+pub fn tear_down_names_directory(made: NamesSetup) -> io::Result<()> {
     if made.mount && !unmount_names()? {
         return Ok(());
     }
     if made.directory {
-        match fs::remove_dir(NAMES) {
+        match fs::remove_dir(NAMES_DIRECTORY) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EBUSY | libc::ENOENT)) => {}
             other => other?,
         }
@@ -252,7 +253,7 @@ pub fn unprepare_names(made: NamesMade) -> io::Result<()> {
 fn unmount_names() -> io::Result<bool> {
     let begin = Instant::now();
     loop {
-        let others = match fs::read_dir(NAMES) {
+        let others = match fs::read_dir(NAMES_DIRECTORY) {
             Ok(mut names) => names.next().is_some(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => true,
             Err(error) => return Err(error),
@@ -260,7 +261,7 @@ fn unmount_names() -> io::Result<bool> {
         if others {
             return Ok(false);
         }
-        match rustix::mount::unmount(NAMES, UnmountFlags::empty()) {
+        match rustix::mount::unmount(NAMES_DIRECTORY, UnmountFlags::empty()) {
             // Somebody looks at what names there are, or is at work there. In the latter case it is theirs now.
             Err(rustix::io::Errno::BUSY) if begin.elapsed() < LOOK_PATIENCE => {
                 std::thread::sleep(Duration::from_millis(1));
@@ -276,7 +277,7 @@ fn unmount_names() -> io::Result<bool> {
 /// The lock that ip-netns(8) takes, too, while it makes the directory ready. Anybody can open that directory, and so hold the lock
 /// for ever: after [`LOCK_PATIENCE`] it is done without. The worst to come of that is a second mount on the directory.
 fn lock_names() -> io::Result<File> {
-    let directory = File::open(NAMES)?;
+    let directory = File::open(NAMES_DIRECTORY)?;
     let begin = Instant::now();
     loop {
         match rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -295,7 +296,7 @@ fn lock_names() -> io::Result<File> {
 ///
 /// # Errors
 /// `EEXIST` if the name is taken.
-pub fn give_name(namespace: &NetworkNamespace, path: &Path, mark: &str) -> io::Result<()> {
+pub fn bind_name(namespace: &NetworkNamespace, path: &Path, mark: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     // A file without a name yet (O_TMPFILE of open(2)), which tmpfs and all common file systems have.
     let mut file = OpenOptions::new().write(true).mode(0o444).custom_flags(libc::O_TMPFILE).open(directory)?;
@@ -312,7 +313,7 @@ pub fn give_name(namespace: &NetworkNamespace, path: &Path, mark: &str) -> io::R
 
 /// What stands behind a name.
 #[derive(Debug)]
-pub enum Named {
+pub enum NameLookup {
     /// Nothing: the name is free.
     Free,
     /// A namespace.
@@ -322,50 +323,50 @@ pub enum Named {
 }
 
 /// Looks up a name.
-pub fn look_up(path: &Path) -> io::Result<Named> {
+pub fn look_up(path: &Path) -> io::Result<NameLookup> {
     named(File::open(path))
 }
 
 /// Where names are, as the calling process sees it now: for one that moves to a mount namespace of its own, where a name that is
 /// given later need not appear.
 #[derive(Debug)]
-pub struct Names(OwnedFd);
+pub struct NamesDirectory(OwnedFd);
 
-impl Names {
-    /// Holds on to the place. [`NAMES`] need not be there yet.
-    pub fn hold() -> io::Result<Self> {
-        let parent = Path::new(NAMES).parent().unwrap_or(Path::new("/"));
+impl NamesDirectory {
+    /// Holds on to the place. [`NAMES_DIRECTORY`] need not be there yet.
+    pub fn open() -> io::Result<Self> {
+        let parent = Path::new(NAMES_DIRECTORY).parent().unwrap_or(Path::new("/"));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self(rustix::fs::open(parent, flags, Mode::empty())?))
     }
 
-    /// Looks up a name, given as its path below [`NAMES`].
-    pub fn look_up(&self, path: &Path) -> io::Result<Named> {
-        let below = Path::new(NAMES).parent().and_then(|parent| path.strip_prefix(parent).ok());
+    /// Looks up a name, given as its path below [`NAMES_DIRECTORY`].
+    pub fn look_up(&self, path: &Path) -> io::Result<NameLookup> {
+        let below = Path::new(NAMES_DIRECTORY).parent().and_then(|parent| path.strip_prefix(parent).ok());
         let below = below.ok_or(io::ErrorKind::InvalidInput)?;
         let file = rustix::fs::openat(&self.0, below, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         named(file.map(File::from).map_err(io::Error::from))
     }
 }
 
-fn named(file: io::Result<File>) -> io::Result<Named> {
+fn named(file: io::Result<File>) -> io::Result<NameLookup> {
     let mut file = match file {
         // Where the directory of names is none, there are no names.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Named::Free);
+            return Ok(NameLookup::Free);
         }
         file => file?,
     };
     if rustix::fs::fstatfs(&file)?.f_type as i64 == NSFS_MAGIC {
-        return Ok(Named::Namespace(NetworkNamespace(file.into())));
+        return Ok(NameLookup::Namespace(NetworkNamespace(file.into())));
     }
     let mut text = vec![0; 128];
     let length = file.read(&mut text)?;
-    Ok(Named::File(String::from_utf8_lossy(&text[..length]).into_owned()))
+    Ok(NameLookup::File(String::from_utf8_lossy(&text[..length]).into_owned()))
 }
 
 /// Takes a name away. Whoever is in the namespace stays in it. That there is no such name is no error.
-pub fn take_name(path: &Path) -> io::Result<()> {
+pub fn remove_name(path: &Path) -> io::Result<()> {
     match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
