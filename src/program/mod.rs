@@ -2,6 +2,7 @@
 //! exit status.
 
 mod child;
+pub(crate) mod closed_sockets;
 pub mod compatibility;
 mod desktop;
 mod enter;
@@ -28,12 +29,12 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Buses;
+use crate::lease::Lease;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
 use crate::plan::{NamesPlan, SocketsPlan};
-use crate::tunnel::lease::Lease;
 use child::Child;
 use guards::Guards;
 use helpers::Helpers;
@@ -180,6 +181,13 @@ impl ProgramError {
     }
 }
 
+impl From<ProgramError> for crate::failure::Failure {
+    fn from(error: ProgramError) -> Self {
+        let failure = Self::new(&error).with_status(error.exit_status());
+        Self { advice: error.advice(), ..failure }
+    }
+}
+
 /// What the child tells its parent when it cannot become the program.
 #[derive(Debug, Serialize, Deserialize)]
 enum Failure {
@@ -217,7 +225,7 @@ type SetupResult<T> = Result<T, (&'static str, io::Error)>;
 /// tunnel, the other half of the work is done here.
 pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'a>, ProgramError> {
     let system = |what| move |error: io::Error| ProgramError::System { what, error };
-    process::adopt_orphans().map_err(system("become the parent of orphans"))?;
+    process::become_subreaper().map_err(system("become the parent of orphans"))?;
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (failure, writer) = pipe().map_err(system("make a pipe"))?;
     let (wait, go) = pipe().map_err(system("make a pipe"))?;
