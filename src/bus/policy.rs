@@ -269,7 +269,7 @@ impl Policy {
     /// Adds rules that allow all calls of these names.
     #[must_use]
     pub fn with_talk(mut self, names: impl IntoIterator<Item = Pattern>) -> Self {
-        self.talk.extend(names.into_iter().map(|name| Talk { name, calls: AllowedCalls::All }));
+        self.talk.extend(names.into_iter().map(|name| TalkRule { name, calls: AllowedCalls::All }));
         self
     }
 
