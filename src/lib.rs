@@ -17,7 +17,7 @@
 //! - [`relay`]: published ports.
 //! - [`bus`]: the session bus as the program sees it.
 //! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
-//! - [`printed`]: escapes in text what a terminal would obey.
+//! - [`escape`]: escapes what a terminal would interpret.
 //! - [`names`], [`keys`], [`ruleset`]: checked names, wiped keys, and rules for packets.
 
 #![deny(unsafe_code)]
@@ -27,6 +27,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod config_file;
+pub mod escape;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod keys;
@@ -38,7 +39,6 @@ pub mod linux;
 pub mod logging;
 pub mod names;
 pub mod plan;
-pub mod printed;
 pub mod program;
 pub mod relay;
 pub mod ruleset;

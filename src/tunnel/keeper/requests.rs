@@ -12,11 +12,11 @@ use super::visitors::{Number, Role, Said};
 use super::watch::Keeper;
 use super::{End, capabilities_for_ports, close_standard_error, device_config, with_all_capabilities};
 use crate::config;
+use crate::escape;
 use crate::linux::capabilities;
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
 use crate::plan::{self, Plan};
-use crate::printed;
 use crate::wireguard::DeviceConfig;
 
 /// How many programs are named to who would end them.
@@ -422,7 +422,7 @@ fn list(programs: &[i32]) -> String {
         .iter()
         .filter_map(|pid| status::describe(*pid))
         .take(NAMED)
-        .map(|program| format!("{} ({})", program.pid, printed::in_line(&program.command)))
+        .map(|program| format!("{} ({})", program.pid, escape::single_line(&program.command)))
         .collect();
     if programs.len() > described.len() && !described.is_empty() {
         described.push(format!("and {} more", programs.len() - described.len()));
