@@ -6,23 +6,26 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::held::{self, Held};
-use super::load::{self, Loaded};
-use super::{FAILED, Failure};
 use crate::cli::RunArgs;
 use crate::config::{ProgramOptions, Protocol, capability};
+use crate::failure::FAILED;
+use crate::failure::Failure;
+use crate::lease::Event;
+use crate::lease::status;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
 use crate::linux::signals::{self, Signals};
 use crate::names::TunnelName;
 use crate::plan;
+use crate::program::compatibility;
 use crate::program::identity::{self, Identity};
-use crate::program::refused;
-use crate::program::terminal::{self, Side};
-use crate::program::{self, Ended, Program, Waiting};
-use crate::tunnel::lease::Event;
-use crate::tunnel::{fault, keeper, recovery, state, status};
+use crate::program::terminal::{self, Replaced};
+use crate::program::{self, Launch, Outcome, Program};
+use crate::request::{self, Loaded};
+use crate::session::recovery;
+use crate::session::{self, Session};
+use crate::{fault, keeper, registry};
 
 pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     if arguments.program.is_empty() {
@@ -34,7 +37,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let listen_fds = listen_fds()?;
     // Nothing of ours is open yet, so what is open was inherited, and is nobody's here.
     if !fault::is_broken("descriptors") {
-        process::close(3 + listen_fds, i32::MAX)
+        process::close_range(3 + listen_fds, i32::MAX)
             .map_err(|error| Failure::new(format!("cannot close inherited descriptors: {error}")))?;
     }
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(wanted.wait());
@@ -42,13 +45,13 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let identity =
         identity::choose(options.user.as_deref(), options.group.as_deref(), environment).map_err(Failure::new)?;
 
-    held::require_privileges()?;
+    session::require_privileges()?;
     let mut wanted = Some(wanted);
     let terminal = match arguments.pty || terminal::is_lent(&identity) {
         false => None,
         true => match terminal::replace(&identity, listen_fds, || drop(wanted.take())).map_err(no_terminal)? {
-            Side::Caller(ended) => return Ok(status_of(ended)),
-            Side::Launcher(own) => Some(own),
+            Replaced::Caller(ended) => return Ok(status_of(ended)),
+            Replaced::Launcher(own) => Some(own),
         },
     };
     let Some(wanted) = wanted else { return Err(Failure::new("cannot go on without a configuration")) };
@@ -57,7 +60,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let umask = process::set_umask(0o022);
     // A name that is none is refused by the plan.
     let kept = options.capabilities.iter().filter_map(|name| capability::lookup(name));
-    let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::single(number));
+    let kept = kept.fold(CapabilitySet::empty(), |all, (number, _)| all | capabilities::from_number(number));
     let needed =
         keeper::needed_capabilities() | wanted.capabilities_for_ports() | program::needed_capabilities(&identity, kept);
     capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
@@ -69,11 +72,11 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         Identity::Unchanged => nix::unistd::geteuid().is_root(),
     };
     let variable = |name: &str| std::env::var_os(name);
-    if let Some(advice) = refused::advice(&arguments.program, options.new_privileges, is_root, variable) {
+    if let Some(advice) = compatibility::advice(&arguments.program, options.new_privileges, is_root, variable) {
         tracing::warn!("{advice}");
     }
     let has_port = |port| wanted.has_host_port(port);
-    if let Some(advice) = refused::display_advice(environment("DISPLAY").as_deref(), has_port) {
+    if let Some(advice) = compatibility::display_advice(environment("DISPLAY").as_deref(), has_port) {
         tracing::warn!("{advice}");
     }
     let mut held = wanted.hold(listen_fds)?;
@@ -81,8 +84,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let program = Program {
         command: arguments.program.clone(),
         namespace: held.plan.namespace.clone(),
-        resolv_conf: state::resolv_conf_of(&name),
-        staging: state::path_of(&name),
+        resolv_conf: registry::resolv_conf_of(&name),
+        staging: registry::path_of(&name),
         names: held.plan.names.clone(),
         sockets: plan::sockets::for_program(&options, environment),
         buses: options.buses.clone(),
@@ -102,7 +105,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
         .admit(&options, last_capability)
         .and_then(|()| program::start(&program, &mut signals).map_err(Failure::from))
         .and_then(|mut waiting| match await_tunnel(&mut held, &mut signals, wait, &mut waiting)? {
-            Some(signal) => Ok(Ended::Signaled(signal)),
+            Some(signal) => Ok(Outcome::Signaled(signal)),
             None => Ok(waiting.run(&name, &mut held.lease, signals)?),
         });
     tracing::debug!("the program has ended");
@@ -127,14 +130,14 @@ enum Wanted {
 impl Wanted {
     fn read(arguments: &RunArgs) -> Result<Self, Failure> {
         if let (None, Some(name), None) = (&arguments.source.config, &arguments.source.tunnel, &arguments.source.name)
-            && !load::can_load(name)
-            && state::read(name).is_ok_and(|state| state.is_some())
+            && !request::can_load(name)
+            && registry::read(name).is_ok_and(|state| state.is_some())
         {
-            load::refuse_overrides(&arguments.tunnel)?;
-            let program = load::load_program(name, &arguments.identity)?;
+            request::refuse_overrides(&arguments.tunnel)?;
+            let program = request::load_program(name, &arguments.identity)?;
             return Ok(Self::Named(name.clone(), program));
         }
-        let loaded = load::load(&arguments.source, &arguments.tunnel, &arguments.identity)?;
+        let loaded = request::load(&arguments.source, &arguments.tunnel, &arguments.identity)?;
         Ok(Self::Configured(Box::new(loaded)))
     }
 
@@ -171,10 +174,10 @@ impl Wanted {
     }
 
     /// Gets hold of it. The keys are not in this process any more when this returns.
-    fn hold(self, listen_fds: i32) -> Result<Held, Failure> {
+    fn hold(self, listen_fds: i32) -> Result<Session, Failure> {
         match self {
-            Self::Configured(loaded) => held::hold(loaded, listen_fds),
-            Self::Named(name, _) => held::hold_by_name(&name)?.ok_or_else(|| {
+            Self::Configured(loaded) => session::hold(loaded, listen_fds),
+            Self::Named(name, _) => session::hold_by_name(&name)?.ok_or_else(|| {
                 Failure::new(format!(
                     "the keeper of the tunnel {name} was killed, and its configuration is not known here"
                 ))
@@ -187,10 +190,10 @@ impl Wanted {
 /// Waits until the tunnel is made and, if asked to, until it has its first handshake. The program's process enters the
 /// namespace as soon as that is there; if it cannot, there is nothing to wait for. Returns the signal that ended the wait, if one did: there is no program yet that could take it.
 fn await_tunnel(
-    held: &mut Held,
+    held: &mut Session,
     signals: &mut Signals,
     wait: Option<Duration>,
-    waiting: &mut Waiting<'_>,
+    waiting: &mut Launch<'_>,
 ) -> Result<Option<i32>, Failure> {
     let system = |error| Failure::new(format!("cannot read signals: {error}"));
     let mut until = None;
@@ -226,7 +229,7 @@ fn await_tunnel(
             }
             Some(Some(Event::Connected)) => return interruption(signals).map_err(system),
             Some(Some(Event::Failed { reason, advice })) => {
-                return Err(Failure { message: reason, advice, status: FAILED });
+                return Err(Failure { advice, ..Failure::new(reason) });
             }
             Some(Some(Event::Gone) | None) => return Err(Failure::new("the tunnel's keeper was killed")),
             None if until.is_some_and(|until| Instant::now() >= until) => {
@@ -265,7 +268,7 @@ fn interruption(signals: &mut Signals) -> std::io::Result<Option<i32>> {
         if !received.is(Signal::SIGTSTP) {
             return Ok(Some(received.number));
         }
-        signals::stop()?;
+        signals::stop_self()?;
     }
     Ok(None)
 }
@@ -300,11 +303,11 @@ fn no_terminal(error: std::io::Error) -> Failure {
 }
 
 /// Ends as the program has ended.
-fn status_of(ended: Ended) -> ExitCode {
+fn status_of(ended: Outcome) -> ExitCode {
     match ended {
-        Ended::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(FAILED)),
-        Ended::Signaled(signal) => {
-            if let Err(error) = signals::die_by(signal) {
+        Outcome::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(FAILED)),
+        Outcome::Signaled(signal) => {
+            if let Err(error) = signals::die_by_signal(signal) {
                 tracing::debug!(%error, "this process cannot end by the program's signal");
             }
             ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED))

@@ -4,22 +4,23 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use super::held::{self, Held};
-use super::load::{self, Loaded};
-use super::{FAILED, Failure, run};
+use super::run;
 use crate::cli::{TargetArgs, UpArgs};
+use crate::failure::Failure;
+use crate::keeper;
+use crate::lease::{self, AskError, Event, Lease};
 use crate::linux::capabilities;
 use crate::linux::poll::wait_for;
 use crate::linux::process;
-use crate::tunnel::approach::{Approach, approach};
-use crate::tunnel::keeper;
-use crate::tunnel::lease::{self, AskError, Event, Lease};
-use crate::tunnel::recovery;
-use crate::tunnel::state::Directory;
+use crate::registry::Directory;
+use crate::request::{self, Loaded};
+use crate::session::approach::{Approach, approach};
+use crate::session::recovery;
+use crate::session::{self, Session};
 
 pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
-    let loaded = Box::new(load::load_target(&arguments.target)?);
-    held::require_privileges()?;
+    let loaded = Box::new(request::load_target(&arguments.target)?);
+    session::require_privileges()?;
     process::set_umask(0o022);
     let needed = keeper::needed_capabilities()
         | keeper::capabilities_for_ports(loaded.config.listened_ports())
@@ -33,7 +34,7 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
 /// Has the living keeper end, if there is one, and returns its claim.
 fn replace(loaded: &Loaded) -> Result<Option<Directory>, Failure> {
     let name = &loaded.config.name;
-    held::require_living_changeable(loaded)?;
+    session::require_living_changeable(loaded)?;
     match lease::give_way(name) {
         Ok(claim) => {
             let directory = Directory::pass_on(name, claim);
@@ -63,9 +64,10 @@ fn stay(
             }
         },
     };
-    let (mut mission, _) = held::prepare(loaded, directory, 0)?;
+    let (mut mission, _) = session::prepare(loaded, directory, 0)?;
     let again = TargetArgs::clone(&arguments.target);
-    mission.reload = Some(Box::new(move || load::load_target(&again).map(|loaded| loaded.handover()).map_err(reasons)));
+    mission.reload =
+        Some(Box::new(move || request::load_target(&again).map(|loaded| loaded.handover()).map_err(reasons)));
     keeper::run(mission, wait).inspect_err(|_| {
         // What it could not take away itself, if anything.
         let _ = recovery::clean_up(name);
@@ -77,8 +79,8 @@ fn stay(
 fn start(loaded: Box<Loaded>, replaced: Option<Directory>, wait: Option<Duration>) -> Result<ExitCode, Failure> {
     let name = &loaded.config.name.clone();
     let mut held = match replaced {
-        Some(directory) => held::start(loaded, directory, 0)?,
-        None => held::hold(loaded, 0)?,
+        Some(directory) => session::start(loaded, directory, 0)?,
+        None => session::hold(loaded, 0)?,
     };
     let up = await_tunnel(&mut held, wait).and_then(|()| Ok(held.lease.stand(name)?));
     let left = if up.is_ok() { held.lease.leave() } else { held.lease.abandon() };
@@ -92,7 +94,7 @@ fn start(loaded: Box<Loaded>, replaced: Option<Directory>, wait: Option<Duration
 }
 
 /// Waits until the tunnel is made and, if asked to, until it has its first handshake.
-fn await_tunnel(held: &mut Held, wait: Option<Duration>) -> Result<(), Failure> {
+fn await_tunnel(held: &mut Session, wait: Option<Duration>) -> Result<(), Failure> {
     let mut made = held.is_made;
     let mut until = wait.map(|wait| Instant::now() + wait).filter(|_| made);
     loop {
@@ -113,7 +115,7 @@ fn await_tunnel(held: &mut Held, wait: Option<Duration>) -> Result<(), Failure> 
             }
             Some(Some(Event::Connected)) => return Ok(()),
             Some(Some(Event::Failed { reason, advice })) => {
-                return Err(Failure { message: reason, advice, status: FAILED });
+                return Err(Failure { advice, ..Failure::new(reason) });
             }
             Some(Some(Event::Gone) | None) => return Err(Failure::new("the tunnel's keeper was killed")),
             Some(Some(_)) => {}
