@@ -311,7 +311,7 @@ fn who_may_not_is_told_to_be_root() {
         };
         let bare = "setpriv --bounding-set=-all --inh-caps=-all";
         for arguments in [format!("--config {config} -- true"), format!("up {config}"), "down other".to_owned()] {
-            told(&format!("{bare} {program} {arguments}"), "this takes root")?;
+            told(&format!("{bare} {program} {arguments}"), "needs root")?;
         }
         let nobody = format!("{bare} --reuid 65534 --regid 65534 --clear-groups {program}");
         // An ordinary user's world has no other users.

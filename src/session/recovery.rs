@@ -4,11 +4,12 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::approach::{Approach, approach, claim_dead};
+use super::{Progress, Readiness};
 use crate::failure::Doing;
 use crate::failure::Failure;
 use crate::keeper::{self, Beginning, Mission};
+use crate::lease::Lease;
 use crate::lease::handover::Handover;
-use crate::lease::{Event, Lease};
 use crate::linux::capabilities;
 use crate::names::TunnelName;
 use crate::registry::{Directory, State};
@@ -33,17 +34,17 @@ pub(crate) fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, Failure>
     let what = || format!("take over the tunnel {name}, whose keeper was killed");
     capabilities::raise(keeper::needed_capabilities()).doing(what())?;
     for _ in 0..SUCCESSORS {
-        let directory = match approach(name).map_err(io::Error::other).doing(what())? {
+        let directory = match approach(name).doing(what())? {
             Approach::Joined(lease) => return Ok(lease),
             Approach::Claimed(directory) => directory,
         };
         let mut lease = start_successor(directory, lost).doing(what())?;
+        let mut readiness = Readiness::new(false, None);
         loop {
-            match lease.next_event().doing(what())? {
-                Some(Event::Made) => return Ok(lease),
-                Some(Event::Failed { reason, .. }) => return Err(io::Error::other(reason)).doing(what()),
-                Some(Event::Gone) | None => break,
-                Some(_) => {}
+            match readiness.advance(&mut lease, &[]).doing(what())? {
+                Progress::Ready => return Ok(lease),
+                Progress::KeeperKilled => break,
+                _ => {}
             }
         }
     }
@@ -65,7 +66,7 @@ fn start_successor(directory: Directory, lost: &Lease) -> io::Result<Lease> {
 pub(crate) fn clean_up(name: &TunnelName) -> Result<(), Failure> {
     let what = || format!("take away what is left of the tunnel {name}");
     capabilities::raise(keeper::needed_capabilities()).doing(what())?;
-    let Some(directory) = claim_dead(name).map_err(io::Error::other).doing(what())? else { return Ok(()) };
+    let Some(directory) = claim_dead(name).doing(what())? else { return Ok(()) };
     if directory.state().doing(what())?.is_some_and(|state| is_wanted(&state)) {
         return Ok(());
     }
