@@ -9,11 +9,11 @@ use super::event_loop::Keeper;
 use super::lifecycle::End;
 use super::privileges::with_all_capabilities;
 use super::report;
+use crate::escape;
 use crate::failure::Failure;
 use crate::lease::{self, ClientRequest, Event, Received, status};
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
-use crate::printed;
 use crate::registry::Holder;
 
 /// The number of processes that a refusal to take the tunnel down names.
@@ -223,7 +223,7 @@ fn not_permitted() -> Failure {
 
 /// Returns the refusal of a request that a newer client has sent. The connection stays open, and with it the lease.
 fn unknown_request(name: &str) -> Failure {
-    let name = printed::in_line(name);
+    let name = escape::single_line(name);
     Failure::new(format!("the tunnel's keeper does not know the request {name:?}: it belongs to an older vpn-exec"))
         .advise("restart the tunnel, or replace its keeper with `vpn-exec up --replace`")
 }
@@ -234,7 +234,7 @@ fn list(processes: &[i32]) -> String {
         .iter()
         .filter_map(|pid| status::describe(*pid))
         .take(MAX_NAMED)
-        .map(|process| format!("{} ({})", process.pid, printed::in_line(&process.command)))
+        .map(|process| format!("{} ({})", process.pid, escape::single_line(&process.command)))
         .collect();
     if processes.len() > described.len() && !described.is_empty() {
         described.push(format!("and {} more", processes.len() - described.len()));
