@@ -102,7 +102,7 @@ impl From<BindError> for Failure {
     fn from(error: BindError) -> Self {
         let what = error.what();
         if let Some(port) = error.privileged() {
-            let missing = io::Error::other("the keeper has no right, or has given it up, to bind to a port below 1024");
+            let missing = io::Error::other("the keeper lacks the right to use a port below 1024, or has dropped it");
             let advice = format!("take the tunnel down and up again as root, or choose another port than {port}");
             return Self::of(what, &missing).advise(advice);
         }
