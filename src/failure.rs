@@ -68,6 +68,13 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+impl From<Failure> for io::Error {
+    /// Wraps the failure, which [`Failure::of`] finds again.
+    fn from(failure: Failure) -> Self {
+        Self::other(failure)
+    }
+}
+
 /// Turns a system error into a [`Failure`] that names the operation.
 pub trait Doing<T> {
     /// Names the operation that failed, as it follows "cannot".
@@ -109,7 +116,7 @@ mod tests {
         let first = refused.doing("write a sysctl").expect_err("refused");
         assert_eq!(first.errno, Some(libc::EROFS));
         assert!(first.advice.as_deref().is_some_and(|advice| advice.contains("/proc/sys")));
-        let wrapped: Result<(), _> = Err(io::Error::other(first.clone()));
+        let wrapped: Result<(), _> = Err(first.clone());
         let second = wrapped.doing("make the tunnel").expect_err("refused");
         assert_eq!((second.errno, &second.advice), (first.errno, &first.advice));
         assert_eq!(second.message, format!("cannot make the tunnel: {}", first.message));

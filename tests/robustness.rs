@@ -311,7 +311,7 @@ fn who_may_not_is_told_to_be_root() {
         };
         let bare = "setpriv --bounding-set=-all --inh-caps=-all";
         for arguments in [format!("--config {config} -- true"), format!("up {config}"), "down other".to_owned()] {
-            told(&format!("{bare} {program} {arguments}"), "this takes root")?;
+            told(&format!("{bare} {program} {arguments}"), "needs root")?;
         }
         let nobody = format!("{bare} --reuid 65534 --regid 65534 --clear-groups {program}");
         // An ordinary user's world has no other users.
@@ -419,13 +419,13 @@ fn what_is_printed_as_json_is_documented() {
         ensure!(run(&format!("{program} down nowhere --force"))?.status.success());
         inside.wait()?;
 
-        let documented = include_str!("../docs/json.md");
+        let documented = include_str!("../docs/reference/json.md");
         for (value, some) in [(&plan, "persistent_keepalive"), (&status, "command"), (&list, "proxy_protocol")] {
             let mut names = Vec::new();
             names_in(value, "firewall", &mut names);
             ensure!(names.iter().any(|name| name == some), "{some} is missing in {value}");
             let missing: Vec<_> = names.iter().filter(|name| !documented.contains(&format!("`{name}`"))).collect();
-            ensure!(missing.is_empty(), "not in docs/json.md: {missing:?}");
+            ensure!(missing.is_empty(), "not in docs/reference/json.md: {missing:?}");
         }
         Ok(())
     });

@@ -346,6 +346,18 @@ pub enum AskError {
     System(#[from] io::Error),
 }
 
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Absent(name) => {
+                Failure::new(format!("the tunnel {name} is not up")).advise("see `vpn-exec list`")
+            }
+            AskError::Refused { reason, advice } => Failure { advice, ..Failure::new(reason) },
+            AskError::System(_) => Failure::new(error),
+        }
+    }
+}
+
 /// The answer to a request that is done or refused.
 fn done(name: &TunnelName, answer: io::Result<Option<(Event, Option<OwnedFd>)>>) -> Result<Option<OwnedFd>, AskError> {
     match answer? {

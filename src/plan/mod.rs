@@ -44,7 +44,7 @@ pub use privileges::PrivilegesPlan;
 pub use sockets::SocketsPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::ports::Places;
+use crate::config::ports::ListenAddresses;
 use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
 use crate::keys::PrivateKey;
 use crate::names::{InterfaceName, TunnelName};
@@ -259,9 +259,9 @@ pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Res
 
 /// Refuses ports that cannot be listened on both, and the one at which WireGuard listens.
 fn check_published(ports: &[Publish], listen_port: Option<u16>, findings: &mut Findings) {
-    let mut places = Places::default();
+    let mut places = ListenAddresses::default();
     for Publish { address, host_port, protocol, .. } in ports {
-        if places.are_in_the_way_of(*protocol, *host_port, *address) {
+        if places.conflict_with(*protocol, *host_port, *address) {
             findings.refuse(PlanError::PublishedTwice { port: *host_port });
         }
         places.add(*protocol, *host_port, *address);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Findings;
-use crate::config::outside::ANY;
+use crate::config::host_access::ANY;
 use crate::config::{Buses, ProgramOptions, SessionBus};
 
 /// The sockets of the host that are open by default. A `*` within a part of a path stands for any characters of that part, one at the end

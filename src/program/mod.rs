@@ -22,6 +22,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -31,6 +32,7 @@ use thiserror::Error;
 use crate::config::Buses;
 use crate::lease::Lease;
 use crate::linux::capabilities::CapabilitySet;
+use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
@@ -268,6 +270,14 @@ impl Launch<'_> {
     /// Readable once the process has found that it cannot become the program: [`Self::run`] then says why.
     pub fn failure(&self) -> BorrowedFd<'_> {
         self.failure.as_fd()
+    }
+
+    /// Returns whether the process has reported that it cannot become the program.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn has_failed(&self) -> io::Result<bool> {
+        Ok(wait_for(&[self.failure.as_fd()], Some(Duration::ZERO))?[0])
     }
 
     fn go_on(&self) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{Entrance, OtherEnd};
 use crate::config::Protocol;
-use crate::config::ports::Places;
+use crate::config::ports::ListenAddresses;
 
 /// What is to be done to the entrances of a relay. What stays is in none of this, and is not touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,8 +49,8 @@ impl Change {
     }
 }
 
-fn places_of(entrances: &[Entrance]) -> Places {
-    let mut places = Places::default();
+fn places_of(entrances: &[Entrance]) -> ListenAddresses {
+    let mut places = ListenAddresses::default();
     for Entrance { port, protocol, address, .. } in entrances {
         places.add(*protocol, *port, *address);
     }
@@ -59,8 +59,8 @@ fn places_of(entrances: &[Entrance]) -> Places {
 
 impl Entrance {
     /// Whether one of some places is in its way: no two sockets can listen at both.
-    fn is_behind(&self, places: &Places) -> bool {
-        places.are_in_the_way_of(self.protocol, self.port, self.address)
+    fn is_behind(&self, places: &ListenAddresses) -> bool {
+        places.conflict_with(self.protocol, self.port, self.address)
     }
 
     /// What it has in common with all at which the same socket listens.
