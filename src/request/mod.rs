@@ -20,7 +20,7 @@ use crate::lease::handover::Handover;
 use crate::linux::netlink::Netlink;
 use crate::logging;
 use crate::names::TunnelName;
-use crate::plan::{self, Plan, PlanOptions};
+use crate::plan::{self, Plan};
 use crate::registry;
 use crate::tunnel::facts;
 use files::{read, render};
@@ -93,7 +93,6 @@ pub(crate) struct TunnelRequest {
     pub(crate) config: Config,
     /// How long the profile has the program wait for the first handshake.
     pub(crate) wait: Option<Duration>,
-    pub(crate) options: PlanOptions,
     file: ConfigFile,
 }
 
@@ -235,14 +234,14 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
     let backend = tunnel.backend.unwrap_or(backend);
     let by_option = tunnel.mtu.map(|bytes| Mtu { bytes, source: MtuSource::Option });
     let mtu = by_option.or(mtu.map(|bytes| Mtu { bytes, source: MtuSource::Profile }));
-    let config = Config { name, wireguard, backend, mtu, dns, local, open, program };
-    Ok(TunnelRequest { config, wait, options: PlanOptions { allow_hooks: tunnel.allow_hooks }, file })
+    let config = Config { name, wireguard, backend, mtu, dns, local, open, allow_hooks: tunnel.allow_hooks, program };
+    Ok(TunnelRequest { config, wait, file })
 }
 
 impl TunnelRequest {
     /// Returns the request as it is handed over to a keeper.
     pub(crate) fn handover(&self) -> Handover {
-        Handover::new(&self.config, self.options, &self.file.name, &self.file.contents)
+        Handover::new(&self.config, &self.file.name, &self.file.contents)
     }
 
     /// Makes a plan from the facts about the host at this instant.
@@ -253,7 +252,7 @@ impl TunnelRequest {
         let facts = Netlink::open()
             .and_then(|mut host| facts::read(&mut host, &self.config))
             .doing("read the host's network configuration")?;
-        plan::plan(&self.config, &facts, self.options).map_err(Failure::new)
+        plan::plan(&self.config, &facts).map_err(Failure::new)
     }
 }
 
