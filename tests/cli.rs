@@ -448,11 +448,11 @@ fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
 }
 
 #[test]
-fn the_readme_and_the_manual_show_a_profile_with_every_key() {
+fn the_reference_and_the_manual_show_a_profile_with_every_key() {
     const PROFILE: &str = include_str!("../src/commands/profile.toml");
     assert!(
-        include_str!("../README.md").contains(&format!("```toml\n{PROFILE}```")),
-        "the README shows another profile"
+        include_str!("../docs/reference/profile.md").contains(&format!("```toml\n{PROFILE}```")),
+        "docs/reference/profile.md shows another profile"
     );
     let (manual, _, _) = outcome(vpn_exec().arg("man"));
     assert!(manual.replace("\\-", "-").contains(PROFILE.trim_end()), "{manual}");
