@@ -154,11 +154,7 @@ impl Keeper {
         }
         if self.host_network.drain_network()? {
             self.endpoints.network_changed(&mut self.tunnel);
-            host_network::update_local_networks(
-                &mut self.tunnel,
-                &self.configuration.config,
-                self.configuration.options,
-            );
+            host_network::update_local_networks(&mut self.tunnel, &self.configuration.config);
             self.host_network.watch_rules(&mut self.tunnel);
         }
         // Drained second, to absorb the messages about the keeper's own changes.

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::linux::clock::boot_time;
 use crate::linux::netlink::monitor::Monitor;
-use crate::plan::{self, PlanOptions};
+use crate::plan;
 use crate::tunnel::Tunnel;
 
 /// The delay between a change of the host's network and the keeper's reaction. One change arrives as many messages, and
@@ -99,17 +99,17 @@ impl HostNetwork {
 
 /// Adapts the tunnel's local networks to the host's changed network: the interfaces that lead to them, and the networks
 /// themselves if the configuration asks for all of the host's.
-pub(super) fn update_local_networks(tunnel: &mut Tunnel, config: &Config, options: PlanOptions) {
+pub(super) fn update_local_networks(tunnel: &mut Tunnel, config: &Config) {
     if config.local.networks.is_empty() && !config.local.lan {
         return;
     }
-    if let Err(failure) = try_update(tunnel, config, options) {
+    if let Err(failure) = try_update(tunnel, config) {
         tracing::warn!("cannot update the local networks: {failure}");
     }
 }
 
-fn try_update(tunnel: &mut Tunnel, config: &Config, options: PlanOptions) -> Result<(), Failure> {
-    let now = plan_again(tunnel, config, options)?;
+fn try_update(tunnel: &mut Tunnel, config: &Config) -> Result<(), Failure> {
+    let now = plan_again(tunnel, config)?;
     let running = tunnel.plan();
     let mut changed = running.clone();
     changed.local = now.local;

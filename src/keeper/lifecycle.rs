@@ -74,7 +74,7 @@ pub(super) fn live(spec: KeeperSpec, mut clients: Clients, runtime: Runtime) -> 
     let public_clients =
         PublicClients::listen(&spec.directory.public_socket()).doing("listen at the keeper's public socket")?;
 
-    let KeeperSpec { plan, directory, config, options, handover, start, reread, .. } = spec;
+    let KeeperSpec { plan, directory, config, handover, start, reread, .. } = spec;
     let is_taken_over = matches!(start, Start::TakeOver(_));
     let (mut tunnel, device_events) = match start {
         Start::Create => create(plan, directory, &config, runtime.foreground, &mut clients, &mut ports)?,
@@ -100,7 +100,7 @@ pub(super) fn live(spec: KeeperSpec, mut clients: Clients, runtime: Runtime) -> 
 
     let mut keeper = Keeper {
         tunnel,
-        configuration: Configuration { config, options, handover, reread },
+        configuration: Configuration { config, handover, reread },
         clients,
         public_clients: Some(public_clients),
         leases,

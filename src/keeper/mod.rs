@@ -54,7 +54,7 @@ use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
 use crate::linux::stderr;
-use crate::plan::{Plan, PlanOptions};
+use crate::plan::Plan;
 use crate::registry::{Directory, Holder, State};
 use clients::Clients;
 use lifecycle::{Runtime, live};
@@ -71,8 +71,6 @@ pub struct KeeperSpec {
     pub directory: Directory,
     /// The configuration with its keys.
     pub config: Config,
-    /// Options of the command line.
-    pub options: PlanOptions,
     /// The same configuration in a sealed file, for the clients and a successor.
     pub handover: OwnedFd,
     /// Whether to create the tunnel or to take it over.

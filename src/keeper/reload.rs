@@ -11,14 +11,13 @@ use crate::failure::{Doing, Failure};
 use crate::lease::Event;
 use crate::lease::handover::Handover;
 use crate::linux::capabilities;
-use crate::plan::{self, Plan, PlanOptions};
+use crate::plan::{self, Plan};
 use crate::tunnel::{Tunnel, facts};
 use crate::wireguard::DeviceConfig;
 
 /// The configuration of a running tunnel.
 pub(super) struct Configuration {
     pub(super) config: Config,
-    pub(super) options: PlanOptions,
     /// The same in a sealed file, for the clients and a successor.
     pub(super) handover: OwnedFd,
     /// How to read it again. None if the keeper cannot.
@@ -61,15 +60,14 @@ impl Keeper {
 
     fn change_to(&mut self, handover: &Handover) -> Result<Vec<String>, Failure> {
         let current = &self.configuration;
-        let (config, options) = handover.config().map_err(Failure::new)?;
+        let config = handover.config().map_err(Failure::new)?;
         if config.name != current.config.name {
             return Err(Failure::new(format!("this configuration is for the tunnel {}", config.name)));
         }
         let sealed = handover.seal().doing("keep the configuration")?;
-        let differences =
-            config::difference((&current.config, current.options.allow_hooks), (&config, options.allow_hooks));
+        let differences = config::difference(&current.config, &config);
         let former = device_config(&current.config, self.endpoints.mtu)?;
-        let mut plan = plan_again(&mut self.tunnel, &config, options)?;
+        let mut plan = plan_again(&mut self.tunnel, &config)?;
         plan.keep_link(self.tunnel.plan());
         let device = device_config(&config, plan.wireguard.mtu)?;
         let change = plan::change(self.tunnel.plan(), &plan, self.tunnel.running_backend())
@@ -83,7 +81,7 @@ impl Keeper {
         }
         self.ports.commit(&self.tunnel, ports);
         let configuration = &mut self.configuration;
-        (configuration.config, configuration.options, configuration.handover) = (config, options, sealed);
+        (configuration.config, configuration.handover) = (config, sealed);
         self.endpoints.configure(&configuration.config);
         self.host_network.watch_rules(&mut self.tunnel);
         if let Some(mtu) = change.mtu {
@@ -134,9 +132,9 @@ fn unchangeable(reasons: &[String], config: &Config) -> Failure {
 }
 
 /// Plans a running tunnel again from the host's present state.
-pub(super) fn plan_again(tunnel: &mut Tunnel, config: &Config, options: PlanOptions) -> Result<Plan, Failure> {
+pub(super) fn plan_again(tunnel: &mut Tunnel, config: &Config) -> Result<Plan, Failure> {
     let facts = facts::read(tunnel.host(), config).doing("read the host's network configuration")?;
-    plan::plan(config, &facts, options).map_err(Failure::new)
+    plan::plan(config, &facts).map_err(Failure::new)
 }
 
 /// Logs the result of a change that no client waits for.

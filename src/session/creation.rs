@@ -133,6 +133,6 @@ fn spec(
         }
     };
     // The file is wiped here, before a fork has a copy of it.
-    let TunnelRequest { config, options, .. } = *request;
-    Ok(KeeperSpec { plan, directory, config, options, handover, start, listen_fds, reread: None })
+    let TunnelRequest { config, .. } = *request;
+    Ok(KeeperSpec { plan, directory, config, handover, start, listen_fds, reread: None })
 }
