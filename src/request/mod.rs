@@ -165,7 +165,7 @@ pub(crate) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure>
     let SourceArgs { config, tunnel, name } = source_of(target)?;
     match name.or(tunnel) {
         Some(name) => Ok(name),
-        None => name_of(&config.unwrap_or_default()),
+        None => Ok(name_of_file(&config.unwrap_or_default())),
     }
 }
 
@@ -207,10 +207,16 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
                 .advise("name the provider's file with --config FILE, or a profile with --tunnel NAME"));
         }
     };
-    let name = match source.name.clone().or(default_name) {
-        Some(name) => name,
-        None => name_of(&profile.wireguard)?,
-    };
+    let name = source.name.clone().or(default_name).unwrap_or_else(|| {
+        let name = name_of_file(&profile.wireguard);
+        if is_derived(&name, &profile.wireguard) {
+            tracing::warn!(
+                "the file name {:?} is not a valid tunnel name; the tunnel is named {name} (choose a name with --name)",
+                profile.wireguard.file_name().unwrap_or_default()
+            );
+        }
+        name
+    });
     let file = match credential_of(&profile.wireguard).filter(|_| source.config.is_none()) {
         Some(id) => read(&credential_path(&id)?)?,
         None => read(&profile.wireguard)?,
@@ -271,13 +277,19 @@ fn overrule(dns: &mut Dns, tunnel: &TunnelArgs) {
     }
 }
 
-/// Returns the name of a tunnel without a profile: the name of its file without the suffix.
-fn name_of(file: &Path) -> Result<TunnelName, Failure> {
+/// Returns the name of a tunnel that has a file and no profile: the file's name without its extension, changed where it is
+/// not a valid tunnel name.
+fn name_of_file(file: &Path) -> TunnelName {
+    TunnelName::from_file_stem(stem_of(file))
+}
+
+/// Returns whether [`name_of_file`] had to change a file's name.
+fn is_derived(name: &TunnelName, file: &Path) -> bool {
+    OsStr::new(name.as_str()) != stem_of(file)
+}
+
+/// Returns a file's name without its extension, or `vpn` for a descriptor, whose path is different in each run.
+fn stem_of(file: &Path) -> &OsStr {
     let from_descriptor = file == Path::new("-") || file.starts_with("/proc/") || file.starts_with("/dev/fd");
-    let stem = if from_descriptor { Some(OsStr::new("vpn")) } else { file.file_stem() };
-    let stem = stem.unwrap_or_default().to_string_lossy();
-    stem.parse().map_err(|error| {
-        Failure::new(format!("the name of the file {} cannot be the tunnel's: {error}", file.display()))
-            .advise("give the tunnel a name with --name NAME")
-    })
+    if from_descriptor { OsStr::new("vpn") } else { file.file_stem().unwrap_or_default() }
 }
