@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::cli::{TargetArgs, UpArgs};
+use crate::cli::UpArgs;
 use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease::{self, AskError};
@@ -14,7 +14,7 @@ use crate::session::approach::{Approach, approach};
 use crate::session::{self, recovery};
 
 pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
-    let request = Box::new(request::load_target(&arguments.target)?);
+    let request = Box::new(request::load_tunnel(&arguments.source, &arguments.tunnel)?);
     session::require_privileges()?;
     process::set_umask(0o022);
     let ports = keeper::capabilities_for_ports(request.config.listened_ports());
@@ -59,8 +59,8 @@ fn keep(
         },
     };
     let (mut mission, _) = session::keeper_mission(request, directory, 0)?;
-    let target = TargetArgs::clone(&arguments.target);
-    let reload = move || request::load_target(&target).map(|request| request.handover());
+    let (source, tunnel) = (arguments.source.clone(), arguments.tunnel.clone());
+    let reload = move || request::load_tunnel(&source, &tunnel).map(|request| request.handover());
     mission.reload = Some(Box::new(move || reload().map_err(|failure| (failure.message, failure.advice))));
     keeper::run(mission, wait).inspect_err(|_| {
         // The keeper may have failed to remove a part of its tunnel.
