@@ -13,7 +13,7 @@ use crate::cli::StatusArgs;
 use crate::color;
 use crate::escape;
 use crate::failure::Failure;
-use crate::lease::status::{self, Condition, Living, Peer, Status};
+use crate::lease::status::{self, Condition, LiveStatus, PeerReport, Status};
 use crate::names::TunnelName;
 
 /// The interval of `--watch`.
@@ -129,7 +129,7 @@ fn describe(tunnel: &Status, is_colored: bool) -> String {
     lines.0
 }
 
-fn describe_living(lines: &mut Lines, living: &Living) {
+fn describe_living(lines: &mut Lines, living: &LiveStatus) {
     if let Some(problem) = &living.problem {
         lines.row("problem", problem);
     }
@@ -168,7 +168,7 @@ fn describe_living(lines: &mut Lines, living: &Living) {
     }
 }
 
-fn describe_peer(lines: &mut Lines, peer: &Peer) {
+fn describe_peer(lines: &mut Lines, peer: &PeerReport) {
     lines.row("peer", &peer.public_key);
     let endpoint = match (&peer.endpoint, &peer.configured_endpoint) {
         (Some(used), Some(configured)) if used.to_string() != *configured => format!("{used} ({configured})"),
