@@ -119,7 +119,7 @@ fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
     };
     let choosing = Choosing::begin().map_err(write)?;
     let plan = loaded.plan()?;
-    directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.names)).map_err(write)?;
+    directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.dns)).map_err(write)?;
     drop(choosing);
     tracing::debug!("the tunnel is planned");
     for note in &plan.notes {
@@ -161,7 +161,7 @@ fn require_changeable(loaded: &Loaded, state: &State, living: &Plan) -> Result<(
         Some(Backend::Userspace) => BackendChoice::Userspace,
         None => living.backend,
     };
-    plan::change(living, &wanted, backend).map(drop).map_err(|reasons| {
+    plan::diff(living, &wanted, backend).map(drop).map_err(|reasons| {
         let name = &loaded.config.name;
         Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
             .advise(format!("take it down with `vpn-exec down {name}`, and up again"))

@@ -76,7 +76,7 @@ fn without_an_ipv6_address_there_is_no_ipv6() {
     assert!(!plan.wireguard.ipv6);
     assert_eq!(plan.wireguard.routes, nets(&["0.0.0.0/0"]));
     assert_eq!((plan.veth.host_ipv6, plan.veth.inner_ipv6), (None, None));
-    assert_eq!(plan.names.hosts.lines().count(), 1);
+    assert_eq!(plan.dns.hosts.lines().count(), 1);
     assert_eq!(plan.notes, ["The tunnel has no IPv6 address, so ::/0 is not routed."]);
     // WireGuard still takes from the peer what the file says.
     assert_eq!(plan.wireguard.peers[0].allowed_ips, nets(&["0.0.0.0/0", "::/0"]));
@@ -87,7 +87,7 @@ fn without_an_ipv4_address_only_the_link_has_ipv4() {
     let plan = planned(&config(&["fd00:6::2/128"], &["fd00:6::1"], &["0.0.0.0/0", "::/0"]), &host());
     assert!(plan.wireguard.ipv6);
     assert_eq!(plan.wireguard.routes, nets(&["::/0"]));
-    assert_eq!(plan.names.hosts.lines().count(), 2);
+    assert_eq!(plan.dns.hosts.lines().count(), 2);
     assert_eq!(plan.notes, ["The tunnel has no IPv4 address, so 0.0.0.0/0 is not routed."]);
 }
 
@@ -113,11 +113,11 @@ fn addresses_are_kept_as_given_and_once() {
 fn dns_of_the_profile_replaces_that_of_the_file() {
     let mut config = ipv4();
     config.wireguard.interface.dns_search = vec!["file.example".into()];
-    assert_eq!(planned(&config, &host()).names.servers, ips(&["10.64.0.1"]));
+    assert_eq!(planned(&config, &host()).dns.servers, ips(&["10.64.0.1"]));
     config.dns.servers = Some(ips(&["9.9.9.9", "9.9.9.9"]));
     config.dns.search = Some(vec!["a.example".into(), "b.example".into()]);
     config.dns.options = vec!["edns0".into(), "timeout:2".into()];
-    let names = planned(&config, &host()).names;
+    let names = planned(&config, &host()).dns;
     assert_eq!(
         names.resolv_conf,
         "# Written by vpn-exec: the names of this tunnel.\nnameserver 9.9.9.9\nsearch a.example b.example\noptions edns0 \
@@ -130,7 +130,7 @@ fn without_dns_servers_there_is_no_nameserver() {
     let mut config = ipv4();
     config.dns.servers = Some(vec![]);
     let plan = planned(&config, &host());
-    assert!(!plan.names.resolv_conf.contains("nameserver"), "{}", plan.names.resolv_conf);
+    assert!(!plan.dns.resolv_conf.contains("nameserver"), "{}", plan.dns.resolv_conf);
     assert_eq!(plan.notes.len(), 1);
     assert!(plan.notes[0].starts_with("There is no DNS server"));
 }

@@ -34,9 +34,9 @@ impl Keeper {
             wanted.local = now.local;
             wanted.wireguard.routes = now.wireguard.routes;
             wanted.keep_link(living);
-            let change = plan::change(living, &wanted, self.tunnel.living_choice());
+            let change = plan::diff(living, &wanted, self.tunnel.living_choice());
             let change = change.map_err(|reasons| reasons.join("; "))?;
-            if change != plan::Change::default() {
+            if change != plan::PlanDiff::default() {
                 tracing::info!("the local networks are others now");
                 self.tunnel.apply(&change, wanted).map_err(|error| error.to_string())?;
             }

@@ -40,7 +40,7 @@ use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
 use crate::linux::standard_error;
 use crate::plan::{Plan, PlanOptions};
-use crate::relay::Bound;
+use crate::relay::ListenSocket;
 use crate::wireguard::{Backend, Device, DeviceConfig, PeerConfig};
 use nix::sys::signal::Signal;
 use strangers::Strangers;
@@ -243,7 +243,7 @@ fn make(
     config: &Config,
     foreground: bool,
     visitors: &mut Visitors,
-) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), TunnelError> {
+) -> Result<(Tunnel, DeviceEvents, Vec<ListenSocket>), TunnelError> {
     let mut tunnel = Tunnel::begin(plan, directory)?;
     let mtu = tunnel.plan().wireguard.mtu;
     let made = device_config(config, mtu).and_then(|device| {
@@ -278,7 +278,7 @@ fn take_over(
     config: &Config,
     state: State,
     visitors: &Visitors,
-) -> Result<(Tunnel, DeviceEvents, Vec<Bound>), TunnelError> {
+) -> Result<(Tunnel, DeviceEvents, Vec<ListenSocket>), TunnelError> {
     let name = plan.name.clone();
     let mtu = plan.wireguard.mtu;
     let mut tunnel = Tunnel::begin_again(plan, directory, &state)?;

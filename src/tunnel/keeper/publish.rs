@@ -14,7 +14,7 @@ use crate::config::{Protocol, Publish};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::listeners;
 use crate::plan::Plan;
-use crate::relay::{self, Allowance, BindError, Bound, Change, Entrance, Limits, OtherEnd, Relay};
+use crate::relay::{self, AllowedClient, BindError, Budget, Limits, ListenSocket, PortDiff, Relay, RelayedPort};
 
 /// How long a keeper that gives way, or was killed, may take to let go of its ports.
 const HANDING_OVER: Duration = Duration::from_secs(2);
@@ -28,19 +28,19 @@ const BREATH: Duration = Duration::from_millis(5);
 
 /// Sees to it that there can be as many sockets as a plan has ports, where that is more than usual. Hooks that are run while there are so
 /// many may have as many files open themselves.
-pub(super) fn make_room(plan: &Plan) -> Result<Option<Allowance>, TunnelError> {
+pub(super) fn make_room(plan: &Plan) -> Result<Option<Budget>, TunnelError> {
     let ports = plan.publish.len() + 2 * plan.host_ports.len();
     let soft = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let is_many = ports as u64 > soft / 2;
-    is_many.then(Allowance::of_process).transpose().doing("have as many files open as there are ports")
+    is_many.then(Budget::of_process).transpose().doing("have as many files open as there are ports")
 }
 
 /// Takes the host's ports that are published, before anything else is done.
-pub(super) fn bind(ports: &[Publish], beginning: &Beginning) -> Result<Vec<Bound>, TunnelError> {
-    let entrances: Vec<Entrance> = ports.iter().map(Entrance::from).collect();
+pub(super) fn bind(ports: &[Publish], beginning: &Beginning) -> Result<Vec<ListenSocket>, TunnelError> {
+    let relayed_ports: Vec<RelayedPort> = ports.iter().map(RelayedPort::from).collect();
     let begin = Instant::now();
     loop {
-        match relay::bind(&entrances) {
+        match relay::bind(&relayed_ports) {
             Err(_) if matches!(beginning, Beginning::TakeOver(_)) && begin.elapsed() < HANDING_OVER => {
                 std::thread::sleep(BREATH);
             }
@@ -51,40 +51,40 @@ pub(super) fn bind(ports: &[Publish], beginning: &Beginning) -> Result<Vec<Bound
 }
 
 /// Takes the ports by which the host's loopback is reached from inside. The link is there already.
-pub(super) fn bind_host_ports(plan: &Plan) -> Result<Vec<Bound>, TunnelError> {
-    let bound = host_entrances(plan).iter().map(bind_unless_reached).collect::<Result<Vec<_>, _>>()?;
+pub(super) fn bind_host_ports(plan: &Plan) -> Result<Vec<ListenSocket>, TunnelError> {
+    let bound = relayed_host_ports(plan).iter().map(bind_unless_reached).collect::<Result<Vec<_>, _>>()?;
     Ok(bound.into_iter().flatten().collect())
 }
 
 /// The same, where a keeper was before. One that cannot be had is no reason to end the programs inside.
-pub(super) fn take_over_host_ports(plan: &Plan) -> Vec<Bound> {
+pub(super) fn take_over_host_ports(plan: &Plan) -> Vec<ListenSocket> {
     let begin = Instant::now();
-    let take = |entrance: &Entrance| loop {
-        match relay::bind(std::slice::from_ref(entrance)) {
+    let take = |relayed: &RelayedPort| loop {
+        match relay::bind(std::slice::from_ref(relayed)) {
             // It may be the former keeper's still.
-            Err(error) if error.is_taken() && begin.elapsed() < HANDING_OVER && !is_reached(entrance, Who::All) => {
+            Err(error) if error.is_in_use() && begin.elapsed() < HANDING_OVER && !is_reached(relayed, Who::All) => {
                 std::thread::sleep(BREATH);
             }
             Ok(bound) => return bound,
-            Err(error) if error.is_taken() && is_reached(entrance, Who::Any) => return Vec::new(),
+            Err(error) if error.is_in_use() && is_reached(relayed, Who::Any) => return Vec::new(),
             Err(error) => {
                 tracing::error!("{error}");
                 return Vec::new();
             }
         }
     };
-    host_entrances(plan).iter().flat_map(take).collect()
+    relayed_host_ports(plan).iter().flat_map(take).collect()
 }
 
 /// Where the host's loopback is reached from inside.
-fn host_entrances(plan: &Plan) -> Vec<Entrance> {
+fn relayed_host_ports(plan: &Plan) -> Vec<RelayedPort> {
     let veth = &plan.veth;
     let ipv4 = (IpAddr::from(veth.host_ipv4), IpAddr::from(veth.inner_ipv4));
     let ipv6 = veth.host_ipv6.zip(veth.inner_ipv6).map(|(host, inner)| (host.into(), inner.into()));
     let of = |port| {
         [Some(ipv4), ipv6].into_iter().flatten().map(move |(host, inner)| {
-            let only = OtherEnd { interface: veth.host_interface.clone(), address: inner };
-            Entrance::of_host(port, host, only)
+            let client = AllowedClient { interface: veth.host_interface.clone(), address: inner };
+            RelayedPort::of_host(port, host, client)
         })
     };
     plan.host_ports.iter().flat_map(|port| of(*port)).collect()
@@ -95,11 +95,11 @@ fn host_entrances(plan: &Plan) -> Vec<Entrance> {
 /// A service that listens on all addresses has the link's, too, so nothing can be put before it; and nothing has to be: the program
 /// reaches it as it is. That it listens there, and not on the loopback alone, is for its own configuration to say, which may change
 /// without anybody asking us. So it is no failure. What has the port and does not listen is one: nobody would be reached.
-fn bind_unless_reached(entrance: &Entrance) -> Result<Option<Bound>, BindError> {
-    match relay::bind(std::slice::from_ref(entrance)) {
+fn bind_unless_reached(relayed: &RelayedPort) -> Result<Option<ListenSocket>, BindError> {
+    match relay::bind(std::slice::from_ref(relayed)) {
         Ok(mut bound) => Ok(bound.pop()),
-        Err(error) if error.is_taken() && is_reached(entrance, Who::Any) => {
-            tracing::info!("port {} of the host is reached without a relay: a service listens there", entrance.port);
+        Err(error) if error.is_in_use() && is_reached(relayed, Who::Any) => {
+            tracing::info!("port {} of the host is reached without a relay: a service listens there", relayed.port);
             Ok(None)
         }
         Err(error) => Err(error),
@@ -115,19 +115,23 @@ enum Who {
     Any,
 }
 
-/// Whether somebody listens on the host where an entrance was to be.
-fn is_reached(entrance: &Entrance, who: Who) -> bool {
-    let listening = match entrance.protocol {
-        Protocol::Tcp => listeners::tcp(entrance.port),
-        Protocol::Udp => listeners::udp(entrance.port),
+/// Whether somebody listens on the host where a port was to be relayed.
+fn is_reached(relayed: &RelayedPort, who: Who) -> bool {
+    let listening = match relayed.protocol {
+        Protocol::Tcp => listeners::tcp(relayed.port),
+        Protocol::Udp => listeners::udp(relayed.port),
     };
-    let is_one = |address: &IpAddr| address.is_unspecified() || who == Who::Any && Some(*address) == entrance.address;
+    let is_one = |address: &IpAddr| address.is_unspecified() || who == Who::Any && Some(*address) == relayed.address;
     listening.is_ok_and(|addresses| addresses.iter().any(is_one))
 }
 
 impl Keeper {
     /// Lets come what waits at the ports.
-    pub(super) fn relay(&mut self, published: Vec<Bound>, host_ports: Vec<Bound>) -> Result<(), TunnelError> {
+    pub(super) fn relay(
+        &mut self,
+        published: Vec<ListenSocket>,
+        host_ports: Vec<ListenSocket>,
+    ) -> Result<(), TunnelError> {
         if !published.is_empty() {
             self.published = Some(self.start_inside(published).doing(PUBLISH)?);
         }
@@ -138,14 +142,14 @@ impl Keeper {
     }
 
     /// Starts to move what comes to ports of the host to the program.
-    fn start_inside(&mut self, ports: Vec<Bound>) -> io::Result<Relay> {
+    fn start_inside(&mut self, ports: Vec<ListenSocket>) -> io::Result<Relay> {
         let (targets, namespace) = self.tunnel.inner_addresses()?;
         let limits = self.relay_limits()?;
         with_all_capabilities(|| Relay::start(ports, targets, Some(namespace), limits, begin_relay))?
     }
 
     /// Starts to move what comes from inside to the host's loopback.
-    fn start_on_host(&mut self, ports: Vec<Bound>) -> io::Result<Relay> {
+    fn start_on_host(&mut self, ports: Vec<ListenSocket>) -> io::Result<Relay> {
         let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let limits = self.relay_limits()?;
         with_all_capabilities(|| Relay::start(ports, loopback, None, limits, begin_relay))?
@@ -155,7 +159,7 @@ impl Keeper {
     fn relay_limits(&mut self) -> io::Result<Limits> {
         let descriptors = match &self.descriptors {
             Some(descriptors) => descriptors.clone(),
-            None => self.descriptors.insert(Allowance::of_process()?).clone(),
+            None => self.descriptors.insert(Budget::of_process()?).clone(),
         };
         Ok(Limits::new(descriptors))
     }
@@ -173,10 +177,10 @@ impl Keeper {
         if self.descriptors.is_none() {
             self.descriptors = make_room(wanted)?;
         }
-        let entrances: Vec<Entrance> = wanted.publish.iter().map(Entrance::from).collect();
-        let take = |entrance: &Entrance| relay::bind(std::slice::from_ref(entrance)).map(|mut bound| bound.pop());
-        let published = Step::prepare(&self.published, &entrances, take)?;
-        let host_ports = match Step::prepare(&self.host_ports, &host_entrances(wanted), bind_unless_reached) {
+        let relayed_ports: Vec<RelayedPort> = wanted.publish.iter().map(RelayedPort::from).collect();
+        let take = |relayed: &RelayedPort| relay::bind(std::slice::from_ref(relayed)).map(|mut bound| bound.pop());
+        let published = Step::prepare(&self.published, &relayed_ports, take)?;
+        let host_ports = match Step::prepare(&self.host_ports, &relayed_host_ports(wanted), bind_unless_reached) {
             Ok(step) => step,
             Err(error) => {
                 published.abandon(&self.published);
@@ -208,7 +212,7 @@ impl Keeper {
         prepared.host_ports.commit(&mut self.host_ports);
         // The tunnel may have other addresses now, at which the program listens.
         if let Some(relay) = &self.published
-            && let Err(error) = self.tunnel.inner_addresses().and_then(|(targets, _)| relay.aim(targets))
+            && let Err(error) = self.tunnel.inner_addresses().and_then(|(targets, _)| relay.set_targets(targets))
         {
             tracing::error!("the program is not reached at new addresses of its tunnel: {error}");
         }
@@ -231,27 +235,27 @@ pub(super) struct Prepared {
 
 /// The same, for one relay.
 struct Step {
-    change: Change,
+    change: PortDiff,
     /// What is new and taken.
-    bound: Vec<Bound>,
+    bound: Vec<ListenSocket>,
 }
 
 impl Step {
     fn prepare(
         relay: &Option<Relay>,
-        wanted: &[Entrance],
-        take: impl Fn(&Entrance) -> Result<Option<Bound>, BindError>,
+        wanted: &[RelayedPort],
+        take: impl Fn(&RelayedPort) -> Result<Option<ListenSocket>, BindError>,
     ) -> Result<Self, TunnelError> {
-        let change = Change::between(relay.as_ref().map_or(&[], Relay::entrances), wanted);
-        let take_all = |entrances: &[Entrance]| -> Result<Vec<Bound>, BindError> {
-            let taken = entrances.iter().map(&take).collect::<Result<Vec<_>, _>>()?;
+        let change = PortDiff::between(relay.as_ref().map_or(&[], Relay::ports), wanted);
+        let take_all = |relayed_ports: &[RelayedPort]| -> Result<Vec<ListenSocket>, BindError> {
+            let taken = relayed_ports.iter().map(&take).collect::<Result<Vec<_>, _>>()?;
             Ok(taken.into_iter().flatten().collect())
         };
         let mut step = Self { bound: take_all(&change.open)?, change };
-        if let Some(relay) = relay.as_ref().filter(|_| !step.change.open_after.is_empty()) {
+        if let Some(relay) = relay.as_ref().filter(|_| !step.change.open_after_close.is_empty()) {
             // A port that is to be listened on at other addresses of the host is let go of for an instant.
-            relay.let_go(&step.change.in_the_way()).doing(PUBLISH)?;
-            match take_all(&step.change.open_after) {
+            relay.release(&step.change.conflicting()).doing(PUBLISH)?;
+            match take_all(&step.change.open_after_close) {
                 Ok(bound) => step.bound.extend(bound),
                 Err(error) => {
                     step.abandon(&Some(relay));
@@ -264,7 +268,7 @@ impl Step {
 
     fn commit(self, relay: &mut Option<Relay>) {
         if let Some(living) = relay
-            && let Err(error) = living.change(self.change, self.bound)
+            && let Err(error) = living.apply(self.change, self.bound)
         {
             tracing::error!("the ports are not reached any more: {error}");
         }
@@ -274,9 +278,9 @@ impl Step {
     fn abandon(self, relay: &Option<impl std::borrow::Borrow<Relay>>) {
         let Some(relay) = relay else { return };
         drop(self.bound);
-        let former = self.change.in_the_way();
+        let former = self.change.conflicting();
         let back = match relay::bind(&former) {
-            Ok(bound) => relay.borrow().take_back(bound),
+            Ok(bound) => relay.borrow().restore(bound),
             Err(error) => Err(error.into()),
         };
         if let Err(error) = back {
@@ -285,9 +289,9 @@ impl Step {
     }
 }
 
-/// A relay without entrances has nothing to do.
+/// A relay without relayed_ports has nothing to do.
 fn end_if_idle(relay: &mut Option<Relay>) {
-    if relay.as_ref().is_some_and(|relay| relay.entrances().is_empty()) {
+    if relay.as_ref().is_some_and(|relay| relay.ports().is_empty()) {
         *relay = None;
     }
 }

@@ -237,7 +237,7 @@ impl Keeper {
         let living = Living {
             interface,
             peers: self.peers(),
-            dns: Dns { servers: plan.names.servers.clone(), search: plan.names.search.clone() },
+            dns: Dns { servers: plan.dns.servers.clone(), search: plan.dns.search.clone() },
             link,
             local_networks: plan.local.networks.clone(),
             open_ports: plan.open.clone(),
@@ -324,7 +324,7 @@ impl Keeper {
         let mut wanted = self.plan_anew(&config, options)?;
         wanted.keep_link(self.tunnel.plan());
         let living = self.tunnel.living_choice();
-        let change = plan::change(self.tunnel.plan(), &wanted, living).map_err(|reasons| {
+        let change = plan::diff(self.tunnel.plan(), &wanted, living).map_err(|reasons| {
             let advice = format!("take it down with `vpn-exec down {}`, and up again", config.name);
             (format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")), Some(advice))
         })?;
@@ -352,7 +352,7 @@ impl Keeper {
     /// Makes the living device and its interface what a changed configuration says. After an error they are as they were.
     fn change_tunnel(
         &mut self,
-        change: &plan::Change,
+        change: &plan::PlanDiff,
         wanted: Plan,
         (former, device): (&DeviceConfig, &DeviceConfig),
     ) -> Result<(), (String, Option<String>)> {

@@ -24,7 +24,7 @@ use crate::linux::process::ProcessId;
 use crate::linux::signals::Signals;
 use crate::linux::timer::Timer;
 use crate::plan::PlanOptions;
-use crate::relay::{Allowance, Relay};
+use crate::relay::{Budget, Relay};
 
 /// How long the host's network may go on changing before the keeper looks at it: one change comes as many messages, and where many
 /// tunnels start at once, each hears of all the others' interfaces.
@@ -53,7 +53,7 @@ pub(super) struct Keeper {
     /// Moves what comes from inside to the host's loopback, if any of it is to be reached.
     pub(super) host_ports: Option<Relay>,
     /// How many descriptors these may have open, once there was one.
-    pub(super) descriptors: Option<Allowance>,
+    pub(super) descriptors: Option<Budget>,
     /// Whether a lease was closed without a word: what its program left behind may be inside still.
     pub(super) abandoned: bool,
     /// Those who held a lease on the killed keeper before, and until when they may come.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use vpn_exec::config::{Config, OpenPorts, Protocol};
 use vpn_exec::names::InterfaceName;
 use vpn_exec::plan::{
-    Facts, ForeignChain, ForwardDrop, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError, SwitchedOn,
+    Facts, ForeignChain, ForwardDrop, ForwardingInterface, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError,
 };
 use vpn_exec::ruleset::{Family, Hook, Interface, Match, Policy, Table, Transport, Verdict};
 
@@ -154,9 +154,9 @@ fn the_rules_are_printed() {
 }
 
 /// All that forwards for tunnels' sake alone on a host that is no router.
-fn switched_on(plan: &Plan) -> Vec<SwitchedOn> {
+fn switched_on(plan: &Plan) -> Vec<ForwardingInterface> {
     let of = |interface: &InterfaceName| {
-        [Family::Ipv4, Family::Ipv6].map(|family| SwitchedOn { interface: interface.clone(), family })
+        [Family::Ipv4, Family::Ipv6].map(|family| ForwardingInterface { interface: interface.clone(), family })
     };
     plan.local.interfaces.iter().flat_map(of).collect()
 }
@@ -195,7 +195,7 @@ fn passes(table: &Table, hook: Hook, packet: &Packet) -> bool {
         },
         Match::Icmpv6(_) => false,
         Match::Of(family) => (*family == Family::Ipv4) == packet.source.is_ipv4(),
-        Match::Answers => packet.answers,
+        Match::Replies => packet.answers,
     };
     let decisive = chain.rules.iter().find(|rule| rule.matches.iter().all(&holds));
     match decisive {
@@ -257,7 +257,7 @@ proptest! {
         let is_host = [IpAddr::from(plan.veth.host_ipv4)].into_iter().chain(plan.veth.host_ipv6.map(IpAddr::from)).any(|host| host == destination);
         let by = leaves_by(&plan, &destination);
         let is_local = by == Some("host0") && (is_host || plan.local.networks.iter().any(|net| net.contains(&destination)));
-        let is_resolver = plan.names.servers.contains(&destination) && [53, 853].contains(&port);
+        let is_resolver = plan.dns.servers.contains(&destination) && [53, 853].contains(&port);
         let may = is_local && (!NAME_PORTS.contains(&port) || is_resolver);
         prop_assert_eq!(passes(&plan.firewall.inside, Hook::Output, &packet("", "host0")), may, "by host0, {:?}", by);
         prop_assert!(passes(&plan.firewall.inside, Hook::Output, &packet("", "wg0")));
