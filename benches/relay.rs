@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
 use measure::{Spread, load, milliseconds, now};
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::sysctl;
-use vpn_exec::tunnel::state;
+use vpn_exec::registry;
 
 const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 const PROXY: &str = "/lib/systemd/systemd-socket-proxyd";
@@ -52,7 +52,7 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     let ports = ["--publish", "8001:81", "--publish", "8002:82"];
     let output = Command::new(VPN_EXEC).args(up).args(ports).stdin(Stdio::null()).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let Named::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
+    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
     inside.run(set_control)?;
     serve(&inside, 81, swallow)?;
     serve(&inside, 82, answer)?;
@@ -61,7 +61,7 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     )?;
     let address: Ipv4Addr = living["link"]["inner_ipv4"].as_str().context("an inner address")?.parse()?;
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let keeper = state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
+    let keeper = registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
     let mut ways = vec![
         ("directly, by the veth", [SocketAddr::from((address, 81)), SocketAddr::from((address, 82))], None),
         ("a published port", [local(8001), local(8002)], Some(keeper)),

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
 use measure::{Spread, load, milliseconds, now};
-use vpn_exec::tunnel::state;
+use vpn_exec::registry;
 
 const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 
@@ -169,7 +169,7 @@ fn many(file: &str) -> Result<()> {
 }
 
 fn idle(peer: Peer) -> Result<()> {
-    let keeper = state::read(&NAME.parse()?)?.context("the tunnel stands")?.keeper.cast_signed();
+    let keeper = registry::read(&NAME.parse()?)?.context("the tunnel stands")?.keeper.cast_signed();
     let mut processes = vec![("the keeper", keeper)];
     if peer == Peer::WireguardGo {
         processes.push(("wireguard-go, at the other end", process_called("wireguard-go")?));

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 pub use crate::linux::fuzzing::{iptables, netlink};
 pub use crate::wireguard::userspace::fuzzing::device;
-use crate::{config, linux, names, plan, program, relay, tunnel};
+use crate::{config, lease, linux, names, plan, program, registry, relay};
 
 /// What comes from other processes and from files of the machine. The first byte says which of the parsers has the rest.
 pub fn messages(input: &[u8]) {
@@ -14,17 +14,17 @@ pub fn messages(input: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match kind % 8 {
         0 => {
-            let _ = serde_json::from_slice::<tunnel::lease::Request>(data);
-            let _ = serde_json::from_slice::<tunnel::lease::Event>(data);
+            let _ = serde_json::from_slice::<lease::Request>(data);
+            let _ = serde_json::from_slice::<lease::Event>(data);
         }
         1 => {
             let file = linux::memory_file::seal(data).expect("a file in memory");
-            if let Ok(handover) = tunnel::handover::Handover::open(file.as_fd()) {
+            if let Ok(handover) = lease::handover::Handover::open(file.as_fd()) {
                 let _ = handover.config();
             }
         }
         2 => {
-            let _ = serde_json::from_slice::<tunnel::state::State>(data);
+            let _ = serde_json::from_slice::<registry::State>(data);
             if let Ok(plan) = serde_json::from_slice::<plan::Plan>(data) {
                 let _ = plan.to_string();
             }
@@ -81,7 +81,7 @@ fn address(bytes: &[u8]) -> SocketAddr {
 /// What systemctl prints about a service (`systemctl show`), up to the drop-in that is made of it.
 pub fn systemctl(output: &[u8]) {
     let text = String::from_utf8_lossy(output);
-    let properties = crate::commands::systemd::properties(&text);
+    let properties = crate::systemctl::properties(&text);
     let words = |name: &str| {
         let value = properties.get(name).map(String::as_str).unwrap_or_default();
         value.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
@@ -90,10 +90,7 @@ pub fn systemctl(output: &[u8]) {
     let facts = plan::drop_in::ServiceFacts {
         kind: properties.get("Type").cloned().unwrap_or_default(),
         runtime_directories: words("RuntimeDirectory"),
-        used_paths: words("ReadWritePaths")
-            .iter()
-            .filter_map(|path| crate::commands::systemd::used_path(path))
-            .collect(),
+        used_paths: words("ReadWritePaths").iter().filter_map(|path| crate::systemctl::used_path(path)).collect(),
         bind_paths: words("BindPaths"),
         pid_file: path("PIDFile"),
         private_network: false,

@@ -1,24 +1,26 @@
 //! vpn-exec runs a program whose only way to the Internet is a WireGuard tunnel.
 //!
-//! The rooms, and which may call which (an arrow reads "may use"):
+//! The rooms, from top to bottom. A room uses only rooms below it; a test checks that (`tests/layout.rs`).
 //!
-//! ```text
-//! commands ─► program ─► tunnel ─► wireguard, relay ─► linux    program ─► bus ─► linux    tunnel ─► plan ─► config
-//!                                                               all ─► names, keys, ruleset, printed
-//! ```
-//!
-//! - [`cli`], [`logging`]: the command line, and what is said.
-//! - [`commands`]: a file for each command, with [`config_file`], which reads what [`config`] parses.
-//! - [`config`]: what the user asked for, parsed and checked.
-//! - [`plan`]: what will be done: a pure function of a config and of facts about the host.
-//! - [`tunnel`]: applies a plan and undoes it; the keeper that owns it, and the leases of those who want it.
-//! - [`program`]: enters the tunnel, gets its own view of the host's files, drops privileges, runs, and hands back an exit status.
-//! - [`wireguard`]: one trait, two implementations.
-//! - [`relay`]: published ports.
-//! - [`bus`]: the session bus as the program sees it.
-//! - [`linux`]: thin, safe wrappers over the kernel. Knows nothing of VPNs.
-//! - [`printed`]: escapes in text what a terminal would obey.
-//! - [`names`], [`keys`], [`ruleset`]: checked names, wiped keys, and rules for packets.
+//! | room | what it is |
+//! |---|---|
+//! | [`cli`] | the command line's grammar |
+//! | [`commands`] | one file per command |
+//! | [`program`] | the program's process: enters the tunnel, gets its view of files, drops privileges, runs |
+//! | `session` | getting hold of a tunnel: join, claim, take over, create; recovery after a killed keeper |
+//! | `request` | file, profile and command line brought together |
+//! | [`keeper`] | the daemon that owns a tunnel: event loop, clients, endpoints, ports, service manager |
+//! | [`lease`] | the protocol between the keeper and its clients, with status and handover |
+//! | [`tunnel`] | the kernel objects of a tunnel: make, take over, change, remove |
+//! | [`registry`] | the files below `/run/vpn-exec` |
+//! | [`relay`] | published ports |
+//! | [`bus`] | the filter of the session bus |
+//! | [`wireguard`] | the kernel's and the embedded WireGuard behind one trait |
+//! | [`plan`] | the decisions, as a pure function of a configuration and of facts about the host |
+//! | [`config`], [`config_file`] | the user's files, parsed and checked |
+//! | [`linux`] | thin, safe wrappers of kernel interfaces, without knowledge of VPNs |
+//! | [`failure`], [`logging`], [`printed`] | errors, messages, and escaping for terminals |
+//! | [`names`], [`keys`], [`ruleset`] | checked names, wiped keys, and packet rules as data |
 
 #![deny(unsafe_code)]
 
@@ -27,9 +29,14 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod config_file;
+pub mod failure;
+#[doc(hidden)]
+pub mod fault;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod keeper;
 pub mod keys;
+pub mod lease;
 #[expect(
     unsafe_code,
     reason = "some of what the kernel offers has no safe wrapper elsewhere; each block says why it is sound"
@@ -40,8 +47,12 @@ pub mod names;
 pub mod plan;
 pub mod printed;
 pub mod program;
+pub mod registry;
 pub mod relay;
+mod request;
 pub mod ruleset;
+mod session;
+mod systemctl;
 pub mod tunnel;
 #[expect(unsafe_code, reason = "the embedded device sets socket options; each block says why it is sound")]
 pub mod wireguard;

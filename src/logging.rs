@@ -17,10 +17,10 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{LogFormat, Verbosity};
-use crate::commands::Failure;
 use crate::config::diagnostic::Diagnostics;
+use crate::failure::Failure;
 use crate::linux::service_manager;
-use crate::linux::standard_error::{self, StandardError};
+use crate::linux::stderr::{self, QueuedStderr};
 use crate::printed;
 
 /// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
@@ -41,11 +41,11 @@ pub fn start(verbosity: Verbosity) {
         LogFormat::Auto => Form::Plain { timed: level >= Level::DEBUG },
     };
     let form = *FORM.get_or_init(|| form);
-    standard_error::tell_losses_by(lost);
+    stderr::set_loss_message(lost);
     // The libraries call an error what is an ordinary event for a tunnel, such as a peer that does not answer.
     let targets = tracing_subscriber::filter::Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let targets = if level == Level::TRACE { targets.with_default(level) } else { targets };
-    let output = tracing_subscriber::fmt::layer().with_writer(|| StandardError).event_format(form);
+    let output = tracing_subscriber::fmt::layer().with_writer(|| QueuedStderr).event_format(form);
     // Fails only if there is a subscriber already, which then serves.
     let _ = tracing_subscriber::registry().with(targets).with(output).try_init();
 }
@@ -71,12 +71,12 @@ pub fn report(failure: &Failure) {
             in_json(Level::ERROR, failure.message.trim_end(), advice)
         }
     };
-    let _ = StandardError.write(text.as_bytes());
+    let _ = QueuedStderr.write(text.as_bytes());
 }
 
 /// Gives the reader of standard error time for the last messages of a process that did not wait for it until then.
 pub fn finish() {
-    standard_error::flush(LAST_WORDS);
+    stderr::flush(LAST_WORDS);
 }
 
 /// How much time that is.

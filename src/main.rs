@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use vpn_exec::cli::Cli;
+use vpn_exec::failure::FAILED;
 use vpn_exec::linux::process;
 use vpn_exec::{commands, logging};
 
@@ -12,13 +13,13 @@ fn main() -> ExitCode {
         Err(error) => {
             if error.use_stderr() {
                 logging::report_usage(&error);
-                return ExitCode::from(commands::FAILED);
+                return ExitCode::from(FAILED);
             }
             return ExitCode::from(match error.print() {
                 // That nobody reads the help to its end is no failure.
                 Err(failed) if failed.kind() != std::io::ErrorKind::BrokenPipe => {
                     eprintln!("vpn-exec: cannot write to standard output: {failed}");
-                    commands::FAILED
+                    FAILED
                 }
                 _ => 0,
             });
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     };
     logging::start(cli.verbosity);
     // Before the first secret is read, whatever the command.
-    if let Err(error) = process::forbid_inspection() {
+    if let Err(error) = process::disable_ptrace_and_core_dumps() {
         tracing::warn!("this process could be inspected: {error}");
     }
     let code = commands::execute(cli).unwrap_or_else(|failure| {

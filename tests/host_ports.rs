@@ -12,10 +12,10 @@ use lab::agent::Agent;
 use lab::{HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use vpn_exec::lease::status::{self, HostLink};
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
-use vpn_exec::tunnel::state;
-use vpn_exec::tunnel::status::{self, HostLink};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
+use vpn_exec::registry;
 
 const NAME: &str = "back";
 
@@ -136,7 +136,7 @@ fn route_from_lan(lab: &Lab, link: &HostLink) -> Result<()> {
         let index = netlink.link("eth0")?.map_or(0, |link| link.index);
         let routes = to.into_iter().zip(HOST_ON_LAN.both());
         Ok(netlink.execute(
-            routes.map(|(to, gateway)| Request::add_route(index, "eth0", to.into(), Some(gateway))).collect(),
+            routes.map(|(to, gateway)| NetlinkRequest::add_route(index, "eth0", to.into(), Some(gateway))).collect(),
         )?)
     })?;
     Ok(())
@@ -243,13 +243,13 @@ fn the_successor_of_a_killed_keeper_lets_the_same_ports_be_reached() {
         let mut agent = inside()?;
         let act = "get http://host.internal:5432/";
         assert_eq!(agent.succeed(act)?, "still there");
-        let keeper = state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
+        let keeper = registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
         kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
         // The launcher that is inside starts the successor.
         assert_eq!(agent.succeed_within(PATIENCE, act)?, "still there");
         let host = link()?.host_ipv4;
         assert_eq!(agent.succeed(&format!("echo {} 16", SocketAddr::new(host.into(), 5432)))?, "the same");
-        let successor = state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
+        let successor = registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
         ensure!(successor != keeper);
         finish(agent)?;
         down()

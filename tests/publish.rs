@@ -13,9 +13,9 @@ use lab::{HOST, HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::poll::wait_for;
-use vpn_exec::tunnel::{state, status};
+use vpn_exec::{lease::status, registry};
 
 const NAME: &str = "pub";
 
@@ -45,7 +45,7 @@ fn up_from(file: &Path, ports: &[&str]) -> Result<NetworkNamespace> {
 }
 
 fn inside() -> Result<NetworkNamespace> {
-    let Named::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
+    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
     Ok(inside)
 }
 
@@ -324,7 +324,7 @@ fn the_successor_of_a_killed_keeper_publishes_the_same_ports() {
         let inside = up(lab, &["8080:80", "5300:53/udp"])?;
         shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
         let _open = connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?;
-        let keeper = state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
+        let keeper = registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
         kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
         up(lab, &["8080:80", "5300:53/udp"])?;
         converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
@@ -548,7 +548,7 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         // A successor has what was changed to.
         let mut program = Command::new(lab::program!());
         let mut program = program.args(["--tunnel", NAME, "--", "sleep", "60"]).spawn()?;
-        let keeper = || -> Result<i32> { Ok(state::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed()) };
+        let keeper = || -> Result<i32> { Ok(registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed()) };
         let (former, begin) = (keeper()?, Instant::now());
         let is_inside = || -> Result<bool> { Ok(status::of(&NAME.parse()?)?.is_some_and(|status| status.leases > 0)) };
         while !is_inside()? {

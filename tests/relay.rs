@@ -12,11 +12,11 @@ use ipnet::IpNet;
 use lab::{HOST_ON_LAN, Lab, Peer, Reach, Skip};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vpn_exec::config::ports::parse_publish;
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
 use vpn_exec::relay::{self, Budget, Limits, Relay, RelayedPort};
-use vpn_exec::tunnel::{state, status};
+use vpn_exec::{lease::status, registry};
 
 const NAME: &str = "many";
 
@@ -37,7 +37,7 @@ fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
     let output = Command::new("sh").arg("-c").arg(up).arg(program).arg(file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     match look_up(&path_of(NAME))? {
-        Named::Namespace(inside) => Ok(inside),
+        NameLookup::Namespace(inside) => Ok(inside),
         _ => anyhow::bail!("the name is a namespace's"),
     }
 }
@@ -106,7 +106,8 @@ fn thousands_of_connections_live_side_by_side() {
             client.read_exact(&mut said).with_context(|| format!("number {number}"))?;
         }
         ensure!(
-            state::read(&NAME.parse()?)?.is_some() && status::of(&NAME.parse()?)?.is_some_and(|it| it.living.is_some())
+            registry::read(&NAME.parse()?)?.is_some()
+                && status::of(&NAME.parse()?)?.is_some_and(|it| it.living.is_some())
         );
         drop((pairs, inside));
         down()
@@ -229,7 +230,7 @@ fn clients_of_ipv6_are_counted_by_their_network() {
         let lo = netlink.link("lo")?.context("lo")?.index;
         let address = |net: u16, host: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, net, 0, 0, 0, host);
         for (net, host) in (1..=30).map(|host| (1, host)).chain([(2, 1), (3, 1)]) {
-            netlink.execute_one(Request::add_address(lo, "lo", IpNet::new(address(net, host).into(), 128)?))?;
+            netlink.execute_one(NetlinkRequest::add_address(lo, "lo", IpNet::new(address(net, host).into(), 128)?))?;
         }
         let _relay = relay("8080:80", Limits::new(Budget::new(20)))?;
         serve(80)?;

@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
 use vpn_exec::linux::capabilities::{self, CapabilitySet};
 use vpn_exec::linux::mounts;
-use vpn_exec::tunnel::state;
+use vpn_exec::registry;
 
 /// How much of a key is too much: 16 characters of base64 or hexadecimal digits, or 16 bytes.
 const WINDOW: usize = 16;
@@ -156,7 +156,7 @@ fn program() {
 
 fn look(name: &str) -> Result<Report> {
     let needles = Needles::read()?;
-    let keeper = state::read(&name.parse()?)?.context("a state")?.keeper.cast_signed();
+    let keeper = registry::read(&name.parse()?)?.context("a state")?.keeper.cast_signed();
     let launcher = nix::unistd::getppid().as_raw();
     let mut descriptors = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
@@ -200,7 +200,7 @@ fn open_all_of(pid: i32) -> Vec<String> {
 /// Goes on, as another user who keeps all capabilities, with what is in `VPN_EXEC_TEST_THEN`.
 fn become_user(user: u32) -> Result<()> {
     let (all, last) = (capabilities::permitted()?, capabilities::last()?);
-    capabilities::survive_change_of_user()?;
+    capabilities::keep_across_user_change()?;
     nix::unistd::setresgid(Gid::from_raw(user), Gid::from_raw(user), Gid::from_raw(user))?;
     nix::unistd::setresuid(Uid::from_raw(user), Uid::from_raw(user), Uid::from_raw(user))?;
     capabilities::set(all, all)?;
@@ -430,14 +430,14 @@ fn no_process_keeps_the_text_of_a_key() {
             command
         };
         let keeper =
-            || -> Result<i32> { Ok(state::read(&"standing".parse()?)?.context("a state")?.keeper.cast_signed()) };
+            || -> Result<i32> { Ok(registry::read(&"standing".parse()?)?.context("a state")?.keeper.cast_signed()) };
         ensure!(up(&["--wait", "20"]).status()?.success());
         searched("the keeper of a standing tunnel", keeper()?)?;
 
         // It replaces the other one, and reads the file once more when it is told to.
         let replaced = keeper()?;
         let mut child = up(&["--foreground", "--replace"]).spawn()?;
-        let is_there = || Ok(keeper()? != replaced && state::socket_of(&"standing".parse()?).exists());
+        let is_there = || Ok(keeper()? != replaced && registry::socket_of(&"standing".parse()?).exists());
         lab::wait_until(lab::patience(PATIENCE), "no keeper in the foreground", is_there)?;
         let asked = |word: &str| Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args([word, "standing"]).output();
         // Whoever is answered is served by a keeper that has begun.

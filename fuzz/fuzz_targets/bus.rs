@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use vpn_exec::bus::address;
-use vpn_exec::bus::authentication::{self, FromBus, FromClient};
+use vpn_exec::bus::authentication::{self, BusAuthentication, ClientAuthentication};
 use vpn_exec::bus::message::{Endian, Header, MAX_HEADER, Parsed, Reader};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -21,7 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
         Err(_) => {}
     }
     let _ = Reader::new(bytes, Endian::Big).strings();
-    let (mut rest, mut client, mut bus, mut is_first) = (bytes, FromClient::default(), FromBus::default(), true);
+    let (mut rest, mut client, mut bus, mut is_first) =
+        (bytes, ClientAuthentication::default(), BusAuthentication::default(), true);
     while let Ok(Some((line, length))) = authentication::client_line(rest, is_first) {
         client.line(line, &bus);
         let _ = bus.line(line);

@@ -19,14 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Where a bus listens. Only unix sockets are of use: a bus is on the same machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Address {
+pub enum BusAddress {
     /// A file.
     Path(PathBuf),
     /// An abstract name, without the NUL before it. It belongs to the network namespace that the bus is in.
     Abstract(OsString),
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for BusAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => write!(f, "unix:path={}", escape(path.as_os_str().as_bytes())),
@@ -51,7 +51,7 @@ pub enum AddressError {
 ///
 /// # Errors
 /// If the text is not a list of addresses, or has no unix socket in it.
-pub fn parse(text: &str) -> Result<Vec<Address>, AddressError> {
+pub fn parse(text: &str) -> Result<Vec<BusAddress>, AddressError> {
     let mut found = Vec::new();
     for entry in text.split(';').filter(|entry| !entry.is_empty()) {
         let invalid = |why| AddressError::Invalid(entry.to_owned(), why);
@@ -65,13 +65,13 @@ pub fn parse(text: &str) -> Result<Vec<Address>, AddressError> {
             }
             let value = OsString::from_vec(value);
             match (transport, key) {
-                ("unix", "path") => sockets.push(Address::Path(value.into())),
-                ("unix", "abstract") => sockets.push(Address::Abstract(value)),
+                ("unix", "path") => sockets.push(BusAddress::Path(value.into())),
+                ("unix", "abstract") => sockets.push(BusAddress::Abstract(value)),
                 // What identifies the bus, and forms that say only where one may listen.
                 _ => {}
             }
         }
-        match <[Address; 1]>::try_from(sockets) {
+        match <[BusAddress; 1]>::try_from(sockets) {
             Ok(socket) => found.extend(socket),
             Err(several) if several.is_empty() => {}
             Err(_) => return Err(invalid("it has more than one of path= and abstract=")),
@@ -81,8 +81,8 @@ pub fn parse(text: &str) -> Result<Vec<Address>, AddressError> {
 }
 
 /// Returns where the user's session bus is if no variable says so: the socket that systemd makes.
-pub fn of_runtime_directory(directory: &Path) -> Address {
-    Address::Path(directory.join("bus"))
+pub fn of_runtime_directory(directory: &Path) -> BusAddress {
+    BusAddress::Path(directory.join("bus"))
 }
 
 /// Connects to the first of these addresses at which a process listens.
@@ -90,7 +90,7 @@ pub fn of_runtime_directory(directory: &Path) -> Address {
 /// # Errors
 /// Why the last one could not be connected to; `WouldBlock` if too many connections wait to be accepted for five
 /// seconds already.
-pub fn connect(addresses: &[Address]) -> io::Result<OwnedFd> {
+pub fn connect(addresses: &[BusAddress]) -> io::Result<OwnedFd> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses {
         match connect_to(address) {
@@ -101,10 +101,10 @@ pub fn connect(addresses: &[Address]) -> io::Result<OwnedFd> {
     Err(last)
 }
 
-fn connect_to(address: &Address) -> io::Result<OwnedFd> {
+fn connect_to(address: &BusAddress) -> io::Result<OwnedFd> {
     let name = match address {
-        Address::Path(path) => SocketAddrUnix::new(path),
-        Address::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
+        BusAddress::Path(path) => SocketAddrUnix::new(path),
+        BusAddress::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
     }?;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
@@ -156,10 +156,10 @@ mod tests {
 
     #[test]
     fn addresses_are_read() {
-        let path = |path: &str| Address::Path(path.into());
+        let path = |path: &str| BusAddress::Path(path.into());
         assert_eq!(parse("unix:path=/run/user/1000/bus"), Ok(vec![path("/run/user/1000/bus")]));
         let guid = "unix:abstract=/tmp/dbus-x%2c%C3%A9,guid=aa00;tcp:host=localhost,port=4;unix:guid=00,path=/b";
-        assert_eq!(parse(guid), Ok(vec![Address::Abstract("/tmp/dbus-x,é".into()), path("/b")]));
+        assert_eq!(parse(guid), Ok(vec![BusAddress::Abstract("/tmp/dbus-x,é".into()), path("/b")]));
         assert_eq!(parse(";unix:path=/a;"), Ok(vec![path("/a")]));
         for nothing in ["", "autolaunch:", "unix:", "unix:tmpdir=/tmp", "unixexec:path=ssh"] {
             assert_eq!(parse(nothing), Err(AddressError::NoSocket(nothing.into())));
@@ -169,7 +169,7 @@ mod tests {
         for invalid in entries {
             assert!(matches!(parse(invalid), Err(AddressError::Invalid(..))), "{invalid}");
         }
-        for address in [path("/a b/;%"), Address::Abstract("é".into())] {
+        for address in [path("/a b/;%"), BusAddress::Abstract("é".into())] {
             assert_eq!(parse(&address.to_string()), Ok(vec![address]));
         }
         assert_eq!(of_runtime_directory(Path::new("/run/user/7")), path("/run/user/7/bus"));
@@ -179,14 +179,14 @@ mod tests {
     fn the_first_that_listens_is_connected_to() {
         let directory = tempfile::tempdir().expect("a directory");
         let (missing, path) = (directory.path().join("missing"), directory.path().join("bus"));
-        assert_eq!(connect(&[Address::Path(missing.clone())]).expect_err("missing").kind(), io::ErrorKind::NotFound);
+        assert_eq!(connect(&[BusAddress::Path(missing.clone())]).expect_err("missing").kind(), io::ErrorKind::NotFound);
         let listener = UnixListener::bind(&path).expect("a listener");
-        connect(&[Address::Path(missing), Address::Path(path)]).expect("connected");
+        connect(&[BusAddress::Path(missing), BusAddress::Path(path)]).expect("connected");
         listener.accept().expect("accepted");
         let name = format!("vpn-exec-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).expect("a name");
         let _listener = UnixListener::bind_addr(&address).expect("a listener");
-        connect(&[Address::Abstract(name.into())]).expect("connected");
-        assert!(connect(&[Address::Path("x".repeat(200).into())]).is_err());
+        connect(&[BusAddress::Abstract(name.into())]).expect("connected");
+        assert!(connect(&[BusAddress::Path("x".repeat(200).into())]).is_err());
     }
 }

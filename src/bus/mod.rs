@@ -14,7 +14,7 @@
 //! - [`message`]: D-Bus on the wire; [`authentication`]: what comes before the first message.
 //! - `connection`: decides about each message; `side` holds what is on its way, within bounds; `names` has the names
 //!   that only those inside know.
-//! - [`Refusal`]: what was refused, in a sentence that says how to allow it.
+//! - [`BusRefusal`]: what was refused, in a sentence that says how to allow it.
 //!
 //! What a client sees: itself, the other clients of the same filter, and the services of the policy. Any name that it
 //! requests it is granted among the clients of the filter, even if a program outside has it, so that it starts inside.
@@ -22,12 +22,12 @@
 
 pub mod address;
 pub mod authentication;
+mod buffered_socket;
 mod connection;
 pub mod message;
 mod names;
 pub mod policy;
 mod refusal;
-mod side;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,12 +37,12 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-pub use address::Address;
+pub use address::BusAddress;
 pub use policy::{Pattern, Policy};
-pub use refusal::Refusal;
+pub use refusal::BusRefusal;
 
 use connection::{Connection, Shared};
-use names::Token;
+use names::ClientId;
 
 /// How many clients are served at once. Others wait until one has left.
 const MAX_CLIENTS: usize = 512;
@@ -64,13 +64,13 @@ pub fn serve(
     listener: BorrowedFd<'_>,
     mut connect: impl FnMut() -> io::Result<OwnedFd>,
     policy: &Policy,
-    mut report: impl FnMut(&Refusal, u64),
+    mut report: impl FnMut(&BusRefusal, u64),
     stop: BorrowedFd<'_>,
 ) -> io::Result<()> {
     rustix::io::ioctl_fionbio(listener, true)?;
     let mut shared = Shared::new(policy, &mut report);
     let mut connections: Vec<Connection> = Vec::new();
-    let mut next: Token = 0;
+    let mut next: ClientId = 0;
     // There were no descriptors for another client. Only something else that happens can have changed that.
     let mut exhausted = false;
     loop {
@@ -96,7 +96,7 @@ pub fn serve(
                             connection.advance(&mut shared);
                             connections.push(connection);
                         }
-                        Err(error) => shared.refuse(Refusal::NoBus(error.to_string())),
+                        Err(error) => shared.refuse(BusRefusal::NoBus(error.to_string())),
                     }
                 }
                 Ok(None) => {}
@@ -160,7 +160,11 @@ fn wait(
 }
 
 /// Adds a side to what is waited for, and returns its place there.
-fn add_side<'a>(entries: &mut Vec<PollFd<'a>>, side: &'a side::Side, blocked: bool) -> Option<usize> {
+fn add_side<'a>(
+    entries: &mut Vec<PollFd<'a>>,
+    side: &'a buffered_socket::BufferedSocket,
+    blocked: bool,
+) -> Option<usize> {
     let mut wanted = PollFlags::empty();
     wanted.set(PollFlags::IN, !blocked && side.wants_input());
     wanted.set(PollFlags::OUT, side.has_output());
@@ -172,7 +176,7 @@ fn add_side<'a>(entries: &mut Vec<PollFd<'a>>, side: &'a side::Side, blocked: bo
 
 /// Drops the connections that are over, and tells the remaining ones which names have another owner.
 fn settle(connections: &mut Vec<Connection>, shared: &mut Shared<'_>) {
-    let left: Vec<Token> =
+    let left: Vec<ClientId> =
         connections.iter().filter(|connection| connection.is_over()).map(Connection::token).collect();
     connections.retain(|connection| !connection.is_over());
     for &token in &left {

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 /// Which client of the filter.
-pub(super) type Token = u64;
+pub(super) type ClientId = u64;
 
 /// The most names that a client may own or wait for.
 const MAX_NAMES: usize = 512;
@@ -33,32 +33,32 @@ pub(super) mod reply {
 
 /// A name has another owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Change {
+pub(super) struct OwnerChange {
     pub(super) name: String,
-    pub(super) old: Option<Token>,
-    pub(super) new: Option<Token>,
+    pub(super) old: Option<ClientId>,
+    pub(super) new: Option<ClientId>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
-    client: Token,
+struct QueueEntry {
+    client: ClientId,
     flags: u32,
 }
 
 /// Who owns what: for each name the owner, and those that wait for it, in turn.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    queues: HashMap<String, Vec<Waiting>>,
-    counts: HashMap<Token, usize>,
+    queues: HashMap<String, Vec<QueueEntry>>,
+    counts: HashMap<ClientId, usize>,
 }
 
 impl Names {
-    pub(super) fn owner(&self, name: &str) -> Option<Token> {
+    pub(super) fn owner(&self, name: &str) -> Option<ClientId> {
         self.queues.get(name)?.first().map(|owner| owner.client)
     }
 
     /// The owner and those that wait.
-    pub(super) fn queue(&self, name: &str) -> Option<impl Iterator<Item = Token> + '_> {
+    pub(super) fn queue(&self, name: &str) -> Option<impl Iterator<Item = ClientId> + '_> {
         Some(self.queues.get(name)?.iter().map(|waiting| waiting.client))
     }
 
@@ -67,9 +67,9 @@ impl Names {
     }
 
     /// Gives a client a name, or a place in its queue. None if it has too many already.
-    pub(super) fn request(&mut self, name: &str, client: Token, flags: u32) -> Option<(u32, Option<Change>)> {
-        let entry = Waiting { client, flags };
-        let change = |old, new| Some(Change { name: name.to_owned(), old, new });
+    pub(super) fn request(&mut self, name: &str, client: ClientId, flags: u32) -> Option<(u32, Option<OwnerChange>)> {
+        let entry = QueueEntry { client, flags };
+        let change = |old, new| Some(OwnerChange { name: name.to_owned(), old, new });
         let known = self.queues.get(name).is_some_and(|queue| queue.iter().any(|waiting| waiting.client == client));
         if !known && self.counts.get(&client).is_some_and(|count| *count >= MAX_NAMES) {
             return None;
@@ -107,7 +107,7 @@ impl Names {
     }
 
     /// Takes a name, or a place in its queue, away from a client.
-    pub(super) fn release(&mut self, name: &str, client: Token) -> (u32, Option<Change>) {
+    pub(super) fn release(&mut self, name: &str, client: ClientId) -> (u32, Option<OwnerChange>) {
         let Some(queue) = self.queues.get_mut(name) else { return (reply::NON_EXISTENT, None) };
         let Some(place) = queue.iter().position(|waiting| waiting.client == client) else {
             return (reply::NOT_OWNER, None);
@@ -118,19 +118,19 @@ impl Names {
             self.queues.remove(name);
         }
         self.uncount(client);
-        let change = (place == 0).then(|| Change { name: name.to_owned(), old: Some(client), new });
+        let change = (place == 0).then(|| OwnerChange { name: name.to_owned(), old: Some(client), new });
         (reply::RELEASED, change)
     }
 
     /// Takes everything away from a client that is gone.
-    pub(super) fn forget(&mut self, client: Token) -> Vec<Change> {
-        let has = |queue: &[Waiting]| queue.iter().any(|waiting| waiting.client == client);
+    pub(super) fn forget(&mut self, client: ClientId) -> Vec<OwnerChange> {
+        let has = |queue: &[QueueEntry]| queue.iter().any(|waiting| waiting.client == client);
         let names: Vec<String> =
             self.queues.iter().filter(|(_, queue)| has(queue)).map(|(name, _)| name.clone()).collect();
         names.iter().filter_map(|name| self.release(name, client).1).collect()
     }
 
-    fn uncount(&mut self, client: Token) {
+    fn uncount(&mut self, client: ClientId) {
         if let Some(count) = self.counts.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
@@ -144,8 +144,8 @@ impl Names {
 mod tests {
     use super::*;
 
-    fn change(old: Option<Token>, new: Option<Token>) -> Option<Change> {
-        Some(Change { name: "a.b".into(), old, new })
+    fn change(old: Option<ClientId>, new: Option<ClientId>) -> Option<OwnerChange> {
+        Some(OwnerChange { name: "a.b".into(), old, new })
     }
 
     #[test]

@@ -101,23 +101,23 @@ pub struct Talk {
     /// The name.
     pub name: Pattern,
     /// The methods.
-    pub calls: Calls,
+    pub calls: AllowedCalls,
 }
 
 /// Which methods of a service may be called. A process can have several names and answers for all of its objects under
 /// each of them, so a name alone says little about what a call does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Calls {
+pub enum AllowedCalls {
     /// All of them.
     All,
     /// Those of these interfaces, and those that only describe the service.
-    Only(Vec<Interface>),
+    Only(Vec<InterfaceRule>),
 }
 
 /// An interface, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Interface {
+pub struct InterfaceRule {
     /// Its name.
     pub name: Pattern,
     /// The methods; all of them and the properties, if there are none here.
@@ -126,7 +126,7 @@ pub struct Interface {
 
 /// What a call asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked<'a> {
+pub struct MethodCall<'a> {
     /// The interface. A call may leave it out, and the service then looks for the method everywhere.
     pub interface: Option<&'a str>,
     /// The method.
@@ -135,8 +135,8 @@ pub struct Asked<'a> {
     pub of: Option<&'a str>,
 }
 
-impl Calls {
-    fn allow(&self, asked: Asked<'_>) -> bool {
+impl AllowedCalls {
+    fn allow(&self, asked: MethodCall<'_>) -> bool {
         let (Self::Only(interfaces), Some(interface)) = (self, asked.interface) else {
             return *self == Self::All;
         };
@@ -144,7 +144,7 @@ impl Calls {
             return true;
         }
         if interface == PROPERTIES {
-            let whole = |allowed: &Interface| allowed.members.is_empty() || asked.member != "Set";
+            let whole = |allowed: &InterfaceRule| allowed.members.is_empty() || asked.member != "Set";
             // Without a name, all interfaces are meant.
             return asked
                 .of
@@ -245,13 +245,16 @@ impl Policy {
     pub fn default_desktop() -> Self {
         let whole = DESKTOP.iter().map(|(name, interfaces)| Talk {
             name: Pattern::known(name),
-            calls: Calls::Only(
-                interfaces.iter().map(|name| Interface { name: Pattern::known(name), members: Vec::new() }).collect(),
+            calls: AllowedCalls::Only(
+                interfaces
+                    .iter()
+                    .map(|name| InterfaceRule { name: Pattern::known(name), members: Vec::new() })
+                    .collect(),
             ),
         });
         let parts = DESKTOP_MEMBERS.iter().map(|(name, interface, members)| Talk {
             name: Pattern::known(name),
-            calls: Calls::Only(vec![Interface {
+            calls: AllowedCalls::Only(vec![InterfaceRule {
                 name: Pattern::known(interface),
                 members: members.iter().map(|&member| member.to_owned()).collect(),
             }]),
@@ -262,7 +265,7 @@ impl Policy {
     /// Allows all calls of these names, too.
     #[must_use]
     pub fn with_talk(mut self, names: impl IntoIterator<Item = Pattern>) -> Self {
-        self.talk.extend(names.into_iter().map(|name| Talk { name, calls: Calls::All }));
+        self.talk.extend(names.into_iter().map(|name| Talk { name, calls: AllowedCalls::All }));
         self
     }
 
@@ -282,7 +285,7 @@ impl Policy {
     }
 
     /// Whether a call of a service that has one of these names is allowed.
-    pub fn allows<'a>(&self, names: impl IntoIterator<Item = &'a str>, asked: Asked<'_>) -> bool {
+    pub fn allows<'a>(&self, names: impl IntoIterator<Item = &'a str>, asked: MethodCall<'_>) -> bool {
         names.into_iter().any(|name| self.talk.iter().any(|talk| talk.name.matches(name) && talk.calls.allow(asked)))
     }
 }
@@ -293,9 +296,11 @@ impl fmt::Display for Policy {
         for talk in &self.talk {
             write!(f, "call {}", talk.name)?;
             match &talk.calls {
-                Calls::All => {}
-                Calls::Only(interfaces) if interfaces.is_empty() => f.write_str(": nothing; it may call back")?,
-                Calls::Only(interfaces) => {
+                AllowedCalls::All => {}
+                AllowedCalls::Only(interfaces) if interfaces.is_empty() => {
+                    f.write_str(": nothing; it may call back")?
+                }
+                AllowedCalls::Only(interfaces) => {
                     for (at, interface) in interfaces.iter().enumerate() {
                         write!(f, "{}{}", if at == 0 { ": " } else { ", " }, interface.name)?;
                         if !interface.members.is_empty() {
@@ -314,8 +319,8 @@ impl fmt::Display for Policy {
 mod tests {
     use super::*;
 
-    fn asked<'a>(interface: &'a str, member: &'a str) -> Asked<'a> {
-        Asked { interface: Some(interface), member, of: None }
+    fn asked<'a>(interface: &'a str, member: &'a str) -> MethodCall<'a> {
+        MethodCall { interface: Some(interface), member, of: None }
     }
 
     #[test]
@@ -323,7 +328,7 @@ mod tests {
         let policy = Policy::default_desktop();
         for talk in &policy.talk {
             assert_eq!(talk.name.to_string().parse(), Ok(talk.name.clone()));
-            let Calls::Only(interfaces) = &talk.calls else { panic!("{} is wholly open", talk.name) };
+            let AllowedCalls::Only(interfaces) = &talk.calls else { panic!("{} is wholly open", talk.name) };
             interfaces.iter().for_each(|interface| assert!(interface.name.to_string().parse::<Pattern>().is_ok()));
         }
         policy.own.iter().for_each(|own| assert_eq!(own.to_string().parse(), Ok(own.clone())));
@@ -381,8 +386,8 @@ mod tests {
         assert!(policy.allows(shell, asked("org.freedesktop.Notifications", "Notify")));
         assert!(policy.allows(shell, asked("org.freedesktop.DBus.Peer", "Ping")));
         assert!(!policy.allows(shell, asked("org.gnome.Shell", "Eval")));
-        assert!(!policy.allows(shell, Asked { interface: None, member: "Notify", of: None }));
-        let properties = |of, member| Asked { interface: Some(PROPERTIES), member, of };
+        assert!(!policy.allows(shell, MethodCall { interface: None, member: "Notify", of: None }));
+        let properties = |of, member| MethodCall { interface: Some(PROPERTIES), member, of };
         let portal = ["org.freedesktop.portal.Desktop"];
         assert!(policy.allows(portal, properties(Some("org.freedesktop.portal.Settings"), "Get")));
         assert!(!policy.allows(portal, properties(Some("org.freedesktop.portal.OpenURI"), "Get")));
@@ -396,7 +401,7 @@ mod tests {
         assert!(!policy.allows(session, properties(Some("org.gnome.SessionManager"), "Set")));
         let opened = policy.with_talk(["org.gnome.Shell".parse().expect("valid")]);
         assert!(opened.allows(shell, asked("org.gnome.Shell", "Eval")));
-        assert!(opened.allows(shell, Asked { interface: None, member: "Eval", of: None }));
+        assert!(opened.allows(shell, MethodCall { interface: None, member: "Eval", of: None }));
     }
 
     #[test]

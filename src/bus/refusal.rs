@@ -21,7 +21,7 @@ const DISTINCT: usize = 512;
 
 /// Something that was refused. Its text is one sentence, which the caller of the method gets with the error, too.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
+pub enum BusRefusal {
     /// A call of a name that is not to be reached from inside.
     Name {
         /// The name, or the number of a connection, such as `:1.5`.
@@ -63,7 +63,7 @@ pub enum Refusal {
     More,
 }
 
-impl Refusal {
+impl BusRefusal {
     /// Returns the option that would allow it, if there is one.
     pub fn option(&self) -> Option<String> {
         match self {
@@ -91,7 +91,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for BusRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name { name, member } => write!(f, "cannot call {member} of {name}: it is outside the tunnel")?,
@@ -119,13 +119,13 @@ impl fmt::Display for Refusal {
 
 /// Counts refusals.
 #[derive(Debug, Default)]
-pub(super) struct Counter(HashMap<Refusal, u64>);
+pub(super) struct Counter(HashMap<BusRefusal, u64>);
 
 impl Counter {
     /// Counts one more, and returns what it is counted as, and how often that was.
-    pub(super) fn count(&mut self, refusal: Refusal) -> (Refusal, u64) {
+    pub(super) fn count(&mut self, refusal: BusRefusal) -> (BusRefusal, u64) {
         let known = self.0.contains_key(&refusal) || self.0.len() < DISTINCT;
-        let refusal = if known { refusal } else { Refusal::More };
+        let refusal = if known { refusal } else { BusRefusal::More };
         let times = self.0.entry(refusal.clone()).or_default();
         *times += 1;
         (refusal, *times)
@@ -138,27 +138,27 @@ mod tests {
 
     #[test]
     fn a_refusal_is_a_sentence_that_says_how_to_allow_it() {
-        let name = Refusal::Name { name: "org.freedesktop.systemd1".into(), member: "StartTransientUnit".into() };
+        let name = BusRefusal::Name { name: "org.freedesktop.systemd1".into(), member: "StartTransientUnit".into() };
         assert_eq!(
             name.to_string(),
             "cannot call StartTransientUnit of org.freedesktop.systemd1: it is outside the tunnel \
              (--dbus-talk org.freedesktop.systemd1 allows it)"
         );
-        let unique = Refusal::Name { name: ":1.5".into(), member: "X".into() };
+        let unique = BusRefusal::Name { name: ":1.5".into(), member: "X".into() };
         assert!(unique.to_string().ends_with("(--dbus session allows it)"));
-        assert!(!Refusal::NoBus("no".into()).to_string().contains("--dbus"));
+        assert!(!BusRefusal::NoBus("no".into()).to_string().contains("--dbus"));
     }
 
     #[test]
     fn refusals_are_counted_and_bounded() {
         let mut counter = Counter::default();
-        let one = || Refusal::Bus { member: "X".into() };
+        let one = || BusRefusal::Bus { member: "X".into() };
         assert_eq!([counter.count(one()).1, counter.count(one()).1], [1, 2]);
         for number in 0..2 * DISTINCT {
-            counter.count(Refusal::Activation { name: number.to_string() });
+            counter.count(BusRefusal::Activation { name: number.to_string() });
         }
         assert!(counter.0.len() <= DISTINCT + 1);
-        assert_eq!(counter.count(Refusal::Activation { name: "new".into() }).0, Refusal::More);
+        assert_eq!(counter.count(BusRefusal::Activation { name: "new".into() }).0, BusRefusal::More);
         assert_eq!(counter.count(one()).1, 3);
     }
 }

@@ -2,16 +2,18 @@
 
 use std::process::ExitCode;
 
-use super::{Failure, load, print};
+use super::print;
 use crate::cli::CheckArgs;
+use crate::failure::Failure;
+use crate::request;
 
 pub(super) fn run(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
     if let Some(file) = &arguments.profile_only {
-        load::check_profile(file)?;
+        request::check_profile(file)?;
         print(&format!("{}: nothing is wrong with this profile\n", file.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let plan = load::load(&arguments.source, &arguments.tunnel, &arguments.identity)?.plan()?;
+    let plan = request::load(&arguments.source, &arguments.tunnel, &arguments.identity)?.plan()?;
     for note in &plan.notes {
         print(&format!("note: {note}\n"))?;
     }

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use super::{Failure, print};
+use super::print;
 use crate::cli::Cli;
+use crate::failure::Failure;
 
 pub(super) fn run(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
     let mut text = Vec::new();

@@ -3,14 +3,16 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use super::{Failure, held};
 use crate::cli::DownArgs;
-use crate::linux::{capabilities, namespace, process};
+use crate::failure::Failure;
+use crate::keeper;
+use crate::lease::{self, AskError};
+use crate::linux::{namespace, process};
 use crate::names::TunnelName;
-use crate::tunnel::approach::{SUCCESSION, claim_dead};
-use crate::tunnel::lease::{self, AskError};
-use crate::tunnel::state::path_of;
-use crate::tunnel::{keeper, reclaim};
+use crate::registry::path_of;
+use crate::session;
+use crate::session::approach::{SUCCESSION, claim_dead};
+use crate::tunnel::reclaim;
 
 pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
     let DownArgs { name, force, after_service } = arguments;
@@ -68,10 +70,9 @@ fn absent(name: &TunnelName) -> Failure {
 
 /// Takes away what a killed keeper has left.
 fn take_away(name: &TunnelName, force: bool) -> Result<Taken, Failure> {
-    held::require_privileges()?;
-    let needed = keeper::needed_capabilities();
-    capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
-    let Some(directory) = claim_dead(name).map_err(Failure::new)? else {
+    session::require_privileges()?;
+    session::limit_privileges(keeper::needed_capabilities())?;
+    let Some(directory) = claim_dead(name)? else {
         return if path_of(name).is_dir() { Ok(Taken::Living) } else { Err(absent(name)) };
     };
     let state = directory.state().map_err(Failure::new)?;

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
+use super::print;
 use super::status::{age, amount, json};
-use super::{Failure, print};
 use crate::cli::ListArgs;
-use crate::tunnel::status::{self, Status};
+use crate::failure::Failure;
+use crate::lease::status::{self, Status};
 
 /// The headings of the columns: of 80, all but the last have room, with a usual name and an IPv4 endpoint.
 const HEADINGS: [&str; 8] = ["NAME", "STATE", "HANDSHAKE", "RECEIVED", "SENT", "PROGRAMS", "ENDPOINT", "BACKEND"];

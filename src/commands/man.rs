@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::{Arg, Command, CommandFactory};
 use clap_mangen::Man;
 
-use super::{Failure, print_bytes};
+use super::print_bytes;
 use crate::cli::{AFTER_HELP, Cli};
+use crate::failure::Failure;
 
 /// A profile with all its keys, as the README shows it.
 const PROFILE: &str = include_str!("profile.toml");

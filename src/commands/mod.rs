@@ -1,64 +1,22 @@
 //! A file for each command; each reads like a recipe, from top to bottom.
 
 mod check;
-mod closed;
 mod completions;
 mod down;
-mod held;
 mod list;
-mod load;
 mod man;
 mod plan;
 mod reload;
 mod run;
 mod status;
-pub(crate) mod systemd;
 mod unit;
 mod up;
 
 use std::process::ExitCode;
 
 use crate::cli::{Cli, Command};
+use crate::failure::Failure;
 use crate::printed;
-use crate::program::ProgramError;
-use crate::tunnel::TunnelError;
-
-/// The exit status of a failure of vpn-exec itself, as env(1), timeout(1) and chroot(1) have it.
-pub const FAILED: u8 = 125;
-
-/// A failure that is told to the user: what failed and why, what can be done about it, and the exit status.
-#[derive(Debug)]
-pub struct Failure {
-    /// What failed, and why. May be a whole report of several lines, which then says all by itself.
-    pub message: String,
-    /// What can be done about it.
-    pub advice: Option<String>,
-    /// The exit status.
-    pub status: u8,
-}
-
-impl Failure {
-    fn new(message: impl ToString) -> Self {
-        Self { message: message.to_string(), advice: None, status: FAILED }
-    }
-
-    fn advise(mut self, advice: impl Into<String>) -> Self {
-        self.advice = Some(advice.into());
-        self
-    }
-}
-
-impl From<TunnelError> for Failure {
-    fn from(error: TunnelError) -> Self {
-        Self { advice: error.advice.clone(), ..Self::new(error) }
-    }
-}
-
-impl From<ProgramError> for Failure {
-    fn from(error: ProgramError) -> Self {
-        Self { status: error.exit_status(), advice: error.advice(), ..Self::new(error) }
-    }
-}
 
 /// Runs the command that was asked for.
 pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {

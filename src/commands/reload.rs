@@ -4,11 +4,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use super::{Failure, load, print};
+use super::print;
 use crate::cli::{ReloadArgs, TargetArgs};
+use crate::failure::Failure;
+use crate::lease::{self, AskError};
 use crate::names::TunnelName;
-use crate::tunnel::approach::{SUCCESSION, is_passing};
-use crate::tunnel::lease::{self, AskError};
+use crate::request;
+use crate::session::approach::{SUCCESSION, is_passing};
 
 pub(super) fn run(arguments: &ReloadArgs) -> Result<ExitCode, Failure> {
     let (name, handover) = wanted(arguments)?;
@@ -30,16 +32,16 @@ pub(super) fn run(arguments: &ReloadArgs) -> Result<ExitCode, Failure> {
 /// The tunnel and the configuration to change it to: none where its keeper reads that itself.
 fn wanted(arguments: &ReloadArgs) -> Result<(TunnelName, Option<OwnedFd>), Failure> {
     let target: &TargetArgs = &arguments.target;
-    if arguments.by_keeper || load::only_the_keeper_can_load(target) {
-        if load::has_overrides(&target.tunnel) {
+    if arguments.by_keeper || request::only_the_keeper_can_load(target) {
+        if request::has_overrides(&target.tunnel) {
             return Err(Failure::new(
                 "cannot change the tunnel by options: its keeper reads the configuration with its own options",
             )
             .advise("put them into the profile"));
         }
-        return Ok((load::name_of_target(target)?, None));
+        return Ok((request::name_of_target(target)?, None));
     }
-    let loaded = load::load_target(target)?;
+    let loaded = request::load_target(target)?;
     let handover = loaded.handover().seal();
     let handover = handover.map_err(|error| Failure::new(format!("cannot make a file in memory: {error}")))?;
     Ok((loaded.config.name, Some(handover)))

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Failure, print};
+use super::print;
 use crate::cli::StatusArgs;
+use crate::failure::Failure;
+use crate::lease::status::{self, Condition, Living, Peer, Status};
 use crate::names::TunnelName;
 use crate::printed;
-use crate::tunnel::status::{self, Condition, Living, Peer, Status};
 
 /// How often it is printed again with `--watch`.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -6,12 +6,13 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::systemd::{ANY, Unit, instance, show, systemctl};
-use super::{Failure, print};
+use super::print;
 use crate::cli::UnitArgs;
+use crate::failure::Failure;
 use crate::linux::namespace::path_of;
 use crate::names::{ServiceName, TunnelName};
 use crate::plan::drop_in::{DropInRequest, render, warnings};
+use crate::systemctl::{ANY, Unit, instance, show, systemctl};
 
 /// Where the machine's own units are.
 const UNITS: &str = "/etc/systemd/system";

@@ -1,131 +1,86 @@
-//! `vpn-exec up`: a standing tunnel.
+//! `vpn-exec up`: a tunnel that stays without a program.
 
-use std::os::fd::AsFd;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::held::{self, Held};
-use super::load::{self, Loaded};
-use super::{FAILED, Failure, run};
 use crate::cli::{TargetArgs, UpArgs};
-use crate::linux::capabilities;
-use crate::linux::poll::wait_for;
-use crate::linux::process;
-use crate::tunnel::approach::{Approach, approach};
-use crate::tunnel::keeper;
-use crate::tunnel::lease::{self, AskError, Event, Lease};
-use crate::tunnel::recovery;
-use crate::tunnel::state::Directory;
+use crate::failure::{Doing, Failure};
+use crate::keeper;
+use crate::lease::{self, AskError};
+use crate::linux::{capabilities, process};
+use crate::registry::Directory;
+use crate::request::{self, TunnelRequest};
+use crate::session::approach::{Approach, approach};
+use crate::session::{self, recovery};
 
 pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
-    let loaded = Box::new(load::load_target(&arguments.target)?);
-    held::require_privileges()?;
+    let request = Box::new(request::load_target(&arguments.target)?);
+    session::require_privileges()?;
     process::set_umask(0o022);
-    let needed = keeper::needed_capabilities()
-        | keeper::capabilities_for_ports(loaded.config.listened_ports())
-        | capabilities::CapabilitySet::SETPCAP;
-    capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
-    let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(loaded.wait);
-    let replaced = if arguments.replace { replace(&loaded)? } else { None };
-    if arguments.foreground { stay(arguments, loaded, replaced, wait) } else { start(loaded, replaced, wait) }
+    let ports = keeper::capabilities_for_ports(request.config.listened_ports());
+    session::limit_privileges(keeper::needed_capabilities() | ports | capabilities::CapabilitySet::SETPCAP)?;
+    let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(request.wait);
+    let claim = if arguments.replace { replace(&request)? } else { None };
+    match arguments.foreground {
+        true => keep(arguments, request, claim, wait),
+        false => start(request, claim, wait),
+    }
 }
 
-/// Has the living keeper end, if there is one, and returns its claim.
-fn replace(loaded: &Loaded) -> Result<Option<Directory>, Failure> {
-    let name = &loaded.config.name;
-    held::require_living_changeable(loaded)?;
+/// Ends the keeper of a running tunnel for this one, and returns its claim on the name. None if there is no such tunnel.
+fn replace(request: &TunnelRequest) -> Result<Option<Directory>, Failure> {
+    let name = &request.config.name;
+    session::require_living_changeable(request)?;
     match lease::give_way(name) {
-        Ok(claim) => {
-            let directory = Directory::pass_on(name, claim);
-            directory.map(Some).map_err(|error| Failure::new(format!("cannot take the tunnel {name} over: {error}")))
-        }
+        Ok(claim) => Directory::pass_on(name, claim).map(Some).doing(format!("take over the tunnel {name}")),
         Err(AskError::Absent(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Is the keeper, until the end.
-fn stay(
+/// Runs the keeper in the foreground until it exits.
+fn keep(
     arguments: &UpArgs,
-    loaded: Box<Loaded>,
-    replaced: Option<Directory>,
+    request: Box<TunnelRequest>,
+    claim: Option<Directory>,
     wait: Option<Duration>,
 ) -> Result<ExitCode, Failure> {
-    let name = &loaded.config.name.clone();
-    let directory = match replaced {
+    let name = &request.config.name.clone();
+    let directory = match claim {
         Some(directory) => directory,
         None => match approach(name)? {
             Approach::Claimed(directory) => directory,
             Approach::Joined(lease) => {
                 let _ = lease.leave();
-                return Err(Failure::new(format!("the tunnel {name} is up already, held by another process"))
-                    .advise("put this one in its place with --replace, or take it down first with `vpn-exec down`"));
+                return Err(Failure::new(format!("the tunnel {name} is up already, held by another process")).advise(
+                    "replace that process with --replace, or take the tunnel down first with `vpn-exec down`",
+                ));
             }
         },
     };
-    let (mut mission, _) = held::prepare(loaded, directory, 0)?;
-    let again = TargetArgs::clone(&arguments.target);
-    mission.reload = Some(Box::new(move || load::load_target(&again).map(|loaded| loaded.handover()).map_err(reasons)));
+    let (mut mission, _) = session::keeper_mission(request, directory, 0)?;
+    let target = TargetArgs::clone(&arguments.target);
+    let reload = move || request::load_target(&target).map(|request| request.handover());
+    mission.reload = Some(Box::new(move || reload().map_err(|failure| (failure.message, failure.advice))));
     keeper::run(mission, wait).inspect_err(|_| {
-        // What it could not take away itself, if anything.
+        // The keeper may have failed to remove a part of its tunnel.
         let _ = recovery::clean_up(name);
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts a keeper, unless there is one, and has the tunnel stay.
-fn start(loaded: Box<Loaded>, replaced: Option<Directory>, wait: Option<Duration>) -> Result<ExitCode, Failure> {
-    let name = &loaded.config.name.clone();
-    let mut held = match replaced {
-        Some(directory) => held::start(loaded, directory, 0)?,
-        None => held::hold(loaded, 0)?,
+/// Starts a keeper in the background unless one runs, and makes its tunnel stay.
+fn start(request: Box<TunnelRequest>, claim: Option<Directory>, wait: Option<Duration>) -> Result<ExitCode, Failure> {
+    let mut session = match claim {
+        Some(directory) => session::start(request, directory, 0)?,
+        None => session::acquire(request, 0)?,
     };
-    let up = await_tunnel(&mut held, wait).and_then(|()| Ok(held.lease.stand(name)?));
-    let left = if up.is_ok() { held.lease.leave() } else { held.lease.abandon() };
-    if let Err(error) = left {
-        tracing::debug!(%error, "the keeper is gone");
-        recovery::clean_up(name)?;
-        up?;
-        return Err(Failure::new("the tunnel's keeper was killed"));
+    let name = session.plan.name.clone();
+    let up = session.wait_until_ready(wait).and_then(|()| Ok(session.lease.stand(&name)?));
+    let is_kept = session.end(up.is_ok())?;
+    up?;
+    match is_kept {
+        true => Ok(ExitCode::SUCCESS),
+        false => Err(Failure::new("the tunnel's keeper was killed")),
     }
-    up.map(|()| ExitCode::SUCCESS)
-}
-
-/// Waits until the tunnel is made and, if asked to, until it has its first handshake.
-fn await_tunnel(held: &mut Held, wait: Option<Duration>) -> Result<(), Failure> {
-    let mut made = held.is_made;
-    let mut until = wait.map(|wait| Instant::now() + wait).filter(|_| made);
-    loop {
-        if made && wait.is_none() {
-            return Ok(());
-        }
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let hear = |lease: &mut Lease| match wait_for(&[lease.as_fd()], left)?.first() {
-            Some(true) => lease.next_event().map(Some),
-            _ => Ok(None),
-        };
-        let heard = hear(&mut held.lease);
-        match heard.map_err(|error| Failure::new(format!("cannot hear the keeper: {error}")))? {
-            Some(Some(Event::Made)) => {
-                held.bring_up_to_date()?;
-                made = true;
-                until = wait.map(|wait| Instant::now() + wait);
-            }
-            Some(Some(Event::Connected)) => return Ok(()),
-            Some(Some(Event::Failed { reason, advice })) => {
-                return Err(Failure { message: reason, advice, status: FAILED });
-            }
-            Some(Some(Event::Gone) | None) => return Err(Failure::new("the tunnel's keeper was killed")),
-            Some(Some(_)) => {}
-            None if until.is_some_and(|until| Instant::now() >= until) => {
-                return Err(run::no_handshake(&held.plan.name, wait.unwrap_or_default()));
-            }
-            None => {}
-        }
-    }
-}
-
-/// A failure as a keeper's reason to refuse, and what to do about it.
-fn reasons(failure: Failure) -> (String, Option<String>) {
-    (failure.message, failure.advice)
 }

@@ -153,12 +153,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_same_is_left_alone() {
-        let plan = planned(FILE, false);
-        assert_eq!(change(&plan, &plan, BackendChoice::Userspace), Ok(Change::default()));
-    }
-
-    #[test]
     fn each_change_is_found_alone() {
         let current = planned(FILE, false);
         let changed = |from: &str, to: &str| {

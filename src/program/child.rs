@@ -10,29 +10,29 @@ use nix::sys::signal::Signal;
 
 use super::guards::Guards;
 use super::identity::{Bus, Surroundings};
-use super::notify::{self, Passage};
-use super::{DEFAULT_PATH, Failure, Program, Step, enter, privileges, view};
+use super::notify::{self, NotifyRelay};
+use super::{DEFAULT_PATH, Failure, Program, SetupResult, enter, privileges, view};
 use crate::config::SessionBus;
+use crate::fault;
 use crate::linux::process;
-use crate::linux::signals::{self, Inherited};
-use crate::tunnel::fault;
+use crate::linux::signals::{self, InheritedSignals};
 
 /// A fresh child of vpn-exec's, and what its parent has given it.
 pub(super) struct Child<'a> {
     pub(super) program: &'a Program,
     pub(super) parent: u32,
     /// What the parent's signals were before it blocked them.
-    pub(super) inherited: Inherited,
+    pub(super) inherited: InheritedSignals,
     /// Where a byte is read before the tunnel is entered, and another before the program is executed.
     pub(super) wait: &'a OwnedFd,
     /// The way to the service manager, if there is one.
-    pub(super) passage: Option<&'a Passage>,
+    pub(super) notify_relay: Option<&'a NotifyRelay>,
     /// What keeps the program from handing its work to processes outside.
     pub(super) guards: &'a Guards,
 }
 
 /// What execve(2) takes.
-struct Prepared {
+struct ExecArguments {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     search_path: Vec<u8>,
@@ -52,8 +52,8 @@ impl Child<'_> {
         }
     }
 
-    fn prepare(&self, launcher: OwnedFd) -> Step<Prepared> {
-        let Self { program, parent, inherited, wait, passage, guards } = self;
+    fn prepare(&self, launcher: OwnedFd) -> SetupResult<ExecArguments> {
+        let Self { program, parent, inherited, wait, notify_relay, guards } = self;
         let parent = *parent;
         let doing = |what| move |error: io::Error| (what, error);
         let mut isolated = enter::isolate(program)?;
@@ -63,7 +63,7 @@ impl Child<'_> {
         }
         fault::die_at("after the process that keeps the view");
         drop(launcher);
-        passage.map_or(Ok(()), Passage::bind).map_err(doing("let the program tell its service manager"))?;
+        notify_relay.map_or(Ok(()), NotifyRelay::bind).map_err(doing("let the program tell its service manager"))?;
         guards.open_bus().map_err(doing("open the program's session bus"))?;
         tracing::debug!("a process waits for the namespace");
         await_byte(wait)?;
@@ -80,7 +80,7 @@ impl Child<'_> {
         let surroundings = Surroundings {
             launcher: parent,
             listens: program.listen_fds > 0,
-            notify: passage.map(|_| notify::SOCKET),
+            notify: notify_relay.map(|_| notify::SOCKET),
             bus: match program.buses.session {
                 SessionBus::Whole => Bus::Inherited,
                 _ if fault::is_broken("sockets") => Bus::Inherited,
@@ -89,9 +89,9 @@ impl Child<'_> {
         };
         let environment = program.identity.environment(std::env::vars_os().collect(), surroundings);
         if !fault::is_broken("descriptors") {
-            process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
+            process::set_close_on_exec_from(3).map_err(doing("close inherited files"))?;
         }
-        process::keep_at_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
+        process::clear_close_on_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
         process::set_umask(program.umask);
         tracing::debug!("the process waits for the tunnel");
         await_byte(wait)?;
@@ -115,12 +115,12 @@ impl Child<'_> {
             .map_err(zero)?;
         tracing::debug!("the program is about to be executed");
         let search_path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()).into_vec();
-        Ok(Prepared { arguments, environment, search_path })
+        Ok(ExecArguments { arguments, environment, search_path })
     }
 }
 
 /// Waits for the parent's word. None comes from one that has ended, or that has no use for the program any more.
-fn await_byte(wait: &OwnedFd) -> Step<()> {
+fn await_byte(wait: &OwnedFd) -> SetupResult<()> {
     let what = "wait for the tunnel";
     match rustix::io::retry_on_intr(|| rustix::io::read(wait, &mut [0_u8])) {
         Ok(1) => Ok(()),

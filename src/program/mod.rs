@@ -1,28 +1,28 @@
 //! The program: joins the namespace, gets its own view of some files, gives up what it does not need, runs, and hands back its
 //! exit status.
 
-mod bus;
 mod child;
+pub(crate) mod closed_sockets;
+pub mod compatibility;
 mod desktop;
 mod enter;
-mod gate;
+mod gnupg;
 mod guards;
 mod helpers;
 pub mod identity;
 pub(crate) mod notify;
-mod private;
 mod privileges;
-pub mod refused;
+mod signal_probe;
 mod supervise;
 pub mod terminal;
 mod view;
-mod witness;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -30,19 +30,20 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Buses;
+use crate::lease::Lease;
 use crate::linux::capabilities::CapabilitySet;
+use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
 use crate::plan::{DnsPlan, SocketsPlan};
-use crate::tunnel::lease::Lease;
 use child::Child;
 use guards::Guards;
 use helpers::Helpers;
 use identity::Identity;
-use notify::Passage;
+use notify::NotifyRelay;
+use signal_probe::SignalProbe;
 pub use supervise::watched;
-use witness::Witness;
 
 /// Where programs are looked for if PATH does not say: confstr(3)'s `_CS_PATH`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -81,7 +82,7 @@ pub struct Program {
     /// Its mask of permission bits (umask(2)).
     pub umask: u32,
     /// Its terminal, if that is one of its own.
-    pub terminal: Option<terminal::Own>,
+    pub terminal: Option<terminal::OwnTerminal>,
     /// Whether a handshake is waited for before it is started.
     pub is_connected: bool,
     /// What a keeper that its launcher may have to start can gain by executing a file.
@@ -99,7 +100,7 @@ pub fn needed_capabilities(identity: &Identity, kept: CapabilitySet) -> Capabili
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum Outcome {
     /// By itself, with a status.
     Exited(i32),
     /// By a signal, of this number.
@@ -182,6 +183,13 @@ impl ProgramError {
     }
 }
 
+impl From<ProgramError> for crate::failure::Failure {
+    fn from(error: ProgramError) -> Self {
+        let failure = Self::new(&error).with_status(error.exit_status());
+        Self { advice: error.advice(), ..failure }
+    }
+}
+
 /// What the child tells its parent when it cannot become the program.
 #[derive(Debug, Serialize, Deserialize)]
 enum Failure {
@@ -191,7 +199,7 @@ enum Failure {
 
 /// A program that waits for its tunnel: a process with a mount namespace of its own. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Waiting<'a> {
+pub struct Launch<'a> {
     program: &'a Program,
     /// The process, until its end is somebody else's to wait for.
     pid: Option<Pid>,
@@ -205,31 +213,31 @@ pub struct Waiting<'a> {
     /// The processes that help the program, which end once this is dropped.
     helpers: Helpers,
     /// The way to the service manager, if there is one.
-    passage: Option<Passage>,
+    notify_relay: Option<NotifyRelay>,
     /// Who tells signals for all of a service from those for vpn-exec alone, if it is one.
-    witness: Option<Witness>,
+    signal_probe: Option<SignalProbe>,
     /// What keeps the program from handing its work to processes outside.
     guards: Guards,
 }
 
 /// An error, and what could not be done.
-type Step<T> = Result<T, (&'static str, io::Error)>;
+type SetupResult<T> = Result<T, (&'static str, io::Error)>;
 
 /// Starts the process that is to become the program, and prepares it as far as that takes no tunnel: while the keeper makes the
 /// tunnel, the other half of the work is done here.
-pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<'a>, ProgramError> {
+pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'a>, ProgramError> {
     let system = |what| move |error: io::Error| ProgramError::System { what, error };
-    process::adopt_orphans().map_err(system("become the parent of orphans"))?;
+    process::become_subreaper().map_err(system("become the parent of orphans"))?;
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (failure, writer) = pipe().map_err(system("make a pipe"))?;
     let (wait, go) = pipe().map_err(system("make a pipe"))?;
     let (helpers, alive) = Helpers::pair().map_err(system("make a socket"))?;
     let parent = std::process::id();
-    let passage = Passage::open().unwrap_or_else(|error| {
+    let notify_relay = NotifyRelay::open().unwrap_or_else(|error| {
         tracing::warn!("the program cannot tell its service manager anything: {error}");
         None
     });
-    let witness = Witness::start(signals).map_err(system("make a process"))?;
+    let signal_probe = SignalProbe::start(signals).map_err(system("make a process"))?;
     let mut guards = Guards::start(program).map_err(system("start the processes that guard the program"))?;
     // Whoever became this process by exec may have started others before. These are not the program's.
     let strangers = process::children().map_err(system("look for other children"))?;
@@ -237,8 +245,8 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
         Forked::Child => {
             drop((failure, go, helpers));
             let inherited = signals.inherited();
-            let (passage, guards) = (passage.as_ref(), &guards);
-            let failed = Child { program, parent, inherited, wait: &wait, passage, guards }.become_program(alive);
+            let (notify_relay, guards) = (notify_relay.as_ref(), &guards);
+            let failed = Child { program, parent, inherited, wait: &wait, notify_relay, guards }.become_program(alive);
             let text = serde_json::to_vec(&failed).unwrap_or_default();
             let _ = rustix::io::write(&writer, &text);
             process::exit_now(125)
@@ -246,12 +254,12 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Waiting<
         Forked::Parent(pid) => {
             let (pid, entered) = (Some(pid), false);
             guards.leave_to_child();
-            Ok(Waiting { program, pid, go, entered, failure, strangers, helpers, passage, witness, guards })
+            Ok(Launch { program, pid, go, entered, failure, strangers, helpers, notify_relay, signal_probe, guards })
         }
     }
 }
 
-impl Waiting<'_> {
+impl Launch<'_> {
     /// Lets the process enter the tunnel's namespace, which has its name now, and drop its privileges there.
     pub fn enter(&mut self) {
         if !std::mem::replace(&mut self.entered, true) {
@@ -264,6 +272,14 @@ impl Waiting<'_> {
         self.failure.as_fd()
     }
 
+    /// Returns whether the process has reported that it cannot become the program.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn has_failed(&self) -> io::Result<bool> {
+        Ok(wait_for(&[self.failure.as_fd()], Some(Duration::ZERO))?[0])
+    }
+
     fn go_on(&self) {
         // A process that has ended already has said why.
         let _ = rustix::io::write(&self.go, &[1]);
@@ -273,7 +289,7 @@ impl Waiting<'_> {
     /// are passed on to it.
     ///
     /// After an error, what the program has started may still run in the tunnel.
-    pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<Ended, ProgramError> {
+    pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<Outcome, ProgramError> {
         let system = |what| move |error: io::Error| ProgramError::System { what, error };
         self.enter();
         if let (Some(terminal), Some(pid)) = (&self.program.terminal, self.pid) {
@@ -296,7 +312,7 @@ impl Waiting<'_> {
         // What it starts from now on has its mount namespace.
         lease.started(pid.as_raw());
         let strangers = std::mem::take(&mut self.strangers);
-        let service = (self.passage.take(), self.witness.take(), std::mem::take(&mut self.guards));
+        let service = (self.notify_relay.take(), self.signal_probe.take(), std::mem::take(&mut self.guards));
         let others = (strangers, &mut self.helpers);
         let supervised = supervise::supervise(self.program, pid, others, tunnel, lease, signals, service);
         match serde_json::from_slice::<Failure>(&text) {
@@ -306,7 +322,7 @@ impl Waiting<'_> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Launch<'_> {
     fn drop(&mut self) {
         if let Some(pid) = self.pid {
             // It is our child, and nobody has waited for it: the number is still its own.

@@ -13,20 +13,20 @@ use rustix::process::{WaitOptions, WaitStatus};
 
 use super::guards::{Guards, Report};
 use super::helpers::Helpers;
-use super::notify::Passage;
-use super::witness::Witness;
-use super::{Ended, Program, ProgramError, privileges};
+use super::notify::NotifyRelay;
+use super::signal_probe::SignalProbe;
+use super::{Outcome, Program, ProgramError, privileges};
+use crate::lease::{Event, Lease};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
-use crate::linux::signals::{self, Received, Signals};
+use crate::linux::signals::{self, ReceivedSignal, Signals};
 use crate::names::TunnelName;
-use crate::tunnel::lease::{Event, Lease};
-use crate::tunnel::recovery;
+use crate::session::recovery;
 
 /// The numbers of the signals that are passed on, and of SIGCHLD: all that somebody may send who means the program. A service manager
 /// sends SIGABRT to one that hangs (systemd.service(5), WatchdogSignal=), and whatever the unit says to stop it (KillSignal=).
 pub fn watched() -> impl Iterator<Item = i32> {
-    WATCHED.into_iter().map(|signal| signal as i32).chain(signals::real_time())
+    WATCHED.into_iter().map(|signal| signal as i32).chain(signals::real_time_numbers())
 }
 
 const WATCHED: [Signal; 13] = [
@@ -62,8 +62,8 @@ struct Supervision<'a> {
     /// The processes that help the program.
     helpers: &'a mut Helpers,
     /// The process that the program has named the main one in its own place (sd_notify(3), MAINPID).
-    main: Option<process::Held>,
-    ended: Option<Ended>,
+    main: Option<process::ProcessHandle>,
+    ended: Option<Outcome>,
     /// When it is to be said that there was no handshake yet. None once there was one, or it was said.
     silent: Option<Instant>,
     /// Whether it was said, and a handshake is worth a word, too.
@@ -72,12 +72,12 @@ struct Supervision<'a> {
     lingering: Option<Instant>,
     has_said_lingering: bool,
     /// How the program ended that has named another process the main one (sd_notify(3), MAINPID).
-    former: Option<Ended>,
+    former: Option<Outcome>,
     tunnel_ended: Option<String>,
     /// The way from the program to its service manager, if there is one.
-    passage: Option<Passage>,
+    notify_relay: Option<NotifyRelay>,
     /// Who tells signals for all of a service from those for this process alone, if it is one.
-    witness: Option<Witness>,
+    signal_probe: Option<SignalProbe>,
     /// What keeps the program from handing its work to processes outside.
     guards: Guards,
     /// A process that a guard has ended, and why.
@@ -92,8 +92,8 @@ pub(super) fn supervise(
     tunnel: &TunnelName,
     lease: &mut Lease,
     mut signals: Signals,
-    (passage, witness, guards): (Option<Passage>, Option<Witness>, Guards),
-) -> Result<Ended, ProgramError> {
+    (notify_relay, signal_probe, guards): (Option<NotifyRelay>, Option<SignalProbe>, Guards),
+) -> Result<Outcome, ProgramError> {
     let mut supervision = Supervision {
         program,
         pid,
@@ -109,17 +109,17 @@ pub(super) fn supervise(
         has_said_lingering: false,
         former: None,
         tunnel_ended: None,
-        passage,
-        witness,
+        notify_relay,
+        signal_probe,
         guards,
         refused_instance: None,
     };
     supervision.watch(&mut signals).map_err(|error| ProgramError::System { what: "watch the program", error })?;
-    if supervision.ended == Some(Ended::Signaled(Signal::SIGKILL as i32)) {
+    if supervision.ended == Some(Outcome::Signaled(Signal::SIGKILL as i32)) {
         supervision.ask_keeper().map_err(|error| ProgramError::System { what: "hear the keeper", error })?;
     }
     supervision.hear_from_guards();
-    let killed = Some(Ended::Signaled(Signal::SIGKILL as i32));
+    let killed = Some(Outcome::Signaled(Signal::SIGKILL as i32));
     if let Some((pid, sentence)) = supervision.refused_instance
         && (supervision.ended, supervision.pid.as_raw()) == (killed, pid)
     {
@@ -142,7 +142,7 @@ impl Supervision<'_> {
             let watching_tunnel = self.tunnel_ended.is_none();
             let mut watched = vec![signals.as_fd()];
             watched.extend(watching_tunnel.then(|| self.lease.as_fd()));
-            watched.extend(self.passage.as_ref().map(AsFd::as_fd));
+            watched.extend(self.notify_relay.as_ref().map(AsFd::as_fd));
             watched.extend(self.main.as_ref().map(AsFd::as_fd));
             watched.extend(self.helpers.descriptor());
             watched.extend(self.guards.descriptors());
@@ -200,16 +200,16 @@ impl Supervision<'_> {
 
     /// Passes on what the program tells its service manager, and follows it when it has another process be the main one.
     fn pass_on_notes(&mut self) -> io::Result<()> {
-        let Some(passage) = &self.passage else { return Ok(()) };
-        let Some(main) = passage.pass_on(self.pid.as_raw())? else { return Ok(()) };
+        let Some(notify_relay) = &self.notify_relay else { return Ok(()) };
+        let Some(main) = notify_relay.pass_on(self.pid.as_raw())? else { return Ok(()) };
         if main == self.pid.as_raw() || self.ended.is_some() || self.strangers.contains(&main) {
             return Ok(());
         }
         // Held first: a number that is another process's by now belongs to none of the program's, or to one that is.
-        match process::Held::of(main) {
+        match process::ProcessHandle::of(main) {
             Ok(held) if is_descendant(main) && !held.has_ended()? => {
                 tracing::debug!("the main process is {main} now");
-                self.former.get_or_insert(Ended::Exited(0));
+                self.former.get_or_insert(Outcome::Exited(0));
                 self.pid = Pid::from_raw(main);
                 self.main = Some(held);
             }
@@ -304,8 +304,8 @@ impl Supervision<'_> {
         if !self.is_main(pid) {
             return Ok(());
         }
-        let exited = status.exit_status().map(Ended::Exited);
-        self.ended = exited.or(status.terminating_signal().map(Ended::Signaled)).or(self.ended);
+        let exited = status.exit_status().map(Outcome::Exited);
+        self.ended = exited.or(status.terminating_signal().map(Outcome::Signaled)).or(self.ended);
         self.main = None;
         if let Some(terminal) = &self.program.terminal {
             terminal.end();
@@ -319,7 +319,7 @@ impl Supervision<'_> {
         Ok(process::children()?.into_iter().filter(is_orphan).collect())
     }
 
-    fn pass_on(&mut self, received: Received) -> io::Result<()> {
+    fn pass_on(&mut self, received: ReceivedSignal) -> io::Result<()> {
         if received.is(Signal::SIGCHLD) || received.from_self {
             return Ok(());
         }
@@ -332,8 +332,8 @@ impl Supervision<'_> {
                 None => self.pass_to_distant_orphans(received.number),
             };
         }
-        if let Some(witness) = &mut self.witness
-            && witness.has_seen(received)?
+        if let Some(signal_probe) = &mut self.signal_probe
+            && signal_probe.has_seen(received)?
         {
             // So have the program and what it has left behind.
             return Ok(());
@@ -425,7 +425,7 @@ impl Supervision<'_> {
 /// one that is sent to this process alone is passed on as others are.
 fn stop_with_program(signal: i32) -> io::Result<()> {
     if [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].iter().any(|stops| *stops as i32 == signal) {
-        signals::stop()?;
+        signals::stop_self()?;
     }
     Ok(())
 }

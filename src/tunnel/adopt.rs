@@ -8,19 +8,20 @@ use std::io;
 
 use ipnet::IpNet;
 
-use super::error::Doing;
-use super::state::{Directory, State};
-use super::{DeviceEvents, Inner, RULES, Tunnel, TunnelError, device, local_networks, local_route};
-use crate::linux::link::Link;
-use crate::linux::namespace::{self, Named};
-use crate::linux::netlink::{Netlink, Request};
+use super::{DeviceEvents, Inner, RULES, Tunnel, device, local_networks, local_route};
+use crate::failure::Doing;
+use crate::failure::Failure;
+use crate::linux::namespace::{self, NameLookup};
+use crate::linux::netlink::link::Link;
+use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::plan::Plan;
+use crate::registry::{Directory, State};
 use crate::wireguard::{Backend, DeviceConfig};
 
 impl Tunnel {
     /// Begins with a tunnel that is written down in its claimed directory. Nothing is touched yet.
-    pub fn begin_again(plan: Plan, directory: Directory, state: &State) -> Result<Self, TunnelError> {
+    pub fn begin_again(plan: Plan, directory: Directory, state: &State) -> Result<Self, Failure> {
         Self::with_mark(plan, directory, state.mark.clone())
     }
 
@@ -35,7 +36,7 @@ impl Tunnel {
         state: State,
         config: &DeviceConfig,
         on_data_path_start: fn() -> io::Result<()>,
-    ) -> Result<DeviceEvents, TunnelError> {
+    ) -> Result<DeviceEvents, Failure> {
         let inner = self.find(&state)?;
         let namespace = inner.namespace.try_clone().doing("use the namespace")?;
         let Some(made) = state.made else {
@@ -59,11 +60,11 @@ impl Tunnel {
     }
 
     /// The namespace, if it is the one that was written down, and as it was planned.
-    fn find(&mut self, state: &State) -> Result<Inner, TunnelError> {
+    fn find(&mut self, state: &State) -> Result<Inner, Failure> {
         let path = self.plan.namespace.clone();
         let foreign = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{} {what}", path.display()));
         let doing = "take the tunnel over";
-        let Named::Namespace(namespace) = namespace::look_up(&path).doing(doing)? else {
+        let NameLookup::Namespace(namespace) = namespace::look_up(&path).doing(doing)? else {
             return Err(foreign("is no namespace any more")).doing(doing);
         };
         if namespace.id().doing(doing)? != state.namespace {
@@ -136,16 +137,20 @@ fn complete(netlink: &mut Netlink, plan: &Plan) -> io::Result<()> {
     let lacks = |by: u32, wanted: &IpNet| {
         !routes.iter().any(|route| route.interface == Some(by) && route.destination == *wanted)
     };
-    let mut requests: Vec<Request> = Vec::new();
+    let mut requests: Vec<NetlinkRequest> = Vec::new();
     requests.extend(
-        wireguard.addresses.iter().filter(lacks_address).map(|it| Request::add_address(index, name, *it).or_exists()),
+        wireguard
+            .addresses
+            .iter()
+            .filter(lacks_address)
+            .map(|it| NetlinkRequest::add_address(index, name, *it).or_exists()),
     );
     requests.extend(
         wireguard
             .routes
             .iter()
             .filter(|it| lacks(index, it))
-            .map(|it| Request::add_route(index, name, *it, None).or_exists()),
+            .map(|it| NetlinkRequest::add_route(index, name, *it, None).or_exists()),
     );
     let local = plan.local.networks.iter().filter(|it| lacks(link, it));
     requests.extend(local.map(|it| local_route(link, veth, *it).or_exists()));

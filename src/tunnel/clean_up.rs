@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Inner;
-use super::error::{Doing, TunnelError};
 use super::local_networks::HostPart;
-use super::state::{Directory, Mark, State};
-use crate::linux::link::Link;
-use crate::linux::namespace::{self, Named, NamespaceId};
-use crate::linux::netlink::{Netlink, Request};
+use crate::failure::{Doing, Failure};
+use crate::linux::namespace::{self, NameLookup, NamespaceId};
+use crate::linux::netlink::link::Link;
+use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::process;
 use crate::names::{InterfaceName, TunnelName};
+use crate::registry::{Directory, Mark, State};
 use crate::wireguard::Device;
 
 /// How long the kernel may take to remove the links of a namespace that has ended, before they are removed one by one.
@@ -38,7 +38,7 @@ pub struct Remains {
 impl Remains {
     /// Waits until the tunnel's links are gone, and removes them where somebody else keeps the namespace alive (a shell of
     /// `ip netns exec`, say).
-    pub fn settle(mut self) -> Result<(), TunnelError> {
+    pub fn settle(mut self) -> Result<(), Failure> {
         if let Some(device) = self.device.take() {
             let goes_along = device.take_interface_along().doing("let WireGuard's interface go")?;
             match self.inner.take() {
@@ -47,7 +47,7 @@ impl Remains {
                 Some(inner) if goes_along => drop(inner),
                 Some(mut inner) => {
                     if let Ok(index) = inner.netlink.link_index(&self.wireguard_interface) {
-                        let delete = Request::delete_link(index, self.wireguard_interface.as_str());
+                        let delete = NetlinkRequest::delete_link(index, self.wireguard_interface.as_str());
                         inner.netlink.execute_one(delete).doing("remove WireGuard's interface")?;
                     }
                 }
@@ -59,14 +59,14 @@ impl Remains {
 }
 
 /// Waits for the links that carry a mark to go with their namespace, and removes them if they do not.
-fn remove_links(host: &mut Netlink, mark: &str) -> Result<(), TunnelError> {
+fn remove_links(host: &mut Netlink, mark: &str) -> Result<(), Failure> {
     let left = wait_for_links(host, mark)?;
-    let requests = left.into_iter().map(|link| Request::delete_link(link.index, &link.name)).collect();
+    let requests = left.into_iter().map(|link| NetlinkRequest::delete_link(link.index, &link.name)).collect();
     host.execute(requests).doing("remove the tunnel's links")
 }
 
 /// Waits for the links of the host whose alias begins with a mark to go with their namespace, and returns those that do not.
-fn wait_for_links(host: &mut Netlink, mark: &str) -> Result<Vec<Link>, TunnelError> {
+fn wait_for_links(host: &mut Netlink, mark: &str) -> Result<Vec<Link>, Failure> {
     let begin = Instant::now();
     loop {
         let mut links = host.links().doing("look for the tunnel's links")?;
@@ -80,7 +80,7 @@ fn wait_for_links(host: &mut Netlink, mark: &str) -> Result<Vec<Link>, TunnelErr
 
 /// Takes away what a tunnel of this name has left that was killed, programs included: what carries its mark. Of one that has ended
 /// well the kernel may still be about to remove the links, which is waited for.
-pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelError> {
+pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), Failure> {
     let mut host = Netlink::open().doing("open a netlink socket")?;
     if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
         tracing::info!("taking away what a killed tunnel {name} has left");
@@ -92,12 +92,12 @@ pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), TunnelErr
     wait_for_links(&mut host, &Mark::of_name(name)).map(drop)
 }
 
-fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
+fn reclaim_namespace(state: &State, path: &Path) -> Result<(), Failure> {
     match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
         // Killed before the namespace was mounted there, or after it was unmounted: no program is inside. The namespace may have
         // ended, and its number be another's by now, so nobody is to be killed by that number.
-        Named::File(text) if text == state.mark.text() => {}
-        Named::Namespace(namespace) => {
+        NameLookup::File(text) if text == state.mark.text() => {}
+        NameLookup::Namespace(namespace) => {
             let alias = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
             let is_ours = namespace.id().doing("identify the namespace")? == state.namespace
                 && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text());
@@ -106,9 +106,9 @@ fn reclaim_namespace(state: &State, path: &Path) -> Result<(), TunnelError> {
             }
             kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
         }
-        Named::Free | Named::File(_) => return Ok(()),
+        NameLookup::Free | NameLookup::File(_) => return Ok(()),
     }
-    namespace::take_name(path).doing(format!("remove {}", path.display()))
+    namespace::remove_name(path).doing(format!("remove {}", path.display()))
 }
 
 /// Kills every process in a namespace until there is none.

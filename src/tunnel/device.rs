@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use super::error::{Doing, TunnelError};
 use crate::config::BackendChoice;
-use crate::linux::monitor::Monitor;
+use crate::failure::{Doing, Failure};
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
+use crate::linux::netlink::monitor::Monitor;
 use crate::linux::tun;
 use crate::plan::Plan;
 use crate::wireguard::kernel::{self, KernelDevice};
@@ -41,7 +41,7 @@ pub(super) fn make(
     namespace: NetworkNamespace,
     config: &DeviceConfig,
     on_data_path_start: fn() -> io::Result<()>,
-) -> Result<Made, TunnelError> {
+) -> Result<Made, Failure> {
     let name = &plan.wireguard.interface;
     if plan.backend != BackendChoice::Userspace {
         match kernel::make(host, &namespace, name) {
@@ -66,12 +66,12 @@ pub(super) fn make(
             Err(error) => tracing::info!("{error}: using the embedded WireGuard instead"),
         }
     }
-    let tun = namespace.run(|| tun::make(name)).map_err(|error| {
+    let tun = namespace.run(|| tun::create(name)).map_err(|error| {
         let advice = match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
             _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
         };
-        TunnelError { what: format!("make a TUN interface with {}", tun::DEVICE), error, advice: Some(advice.into()) }
+        Failure::of(format!("make a TUN interface with {}", tun::DEVICE), &error).advise(advice)
     })?;
     let embedded = embed(config, tun, on_data_path_start)?;
     tracing::info!("using the embedded WireGuard");
@@ -87,7 +87,7 @@ pub(super) fn take_over(
     namespace: NetworkNamespace,
     config: &DeviceConfig,
     on_data_path_start: fn() -> io::Result<()>,
-) -> Result<Made, TunnelError> {
+) -> Result<Made, Failure> {
     let name = &plan.wireguard.interface;
     match made {
         Backend::Kernel => {
@@ -103,20 +103,17 @@ pub(super) fn take_over(
     }
 }
 
-fn kernel_events(namespace: &NetworkNamespace) -> Result<DeviceEvents, TunnelError> {
+fn kernel_events(namespace: &NetworkNamespace) -> Result<DeviceEvents, Failure> {
     let links = namespace.run(Monitor::of_links).doing("watch the kernel's WireGuard")?;
     Ok(DeviceEvents { links: Some(links), ..DeviceEvents::default() })
 }
 
 /// Tries again while a killed process still lets go of what is needed.
-fn until_let_go<T>(mut attempt: impl FnMut() -> Result<T, TunnelError>) -> Result<T, TunnelError> {
+fn until_let_go<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let begin = Instant::now();
     loop {
         match attempt() {
-            Err(error)
-                if matches!(error.error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy)
-                    && begin.elapsed() < LET_GO =>
-            {
+            Err(error) if matches!(error.errno, Some(libc::EADDRINUSE | libc::EBUSY)) && begin.elapsed() < LET_GO => {
                 std::thread::sleep(Duration::from_millis(1));
             }
             other => return other,
@@ -125,12 +122,12 @@ fn until_let_go<T>(mut attempt: impl FnMut() -> Result<T, TunnelError>) -> Resul
 }
 
 /// Starts an embedded device on a TUN.
-fn embed(config: &DeviceConfig, tun: OwnedFd, on_data_path_start: fn() -> io::Result<()>) -> Result<Made, TunnelError> {
+fn embed(config: &DeviceConfig, tun: OwnedFd, on_data_path_start: fn() -> io::Result<()>) -> Result<Made, Failure> {
     let sockets = Sockets::bind(config.listen_port, config.fwmark);
     let sockets = sockets.doing(format!("open WireGuard's UDP port {}", config.listen_port));
     let sockets = sockets.map_err(|error| {
         let advice = "leave ListenPort out of the file, if nobody has to reach this end: any free port will do";
-        TunnelError { advice: Some(advice.into()), ..error }
+        error.advise(advice)
     })?;
     let device =
         UserspaceDevice::start(config, tun, sockets, on_data_path_start).doing("start the embedded WireGuard")?;

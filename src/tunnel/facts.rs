@@ -5,23 +5,24 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{forwarding, state};
+use super::forwarding;
 use crate::config::{Config, Endpoint};
 use crate::linux::capabilities;
 use crate::linux::iptables;
-use crate::linux::link::Link;
 use crate::linux::netlink::Netlink;
+use crate::linux::netlink::link::Link;
+use crate::linux::netlink::route::Route;
 use crate::linux::nftables::{DroppingChain, Nftables};
-use crate::linux::route::Route;
 use crate::linux::sysctl;
 use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute};
+use crate::registry;
 
 /// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
 /// so that a plan of it comes out as it was. What other tunnels have chosen, and perhaps not yet made, is among the facts.
 pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
     let Config { name, wireguard, local, .. } = config;
     // One that cannot be read is judged where a tunnel is made.
-    let own = state::read(name).unwrap_or(None);
+    let own = registry::read(name).unwrap_or(None);
     let is_own = |link: &Link| own.as_ref().is_some_and(|state| link.alias.as_deref() == Some(state.mark.text()));
     let (own, others): (Vec<Link>, Vec<Link>) = host.links()?.into_iter().partition(is_own);
     let mut interfaces: Vec<HostInterface> =
@@ -38,7 +39,7 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
         })
         .collect();
     // Who may not see it cannot make a tunnel, either.
-    for veth in state::chosen_by_others(name).unwrap_or_default() {
+    for veth in registry::chosen_by_others(name).unwrap_or_default() {
         if !interfaces.iter().any(|interface| interface.name == veth.host_interface.as_str()) {
             interfaces.push(HostInterface { name: veth.host_interface.to_string(), index: 0, mtu: 0 });
         }
@@ -58,7 +59,7 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
     }
     let (last_capability, ipv6_forwarding) = (capabilities::last()?, forwarding::of_ipv6()?);
     let forward_drops = if local.networks.is_empty() && !local.lan { Vec::new() } else { forward_drops() };
-    let without_ipv6 = sysctl::get_if_there("net/ipv6/conf/all/disable_ipv6")?.is_none();
+    let without_ipv6 = sysctl::get_if_present("net/ipv6/conf/all/disable_ipv6")?.is_none();
     Ok(Facts { interfaces, routes, endpoint_routes, last_capability, forward_drops, without_ipv6, ipv6_forwarding })
 }
 
@@ -71,7 +72,7 @@ fn forward_drops() -> Vec<ForwardDrop> {
         ForwardDrop { chain, interfaces }
     };
     let legacy = [false, true].into_iter().filter_map(|ipv6| {
-        let forward = iptables::forward(ipv6).ok().filter(|forward| forward.drops)?;
+        let forward = iptables::forward_chain(ipv6).ok().filter(|forward| forward.drops)?;
         Some(ForwardDrop { chain: ForeignChain::Legacy { ipv6 }, interfaces: forward.interfaces })
     });
     found.unwrap_or_default().into_iter().map(drop).chain(legacy).collect()
@@ -84,7 +85,7 @@ fn is_attached(route: &Route) -> bool {
 }
 
 /// The MTU of the host's way to an address, in bytes.
-pub(super) fn path_mtu(host: &mut Netlink, address: IpAddr) -> io::Result<u32> {
+pub(crate) fn path_mtu(host: &mut Netlink, address: IpAddr) -> io::Result<u32> {
     let route = host.route_to(address)?;
     if let Some(mtu) = route.mtu {
         return Ok(mtu);

@@ -8,11 +8,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::state;
 use crate::linux::namespace::{NamespaceId, NetworkNamespace};
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
 use crate::plan::{ForwardingInterface, Ipv6Forwarding, LocalNetworksPlan};
+use crate::registry;
 use crate::ruleset::Family;
 
 /// What is written down.
@@ -39,10 +39,10 @@ struct Switched {
 /// Whether this host could forward IPv6 for single interfaces.
 pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
     // Of a kernel without IPv6, nothing is asked.
-    if sysctl::get_if_there("net/ipv6/conf/all/forwarding")?.is_some_and(|value| value != "0") {
+    if sysctl::get_if_present("net/ipv6/conf/all/forwarding")?.is_some_and(|value| value != "0") {
         return Ok(Ipv6Forwarding::All);
     }
-    let each = sysctl::get_if_there("net/ipv6/conf/default/force_forwarding")?;
+    let each = sysctl::get_if_present("net/ipv6/conf/default/force_forwarding")?;
     Ok(if each.is_some() { Ipv6Forwarding::Each } else { Ipv6Forwarding::Never })
 }
 
@@ -104,7 +104,7 @@ pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalNetworksPlan) ->
     let (ipv4, ipv6) = families(local);
     for (wanted, parameter) in [(ipv4, ipv4_parameter(link)), (ipv6, ipv6_parameter(link))] {
         // Older kernels forward IPv6 from all interfaces, or the networks were refused.
-        sysctl::set_if_there(&parameter, if wanted { "1" } else { "0" })?;
+        sysctl::set_if_present(&parameter, if wanted { "1" } else { "0" })?;
     }
     Ok(())
 }
@@ -115,7 +115,7 @@ fn change<T>(how: impl FnOnce(&mut Forwarding) -> io::Result<T>) -> io::Result<T
         all.0.iter_mut().for_each(Switched::follow);
         how(all)
     };
-    state::change_shared(state::FORWARDING, |all: &Forwarding| all.0.is_empty(), how)
+    registry::change_shared(registry::FORWARDING, |all: &Forwarding| all.0.is_empty(), how)
 }
 
 impl Forwarding {
@@ -163,7 +163,7 @@ impl Switched {
         ];
         for (_, parameter) in switches.iter().filter(|(ours, _)| *ours) {
             // It may have gone in this instant.
-            sysctl::set_if_there(parameter, to)?;
+            sysctl::set_if_present(parameter, to)?;
         }
         Ok(())
     }
@@ -171,7 +171,7 @@ impl Switched {
 
 /// Whether the host forwards IPv4, and IPv6, from all its interfaces.
 fn routers() -> io::Result<(bool, bool)> {
-    let is_on = |parameter| Ok::<_, io::Error>(sysctl::get_if_there(parameter)?.is_some_and(|value| value != "0"));
+    let is_on = |parameter| Ok::<_, io::Error>(sysctl::get_if_present(parameter)?.is_some_and(|value| value != "0"));
     Ok((is_on("net/ipv4/ip_forward")?, is_on("net/ipv6/conf/all/forwarding")?))
 }
 
@@ -194,5 +194,5 @@ fn ipv6_parameter(interface: &InterfaceName) -> String {
 }
 
 fn is_off(parameter: &str) -> io::Result<bool> {
-    Ok(sysctl::get_if_there(parameter)?.is_some_and(|value| value == "0"))
+    Ok(sysctl::get_if_present(parameter)?.is_some_and(|value| value == "0"))
 }

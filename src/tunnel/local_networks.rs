@@ -5,12 +5,12 @@
 
 use std::io;
 
-use super::error::{Doing, TunnelError};
 use super::forwarding;
-use super::state::Mark;
+use crate::failure::{Doing, Failure};
 use crate::linux::nftables::{self, Nftables};
 use crate::names::TunnelName;
 use crate::plan::Plan;
+use crate::registry::Mark;
 use crate::ruleset::Table;
 
 /// What the host does for a tunnel's local networks.
@@ -24,7 +24,7 @@ pub(super) struct HostPart {
 
 impl HostPart {
     /// Makes it what a plan and the host's own forwarding say, whatever it was before, as long as it is this tunnel's.
-    pub(super) fn open(&mut self, plan: &Plan, mark: &Mark) -> Result<(), TunnelError> {
+    pub(super) fn open(&mut self, plan: &Plan, mark: &Mark) -> Result<(), Failure> {
         if plan.local.networks.is_empty() {
             return self.close(&plan.name, mark);
         }
@@ -41,7 +41,7 @@ impl HostPart {
     }
 
     /// Makes it again if rules of it are gone: whoever flushes all rules of the host takes these along.
-    pub(super) fn mend(&mut self, plan: &Plan, mark: &Mark) -> Result<(), TunnelError> {
+    pub(super) fn mend(&mut self, plan: &Plan, mark: &Mark) -> Result<(), Failure> {
         let Some(table) = self.table.clone() else { return Ok(()) };
         if self.is_loaded(&table, mark)? {
             return Ok(());
@@ -51,7 +51,7 @@ impl HostPart {
     }
 
     /// Takes it away, if it is there.
-    pub(super) fn close(&mut self, name: &TunnelName, mark: &Mark) -> Result<(), TunnelError> {
+    pub(super) fn close(&mut self, name: &TunnelName, mark: &Mark) -> Result<(), Failure> {
         let switched_off = forwarding::give_back(name).doing("put forwarding back");
         let table = format!("vpn-exec-{name}");
         let rules = self.rules()?;
@@ -66,7 +66,7 @@ impl HostPart {
     }
 
     /// Whether this very table is loaded, by us, and has all of its rules.
-    fn is_loaded(&mut self, table: &Table, mark: &Mark) -> Result<bool, TunnelError> {
+    fn is_loaded(&mut self, table: &Table, mark: &Mark) -> Result<bool, Failure> {
         let is_same = self.table.as_ref() == Some(table);
         let rules: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
         match self.rules()?.comment(&table.name) {
@@ -76,19 +76,18 @@ impl HostPart {
             }
             Ok(_) => Err(io::Error::from(io::ErrorKind::AlreadyExists))
                 .doing(format!("load the host's rules, the table {}", table.name))
-                .map_err(|error| TunnelError {
-                    advice: Some(format!(
+                .map_err(|failure| {
+                    failure.advise(format!(
                         "it belongs to somebody else: choose another name for the tunnel, or remove it with `nft delete table inet {}`",
                         table.name
-                    )),
-                    ..error
+                    ))
                 }),
             Err(error) if nftables::is_missing(&error) => Ok(false),
             Err(error) => Err(error).doing("look at the host's rules"),
         }
     }
 
-    fn rules(&mut self) -> Result<&mut Nftables, TunnelError> {
+    fn rules(&mut self) -> Result<&mut Nftables, Failure> {
         let opened = match self.rules.take() {
             Some(rules) => rules,
             None => Nftables::open().doing("open a socket for rules").map_err(lacking)?,
@@ -98,10 +97,10 @@ impl HostPart {
 }
 
 /// Says what to do where the kernel lacks what rules take.
-pub(super) fn lacking(error: TunnelError) -> TunnelError {
-    if !nftables::is_missing(&error.error) {
+pub(super) fn lacking(error: Failure) -> Failure {
+    if !error.errno.is_some_and(|errno| nftables::is_missing(&io::Error::from_raw_os_error(errno))) {
         return error;
     }
     let advice = "this kernel lacks nf_tables or a part of it: load the modules nf_tables, nft_ct, nft_masq (every distribution has them)";
-    TunnelError { advice: Some(advice.into()), ..error }
+    error.advise(advice)
 }

@@ -6,25 +6,13 @@
 //! so undoing is to let go of that. Only what the host does for local networks is taken back by itself.
 
 mod adopt;
-pub mod approach;
 mod clean_up;
 mod device;
-pub mod endpoints;
-mod error;
 pub mod facts;
-#[doc(hidden)]
-pub mod fault;
-mod filter;
 mod forwarding;
-pub mod handover;
 mod hooks;
-pub mod keeper;
-pub mod lease;
 mod local_networks;
 mod parameters;
-pub mod recovery;
-pub mod state;
-pub mod status;
 
 use std::fmt;
 use std::io;
@@ -34,20 +22,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ipnet::IpNet;
 
 use crate::config::{BackendChoice, HookKind};
-use crate::linux::link::{Counters, Place};
-use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
-use crate::linux::netlink::{Netlink, Request};
+use crate::failure::{Doing, Failure};
+use crate::fault;
+use crate::linux::capabilities;
+use crate::linux::namespace::{self, NameLookup, NamespaceId, NetworkNamespace};
+use crate::linux::netlink::link::{LinkCounters, TargetNamespace};
+use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::names::InterfaceName;
 use crate::plan::{self, Plan, PlanDiff, VethPlan};
+use crate::registry::{Directory, Holder, Mark, State};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 pub use clean_up::{Remains, reclaim};
 pub use device::DeviceEvents;
-use error::Doing;
-pub use error::TunnelError;
 use local_networks::HostPart;
-use state::{Directory, Holder, Mark, State};
 
 /// What loading the rules of a namespace is called in messages.
 const RULES: &str = "load the rules for packets";
@@ -87,12 +76,12 @@ impl fmt::Debug for Tunnel {
 
 impl Tunnel {
     /// Begins a tunnel of a claimed name. Nothing is made yet.
-    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, TunnelError> {
+    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, Failure> {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
         Self::with_mark(plan, directory, mark)
     }
 
-    fn with_mark(plan: Plan, directory: Directory, mark: Mark) -> Result<Self, TunnelError> {
+    fn with_mark(plan: Plan, directory: Directory, mark: Mark) -> Result<Self, Failure> {
         let host = Netlink::open().doing("open a netlink socket")?;
         let reserve = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
         let reserve = Some(reserve.doing("keep a descriptor in reserve")?);
@@ -114,13 +103,13 @@ impl Tunnel {
         holders: Vec<Holder>,
         on_data_path_start: fn() -> io::Result<()>,
         on_named: impl FnOnce(),
-    ) -> Result<DeviceEvents, TunnelError> {
+    ) -> Result<DeviceEvents, Failure> {
         self.make_namespace()?;
         tracing::debug!("the namespace is made");
         fault::point("after the namespace")?;
         self.write_first_state(standing, holders)?;
         fault::point("after the state")?;
-        self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES))?;
+        self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES_DIRECTORY))?;
         fault::point("after the directory of names")?;
         self.give_name()?;
         tracing::debug!("the namespace has its name");
@@ -149,7 +138,7 @@ impl Tunnel {
     }
 
     /// Changes what is written down of the tunnel.
-    pub fn note(&mut self, change: impl FnOnce(&mut State)) -> Result<(), TunnelError> {
+    pub fn note(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Failure> {
         let Some(state) = &self.state else { return Ok(()) };
         let mut changed = state.clone();
         change(&mut changed);
@@ -205,7 +194,7 @@ impl Tunnel {
     }
 
     /// Lets nobody reach the keeper any more.
-    pub fn close(&self) -> Result<(), TunnelError> {
+    pub fn close(&self) -> Result<(), Failure> {
         self.directory.remove_socket().doing("close the keeper's socket")
     }
 
@@ -223,12 +212,12 @@ impl Tunnel {
     }
 
     /// Makes what the host does for local networks fit what the host does by itself, which may have become another.
-    pub fn refresh_host_part(&mut self) -> Result<(), TunnelError> {
+    pub fn refresh_host_part(&mut self) -> Result<(), Failure> {
         self.open_local_networks()
     }
 
     /// Makes it again if somebody has taken it away.
-    pub fn mend_host_part(&mut self) -> Result<(), TunnelError> {
+    pub fn mend_host_part(&mut self) -> Result<(), Failure> {
         self.host_part.mend(&self.plan, &self.mark)
     }
 
@@ -239,8 +228,8 @@ impl Tunnel {
     }
 
     /// What went through WireGuard's interface.
-    pub fn counters(&mut self) -> io::Result<Counters> {
-        let Some(inner) = &mut self.inner else { return Ok(Counters::default()) };
+    pub fn counters(&mut self) -> io::Result<LinkCounters> {
+        let Some(inner) = &mut self.inner else { return Ok(LinkCounters::default()) };
         inner.netlink.counters(&self.plan.wireguard.interface)
     }
 
@@ -248,7 +237,7 @@ impl Tunnel {
     pub fn programs(&self) -> io::Result<Vec<i32>> {
         let Some(inner) = &self.inner else { return Ok(Vec::new()) };
         let id = inner.namespace.id()?;
-        keeper::with_all_capabilities(|| process::in_namespace(id))?
+        capabilities::with_raised(capabilities::CapabilitySet::SYS_PTRACE, || process::in_namespace(id))?
     }
 
     /// Kills what a program has left behind: the processes in the namespace that have its mount namespace, and those they started.
@@ -292,22 +281,28 @@ impl Tunnel {
         let link = &wanted.veth.inner_interface;
         let (name, interface) = (wanted.wireguard.interface.as_str(), &wanted.wireguard.interface);
         let (index, link_index) = (inner.netlink.link_index(interface)?, inner.netlink.link_index(link)?);
-        let closing =
-            change.remove_local.iter().map(|net| Request::delete_route(link_index, link.as_str(), *net)).collect();
+        let closing = change
+            .remove_local
+            .iter()
+            .map(|net| NetlinkRequest::delete_route(link_index, link.as_str(), *net))
+            .collect();
         inner.netlink.execute(closing)?;
         if change.firewall {
             inner.rules.replace(&wanted.firewall.inside, mark)?;
             self.host_part.open(wanted, &self.mark).map_err(io::Error::other)?;
         }
-        let mut requests: Vec<Request> = Vec::new();
-        requests.extend(change.mtu.map(|mtu| Request::set_mtu(index, name, mtu)));
-        requests.extend(change.remove_routes.iter().map(|route| Request::delete_route(index, name, *route)));
+        let mut requests: Vec<NetlinkRequest> = Vec::new();
+        requests.extend(change.mtu.map(|mtu| NetlinkRequest::set_mtu(index, name, mtu)));
+        requests.extend(change.remove_routes.iter().map(|route| NetlinkRequest::delete_route(index, name, *route)));
         // What is there already was made by a keeper that was killed half-way.
-        let add_address = |address: &IpNet| Request::add_address(index, name, *address).or_exists();
+        let add_address = |address: &IpNet| NetlinkRequest::add_address(index, name, *address).or_exists();
         requests.extend(change.add_addresses.iter().map(add_address));
-        requests
-            .extend(change.add_routes.iter().map(|route| Request::add_route(index, name, *route, None).or_exists()));
-        requests.extend(change.remove_addresses.iter().map(|address| Request::delete_address(index, name, *address)));
+        requests.extend(
+            change.add_routes.iter().map(|route| NetlinkRequest::add_route(index, name, *route, None).or_exists()),
+        );
+        requests.extend(
+            change.remove_addresses.iter().map(|address| NetlinkRequest::delete_address(index, name, *address)),
+        );
         requests.extend(change.add_local.iter().map(|net| local_route(link_index, &wanted.veth, *net).or_exists()));
         Ok(inner.netlink.execute(requests)?)
     }
@@ -326,15 +321,15 @@ impl Tunnel {
         let Some(inner) = &mut self.inner else { return Ok(()) };
         let name = &self.plan.wireguard.interface;
         let index = inner.netlink.link_index(name)?;
-        Ok(inner.netlink.execute_one(Request::set_mtu(index, name.as_str(), mtu))?)
+        Ok(inner.netlink.execute_one(NetlinkRequest::set_mtu(index, name.as_str(), mtu))?)
     }
 
-    fn inner(&mut self) -> Result<&mut Inner, TunnelError> {
+    fn inner(&mut self) -> Result<&mut Inner, Failure> {
         self.inner.as_mut().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT)).doing("use the namespace")
     }
 
     /// Makes the namespace: marked, with `lo` up, and nothing else.
-    fn make_namespace(&mut self) -> Result<(), TunnelError> {
+    fn make_namespace(&mut self) -> Result<(), Failure> {
         let ipv6 = self.plan.wireguard.ipv6;
         let (namespace, (mut netlink, mut rules)) = NetworkNamespace::create(|| {
             parameters::prepare_ipv4()?;
@@ -347,14 +342,14 @@ impl Tunnel {
             rules.create(&self.plan.firewall.inside, mark).doing(RULES).map_err(local_networks::lacking)?;
         }
         // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
-        let lo = vec![Request::set_alias(1, "lo", mark), Request::set_up(1, "lo")];
+        let lo = vec![NetlinkRequest::set_alias(1, "lo", mark), NetlinkRequest::set_up(1, "lo")];
         netlink.execute(lo).doing("make a network namespace")?;
         self.inner = Some(Inner { namespace, netlink, rules });
         Ok(())
     }
 
     /// Has the host let packets pass to the local networks, if there are any.
-    fn open_local_networks(&mut self) -> Result<(), TunnelError> {
+    fn open_local_networks(&mut self) -> Result<(), Failure> {
         if self.plan.local.networks.is_empty() {
             return Ok(());
         }
@@ -362,14 +357,14 @@ impl Tunnel {
     }
 
     /// Takes that back.
-    fn close_local_networks(&mut self) -> Result<(), TunnelError> {
+    fn close_local_networks(&mut self) -> Result<(), Failure> {
         if self.plan.local.networks.is_empty() {
             return Ok(());
         }
         self.host_part.close(&self.plan.name, &self.mark)
     }
 
-    fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), TunnelError> {
+    fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
         let state = State {
             mark: self.mark.clone(),
             namespace: self.inner()?.namespace.id().doing("identify the namespace")?,
@@ -383,9 +378,9 @@ impl Tunnel {
         Ok(())
     }
 
-    fn give_name(&mut self) -> Result<(), TunnelError> {
+    fn give_name(&mut self) -> Result<(), Failure> {
         let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
-        let given = namespace::give_name(&self.inner()?.namespace, &path, mark.text());
+        let given = namespace::bind_name(&self.inner()?.namespace, &path, mark.text());
         let taken = matches!(&given, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
         given.doing(format!("name the namespace {}", path.display())).map_err(|mut error| {
             if taken {
@@ -399,30 +394,30 @@ impl Tunnel {
     }
 
     /// Makes the veth pair. Its inner end is born inside; no route leads over it but the one to the host's end.
-    fn make_veth(&mut self) -> Result<(), TunnelError> {
+    fn make_veth(&mut self) -> Result<(), Failure> {
         let veth = self.plan.veth.clone();
         let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
         let mark = self.mark.clone();
         let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
-        let add = Request::add_veth(outer, inner, Place::Namespace(namespace.as_fd()));
+        let add = NetlinkRequest::add_veth(outer, inner, TargetNamespace::Other(namespace.as_fd()));
         self.host.execute_one(add).doing("join the namespace to the host")?;
         let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
         parameters::prepare_host_interface(outer, veth.host_ipv6.is_some())
             .doing(format!("set the parameters of {outer}"))?;
-        let mut requests = vec![Request::set_alias(index, outer.as_str(), mark.text())];
+        let mut requests = vec![NetlinkRequest::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
-        requests.push(Request::set_up(index, outer.as_str()));
+        requests.push(NetlinkRequest::set_up(index, outer.as_str()));
         self.host.execute(requests).doing("join the namespace to the host")?;
 
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(inner).doing(format!("find {inner}"))?;
         let mut requests = addresses(index, inner, veth.inner_ipv4, veth.inner_ipv6)?;
-        requests.push(Request::set_up(index, inner.as_str()));
+        requests.push(NetlinkRequest::set_up(index, inner.as_str()));
         netlink.execute(requests).doing("join the namespace to the host")
     }
 
     /// Gives WireGuard's interface its addresses, takes it up, and only then routes into it; then into the local networks.
-    fn open_wireguard(&mut self) -> Result<(), TunnelError> {
+    fn open_wireguard(&mut self) -> Result<(), Failure> {
         let (mut plan, veth, mut local) =
             (self.plan.wireguard.clone(), self.plan.veth.clone(), self.plan.local.networks.clone());
         if fault::is_broken("routes") {
@@ -432,11 +427,12 @@ impl Tunnel {
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
         // A TUN would take part in multicast, which no peer passes on.
-        let mut requests = vec![Request::set_mtu(index, name, plan.mtu), Request::clear_multicast(index, name)];
-        requests.extend(plan.addresses.iter().map(|address| Request::add_address(index, name, *address)));
-        requests.push(Request::set_up(index, name));
+        let mut requests =
+            vec![NetlinkRequest::set_mtu(index, name, plan.mtu), NetlinkRequest::clear_multicast(index, name)];
+        requests.extend(plan.addresses.iter().map(|address| NetlinkRequest::add_address(index, name, *address)));
+        requests.push(NetlinkRequest::set_up(index, name));
         requests.extend(plan.routes.iter().map(|route| {
-            let request = Request::add_route(index, name, *route, None);
+            let request = NetlinkRequest::add_route(index, name, *route, None);
             // Taking the interface up has made the route to the network of each IPv4 address.
             let is_connected = plan.addresses.iter().any(|address| address.trunc() == *route);
             if is_connected { request.or_exists() } else { request }
@@ -446,7 +442,7 @@ impl Tunnel {
             requests.extend(local.iter().map(|net| local_route(link, &veth, *net)));
         }
         netlink.execute(requests).doing("configure WireGuard's interface").map_err(|mut error| {
-            if error.error.kind() == io::ErrorKind::AddrInUse {
+            if error.errno == Some(libc::EADDRINUSE) {
                 error.advice =
                     Some("another program uses the ListenPort of the file: leave that line out, or stop it".into());
             }
@@ -454,7 +450,7 @@ impl Tunnel {
         })
     }
 
-    fn run_hooks(&mut self, kind: HookKind) -> Result<(), TunnelError> {
+    fn run_hooks(&mut self, kind: HookKind) -> Result<(), Failure> {
         let Some(inner) = &self.inner else { return Ok(()) };
         for hook in self.plan.hooks.iter().filter(|hook| hook.run && hook.kind == kind) {
             hooks::run(&inner.namespace, hook).doing(format!("run the hook {kind} of the file"))?;
@@ -464,14 +460,14 @@ impl Tunnel {
 
     /// Takes away the tunnel's names: after this the host is as it was, the namespace's links excepted, which the kernel is
     /// about to remove. Works from any point of [`Self::make`]. Goes on after an error, and returns the first.
-    pub fn take_down(&mut self) -> Result<(), TunnelError> {
+    pub fn take_down(&mut self) -> Result<(), Failure> {
         self.reserve = None;
         let closed = self.directory.remove_socket().doing("close the keeper's socket");
         fault::point("after the socket is gone")?;
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
         let path = &self.plan.namespace;
         let untaken = namespace::look_up(path)
-            .and_then(|named| if self.is_ours(&named) { namespace::take_name(path) } else { Ok(()) })
+            .and_then(|named| if self.is_ours(&named) { namespace::remove_name(path) } else { Ok(()) })
             .doing(format!("remove {}", path.display()));
         self.name_left = untaken.is_err();
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
@@ -482,10 +478,10 @@ impl Tunnel {
         closed.and(pre_down).and(untaken).and(post_down).and(local)
     }
 
-    fn is_ours(&self, named: &Named) -> bool {
+    fn is_ours(&self, named: &NameLookup) -> bool {
         match (named, &self.inner) {
-            (Named::Namespace(there), Some(inner)) => there.id().ok() == inner.namespace.id().ok(),
-            (Named::File(text), _) => text == self.mark.text(),
+            (NameLookup::Namespace(there), Some(inner)) => there.id().ok() == inner.namespace.id().ok(),
+            (NameLookup::File(text), _) => text == self.mark.text(),
             _ => false,
         }
     }
@@ -494,7 +490,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// Also if the namespace's name could not be taken away: then what is written down stays, for [`reclaim`] to find it.
-    pub fn release(mut self) -> Result<Remains, TunnelError> {
+    pub fn release(mut self) -> Result<Remains, Failure> {
         if self.name_left {
             let busy = Err(io::Error::from_raw_os_error(libc::EBUSY));
             return busy.doing(format!(
@@ -518,9 +514,9 @@ impl Tunnel {
 }
 
 /// A route to a local network, inside.
-fn local_route(link: u32, veth: &VethPlan, net: IpNet) -> Request {
+fn local_route(link: u32, veth: &VethPlan, net: IpNet) -> NetlinkRequest {
     let router = if net.addr().is_ipv4() { Some(veth.host_ipv4.into()) } else { veth.host_ipv6.map(IpAddr::from) };
-    Request::add_route(link, veth.inner_interface.as_str(), net, router)
+    NetlinkRequest::add_route(link, veth.inner_interface.as_str(), net, router)
 }
 
 fn addresses(
@@ -528,7 +524,7 @@ fn addresses(
     name: &InterfaceName,
     ipv4: std::net::Ipv4Addr,
     ipv6: Option<std::net::Ipv6Addr>,
-) -> Result<Vec<Request>, TunnelError> {
+) -> Result<Vec<NetlinkRequest>, Failure> {
     let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
     // A /31 has no broadcast address (RFC 3021), a /127 no subnet-router anycast address (RFC 6164).
     let ipv4 = IpNet::new(ipv4.into(), 31).map_err(invalid).doing("use the veth's address")?;
@@ -537,6 +533,6 @@ fn addresses(
     Ok([Some(ipv4), ipv6]
         .into_iter()
         .flatten()
-        .map(|address| Request::add_address(index, name.as_str(), address))
+        .map(|address| NetlinkRequest::add_address(index, name.as_str(), address))
         .collect())
 }

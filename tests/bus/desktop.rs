@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use lab::world::FILES;
 use lab::{Skip, patience, wait_until};
-use vpn_exec::bus::{self, Policy, Refusal, address};
+use vpn_exec::bus::{self, BusRefusal, Policy, address};
 
 /// Tells hanging from working.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,7 +49,7 @@ pub(crate) struct Desktop {
 }
 
 struct Filter {
-    refusals: Arc<Mutex<Vec<(Refusal, u64)>>>,
+    refusals: Arc<Mutex<Vec<(BusRefusal, u64)>>>,
     stop: Option<OwnedFd>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
@@ -105,7 +105,7 @@ impl Desktop {
     }
 
     /// What was refused until now, without repetitions.
-    pub(crate) fn refusals(&self) -> Vec<Refusal> {
+    pub(crate) fn refusals(&self) -> Vec<BusRefusal> {
         let all = self.filter.as_ref().map(|filter| filter.refusals.lock().expect("not poisoned").clone());
         all.into_iter().flatten().filter(|(_, times)| *times == 1).map(|(refusal, _)| refusal).collect()
     }
@@ -142,7 +142,8 @@ impl Filter {
         let refusals = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&refusals);
         let thread = std::thread::spawn(move || {
-            let report = |refusal: &Refusal, times| seen.lock().expect("not poisoned").push((refusal.clone(), times));
+            let report =
+                |refusal: &BusRefusal, times| seen.lock().expect("not poisoned").push((refusal.clone(), times));
             bus::serve(listener.as_fd(), || address::connect(&addresses), &policy, report, stop.as_fd())
         });
         Ok(Self { refusals, stop: Some(stopped), thread: Some(thread) })

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{patience, wait_until};
 use vpn_exec::bus::message::{Endian, Kind};
-use vpn_exec::bus::{Policy, Refusal};
+use vpn_exec::bus::{BusRefusal, Policy};
 
 use crate::desktop::{BUS, FILTER, ask, call, call_of_bus, client, fail, file, run, said, send};
 use crate::raw::Raw;
@@ -141,7 +141,7 @@ fn the_service_manager_is_out_of_reach() {
         let run_unit: Vec<&str> = run_unit.iter().map(String::as_str).collect();
         let text = fail(FILTER, &run_unit)?;
         ensure!(text.contains("org.freedesktop.DBus.Error.ServiceUnknown"), "{text}");
-        let refusal = Refusal::Name { name: SYSTEMD.into(), member: "StartTransientUnit".into() };
+        let refusal = BusRefusal::Name { name: SYSTEMD.into(), member: "StartTransientUnit".into() };
         ensure!(text.contains(&format!("vpn-exec: {refusal}")), "{text}");
         ensure!(desktop.refusals().contains(&refusal), "{:?}", desktop.refusals());
         ensure!(desktop.calls()?.is_empty(), "it was reached");
@@ -212,7 +212,10 @@ fn services_are_not_started() {
         fail(FILTER, &start("org.freedesktop.secrets"))?;
         let started = || fs::read_to_string(file("started"));
         ensure!(started()? == "org.freedesktop.secrets\n", "{}", started()?);
-        ensure!(desktop.refusals().contains(&Refusal::Activation { name: "net.example.Fetcher".into() }), "not told");
+        ensure!(
+            desktop.refusals().contains(&BusRefusal::Activation { name: "net.example.Fetcher".into() }),
+            "not told"
+        );
         fail(BUS, &start("net.example.Fetcher"))?;
         ensure!(started()?.ends_with("net.example.Fetcher\n"), "without a filter");
         Ok(())
@@ -230,7 +233,7 @@ fn the_bus_itself_obeys_within_limits() {
             ensure!(text.contains("AccessDenied") && text.contains("--dbus session allows it"), "{name}: {text}");
         }
         let refused = desktop.refusals();
-        ensure!(refused.contains(&Refusal::Eavesdropping), "{refused:?}");
+        ensure!(refused.contains(&BusRefusal::Eavesdropping), "{refused:?}");
         for allowed in [&update, &listen] {
             ask(BUS, allowed)?;
         }

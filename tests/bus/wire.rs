@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::{patience, wait_until};
-use vpn_exec::bus::Refusal;
+use vpn_exec::bus::BusRefusal;
 use vpn_exec::bus::message::{Endian, Header, Kind, NO_REPLY};
 
 use crate::desktop::{BUS, FILTER};
@@ -194,7 +194,10 @@ fn descriptors_without_a_message_are_bounded() {
         let header = Header { descriptors: 2, ..client.header(Kind::Signal, "/", "a.b", "C") };
         client.send_with(&header.with_body("", &[]), &[one.as_fd()])?;
         ensure!(client.is_ended()?, "it is still served");
-        ensure!(desktop.refusals().iter().any(|refusal| matches!(refusal, Refusal::Malformed(_))), "nothing is told");
+        ensure!(
+            desktop.refusals().iter().any(|refusal| matches!(refusal, BusRefusal::Malformed(_))),
+            "nothing is told"
+        );
         ensure!(read(&mut Raw::connect(FILTER, Endian::Little)?, "others")? == "others", "another text");
         Ok(())
     });
@@ -410,7 +413,10 @@ fn services_that_come_later_are_known() {
         let nothing = client.body();
         let refused = client.call(hidden, "/", ("a.b", "C"), "", nothing)?;
         ensure!(refused.header.kind == Kind::Error, "it is called");
-        ensure!(desktop.refusals() == [Refusal::Name { name: hidden.into(), member: "C".into() }], "another refusal");
+        ensure!(
+            desktop.refusals() == [BusRefusal::Name { name: hidden.into(), member: "C".into() }],
+            "another refusal"
+        );
         // It calls back, and is heard to leave.
         let unique = service.unique.clone();
         let header =

@@ -16,7 +16,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
 use crate::agent::{parsed, reply_time, unspecified};
 use crate::syscalls;
@@ -68,13 +68,13 @@ pub(crate) fn perform(words: &[&str]) -> io::Result<String> {
         ["raw-socket", family] => raw_socket(family),
         ["add-route", device, destination] => {
             let index = index_of(device)?;
-            change(Request::add_route(index, device, parsed(destination)?, None))
+            change(NetlinkRequest::add_route(index, device, parsed(destination)?, None))
         }
         ["add-address", device, address] => {
             let index = index_of(device)?;
-            change(Request::add_address(index, device, parsed(address)?))
+            change(NetlinkRequest::add_address(index, device, parsed(address)?))
         }
-        ["set-mtu", device, mtu] => change(Request::set_mtu(index_of(device)?, device, parsed(mtu)?)),
+        ["set-mtu", device, mtu] => change(NetlinkRequest::set_mtu(index_of(device)?, device, parsed(mtu)?)),
         ["join", path] => NetworkNamespace::from(OwnedFd::from(File::open(path)?)).run(|| Ok("joined".into())),
         ["new-network"] => NetworkNamespace::create(|| Ok("made".into())).map(|(_, text)| text),
         ["run", program, arguments @ ..] => run(program, arguments),
@@ -193,9 +193,9 @@ fn raw_socket(family: &str) -> io::Result<String> {
     Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol).map(|_| "opened".into())?)
 }
 
-fn change(request: Request) -> io::Result<String> {
+fn change(request: NetlinkRequest) -> io::Result<String> {
     // By its number, so that a test sees which error it is.
-    let number = |error: vpn_exec::linux::netlink::RequestError| match error.raw_os_error() {
+    let number = |error: vpn_exec::linux::netlink::NetlinkError| match error.raw_os_error() {
         Some(number) => io::Error::from_raw_os_error(number),
         None => error.into(),
     };

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lab::{Lab, Peer, Reach};
 use std::slice::from_mut;
-use vpn_exec::tunnel::fault;
+use vpn_exec::fault;
 
 use crate::judge::{Verdict, Witnesses};
 use crate::stages::{Expected, LeftOpen, NONE, allow_pings, inside, judged};

@@ -13,9 +13,9 @@ use lab::agent::{Agent, launcher};
 use lab::{Lab, PRIVATE_LAN, PROVIDER, Peer, Reach, TUNNEL_CLIENT, WEB};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::sysctl;
-use vpn_exec::tunnel::{fault, state};
+use vpn_exec::{fault, registry};
 
 use crate::VPN_EXEC;
 use crate::judge::{Verdict, Witnesses};
@@ -80,7 +80,7 @@ pub(crate) fn allow_pings() -> std::io::Result<()> {
 }
 
 pub(crate) fn allow_pings_inside() -> Result<()> {
-    let Named::Namespace(namespace) = look_up(&path_of(NAME))? else { bail!("the tunnel has no namespace") };
+    let NameLookup::Namespace(namespace) = look_up(&path_of(NAME))? else { bail!("the tunnel has no namespace") };
     Ok(namespace.run(allow_pings)?)
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn send(pid: i32, signal: Signal) -> Result<()> {
 }
 
 pub(crate) fn keeper() -> Result<i32> {
-    let state = state::read(&NAME.parse()?)?.context("the tunnel has written its state")?;
+    let state = registry::read(&NAME.parse()?)?.context("the tunnel has written its state")?;
     Ok(state.keeper.cast_signed())
 }
 

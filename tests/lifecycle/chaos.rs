@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use lab::{LAN, Peer, Reach, Snapshot, WEB};
 use nix::sys::signal::Signal;
-use vpn_exec::tunnel::state;
+use vpn_exec::registry;
 
 use crate::look_alikes::{make_names, plant_neighbours};
 use crate::support::{
@@ -70,9 +70,9 @@ fn a_killed_keeper_is_replaced_and_the_program_goes_on() {
             send(keepers[keepers.len() - 1], Signal::SIGKILL)?;
             let until = Instant::now() + lab::patience(SOON);
             let successor = loop {
-                let state = state::read(&"chaos".parse()?)?.context("a tunnel in use has a state")?;
+                let state = registry::read(&"chaos".parse()?)?.context("a tunnel in use has a state")?;
                 let keeper = state.keeper.cast_signed();
-                if !keepers.contains(&keeper) && state::socket_of(&"chaos".parse()?).exists() {
+                if !keepers.contains(&keeper) && registry::socket_of(&"chaos".parse()?).exists() {
                     break keeper;
                 }
                 ensure!(Instant::now() < until, "nobody takes over from {keepers:?}");

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use lab::Snapshot;
 use nix::sys::signal::Signal;
-use vpn_exec::tunnel::fault;
+use vpn_exec::fault;
 
 use crate::support::{
     PATIENCE, assert_none_soon, assert_refused, assert_unchanged, bare, ended, errors, prepare, run, run_this, send,

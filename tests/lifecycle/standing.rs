@@ -9,11 +9,11 @@ use anyhow::{Context, Result, ensure};
 use lab::Snapshot;
 use nix::sys::signal::Signal;
 use rustix::mount::MountFlags;
+use vpn_exec::lease::status::{Condition, Status};
 use vpn_exec::linux::local_socket;
-use vpn_exec::linux::namespace::{self, Named};
+use vpn_exec::linux::namespace::{self, NameLookup};
 use vpn_exec::linux::netlink::Netlink;
-use vpn_exec::tunnel::state;
-use vpn_exec::tunnel::status::{Condition, Status};
+use vpn_exec::registry;
 
 use crate::support::{
     CONFIG, CONFIG_TEXT, PATIENCE, assert_none_soon, assert_refused, assert_unchanged, doing, ended, errors, is_there,
@@ -59,7 +59,7 @@ fn joined(task: &str) -> Command {
 }
 
 fn keeper() -> Result<i32> {
-    Ok(state::read(&"stays".parse()?)?.context("a tunnel that stays has a state")?.keeper.cast_signed())
+    Ok(registry::read(&"stays".parse()?)?.context("a tunnel that stays has a state")?.keeper.cast_signed())
 }
 
 fn wait_for(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -189,7 +189,7 @@ fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
         assert_eq!(fs::metadata(format!("{inside}/ns/net"))?.ino(), running.program.namespace);
         let names = fs::read_to_string(format!("{inside}/root/etc/resolv.conf"))?;
         assert!(names.contains("nameserver 10.64.0.53\n") && !names.contains("10.64.0.1\n"), "{names}");
-        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
         };
         let (links, addresses, routes) = there.run(|| {
@@ -225,7 +225,7 @@ fn a_killed_or_replaced_keeper_has_a_successor() {
         let before = Snapshot::take()?;
         works(&up())?;
         let first = keeper()?;
-        let namespace = state::read(&"stays".parse()?)?.context("a state")?.namespace;
+        let namespace = registry::read(&"stays".parse()?)?.context("a state")?.namespace;
         send(first, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
         works(&up())?;
@@ -238,7 +238,7 @@ fn a_killed_or_replaced_keeper_has_a_successor() {
         assert!(third != second && status()?.standing);
         wait_for("the launcher does not come back", || Ok(status()?.leases == 1))?;
         assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
-        assert_eq!(state::read(&"stays".parse()?)?.context("a state")?.namespace, namespace);
+        assert_eq!(registry::read(&"stays".parse()?)?.context("a state")?.namespace, namespace);
 
         // Of a standing tunnel that nobody is in, too, what a killed keeper has left can be taken away.
         running.end()?;
@@ -259,7 +259,7 @@ fn what_is_not_as_it_was_is_never_taken_over() {
         send(running.launcher(), Signal::SIGSTOP)?;
         send(keeper()?, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
-        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
         };
         there.run(|| {
@@ -267,7 +267,7 @@ fn what_is_not_as_it_was_is_never_taken_over() {
             let host0 = "host0".parse().map_err(std::io::Error::other)?;
             let index = netlink.link_index(&host0)?;
             let leak = "198.51.100.0/24".parse().map_err(std::io::Error::other)?;
-            Ok(netlink.execute_one(vpn_exec::linux::netlink::Request::add_route(index, "host0", leak, None))?)
+            Ok(netlink.execute_one(vpn_exec::linux::netlink::NetlinkRequest::add_route(index, "host0", leak, None))?)
         })?;
         let message = assert_refused(&run(command(&up()))?);
         assert!(message.contains("routes 198.51.100.0/24 by host0"), "{message}");
@@ -287,7 +287,7 @@ fn in_the_foreground_it_lasts_until_it_is_told_to_end() {
         let before = Snapshot::take()?;
         let up = [up().as_slice(), &["--foreground", "-v"]].concat();
         let mut child = command(&up).spawn()?;
-        wait_for("it does not come up", || Ok(state::read(&"stays".parse()?)?.is_some_and(|state| state.standing)))?;
+        wait_for("it does not come up", || Ok(registry::read(&"stays".parse()?)?.is_some_and(|state| state.standing)))?;
         assert!(assert_refused(&run(command(&up))?).contains("held by another process"));
         let running = started(joined("wait"), "stays")?;
         write_config(&CONFIG_TEXT.replace("DNS = 10.64.0.1", "DNS = 10.64.0.53"))?;
@@ -336,7 +336,7 @@ fn those_who_connect_and_say_nothing_keep_nobody_out() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
-        let socket = state::socket_of(&"stays".parse()?);
+        let socket = registry::socket_of(&"stays".parse()?);
         // More than a keeper hears at once. It hangs up on whoever says nothing, or nothing that it knows.
         let silent: Vec<_> = (0..200).filter_map(|_| local_socket::connect(&socket, BRIEFLY).ok()).collect();
         for garbage in [b"{}".as_slice(), b"\xff\x00", &[b'['; 8000]] {
@@ -421,7 +421,7 @@ fn without_room_nothing_is_changed_and_nothing_is_lost() {
         let filler = fill_run()?;
         let message = assert_refused(&run(command(&reload()))?);
         assert!(message.contains("No space left"), "{message}");
-        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
         };
         let has = |address: &str| -> Result<bool> {
@@ -475,7 +475,7 @@ fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
         send(running.launcher(), Signal::SIGCONT)?;
         wait_for("nobody takes over", || Ok(status()?.state == Condition::Connecting))?;
         assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
-        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
         };
         let (addresses, routes) = there.run(|| {
@@ -547,7 +547,7 @@ fn one_tunnel_that_cannot_be_asked_does_not_keep_others_from_being_listed() {
         works(&["up", CONFIG, "--backend", lab::backend(), "--name", "answers"])?;
         // Nobody is let in any more.
         send(keeper()?, Signal::SIGSTOP)?;
-        let (socket, patience) = (state::socket_of(&"stays".parse()?), Duration::from_millis(10));
+        let (socket, patience) = (registry::socket_of(&"stays".parse()?), Duration::from_millis(10));
         let connect = || vpn_exec::linux::local_socket::connect(&socket, patience).ok();
         let waiting: Vec<_> = std::iter::from_fn(connect).collect();
         // And this is no tunnel at all.

@@ -14,10 +14,10 @@ use lab::{Skip, Snapshot};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
-use vpn_exec::linux::link::Link;
 use vpn_exec::linux::netlink::Netlink;
+use vpn_exec::linux::netlink::link::Link;
 use vpn_exec::linux::tun;
-use vpn_exec::tunnel::state::{self, State};
+use vpn_exec::registry::{self, State};
 
 /// Tells hanging from working: nothing here takes a tenth of it on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -255,7 +255,7 @@ pub(crate) fn started(mut command: Command, name: &str) -> Result<Running> {
     let Some(program) = said(&mut child)? else {
         bail!("vpn-exec has ended too early: {:?}", output_of(child)?);
     };
-    let state = state::read(&name.parse()?)?.context("a running tunnel has a state")?;
+    let state = registry::read(&name.parse()?)?.context("a running tunnel has a state")?;
     Ok(Running { child, program, state })
 }
 

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use lab::agent::{Agent, launcher};
 use lab::{Addresses, Lab, Reach, Skip, Snapshot, local_networks};
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::tunnel::state;
+use vpn_exec::registry;
 
 const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 
@@ -102,6 +102,6 @@ fn sysctl(parameter: &str) -> Result<String> {
 }
 
 fn keeper_of(name: &str) -> Result<i32> {
-    let state = state::read(&name.parse()?)?.context("there is a tunnel")?;
+    let state = registry::read(&name.parse()?)?.context("there is a tunnel")?;
     Ok(state.keeper.cast_signed())
 }

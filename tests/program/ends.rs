@@ -138,7 +138,7 @@ fn the_program_ends_with_vpn_exec() {
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let program = PathBuf::from(format!("/proc/{}/cmdline", line.trim()));
         // The keeper would end the program, too. It is kept from that, so this is the kernel's own doing.
-        let state = vpn_exec::tunnel::state::read(&"nowhere".parse()?)?.context("a state")?;
+        let state = vpn_exec::registry::read(&"nowhere".parse()?)?.context("a state")?;
         let keeper = state.keeper;
         kill(keeper, "STOP")?;
         child.kill()?;

@@ -107,7 +107,7 @@ fn each_process_may_do_what_its_next_step_takes() {
             vpn_exec(&config, &[], &["sh", "-c", "echo up; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
-        let state = vpn_exec::tunnel::state::read(&"nowhere".parse()?)?.context("a state")?;
+        let state = vpn_exec::registry::read(&"nowhere".parse()?)?.context("a state")?;
         let all = KILL | NET_ADMIN | SYS_PTRACE | SYS_ADMIN;
         // Each raises what it has for the instant in which it takes that, as when it looks for the program's mounts.
         let rests_with = |who, pid, wanted: &[(u64, u64)]| {

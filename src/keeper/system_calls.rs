@@ -1,0 +1,201 @@
+//! Which system calls a running keeper may make. It executes nothing, mounts nothing, traces nobody, and opens no raw socket; the
+//! thread that reads what strangers send opens nothing at all.
+//!
+//! What a keeper's main thread needs is decided less by us than by the C library's resolver, which may load any module that
+//! nsswitch.conf(5) names. So its list is of what is harmless rather than of what is seen in a trace.
+
+use std::io;
+
+use crate::linux::seccomp::SyscallFilter;
+
+/// What any thread needs that only computes, waits, and moves bytes between descriptors that it has.
+const DATA: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_epoll_create1,
+    libc::SYS_close,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_getrandom,
+    libc::SYS_futex,
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_sched_yield,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_rseq,
+    libc::SYS_restart_syscall,
+    // What limits a thread further.
+    libc::SYS_seccomp,
+    libc::SYS_prctl,
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// What the keeper's own work takes besides, and the C library's resolver.
+const KEEPER: &[libc::c_long] = &[
+    // Files.
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_lseek,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_ftruncate,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_mkdirat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_flock,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_pipe2,
+    libc::SYS_memfd_create,
+    libc::SYS_close_range,
+    // Sockets; which families, is said apart.
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept4,
+    libc::SYS_shutdown,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    // Waiting.
+    // Published ports.
+    libc::SYS_splice,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_eventfd2,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_signalfd4,
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_rm_watch,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    // Threads.
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_membarrier,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_prlimit64,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getppid,
+    // Looking for programs in the tunnel, and ending them.
+    libc::SYS_kill,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
+    // Working in the tunnel's namespace, and taking its name away.
+    libc::SYS_setns,
+    libc::SYS_umount2,
+];
+
+/// What the 64-bit Intel architecture has besides for the same purposes.
+#[cfg(target_arch = "x86_64")]
+mod old {
+    pub(super) const DATA: &[libc::c_long] = &[libc::SYS_epoll_wait];
+
+    pub(super) const KEEPER: &[libc::c_long] = &[
+        libc::SYS_open,
+        libc::SYS_stat,
+        libc::SYS_lstat,
+        libc::SYS_access,
+        libc::SYS_readlink,
+        libc::SYS_mkdir,
+        libc::SYS_rmdir,
+        libc::SYS_unlink,
+        libc::SYS_rename,
+        libc::SYS_chmod,
+        libc::SYS_poll,
+        libc::SYS_select,
+        libc::SYS_pipe,
+        libc::SYS_dup2,
+        libc::SYS_time,
+        libc::SYS_arch_prctl,
+    ];
+}
+
+/// What other architectures have besides.
+#[cfg(not(target_arch = "x86_64"))]
+mod old {
+    pub(super) const DATA: &[libc::c_long] = &[];
+    pub(super) const KEEPER: &[libc::c_long] = &[];
+}
+
+/// The families of sockets that a keeper opens, and the C library's resolver: no raw packets, no virtual machines, no cryptography.
+const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
+/// The filter of a keeper's main thread, and of those that it starts from then on. A keeper that has hooks to run at its end has
+/// none: whatever they execute would inherit it, and they are root's own commands.
+pub(super) fn keeper() -> io::Result<SyscallFilter> {
+    SyscallFilter::allow_only(&[DATA, old::DATA, KEEPER, old::KEEPER].concat(), &FAMILIES)
+}
+
+/// The filter of the thread that relays published ports: it opens sockets to the program, and pipes.
+pub(super) fn relay() -> io::Result<SyscallFilter> {
+    let own = [
+        libc::SYS_accept4,
+        libc::SYS_connect,
+        libc::SYS_shutdown,
+        libc::SYS_getsockname,
+        libc::SYS_getpeername,
+        libc::SYS_getsockopt,
+        libc::SYS_setsockopt,
+        libc::SYS_splice,
+        libc::SYS_pipe2,
+        libc::SYS_fcntl,
+    ];
+    SyscallFilter::allow_only(&[DATA, old::DATA, &own].concat(), &[libc::AF_INET, libc::AF_INET6])
+}
+
+/// The filter of an embedded device's thread, which reads what anybody may send.
+pub(super) fn data_path() -> io::Result<SyscallFilter> {
+    SyscallFilter::allow_only(&[DATA, old::DATA].concat(), &[])
+}

@@ -1,0 +1,58 @@
+//! What listens on the host now and is closed to a program inside: the notes of `vpn-exec plan` about unix sockets.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use super::identity::Identity;
+use crate::linux::mirror::HiddenPaths;
+use crate::linux::process;
+use crate::linux::unix_sockets::{BoundSocket, UnixSockets};
+use crate::plan::Plan;
+use crate::plan::host_sockets;
+
+/// Returns a sentence for each unix socket that the program's user could connect to on the host, and that is closed inside.
+///
+/// # Errors
+/// What the system refuses; `NotFound` on a kernel that does not list unix sockets.
+pub(crate) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>> {
+    if plan.sockets.any {
+        return Ok(Vec::new());
+    }
+    let user = match identity {
+        Identity::Unchanged => nix::unistd::geteuid().as_raw(),
+        Identity::Other(account) => account.uid,
+    };
+    let home = identity.home();
+    let hidden = HiddenPaths(plan.hidden.clone());
+    let is_hidden = |path: &Path| path.ancestors().any(|part| hidden.has(part));
+    let is_closed = |bound: &BoundSocket| {
+        bound.is_listening
+            && bound.path.is_absolute()
+            && !is_hidden(&bound.path)
+            && may_connect(&bound.path, user)
+            && !plan.sockets.allows(&bound.path, home.as_deref())
+    };
+    let mut closed: Vec<BoundSocket> = UnixSockets::open()?.bound()?.into_iter().filter(is_closed).collect();
+    closed.sort_by(|one, other| one.path.cmp(&other.path));
+    closed.dedup_by(|one, other| one.path == other.path);
+    Ok(closed.iter().map(sentence).collect())
+}
+
+fn sentence(bound: &BoundSocket) -> String {
+    let path = bound.path.display();
+    let who = match (process::socket_owner(bound.inode), host_sockets::known_listener(&bound.path)) {
+        (Some((pid, name)), _) => format!(" ({name}, pid {pid})"),
+        (None, Some(who)) => format!(" ({who})"),
+        (None, None) => String::new(),
+    };
+    format!("{path}{who} listens outside the tunnel now, and is closed: --socket {path} opens it.")
+}
+
+/// Whether a user may connect to a socket, as far as its own file says: who may write may connect (unix(7)).
+fn may_connect(path: &Path, user: u32) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| {
+        let write = if found.uid() == user { 0o200 } else { 0o022 };
+        found.file_type().is_socket() && (user == 0 || found.mode() & write != 0)
+    })
+}

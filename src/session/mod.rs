@@ -1,0 +1,200 @@
+//! A session: a lease on a living tunnel. The launcher joins a tunnel that is up, adopts one whose keeper was killed, or has one made.
+//!
+//! - [`acquire`], [`acquire_requested`]: the ways to a session.
+//! - `approach`: finding out which of the ways is open. `creation`: preparing a keeper.
+//! - `readiness`: waiting until the tunnel is made and connected.
+//! - `recovery`: what is done about a killed keeper.
+
+pub(crate) mod approach;
+mod creation;
+mod readiness;
+pub(crate) mod recovery;
+
+use crate::config;
+use crate::failure::{Doing, Failure};
+use crate::keeper;
+use crate::lease::handover::Handover;
+use crate::lease::{self, Lease};
+use crate::linux::capabilities::{self, CapabilitySet};
+use crate::names::TunnelName;
+use crate::plan::{self, Plan};
+use crate::registry::{self, Directory};
+use crate::request::{RequestedTunnel, TunnelRequest};
+use approach::{Approach, approach};
+pub(crate) use creation::{keeper_mission, require_living_changeable};
+pub(crate) use readiness::{Progress, Readiness};
+
+/// How a session came to its tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The tunnel is being made for it.
+    New,
+    /// The tunnel was up.
+    Joined,
+    /// The tunnel's keeper was killed, and a new one takes it over. It may differ from the configuration.
+    Adopted,
+}
+
+/// A lease on a tunnel, with the plan that the tunnel is made by.
+pub(crate) struct Session {
+    pub(crate) lease: Lease,
+    pub(crate) plan: Plan,
+    pub(crate) origin: Origin,
+}
+
+/// Acquires the tunnel that a request describes. The caller has the privileges of a launcher, and no more.
+///
+/// The request is consumed, so that this process has no copy of its keys left: a keeper is a fork of this process, and nothing would wipe
+/// its parent's stacks in the fork.
+///
+/// # Errors
+/// If the tunnel is up with another configuration, or cannot be joined, adopted or made.
+pub(crate) fn acquire(request: Box<TunnelRequest>, listen_fds: i32) -> Result<Session, Failure> {
+    match approach(&request.config.name)? {
+        Approach::Joined(lease) => join(&request, lease),
+        Approach::Claimed(directory) => start(request, directory, listen_fds),
+    }
+}
+
+/// Acquires the tunnel that a program is to run in.
+///
+/// # Errors
+/// As [`acquire`]; also if the keeper of a living tunnel was killed.
+pub(crate) fn acquire_requested(tunnel: RequestedTunnel, listen_fds: i32) -> Result<Session, Failure> {
+    match tunnel {
+        RequestedTunnel::Configured(request) => acquire(request, listen_fds),
+        RequestedTunnel::Living(name) => acquire_living(&name)?.ok_or_else(|| {
+            Failure::new(format!("the keeper of the tunnel {name} was killed, and its configuration is not known here"))
+                .advise(format!("start it again with `vpn-exec up FILE --name {name}`"))
+        }),
+    }
+}
+
+/// Returns the capabilities that a launcher needs to make, join or adopt a tunnel.
+pub(crate) fn needed_capabilities(tunnel: &RequestedTunnel) -> CapabilitySet {
+    let ports = match tunnel {
+        RequestedTunnel::Configured(request) => keeper::capabilities_for_ports(request.config.listened_ports()),
+        // Its ports are not known yet, and this process may have to adopt the tunnel one day.
+        RequestedTunnel::Living(_) => CapabilitySet::NET_BIND_SERVICE,
+    };
+    keeper::needed_capabilities() | ports
+}
+
+/// Starts a keeper for a claimed name.
+///
+/// # Errors
+/// As [`acquire`].
+pub(crate) fn start(request: Box<TunnelRequest>, directory: Directory, listen_fds: i32) -> Result<Session, Failure> {
+    let (mission, origin) = keeper_mission(request, directory, listen_fds)?;
+    let plan = mission.plan.clone();
+    let lease = keeper::start(mission).doing("start the keeper")?;
+    Ok(Session { lease, plan, origin })
+}
+
+/// Joins the living tunnel of a name, whose configuration this process need not know. None if there is no such tunnel.
+///
+/// # Errors
+/// If its keeper cannot be reached or refuses.
+fn acquire_living(name: &TunnelName) -> Result<Option<Session>, Failure> {
+    let Some(lease) = approach::join_soon(name)? else { return Ok(None) };
+    let plan = living_plan(name)?;
+    Ok(Some(Session { lease, plan, origin: Origin::Joined }))
+}
+
+/// Joins a living tunnel if its configuration is the requested one.
+fn join(request: &TunnelRequest, lease: Lease) -> Result<Session, Failure> {
+    match require_same_configuration(request, &lease).and_then(|()| living_plan(&request.config.name)) {
+        Ok(plan) => Ok(Session { lease, plan, origin: Origin::Joined }),
+        Err(failure) => {
+            let _ = lease.leave();
+            Err(failure)
+        }
+    }
+}
+
+fn require_same_configuration(request: &TunnelRequest, lease: &Lease) -> Result<(), Failure> {
+    let name = &request.config.name;
+    let living = match lease.handover() {
+        Some(file) => Handover::open(file).map_err(|error| error.to_string()).and_then(|handover| handover.config()),
+        None => Err("its keeper has not passed it".into()),
+    };
+    let (living, options) = living.map_err(|error| {
+        Failure::new(format!("cannot read the configuration of the running tunnel {name}: {error}"))
+    })?;
+    let requested = (&request.config, request.options.allow_hooks);
+    let differences = config::difference((&living, options.allow_hooks), requested);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let differences: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    Err(Failure::new(format!("the tunnel {name} is up with another configuration: {}", differences.join("; ")))
+        .advise("apply yours with `vpn-exec reload`, or choose another name with --name"))
+}
+
+fn living_plan(name: &TunnelName) -> Result<Plan, Failure> {
+    let plan = registry::read_plan(name).map_err(Failure::new)?;
+    plan.ok_or_else(|| Failure::new(format!("the tunnel {name} has ended meanwhile")))
+}
+
+impl Session {
+    /// Checks that a program may run in the tunnel as it asks to, and logs warnings. A tunnel that is made for the program is planned for
+    /// it.
+    ///
+    /// # Errors
+    /// If the tunnel's plan does not allow an option of the program.
+    pub(crate) fn admit(&self, program: &config::ProgramOptions, last_capability: u8) -> Result<(), Failure> {
+        if self.origin != Origin::New {
+            for note in plan::join(&self.plan, program, last_capability).map_err(Failure::new)? {
+                tracing::warn!("{note}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the requested configuration to a tunnel that was adopted.
+    fn bring_up_to_date(&mut self) -> Result<(), Failure> {
+        if let Some(handover) = self.lease.handover().filter(|_| self.origin == Origin::Adopted) {
+            let changed = lease::reload(&self.plan.name, Some(handover))?;
+            tracing::debug!(?changed, "the adopted tunnel is up to date");
+        }
+        Ok(())
+    }
+
+    /// Ends the session and waits until the tunnel is gone, or stays for others. Returns whether the keeper was still there; otherwise
+    /// this process has taken the tunnel down.
+    ///
+    /// After a failure (`is_clean` is false) the keeper kills the processes that the program left in the tunnel.
+    ///
+    /// # Errors
+    /// If the keeper is gone, and the rest of its tunnel cannot be removed.
+    pub(crate) fn end(self, is_clean: bool) -> Result<bool, Failure> {
+        let left = if is_clean { self.lease.leave() } else { self.lease.abandon() };
+        if let Err(error) = &left {
+            tracing::debug!(%error, "the keeper is gone, so this process takes the tunnel down");
+            recovery::clean_up(&self.plan.name)?;
+        }
+        tracing::debug!("the session has ended");
+        Ok(left.is_ok())
+    }
+}
+
+/// Checks for the privileges that making a tunnel needs, before anything is touched.
+///
+/// # Errors
+/// If a capability is missing.
+pub(crate) fn require_privileges() -> Result<(), Failure> {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP;
+    if capabilities::permitted().doing("read the capabilities")?.contains(needed) {
+        return Ok(());
+    }
+    Err(Failure::new("vpn-exec needs root, or the capabilities CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP")
+        .advise("run it as root: `sudo vpn-exec …`; the program still runs as you, without privileges"))
+}
+
+/// Drops all capabilities but `needed` from the calling process.
+///
+/// # Errors
+/// What the system refuses.
+pub(crate) fn limit_privileges(needed: CapabilitySet) -> Result<(), Failure> {
+    capabilities::limit(needed, needed).doing("drop privileges")
+}
