@@ -1,5 +1,5 @@
-//! Packet rules as plain values. A plan decides them, and `linux` loads them into the kernel's nf_tables. They display in the
-//! syntax of nft(8).
+//! Packet rules as plain values. A plan decides them, and `linux` loads them into the kernel's nf_tables. They display
+//! in the syntax of nft(8).
 
 use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
@@ -161,9 +161,9 @@ impl Rule {
 impl Chain {
     /// Returns a chain that drops all packets that no rule accepts: by its policy, and by a last rule.
     ///
-    /// The last rule is needed when a table is replaced. The kernel activates the rules of all new chains at once, but their policies one
-    /// by one after that; until then the policy is "accept" (`nft_chain_commit_drop_policy` in the kernel's
-    /// net/netfilter/nf_tables_api.c).
+    /// The last rule is needed when a table is replaced. The kernel activates the rules of all new chains at once, but
+    /// their policies one by one after that; until then the policy is "accept" (`nft_chain_commit_drop_policy` in the
+    /// kernel's net/netfilter/nf_tables_api.c).
     pub fn closed(hook: Hook, mut rules: Vec<Rule>) -> Self {
         rules.push(Rule::drop([]));
         Self { hook, policy: Policy::Drop, rules }

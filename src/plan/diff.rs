@@ -9,8 +9,8 @@ use crate::config::BackendChoice;
 
 /// What changes in a running tunnel when its configuration is reloaded.
 ///
-/// Peers and keys are not part of it, as plans contain no secrets to compare. Neither are ports: only the keeper knows which ones
-/// it relays ([`crate::relay::PortDiff`]).
+/// Peers and keys are not part of it, as plans contain no secrets to compare. Neither are ports: only the keeper knows
+/// which ones it relays ([`crate::relay::PortDiff`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlanDiff {
     /// Addresses to add to the WireGuard interface. They are added before others are removed.
@@ -36,8 +36,8 @@ pub struct PlanDiff {
 }
 
 impl Plan {
-    /// Replaces the link to the host by that of a running tunnel, since programs use it. If the tunnel's new routes cover the link,
-    /// its two addresses still lead to the host.
+    /// Replaces the link to the host by that of a running tunnel, since programs use it. If the tunnel's new routes
+    /// cover the link, its two addresses still lead to the host.
     pub fn keep_link(&mut self, running: &Plan) {
         self.veth = running.veth.clone();
         self.dns.hosts.clone_from(&running.dns.hosts);
@@ -45,8 +45,9 @@ impl Plan {
     }
 }
 
-/// Returns what turns the plan `current` of a running tunnel into the plan `new`. `backend` is the one that the tunnel uses. The new
-/// plan must have the link of the running tunnel ([`Plan::keep_link`]). Unchanged parts are left alone, as connections use them.
+/// Returns what turns the plan `current` of a running tunnel into the plan `new`. `backend` is the one that the tunnel
+/// uses. The new plan must have the link of the running tunnel ([`Plan::keep_link`]). Unchanged parts are left alone,
+/// as connections use them.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! How the program resolves names: the resolvers, and the text of the files in its `/etc`. Mounting the files is left to the
-//! modules that start the program.
+//! How the program resolves names: the resolvers, and the text of the files in its `/etc`. Mounting the files is left
+//! to the modules that start the program.
 
 use std::net::IpAddr;
 
@@ -14,8 +14,8 @@ use crate::config::Config;
 /// The name by which the program reaches the host.
 const HOST_NAME: &str = "host.internal";
 
-/// The program uses `/etc/hosts` and the resolvers of `/etc/resolv.conf` only. `resolve`, `mymachines`, `mdns`, `sss`, `wins`
-/// and the like ask a daemon of the host, which resolves names outside the tunnel.
+/// The program uses `/etc/hosts` and the resolvers of `/etc/resolv.conf` only. `resolve`, `mymachines`, `mdns`, `sss`,
+/// `wins` and the like ask a daemon of the host, which resolves names outside the tunnel.
 const NSSWITCH_HOSTS: &str = "hosts: files dns";
 
 /// How many resolvers glibc uses: MAXNS of resolv.conf(5).
@@ -46,8 +46,8 @@ impl DnsPlan {
 
     /// Returns the text of `/etc/nsswitch.conf` (nsswitch.conf(5)), given that of the host: with another `hosts:` line.
     pub fn nsswitch_file(&self, host: &str) -> String {
-        // As in glibc (process_line in nss/nss_database.c), a name ends at a colon or at any white space of isspace(3), which
-        // includes the vertical tab.
+        // As in glibc (process_line in nss/nss_database.c), a name ends at a colon or at any white space of isspace(3),
+        // which includes the vertical tab.
         let ends_name = |c: char| c == ':' || c == '\x0b' || c.is_ascii_whitespace();
         let database = |line: &str| line.trim_start().split(ends_name).next().unwrap_or_default().to_ascii_lowercase();
         let is_kept = |line: &&str| database(line) != "hosts";
@@ -57,7 +57,8 @@ impl DnsPlan {
     }
 }
 
-/// Returns the resolvers without duplicates: those of the profile or the command line, else those of the `wg-quick` file.
+/// Returns the resolvers without duplicates: those of the profile or the command line, else those of the `wg-quick`
+/// file.
 pub(super) fn servers(config: &Config) -> Vec<IpAddr> {
     let chosen = config.dns.servers.as_ref().unwrap_or(&config.wireguard.interface.dns_servers);
     let mut servers = Vec::with_capacity(chosen.len());
@@ -69,7 +70,8 @@ pub(super) fn servers(config: &Config) -> Vec<IpAddr> {
     servers
 }
 
-/// Decides how the program resolves names. `routes` are those into the tunnel, `local` the networks reached through the host.
+/// Decides how the program resolves names. `routes` are those into the tunnel, `local` the networks reached through the
+/// host.
 pub(super) fn decide(
     config: &Config,
     servers: Vec<IpAddr>,
@@ -135,7 +137,8 @@ fn is_group_or_link_local(address: &IpAddr) -> bool {
 fn resolv_conf(servers: &[IpAddr], search: &[String], options: &[String]) -> String {
     let mut text = String::from("# Written by vpn-exec: the resolvers of this tunnel.\n");
     if servers.is_empty() {
-        // Without a nameserver the C library asks 127.0.0.1, where no resolver listens in the namespace: queries fail at once.
+        // Without a nameserver the C library asks 127.0.0.1, where no resolver listens in the namespace: queries fail
+        // at once.
         text.push_str("# This tunnel has no DNS server.\n");
     }
     for server in servers {

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 
 /// What is read from the host, once, before a tunnel is planned.
 ///
-/// The reader leaves out the tunnel's own veth and its routes. Otherwise a plan for a tunnel that is already up would treat
-/// its own name and addresses as taken.
+/// The reader leaves out the tunnel's own veth and its routes. Otherwise a plan for a tunnel that is already up would
+/// treat its own name and addresses as taken.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The host's interfaces.

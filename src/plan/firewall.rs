@@ -1,9 +1,9 @@
-//! The packet rules of a tunnel: those of its namespace, which let only intended packets pass, and those of the host if there are
-//! local networks.
+//! The packet rules of a tunnel: those of its namespace, which let only intended packets pass, and those of the host if
+//! there are local networks.
 //!
-//! The routes in the namespace lead to the same places. The rules also cover sockets that bypass routes, such as one that is
-//! bound to an interface; incoming packets; and DNS queries, which must not be answered outside the tunnel, least of all by the
-//! host, where resolvers listen on all addresses.
+//! The routes in the namespace lead to the same places. The rules also cover sockets that bypass routes, such as one
+//! that is bound to an interface; incoming packets; and DNS queries, which must not be answered outside the tunnel,
+//! least of all by the host, where resolvers listen on all addresses.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,7 +17,8 @@ use crate::config::{OpenPorts, Protocol};
 use crate::names::{InterfaceName, TunnelName};
 use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Transport, Verdict};
 
-/// The ports of resolvers: DNS (RFC 1035), DNS over TLS and QUIC (RFC 7858, RFC 9250), mDNS (RFC 6762) and LLMNR (RFC 4795).
+/// The ports of resolvers: DNS (RFC 1035), DNS over TLS and QUIC (RFC 7858, RFC 9250), mDNS (RFC 6762) and LLMNR (RFC
+/// 4795).
 pub const NAME_PORTS: [u16; 4] = [53, 853, 5353, 5355];
 
 /// The ports on which programs query a configured resolver.
@@ -38,8 +39,8 @@ pub struct FirewallPlan {
     pub host: Option<Table>,
 }
 
-/// An interface of the host that forwards the packets of a family only because tunnels need it. The other family may be forwarded
-/// for any purpose: a host that routes IPv4 need not route IPv6.
+/// An interface of the host that forwards the packets of a family only because tunnels need it. The other family may be
+/// forwarded for any purpose: a host that routes IPv4 need not route IPv6.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardingInterface {
     /// The interface.
@@ -70,8 +71,8 @@ impl FirewallPlan {
         Self { inside: inputs.inside_rules(), host: has_networks.then(|| inputs.host_rules()) }
     }
 
-    /// Returns the host's table with rules for interfaces that forward only because tunnels need it. From these, only replies to
-    /// tunnels are forwarded. The table of each tunnel decides which replies it accepts.
+    /// Returns the host's table with rules for interfaces that forward only because tunnels need it. From these, only
+    /// replies to tunnels are forwarded. The table of each tunnel decides which replies it accepts.
     pub fn host_with(&self, interfaces: &[ForwardingInterface]) -> Option<Table> {
         let mut table = self.host.clone()?;
         let closed = interfaces.iter().flat_map(|ForwardingInterface { interface, family }| {
@@ -105,8 +106,8 @@ impl Inputs<'_> {
             Rule::accept([Match::To(tunnel())]),
             other_transports(Match::To(link())),
         ];
-        // Only from the link's own address: replies to one of the tunnel's addresses would leave by the host's default route, in the
-        // clear.
+        // Only from the link's own address: replies to one of the tunnel's addresses would leave by the host's default
+        // route, in the clear.
         let from_link = |to: IpAddr| [Match::To(link())].into_iter().chain(self.inner_address(to).map(Match::Source));
         output.extend(self.dns_rules(|to| to.map_or_else(|| vec![Match::To(link())], |to| from_link(to).collect())));
         output.extend(self.local_rules(|net, is_local| {
@@ -130,9 +131,9 @@ impl Inputs<'_> {
         }
     }
 
-    /// Returns rules that accept packets on the link for the host's addresses and the local networks. Networks that are routed into
-    /// the tunnel are excepted: their packets must not take the link when the WireGuard interface is gone, and its routes with it.
-    /// `matches` returns what the packets of a network have in common, which is local or not.
+    /// Returns rules that accept packets on the link for the host's addresses and the local networks. Networks that are
+    /// routed into the tunnel are excepted: their packets must not take the link when the WireGuard interface is gone,
+    /// and its routes with it. `matches` returns what the packets of a network have in common, which is local or not.
     fn local_rules(&self, matches: impl Fn(IpNet, bool) -> Vec<Match>) -> Vec<Rule> {
         let local = &self.local.networks;
         let is_within = |route: &IpNet| local.iter().any(|net| net.contains(route));
@@ -165,8 +166,9 @@ impl Inputs<'_> {
         self.wireguard.routes.iter().copied().chain(self.wireguard.addresses.iter().map(IpNet::trunc))
     }
 
-    /// Returns rules that accept queries on the link to configured resolvers which are not reached through the tunnel, and drop all
-    /// other queries. `on_link` returns what packets on the link have in common, to an address if there is one.
+    /// Returns rules that accept queries on the link to configured resolvers which are not reached through the tunnel,
+    /// and drop all other queries. `on_link` returns what packets on the link have in common, to an address if there is
+    /// one.
     fn dns_rules(&self, on_link: impl Fn(Option<IpAddr>) -> Vec<Match>) -> Vec<Rule> {
         let both = |port| [Match::TcpPort(port..=port), Match::UdpPort(port..=port)];
         let servers = self.servers.iter().filter(|server| self.is_on_link(server));
@@ -187,8 +189,8 @@ impl Inputs<'_> {
         is_host || local_networks::is_local(&self.local.networks, &self.tunnel_routes().collect::<Vec<_>>(), server)
     }
 
-    /// Returns the rules of the host: it forwards packets between the tunnel and the local networks under its own address, and no
-    /// other packets from or to the link.
+    /// Returns the rules of the host: it forwards packets between the tunnel and the local networks under its own
+    /// address, and no other packets from or to the link.
     fn host_rules(&self) -> Table {
         let link = || Interface::Named(self.veth.host_interface.clone());
         let inner = [Some(IpAddr::from(self.veth.inner_ipv4)), self.veth.inner_ipv6.map(IpAddr::from)];
@@ -211,7 +213,8 @@ impl Inputs<'_> {
         forward.push(Rule::drop([Match::From(link())]));
         forward.push(Rule::accept([Match::To(link()), Match::Replies]));
         forward.push(Rule::drop([Match::To(link())]));
-        // Other tunnels accept packets from the host's address on their links. So packets of this tunnel must not be masqueraded there.
+        // Other tunnels accept packets from the host's address on their links. So packets of this tunnel must not be
+        // masqueraded there.
         let tunnels = || Interface::Prefix(interface_names::HOST_PREFIX.into());
         let masquerade = |source: IpAddr| Rule {
             matches: vec![Match::Source(source.into()), Match::NotTo(tunnels())],
@@ -225,8 +228,8 @@ impl Inputs<'_> {
     }
 }
 
-/// Returns a rule that drops all transport protocols on the link except TCP, UDP and ICMP. The DNS rules only match ports of TCP
-/// and UDP, so another protocol with ports (UDP-Lite, SCTP, DCCP) could carry a query past them.
+/// Returns a rule that drops all transport protocols on the link except TCP, UDP and ICMP. The DNS rules only match
+/// ports of TCP and UDP, so another protocol with ports (UDP-Lite, SCTP, DCCP) could carry a query past them.
 fn other_transports(on_link: Match) -> Rule {
     let others = Transport::ALL.map(Match::NotTransport);
     Rule::drop([vec![on_link], others.to_vec()].concat())

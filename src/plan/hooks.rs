@@ -1,5 +1,5 @@
-//! The hooks of the `wg-quick` file, which are run on request only, and keys of wg-quick(8) that do not apply here. One note
-//! names everything that is ignored.
+//! The hooks of the `wg-quick` file, which are run on request only, and keys of wg-quick(8) that do not apply here. One
+//! note names everything that is ignored.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -22,8 +22,8 @@ pub struct HookPlan {
     pub run: bool,
 }
 
-/// Decides which hooks are run. A hook that contains a key of this tunnel is printed without it and refused if it is to be
-/// run: a plan must not contain secrets, and neither may the arguments of a shell, which every user can read.
+/// Decides which hooks are run. A hook that contains a key of this tunnel is printed without it and refused if it is to
+/// be run: a plan must not contain secrets, and neither may the arguments of a shell, which every user can read.
 pub(super) fn decide(file: &WgQuick, interface: &InterfaceName, run: bool, findings: &mut Findings) -> Vec<HookPlan> {
     let secrets = secrets(file);
     let mut hooks = Vec::with_capacity(file.interface.hooks.len());

@@ -1,9 +1,10 @@
-//! The names of the interfaces. In the namespace they are fixed. On the host the name is derived from the tunnel's name, since
-//! all interfaces of the host need different names.
+//! The names of the interfaces. In the namespace they are fixed. On the host the name is derived from the tunnel's
+//! name, since all interfaces of the host need different names.
 //!
-//! The host's end of a tunnel's veth is `ve-NAME` where that fits into the kernel's 15 bytes. If it does not fit or another
-//! interface has that name, it is `ve-`, the first five characters of the name, `-`, and six digits of [`name_hash::hex`] for
-//! the purpose `host-interface`. The attempt is 0, and one more for each derived name that is taken.
+//! The host's end of a tunnel's veth is `ve-NAME` where that fits into the kernel's 15 bytes. If it does not fit or
+//! another interface has that name, it is `ve-`, the first five characters of the name, `-`, and six digits of
+//! [`name_hash::hex`] for the purpose `host-interface`. The attempt is 0, and one more for each derived name that is
+//! taken.
 
 use super::error::PlanError;
 use super::facts::Facts;

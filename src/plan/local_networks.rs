@@ -1,9 +1,10 @@
 //! Local networks: networks that the program reaches through the host instead of the tunnel (split tunnelling).
 //!
-//! Routes into the tunnel win: the tunnel's own addresses, and AllowedIPs that are narrower than a local network, are reached through
-//! the tunnel even inside a local network, as the longest prefix wins in any routing table. A resolver usually has no route of its
-//! own, so it is given one. Otherwise DNS queries would go to the local network just because a user's `10.0.0.0/8` contains the
-//! provider's `10.64.0.1`. Only a local network that is exactly the resolver's address overrides that.
+//! Routes into the tunnel win: the tunnel's own addresses, and AllowedIPs that are narrower than a local network, are
+//! reached through the tunnel even inside a local network, as the longest prefix wins in any routing table. A resolver
+//! usually has no route of its own, so it is given one. Otherwise DNS queries would go to the local network just
+//! because a user's `10.0.0.0/8` contains the provider's `10.64.0.1`. Only a local network that is exactly the
+//! resolver's address overrides that.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,14 +28,14 @@ pub struct LocalNetworksPlan {
     pub interfaces: Vec<InterfaceName>,
 }
 
-/// Returns the shortest prefix length of a local network: that of the largest private ones, 10.0.0.0/8 (RFC 1918) and fc00::/7 (RFC
-/// 4193).
+/// Returns the shortest prefix length of a local network: that of the largest private ones, 10.0.0.0/8 (RFC 1918) and
+/// fc00::/7 (RFC 4193).
 fn min_prefix_len(net: &IpNet) -> u8 {
     if net.addr().is_ipv4() { 8 } else { 7 }
 }
 
-/// Decides which networks are local, and adds the routes to `routing` by which resolvers stay in the tunnel. `link_ipv6` says whether
-/// the link to the host has IPv6.
+/// Decides which networks are local, and adds the routes to `routing` by which resolvers stay in the tunnel.
+/// `link_ipv6` says whether the link to the host has IPv6.
 pub(super) fn decide(
     config: &Config,
     facts: &Facts,
@@ -132,7 +133,8 @@ fn is_private(net: &IpNet) -> bool {
     blocks.into_iter().filter_map(|(address, length)| IpNet::new(address, length).ok()).any(|block| block.contains(net))
 }
 
-/// Adds notes about the parts of local networks that are reached through the tunnel, and adds routes for resolvers in them.
+/// Adds notes about the parts of local networks that are reached through the tunnel, and adds routes for resolvers in
+/// them.
 fn keep_in_tunnel(networks: &[IpNet], servers: &[IpAddr], routing: &mut Routing, findings: &mut Findings) {
     for net in networks {
         let inside: BTreeSet<IpNet> = tunnel_routes(routing).filter(|route| net.contains(route)).collect();
@@ -169,7 +171,8 @@ fn leads_to_host(networks: &[IpNet], routing: &Routing, address: &IpAddr) -> boo
     is_local(networks, &tunnel_routes(routing).collect::<Vec<_>>(), address)
 }
 
-/// Returns whether an address is in a local network: whether the longest prefix that contains it is local, not the tunnel's.
+/// Returns whether an address is in a local network: whether the longest prefix that contains it is local, not the
+/// tunnel's.
 pub(super) fn is_local(networks: &[IpNet], tunnel: &[IpNet], address: &IpAddr) -> bool {
     let length = |nets: &[IpNet]| longest(nets.iter().copied(), address).map(|net| net.prefix_len());
     length(networks).is_some_and(|local| length(tunnel).is_none_or(|tunnel| tunnel < local))
@@ -201,8 +204,8 @@ fn interfaces_to(networks: &[IpNet], facts: &Facts, findings: &mut Findings) -> 
     found.into_iter().collect()
 }
 
-/// Adds a note for each other firewall of the host that would drop packets to the local networks, with what to do. A firewall with a rule
-/// about the link's interface is considered configured.
+/// Adds a note for each other firewall of the host that would drop packets to the local networks, with what to do. A
+/// firewall with a rule about the link's interface is considered configured.
 pub(super) fn note_firewalls(local: &LocalNetworksPlan, link: &InterfaceName, facts: &Facts, findings: &mut Findings) {
     for ForwardDrop { chain, interfaces } in &facts.forward_drops {
         let concerns = |net: &IpNet| match chain {

@@ -1,7 +1,7 @@
 //! Plans: what a tunnel will look like, decided before anything is changed.
 //!
-//! [`plan()`] is a pure function of the [`Config`] and of [`Facts`] that were read once from the host. It decides everything
-//! and touches nothing, so all decisions are tested without root. Each module decides about one subject:
+//! [`plan()`] is a pure function of the [`Config`] and of [`Facts`] that were read once from the host. It decides
+//! everything and touches nothing, so all decisions are tested without root. Each module decides about one subject:
 //!
 //! - `wireguard`: the interface's addresses, routes and peers.
 //! - `mtu`: the interface's MTU.
@@ -14,9 +14,9 @@
 //! - `privileges`: the program's capabilities.
 //! - `hooks`: which hooks of the file are run.
 //!
-//! Errors and notes of all of these are collected and reported together. `render` prints a plan as text. [`diff()`] compares
-//! two plans for a reload. [`mod@drop_in`] is separate from plans: it writes a systemd drop-in that puts a service into a
-//! tunnel.
+//! Errors and notes of all of these are collected and reported together. `render` prints a plan as text. [`diff()`]
+//! compares two plans for a reload. [`mod@drop_in`] is separate from plans: it writes a systemd drop-in that puts a
+//! service into a tunnel.
 
 mod diff;
 mod dns;
@@ -126,8 +126,8 @@ pub struct Parameter {
 
 /// Returns the kernel parameters of every tunnel's namespace.
 ///
-/// As in a container, no program has CAP_NET_BIND_SERVICE there, so every program may bind to every port. Every group may
-/// send echo requests (ping(8)), which then needs no capability.
+/// As in a container, no program has CAP_NET_BIND_SERVICE there, so every program may bind to every port. Every group
+/// may send echo requests (ping(8)), which then needs no capability.
 pub fn parameters() -> Vec<Parameter> {
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0\t2147483647")]
         .map(|(name, value)| Parameter { name: name.into(), value: value.into() })
@@ -253,8 +253,8 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
 ///
 /// # Errors
 ///
-/// Returns all reasons why it may not. One is that it could use the host as a router, over a link that was made for programs
-/// without such capabilities.
+/// Returns all reasons why it may not. One is that it could use the host as a router, over a link that was made for
+/// programs without such capabilities.
 pub fn join(running: &Plan, program: &ProgramOptions, last_capability: u8) -> Result<Vec<String>, PlanErrors> {
     let mut findings = Findings::default();
     if running.veth.host_ipv6.is_some() && privileges::could_use_host_as_router(program, &mut findings) {
@@ -292,8 +292,8 @@ fn decide_host_ports(local: &Local, findings: &mut Findings) -> Vec<HostPort> {
     for port in for_names {
         findings.refuse(PlanError::HostPortForNames { port });
     }
-    // A port that is published on all addresses occupies that of the link, too. One that is published on the loopback would
-    // lead back to the program.
+    // A port that is published on all addresses occupies that of the link, too. One that is published on the loopback
+    // would lead back to the program.
     let leads_back =
         |port: &Publish| port.address.is_none_or(|address| address.is_loopback() || address.is_unspecified());
     let published = local.publish.iter().filter(|port| leads_back(port));

@@ -1,4 +1,5 @@
-//! The MTU of the WireGuard interface: that of the command line, the profile or the file, else computed as by wg-quick(8).
+//! The MTU of the WireGuard interface: that of the command line, the profile or the file, else computed as by
+//! wg-quick(8).
 
 use super::Findings;
 use super::error::PlanError;
@@ -12,8 +13,8 @@ pub(super) const OVERHEAD: u32 = 80;
 /// The smallest MTU with which the kernel keeps IPv6 on an interface (RFC 8200 section 5).
 pub(super) const MIN_IPV6_MTU: u32 = 1280;
 
-/// The smallest useful MTU for IPv4: the packet size that every host must accept (RFC 791 section 3.1). With a smaller MTU,
-/// DNS over UDP begins to fail.
+/// The smallest useful MTU for IPv4: the packet size that every host must accept (RFC 791 section 3.1). With a smaller
+/// MTU, DNS over UDP begins to fail.
 pub(super) const MIN_IPV4_MTU: u32 = 576;
 
 /// The largest packet of IPv4, and the largest MTU of a TUN interface.
@@ -22,8 +23,8 @@ pub(super) const MAX_MTU: u32 = 65535;
 /// The path MTU to assume if no route to an endpoint is known: that of Ethernet.
 const ETHERNET: u32 = 1500;
 
-/// Returns the MTU of a WireGuard interface, in bytes, whose encrypted packets take a path with an MTU of `path` bytes. A
-/// keeper uses this for an endpoint that was not known when the tunnel was planned.
+/// Returns the MTU of a WireGuard interface, in bytes, whose encrypted packets take a path with an MTU of `path` bytes.
+/// A keeper uses this for an endpoint that was not known when the tunnel was planned.
 pub fn wireguard_mtu(path: u32, ipv6: bool) -> u32 {
     path.saturating_sub(OVERHEAD).clamp(least(ipv6), MAX_MTU)
 }
@@ -38,8 +39,8 @@ pub(super) struct Mtu {
     pub(super) reason: String,
 }
 
-/// Decides the MTU. As in newer versions of wg-quick, the smallest path MTU to any endpoint counts, else that of the default
-/// route. (Older versions take the largest, which is too large for all other endpoints.)
+/// Decides the MTU. As in newer versions of wg-quick, the smallest path MTU to any endpoint counts, else that of the
+/// default route. (Older versions take the largest, which is too large for all other endpoints.)
 pub(super) fn decide(explicit: Option<config::Mtu>, ipv6: bool, facts: &Facts, findings: &mut Findings) -> Mtu {
     if let Some(config::Mtu { bytes, source }) = explicit {
         if !(MIN_IPV4_MTU..=MAX_MTU).contains(&bytes) {
@@ -70,8 +71,8 @@ fn path_mtu(facts: &Facts) -> (u32, String) {
     if let Some(narrowest) = endpoints.min_by_key(|(mtu, _)| *mtu) {
         return narrowest;
     }
-    // wg-quick takes the first default route of IPv4. Here both families count, as the endpoint's name may resolve to either.
-    // Some kernels show "unreachable" as a default route by lo, which says nothing about the path.
+    // wg-quick takes the first default route of IPv4. Here both families count, as the endpoint's name may resolve to
+    // either. Some kernels show "unreachable" as a default route by lo, which says nothing about the path.
     let defaults = facts.routes.iter().filter(|route| route.destination.prefix_len() == 0).filter_map(|route| {
         let (mtu, interface) = route_mtu(facts, route.mtu, route.interface)?;
         (interface.as_str() != "lo").then(|| (mtu, format!("the MTU of the default route by {interface}")))
@@ -81,7 +82,8 @@ fn path_mtu(facts: &Facts) -> (u32, String) {
         .unwrap_or_else(|| (ETHERNET, "the MTU of Ethernet, as no route to an endpoint is known".into()))
 }
 
-/// Returns a route's own MTU, else that of its interface, and the interface's name. An MTU of 0 means that it is not set.
+/// Returns a route's own MTU, else that of its interface, and the interface's name. An MTU of 0 means that it is not
+/// set.
 fn route_mtu(facts: &Facts, own: Option<u32>, interface: Option<u32>) -> Option<(u32, String)> {
     let interface = interface.and_then(|index| facts.interface(index));
     let mtu = own.filter(|mtu| *mtu > 0).or_else(|| interface.map(|interface| interface.mtu).filter(|mtu| *mtu > 0))?;

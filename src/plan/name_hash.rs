@@ -1,7 +1,7 @@
 //! The hash from which a tunnel's interface names and addresses are derived.
 //!
-//! It must never change. Otherwise a tunnel would change its addresses with a new version, and the new version would not
-//! find what an old one left behind.
+//! It must never change. Otherwise a tunnel would change its addresses with a new version, and the new version would
+//! not find what an old one left behind.
 
 use blake2::{Blake2s256, Digest};
 
@@ -9,8 +9,9 @@ use crate::names::TunnelName;
 
 /// Returns the hash of a tunnel's name for a purpose. `attempt` counts up while the values derived so far are taken.
 ///
-/// It is the unkeyed BLAKE2s-256 (RFC 7693) of these bytes: `vpn-exec`, 0, the purpose, 0, the tunnel's name, 0, and the
-/// attempt as four bytes in little-endian order. Only the last part can contain a zero byte, so no two inputs are equal.
+/// It is the unkeyed BLAKE2s-256 (RFC 7693) of these bytes: `vpn-exec`, 0, the purpose, 0, the tunnel's name, 0, and
+/// the attempt as four bytes in little-endian order. Only the last part can contain a zero byte, so no two inputs are
+/// equal.
 pub(super) fn digest(purpose: &str, name: &TunnelName, attempt: u32) -> [u8; 32] {
     let mut hash = Blake2s256::new();
     for part in ["vpn-exec", purpose, name.as_str()] {

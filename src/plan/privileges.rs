@@ -25,8 +25,9 @@ const ESCAPES: [&str; 12] = [
     "CAP_BPF",
 ];
 
-/// Returns whether the program could use the host as a router: with raw packets, or by adding a route. The host's end of the
-/// veth does not forward IPv4, but Linux forwards IPv6 from all interfaces or from none. So the veth then has no IPv6.
+/// Returns whether the program could use the host as a router: with raw packets, or by adding a route. The host's end
+/// of the veth does not forward IPv4, but Linux forwards IPv6 from all interfaces or from none. So the veth then has no
+/// IPv6.
 pub(super) fn could_use_host_as_router(options: &ProgramOptions, findings: &mut Findings) -> bool {
     let kept = options.capabilities.iter().filter_map(|requested| capability::lookup(requested));
     let capability = kept.map(|(_, name)| name).find(|name| matches!(*name, "CAP_NET_RAW" | "CAP_NET_ADMIN"));

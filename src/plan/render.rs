@@ -25,9 +25,9 @@ fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(f, "Tunnel {}", plan.name)?;
     row(f, "namespace", plan.namespace.display())?;
     let backend = match plan.backend {
-        BackendChoice::Auto => "auto: the kernel's WireGuard if it has one, else userspace",
+        BackendChoice::Auto => "auto: kernel if it has WireGuard, else userspace",
         BackendChoice::Kernel => "kernel",
-        BackendChoice::Userspace => "userspace",
+        BackendChoice::Userspace => "userspace: embedded in vpn-exec",
     };
     row(f, "backend", backend)?;
 
@@ -121,7 +121,7 @@ fn dns(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
 fn program(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     let privileges = &plan.privileges;
     writeln!(f, "\nProgram")?;
-    row(f, "user", privileges.user.as_deref().unwrap_or("that of the caller"))?;
+    row(f, "user", privileges.user.as_deref().unwrap_or("the caller"))?;
     row(f, "group", privileges.group.as_deref().unwrap_or("that of the user"))?;
     rows(f, "capabilities", &privileges.capabilities)?;
     row(

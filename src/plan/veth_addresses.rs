@@ -1,30 +1,31 @@
-//! The addresses of the veth pair: an IPv4 /31 (RFC 3021) of private space and an IPv6 /127 (RFC 6164) of unique local space (RFC
-//! 4193). They are derived from the tunnel's name, so that they are the same each time, and avoid all addresses that the host or
-//! the tunnel uses.
+//! The addresses of the veth pair: an IPv4 /31 (RFC 3021) of private space and an IPv6 /127 (RFC 6164) of unique local
+//! space (RFC 4193). They are derived from the tunnel's name, so that they are the same each time, and avoid all
+//! addresses that the host or the tunnel uses.
 //!
 //! # The derivation
 //!
-//! A pool is a series of slots of two addresses each. IPv4 has four pools, tried in this order: 10.0.0.0/8, 172.16.0.0/12 and
-//! 192.168.0.0/16 (RFC 1918) and 100.64.0.0/10 (RFC 6598); each of their /31 networks is a slot. IPv6 has one pool: the /127 that
-//! begins with `::2` in subnet 0 of each of the 2^40 global IDs of fd00::/8. (Not `::0`: RFC 6164 section 5.2 reserves addresses
-//! whose last 64 bits are zero for the subnet routers' anycast.)
+//! A pool is a series of slots of two addresses each. IPv4 has four pools, tried in this order: 10.0.0.0/8,
+//! 172.16.0.0/12 and 192.168.0.0/16 (RFC 1918) and 100.64.0.0/10 (RFC 6598); each of their /31 networks is a slot. IPv6
+//! has one pool: the /127 that begins with `::2` in subnet 0 of each of the 2^40 global IDs of fd00::/8. (Not `::0`:
+//! RFC 6164 section 5.2 reserves addresses whose last 64 bits are zero for the subnet routers' anycast.)
 //!
-//! The slot's number is [`name_hash::number`] for the purpose `veth-ipv4` or `veth-ipv6`, modulo the number of slots. The attempt
-//! counts from 0 to 63 while the slot is taken. After that, the first free slot after that of attempt 0 is used, wrapping around at
-//! the end of the pool. So a pool only counts as full when it is. The hash comes first because the slot right after a network that
-//! is in use is the most likely to be in use later.
+//! The slot's number is [`name_hash::number`] for the purpose `veth-ipv4` or `veth-ipv6`, modulo the number of slots.
+//! The attempt counts from 0 to 63 while the slot is taken. After that, the first free slot after that of attempt 0 is
+//! used, wrapping around at the end of the pool. So a pool only counts as full when it is. The hash comes first because
+//! the slot right after a network that is in use is the most likely to be in use later.
 //!
 //! # Which slots are taken
 //!
-//! A slot shadows its destinations: packets of the host or the program to these two addresses take the veth. So slots are never
-//! used that overlap a route of the host (its own addresses are among them, in its local table), or an address of the tunnel, its
-//! resolvers or its endpoints. Default routes do not count, and neither do routes that replace one, such as 0.0.0.0/1 and
-//! 128.0.0.0/1: a prefix shorter than that of the largest private block (/8 in IPv4, /7 in IPv6) means the Internet, not a private
-//! network that contains the slot. Such routes of the host are still avoided if another pool is free.
+//! A slot shadows its destinations: packets of the host or the program to these two addresses take the veth. So slots
+//! are never used that overlap a route of the host (its own addresses are among them, in its local table), or an
+//! address of the tunnel, its resolvers or its endpoints. Default routes do not count, and neither do routes that
+//! replace one, such as 0.0.0.0/1 and 128.0.0.0/1: a prefix shorter than that of the largest private block (/8 in IPv4,
+//! /7 in IPv6) means the Internet, not a private network that contains the slot. Such routes of the host are still
+//! avoided if another pool is free.
 //!
-//! AllowedIPs, the networks of the tunnel's addresses and local networks are avoided in the same way. But they may cover all private
-//! space, and the tunnel must still work. Then the largest of them are given up first, and a note says which two addresses lead to
-//! the host instead.
+//! AllowedIPs, the networks of the tunnel's addresses and local networks are avoided in the same way. But they may
+//! cover all private space, and the tunnel must still work. Then the largest of them are given up first, and a note
+//! says which two addresses lead to the host instead.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -55,7 +56,8 @@ struct AddressSpace {
     purpose: &'static str,
     pools: &'static [Pool],
     pools_text: &'static str,
-    /// For each pass over the pools: the shortest prefix length that is avoided among the host's routes, and among the tunnel's.
+    /// For each pass over the pools: the shortest prefix length that is avoided among the host's routes, and among the
+    /// tunnel's.
     passes: &'static [(u8, u8)],
 }
 
@@ -205,7 +207,8 @@ fn note_shadow(space: &AddressSpace, low: u128, taken: &Taken, findings: &mut Fi
 }
 
 impl Pool {
-    /// Returns the lower address of the first free slot: one of the hashes, else the first after that of the first hash.
+    /// Returns the lower address of the first free slot: one of the hashes, else the first after that of the first
+    /// hash.
     fn free_slot(&self, hashes: &[u64], taken: &[(u128, u128)]) -> Option<u128> {
         let derived = hashes.iter().map(|hash| hash % self.slots);
         if let Some(free) = derived.clone().find(|slot| self.obstacle(*slot, taken).is_none()) {

@@ -23,8 +23,8 @@ pub struct WireguardPlan {
     pub mtu_reason: String,
     /// Its addresses.
     pub addresses: Vec<IpNet>,
-    /// The routes into it, sorted, IPv4 first. One may equal the network of an address; for IPv4 the kernel then has created
-    /// that route already.
+    /// The routes into it, sorted, IPv4 first. One may equal the network of an address; for IPv4 the kernel then has
+    /// created that route already.
     pub routes: Vec<IpNet>,
     /// Whether interfaces of the namespace other than lo have IPv6.
     pub ipv6: bool,
@@ -153,8 +153,8 @@ pub(super) fn routing(file: &WgQuick, facts: &Facts, findings: &mut Findings) ->
     Routing { addresses, routes: kept, ipv6 }
 }
 
-/// Adds a note if the tunnel only leads to a part of a family's addresses: a VPN that is expected to lead to the Internet may
-/// only lead to a company.
+/// Adds a note if the tunnel only leads to a part of a family's addresses: a VPN that is expected to lead to the
+/// Internet may only lead to a company.
 fn note_partial_routes(routes: &[IpNet], families: [(&str, bool); 2], findings: &mut Findings) {
     let whole = IpNet::aggregate(&routes.to_vec());
     for (family, is_present) in families {

@@ -1,5 +1,5 @@
-//! Relays UDP. Each client of a port has a flow: a socket inside that is connected to the program's port. A flow ends when
-//! no datagram has passed either way for a while.
+//! Relays UDP. Each client of a port has a flow: a socket inside that is connected to the program's port. A flow ends
+//! when no datagram has passed either way for a while.
 
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
@@ -32,8 +32,8 @@ const RESEND_BYTES: usize = 4 << 20;
 /// How many datagrams of one socket are relayed before the other sockets get their turn.
 const DATAGRAMS_PER_TURN: usize = 256;
 
-/// Makes a socket report to which address of the host each datagram was sent, so that the reply comes from there (ip(7),
-/// ipv6(7)).
+/// Makes a socket report to which address of the host each datagram was sent, so that the reply comes from there
+/// (ip(7), ipv6(7)).
 pub(super) fn report_destinations(socket: &OwnedFd, address: SocketAddr) -> nix::Result<()> {
     if address.is_ipv6() {
         // This covers IPv4 datagrams on an IPv6 socket, too.
@@ -150,8 +150,8 @@ impl UdpFlows {
         Ok(())
     }
 
-    /// Takes what one more flow needs out of the budgets. If nothing is left, evicts the longest-idle flow of the client
-    /// that holds most; not one of a port that uses no more than its reserved share.
+    /// Takes what one more flow needs out of the budgets. If nothing is left, evicts the longest-idle flow of the
+    /// client that holds most; not one of a port that uses no more than its reserved share.
     fn take_or_evict(&mut self, (token, client, _): &Key) -> Option<[Grant; 2]> {
         for _ in 0..EVICTION_ATTEMPTS {
             let own = self.ports.get(token)?;
@@ -242,8 +242,8 @@ impl UdpFlows {
     }
 }
 
-/// Connects to the last address that can be used, and removes it and those after it from the list. Returns the socket and
-/// its token.
+/// Connects to the last address that can be used, and removes it and those after it from the list. Returns the socket
+/// and its token.
 fn connect(addresses: &mut Vec<SocketAddr>, poller: &mut Poller) -> std::io::Result<(OwnedFd, u64)> {
     let mut last_error = Errno::ECONNREFUSED;
     while let Some(address) = addresses.pop() {

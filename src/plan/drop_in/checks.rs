@@ -7,7 +7,8 @@ use crate::config::DbusAccess;
 use crate::names::ServiceName;
 use crate::plan::hidden_paths;
 
-/// Services that the whole machine asks for names, links or the bus. Inside a tunnel they would not serve the host any more.
+/// Services that the whole machine asks for names, links or the bus. Inside a tunnel they would not serve the host any
+/// more.
 const HOSTS_OWN: [&str; 20] = [
     "NetworkManager",
     "avahi-daemon",
@@ -31,8 +32,8 @@ const HOSTS_OWN: [&str; 20] = [
     "wpa_supplicant",
 ];
 
-/// Files without an address but those of resolvers, which are not reached from inside. Units bind them, as NixOS's tor does, since
-/// `/etc/resolv.conf` may be a link to them.
+/// Files without an address but those of resolvers, which are not reached from inside. Units bind them, as NixOS's tor
+/// does, since `/etc/resolv.conf` may be a link to them.
 const HARMLESS: [&str; 5] = [
     "/run/NetworkManager/no-stub-resolv.conf",
     "/run/NetworkManager/resolv.conf",
@@ -49,7 +50,8 @@ fn container(service: &ServiceName, facts: &ServiceFacts) -> Option<bool> {
     let name = service.as_str();
     let is = |engine: &str| {
         let runs = facts.programs.iter().any(|program| program == engine);
-        // NixOS's units for containers run scripts, so that they are known by their names alone. Its registry is no container.
+        // NixOS's units for containers run scripts, so that they are known by their names alone. Its registry is no
+        // container.
         runs || name.strip_prefix(engine).is_some_and(|rest| rest.starts_with('-') && rest != "-registry.service")
     };
     match (is("podman"), is("docker")) {
@@ -121,7 +123,8 @@ fn refusal_of_bind(entry: &str, shown: &[PathBuf], dbus: DbusAccess) -> Option<D
     if target == Path::new("/run") {
         return Some(DropInError::BindsRun(entry.to_owned()));
     }
-    // Of what is asked for, all has been said; and what a drop-in of ours has written is there already where it is replaced by another.
+    // Of what is asked for, all has been said; and what a drop-in of ours has written is there already where it is
+    // replaced by another.
     let is_ours = |path: &str| is_optional && source == Path::new(path);
     let ours = SHOWN.iter().chain(&SHOWN_READ_ONLY).chain([&SYSTEM_BUS]).any(|path| is_ours(path));
     if source == target && (ours || shown.contains(&source)) || !target.starts_with("/run") {

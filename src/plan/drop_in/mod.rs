@@ -1,5 +1,5 @@
-//! How an existing systemd service is put into a standing tunnel: the drop-in for its unit, or why that cannot work. Another
-//! implementation writes the same text: both are held to the files in `tests/unit/`.
+//! How an existing systemd service is put into a standing tunnel: the drop-in for its unit, or why that cannot work.
+//! Another implementation writes the same text: both are held to the files in `tests/unit/`.
 
 mod checks;
 mod error;
@@ -12,11 +12,12 @@ pub use self::error::DropInError;
 use crate::config::DbusAccess;
 use crate::names::{ServiceName, TunnelName};
 
-/// What of `/run` every service sees, read-write as far as its user may write: the journal, the manager's notify socket, the users that
-/// systemd makes up, and locks.
+/// What of `/run` every service sees, read-write as far as its user may write: the journal, the manager's notify
+/// socket, the users that systemd makes up, and locks.
 const SHOWN: [&str; 4] = ["/run/lock", "/run/systemd/journal", "/run/systemd/notify", "/run/systemd/userdb"];
 
-/// What of `/run` every service sees, but cannot change: where NixOS keeps the running system, and secrets' managers what they manage.
+/// What of `/run` every service sees, but cannot change: where NixOS keeps the running system, and secrets' managers
+/// what they manage.
 const SHOWN_READ_ONLY: [&str; 6] =
     ["/run/agenix", "/run/booted-system", "/run/current-system", "/run/keys", "/run/opengl-driver", "/run/secrets"];
 
@@ -47,7 +48,8 @@ pub struct ServiceFacts {
     pub kind: String,
     /// `RuntimeDirectory=`: folders below `/run` that are the service's own.
     pub runtime_directories: Vec<String>,
-    /// `ReadWritePaths=`, `ReadOnlyPaths=`, `ExecPaths=` and `NoExecPaths=`, as far as they must exist, and `/run` itself in any case.
+    /// `ReadWritePaths=`, `ReadOnlyPaths=`, `ExecPaths=` and `NoExecPaths=`, as far as they must exist, and `/run`
+    /// itself in any case.
     pub used_paths: Vec<PathBuf>,
     /// `BindPaths=` and `BindReadOnlyPaths=`, an entry each: `[-]SOURCE[:TARGET[:OPTIONS]]`.
     pub bind_paths: Vec<String>,

@@ -1,8 +1,9 @@
 //! The unix sockets that the program may connect to.
 //!
-//! Over such a socket a program can have another process work for it outside the tunnel: the server of a terminal multiplexer, a
-//! running browser, a daemon that downloads. So the program may connect to sockets of its tunnel's own network namespace, which is
-//! checked when it connects, and of the host's sockets only to those of a short list. `refusal` explains all other attempts.
+//! Over such a socket a program can have another process work for it outside the tunnel: the server of a terminal
+//! multiplexer, a running browser, a daemon that downloads. So the program may connect to sockets of its tunnel's own
+//! network namespace, which is checked when it connects, and of the host's sockets only to those of a short list.
+//! `refusal` explains all other attempts.
 
 mod refusal;
 
@@ -17,8 +18,8 @@ use super::Findings;
 use crate::config::outside::ANY;
 use crate::config::{Buses, ProgramOptions, SessionBus};
 
-/// The sockets of the host that are allowed by default. A `*` within a component of a path matches any characters of that
-/// component; one at the end matches any rest. `~` is the home directory of the program's user.
+/// The sockets of the host that are allowed by default. A `*` within a component of a path matches any characters of
+/// that component; one at the end matches any rest. `~` is the home directory of the program's user.
 const ALLOWED: [&str; 38] = [
     // Display: X11 and Wayland.
     "/tmp/.X11-unix/X*",
@@ -140,8 +141,8 @@ fn of_environment(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
 }
 
 impl SocketsPlan {
-    /// Returns whether a program may connect to a socket. `path` has no symbolic links; `home` is the home directory of the program's
-    /// user.
+    /// Returns whether a program may connect to a socket. `path` has no symbolic links; `home` is the home directory of
+    /// the program's user.
     pub fn allows(&self, path: &Path, home: Option<&Path>) -> bool {
         self.any || self.open.iter().any(|pattern| matches_pattern(pattern, path, home))
     }

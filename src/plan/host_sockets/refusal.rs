@@ -14,7 +14,8 @@ struct KnownService {
     why: &'static str,
     /// Whether `why` names the option that allows it.
     has_option: bool,
-    /// Whether it is a running instance of the program itself. A program that cannot connect to it would take over its profile.
+    /// Whether it is a running instance of the program itself. A program that cannot connect to it would take over its
+    /// profile.
     is_instance: bool,
 }
 
@@ -113,8 +114,8 @@ pub struct SocketOwner {
     pub name: String,
 }
 
-/// Returns the message about a refused connection to a socket, whose owner may be known: what was refused, and how to allow or
-/// avoid it.
+/// Returns the message about a refused connection to a socket, whose owner may be known: what was refused, and how to
+/// allow or avoid it.
 pub fn refusal_message(path: &Path, owner: Option<&SocketOwner>) -> String {
     let shown = path.display().to_string().escape_debug().to_string();
     let known = known(path);
@@ -140,8 +141,8 @@ pub fn refusal_message(path: &Path, owner: Option<&SocketOwner>) -> String {
     }
 }
 
-/// Returns whether a socket is that of a running instance of a program. A second instance that cannot connect to it would take over
-/// its profile, so that instance must be killed instead.
+/// Returns whether a socket is that of a running instance of a program. A second instance that cannot connect to it
+/// would take over its profile, so that instance must be killed instead.
 pub fn is_of_running_instance(path: &Path) -> bool {
     known(path).is_some_and(|known| known.is_instance)
 }

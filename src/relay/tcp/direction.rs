@@ -192,8 +192,8 @@ impl Direction {
         }
     }
 
-    /// Reads as much as the buffer has room for. Returns the number of bytes, 0 if the source has ended, and `EAGAIN` if
-    /// there is no room or nothing to read.
+    /// Reads as much as the buffer has room for. Returns the number of bytes, 0 if the source has ended, and `EAGAIN`
+    /// if there is no room or nothing to read.
     fn read_from(&mut self, source: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<usize> {
         match self.buffer.get_or_insert_with(|| pipes.take().map_or_else(Buffer::in_memory, Buffer::Pipe)) {
             Buffer::Pipe(pipe) if self.buffered >= pipe.size => Err(rustix::io::Errno::AGAIN),
