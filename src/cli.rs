@@ -10,11 +10,11 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
 
-use crate::config::diagnostic::nearest;
+use crate::config::host_access::{self, BusChoice};
 use crate::config::network::parse_local;
-use crate::config::outside::{self, BusChoice};
 use crate::config::ports::{parse_host_ports, parse_open, parse_publish};
 use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish, parse_mtu};
+use crate::names::closest;
 use crate::names::{ServiceName, TunnelName};
 
 /// Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's.
@@ -92,7 +92,7 @@ fn with_better_tips(mut error: clap::Error, command: &clap::Command, arguments: 
         Some("check" | "plan") => format!("a tunnel is named with an option: '--tunnel {unknown}'"),
         Some(_) => return error,
         None if unknown == "help" => "for help, use '--help', also after a command: 'vpn-exec up --help'".to_owned(),
-        None => match nearest(&unknown, names) {
+        None => match closest(&unknown, names) {
             Some(name) => format!("a similar command exists: '{name}'"),
             None => {
                 let options = if before == 0 { "--config FILE".to_owned() } else { words[..before].join(" ") };
@@ -114,12 +114,12 @@ fn parse_wait(text: &str) -> Result<u32, String> {
 
 /// A unix socket outside.
 fn parse_socket(text: &str) -> Result<String, String> {
-    outside::check_socket(text).map(|()| text.to_owned())
+    host_access::check_socket(text).map(|()| text.to_owned())
 }
 
 /// A name on the session bus.
 fn parse_bus_name(text: &str) -> Result<String, String> {
-    outside::check_bus_name(text).map(|()| text.to_owned())
+    host_access::check_bus_name(text).map(|()| text.to_owned())
 }
 
 /// A resolver's address.

@@ -18,10 +18,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{LogFormat, Verbosity};
 use crate::config::diagnostic::Diagnostics;
+use crate::escape;
 use crate::failure::Failure;
 use crate::linux::service_manager;
 use crate::linux::stderr::{self, QueuedStderr};
-use crate::printed;
 
 /// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
 /// each; with `-vvv` the libraries' own, too.
@@ -52,8 +52,8 @@ pub fn start(verbosity: Verbosity) {
 
 /// Tells the user of a failure: a line of what and why, and one of what to do.
 pub fn report(failure: &Failure) {
-    let message = &printed::message(failure.message.trim_end());
-    let advice = failure.advice.as_deref().map(printed::message);
+    let message = &escape::message(failure.message.trim_end());
+    let advice = failure.advice.as_deref().map(escape::message);
     let text = match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
         Form::Plain { .. } => {
             // A report of a file's problems says "error" by itself, with the file's name and line.
@@ -96,7 +96,8 @@ fn lost(count: u64) -> String {
 pub fn report_usage(error: &clap::Error) {
     let text = error.render();
     let is_colored = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let text = if is_colored { printed::message(&text.ansi().to_string()) } else { printed::plain(&text.to_string()) };
+    let text =
+        if is_colored { escape::message(&text.ansi().to_string()) } else { escape::multiline(&text.to_string()) };
     let _ = write!(std::io::stderr(), "{text}");
 }
 
@@ -147,7 +148,7 @@ where
         event.record(&mut fields);
         match self {
             Self::Plain { .. } if event.metadata().target() == REPORT => {
-                writer.write_str(&printed::message(&fields.message))
+                writer.write_str(&escape::message(&fields.message))
             }
             Self::Plain { timed } => {
                 writer.write_str("vpn-exec: ")?;
@@ -193,7 +194,7 @@ fn in_json(level: Level, message: &str, others: Map<String, Value>) -> String {
     object.insert("time".into(), time.into());
     object.insert("level".into(), level.into());
     object.insert("message".into(), message.into());
-    printed::json(&Value::Object(object).to_string()) + "\n"
+    escape::json(&Value::Object(object).to_string()) + "\n"
 }
 
 /// The parts of an event.
@@ -206,9 +207,9 @@ struct Fields {
 impl fmt::Display for Fields {
     /// The message, and what else belongs to it as `name=value`, fit for a terminal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printed::message(&self.message))?;
+        f.write_str(&escape::message(&self.message))?;
         for (name, value) in &self.others {
-            let value = value.as_str().map_or_else(|| value.to_string(), printed::in_line);
+            let value = value.as_str().map_or_else(|| value.to_string(), escape::single_line);
             write!(f, " {name}={value}")?;
         }
         Ok(())

@@ -317,7 +317,7 @@ fn a_file_in_the_wrong_place_is_told() {
     let mut command = vpn_exec();
     command.current_dir(files.0.path()).env("HOME", "").env_remove("XDG_CONFIG_HOME");
     let (_, said, _) = outcome(command.args(["check", "--tunnel", "here"]));
-    assert!(said.contains("there is no profile here"), "{said}");
+    assert!(said.contains("no such profile: here"), "{said}");
 }
 
 #[test]

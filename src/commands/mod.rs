@@ -15,8 +15,8 @@ mod up;
 use std::process::ExitCode;
 
 use crate::cli::{Cli, Command};
+use crate::escape;
 use crate::failure::Failure;
-use crate::printed;
 
 /// Runs the command that was asked for.
 pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
@@ -42,7 +42,7 @@ pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
 
 /// Writes text to standard output, fit for a terminal. That nobody reads it any more is no failure.
 fn print(text: &str) -> Result<(), Failure> {
-    print_bytes(printed::plain(text).as_bytes())
+    print_bytes(escape::multiline(text).as_bytes())
 }
 
 /// Writes to standard output what is this program's own from beginning to end.

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::print;
 use crate::cli::StatusArgs;
+use crate::escape;
 use crate::failure::Failure;
 use crate::lease::status::{self, Condition, Living, Peer, Status};
 use crate::names::TunnelName;
-use crate::printed;
 
 /// How often it is printed again with `--watch`.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ fn print_while_read(clear: &str, text: &str) -> Result<bool, Failure> {
     use std::io::Write;
 
     let mut output = std::io::stdout().lock();
-    let text = format!("{clear}{}", printed::plain(text));
+    let text = format!("{clear}{}", escape::multiline(text));
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Ok(()) => Ok(false),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(true),
@@ -69,7 +69,7 @@ fn print_while_read(clear: &str, text: &str) -> Result<bool, Failure> {
 
 /// JSON with a newline.
 pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map(|text| printed::json(&text) + "\n").map_err(Failure::new)
+    serde_json::to_string_pretty(value).map(|text| escape::json(&text) + "\n").map_err(Failure::new)
 }
 
 fn text(tunnel: &Status) -> String {
@@ -160,13 +160,13 @@ struct Lines(String);
 
 impl Lines {
     fn head(&mut self, text: impl Display) {
-        self.0.push_str(&printed::in_line(&text.to_string()));
+        self.0.push_str(&escape::single_line(&text.to_string()));
         self.0.push('\n');
     }
 
     fn row(&mut self, label: &str, value: impl Display) {
         // Writing into a text cannot fail.
-        let _ = writeln!(self.0, "  {label:LABEL$} {}", printed::in_line(&value.to_string()));
+        let _ = writeln!(self.0, "  {label:LABEL$} {}", escape::single_line(&value.to_string()));
     }
 }
 

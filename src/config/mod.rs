@@ -4,14 +4,14 @@
 pub mod capability;
 pub mod diagnostic;
 mod difference;
+mod fragment;
+pub mod host_access;
 mod mtu;
 pub mod network;
-mod odd;
-pub mod outside;
 pub mod ports;
 pub mod profile;
-mod shown;
-mod text;
+mod redact;
+mod stray_character;
 pub mod wg_quick;
 
 use std::fmt;
@@ -23,8 +23,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use difference::{Difference, difference};
+pub use host_access::{Buses, SessionBus};
 pub use mtu::{Mtu, MtuSource, parse_mtu};
-pub use outside::{Buses, SessionBus};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::names::TunnelName;

@@ -7,6 +7,7 @@ use super::visitors::{Number, Role, Said};
 use super::watch::Keeper;
 use super::{End, capabilities_for_ports, close_standard_error, device_config, with_all_capabilities};
 use crate::config;
+use crate::escape;
 use crate::failure::Failure;
 use crate::lease::handover::Handover;
 use crate::lease::status::{self, Dns, HostLink, Interface, Living, Peer, Status};
@@ -15,7 +16,6 @@ use crate::linux::capabilities;
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
 use crate::plan::{self, Plan};
-use crate::printed;
 use crate::registry::Holder;
 use crate::tunnel::facts;
 use crate::wireguard::DeviceConfig;
@@ -423,7 +423,7 @@ fn list(programs: &[i32]) -> String {
         .iter()
         .filter_map(|pid| status::describe(*pid))
         .take(NAMED)
-        .map(|program| format!("{} ({})", program.pid, printed::in_line(&program.command)))
+        .map(|program| format!("{} ({})", program.pid, escape::single_line(&program.command)))
         .collect();
     if programs.len() > described.len() && !described.is_empty() {
         described.push(format!("and {} more", programs.len() - described.len()));

@@ -55,7 +55,7 @@ pub use mtu::wireguard_mtu;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::ports::Places;
+use crate::config::ports::ListenAddresses;
 use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
 use crate::keys::PrivateKey;
 use crate::names::{InterfaceName, TunnelName};
@@ -272,14 +272,14 @@ pub fn join(running: &Plan, program: &ProgramOptions, last_capability: u8) -> Re
 
 /// Refuses published ports that conflict with each other or with the port of WireGuard.
 fn check_published_ports(ports: &[Publish], listen_port: Option<u16>, findings: &mut Findings) {
-    let mut places = Places::default();
+    let mut taken = ListenAddresses::default();
     for Publish { address, host_port, protocol, .. } in ports {
-        if places.are_in_the_way_of(*protocol, *host_port, *address) {
+        if taken.conflict_with(*protocol, *host_port, *address) {
             findings.refuse(PlanError::PublishedTwice { port: *host_port });
         }
-        places.add(*protocol, *host_port, *address);
+        taken.add(*protocol, *host_port, *address);
     }
-    if let Some(port) = listen_port.filter(|port| places.has(Protocol::Udp, *port)) {
+    if let Some(port) = listen_port.filter(|port| taken.has(Protocol::Udp, *port)) {
         findings.refuse(PlanError::PublishedForWireguard { port });
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{AllowedClient, RelayedPort};
 use crate::config::Protocol;
-use crate::config::ports::Places;
+use crate::config::ports::ListenAddresses;
 
 /// What changes when a relay gets another list of ports. A port that is in both lists is not part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,30 +37,30 @@ impl PortDiff {
             }
         }
         diff.close = removed().filter(|port| !retargeted.contains(port)).cloned().collect();
-        let closed = places_of(&diff.close);
+        let closed = listen_addresses(&diff.close);
         (diff.open_after_close, diff.open) = added.into_iter().partition(|port| port.conflicts_with(&closed));
         diff
     }
 
     /// Returns the ports to close that conflict with new ones.
     pub fn conflicting(&self) -> Vec<RelayedPort> {
-        let new = places_of(&self.open_after_close);
+        let new = listen_addresses(&self.open_after_close);
         self.close.iter().filter(|former| former.conflicts_with(&new)).cloned().collect()
     }
 }
 
-fn places_of(ports: &[RelayedPort]) -> Places {
-    let mut places = Places::default();
+fn listen_addresses(ports: &[RelayedPort]) -> ListenAddresses {
+    let mut addresses = ListenAddresses::default();
     for RelayedPort { port, protocol, address, .. } in ports {
-        places.add(*protocol, *port, *address);
+        addresses.add(*protocol, *port, *address);
     }
-    places
+    addresses
 }
 
 impl RelayedPort {
-    /// Returns whether no socket can listen on this port while others listen at these places.
-    fn conflicts_with(&self, places: &Places) -> bool {
-        places.are_in_the_way_of(self.protocol, self.port, self.address)
+    /// Returns whether no socket can listen on this port while others listen on these addresses.
+    fn conflicts_with(&self, others: &ListenAddresses) -> bool {
+        others.conflict_with(self.protocol, self.port, self.address)
     }
 
     /// Returns what all ports have in common that one socket can serve.

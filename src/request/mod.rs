@@ -97,13 +97,17 @@ pub(crate) struct TunnelRequest {
     file: ConfigFile,
 }
 
-/// Reads and checks everything. Warnings are told at once.
+/// Reads and checks the configuration of a tunnel and of its program. Logs the warnings.
+///
+/// # Errors
+/// If a file cannot be read or is wrong.
 pub(crate) fn load(source: &SourceArgs, tunnel: &TunnelArgs, identity: &ProgramArgs) -> Result<TunnelRequest, Failure> {
     let mut loaded = load_tunnel(source, tunnel)?;
     overrule_program(&mut loaded.config.program, identity);
     Ok(loaded)
 }
 
+/// Applies the options of the command line, which take precedence over the profile.
 fn overrule_program(program: &mut ProgramOptions, identity: &ProgramArgs) {
     program.user = identity.user.clone().or(program.user.take());
     program.group = identity.group.clone().or(program.group.take());
@@ -114,12 +118,15 @@ fn overrule_program(program: &mut ProgramOptions, identity: &ProgramArgs) {
     program.sockets.extend(identity.socket.iter().cloned());
 }
 
-/// Reads and checks what a command says that is about a tunnel alone.
+/// Reads and checks the configuration of a tunnel, for a command that runs no program.
+///
+/// # Errors
+/// As [`load`].
 pub(crate) fn load_target(target: &TargetArgs) -> Result<TunnelRequest, Failure> {
     load_tunnel(&source_of(target)?, &target.tunnel)
 }
 
-/// A profile's name is told from a file's by what names cannot have, or hardly do.
+/// Tells a file (`-`, a path with a `/`, or a name that ends in `.conf`) from the name of a profile.
 fn source_of(target: &TargetArgs) -> Result<SourceArgs, Failure> {
     let (path, name) = (target.target.clone(), target.name.clone());
     let text = path.to_string_lossy();
@@ -127,14 +134,14 @@ fn source_of(target: &TargetArgs) -> Result<SourceArgs, Failure> {
         return Ok(SourceArgs { config: Some(path), tunnel: None, name });
     }
     let tunnel = text.parse().map_err(|error| {
-        Failure::new(format!("{text:?} is no profile's name: {error}"))
-            .advise("a file is told from a name by a `/` in its path, or by `.conf` at its end: try ./FILE")
+        Failure::new(format!("{text:?} is not a valid profile name: {error}"))
+            .advise("for a file, write a path with a `/`, or a name that ends in `.conf`: ./FILE")
     })?;
     Ok(SourceArgs { config: None, tunnel: Some(tunnel), name })
 }
 
-/// Whether this process can read all that makes the tunnel of a name: its profile and, if the provider's file is a service's
-/// credential, that, too.
+/// Returns whether this process can read the configuration of a tunnel: its profile and, if the provider's file is a credential of a
+/// service, that credential.
 fn can_load(name: &TunnelName) -> bool {
     if !profiles(name).any(|path| path.exists()) {
         return false;
@@ -143,15 +150,18 @@ fn can_load(name: &TunnelName) -> bool {
     credential.is_none_or(|id| credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
-/// Whether a target is a profile whose file is a service's credential that this process does not have: of the service's processes,
-/// systemd gives credentials to the main one; newer versions (257, not 252) give `ExecReload=` none.
+/// Returns whether a target is a profile whose file is a credential that only the service's main process can read. systemd 257, unlike
+/// 252, gives no credentials to `ExecReload=`.
 pub(crate) fn only_the_keeper_can_load(target: &TargetArgs) -> bool {
     let profile = source_of(target).ok().and_then(|source| source.tunnel).and_then(|name| read_profile(&name).ok());
     let credential = profile.and_then(|profile| credential_of(&profile.wireguard));
     credential.is_some_and(|id| !credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
-/// The name of the tunnel that a target means.
+/// Returns the name of the tunnel that a target stands for.
+///
+/// # Errors
+/// If the target is neither a file nor a valid name.
 pub(crate) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure> {
     let SourceArgs { config, tunnel, name } = source_of(target)?;
     match name.or(tunnel) {
@@ -160,7 +170,8 @@ pub(crate) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure>
     }
 }
 
-/// How programs are run in a tunnel of which nothing else is known: as its profile says, if there is one, and the command line.
+/// Returns the options of a program in a tunnel whose configuration cannot be read: those of the profile, if it can be read, and of the
+/// command line.
 fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOptions, Failure> {
     let has_profile = profiles(name).any(|path| path.exists());
     let mut program = if has_profile { read_profile(name)?.program } else { ProgramOptions::default() };
@@ -168,19 +179,19 @@ fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOpti
     Ok(program)
 }
 
-/// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
+/// Refuses options that say how a tunnel is made, for a tunnel that is up and whose configuration this process cannot read.
 fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
     if !has_overrides(tunnel) {
         return Ok(());
     }
     Err(Failure::new(
         "this tunnel is up already: --backend, --mtu, --dns, --search, --publish, --host-port, --local, --lan, --open and --allow-hooks \
-         are of no use here",
+         cannot be applied",
     )
     .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
 }
 
-/// Whether the command line says how a tunnel is made, beside its file or profile.
+/// Returns whether the command line has options that say how a tunnel is made.
 pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
     let TunnelArgs { backend, mtu, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
     let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
@@ -193,7 +204,7 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
         (Some(file), _) => (Profile { wireguard: file.clone(), ..Profile::default() }, None),
         (None, Some(name)) => (read_profile(name)?, Some(name.clone())),
         (None, None) => {
-            return Err(Failure::new("there is no tunnel to use")
+            return Err(Failure::new("no tunnel is named")
                 .advise("name the provider's file with --config FILE, or a profile with --tunnel NAME"));
         }
     };
@@ -209,7 +220,7 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
         let failure = Failure::new(render(&found));
         // A profile that is given as a provider's file has nothing but errors.
         match profile.wireguard.extension() == Some(OsStr::new("toml")) {
-            true => failure.advise("a profile is put into /etc/vpn-exec, and used by its name: --tunnel NAME"),
+            true => failure.advise("put the profile into /etc/vpn-exec, and use it by its name: --tunnel NAME"),
             false => failure,
         }
     })?;
@@ -229,12 +240,15 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
 }
 
 impl TunnelRequest {
-    /// The same, for a keeper.
+    /// Returns the request as it is handed over to a keeper.
     pub(crate) fn handover(&self) -> Handover {
         Handover::new(&self.config, self.options, &self.file.name, &self.file.contents)
     }
 
-    /// Plans from the facts of this instant.
+    /// Makes a plan from the facts about the host at this instant.
+    ///
+    /// # Errors
+    /// If the facts cannot be read, or if there is no plan for this configuration on this host.
     pub(crate) fn plan(&self) -> Result<Plan, Failure> {
         let facts = Netlink::open()
             .and_then(|mut host| facts::read(&mut host, &self.config))
@@ -243,7 +257,7 @@ impl TunnelRequest {
     }
 }
 
-/// Adds what is not there yet.
+/// Appends the items that the list does not have.
 fn extend<'a, T: Clone + Eq + Hash + 'a>(list: &mut Vec<T>, more: impl IntoIterator<Item = &'a T>) {
     let mut known: HashSet<T> = list.iter().cloned().collect();
     list.extend(more.into_iter().filter(|item| known.insert((*item).clone())).cloned());
@@ -258,7 +272,7 @@ fn overrule(dns: &mut Dns, tunnel: &TunnelArgs) {
     }
 }
 
-/// The name of a tunnel that has only a file: the file's, without its ending.
+/// Returns the name of a tunnel without a profile: the name of its file without the suffix.
 fn name_of(file: &Path) -> Result<TunnelName, Failure> {
     let from_descriptor = file == Path::new("-") || file.starts_with("/proc/") || file.starts_with("/dev/fd");
     let stem = if from_descriptor { Some(OsStr::new("vpn")) } else { file.file_stem() };

@@ -10,13 +10,16 @@ use crate::config::{Profile, profile};
 use crate::failure::Failure;
 use crate::names::TunnelName;
 
-/// How a profile says that the provider's file is a credential of the service (systemd.exec(5)).
+/// The prefix of a provider's file that is a credential of the service (systemd.exec(5)).
 const CREDENTIAL: &str = "credential:";
 
-/// The folder of the machine's profiles.
+/// The directory of the machine's profiles.
 const PROFILES: &str = "/etc/vpn-exec";
 
-/// Checks a profile by itself.
+/// Checks a profile, without its provider's file.
+///
+/// # Errors
+/// If the file cannot be read or is wrong.
 pub(crate) fn check_profile(path: &Path) -> Result<(), Failure> {
     parse_profile(path).map(|_| ())
 }
@@ -26,7 +29,7 @@ pub(super) fn parse_profile(path: &Path) -> Result<Profile, Failure> {
     profile::parse(&text.name, &text.contents).map_err(|found| Failure::new(render(&found)))
 }
 
-/// Reads the machine's profile of a name, else the user's own.
+/// Reads the machine's profile of a name or, if there is none, the user's own.
 pub(super) fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
     let Some(path) = profiles(name).find(|path| path.exists()) else {
         let places: Vec<String> = profiles(name).map(|path| path.display().to_string()).collect();
@@ -37,7 +40,7 @@ pub(super) fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
             _ => "write one (all it needs is a line `wireguard = \"FILE\"`), or name the provider's file".to_owned(),
         };
         let what = if places.len() > 1 { "neither exists" } else { "it does not exist" };
-        return Err(Failure::new(format!("there is no profile {name}: {}: {what}", places.join(", "))).advise(advice));
+        return Err(Failure::new(format!("no such profile: {name}: {}: {what}", places.join(", "))).advise(advice));
     };
     let mut profile = parse_profile(&path)?;
     if credential_of(&profile.wireguard).is_some() {
@@ -46,13 +49,13 @@ pub(super) fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
     if let Ok(rest) = profile.wireguard.strip_prefix("~") {
         profile.wireguard = home_of(&path)?.join(rest);
     } else if let Some(folder) = path.parent() {
-        // A relative path is meant from where the profile is, wherever vpn-exec is run.
+        // A relative path starts at the profile, so that it does not depend on the working directory.
         profile.wireguard = folder.join(&profile.wireguard);
     }
     Ok(profile)
 }
 
-/// Finds the home that `~` stands for in a profile.
+/// Returns the home directory that `~` stands for in a profile.
 pub(super) fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
     let entry = |uid: u32| User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.dir);
     choose_home(profile, nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name), entry).ok_or_else(|| {
@@ -61,7 +64,7 @@ pub(super) fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Chooses that home. In a profile of the machine it is root's, so that the profile means the same file whoever runs
+/// Chooses that home directory. In a profile of the machine it is root's, so that the profile means the same file whoever runs
 /// vpn-exec, a service included. In a user's own it is that user's, also where sudo keeps the folder of its caller's
 /// profiles, but not the caller's HOME. `variable` reads the environment, `entry` the user database.
 pub(super) fn choose_home(
@@ -85,7 +88,7 @@ pub(super) fn is_below(path: &Path, home: &Path) -> bool {
     home.is_absolute() && home.parent().is_some() && path.starts_with(home)
 }
 
-/// Where the profile of a name may be.
+/// Returns the paths at which the profile of a name is looked for, in this order.
 pub(super) fn profiles(name: &TunnelName) -> impl Iterator<Item = PathBuf> {
     let file = format!("{name}.toml");
     std::iter::once(PathBuf::from(PROFILES)).chain(own_profiles()).map(move |folder| folder.join(&file))
@@ -100,21 +103,21 @@ pub(super) fn own_home() -> Option<PathBuf> {
     Some(PathBuf::from(std::env::var_os("HOME")?)).filter(|home| home.is_absolute())
 }
 
-/// The identifier of the credential that a profile names in place of a file.
+/// Returns the identifier of the credential that a profile names in place of a file.
 pub(super) fn credential_of(wireguard: &Path) -> Option<String> {
     wireguard.to_str()?.strip_prefix(CREDENTIAL).map(str::to_owned)
 }
 
-/// Where the calling service finds its credential.
+/// Returns the path of a credential of the calling service.
 pub(super) fn credential_path(id: &str) -> Result<PathBuf, Failure> {
     if id.is_empty() || id.contains('/') || id == ".." || id == "." {
-        return Err(Failure::new(format!("{id:?} is no credential's name")));
+        return Err(Failure::new(format!("{id:?} is not a valid credential name")));
     }
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        Failure::new(format!(
-            "the provider's file is the credential {id} of a service, and this process is none that has credentials"
-        ))
-        .advise("start the tunnel as a service: `systemctl start vpn-exec@NAME`; programs join it with --tunnel NAME")
+        Failure::new(format!("cannot read the credential {id} of the service: CREDENTIALS_DIRECTORY is not set"))
+            .advise(
+                "start the tunnel as a service: `systemctl start vpn-exec@NAME`; programs join it with --tunnel NAME",
+            )
     })?;
     Ok(PathBuf::from(folder).join(id))
 }

@@ -17,7 +17,7 @@ use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::linux::netlink::Channel;
+use crate::linux::netlink::channel::Channel;
 use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Transport, Verdict};
 
 /// The priorities among the chains of a hook (`enum nf_ip_hook_priorities`).

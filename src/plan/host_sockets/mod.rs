@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::refusal::{SocketOwner, is_of_running_instance, known_listener, refusal_message};
 
 use super::Findings;
-use crate::config::outside::ANY;
+use crate::config::host_access::ANY;
 use crate::config::{Buses, ProgramOptions, SessionBus};
 
 /// The sockets of the host that are allowed by default. A `*` within a component of a path matches any characters of

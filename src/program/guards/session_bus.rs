@@ -123,7 +123,7 @@ fn real_bus(identity: &Identity) -> Option<Vec<BusAddress>> {
             tracing::debug!(%error, "the program has no session bus");
             None
         }
-        None => has_bus(&own).then(|| vec![bus::address::of_runtime_directory(&own)]),
+        None => has_bus(&own).then(|| vec![bus::address::in_runtime_directory(&own)]),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which of a configuration's text may be shown to a person, and how: secrets as dots, and nothing that a terminal would
+//! Which of a configuration's text may be shown to a person, and how: secrets as mask, and nothing that a terminal would
 //! obey.
 
 use std::ops::Range;
@@ -23,18 +23,18 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 /// Dots in place of all but white space; as many characters as before.
-pub(super) fn dots(text: &str) -> String {
+pub(super) fn mask(text: &str) -> String {
     text.chars().map(|c| if c.is_whitespace() { c } else { '.' }).collect()
 }
 
 /// Dots in place of whatever may be a key; as many characters as before.
-pub(super) fn hide_keys(text: &str) -> String {
+pub(super) fn mask_keys(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut end = 0;
     for run in base64_runs(text) {
         shown.push_str(&text[end..run.start]);
         let hidden = &text[run.clone()];
-        shown.push_str(&if hidden.len() >= KEY_LIKE { dots(hidden) } else { hidden.to_owned() });
+        shown.push_str(&if hidden.len() >= KEY_LIKE { mask(hidden) } else { hidden.to_owned() });
         end = run.end;
     }
     shown.push_str(&text[end..]);
@@ -61,7 +61,7 @@ fn base64_runs(text: &str) -> impl Iterator<Item = Range<usize>> {
 /// A word of the file, for a message: in backquotes, without secrets, shortened.
 pub(super) fn quoted(word: &str) -> String {
     const MAX: usize = 60;
-    let shown = printable(&hide_keys(word));
+    let shown = printable(&mask_keys(word));
     if shown.chars().count() > MAX {
         format!("`{}…`", shown.chars().take(MAX).collect::<String>())
     } else {
@@ -76,9 +76,9 @@ mod tests {
     #[test]
     fn keys_become_dots_of_their_length() {
         let key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
-        assert_eq!(hide_keys(&format!("a {key} ü {}", &key[..31])), format!("a {} ü {}", ".".repeat(44), &key[..31]));
-        assert_eq!(hide_keys("10.64.0.1/32, fc00::1/128"), "10.64.0.1/32, fc00::1/128");
-        assert_eq!(hide_keys(""), "");
+        assert_eq!(mask_keys(&format!("a {key} ü {}", &key[..31])), format!("a {} ü {}", ".".repeat(44), &key[..31]));
+        assert_eq!(mask_keys("10.64.0.1/32, fc00::1/128"), "10.64.0.1/32, fc00::1/128");
+        assert_eq!(mask_keys(""), "");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// A character that does not belong here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Odd {
+pub(super) struct StrayCharacter {
     /// The character.
     character: char,
     /// What it is.
@@ -15,7 +15,7 @@ pub(super) struct Odd {
     meant: Meant,
 }
 
-/// What the writer of an [`Odd`] character most likely meant.
+/// What the writer of an [`StrayCharacter`] character most likely meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meant {
     /// Nothing: it is invisible, or belongs to the formatting of another program.
@@ -32,7 +32,7 @@ enum Meant {
     Quote(char),
 }
 
-impl Odd {
+impl StrayCharacter {
     /// Returns the character, if it is an odd one.
     pub(super) fn of(character: char) -> Option<Self> {
         let (name, meant) = match character {
@@ -109,7 +109,7 @@ impl Odd {
     /// Returns what the character looks like.
     pub(super) fn label(self) -> String {
         match self.meant {
-            Meant::Nothing if Odd::of(self.character).is_none() => {
+            Meant::Nothing if StrayCharacter::of(self.character).is_none() => {
                 "keys consist of ASCII letters and digits".to_owned()
             }
             Meant::Nothing if self.character == '\u{fffd}' => {
@@ -127,7 +127,9 @@ impl Odd {
     /// Returns what to do about it. `quotes`: whether values have quotation marks, as in a profile.
     pub(super) fn help(self, quotes: bool) -> String {
         match self.meant {
-            Meant::Nothing if Odd::of(self.character).is_none() => "type the word again, or delete the line".to_owned(),
+            Meant::Nothing if StrayCharacter::of(self.character).is_none() => {
+                "type the word again, or delete the line".to_owned()
+            }
             Meant::Nothing => "delete it".to_owned(),
             Meant::Space => "replace it with an ordinary space, or delete it".to_owned(),
             Meant::NewLine => "replace it with a line break".to_owned(),
@@ -150,14 +152,14 @@ pub(super) fn runs(
     text: &str,
     exempt: impl Fn(usize) -> bool,
     ascii: impl Fn(usize) -> bool,
-) -> Vec<(Odd, Range<usize>)> {
-    let mut runs: Vec<(Odd, Range<usize>)> = Vec::new();
+) -> Vec<(StrayCharacter, Range<usize>)> {
+    let mut runs: Vec<(StrayCharacter, Range<usize>)> = Vec::new();
     if is_plain(text) {
         return runs;
     }
     for (column, character) in text.chars().enumerate().filter(|(column, _)| !exempt(*column)) {
-        let strange = || (!character.is_ascii() && ascii(column)).then(|| Odd::letter(character));
-        let Some(odd) = Odd::of(character).or_else(strange) else { continue };
+        let strange = || (!character.is_ascii() && ascii(column)).then(|| StrayCharacter::letter(character));
+        let Some(odd) = StrayCharacter::of(character).or_else(strange) else { continue };
         match runs.last_mut() {
             Some((_, columns)) if columns.end == column => columns.end = column + 1,
             _ => runs.push((odd, column..column + 1)),
@@ -193,7 +195,7 @@ mod tests {
             ('\u{2013}', "U+2013", "`-`"),
             ('\u{e0041}', "U+E0041", "delete"),
         ] {
-            let odd = Odd::of(character).expect("an odd character");
+            let odd = StrayCharacter::of(character).expect("an odd character");
             assert!(odd.message().contains(code), "{}", odd.message());
             assert!(odd.help(false).contains(help), "{code}: {}", odd.help(false));
         }

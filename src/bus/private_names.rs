@@ -1,16 +1,15 @@
-//! Names that are owned among the programs inside alone, by the bus's own rules (D-Bus specification, "RequestName" and
-//! "ReleaseName").
+//! Private names: names on the bus that only the clients of the filter see. Requests follow the rules of the bus (D-Bus
+//! specification, "RequestName" and "ReleaseName").
 //!
-//! A program that runs once for each user requests a name first, and hands its work over if the name has an owner. So
-//! it is granted the name here, even if a program outside has it, and starts inside. A second one inside finds the
-//! first.
+//! A single-instance program requests a name first, and hands its work to the owner if the name has one. Here it gets the
+//! name even if a process outside owns it, so it starts inside. A second instance inside finds the first.
 
 use std::collections::HashMap;
 
-/// Which client of the filter.
+/// An identifier of a client of the filter.
 pub(super) type ClientId = u64;
 
-/// The most names that a client may own or wait for.
+/// The maximum number of names that a client owns or waits for.
 const MAX_NAMES: usize = 512;
 
 /// `ALLOW_REPLACEMENT` of `RequestName`.
@@ -20,8 +19,8 @@ const REPLACE_EXISTING: u32 = 2;
 /// `DO_NOT_QUEUE` of `RequestName`.
 const DO_NOT_QUEUE: u32 = 4;
 
-/// What `RequestName` and `ReleaseName` return.
-pub(super) mod reply {
+/// The results of `RequestName` and `ReleaseName`.
+pub(super) mod name_result {
     pub(in super::super) const PRIMARY_OWNER: u32 = 1;
     pub(in super::super) const IN_QUEUE: u32 = 2;
     pub(in super::super) const EXISTS: u32 = 3;
@@ -31,7 +30,7 @@ pub(super) mod reply {
     pub(in super::super) const NOT_OWNER: u32 = 3;
 }
 
-/// A name has another owner.
+/// A change of the owner of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OwnerChange {
     pub(super) name: String,
@@ -45,28 +44,33 @@ struct QueueEntry {
     flags: u32,
 }
 
-/// Who owns what: for each name the owner, and those that wait for it, in turn.
+/// The private names of all clients.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(super) struct PrivateNames {
+    /// The owner of each name, followed by the clients that wait for it.
     queues: HashMap<String, Vec<QueueEntry>>,
+    /// The number of queues that each client is in.
     counts: HashMap<ClientId, usize>,
 }
 
-impl Names {
+impl PrivateNames {
+    /// Returns the owner of a name.
     pub(super) fn owner(&self, name: &str) -> Option<ClientId> {
         self.queues.get(name)?.first().map(|owner| owner.client)
     }
 
-    /// The owner and those that wait.
+    /// Returns the owner of a name, followed by the clients that wait for it.
     pub(super) fn queue(&self, name: &str) -> Option<impl Iterator<Item = ClientId> + '_> {
         Some(self.queues.get(name)?.iter().map(|waiting| waiting.client))
     }
 
+    /// Returns all owned names.
     pub(super) fn all(&self) -> impl Iterator<Item = &str> {
         self.queues.keys().map(String::as_str)
     }
 
-    /// Gives a client a name, or a place in its queue. None if it has too many already.
+    /// Gives a client a name, or a place in its queue. Returns the result of `RequestName`, or `None` if the client has too
+    /// many names already.
     pub(super) fn request(&mut self, name: &str, client: ClientId, flags: u32) -> Option<(u32, Option<OwnerChange>)> {
         let entry = QueueEntry { client, flags };
         let change = |old, new| Some(OwnerChange { name: name.to_owned(), old, new });
@@ -77,12 +81,12 @@ impl Names {
         let Some(queue) = self.queues.get_mut(name) else {
             self.queues.insert(name.to_owned(), vec![entry]);
             *self.counts.entry(client).or_default() += 1;
-            return Some((reply::PRIMARY_OWNER, change(None, Some(client))));
+            return Some((name_result::PRIMARY_OWNER, change(None, Some(client))));
         };
         let owner = queue[0];
         if owner.client == client {
             queue[0] = entry;
-            return Some((reply::ALREADY_OWNER, None));
+            return Some((name_result::ALREADY_OWNER, None));
         }
         queue.retain(|waiting| waiting.client != client);
         let (answer, change) = if flags & REPLACE_EXISTING != 0 && owner.flags & ALLOW_REPLACEMENT != 0 {
@@ -91,26 +95,26 @@ impl Names {
                 queue.remove(1);
                 self.uncount(owner.client);
             }
-            (reply::PRIMARY_OWNER, change(Some(owner.client), Some(client)))
+            (name_result::PRIMARY_OWNER, change(Some(owner.client), Some(client)))
         } else if flags & DO_NOT_QUEUE != 0 {
-            (reply::EXISTS, None)
+            (name_result::EXISTS, None)
         } else {
             queue.push(entry);
-            (reply::IN_QUEUE, None)
+            (name_result::IN_QUEUE, None)
         };
         match (known, answer) {
-            (true, reply::EXISTS) => self.uncount(client),
-            (false, reply::PRIMARY_OWNER | reply::IN_QUEUE) => *self.counts.entry(client).or_default() += 1,
+            (true, name_result::EXISTS) => self.uncount(client),
+            (false, name_result::PRIMARY_OWNER | name_result::IN_QUEUE) => *self.counts.entry(client).or_default() += 1,
             _ => {}
         }
         Some((answer, change))
     }
 
-    /// Takes a name, or a place in its queue, away from a client.
+    /// Takes a name, or a place in its queue, from a client. Returns the result of `ReleaseName`.
     pub(super) fn release(&mut self, name: &str, client: ClientId) -> (u32, Option<OwnerChange>) {
-        let Some(queue) = self.queues.get_mut(name) else { return (reply::NON_EXISTENT, None) };
+        let Some(queue) = self.queues.get_mut(name) else { return (name_result::NON_EXISTENT, None) };
         let Some(place) = queue.iter().position(|waiting| waiting.client == client) else {
-            return (reply::NOT_OWNER, None);
+            return (name_result::NOT_OWNER, None);
         };
         queue.remove(place);
         let new = queue.first().map(|owner| owner.client);
@@ -119,10 +123,10 @@ impl Names {
         }
         self.uncount(client);
         let change = (place == 0).then(|| OwnerChange { name: name.to_owned(), old: Some(client), new });
-        (reply::RELEASED, change)
+        (name_result::RELEASED, change)
     }
 
-    /// Takes everything away from a client that is gone.
+    /// Takes all names from a client that has disconnected.
     pub(super) fn forget(&mut self, client: ClientId) -> Vec<OwnerChange> {
         let has = |queue: &[QueueEntry]| queue.iter().any(|waiting| waiting.client == client);
         let names: Vec<String> =
@@ -150,40 +154,43 @@ mod tests {
 
     #[test]
     fn a_name_has_one_owner_and_a_queue() {
-        let mut names = Names::default();
-        assert_eq!(names.request("a.b", 1, 0), Some((reply::PRIMARY_OWNER, change(None, Some(1)))));
-        assert_eq!(names.request("a.b", 1, 0), Some((reply::ALREADY_OWNER, None)));
-        assert_eq!(names.request("a.b", 2, DO_NOT_QUEUE), Some((reply::EXISTS, None)));
-        assert_eq!(names.request("a.b", 2, REPLACE_EXISTING), Some((reply::IN_QUEUE, None)));
+        let mut names = PrivateNames::default();
+        assert_eq!(names.request("a.b", 1, 0), Some((name_result::PRIMARY_OWNER, change(None, Some(1)))));
+        assert_eq!(names.request("a.b", 1, 0), Some((name_result::ALREADY_OWNER, None)));
+        assert_eq!(names.request("a.b", 2, DO_NOT_QUEUE), Some((name_result::EXISTS, None)));
+        assert_eq!(names.request("a.b", 2, REPLACE_EXISTING), Some((name_result::IN_QUEUE, None)));
         assert_eq!(names.queue("a.b").expect("owned").collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(names.release("a.b", 3), (reply::NOT_OWNER, None));
-        assert_eq!(names.release("a.b", 1), (reply::RELEASED, change(Some(1), Some(2))));
-        assert_eq!(names.release("a.b", 2), (reply::RELEASED, change(Some(2), None)));
-        assert_eq!(names.release("a.b", 2), (reply::NON_EXISTENT, None));
+        assert_eq!(names.release("a.b", 3), (name_result::NOT_OWNER, None));
+        assert_eq!(names.release("a.b", 1), (name_result::RELEASED, change(Some(1), Some(2))));
+        assert_eq!(names.release("a.b", 2), (name_result::RELEASED, change(Some(2), None)));
+        assert_eq!(names.release("a.b", 2), (name_result::NON_EXISTENT, None));
         assert!(names.counts.is_empty() && names.all().next().is_none());
     }
 
     #[test]
-    fn an_owner_that_allows_it_is_replaced() {
-        let mut names = Names::default();
+    fn an_owner_that_allows_replacement_is_replaced() {
+        let mut names = PrivateNames::default();
         names.request("a.b", 1, ALLOW_REPLACEMENT);
         assert_eq!(
             names.request("a.b", 2, REPLACE_EXISTING | ALLOW_REPLACEMENT | DO_NOT_QUEUE),
-            Some((reply::PRIMARY_OWNER, change(Some(1), Some(2))))
+            Some((name_result::PRIMARY_OWNER, change(Some(1), Some(2))))
         );
         assert_eq!(names.queue("a.b").expect("owned").collect::<Vec<_>>(), [2, 1]);
-        assert_eq!(names.request("a.b", 1, REPLACE_EXISTING), Some((reply::PRIMARY_OWNER, change(Some(2), Some(1)))));
+        assert_eq!(
+            names.request("a.b", 1, REPLACE_EXISTING),
+            Some((name_result::PRIMARY_OWNER, change(Some(2), Some(1))))
+        );
         assert_eq!(names.queue("a.b").expect("owned").collect::<Vec<_>>(), [1]);
-        // One that waits and does not want to wait any more.
+        // A client leaves the queue with DO_NOT_QUEUE.
         names.request("a.b", 3, 0);
-        assert_eq!(names.request("a.b", 3, DO_NOT_QUEUE), Some((reply::EXISTS, None)));
+        assert_eq!(names.request("a.b", 3, DO_NOT_QUEUE), Some((name_result::EXISTS, None)));
         assert_eq!(names.forget(1), [change(Some(1), None).expect("a change")]);
         assert!(names.counts.is_empty());
     }
 
     #[test]
-    fn a_client_has_so_many_names_at_most() {
-        let mut names = Names::default();
+    fn the_number_of_names_of_a_client_is_limited() {
+        let mut names = PrivateNames::default();
         for number in 0..MAX_NAMES {
             assert!(names.request(&format!("a.n{number}"), 1, 0).is_some());
         }

@@ -6,21 +6,21 @@ use zeroize::Zeroizing;
 
 /// A text of the file that remembers its columns.
 #[derive(Clone, Copy)]
-pub(super) struct Piece<'a> {
+pub(super) struct Fragment<'a> {
     /// The text.
     pub(super) text: &'a str,
     /// The column (in characters from 0) of each byte of `text`, and one more for its end.
     columns: &'a [usize],
 }
 
-impl<'a> Piece<'a> {
+impl<'a> Fragment<'a> {
     /// A part of it.
-    pub(super) fn part(self, bytes: Range<usize>) -> Piece<'a> {
-        Piece { text: &self.text[bytes.clone()], columns: &self.columns[bytes.start..=bytes.end] }
+    pub(super) fn part(self, bytes: Range<usize>) -> Fragment<'a> {
+        Fragment { text: &self.text[bytes.clone()], columns: &self.columns[bytes.start..=bytes.end] }
     }
 
     /// What it is cut into by `separator`.
-    pub(super) fn split(self, separator: impl Fn(char) -> bool) -> impl Iterator<Item = Piece<'a>> {
+    pub(super) fn split(self, separator: impl Fn(char) -> bool) -> impl Iterator<Item = Fragment<'a>> {
         let base = self.text.as_ptr() as usize;
         self.text.split(separator).map(move |part| {
             let start = part.as_ptr() as usize - base;
@@ -29,7 +29,7 @@ impl<'a> Piece<'a> {
     }
 
     /// It before and after the first `separator`.
-    pub(super) fn cut(self, separator: char) -> Option<(Piece<'a>, Piece<'a>)> {
+    pub(super) fn cut(self, separator: char) -> Option<(Fragment<'a>, Fragment<'a>)> {
         let at = self.text.find(separator)?;
         Some((self.part(0..at), self.part(at + separator.len_utf8()..self.text.len())))
     }
@@ -44,16 +44,16 @@ impl<'a> Piece<'a> {
 }
 
 /// A view of a line: some of its characters and where they were. Wiped when dropped, since it may hold a key.
-pub(super) struct View {
+pub(super) struct LineView {
     text: Zeroizing<String>,
     columns: Vec<usize>,
 }
 
-impl View {
+impl LineView {
     /// The characters of a line that `keep` wants, which is asked with their byte and themselves.
     pub(super) fn new(line: &str, keep: impl Fn(usize, char) -> bool) -> Self {
         // With all its room from the start, the text never moves and leaves no copy behind.
-        let mut view = View { text: Zeroizing::new(String::with_capacity(line.len())), columns: Vec::new() };
+        let mut view = LineView { text: Zeroizing::new(String::with_capacity(line.len())), columns: Vec::new() };
         let mut end = 0;
         for (column, (byte, c)) in line.char_indices().enumerate() {
             if keep(byte, c) {
@@ -67,7 +67,7 @@ impl View {
     }
 
     /// All of it.
-    pub(super) fn piece(&self) -> Piece<'_> {
-        Piece { text: &self.text, columns: &self.columns }
+    pub(super) fn piece(&self) -> Fragment<'_> {
+        Fragment { text: &self.text, columns: &self.columns }
     }
 }
