@@ -27,8 +27,8 @@ impl Keeper {
         if self.config.local.networks.is_empty() && !self.config.local.lan {
             return;
         }
-        let (config, options) = (self.config.clone(), self.options);
-        let found = self.plan_anew(&config, options).map_err(|(reason, _)| reason).and_then(|now| {
+        let config = self.config.clone();
+        let found = self.plan_anew(&config).map_err(|(reason, _)| reason).and_then(|now| {
             let living = self.tunnel.plan();
             let mut wanted = living.clone();
             wanted.local = now.local;

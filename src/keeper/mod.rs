@@ -38,7 +38,7 @@ use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
 use crate::linux::stderr;
-use crate::plan::{Plan, PlanOptions};
+use crate::plan::Plan;
 use crate::registry::{Directory, Holder, State};
 use crate::relay::ListenSocket;
 use crate::tunnel::{self, Remains};
@@ -63,8 +63,6 @@ pub struct Mission {
     pub directory: Directory,
     /// The keys and the peers.
     pub config: Config,
-    /// What the command line said besides.
-    pub options: PlanOptions,
     /// The same, for a successor.
     pub handover: OwnedFd,
     /// What there is already.
@@ -203,15 +201,14 @@ fn live(mission: Mission, mut visitors: Visitors, service: Service) -> Result<()
     };
     let listener = LocalListener::bind(&mission.directory.socket(), SOCKET_MODE).doing("open the keeper's socket")?;
     let strangers = Strangers::listen(&mission.directory.public_socket()).doing("open the keeper's public socket")?;
-    let Mission { plan, directory, config, options, handover, beginning, reload, .. } = mission;
+    let Mission { plan, directory, config, handover, beginning, reload, .. } = mission;
     let foreground = service.foreground;
     let is_taken_over = matches!(beginning, Beginning::TakeOver(_));
     let (tunnel, events, host_ports) = match beginning {
         Beginning::Nothing => make(plan, directory, &config, foreground, &mut visitors)?,
         Beginning::TakeOver(state) => take_over(plan, directory, &config, state, &visitors)?,
     };
-    let keeper =
-        Keeper::new(tunnel, events, config, options, handover, reload, (visitors, strangers), listener, service);
+    let keeper = Keeper::new(tunnel, events, config, handover, reload, (visitors, strangers), listener, service);
     let mut keeper = keeper.doing("watch the tunnel")?;
     keeper.descriptors = descriptors;
     keeper.begin()?;

@@ -316,13 +316,13 @@ impl Keeper {
     /// # Errors
     /// Why that cannot be, and what can be done about it. Then nothing has changed.
     pub(super) fn reload(&mut self, handover: &Handover) -> Result<Vec<String>, (String, Option<String>)> {
-        let (config, options) = handover.config().map_err(|report| (report, None))?;
+        let config = handover.config().map_err(|report| (report, None))?;
         if config.name != self.config.name {
             return Err((format!("this configuration is for the tunnel {}", config.name), None));
         }
         let sealed = handover.seal().map_err(said("keep the configuration"))?;
-        let differences = config::difference((&self.config, self.options.allow_hooks), (&config, options.allow_hooks));
-        let mut wanted = self.plan_anew(&config, options)?;
+        let differences = config::difference(&self.config, &config);
+        let mut wanted = self.plan_anew(&config)?;
         wanted.keep_link(self.tunnel.plan());
         let living = self.tunnel.living_choice();
         let change = plan::diff(self.tunnel.plan(), &wanted, living).map_err(|reasons| {
@@ -339,7 +339,6 @@ impl Keeper {
         }
         self.commit_ports(ports);
         self.config = config;
-        self.options = options;
         self.handover = sealed;
         self.endpoints.configure(&self.config);
         self.watch_rules();
@@ -381,14 +380,10 @@ impl Keeper {
     }
 
     /// Plans from the facts of this instant.
-    pub(super) fn plan_anew(
-        &mut self,
-        config: &config::Config,
-        options: plan::PlanOptions,
-    ) -> Result<Plan, (String, Option<String>)> {
+    pub(super) fn plan_anew(&mut self, config: &config::Config) -> Result<Plan, (String, Option<String>)> {
         let facts = facts::read(self.tunnel.host(), config)
             .map_err(|error| (format!("cannot read the host's network configuration: {error}"), None))?;
-        plan::plan(config, &facts, options).map_err(|errors| (errors.to_string(), None))
+        plan::plan(config, &facts).map_err(|errors| (errors.to_string(), None))
     }
 }
 

@@ -22,7 +22,6 @@ use crate::linux::netlink::monitor::Monitor;
 use crate::linux::poll::{Interest, wait_for_each};
 use crate::linux::process::ProcessId;
 use crate::linux::signals::Signals;
-use crate::plan::PlanOptions;
 use crate::relay::{Budget, Relay};
 use crate::tunnel::{DeviceEvents, Tunnel};
 
@@ -39,7 +38,6 @@ const SLEPT: Duration = Duration::from_secs(2);
 pub(super) struct Keeper {
     pub(super) tunnel: Tunnel,
     pub(super) config: Config,
-    pub(super) options: PlanOptions,
     /// What a successor needs.
     pub(super) handover: OwnedFd,
     pub(super) reload: Option<Reload>,
@@ -98,7 +96,6 @@ impl Keeper {
         tunnel: Tunnel,
         events: DeviceEvents,
         config: Config,
-        options: PlanOptions,
         handover: OwnedFd,
         reload: Option<Reload>,
         (visitors, strangers): (Visitors, Strangers),
@@ -110,7 +107,6 @@ impl Keeper {
         Ok(Self {
             tunnel,
             config,
-            options,
             handover,
             reload,
             visitors,

@@ -63,13 +63,6 @@ use crate::names::{InterfaceName, TunnelName};
 /// The directory of named network namespaces (ip-netns(8)).
 const NAMESPACES: &str = "/run/netns";
 
-/// Options of the command line that are not part of the [`Config`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PlanOptions {
-    /// Whether the hooks of the `wg-quick` file are run (`--allow-hooks`).
-    pub allow_hooks: bool,
-}
-
 /// A tunnel as it will be made, without any secret.
 ///
 /// `vpn-exec plan --json` prints its serialization, `vpn-exec plan` its [`Display`](std::fmt::Display).
@@ -174,7 +167,7 @@ impl Findings {
 /// # Errors
 ///
 /// Returns all reasons why the tunnel cannot be made.
-pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan, PlanErrors> {
+pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
     let mut findings = Findings::default();
     let file = &config.wireguard;
 
@@ -195,7 +188,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let sockets = host_sockets::decide(&config.program, &mut findings);
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
-        interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
+        interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, config.allow_hooks, &mut findings));
 
     let (Some(interfaces), Some(veth), Some(hooks), []) = (interfaces, veth, hooks, findings.errors.as_slice()) else {
         return Err(PlanErrors { name: config.name.clone(), what: "made", reasons: findings.errors });

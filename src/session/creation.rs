@@ -133,6 +133,6 @@ fn mission(
         }
     };
     // The file is wiped here, before a fork has a copy of it.
-    let TunnelRequest { config, options, .. } = *request;
-    Ok(Mission { plan, directory, config, options, handover, beginning, listen_fds, reload: None })
+    let TunnelRequest { config, .. } = *request;
+    Ok(Mission { plan, directory, config, handover, beginning, listen_fds, reload: None })
 }

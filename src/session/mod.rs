@@ -118,11 +118,10 @@ fn require_same_configuration(request: &TunnelRequest, lease: &Lease) -> Result<
         Some(file) => Handover::open(file).map_err(|error| error.to_string()).and_then(|handover| handover.config()),
         None => Err("its keeper has not passed it".into()),
     };
-    let (living, options) = living.map_err(|error| {
+    let living = living.map_err(|error| {
         Failure::new(format!("cannot read the configuration of the running tunnel {name}: {error}"))
     })?;
-    let requested = (&request.config, request.options.allow_hooks);
-    let differences = config::difference((&living, options.allow_hooks), requested);
+    let differences = config::difference(&living, &request.config);
     if differences.is_empty() {
         return Ok(());
     }

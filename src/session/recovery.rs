@@ -58,9 +58,9 @@ fn start_successor(directory: Directory, lost: &Lease) -> io::Result<Lease> {
     let state = directory.state()?.ok_or_else(gone)?;
     let plan = directory.plan()?.ok_or_else(gone)?;
     let handover = lost.handover().ok_or_else(gone)?.try_clone_to_owned()?;
-    let (config, options) = Handover::open(handover.as_fd())?.config().map_err(io::Error::other)?;
+    let config = Handover::open(handover.as_fd())?.config().map_err(io::Error::other)?;
     let beginning = Beginning::TakeOver(state);
-    keeper::start(Mission { plan, directory, config, options, handover, beginning, listen_fds: 0, reload: None })
+    keeper::start(Mission { plan, directory, config, handover, beginning, listen_fds: 0, reload: None })
 }
 
 /// Removes the remains of a killed keeper, unless the tunnel is in use or has a new keeper.

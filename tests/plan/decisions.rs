@@ -1,6 +1,6 @@
 //! Decisions about MTU, routes, address families and DNS in unusual cases.
 
-use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanError, PlanOptions, plan};
+use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanError, plan};
 
 use crate::world::{both, config, host, ips, ipv4, nets, peer, planned, refused, route};
 
@@ -192,6 +192,6 @@ fn on_a_kernel_without_ipv6_a_tunnel_has_no_ipv6() {
 
 #[test]
 fn a_plan_depends_only_on_its_input() {
-    let planned = || plan(&both(), &host(), PlanOptions::default());
+    let planned = || plan(&both(), &host());
     assert_eq!(planned(), planned());
 }
