@@ -14,7 +14,7 @@ use super::{
 };
 use crate::failure::Failure;
 use crate::names::TunnelName;
-use crate::plan::{NamesPlan, Plan};
+use crate::plan::{DnsPlan, Plan};
 
 /// The mode of the directories. A user who can open one for reading can lock it (flock(2)) and keep its owner waiting,
 /// so other users can only reach the files in it, whose names are known.
@@ -146,7 +146,7 @@ impl Directory {
     ///
     /// # Errors
     /// If one of the host's cannot be read, or one cannot be written.
-    pub fn write_names(&self, names: &NamesPlan) -> io::Result<()> {
+    pub fn write_names(&self, names: &DnsPlan) -> io::Result<()> {
         self.write_resolv_conf(&names.resolv_conf)?;
         let (hosts, nsswitch) = (read_host_file(HOSTS.as_ref())?, read_host_file(NSSWITCH_CONF.as_ref())?);
         write_mounted(&self.path.join("hosts"), &names.hosts_file(&hosts))?;

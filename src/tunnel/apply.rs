@@ -6,32 +6,32 @@ use std::io;
 use super::{Tunnel, local_route};
 use crate::failure::{Doing, Failure};
 use crate::linux::netlink::NetlinkRequest;
-use crate::plan::{self, Change, Plan};
+use crate::plan::{self, Plan, PlanDiff};
 
 impl Tunnel {
     /// Changes the namespace, the packet rules and the resolver to another plan.
     ///
     /// # Errors
     /// If the kernel refuses. Then everything is as it was, as far as possible.
-    pub fn apply(&mut self, change: &Change, changed: Plan) -> Result<(), Failure> {
+    pub fn apply(&mut self, change: &PlanDiff, changed: Plan) -> Result<(), Failure> {
         self.try_apply(change, changed).doing("change the tunnel")
     }
 
-    fn try_apply(&mut self, change: &Change, changed: Plan) -> io::Result<()> {
+    fn try_apply(&mut self, change: &PlanDiff, changed: Plan) -> io::Result<()> {
         // First the plan: there may be no room to write it, and a successor changes the interface to what is written.
         self.directory.write_plan(&changed)?;
-        let applied = match &change.names {
-            Some(names) => self.directory.write_resolv_conf(&names.resolv_conf),
+        let applied = match &change.dns {
+            Some(dns) => self.directory.write_resolv_conf(&dns.resolv_conf),
             None => Ok(()),
         };
         let applied = applied.and_then(|()| self.change_network(change, &changed));
         if let Err(error) = applied {
             // The error to report is the first one.
-            if let Ok(undo) = plan::change(&changed, &self.plan, self.running_backend()) {
+            if let Ok(undo) = plan::diff(&changed, &self.plan, self.running_backend()) {
                 let running = self.plan.clone();
                 let _ = self.change_network(&undo, &running);
             }
-            let _ = self.directory.write_resolv_conf(&self.plan.names.resolv_conf);
+            let _ = self.directory.write_resolv_conf(&self.plan.dns.resolv_conf);
             let _ = self.directory.write_plan(&self.plan);
             return Err(error);
         }
@@ -40,7 +40,7 @@ impl Tunnel {
     }
 
     /// Changes the interfaces inside, and the packet rules. Closes first, and opens last.
-    fn change_network(&mut self, change: &Change, changed: &Plan) -> io::Result<()> {
+    fn change_network(&mut self, change: &PlanDiff, changed: &Plan) -> io::Result<()> {
         let mark = self.mark.text();
         let Some(inner) = &mut self.inner else { return Ok(()) };
         let link = &changed.veth.inner_interface;

@@ -13,18 +13,18 @@ use serde::{Deserialize, Serialize};
 use crate::linux::namespace::{NamespaceId, NetworkNamespace};
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
-use crate::plan::{Ipv6Forwarding, LocalPlan, SwitchedOn};
+use crate::plan::{ForwardingInterface, Ipv6Forwarding, LocalNetworksPlan};
 use crate::registry;
 use crate::ruleset::Family;
 
 /// The record of the interfaces that forward for tunnels.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-struct ForwardingRecord(Vec<ForwardingInterface>);
+struct ForwardingRecord(Vec<RecordedInterface>);
 
 /// An interface that forwards for tunnels.
 #[derive(Debug, Serialize, Deserialize)]
-struct ForwardingInterface {
+struct RecordedInterface {
     interface: InterfaceName,
     /// The network namespace of the interface: keepers in several namespaces may share a `/run` (ip-netns(8)).
     namespace: NamespaceId,
@@ -49,7 +49,7 @@ pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
 
 /// Records that a tunnel needs the interfaces of these networks to forward, and no others any more. Returns the
 /// interfaces that forward for tunnels only, or will after [`switch_on`].
-pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<SwitchedOn>> {
+pub(super) fn reserve(name: &TunnelName, local: &LocalNetworksPlan) -> io::Result<Vec<ForwardingInterface>> {
     let (ipv4, ipv6) = families(local);
     let here = here()?;
     change(|record| {
@@ -63,7 +63,7 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<Sw
                 None => {
                     let (interface, tunnels) = (interface.clone(), Vec::new());
                     let new =
-                        ForwardingInterface { interface, namespace: here, index, ipv4: false, ipv6: false, tunnels };
+                        RecordedInterface { interface, namespace: here, index, ipv4: false, ipv6: false, tunnels };
                     record.0.push(new);
                     record.0.last_mut().ok_or(io::ErrorKind::NotFound)?
                 }
@@ -75,12 +75,12 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<Sw
             }
         }
         let router = is_router()?;
-        let for_tunnels = |entry: &ForwardingInterface| {
+        let for_tunnels = |entry: &RecordedInterface| {
             let interface = entry.interface.clone();
             [(entry.ipv4 && !router.ipv4, Family::Ipv4), (entry.ipv6 && !router.ipv6, Family::Ipv6)]
                 .into_iter()
                 .filter(|(only_for_tunnels, _)| *only_for_tunnels)
-                .map(move |(_, family)| SwitchedOn { interface: interface.clone(), family })
+                .map(move |(_, family)| ForwardingInterface { interface: interface.clone(), family })
         };
         Ok(record.0.iter().filter(|entry| entry.exists()).flat_map(for_tunnels).collect())
     })
@@ -102,7 +102,7 @@ pub(super) fn release(name: &TunnelName) -> io::Result<()> {
 }
 
 /// Switches forwarding on for a tunnel's own link.
-pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalPlan) -> io::Result<()> {
+pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalNetworksPlan) -> io::Result<()> {
     let (ipv4, ipv6) = families(local);
     for (needed, parameter) in [(ipv4, ipv4_parameter(link)), (ipv6, ipv6_parameter(link))] {
         // Kernels before 6.17 have no such parameter for IPv6. There the whole host forwards, or the plan was refused.
@@ -114,7 +114,7 @@ pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalPlan) -> io::Res
 /// Changes the record, after it was brought up to date with interfaces that were renamed.
 fn change<T>(how: impl FnOnce(&mut ForwardingRecord) -> io::Result<T>) -> io::Result<T> {
     let how = |record: &mut ForwardingRecord| {
-        record.0.iter_mut().for_each(ForwardingInterface::follow_name);
+        record.0.iter_mut().for_each(RecordedInterface::follow_name);
         how(record)
     };
     registry::change_shared(registry::FORWARDING_FILE, |record: &ForwardingRecord| record.0.is_empty(), how)
@@ -134,7 +134,7 @@ impl ForwardingRecord {
     }
 }
 
-impl ForwardingInterface {
+impl RecordedInterface {
     /// Takes the new name of an interface that was renamed. It still forwards.
     fn follow_name(&mut self) {
         if !self.is_here() {
@@ -187,7 +187,7 @@ fn here() -> io::Result<NamespaceId> {
 }
 
 /// Returns whether there are IPv4 networks, and IPv6 networks.
-fn families(local: &LocalPlan) -> (bool, bool) {
+fn families(local: &LocalNetworksPlan) -> (bool, bool) {
     let has = |ipv4: bool| local.networks.iter().any(|net| net.addr().is_ipv4() == ipv4);
     (has(true), has(false))
 }
