@@ -14,7 +14,7 @@ pub fn messages(input: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match kind % 8 {
         0 => {
-            let _ = serde_json::from_slice::<lease::Request>(data);
+            let _ = lease::Received::decode(data);
             let _ = serde_json::from_slice::<lease::Event>(data);
         }
         1 => {

@@ -162,6 +162,19 @@ fn a_profile_is_checked_without_the_providers_file() {
 }
 
 #[test]
+fn invalid_file_name_becomes_a_tunnel_name() {
+    let files = Files::new();
+    let path = files.file("my vpn (1).conf", FILE);
+    let (text, messages, status) = outcome(vpn_exec().arg("plan").arg("--config").arg(&path));
+    assert_eq!(status, 0, "{messages}");
+    assert!(text.contains("/run/netns/my-vpn-1-"), "{text}");
+    assert!(messages.contains("the file name \"my vpn (1).conf\" is not a valid tunnel name"), "{messages}");
+    assert!(messages.contains("--name"), "{messages}");
+    let (_, messages, _) = outcome(vpn_exec().args(["plan", "--name", "wg0", "--config"]).arg(&path));
+    assert_eq!(messages, "");
+}
+
+#[test]
 fn a_profile_is_found_by_its_name() {
     let files = Files::new();
     let wireguard = files.file("provider.conf", FILE);
@@ -435,11 +448,11 @@ fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
 }
 
 #[test]
-fn the_readme_and_the_manual_show_a_profile_with_every_key() {
+fn the_reference_and_the_manual_show_a_profile_with_every_key() {
     const PROFILE: &str = include_str!("../src/commands/profile.toml");
     assert!(
-        include_str!("../README.md").contains(&format!("```toml\n{PROFILE}```")),
-        "the README shows another profile"
+        include_str!("../docs/reference/profile.md").contains(&format!("```toml\n{PROFILE}```")),
+        "docs/reference/profile.md shows another profile"
     );
     let (manual, _, _) = outcome(vpn_exec().arg("man"));
     assert!(manual.replace("\\-", "-").contains(PROFILE.trim_end()), "{manual}");

@@ -308,10 +308,10 @@ fn they_are_changed_alive() {
         let (one, another) = ("5432: one\n", "5433: another\n");
         let (no_one, no_other) = ("5432: ECONNREFUSED\n", "5433: ECONNREFUSED\n");
         assert_eq!(reload(&[])?, format!("nothing has changed\n{no_one}{no_other}"));
-        assert_eq!(reload(&["5432"])?, format!("ports of the host: was none, is now 5432/tcp\n{one}{no_other}"));
-        let said = "ports of the host: was 5432/tcp, is now 5433/tcp\n";
+        assert_eq!(reload(&["5432"])?, format!("host ports: was none, is now 5432/tcp\n{one}{no_other}"));
+        let said = "host ports: was 5432/tcp, is now 5433/tcp\n";
         assert_eq!(reload(&["5433"])?, format!("{said}{no_one}{another}"));
-        assert_eq!(reload(&[])?, format!("ports of the host: was 5433/tcp, is now none\n{no_one}{no_other}"));
+        assert_eq!(reload(&[])?, format!("host ports: was 5433/tcp, is now none\n{no_one}{no_other}"));
         finish(agent)?;
         down()
     });

@@ -10,7 +10,7 @@ use super::print_bytes;
 use crate::cli::{AFTER_HELP, Cli};
 use crate::failure::Failure;
 
-/// A profile with all its keys, as the README shows it.
+/// A profile with all its keys, as docs/reference/profile.md shows it.
 const PROFILE: &str = include_str!("profile.toml");
 
 /// The files that somebody may look for.

@@ -113,8 +113,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Config, Dns, Local, ProgramOptions, wg_quick};
-    use crate::plan::{Facts, PlanOptions, plan};
+    use crate::config::{Config, wg_quick};
+    use crate::plan::{Facts, plan};
 
     const FILE: &str = "[Interface]\n\
         PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n\
@@ -124,18 +124,9 @@ mod tests {
 
     fn planned(text: &str, hooks: bool) -> Plan {
         let (wireguard, _) = wg_quick::parse("test", text.as_bytes()).expect("a file");
-        let config = Config {
-            name: "test".parse().expect("a name"),
-            wireguard,
-            backend: BackendChoice::Auto,
-            mtu: None,
-            dns: Dns::default(),
-            local: Local::default(),
-            open: Vec::new(),
-            program: ProgramOptions::default(),
-        };
+        let config = Config { allow_hooks: hooks, ..Config::new("test".parse().expect("a name"), wireguard) };
         let facts = Facts { last_capability: 40, ..Facts::default() };
-        plan(&config, &facts, PlanOptions { allow_hooks: hooks }).expect("a plan")
+        plan(&config, &facts).expect("a plan")
     }
 
     fn nets(list: &[&str]) -> Vec<IpNet> {

@@ -52,13 +52,6 @@ use crate::names::{InterfaceName, TunnelName};
 /// Where named namespaces are, as ip-netns(8) has them.
 const NAMESPACES: &str = "/run/netns";
 
-/// What the command line says about a plan, beyond the [`Config`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PlanOptions {
-    /// Whether the file's hooks are run: `--allow-hooks`.
-    pub allow_hooks: bool,
-}
-
 /// All that will be done, without any secret. Serializes to what `vpn-exec plan --json` prints; its [`Display`] is what
 /// `vpn-exec plan` prints.
 ///
@@ -161,7 +154,7 @@ impl Findings {
 /// # Errors
 ///
 /// All reasons at once why no tunnel can be made.
-pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan, PlanErrors> {
+pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
     let mut findings = Findings::default();
     let file = &config.wireguard;
 
@@ -182,7 +175,7 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     let sockets = sockets::decide(&config.program, &mut findings);
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
-        interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
+        interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, config.allow_hooks, &mut findings));
 
     let (Some(interfaces), Some(veth), Some(hooks), []) = (interfaces, veth, hooks, findings.errors.as_slice()) else {
         return Err(PlanErrors { name: config.name.clone(), what: "made", reasons: findings.errors });

@@ -221,7 +221,7 @@ impl Directory {
     }
 
     /// The claim itself: whoever is passed this descriptor shares it (flock(2)).
-    pub fn claim(&self) -> BorrowedFd<'_> {
+    pub fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
@@ -229,7 +229,7 @@ impl Directory {
     ///
     /// # Errors
     /// If the descriptor is not that of the tunnel's directory.
-    pub fn pass_on(name: &TunnelName, claim: OwnedFd) -> io::Result<Self> {
+    pub fn from_lock(name: &TunnelName, claim: OwnedFd) -> io::Result<Self> {
         let (path, lock) = (path_of(name), File::from(claim));
         if is_at(&lock, &path) { Ok(Self { path, lock }) } else { Err(io::ErrorKind::NotFound.into()) }
     }

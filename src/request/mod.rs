@@ -20,7 +20,7 @@ use crate::lease::handover::Handover;
 use crate::linux::netlink::Netlink;
 use crate::logging;
 use crate::names::TunnelName;
-use crate::plan::{self, Plan, PlanOptions};
+use crate::plan::{self, Plan};
 use crate::registry;
 use crate::tunnel::facts;
 use files::{read, render};
@@ -93,7 +93,6 @@ pub(crate) struct TunnelRequest {
     pub(crate) config: Config,
     /// How long the profile has the program wait for the first handshake.
     pub(crate) wait: Option<Duration>,
-    pub(crate) options: PlanOptions,
     file: ConfigFile,
 }
 
@@ -166,7 +165,7 @@ pub(crate) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure>
     let SourceArgs { config, tunnel, name } = source_of(target)?;
     match name.or(tunnel) {
         Some(name) => Ok(name),
-        None => name_of(&config.unwrap_or_default()),
+        None => Ok(name_of_file(&config.unwrap_or_default())),
     }
 }
 
@@ -208,10 +207,16 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
                 .advise("name the provider's file with --config FILE, or a profile with --tunnel NAME"));
         }
     };
-    let name = match source.name.clone().or(default_name) {
-        Some(name) => name,
-        None => name_of(&profile.wireguard)?,
-    };
+    let name = source.name.clone().or(default_name).unwrap_or_else(|| {
+        let name = name_of_file(&profile.wireguard);
+        if is_derived(&name, &profile.wireguard) {
+            tracing::warn!(
+                "the file name {:?} is not a valid tunnel name; the tunnel is named {name} (choose a name with --name)",
+                profile.wireguard.file_name().unwrap_or_default()
+            );
+        }
+        name
+    });
     let file = match credential_of(&profile.wireguard).filter(|_| source.config.is_none()) {
         Some(id) => read(&credential_path(&id)?)?,
         None => read(&profile.wireguard)?,
@@ -235,14 +240,14 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
     let backend = tunnel.backend.unwrap_or(backend);
     let by_option = tunnel.mtu.map(|bytes| Mtu { bytes, source: MtuSource::Option });
     let mtu = by_option.or(mtu.map(|bytes| Mtu { bytes, source: MtuSource::Profile }));
-    let config = Config { name, wireguard, backend, mtu, dns, local, open, program };
-    Ok(TunnelRequest { config, wait, options: PlanOptions { allow_hooks: tunnel.allow_hooks }, file })
+    let config = Config { name, wireguard, backend, mtu, dns, local, open, allow_hooks: tunnel.allow_hooks, program };
+    Ok(TunnelRequest { config, wait, file })
 }
 
 impl TunnelRequest {
     /// Returns the request as it is handed over to a keeper.
     pub(crate) fn handover(&self) -> Handover {
-        Handover::new(&self.config, self.options, &self.file.name, &self.file.contents)
+        Handover::new(&self.config, &self.file.name, &self.file.contents)
     }
 
     /// Makes a plan from the facts about the host at this instant.
@@ -253,7 +258,7 @@ impl TunnelRequest {
         let facts = Netlink::open()
             .and_then(|mut host| facts::read(&mut host, &self.config))
             .doing("read the host's network configuration")?;
-        plan::plan(&self.config, &facts, self.options).map_err(Failure::new)
+        plan::plan(&self.config, &facts).map_err(Failure::new)
     }
 }
 
@@ -272,13 +277,19 @@ fn overrule(dns: &mut Dns, tunnel: &TunnelArgs) {
     }
 }
 
-/// Returns the name of a tunnel without a profile: the name of its file without the suffix.
-fn name_of(file: &Path) -> Result<TunnelName, Failure> {
+/// Returns the name of a tunnel that has a file and no profile: the file's name without its extension, changed where it is
+/// not a valid tunnel name.
+fn name_of_file(file: &Path) -> TunnelName {
+    TunnelName::from_file_stem(stem_of(file))
+}
+
+/// Returns whether [`name_of_file`] had to change a file's name.
+fn is_derived(name: &TunnelName, file: &Path) -> bool {
+    OsStr::new(name.as_str()) != stem_of(file)
+}
+
+/// Returns a file's name without its extension, or `vpn` for a descriptor, whose path is different in each run.
+fn stem_of(file: &Path) -> &OsStr {
     let from_descriptor = file == Path::new("-") || file.starts_with("/proc/") || file.starts_with("/dev/fd");
-    let stem = if from_descriptor { Some(OsStr::new("vpn")) } else { file.file_stem() };
-    let stem = stem.unwrap_or_default().to_string_lossy();
-    stem.parse().map_err(|error| {
-        Failure::new(format!("the name of the file {} cannot be the tunnel's: {error}", file.display()))
-            .advise("give the tunnel a name with --name NAME")
-    })
+    if from_descriptor { OsStr::new("vpn") } else { file.file_stem().unwrap_or_default() }
 }

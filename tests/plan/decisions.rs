@@ -1,6 +1,6 @@
 //! What is decided about MTU, routes, families and names in the cases that differ from a plain tunnel's.
 
-use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanError, PlanOptions, plan};
+use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, PlanError, plan};
 
 use crate::world::{both, config, host, ips, ipv4, nets, peer, planned, refused, route};
 
@@ -191,6 +191,6 @@ fn a_kernel_without_ipv6_has_a_tunnel_without() {
 
 #[test]
 fn a_plan_depends_on_its_input_alone() {
-    let planned = || plan(&both(), &host(), PlanOptions::default());
+    let planned = || plan(&both(), &host());
     assert_eq!(planned(), planned());
 }

@@ -245,7 +245,7 @@ proptest! {
             config.wireguard.peers[0].allowed_ips.clear();
         }
         config.wireguard.peers[0].allowed_ips.extend(allowed);
-        let Ok(plan) = vpn_exec::plan::plan(&config, &at_home(), Default::default()) else { return Ok(()) };
+        let Ok(plan) = vpn_exec::plan::plan(&config, &at_home()) else { return Ok(()) };
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let source = if to.addr().is_ipv4() {
             IpAddr::from(plan.veth.inner_ipv4)

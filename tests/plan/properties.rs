@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vpn_exec::names::InterfaceName;
-use vpn_exec::plan::{HostInterface, PlanError, PlanOptions, plan};
+use vpn_exec::plan::{HostInterface, PlanError, plan};
 
 use crate::world::{config, host, nets, planned, route};
 
@@ -57,7 +57,7 @@ proptest! {
         config.wireguard.peers[0].allowed_ips.extend(allowed);
         let mut facts = host();
         facts.routes.extend(routes.iter().map(|net| route(&net.to_string(), 2)));
-        match plan(&config, &facts, PlanOptions::default()) {
+        match plan(&config, &facts) {
             Ok(plan) => {
                 let ipv4 = IpNet::new(plan.veth.host_ipv4.into(), 31).expect("a length");
                 let ipv6 = IpNet::new(plan.veth.host_ipv6.expect("IPv6").into(), 127).expect("a length");
@@ -127,7 +127,8 @@ proptest! {
         let mut facts = host();
         facts.endpoint_routes[0].mtu = path;
         facts.last_capability = last_capability;
-        match plan(&config, &facts, PlanOptions { allow_hooks }) {
+        config.allow_hooks = allow_hooks;
+        match plan(&config, &facts) {
             Ok(plan) => {
                 prop_assert!(!plan.to_string().is_empty());
                 let least = if plan.wireguard.ipv6 { 1280 } else { 576 };

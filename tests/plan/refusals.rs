@@ -2,7 +2,7 @@
 
 use vpn_exec::config::{Endpoint, Hook, HookKind, HostPort, Protocol, Publish};
 use vpn_exec::keys::PrivateKey;
-use vpn_exec::plan::{NAME_PORTS, PlanError, PlanOptions, plan};
+use vpn_exec::plan::{NAME_PORTS, PlanError, plan};
 
 use crate::world::{both, config, host, ipv4, nets, peer, planned, refused};
 
@@ -18,7 +18,7 @@ fn all_reasons_are_reported_at_once() {
     config.local.publish = vec![port(None), port(Some("192.0.2.1".parse().expect("an address")))];
     config.program.capabilities = vec!["net_raww".into()];
     config.dns.options = vec!["edns0\nnameserver".into()];
-    let errors = plan(&config, &host(), PlanOptions::default()).expect_err("a refusal");
+    let errors = plan(&config, &host()).expect_err("a refusal");
     insta::assert_snapshot!(errors);
 }
 
@@ -47,11 +47,11 @@ fn ports_of_the_host_that_cannot_be_reached() {
         let address = address.map(|address| address.parse().expect("an address"));
         config.local.publish =
             vec![Publish { address, host_port: 5432, inner_port: 80, protocol: Protocol::Tcp, proxy_protocol: None }];
-        let planned = plan(&config, &host(), PlanOptions::default()).map_err(|errors| errors.reasons);
+        let planned = plan(&config, &host()).map_err(|errors| errors.reasons);
         let expected = [PlanError::HostPortPublished { port: 5432 }];
         assert_eq!(planned.err().as_deref(), leads_back.then_some(&expected[..]), "{address:?}");
         config.local.publish[0].protocol = Protocol::Udp;
-        assert!(plan(&config, &host(), PlanOptions::default()).is_ok(), "another protocol is another port");
+        assert!(plan(&config, &host()).is_ok(), "another protocol is another port");
     }
 }
 
@@ -74,14 +74,14 @@ fn ports_that_cannot_both_be_listened_on() {
         (Some("192.0.2.1"), Some("127.0.0.1"), false),
     ] {
         config.local.publish = vec![publish(one, Protocol::Tcp), publish(other, Protocol::Tcp)];
-        let refused = plan(&config, &host(), PlanOptions::default()).map_err(|errors| errors.reasons).err();
+        let refused = plan(&config, &host()).map_err(|errors| errors.reasons).err();
         let expected = [PlanError::PublishedTwice { port: 8080 }];
         assert_eq!(refused.as_deref(), clash.then_some(&expected[..]), "{one:?} and {other:?}");
     }
     // WireGuard's own.
     config.wireguard.interface.listen_port = Some(8080);
     config.local.publish = vec![publish(None, Protocol::Tcp)];
-    assert!(plan(&config, &host(), PlanOptions::default()).is_ok(), "it listens on a port of UDP");
+    assert!(plan(&config, &host()).is_ok(), "it listens on a port of UDP");
     config.local.publish = vec![publish(Some("127.0.0.1"), Protocol::Udp)];
     assert_eq!(refused(&config, &host()), [PlanError::PublishedForWireguard { port: 8080 }]);
 }
@@ -168,7 +168,7 @@ fn an_mtu_must_carry_what_the_tunnel_has() {
     {
         for (mut config, fits) in [(ipv4(), ipv4_fits), (both(), ipv6_fits)] {
             config.wireguard.interface.mtu = Some(mtu);
-            let planned = plan(&config, &host(), PlanOptions::default());
+            let planned = plan(&config, &host());
             assert_eq!(planned.is_ok(), fits, "{mtu}: {planned:?}");
         }
     }
@@ -209,7 +209,8 @@ fn no_secret_is_in_a_plan() {
         plan_shown.hooks[0].command,
         "wg set wg0 private-key <(echo (secret)) peer x preshared-key <(echo (secret))"
     );
-    let errors = plan(&config, &host(), PlanOptions { allow_hooks: true }).expect_err("a refusal");
+    config.allow_hooks = true;
+    let errors = plan(&config, &host()).expect_err("a refusal");
     assert_eq!(errors.reasons, [PlanError::SecretInHook { kind: HookKind::PostUp }]);
 
     let json = serde_json::to_string(&plan_shown).expect("JSON");

@@ -3,11 +3,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use vpn_exec::config::{BackendChoice, Config, Dns, Endpoint, Interface, Local, Peer, ProgramOptions, WgQuick};
+use vpn_exec::config::{Config, Endpoint, Interface, Peer, WgQuick};
 use vpn_exec::keys::{PrivateKey, PublicKey};
-use vpn_exec::plan::{
-    EndpointRoute, Facts, HostInterface, HostRoute, Ipv6Forwarding, Plan, PlanError, PlanOptions, plan,
-};
+use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, HostRoute, Ipv6Forwarding, Plan, PlanError, plan};
 
 /// A number of `/proc/sys/kernel/cap_last_cap` as kernels since 5.9 have it.
 pub(crate) const LAST_CAPABILITY: u8 = 40;
@@ -38,24 +36,16 @@ pub(crate) fn peer(number: u8, allowed_ips: &[&str], endpoint: Option<&str>) -> 
 
 /// A tunnel named `mullvad` with one peer at 192.0.2.1.
 pub(crate) fn config(addresses: &[&str], dns: &[&str], allowed_ips: &[&str]) -> Config {
-    Config {
-        name: "mullvad".parse().expect("a name"),
-        wireguard: WgQuick {
-            interface: Interface {
-                private_key: Some(PrivateKey::from([0x42; 32])),
-                addresses: nets(addresses),
-                dns_servers: ips(dns),
-                ..Interface::default()
-            },
-            peers: vec![peer(7, allowed_ips, Some("192.0.2.1:51820"))],
+    let wireguard = WgQuick {
+        interface: Interface {
+            private_key: Some(PrivateKey::from([0x42; 32])),
+            addresses: nets(addresses),
+            dns_servers: ips(dns),
+            ..Interface::default()
         },
-        backend: BackendChoice::Auto,
-        mtu: None,
-        dns: Dns::default(),
-        local: Local::default(),
-        open: Vec::new(),
-        program: ProgramOptions::default(),
-    }
+        peers: vec![peer(7, allowed_ips, Some("192.0.2.1:51820"))],
+    };
+    Config::new("mullvad".parse().expect("a name"), wireguard)
 }
 
 /// A tunnel with IPv4 only that takes everything.
@@ -114,10 +104,10 @@ pub(crate) fn host() -> Facts {
 
 /// The plan, which there must be.
 pub(crate) fn planned(config: &Config, facts: &Facts) -> Plan {
-    plan(config, facts, PlanOptions::default()).unwrap_or_else(|errors| panic!("{errors}"))
+    plan(config, facts).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 /// The reasons why there is no plan.
 pub(crate) fn refused(config: &Config, facts: &Facts) -> Vec<PlanError> {
-    plan(config, facts, PlanOptions::default()).expect_err("a refusal").reasons
+    plan(config, facts).expect_err("a refusal").reasons
 }
