@@ -115,9 +115,9 @@ fn try_update(tunnel: &mut Tunnel, config: &Config) -> Result<(), Failure> {
     changed.local = now.local;
     changed.wireguard.routes = now.wireguard.routes;
     changed.keep_link(running);
-    let change = plan::change(running, &changed, tunnel.running_backend())
-        .map_err(|reasons| Failure::new(reasons.join("; ")))?;
-    if change != plan::Change::default() {
+    let change =
+        plan::diff(running, &changed, tunnel.running_backend()).map_err(|reasons| Failure::new(reasons.join("; ")))?;
+    if change != plan::PlanDiff::default() {
         tracing::info!("the local networks have changed");
         tunnel.apply(&change, changed)?;
     }

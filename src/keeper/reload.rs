@@ -70,7 +70,7 @@ impl Keeper {
         let mut plan = plan_again(&mut self.tunnel, &config)?;
         plan.keep_link(self.tunnel.plan());
         let device = device_config(&config, plan.wireguard.mtu)?;
-        let change = plan::change(self.tunnel.plan(), &plan, self.tunnel.running_backend())
+        let change = plan::diff(self.tunnel.plan(), &plan, self.tunnel.running_backend())
             .map_err(|reasons| unchangeable(&reasons, &config))?;
 
         // Binding to a port is the likeliest step to fail, so it comes first.
@@ -95,7 +95,7 @@ impl Keeper {
 /// Changes the WireGuard device, its interface and the rules. After a failure they are as they were.
 fn change_tunnel(
     tunnel: &mut Tunnel,
-    change: &plan::Change,
+    change: &plan::PlanDiff,
     plan: Plan,
     former: &DeviceConfig,
     device: &DeviceConfig,

@@ -22,7 +22,7 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
     let living = LiveStatus {
         interface,
         peers: peers(&keeper.tunnel),
-        dns: DnsReport { servers: plan.names.servers.clone(), search: plan.names.search.clone() },
+        dns: DnsReport { servers: plan.dns.servers.clone(), search: plan.dns.search.clone() },
         link,
         local_networks: plan.local.networks.clone(),
         open_ports: plan.open.clone(),

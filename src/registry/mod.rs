@@ -26,7 +26,7 @@ use thiserror::Error;
 use crate::linux::namespace::{self, NamesSetup, NamespaceId};
 use crate::linux::process::ProcessId;
 use crate::names::TunnelName;
-use crate::plan::{NamesPlan, Plan, VethPlan};
+use crate::plan::{DnsPlan, Plan, VethPlan};
 use crate::wireguard::Backend;
 
 /// The file, beside the tunnels' directories, that says what had to be made for `/run/netns`.
@@ -184,7 +184,7 @@ impl Directory {
     }
 
     /// Writes what is seen inside of names: the files that a program's or a service's own `/etc` has.
-    pub fn write_names(&self, names: &NamesPlan) -> io::Result<()> {
+    pub fn write_names(&self, names: &DnsPlan) -> io::Result<()> {
         self.write_resolv_conf(&names.resolv_conf)?;
         self.write_seen("hosts", &names.hosts_file(&read_host_file(HOSTS.as_ref())?))?;
         self.write_seen("nsswitch.conf", &names.nsswitch_file(&read_host_file(NSSWITCH_CONF.as_ref())?))

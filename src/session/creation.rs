@@ -57,7 +57,7 @@ fn make_plan(request: &TunnelRequest, directory: &Directory) -> Result<Plan, Fai
     };
     let choosing = Choosing::begin().map_err(write)?;
     let plan = request.plan()?;
-    directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.names)).map_err(write)?;
+    directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.dns)).map_err(write)?;
     drop(choosing);
     tracing::debug!("the tunnel is planned");
     for note in &plan.notes {
@@ -96,7 +96,7 @@ fn require_changeable(request: &TunnelRequest, state: &State, living: &Plan) -> 
         Some(Backend::Userspace) => BackendChoice::Userspace,
         None => living.backend,
     };
-    plan::change(living, &requested, backend).map(drop).map_err(|reasons| {
+    plan::diff(living, &requested, backend).map(drop).map_err(|reasons| {
         let name = &request.config.name;
         Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
             .advise(format!("take it down with `vpn-exec down {name}`, and up again"))

@@ -31,7 +31,7 @@ use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::names::InterfaceName;
-use crate::plan::{self, Change, Plan, VethPlan};
+use crate::plan::{self, Plan, PlanDiff, VethPlan};
 use crate::registry::{Directory, Holder, Mark, State};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 pub use clean_up::{Remains, reclaim};
@@ -252,25 +252,25 @@ impl Tunnel {
     ///
     /// # Errors
     /// Then all is as it was, as far as the system lets it.
-    pub fn apply(&mut self, change: &Change, wanted: Plan) -> Result<(), Failure> {
+    pub fn apply(&mut self, change: &PlanDiff, wanted: Plan) -> Result<(), Failure> {
         self.try_apply(change, wanted).doing("change the tunnel")
     }
 
-    fn try_apply(&mut self, change: &Change, wanted: Plan) -> io::Result<()> {
+    fn try_apply(&mut self, change: &PlanDiff, wanted: Plan) -> io::Result<()> {
         // Written down first: there may be no room for it, and a successor makes the interface what is written down.
         self.directory.write_plan(&wanted)?;
-        let applied = match &change.names {
+        let applied = match &change.dns {
             Some(names) => self.directory.write_resolv_conf(&names.resolv_conf),
             None => Ok(()),
         };
         let applied = applied.and_then(|()| self.change_network(change, &wanted));
         if let Err(error) = applied {
             // The error that matters is the first one.
-            if let Ok(undo) = plan::change(&wanted, &self.plan, self.running_backend()) {
+            if let Ok(undo) = plan::diff(&wanted, &self.plan, self.running_backend()) {
                 let living = self.plan.clone();
                 let _ = self.change_network(&undo, &living);
             }
-            let _ = self.directory.write_resolv_conf(&self.plan.names.resolv_conf);
+            let _ = self.directory.write_resolv_conf(&self.plan.dns.resolv_conf);
             let _ = self.directory.write_plan(&self.plan);
             return Err(error);
         }
@@ -279,7 +279,7 @@ impl Tunnel {
     }
 
     /// Changes the interfaces inside, and the rules. What is not to be reached any more is closed first.
-    fn change_network(&mut self, change: &Change, wanted: &Plan) -> io::Result<()> {
+    fn change_network(&mut self, change: &PlanDiff, wanted: &Plan) -> io::Result<()> {
         let mark = self.mark.text();
         let Some(inner) = &mut self.inner else { return Ok(()) };
         let link = &wanted.veth.inner_interface;

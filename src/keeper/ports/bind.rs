@@ -10,7 +10,7 @@ use crate::config::{Protocol, Publish};
 use crate::failure::{Doing, Failure};
 use crate::linux::listening_sockets;
 use crate::plan::Plan;
-use crate::relay::{self, Allowance, BindError, Bound, Entrance, OtherEnd};
+use crate::relay::{self, AllowedClient, BindError, Budget, ListenSocket, RelayedPort};
 
 /// How long a keeper that hands over, or was killed, may take to close its ports.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -20,19 +20,19 @@ const RETRY_DELAY: Duration = Duration::from_millis(5);
 
 /// Returns an allowance of descriptors if a plan has so many ports that the process may need to raise its limit of open
 /// files. Otherwise the limit stays low, since hooks inherit it.
-pub(super) fn allowance_for(plan: &Plan) -> Result<Option<Allowance>, Failure> {
+pub(super) fn descriptor_budget(plan: &Plan) -> Result<Option<Budget>, Failure> {
     let ports = plan.publish.len() + 2 * plan.host_ports.len();
     let soft_limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let is_many = ports as u64 > soft_limit / 2;
-    is_many.then(Allowance::of_process).transpose().doing("open as many files as there are ports")
+    is_many.then(Budget::of_process).transpose().doing("open as many files as there are ports")
 }
 
 /// Binds to the published ports. If the keeper takes a tunnel over, waits until the former keeper has closed them.
-pub(super) fn bind_published(ports: &[Publish], start: &Start) -> Result<Vec<Bound>, Failure> {
-    let entrances: Vec<Entrance> = ports.iter().map(Entrance::from).collect();
+pub(super) fn bind_published(ports: &[Publish], start: &Start) -> Result<Vec<ListenSocket>, Failure> {
+    let ports: Vec<RelayedPort> = ports.iter().map(RelayedPort::from).collect();
     let begin = Instant::now();
     loop {
-        match relay::bind(&entrances) {
+        match relay::bind(&ports) {
             Err(_) if matches!(start, Start::TakeOver(_)) && begin.elapsed() < HANDOVER_TIMEOUT => {
                 std::thread::sleep(RETRY_DELAY);
             }
@@ -43,45 +43,45 @@ pub(super) fn bind_published(ports: &[Publish], start: &Start) -> Result<Vec<Bou
 }
 
 /// Binds to the ports of a new tunnel's link by which the host's loopback is reached.
-pub(super) fn bind_host_ports(plan: &Plan) -> Result<Vec<Bound>, Failure> {
-    let bound = host_entrances(plan).iter().map(bind_unless_reachable).collect::<Result<Vec<_>, _>>()?;
+pub(super) fn bind_host_ports(plan: &Plan) -> Result<Vec<ListenSocket>, Failure> {
+    let bound = relayed_host_ports(plan).iter().map(bind_unless_reachable).collect::<Result<Vec<_>, _>>()?;
     Ok(bound.into_iter().flatten().collect())
 }
 
 /// Binds to these ports of a tunnel that is taken over. A port that cannot be bound is logged: it is no reason to end
 /// the programs inside.
-pub(super) fn rebind_host_ports(plan: &Plan) -> Vec<Bound> {
+pub(super) fn rebind_host_ports(plan: &Plan) -> Vec<ListenSocket> {
     let begin = Instant::now();
-    let rebind = |entrance: &Entrance| loop {
-        match relay::bind(std::slice::from_ref(entrance)) {
+    let rebind = |port: &RelayedPort| loop {
+        match relay::bind(std::slice::from_ref(port)) {
             // The former keeper may still have it.
             Err(error)
-                if error.is_taken()
+                if error.is_in_use()
                     && begin.elapsed() < HANDOVER_TIMEOUT
-                    && !is_reachable(entrance, Listening::OnAllAddresses) =>
+                    && !is_reachable(port, Listening::OnAllAddresses) =>
             {
                 std::thread::sleep(RETRY_DELAY);
             }
             Ok(bound) => return bound,
-            Err(error) if error.is_taken() && is_reachable(entrance, Listening::OnThisAddressToo) => return Vec::new(),
+            Err(error) if error.is_in_use() && is_reachable(port, Listening::OnThisAddressToo) => return Vec::new(),
             Err(error) => {
                 tracing::error!("{error}");
                 return Vec::new();
             }
         }
     };
-    host_entrances(plan).iter().flat_map(rebind).collect()
+    relayed_host_ports(plan).iter().flat_map(rebind).collect()
 }
 
 /// Returns the addresses and ports at which a program reaches the host's loopback.
-pub(super) fn host_entrances(plan: &Plan) -> Vec<Entrance> {
+pub(super) fn relayed_host_ports(plan: &Plan) -> Vec<RelayedPort> {
     let veth = &plan.veth;
     let ipv4 = (IpAddr::from(veth.host_ipv4), IpAddr::from(veth.inner_ipv4));
     let ipv6 = veth.host_ipv6.zip(veth.inner_ipv6).map(|(host, inner)| (host.into(), inner.into()));
     let of_port = |port| {
         [Some(ipv4), ipv6].into_iter().flatten().map(move |(host, inner)| {
-            let only = OtherEnd { interface: veth.host_interface.clone(), address: inner };
-            Entrance::of_host(port, host, only)
+            let client = AllowedClient { interface: veth.host_interface.clone(), address: inner };
+            RelayedPort::of_host(port, host, client)
         })
     };
     plan.host_ports.iter().flat_map(|port| of_port(*port)).collect()
@@ -92,11 +92,11 @@ pub(super) fn host_entrances(plan: &Plan) -> Vec<Entrance> {
 /// A service that listens on all addresses also listens on the link's, so the program reaches it without a relay. That
 /// is not a failure: which addresses a service listens on is its own configuration, and may change at any time. A
 /// process that has bound the port without listening is a failure, because the program would reach nothing.
-pub(super) fn bind_unless_reachable(entrance: &Entrance) -> Result<Option<Bound>, BindError> {
-    match relay::bind(std::slice::from_ref(entrance)) {
+pub(super) fn bind_unless_reachable(port: &RelayedPort) -> Result<Option<ListenSocket>, BindError> {
+    match relay::bind(std::slice::from_ref(port)) {
         Ok(mut bound) => Ok(bound.pop()),
-        Err(error) if error.is_taken() && is_reachable(entrance, Listening::OnThisAddressToo) => {
-            tracing::info!("port {} of the host is reached without a relay: a service listens there", entrance.port);
+        Err(error) if error.is_in_use() && is_reachable(port, Listening::OnThisAddressToo) => {
+            tracing::info!("port {} of the host is reached without a relay: a service listens there", port.port);
             Ok(None)
         }
         Err(error) => Err(error),
@@ -108,18 +108,18 @@ pub(super) fn bind_unless_reachable(entrance: &Entrance) -> Result<Option<Bound>
 enum Listening {
     /// Services that listen on all addresses.
     OnAllAddresses,
-    /// These, and services that listen on the entrance's own address.
+    /// These, and services that listen on the port's own address.
     OnThisAddressToo,
 }
 
-/// Returns whether a service of the host listens where an entrance was to be.
-fn is_reachable(entrance: &Entrance, listening: Listening) -> bool {
-    let addresses = match entrance.protocol {
-        Protocol::Tcp => listening_sockets::tcp(entrance.port),
-        Protocol::Udp => listening_sockets::udp(entrance.port),
+/// Returns whether a service of the host listens where a port was to be.
+fn is_reachable(port: &RelayedPort, listening: Listening) -> bool {
+    let addresses = match port.protocol {
+        Protocol::Tcp => listening_sockets::tcp(port.port),
+        Protocol::Udp => listening_sockets::udp(port.port),
     };
     let counts = |address: &IpAddr| {
-        let is_own = listening == Listening::OnThisAddressToo && Some(*address) == entrance.address;
+        let is_own = listening == Listening::OnThisAddressToo && Some(*address) == port.address;
         address.is_unspecified() || is_own
     };
     addresses.is_ok_and(|addresses| addresses.iter().any(counts))

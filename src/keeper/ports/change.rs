@@ -5,7 +5,7 @@ use std::borrow::Borrow;
 use super::{Ports, bind};
 use crate::failure::{Doing, Failure};
 use crate::plan::Plan;
-use crate::relay::{self, BindError, Bound, Change, Entrance, Relay};
+use crate::relay::{self, BindError, ListenSocket, PortDiff, Relay, RelayedPort};
 use crate::tunnel::Tunnel;
 
 /// A change of all ports that is ready to be committed.
@@ -16,9 +16,9 @@ pub(in crate::keeper) struct PortsChange {
 
 /// A change of one relay's ports that is ready to be committed.
 struct RelayChange {
-    change: Change,
+    change: PortDiff,
     /// The new ports.
-    bound: Vec<Bound>,
+    bound: Vec<ListenSocket>,
 }
 
 impl Ports {
@@ -28,13 +28,14 @@ impl Ports {
     /// If one of them cannot be bound. Then nothing has changed.
     pub(in crate::keeper) fn prepare(&mut self, tunnel: &Tunnel, changed: &Plan) -> Result<PortsChange, Failure> {
         if self.descriptors.is_none() {
-            self.descriptors = bind::allowance_for(changed)?;
+            self.descriptors = bind::descriptor_budget(changed)?;
         }
-        let entrances: Vec<Entrance> = changed.publish.iter().map(Entrance::from).collect();
-        let bind_one = |entrance: &Entrance| relay::bind(std::slice::from_ref(entrance)).map(|mut bound| bound.pop());
-        let published = RelayChange::prepare(&self.published, &entrances, bind_one)?;
-        let host_entrances = bind::host_entrances(changed);
-        let host_ports = match RelayChange::prepare(&self.host_ports, &host_entrances, bind::bind_unless_reachable) {
+        let ports: Vec<RelayedPort> = changed.publish.iter().map(RelayedPort::from).collect();
+        let bind_one = |port: &RelayedPort| relay::bind(std::slice::from_ref(port)).map(|mut bound| bound.pop());
+        let published = RelayChange::prepare(&self.published, &ports, bind_one)?;
+        let relayed_host_ports = bind::relayed_host_ports(changed);
+        let host_ports = match RelayChange::prepare(&self.host_ports, &relayed_host_ports, bind::bind_unless_reachable)
+        {
             Ok(change) => change,
             Err(failure) => {
                 published.abandon(&self.published);
@@ -67,7 +68,7 @@ impl Ports {
         change.host_ports.commit(&mut self.host_ports);
         // The program may listen at new addresses of the tunnel.
         if let Some(relay) = &self.published
-            && let Err(error) = tunnel.inner_addresses().and_then(|(targets, _)| relay.aim(targets))
+            && let Err(error) = tunnel.inner_addresses().and_then(|(targets, _)| relay.set_targets(targets))
         {
             tracing::error!("cannot relay published ports to the tunnel's new addresses: {error}");
         }
@@ -85,19 +86,19 @@ impl Ports {
 impl RelayChange {
     fn prepare(
         relay: &Option<Relay>,
-        entrances: &[Entrance],
-        bind_one: impl Fn(&Entrance) -> Result<Option<Bound>, BindError>,
+        ports: &[RelayedPort],
+        bind_one: impl Fn(&RelayedPort) -> Result<Option<ListenSocket>, BindError>,
     ) -> Result<Self, Failure> {
-        let change = Change::between(relay.as_ref().map_or(&[], Relay::entrances), entrances);
-        let bind_all = |entrances: &[Entrance]| -> Result<Vec<Bound>, BindError> {
-            let bound = entrances.iter().map(&bind_one).collect::<Result<Vec<_>, _>>()?;
+        let change = PortDiff::between(relay.as_ref().map_or(&[], Relay::ports), ports);
+        let bind_all = |ports: &[RelayedPort]| -> Result<Vec<ListenSocket>, BindError> {
+            let bound = ports.iter().map(&bind_one).collect::<Result<Vec<_>, _>>()?;
             Ok(bound.into_iter().flatten().collect())
         };
         let mut prepared = Self { bound: bind_all(&change.open)?, change };
-        if let Some(relay) = relay.as_ref().filter(|_| !prepared.change.open_after.is_empty()) {
+        if let Some(relay) = relay.as_ref().filter(|_| !prepared.change.open_after_close.is_empty()) {
             // A port whose addresses change cannot be bound twice, so it is closed for an instant.
-            relay.let_go(&prepared.change.in_the_way()).doing("publish ports")?;
-            match bind_all(&prepared.change.open_after) {
+            relay.release(&prepared.change.conflicting()).doing("publish ports")?;
+            match bind_all(&prepared.change.open_after_close) {
                 Ok(bound) => prepared.bound.extend(bound),
                 Err(error) => {
                     prepared.abandon(&Some(relay));
@@ -110,7 +111,7 @@ impl RelayChange {
 
     fn commit(self, relay: &mut Option<Relay>) {
         if let Some(running) = relay
-            && let Err(error) = running.change(self.change, self.bound)
+            && let Err(error) = running.apply(self.change, self.bound)
         {
             tracing::error!("the port relay has stopped: {error}");
         }
@@ -120,9 +121,9 @@ impl RelayChange {
     fn abandon(self, relay: &Option<impl Borrow<Relay>>) {
         let Some(relay) = relay else { return };
         drop(self.bound);
-        let closed = self.change.in_the_way();
+        let closed = self.change.conflicting();
         let reopened = match relay::bind(&closed) {
-            Ok(bound) => relay.borrow().take_back(bound),
+            Ok(bound) => relay.borrow().restore(bound),
             Err(error) => Err(error.into()),
         };
         if let Err(error) = reopened {
@@ -133,7 +134,7 @@ impl RelayChange {
 
 /// Ends a relay without ports.
 fn end_if_unused(relay: &mut Option<Relay>) {
-    if relay.as_ref().is_some_and(|relay| relay.entrances().is_empty()) {
+    if relay.as_ref().is_some_and(|relay| relay.ports().is_empty()) {
         *relay = None;
     }
 }

@@ -11,20 +11,20 @@ use super::Start;
 use super::privileges::{limit_relay, with_all_capabilities};
 use crate::failure::{Doing, Failure};
 use crate::plan::Plan;
-use crate::relay::{Allowance, BindError, Bound, Limits, Relay};
+use crate::relay::{BindError, Budget, Limits, ListenSocket, Relay};
 use crate::tunnel::Tunnel;
 
 /// Bound ports whose relays have not started yet.
 pub(super) struct ReservedPorts {
-    published: Vec<Bound>,
-    host_ports: Vec<Bound>,
-    descriptors: Option<Allowance>,
+    published: Vec<ListenSocket>,
+    host_ports: Vec<ListenSocket>,
+    descriptors: Option<Budget>,
 }
 
 impl ReservedPorts {
     /// Binds to the published ports.
     pub(super) fn reserve(plan: &Plan, start: &Start) -> Result<Self, Failure> {
-        let descriptors = bind::allowance_for(plan)?;
+        let descriptors = bind::descriptor_budget(plan)?;
         let published = bind::bind_published(&plan.publish, start)?;
         Ok(Self { published, host_ports: Vec::new(), descriptors })
     }
@@ -60,7 +60,7 @@ pub(super) struct Ports {
     /// The relay to the host's loopback, if it has ports.
     host_ports: Option<Relay>,
     /// The number of descriptors that both relays may open. Set when the first relay starts.
-    descriptors: Option<Allowance>,
+    descriptors: Option<Budget>,
 }
 
 impl Ports {
@@ -70,7 +70,7 @@ impl Ports {
     }
 
     /// Starts the relay from the host to the program.
-    fn start_published(&mut self, tunnel: &Tunnel, ports: Vec<Bound>) -> Result<Relay, Failure> {
+    fn start_published(&mut self, tunnel: &Tunnel, ports: Vec<ListenSocket>) -> Result<Relay, Failure> {
         let start = || {
             let (targets, namespace) = tunnel.inner_addresses()?;
             let limits = self.limits()?;
@@ -80,7 +80,7 @@ impl Ports {
     }
 
     /// Starts the relay from inside to the host's loopback.
-    fn start_host_ports(&mut self, ports: Vec<Bound>) -> Result<Relay, Failure> {
+    fn start_host_ports(&mut self, ports: Vec<ListenSocket>) -> Result<Relay, Failure> {
         let start = || {
             let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
             let limits = self.limits()?;
@@ -92,7 +92,7 @@ impl Ports {
     fn limits(&mut self) -> io::Result<Limits> {
         let descriptors = match &self.descriptors {
             Some(descriptors) => descriptors.clone(),
-            None => self.descriptors.insert(Allowance::of_process()?).clone(),
+            None => self.descriptors.insert(Budget::of_process()?).clone(),
         };
         Ok(Limits::new(descriptors))
     }

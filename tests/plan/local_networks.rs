@@ -1,4 +1,4 @@
-//! Local networks, and the rules for packets: which way each goes.
+//! Local networks, and which packets the rules accept.
 
 use std::net::IpAddr;
 
@@ -8,13 +8,13 @@ use proptest::prelude::*;
 use vpn_exec::config::{Config, OpenPorts, Protocol};
 use vpn_exec::names::InterfaceName;
 use vpn_exec::plan::{
-    Facts, ForeignChain, ForwardDrop, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError, SwitchedOn,
+    Facts, ForeignChain, ForwardDrop, ForwardingInterface, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError,
 };
 use vpn_exec::ruleset::{Family, Hook, Interface, Match, Policy, Table, Transport, Verdict};
 
 use super::world::{attached, both, config, host, ips, ipv4, nets, planned, refused, route};
 
-/// A host with a private network, and the routes of a machine that runs containers.
+/// A host in a private network that also runs containers and another tunnel.
 fn at_home() -> Facts {
     let mut facts = host();
     facts.interfaces.push(HostInterface { name: "docker0".into(), index: 3, mtu: 1500 });
@@ -44,7 +44,7 @@ fn notes(plan: &Plan) -> String {
 }
 
 #[test]
-fn a_local_network_is_reached_by_the_interface_that_it_is_behind() {
+fn a_local_network_is_reached_by_the_interface_of_its_route() {
     for (network, interfaces) in [
         ("192.168.1.0/24", &["eth0"][..]),
         ("172.17.0.0/16", &["docker0"]),
@@ -57,48 +57,48 @@ fn a_local_network_is_reached_by_the_interface_that_it_is_behind() {
         let found: Vec<String> = plan.local.interfaces.iter().map(ToString::to_string).collect();
         assert_eq!(found, interfaces, "{network}");
     }
-    let mut lost = at_home();
-    lost.routes.clear();
-    let plan = planned(&with_local(ipv4(), &["192.168.1.0/24"]), &lost);
+    let mut without_routes = at_home();
+    without_routes.routes.clear();
+    let plan = planned(&with_local(ipv4(), &["192.168.1.0/24"]), &without_routes);
     assert!(plan.local.interfaces.is_empty() && notes(&plan).contains("no route to the local network 192.168.1.0/24"));
 }
 
 #[test]
-fn all_private_networks_of_the_host_are_those_it_is_attached_to() {
+fn the_lan_option_means_the_private_networks_that_the_host_is_attached_to() {
     let mut config = both();
     config.local.lan = true;
     let plan = planned(&config, &at_home());
     assert_eq!(networks(&plan), ["172.17.0.0/16", "192.168.1.0/24", "fd12:3456::/64"]);
-    // A tunnel without IPv6 has none here, either, and one that the tunnel is for is the tunnel's.
+    // IPv6 networks are left out if the tunnel has no IPv6, and so are networks that are routed into the tunnel.
     let mut config = super::world::config(&["10.66.1.2/32"], &[], &["0.0.0.0/0", "192.168.1.0/24"]);
     config.local.lan = true;
     let plan = planned(&config, &at_home());
     assert_eq!(networks(&plan), ["172.17.0.0/16"]);
-    assert!(notes(&plan).contains("192.168.1.0/24 is not among the local networks"), "{}", notes(&plan));
-    assert!(notes(&plan).contains("fd12:3456::/64 is not among the local networks"), "{}", notes(&plan));
+    assert!(notes(&plan).contains("192.168.1.0/24 cannot be a local network"), "{}", notes(&plan));
+    assert!(notes(&plan).contains("fd12:3456::/64 cannot be a local network"), "{}", notes(&plan));
     let plan = planned(&config, &host());
-    assert!(networks(&plan).is_empty() && notes(&plan).contains("no private network"));
+    assert!(networks(&plan).is_empty() && notes(&plan).contains("not attached to a private network"));
     assert_eq!(plan.firewall.host, None);
 }
 
 #[test]
-fn what_cannot_be_local_is_refused() {
+fn networks_that_cannot_be_local_are_refused() {
     let refusal = |network: &str, config: Config| refused(&with_local(config, &[network]), &at_home());
-    let is_one = |reasons: &[PlanError], want: fn(&PlanError) -> bool| {
+    let is_only = |reasons: &[PlanError], want: fn(&PlanError) -> bool| {
         assert!(matches!(reasons, [one] if want(one)), "{reasons:?}")
     };
     for network in ["127.0.0.0/8", "224.0.0.0/4", "169.254.0.0/16", "fe80::/10", "ff00::/8", "::1/128"] {
-        is_one(&refusal(network, both()), |error| matches!(error, PlanError::LocalUnusable { .. }));
+        is_only(&refusal(network, both()), |error| matches!(error, PlanError::LocalUnusable { .. }));
     }
-    is_one(&refusal("10.0.0.0/7", both()), |error| matches!(error, PlanError::LocalTooWide { .. }));
-    is_one(&refusal("10.66.1.2/32", both()), |error| matches!(error, PlanError::LocalIsTunnels { .. }));
-    is_one(&refusal("fd12::/16", ipv4()), |error| matches!(error, PlanError::LocalWithoutIpv6 { .. }));
-    let mut old = at_home();
-    old.ipv6_forwarding = Ipv6Forwarding::Never;
-    let reasons = refused(&with_local(both(), &["fd12::/16"]), &old);
-    is_one(&reasons, |error| matches!(error, PlanError::LocalIpv6NotForwarded { .. }));
-    old.ipv6_forwarding = Ipv6Forwarding::All;
-    assert_eq!(networks(&planned(&with_local(both(), &["fd12::/16"]), &old)), ["fd12::/16"]);
+    is_only(&refusal("10.0.0.0/7", both()), |error| matches!(error, PlanError::LocalTooWide { .. }));
+    is_only(&refusal("10.66.1.2/32", both()), |error| matches!(error, PlanError::LocalIsTunnels { .. }));
+    is_only(&refusal("fd12::/16", ipv4()), |error| matches!(error, PlanError::LocalWithoutIpv6 { .. }));
+    let mut old_kernel = at_home();
+    old_kernel.ipv6_forwarding = Ipv6Forwarding::Never;
+    let reasons = refused(&with_local(both(), &["fd12::/16"]), &old_kernel);
+    is_only(&reasons, |error| matches!(error, PlanError::LocalIpv6NotForwarded { .. }));
+    old_kernel.ipv6_forwarding = Ipv6Forwarding::All;
+    assert_eq!(networks(&planned(&with_local(both(), &["fd12::/16"]), &old_kernel)), ["fd12::/16"]);
 }
 
 #[test]
@@ -106,21 +106,22 @@ fn a_resolver_in_a_local_network_stays_in_the_tunnel() {
     let plan = planned(&with_local(ipv4(), &["10.0.0.0/8"]), &at_home());
     assert!(plan.wireguard.routes.contains(&"10.64.0.1/32".parse().expect("a network")), "{:?}", plan.wireguard.routes);
     assert!(
-        notes(&plan).contains("The DNS server 10.64.0.1 is in the local network 10.0.0.0/8, and stays in the tunnel.")
+        notes(&plan)
+            .contains("The DNS server 10.64.0.1 in the local network 10.0.0.0/8 is reached through the tunnel.")
     );
-    assert!(notes(&plan).contains("10.66.1.2/32 stays in the tunnel"), "{}", notes(&plan));
-    // Unless it is meant by itself, or the tunnel does not reach it.
+    assert!(notes(&plan).contains("10.66.1.2/32 is reached through the tunnel"), "{}", notes(&plan));
+    // Exceptions: it is itself listed as a local network, or the tunnel has no route to it.
     let plan = planned(&with_local(ipv4(), &["10.64.0.1/32"]), &at_home());
     assert_eq!(plan.wireguard.routes, nets(&["0.0.0.0/0"]));
-    assert!(notes(&plan).contains("past the tunnel"), "{}", notes(&plan));
+    assert!(notes(&plan).contains("outside the tunnel"), "{}", notes(&plan));
     let narrow = config(&["10.66.1.2/32"], &["192.168.1.1"], &["10.66.0.0/16"]);
     let plan = planned(&with_local(narrow, &["192.168.1.0/24"]), &at_home());
     assert_eq!(plan.wireguard.routes, nets(&["10.66.0.0/16"]));
-    assert!(notes(&plan).contains("the tunnel does not reach it"), "{}", notes(&plan));
+    assert!(notes(&plan).contains("the tunnel has no route to it"), "{}", notes(&plan));
 }
 
 #[test]
-fn another_firewall_that_drops_is_named() {
+fn a_firewall_of_the_host_that_drops_the_packets_is_named() {
     let drops = |family, interfaces: &[&str]| {
         let mut facts = at_home();
         let interfaces = interfaces.iter().map(ToString::to_string).collect();
@@ -129,18 +130,18 @@ fn another_firewall_that_drops_is_named() {
         facts
     };
     let config = with_local(both(), &["192.168.1.0/24"]);
-    let told = |facts: &Facts| {
+    let is_noted = |facts: &Facts| {
         notes(&planned(&config, facts)).contains("nft 'insert rule ip filter FORWARD iifname \"ve-mullvad\" accept'")
     };
-    assert!(told(&drops("ip", &["docker0", "ve-mullvad2", "*"])));
-    assert!(!told(&drops("ip", &["ve-mullvad"])) && !told(&drops("ip", &["ve-*"])));
-    assert!(!notes(&planned(&config, &drops("ip6", &[]))).contains("firewall"), "there is no IPv6 to be dropped");
+    assert!(is_noted(&drops("ip", &["docker0", "ve-mullvad2", "*"])));
+    assert!(!is_noted(&drops("ip", &["ve-mullvad"])) && !is_noted(&drops("ip", &["ve-*"])));
+    assert!(!notes(&planned(&config, &drops("ip6", &[]))).contains("firewall"), "the local network is IPv4");
     assert!(notes(&planned(&config, &drops("inet", &[]))).contains("table inet filter"));
-    assert!(!notes(&planned(&both(), &drops("ip", &[]))).contains("firewall"), "nothing is forwarded");
+    assert!(!notes(&planned(&both(), &drops("ip", &[]))).contains("firewall"), "there is no local network");
 }
 
 #[test]
-fn the_rules_are_printed() {
+fn packet_rules_are_printed() {
     let mut config = with_local(both(), &["10.0.0.0/8", "fd12:3456::/64", "10.64.7.0/24"]);
     config.wireguard.peers[0].allowed_ips.extend(nets(&["10.64.0.0/16"]));
     config.dns.servers = Some(ips(&["10.64.0.1", "10.64.7.1"]));
@@ -149,19 +150,19 @@ fn the_rules_are_printed() {
         OpenPorts { first: 6881, last: 6889, protocol: Some(Protocol::Udp) },
     ];
     let plan = planned(&config, &at_home());
-    let host = plan.firewall.host_with(&switched_on(&plan)).expect("there are local networks");
+    let host = plan.firewall.host_with(&forwarding_interfaces(&plan)).expect("there are local networks");
     assert_snapshot!(format!("{}\n{host}", plan.firewall.inside));
 }
 
-/// All that forwards for tunnels' sake alone on a host that is no router.
-fn switched_on(plan: &Plan) -> Vec<SwitchedOn> {
+/// The forwarding interfaces of a host that is not a router.
+fn forwarding_interfaces(plan: &Plan) -> Vec<ForwardingInterface> {
     let of = |interface: &InterfaceName| {
-        [Family::Ipv4, Family::Ipv6].map(|family| SwitchedOn { interface: interface.clone(), family })
+        [Family::Ipv4, Family::Ipv6].map(|family| ForwardingInterface { interface: interface.clone(), family })
     };
     plan.local.interfaces.iter().flat_map(of).collect()
 }
 
-/// A packet, as far as rules look at it. The name of the interface that it comes in by, or leaves by, is empty where there is none.
+/// What rules match on a packet. `from` and `to` are interfaces; an empty name means that there is none.
 #[derive(Clone, Debug)]
 struct Packet {
     from: &'static str,
@@ -170,18 +171,18 @@ struct Packet {
     destination: IpAddr,
     protocol: Protocol,
     port: u16,
-    answers: bool,
+    is_reply: bool,
 }
 
-/// What becomes of a packet: the kernel's part in it, written once more.
-fn passes(table: &Table, hook: Hook, packet: &Packet) -> bool {
+/// Returns whether a table accepts a packet; a second implementation of what the kernel does.
+fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
     let chain = table.chains.iter().find(|chain| chain.hook == hook).expect("a chain");
     let is = |interface: &Interface, name: &str| match interface {
-        Interface::Named(wanted) => wanted.as_str() == name,
-        Interface::Prefix(begin) => name.starts_with(begin.as_str()),
+        Interface::Named(expected) => expected.as_str() == name,
+        Interface::Prefix(prefix) => name.starts_with(prefix.as_str()),
         Interface::Loopback => name == "lo",
     };
-    let holds = |matched: &Match| match matched {
+    let holds = |condition: &Match| match condition {
         Match::From(interface) => is(interface, packet.from),
         Match::To(interface) => is(interface, packet.to),
         Match::NotTo(interface) => !is(interface, packet.to),
@@ -195,7 +196,7 @@ fn passes(table: &Table, hook: Hook, packet: &Packet) -> bool {
         },
         Match::Icmpv6(_) => false,
         Match::Of(family) => (*family == Family::Ipv4) == packet.source.is_ipv4(),
-        Match::Answers => packet.answers,
+        Match::Replies => packet.is_reply,
     };
     let decisive = chain.rules.iter().find(|rule| rule.matches.iter().all(&holds));
     match decisive {
@@ -204,8 +205,8 @@ fn passes(table: &Table, hook: Hook, packet: &Packet) -> bool {
     }
 }
 
-/// The interface by which a packet leaves the namespace: that of the longest prefix.
-fn leaves_by(plan: &Plan, destination: &IpAddr) -> Option<&'static str> {
+/// Returns the interface by which a packet leaves the namespace: that of the longest prefix.
+fn route_to(plan: &Plan, destination: &IpAddr) -> Option<&'static str> {
     let link = [
         Some(IpNet::new(plan.veth.host_ipv4.into(), 31)),
         plan.veth.host_ipv6.map(|address| IpNet::new(address.into(), 127)),
@@ -253,59 +254,59 @@ proptest! {
             plan.veth.inner_ipv6.map_or(to.addr(), IpAddr::from)
         };
         let destination = to.addr();
-        let packet = |from, to| Packet { from, to, source, destination, protocol, port, answers: false };
+        let packet = |from, to| Packet { from, to, source, destination, protocol, port, is_reply: false };
         let is_host = [IpAddr::from(plan.veth.host_ipv4)].into_iter().chain(plan.veth.host_ipv6.map(IpAddr::from)).any(|host| host == destination);
-        let by = leaves_by(&plan, &destination);
+        let by = route_to(&plan, &destination);
         let is_local = by == Some("host0") && (is_host || plan.local.networks.iter().any(|net| net.contains(&destination)));
-        let is_resolver = plan.names.servers.contains(&destination) && [53, 853].contains(&port);
-        let may = is_local && (!NAME_PORTS.contains(&port) || is_resolver);
-        prop_assert_eq!(passes(&plan.firewall.inside, Hook::Output, &packet("", "host0")), may, "by host0, {:?}", by);
-        prop_assert!(passes(&plan.firewall.inside, Hook::Output, &packet("", "wg0")));
-        prop_assert!(!passes(&plan.firewall.inside, Hook::Output, &packet("", "eth0")));
-        prop_assert!(!passes(&plan.firewall.inside, Hook::Forward, &packet("wg0", "host0")));
-        // The host lets pass what the namespace does, and what comes from the inner address alone.
+        let is_resolver = plan.dns.servers.contains(&destination) && [53, 853].contains(&port);
+        let is_allowed = is_local && (!NAME_PORTS.contains(&port) || is_resolver);
+        prop_assert_eq!(accepts(&plan.firewall.inside, Hook::Output, &packet("", "host0")), is_allowed, "by host0, {:?}", by);
+        prop_assert!(accepts(&plan.firewall.inside, Hook::Output, &packet("", "wg0")));
+        prop_assert!(!accepts(&plan.firewall.inside, Hook::Output, &packet("", "eth0")));
+        prop_assert!(!accepts(&plan.firewall.inside, Hook::Forward, &packet("wg0", "host0")));
+        // The host forwards the packets that the namespace lets out, if they come from the namespace's address.
         let link = plan.veth.host_interface.as_str();
         let link: &'static str = if link == "ve-mullvad" { "ve-mullvad" } else { return Ok(()) };
-        if let Some(host) = plan.firewall.host_with(&switched_on(&plan)) {
+        if let Some(host) = plan.firewall.host_with(&forwarding_interfaces(&plan)) {
             let of_tunnel = plan.local.networks.iter().any(|net| net.contains(&destination));
-            prop_assert_eq!(passes(&host, Hook::Forward, &packet(link, "eth0")), of_tunnel && (!NAME_PORTS.contains(&port) || is_resolver && is_local));
+            prop_assert_eq!(accepts(&host, Hook::Forward, &packet(link, "eth0")), of_tunnel && (!NAME_PORTS.contains(&port) || is_resolver && is_local));
             let spoofed = Packet { source: destination, ..packet(link, "eth0") };
-            prop_assert!(!passes(&host, Hook::Forward, &spoofed), "from an address that is not the tunnel's");
-            prop_assert!(!passes(&host, Hook::Forward, &packet("eth0", link)), "nobody comes in unasked");
-            let answer = Packet { answers: true, ..packet("eth0", link) };
-            prop_assert!(passes(&host, Hook::Forward, &answer));
+            prop_assert!(!accepts(&host, Hook::Forward, &spoofed), "with a source that is not the tunnel's");
+            prop_assert!(!accepts(&host, Hook::Forward, &packet("eth0", link)), "unsolicited inbound packets are dropped");
+            let reply = Packet { is_reply: true, ..packet("eth0", link) };
+            prop_assert!(accepts(&host, Hook::Forward, &reply));
             let forwards = plan.local.interfaces.iter().any(|name| name.as_str() == "eth0");
-            prop_assert_eq!(passes(&host, Hook::Forward, &packet("eth0", "docker0")), !forwards);
-            // The links of others are named as tunnels' are.
-            prop_assert_eq!(passes(&host, Hook::Forward, &packet("eth0", "ve-other")), !forwards);
-            let answer = Packet { answers: true, ..packet("eth0", "ve-other") };
-            prop_assert!(passes(&host, Hook::Forward, &answer), "to another tunnel");
-            // Where the host is a router of the one family, the other's rules are none of its business.
+            prop_assert_eq!(accepts(&host, Hook::Forward, &packet("eth0", "docker0")), !forwards);
+            // Links with the same prefix may belong to other programs.
+            prop_assert_eq!(accepts(&host, Hook::Forward, &packet("eth0", "ve-other")), !forwards);
+            let reply = Packet { is_reply: true, ..packet("eth0", "ve-other") };
+            prop_assert!(accepts(&host, Hook::Forward, &reply), "to another tunnel");
+            // If the host routes one family anyway, the rules of the other must not affect it.
             for family in [Family::Ipv4, Family::Ipv6] {
-                let mut only = switched_on(&plan);
-                only.retain(|one| one.family == family);
+                let mut only = forwarding_interfaces(&plan);
+                only.retain(|interface| interface.family == family);
                 let host = plan.firewall.host_with(&only).expect("as above");
                 let concerned = (family == Family::Ipv4) == source.is_ipv4();
-                prop_assert_eq!(passes(&host, Hook::Forward, &packet("eth0", "docker0")), !(forwards && concerned));
+                prop_assert_eq!(accepts(&host, Hook::Forward, &packet("eth0", "docker0")), !(forwards && concerned));
             }
         }
     }
 
     #[test]
-    fn what_comes_in_is_what_was_asked_for(from in some_network(), port: u16, udp: bool, answers: bool, first: u16, count in 0_u16..9) {
+    fn only_replies_and_open_ports_are_accepted(from in some_network(), port: u16, udp: bool, is_reply: bool, first: u16, count in 0_u16..9) {
         let mut config = with_local(both(), &["192.168.1.0/24"]);
         let last = first.saturating_add(count);
         config.open = vec![OpenPorts { first, last, protocol: Some(Protocol::Tcp) }];
         let plan = planned(&config, &at_home());
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let by = |interface| {
-            let packet = Packet { from: interface, to: "", source: from.addr(), destination: from.addr(), protocol, port, answers };
-            passes(&plan.firewall.inside, Hook::Input, &packet)
+            let packet = Packet { from: interface, to: "", source: from.addr(), destination: from.addr(), protocol, port, is_reply };
+            accepts(&plan.firewall.inside, Hook::Input, &packet)
         };
         prop_assert!(by("lo"));
-        prop_assert_eq!(by("wg0"), answers || !udp && (first..=last).contains(&port));
+        prop_assert_eq!(by("wg0"), is_reply || !udp && (first..=last).contains(&port));
         let neighbour = nets(&["192.168.1.0/24"])[0].contains(&from.addr()) || from.addr() == IpAddr::from(plan.veth.host_ipv4);
-        prop_assert_eq!(by("host0"), answers || neighbour);
-        prop_assert_eq!(by("eth0"), answers);
+        prop_assert_eq!(by("host0"), is_reply || neighbour);
+        prop_assert_eq!(by("eth0"), is_reply);
     }
 }

@@ -1,4 +1,4 @@
-//! The veth's addresses: always the same for a name, and never in anybody's way.
+//! The veth's addresses: always the same for a name, and never in use elsewhere.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -29,12 +29,12 @@ fn veth_ipv6(config: &Config, facts: &Facts) -> Ipv6Addr {
     host
 }
 
-/// A tunnel for the Internet that speaks of no private network, so that only the host's routes matter.
+/// A tunnel to the Internet without any private network, so that only the host's routes matter.
 fn plain() -> Config {
     config(&["198.18.0.2/32", "2001:db8:2::2/128"], &[], &["0.0.0.0/0", "::/0"])
 }
 
-// A promise between versions, computed with another implementation (Python's hashlib).
+// All versions must derive these values. They were computed with another implementation (Python's hashlib).
 #[test]
 fn addresses_never_change() {
     let long = "x".repeat(64);
@@ -52,27 +52,27 @@ fn addresses_never_change() {
 }
 
 #[test]
-fn what_the_host_reaches_is_passed_over() {
+fn routes_of_the_host_are_avoided() {
     for (routes, expected) in [
         (&["10.89.60.17/32"] as &[&str], "10.241.199.238"),
         (&["10.89.0.0/16"], "10.241.199.238"),
         (&["10.0.0.0/8"], "172.25.60.16"),
         (&["10.0.0.0/8", "172.16.0.0/12"], "192.168.60.16"),
         (&["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], "100.89.60.16"),
-        // What stands in for a default route is avoided while there is another pool, and is no reason to fail.
+        // Routes that replace a default route are avoided if another pool is free, and ignored otherwise.
         (&["0.0.0.0/1"], "172.25.60.16"),
         (&["0.0.0.0/1", "128.0.0.0/1"], "10.89.60.16"),
     ] {
         let facts = with_routes(routes);
         assert_eq!(veth_ipv4(&plain(), &facts).to_string(), expected, "{routes:?}");
-        assert_eq!(planned(&plain(), &facts).notes.len(), 1, "only that there is no DNS server");
+        assert_eq!(planned(&plain(), &facts).notes.len(), 1, "only the note about the missing DNS server");
     }
     let facts = with_routes(&["fdb0:ab2a:7ad7::/48"]);
     assert_eq!(veth_ipv6(&plain(), &facts).to_string(), "fd02:73c0:5b30::2");
 }
 
 #[test]
-fn what_the_tunnel_reaches_is_passed_over() {
+fn networks_of_the_tunnel_are_avoided() {
     for (address, dns, allowed, expected) in [
         ("10.89.60.17/32", "10.64.0.1", "0.0.0.0/0", "10.241.199.238"),
         ("10.89.60.99/24", "10.64.0.1", "0.0.0.0/0", "10.241.199.238"),
@@ -88,7 +88,7 @@ fn what_the_tunnel_reaches_is_passed_over() {
 }
 
 #[test]
-fn endpoints_are_passed_over() {
+fn endpoints_are_avoided() {
     let mut config = plain();
     config.wireguard.peers[0].endpoint =
         Some(vpn_exec::config::Endpoint::Address { address: "10.89.60.16:1".parse().expect("an address"), zone: None });
@@ -98,32 +98,32 @@ fn endpoints_are_passed_over() {
     assert_eq!(veth_ipv4(&plain(), &facts).to_string(), "10.241.199.238");
 }
 
-/// A company's split tunnel may claim all private space: it must work, and say what it lost.
+/// A company's tunnel may route all private space. It must work, with a note about the addresses that are lost.
 #[test]
-fn all_private_space_in_the_tunnel_is_given_up_from_the_widest() {
+fn if_the_tunnel_routes_all_private_space_the_largest_networks_are_given_up() {
     let all = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "10.89.60.0/24", "fc00::/7"];
     let plan = planned(&config(&["10.1.1.1/32", "fd00::1/128"], &[], &all), &host());
-    assert_eq!(plan.veth.host_ipv4.to_string(), "10.241.199.238", "the /24 is kept clear though the /8 is given up");
+    assert_eq!(plan.veth.host_ipv4.to_string(), "10.241.199.238", "the /24 is avoided although the /8 is given up");
     assert_eq!(plan.veth.host_ipv6.expect("IPv6").to_string(), "fdb0:ab2a:7ad7::2");
-    let said: Vec<_> = plan.notes.iter().filter(|note| note.contains("lead to the host")).collect();
-    assert_eq!(said.len(), 2, "{:?}", plan.notes);
+    let noted: Vec<_> = plan.notes.iter().filter(|note| note.contains("lead to the host")).collect();
+    assert_eq!(noted.len(), 2, "{:?}", plan.notes);
     assert!(
-        said[0].starts_with("10.241.199.238 and 10.241.199.239 lead to the host although 10.0.0.0/8 is"),
+        noted[0].starts_with("10.241.199.238 and 10.241.199.239 lead to the host although 10.0.0.0/8 is"),
         "{}",
-        said[0]
+        noted[0]
     );
-    assert!(said[1].contains("although fc00::/7 is"), "{}", said[1]);
+    assert!(noted[1].contains("although fc00::/7 is"), "{}", noted[1]);
 }
 
 #[test]
-fn a_full_host_is_an_error_and_an_all_but_full_one_is_not() {
+fn it_is_an_error_only_if_no_address_is_free() {
     let pools = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
     let reasons = refused(&plain(), &with_routes(&pools));
     assert!(matches!(reasons[..], [PlanError::NoFreeAddresses { family: "IPv4", .. }]), "{reasons:?}");
     let reasons = refused(&both(), &with_routes(&["fc00::/7"]));
     assert!(matches!(reasons[..], [PlanError::NoFreeAddresses { family: "IPv6", .. }]), "{reasons:?}");
 
-    // All but one /31 of one pool, which lies before the place of the hash, so that the search has to come around.
+    // All but one /31 of one pool is taken. It may be before the slot of the hash, so the search has to wrap around.
     for free in ["172.16.0.0/31", "172.31.255.254/31", "172.20.0.6/31"] {
         let free: IpNet = free.parse().expect("a network");
         let around = (12..31).map(|length| {
@@ -139,14 +139,14 @@ fn a_full_host_is_an_error_and_an_all_but_full_one_is_not() {
         let mut facts = with_routes(&[pools[0], pools[2], pools[3]]);
         facts.routes.extend(around.map(|net| route(&net.to_string(), 2)));
         assert_eq!(veth_ipv4(&ipv4(), &facts), free.addr(), "{free}");
-        // The last one is taken too, by a single address.
+        // The last /31 is taken by a single address.
         facts.routes.push(route(&format!("{}/32", free.broadcast()), 2));
         assert!(matches!(refused(&ipv4(), &facts)[..], [PlanError::NoFreeAddresses { .. }]));
     }
 }
 
 #[test]
-fn ipv6_is_left_alone_where_the_tunnel_has_none() {
+fn a_tunnel_without_ipv6_needs_no_ipv6_addresses() {
     let plan = planned(&ipv4(), &with_routes(&["fc00::/7"]));
     assert_eq!(plan.veth.host_ipv6, None);
     assert!(nets(&["10.0.0.0/8"])[0].contains(&IpNet::from(std::net::IpAddr::from(plan.veth.host_ipv4))));

@@ -1,46 +1,47 @@
-//! The names of the interfaces: fixed inside, derived from the tunnel's name on the host, where they share one list with
-//! everybody else's.
+//! The names of the interfaces. In the namespace they are fixed. On the host the name is derived from the tunnel's
+//! name, since all interfaces of the host need different names.
 //!
-//! On the host, a tunnel's end of the veth is `ve-NAME` where that fits into the kernel's 15 bytes. Otherwise, or where that
-//! name is taken by another interface, it is `ve-`, the first five characters of the name, `-`, and six digits of
-//! [`stable::hex`] for the purpose `host-interface`. The attempt is 0, and one more for each derived name that is taken.
+//! The host's end of a tunnel's veth is `ve-NAME` where that fits into the kernel's 15 bytes. If it does not fit or
+//! another interface has that name, it is `ve-`, the first five characters of the name, `-`, and six digits of
+//! [`name_hash::hex`] for the purpose `host-interface`. The attempt is 0, and one more for each derived name that is
+//! taken.
 
 use super::error::PlanError;
 use super::facts::Facts;
-use super::{Findings, stable};
+use super::{Findings, name_hash};
 use crate::names::{InterfaceName, TunnelName};
 
-/// WireGuard's interface, inside.
+/// The WireGuard interface.
 const WIREGUARD: &str = "wg0";
 
-/// The inner end of the veth.
+/// The namespace's end of the veth.
 const INNER: &str = "host0";
 
-/// How the host's end of every tunnel's veth begins.
+/// The prefix of the host's ends of all tunnels' veths.
 pub(super) const HOST_PREFIX: &str = "ve-";
 
-/// How many derived names are tried. A host would need as many look-alikes before we gave up.
+/// How many derived names are tried.
 const ATTEMPTS: u32 = 64;
 
-/// All interface names of a tunnel.
-pub(super) struct Names {
+/// The interface names of a tunnel.
+pub(super) struct InterfaceNames {
     pub(super) wireguard: InterfaceName,
     pub(super) host: InterfaceName,
     pub(super) inner: InterfaceName,
 }
 
-/// Derives the names, passing over those that the host has already.
-pub(super) fn derive(name: &TunnelName, facts: &Facts, findings: &mut Findings) -> Option<Names> {
+/// Derives the names; skips those that another interface of the host has.
+pub(super) fn derive(name: &TunnelName, facts: &Facts, findings: &mut Findings) -> Option<InterfaceNames> {
     let plain = Some(format!("{HOST_PREFIX}{name}")).filter(|plain| plain.len() <= InterfaceName::MAX);
     let derived = (0..ATTEMPTS).map(|attempt| shortened(name, attempt));
     let host = first_free(plain.into_iter().chain(derived), facts, findings);
-    Some(Names { wireguard: checked(WIREGUARD), host: host?, inner: checked(INNER) })
+    Some(InterfaceNames { wireguard: checked(WIREGUARD), host: host?, inner: checked(INNER) })
 }
 
 fn shortened(name: &TunnelName, attempt: u32) -> String {
-    // A tunnel's name is ASCII, so any cut is between characters.
+    // A tunnel's name is ASCII, so it can be cut at any byte.
     let start = &name.as_str()[..name.as_str().len().min(5)];
-    format!("{HOST_PREFIX}{start}-{}", stable::hex("host-interface", name, attempt, 6))
+    format!("{HOST_PREFIX}{start}-{}", name_hash::hex("host-interface", name, attempt, 6))
 }
 
 fn first_free(
@@ -55,7 +56,7 @@ fn first_free(
             continue;
         }
         if let Some(first) = taken.first() {
-            findings.note(format!("The host has an interface {first} already, so this tunnel uses {candidate}."));
+            findings.note(format!("The host already has an interface {first}, so this tunnel uses {candidate}."));
         }
         return Some(checked(&candidate));
     }
@@ -81,7 +82,7 @@ mod tests {
         Some((names?.host.to_string(), findings.notes))
     }
 
-    // These values are a promise between versions; they were computed with another implementation (Python's hashlib).
+    // All versions must derive these values. They were computed with another implementation (Python's hashlib).
     #[test]
     fn names_never_change() {
         let long = "x".repeat(64);
@@ -97,17 +98,17 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_the_host_has_is_passed_over_and_noted() {
+    fn a_name_that_is_taken_is_skipped_and_noted() {
         let (host, notes) = derived("mullvad", &["lo", "ve-mullvad"]).expect("a free name");
         assert_eq!(host, "ve-mullv-aa3202");
-        assert_eq!(notes, ["The host has an interface ve-mullvad already, so this tunnel uses ve-mullv-aa3202."]);
+        assert_eq!(notes, ["The host already has an interface ve-mullvad, so this tunnel uses ve-mullv-aa3202."]);
 
         let (host, notes) = derived("mullvad", &["ve-mullvad", "ve-mullv-aa3202"]).expect("a free name");
         assert_eq!((host.as_str(), notes.len()), ("ve-mullv-262897", 1));
     }
 
     #[test]
-    fn a_host_full_of_look_alikes_is_an_error() {
+    fn it_is_an_error_if_all_derived_names_are_taken() {
         let name: TunnelName = "mullvad".parse().expect("a name");
         let mut taken: Vec<String> = (0..ATTEMPTS).map(|attempt| shortened(&name, attempt)).collect();
         taken.push("ve-mullvad".into());
