@@ -16,7 +16,7 @@ use super::helpers::Helpers;
 use super::notify::NotifyRelay;
 use super::signal_probe::SignalProbe;
 use super::{Outcome, Program, ProgramError, privileges};
-use crate::lease::{Event, Lease};
+use crate::lease::{KeeperEvent, Lease};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
 use crate::linux::signals::{self, ReceivedSignal, Signals};
@@ -385,9 +385,9 @@ impl Supervision<'_> {
 
     fn hear_from_keeper(&mut self) -> io::Result<()> {
         let reason = match self.lease.next_event()? {
-            Some(Event::Failed(failure)) => failure.message,
-            Some(Event::Gone) => "it is gone".into(),
-            Some(Event::Connected) => {
+            Some(KeeperEvent::Failed(failure)) => failure.message,
+            Some(KeeperEvent::Gone) => "it is gone".into(),
+            Some(KeeperEvent::Connected) => {
                 self.silent = None;
                 if std::mem::take(&mut self.was_silent) {
                     tracing::warn!("there was a handshake now: the tunnel {} is up", self.tunnel);
