@@ -49,11 +49,28 @@ pub struct Config {
     pub local: Local,
     /// What is open to those who reach the tunnel's address.
     pub open: Vec<OpenPorts>,
+    /// Whether to run the hooks of the `wg-quick` file (`--allow-hooks`).
+    pub allow_hooks: bool,
     /// Under what identity and with which capabilities the program runs.
     pub program: ProgramOptions,
 }
 
 impl Config {
+    /// Creates a configuration from a `wg-quick` file alone, with the defaults for everything else.
+    pub fn new(name: TunnelName, wireguard: WgQuick) -> Self {
+        Self {
+            name,
+            wireguard,
+            backend: BackendChoice::default(),
+            mtu: None,
+            dns: Dns::default(),
+            local: Local::default(),
+            open: Vec::new(),
+            allow_hooks: false,
+            program: ProgramOptions::default(),
+        }
+    }
+
     /// The MTU that was set: by the command line, else by the profile, else by the file.
     pub fn mtu(&self) -> Option<Mtu> {
         let of_file = self.wireguard.interface.mtu.map(|bytes| Mtu { bytes, source: MtuSource::File });

@@ -26,3 +26,14 @@ pub mod sysctl;
 pub mod terminal;
 pub mod tun;
 pub mod unix_sockets;
+
+use std::error::Error;
+use std::io;
+
+/// Returns the system's error number of an error (errno(3)), also where the error wraps the one that has it, as
+/// [`netlink::NetlinkError`] does.
+pub fn errno_of(error: &io::Error) -> Option<i32> {
+    let wrapped = std::iter::successors(error.source(), |error| (*error).source());
+    let numbers = wrapped.filter_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error());
+    error.raw_os_error().into_iter().chain(numbers).next()
+}

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 
 use crate::config::Buses;
 use crate::linux::capabilities::CapabilitySet;
-use crate::plan::{NamesPlan, SocketsPlan};
+use crate::plan::{DnsPlan, SocketsPlan};
 use identity::Identity;
 pub use launch::{Launch, start};
 pub use supervise::forwarded_signals;
@@ -51,7 +51,7 @@ pub struct Program {
     /// An existing directory of the host that the program does not need, over which its private files are mounted.
     pub staging: PathBuf,
     /// The program's name resolution.
-    pub names: NamesPlan,
+    pub names: DnsPlan,
     /// The paths that the program does not see: those of [`crate::plan::hidden_paths`].
     pub hidden: Vec<PathBuf>,
     /// The unix sockets of the host that the program may connect to.

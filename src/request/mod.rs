@@ -12,19 +12,20 @@ use std::hash::Hash;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::cli::{ProgramArgs, RunArgs, SourceArgs, TargetArgs, TunnelArgs};
+use crate::cli::{LaunchArgs, ProgramArgs, Source, SourceArgs, SourceError, TunnelArgs};
 use crate::config::{Config, Dns, Mtu, MtuSource, Profile, ProgramOptions, Protocol, wg_quick};
 use crate::config_file::ConfigFile;
 use crate::failure::{Doing, Failure};
 use crate::lease::handover::Handover;
 use crate::linux::netlink::Netlink;
 use crate::logging;
+use crate::lookup::profile_paths;
 use crate::names::TunnelName;
-use crate::plan::{self, Plan, PlanOptions};
+use crate::plan::{self, Plan};
 use crate::registry;
 use crate::tunnel::facts;
 use files::{read, render};
-use profiles::{credential_of, credential_path, profiles, read_profile};
+use profiles::{configuration_of, credential_of, credential_path, read_profile};
 
 pub(crate) use profiles::check_profile;
 
@@ -52,21 +53,14 @@ impl RunRequest {
     /// Reads the files that the command line names.
     ///
     /// # Errors
-    /// If there is no program to run, or if a file cannot be read or is wrong.
-    pub(crate) fn read(arguments: &RunArgs) -> Result<Self, Failure> {
-        if arguments.program.is_empty() {
-            return Err(Failure::new("there is no program to run")
-                .advise("it follows two dashes: vpn-exec --config FILE -- PROGRAM [ARG]..., and see --help"));
-        }
+    /// If no tunnel is named, or a file cannot be read or is invalid.
+    pub(crate) fn read(arguments: &LaunchArgs) -> Result<Self, Failure> {
         let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into()));
         let pty = arguments.pty;
-        if let (None, Some(name), None) = (&arguments.source.config, &arguments.source.tunnel, &arguments.source.name)
-            && !can_load(name)
-            && registry::read(name).is_ok_and(|state| state.is_some())
-        {
+        if let Some(name) = running_tunnel(&arguments.source)? {
             refuse_overrides(&arguments.tunnel)?;
-            let program = load_program(name, &arguments.identity)?;
-            return Ok(Self { tunnel: RequestedTunnel::Living(name.clone()), program, wait, pty });
+            let program = load_program(&name, &arguments.identity)?;
+            return Ok(Self { tunnel: RequestedTunnel::Living(name), program, wait, pty });
         }
         let tunnel = load(&arguments.source, &arguments.tunnel, &arguments.identity)?;
         let (program, wait) = (tunnel.config.program.clone(), wait.or(tunnel.wait));
@@ -93,17 +87,20 @@ pub(crate) struct TunnelRequest {
     pub(crate) config: Config,
     /// How long the profile has the program wait for the first handshake.
     pub(crate) wait: Option<Duration>,
-    pub(crate) options: PlanOptions,
     file: ConfigFile,
 }
 
-/// Reads and checks everything. Warnings are told at once.
+/// Reads and checks the configuration of a tunnel and of its program. Logs the warnings.
+///
+/// # Errors
+/// If a file cannot be read or is wrong.
 pub(crate) fn load(source: &SourceArgs, tunnel: &TunnelArgs, identity: &ProgramArgs) -> Result<TunnelRequest, Failure> {
     let mut loaded = load_tunnel(source, tunnel)?;
     overrule_program(&mut loaded.config.program, identity);
     Ok(loaded)
 }
 
+/// Applies the options of the command line, which take precedence over the profile.
 fn overrule_program(program: &mut ProgramOptions, identity: &ProgramArgs) {
     program.user = identity.user.clone().or(program.user.take());
     program.group = identity.group.clone().or(program.group.take());
@@ -114,73 +111,79 @@ fn overrule_program(program: &mut ProgramOptions, identity: &ProgramArgs) {
     program.sockets.extend(identity.socket.iter().cloned());
 }
 
-/// Reads and checks what a command says that is about a tunnel alone.
-pub(crate) fn load_target(target: &TargetArgs) -> Result<TunnelRequest, Failure> {
-    load_tunnel(&source_of(target)?, &target.tunnel)
-}
-
-/// A profile's name is told from a file's by what names cannot have, or hardly do.
-fn source_of(target: &TargetArgs) -> Result<SourceArgs, Failure> {
-    let (path, name) = (target.target.clone(), target.name.clone());
-    let text = path.to_string_lossy();
-    if text == "-" || text.contains('/') || text.ends_with(".conf") {
-        return Ok(SourceArgs { config: Some(path), tunnel: None, name });
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::new(&error).advise(error.advice())
     }
-    let tunnel = text.parse().map_err(|error| {
-        Failure::new(format!("{text:?} is no profile's name: {error}"))
-            .advise("a file is told from a name by a `/` in its path, or by `.conf` at its end: try ./FILE")
-    })?;
-    Ok(SourceArgs { config: None, tunnel: Some(tunnel), name })
 }
 
-/// Whether this process can read all that makes the tunnel of a name: its profile and, if the provider's file is a service's
-/// credential, that, too.
+/// Returns the tunnel that the command line names, else the one that the environment names.
+fn source_of(arguments: &SourceArgs) -> Result<Source, Failure> {
+    Ok(arguments.resolve(|name| std::env::var_os(name))?)
+}
+
+/// Returns the name of a running tunnel that has no profile which this process can use.
+fn running_tunnel(arguments: &SourceArgs) -> Result<Option<TunnelName>, Failure> {
+    match source_of(arguments)? {
+        Source::Name(name) if arguments.name.is_none() && !can_load(&name) => {
+            let is_running = registry::read(&name).is_ok_and(|state| state.is_some());
+            Ok(is_running.then_some(name))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Returns whether the tunnel of a name has a profile, and this process can read the provider's file if that is a service's credential.
 fn can_load(name: &TunnelName) -> bool {
-    if !profiles(name).any(|path| path.exists()) {
+    if !profile_paths(name).any(|path| path.exists()) {
         return false;
     }
-    let credential = read_profile(name).ok().and_then(|profile| credential_of(&profile.wireguard));
+    let credential = read_profile(name).ok().flatten().and_then(|profile| credential_of(&profile.wireguard));
     credential.is_none_or(|id| credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
-/// Whether a target is a profile whose file is a service's credential that this process does not have: of the service's processes,
-/// systemd gives credentials to the main one; newer versions (257, not 252) give `ExecReload=` none.
-pub(crate) fn only_the_keeper_can_load(target: &TargetArgs) -> bool {
-    let profile = source_of(target).ok().and_then(|source| source.tunnel).and_then(|name| read_profile(&name).ok());
+/// Returns whether the provider's file of a tunnel is a service's credential that this process does not have. Of the processes of a
+/// service, systemd gives credentials to the main one; since version 257, `ExecReload=` gets none.
+pub(crate) fn only_the_keeper_can_load(arguments: &SourceArgs) -> bool {
+    let Ok(Source::Name(name)) = source_of(arguments) else { return false };
+    let profile = read_profile(&name).ok().flatten();
     let credential = profile.and_then(|profile| credential_of(&profile.wireguard));
     credential.is_some_and(|id| !credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
-/// The name of the tunnel that a target means.
-pub(crate) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure> {
-    let SourceArgs { config, tunnel, name } = source_of(target)?;
-    match name.or(tunnel) {
-        Some(name) => Ok(name),
-        None => name_of(&config.unwrap_or_default()),
+/// Returns the name of the tunnel that the arguments name.
+///
+/// # Errors
+/// If they name none, or the name is invalid.
+pub(crate) fn name_of_source(arguments: &SourceArgs) -> Result<TunnelName, Failure> {
+    match (&arguments.name, source_of(arguments)?) {
+        (Some(name), _) => Ok(name.clone()),
+        (None, Source::Name(name)) => Ok(name),
+        (None, Source::File(file)) => Ok(name_of_file(&file)),
     }
 }
 
-/// How programs are run in a tunnel of which nothing else is known: as its profile says, if there is one, and the command line.
+/// Returns the options of a program in a tunnel whose configuration cannot be read: those of the profile, if it can be read, and of the
+/// command line.
 fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOptions, Failure> {
-    let has_profile = profiles(name).any(|path| path.exists());
-    let mut program = if has_profile { read_profile(name)?.program } else { ProgramOptions::default() };
+    let mut program = read_profile(name)?.map(|profile| profile.program).unwrap_or_default();
     overrule_program(&mut program, identity);
     Ok(program)
 }
 
-/// Refuses what would say how a tunnel is made, where one is joined that is made already, and of which no configuration is at hand.
+/// Refuses options that say how a tunnel is made, for a tunnel that is up and whose configuration this process cannot read.
 fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
     if !has_overrides(tunnel) {
         return Ok(());
     }
     Err(Failure::new(
         "this tunnel is up already: --backend, --mtu, --dns, --search, --publish, --host-port, --local, --lan, --open and --allow-hooks \
-         are of no use here",
+         cannot be applied",
     )
     .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
 }
 
-/// Whether the command line says how a tunnel is made, beside its file or profile.
+/// Returns whether the command line has options that say how a tunnel is made.
 pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
     let TunnelArgs { backend, mtu, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
     let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
@@ -188,28 +191,35 @@ pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
     backend.is_some() || mtu.is_some() || !lists.into_iter().all(|is_empty| is_empty) || *lan || *allow_hooks
 }
 
-fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest, Failure> {
-    let (profile, default_name) = match (&source.config, &source.tunnel) {
-        (Some(file), _) => (Profile { wireguard: file.clone(), ..Profile::default() }, None),
-        (None, Some(name)) => (read_profile(name)?, Some(name.clone())),
-        (None, None) => {
-            return Err(Failure::new("there is no tunnel to use")
-                .advise("name the provider's file with --config FILE, or a profile with --tunnel NAME"));
+/// Reads and checks the configuration of a tunnel. Warnings are logged at once.
+pub(crate) fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest, Failure> {
+    let (profile, path, default_name) = match source_of(source)? {
+        Source::File(file) => (Profile { wireguard: file.clone(), ..Profile::default() }, file, None),
+        Source::Name(name) => {
+            let profile = configuration_of(&name)?;
+            let path = match credential_of(&profile.wireguard) {
+                Some(id) => credential_path(&id)?,
+                None => profile.wireguard.clone(),
+            };
+            (profile, path, Some(name))
         }
     };
-    let name = match source.name.clone().or(default_name) {
-        Some(name) => name,
-        None => name_of(&profile.wireguard)?,
-    };
-    let file = match credential_of(&profile.wireguard).filter(|_| source.config.is_none()) {
-        Some(id) => read(&credential_path(&id)?)?,
-        None => read(&profile.wireguard)?,
-    };
+    let name = source.name.clone().or(default_name).unwrap_or_else(|| {
+        let name = name_of_file(&profile.wireguard);
+        if is_derived(&name, &profile.wireguard) {
+            tracing::warn!(
+                "the file name {:?} is not a valid tunnel name; the tunnel is named {name} (choose a name with --name)",
+                profile.wireguard.file_name().unwrap_or_default()
+            );
+        }
+        name
+    });
+    let file = read(&path)?;
     let (wireguard, warnings) = wg_quick::parse(&file.name, &file.contents).map_err(|found| {
         let failure = Failure::new(render(&found));
         // A profile that is given as a provider's file has nothing but errors.
         match profile.wireguard.extension() == Some(OsStr::new("toml")) {
-            true => failure.advise("a profile is put into /etc/vpn-exec, and used by its name: --tunnel NAME"),
+            true => failure.advise("for a profile, put the file into /etc/vpn-exec and use its name: --tunnel NAME"),
             false => failure,
         }
     })?;
@@ -224,26 +234,29 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
     let backend = tunnel.backend.unwrap_or(backend);
     let by_option = tunnel.mtu.map(|bytes| Mtu { bytes, source: MtuSource::Option });
     let mtu = by_option.or(mtu.map(|bytes| Mtu { bytes, source: MtuSource::Profile }));
-    let config = Config { name, wireguard, backend, mtu, dns, local, open, program };
-    Ok(TunnelRequest { config, wait, options: PlanOptions { allow_hooks: tunnel.allow_hooks }, file })
+    let config = Config { name, wireguard, backend, mtu, dns, local, open, allow_hooks: tunnel.allow_hooks, program };
+    Ok(TunnelRequest { config, wait, file })
 }
 
 impl TunnelRequest {
-    /// The same, for a keeper.
+    /// Returns the request as it is handed over to a keeper.
     pub(crate) fn handover(&self) -> Handover {
-        Handover::new(&self.config, self.options, &self.file.name, &self.file.contents)
+        Handover::new(&self.config, &self.file.name, &self.file.contents)
     }
 
-    /// Plans from the facts of this instant.
+    /// Makes a plan from the facts about the host at this instant.
+    ///
+    /// # Errors
+    /// If the facts cannot be read, or if there is no plan for this configuration on this host.
     pub(crate) fn plan(&self) -> Result<Plan, Failure> {
         let facts = Netlink::open()
             .and_then(|mut host| facts::read(&mut host, &self.config))
             .doing("read the host's network configuration")?;
-        plan::plan(&self.config, &facts, self.options).map_err(Failure::new)
+        plan::plan(&self.config, &facts).map_err(Failure::new)
     }
 }
 
-/// Adds what is not there yet.
+/// Appends the items that the list does not have.
 fn extend<'a, T: Clone + Eq + Hash + 'a>(list: &mut Vec<T>, more: impl IntoIterator<Item = &'a T>) {
     let mut known: HashSet<T> = list.iter().cloned().collect();
     list.extend(more.into_iter().filter(|item| known.insert((*item).clone())).cloned());
@@ -258,13 +271,19 @@ fn overrule(dns: &mut Dns, tunnel: &TunnelArgs) {
     }
 }
 
-/// The name of a tunnel that has only a file: the file's, without its ending.
-fn name_of(file: &Path) -> Result<TunnelName, Failure> {
+/// Returns the name of a tunnel that has a file and no profile: the file's name without its extension, changed where it is
+/// not a valid tunnel name.
+fn name_of_file(file: &Path) -> TunnelName {
+    TunnelName::from_file_stem(stem_of(file))
+}
+
+/// Returns whether [`name_of_file`] had to change a file's name.
+fn is_derived(name: &TunnelName, file: &Path) -> bool {
+    OsStr::new(name.as_str()) != stem_of(file)
+}
+
+/// Returns a file's name without its extension, or `vpn` for a descriptor, whose path is different in each run.
+fn stem_of(file: &Path) -> &OsStr {
     let from_descriptor = file == Path::new("-") || file.starts_with("/proc/") || file.starts_with("/dev/fd");
-    let stem = if from_descriptor { Some(OsStr::new("vpn")) } else { file.file_stem() };
-    let stem = stem.unwrap_or_default().to_string_lossy();
-    stem.parse().map_err(|error| {
-        Failure::new(format!("the name of the file {} cannot be the tunnel's: {error}", file.display()))
-            .advise("give the tunnel a name with --name NAME")
-    })
+    if from_descriptor { OsStr::new("vpn") } else { file.file_stem().unwrap_or_default() }
 }

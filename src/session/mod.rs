@@ -21,7 +21,7 @@ use crate::plan::{self, Plan};
 use crate::registry::{self, Directory};
 use crate::request::{RequestedTunnel, TunnelRequest};
 use approach::{Approach, approach};
-pub(crate) use creation::{keeper_mission, require_living_changeable};
+pub(crate) use creation::{keeper_spec, require_living_changeable};
 pub(crate) use readiness::{Progress, Readiness};
 
 /// How a session came to its tunnel.
@@ -85,9 +85,9 @@ pub(crate) fn needed_capabilities(tunnel: &RequestedTunnel) -> CapabilitySet {
 /// # Errors
 /// As [`acquire`].
 pub(crate) fn start(request: Box<TunnelRequest>, directory: Directory, listen_fds: i32) -> Result<Session, Failure> {
-    let (mission, origin) = keeper_mission(request, directory, listen_fds)?;
-    let plan = mission.plan.clone();
-    let lease = keeper::start(mission).doing("start the keeper")?;
+    let (spec, origin) = keeper_spec(request, directory, listen_fds)?;
+    let plan = spec.plan.clone();
+    let lease = keeper::start(spec).doing("start the keeper")?;
     Ok(Session { lease, plan, origin })
 }
 
@@ -118,11 +118,10 @@ fn require_same_configuration(request: &TunnelRequest, lease: &Lease) -> Result<
         Some(file) => Handover::open(file).map_err(|error| error.to_string()).and_then(|handover| handover.config()),
         None => Err("its keeper has not passed it".into()),
     };
-    let (living, options) = living.map_err(|error| {
+    let living = living.map_err(|error| {
         Failure::new(format!("cannot read the configuration of the running tunnel {name}: {error}"))
     })?;
-    let requested = (&request.config, request.options.allow_hooks);
-    let differences = config::difference((&living, options.allow_hooks), requested);
+    let differences = config::difference(&living, &request.config);
     if differences.is_empty() {
         return Ok(());
     }
@@ -154,7 +153,8 @@ impl Session {
     /// Applies the requested configuration to a tunnel that was adopted.
     fn bring_up_to_date(&mut self) -> Result<(), Failure> {
         if let Some(handover) = self.lease.handover().filter(|_| self.origin == Origin::Adopted) {
-            let changed = lease::reload(&self.plan.name, Some(handover))?;
+            let name = &self.plan.name;
+            let changed = lease::reload(name, Some(handover))?.ok_or_else(|| lease::not_up(name))?;
             tracing::debug!(?changed, "the adopted tunnel is up to date");
         }
         Ok(())

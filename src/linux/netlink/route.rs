@@ -1,34 +1,33 @@
-//! Routes: adding, listing and asking for them (rtnetlink(7)).
+//! Routes: adding, listing and looking them up (rtnetlink(7)).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-    RouteVia,
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::RouteMessageBuilder;
 
 use super::{Netlink, NetlinkRequest};
 
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads.
+    /// The destination network.
     pub destination: IpNet,
-    /// The interface that it leaves by.
+    /// The index of the outgoing interface.
     pub interface: Option<u32>,
-    /// The router that it goes through.
+    /// The address of the next router.
     pub gateway: Option<IpAddr>,
-    /// The host's own address that is used on it, where the kernel says.
+    /// The preferred source address, if the kernel reports one.
     pub source: Option<IpAddr>,
-    /// Its own MTU, where it has one.
+    /// The MTU of the route in bytes, if it has one of its own.
     pub mtu: Option<u32>,
-    /// Its table.
+    /// The number of the routing table.
     pub table: u32,
-    /// Whether it leads to single others: not to the host itself, to a group, or nowhere.
+    /// Whether the route leads to other hosts: it is not local, broadcast, multicast, blackhole or the like.
     pub unicast: bool,
 }
 
@@ -41,7 +40,7 @@ pub(super) fn family_of(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn route_of(message: &RouteMessage) -> Option<Route> {
+fn parse(message: &RouteMessage) -> Option<Route> {
     let any: IpAddr = match message.header.address_family {
         AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
         AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -51,12 +50,12 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
     let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => destination = ip_of(address)?,
-            RouteAttribute::Gateway(address) => gateway = ip_of(address),
-            // A router of IPv6 for a network of IPv4.
+            RouteAttribute::Destination(address) => destination = parse_address(address)?,
+            RouteAttribute::Gateway(address) => gateway = parse_address(address),
+            // RTA_VIA names a router of the other family: an IPv6 router for an IPv4 network.
             RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
             RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some((*address).into()),
-            RouteAttribute::PrefSource(address) => source = ip_of(address),
+            RouteAttribute::PrefSource(address) => source = parse_address(address),
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Metrics(metrics) => {
@@ -73,7 +72,7 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
     Some(Route { destination, interface, gateway, source, mtu, table, unicast })
 }
 
-fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+fn parse_address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some((*address).into()),
         RouteAddress::Inet6(address) => Some((*address).into()),
@@ -82,7 +81,10 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 impl Netlink {
-    /// All routes of all tables and of both families.
+    /// Returns all IPv4 and IPv6 routes of all tables.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses the request.
     pub fn routes(&mut self) -> io::Result<Vec<Route>> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -90,71 +92,60 @@ impl Netlink {
             message.header.address_family = family;
             let answers = match self.dump(RouteNetlinkMessage::GetRoute(message)) {
                 Ok(answers) => answers,
-                // A kernel without IPv6 answers so.
+                // The answer of a kernel without IPv6.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => continue,
                 Err(error) => return Err(error),
             };
             routes.extend(answers.iter().filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(message) => route_of(message),
+                RouteNetlinkMessage::NewRoute(message) => parse(message),
                 _ => None,
             }));
         }
         Ok(routes)
     }
 
-    /// The route that a packet to `address` would take.
+    /// Returns the route that a packet to `address` would take.
     ///
     /// # Errors
-    /// `ENETUNREACH` or `EHOSTUNREACH` if there is none.
+    /// Fails with `ENETUNREACH` or `EHOSTUNREACH` if there is no such route.
     pub fn route_to(&mut self, address: IpAddr) -> io::Result<Route> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family_of(address);
-        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Destination(address.into()));
+        let message = route(address.into()).build();
         match self.query(RouteNetlinkMessage::GetRoute(message))? {
-            RouteNetlinkMessage::NewRoute(message) => route_of(&message),
+            RouteNetlinkMessage::NewRoute(message) => parse(&message),
             _ => None,
         }
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
     }
 }
 
+/// Builds a static unicast route of the main table.
+fn route(destination: IpNet) -> RouteMessageBuilder<IpAddr> {
+    RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.network(), destination.prefix_len())
+        .expect("the prefix length of an IpNet fits its address")
+}
+
 impl NetlinkRequest {
     /// Adds a route to the main table, by an interface and, if given, through a router.
     pub fn add_route(index: u32, name: &str, destination: IpNet, gateway: Option<IpAddr>) -> Self {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family_of(destination.addr());
-        message.header.destination_prefix_length = destination.prefix_len();
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Static;
-        message.header.kind = RouteType::Unicast;
-        message.header.scope =
-            if gateway.is_some() || destination.addr().is_ipv6() { RouteScope::Universe } else { RouteScope::Link };
-        message.attributes.push(RouteAttribute::Destination(destination.network().into()));
-        if let Some(gateway) = gateway {
-            message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        let mut message = route(destination).output_interface(index);
+        match gateway {
+            Some(gateway) => message.get_mut().attributes.push(RouteAttribute::Gateway(gateway.into())),
+            None if destination.addr().is_ipv4() => message = message.scope(RouteScope::Link),
+            None => {}
         }
-        message.attributes.push(RouteAttribute::Oif(index));
-        Self {
-            what: format!("add the route {destination} by {name}"),
-            message: RouteNetlinkMessage::NewRoute(message),
-            flags: NLM_F_CREATE | NLM_F_EXCL,
-            tolerated: None,
-        }
+        Self::create(format!("add the route {destination} by {name}"), RouteNetlinkMessage::NewRoute(message.build()))
     }
 
-    /// Takes a route of the main table away. That it is gone already is no error.
+    /// Removes a route from the main table, unless it is gone already.
     pub fn delete_route(index: u32, name: &str, destination: IpNet) -> Self {
-        let add = Self::add_route(index, name, destination, None);
-        let RouteNetlinkMessage::NewRoute(mut message) = add.message else { return add };
-        // Whoever has made it: the kernel makes the one to an address's own network.
-        message.header.protocol = RouteProtocol::Unspec;
-        message.header.scope = RouteScope::NoWhere;
-        Self {
-            what: format!("remove the route {destination} by {name}"),
-            message: RouteNetlinkMessage::DelRoute(message),
-            flags: 0,
-            tolerated: Some(libc::ESRCH),
-        }
+        // The kernel itself adds the route to the network of an address, so the protocol and the scope must not count.
+        let message = route(destination).output_interface(index);
+        let message = message.protocol(RouteProtocol::Unspec).scope(RouteScope::NoWhere).build();
+        Self::remove(
+            format!("remove the route {destination} by {name}"),
+            RouteNetlinkMessage::DelRoute(message),
+            libc::ESRCH,
+        )
     }
 }

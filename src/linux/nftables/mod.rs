@@ -17,7 +17,7 @@ use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::linux::netlink::Channel;
+use crate::linux::netlink::channel::Channel;
 use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Transport, Verdict};
 
 /// The priorities among the chains of a hook (`enum nf_ip_hook_priorities`).
@@ -457,7 +457,7 @@ fn matching(matched: &Match) -> Vec<Expressions> {
             payload(TRANSPORT_HEADER, 0, 1),
             compare(Operator::Equal, [*kind]),
         ],
-        Match::Answers => {
+        Match::Replies => {
             let attributes = vec![
                 DefaultNla::new(NFTA_CT_DREG, u32::from(Register::Reg1).to_be_bytes().to_vec()),
                 DefaultNla::new(NFTA_CT_KEY, NFT_CT_STATE.to_be_bytes().to_vec()),

@@ -2,7 +2,7 @@
 //! the tunnel does the program's work.
 //!
 //! The seccomp filter by which the kernel asks the guard is in [`crate::linux::seccomp::connect`]. The policy for sockets of the
-//! host is in [`crate::plan::sockets`].
+//! host is in [`crate::plan::host_sockets`].
 //!
 //! If the guard ends, every call that it would be asked about fails with `ENOSYS`.
 
@@ -25,7 +25,7 @@ use crate::linux::process;
 use crate::linux::seccomp::connect::{self, ConnectSupervisor, Destination, PendingConnect};
 use crate::linux::unix_sockets::{BoundSocket, UnixSockets};
 use crate::plan::SocketsPlan;
-use crate::plan::sockets::{Holder, Refusal};
+use crate::plan::host_sockets::{self, SocketOwner};
 use crate::program::Program;
 use crate::program::identity::Identity;
 
@@ -208,7 +208,7 @@ impl Judge<'_> {
         if !self.supervisor.is_waiting(call) {
             return Decision::Fail(libc::EACCES);
         }
-        if self.open.is_open(&socket.path, self.home.as_deref()) || self.is_inside(&socket) {
+        if self.open.allows(&socket.path, self.home.as_deref()) || self.is_inside(&socket) {
             return Decision::Allow;
         }
         let bound = self.outside.bound().unwrap_or_default();
@@ -225,14 +225,14 @@ impl Judge<'_> {
     fn refuse(&mut self, call: &PendingConnect, socket: &FoundSocket, listener: Option<&BoundSocket>) {
         self.refused += 1;
         let is_new = self.messages_about.len() < MAX_MESSAGES && self.messages_about.insert(socket.path.clone());
-        let takes_over = Refusal::takes_over(&socket.path);
+        let takes_over = host_sockets::is_of_running_instance(&socket.path);
         if !is_new && !takes_over {
             return;
         }
         // A listener in a third network namespace, such as another tunnel's, is not found.
-        let holder = listener.and_then(|listener| process::socket_owner(listener.inode));
-        let holder = holder.map(|(pid, name)| Holder { pid, name });
-        let message = Refusal::of(&socket.path, holder.as_ref()).sentence;
+        let owner = listener.and_then(|listener| process::socket_owner(listener.inode));
+        let owner = owner.map(|(pid, name)| SocketOwner { pid, name });
+        let message = host_sockets::refusal_message(&socket.path, owner.as_ref());
         // After a refused connection, such a program takes the profile's lock from the running instance.
         let victim = if takes_over { process::process_of_thread(call.thread) } else { None };
         let victim = victim.filter(|_| self.supervisor.is_waiting(call));

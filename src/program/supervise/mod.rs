@@ -40,7 +40,7 @@ struct Supervision<'a> {
     tunnel: &'a TunnelName,
     lease: &'a mut Lease,
     /// Why the tunnel has ended under the program.
-    tunnel_end: Option<String>,
+    tunnel_end: Option<Failure>,
     companions: Companions,
     notices: Notices,
     /// The process that a guard has killed as it would have taken the place of a running instance, and the reason.
@@ -85,7 +85,8 @@ pub(super) fn supervise(
         return Err(Failure::new(message));
     }
     if let Some(reason) = supervision.tunnel_end {
-        return Err(Failure::new(format!("the program was killed, since its tunnel has ended: {reason}")));
+        let message = format!("the program was killed, since its tunnel has ended: {reason}");
+        return Err(Failure { message, ..reason });
     }
     let no_child = || io::Error::from_raw_os_error(libc::ECHILD);
     supervision.outcome.ok_or_else(no_child).doing("wait for the program")
@@ -267,8 +268,8 @@ impl Supervision<'_> {
 
     fn receive_keeper_event(&mut self) -> io::Result<()> {
         let reason = match self.lease.next_event()? {
-            Some(Event::Failed { reason, .. }) => reason,
-            Some(Event::Gone) => "it was taken down".into(),
+            Some(Event::Failed(failure)) => failure,
+            Some(Event::Gone) => Failure::new("it was taken down"),
             Some(Event::Connected) => {
                 self.notices.handshake_completed(self.tunnel);
                 return Ok(());
@@ -276,7 +277,7 @@ impl Supervision<'_> {
             Some(_) => return Ok(()),
             None => match self.recover() {
                 Ok(()) => return Ok(()),
-                Err(failure) => failure.message,
+                Err(failure) => failure,
             },
         };
         self.tunnel_end = Some(reason);
