@@ -56,8 +56,8 @@ pub(super) fn assume(program: &Program) -> Result<(), Failure> {
     if !program.new_privileges {
         capabilities::set_no_new_privileges().doing("forbid new privileges")?;
     }
-    let state = ThreadCapabilities::read().doing("read the capabilities")?;
-    if !state.is_within(kept) {
+    let state = ThreadCapabilities::read(program.last_capability).doing("read the capabilities")?;
+    if !state.is_within(kept) || !state.is_bounded_by(kept | gained) {
         return Err(io::Error::other("the system calls had no effect")).doing("drop capabilities");
     }
     Ok(())
