@@ -5,9 +5,9 @@
 //! a release these functions are empty.
 
 #[cfg(not(debug_assertions))]
-pub(crate) use disabled::{die_at, is_broken, point};
+pub(crate) use disabled::{die_at, fail_at, is_broken, point};
 #[cfg(debug_assertions)]
-pub(crate) use enabled::{die_at, is_broken, point};
+pub(crate) use enabled::{die_at, fail_at, is_broken, point};
 
 /// The points of creating a tunnel, in order.
 pub const SET_UP: [&str; 9] = [
@@ -31,6 +31,9 @@ pub const TAKE_DOWN: [&str; 4] = [
     "before the state is gone",
 ];
 
+/// The points at which the start of a program's guard can fail.
+pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter"];
+
 /// The protections that can be left out.
 ///
 /// Of a program: its network namespace, its view of the files for lookups, the loss of privileges and of inherited
@@ -46,7 +49,7 @@ mod enabled {
 
     use nix::sys::signal::{Signal, raise};
 
-    use super::{PROTECTIONS, SET_UP, TAKE_DOWN};
+    use super::{GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN};
     use crate::failure::{Doing, Failure};
 
     /// The points of creating or taking down a tunnel: `POINT` makes the point fail, `kill:POINT` kills the process
@@ -72,6 +75,15 @@ mod enabled {
         }
     }
 
+    /// Fails, if the test has chosen this point of a guard's start.
+    pub(crate) fn fail_at(name: &str) -> Result<(), Failure> {
+        assert!(GUARDS.contains(&name), "{name:?} is missing in the list of guards");
+        match std::env::var(FAIL).is_ok_and(|chosen| chosen == name) {
+            true => Err(Failure::new(format!("cannot continue {name}: a test made it fail"))),
+            false => Ok(()),
+        }
+    }
+
     /// Kills the process, if the test has chosen this point of starting a program.
     pub(crate) fn die_at(name: &str) {
         if std::env::var(FAIL).is_ok_and(|chosen| chosen.strip_prefix("kill:") == Some(name)) {
@@ -91,6 +103,10 @@ mod disabled {
     use crate::failure::Failure;
 
     pub(crate) fn point(_name: &str) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    pub(crate) fn fail_at(_name: &str) -> Result<(), Failure> {
         Ok(())
     }
 
