@@ -44,7 +44,7 @@ pub use privileges::PrivilegesPlan;
 pub use sockets::SocketsPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::ports::ListenAddresses;
+use crate::config::listen_addresses::ListenAddresses;
 use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
 use crate::keys::PrivateKey;
 use crate::names::{InterfaceName, TunnelName};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{Entrance, OtherEnd};
 use crate::config::Protocol;
-use crate::config::ports::ListenAddresses;
+use crate::config::listen_addresses::ListenAddresses;
 
 /// What is to be done to the entrances of a relay. What stays is in none of this, and is not touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
