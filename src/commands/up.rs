@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::cli::{TargetArgs, UpArgs};
+use crate::cli::UpArgs;
 use crate::failure::{Doing, Failure};
 use crate::keeper;
-use crate::lease::{self, AskError};
+use crate::lease;
 use crate::linux::{capabilities, process};
 use crate::registry::Directory;
 use crate::request::{self, TunnelRequest};
@@ -14,7 +14,7 @@ use crate::session::approach::{Approach, approach};
 use crate::session::{self, recovery};
 
 pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
-    let request = Box::new(request::load_target(&arguments.target)?);
+    let request = Box::new(request::load_tunnel(&arguments.source, &arguments.tunnel)?);
     session::require_privileges()?;
     process::set_umask(0o022);
     let ports = keeper::capabilities_for_ports(request.config.listened_ports());
@@ -31,11 +31,8 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
 fn replace(request: &TunnelRequest) -> Result<Option<Directory>, Failure> {
     let name = &request.config.name;
     session::require_living_changeable(request)?;
-    match lease::give_way(name) {
-        Ok(claim) => Directory::pass_on(name, claim).map(Some).doing(format!("take over the tunnel {name}")),
-        Err(AskError::Absent(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let Some(lock) = lease::hand_over(name)? else { return Ok(None) };
+    Directory::from_lock(name, lock).map(Some).doing(format!("take over the tunnel {name}"))
 }
 
 /// Runs the keeper in the foreground until it exits.
@@ -58,11 +55,10 @@ fn keep(
             }
         },
     };
-    let (mut mission, _) = session::keeper_mission(request, directory, 0)?;
-    let target = TargetArgs::clone(&arguments.target);
-    let reload = move || request::load_target(&target).map(|request| request.handover());
-    mission.reload = Some(Box::new(move || reload().map_err(|failure| (failure.message, failure.advice))));
-    keeper::run(mission, wait).inspect_err(|_| {
+    let (mut spec, _) = session::keeper_spec(request, directory, 0)?;
+    let (source, tunnel) = (arguments.source.clone(), arguments.tunnel.clone());
+    spec.reread = Some(Box::new(move || request::load_tunnel(&source, &tunnel).map(|request| request.handover())));
+    keeper::run(spec, wait).inspect_err(|_| {
         // The keeper may have failed to remove a part of its tunnel.
         let _ = recovery::clean_up(name);
     })?;
