@@ -9,11 +9,11 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 /// The length of a netlink message's header in bytes (`struct nlmsghdr`). An error repeats the header of its request.
-const HEADER_LENGTH: usize = 16;
+pub(in crate::linux) const HEADER_LENGTH: usize = 16;
 
 /// The message types that end an answer (netlink(7)).
-const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
-const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
+pub(in crate::linux) const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
+pub(in crate::linux) const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 
 /// The attribute of an error that holds the kernel's explanation (`enum nlmsgerr_attrs` of linux/netlink.h).
 const NLMSGERR_ATTR_MSG: u16 = 1;

@@ -1,9 +1,9 @@
 //! Lets one process decide about the connections of others to unix sockets (seccomp_unotify(2)).
 //!
 //! The filter holds connect(2), sendto(2) to an address and, in 32-bit programs, socketcall(2) until the supervisor has
-//! answered. The kernel reads the address again when a call continues, so a hostile thread can replace it meanwhile: the
-//! filter protects against accidents only. It does not hold sendmsg(2), whose address a filter cannot see. Holding every
-//! sendmsg(2) would slow down all X11 and D-Bus programs.
+//! answered. The kernel reads the address again when a call continues, so a hostile thread can replace it meanwhile:
+//! the filter protects against accidents only. It does not hold sendmsg(2), whose address a filter cannot see. Holding
+//! every sendmsg(2) would slow down all X11 and D-Bus programs.
 
 use std::io::{self, IoSliceMut};
 use std::mem;
@@ -247,8 +247,8 @@ impl PendingConnect {
     /// Reads the destination from the caller's memory.
     ///
     /// # Errors
-    /// Fails with `EPERM` if the caller's memory cannot be read, and with `EFAULT` if the address is invalid, with which
-    /// the call itself will fail, too.
+    /// Fails with `EPERM` if the caller's memory cannot be read, and with `EFAULT` if the address is invalid, with
+    /// which the call itself will fail, too.
     pub fn read_address(&self) -> io::Result<Destination> {
         let (address, length) = match self.indirect {
             None => (self.address, self.length),

@@ -142,7 +142,8 @@ impl SyscallFilter {
     }
 }
 
-/// Installs a filter in the calling thread, and returns the result of seccomp(2): a descriptor if the flags ask for one.
+/// Installs a filter in the calling thread, and returns the result of seccomp(2): a descriptor if the flags ask for
+/// one.
 fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let length = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = Program { length, filter: program.as_ptr() };
