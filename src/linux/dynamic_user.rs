@@ -37,7 +37,7 @@ pub struct DynamicUser {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct UserdbAnswer {
     #[serde(default)]
     error: Option<String>,
     #[serde(default)]
@@ -66,7 +66,7 @@ pub fn find(name: &str) -> io::Result<Option<DynamicUser>> {
 }
 
 fn parse(answer: &[u8]) -> io::Result<Option<DynamicUser>> {
-    let answer: Answer = serde_json::from_slice(answer)?;
+    let answer: UserdbAnswer = serde_json::from_slice(answer)?;
     match answer.error.as_deref() {
         None => Ok(Some(serde_json::from_value(answer.parameters["record"].clone())?)),
         Some("io.systemd.UserDatabase.NoRecordFound") => Ok(None),

@@ -4,14 +4,14 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 
-use super::netlink::channel::{Header, Messages, refusal};
+use super::netlink::channel::{AnswerHeader, Messages, refusal};
 use super::{iptables, nftables, unix_sockets};
 
 /// Parses a netlink datagram as answers about links, addresses and routes, about packet rules, and about unix sockets.
 pub fn netlink(datagram: &[u8]) {
     unix_sockets::inspect_datagram(datagram);
     for message in Messages(datagram) {
-        let _ = Header::of(message);
+        let _ = AnswerHeader::of(message);
         let _ = refusal(message);
         let _ = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message);
         if let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) =

@@ -50,7 +50,7 @@ const IPV6: Layout = Layout {
 
 /// A table's chain for forwarded packets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ForwardChain {
+pub struct LegacyForwardChain {
     /// Whether its policy drops packets.
     pub drops: bool,
     /// The interfaces that the table's rules name. A name that ends with `*` is a prefix.
@@ -61,7 +61,7 @@ pub struct ForwardChain {
 ///
 /// # Errors
 /// Fails with `EPERM` without CAP_NET_ADMIN, and with `ENOENT` or `ENOPROTOOPT` if there is no such table.
-pub fn forward_chain(ipv6: bool) -> io::Result<ForwardChain> {
+pub fn forward_chain(ipv6: bool) -> io::Result<LegacyForwardChain> {
     let layout = if ipv6 { &IPV6 } else { &IPV4 };
     let socket = rustix::net::socket_with(layout.family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .map_err(io::Error::from)?;
@@ -82,8 +82,8 @@ pub(super) fn inspect_table(ipv6: bool, entries: &[u8], policy: usize) {
     let _ = parse(if ipv6 { &IPV6 } else { &IPV4 }, entries, policy);
 }
 
-fn parse(layout: &Layout, entries: &[u8], policy: usize) -> io::Result<ForwardChain> {
-    let mut found = ForwardChain::default();
+fn parse(layout: &Layout, entries: &[u8], policy: usize) -> io::Result<LegacyForwardChain> {
+    let mut found = LegacyForwardChain::default();
     let mut at = 0;
     while at < entries.len() {
         let entry = &entries[at..];

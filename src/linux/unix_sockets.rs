@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-use super::netlink::channel::{HEADER_LENGTH, Header, Messages, NLMSG_DONE, NLMSG_ERROR, refusal};
+use super::netlink::channel::{AnswerHeader, HEADER_LENGTH, Messages, NLMSG_DONE, NLMSG_ERROR, refusal};
 
 /// `NETLINK_SOCK_DIAG` of linux/netlink.h.
 const SOCK_DIAG: u32 = 4;
@@ -124,7 +124,7 @@ fn request() -> Vec<u8> {
 /// Appends the sockets in a datagram, and returns whether more datagrams follow.
 fn parse_datagram(datagram: &[u8], found: &mut Vec<BoundSocket>) -> io::Result<bool> {
     for message in Messages(datagram) {
-        match Header::of(message).kind {
+        match AnswerHeader::of(message).kind {
             NLMSG_DONE => return Ok(false),
             NLMSG_ERROR => return refusal(message).map_or(Ok(false), |(error, _)| Err(error)),
             _ => found.extend(parse(message)),

@@ -48,7 +48,7 @@ pub struct Mirror {
     /// The directory where copies are built. It may be below an original.
     staging: PathBuf,
     /// The directories that are copied entry by entry, by their paths.
-    directories: BTreeMap<PathBuf, Directory>,
+    directories: BTreeMap<PathBuf, MirroredDirectory>,
     /// Reports changes. None if the machine's limit of inotify instances was reached.
     inotify: Option<OwnedFd>,
     /// The copied directories by their watches.
@@ -59,22 +59,22 @@ pub struct Mirror {
     own: HashSet<(u32, u32)>,
     /// Sockets and directories that are hidden or contain hidden entries. They stay hidden after the host renames them:
     /// a service still listens in a renamed directory.
-    withheld: HashSet<Identity>,
+    withheld: HashSet<FileIdentity>,
 }
 
 /// The identity of a file: its device, inode number and creation time, since inode numbers are reused.
-type Identity = (u32, u32, u64, i64, u32);
+type FileIdentity = (u32, u32, u64, i64, u32);
 
 /// A directory that is copied entry by entry.
 #[derive(Debug)]
-struct Directory {
+struct MirroredDirectory {
     /// The original.
     source: OwnedFd,
     /// The copy as the program sees it, in which entries are mounted.
     shown: OwnedFd,
     /// The copy by a detached mount, in which entries are created: the visible mount may be read-only.
     writable: OwnedFd,
-    entries: HashMap<OsString, Entry>,
+    entries: HashMap<OsString, MirroredEntry>,
     watch: Option<i32>,
 }
 
@@ -90,7 +90,7 @@ impl Default for ChangedNames {
     }
 }
 
-impl Directory {
+impl MirroredDirectory {
     /// Returns the names of the original's entries.
     fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
@@ -106,12 +106,12 @@ impl Directory {
 
 /// An entry of the original, as it was copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
+struct MirroredEntry {
     kind: FileType,
-    identity: Identity,
+    identity: FileIdentity,
 }
 
-impl Entry {
+impl MirroredEntry {
     fn of(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<Self> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::BTIME;
@@ -174,7 +174,7 @@ impl Mirror {
     /// Covers the guarded directory of a name, unless it is covered already.
     fn cover_again(&mut self, watch: i32, name: &OsStr) -> io::Result<()> {
         let Some((parent, names)) = self.guarded.get(&watch) else { return Ok(()) };
-        let is_directory = || Entry::of(parent, name).is_ok_and(|entry| entry.kind == FileType::Directory);
+        let is_directory = || MirroredEntry::of(parent, name).is_ok_and(|entry| entry.kind == FileType::Directory);
         if !names.contains(name) || !is_directory() || self.own.contains(&device(parent, name)?) {
             return Ok(());
         }
@@ -252,7 +252,7 @@ impl Mirror {
             inotify::add_watch(inotify, by_descriptor, CHANGES).ok()
         });
         self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
-        let directory = Directory { source, shown, writable, entries: HashMap::new(), watch };
+        let directory = MirroredDirectory { source, shown, writable, entries: HashMap::new(), watch };
         self.directories.insert(path.to_owned(), directory);
         self.reconcile(path, ChangedNames::All)
     }
@@ -265,7 +265,12 @@ impl Mirror {
         done
     }
 
-    fn reconcile_entries(&mut self, path: &Path, directory: &mut Directory, names: ChangedNames) -> io::Result<()> {
+    fn reconcile_entries(
+        &mut self,
+        path: &Path,
+        directory: &mut MirroredDirectory,
+        names: ChangedNames,
+    ) -> io::Result<()> {
         let names = match names {
             ChangedNames::All => directory.entries.keys().cloned().chain(directory.names()?).collect(),
             ChangedNames::These(names) => names,
@@ -273,7 +278,7 @@ impl Mirror {
         let (mut gone, mut failed) = (names.clone(), None);
         for name in names {
             let whole = path.join(&name);
-            let entry = match Entry::of(&directory.source, &name) {
+            let entry = match MirroredEntry::of(&directory.source, &name) {
                 // The entry is gone, or cannot be accessed, such as a FUSE mount of another user.
                 Err(error) => {
                     tracing::debug!(path = %whole.display(), %error, "hidden from the program");
@@ -325,7 +330,7 @@ impl Mirror {
     }
 
     /// Returns whether an entry is hidden, by its name or by one that it had before.
-    fn is_withheld(&mut self, path: &Path, entry: &Entry) -> bool {
+    fn is_withheld(&mut self, path: &Path, entry: &MirroredEntry) -> bool {
         let is_hidden = self.hidden.has(path);
         if !matches!(entry.kind, FileType::Directory | FileType::Socket) {
             return is_hidden;
@@ -338,7 +343,7 @@ impl Mirror {
     }
 
     /// Shows a new entry.
-    fn add(&mut self, directory: &Directory, path: &Path, kind: FileType) -> io::Result<()> {
+    fn add(&mut self, directory: &MirroredDirectory, path: &Path, kind: FileType) -> io::Result<()> {
         let name = path.file_name().unwrap_or_default();
         match kind {
             FileType::Symlink => {
@@ -369,8 +374,8 @@ impl Mirror {
     }
 
     /// Replaces an entry without an instant in which it is missing, and returns whether it succeeded.
-    fn replace(&self, directory: &Directory, path: &Path, before: &Entry, now: &Entry) -> bool {
-        let is_file = |entry: &Entry| !matches!(entry.kind, FileType::Directory | FileType::Symlink);
+    fn replace(&self, directory: &MirroredDirectory, path: &Path, before: &MirroredEntry, now: &MirroredEntry) -> bool {
+        let is_file = |entry: &MirroredEntry| !matches!(entry.kind, FileType::Directory | FileType::Symlink);
         if !is_file(before) || !is_file(now) {
             return false;
         }
@@ -387,7 +392,7 @@ impl Mirror {
         self.mount(directory, path, MoveMountFlags::empty()).is_ok()
     }
 
-    fn mount(&self, directory: &Directory, path: &Path, how: MoveMountFlags) -> io::Result<()> {
+    fn mount(&self, directory: &MirroredDirectory, path: &Path, how: MoveMountFlags) -> io::Result<()> {
         let name = path.file_name().unwrap_or_default();
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -402,7 +407,7 @@ impl Mirror {
     }
 
     /// Removes an entry, as far as possible.
-    fn remove(&mut self, directory: &Directory, path: &Path) {
+    fn remove(&mut self, directory: &MirroredDirectory, path: &Path) {
         if let Some(mut copied) = self.directories.remove(path) {
             for name in std::mem::take(&mut copied.entries).into_keys() {
                 self.remove(&copied, &path.join(name));
@@ -420,7 +425,7 @@ impl Mirror {
 }
 
 /// Copies the contents of a file that all users may read to the file on which it is about to be mounted.
-fn copy_contents(directory: &Directory, name: &OsStr) -> io::Result<()> {
+fn copy_contents(directory: &MirroredDirectory, name: &OsStr) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut source = File::from(rustix::fs::openat(&directory.source, name, flags, Mode::empty())?);
     let found = source.metadata()?;
@@ -441,12 +446,12 @@ fn device(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<(u32, u32)> {
 }
 
 /// Unmounts the topmost mount of an entry, and returns whether there was one.
-fn unmount(directory: &Directory, name: &OsStr) -> bool {
+fn unmount(directory: &MirroredDirectory, name: &OsStr) -> bool {
     let place = Path::new("/proc/self/fd").join(directory.shown.as_raw_fd().to_string()).join(name);
     rustix::mount::unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok()
 }
 
-fn unlink(directory: &Directory, name: &OsStr) {
+fn unlink(directory: &MirroredDirectory, name: &OsStr) {
     // A directory in which the program has created files stays.
     let removed = rustix::fs::unlinkat(&directory.writable, name, AtFlags::empty());
     if matches!(removed, Err(Errno::ISDIR | Errno::PERM)) {
