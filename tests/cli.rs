@@ -423,10 +423,10 @@ fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
         outcome(command.env("XDG_CONFIG_HOME", files.0.path()).args(["plan", "--tunnel", "set-mtu"]).args(arguments))
     };
     for (own, arguments, expected) in [
-        ("", &[][..], "1400 (as the file says)"),
-        ("mtu = 1380\n", &[], "1380 (as the profile says)"),
-        ("mtu = 1380\n", &["--mtu", "1300"], "1300 (as --mtu says)"),
-        ("", &["--mtu", "1280"], "1280 (as --mtu says)"),
+        ("", &[][..], "1400 (set by the file)"),
+        ("mtu = 1380\n", &[], "1380 (set by the profile)"),
+        ("mtu = 1380\n", &["--mtu", "1300"], "1300 (set by --mtu)"),
+        ("", &["--mtu", "1280"], "1280 (set by --mtu)"),
     ] {
         fs::write(&profile, format!("wireguard = \"../mullvad.conf\"\n{own}")).expect("a file");
         let (text, said, status) = planned(arguments);
@@ -438,7 +438,7 @@ fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
         ("67", 2, "expected a number of bytes from 68 to 65535"),
         ("65536", 2, "expected a number of bytes from 68 to 65535"),
         ("large", 2, "expected a number of bytes from 68 to 65535"),
-        ("68", 125, "an MTU of 68 bytes is not between 576 and 65535"),
+        ("68", 125, "the MTU of 68 bytes is not between 576 and 65535"),
         ("1279", 125, "too small for IPv6"),
     ] {
         let (_, said, is) = planned(&["--mtu", mtu]);

@@ -226,7 +226,7 @@ fn a_port_that_is_taken_by_nobody_who_listens_is_an_error_and_nothing_is_left() 
         let output = up(&file, &["5432"])?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(125), "{text}");
-        ensure!(text.contains("TCP port 5432") && text.contains("another program has it"), "{text}");
+        ensure!(text.contains("TCP port 5432") && text.contains("stop the program that uses the port"), "{text}");
         let changes = before.changes_within(PATIENCE)?;
         ensure!(changes.is_empty(), "{changes:#?}");
         Ok(())
@@ -268,7 +268,7 @@ fn it_is_told_by_plan_and_status() {
             .output()?;
         works(&plan)?;
         let text = String::from_utf8_lossy(&plan.stdout).into_owned();
-        ensure!(text.contains("of the host     631/tcp"), "{text}");
+        ensure!(text.contains("host ports      631/tcp"), "{text}");
         // A privileged one, too.
         page(Ipv4Addr::LOCALHOST, 631, "a printer")?;
         works(&up(&file, &["631"])?)?;

@@ -15,7 +15,7 @@ use vpn_exec::config::ports::parse_publish;
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
-use vpn_exec::relay::{self, Allowance, Entrance, Limits, Relay};
+use vpn_exec::relay::{self, Budget, Limits, Relay, RelayedPort};
 use vpn_exec::{lease::status, registry};
 
 const NAME: &str = "many";
@@ -209,7 +209,7 @@ fn loopback(last: u8) -> Ipv4Addr {
 fn the_longest_idle_connection_of_the_client_that_holds_most_gives_way() {
     lab::world::test(|| {
         // Room for ten connections.
-        let _relay = relay("8080:80", Limits::new(Allowance::of(20)))?;
+        let _relay = relay("8080:80", Limits::new(Budget::new(20)))?;
         serve(80)?;
         let first = converse(loopback(3), 8080)?;
         let hog = (0..30).map(|_| converse(loopback(2), 8080)).collect::<Result<Vec<_>>>()?;
@@ -232,7 +232,7 @@ fn clients_of_ipv6_are_counted_by_their_network() {
         for (net, host) in (1..=30).map(|host| (1, host)).chain([(2, 1), (3, 1)]) {
             netlink.execute_one(NetlinkRequest::add_address(lo, "lo", IpNet::new(address(net, host).into(), 128)?))?;
         }
-        let _relay = relay("8080:80", Limits::new(Allowance::of(20)))?;
+        let _relay = relay("8080:80", Limits::new(Budget::new(20)))?;
         serve(80)?;
         let first = converse(address(2, 1), 8080)?;
         let hog = (1..=30).map(|host| converse(address(1, host), 8080)).collect::<Result<Vec<_>>>()?;
@@ -247,7 +247,7 @@ fn clients_of_ipv6_are_counted_by_their_network() {
 fn each_port_has_a_share_that_is_not_taken_by_clients_of_another() {
     lab::world::test(|| {
         // Room for twenty connections, of which each port has five for itself.
-        let _relay = relay("8080:80,8081:81", Limits::new(Allowance::of(40)))?;
+        let _relay = relay("8080:80,8081:81", Limits::new(Budget::new(40)))?;
         serve(80)?;
         serve(81)?;
         // Who holds most of all, within the share of its port.
@@ -273,7 +273,7 @@ fn who_has_vanished_is_noticed() {
         for (parameter, value) in [("time", "1"), ("intvl", "1"), ("probes", "2")] {
             sysctl::set(&format!("net/ipv4/tcp_keepalive_{parameter}"), value)?;
         }
-        let _relay = relay("8080:80", Limits::new(Allowance::of(10)))?;
+        let _relay = relay("8080:80", Limits::new(Budget::new(10)))?;
         let listener = TcpListener::bind((HOST, 80))?;
         let client = connect()?;
         let (mut program, _) = listener.accept()?;
@@ -302,7 +302,7 @@ fn urgent_data_holds_nothing_up() {
     lab::world::test(|| {
         // With room for pipes, and without.
         for descriptors in [10, 2] {
-            let relay = relay("8080:80", Limits::new(Allowance::of(descriptors)))?;
+            let relay = relay("8080:80", Limits::new(Budget::new(descriptors)))?;
             let listener = TcpListener::bind((HOST, 80))?;
             let client = connect()?;
             let (mut program, _) = listener.accept()?;
@@ -338,7 +338,7 @@ fn urgent_data_holds_nothing_up() {
 fn where_nobody_listens_nobody_is_met() {
     lab::world::test(|| {
         sysctl::set("net/ipv4/ip_local_port_range", "4000\t4001")?;
-        let _relay = relay("8080:4000,8080:4000/udp", Limits::new(Allowance::of(10)))?;
+        let _relay = relay("8080:4000,8080:4000/udp", Limits::new(Budget::new(10)))?;
         let from = |port| SocketAddr::from((HOST, port));
         for port in 5000..5010 {
             let client = socket2(from(port), from(8080))?;
@@ -380,9 +380,9 @@ fn ask_stream(mut stream: TcpStream) -> Option<Vec<u8>> {
 
 /// Relays what comes to a port of the calling thread's namespace to another one there.
 fn relay(ports: &str, limits: Limits) -> Result<Relay> {
-    let mut entrances: Vec<Entrance> = Vec::new();
+    let mut entrances: Vec<RelayedPort> = Vec::new();
     for text in ports.split(',') {
-        entrances.extend(parse_publish(text).map_err(anyhow::Error::msg)?.iter().map(Entrance::from));
+        entrances.extend(parse_publish(text).map_err(anyhow::Error::msg)?.iter().map(RelayedPort::from));
     }
     Ok(Relay::start(relay::bind(&entrances)?, vec![HOST.into()], None, limits, || Ok(()))?)
 }
@@ -406,7 +406,7 @@ fn ask(client: &UdpSocket, server: &UdpSocket) -> Result<SocketAddr> {
 fn a_flow_lasts_while_it_is_used_and_no_longer() {
     lab::world::test(|| {
         const IDLE: Duration = Duration::from_secs(2);
-        let limits = Limits { idle: IDLE, ..Limits::new(Allowance::of(10)) };
+        let limits = Limits { idle: IDLE, ..Limits::new(Budget::new(10)) };
         let _relay = relay("5300:53/udp", limits)?;
         let (server, client, other) = (socket(53)?, socket(0)?, socket(0)?);
         client.connect((HOST, 5300))?;
@@ -429,7 +429,7 @@ fn a_flow_lasts_while_it_is_used_and_no_longer() {
 #[test]
 fn where_there_are_no_descriptors_for_more_flows_the_client_that_has_most_makes_room() {
     lab::world::test(|| {
-        let _relay = relay("5300:53/udp,8080:80", Limits::new(Allowance::of(40)))?;
+        let _relay = relay("5300:53/udp,8080:80", Limits::new(Budget::new(40)))?;
         let server = socket(53)?;
         let from = |address| -> Result<UdpSocket> {
             let client = UdpSocket::bind((address, 0))?;
@@ -455,7 +455,7 @@ fn where_there_are_no_descriptors_for_more_flows_the_client_that_has_most_makes_
 #[test]
 fn where_there_are_no_descriptors_for_more_flows_the_one_that_was_idle_for_longest_makes_room() {
     lab::world::test(|| {
-        let _relay = relay("5300:53/udp", Limits::new(Allowance::of(2)))?;
+        let _relay = relay("5300:53/udp", Limits::new(Budget::new(2)))?;
         let server = socket(53)?;
         let clients = (0..3).map(|_| socket(0)).collect::<Result<Vec<_>>>()?;
         for client in &clients {

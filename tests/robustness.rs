@@ -778,7 +778,7 @@ fn a_keeper_waits_for_no_reader_of_its_messages() {
         let in_foreground = format!("exec {program} -v up --foreground {} --backend userspace", path.display());
         let of_program = format!("exec {} -- sleep 60", vpn_exec()?);
         // What each says when SIGHUP asks it to read its configuration again.
-        for (script, answer) in [(in_foreground, "is as it was"), (of_program, "cannot read its configuration again")] {
+        for (script, answer) in [(in_foreground, "is unchanged"), (of_program, "cannot read its configuration again")] {
             let mut paused = Paused::new()?;
             let mut child = bash(&script).stderr(paused.writer.try_clone()?).spawn()?;
             lab::wait_until(PATIENCE, "there is no tunnel", is_served)?;

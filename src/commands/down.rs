@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::cli::DownArgs;
 use crate::failure::Failure;
 use crate::keeper;
-use crate::lease::{self, AskError};
+use crate::lease;
 use crate::linux::{namespace, process};
 use crate::names::TunnelName;
 use crate::registry::path_of;
@@ -21,12 +21,8 @@ pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
     }
     let begin = Instant::now();
     loop {
-        match lease::take_down(name, *force) {
-            Err(AskError::Absent(_)) => {}
-            other => {
-                other?;
-                return Ok(ExitCode::SUCCESS);
-            }
+        if lease::take_down(name, *force)? {
+            return Ok(ExitCode::SUCCESS);
         }
         match take_away(name, *force) {
             // Its keeper was killed, or gives way, and its successor is there by now.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::print;
 use crate::cli::{ReloadArgs, TargetArgs};
 use crate::failure::Failure;
-use crate::lease::{self, AskError};
+use crate::lease;
 use crate::names::TunnelName;
 use crate::request;
 use crate::session::approach::{SUCCESSION, is_passing};
@@ -16,12 +16,13 @@ pub(super) fn run(arguments: &ReloadArgs) -> Result<ExitCode, Failure> {
     let (name, handover) = wanted(arguments)?;
     let begin = Instant::now();
     let changes = loop {
-        match lease::reload(&name, handover.as_ref().map(AsFd::as_fd)) {
-            // Its keeper was killed, or gives way: its successor is there in an instant.
-            Err(AskError::Absent(_)) if begin.elapsed() < SUCCESSION && is_passing(&name).unwrap_or(false) => {
+        match lease::reload(&name, handover.as_ref().map(AsFd::as_fd))? {
+            Some(changes) => break changes,
+            // Its keeper was killed, or hands over: its successor is there in an instant.
+            None if begin.elapsed() < SUCCESSION && is_passing(&name).unwrap_or(false) => {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            other => break other?,
+            None => return Err(lease::not_up(&name)),
         }
     };
     let text: String = changes.iter().map(|change| format!("{change}\n")).collect();

@@ -10,7 +10,7 @@ use super::print;
 use crate::cli::StatusArgs;
 use crate::escape;
 use crate::failure::Failure;
-use crate::lease::status::{self, Condition, Living, Peer, Status};
+use crate::lease::status::{self, Condition, LiveStatus, PeerReport, Status};
 use crate::names::TunnelName;
 
 /// How often it is printed again with `--watch`.
@@ -102,7 +102,7 @@ fn text(tunnel: &Status) -> String {
     lines.0
 }
 
-fn describe(lines: &mut Lines, living: &Living) {
+fn describe(lines: &mut Lines, living: &LiveStatus) {
     if let Some(problem) = &living.problem {
         lines.row("problem", problem);
     }
@@ -141,7 +141,7 @@ fn describe(lines: &mut Lines, living: &Living) {
     }
 }
 
-fn describe_peer(lines: &mut Lines, peer: &Peer) {
+fn describe_peer(lines: &mut Lines, peer: &PeerReport) {
     lines.row("peer", &peer.public_key);
     let endpoint = match (&peer.endpoint, &peer.configured_endpoint) {
         (Some(used), Some(configured)) if used.to_string() != *configured => format!("{used} ({configured})"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cli::{TargetArgs, UpArgs};
 use crate::failure::{Doing, Failure};
 use crate::keeper;
-use crate::lease::{self, AskError};
+use crate::lease;
 use crate::linux::{capabilities, process};
 use crate::registry::Directory;
 use crate::request::{self, TunnelRequest};
@@ -31,11 +31,8 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
 fn replace(request: &TunnelRequest) -> Result<Option<Directory>, Failure> {
     let name = &request.config.name;
     session::require_living_changeable(request)?;
-    match lease::give_way(name) {
-        Ok(claim) => Directory::pass_on(name, claim).map(Some).doing(format!("take over the tunnel {name}")),
-        Err(AskError::Absent(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let Some(lock) = lease::hand_over(name)? else { return Ok(None) };
+    Directory::from_lock(name, lock).map(Some).doing(format!("take over the tunnel {name}"))
 }
 
 /// Runs the keeper in the foreground until it exits.
@@ -58,11 +55,10 @@ fn keep(
             }
         },
     };
-    let (mut mission, _) = session::keeper_mission(request, directory, 0)?;
+    let (mut spec, _) = session::keeper_spec(request, directory, 0)?;
     let target = TargetArgs::clone(&arguments.target);
-    let reload = move || request::load_target(&target).map(|request| request.handover());
-    mission.reload = Some(Box::new(move || reload().map_err(|failure| (failure.message, failure.advice))));
-    keeper::run(mission, wait).inspect_err(|_| {
+    spec.reread = Some(Box::new(move || request::load_target(&target).map(|request| request.handover())));
+    keeper::run(spec, wait).inspect_err(|_| {
         // The keeper may have failed to remove a part of its tunnel.
         let _ = recovery::clean_up(name);
     })?;

@@ -1,8 +1,8 @@
 //! What a successor of a keeper needs and what is written down nowhere: the configuration with its keys.
 //!
-//! It is a sealed file in memory (memfd_create(2)) that nobody can change any more. The keeper hands it to every holder of a
-//! lease, and whoever finds the keeper killed can start another one with it, without reading the user's file again: that may be
-//! another by now, or none. The launchers hold it by its descriptor alone.
+//! It is a sealed file in memory (memfd_create(2)) that nobody can change any more. The keeper hands it to every holder
+//! of a lease, and whoever finds the keeper killed can start another one with it, without reading the user's file
+//! again: that may be another by now, or none. The launchers hold it by its descriptor alone.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,8 +14,8 @@ use crate::config::{BackendChoice, Config, Dns, Local, MAX_BYTES, Mtu, OpenPorts
 use crate::linux::memory_file;
 use crate::names::TunnelName;
 
-/// The most bytes that the settings besides the `wg-quick` file may have: a profile has no more than [`MAX_BYTES`], nor has a
-/// command line.
+/// The most bytes that the settings besides the `wg-quick` file may have: a profile has no more than [`MAX_BYTES`], nor
+/// has a command line.
 const MAX_SETTINGS: usize = 4 * MAX_BYTES;
 
 /// A tunnel's configuration, to be handed to a keeper.

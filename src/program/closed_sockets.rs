@@ -9,7 +9,7 @@ use crate::linux::mirror::HiddenPaths;
 use crate::linux::process;
 use crate::linux::unix_sockets::{BoundSocket, UnixSockets};
 use crate::plan::Plan;
-use crate::plan::sockets;
+use crate::plan::host_sockets;
 
 /// Returns a sentence for each unix socket that the program's user could connect to on the host, and that is closed inside.
 ///
@@ -31,7 +31,7 @@ pub(crate) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>>
             && bound.path.is_absolute()
             && !is_hidden(&bound.path)
             && may_connect(&bound.path, user)
-            && !plan.sockets.is_open(&bound.path, home.as_deref())
+            && !plan.sockets.allows(&bound.path, home.as_deref())
     };
     let mut closed: Vec<BoundSocket> = UnixSockets::open()?.bound()?.into_iter().filter(is_closed).collect();
     closed.sort_by(|one, other| one.path.cmp(&other.path));
@@ -41,7 +41,7 @@ pub(crate) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>>
 
 fn sentence(bound: &BoundSocket) -> String {
     let path = bound.path.display();
-    let who = match (process::socket_owner(bound.inode), sockets::listener_of(&bound.path)) {
+    let who = match (process::socket_owner(bound.inode), host_sockets::known_listener(&bound.path)) {
         (Some((pid, name)), _) => format!(" ({name}, pid {pid})"),
         (None, Some(who)) => format!(" ({who})"),
         (None, None) => String::new(),

@@ -36,7 +36,7 @@ use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
-use crate::plan::{NamesPlan, SocketsPlan};
+use crate::plan::{DnsPlan, SocketsPlan};
 use child::Child;
 use guards::Guards;
 use helpers::Helpers;
@@ -60,7 +60,7 @@ pub struct Program {
     /// A directory that exists on the host and is of no use to the program: the place to build its private files in.
     pub staging: PathBuf,
     /// What it sees of names.
-    pub names: NamesPlan,
+    pub names: DnsPlan,
     /// The paths that it does not see: those of [`crate::plan::hidden_paths`].
     pub hidden: Vec<PathBuf>,
     /// The unix sockets of the host that it can connect to.

@@ -385,7 +385,7 @@ impl Supervision<'_> {
 
     fn hear_from_keeper(&mut self) -> io::Result<()> {
         let reason = match self.lease.next_event()? {
-            Some(Event::Failed { reason, .. }) => reason,
+            Some(Event::Failed(failure)) => failure.message,
             Some(Event::Gone) => "it is gone".into(),
             Some(Event::Connected) => {
                 self.silent = None;

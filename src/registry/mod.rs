@@ -26,7 +26,7 @@ use thiserror::Error;
 use crate::linux::namespace::{self, NamesSetup, NamespaceId};
 use crate::linux::process::ProcessId;
 use crate::names::TunnelName;
-use crate::plan::{NamesPlan, Plan, VethPlan};
+use crate::plan::{DnsPlan, Plan, VethPlan};
 use crate::wireguard::Backend;
 
 /// The file, beside the tunnels' directories, that says what had to be made for `/run/netns`.
@@ -184,7 +184,7 @@ impl Directory {
     }
 
     /// Writes what is seen inside of names: the files that a program's or a service's own `/etc` has.
-    pub fn write_names(&self, names: &NamesPlan) -> io::Result<()> {
+    pub fn write_names(&self, names: &DnsPlan) -> io::Result<()> {
         self.write_resolv_conf(&names.resolv_conf)?;
         self.write_seen("hosts", &names.hosts_file(&read_host_file(HOSTS.as_ref())?))?;
         self.write_seen("nsswitch.conf", &names.nsswitch_file(&read_host_file(NSSWITCH_CONF.as_ref())?))
@@ -221,7 +221,7 @@ impl Directory {
     }
 
     /// The claim itself: whoever is passed this descriptor shares it (flock(2)).
-    pub fn claim(&self) -> BorrowedFd<'_> {
+    pub fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
@@ -229,7 +229,7 @@ impl Directory {
     ///
     /// # Errors
     /// If the descriptor is not that of the tunnel's directory.
-    pub fn pass_on(name: &TunnelName, claim: OwnedFd) -> io::Result<Self> {
+    pub fn from_lock(name: &TunnelName, claim: OwnedFd) -> io::Result<Self> {
         let (path, lock) = (path_of(name), File::from(claim));
         if is_at(&lock, &path) { Ok(Self { path, lock }) } else { Err(io::ErrorKind::NotFound.into()) }
     }

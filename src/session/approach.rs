@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
-use crate::lease::{ANSWER, Lease};
+use crate::lease::{ANSWER_TIMEOUT, Lease};
 use crate::names::TunnelName;
 use crate::registry::{self, ClaimError, Directory};
 
@@ -85,7 +85,7 @@ pub(crate) fn join_soon(name: &TunnelName) -> Result<Option<Lease>, Failure> {
 /// # Errors
 /// If the keeper refuses.
 pub(crate) fn join(name: &TunnelName) -> Result<Option<Lease>, Failure> {
-    Lease::connect(name, ANSWER)
+    Lease::connect(name, ANSWER_TIMEOUT)
         .and_then(|connection| connection.map_or(Ok(None), Lease::join))
         .map_err(|error| Failure::new(format!("cannot join the tunnel {name}: {error}")))
 }
@@ -104,7 +104,7 @@ pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, Failure
         if let Some(directory) = try_claim(name)? {
             return Ok(Some(directory));
         }
-        if !matches!(Lease::connect(name, ANSWER), Ok(None)) {
+        if !matches!(Lease::connect(name, ANSWER_TIMEOUT), Ok(None)) {
             return Ok(None);
         }
         if begin.elapsed() > PASSING {

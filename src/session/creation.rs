@@ -5,7 +5,7 @@ use std::io;
 use super::{Origin, recovery};
 use crate::config::BackendChoice;
 use crate::failure::{Doing, Failure};
-use crate::keeper::{Beginning, Mission};
+use crate::keeper::{KeeperSpec, Start};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
 use crate::registry::{self, Choosing, Directory, State};
@@ -20,17 +20,17 @@ use crate::wireguard::Backend;
 /// # Errors
 /// If the remains cannot be removed, or cannot be changed to what is requested, or if no plan can be made. A claim on a name without a
 /// tunnel is released then.
-pub(crate) fn keeper_mission(
+pub(crate) fn keeper_spec(
     request: Box<TunnelRequest>,
     directory: Directory,
     listen_fds: i32,
-) -> Result<(Mission, Origin), Failure> {
+) -> Result<(KeeperSpec, Origin), Failure> {
     let left = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted);
     if let Some(state) = left
         && let Some(plan) = directory.plan().map_err(Failure::new)?
     {
         require_changeable(&request, &state, &plan)?;
-        return Ok((mission(request, directory, plan, Beginning::TakeOver(state), listen_fds)?, Origin::Adopted));
+        return Ok((spec(request, directory, plan, Start::TakeOver(state), listen_fds)?, Origin::Adopted));
     }
     if let Err(failure) = tunnel::reclaim(&directory, &request.config.name) {
         // The state must stay for the next start if there is any.
@@ -41,7 +41,7 @@ pub(crate) fn keeper_mission(
     }
     // After the remains are gone: they are no facts about the host.
     match make_plan(&request, &directory) {
-        Ok(plan) => Ok((mission(request, directory, plan, Beginning::Nothing, listen_fds)?, Origin::New)),
+        Ok(plan) => Ok((spec(request, directory, plan, Start::Create, listen_fds)?, Origin::New)),
         Err(failure) => {
             let _ = directory.release();
             Err(failure)
@@ -57,7 +57,7 @@ fn make_plan(request: &TunnelRequest, directory: &Directory) -> Result<Plan, Fai
     };
     let choosing = Choosing::begin().map_err(write)?;
     let plan = request.plan()?;
-    directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.names)).map_err(write)?;
+    directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.dns)).map_err(write)?;
     drop(choosing);
     tracing::debug!("the tunnel is planned");
     for note in &plan.notes {
@@ -96,7 +96,7 @@ fn require_changeable(request: &TunnelRequest, state: &State, living: &Plan) -> 
         Some(Backend::Userspace) => BackendChoice::Userspace,
         None => living.backend,
     };
-    plan::change(living, &requested, backend).map(drop).map_err(|reasons| {
+    plan::diff(living, &requested, backend).map(drop).map_err(|reasons| {
         let name = &request.config.name;
         Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
             .advise(format!("take it down with `vpn-exec down {name}`, and up again"))
@@ -116,17 +116,17 @@ pub(crate) fn require_living_changeable(request: &TunnelRequest) -> Result<(), F
     }
 }
 
-fn mission(
+fn spec(
     request: Box<TunnelRequest>,
     directory: Directory,
     plan: Plan,
-    beginning: Beginning,
+    start: Start,
     listen_fds: i32,
-) -> Result<Mission, Failure> {
+) -> Result<KeeperSpec, Failure> {
     let handover = match request.handover().seal().doing("make a file in memory") {
         Ok(handover) => handover,
         Err(failure) => {
-            if matches!(beginning, Beginning::Nothing) {
+            if matches!(start, Start::Create) {
                 let _ = directory.release();
             }
             return Err(failure);
@@ -134,5 +134,5 @@ fn mission(
     };
     // The file is wiped here, before a fork has a copy of it.
     let TunnelRequest { config, .. } = *request;
-    Ok(Mission { plan, directory, config, handover, beginning, listen_fds, reload: None })
+    Ok(KeeperSpec { plan, directory, config, handover, start, listen_fds, reread: None })
 }

@@ -21,7 +21,7 @@ use crate::plan::{self, Plan};
 use crate::registry::{self, Directory};
 use crate::request::{RequestedTunnel, TunnelRequest};
 use approach::{Approach, approach};
-pub(crate) use creation::{keeper_mission, require_living_changeable};
+pub(crate) use creation::{keeper_spec, require_living_changeable};
 pub(crate) use readiness::{Progress, Readiness};
 
 /// How a session came to its tunnel.
@@ -85,9 +85,9 @@ pub(crate) fn needed_capabilities(tunnel: &RequestedTunnel) -> CapabilitySet {
 /// # Errors
 /// As [`acquire`].
 pub(crate) fn start(request: Box<TunnelRequest>, directory: Directory, listen_fds: i32) -> Result<Session, Failure> {
-    let (mission, origin) = keeper_mission(request, directory, listen_fds)?;
-    let plan = mission.plan.clone();
-    let lease = keeper::start(mission).doing("start the keeper")?;
+    let (spec, origin) = keeper_spec(request, directory, listen_fds)?;
+    let plan = spec.plan.clone();
+    let lease = keeper::start(spec).doing("start the keeper")?;
     Ok(Session { lease, plan, origin })
 }
 
@@ -153,7 +153,8 @@ impl Session {
     /// Applies the requested configuration to a tunnel that was adopted.
     fn bring_up_to_date(&mut self) -> Result<(), Failure> {
         if let Some(handover) = self.lease.handover().filter(|_| self.origin == Origin::Adopted) {
-            let changed = lease::reload(&self.plan.name, Some(handover))?;
+            let name = &self.plan.name;
+            let changed = lease::reload(name, Some(handover))?.ok_or_else(|| lease::not_up(name))?;
             tracing::debug!(?changed, "the adopted tunnel is up to date");
         }
         Ok(())

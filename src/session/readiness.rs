@@ -84,7 +84,7 @@ impl Readiness {
                 self.is_connected = true;
                 Progress::Ready
             }
-            Some(Event::Failed { reason, advice }) => return Err(Failure { advice, ..Failure::new(reason) }),
+            Some(Event::Failed(failure)) => return Err(failure),
             Some(Event::Gone) | None => Progress::KeeperKilled,
             Some(_) => Progress::Other,
         })

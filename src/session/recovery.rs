@@ -7,7 +7,7 @@ use super::approach::{Approach, approach, claim_dead};
 use super::{Progress, Readiness};
 use crate::failure::Doing;
 use crate::failure::Failure;
-use crate::keeper::{self, Beginning, Mission};
+use crate::keeper::{self, KeeperSpec, Start};
 use crate::lease::Lease;
 use crate::lease::handover::Handover;
 use crate::linux::capabilities;
@@ -59,8 +59,8 @@ fn start_successor(directory: Directory, lost: &Lease) -> io::Result<Lease> {
     let plan = directory.plan()?.ok_or_else(gone)?;
     let handover = lost.handover().ok_or_else(gone)?.try_clone_to_owned()?;
     let config = Handover::open(handover.as_fd())?.config().map_err(io::Error::other)?;
-    let beginning = Beginning::TakeOver(state);
-    keeper::start(Mission { plan, directory, config, handover, beginning, listen_fds: 0, reload: None })
+    let start = Start::TakeOver(state);
+    keeper::start(KeeperSpec { plan, directory, config, handover, start, listen_fds: 0, reread: None })
 }
 
 /// Removes the remains of a killed keeper, unless the tunnel is in use or has a new keeper.

@@ -21,7 +21,7 @@ use crate::wireguard::{Backend, DeviceConfig};
 
 impl Tunnel {
     /// Begins with a tunnel that is written down in its claimed directory. Nothing is touched yet.
-    pub fn begin_again(plan: Plan, directory: Directory, state: &State) -> Result<Self, Failure> {
+    pub fn existing(plan: Plan, directory: Directory, state: &State) -> Result<Self, Failure> {
         Self::with_mark(plan, directory, state.mark.clone())
     }
 
@@ -48,7 +48,7 @@ impl Tunnel {
         self.post_down_due = true;
         self.state = Some(state);
         // It is for people alone. A full disk is no reason to end what is inside.
-        if let Err(error) = self.note(|state| state.keeper = std::process::id()) {
+        if let Err(error) = self.update_state(|state| state.keeper = std::process::id()) {
             tracing::warn!("{error}");
         }
         Ok(events)

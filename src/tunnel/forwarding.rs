@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::linux::namespace::{NamespaceId, NetworkNamespace};
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
-use crate::plan::{Ipv6Forwarding, LocalPlan, SwitchedOn};
+use crate::plan::{ForwardingInterface, Ipv6Forwarding, LocalNetworksPlan};
 use crate::registry;
 use crate::ruleset::Family;
 
@@ -48,7 +48,7 @@ pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
 
 /// Writes down that a tunnel needs these networks' interfaces to forward, and no others any more. Returns those that do, or will, for
 /// tunnels' sake alone.
-pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<SwitchedOn>> {
+pub(super) fn reserve(name: &TunnelName, local: &LocalNetworksPlan) -> io::Result<Vec<ForwardingInterface>> {
     let (ipv4, ipv6) = families(local);
     let here = here()?;
     change(|all| {
@@ -78,7 +78,7 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<Sw
             families
                 .into_iter()
                 .filter(|(alone, _)| *alone)
-                .map(move |(_, family)| SwitchedOn { interface: interface.clone(), family })
+                .map(move |(_, family)| ForwardingInterface { interface: interface.clone(), family })
         };
         Ok(all.0.iter().filter(|one| one.is_there()).flat_map(for_tunnels).collect())
     })
@@ -100,7 +100,7 @@ pub(super) fn give_back(name: &TunnelName) -> io::Result<()> {
 }
 
 /// Switches forwarding on for a tunnel's own link.
-pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalPlan) -> io::Result<()> {
+pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalNetworksPlan) -> io::Result<()> {
     let (ipv4, ipv6) = families(local);
     for (wanted, parameter) in [(ipv4, ipv4_parameter(link)), (ipv6, ipv6_parameter(link))] {
         // Older kernels forward IPv6 from all interfaces, or the networks were refused.
@@ -179,7 +179,7 @@ fn here() -> io::Result<NamespaceId> {
     NetworkNamespace::current()?.id()
 }
 
-fn families(local: &LocalPlan) -> (bool, bool) {
+fn families(local: &LocalNetworksPlan) -> (bool, bool) {
     let has = |ipv4: bool| local.networks.iter().any(|net| net.addr().is_ipv4() == ipv4);
     (has(true), has(false))
 }

@@ -31,7 +31,7 @@ use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::names::InterfaceName;
-use crate::plan::{self, Change, Plan, VethPlan};
+use crate::plan::{self, Plan, PlanDiff, VethPlan};
 use crate::registry::{Directory, Holder, Mark, State};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 pub use clean_up::{Remains, reclaim};
@@ -76,7 +76,7 @@ impl fmt::Debug for Tunnel {
 
 impl Tunnel {
     /// Begins a tunnel of a claimed name. Nothing is made yet.
-    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, Failure> {
+    pub fn new(plan: Plan, directory: Directory) -> Result<Self, Failure> {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
         Self::with_mark(plan, directory, mark)
     }
@@ -96,7 +96,7 @@ impl Tunnel {
     ///
     /// `on_data_path_start` runs first in the thread of an embedded device, `on_named` as soon as the namespace has its name.
     /// `standing` and `holders` are written down.
-    pub fn make(
+    pub fn create(
         &mut self,
         config: &DeviceConfig,
         standing: bool,
@@ -132,13 +132,13 @@ impl Tunnel {
         fault::point("after the routes")?;
         self.run_hooks(HookKind::PostUp)?;
         let backend = self.device.as_ref().map(|device| device.backend());
-        self.note(|state| state.made = backend)?;
+        self.update_state(|state| state.made = backend)?;
         fault::point("at the end")?;
         Ok(events)
     }
 
     /// Changes what is written down of the tunnel.
-    pub fn note(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Failure> {
+    pub fn update_state(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Failure> {
         let Some(state) = &self.state else { return Ok(()) };
         let mut changed = state.clone();
         change(&mut changed);
@@ -170,7 +170,7 @@ impl Tunnel {
     }
 
     /// The living device, as what may be asked for.
-    pub fn living_choice(&self) -> BackendChoice {
+    pub fn running_backend(&self) -> BackendChoice {
         match self.device.as_ref().map(|device| device.backend()) {
             Some(Backend::Kernel) => BackendChoice::Kernel,
             Some(Backend::Userspace) => BackendChoice::Userspace,
@@ -189,12 +189,12 @@ impl Tunnel {
     }
 
     /// The claim on the tunnel's name: whoever is passed this descriptor shares it, and has it alone once this process ends.
-    pub fn claim(&self) -> BorrowedFd<'_> {
-        self.directory.claim()
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.directory.lock()
     }
 
     /// Lets nobody reach the keeper any more.
-    pub fn close(&self) -> Result<(), Failure> {
+    pub fn remove_sockets(&self) -> Result<(), Failure> {
         self.directory.remove_socket().doing("close the keeper's socket")
     }
 
@@ -212,12 +212,12 @@ impl Tunnel {
     }
 
     /// Makes what the host does for local networks fit what the host does by itself, which may have become another.
-    pub fn refresh_host_part(&mut self) -> Result<(), Failure> {
+    pub fn refresh_host_rules(&mut self) -> Result<(), Failure> {
         self.open_local_networks()
     }
 
     /// Makes it again if somebody has taken it away.
-    pub fn mend_host_part(&mut self) -> Result<(), Failure> {
+    pub fn repair_host_rules(&mut self) -> Result<(), Failure> {
         self.host_part.mend(&self.plan, &self.mark)
     }
 
@@ -252,21 +252,25 @@ impl Tunnel {
     ///
     /// # Errors
     /// Then all is as it was, as far as the system lets it.
-    pub fn apply(&mut self, change: &Change, wanted: Plan) -> io::Result<()> {
+    pub fn apply(&mut self, change: &PlanDiff, wanted: Plan) -> Result<(), Failure> {
+        self.try_apply(change, wanted).doing("change the tunnel")
+    }
+
+    fn try_apply(&mut self, change: &PlanDiff, wanted: Plan) -> io::Result<()> {
         // Written down first: there may be no room for it, and a successor makes the interface what is written down.
         self.directory.write_plan(&wanted)?;
-        let applied = match &change.names {
+        let applied = match &change.dns {
             Some(names) => self.directory.write_resolv_conf(&names.resolv_conf),
             None => Ok(()),
         };
         let applied = applied.and_then(|()| self.change_network(change, &wanted));
         if let Err(error) = applied {
             // The error that matters is the first one.
-            if let Ok(undo) = plan::change(&wanted, &self.plan, self.living_choice()) {
+            if let Ok(undo) = plan::diff(&wanted, &self.plan, self.running_backend()) {
                 let living = self.plan.clone();
                 let _ = self.change_network(&undo, &living);
             }
-            let _ = self.directory.write_resolv_conf(&self.plan.names.resolv_conf);
+            let _ = self.directory.write_resolv_conf(&self.plan.dns.resolv_conf);
             let _ = self.directory.write_plan(&self.plan);
             return Err(error);
         }
@@ -275,7 +279,7 @@ impl Tunnel {
     }
 
     /// Changes the interfaces inside, and the rules. What is not to be reached any more is closed first.
-    fn change_network(&mut self, change: &Change, wanted: &Plan) -> io::Result<()> {
+    fn change_network(&mut self, change: &PlanDiff, wanted: &Plan) -> io::Result<()> {
         let mark = self.mark.text();
         let Some(inner) = &mut self.inner else { return Ok(()) };
         let link = &wanted.veth.inner_interface;

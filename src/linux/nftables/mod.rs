@@ -457,7 +457,7 @@ fn matching(matched: &Match) -> Vec<Expressions> {
             payload(TRANSPORT_HEADER, 0, 1),
             compare(Operator::Equal, [*kind]),
         ],
-        Match::Answers => {
+        Match::Replies => {
             let attributes = vec![
                 DefaultNla::new(NFTA_CT_DREG, u32::from(Register::Reg1).to_be_bytes().to_vec()),
                 DefaultNla::new(NFTA_CT_KEY, NFT_CT_STATE.to_be_bytes().to_vec()),

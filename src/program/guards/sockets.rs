@@ -1,6 +1,6 @@
 //! Keeps the program from handing its work to processes outside the tunnel: the gate, a process that decides about each connection to a
 //! unix socket. The filter of system calls that has the kernel ask it is in [`crate::linux::seccomp::connect`]; which sockets of the host are
-//! open is decided in [`crate::plan::sockets`].
+//! open is decided in [`crate::plan::host_sockets`].
 //!
 //! If the gate ends, all that it would be asked about fails (`ENOSYS`).
 
@@ -23,7 +23,7 @@ use crate::linux::seccomp::SyscallFilter;
 use crate::linux::seccomp::connect::{self, ConnectSupervisor, Destination, PendingConnect};
 use crate::linux::unix_sockets::{SocketFile, UnixSockets};
 use crate::plan::SocketsPlan;
-use crate::plan::sockets::{Holder, Refusal};
+use crate::plan::host_sockets::{self, SocketOwner};
 use crate::program::Program;
 use crate::program::identity::Identity;
 
@@ -197,7 +197,7 @@ impl Gatekeeper {
         if !self.filter.is_waiting(attempt) {
             return Verdict::Fail(libc::EACCES);
         }
-        if self.open.is_open(&seen.path, self.home.as_deref()) || self.is_inside(&seen) {
+        if self.open.allows(&seen.path, self.home.as_deref()) || self.is_inside(&seen) {
             return Verdict::Allow;
         }
         let bound = self.outside.bound().unwrap_or_default();
@@ -209,12 +209,12 @@ impl Gatekeeper {
         self.refused += 1;
         let (mut sentence, mut ended) = (None, None);
         let is_new = self.said.len() < MOST_SENTENCES && self.said.insert(seen.path.clone());
-        let takes_over = Refusal::takes_over(&seen.path);
+        let takes_over = host_sockets::is_of_running_instance(&seen.path);
         if is_new || takes_over {
             // That of a third network namespace, such as another tunnel's, has no number here.
             let holder = listener.and_then(|listener| process::socket_owner(listener.inode));
-            let holder = holder.map(|(pid, name)| Holder { pid, name });
-            sentence = Some(Refusal::of(&seen.path, holder.as_ref()).sentence);
+            let holder = holder.map(|(pid, name)| SocketOwner { pid, name });
+            sentence = Some(host_sockets::refusal_message(&seen.path, holder.as_ref()));
         }
         if takes_over {
             // What it does when it is refused would harm the running instance: it takes the profile's lock away.
