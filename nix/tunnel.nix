@@ -69,7 +69,8 @@ let
     else
       null;
 
-  # Parses `[ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp][,proxy-protocol=v2]`. Null if invalid, which `vpn-exec check` explains.
+  # Parses `[ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp][,proxy-protocol=v2]`. Null if invalid, which `vpn-exec check`
+  # explains.
   publish =
     text:
     let
@@ -126,7 +127,8 @@ let
     && b.first <= a.last
     && (a.address == b.address || isEverywhere a.address || isEverywhere b.address);
 
-  # The ports that the host's firewall must accept: published ones, and, on the link to a tunnel alone, ports of the host for programs inside.
+  # The ports that the host's firewall must accept: published ones, and, on the link to a tunnel alone, ports of the
+  # host for programs inside.
   firewall =
     published:
     acceptedPorts (filter (port: port != null && !(isLoopback port.address)) (map publish published));
@@ -153,13 +155,14 @@ let
   # Whether the host forwards for a tunnel.
   hasLocalNetworks = profile: (profile.local.networks or [ ]) != [ ] || (profile.local.lan or false);
 
-  # The name of the host's end of a tunnel's link. A long name ends in a hash that Nix cannot compute; the reader's wildcard `any`
-  # stands for it.
+  # The name of the host's end of a tunnel's link. A long name ends in a hash that Nix cannot compute; the reader's
+  # wildcard `any` stands for it.
   hostInterface =
     any: tunnel:
     if stringLength tunnel <= 12 then "ve-${tunnel}" else "ve-${substring 0 5 tunnel}-${any}";
 
-  # Pairs of different tunnels that publish the same port: [ { tunnels = [ a b ]; port; protocol; } ]. `tunnels`: name → list of texts.
+  # Pairs of different tunnels that publish the same port: [ { tunnels = [ a b ]; port; protocol; } ]. `tunnels`: name →
+  # list of texts.
   collisions =
     tunnels:
     let
@@ -191,7 +194,8 @@ let
     )
     ++ filter (text: match "\\[.*" text != null) (profile.local.publish or [ ]);
 
-  # The settings of a profile that cannot change while the tunnel is up. A change of them restarts the tunnel; any other reloads it.
+  # The settings of a profile that cannot change while the tunnel is up. A change of them restarts the tunnel; any other
+  # reloads it.
   fixed = profile: {
     backend = profile.backend or "auto";
     # A keeper drops the capability for ports below 1024 once it listens.

@@ -1,4 +1,5 @@
-# VPN-Confinement's options, translated to this module's. A configuration for it needs one changed input, and this import.
+# VPN-Confinement's options, translated to this module's. A configuration for it needs one changed input, and this
+# import.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;

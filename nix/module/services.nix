@@ -14,8 +14,8 @@ let
   isName = name: tunnelNameProblem name == null;
   tunnels = lib.filterAttrs (name: tunnel: tunnel.enable && isName name) cfg.tunnels;
 
-  # NixOS's programs look up users through nscd's socket alone, because they do not find NSS modules (such as the one for DynamicUser=). So each
-  # tunnel has an nscd of its own in place of the host's.
+  # NixOS's programs look up users through nscd's socket alone, because they do not find NSS modules (such as the one
+  # for DynamicUser=). So each tunnel has an nscd of its own in place of the host's.
   hasNscd = config.services.nscd.enable;
   nscdName = tunnel: "vpn-exec-nscd-${tunnel}";
   nscdFolder = tunnel: "vpn-exec-nscd/${tunnel}";
@@ -58,8 +58,9 @@ let
       "yes"
     ];
 
-  # A service that starts with the system also starts with its tunnel. Otherwise it would stay down after a crash of the keeper. The service
-  # declares this, because NixOS restarts a tunnel whose own settings change, with everything inside.
+  # A service that starts with the system also starts with its tunnel. Otherwise it would stay down after a crash of the
+  # keeper. The service declares this, because NixOS restarts a tunnel whose own settings change, with everything
+  # inside.
   startedWithTunnel =
     { config, ... }:
     let
@@ -86,8 +87,8 @@ let
     let
       inherit (config.vpn-exec) tunnel restrict;
       settings = rules.settings (caseOf name config);
-      # Lists are appended to, because the order matters where several lines form one setting. Their contents depend on the unit's other
-      # settings, so this does not evaluate them.
+      # Lists are appended to, because the order matters where several lines form one setting. Their contents depend on
+      # the unit's other settings, so this does not evaluate them.
       added = lib.mapAttrs (_: lib.mkAfter) (removeAttrs settings.service [ "NetworkNamespacePath" ]);
     in
     {

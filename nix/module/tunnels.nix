@@ -125,8 +125,8 @@ in
         "vpn-exec@${name}" = {
           overrideStrategy = "asDropin";
           wantedBy = lib.optional tunnel.autoStart "multi-user.target";
-          # A tunnel that is up applies a changed profile, and the services inside go on. Settings that cannot change while it is up restart
-          # the tunnel, and its services with it, in order and in one step.
+          # A tunnel that is up applies a changed profile, and the services inside go on. Settings that cannot change
+          # while it is up restart the tunnel, and its services with it, in order and in one step.
           reloadTriggers = [ config.environment.etc."vpn-exec/${name}.toml".source ];
           restartTriggers = [ (builtins.toJSON (rules.fixed tunnel.profile)) ];
           stopIfChanged = false;

@@ -26,8 +26,8 @@ let
     "TZ"
   ];
 
-  # The script that sudo runs as root. vpn-exec runs the program as the caller, without privileges. The script starts the tunnel if it is
-  # down, because a user who starts a program from a menu would not see an error message.
+  # The script that sudo runs as root. vpn-exec runs the program as the caller, without privileges. The script starts
+  # the tunnel if it is down, because a user who starts a program from a menu would not see an error message.
   entrance =
     name: wrapper:
     pkgs.writeShellScript "vpn-exec-enter-${name}" ''

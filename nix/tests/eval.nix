@@ -1,5 +1,6 @@
-# Evaluates the whole module with `lib.evalModules`, in an environment of its own. NIXPKGS_LIB is the path of nixpkgs' `lib`:
-# `NIXPKGS_LIB=… nix-instantiate --eval --strict --json nix/tests/eval.nix`. Each case has an actual and an expected value.
+# Evaluates the whole module with `lib.evalModules`, in an environment of its own. NIXPKGS_LIB is the path of nixpkgs'
+# `lib`: `NIXPKGS_LIB=… nix-instantiate --eval --strict --json nix/tests/eval.nix`. Each case has an actual and an
+# expected value.
 let
   lib = import (builtins.getEnv "NIXPKGS_LIB");
   surroundings = import ./surroundings.nix { inherit lib; };
@@ -79,17 +80,17 @@ let
       };
     }) [ ];
     "a resolver, by a specifier" = refused (service { serviceConfig.BindPaths = [ "%t/nscd" ]; }) [
-      (web "the unit binds /run/nscd, by which the host looks names up, past the tunnel: take that away")
+      (web "the unit binds /run/nscd, through which the host looks up names, bypassing the tunnel: remove that bind")
     ];
     "a service of the whole machine" =
       refused (with' { systemd.services.systemd-resolved.vpn-exec.tunnel = "mullvad"; })
         [
-          "systemd.services.systemd-resolved cannot be in the tunnel `mullvad`: systemd-resolved.service serves the whole machine, which would be without it: leave it outside."
+          "systemd.services.systemd-resolved cannot be in the tunnel `mullvad`: systemd-resolved.service serves the whole machine: leave it outside."
         ];
     "a container of podman's" =
       refused (with' { systemd.services.podman-web.vpn-exec.tunnel = "mullvad"; })
         [
-          "systemd.services.podman-web cannot be in the tunnel `mullvad`: an engine runs the program of podman-web.service in a network namespace of its own, outside of the tunnel: leave the unit's service settings as they are, and give podman the options --network=ns:/run/netns/mullvad and --volume=/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:ro, and the unit BindsTo= and After=vpn-exec@mullvad.service."
+          "systemd.services.podman-web cannot be in the tunnel `mullvad`: a container engine runs the program of podman-web.service in another network namespace: leave the unit's service settings as they are, and give podman the options --network=ns:/run/netns/mullvad and --volume=/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:ro, and the unit BindsTo= and After=vpn-exec@mullvad.service."
         ];
     "a container whose interface is the tunnel's" =
       refused (with' { containers.mullvad.privateNetwork = true; })
@@ -164,39 +165,39 @@ let
         ];
 
     "PrivateNetwork" = refused (service { serviceConfig.PrivateNetwork = true; }) [
-      (web "the unit has PrivateNetwork=yes, a network without any way out: set PrivateNetwork=no in the unit")
+      (web "the unit has PrivateNetwork=yes, a network without a route out: set PrivateNetwork=no in the unit")
     ];
     "another namespace" =
       refused (service { serviceConfig.NetworkNamespacePath = "/run/netns/other"; })
         [
-          (web "the unit has NetworkNamespacePath=/run/netns/other already, and a service is in one network namespace: take that line away")
+          (web "the unit already has NetworkNamespacePath=/run/netns/other, and a service can be in one network namespace only: remove that line")
         ];
     "the same namespace is none" = refused (service {
       serviceConfig.NetworkNamespacePath = "/run/netns/mullvad";
     }) [ ];
     "JoinsNamespaceOf" = refused (service { unitConfig.JoinsNamespaceOf = "one.service"; }) [
-      (web "the unit has JoinsNamespaceOf=one.service, and would share the network of that unit: take that line away, and put both into the tunnel")
+      (web "the unit has JoinsNamespaceOf=one.service, and would share the network of that unit: remove that line, and put both into the tunnel")
     ];
     "the system bus" = refused (service { serviceConfig.Type = "dbus"; }) [
-      (web "the unit has Type=dbus, and the system bus is hidden, where anybody can have the host look names up: `vpn-exec.dbus = \"system\"` shows it")
+      (web "the unit has Type=dbus, and the system bus is hidden, because it lets a service ask the host to look up names: `vpn-exec.dbus = \"system\"` shows it")
     ];
     "the system bus, asked for" = refused (service {
       serviceConfig.Type = "dbus";
       vpn-exec.dbus = "system";
     }) [ ];
     "a PID file that nobody sees" = refused (service { serviceConfig.PIDFile = "/run/web.pid"; }) [
-      (web "the unit has PIDFile=/run/web.pid, which systemd would not see: /run is the service's own inside. Put it into a folder of RuntimeDirectory=, or show its folder with `vpn-exec.allowRunPaths`")
+      (web "the unit has PIDFile=/run/web.pid, which systemd would not see, because the service has a private /run: put it into a folder of RuntimeDirectory=, or show its folder with `vpn-exec.allowRunPaths`")
     ];
     "a way to the host's resolver" =
       refused (service { vpn-exec.allowRunPaths = [ "/run/systemd/resolve" ]; })
         [
-          (web "/run/systemd/resolve cannot be shown: /run/systemd/resolve* is there, by which the host looks names up, past the tunnel")
+          (web "cannot show /run/systemd/resolve: the host looks up names through /run/systemd/resolve*, bypassing the tunnel")
         ];
 
     "a unit that shows the host's resolver" =
       refused (service { serviceConfig.BindReadOnlyPaths = [ "/run/nscd" ]; })
         [
-          (web "the unit binds /run/nscd, by which the host looks names up, past the tunnel: take that away")
+          (web "the unit binds /run/nscd, through which the host looks up names, bypassing the tunnel: remove that bind")
         ];
 
     "a socket outside" =
@@ -209,7 +210,7 @@ let
           ];
         })
         [
-          (web "web.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable web.socket, or have it listen inside (`systemd.sockets.web.vpn-exec.tunnel = \"mullvad\"`)")
+          (web "web.socket listens on 80 outside of the tunnel, and its answers would bypass the tunnel: publish a port of the tunnel instead and disable web.socket, or let it listen inside (`systemd.sockets.web.vpn-exec.tunnel = \"mullvad\"`)")
         ];
     "a socket of another name outside" =
       refused
@@ -221,7 +222,7 @@ let
           };
         })
         [
-          (web "other.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable other.socket, or have it listen inside (`systemd.sockets.other.vpn-exec.tunnel = \"mullvad\"`)")
+          (web "other.socket listens on 80 outside of the tunnel, and its answers would bypass the tunnel: publish a port of the tunnel instead and disable other.socket, or let it listen inside (`systemd.sockets.other.vpn-exec.tunnel = \"mullvad\"`)")
         ];
     "a socket inside is none" = refused (with' {
       imports = [ (service { }) ];
@@ -294,7 +295,7 @@ let
             tunnel = "mullvad";
           };
         })
-        [ "programs.vpn-exec.wrappers: to enter a tunnel takes root, and `security.sudo.enable` is off." ];
+        [ "programs.vpn-exec.wrappers: entering a tunnel needs root, and `security.sudo.enable` is off." ];
     "a wrapper of a group that may not use sudo" =
       refused
         (with' {
@@ -1115,7 +1116,7 @@ let
       ];
       expected = [
         [
-          "systemd.services.web: web.service runs as root with CAP_SYS_ADMIN, with which it can leave the tunnel: give it User= or DynamicUser=yes, or CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE, or `vpn-exec.restrict`."
+          "systemd.services.web: web.service runs as root with CAP_SYS_ADMIN, and can leave the tunnel: set User= or DynamicUser=yes, or CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE, or `vpn-exec.restrict`."
         ]
         [ ]
         [ ]

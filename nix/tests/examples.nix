@@ -1,4 +1,5 @@
-# The examples of the documentation: each is evaluated, has no failed assertion, and puts the expected services into tunnels.
+# The examples of the documentation: each is evaluated, has no failed assertion, and puts the expected services into
+# tunnels.
 { lib, surroundings }:
 let
   evaluate =

@@ -1,4 +1,5 @@
-# A machine whose units tests/vm/ boots under Debian's systemd. tests/vm/inside/nixos/ contains the module's output for it.
+# A machine whose units tests/vm/ boots under Debian's systemd. tests/vm/inside/nixos/ contains the module's output for
+# it.
 { pkgs, ... }:
 {
   services.vpn-exec.tunnels.lab = {

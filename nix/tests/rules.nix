@@ -1,4 +1,5 @@
-# The pure rules, without nixpkgs: `nix-instantiate --eval --strict --json nix/tests/rules.nix`. Each case has an actual and an expected value.
+# The pure rules, without nixpkgs: `nix-instantiate --eval --strict --json nix/tests/rules.nix`. Each case has an actual
+# and an expected value.
 let
   rules = import ../unit.nix // import ../tunnel.nix;
   inherit (builtins)
@@ -91,8 +92,8 @@ let
             }
           );
       expected = [
-        "the unit has Type=dbus, and the system bus is hidden, where anybody can have the host look names up: BUS"
-        "the unit has PIDFile=/run/x.pid, which systemd would not see: /run is the service's own inside. Put it into a folder of RuntimeDirectory=, or FOLDER"
+        "the unit has Type=dbus, and the system bus is hidden, because it lets a service ask the host to look up names: BUS"
+        "the unit has PIDFile=/run/x.pid, which systemd would not see, because the service has a private /run: put it into a folder of RuntimeDirectory=, or FOLDER"
       ];
     };
     "paths cannot evade a pattern" = {
@@ -103,8 +104,8 @@ let
         "/run/nsc"
       ];
       expected = [
-        "/run//nscd cannot be shown: /run/nscd* is there, by which the host looks names up, past the tunnel"
-        "/run/./systemd/resolve cannot be shown: /run/systemd/resolve* is there, by which the host looks names up, past the tunnel"
+        "cannot show /run//nscd: the host looks up names through /run/nscd*, bypassing the tunnel"
+        "cannot show /run/./systemd/resolve: the host looks up names through /run/systemd/resolve*, bypassing the tunnel"
         null
         null
       ];
@@ -162,7 +163,7 @@ let
     "invalid paths of the provider's file" = {
       actual =
         map
-          (file: match ".*(contents|absolute|Nix store, which).*" (toString (rules.configFileProblem file)))
+          (file: match ".*(contents|absolute|Nix store, where).*" (toString (rules.configFileProblem file)))
           [
             "mullvad.conf"
             "${builtins.storeDir}/x/mullvad.conf"
@@ -174,12 +175,12 @@ let
           ];
       expected = [
         [ "absolute" ]
-        [ "Nix store, which" ]
-        [ "Nix store, which" ]
+        [ "Nix store, where" ]
+        [ "Nix store, where" ]
         [ "contents" ]
         [ "contents" ]
         [ "contents" ]
-        [ "Nix store, which" ]
+        [ "Nix store, where" ]
       ];
     };
     "an error does not show the key" = {

@@ -1,5 +1,5 @@
-# The part of NixOS that the module uses, declared here because nixpkgs as a whole is not available: options with the same names and types,
-# and packages that are names. Units are rendered as NixOS renders them.
+# The part of NixOS that the module uses, declared here because nixpkgs as a whole is not available: options with the
+# same names and types, and packages that are names. Units are rendered as NixOS renders them.
 { lib }:
 let
   inherit (lib) mkOption types;

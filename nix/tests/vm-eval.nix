@@ -1,5 +1,5 @@
-# Evaluates the tests for NixOS in a VM, in an environment of our own. Each machine and each of its specialisations must have no failed
-# assertion. Each test must use only its own machines, with their addresses.
+# Evaluates the tests for NixOS in a VM, in an environment of our own. Each machine and each of its specialisations must
+# have no failed assertion. Each test must use only its own machines, with their addresses.
 let
   lib = import (builtins.getEnv "NIXPKGS_LIB");
   surroundings = import ./surroundings.nix { inherit lib; };

@@ -1,5 +1,5 @@
-# The files that the examples and the machine of tests/vm/ would write, as path → text: profiles, units (a full one as itself, a drop-in
-# where NixOS places it), and the Python scripts of vm/.
+# The files that the examples and the machine of tests/vm/ would write, as path → text: profiles, units (a full one as
+# itself, a drop-in where NixOS places it), and the Python scripts of vm/.
 let
   lib = import (builtins.getEnv "NIXPKGS_LIB");
   surroundings = import ./surroundings.nix { inherit lib; };

@@ -1,9 +1,10 @@
-# Common parts of the tests: a machine with the module; a provider, which is also the machine's default gateway, resolver, and a web server
-# that answers with the client's address; and a remote machine in the local network.
+# Common parts of the tests: a machine with the module; a provider, which is also the machine's default gateway,
+# resolver, and a web server that answers with the client's address; and a remote machine in the local network.
 #
-#   remote 192.168.1.3 ──── machine 192.168.1.1 ──── 192.168.1.2 provider, with 203.0.113.1 and, inside tunnels, 10.64.0.1
+#   remote 192.168.1.3 ── machine 192.168.1.1 ── 192.168.1.2 provider, with 203.0.113.1 and, inside tunnels, 10.64.0.1
 #
-# NixOS's tests number machines in the order of their names, so a machine that some tests lack comes last. The keys serve these tests alone.
+# NixOS's tests number machines in the order of their names, so a machine that some tests lack comes last. The keys
+# serve these tests alone.
 { module }:
 let
   providerKey = "aBWYCaNaOkCg+Zwli+owxQmYhaFngSLnyQd3aTb+Tlw=";

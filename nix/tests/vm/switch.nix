@@ -1,4 +1,5 @@
-# A switch to a changed configuration reloads a tunnel, or restarts it with its services if a reload cannot apply the change.
+# A switch to a changed configuration reloads a tunnel, or restarts it with its services if a reload cannot apply the
+# change.
 { module, ... }:
 let
   common = import ./common.nix { inherit module; };
