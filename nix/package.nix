@@ -1,4 +1,4 @@
-# The package: the binary, its completions, its man page and the units for systemd.
+# The package: the binary, its completions, its man pages and the units for systemd.
 {
   lib,
   stdenv,
@@ -15,7 +15,7 @@ rustPlatform.buildRustPackage {
 
   src = fileset.toSource {
     root = ../.;
-    # Includes benchmarks, examples and tests, because cargo requires the targets of its manifest.
+    # Benchmarks, examples and tests are in it since cargo wants to see what its manifest names.
     fileset = fileset.unions [
       ../Cargo.lock
       ../Cargo.toml
@@ -28,7 +28,7 @@ rustPlatform.buildRustPackage {
   };
   cargoLock.lockFile = ../Cargo.lock;
 
-  # The other tests create namespaces, which a build may not.
+  # The others make namespaces, which a build may not.
   cargoTestFlags = [ "--lib" ];
 
   nativeBuildInputs = [ installShellFiles ];
@@ -38,7 +38,7 @@ rustPlatform.buildRustPackage {
     done
     substituteInPlace $out/lib/systemd/system/* --replace-fail /usr/bin/vpn-exec $out/bin/vpn-exec
   ''
-  # The program prints these itself, in an emulator when cross-compiling.
+  # The binary prints them: in an emulator when cross-compiling.
   + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) (
     let
       run = "${stdenv.hostPlatform.emulator buildPackages} $out/bin/vpn-exec";
@@ -48,17 +48,17 @@ rustPlatform.buildRustPackage {
         --bash <(${run} completions bash) \
         --fish <(${run} completions fish) \
         --zsh <(${run} completions zsh)
-      ${run} man >vpn-exec.1
-      installManPage vpn-exec.1
+      ${run} man --dir man
+      installManPage man/*
     ''
   );
 
   meta = {
-    description = "Run a program inside a WireGuard tunnel, and leave the rest of the machine alone";
+    description = "Run a program so that its Internet traffic leaves through a WireGuard tunnel, and only that program's";
     license = with lib.licenses; [
       mit
       asl20
-      # The license of a linked library.
+      # Of a library that is linked in.
       lgpl21Plus
     ];
     mainProgram = "vpn-exec";

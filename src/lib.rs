@@ -26,6 +26,7 @@
 
 pub mod bus;
 pub mod cli;
+mod color;
 pub mod commands;
 pub mod config;
 pub mod config_file;
@@ -44,6 +45,7 @@ pub mod lease;
 )]
 pub mod linux;
 pub mod logging;
+pub mod lookup;
 pub mod names;
 pub mod plan;
 

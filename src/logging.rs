@@ -1,7 +1,7 @@
 //! What is said on standard error, and how.
 
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
@@ -17,6 +17,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{LogFormat, Verbosity};
+use crate::color;
 use crate::config::diagnostic::Diagnostics;
 use crate::escape;
 use crate::failure::Failure;
@@ -58,9 +59,10 @@ pub fn report(failure: &Failure) {
         Form::Plain { .. } => {
             // A report of a file's problems says "error" by itself, with the file's name and line.
             let is_report = ["error", "warning", "\x1b"].iter().any(|start| message.starts_with(start));
-            let prefix = if is_report && message.contains('\n') { "" } else { "vpn-exec: " };
+            let label = color::paint("vpn-exec:", color::BAD, color::is_wanted(&std::io::stderr())) + " ";
+            let label = if is_report && message.contains('\n') { "" } else { &label };
             let advice = advice.map(|advice| format!("vpn-exec: {advice}\n")).unwrap_or_default();
-            format!("{prefix}{message}\n{advice}")
+            format!("{label}{message}\n{advice}")
         }
         Form::Journal => {
             let advice = advice.map(|advice| in_journal(Level::ERROR, &advice)).unwrap_or_default();
@@ -92,15 +94,6 @@ fn lost(count: u64) -> String {
     }
 }
 
-/// Tells the user of a mistake in the command line.
-pub fn report_usage(error: &clap::Error) {
-    let text = error.render();
-    let is_colored = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let text =
-        if is_colored { escape::message(&text.ansi().to_string()) } else { escape::multiline(&text.to_string()) };
-    let _ = write!(std::io::stderr(), "{text}");
-}
-
 /// The target of events that are whole reports, which say by themselves whose they are and how bad.
 const REPORT: &str = concat!(env!("CARGO_CRATE_NAME"), "::report");
 
@@ -113,7 +106,7 @@ pub fn report_warnings(found: &Diagnostics) {
     match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
         Form::Plain { .. } => {
             // Each of them says "warning" by itself.
-            let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let color = color::is_wanted(&std::io::stderr());
             tracing::warn!(target: REPORT, "{}", found.render(color));
         }
         Form::Journal | Form::Json => found.lines().for_each(|(_, line)| tracing::warn!("{line}")),

@@ -617,7 +617,7 @@ fn ports_that_cannot_be_had_are_refused_and_nothing_is_changed() {
             // With a port that is to be at fewer addresses, and with one that is to be at an address that is not the host's.
             (&["127.0.0.1:8080:80", "9000:90"], "stop the program that uses the port"),
             (&["198.51.100.99:8080:80", "9001:91"], "publish an address that the host has"),
-            (&["8080:80", "8081:81", "80:80"], "the right to use a port below 1024"),
+            (&["8080:80", "8081:81", "80:80"], "the capability for ports below 1024"),
         ] {
             let said = refuses(&file, ports)?;
             ensure!(said.contains(complaint), "{ports:?}: {said}");

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::print;
-use crate::cli::{ReloadArgs, TargetArgs};
+use crate::cli::ReloadArgs;
 use crate::failure::Failure;
 use crate::lease;
 use crate::names::TunnelName;
@@ -32,17 +32,16 @@ pub(super) fn run(arguments: &ReloadArgs) -> Result<ExitCode, Failure> {
 
 /// The tunnel and the configuration to change it to: none where its keeper reads that itself.
 fn wanted(arguments: &ReloadArgs) -> Result<(TunnelName, Option<OwnedFd>), Failure> {
-    let target: &TargetArgs = &arguments.target;
-    if arguments.by_keeper || request::only_the_keeper_can_load(target) {
-        if request::has_overrides(&target.tunnel) {
+    if arguments.by_keeper || request::only_the_keeper_can_load(&arguments.source) {
+        if request::has_overrides(&arguments.tunnel) {
             return Err(Failure::new(
                 "cannot change the tunnel by options: its keeper reads the configuration with its own options",
             )
             .advise("put them into the profile"));
         }
-        return Ok((request::name_of_target(target)?, None));
+        return Ok((request::name_of_source(&arguments.source)?, None));
     }
-    let loaded = request::load_target(target)?;
+    let loaded = request::load_tunnel(&arguments.source, &arguments.tunnel)?;
     let handover = loaded.handover().seal();
     let handover = handover.map_err(|error| Failure::new(format!("cannot make a file in memory: {error}")))?;
     Ok((loaded.config.name, Some(handover)))

@@ -1,12 +1,13 @@
 //! `vpn-exec [NAME|FILE] -- PROGRAM`: runs a program in a tunnel.
 
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::cli::RunArgs;
+use crate::cli::LaunchArgs;
 use crate::config::{ProgramOptions, capability};
 use crate::failure::{Doing, FAILED, Failure};
 use crate::linux::capabilities::{self, CapabilitySet};
@@ -21,10 +22,15 @@ use crate::request::RunRequest;
 use crate::session::{self, Progress, Session};
 use crate::{fault, keeper, registry};
 
-pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
+/// Runs a program in a tunnel. `command` returns the program and its arguments for its identity.
+pub(super) fn run(
+    arguments: &LaunchArgs,
+    command: impl FnOnce(&Identity) -> Vec<OsString>,
+) -> Result<ExitCode, Failure> {
     let request = RunRequest::read(arguments)?;
     let listen_fds = take_passed_descriptors()?;
     let identity = choose_identity(&request.program)?;
+    let command = command(&identity);
     session::require_privileges()?;
     let (request, terminal) = match replace_terminal(request, &identity, listen_fds)? {
         AtTerminal::Caller(outcome) => return Ok(end_as(outcome)),
@@ -33,13 +39,13 @@ pub(super) fn run(arguments: &RunArgs) -> Result<ExitCode, Failure> {
     let RunRequest { tunnel, program: options, wait, .. } = *request;
     let kept = kept_capabilities(&options);
     session::limit_privileges(session::needed_capabilities(&tunnel) | program::needed_capabilities(&identity, kept))?;
-    warn_of_incompatibility(arguments, &options, &identity, |port| tunnel.has_host_port(port));
+    warn_of_incompatibility(&command, &options, &identity, |port| tunnel.has_host_port(port));
     // All users can read the files made for the tunnel, whatever the caller's mask. The program gets that mask back.
     let umask = process::set_umask(0o022);
     let signals = Signals::block(program::watched()).doing("watch for signals")?;
     let mut session = session::acquire_requested(tunnel, listen_fds)?;
     let program = Program {
-        command: arguments.program.clone(),
+        command,
         namespace: session.plan.namespace.clone(),
         resolv_conf: registry::resolv_conf_of(&session.plan.name),
         staging: registry::path_of(&session.plan.name),
@@ -167,7 +173,7 @@ fn kept_capabilities(options: &ProgramOptions) -> CapabilitySet {
 
 /// Logs advice about programs and displays that are known not to work in a tunnel as they are called.
 fn warn_of_incompatibility(
-    arguments: &RunArgs,
+    command: &[OsString],
     options: &ProgramOptions,
     identity: &Identity,
     has_host_port: impl Fn(u16) -> bool,
@@ -177,7 +183,7 @@ fn warn_of_incompatibility(
         Identity::Unchanged => nix::unistd::geteuid().is_root(),
     };
     let variable = |name: &str| std::env::var_os(name);
-    let program = compatibility::advice(&arguments.program, options.new_privileges, is_root, variable);
+    let program = compatibility::advice(command, options.new_privileges, is_root, variable);
     let display = compatibility::display_advice(environment("DISPLAY").as_deref(), has_host_port);
     for advice in [program, display].into_iter().flatten() {
         tracing::warn!("{advice}");

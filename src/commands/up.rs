@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::cli::{TargetArgs, UpArgs};
+use crate::cli::UpArgs;
 use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease;
@@ -14,7 +14,7 @@ use crate::session::approach::{Approach, approach};
 use crate::session::{self, recovery};
 
 pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
-    let request = Box::new(request::load_target(&arguments.target)?);
+    let request = Box::new(request::load_tunnel(&arguments.source, &arguments.tunnel)?);
     session::require_privileges()?;
     process::set_umask(0o022);
     let ports = keeper::capabilities_for_ports(request.config.listened_ports());
@@ -56,8 +56,8 @@ fn keep(
         },
     };
     let (mut spec, _) = session::keeper_spec(request, directory, 0)?;
-    let target = TargetArgs::clone(&arguments.target);
-    spec.reread = Some(Box::new(move || request::load_target(&target).map(|request| request.handover())));
+    let (source, tunnel) = (arguments.source.clone(), arguments.tunnel.clone());
+    spec.reread = Some(Box::new(move || request::load_tunnel(&source, &tunnel).map(|request| request.handover())));
     keeper::run(spec, wait).inspect_err(|_| {
         // The keeper may have failed to remove a part of its tunnel.
         let _ = recovery::clean_up(name);

@@ -15,7 +15,7 @@ pub fn netlink(datagram: &[u8]) {
         if let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) =
             NetlinkMessage::<NetfilterMessage>::deserialize(message)
         {
-            nftables::look_at(message);
+            nftables::inspect_answer(message);
         }
     }
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::mtu::{MAX_MTU, MIN_IPV4_MTU, MIN_IPV6_MTU};
 use crate::config::HookKind;
+use crate::failure::Failure;
 use crate::names::TunnelName;
 
 /// A reason why a tunnel cannot be made or joined. It displays as the reason; [`PlanError::advice`] is what to do.
@@ -240,20 +241,18 @@ impl PlanError {
     }
 }
 
-/// All reasons at once why a tunnel cannot be made, or not joined; never empty.
+/// All reasons why a tunnel cannot be made or joined; at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanErrors {
-    /// The tunnel.
-    pub name: TunnelName,
-    /// What cannot be done with it: "made".
-    pub what: &'static str,
-    /// The reasons, in the order of the stages of the plan.
+    /// What cannot be done: "make the tunnel mullvad".
+    pub what: String,
+    /// The reasons, in the order of the plan's parts.
     pub reasons: Vec<PlanError>,
 }
 
 impl fmt::Display for PlanErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the tunnel `{}` cannot be {}", self.name, self.what)?;
+        write!(f, "cannot {}", self.what)?;
         for reason in &self.reasons {
             write!(f, "\n  {reason}\n    {}", reason.advice())?;
         }
@@ -262,3 +261,13 @@ impl fmt::Display for PlanErrors {
 }
 
 impl std::error::Error for PlanErrors {}
+
+impl From<PlanErrors> for Failure {
+    /// A single reason becomes an ordinary failure with advice, several become a list.
+    fn from(errors: PlanErrors) -> Self {
+        match errors.reasons.as_slice() {
+            [reason] => Self::new(format!("cannot {}: {reason}", errors.what)).advise(reason.advice()),
+            _ => Self::new(errors),
+        }
+    }
+}

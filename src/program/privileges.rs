@@ -56,8 +56,8 @@ pub(super) fn assume(program: &Program) -> SetupResult<()> {
     if !program.new_privileges {
         capabilities::set_no_new_privileges().map_err(doing("forbid new privileges"))?;
     }
-    let state = ThreadCapabilities::read().map_err(doing("read the capabilities"))?;
-    if !state.is_within(kept) {
+    let state = ThreadCapabilities::read(program.last_capability).map_err(doing("read the capabilities"))?;
+    if !state.is_within(kept) || !state.is_bounded_by(kept | gained) {
         return Err(("drop capabilities", io::Error::other("they are still there")));
     }
     Ok(())

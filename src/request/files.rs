@@ -1,8 +1,9 @@
 //! Reading the user's files, with advice where one cannot be read.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::Path;
 
+use crate::color;
 use crate::config::diagnostic::Diagnostics;
 use crate::config_file::{self, ConfigFile, ReadError};
 use crate::failure::Failure;
@@ -36,7 +37,7 @@ pub(super) fn read_public(path: &Path) -> Result<ConfigFile, Failure> {
     })
 }
 
-/// Renders diagnostics for standard error, with colour if that is a terminal and `NO_COLOR` is not set (no-color.org).
+/// Renders diagnostics for standard error, in colour where that is wanted.
 pub(super) fn render(found: &Diagnostics) -> String {
-    found.render(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+    found.render(color::is_wanted(&io::stderr()))
 }

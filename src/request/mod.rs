@@ -12,19 +12,20 @@ use std::hash::Hash;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::cli::{ProgramArgs, RunArgs, SourceArgs, TargetArgs, TunnelArgs};
+use crate::cli::{LaunchArgs, ProgramArgs, Source, SourceArgs, SourceError, TunnelArgs};
 use crate::config::{Config, Dns, Mtu, MtuSource, Profile, ProgramOptions, Protocol, wg_quick};
 use crate::config_file::ConfigFile;
 use crate::failure::{Doing, Failure};
 use crate::lease::handover::Handover;
 use crate::linux::netlink::Netlink;
 use crate::logging;
+use crate::lookup::profile_paths;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
 use crate::registry;
 use crate::tunnel::facts;
 use files::{read, render};
-use profiles::{credential_of, credential_path, profiles, read_profile};
+use profiles::{configuration_of, credential_of, credential_path, read_profile};
 
 pub(crate) use profiles::check_profile;
 
@@ -52,21 +53,14 @@ impl RunRequest {
     /// Reads the files that the command line names.
     ///
     /// # Errors
-    /// If there is no program to run, or if a file cannot be read or is wrong.
-    pub(crate) fn read(arguments: &RunArgs) -> Result<Self, Failure> {
-        if arguments.program.is_empty() {
-            return Err(Failure::new("there is no program to run")
-                .advise("it follows two dashes: vpn-exec --config FILE -- PROGRAM [ARG]..., and see --help"));
-        }
+    /// If no tunnel is named, or a file cannot be read or is invalid.
+    pub(crate) fn read(arguments: &LaunchArgs) -> Result<Self, Failure> {
         let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into()));
         let pty = arguments.pty;
-        if let (None, Some(name), None) = (&arguments.source.config, &arguments.source.tunnel, &arguments.source.name)
-            && !can_load(name)
-            && registry::read(name).is_ok_and(|state| state.is_some())
-        {
+        if let Some(name) = running_tunnel(&arguments.source)? {
             refuse_overrides(&arguments.tunnel)?;
-            let program = load_program(name, &arguments.identity)?;
-            return Ok(Self { tunnel: RequestedTunnel::Living(name.clone()), program, wait, pty });
+            let program = load_program(&name, &arguments.identity)?;
+            return Ok(Self { tunnel: RequestedTunnel::Living(name), program, wait, pty });
         }
         let tunnel = load(&arguments.source, &arguments.tunnel, &arguments.identity)?;
         let (program, wait) = (tunnel.config.program.clone(), wait.or(tunnel.wait));
@@ -117,63 +111,62 @@ fn overrule_program(program: &mut ProgramOptions, identity: &ProgramArgs) {
     program.sockets.extend(identity.socket.iter().cloned());
 }
 
-/// Reads and checks the configuration of a tunnel, for a command that runs no program.
-///
-/// # Errors
-/// As [`load`].
-pub(crate) fn load_target(target: &TargetArgs) -> Result<TunnelRequest, Failure> {
-    load_tunnel(&source_of(target)?, &target.tunnel)
-}
-
-/// Tells a file (`-`, a path with a `/`, or a name that ends in `.conf`) from the name of a profile.
-fn source_of(target: &TargetArgs) -> Result<SourceArgs, Failure> {
-    let (path, name) = (target.target.clone(), target.name.clone());
-    let text = path.to_string_lossy();
-    if text == "-" || text.contains('/') || text.ends_with(".conf") {
-        return Ok(SourceArgs { config: Some(path), tunnel: None, name });
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::new(&error).advise(error.advice())
     }
-    let tunnel = text.parse().map_err(|error| {
-        Failure::new(format!("{text:?} is not a valid profile name: {error}"))
-            .advise("for a file, write a path with a `/`, or a name that ends in `.conf`: ./FILE")
-    })?;
-    Ok(SourceArgs { config: None, tunnel: Some(tunnel), name })
 }
 
-/// Returns whether this process can read the configuration of a tunnel: its profile and, if the provider's file is a credential of a
-/// service, that credential.
+/// Returns the tunnel that the command line names, else the one that the environment names.
+fn source_of(arguments: &SourceArgs) -> Result<Source, Failure> {
+    Ok(arguments.resolve(|name| std::env::var_os(name))?)
+}
+
+/// Returns the name of a running tunnel that has no profile which this process can use.
+fn running_tunnel(arguments: &SourceArgs) -> Result<Option<TunnelName>, Failure> {
+    match source_of(arguments)? {
+        Source::Name(name) if arguments.name.is_none() && !can_load(&name) => {
+            let is_running = registry::read(&name).is_ok_and(|state| state.is_some());
+            Ok(is_running.then_some(name))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Returns whether the tunnel of a name has a profile, and this process can read the provider's file if that is a service's credential.
 fn can_load(name: &TunnelName) -> bool {
-    if !profiles(name).any(|path| path.exists()) {
+    if !profile_paths(name).any(|path| path.exists()) {
         return false;
     }
-    let credential = read_profile(name).ok().and_then(|profile| credential_of(&profile.wireguard));
+    let credential = read_profile(name).ok().flatten().and_then(|profile| credential_of(&profile.wireguard));
     credential.is_none_or(|id| credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
-/// Returns whether a target is a profile whose file is a credential that only the service's main process can read. systemd 257, unlike
-/// 252, gives no credentials to `ExecReload=`.
-pub(crate) fn only_the_keeper_can_load(target: &TargetArgs) -> bool {
-    let profile = source_of(target).ok().and_then(|source| source.tunnel).and_then(|name| read_profile(&name).ok());
+/// Returns whether the provider's file of a tunnel is a service's credential that this process does not have. Of the processes of a
+/// service, systemd gives credentials to the main one; since version 257, `ExecReload=` gets none.
+pub(crate) fn only_the_keeper_can_load(arguments: &SourceArgs) -> bool {
+    let Ok(Source::Name(name)) = source_of(arguments) else { return false };
+    let profile = read_profile(&name).ok().flatten();
     let credential = profile.and_then(|profile| credential_of(&profile.wireguard));
     credential.is_some_and(|id| !credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
-/// Returns the name of the tunnel that a target stands for.
+/// Returns the name of the tunnel that the arguments name.
 ///
 /// # Errors
-/// If the target is neither a file nor a valid name.
-pub(crate) fn name_of_target(target: &TargetArgs) -> Result<TunnelName, Failure> {
-    let SourceArgs { config, tunnel, name } = source_of(target)?;
-    match name.or(tunnel) {
-        Some(name) => Ok(name),
-        None => Ok(name_of_file(&config.unwrap_or_default())),
+/// If they name none, or the name is invalid.
+pub(crate) fn name_of_source(arguments: &SourceArgs) -> Result<TunnelName, Failure> {
+    match (&arguments.name, source_of(arguments)?) {
+        (Some(name), _) => Ok(name.clone()),
+        (None, Source::Name(name)) => Ok(name),
+        (None, Source::File(file)) => Ok(name_of_file(&file)),
     }
 }
 
 /// Returns the options of a program in a tunnel whose configuration cannot be read: those of the profile, if it can be read, and of the
 /// command line.
 fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOptions, Failure> {
-    let has_profile = profiles(name).any(|path| path.exists());
-    let mut program = if has_profile { read_profile(name)?.program } else { ProgramOptions::default() };
+    let mut program = read_profile(name)?.map(|profile| profile.program).unwrap_or_default();
     overrule_program(&mut program, identity);
     Ok(program)
 }
@@ -198,13 +191,17 @@ pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
     backend.is_some() || mtu.is_some() || !lists.into_iter().all(|is_empty| is_empty) || *lan || *allow_hooks
 }
 
-fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest, Failure> {
-    let (profile, default_name) = match (&source.config, &source.tunnel) {
-        (Some(file), _) => (Profile { wireguard: file.clone(), ..Profile::default() }, None),
-        (None, Some(name)) => (read_profile(name)?, Some(name.clone())),
-        (None, None) => {
-            return Err(Failure::new("no tunnel is named")
-                .advise("name the provider's file with --config FILE, or a profile with --tunnel NAME"));
+/// Reads and checks the configuration of a tunnel. Warnings are logged at once.
+pub(crate) fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest, Failure> {
+    let (profile, path, default_name) = match source_of(source)? {
+        Source::File(file) => (Profile { wireguard: file.clone(), ..Profile::default() }, file, None),
+        Source::Name(name) => {
+            let profile = configuration_of(&name)?;
+            let path = match credential_of(&profile.wireguard) {
+                Some(id) => credential_path(&id)?,
+                None => profile.wireguard.clone(),
+            };
+            (profile, path, Some(name))
         }
     };
     let name = source.name.clone().or(default_name).unwrap_or_else(|| {
@@ -217,15 +214,12 @@ fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest
         }
         name
     });
-    let file = match credential_of(&profile.wireguard).filter(|_| source.config.is_none()) {
-        Some(id) => read(&credential_path(&id)?)?,
-        None => read(&profile.wireguard)?,
-    };
+    let file = read(&path)?;
     let (wireguard, warnings) = wg_quick::parse(&file.name, &file.contents).map_err(|found| {
         let failure = Failure::new(render(&found));
         // A profile that is given as a provider's file has nothing but errors.
         match profile.wireguard.extension() == Some(OsStr::new("toml")) {
-            true => failure.advise("put the profile into /etc/vpn-exec, and use it by its name: --tunnel NAME"),
+            true => failure.advise("for a profile, put the file into /etc/vpn-exec and use its name: --tunnel NAME"),
             false => failure,
         }
     })?;
@@ -258,7 +252,7 @@ impl TunnelRequest {
         let facts = Netlink::open()
             .and_then(|mut host| facts::read(&mut host, &self.config))
             .doing("read the host's network configuration")?;
-        plan::plan(&self.config, &facts).map_err(Failure::new)
+        Ok(plan::plan(&self.config, &facts)?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Profiles: where they are found, and the provider's file that each names.
+//! Profiles: how a name's is found and read, and the provider's file that it names.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,55 +8,74 @@ use nix::unistd::{Uid, User};
 use super::files::{read_public, render};
 use crate::config::{Profile, profile};
 use crate::failure::Failure;
+use crate::lookup::{self, PROFILES, profile_paths, wg_quick_path};
 use crate::names::TunnelName;
+use crate::registry;
 
-/// The prefix of a provider's file that is a credential of the service (systemd.exec(5)).
+/// Marks a service's credential (systemd.exec(5)) in a profile, in place of the provider's file.
 const CREDENTIAL: &str = "credential:";
 
-/// The directory of the machine's profiles.
-const PROFILES: &str = "/etc/vpn-exec";
-
-/// Checks a profile, without its provider's file.
+/// Checks a profile without the provider's file that it names.
 ///
 /// # Errors
-/// If the file cannot be read or is wrong.
+/// If the profile cannot be read or is invalid.
 pub(crate) fn check_profile(path: &Path) -> Result<(), Failure> {
     parse_profile(path).map(|_| ())
 }
 
-pub(super) fn parse_profile(path: &Path) -> Result<Profile, Failure> {
+fn parse_profile(path: &Path) -> Result<Profile, Failure> {
     let text = read_public(path)?;
     profile::parse(&text.name, &text.contents).map_err(|found| Failure::new(render(&found)))
 }
 
-/// Reads the machine's profile of a name or, if there is none, the user's own.
-pub(super) fn read_profile(name: &TunnelName) -> Result<Profile, Failure> {
-    let Some(path) = profiles(name).find(|path| path.exists()) else {
-        let places: Vec<String> = profiles(name).map(|path| path.display().to_string()).collect();
-        let text = name.as_str();
-        let advice = match (text.strip_suffix(".conf"), text.strip_suffix(".toml")) {
-            (Some(_), _) => "name the provider's file with --config FILE".to_owned(),
-            (_, Some(stem)) => format!("a profile is named without its ending: {stem}"),
-            _ => "write one (all it needs is a line `wireguard = \"FILE\"`), or name the provider's file".to_owned(),
-        };
-        let what = if places.len() > 1 { "neither exists" } else { "it does not exist" };
-        return Err(Failure::new(format!("no such profile: {name}: {}: {what}", places.join(", "))).advise(advice));
+/// Returns the configuration of a name: its profile, else the file that wg-quick would use.
+pub(super) fn configuration_of(name: &TunnelName) -> Result<Profile, Failure> {
+    if let Some(profile) = read_profile(name)? {
+        return Ok(profile);
+    }
+    let path = wg_quick_path(name);
+    match path.try_exists() {
+        Ok(true) => Ok(Profile { wireguard: path, ..Profile::default() }),
+        Ok(false) => Err(no_configuration(name)),
+        Err(error) => {
+            let what = format!("there is no profile {name}, and {} cannot be read: {error}", path.display());
+            Err(Failure::new(what).advise("run this as root (`sudo vpn-exec …`), or as a user who may read it"))
+        }
+    }
+}
+
+/// Creates the failure of a name that has no configuration.
+fn no_configuration(name: &TunnelName) -> Failure {
+    let places = profile_paths(name).chain([wg_quick_path(name)]).map(|path| path.display().to_string());
+    let places = places.collect::<Vec<_>>().join(", ");
+    let what = match registry::read(name) {
+        Ok(Some(_)) => format!("the tunnel {name} is running, but its configuration is in none of {places}"),
+        _ => format!("there is no tunnel and no profile '{name}': none of {places} exists"),
     };
+    Failure::new(what).advise(match lookup::similar(name, &lookup::names()) {
+        Some(similar) => format!("a similar name exists: {similar}"),
+        None => "check the name, or name the provider's file: ./FILE, or --config FILE".to_owned(),
+    })
+}
+
+/// Reads the profile of a name, if there is one: the machine's, else the user's own.
+pub(super) fn read_profile(name: &TunnelName) -> Result<Option<Profile>, Failure> {
+    let Some(path) = profile_paths(name).find(|path| path.exists()) else { return Ok(None) };
     let mut profile = parse_profile(&path)?;
     if credential_of(&profile.wireguard).is_some() {
-        return Ok(profile);
+        return Ok(Some(profile));
     }
     if let Ok(rest) = profile.wireguard.strip_prefix("~") {
         profile.wireguard = home_of(&path)?.join(rest);
     } else if let Some(folder) = path.parent() {
-        // A relative path starts at the profile, so that it does not depend on the working directory.
+        // Relative to the profile, not to the working directory.
         profile.wireguard = folder.join(&profile.wireguard);
     }
-    Ok(profile)
+    Ok(Some(profile))
 }
 
-/// Returns the home directory that `~` stands for in a profile.
-pub(super) fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
+/// Finds the home that `~` stands for in a profile.
+fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
     let entry = |uid: u32| User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.dir);
     choose_home(profile, nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name), entry).ok_or_else(|| {
         Failure::new(format!("cannot find the home that `~` stands for in {}", profile.display()))
@@ -64,17 +83,17 @@ pub(super) fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Chooses that home directory. In a profile of the machine it is root's, so that the profile means the same file whoever runs
-/// vpn-exec, a service included. In a user's own it is that user's, also where sudo keeps the folder of its caller's
-/// profiles, but not the caller's HOME. `variable` reads the environment, `entry` the user database.
-pub(super) fn choose_home(
+/// Chooses the home that `~` stands for in a profile. In `/etc/vpn-exec` it is root's: the profile means the same file for every user and
+/// every service. In a user's own profile it is that user's, also under a sudo that keeps XDG_CONFIG_HOME but not HOME. `variable`
+/// reads the environment, `entry` the user database.
+fn choose_home(
     profile: &Path,
     user: u32,
     variable: impl Fn(&str) -> Option<OsString>,
     entry: impl Fn(u32) -> Option<PathBuf>,
 ) -> Option<PathBuf> {
     if profile.starts_with(PROFILES) {
-        // A small container may have no user database; root's home is there everywhere.
+        // A small container may have no user database.
         return Some(entry(0).unwrap_or_else(|| "/root".into())).filter(|home| home.is_absolute());
     }
     let number = || variable("SUDO_UID").filter(|_| user == 0)?.to_str()?.parse().ok();
@@ -83,27 +102,12 @@ pub(super) fn choose_home(
     caller.or(own).filter(|home| home.is_absolute()).or_else(|| entry(user))
 }
 
-/// Returns whether a path is below a home; `/` is no user's home.
-pub(super) fn is_below(path: &Path, home: &Path) -> bool {
+/// Returns whether a path is below a home. A home `/` contains nothing.
+fn is_below(path: &Path, home: &Path) -> bool {
     home.is_absolute() && home.parent().is_some() && path.starts_with(home)
 }
 
-/// Returns the paths at which the profile of a name is looked for, in this order.
-pub(super) fn profiles(name: &TunnelName) -> impl Iterator<Item = PathBuf> {
-    let file = format!("{name}.toml");
-    std::iter::once(PathBuf::from(PROFILES)).chain(own_profiles()).map(move |folder| folder.join(&file))
-}
-
-pub(super) fn own_profiles() -> Option<PathBuf> {
-    let folder = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-    folder.or_else(|| own_home().map(|home| home.join(".config"))).map(|folder| folder.join("vpn-exec"))
-}
-
-pub(super) fn own_home() -> Option<PathBuf> {
-    Some(PathBuf::from(std::env::var_os("HOME")?)).filter(|home| home.is_absolute())
-}
-
-/// Returns the identifier of the credential that a profile names in place of a file.
+/// Returns the identifier of the credential that a profile names in place of the provider's file.
 pub(super) fn credential_of(wireguard: &Path) -> Option<String> {
     wireguard.to_str()?.strip_prefix(CREDENTIAL).map(str::to_owned)
 }
@@ -111,13 +115,13 @@ pub(super) fn credential_of(wireguard: &Path) -> Option<String> {
 /// Returns the path of a credential of the calling service.
 pub(super) fn credential_path(id: &str) -> Result<PathBuf, Failure> {
     if id.is_empty() || id.contains('/') || id == ".." || id == "." {
-        return Err(Failure::new(format!("{id:?} is not a valid credential name")));
+        return Err(Failure::new(format!("{id:?} is not a valid name of a credential")));
     }
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        Failure::new(format!("cannot read the credential {id} of the service: CREDENTIALS_DIRECTORY is not set"))
-            .advise(
-                "start the tunnel as a service: `systemctl start vpn-exec@NAME`; programs join it with --tunnel NAME",
-            )
+        let what = format!("the provider's file is the credential {id} of a service, but CREDENTIALS_DIRECTORY is not set");
+        Failure::new(what).advise(
+            "start the tunnel as a service: `systemctl start vpn-exec@NAME`; run programs in it with `vpn-exec NAME -- PROGRAM`",
+        )
     })?;
     Ok(PathBuf::from(folder).join(id))
 }
@@ -127,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_home_is_the_profiles() {
+    fn the_home_depends_on_the_profiles_folder() {
         let home = |profile: &str, user, variables: &[(&str, &str)]| {
             let variable = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
             let entry = |uid| match uid {
@@ -140,7 +144,7 @@ mod tests {
         };
         let (machine, own) = ("/etc/vpn-exec/a.toml", "/home/ann/.config/vpn-exec/a.toml");
         let sudo = [("SUDO_UID", "1000"), ("HOME", "/root")];
-        // A profile of the machine means the same file to everybody.
+        // A profile of the machine means the same file for every user.
         for (user, variables) in
             [(0, &[][..]), (0, &sudo[..]), (0, &[("HOME", "/home/ann")]), (1000, &[("HOME", "/home/ann")])]
         {
@@ -155,7 +159,7 @@ mod tests {
         assert_eq!(home(own, 0, &sudo).as_deref(), Some("/home/ann"));
         assert_eq!(home(own, 0, &[("SUDO_UID", "1000"), ("HOME", "/home/ann")]).as_deref(), Some("/home/ann"));
         assert_eq!(home("/root/.config/vpn-exec/a.toml", 0, &sudo).as_deref(), Some("/root"));
-        // `SUDO_UID` is anybody's to set, and means nothing but to root. A home `/` is nobody's.
+        // `SUDO_UID` counts only for root. A home `/` contains nothing.
         assert_eq!(home(own, 1001, &sudo).as_deref(), Some("/root"));
         assert_eq!(home(own, 0, &[("SUDO_UID", "65534"), ("HOME", "/root")]).as_deref(), Some("/root"));
     }

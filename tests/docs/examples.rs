@@ -225,7 +225,7 @@ fn the_tutorial_keeps_a_tunnel_up_and_takes_it_down() {
         require("curl", "curl")?;
         let place = Place::prepare(lab)?;
         let [check, plan, up, status] = TUTORIAL;
-        ensure!(place.works(check)?.trim() == "mullvad: a tunnel can be made");
+        ensure!(place.works(check)?.trim() == "mullvad: the configuration is valid");
         ensure!(place.works(plan)?.contains("wg0"));
         place.works(up)?;
         ensure!(place.works(THROUGH_A_TUNNEL)?.trim() == PROVIDER.ipv4.to_string());
@@ -336,7 +336,7 @@ fn debians_transmission_answers_at_its_page_and_others_do_not_reach_it() {
         require("transmission-daemon", "transmission-daemon")?;
         require("curl", "curl")?;
         let place = Place::prepare(lab)?.with_profile()?;
-        ensure!(place.works(CHECK_PROFILE)?.trim() == "mullvad: a tunnel can be made");
+        ensure!(place.works(CHECK_PROFILE)?.trim() == "mullvad: the configuration is valid");
         // As `systemctl enable --now vpn-exec@mullvad` does.
         place.works("vpn-exec up mullvad")?;
         let address = place.works(THROUGH_A_TUNNEL)?;
