@@ -123,13 +123,13 @@ fn what_was_refused_is_counted() {
     });
 }
 
-/// If the gate is killed, all is closed.
+/// If the socket guard is killed, all connections fail, and the user gets a message.
 #[test]
-fn without_the_gate_nothing_is_connected_to() {
+fn without_the_socket_guard_nothing_is_connected_to() {
     test_at_desk(|desk| {
         require(PYTHON)?;
         let outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
-        // The gate is the one of the launcher's children that is no parent, has the capability to look into others alone, and waits.
+        // The socket guard is the one of the launcher's children whose only capability is CAP_SYS_PTRACE.
         let kill = "import os,re,signal,time\n\
                     def field(p,n): return re.search(n+r':\\s*(\\S+)', open(f'/proc/{p}/status').read()).group(1)\n\
                     me=os.getppid()\n\
@@ -140,6 +140,30 @@ fn without_the_gate_nothing_is_connected_to() {
         let output = run(desk.inside(&[], &[PYTHON, "-c", &program]))?;
         ensure!(output.stdout == b"killed\nFunction not implemented\n", "{}", said(&output));
         ensure!(outside.callers() == 0);
+        let message =
+            "the process that guards unix sockets was killed by signal 9: new connections of the program fail";
+        ensure!(said(&output).matches(message).count() == 1, "{}", said(&output));
+        // A guard that ends with its program is not worth a message.
+        let output = run(desk.inside(&[], &["true"]))?;
+        ensure!(output.status.success() && output.stderr.is_empty(), "{}", said(&output));
+        Ok(())
+    });
+}
+
+/// A guard that fails at its start gives its own reason, and the program is not executed.
+#[test]
+fn a_guard_that_cannot_start_says_why() {
+    test_at_desk(|desk| {
+        for (guard, task) in vpn_exec::fault::GUARDS.into_iter().zip(["guard unix sockets", "filter the session bus"]) {
+            let mut command = desk.inside(&[], &["echo", "executed"]);
+            command.env("VPN_EXEC_TEST_FAIL", guard);
+            command.env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/tmp/bus");
+            let output = command.output()?;
+            ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{guard}: {}", said(&output));
+            let reason = format!("cannot {task}: cannot go on {guard}: a test has it fail");
+            ensure!(said(&output).contains(&reason), "{}", said(&output));
+            ensure!(!said(&output).contains("Broken pipe"), "{}", said(&output));
+        }
         Ok(())
     });
 }

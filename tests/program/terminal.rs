@@ -365,10 +365,14 @@ fn keys_are_left_to_the_rest_of_a_pipeline() {
     test_with_file(|config| {
         let script = "echo data; [ -e /run/lab/ask ] || exit 0; read word </dev/tty; echo \"got\" $word >/dev/tty";
         let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
-        terminal.send(&format!("{line} | {{ read a; echo \"rea\"dy; read b </dev/tty; echo \"bo\"th $a $b; }}\n"))?;
+        terminal.send(&format!(
+            "{line} | {{ read a; echo \"rea\"dy; read b </dev/tty; echo \"bo\"th $a $b; }}; echo \"en\"ded\n"
+        ))?;
         terminal.expect("ready")?;
         terminal.send("typed\n")?;
         terminal.expect("both data typed")?;
+        // The first program may check for the file late.
+        terminal.expect("ended")?;
         // Once it asks for them, they are its own.
         std::fs::write("/run/lab/ask", "")?;
         terminal.send(&format!("{line} >/dev/null; echo \"en\"ded\n"))?;
