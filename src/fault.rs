@@ -37,7 +37,7 @@ pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter
 /// The protections that can be left out.
 ///
 /// Of a program: its network namespace, its view of the files for lookups, the loss of privileges and of inherited
-/// descriptors, the routes into the tunnel, the packet rules, and the filter for unix sockets. Of a keeper: that the
+/// descriptors, the routes into the tunnel, the packet rules, and the socket guard. Of a keeper: that the
 /// kernel rejects descriptors of other users (as before Linux 6.16), and that their connections are closed in the
 /// background.
 pub const PROTECTIONS: [&str; 9] =
