@@ -276,7 +276,7 @@ fn plan_and_status_show_host_ports() {
         assert_eq!(agent.succeed("get http://host.internal:631/")?, "a printer");
         let status = Command::new(lab::program!()).args(["status", NAME]).output()?;
         let text = String::from_utf8_lossy(&status.stdout).into_owned();
-        ensure!(text.contains("of the host    631/tcp"), "{text}");
+        ensure!(text.contains("host ports     631/tcp"), "{text}");
         finish(agent)?;
         down()
     });

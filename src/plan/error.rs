@@ -143,8 +143,8 @@ pub enum PlanError {
     },
     /// A port of the host's loopback on which resolvers listen.
     #[error(
-        "port {port} of the host cannot be reached by the program: the host's resolver would answer DNS queries outside \
-         the tunnel"
+        "port {port} of the host cannot be reached by the program: the host's resolver would answer DNS queries \
+         outside the tunnel"
     )]
     HostPortForNames {
         /// The port.
@@ -174,8 +174,8 @@ pub enum PlanError {
     },
     /// The running tunnel has a link to the host that this program could use as a way out.
     #[error(
-        "the tunnel {tunnel} was made for programs without CAP_NET_RAW and CAP_NET_ADMIN: this program could leave it by \
-         the link to the host, which has IPv6"
+        "the tunnel {tunnel} was made for programs without CAP_NET_RAW and CAP_NET_ADMIN: this program could leave \
+         it by the link to the host, which has IPv6"
     )]
     OpenLink {
         /// The tunnel.
@@ -225,7 +225,8 @@ impl PlanError {
                 "leave it out, or give the tunnel an IPv6 address, and keep neither CAP_NET_RAW nor CAP_NET_ADMIN"
             }
             Self::LocalIpv6NotForwarded { .. } => {
-                "leave it out, use Linux 6.17 or newer, or make the host a router: `sysctl net.ipv6.conf.all.forwarding=1`"
+                "leave it out, use Linux 6.17 or newer, or make the host a router: \
+                 `sysctl net.ipv6.conf.all.forwarding=1`"
             }
             Self::PublishedTwice { .. } => "leave one out; a port on all addresses of the host is on each of them",
             Self::PublishedForWireguard { .. } => "publish another port, or remove ListenPort from the file",
@@ -234,7 +235,8 @@ impl PlanError {
             Self::SecretInHook { .. } => "make the hook read the key from a file, or leave out --allow-hooks",
             Self::NoFreeAddresses { .. } => "narrow or remove a route of the host that covers unused private addresses",
             Self::OpenLink { .. } => {
-                "add the capability to the tunnel's profile, and take the tunnel down and up again, or use another tunnel"
+                "add the capability to the tunnel's profile, and take the tunnel down and up again, \
+                 or use another tunnel"
             }
             Self::NoFreeInterfaceName { .. } => "remove unused interfaces, or rename the tunnel",
         }

@@ -96,8 +96,8 @@ pub struct ListenSocket {
 ///
 /// # Errors
 ///
-/// Returns the first failure; then the process listens on none of the ports. The failure's error number is that of the system
-/// call: EADDRINUSE if another socket uses the port.
+/// Returns the first failure; then the process listens on none of the ports. The failure's error number is that of the
+/// system call: EADDRINUSE if another socket uses the port.
 pub fn bind(ports: &[RelayedPort]) -> Result<Vec<ListenSocket>, Failure> {
     let bind_one = |port: &RelayedPort| match open(port) {
         Ok(socket) => Ok(ListenSocket { port: port.clone(), socket }),
@@ -126,8 +126,8 @@ fn failure(port: &RelayedPort, error: &io::Error) -> Failure {
         Some(libc::EADDRINUSE) => "stop the program that uses the port (`ss -tulpn` shows it), or publish another port",
         Some(libc::EPERM) if is_host_port => "use Linux 5.7 or newer, which allows SO_BINDTODEVICE without CAP_NET_RAW",
         Some(libc::EMFILE) => {
-            "name fewer ports, or raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of a service): each port \
-             needs one"
+            "name fewer ports, or raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of a service): each \
+             port needs one"
         }
         Some(libc::EADDRNOTAVAIL) => "publish on an address that the host has, or on all by leaving it out",
         _ => return failure,
