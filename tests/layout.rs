@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, from top to bottom. A room uses only itself and rooms below it.
-const ROOMS: [&str; 25] = [
+const ROOMS: [&str; 26] = [
     "commands",
     "program",
     "session",
@@ -25,6 +25,7 @@ const ROOMS: [&str; 25] = [
     "fault",
     "failure",
     "linux",
+    "color",
     "escape",
     "ruleset",
     "names",
