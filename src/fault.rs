@@ -28,7 +28,7 @@ pub const TAKE_DOWN: [&str; 4] = [
 pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter"];
 
 /// What can be taken away: the program's namespace, its view of names, that it has no privileges and no files but its own, that routes
-/// lead into the tunnel, the rules for packets inside, and the gate before the sockets of processes outside; of a keeper, that the kernel
+/// lead into the tunnel, the rules for packets inside, and the guard before the sockets of processes outside; of a keeper, that the kernel
 /// refuses descriptors of other users (as before Linux 6.16), and that their connections are closed apart.
 pub const PROTECTIONS: [&str; 9] =
     ["namespace", "names", "privileges", "descriptors", "routes", "rules", "sockets", "passrights", "apart"];

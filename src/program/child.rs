@@ -1,5 +1,5 @@
-//! The program's process from fork(2) to execve(2): isolates itself, waits for the tunnel, enters it, drops privileges, and
-//! executes the program.
+//! The program's process from fork(2) to execve(2): isolates itself, waits for the tunnel, enters it, drops privileges,
+//! and executes the program.
 
 use std::ffi::CString;
 use std::io;

@@ -219,7 +219,7 @@ fn the_plan_tells_what_listens_now_and_is_closed() {
     });
 }
 
-/// As with `sudo` and `--user`: the gate is that user, and sees what that user sees.
+/// As with `sudo` and `--user`: the socket guard is that user, and sees what that user sees.
 #[test]
 fn a_program_of_another_user_is_refused_as_well() {
     test_at_desk(|desk| {
