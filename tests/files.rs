@@ -38,7 +38,7 @@ fn obfuscation_that_changes_nothing_works_with_a_plain_server() {
         // As an old Mac's editor saves it, too.
         for text in [text.replace('\n', "\r\n"), text.replace('\n', "\r")] {
             let said = reaches_the_web(launcher(VPN_EXEC, &lab.file(&text)?, &["--wait", "60"]))?;
-            ensure!(said.matches("set aside `Jc`, `Jmin`").count() == 1, "{said}");
+            ensure!(said.matches("ignored `Jc`, `Jmin`").count() == 1, "{said}");
             ensure!(said.matches("`MTU` (line 12) has no value").count() == 1, "{said}");
         }
         Ok(())

@@ -126,7 +126,8 @@ impl AsFd for Signals {
 
 /// Returns the set of these numbers, without those that are not signals.
 fn set_of(numbers: impl IntoIterator<Item = i32>) -> SigSet {
-    // SAFETY: `set` is plain data for which all zeros is valid. sigemptyset(3) initializes it, and sigaddset(3) fills it.
+    // SAFETY: `set` is plain data for which all zeros is valid. sigemptyset(3) initializes it, and sigaddset(3) fills
+    // it.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);

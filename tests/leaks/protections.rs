@@ -42,7 +42,7 @@ fn without_the_gate_before_sockets() {
     lab::test(Peer::Ours, |lab| without(lab, "sockets", |vector| vector.by == By::Sockets));
 }
 
-/// Where the view of names is lost, the gate keeps the host's resolvers closed as well.
+/// Where the view of names is lost, the socket guard keeps the host's resolvers closed as well.
 #[test]
 fn the_gate_holds_without_the_view_of_names() {
     lab::test(Peer::Ours, |lab| {

@@ -25,7 +25,7 @@ pub(crate) enum By {
     Library,
     /// Its view of files.
     Files,
-    /// The gate before the sockets of processes outside.
+    /// The guard before the sockets of processes outside.
     Sockets,
     /// That it has no privileges.
     Privileges,

@@ -56,7 +56,7 @@ fn the_exit_status_is_the_programs() {
             let output = vpn_exec(&config, &[], program).output()?;
             ensure!(output.status.code() == Some(code), "{program:?}: {}", said(&output));
         }
-        for signal in [1, 2, 6, 9, 13, 15] {
+        for signal in [1, 2, 6, 9, 13, 15, 30, 35] {
             let output = vpn_exec(&config, &[], &["sh", "-c", &format!("kill -{signal} $$")]).output()?;
             ensure!(output.status.signal() == Some(signal), "{signal}: {}", said(&output));
         }

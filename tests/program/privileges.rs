@@ -118,7 +118,7 @@ fn each_process_may_do_what_its_next_step_takes() {
         rests_with("the keeper", state.keeper, &[(0, 0), (all, NET_ADMIN)])?;
         let keeper = fs::read_to_string(format!("/proc/{}/status", state.keeper))?;
         ensure!(bits(&keeper, "CapBnd")? == 0, "{keeper}");
-        // The process that keeps the view and the gate are neither the keeper nor the program, which is another one by now.
+        // The process that keeps the view and the socket guard are neither the keeper nor the program, which is another one by now.
         let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let mut children = String::new();
         wait_until("the program", || {

@@ -1,9 +1,9 @@
 //! Lets one process decide about the connections of others to unix sockets (seccomp_unotify(2)).
 //!
 //! The filter holds connect(2), sendto(2) to an address and, in 32-bit programs, socketcall(2) until the supervisor has
-//! answered. The kernel reads the address again when a call continues, so a hostile thread can replace it meanwhile: the
-//! filter protects against accidents only. It does not hold sendmsg(2), whose address a filter cannot see. Holding every
-//! sendmsg(2) would slow down all X11 and D-Bus programs.
+//! answered. The kernel reads the address again when a call continues, so a hostile thread can replace it meanwhile:
+//! the filter protects against accidents only. It does not hold sendmsg(2), whose address a filter cannot see. Holding
+//! every sendmsg(2) would slow down all X11 and D-Bus programs.
 
 use std::io::{self, IoSliceMut};
 use std::mem;
@@ -39,7 +39,7 @@ const SYNC_WAKE_UP: libc::c_ulong = 1;
 
 /// The filter's labels.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ConnectLabel {
     NextArchitecture(usize),
     Datagram,
     Length,
@@ -55,38 +55,38 @@ fn program() -> Vec<sock_filter> {
     let mut program = vec![Load(ARCHITECTURE)];
     for (index, architecture) in ARCHITECTURES.iter().enumerate() {
         program.extend([
-            Unless(architecture.audit, Place::NextArchitecture(index)),
+            Unless(architecture.audit, ConnectLabel::NextArchitecture(index)),
             Load(NUMBER),
             Mask(!X32),
-            IfEqual(architecture.connect, Place::Notify),
-            IfEqual(architecture.sendto, Place::Datagram),
-            IfEqual(IO_URING_SETUP, Place::Refuse),
+            IfEqual(architecture.connect, ConnectLabel::Notify),
+            IfEqual(architecture.sendto, ConnectLabel::Datagram),
+            IfEqual(IO_URING_SETUP, ConnectLabel::Refuse),
         ]);
-        program.extend(architecture.socketcall.map(|number| IfEqual(number, Place::Socketcall)));
-        program.extend([Return(libc::SECCOMP_RET_ALLOW), Label(Place::NextArchitecture(index))]);
+        program.extend(architecture.socketcall.map(|number| IfEqual(number, ConnectLabel::Socketcall)));
+        program.extend([Return(libc::SECCOMP_RET_ALLOW), Label(ConnectLabel::NextArchitecture(index))]);
     }
     program.extend([
         Return(libc::SECCOMP_RET_ALLOW),
-        Label(Place::Socketcall),
+        Label(ConnectLabel::Socketcall),
         Load(argument(0)),
-        IfEqual(SOCKETCALL_CONNECT, Place::Notify),
-        IfEqual(SOCKETCALL_SENDTO, Place::Notify),
+        IfEqual(SOCKETCALL_CONNECT, ConnectLabel::Notify),
+        IfEqual(SOCKETCALL_SENDTO, ConnectLabel::Notify),
         Return(libc::SECCOMP_RET_ALLOW),
-        Label(Place::Datagram),
+        Label(ConnectLabel::Datagram),
         Load(argument(4)),
-        Unless(0, Place::Length),
+        Unless(0, ConnectLabel::Length),
         Load(argument(4) + 4),
-        IfEqual(0, Place::Allow),
-        Label(Place::Length),
+        IfEqual(0, ConnectLabel::Allow),
+        Label(ConnectLabel::Length),
         Load(argument(5)),
     ]);
-    program.extend(UNHELD_LENGTHS.map(|length| IfEqual(length, Place::Allow)));
+    program.extend(UNHELD_LENGTHS.map(|length| IfEqual(length, ConnectLabel::Allow)));
     program.extend([
-        Label(Place::Notify),
+        Label(ConnectLabel::Notify),
         Return(libc::SECCOMP_RET_USER_NOTIF),
-        Label(Place::Refuse),
+        Label(ConnectLabel::Refuse),
         Return(libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
-        Label(Place::Allow),
+        Label(ConnectLabel::Allow),
         Return(libc::SECCOMP_RET_ALLOW),
     ]);
     bpf::assemble(&program)
@@ -247,8 +247,8 @@ impl PendingConnect {
     /// Reads the destination from the caller's memory.
     ///
     /// # Errors
-    /// Fails with `EPERM` if the caller's memory cannot be read, and with `EFAULT` if the address is invalid, with which
-    /// the call itself will fail, too.
+    /// Fails with `EPERM` if the caller's memory cannot be read, and with `EFAULT` if the address is invalid, with
+    /// which the call itself will fail, too.
     pub fn read_address(&self) -> io::Result<Destination> {
         let (address, length) = match self.indirect {
             None => (self.address, self.length),

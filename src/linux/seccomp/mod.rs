@@ -27,7 +27,7 @@ pub struct SyscallFilter(BpfProgram);
 
 /// The kernel's form of a filter (`struct sock_fprog` of linux/filter.h).
 #[repr(C)]
-struct Program {
+struct SockFprog {
     length: libc::c_ushort,
     filter: *const sock_filter,
 }
@@ -74,7 +74,7 @@ impl SyscallFilter {
         use Instruction::{IfEqual, Label, Load, Mask, Return, Unless};
 
         #[derive(Clone, Copy, PartialEq, Eq)]
-        enum Place {
+        enum ProgramLabel {
             NextArchitecture(usize),
             Ioctl,
             RequestKey,
@@ -84,25 +84,25 @@ impl SyscallFilter {
         let mut program = vec![Load(ARCHITECTURE)];
         for (index, Architecture { audit, request_key, ioctl, .. }) in ARCHITECTURES.iter().enumerate() {
             program.extend([
-                Unless(*audit, Place::NextArchitecture(index)),
+                Unless(*audit, ProgramLabel::NextArchitecture(index)),
                 Load(NUMBER),
                 Mask(!X32),
-                IfEqual(*request_key, Place::RequestKey),
+                IfEqual(*request_key, ProgramLabel::RequestKey),
             ]);
-            program.extend(ioctl.iter().map(|number| IfEqual(*number, Place::Ioctl)));
-            program.extend([Return(libc::SECCOMP_RET_ALLOW), Label(Place::NextArchitecture(index))]);
+            program.extend(ioctl.iter().map(|number| IfEqual(*number, ProgramLabel::Ioctl)));
+            program.extend([Return(libc::SECCOMP_RET_ALLOW), Label(ProgramLabel::NextArchitecture(index))]);
         }
-        program.extend([Return(libc::SECCOMP_RET_ALLOW), Label(Place::Ioctl), Load(argument(1))]);
-        program.extend(TYPING.map(|command| IfEqual(command, Place::Refuse)));
+        program.extend([Return(libc::SECCOMP_RET_ALLOW), Label(ProgramLabel::Ioctl), Load(argument(1))]);
+        program.extend(TYPING.map(|command| IfEqual(command, ProgramLabel::Refuse)));
         program.extend([
             Return(libc::SECCOMP_RET_ALLOW),
-            Label(Place::RequestKey),
+            Label(ProgramLabel::RequestKey),
             Load(argument(2)),
-            Unless(0, Place::Refuse),
+            Unless(0, ProgramLabel::Refuse),
             Load(argument(2) + 4),
-            Unless(0, Place::Refuse),
+            Unless(0, ProgramLabel::Refuse),
             Return(libc::SECCOMP_RET_ALLOW),
-            Label(Place::Refuse),
+            Label(ProgramLabel::Refuse),
             Return(libc::SECCOMP_RET_ERRNO | REFUSAL.unsigned_abs()),
         ]);
         Self(bpf::assemble(&program))
@@ -142,10 +142,11 @@ impl SyscallFilter {
     }
 }
 
-/// Installs a filter in the calling thread, and returns the result of seccomp(2): a descriptor if the flags ask for one.
+/// Installs a filter in the calling thread, and returns the result of seccomp(2): a descriptor if the flags ask for
+/// one.
 fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let length = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let program = Program { length, filter: program.as_ptr() };
+    let program = SockFprog { length, filter: program.as_ptr() };
     // SAFETY: the kernel reads the program and the filter that it points to, both of which live until the call returns.
     match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
         -1 => Err(io::Error::last_os_error()),
