@@ -2,21 +2,16 @@
 //! routes, parameters and files, and how what it tries ends, is the same. What is not is named here, each with its reason.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use lab::agent::{self, Agent, launcher};
-use lab::{LAN, Lab, Peer, ROUTER, Reach, Skip, TUNNEL_RESOLVER, WEB};
+use lab::{LAN, Lab, Launcher, Peer, ROUTER, Reach, Skip, TUNNEL_RESOLVER, WEB, vpn_exec};
 use vpn_exec::linux::link::Place;
 use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, Request};
-
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 
 /// How long something may take that works.
 const WORKS: Duration = Duration::from_secs(10);
@@ -33,53 +28,6 @@ const NAMED: [(&str, &str); 9] = [
     ("/sys/class/net/wg0/speed ", "a TUN says 10 Mbit/s, whatever it does"),
     ("/sys/class/net/wg0/duplex ", "a TUN says that it has both ways at once"),
 ];
-
-/// Files with what changes by itself, or differs from one tunnel to the next of the same name: what a veth has by chance, and the mark.
-const PASSING: [&str; 7] = [
-    "statistics",
-    "carrier_changes",
-    "carrier_up_count",
-    "carrier_down_count",
-    "nf_conntrack_count",
-    "iflink",
-    "ifalias",
-];
-
-#[test]
-#[ignore = "the program that the other test runs"]
-fn agent() {
-    agent::serve_with(|words| match words {
-        ["read", path] => fs::read_to_string(path),
-        ["tree", path] => tree(Path::new(path)),
-        _ => agent::perform(words),
-    });
-}
-
-/// A line for each file below a directory, with what is in it. Links are not followed.
-fn tree(directory: &Path) -> io::Result<String> {
-    let mut entries: Vec<PathBuf> = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).collect();
-    entries.sort_unstable();
-    let mut lines = String::new();
-    for path in entries {
-        let is_passing = |name: &str| PASSING.contains(&name) || (name == "address" && directory.ends_with("host0"));
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_passing) {
-            continue;
-        }
-        let kind = fs::symlink_metadata(&path)?.file_type();
-        if kind.is_dir() {
-            lines.push_str(&tree(&path)?);
-        } else if kind.is_symlink() {
-            lines.push_str(&format!("{} -> {}\n", path.display(), fs::read_link(&path)?.display()));
-        } else {
-            let content = match fs::read_to_string(&path) {
-                Ok(text) => text.trim_end().lines().collect::<Vec<_>>().join(" | "),
-                Err(error) => error.to_string(),
-            };
-            lines.push_str(&format!("{} {content}\n", path.display()));
-        }
-    }
-    Ok(lines)
-}
 
 /// The files of which every line is looked at.
 const FILES: [&str; 12] = [
@@ -139,9 +87,8 @@ fn acts() -> Vec<String> {
 
 /// All that a program sees: what was looked at or tried, and what came of it.
 fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
-    let file = lab.wg_quick_file(Reach::Ipv4)?;
-    let command = launcher(VPN_EXEC, &file, &["--name", "alike", "--wait", "60"]);
-    let mut agent = Agent::start(Some(with_backend(&command, backend)))?.begun()?;
+    let launcher = Launcher::with_backend(lab.wg_quick_file(Reach::Ipv4)?, backend);
+    let mut agent = launcher.options(["--name", "alike", "--wait", "60"]).start_agent()?.begun()?;
     agent.succeed_within(WORKS, &format!("get http://{}/", SocketAddr::new(WEB.ipv4.into(), 80)))?;
     let mut all = BTreeMap::new();
     let mut note = |what: String, outcome: Result<String, String>| match outcome {
@@ -205,17 +152,6 @@ fn sorted(text: &str) -> String {
     lines.join("\\n")
 }
 
-/// A command line with another backend.
-fn with_backend(command: &Command, backend: &str) -> Command {
-    let mut other = Command::new(command.get_program());
-    let mut is_backend = false;
-    for argument in command.get_args() {
-        other.arg(if is_backend { backend.as_ref() } else { argument });
-        is_backend = argument == "--backend";
-    }
-    other
-}
-
 /// # Errors
 /// [`Skip`] where the kernel has no WireGuard.
 fn require_kernel() -> Result<()> {
@@ -227,7 +163,7 @@ fn require_kernel() -> Result<()> {
         Ok(_) => Ok(()),
         Err(error) => {
             let reason = format!("this kernel has no WireGuard: {error}");
-            Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_KERNEL_WIREGUARD" }.into())
+            Err(Skip::error(reason, lab::variables::REQUIRE_KERNEL_WIREGUARD))
         }
     }
 }
@@ -259,15 +195,13 @@ fn a_program_sees_the_same_with_both() {
 fn a_port_that_is_refused_leaves_the_kernels_device_as_it_was() {
     lab::test(Peer::Ours, |lab| {
         require_kernel()?;
-        let vpn_exec = |arguments: &[&str]| -> Result<Output> {
-            Ok(Command::new(VPN_EXEC).args(arguments).stdin(Stdio::null()).output()?)
-        };
+        let run = |arguments: &[&str]| lab::launcher::run(vpn_exec(arguments));
         let text = lab.wg_quick_text(Reach::Ipv4);
         let before = lab.file(&text)?.display().to_string();
         let after = text.replace("[Peer]", "ListenPort = 40124\nFwMark = 7\n[Peer]");
         let after = lab.file(&after)?.display().to_string();
         let options = ["--name", "alike", "--backend", "kernel"];
-        let up = vpn_exec(&[&["up", &before], &options[..]].concat())?;
+        let up = run(&[&["up", &before], &options[..]].concat())?;
         ensure!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
         let Named::Namespace(inside) = look_up(&path_of("alike"))? else { bail!("there is a namespace") };
         let mark = || -> Result<String> {
@@ -276,14 +210,14 @@ fn a_port_that_is_refused_leaves_the_kernels_device_as_it_was() {
         };
         let holders = [UdpSocket::bind("0.0.0.0:40124")?, UdpSocket::bind("[::1]:40124")?];
         let reload = [&["reload", &after], &options[..]].concat();
-        let refused = vpn_exec(&reload)?;
+        let refused = run(&reload)?;
         ensure!(!refused.status.success(), "{}", String::from_utf8_lossy(&refused.stdout));
         ensure!(mark()? == "off", "the mark was set: {}", mark()?);
         drop(holders);
-        let applied = vpn_exec(&reload)?;
+        let applied = run(&reload)?;
         ensure!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
         ensure!(mark()? == "0x7", "{}", mark()?);
-        let down = vpn_exec(&["down", "alike"])?;
+        let down = run(&["down", "alike"])?;
         ensure!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
         Ok(())
     });

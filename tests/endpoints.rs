@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::agent::{Agent, launcher};
-use lab::{HOST, HOST_ON_LAN, LAN, Lab, PROVIDER, PROVIDER_PORT, Packet, Peer, Reach, TUNNEL_CLIENT, WEB};
+use lab::agent::Agent;
+use lab::{HOST, HOST_ON_LAN, LAN, Lab, Launcher, PROVIDER, PROVIDER_PORT, Packet, Peer, Reach, TUNNEL_CLIENT, WEB};
 use vpn_exec::keys::{PrivateKey, PublicKey};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, Request};
@@ -21,15 +21,9 @@ const WORKS: Duration = Duration::from_secs(60);
 const DEAD_IPV4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 33));
 const DEAD_IPV6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x33));
 
-#[test]
-#[ignore = "the program that the other tests run"]
-fn agent() {
-    lab::agent::serve();
-}
-
 /// Runs the agent in a tunnel; it may not have begun.
 fn start(lab: &Lab, wg_quick: &str, options: &[&str]) -> Result<Agent> {
-    Agent::start(Some(launcher(lab::program!(), &lab.file(wg_quick)?, options)))
+    Launcher::new(lab.file(wg_quick)?).options(options).start_agent()
 }
 
 fn finish(agent: Agent) -> Result<()> {
@@ -57,7 +51,7 @@ fn initiations(packets: &[Packet], to: IpAddr) -> usize {
 /// build, musl, asks at both each time; so those by IPv4 count.
 fn questions(lab: &Lab) -> usize {
     let questions = lab.resolver.questions();
-    let counts = |question: &&lab::dns::Question| question.kind == lab::dns::A && question.from.is_ipv4();
+    let counts = |question: &&lab::dns::Question| question.kind == lab::dns::RecordType::A && question.from.is_ipv4();
     questions.iter().filter(|question| question.name == "vpn.example").filter(counts).count()
 }
 

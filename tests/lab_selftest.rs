@@ -7,7 +7,8 @@ use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::dns::{A, AAAA, Question, lookup};
+use lab::dns::RecordType::{A, AAAA};
+use lab::dns::{Question, lookup};
 use lab::{
     Context, HOST, LAN, Lab, PROVIDER, PROVIDER_PORT, Peer, ROUTER, Reach, Result, Snapshot, TUNNEL_CLIENT,
     TUNNEL_RESOLVER, WEB,
@@ -33,7 +34,7 @@ fn servers_see_the_host_without_a_tunnel() {
         assert_eq!(get(&format!("http://[{}]/", WEB.ipv6))?, format!("{}\n", HOST.ipv6));
         assert_eq!(get(&format!("http://{}/", LAN.ipv4))?, "a page in the local network\n");
         assert_eq!(get(&format!("http://[{}]:80/", LAN.ipv6))?, "a page in the local network\n");
-        assert_eq!(lab.web.callers(), HOST.both());
+        assert_eq!(lab.web.clients(), HOST.both());
         Ok(())
     });
 }
@@ -194,7 +195,7 @@ fn a_tunnel_by_hand(lab: &Lab, endpoint: IpAddr) -> Result<()> {
     lab.provider.stop()?;
     let dead = |url: String| inside.run(|| lab::http::get(&url, SECOND));
     assert!(dead(format!("http://{}/", WEB.ipv4)).is_err(), "the provider is stopped");
-    assert_eq!(lab.web.callers(), PROVIDER.both());
+    assert_eq!(lab.web.clients(), PROVIDER.both());
     assert_eq!(lab.capture.leaks()?, []);
 
     // A provider that was restarted has no session, so nothing passes before a new handshake.

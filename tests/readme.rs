@@ -104,7 +104,7 @@ impl Place {
         // Commands that the examples begin with. The world's root is nobody's sudo.
         fs::create_dir(place.path("bin"))?;
         place.write("bin/sudo", "#!/bin/sh\nexec \"$@\"\n", 0o755)?;
-        symlink(lab::program!(), place.path("bin/vpn-exec"))?;
+        symlink(lab::launcher::binary(), place.path("bin/vpn-exec"))?;
         Ok(place)
     }
 
@@ -149,7 +149,7 @@ fn require(program: &str, package: &str) -> Result<()> {
         return Ok(());
     }
     let reason = format!("there is no {program} (Debian's package {package})");
-    Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
+    Err(Skip::error(reason, lab::variables::REQUIRE_PEERS))
 }
 
 /// Ends a command as a terminal's interrupt does.

@@ -32,7 +32,7 @@ fn config(address: &str, allowed: &str) -> Result<PathBuf> {
 /// The beginning of a shell's line that runs vpn-exec: all but the options, the two dashes and the program.
 fn vpn_exec() -> Result<String> {
     let config = config("10.64.3.2/32, fc00:bbbb::3:2/128", "0.0.0.0/0, ::/0")?;
-    Ok(format!("{} --config {} --backend userspace", env!("CARGO_BIN_EXE_vpn-exec"), config.display()))
+    Ok(format!("{} --config {} --backend userspace", lab::launcher::binary().display(), config.display()))
 }
 
 fn bash(script: &str) -> Command {
@@ -75,7 +75,7 @@ fn ensure_nothing_left() -> Result<()> {
 
 /// Runs a test in a world of its own.
 fn test<F: FnOnce() -> Result<()>>(body: F) {
-    world::test_as(std::any::type_name::<F>(), || {
+    world::test(|| {
         lab::require_tun()?;
         body()
     });
@@ -119,7 +119,7 @@ fn the_network_of_an_address_may_be_among_the_allowed_ips() {
         ] {
             vpn_exec()?;
             let config = config(address, allowed)?;
-            let binary = env!("CARGO_BIN_EXE_vpn-exec");
+            let binary = lab::launcher::binary().display();
             let script = format!("{binary} --config {} --backend userspace -- true", config.display());
             let output = run(&script)?;
             ensure!(output.status.success(), "{address} with {allowed}: {}", said(&output));
@@ -136,7 +136,7 @@ fn a_privileged_port_can_be_listened_on() {
         let text = fs::read_to_string(&config)?.replace("DNS =", "ListenPort = 443\nDNS =");
         fs::write(&config, text)?;
         let script =
-            format!("{} --config {} --backend userspace -- true", env!("CARGO_BIN_EXE_vpn-exec"), config.display());
+            format!("{} --config {} --backend userspace -- true", lab::launcher::binary().display(), config.display());
         let output = run(&script)?;
         ensure!(output.status.success(), "{}", said(&output));
         Ok(())
@@ -296,7 +296,7 @@ fn who_is_not_root_cannot_lock_a_tunnel() {
 fn who_may_not_is_told_to_be_root() {
     test(|| {
         let program = Path::new(world::FILES).join("vpn-exec");
-        fs::copy(env!("CARGO_BIN_EXE_vpn-exec"), &program)?;
+        fs::copy(lab::launcher::binary(), &program)?;
         let (program, config) = (program.display(), config("10.64.3.2/32", "0.0.0.0/0")?);
         let config = config.display();
         ensure!(run(&format!("{program} up {config} --backend userspace"))?.status.success());
@@ -401,7 +401,7 @@ fn what_is_printed_as_json_is_documented() {
         let path = config("10.64.3.2/32, fc00:bbbb::3:2/128", "0.0.0.0/0, ::/0")?;
         let text = fs::read_to_string(&path)?.replace("DNS = 10.64.0.1", "DNS = 10.64.0.1, example.com\nPostUp = true");
         fs::write(&path, text)?;
-        let (program, path) = (env!("CARGO_BIN_EXE_vpn-exec"), path.display());
+        let (program, path) = (lab::launcher::binary().display(), path.display());
         let ports = "--publish 8080:80,proxy-protocol=v2 --open 51413 --host-port 5432 --backend userspace";
         let json = |script: &str| -> Result<serde_json::Value> {
             let output = run(script)?;
@@ -439,7 +439,7 @@ fn is_unsafe(c: char) -> bool {
 #[test]
 fn no_text_of_others_reaches_the_terminal_raw() {
     test(|| {
-        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let program = lab::launcher::binary().display();
         let path = config("10.64.3.2/32", "0.0.0.0/0")?;
         ensure!(run(&format!("{program} up {} --backend userspace", path.display()))?.status.success());
         // It sets the title, clears the screen in both ways, turns the direction of writing, and begins a line like one
@@ -505,11 +505,11 @@ impl Users {
     /// [`lab::Skip`] in the world of an ordinary user, which has no other users.
     fn new() -> Result<Self> {
         if fs::read_to_string("/proc/self/uid_map")?.split_ascii_whitespace().nth(2) == Some("1") {
-            let reason = "an ordinary user has no second user".into();
-            return Err(lab::Skip { reason, unless: "VPN_EXEC_REQUIRE_USERS" }.into());
+            let reason = "an ordinary user has no second user";
+            return Err(lab::Skip::error(reason, lab::variables::REQUIRE_USERS));
         }
         let program = Path::new(world::FILES).join("vpn-exec");
-        fs::copy(env!("CARGO_BIN_EXE_vpn-exec"), &program)?;
+        fs::copy(lab::launcher::binary(), &program)?;
         Ok(Self { program })
     }
 
@@ -772,7 +772,7 @@ fn keeper_of_nowhere() -> Result<u32> {
 #[test]
 fn a_keeper_waits_for_no_reader_of_its_messages() {
     test(|| {
-        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let program = lab::launcher::binary().display();
         let is_served = || Ok(said(&run(&format!("{program} status nowhere"))?).contains("connecting"));
         let path = config("10.64.3.2/32", "0.0.0.0/0")?;
         let in_foreground = format!("exec {program} -v up --foreground {} --backend userspace", path.display());

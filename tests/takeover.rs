@@ -2,11 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB};
+use lab::launcher::text_of;
+use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::lease::status::{Condition, Status};
@@ -20,9 +21,10 @@ const PORT: u16 = 7;
 /// Tells hanging from working.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn vpn_exec(arguments: &[&str]) -> Result<Output> {
-    let output = Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args(arguments).output()?;
-    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+/// Runs vpn-exec, which must succeed.
+fn run(arguments: &[&str]) -> Result<Output> {
+    let output = vpn_exec(arguments).output()?;
+    ensure!(output.status.success(), "{arguments:?}: {}", text_of(&output));
     Ok(output)
 }
 
@@ -31,7 +33,7 @@ fn keeper() -> Result<i32> {
 }
 
 fn status() -> Result<Status> {
-    Ok(serde_json::from_slice(&vpn_exec(&["status", NAME, "--json"])?.stdout)?)
+    Ok(serde_json::from_slice(&run(&["status", NAME, "--json"])?.stdout)?)
 }
 
 /// Sends back whatever comes, and says from where connections came.
@@ -78,7 +80,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let file = file.to_str().context("a path in UTF-8")?;
     let up = ["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"];
-    vpn_exec(&up)?;
+    run(&up)?;
     let first = status()?;
     assert_eq!(first.state, Condition::Up, "{first:?}");
     let mut stream = connect()?;
@@ -88,19 +90,19 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     kill(Pid::from_raw(keeper()?), Signal::SIGKILL)?;
     // Sent while nobody is there to carry it.
     stream.write_all(b"meanwhile")?;
-    vpn_exec(&up)?;
+    run(&up)?;
     let mut answer = [0; 9];
     stream.read_exact(&mut answer).context("nothing comes after the keeper was killed")?;
     assert_eq!(&answer, b"meanwhile");
 
-    vpn_exec(&[up.as_slice(), &["--replace"]].concat())?;
+    run(&[up.as_slice(), &["--replace"]].concat())?;
     ask(&mut stream, "replaced")?;
 
     let text = std::fs::read_to_string(file)?;
     let changed = lab.file(&text.replace("[Peer]", "MTU = 1300\n[Peer]\nPersistentKeepalive = 20"))?;
     let changed = changed.to_str().context("a path in UTF-8")?;
     let reload = ["reload", changed, "--name", NAME, "--backend", lab::backend()];
-    let said = String::from_utf8(vpn_exec(&reload)?.stdout)?;
+    let said = String::from_utf8(run(&reload)?.stdout)?;
     assert!(said.contains("MTU") && said.contains("PersistentKeepalive"), "{said}");
     let age = |status: &Status| status.living.as_ref().and_then(|living| living.peers[0].handshake_age);
     ask(&mut stream, "reloaded")?;
@@ -113,7 +115,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     assert!(callers.try_recv().is_err(), "it was one connection all the time");
     assert_eq!(lab.capture.leaks()?, []);
     drop(stream);
-    vpn_exec(&["down", NAME]).map(drop)
+    run(&["down", NAME]).map(drop)
 }
 
 #[test]
@@ -144,8 +146,8 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
             let children = names
                 .iter()
                 .map(|name| {
-                    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-                    command.args(arguments(name)).stdout(std::process::Stdio::piped());
+                    let mut command = vpn_exec(arguments(name));
+                    command.stdout(std::process::Stdio::piped());
                     command.stderr(std::process::Stdio::piped()).spawn()
                 })
                 .collect::<std::io::Result<Vec<_>>>()?;
@@ -159,7 +161,7 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
         all(&|name| words(&["up", file, "--name", name, "--backend", lab::backend()]))?;
 
         let begin = Instant::now();
-        let listed: Vec<Status> = serde_json::from_slice(&vpn_exec(&["list", "--json"])?.stdout)?;
+        let listed: Vec<Status> = serde_json::from_slice(&run(&["list", "--json"])?.stdout)?;
         // Asking a keeper waits for nothing; 60 times as long as it takes says that somebody did.
         assert!(begin.elapsed() < lab::patience(PATIENCE), "{:?}", begin.elapsed());
         assert_eq!(listed.len(), MANY);
@@ -185,7 +187,7 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let file = file.to_str().context("a path in UTF-8")?;
-        vpn_exec(&["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"])?;
+        run(&["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"])?;
         let age = || -> Result<u64> {
             let living = status()?.living.context("a living keeper")?;
             living.peers[0].handshake_age.context("a handshake")
@@ -217,6 +219,6 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
         // Whatever that takes, nothing is forgotten.
         let after = bytes()?;
         assert!(after.0 > before.0 && after.1 > before.1, "{before:?}, then {after:?}");
-        vpn_exec(&["down", NAME]).map(drop)
+        run(&["down", NAME]).map(drop)
     });
 }

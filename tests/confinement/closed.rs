@@ -60,7 +60,7 @@ fn a_provider_that_never_answers() {
             finish(agent)?;
         }
         assert!(encrypted_packets_sent(lab)? > 0, "it was tried");
-        assert_eq!(lab.web.callers().len(), 0);
+        assert_eq!(lab.web.clients().len(), 0);
         assert_no_leak(lab)
     });
 }
@@ -73,7 +73,7 @@ fn a_provider_goes_and_comes_back(lab: &Lab, reach: Reach) -> Result<()> {
     lab.capture.forget()?;
     nothing_passes(&mut agent)?;
     assert!(encrypted_packets_sent(lab)? > 0, "the tunnel still tries");
-    assert_eq!(lab.web.callers(), [PROVIDER.both()[0]]);
+    assert_eq!(lab.web.clients(), [PROVIDER.both()[0]]);
     assert_no_leak(lab)?;
 
     lab.provider.restart()?;

@@ -5,15 +5,15 @@
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lab::agent::{Agent, Echo, launcher};
-use lab::{HOST, HOST_ON_LAN, LAN, Lab, Peer, ROUTER, Reach, Skip, WEB};
+use lab::agent::{Agent, Echo};
+use lab::launcher::agent_binary;
+use lab::{HOST, HOST_ON_LAN, LAN, Lab, Launcher, Peer, ROUTER, Reach, WEB, variables};
 use vpn_exec::linux::{mounts, sysctl};
 
-use super::{VPN_EXEC, assert_no_leak, finish, outside};
+use super::{assert_no_leak, finish, outside};
 
 /// The port at which the host answers whoever reaches it.
 const ECHO: u16 = 7;
@@ -95,12 +95,12 @@ fn what_must_be_refused(host: &Path) -> Vec<String> {
     acts
 }
 
-fn stays_inside(lab: &Lab, start: impl FnOnce(Command) -> Result<Agent>, options: &[&str]) -> Result<()> {
+fn stays_inside(lab: &Lab, start: impl FnOnce(Launcher) -> Result<Agent>, options: &[&str]) -> Result<()> {
     lab.provider.stop()?;
     let echo = Echo::start(&lab.host, ECHO)?;
     let host = name_hosts_namespace()?;
     misconfigure_host()?;
-    let launcher = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, options);
+    let launcher = Launcher::new(lab.wg_quick_file(Reach::Ipv4)?).options(options);
     let mut agent = start(launcher)?.begun()?;
 
     let hosts = agent.succeed("resolve host.internal")?;
@@ -136,56 +136,37 @@ fn stays_inside(lab: &Lab, start: impl FnOnce(Command) -> Result<Agent>, options
     let seen = echo.seen();
     assert!(seen.len() >= 2, "{seen:?}");
     assert_eq!(seen.iter().filter(|text| forbidden.contains(text)).collect::<Vec<_>>(), [""; 0]);
-    assert_eq!((lab.web.callers(), lab.lan_page.callers()), (vec![], vec![]));
+    assert_eq!((lab.web.clients(), lab.lan_page.clients()), (vec![], vec![]));
     assert_no_leak(lab)
 }
 
 #[test]
 fn root_without_capabilities() {
-    lab::test(Peer::Ours, |lab| stays_inside(lab, |launcher| Agent::start(Some(launcher)), &[]));
+    lab::test(Peer::Ours, |lab| stays_inside(lab, Launcher::start_agent, &[]));
 }
 
 #[test]
 fn another_user() {
     lab::test(Peer::Ours, |lab| {
-        let users = fs::read_to_string("/proc/self/uid_map")?;
-        if !users.lines().any(|line| line.split_ascii_whitespace().nth(2).is_some_and(|count| count.len() > 4)) {
-            let reason = "an ordinary user's world has one user only".into();
-            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_ROOT" }.into());
-        }
+        lab::require_users()?;
         // Where everybody can execute it, wherever the project was built.
         let executable = Path::new(lab::world::FILES).join("agent");
-        fs::copy(std::env::current_exe()?, &executable)?;
-        stays_inside(
-            lab,
-            |launcher| Agent::start_from(Some(launcher), &executable),
-            &["--user", "65534", "--group", "65534"],
-        )
+        fs::copy(agent_binary(), &executable)?;
+        stays_inside(lab, |launcher| launcher.start_agent_at(&executable), &["--user", "65534", "--group", "65534"])
     });
-}
-
-fn require_unshare() -> Result<()> {
-    match Command::new("unshare").arg("--version").output() {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let reason = format!("unshare (util-linux) cannot be run: {error}");
-            Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
-        }
-    }
 }
 
 /// Who makes a user namespace has all capabilities in it, and none over the network that it came with.
 #[test]
 fn root_of_a_user_namespace_of_its_own() {
     lab::test(Peer::Ours, |lab| {
-        require_unshare()?;
+        lab::require_program("unshare", variables::REQUIRE_PEERS)?;
         lab.provider.stop()?;
         let echo = Echo::start(&lab.host, ECHO)?;
         let host = name_hosts_namespace()?;
         misconfigure_host()?;
-        let mut launcher = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &[]);
-        launcher.args(["unshare", "--user", "--keep-caps"]);
-        let mut agent = Agent::start(Some(launcher))?.begun()?;
+        let launcher = Launcher::new(lab.wg_quick_file(Reach::Ipv4)?).program(["unshare", "--user", "--keep-caps"]);
+        let mut agent = Agent::start(&mut launcher.command())?.begun()?;
         assert_eq!(agent.succeed("new-network")?, "made", "it has capabilities in its own namespace");
         for act in what_must_be_refused(&host).iter().filter(|act| *act != "new-network") {
             let error = agent.fail(act)?;

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::agent::{Agent, launcher};
-use lab::{LAN, Lab, PROVIDER, Peer, ROUTER, Reach, Snapshot, WEB, send_storm};
+use lab::agent::Agent;
+use lab::{LAN, Lab, Launcher, PROVIDER, Peer, ROUTER, Reach, Snapshot, WEB, send_storm};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::{Named, look_up, path_of};
 
-use super::{VPN_EXEC, assert_no_leak, finish, inside, outside};
+use super::{assert_no_leak, finish, inside, outside};
 
 /// How long after the end of a tunnel something of it may be left.
 const CLEAN: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ fn begin_storm(lab: &Lab) -> Result<(Agent, Before)> {
     lab.provider.stop()?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let before = Before { state: Snapshot::take()?, file: file.clone() };
-    let mut agent = Agent::start(Some(launcher(VPN_EXEC, &file, &["--name", "storm"])))?.begun()?;
+    let mut agent = Launcher::new(&file).options(["--name", "storm"]).start_agent()?.begun()?;
     agent.succeed(&storm())?;
     std::thread::sleep(lab::patience(Duration::from_millis(100)));
     Ok((agent, before))
@@ -179,7 +179,7 @@ fn what_remains_when_all_are_killed_is_closed() {
         drop(left);
         assert_no_leak(lab)?;
 
-        finish(Agent::start(Some(launcher(VPN_EXEC, &before.file, &["--name", "storm"])))?.begun()?)?;
+        finish(Launcher::new(&before.file).options(["--name", "storm"]).start_agent()?.begun()?)?;
         before.is_again(lab)
     });
 }

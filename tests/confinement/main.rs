@@ -11,25 +11,17 @@ mod way_out;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use lab::Lab;
-use lab::agent::{Agent, launcher};
-
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
-
-#[test]
-#[ignore = "the program that the other tests run"]
-fn agent() {
-    lab::agent::serve();
-}
+use lab::agent::Agent;
+use lab::{Lab, Launcher};
 
 /// Runs the agent in a tunnel, and waits for it to begin.
 fn inside(lab: &Lab, wg_quick: &str, options: &[&str]) -> Result<Agent> {
-    Agent::start(Some(launcher(VPN_EXEC, &lab.file(wg_quick)?, options)))?.begun()
+    Launcher::new(lab.file(wg_quick)?).options(options).start_agent()?.begun()
 }
 
 /// Runs the agent on the host, without vpn-exec.
 fn outside() -> Result<Agent> {
-    Agent::start(None)?.begun()
+    Agent::on_host()?.begun()
 }
 
 /// Ends the agent; it, and vpn-exec, must end well.

@@ -20,7 +20,7 @@ fn page(address: &str, port: u16) -> String {
 #[test]
 fn host_and_program_reach_each_other() {
     lab::test(Peer::Ours, |lab| {
-        let server = WebServer::start(&lab.host, 8080, Page::CallersAddress)?;
+        let server = WebServer::start(&lab.host, 8080, Page::ClientAddress)?;
         // Even while the tunnel has no way out.
         lab.provider.stop()?;
         let mut agent = inside(lab, &lab.wg_quick_text(Reach::Ipv4), &[])?;
@@ -34,7 +34,7 @@ fn host_and_program_reach_each_other() {
             let seen = agent.succeed(&format!("get {}", page(host, 8080)))?;
             assert!(own.contains(&seen), "the host sees {seen}, not one of {own:?}");
         }
-        assert_eq!(agent.succeed("get http://host.internal:8080/")?, server.callers()[2].to_string());
+        assert_eq!(agent.succeed("get http://host.internal:8080/")?, server.clients()[2].to_string());
 
         agent.succeed("serve 8081 inside")?;
         for address in &own {
@@ -55,7 +55,7 @@ fn the_local_network_is_not_reached() {
             agent.fail(&format!("get {}", url(address)))?;
         }
         finish(agent)?;
-        assert_eq!(lab.lan_page.callers().len(), 0);
+        assert_eq!(lab.lan_page.clients().len(), 0);
         assert_no_leak(lab)?;
 
         let mut agent = super::outside()?;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::agent::{Echo, digest};
+use lab::agent::Echo;
+use lab::http::digest;
 use lab::http::{Page, WebServer};
 use lab::{HOST, Lab, PROVIDER, Peer, Reach, TUNNEL_RESOLVER, WEB};
 use vpn_exec::linux::netlink::{Netlink, Request};
@@ -21,7 +22,7 @@ fn servers_see_the_provider(lab: &Lab, reach: Reach) -> Result<()> {
     assert_eq!(lookup, format!("[{}]", WEB.ipv4));
     finish(agent)?;
     assert_no_leak(lab)?;
-    assert_eq!(lab.web.callers(), PROVIDER.both());
+    assert_eq!(lab.web.clients(), PROVIDER.both());
 
     // The same without vpn-exec: the servers see the host, and so does the judge.
     let mut agent = outside()?;
@@ -66,7 +67,7 @@ fn a_wrong_preshared_key_is_no_way_out() {
         let mut agent = inside(lab, &text, &[])?;
         agent.fail(&format!("get {}", url(WEB.ipv4)))?;
         finish(agent)?;
-        assert_eq!(lab.web.callers().len(), 0);
+        assert_eq!(lab.web.clients().len(), 0);
         assert_no_leak(lab)
     });
 }

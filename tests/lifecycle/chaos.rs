@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use lab::{LAN, Peer, Reach, Snapshot, WEB};
+use lab::{LAN, Peer, Reach, Snapshot, WEB, variables};
 use nix::sys::signal::Signal;
 use vpn_exec::registry;
 
 use crate::look_alikes::{make_names, plant_neighbours};
 use crate::support::{
-    SENDS, SOON, assert_none_soon, assert_unchanged, doing, ended, errors, output_of, prepare, run, send, start,
-    vpn_exec, write_config,
+    SOON, assert_none_soon, assert_unchanged, doing, ended, errors, output_of, prepare, run, send, start, vpn_exec,
+    write_config,
 };
 
 /// How many there are without `CHAOS_ROUNDS`, if there is time for as many.
@@ -26,7 +26,7 @@ const ROUND: Duration = Duration::from_secs(1);
 
 /// How many rounds are wanted, if `CHAOS_ROUNDS` says so.
 fn wanted_rounds() -> Option<u32> {
-    let text = std::env::var("CHAOS_ROUNDS").ok()?;
+    let text = std::env::var(variables::CHAOS_ROUNDS).ok()?;
     Some(text.parse().unwrap_or_else(|error| panic!("CHAOS_ROUNDS={text}: {error}")))
 }
 
@@ -114,7 +114,7 @@ fn kills_at_random_instants_leave_nothing_and_leak_nothing() {
     lab::test_within(time_limit(wanted), Peer::Ours, |lab| {
         prepare()?;
         write_config(&lab.wg_quick_text(Reach::Ipv4))?;
-        let seed = match std::env::var("CHAOS_SEED") {
+        let seed = match std::env::var(variables::CHAOS_SEED) {
             Ok(seed) => seed.parse()?,
             Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
         };
@@ -152,7 +152,7 @@ fn kill_at_random(round: u32, random: &mut Random) -> Result<String> {
     let victims = 1 + random.below(3);
     let when = format!("round {round}: {task}, {delay:?}, victims {victims}");
 
-    let mut child = vpn_exec("tune", task).env(SENDS, targets()).spawn()?;
+    let mut child = vpn_exec("tune", task).env(variables::SEND_TO, targets()).spawn()?;
     let launcher = child.id().cast_signed();
     std::thread::sleep(delay);
     let keeper = first_child(launcher);

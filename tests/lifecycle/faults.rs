@@ -4,22 +4,18 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::ensure;
-use lab::Snapshot;
+use lab::{Snapshot, variables};
 use nix::sys::signal::Signal;
 use vpn_exec::fault;
 
 use crate::support::{
-    PATIENCE, assert_none_soon, assert_refused, assert_unchanged, bare, ended, errors, prepare, run, run_this, send,
+    PATIENCE, assert_none_soon, assert_refused, assert_unchanged, ended, errors, launcher, prepare, run, send,
+    with_task,
 };
 
-const CHOSEN: &str = "VPN_EXEC_TEST_FAIL";
-
-/// A tunnel with all that one can have, so that there is something to undo for every step.
+/// Returns a command for a tunnel with every option that adds a step.
 fn whole(options: &[&str], task: &str) -> Command {
-    let mut command = bare("faults");
-    command.args(lab::local_networks()).args(options);
-    run_this(&mut command, task);
-    command
+    with_task(launcher("faults").options(lab::local_networks()).options(options), task)
 }
 
 #[test]
@@ -29,7 +25,7 @@ fn a_failure_after_any_step_is_told_and_undone() {
         let before = Snapshot::take()?;
         for point in fault::SET_UP {
             let mut command = whole(&[], "exit 0");
-            command.env(CHOSEN, point);
+            command.env(variables::FAIL, point);
             let output = run(command)?;
             let message = assert_refused(&output);
             assert!(message.contains(point), "{message}");
@@ -48,7 +44,7 @@ fn a_keeper_killed_after_any_step_is_told_and_undone() {
         let before = Snapshot::take()?;
         for point in fault::SET_UP {
             let mut command = whole(&[], "exit 0");
-            command.env(CHOSEN, format!("kill:{point}"));
+            command.env(variables::FAIL, format!("kill:{point}"));
             let message = assert_refused(&run(command)?);
             assert!(message.contains("killed"), "{point}: {message}");
             assert_unchanged(&before, point)?;
@@ -56,7 +52,7 @@ fn a_keeper_killed_after_any_step_is_told_and_undone() {
         // Once the program has ended its status counts, whatever happens to the keeper.
         for point in fault::TAKE_DOWN {
             let mut command = whole(&["-vv"], "exit 3");
-            command.env(CHOSEN, format!("kill:{point}"));
+            command.env(variables::FAIL, format!("kill:{point}"));
             let output = run(command)?;
             assert_eq!(ended(output.status), Ok(3), "{point}: {}", errors(&output));
             assert!(errors(&output).contains("the keeper is gone"), "{point} is never passed: {}", errors(&output));
@@ -74,7 +70,7 @@ fn when_both_are_killed_the_next_start_reclaims() {
         let before = Snapshot::take()?;
         for point in fault::SET_UP.into_iter().chain(fault::TAKE_DOWN) {
             let mut command = whole(&[], "nap");
-            command.env(CHOSEN, format!("kill:{point}"));
+            command.env(variables::FAIL, format!("kill:{point}"));
             let mut child = command.spawn()?;
             let launcher = child.id().cast_signed();
             // The keeper is a child of the launcher, and a zombie once it is killed, as the launcher is stopped then. If the

@@ -13,7 +13,7 @@ use vpn_exec::linux::netlink::{Netlink, Request};
 use vpn_exec::linux::process;
 
 use crate::support::{
-    assert_refused, assert_unchanged, doing, ended, errors, is_there, prepare, run, send, start, this, vpn_exec,
+    assert_refused, assert_unchanged, doing, ended, errors, is_there, prepare, run, send, start, vpn_exec,
 };
 
 /// Makes `/run/netns` as ip-netns(8) does.
@@ -84,14 +84,7 @@ fn a_forged_state_gives_no_right_to_a_foreign_namespace() {
         ] {
             let foreign = with_alias_of_lo(alias)?;
             name(&foreign, "taken")?;
-            let mut inhabitant = foreign.run(|| {
-                std::process::Command::new(this())
-                    .args(crate::support::ARGUMENTS)
-                    .env(crate::support::TASK, "wait")
-                    .stdin(std::process::Stdio::null())
-                    .stdout(std::process::Stdio::null())
-                    .spawn()
-            })?;
+            let mut inhabitant = foreign.run(|| lab::agent::task_on_host("wait").spawn())?;
             let before = Snapshot::take()?;
             forge_state("taken", &mark, &foreign, wrong_by)?;
             let message = assert_refused(&run(vpn_exec("taken", "exit 0"))?);

@@ -2,27 +2,22 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::Snapshot;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, mount_remount, unmount};
+use lab::{Launcher, Snapshot};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use vpn_exec::linux::sysctl;
 
 use crate::support::{
-    CONFIG_TEXT, PATIENCE, assert_refused, assert_unchanged, bare, by_way_of, ended, errors, output_of, prepare, run,
-    run_this, start, vpn_exec,
+    CONFIG_TEXT, PATIENCE, assert_refused, assert_unchanged, by_way_of, ended, errors, output_of, prepare, run, start,
+    vpn_exec, with_task,
 };
 
-/// `vpn-exec` that reads its configuration from its input: whatever is the matter with `/run` is no matter of that.
+/// Returns a command that reads its configuration from standard input, which does not need `/run`.
 fn from_input(name: &str, task: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.args(["--config", "-", "--backend", lab::backend(), "--name", name]);
-    run_this(&mut command, task);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    with_task(Launcher::new("-").options(["--name", name]), task)
 }
 
 fn run_with_input(mut command: Command) -> Result<Output> {
@@ -48,39 +43,13 @@ fn a_run_that_cannot_be_written_to_is_told() {
     });
 }
 
-/// Moves the calling process to where all is as it was, but for a `/run`. It must be alone in its mount namespace's use.
-pub(crate) fn leave_run() -> Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    mount_change("/", rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC)?;
-    let root = Path::new("/run/lab/root");
-    fs::create_dir_all(root)?;
-    mount("lab-root", root, c"tmpfs", MountFlags::empty(), None)?;
-    for entry in fs::read_dir("/")? {
-        let entry = entry?;
-        if entry.file_name() == "run" {
-            continue;
-        }
-        let there = root.join(entry.file_name());
-        if entry.file_type()?.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(entry.path())?, there)?;
-        } else if entry.file_type()?.is_dir() {
-            fs::create_dir(&there)?;
-            mount_bind_recursive(entry.path(), &there)?;
-        }
-    }
-    std::env::set_current_dir(root)?;
-    rustix::process::pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
-    Ok(std::env::set_current_dir("/")?)
-}
-
 #[test]
 fn a_missing_run_is_told() {
     lab::world::test(|| {
         prepare()?;
         fs::create_dir("/run/lab/root")?;
         let before = Snapshot::take()?;
-        let message = assert_refused(&run_with_input(by_way_of("no-run", &from_input("obstacle", "exit 0"))?)?);
+        let message = assert_refused(&run_with_input(by_way_of("without-run", &from_input("obstacle", "exit 0")))?);
         assert!(message.contains("/run/vpn-exec"), "{message}");
         assert_unchanged(&before, "without /run")
     });
@@ -197,7 +166,7 @@ fn too_few_files_are_told_however_few_they_are() {
         let before = Snapshot::take()?;
         let (mut refused, mut worked) = (0, 0);
         for files in 6..=36 {
-            let output = run(by_way_of(&format!("files {files}"), &with_true_inside("obstacle"))?)?;
+            let output = run(by_way_of(&format!("with-open-files {files}"), &vpn_exec("obstacle", "exit 0")))?;
             if ended(output.status) == Ok(0) {
                 worked += 1;
             } else {
@@ -209,11 +178,4 @@ fn too_few_files_are_told_however_few_they_are() {
         assert!(refused >= 3 && worked >= 3, "{refused} refused, {worked} worked");
         Ok(())
     });
-}
-
-/// `vpn-exec` whose program is a mere `true`: the environment is taken by [`by_way_of`].
-fn with_true_inside(name: &str) -> Command {
-    let mut command = bare(name);
-    command.args(["--", "true"]);
-    command
 }

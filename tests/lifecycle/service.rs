@@ -1,15 +1,15 @@
 //! A keeper that is a service: what it tells its manager. Here a socket of the test's is the manager's; `tests/vm` has the real one.
 
 use std::os::unix::net::UnixDatagram;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::vpn_exec;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    CONFIG, CONFIG_TEXT, PATIENCE, assert_refused, bare, ended, errors, is_there, output_of, prepare, run, send,
-    write_config,
+    CONFIG, CONFIG_TEXT, PATIENCE, assert_refused, ended, errors, is_there, output_of, prepare, send, write_config,
 };
 
 const SOCKET: &str = "/run/lab/notify";
@@ -28,11 +28,10 @@ impl Manager {
 
     /// Starts a keeper as a service of this manager.
     fn start(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<Child> {
-        let mut command = std::process::Command::new(bare("service").get_program());
-        command.args(["up", "--foreground", CONFIG, "--backend", "userspace", "--name", "service"]).args(arguments);
+        let up = ["up", "--foreground", CONFIG, "--backend", "userspace", "--name", "service"];
+        let mut command = vpn_exec(up.iter().chain(arguments));
         command.env("NOTIFY_SOCKET", SOCKET).envs(variables.iter().copied());
-        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
-        Ok(command.stderr(std::process::Stdio::piped()).spawn()?)
+        Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
     }
 
     /// The next message.
@@ -97,11 +96,7 @@ fn a_keeper_reads_its_own_configuration_again_when_asked() {
         let child = manager.start(&[], &["--dns", "192.0.2.77"])?;
         manager.hear_of("READY=1")?;
         let reload = |more: &[&str]| {
-            let mut command = std::process::Command::new(bare("service").get_program());
-            command.args(["reload", "--by-keeper", CONFIG, "--name", "service"]).args(more);
-            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
-            command.stderr(std::process::Stdio::piped());
-            run(command)
+            lab::launcher::run(vpn_exec(["reload", "--by-keeper", CONFIG, "--name", "service"].iter().chain(more)))
         };
         let names = || std::fs::read_to_string("/run/vpn-exec/service/resolv.conf");
         let output = reload(&[])?;
@@ -162,7 +157,7 @@ fn a_keeper_that_waits_for_its_peer_is_ready_after_the_first_handshake() {
         let child = manager.start(&[], &["--wait", "7"])?;
         assert_eq!(manager.hear()?, "EXTEND_TIMEOUT_USEC=37000000");
         manager.hear_of("READY=1")?;
-        let status = std::process::Command::new(bare("service").get_program()).args(["status", "service"]).output()?;
+        let status = vpn_exec(["status", "service"]).output()?;
         ensure!(String::from_utf8(status.stdout)?.contains("up"), "it has had a handshake");
         send(child.id().cast_signed(), Signal::SIGTERM)?;
         output_of(child).map(drop)

@@ -11,9 +11,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use vpn_exec::linux::namespace::{self, Named, NetworkNamespace};
 use vpn_exec::linux::netlink::Netlink;
 
-use crate::support::{
-    ARGUMENTS, PATIENCE, TASK, assert_unchanged, ended, errors, is_there, prepare, run, start, this, vpn_exec,
-};
+use crate::support::{PATIENCE, assert_unchanged, ended, errors, is_there, prepare, run, start, vpn_exec};
 
 #[test]
 fn no_mount_remains_whether_mounts_are_shared_or_private() {
@@ -85,9 +83,7 @@ fn ip_netns_accepts_the_namespace() {
         prepare()?;
         let ip = |arguments: &[&str]| Command::new("ip").args(arguments).stdin(Stdio::null()).output();
         if let Err(error) = ip(&["-Version"]) {
-            return Err(
-                lab::Skip { reason: format!("ip cannot be run: {error}"), unless: "VPN_EXEC_REQUIRE_PEERS" }.into()
-            );
+            return Err(lab::Skip::error(format!("ip cannot be run: {error}"), lab::variables::REQUIRE_PEERS));
         }
         let running = start("accepted", "wait")?;
         let list = ip(&["netns", "list"])?;
@@ -106,9 +102,7 @@ fn ip_netns_accepts_the_namespace() {
 fn visitor(name: &str) -> Result<std::process::Child> {
     let path = namespace::path_of(name);
     let Named::Namespace(inside) = namespace::look_up(&path)? else { anyhow::bail!("{} is gone", path.display()) };
-    Ok(inside.run(|| {
-        Command::new(this()).args(ARGUMENTS).env(TASK, "wait").stdin(Stdio::null()).stdout(Stdio::null()).spawn()
-    })?)
+    Ok(inside.run(|| lab::agent::task_on_host("wait").spawn())?)
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::Snapshot;
+use lab::{Launcher, Snapshot};
 use nix::sys::signal::Signal;
 use rustix::mount::MountFlags;
 use vpn_exec::lease::status::{Condition, Status};
@@ -17,15 +17,13 @@ use vpn_exec::registry;
 
 use crate::support::{
     CONFIG, CONFIG_TEXT, PATIENCE, assert_none_soon, assert_refused, assert_unchanged, doing, ended, errors, is_there,
-    output_of, prepare, run, run_this, send, started, write_config,
+    output_of, prepare, run, send, started, vpn_exec, with_task, write_config,
 };
 
-/// `vpn-exec` with some arguments.
+/// Returns a command line of vpn-exec with its output in pipes.
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.args(arguments);
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
-    command.stderr(std::process::Stdio::piped());
+    let mut command = lab::vpn_exec(arguments);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     command
 }
 
@@ -53,9 +51,7 @@ fn status() -> Result<Status> {
 
 /// Joins the standing tunnel by its name alone.
 fn joined(task: &str) -> Command {
-    let mut joined = command(&["--tunnel", "stays"]);
-    run_this(&mut joined, task);
-    joined
+    with_task(Launcher::with_tunnel("stays"), task)
 }
 
 fn keeper() -> Result<i32> {
@@ -209,9 +205,7 @@ fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
         assert_eq!(status()?.living.context("a keeper")?.interface.mtu, 1300, "nothing has changed");
         // Others join by what is in force.
         write_config(&changed)?;
-        let mut same = command(&["--config", CONFIG, "--backend", lab::backend(), "--name", "stays"]);
-        run_this(&mut same, "exit 0");
-        let output = run(same)?;
+        let output = run(vpn_exec("stays", "exit 0"))?;
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
         running.end()?;
         works(&["down", "stays"]).map(drop)

@@ -8,18 +8,15 @@ mod others;
 mod rules;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::agent::{Agent, launcher};
-use lab::{Addresses, Lab, Reach, Skip, Snapshot, local_networks};
+use lab::agent::Agent;
+use lab::{Addresses, Lab, Launcher, Reach, Skip, Snapshot, local_networks};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::registry;
-
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 
 /// How long something may take that works.
 const WORKS: Duration = Duration::from_secs(10);
@@ -27,12 +24,6 @@ const WORKS: Duration = Duration::from_secs(10);
 /// One of the addresses that somebody has in that network, or both.
 fn reachable(at: Addresses) -> Vec<IpAddr> {
     at.both()[..local_networks().len() / 2].to_vec()
-}
-
-#[test]
-#[ignore = "the program that the other tests run"]
-fn agent() {
-    lab::agent::serve();
 }
 
 /// The provider's file, which is written once.
@@ -59,7 +50,7 @@ fn assert_untouched(before: &Snapshot) -> Result<()> {
 
 /// Runs the agent in a tunnel, and waits for it to begin.
 fn inside(lab: &Lab, options: &[&str]) -> Result<Agent> {
-    Agent::start(Some(launcher(VPN_EXEC, Path::new(file(lab)?), options)))?.begun()
+    Launcher::new(file(lab)?).options(options).start_agent()?.begun()
 }
 
 /// Ends the agent; it, and vpn-exec, must end well. Returns what was written to standard error.
@@ -70,7 +61,7 @@ fn finish(agent: Agent) -> Result<String> {
 }
 
 fn vpn_exec(arguments: &[&str]) -> Result<Output> {
-    Ok(Command::new(VPN_EXEC).args(arguments).output()?)
+    Ok(lab::vpn_exec(arguments).output()?)
 }
 
 fn works(arguments: &[&str]) -> Result<Output> {
@@ -83,8 +74,8 @@ fn works(arguments: &[&str]) -> Result<Output> {
 fn nft(site: &NetworkNamespace, arguments: &[&str]) -> Result<String> {
     let output = match site.run(|| Command::new("nft").args(arguments).output()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let reason = "there is no nft (Debian's package nftables)".into();
-            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
+            let reason = "there is no nft (Debian's package nftables)";
+            return Err(Skip::error(reason, lab::variables::REQUIRE_PEERS));
         }
         other => other?,
     };

@@ -54,7 +54,7 @@ fn nor_does_one_of_the_host() {
         }
         ensure!(hosts.questions().is_empty(), "{:?}", hosts.questions());
         // It hears who asks, and the host is reached otherwise.
-        lab::dns::lookup(ipv4.parse()?, "web.example", lab::dns::A, WORKS)?;
+        lab::dns::lookup(ipv4.parse()?, "web.example", lab::dns::RecordType::A, WORKS)?;
         ensure!(hosts.questions().len() == 1);
         let _echo = Echo::start(&lab.host, 7)?;
         agent.succeed(&format!("echo {ipv4}:7 10"))?;

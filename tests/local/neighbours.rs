@@ -37,13 +37,13 @@ fn what_was_asked_for_is_reached_and_nothing_else() {
             agent.succeed(&format!("echo {} 100", SocketAddr::new(address, 7)))?;
         }
         // The neighbour needs no route back: it sees the host.
-        let callers = lab.lan_page.callers();
+        let callers = lab.lan_page.clients();
         ensure!(callers == reachable(HOST_ON_PRIVATE_LAN), "{callers:?}");
         for address in LAN.both() {
             agent.fail(&format!("get {}", url(address, 80)))?;
         }
         let reached = reachable(PRIVATE_LAN).len();
-        ensure!(lab.lan_page.callers().len() == reached && echo.seen().len() == reached);
+        ensure!(lab.lan_page.clients().len() == reached && echo.seen().len() == reached);
         let seen = agent.succeed_within(WORKS, &format!("get {}", url(WEB.ipv4, 80)))?;
         ensure!(seen == PROVIDER.ipv4.to_string(), "{seen}");
 

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, PRIVATE_LAN, Peer, Skip};
+use lab::{Lab, PRIVATE_LAN, Peer, Skip, variables, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::NetworkNamespace;
@@ -99,12 +99,12 @@ fn an_older_firewall_is_told_as_well() {
                 match Command::new(tool).args(arguments).output() {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         let reason = format!("there is no {tool} (Debian's package iptables)");
-                        Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
+                        Err(Skip::error(reason, lab::variables::REQUIRE_PEERS))
                     }
                     Ok(output) if !output.status.success() => {
                         let reason = format!("{tool}: {}", String::from_utf8_lossy(&output.stderr));
                         // A kernel need not have it any more.
-                        Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_LEGACY_TABLES" }.into())
+                        Err(Skip::error(reason, lab::variables::REQUIRE_LEGACY_TABLES))
                     }
                     Ok(_) => Ok(()),
                     Err(error) => Err(error.into()),
@@ -160,7 +160,7 @@ fn rules_that_are_flushed_too_early_are_made_again() {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let up = [&["up", file(lab)?, "--name", "early", "--backend", lab::backend()], local_networks()].concat();
-        let mut child = Command::new(super::VPN_EXEC).args(up).env("VPN_EXEC_TEST_FAIL", "stop:at the end").spawn()?;
+        let mut child = vpn_exec(up).env(variables::FAIL, "stop:at the end").spawn()?;
         let is_stopped = |pid| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
@@ -263,11 +263,11 @@ fn interfaces_of_another_namespace_are_none_of_ours() {
         let mut agent = inside(lab, &[local_networks(), &["--name", "here"]].concat())?;
         let there = ["--name", "there", "--backend", "userspace", "--local", "10.98.0.0/24"];
         let up = [&["up", file(lab)?], &there[..]].concat();
-        let output = other.run(|| Command::new(super::VPN_EXEC).args(&up).output())?;
+        let output = other.run(|| vpn_exec(&up).output())?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let is_on = |interface: &str| other.run(|| parameters::get(&format!("net/ipv4/conf/{interface}/forwarding")));
         ensure!(is_on("near")? == "1" && is_on("lan0")? == "0", "one that nobody there has asked for");
-        let output = other.run(|| Command::new(super::VPN_EXEC).args(["down", "there"]).output())?;
+        let output = other.run(|| vpn_exec(["down", "there"]).output())?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         ensure!(is_on("near")? == "0" && sysctl("net/ipv4/conf/lan0/forwarding")? == "1");
         agent.succeed(&neighbours_page())?;

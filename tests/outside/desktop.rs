@@ -72,8 +72,8 @@ fn an_application_that_runs_once_only_runs_inside_as_well() {
         };
         let check = run(desk.on_host(&["/usr/bin/python3", "-c", "from gi.repository import Gio"]))?;
         if !check.status.success() {
-            let reason = "python3-gi is not installed".into();
-            return Err(lab::Skip { reason, unless: "VPN_EXEC_REQUIRE_PROGRAMS" }.into());
+            let reason = "python3-gi is not installed";
+            return Err(lab::Skip::error(reason, lab::variables::REQUIRE_PROGRAMS));
         }
         let application = |role: &'static str, file: &'static str| ["/usr/bin/python3", "-c", APPLICATION, role, file];
         let mut running = serve(with_port(desk.on_host(&application("host", "/tmp/first"))))?;

@@ -81,7 +81,7 @@ fn ssh_does_not_use_a_connection_that_was_made_outside() {
     test_at_desk(|desk| {
         require("ssh")?;
         std::fs::create_dir_all("/tmp/home/.ssh")?;
-        let master = lab::stand_in::StandIn::listen("/tmp/home/.ssh/master", lab::stand_in::Tongue::Any)?;
+        let master = lab::stand_in::StandIn::listen("/tmp/home/.ssh/master", lab::stand_in::Protocol::Any)?;
         let client = [
             "ssh",
             "-F",
@@ -95,10 +95,10 @@ fn ssh_does_not_use_a_connection_that_was_made_outside() {
             "x",
         ];
         let output = run(desk.inside(&[], &client))?;
-        ensure!(master.callers() == 0 && said(&output).contains("ControlPath=none"), "{}", said(&output));
+        ensure!(master.clients() == 0 && said(&output).contains("ControlPath=none"), "{}", said(&output));
         // It works when it is let through.
         let mut guilty = serve(desk.unguarded(&client))?;
-        lab::wait_until(PATIENCE, "the twin did not ask the master", || Ok(master.callers() > 0))?;
+        lab::wait_until(PATIENCE, "the twin did not ask the master", || Ok(master.clients() > 0))?;
         vpn_exec::linux::process::kill(guilty.id().cast_signed(), nix::sys::signal::Signal::SIGTERM)?;
         guilty.wait()?;
         Ok(())
@@ -163,7 +163,7 @@ fn sandboxes_work_inside() {
         require("bwrap")?;
         require_users()?;
         std::fs::set_permissions("/tmp/home", std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-        let _outside = lab::stand_in::StandIn::listen("/tmp/home/x.sock", lab::stand_in::Tongue::None)?;
+        let _outside = lab::stand_in::StandIn::listen("/tmp/home/x.sock", lab::stand_in::Protocol::None)?;
         let client = "import socket; s=socket.socket(socket.AF_UNIX)\n\
                       try: s.connect('/media/x.sock'); print('connected')\n\
                       except OSError as e: print(e.strerror)";
@@ -220,7 +220,7 @@ fn engines_are_refused_with_a_sentence_of_their_own() {
         let mut listeners = Vec::new();
         let mut command = vec![python, "-c", client];
         for (path, _) in engines {
-            listeners.push(lab::stand_in::StandIn::listen(path, lab::stand_in::Tongue::None)?);
+            listeners.push(lab::stand_in::StandIn::listen(path, lab::stand_in::Protocol::None)?);
             command.push(path);
         }
         let output = run(desk.inside(&[], &command))?;
@@ -229,7 +229,7 @@ fn engines_are_refused_with_a_sentence_of_their_own() {
             let line = text.lines().find(|line| line.contains(path)).unwrap_or_default();
             ensure!(line.contains(word) && line.contains("outside"), "{path}: {text}");
         }
-        ensure!(output.stdout.is_empty() && listeners.iter().all(|listener| listener.callers() == 0), "{text}");
+        ensure!(output.stdout.is_empty() && listeners.iter().all(|listener| listener.clients() == 0), "{text}");
         Ok(())
     });
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::ensure;
-use lab::stand_in::{StandIn, Tongue};
+use lab::stand_in::{Protocol, StandIn};
 
 use crate::support::*;
 
@@ -19,12 +19,12 @@ const PYTHON: &str = "/usr/bin/python3";
 fn a_socket_of_the_hosts_is_closed_unless_it_is_opened() {
     test_at_desk(|desk| {
         require(PYTHON)?;
-        let outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
+        let outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
         let connect = |options: &[&str]| run(desk.inside(options, &[PYTHON, "-c", CLIENT, "/tmp/home/x.sock"]));
         let output = connect(&[])?;
         ensure!(output.stdout == b"Permission denied\n", "{}", said(&output));
         ensure!(said(&output).contains("--socket /tmp/home/x.sock"), "{}", said(&output));
-        ensure!(outside.callers() == 0);
+        ensure!(outside.clients() == 0);
         for option in ["/tmp/home/x.sock", "/tmp/home/*", "any"] {
             let output = connect(&["--socket", option])?;
             ensure!(output.stdout == b"connected\n", "{option}: {}", said(&output));
@@ -41,7 +41,7 @@ fn a_socket_of_the_hosts_is_closed_unless_it_is_opened() {
 fn every_name_of_a_socket_leads_to_the_same_answer() {
     test_at_desk(|desk| {
         require(PYTHON)?;
-        let _outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
+        let _outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
         std::os::unix::fs::symlink("/tmp/home/x.sock", "/tmp/link")?;
         fs::create_dir("/tmp/bound")?;
         vpn_exec::linux::mounts::bind("/tmp/home".as_ref(), "/tmp/bound".as_ref())?;
@@ -110,10 +110,10 @@ fn datagrams_to_a_socket_of_the_hosts_are_refused() {
 fn what_was_refused_is_counted() {
     test_at_desk(|desk| {
         require(PYTHON)?;
-        let _outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
+        let _outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
         let script = format!(
             "for n in 1 2 3; do {PYTHON} -c \"$0\" /tmp/home/x.sock; done; sleep 1.5; {} status nowhere",
-            env!("CARGO_BIN_EXE_vpn-exec")
+            lab::launcher::binary().display()
         );
         let output = run(desk.inside(&[], &["sh", "-c", &script, CLIENT]))?;
         let text = said(&output);
@@ -128,7 +128,7 @@ fn what_was_refused_is_counted() {
 fn without_the_gate_nothing_is_connected_to() {
     test_at_desk(|desk| {
         require(PYTHON)?;
-        let outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
+        let outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
         // The gate is the one of the launcher's children that is no parent, has the capability to look into others alone, and waits.
         let kill = "import os,re,signal,time\n\
                     def field(p,n): return re.search(n+r':\\s*(\\S+)', open(f'/proc/{p}/status').read()).group(1)\n\
@@ -139,7 +139,7 @@ fn without_the_gate_nothing_is_connected_to() {
         let program = format!("{kill}{}", CLIENT.replace("sys.argv[1]", "'/tmp/home/x.sock'"));
         let output = run(desk.inside(&[], &[PYTHON, "-c", &program]))?;
         ensure!(output.stdout == b"killed\nFunction not implemented\n", "{}", said(&output));
-        ensure!(outside.callers() == 0);
+        ensure!(outside.clients() == 0);
         Ok(())
     });
 }
@@ -172,12 +172,16 @@ fn calls_that_make_no_sense_fail_as_always() {
 #[test]
 fn the_plan_tells_what_listens_now_and_is_closed() {
     test_at_desk(|desk| {
-        let _closed = StandIn::listen("/tmp/tmux-0/default", Tongue::None)?;
-        let _open = StandIn::listen("/tmp/.X11-unix/X9", Tongue::None)?;
-        let _resolver = StandIn::listen("/run/nscd/socket", Tongue::None)?;
+        let _closed = StandIn::listen("/tmp/tmux-0/default", Protocol::None)?;
+        let _open = StandIn::listen("/tmp/.X11-unix/X9", Protocol::None)?;
+        let _resolver = StandIn::listen("/run/nscd/socket", Protocol::None)?;
         let plan = |options: &[&str]| {
-            let mut command =
-                desk.on_host(&[env!("CARGO_BIN_EXE_vpn-exec"), "plan", "--config", "/run/lab/nowhere.conf"]);
+            let mut command = desk.on_host(&[
+                &lab::launcher::binary().to_string_lossy(),
+                "plan",
+                "--config",
+                "/run/lab/nowhere.conf",
+            ]);
             command.args(options);
             run(command)
         };
@@ -204,11 +208,11 @@ fn a_program_of_another_user_is_refused_as_well() {
         fs::create_dir("/tmp/ann")?;
         std::os::unix::fs::chown("/tmp/ann", Some(1234), Some(1234))?;
         fs::set_permissions("/tmp/ann", std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-        let outside = StandIn::listen("/tmp/ann/x.sock", Tongue::None)?;
+        let outside = StandIn::listen("/tmp/ann/x.sock", Protocol::None)?;
         let client = [PYTHON, "-c", CLIENT, "/tmp/ann/x.sock"];
         let output = run(desk.inside(&["--user", "1234"], &client))?;
         ensure!(output.stdout == b"Permission denied\n", "{}", said(&output));
-        ensure!(said(&output).contains("--socket /tmp/ann/x.sock") && outside.callers() == 0, "{}", said(&output));
+        ensure!(said(&output).contains("--socket /tmp/ann/x.sock") && outside.clients() == 0, "{}", said(&output));
         let output = run(desk.inside(&["--user", "1234", "--socket", "/tmp/ann/x.sock"], &client))?;
         ensure!(output.stdout == b"connected\n", "{}", said(&output));
         Ok(())
@@ -256,7 +260,7 @@ fn programs_of_32_bits_are_refused_as_well() {
         for tool in ["as", "ld"] {
             require(tool)?;
         }
-        let _outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
+        let _outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
         fs::write("/tmp/home/client.s", SOURCE)?;
         for command in [
             &["as", "--32", "-o", "/tmp/home/client.o", "/tmp/home/client.s"][..],
@@ -318,7 +322,7 @@ fn a_relative_path_is_looked_up_in_the_sandbox_that_it_is_in() {
         require("bwrap")?;
         require_users()?;
         fs::set_permissions("/tmp/home", std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-        let outside = StandIn::listen("/tmp/home/x.sock", Tongue::None)?;
+        let outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
         std::os::unix::fs::symlink("/media/x.sock", "/tmp/home/link")?;
         let view = ["--dev-bind", "/", "/", "--tmpfs", "/media", "--bind", "/tmp/home", "/media", "--chdir", "/media"];
         for path in ["link", "./link", "x.sock", "../media/link", "/proc/self/cwd/link"] {
@@ -326,7 +330,7 @@ fn a_relative_path_is_looked_up_in_the_sandbox_that_it_is_in() {
             let output = run(desk.inside(&["--user", "1234"], &sandbox))?;
             ensure!(output.stdout == b"Permission denied\n", "{path}: {}", said(&output));
         }
-        ensure!(outside.callers() == 0);
+        ensure!(outside.clients() == 0);
         Ok(())
     });
 }
@@ -340,14 +344,14 @@ fn a_socket_inside_with_the_same_number_and_name_opens_no_other() {
             fs::create_dir(directory)?;
             vpn_exec::linux::mounts::memory(directory.as_ref())?;
         }
-        let outside = StandIn::listen("/tmp/one/bus", Tongue::None)?;
+        let outside = StandIn::listen("/tmp/one/bus", Protocol::None)?;
         let script = format!(
             "import socket\ns=socket.socket(socket.AF_UNIX); s.bind('/tmp/two/bus'); s.listen(1)\n{}",
             CLIENT.replace("sys.argv[1]", "'/tmp/one/bus'")
         );
         let output = run(desk.inside(&[], &[PYTHON, "-c", &script]))?;
         ensure!(inode("/tmp/one/bus")? == inode("/tmp/two/bus")?, "the numbers differ");
-        ensure!(output.stdout == b"Permission denied\n" && outside.callers() == 0, "{}", said(&output));
+        ensure!(output.stdout == b"Permission denied\n" && outside.clients() == 0, "{}", said(&output));
         Ok(())
     });
 }

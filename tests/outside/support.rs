@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Skip, world};
+use lab::{Launcher, Skip, variables, world};
 
 const FILE: &str = "\
 [Interface]
@@ -40,7 +40,7 @@ pub(crate) struct Desk {
 
 /// Runs a test at a desk, in a world of its own.
 pub(crate) fn test_at_desk<F: FnOnce(&Desk) -> Result<()>>(body: F) {
-    world::test_as(std::any::type_name::<F>(), || {
+    world::test(|| {
         lab::require_tun()?;
         body(&Desk::new()?)
     });
@@ -94,9 +94,7 @@ impl Desk {
 
     /// A command of the user's, in a tunnel.
     pub(crate) fn inside(&self, options: &[&str], program: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-        command.arg("--config").arg(&self.config).args(["--backend", lab::backend()]);
-        command.args(options).arg("--").args(program);
+        let mut command = Launcher::new(&self.config).options(options).program(program).command();
         self.furnish(&mut command);
         command
     }
@@ -104,7 +102,7 @@ impl Desk {
     /// The same without the protection: the guilty twin.
     pub(crate) fn unguarded(&self, program: &[&str]) -> Command {
         let mut command = self.inside(&["--name", "twin"], program);
-        command.env("VPN_EXEC_TEST_BREAK", "sockets");
+        command.env(variables::BREAK, "sockets");
         command
     }
 
@@ -190,7 +188,7 @@ pub(crate) fn require(program: &str) -> Result<()> {
     if std::env::split_paths(&path).any(|folder| folder.join(program).exists()) {
         return Ok(());
     }
-    Err(Skip { reason: format!("{program} is not installed"), unless: "VPN_EXEC_REQUIRE_PROGRAMS" }.into())
+    Err(Skip::error(format!("{program} is not installed"), lab::variables::REQUIRE_PROGRAMS))
 }
 
 /// Waits until there is a file.
@@ -212,8 +210,8 @@ pub(crate) fn inode(path: &str) -> Result<u64> {
 pub(crate) fn require_users() -> Result<()> {
     let map = fs::read_to_string("/proc/self/uid_map")?;
     if map.split_whitespace().nth(2) == Some("1") && map.lines().count() == 1 {
-        let reason = "an ordinary user's world has no other users".into();
-        return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_USERS" }.into());
+        let reason = "an ordinary user's world has no other users";
+        return Err(Skip::error(reason, lab::variables::REQUIRE_USERS));
     }
     Ok(())
 }

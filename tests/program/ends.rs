@@ -9,17 +9,15 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use lab::world;
+use lab::{Launcher, world};
 
 use crate::support::*;
 
 #[test]
 fn what_is_used_instead_of_the_kernels_wireguard_is_said() {
     test_with_file(|config| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-        command.arg("-v").arg("--config").arg(&config).args(["--backend", "auto", "--", "true"]).stdin(Stdio::null());
-        let output = command.output()?;
-        ensure!(output.status.success(), "{}", said(&output));
+        let output = Launcher::with_backend(&config, "auto").option("-v").program(["true"]).run()?;
+        ensure!(output.status.success(), "{}", text_of(&output));
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         let kernel = words.contains("using the kernel's WireGuard");
         let embedded = words.contains("using the embedded WireGuard instead");
@@ -33,7 +31,7 @@ fn a_state_that_nobody_wrote_is_named_and_left_alone() {
     test_with_file(|config| {
         fs::create_dir_all("/run/vpn-exec/nowhere")?;
         fs::write("/run/vpn-exec/nowhere/state", "garbage")?;
-        let output = vpn_exec(&config, &[], &["true"]).output()?;
+        let output = Launcher::new(&config).program(["true"]).run()?;
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(125), "{words}");
         ensure!(words.contains("/run/vpn-exec/nowhere/state") && words.contains("remove the file"), "{words}");
@@ -53,12 +51,12 @@ fn the_exit_status_is_the_programs() {
             (&["/nonexistent/program"], 127),
             (&["no-such-program-anywhere"], 127),
         ] {
-            let output = vpn_exec(&config, &[], program).output()?;
-            ensure!(output.status.code() == Some(code), "{program:?}: {}", said(&output));
+            let output = Launcher::new(&config).program(program).run()?;
+            ensure!(output.status.code() == Some(code), "{program:?}: {}", text_of(&output));
         }
         for signal in [1, 2, 6, 9, 13, 15] {
-            let output = vpn_exec(&config, &[], &["sh", "-c", &format!("kill -{signal} $$")]).output()?;
-            ensure!(output.status.signal() == Some(signal), "{signal}: {}", said(&output));
+            let output = Launcher::new(&config).program(["sh", "-c", &format!("kill -{signal} $$")]).run()?;
+            ensure!(output.status.signal() == Some(signal), "{signal}: {}", text_of(&output));
         }
         Ok(())
     });
@@ -81,9 +79,9 @@ fn why_a_program_cannot_be_executed_is_told() {
             (&["/etc"], 126, "it is a directory"),
             (&["/etc/passwd"], 126, "chmod +x"),
         ] {
-            let output = vpn_exec(&config, &[], program).output()?;
-            ensure!(output.status.code() == Some(code), "{program:?}: {}", said(&output));
-            ensure!(String::from_utf8_lossy(&output.stderr).contains(told), "{program:?}: {}", said(&output));
+            let output = Launcher::new(&config).program(program).run()?;
+            ensure!(output.status.code() == Some(code), "{program:?}: {}", text_of(&output));
+            ensure!(String::from_utf8_lossy(&output.stderr).contains(told), "{program:?}: {}", text_of(&output));
         }
         Ok(())
     });
@@ -94,7 +92,7 @@ fn signals_reach_the_program() {
     test_with_file(|config| {
         for signal in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "ABRT", "ALRM", "PWR", "37", "64"] {
             let script = format!("trap 'echo got; exit 3' {signal}; echo ready; while :; do sleep 0.05; done");
-            let mut child = vpn_exec(&config, &[], &["sh", "-c", &script]).stdout(Stdio::piped()).spawn()?;
+            let mut child = Launcher::new(&config).program(["sh", "-c", &script]).start()?;
             let mut output = BufReader::new(child.stdout.take().context("piped")?);
             let mut line = String::new();
             output.read_line(&mut line)?;
@@ -112,14 +110,11 @@ fn signals_reach_the_program() {
 #[test]
 fn inherited_dispositions_and_the_mask_are_as_they_came() {
     test_with_file(|config| {
+        let line = Launcher::new(&config).program(["cat", "/proc/self/status"]).line();
         let mut command = Command::new("sh");
-        let script = format!(
-            "trap '' HUP USR2; exec {} --config {} --backend userspace -- cat /proc/self/status",
-            env!("CARGO_BIN_EXE_vpn-exec"),
-            config.display()
-        );
+        let script = format!("trap '' HUP USR2; exec {line}");
         command.args(["-c", &script]).stdin(Stdio::null());
-        let status = stdout_of(command)?;
+        let status = stdout(command)?;
         let (hup, usr2) = (1 << 0, 1 << 11);
         // The C library's own signals, 32 and 33, are as the test itself was started with.
         let standard = (1 << 31) - 1;
@@ -132,8 +127,7 @@ fn inherited_dispositions_and_the_mask_are_as_they_came() {
 #[test]
 fn the_program_ends_with_vpn_exec() {
     test_with_file(|config| {
-        let mut child =
-            vpn_exec(&config, &[], &["sh", "-c", "echo $$; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+        let mut child = Launcher::new(&config).program(["sh", "-c", "echo $$; exec sleep 1000"]).start()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let program = PathBuf::from(format!("/proc/{}/cmdline", line.trim()));
@@ -154,14 +148,17 @@ fn orphans_keep_the_tunnel_until_they_end() {
     test_with_file(|config| {
         // The orphan has a session of its own, and looks at the tunnel after its parent has ended.
         let script = "setsid sh -c 'sleep 0.6; cat /sys/class/net/wg0/mtu; echo late' & exit 4";
-        let output = vpn_exec(&config, &[], &["sh", "-c", script]).output()?;
+        let output = Launcher::new(&config).program(["sh", "-c", script]).run()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.code() == Some(4), "{}", said(&output));
-        ensure!(text.ends_with("late\n") && text.lines().count() == 2, "{}", said(&output));
+        ensure!(output.status.code() == Some(4), "{}", text_of(&output));
+        ensure!(text.ends_with("late\n") && text.lines().count() == 2, "{}", text_of(&output));
 
         let begin = Instant::now();
-        let output = vpn_exec(&config, &["--kill-orphans"], &["sh", "-c", "setsid sleep 1000 & exit 5"]).output()?;
-        ensure!(output.status.code() == Some(5), "{}", said(&output));
+        let output = Launcher::new(&config)
+            .options(["--kill-orphans"])
+            .program(["sh", "-c", "setsid sleep 1000 & exit 5"])
+            .run()?;
+        ensure!(output.status.code() == Some(5), "{}", text_of(&output));
         ensure!(begin.elapsed() < PATIENCE);
         Ok(())
     });
@@ -171,7 +168,7 @@ fn orphans_keep_the_tunnel_until_they_end() {
 #[test]
 fn a_helper_whose_starter_was_killed_is_not_waited_for() {
     test_with_file(|config| {
-        let mut command = vpn_exec(&config, &[], &["true"]);
+        let mut command = Launcher::new(&config).program(["true"]).command();
         command.env("VPN_EXEC_TEST_FAIL", "kill:after the process that keeps the view");
         let mut child = command.stderr(Stdio::null()).spawn()?;
         let status = wait_for_end(&mut child)?;
@@ -185,7 +182,8 @@ fn what_is_waited_for_is_said() {
     test_with_file(|config| {
         // A process that was left behind, of which nothing is said as long as the program runs.
         let script = "(until [ -e /run/lab/go ]; do sleep 0.1; done) & until [ -e /run/lab/end ]; do sleep 0.1; done";
-        let mut child = vpn_exec(&config, &[], &["sh", "-c", script]).stderr(Stdio::piped()).spawn()?;
+        let mut child =
+            Launcher::new(&config).program(["sh", "-c", script]).command().stderr(Stdio::piped()).spawn()?;
         let mut errors = BufReader::new(child.stderr.take().context("piped")?);
         let mut next = || -> anyhow::Result<String> {
             let mut line = String::new();

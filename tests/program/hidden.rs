@@ -4,13 +4,14 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use lab::stand_in::{StandIn, Tongue};
+use lab::Launcher;
+use lab::stand_in::{Protocol, StandIn};
 
 use crate::support::*;
 
 /// Somebody who listens at a path, as a resolver does.
 pub(crate) fn listen(path: &str) -> Result<StandIn> {
-    StandIn::listen(path, Tongue::None)
+    StandIn::listen(path, Protocol::None)
 }
 
 const FILES: &str = "cat /etc/resolv.conf /etc/hosts; grep hosts: /etc/nsswitch.conf";
@@ -94,7 +95,7 @@ fn no_resolver_of_the_host_is_found_whatever_becomes_of_it() {
         shell.say(look_up)?;
         ensure!(shell.say("ls -d /run/nscd*")?.contains("cannot access"), "nor any of a similar name");
         shell.end()?;
-        let asked: Vec<usize> = first.iter().chain(&second).map(StandIn::callers).collect();
+        let asked: Vec<usize> = first.iter().chain(&second).map(StandIn::clients).collect();
         ensure!(asked.iter().all(|count| *count == 0), "asked: {asked:?}");
 
         // The judge can find somebody guilty: without vpn-exec, the C library asks.
@@ -102,7 +103,7 @@ fn no_resolver_of_the_host_is_found_whatever_becomes_of_it() {
             .args(["ahosts", "nobody.example"])
             .env("RES_OPTIONS", "timeout:1 attempts:1")
             .output()?;
-        wait_until("the host's own program asks nscd", || Ok(second[0].callers() > 0))
+        wait_until("the host's own program asks nscd", || Ok(second[0].clients() > 0))
     });
 }
 
@@ -111,8 +112,10 @@ fn the_system_bus_is_there_where_it_is_asked_for() {
     test_with_file(|config| {
         let _bus = listen("/run/dbus/system_bus_socket")?;
         let script = ["sh", "-c", "ls /run/dbus"];
-        ensure!(stdout_of(vpn_exec(&config, &[], &script))?.is_empty());
-        ensure!(stdout_of(vpn_exec(&config, &["--dbus", "system"], &script))? == "system_bus_socket\n");
+        ensure!(Launcher::new(&config).program(&script).stdout()?.is_empty());
+        ensure!(
+            Launcher::new(&config).options(["--dbus", "system"]).program(&script).stdout()? == "system_bus_socket\n"
+        );
         Ok(())
     });
 }
@@ -185,9 +188,9 @@ fn what_programs_need_of_run_stays() {
 fn nothing_is_found_by_way_of_the_working_directory() {
     test_with_file(|config| {
         let _resolver = listen("/run/nscd/socket")?;
-        let mut command = vpn_exec(&config, &[], &["sh", "-c", "pwd; ls"]);
+        let mut command = Launcher::new(&config).program(["sh", "-c", "pwd; ls"]).command();
         command.current_dir("/run/nscd");
-        let text = stdout_of(command)?;
+        let text = stdout(command)?;
         ensure!(text.starts_with("/\n") && !text.contains("socket"), "{text}");
         Ok(())
     });

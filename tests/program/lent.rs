@@ -1,8 +1,8 @@
 //! What a caller does not lend to a program of another user: the input of its terminal, and its keys.
 
 use anyhow::{Context, Result, ensure};
+use lab::Launcher;
 
-use crate::privileges::has_other_users;
 use crate::support::*;
 
 /// Says what becomes of the two commands of ioctl(2) that type on a terminal: on a file that is none, so that a kernel that
@@ -25,13 +25,13 @@ fn nothing_is_typed_on_a_terminal() {
     test_with_file(|config| {
         let python = ["/usr/bin/python3", "-c", TYPE];
         for options in [&[][..], &["--new-privs"], &["--keep-cap", "sys_admin"]] {
-            let said = stdout_of(vpn_exec(&config, options, &python))?;
+            let said = Launcher::new(&config).options(options).program(&python).stdout()?;
             ensure!(said == "EPERM EPERM EPERM ENOTTY\n", "{options:?}: {said}");
         }
         // The twin.
         let mut outside = std::process::Command::new(python[0]);
         outside.args(&python[1..]);
-        ensure!(stdout_of(outside)? == "ENOTTY ENOTTY ENOTTY ENOTTY\n");
+        ensure!(stdout(outside)? == "ENOTTY ENOTTY ENOTTY ENOTTY\n");
         Ok(())
     });
 }
@@ -60,13 +60,13 @@ sys.stdout.flush()
 os.execv(sys.argv[1], sys.argv[1:])"
         );
         let seen_by = |options: &[&str]| -> Result<String> {
-            let inner = vpn_exec(&config, options, &["/usr/bin/python3", "-c", &inside]);
+            let inner = Launcher::new(&config).options(options).program(["/usr/bin/python3", "-c", &inside]);
             let mut command = std::process::Command::new("/usr/bin/python3");
-            command.args(["-c", &outside]).arg(inner.get_program()).args(inner.get_args());
-            stdout_of(command).context("a session with a key")
+            command.args(["-c", &outside]).args(inner.words());
+            stdout(command).context("a session with a key")
         };
         ensure!(seen_by(&[])? == "found\n", "the same user's program is in the same session");
-        if has_other_users()? {
+        if lab::world::has_users()? {
             let seen = seen_by(&["--user", "4321"])?;
             ensure!(seen == "ENOKEY\n", "{seen}");
             let seen = seen_by(&["--user", "0"])?;

@@ -22,16 +22,3 @@ mod service;
 mod support;
 mod terminal;
 mod view;
-
-/// What [`probe`] runs inside. By itself it does nothing.
-#[test]
-#[ignore = "this is the program that other tests run in a tunnel"]
-fn probe_inside() {
-    let Ok(what) = std::env::var("VPN_EXEC_TEST_PROBE") else { return };
-    let report = match what.as_str() {
-        "secure-bits" => format!("{:#x}", rustix::thread::capabilities_secure_bits().expect("readable").bits()),
-        "key" => [None, Some(c"to whom")].map(|callout| lab::request_unknown_key(callout).to_string()).join(", "),
-        other => panic!("there is no probe {other}"),
-    };
-    println!("report: {report}");
-}

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use lab::Launcher;
 
 use crate::support::*;
 
@@ -14,7 +15,7 @@ const CAP_NET_RAW: u64 = 1 << 13;
 #[test]
 fn the_program_has_no_privileges_and_no_way_to_any() {
     test_with_file(|config| {
-        let status = stdout_of(vpn_exec(&config, &[], &["cat", "/proc/self/status"]))?;
+        let status = Launcher::new(&config).program(["cat", "/proc/self/status"]).stdout()?;
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             ensure!(bits(&status, set)? == 0, "{set} is {}", field(&status, set)?);
         }
@@ -30,12 +31,12 @@ fn the_program_has_no_privileges_and_no_way_to_any() {
 fn root_keeps_what_was_asked_for_and_no_more() {
     test_with_file(|config| {
         let program = ["sh", "-c", "cat /proc/self/status"];
-        let status = stdout_of(vpn_exec(&config, &["--keep-cap", "net_raw"], &program))?;
+        let status = Launcher::new(&config).options(["--keep-cap", "net_raw"]).program(&program).stdout()?;
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             ensure!(bits(&status, set)? == CAP_NET_RAW, "{set} is {}", field(&status, set)?);
         }
         ensure!(bits(&status, "CapAmb")? == 0, "root needs no ambient capability");
-        let status = stdout_of(vpn_exec(&config, &["--new-privs"], &["cat", "/proc/self/status"]))?;
+        let status = Launcher::new(&config).options(["--new-privs"]).program(["cat", "/proc/self/status"]).stdout()?;
         ensure!(field(&status, "NoNewPrivs")? == "0");
         // CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID and AUDIT_WRITE: none for networks, mounts or namespaces.
         ensure!(bits(&status, "CapBnd")? == 0x2000_00fb, "{status}");
@@ -46,7 +47,7 @@ fn root_keeps_what_was_asked_for_and_no_more() {
 #[test]
 fn the_secure_bits_are_locked() {
     test_with_file(|config| {
-        let report = probe(&config, &[], "secure-bits")?;
+        let report: String = report(&config, &[], "secure-bits")?;
         // NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE, all locked (linux/securebits.h). KEEP_CAPS brings nothing.
         ensure!(report == "0xcf", "{report}");
         Ok(())
@@ -58,28 +59,27 @@ fn the_secure_bits_are_locked() {
 #[test]
 fn no_program_of_the_host_is_called_to_make_a_key() {
     test_with_file(|config| {
-        let (refused, missing) =
-            (std::io::Error::from_raw_os_error(libc::EPERM), std::io::Error::from_raw_os_error(libc::ENOKEY));
+        let [refused, missing] =
+            [libc::EPERM, libc::ENOKEY].map(|number| std::io::Error::from_raw_os_error(number).to_string());
         for options in [&[][..], &["--new-privs"], &["--keep-cap", "sys_admin"]] {
-            let report = probe(&config, options, "key")?;
-            ensure!(report == format!("{missing}, {refused}"), "{options:?}: {report}");
+            let seen: [String; 2] = report(&config, options, "request-key")?;
+            ensure!(seen == [missing.clone(), refused.clone()], "{options:?}: {seen:?}");
         }
-        // The twin.
-        let outside = lab::request_unknown_key(Some(c"to whom"));
-        ensure!(outside.raw_os_error() == Some(libc::ENOKEY), "{outside}");
+        // The twin: on the host, both requests look for the program.
+        let mut child = lab::agent::task_on_host("request-key").stdout(Stdio::piped()).spawn()?;
+        let outside: Option<[String; 2]> = lab::agent::report_of(&mut child)?;
+        wait_for_end(&mut child)?;
+        ensure!(outside == Some([missing.clone(), missing]), "{outside:?}");
         Ok(())
     });
 }
 
-/// Runs this very executable as the program, in the function [`probe_inside`], and returns what it reports.
-fn probe(config: &Path, options: &[&str], what: &str) -> Result<String> {
-    let own = std::env::current_exe()?;
-    let own = own.to_str().context("a path in UTF-8")?;
-    let mut command = vpn_exec(config, options, &[own, "probe_inside", "--exact", "--ignored", "--nocapture"]);
-    command.env("VPN_EXEC_TEST_PROBE", what);
-    let output = stdout_of(command)?;
-    let report = output.split("report: ").nth(1).with_context(|| format!("no report in {output}"))?;
-    Ok(report.lines().next().unwrap_or_default().to_owned())
+/// Returns the report of the agent's task in a tunnel.
+fn report<T: serde::de::DeserializeOwned>(config: &Path, options: &[&str], task: &str) -> Result<T> {
+    let mut child = Launcher::new(config).options(options).program(lab::agent::task(task)).start()?;
+    let report = lab::agent::report_of(&mut child)?;
+    ensure!(wait_for_end(&mut child)?.success());
+    report.context("a report")
 }
 
 /// The permitted and the effective capabilities of all threads of a process, each once.
@@ -103,8 +103,7 @@ fn each_process_may_do_what_its_next_step_takes() {
     const SYS_PTRACE: u64 = 1 << 19;
     const SYS_ADMIN: u64 = 1 << 21;
     test_with_file(|config| {
-        let mut child =
-            vpn_exec(&config, &[], &["sh", "-c", "echo up; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+        let mut child = Launcher::new(&config).program(["sh", "-c", "echo up; exec sleep 1000"]).start()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let state = vpn_exec::registry::read(&"nowhere".parse()?)?.context("a state")?;
@@ -150,18 +149,17 @@ fn each_process_may_do_what_its_next_step_takes() {
 #[test]
 fn another_user_has_its_own_identity_and_what_it_keeps() {
     test_with_file(|config| {
-        if !has_other_users()? {
-            return Ok(());
-        }
+        lab::require_users()?;
         let options = ["--user", "4321", "--group", "8765", "--keep-cap", "CAP_NET_RAW"];
-        let status = stdout_of(vpn_exec(&config, &options, &["cat", "/proc/self/status"]))?;
+        let status = Launcher::new(&config).options(&options).program(["cat", "/proc/self/status"]).stdout()?;
         ensure!(field(&status, "Uid")? == "4321\t4321\t4321\t4321");
         ensure!(field(&status, "Gid")? == "8765\t8765\t8765\t8765");
         ensure!(field(&status, "Groups")? == "8765", "no group of the caller's stays");
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             ensure!(bits(&status, set)? == CAP_NET_RAW, "{set} is {}", field(&status, set)?);
         }
-        let status = stdout_of(vpn_exec(&config, &["--user", "4321"], &["cat", "/proc/self/status"]))?;
+        let status =
+            Launcher::new(&config).options(["--user", "4321"]).program(["cat", "/proc/self/status"]).stdout()?;
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             ensure!(bits(&status, set)? == 0, "{set} is {}", field(&status, set)?);
         }
@@ -172,19 +170,18 @@ fn another_user_has_its_own_identity_and_what_it_keeps() {
 #[test]
 fn under_sudo_the_program_is_its_caller() {
     test_with_file(|config| {
-        if !has_other_users()? {
-            return Ok(());
-        }
-        let mut command = vpn_exec(&config, &[], &["sh", "-c", "id -u; id -g; echo $HOME; echo ${SUDO_UID-none}"]);
+        lab::require_users()?;
+        let mut command =
+            Launcher::new(&config).program(["sh", "-c", "id -u; id -g; echo $HOME; echo ${SUDO_UID-none}"]).command();
         let nobody = rustix::process::getuid();
         command.env("SUDO_UID", "65534").env("SUDO_USER", "nobody").env("HOME", "/root");
-        let text = stdout_of(command)?;
+        let text = stdout(command)?;
         let lines: Vec<&str> = text.lines().collect();
         ensure!(lines[0] == "65534" && lines[3] == "none", "{nobody:?}: {text}");
         ensure!(lines[2] != "/root", "HOME is the caller's: {text}");
-        let mut command = vpn_exec(&config, &["--user", "0"], &["id", "-u"]);
+        let mut command = Launcher::new(&config).options(["--user", "0"]).program(["id", "-u"]).command();
         command.env("SUDO_UID", "65534");
-        ensure!(stdout_of(command)? == "0\n", "--user goes before sudo");
+        ensure!(stdout(command)? == "0\n", "--user goes before sudo");
         Ok(())
     });
 }
@@ -192,9 +189,7 @@ fn under_sudo_the_program_is_its_caller() {
 #[test]
 fn sudos_caller_finds_the_sockets_of_its_desktop() {
     test_with_file(|config| {
-        if !has_other_users()? {
-            return Ok(());
-        }
+        lab::require_users()?;
         let runtime = Path::new("/run/user/65534");
         fs::create_dir_all(runtime)?;
         let _bus = std::os::unix::net::UnixListener::bind(runtime.join("bus"))?;
@@ -205,9 +200,9 @@ fn sudos_caller_finds_the_sockets_of_its_desktop() {
         fs::set_permissions(runtime, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         let print = ["sh", "-c", "echo \"$DBUS_SESSION_BUS_ADDRESS\" \"${WAYLAND_DISPLAY-unset}\""];
         let under = |name: &str, value: &str, options: &[&str]| {
-            let mut command = vpn_exec(&config, options, &print);
+            let mut command = Launcher::new(&config).options(options).program(&print).command();
             command.env_remove("DBUS_SESSION_BUS_ADDRESS").env_remove("WAYLAND_DISPLAY").env(name, value);
-            stdout_of(command)
+            stdout(command)
         };
         ensure!(
             under("SUDO_UID", "65534", &["--dbus", "session"])? == "unix:path=/run/user/65534/bus unset\n",
@@ -223,31 +218,19 @@ fn sudos_caller_finds_the_sockets_of_its_desktop() {
     });
 }
 
-/// Whether the world has users other than root: it has only if an administrator made it.
-pub(crate) fn has_other_users() -> Result<bool> {
-    let map = fs::read_to_string("/proc/self/uid_map")?;
-    let has = map.split_ascii_whitespace().nth(2).is_some_and(|count| count != "1");
-    if !has {
-        println!("skipped: the world of an ordinary user has no other users");
-    }
-    Ok(has)
-}
-
 #[test]
 fn only_the_standard_descriptors_and_those_of_listen_fds_pass_on() {
     test_with_file(|config| {
         // Which descriptors of the program lead to the file that its callers have open.
         let list = "ls -l /proc/$$/fd | sed -n 's|.* \\([0-9]*\\) -> .*/nowhere.conf|\\1|p' | tr '\\n' ' '";
         let inherit = |setup: &str| -> Result<(String, String)> {
-            let vpn_exec = env!("CARGO_BIN_EXE_vpn-exec");
+            let program = "if [ \"$LISTEN_PID\" = $$ ]; then echo mine; else echo \"$LISTEN_PID\"; fi; eval \"$LIST\"";
+            let line = Launcher::new(&config).program(["sh", "-c", program]).line();
             let config = config.display();
-            let script = format!(
-                "exec 3<{config} 4<{config} 7<{config}; {setup} exec {vpn_exec} --config {config} --backend userspace -- \
-                 sh -c 'if [ \"$LISTEN_PID\" = $$ ]; then echo mine; else echo \"$LISTEN_PID\"; fi; eval \"$LIST\"'"
-            );
+            let script = format!("exec 3<{config} 4<{config} 7<{config}; {setup} exec {line}");
             let mut command = Command::new("bash");
             command.args(["-c", &script]).env("LIST", list).stdin(Stdio::null());
-            let text = stdout_of(command)?;
+            let text = stdout(command)?;
             let (listen, descriptors) = text.split_once('\n').context("two lines")?;
             Ok((listen.to_owned(), descriptors.trim_end().to_owned()))
         };

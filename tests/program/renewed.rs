@@ -111,7 +111,7 @@ fn what_is_hidden_stays_so_whatever_is_made_later() {
         wait_until("what is beside is seen", || Ok(shell.say("ls /etc/beside")? == "/etc/beside\n"))?;
         ensure!(!shell.say("cat /etc/resolv.conf /etc/hosts")?.contains("192.0.2"));
         shell.end()?;
-        let asked: Vec<usize> = later.iter().chain([&again]).map(StandIn::callers).collect();
+        let asked: Vec<usize> = later.iter().chain([&again]).map(StandIn::clients).collect();
         ensure!(asked.iter().all(|count| *count == 0), "asked: {asked:?}");
         Ok(())
     });

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use lab::Launcher;
 use vpn_exec::linux::process::parent_of;
 
 use crate::support::*;
@@ -37,7 +38,7 @@ fn no_other_process_is_signalled_in_place_of_a_main_one_that_has_ended() {
     test_with_file(|config| {
         let manager = UnixDatagram::bind("/run/lab/notify")?;
         manager.set_read_timeout(Some(PATIENCE))?;
-        let mut command = vpn_exec(&config, &[], &["/usr/bin/python3", "-c", PROGRAM]);
+        let mut command = Launcher::new(&config).program(["/usr/bin/python3", "-c", PROGRAM]).command();
         let mut child = command.env("NOTIFY_SOCKET", "/run/lab/notify").stdout(Stdio::piped()).spawn()?;
         let main = loop {
             let mut text = [0; 1000];

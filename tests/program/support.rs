@@ -3,11 +3,13 @@
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::world;
+use lab::{Launcher, skipped, world};
+
+pub(crate) use lab::launcher::{stdout, text_of, wait_for_end};
 
 pub(crate) const FILE: &str = "\
 [Interface]
@@ -26,7 +28,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a test in a world of its own with a file of a tunnel that leads nowhere.
 pub(crate) fn test_with_file<F: FnOnce(PathBuf) -> Result<()>>(body: F) {
-    world::test_as(std::any::type_name::<F>(), || {
+    world::test(|| {
         lab::require_tun()?;
         body(config_file()?)
     });
@@ -38,25 +40,6 @@ pub(crate) fn config_file() -> Result<PathBuf> {
     let path = Path::new(world::FILES).join("nowhere.conf");
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?.write_all(FILE.as_bytes())?;
     Ok(path)
-}
-
-/// A command that runs `program` in a tunnel.
-pub(crate) fn vpn_exec(config: &Path, options: &[&str], program: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.arg("--config").arg(config).args(["--backend", lab::backend()]).args(options).arg("--").args(program);
-    command.stdin(Stdio::null());
-    command
-}
-
-/// What a program that succeeds prints.
-pub(crate) fn stdout_of(mut command: Command) -> Result<String> {
-    let output = command.output()?;
-    ensure!(output.status.success(), "{command:?} failed: {}", said(&output));
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-pub(crate) fn said(output: &Output) -> String {
-    format!("{}: {}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// A field of `/proc/self/status`.
@@ -71,15 +54,6 @@ pub(crate) fn bits(status: &str, name: &str) -> Result<u64> {
 
 pub(crate) fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
     lab::wait_until(PATIENCE, &format!("in vain: {what}"), condition)
-}
-
-pub(crate) fn wait_for_end(child: &mut Child) -> Result<std::process::ExitStatus> {
-    let mut status = None;
-    wait_until("the end of vpn-exec", || {
-        status = child.try_wait()?;
-        Ok(status.is_some())
-    })?;
-    status.context("ended")
 }
 
 pub(crate) fn kill(pid: u32, signal: &str) -> Result<()> {
@@ -102,7 +76,7 @@ pub(crate) fn loosen_etc() -> Result<bool> {
     match rustix::mount::mount("layer", "/etc", c"overlay", flags, Some(&*options)) {
         Ok(()) => Ok(true),
         Err(error) => {
-            println!("skipped: no overlayfs here: {error}");
+            skipped(format_args!("no overlayfs: {error}"));
             Ok(false)
         }
     }
@@ -117,7 +91,7 @@ pub(crate) struct Shell {
 
 impl Shell {
     pub(crate) fn start(config: &Path, options: &[&str]) -> Result<Self> {
-        let mut command = vpn_exec(config, options, &["sh"]);
+        let mut command = Launcher::new(config).options(options).program(["sh"]).command();
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let orders = child.stdin.take().context("a pipe")?;
         let answers = BufReader::new(child.stdout.take().context("a pipe")?);

@@ -1,5 +1,6 @@
 //! A program at a terminal: Ctrl-C, job control, pipelines.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -8,6 +9,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::Launcher;
 
 use crate::support::*;
 
@@ -16,10 +18,8 @@ fn a_terminals_signals_reach_what_the_program_left_behind() {
     test_with_file(|config| {
         // A shell has what runs in its background ignore what the terminal sends, and that is inherited.
         let script = "setsid env --default-signal=INT sh -c 'trap \"echo heard; exit\" INT; echo \"le\"ft; while :; do sleep 0.1; done' & exit 3";
-        let config = config.to_str().context("UTF-8")?;
-        let command =
-            [env!("CARGO_BIN_EXE_vpn-exec"), "--config", config, "--backend", lab::backend(), "--", "sh", "-c", script];
-        let (mut terminal, mut child) = Terminal::start(&command)?;
+        let words = Launcher::new(&config).program(["sh", "-c", script]).words();
+        let (mut terminal, mut child) = Terminal::start(&words)?;
         terminal.expect("left")?;
         // Until vpn-exec knows that the program has ended, a signal is the program's.
         std::thread::sleep(Duration::from_secs(1));
@@ -41,7 +41,7 @@ struct Terminal {
 
 impl Terminal {
     /// Starts a command whose controlling terminal this is, as the leader of its session.
-    fn start(command: &[&str]) -> Result<(Self, Child)> {
+    fn start(words: &[impl AsRef<OsStr>]) -> Result<(Self, Child)> {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
@@ -50,7 +50,7 @@ impl Terminal {
         let name = ptsname(&master, Vec::new())?.into_string()?;
         let slave = || -> Result<OwnedFd> { Ok(OpenOptions::new().read(true).write(true).open(&name)?.into()) };
         let mut setsid = Command::new("setsid");
-        setsid.args(["--ctty", "--wait"]).args(command).env("PS1", "$ ").env("TERM", "dumb");
+        setsid.args(["--ctty", "--wait"]).args(words).env("PS1", "$ ").env("TERM", "dumb");
         let child = setsid.stdin(slave()?).stdout(slave()?).stderr(slave()?).spawn()?;
         let master = File::from(master);
         let mut reader = master.try_clone()?;
@@ -105,10 +105,8 @@ impl Terminal {
 fn ctrl_c_is_delivered_once() {
     test_with_file(|config| {
         let script = "trap 'echo interrupted' INT; trap 'exit 6' TERM; echo ready; while :; do sleep 0.1; done";
-        let config = config.to_str().context("UTF-8")?;
-        let binary = env!("CARGO_BIN_EXE_vpn-exec");
-        let command = [binary, "--config", config, "--backend", lab::backend(), "--", "sh", "-c", script];
-        let (mut terminal, mut child) = Terminal::start(&command)?;
+        let words = Launcher::new(&config).program(["sh", "-c", script]).words();
+        let (mut terminal, mut child) = Terminal::start(&words)?;
         terminal.expect("ready")?;
         terminal.send("\x03")?;
         terminal.expect("interrupted")?;
@@ -129,12 +127,9 @@ fn ctrl_c_is_delivered_once() {
 fn job_control_works() {
     test_with_file(|config| {
         let (mut terminal, mut child) = Terminal::start(&["bash", "--norc", "--noprofile", "-i"])?;
-        let binary = env!("CARGO_BIN_EXE_vpn-exec");
-        let line = format!(
-            "{binary} --config {} --backend userspace -- sh -c 'echo \"rea\"dy; read word; echo got $word'; echo \"en\"ded $?\n",
-            config.display()
-        );
-        terminal.send(&line)?;
+        let script = "echo \"rea\"dy; read word; echo got $word";
+        let line = Launcher::new(&config).program(["sh", "-c", script]).line();
+        terminal.send(&format!("{line}; echo \"en\"ded $?\n"))?;
         terminal.expect("ready")?;
         terminal.send("\x1a")?;
         terminal.expect("Stopped")?;
@@ -156,13 +151,9 @@ fn job_control_works() {
 fn pipelines_in_a_terminal_work() {
     test_with_file(|config| {
         let (mut terminal, mut child) = Terminal::start(&["bash", "--norc", "--noprofile", "-i"])?;
-        let binary = env!("CARGO_BIN_EXE_vpn-exec");
-        // What reads from the terminal is the last part of the pipeline: it must be in the foreground.
-        let line = format!(
-            "{binary} --config {} --backend userspace -- sh -c 'echo data' | {{ read a; echo \"rea\"dy; read b </dev/tty; echo \"bo\"th $a $b; }}\n",
-            config.display()
-        );
-        terminal.send(&line)?;
+        let line = Launcher::new(&config).program(["sh", "-c", "echo data"]).line();
+        // The last part of the pipeline reads from the terminal, so it must be in the foreground.
+        terminal.send(&format!("{line} | {{ read a; echo \"rea\"dy; read b </dev/tty; echo \"bo\"th $a $b; }}\n"))?;
         terminal.expect("ready")?;
         terminal.send("typed\n")?;
         terminal.expect("both data typed")?;
@@ -177,7 +168,7 @@ impl Terminal {
     fn modes(&self) -> Result<String> {
         use std::os::fd::AsFd;
 
-        stdout_of({
+        stdout({
             let mut stty = Command::new("stty");
             stty.arg("-g");
             stty.stdin(File::from(self.master.as_fd().try_clone_to_owned()?));
@@ -192,12 +183,9 @@ impl Terminal {
 }
 
 /// An interactive shell at a terminal, and a line that runs a script in a tunnel with options.
-fn shell_and_line(config: &std::path::Path, options: &str, script: &str) -> Result<(Terminal, Child, String)> {
+fn shell_and_line(config: &std::path::Path, options: &[&str], script: &str) -> Result<(Terminal, Child, String)> {
     let (terminal, child) = Terminal::start(&["bash", "--norc", "--noprofile", "-i"])?;
-    let binary = env!("CARGO_BIN_EXE_vpn-exec");
-    let config = config.display();
-    let line = format!("{binary} --config {config} --backend userspace {options} -- sh -c '{script}'");
-    Ok((terminal, child, line))
+    Ok((terminal, child, Launcher::new(config).options(options).program(["sh", "-c", script]).line()))
 }
 
 /// Ends a shell that is at its prompt.
@@ -218,10 +206,8 @@ const WHOSE: &str = "stat -L -c \"is %u\" /proc/self/fd/0; tty; (echo \"al\"so h
 #[test]
 fn another_users_program_has_a_terminal_of_its_own() {
     test_with_file(|config| {
-        if !crate::privileges::has_other_users()? {
-            return Ok(());
-        }
-        let (mut terminal, shell, line) = shell_and_line(&config, "--user 4321", WHOSE)?;
+        lab::require_users()?;
+        let (mut terminal, shell, line) = shell_and_line(&config, &["--user", "4321"], WHOSE)?;
         terminal.send("echo \"bef\"ore; tty\n")?;
         terminal.expect("before")?;
         terminal.expect("/dev/pts/")?;
@@ -239,10 +225,8 @@ fn another_users_program_has_a_terminal_of_its_own() {
 #[test]
 fn sudo_keeps_its_callers_terminal() {
     test_with_file(|config| {
-        if !crate::privileges::has_other_users()? {
-            return Ok(());
-        }
-        let (mut terminal, shell, line) = shell_and_line(&config, "", WHOSE)?;
+        lab::require_users()?;
+        let (mut terminal, shell, line) = shell_and_line(&config, &[], WHOSE)?;
         // It is the caller's as after a login.
         terminal.send("chown 65534 $(tty); echo \"bef\"ore; tty\n")?;
         terminal.expect("before")?;
@@ -254,7 +238,7 @@ fn sudo_keeps_its_callers_terminal() {
         ensure!(terminal.until("\r")? == at, "it is another one");
         terminal.expect("said")?;
         // It can be replaced nevertheless.
-        let line = line.replace(" -- ", " --pty -- ");
+        let line = line.replace(" '--' ", " --pty -- ");
         terminal.send(&format!("SUDO_UID=65534 SUDO_USER=nobody {line}\n"))?;
         terminal.expect("is 65534")?;
         terminal.expect("/dev/pts/")?;
@@ -267,11 +251,9 @@ fn sudo_keeps_its_callers_terminal() {
 #[test]
 fn no_program_of_another_user_reaches_a_terminal_that_it_was_not_given() {
     test_with_file(|config| {
-        if !crate::privileges::has_other_users()? {
-            return Ok(());
-        }
+        lab::require_users()?;
         let script = "exec </dev/null >/run/lab/said 2>&1; stat -L -c %t:%T /dev/tty; (tput lines </dev/tty >/dev/tty) && echo own; ps -o tty= $$";
-        let (mut terminal, shell, line) = shell_and_line(&config, "--user 4321", script)?;
+        let (mut terminal, shell, line) = shell_and_line(&config, &["--user", "4321"], script)?;
         std::fs::write("/run/lab/said", "")?;
         std::fs::set_permissions("/run/lab/said", std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
         terminal.send("echo \"at\" $(ps -o tty= $$)\n")?;
@@ -290,7 +272,7 @@ fn a_terminal_of_its_own_is_as_the_callers() {
     test_with_file(|config| {
         let script = "stty size; trap \"stty size\" WINCH; echo \"rea\"dy; \
             while :; do read word || continue; [ \"$word\" = end ] && exit 7; echo \"got\"-$word; done";
-        let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
+        let (mut terminal, shell, line) = shell_and_line(&config, &["--pty"], script)?;
         terminal.set_size(33, 44)?;
         terminal.send(&format!("{line}\n"))?;
         terminal.expect("33 44")?;
@@ -326,7 +308,7 @@ fn a_terminal_of_its_own_is_as_the_callers() {
 fn ctrl_c_ends_a_program_at_a_terminal_of_its_own() {
     test_with_file(|config| {
         let script = "echo \"rea\"dy; exec sleep 1000";
-        let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
+        let (mut terminal, shell, line) = shell_and_line(&config, &["--pty"], script)?;
         terminal.send(&format!("{line}\n"))?;
         terminal.expect("ready")?;
         terminal.send("\x03")?;
@@ -341,7 +323,7 @@ fn ctrl_c_ends_a_program_at_a_terminal_of_its_own() {
 fn the_terminal_is_restored_when_vpn_exec_is_ended() {
     test_with_file(|config| {
         let script = "echo $PPID >/run/lab/launcher; stty -echo; echo \"rea\"dy; exec sleep 1000";
-        let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
+        let (mut terminal, shell, line) = shell_and_line(&config, &["--pty"], script)?;
         for signal in ["TERM", "HUP"] {
             // A shell that is not interactive leaves the modes as they are.
             std::fs::write("/run/lab/script", format!("stty -g >/run/lab/one; {line}; stty -g >/run/lab/two"))?;
@@ -364,7 +346,7 @@ fn the_terminal_is_restored_when_vpn_exec_is_ended() {
 fn keys_are_left_to_the_rest_of_a_pipeline() {
     test_with_file(|config| {
         let script = "echo data; [ -e /run/lab/ask ] || exit 0; read word </dev/tty; echo \"got\" $word >/dev/tty";
-        let (mut terminal, shell, line) = shell_and_line(&config, "--pty", script)?;
+        let (mut terminal, shell, line) = shell_and_line(&config, &["--pty"], script)?;
         terminal.send(&format!("{line} | {{ read a; echo \"rea\"dy; read b </dev/tty; echo \"bo\"th $a $b; }}\n"))?;
         terminal.expect("ready")?;
         terminal.send("typed\n")?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::ensure;
+use lab::Launcher;
 
 use crate::support::*;
 
@@ -13,7 +14,7 @@ fn the_hosts_own_idea_of_host_internal_does_not_count() {
     test_with_file(|config| {
         let before = fs::read_to_string("/etc/hosts")?;
         fs::write("/etc/hosts", format!("203.0.113.99 host.internal\n{before}"))?;
-        let text = stdout_of(vpn_exec(&config, &[], &["getent", "ahostsv4", "host.internal"]))?;
+        let text = Launcher::new(&config).program(["getent", "ahostsv4", "host.internal"]).stdout()?;
         ensure!(text.starts_with("10."), "{text}");
         Ok(())
     });
@@ -25,7 +26,7 @@ fn the_files_that_tell_of_names_are_the_tunnels() {
         let script = "cat /etc/resolv.conf; echo ---; cat /etc/hosts; echo ---; cat /etc/nsswitch.conf; echo ---; \
                       ls /sys/class/net | tr '\\n' ' '; echo; echo x 2>&- >/etc/resolv.conf && echo written; true";
         let before = fs::read_to_string("/etc/resolv.conf")?;
-        let text = stdout_of(vpn_exec(&config, &[], &["sh", "-c", script]))?;
+        let text = Launcher::new(&config).program(["sh", "-c", script]).stdout()?;
         let parts: Vec<&str> = text.split("---\n").collect();
         let servers: Vec<&str> = parts[0].lines().filter(|line| line.starts_with("nameserver")).collect();
         ensure!(servers == ["nameserver 10.64.0.1"], "{text}");
@@ -50,7 +51,7 @@ fn a_host_without_resolv_conf_is_served_too() {
             if dangling {
                 std::os::unix::fs::symlink("../run/nowhere/resolv.conf", "/etc/resolv.conf")?;
             }
-            let text = stdout_of(vpn_exec(&config, &[], &["cat", "/etc/resolv.conf", "/etc/hosts"]))?;
+            let text = Launcher::new(&config).program(["cat", "/etc/resolv.conf", "/etc/hosts"]).stdout()?;
             ensure!(text.contains("nameserver 10.64.0.1") && text.contains("host.internal"), "{text}");
             ensure!(!Path::new("/etc/resolv.conf").exists(), "the host's own is as it was");
             if !dangling {
@@ -79,8 +80,9 @@ fn what_is_no_file_of_the_hosts_is_none() {
             for (what, plant) in kinds {
                 fs::remove_file(file)?;
                 plant(file)?;
-                let text =
-                    stdout_of(vpn_exec(&config, &[], &["sh", "-c", "cd /etc; cat resolv.conf hosts nsswitch.conf"]))?;
+                let text = Launcher::new(&config)
+                    .program(["sh", "-c", "cd /etc; cat resolv.conf hosts nsswitch.conf"])
+                    .stdout()?;
                 for line in ["nameserver 10.64.0.1", " host.internal", "hosts: files dns"] {
                     ensure!(text.contains(line), "{file} is {what}: {text}");
                 }
@@ -95,14 +97,11 @@ fn what_is_no_file_of_the_hosts_is_none() {
 #[test]
 fn working_directory_and_umask_stay() {
     test_with_file(|config| {
+        let line = Launcher::new(&config).program(["sh", "-c", "pwd; umask"]).line();
         let mut command = Command::new("sh");
-        let script = format!(
-            "umask 031; cd /usr/lib; exec {} --config {} --backend userspace -- sh -c 'pwd; umask'",
-            env!("CARGO_BIN_EXE_vpn-exec"),
-            config.display()
-        );
+        let script = format!("umask 031; cd /usr/lib; exec {line}");
         command.args(["-c", &script]).stdin(Stdio::null());
-        ensure!(stdout_of(command)? == "/usr/lib\n0031\n");
+        ensure!(stdout(command)? == "/usr/lib\n0031\n");
         Ok(())
     });
 }
@@ -110,14 +109,12 @@ fn working_directory_and_umask_stay() {
 #[test]
 fn a_strict_umask_hides_nothing_from_the_program() {
     test_with_file(|config| {
+        let files = ["/etc/resolv.conf", "/etc/hosts", "/run/vpn-exec"];
+        let line = Launcher::new(&config).program(["stat", "-c", "%a"].iter().chain(&files)).line();
         let mut command = Command::new("sh");
-        let script = format!(
-            "umask 077; exec {} --config {} --backend userspace -- stat -c %a /etc/resolv.conf /etc/hosts /run/vpn-exec",
-            env!("CARGO_BIN_EXE_vpn-exec"),
-            config.display()
-        );
+        let script = format!("umask 077; exec {line}");
         command.args(["-c", &script]).stdin(Stdio::null());
-        ensure!(stdout_of(command)? == "644\n644\n711\n");
+        ensure!(stdout(command)? == "644\n644\n711\n");
         Ok(())
     });
 }
@@ -128,7 +125,7 @@ fn a_large_hosts_file_is_shown_whole() {
         let before = fs::read_to_string("/etc/hosts")?;
         let many: String = (0..100_000).map(|number| format!("0.0.0.0 advertisement-{number}.example\n")).collect();
         fs::write("/etc/hosts", before + &many)?;
-        let text = stdout_of(vpn_exec(&config, &[], &["cat", "/etc/hosts"]))?;
+        let text = Launcher::new(&config).program(["cat", "/etc/hosts"]).stdout()?;
         ensure!(
             text.lines().next().is_some_and(|first| first.ends_with(" host.internal")),
             "ours come first, and count"
@@ -144,8 +141,8 @@ fn a_host_whose_kernel_has_no_ipv6_is_served_too() {
     test_with_file(|config| {
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount("without-ipv6", "/proc/sys/net/ipv6", c"tmpfs", flags, None)?;
-        let output = vpn_exec(&config, &[], &["cat", "/proc/net/if_inet6", "/etc/hosts"]).output()?;
-        let text = said(&output);
+        let output = Launcher::new(&config).program(["cat", "/proc/net/if_inet6", "/etc/hosts"]).run()?;
+        let text = text_of(&output);
         ensure!(output.status.success() && text.contains("This kernel has no IPv6"), "{text}");
         ensure!(
             !text.contains("fc00bbbb") && text.lines().filter(|line| line.ends_with(" host.internal")).count() == 1,
