@@ -25,8 +25,8 @@ use measure::{Spread, load, milliseconds, now};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::wait;
-use vpn_exec::linux::link::Place;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::names::InterfaceName;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -120,16 +120,16 @@ fn furnish() -> Outcome<()> {
 
     let mut network = Netlink::open()?;
     let (uplink, router): (InterfaceName, InterfaceName) = ("eth0".parse()?, "router".parse()?);
-    network.execute_one(Request::add_veth(&uplink, &router, Place::Here))?;
+    network.execute_one(NetlinkRequest::add_veth(&uplink, &router, TargetNamespace::Current))?;
     let (index, other) = (network.link_index(&uplink)?, network.link_index(&router)?);
     network.execute(vec![
-        Request::set_up(1, "lo"),
-        Request::set_up(other, "router"),
-        Request::set_up(index, "eth0"),
-        Request::add_address(index, "eth0", "192.0.2.2/24".parse()?),
-        Request::add_address(index, "eth0", "2001:db8::2/64".parse()?),
-        Request::add_route(index, "eth0", "0.0.0.0/0".parse()?, Some("192.0.2.1".parse()?)),
-        Request::add_route(index, "eth0", "::/0".parse()?, Some("2001:db8::1".parse()?)),
+        NetlinkRequest::set_up(1, "lo"),
+        NetlinkRequest::set_up(other, "router"),
+        NetlinkRequest::set_up(index, "eth0"),
+        NetlinkRequest::add_address(index, "eth0", "192.0.2.2/24".parse()?),
+        NetlinkRequest::add_address(index, "eth0", "2001:db8::2/64".parse()?),
+        NetlinkRequest::add_route(index, "eth0", "0.0.0.0/0".parse()?, Some("192.0.2.1".parse()?)),
+        NetlinkRequest::add_route(index, "eth0", "::/0".parse()?, Some("2001:db8::1".parse()?)),
     ])?;
 
     let key = || -> io::Result<String> {

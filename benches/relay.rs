@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
 use measure::{Spread, load, milliseconds, now};
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::sysctl;
 use vpn_exec::registry;
 
@@ -51,7 +51,7 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     let ports = ["--publish", "8001:81", "--publish", "8002:82"];
     let output = lab::vpn_exec(up).args(ports).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let Named::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
+    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
     inside.run(set_control)?;
     serve(&inside, 81, swallow)?;
     serve(&inside, 82, answer)?;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use lab::{Context, Lab, PROVIDER, PROVIDER_PORT, Peer, Reach, Result, TUNNEL_CLIENT, WEB, bail, ensure, world};
 use measure::{Spread, load, milliseconds, now};
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 
 const NAME: &str = "throughput";
 
@@ -106,7 +106,7 @@ fn in_one_made_by_hand(file: &str) -> Result<f64> {
 
 /// How fast a program in a namespace of this name sends, in Mbit/s: what has arrived, by when that is said.
 fn send_from(name: &str) -> Result<f64> {
-    let Named::Namespace(inside) = look_up(&path_of(name))? else { bail!("{name} is no namespace's name") };
+    let NameLookup::Namespace(inside) = look_up(&path_of(name))? else { bail!("{name} is no namespace's name") };
     let to = SocketAddr::from((WEB.ipv4, PORT));
     let connect = |inside: &NetworkNamespace| inside.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(60)));
     // The handshake, and what is known of the way, come first.

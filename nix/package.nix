@@ -1,4 +1,4 @@
-# The package: the binary, its completions, its manual page and the units for systemd.
+# The package: the binary, its completions, its man pages and the units for systemd.
 {
   lib,
   stdenv,
@@ -38,7 +38,7 @@ rustPlatform.buildRustPackage {
     done
     substituteInPlace $out/lib/systemd/system/* --replace-fail /usr/bin/vpn-exec $out/bin/vpn-exec
   ''
-  # It says these itself: by an emulator, where it is for another machine.
+  # The binary prints them: in an emulator when cross-compiling.
   + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) (
     let
       run = "${stdenv.hostPlatform.emulator buildPackages} $out/bin/vpn-exec";
@@ -48,8 +48,8 @@ rustPlatform.buildRustPackage {
         --bash <(${run} completions bash) \
         --fish <(${run} completions fish) \
         --zsh <(${run} completions zsh)
-      ${run} man >vpn-exec.1
-      installManPage vpn-exec.1
+      ${run} man --dir man
+      installManPage man/*
     ''
   );
 

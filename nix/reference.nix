@@ -1,4 +1,4 @@
-# The reference of the options, from their declarations: docs/nixos-options.md. `lib` is nixpkgs'.
+# The reference of the options, from their declarations: docs/reference/nixos-options.md. `lib` is nixpkgs'.
 { lib }:
 let
   surroundings = import ./tests/surroundings.nix { inherit lib; };
@@ -61,7 +61,7 @@ in
 ''
   # The options of the NixOS module
 
-  Written from the module itself by `UPDATE_REFERENCE=1 nix/tests/run`; how they are used is in [nixos.md](nixos.md).
+  Written from the module itself by `UPDATE_REFERENCE=1 nix/tests/run`; how they are used is in [nixos.md](../how-to/nixos.md).
 
 ''
 + lib.removeSuffix "\n" (lib.concatMapStrings section sections)

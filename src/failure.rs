@@ -8,6 +8,8 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::linux::errno_of;
+
 /// The exit status of a failure of vpn-exec itself, as in env(1), timeout(1) and chroot(1).
 pub const FAILED: u8 = 125;
 
@@ -35,7 +37,7 @@ impl Failure {
     /// A failure inside of the error, as from [`io::Error::other`], keeps its advice and its error number.
     pub fn of(what: impl fmt::Display, error: &io::Error) -> Self {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>());
-        let errno = error.raw_os_error().or_else(|| inner.and_then(|inner| inner.errno));
+        let errno = errno_of(error).or_else(|| inner.and_then(|inner| inner.errno));
         let advice = match inner {
             Some(inner) => inner.advice.clone(),
             None => advice_for(error).map(Into::into),
@@ -66,6 +68,13 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+impl From<Failure> for io::Error {
+    /// Wraps the failure, which [`Failure::of`] finds again.
+    fn from(failure: Failure) -> Self {
+        Self::other(failure)
+    }
+}
+
 /// Turns a system error into a [`Failure`] that names the operation.
 pub trait Doing<T> {
     /// Names the operation that failed, as it follows "cannot".
@@ -85,7 +94,7 @@ fn advice_for(error: &io::Error) -> Option<&'static str> {
     if error.kind() == io::ErrorKind::NotADirectory {
         return Some("move away the file that stands where a directory is needed");
     }
-    match error.raw_os_error()? {
+    match errno_of(error)? {
         libc::EPERM | libc::EACCES => {
             Some("run vpn-exec as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP")
         }
@@ -98,6 +107,8 @@ fn advice_for(error: &io::Error) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linux::capabilities::{self, CapabilitySet};
+    use crate::linux::netlink::{Netlink, NetlinkRequest};
 
     #[test]
     fn a_failure_keeps_its_advice_on_its_way() {
@@ -105,12 +116,26 @@ mod tests {
         let first = refused.doing("write a sysctl").expect_err("refused");
         assert_eq!(first.errno, Some(libc::EROFS));
         assert!(first.advice.as_deref().is_some_and(|advice| advice.contains("/proc/sys")));
-        let wrapped: Result<(), _> = Err(io::Error::other(first.clone()));
+        let wrapped: Result<(), _> = Err(first.clone());
         let second = wrapped.doing("make the tunnel").expect_err("refused");
         assert_eq!((second.errno, &second.advice), (first.errno, &first.advice));
         assert_eq!(second.message, format!("cannot make the tunnel: {}", first.message));
         let sent = serde_json::to_string(&second).expect("JSON");
         assert_eq!(serde_json::from_str::<Failure>(&sent).expect("a failure"), second);
+    }
+
+    #[test]
+    fn a_refused_netlink_request_has_its_error_number_and_advice() {
+        // The thread gives up all capabilities, so the kernel answers EPERM to root as well.
+        let refused = std::thread::spawn(|| {
+            capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty()).expect("fewer capabilities");
+            let mut netlink = Netlink::open().expect("a socket");
+            netlink.execute_one(NetlinkRequest::set_mtu(1, "lo", 1500)).doing("configure the interface")
+        });
+        let failure = refused.join().expect("a thread").expect_err("refused");
+        assert_eq!(failure.errno, Some(libc::EPERM));
+        assert!(failure.message.starts_with("cannot configure the interface: cannot set the MTU of lo to 1500: "));
+        assert!(failure.advice.is_some_and(|advice| advice.contains("CAP_NET_ADMIN")));
     }
 
     #[test]

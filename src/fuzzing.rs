@@ -14,7 +14,7 @@ pub fn messages(input: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match kind % 8 {
         0 => {
-            let _ = serde_json::from_slice::<lease::Request>(data);
+            let _ = lease::Received::decode(data);
             let _ = serde_json::from_slice::<lease::Event>(data);
         }
         1 => {
@@ -55,7 +55,7 @@ pub fn messages(input: &[u8]) {
             }
         }
         _ => {
-            let names = plan::NamesPlan {
+            let names = plan::DnsPlan {
                 servers: Vec::new(),
                 search: Vec::new(),
                 options: Vec::new(),
@@ -87,7 +87,7 @@ pub fn systemctl(output: &[u8]) {
         value.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
     let path = |name: &str| words(name).first().map(Into::into);
-    let facts = plan::unit::ServiceFacts {
+    let facts = plan::drop_in::ServiceFacts {
         kind: properties.get("Type").cloned().unwrap_or_default(),
         runtime_directories: words("RuntimeDirectory"),
         used_paths: words("ReadWritePaths").iter().filter_map(|path| crate::systemctl::used_path(path)).collect(),
@@ -100,13 +100,13 @@ pub fn systemctl(output: &[u8]) {
         programs: words("ExecStart"),
         privileged: false,
     };
-    let request = plan::unit::UnitRequest {
+    let request = plan::drop_in::DropInRequest {
         service: "some.service".parse().expect("a name"),
         tunnel: "some".parse().expect("a name"),
         dbus: config::DbusAccess::Session,
         show: words("Show").into_iter().map(Into::into).collect(),
     };
-    if let Ok(drop_in) = plan::unit::drop_in(&request, &facts) {
+    if let Ok(drop_in) = plan::drop_in::render(&request, &facts) {
         let headings = drop_in.lines().filter(|line| line.starts_with('[')).count();
         assert_eq!(headings, 2, "a property has become a section:\n{drop_in}");
     }

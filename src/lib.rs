@@ -19,16 +19,18 @@
 //! | [`plan`] | the decisions, as a pure function of a configuration and of facts about the host |
 //! | [`config`], [`config_file`] | the user's files, parsed and checked |
 //! | [`linux`] | thin, safe wrappers of kernel interfaces, without knowledge of VPNs |
-//! | [`failure`], [`logging`], [`printed`] | errors, messages, and escaping for terminals |
+//! | [`failure`], [`logging`], [`escape`] | errors, messages, and escaping for terminals |
 //! | [`names`], [`keys`], [`ruleset`] | checked names, wiped keys, and packet rules as data |
 
 #![deny(unsafe_code)]
 
 pub mod bus;
 pub mod cli;
+mod color;
 pub mod commands;
 pub mod config;
 pub mod config_file;
+pub mod escape;
 pub mod failure;
 #[doc(hidden)]
 pub mod fault;
@@ -43,9 +45,10 @@ pub mod lease;
 )]
 pub mod linux;
 pub mod logging;
+pub mod lookup;
 pub mod names;
 pub mod plan;
-pub mod printed;
+
 pub mod program;
 pub mod registry;
 pub mod relay;

@@ -1,7 +1,7 @@
 //! What is said on standard error, and how.
 
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
@@ -17,11 +17,12 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{LogFormat, Verbosity};
+use crate::color;
 use crate::config::diagnostic::Diagnostics;
+use crate::escape;
 use crate::failure::Failure;
 use crate::linux::service_manager;
-use crate::linux::standard_error::{self, StandardError};
-use crate::printed;
+use crate::linux::stderr::{self, QueuedStderr};
 
 /// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
 /// each; with `-vvv` the libraries' own, too.
@@ -41,26 +42,27 @@ pub fn start(verbosity: Verbosity) {
         LogFormat::Auto => Form::Plain { timed: level >= Level::DEBUG },
     };
     let form = *FORM.get_or_init(|| form);
-    standard_error::tell_losses_by(lost);
+    stderr::set_loss_message(lost);
     // The libraries call an error what is an ordinary event for a tunnel, such as a peer that does not answer.
     let targets = tracing_subscriber::filter::Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let targets = if level == Level::TRACE { targets.with_default(level) } else { targets };
-    let output = tracing_subscriber::fmt::layer().with_writer(|| StandardError).event_format(form);
+    let output = tracing_subscriber::fmt::layer().with_writer(|| QueuedStderr).event_format(form);
     // Fails only if there is a subscriber already, which then serves.
     let _ = tracing_subscriber::registry().with(targets).with(output).try_init();
 }
 
 /// Tells the user of a failure: a line of what and why, and one of what to do.
 pub fn report(failure: &Failure) {
-    let message = &printed::message(failure.message.trim_end());
-    let advice = failure.advice.as_deref().map(printed::message);
+    let message = &escape::message(failure.message.trim_end());
+    let advice = failure.advice.as_deref().map(escape::message);
     let text = match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
         Form::Plain { .. } => {
             // A report of a file's problems says "error" by itself, with the file's name and line.
             let is_report = ["error", "warning", "\x1b"].iter().any(|start| message.starts_with(start));
-            let prefix = if is_report && message.contains('\n') { "" } else { "vpn-exec: " };
+            let label = color::paint("vpn-exec:", color::BAD, color::is_wanted(&std::io::stderr())) + " ";
+            let label = if is_report && message.contains('\n') { "" } else { &label };
             let advice = advice.map(|advice| format!("vpn-exec: {advice}\n")).unwrap_or_default();
-            format!("{prefix}{message}\n{advice}")
+            format!("{label}{message}\n{advice}")
         }
         Form::Journal => {
             let advice = advice.map(|advice| in_journal(Level::ERROR, &advice)).unwrap_or_default();
@@ -71,12 +73,12 @@ pub fn report(failure: &Failure) {
             in_json(Level::ERROR, failure.message.trim_end(), advice)
         }
     };
-    let _ = StandardError.write(text.as_bytes());
+    let _ = QueuedStderr.write(text.as_bytes());
 }
 
 /// Gives the reader of standard error time for the last messages of a process that did not wait for it until then.
 pub fn finish() {
-    standard_error::flush(LAST_WORDS);
+    stderr::flush(LAST_WORDS);
 }
 
 /// How much time that is.
@@ -92,14 +94,6 @@ fn lost(count: u64) -> String {
     }
 }
 
-/// Tells the user of a mistake in the command line.
-pub fn report_usage(error: &clap::Error) {
-    let text = error.render();
-    let is_colored = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let text = if is_colored { printed::message(&text.ansi().to_string()) } else { printed::plain(&text.to_string()) };
-    let _ = write!(std::io::stderr(), "{text}");
-}
-
 /// The target of events that are whole reports, which say by themselves whose they are and how bad.
 const REPORT: &str = concat!(env!("CARGO_CRATE_NAME"), "::report");
 
@@ -112,7 +106,7 @@ pub fn report_warnings(found: &Diagnostics) {
     match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
         Form::Plain { .. } => {
             // Each of them says "warning" by itself.
-            let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let color = color::is_wanted(&std::io::stderr());
             tracing::warn!(target: REPORT, "{}", found.render(color));
         }
         Form::Journal | Form::Json => found.lines().for_each(|(_, line)| tracing::warn!("{line}")),
@@ -147,7 +141,7 @@ where
         event.record(&mut fields);
         match self {
             Self::Plain { .. } if event.metadata().target() == REPORT => {
-                writer.write_str(&printed::message(&fields.message))
+                writer.write_str(&escape::message(&fields.message))
             }
             Self::Plain { timed } => {
                 writer.write_str("vpn-exec: ")?;
@@ -193,7 +187,7 @@ fn in_json(level: Level, message: &str, others: Map<String, Value>) -> String {
     object.insert("time".into(), time.into());
     object.insert("level".into(), level.into());
     object.insert("message".into(), message.into());
-    printed::json(&Value::Object(object).to_string()) + "\n"
+    escape::json(&Value::Object(object).to_string()) + "\n"
 }
 
 /// The parts of an event.
@@ -206,9 +200,9 @@ struct Fields {
 impl fmt::Display for Fields {
     /// The message, and what else belongs to it as `name=value`, fit for a terminal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printed::message(&self.message))?;
+        f.write_str(&escape::message(&self.message))?;
         for (name, value) in &self.others {
-            let value = value.as_str().map_or_else(|| value.to_string(), printed::in_line);
+            let value = value.as_str().map_or_else(|| value.to_string(), escape::single_line);
             write!(f, " {name}={value}")?;
         }
         Ok(())

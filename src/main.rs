@@ -1,39 +1,45 @@
-//! The command `vpn-exec`: parses, runs one command, and turns an error into an exit status.
+//! The program `vpn-exec`: parses the command line, runs a command, and turns a failure into an exit status.
 
 use std::process::ExitCode;
 
-use vpn_exec::cli::Cli;
-use vpn_exec::failure::FAILED;
+use vpn_exec::cli::{Cli, NotParsed, completion};
+use vpn_exec::failure::Failure;
 use vpn_exec::linux::process;
-use vpn_exec::{commands, logging};
+use vpn_exec::{commands, logging, lookup};
 
 fn main() -> ExitCode {
-    let cli = match Cli::parse_checked(std::env::args_os()) {
+    // Before anything is read that the caller names.
+    if let Err(failure) = commands::refuse_set_user_id() {
+        return report(&failure);
+    }
+    if completion::answer() {
+        return ExitCode::SUCCESS;
+    }
+    let cli = match Cli::parse_checked(std::env::args_os(), lookup::names) {
         Ok(cli) => cli,
-        Err(error) => {
-            if error.use_stderr() {
-                logging::report_usage(&error);
-                return ExitCode::from(FAILED);
-            }
-            return ExitCode::from(match error.print() {
-                // That nobody reads the help to its end is no failure.
-                Err(failed) if failed.kind() != std::io::ErrorKind::BrokenPipe => {
-                    eprintln!("vpn-exec: cannot write to standard output: {failed}");
-                    FAILED
+        Err(NotParsed::Invalid(failure)) => return report(&failure),
+        Err(NotParsed::Help(help)) => {
+            return match help.print() {
+                // A reader that leaves early, as head(1) does, is not a failure.
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    report(&Failure::new(format!("cannot write to standard output: {error}")))
                 }
-                _ => 0,
-            });
+                _ => ExitCode::SUCCESS,
+            };
         }
     };
     logging::start(cli.verbosity);
     // Before the first secret is read, whatever the command.
-    if let Err(error) = process::forbid_inspection() {
-        tracing::warn!("this process could be inspected: {error}");
+    if let Err(error) = process::disable_ptrace_and_core_dumps() {
+        tracing::warn!("cannot disable core dumps and ptrace: {error}");
     }
-    let code = commands::execute(cli).unwrap_or_else(|failure| {
-        logging::report(&failure);
-        ExitCode::from(failure.status)
-    });
+    let code = commands::execute(cli).unwrap_or_else(|failure| report(&failure));
     logging::finish();
     code
+}
+
+/// Prints a failure and returns its exit status.
+fn report(failure: &Failure) -> ExitCode {
+    logging::report(failure);
+    ExitCode::from(failure.status)
 }

@@ -1,4 +1,5 @@
-//! Rules for packets as plain values: what a plan decides and the kernel's nf_tables is told. Their text is what nft(8) reads.
+//! Packet rules as plain values. A plan decides them, and `linux` loads them into the kernel's nf_tables. They display
+//! in the syntax of nft(8).
 
 use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
@@ -8,90 +9,91 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::InterfaceName;
 
-/// A table for IPv4 and IPv6 (family `inet`) with all that is in it.
+/// A table of rules for IPv4 and IPv6 (family `inet`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// Its name, by which nobody else makes one in the same network namespace.
+    /// Its name, which is unique in its network namespace.
     pub name: String,
     /// Its chains.
     pub chains: Vec<Chain>,
 }
 
-/// A base chain: rules that are asked in turn, until one decides.
+/// A base chain: rules that are evaluated in order until one decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
-    /// Which packets come to it. It is the chain's name, too.
+    /// Which packets it receives. Also the chain's name.
     pub hook: Hook,
-    /// What becomes of a packet about which no rule decides.
+    /// What happens to packets about which no rule decides.
     pub policy: Policy,
     /// The rules.
     pub rules: Vec<Rule>,
 }
 
-/// Which packets come to a chain, and when.
+/// Which packets a chain receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hook {
-    /// Those for a process here.
+    /// Packets to a process of the namespace.
     Input,
-    /// Those that pass through.
+    /// Packets that are forwarded.
     Forward,
-    /// Those of a process here.
+    /// Packets from a process of the namespace.
     Output,
-    /// All that leave, for their source address to be translated.
+    /// All packets that leave, to translate their source address.
     Postrouting,
 }
 
-/// What becomes of a packet about which no rule decides.
+/// What happens to packets about which no rule decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
-    /// It goes on.
+    /// They are accepted.
     Accept,
-    /// It does not.
+    /// They are dropped.
     Drop,
 }
 
-/// What becomes of a packet of which all of something holds.
+/// What happens to packets that meet all of some conditions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// What has to hold.
+    /// The conditions.
     #[serde(rename = "if")]
     pub matches: Vec<Match>,
-    /// What becomes of the packet then.
+    /// What happens to the packets.
     #[serde(rename = "then")]
     pub verdict: Verdict,
 }
 
-/// Something that holds of a packet or not.
+/// A condition on a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Match {
-    /// It has come in by an interface.
+    /// It has arrived by an interface.
     From(Interface),
     /// It leaves by an interface.
     To(Interface),
     /// It leaves by any other interface.
     NotTo(Interface),
-    /// It is of a family.
+    /// It is of an address family.
     Of(Family),
     /// Its source is in a network.
     Source(IpNet),
     /// Its destination is in a network.
     Destination(IpNet),
-    /// It is of TCP, and its destination port is one of these.
+    /// It is a TCP packet to one of these ports.
     TcpPort(RangeInclusive<u16>),
-    /// It is of UDP, and its destination port is one of these.
+    /// It is a UDP packet to one of these ports.
     UdpPort(RangeInclusive<u16>),
-    /// Its transport protocol is a different one.
+    /// Its transport protocol is not this one.
     NotTransport(Transport),
-    /// It is of ICMPv6, and of a type (RFC 4443 section 2.1).
+    /// It is an ICMPv6 packet of a type (RFC 4443 section 2.1).
     Icmpv6(u8),
-    /// It answers, or is an error about, what was let through before.
-    Answers,
+    /// It belongs to a connection that was accepted before, or is an ICMP error about one.
+    #[serde(rename = "answers")]
+    Replies,
 }
 
-/// Which protocol a packet is of, below all others.
+/// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
@@ -116,50 +118,52 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// All of them.
+    /// All transport protocols.
     pub const ALL: [Self; 4] = [Self::Icmp, Self::Tcp, Self::Udp, Self::Icmpv6];
 }
 
-/// Interfaces.
+/// One or more interfaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interface {
-    /// The one of a name, whenever there is one.
+    /// The interface of this name, which need not exist yet.
     Named(InterfaceName),
-    /// All whose names begin so.
+    /// All interfaces whose names have this prefix.
     Prefix(String),
     /// The loopback interface.
     Loopback,
 }
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// It goes on.
+    /// It is accepted.
     Accept,
-    /// It does not. Whoever sends it from here is told `EPERM`.
+    /// It is dropped. A local sender gets `EPERM`.
     Drop,
-    /// It goes on with the address that it leaves by as its source.
+    /// It is accepted, and its source becomes the address of the interface that it leaves by.
     Masquerade,
 }
 
 impl Rule {
-    /// A rule that lets a packet go on.
+    /// Returns a rule that accepts packets.
     pub fn accept(matches: impl Into<Vec<Match>>) -> Self {
         Self { matches: matches.into(), verdict: Verdict::Accept }
     }
 
-    /// A rule that stops a packet.
+    /// Returns a rule that drops packets.
     pub fn drop(matches: impl Into<Vec<Match>>) -> Self {
         Self { matches: matches.into(), verdict: Verdict::Drop }
     }
 }
 
 impl Chain {
-    /// A chain that drops what none of the rules lets pass: by its policy, and by a last rule. When a table is replaced, the kernel has the
-    /// rules of a new chain in force at one instant, and its policy a moment later; until then it goes by "accept" (`nft_chain_commit_drop_policy`
-    /// in the kernel's net/netfilter/nf_tables_api.c).
+    /// Returns a chain that drops all packets that no rule accepts: by its policy, and by a last rule.
+    ///
+    /// The last rule is needed when a table is replaced. The kernel activates the rules of all new chains at once, but
+    /// their policies one by one after that; until then the policy is "accept" (`nft_chain_commit_drop_policy` in the
+    /// kernel's net/netfilter/nf_tables_api.c).
     pub fn closed(hook: Hook, mut rules: Vec<Rule>) -> Self {
         rules.push(Rule::drop([]));
         Self { hook, policy: Policy::Drop, rules }
@@ -208,8 +212,8 @@ impl Display for Hook {
 
 impl Display for Rule {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for matched in &self.matches {
-            write!(f, "{matched} ")?;
+        for condition in &self.matches {
+            write!(f, "{condition} ")?;
         }
         f.write_str(match self.verdict {
             Verdict::Accept => "accept",
@@ -234,7 +238,7 @@ impl Display for Match {
             Self::Of(Family::Ipv6) => f.write_str("meta nfproto ipv6"),
             Self::NotTransport(protocol) => write!(f, "meta l4proto != {protocol}"),
             Self::Icmpv6(kind) => write!(f, "icmpv6 type {kind}"),
-            Self::Answers => f.write_str("ct state established,related"),
+            Self::Replies => f.write_str("ct state established,related"),
         }
     }
 }
@@ -250,7 +254,7 @@ impl Display for Transport {
     }
 }
 
-/// A network, or a single address without the length of its prefix.
+/// Displays a network; a single address without its prefix length.
 struct Net<'a>(&'a IpNet);
 
 impl Display for Net<'_> {
@@ -259,6 +263,7 @@ impl Display for Net<'_> {
     }
 }
 
+/// Displays a range of ports; a single port without a range.
 struct Ports<'a>(&'a RangeInclusive<u16>);
 
 impl Display for Ports<'_> {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
 use crate::names::ServiceName;
-use crate::plan::unit::{ServiceFacts, SocketFacts};
+use crate::plan::drop_in::{ServiceFacts, SocketFacts};
 
 /// The instance that stands for all of a template: what its unit says of this one, it says of each. Nobody calls one of theirs so.
 pub(crate) const ANY: &str = "vpnexecany";

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use lab::{LAN, Lab, Launcher, Peer, ROUTER, Reach, Skip, TUNNEL_RESOLVER, WEB, vpn_exec};
-use vpn_exec::linux::link::Place;
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
 /// How long something may take that works.
 const WORKS: Duration = Duration::from_secs(10);
@@ -157,7 +157,7 @@ fn sorted(text: &str) -> String {
 fn require_kernel() -> Result<()> {
     let made = NetworkNamespace::create(|| {
         let name = "wg0".parse().map_err(io::Error::other)?;
-        Ok(Netlink::open()?.execute_one(Request::add_wireguard(&name, Place::Here))?)
+        Ok(Netlink::open()?.execute_one(NetlinkRequest::add_wireguard(&name, TargetNamespace::Current))?)
     });
     match made {
         Ok(_) => Ok(()),
@@ -203,7 +203,7 @@ fn a_port_that_is_refused_leaves_the_kernels_device_as_it_was() {
         let options = ["--name", "alike", "--backend", "kernel"];
         let up = run(&[&["up", &before], &options[..]].concat())?;
         ensure!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
-        let Named::Namespace(inside) = look_up(&path_of("alike"))? else { bail!("there is a namespace") };
+        let NameLookup::Namespace(inside) = look_up(&path_of("alike"))? else { bail!("there is a namespace") };
         let mark = || -> Result<String> {
             let output = inside.run(|| Command::new("wg").args(["show", "wg0", "fwmark"]).output())?;
             Ok(String::from_utf8(output.stdout)?.trim().to_owned())

@@ -1,8 +1,8 @@
-//! The command line without a tunnel: what is said, and with which exit status. None of this needs root or a network.
+//! The command line without a tunnel: messages and exit statuses. These tests need neither root nor a network.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 
@@ -23,6 +23,9 @@ const KEY: &str = "iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=";
 fn vpn_exec() -> Command {
     let mut command = Command::new(lab::launcher::binary());
     command.env("NO_COLOR", "1");
+    for variable in ["VPN_EXEC_TUNNEL", "VPN_EXEC_CONFIG", "XDG_CONFIG_HOME"] {
+        command.env_remove(variable);
+    }
     command
 }
 
@@ -150,7 +153,7 @@ fn a_profile_is_checked_without_the_providers_file() {
     };
     let (text, said, status) = check("wireguard = \"credential:vpn-exec.mullvad\"\nopen = [\"51413\"]\n");
     assert_eq!((said.as_str(), status), ("", 0));
-    assert!(text.contains("nothing is wrong"), "{text}");
+    assert!(text.contains("the profile is valid"), "{text}");
     let (text, said, status) = check("wireguard = \"/no/such/file\"\nopen = [\"65536\"]\n[dns]\nserver = []\n");
     assert_eq!((text.as_str(), status), ("", 125));
     for expected in ["mullvad.toml:2:", "mullvad.toml:4:", "`servers`"] {
@@ -159,6 +162,19 @@ fn a_profile_is_checked_without_the_providers_file() {
     let (_, said, status) = outcome(vpn_exec().args(["check", "--profile-only", "x.toml", "--lan"]));
     assert_eq!(status, 125);
     assert!(said.contains("cannot be used with"), "{said}");
+}
+
+#[test]
+fn invalid_file_name_becomes_a_tunnel_name() {
+    let files = Files::new();
+    let path = files.file("my vpn (1).conf", FILE);
+    let (text, messages, status) = outcome(vpn_exec().arg("plan").arg("--config").arg(&path));
+    assert_eq!(status, 0, "{messages}");
+    assert!(text.contains("/run/netns/my-vpn-1-"), "{text}");
+    assert!(messages.contains("the file name \"my vpn (1).conf\" is not a valid tunnel name"), "{messages}");
+    assert!(messages.contains("--name"), "{messages}");
+    let (_, messages, _) = outcome(vpn_exec().args(["plan", "--name", "wg0", "--config"]).arg(&path));
+    assert_eq!(messages, "");
 }
 
 #[test]
@@ -278,7 +294,7 @@ fn files_of_generators_make_a_tunnel() {
             files.file(&format!("{}.conf", &name[..5]), &fs::read_to_string(path).expect("a file of the corpus"));
         let (text, said, status) = outcome(vpn_exec().args(["check", "--config"]).arg(&path));
         assert_eq!(status, 0, "{name}: {said}");
-        assert!(text.contains("a tunnel can be made"), "{name}: {text}");
+        assert!(text.contains("the configuration is valid"), "{name}: {text}");
     }
 }
 
@@ -305,10 +321,10 @@ fn a_file_in_the_wrong_place_is_told() {
     assert!(said.contains("--tunnel NAME"), "{said}");
     let (_, said, _) = outcome(vpn_exec().args(["check", "--profile-only"]).arg(&profile));
     assert!(said.contains("mullvad.toml:2:9") && said.contains("quotation marks"), "{said}");
-    for (name, advice) in [("mullvad.conf", "--config FILE"), ("mullvad.toml", "without its ending: mullvad")] {
+    for name in ["mullvad.conf", "mullvad.toml"] {
         let (_, said, status) = outcome(vpn_exec().args(["check", "--tunnel", name]));
         assert_eq!(status, 125);
-        assert!(said.contains("no profile") && said.contains(advice), "{said}");
+        assert!(said.contains("no profile") && said.contains("--config FILE"), "{said}");
     }
     // Without a home there is no folder of one's own, least of all where vpn-exec is run.
     let config = files.0.path().join(".config/vpn-exec");
@@ -317,7 +333,7 @@ fn a_file_in_the_wrong_place_is_told() {
     let mut command = vpn_exec();
     command.current_dir(files.0.path()).env("HOME", "").env_remove("XDG_CONFIG_HOME");
     let (_, said, _) = outcome(command.args(["check", "--tunnel", "here"]));
-    assert!(said.contains("there is no profile here"), "{said}");
+    assert!(said.contains("there is no tunnel and no profile 'here'"), "{said}");
 }
 
 #[test]
@@ -338,19 +354,63 @@ fn output_that_cannot_be_written_is_a_failure_and_a_reader_that_goes_is_none() {
 }
 
 #[test]
-fn help_completions_and_manual_come_from_one_declaration() {
+fn help_and_man_pages_come_from_one_declaration() {
     let (help, _, status) = outcome(vpn_exec().arg("--help"));
     assert_eq!(status, 0);
     let (manual, _, status) = outcome(vpn_exec().arg("man"));
     assert_eq!(status, 0);
-    for shell in ["bash", "fish", "zsh"] {
-        let (completions, _, status) = outcome(vpn_exec().args(["completions", shell]));
-        assert_eq!(status, 0);
-        for option in ["keep-cap", "mtu", "allow-hooks", "kill-orphans", "wait"] {
-            assert!(completions.contains(option), "{option} is missing for {shell}");
-            assert!(help.contains(option));
-            assert!(manual.replace("\\-", "-").contains(option), "{option} is missing in the manual");
-        }
+    for option in ["keep-cap", "mtu", "allow-hooks", "kill-orphans", "wait"] {
+        assert!(help.contains(option), "{option} is missing in the help");
+        assert!(manual.replace("\\-", "-").contains(option), "{option} is missing in the man page");
+    }
+    assert_eq!(outcome(vpn_exec().args(["help"])), outcome(vpn_exec().arg("--help")));
+    assert_eq!(outcome(vpn_exec().args(["help", "up"])), outcome(vpn_exec().args(["up", "--help"])));
+    assert_eq!(outcome(vpn_exec().arg("version")), outcome(vpn_exec().arg("--version")));
+    let (_, said, status) = outcome(vpn_exec().args(["help", "uup"]));
+    assert_eq!(status, 125);
+    assert!(said.contains("there is no command 'uup'") && said.contains("a similar command exists: up"), "{said}");
+}
+
+#[test]
+fn each_command_has_a_man_page() {
+    let files = Files::new();
+    let folder = files.0.path().join("man1");
+    let (text, said, status) = outcome(vpn_exec().args(["man", "--dir"]).arg(&folder));
+    assert_eq!((text.as_str(), said.as_str(), status), ("", "", 0));
+    let mut pages: Vec<String> = fs::read_dir(&folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
+        .collect();
+    pages.sort();
+    let commands = [
+        "-check",
+        "-completions",
+        "-down",
+        "-help",
+        "-list",
+        "-logs",
+        "-man",
+        "-plan",
+        "-reload",
+        "-shell",
+        "-status",
+        "-unit",
+        "-up",
+        "-version",
+        "",
+    ];
+    assert_eq!(pages, commands.map(|command| format!("vpn-exec{command}.1")));
+    let (page, _, _) = outcome(vpn_exec().args(["man", "status"]));
+    assert_eq!(page, fs::read_to_string(folder.join("vpn-exec-status.1")).expect("a page"));
+    for text in ["VPN_EXEC_TUNNEL", "/etc/wireguard/NAME.conf", "there is no such tunnel"] {
+        assert!(page.replace("\\-", "-").contains(text), "{text} is missing in:\n{page}");
+    }
+    // groff says when it does not understand a page.
+    if let Ok(output) =
+        std::process::Command::new("man").args(["--warnings", "-l"]).arg(folder.join("vpn-exec.1")).output()
+    {
+        let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && said.is_empty() && text.contains("vpn-exec-up(1)"), "{said}\n{text}");
     }
 }
 
@@ -410,10 +470,10 @@ fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
         outcome(command.env("XDG_CONFIG_HOME", files.0.path()).args(["plan", "--tunnel", "set-mtu"]).args(arguments))
     };
     for (own, arguments, expected) in [
-        ("", &[][..], "1400 (as the file says)"),
-        ("mtu = 1380\n", &[], "1380 (as the profile says)"),
-        ("mtu = 1380\n", &["--mtu", "1300"], "1300 (as --mtu says)"),
-        ("", &["--mtu", "1280"], "1280 (as --mtu says)"),
+        ("", &[][..], "1400 (set by the file)"),
+        ("mtu = 1380\n", &[], "1380 (set by the profile)"),
+        ("mtu = 1380\n", &["--mtu", "1300"], "1300 (set by --mtu)"),
+        ("", &["--mtu", "1280"], "1280 (set by --mtu)"),
     ] {
         fs::write(&profile, format!("wireguard = \"../mullvad.conf\"\n{own}")).expect("a file");
         let (text, said, status) = planned(arguments);
@@ -425,7 +485,7 @@ fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
         ("67", 2, "expected a number of bytes from 68 to 65535"),
         ("65536", 2, "expected a number of bytes from 68 to 65535"),
         ("large", 2, "expected a number of bytes from 68 to 65535"),
-        ("68", 125, "an MTU of 68 bytes is not between 576 and 65535"),
+        ("68", 125, "the MTU of 68 bytes is not between 576 and 65535"),
         ("1279", 125, "too small for IPv6"),
     ] {
         let (_, said, is) = planned(&["--mtu", mtu]);
@@ -435,11 +495,11 @@ fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
 }
 
 #[test]
-fn the_readme_and_the_manual_show_a_profile_with_every_key() {
+fn the_reference_and_the_manual_show_a_profile_with_every_key() {
     const PROFILE: &str = include_str!("../src/commands/profile.toml");
     assert!(
-        include_str!("../README.md").contains(&format!("```toml\n{PROFILE}```")),
-        "the README shows another profile"
+        include_str!("../docs/reference/profile.md").contains(&format!("```toml\n{PROFILE}```")),
+        "docs/reference/profile.md shows another profile"
     );
     let (manual, _, _) = outcome(vpn_exec().arg("man"));
     assert!(manual.replace("\\-", "-").contains(PROFILE.trim_end()), "{manual}");
@@ -453,11 +513,202 @@ fn the_readme_and_the_manual_show_a_profile_with_every_key() {
     }
 }
 
+/// Creates a folder of profiles, as `XDG_CONFIG_HOME` names it, with a profile `mullvad` of a valid file.
+fn profiles(files: &Files) -> PathBuf {
+    files.file("provider.conf", FILE);
+    fs::create_dir(files.0.path().join("vpn-exec")).expect("a folder");
+    files.file("vpn-exec/mullvad.toml", "wireguard = \"../provider.conf\"\n");
+    files.0.path().to_owned()
+}
+
 #[test]
-fn bash_completes_commands_and_their_options() {
-    let (completions, _, _) = outcome(vpn_exec().args(["completions", "bash"]));
+fn a_tunnel_is_named_by_position_by_option_or_by_the_environment() {
     let files = Files::new();
-    let path = files.file("completions", &completions);
+    let home = profiles(&files);
+    let plan = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = vpn_exec();
+        command.env("XDG_CONFIG_HOME", &home).current_dir(&home).envs(variables.iter().copied());
+        outcome(command.arg("plan").args(arguments))
+    };
+    let (name, file) = (("VPN_EXEC_TUNNEL", "mullvad"), ("VPN_EXEC_CONFIG", "provider.conf"));
+    for (arguments, variables, namespace) in [
+        (&["mullvad"][..], &[][..], "mullvad"),
+        (&["provider.conf"], &[], "provider"),
+        (&["./provider.conf"], &[], "provider"),
+        (&["--tunnel", "mullvad"], &[], "mullvad"),
+        (&["-c", "provider.conf", "--name", "other"], &[], "other"),
+        (&[], &[name], "mullvad"),
+        (&[], &[file], "provider"),
+        (&[], &[name, file], "provider"),
+        // The command line goes before the environment.
+        (&["mullvad"], &[file], "mullvad"),
+        (&["provider.conf"], &[name], "provider"),
+    ] {
+        let (text, said, status) = plan(arguments, variables);
+        assert_eq!(status, 0, "{arguments:?} {variables:?}: {said}");
+        assert!(text.contains(&format!("/run/netns/{namespace}")), "{arguments:?} {variables:?}: {text}");
+    }
+    let (_, said, status) = plan(&["mulvad"], &[]);
+    assert_eq!(status, 125);
+    assert!(said.contains("'mulvad'") && said.contains("a similar name exists: mullvad"), "{said}");
+    let (_, said, status) = plan(&["two words"], &[]);
+    assert_eq!(status, 125);
+    assert!(said.contains("is not a valid name") && said.contains("./FILE"), "{said}");
+    let (_, said, _) = plan(&[], &[("VPN_EXEC_TUNNEL", "")]);
+    assert!(said.contains("no tunnel is given"), "{said}");
+}
+
+#[test]
+fn a_mistake_in_the_command_line_is_told_in_one_style() {
+    let files = Files::new();
+    let home = profiles(&files);
+    for (arguments, message, advice) in [
+        (&["mullvad", "firefox"][..], "'--' is missing before the program", "use `vpn-exec mullvad -- firefox`"),
+        (&["mulvad", "--", "firefox"], "there is no tunnel and no profile 'mulvad'", "a similar name exists: mullvad"),
+        (&["wg0.conf", "curl", "-s"], "'--' is missing before the program", "use `vpn-exec wg0.conf -- curl -s`"),
+        (&["firefox"], "there is no command 'firefox'", "`vpn-exec NAME|FILE -- firefox`"),
+        (&["start", "mullvad"], "there is no command 'start'", "use `vpn-exec up mullvad`"),
+        (&["run", "mullvad", "--", "true"], "there is no command 'run'", "use `vpn-exec mullvad -- true`"),
+        (&["up", "--foregound"], "unknown option '--foregound'", "did you mean '--foreground'?"),
+        (&["status", "a", "b"], "unexpected argument 'b'", "see `vpn-exec status --help`"),
+        (&["status", "--check"], "missing argument: <NAME>", "usage: vpn-exec status"),
+        (&["down", "mulvad"], "there is no tunnel mulvad", "see `vpn-exec list`"),
+        (&["--backend", "x", "--", "true"], "invalid value 'x' for '--backend <BACKEND>'", "possible values: auto"),
+        (&["plan", "-c", "a", "b"], "cannot be used with", "see `vpn-exec plan --help`"),
+    ] {
+        let (text, said, status) = outcome(vpn_exec().env("XDG_CONFIG_HOME", &home).args(arguments));
+        assert_eq!((text.as_str(), status), ("", 125), "{arguments:?}: {said}");
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 2, "{arguments:?}: {said}");
+        assert!(lines.iter().all(|line| line.starts_with("vpn-exec: ")), "{arguments:?}: {said}");
+        assert!(lines[0].contains(message) && lines[1].contains(advice), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn colors_are_for_terminals_that_do_not_forbid_them() {
+    let run = |arguments: &[&str], variables: &[(&str, &str)], on_terminal: bool| {
+        let program = lab::launcher::binary().to_str().expect("UTF-8");
+        let mut command = std::process::Command::new(if on_terminal { "/usr/bin/python3" } else { program });
+        if on_terminal {
+            command.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])", program]);
+        }
+        command.args(arguments).env_remove("NO_COLOR").env("TERM", "xterm").envs(variables.iter().copied());
+        let output = command.stdin(std::process::Stdio::null()).output().expect("it runs");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    for arguments in [&["staus"][..], &["check", "/no/such/file.conf"], &["help", "up"], &["--help"]] {
+        assert!(run(arguments, &[], true).contains("\x1b["), "{arguments:?}");
+        for (variables, on_terminal) in [(&[][..], false), (&[("NO_COLOR", "1")], true), (&[("TERM", "dumb")], true)] {
+            let said = run(arguments, variables, on_terminal);
+            assert!(!said.contains('\x1b') && said.len() > 20, "{arguments:?} {variables:?}: {said:?}");
+        }
+    }
+}
+
+#[test]
+fn the_state_of_a_tunnel_that_does_not_exist_is_4() {
+    let (text, said, status) = outcome(vpn_exec().args(["status", "--check", "no-such-tunnel"]));
+    assert_eq!((text.as_str(), status), ("", 4));
+    assert!(said.contains("there is no tunnel no-such-tunnel"), "{said}");
+}
+
+#[test]
+fn logs_are_those_of_the_service() {
+    let files = Files::new();
+    let home = profiles(&files);
+    let journalctl = files.file("journalctl", "#!/bin/sh\necho \"$@\"\n");
+    fs::set_permissions(&journalctl, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let logs = |arguments: &[&str]| {
+        let mut command = vpn_exec();
+        outcome(command.env("XDG_CONFIG_HOME", &home).env("PATH", &home).arg("logs").args(arguments))
+    };
+    let (text, said, status) = logs(&["mullvad", "-f", "-n", "5"]);
+    assert_eq!((text.as_str(), status), ("--unit=vpn-exec@mullvad.service --follow --lines=5\n", 0), "{said}");
+    let (_, said, status) = logs(&["no-such-tunnel"]);
+    assert_eq!(status, 125);
+    assert!(said.contains("there is no tunnel no-such-tunnel"), "{said}");
+    fs::remove_file(&journalctl).expect("removed");
+    let (_, said, status) = logs(&["mullvad"]);
+    assert_eq!(status, 125);
+    assert!(said.contains("cannot run journalctl: No such file"), "{said}");
+}
+
+/// Asks for the completions of the last of some words, as a shell's script does.
+fn complete(shell: &str, home: &Path, words: &[&str]) -> Vec<String> {
+    let mut command = vpn_exec();
+    command.env("XDG_CONFIG_HOME", home).env("HOME", home).env("PATH", home).current_dir(home);
+    command.env("_VPN_EXEC_COMPLETE", shell).env("_CLAP_IFS", "\n");
+    if shell != "fish" {
+        command.env("_CLAP_COMPLETE_INDEX", words.len().to_string());
+    }
+    let (text, said, status) = outcome(command.args(["--", "vpn-exec"]).args(words));
+    assert_eq!((said.as_str(), status), ("", 0), "{shell} {words:?}");
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn tunnels_files_and_programs_are_completed() {
+    let files = Files::new();
+    let home = profiles(&files);
+    let program = files.file("curly", "#!/bin/sh\n");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let complete = |words: &[&str]| complete("bash", &home, words);
+    assert_eq!(complete(&["mul"]), ["mullvad"]);
+    assert_eq!(complete(&["--tunnel", "mul"]), ["mullvad"]);
+    assert_eq!(complete(&["up", "mul"]), ["mullvad"]);
+    assert_eq!(complete(&["unit", "x", "--tunnel", "mul"]), ["mullvad"]);
+    assert_eq!(complete(&["up", "prov"]), ["provider.conf"]);
+    assert_eq!(complete(&["prov"]), ["provider.conf"]);
+    assert_eq!(complete(&["sta"]), ["status"]);
+    assert_eq!(complete(&["help", "sta"]), ["status"]);
+    assert_eq!(complete(&["--kill"]), ["--kill-orphans"]);
+    assert_eq!(complete(&["status", "--j"]), ["--json"]);
+    assert_eq!(complete(&["up", "--backend", "u"]), ["userspace"]);
+    // The program, wherever the tunnel is named, then its arguments.
+    for before in [&["mullvad", "--"][..], &["-c", "provider.conf", "--lan", "--"]] {
+        assert_eq!(complete(&[before, &["cur"]].concat()), ["curly"]);
+        assert_eq!(complete(&[before, &["curly", "prov"]].concat()), ["provider.conf"]);
+        assert_eq!(complete(&[before, &["status", "--j"]].concat()), [""; 0]);
+    }
+    // What cannot be completed is not an error.
+    for words in [&["down", "no-such"][..], &["--", "--", "--"], &["status", "a", "b", "c"], &["\u{1b}", "--x="], &[""]]
+    {
+        complete(words);
+    }
+    assert_eq!(
+        outcome(vpn_exec().env("_VPN_EXEC_COMPLETE", "tcsh").args(["--", "vpn-exec", ""])),
+        (String::new(), String::new(), 0)
+    );
+    // A variable of this name that another program uses does not matter.
+    let (text, _, _) = outcome(vpn_exec().env("COMPLETE", "1").arg("version"));
+    assert!(text.starts_with("vpn-exec "), "{text}");
+}
+
+#[test]
+fn each_shell_gets_a_script_and_its_answers() {
+    let files = Files::new();
+    let home = profiles(&files);
+    for (shell, command) in
+        [("bash", "complete -o"), ("zsh", "#compdef vpn-exec"), ("fish", "complete --keep-order"), ("elvish", "edit:")]
+    {
+        let (script, said, status) = outcome(vpn_exec().args(["completions", shell]));
+        assert_eq!((said.as_str(), status), ("", 0));
+        assert!(script.contains(command) && script.contains("_VPN_EXEC_COMPLETE"), "{script}");
+        let answers = complete(shell, &home, &["mul"]);
+        assert!(answers.first().is_some_and(|answer| answer.contains("mullvad")), "{shell}: {answers:?}");
+    }
+}
+
+/// Real shells read the scripts, call vpn-exec, and take its answers.
+#[test]
+fn bash_completes_by_its_script() {
+    let (script, _, _) = outcome(vpn_exec().args(["completions", "bash"]));
+    let files = Files::new();
+    let home = profiles(&files);
+    let path = files.file("completions", &script);
+    let folder = lab::launcher::binary().parent().expect("a folder").to_owned();
+    let search_path = std::env::join_paths([folder, "/usr/bin".into(), "/bin".into()]).expect("a path");
     let complete = |words: &[&str]| {
         let script = r#"
             . "$1"; shift
@@ -466,14 +717,16 @@ fn bash_completes_commands_and_their_options() {
             "${function%% *}" vpn-exec "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
             echo "${COMPREPLY[@]}""#;
         let mut bash = Command::new("bash");
+        bash.env("XDG_CONFIG_HOME", &home).env("PATH", &search_path);
         let (text, said, _) = outcome(bash.args(["-c", script, "bash"]).arg(&path).arg("vpn-exec").args(words));
         assert_eq!(said, "");
         text.trim().to_owned()
     };
     assert_eq!(complete(&["sta"]), "status");
+    assert_eq!(complete(&["mullv"]), "mullvad");
     assert_eq!(complete(&["--kill"]), "--kill-orphans");
     assert_eq!(complete(&["status", "--j"]), "--json");
-    assert_eq!(complete(&["up", "--fore"]), "--foreground");
     assert_eq!(complete(&["up", "--backend", "u"]), "userspace");
     assert_eq!(complete(&["completions", "zs"]), "zsh");
+    assert!(complete(&["mullvad", "--", "bas"]).split(' ').any(|program| program == "bash"));
 }

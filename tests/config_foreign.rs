@@ -80,7 +80,7 @@ fn a_file_of_the_right_kind_is_never_taken_for_another() {
         "[wg0]\nPrivateKey = x\n",
     ] {
         let found = refused(text);
-        assert!(found.iter().any(|entry| entry.place.is_some()), "{text}: {found}");
+        assert!(found.iter().any(|entry| entry.location.is_some()), "{text}: {found}");
     }
 }
 
@@ -200,7 +200,7 @@ fn characters_that_nobody_sees_are_shown() {
             assert_eq!(errors.iter().count(), 1, "{text:?}:\n{errors}");
             let error = errors.iter().next().expect("one");
             assert!(
-                error.message.contains(code) && error.place.is_some() && error.help.is_some(),
+                error.message.contains(code) && error.location.is_some() && error.help.is_some(),
                 "{text:?}:\n{errors}"
             );
         }

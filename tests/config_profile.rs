@@ -166,9 +166,9 @@ fn a_key_alone_on_a_line_is_hidden() {
 fn a_missing_file_is_said_to_be_missing() {
     assert_snapshot!(refused("[dns]\n"), @r#"
     error: the profile has no `wireguard`
-     --> mullvad.toml
-      |
-      = help: write `wireguard = "/path/to/the/provider's/file.conf"` above the first table
+    --> mullvad.toml
+     |
+     = help: write `wireguard = "/path/to/the/provider's/file.conf"` above the first table
     "#);
     assert!(refused(b"wireguard = '\xff'").contains("not UTF-8"));
     assert!(refused(vec![b'\n'; MAX_BYTES + 1]).contains("more than 1048576 bytes"));

@@ -10,7 +10,7 @@ use lab::agent::Agent;
 use lab::{HOST, HOST_ON_LAN, LAN, Lab, Launcher, PROVIDER, PROVIDER_PORT, Packet, Peer, Reach, TUNNEL_CLIENT, WEB};
 use vpn_exec::keys::{PrivateKey, PublicKey};
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
 use vpn_exec::wireguard::{Device, DeviceConfig, PeerConfig};
 
@@ -231,7 +231,8 @@ impl Neighbour {
             let mut netlink = Netlink::open()?;
             let index = netlink.link_index(&wg0)?;
             let network = "10.64.0.1/24".parse().map_err(std::io::Error::other)?;
-            let requests = vec![Request::add_address(index, "wg0", network), Request::set_up(index, "wg0")];
+            let requests =
+                vec![NetlinkRequest::add_address(index, "wg0", network), NetlinkRequest::set_up(index, "wg0")];
             netlink.execute(requests)?;
             Ok((tun, Sockets::bind(port, 0)?))
         })?;

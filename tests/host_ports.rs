@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::lease::status::{self, HostLink};
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::registry;
 
 const NAME: &str = "back";
@@ -126,7 +126,7 @@ fn route_from_lan(lab: &Lab, link: &HostLink) -> Result<()> {
         let index = netlink.link("eth0")?.map_or(0, |link| link.index);
         let routes = to.into_iter().zip(HOST_ON_LAN.both());
         Ok(netlink.execute(
-            routes.map(|(to, gateway)| Request::add_route(index, "eth0", to.into(), Some(gateway))).collect(),
+            routes.map(|(to, gateway)| NetlinkRequest::add_route(index, "eth0", to.into(), Some(gateway))).collect(),
         )?)
     })?;
     Ok(())
@@ -216,7 +216,7 @@ fn a_port_that_is_taken_by_nobody_who_listens_is_an_error_and_nothing_is_left() 
         let output = up(&file, &["5432"])?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(125), "{text}");
-        ensure!(text.contains("TCP port 5432") && text.contains("another program has it"), "{text}");
+        ensure!(text.contains("TCP port 5432") && text.contains("stop the program that uses the port"), "{text}");
         let changes = before.changes_within(PATIENCE)?;
         ensure!(changes.is_empty(), "{changes:#?}");
         Ok(())
@@ -253,7 +253,7 @@ fn it_is_told_by_plan_and_status() {
         let plan = vpn_exec(["plan", "--host-port", "631", "--config"]).arg(&file).output()?;
         works(&plan)?;
         let text = String::from_utf8_lossy(&plan.stdout).into_owned();
-        ensure!(text.contains("of the host     631/tcp"), "{text}");
+        ensure!(text.contains("host ports      631/tcp"), "{text}");
         // A privileged one, too.
         page(Ipv4Addr::LOCALHOST, 631, "a printer")?;
         works(&up(&file, &["631"])?)?;
@@ -293,10 +293,10 @@ fn they_are_changed_alive() {
         let (one, another) = ("5432: one\n", "5433: another\n");
         let (no_one, no_other) = ("5432: ECONNREFUSED\n", "5433: ECONNREFUSED\n");
         assert_eq!(reload(&[])?, format!("nothing has changed\n{no_one}{no_other}"));
-        assert_eq!(reload(&["5432"])?, format!("ports of the host: was none, is now 5432/tcp\n{one}{no_other}"));
-        let said = "ports of the host: was 5432/tcp, is now 5433/tcp\n";
+        assert_eq!(reload(&["5432"])?, format!("host ports: was none, is now 5432/tcp\n{one}{no_other}"));
+        let said = "host ports: was 5432/tcp, is now 5433/tcp\n";
         assert_eq!(reload(&["5433"])?, format!("{said}{no_one}{another}"));
-        assert_eq!(reload(&[])?, format!("ports of the host: was 5433/tcp, is now none\n{no_one}{no_other}"));
+        assert_eq!(reload(&[])?, format!("host ports: was 5433/tcp, is now none\n{no_one}{no_other}"));
         finish(agent)?;
         down()
     });

@@ -14,7 +14,7 @@ use lab::{
     TUNNEL_RESOLVER, WEB,
 };
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
 use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
 
@@ -133,21 +133,21 @@ fn the_snapshot_finds_changes() {
 
         let mut netlink = Netlink::open()?;
         let lan = netlink.link("lan0")?.context("the host has lan0")?;
-        netlink.execute_one(Request::add_address(lan.index, "lan0", "192.0.2.200/32".parse()?))?;
+        netlink.execute_one(NetlinkRequest::add_address(lan.index, "lan0", "192.0.2.200/32".parse()?))?;
         after("address")?;
-        netlink.execute_one(Request::add_route(lan.index, "lan0", "192.0.2.201/32".parse()?, None))?;
+        netlink.execute_one(NetlinkRequest::add_route(lan.index, "lan0", "192.0.2.201/32".parse()?, None))?;
         after("route")?;
-        netlink.execute_one(Request::add_veth(
+        netlink.execute_one(NetlinkRequest::add_veth(
             &"ve-x".parse()?,
             &"ve-y".parse()?,
-            vpn_exec::linux::link::Place::Here,
+            vpn_exec::linux::netlink::link::TargetNamespace::Current,
         ))?;
         after("link")?;
         lab::nat::masquerade()?;
         after("nftables")?;
         fs::write("/run/left", "behind")?;
         after("run")?;
-        vpn_exec::linux::mounts::memory("/run/lab".as_ref())?;
+        vpn_exec::linux::mounts::mount_tmpfs("/run/lab".as_ref())?;
         after("mount")?;
         // It waits for its input to end.
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn()?;
@@ -172,11 +172,11 @@ fn a_tunnel_by_hand(lab: &Lab, endpoint: IpAddr) -> Result<()> {
         let tun = lab::passing_tun(&wg0)?;
         let mut netlink = Netlink::open()?;
         let index = netlink.link_index(&wg0)?;
-        let mut requests = vec![Request::set_mtu(index, "wg0", 1420), Request::set_up(index, "wg0")];
-        requests.extend(TUNNEL_CLIENT.both().map(|address| Request::add_address(index, "wg0", address.into())));
+        let mut requests = vec![NetlinkRequest::set_mtu(index, "wg0", 1420), NetlinkRequest::set_up(index, "wg0")];
+        requests.extend(TUNNEL_CLIENT.both().map(|address| NetlinkRequest::add_address(index, "wg0", address.into())));
         for everything in ["0.0.0.0/0", "::/0"] {
             let everything = everything.parse().map_err(io::Error::other)?;
-            requests.push(Request::add_route(index, "wg0", everything, None));
+            requests.push(NetlinkRequest::add_route(index, "wg0", everything, None));
         }
         netlink.execute(requests)?;
         Ok(tun)

@@ -25,7 +25,7 @@ const ROOMS: [&str; 25] = [
     "fault",
     "failure",
     "linux",
-    "printed",
+    "escape",
     "ruleset",
     "names",
     "keys",

@@ -13,7 +13,7 @@ use lab::{HOST, HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::poll::wait_for;
 use vpn_exec::{lease::status, registry};
 
@@ -45,7 +45,7 @@ fn up_from(file: &Path, ports: &[&str]) -> Result<NetworkNamespace> {
 }
 
 fn inside() -> Result<NetworkNamespace> {
-    let Named::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
+    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
     Ok(inside)
 }
 
@@ -282,7 +282,10 @@ fn a_port_that_is_taken_is_an_error_before_anything_is_done() {
             let output = vpn_exec(arguments)?;
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             ensure!(output.status.code() == Some(125), "{arguments:?}: {text}");
-            ensure!(text.contains("TCP port 8080 of the host") && text.contains("another program has it"), "{text}");
+            ensure!(
+                text.contains("TCP port 8080 of the host") && text.contains("stop the program that uses the port"),
+                "{text}"
+            );
             let changes = before.changes_within(PATIENCE)?;
             ensure!(changes.is_empty(), "{arguments:?}: {changes:#?}");
         }
@@ -609,9 +612,9 @@ fn ports_that_cannot_be_had_are_refused_and_nothing_is_changed() {
         let connected = [connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?, connect(&lab.lan, HOST_ON_LAN.ipv4, 8081)?];
         let _taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9000))?;
         for (ports, complaint) in [
-            (&["9001:91", "9000:90"][..], "another program has it"),
+            (&["9001:91", "9000:90"][..], "stop the program that uses the port"),
             // With a port that is to be at fewer addresses, and with one that is to be at an address that is not the host's.
-            (&["127.0.0.1:8080:80", "9000:90"], "another program has it"),
+            (&["127.0.0.1:8080:80", "9000:90"], "stop the program that uses the port"),
             (&["198.51.100.99:8080:80", "9001:91"], "publish an address that the host has"),
             (&["8080:80", "8081:81", "80:80"], "the right to use a port below 1024"),
         ] {

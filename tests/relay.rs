@@ -11,10 +11,10 @@ use ipnet::IpNet;
 use lab::{HOST_ON_LAN, Lab, Peer, Reach, Skip};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vpn_exec::config::ports::parse_publish;
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
-use vpn_exec::relay::{self, Allowance, Entrance, Limits, Relay};
+use vpn_exec::relay::{self, Budget, Limits, Relay, RelayedPort};
 use vpn_exec::{lease::status, registry};
 
 const NAME: &str = "many";
@@ -36,7 +36,7 @@ fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
     let output = Command::new("sh").arg("-c").arg(up).arg(program).arg(file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     match look_up(&path_of(NAME))? {
-        Named::Namespace(inside) => Ok(inside),
+        NameLookup::Namespace(inside) => Ok(inside),
         _ => anyhow::bail!("the name is a namespace's"),
     }
 }
@@ -208,7 +208,7 @@ fn loopback(last: u8) -> Ipv4Addr {
 fn the_longest_idle_connection_of_the_client_that_holds_most_gives_way() {
     lab::world::test(|| {
         // Room for ten connections.
-        let _relay = relay("8080:80", Limits::new(Allowance::of(20)))?;
+        let _relay = relay("8080:80", Limits::new(Budget::new(20)))?;
         serve(80)?;
         let first = converse(loopback(3), 8080)?;
         let hog = (0..30).map(|_| converse(loopback(2), 8080)).collect::<Result<Vec<_>>>()?;
@@ -229,9 +229,9 @@ fn clients_of_ipv6_are_counted_by_their_network() {
         let lo = netlink.link("lo")?.context("lo")?.index;
         let address = |net: u16, host: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, net, 0, 0, 0, host);
         for (net, host) in (1..=30).map(|host| (1, host)).chain([(2, 1), (3, 1)]) {
-            netlink.execute_one(Request::add_address(lo, "lo", IpNet::new(address(net, host).into(), 128)?))?;
+            netlink.execute_one(NetlinkRequest::add_address(lo, "lo", IpNet::new(address(net, host).into(), 128)?))?;
         }
-        let _relay = relay("8080:80", Limits::new(Allowance::of(20)))?;
+        let _relay = relay("8080:80", Limits::new(Budget::new(20)))?;
         serve(80)?;
         let first = converse(address(2, 1), 8080)?;
         let hog = (1..=30).map(|host| converse(address(1, host), 8080)).collect::<Result<Vec<_>>>()?;
@@ -246,7 +246,7 @@ fn clients_of_ipv6_are_counted_by_their_network() {
 fn each_port_has_a_share_that_is_not_taken_by_clients_of_another() {
     lab::world::test(|| {
         // Room for twenty connections, of which each port has five for itself.
-        let _relay = relay("8080:80,8081:81", Limits::new(Allowance::of(40)))?;
+        let _relay = relay("8080:80,8081:81", Limits::new(Budget::new(40)))?;
         serve(80)?;
         serve(81)?;
         // Who holds most of all, within the share of its port.
@@ -272,7 +272,7 @@ fn who_has_vanished_is_noticed() {
         for (parameter, value) in [("time", "1"), ("intvl", "1"), ("probes", "2")] {
             sysctl::set(&format!("net/ipv4/tcp_keepalive_{parameter}"), value)?;
         }
-        let _relay = relay("8080:80", Limits::new(Allowance::of(10)))?;
+        let _relay = relay("8080:80", Limits::new(Budget::new(10)))?;
         let listener = TcpListener::bind((HOST, 80))?;
         let client = connect()?;
         let (mut program, _) = listener.accept()?;
@@ -301,7 +301,7 @@ fn urgent_data_holds_nothing_up() {
     lab::world::test(|| {
         // With room for pipes, and without.
         for descriptors in [10, 2] {
-            let relay = relay("8080:80", Limits::new(Allowance::of(descriptors)))?;
+            let relay = relay("8080:80", Limits::new(Budget::new(descriptors)))?;
             let listener = TcpListener::bind((HOST, 80))?;
             let client = connect()?;
             let (mut program, _) = listener.accept()?;
@@ -337,7 +337,7 @@ fn urgent_data_holds_nothing_up() {
 fn where_nobody_listens_nobody_is_met() {
     lab::world::test(|| {
         sysctl::set("net/ipv4/ip_local_port_range", "4000\t4001")?;
-        let _relay = relay("8080:4000,8080:4000/udp", Limits::new(Allowance::of(10)))?;
+        let _relay = relay("8080:4000,8080:4000/udp", Limits::new(Budget::new(10)))?;
         let from = |port| SocketAddr::from((HOST, port));
         for port in 5000..5010 {
             let client = socket2(from(port), from(8080))?;
@@ -379,9 +379,9 @@ fn ask_stream(mut stream: TcpStream) -> Option<Vec<u8>> {
 
 /// Relays what comes to a port of the calling thread's namespace to another one there.
 fn relay(ports: &str, limits: Limits) -> Result<Relay> {
-    let mut entrances: Vec<Entrance> = Vec::new();
+    let mut entrances: Vec<RelayedPort> = Vec::new();
     for text in ports.split(',') {
-        entrances.extend(parse_publish(text).map_err(anyhow::Error::msg)?.iter().map(Entrance::from));
+        entrances.extend(parse_publish(text).map_err(anyhow::Error::msg)?.iter().map(RelayedPort::from));
     }
     Ok(Relay::start(relay::bind(&entrances)?, vec![HOST.into()], None, limits, || Ok(()))?)
 }
@@ -405,7 +405,7 @@ fn ask(client: &UdpSocket, server: &UdpSocket) -> Result<SocketAddr> {
 fn a_flow_lasts_while_it_is_used_and_no_longer() {
     lab::world::test(|| {
         const IDLE: Duration = Duration::from_secs(2);
-        let limits = Limits { idle: IDLE, ..Limits::new(Allowance::of(10)) };
+        let limits = Limits { idle: IDLE, ..Limits::new(Budget::new(10)) };
         let _relay = relay("5300:53/udp", limits)?;
         let (server, client, other) = (socket(53)?, socket(0)?, socket(0)?);
         client.connect((HOST, 5300))?;
@@ -428,7 +428,7 @@ fn a_flow_lasts_while_it_is_used_and_no_longer() {
 #[test]
 fn where_there_are_no_descriptors_for_more_flows_the_client_that_has_most_makes_room() {
     lab::world::test(|| {
-        let _relay = relay("5300:53/udp,8080:80", Limits::new(Allowance::of(40)))?;
+        let _relay = relay("5300:53/udp,8080:80", Limits::new(Budget::new(40)))?;
         let server = socket(53)?;
         let from = |address| -> Result<UdpSocket> {
             let client = UdpSocket::bind((address, 0))?;
@@ -454,7 +454,7 @@ fn where_there_are_no_descriptors_for_more_flows_the_client_that_has_most_makes_
 #[test]
 fn where_there_are_no_descriptors_for_more_flows_the_one_that_was_idle_for_longest_makes_room() {
     lab::world::test(|| {
-        let _relay = relay("5300:53/udp", Limits::new(Allowance::of(2)))?;
+        let _relay = relay("5300:53/udp", Limits::new(Budget::new(2)))?;
         let server = socket(53)?;
         let clients = (0..3).map(|_| socket(0)).collect::<Result<Vec<_>>>()?;
         for client in &clients {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::world;
-use vpn_exec::linux::local_socket::Listener;
+use vpn_exec::linux::local_socket::LocalListener;
 
 /// How long anything may take that does not hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -311,7 +311,7 @@ fn who_may_not_is_told_to_be_root() {
         };
         let bare = "setpriv --bounding-set=-all --inh-caps=-all";
         for arguments in [format!("--config {config} -- true"), format!("up {config}"), "down other".to_owned()] {
-            told(&format!("{bare} {program} {arguments}"), "this takes root")?;
+            told(&format!("{bare} {program} {arguments}"), "needs root")?;
         }
         let nobody = format!("{bare} --reuid 65534 --regid 65534 --clear-groups {program}");
         // An ordinary user's world has no other users.
@@ -419,13 +419,13 @@ fn what_is_printed_as_json_is_documented() {
         ensure!(run(&format!("{program} down nowhere --force"))?.status.success());
         inside.wait()?;
 
-        let documented = include_str!("../docs/json.md");
+        let documented = include_str!("../docs/reference/json.md");
         for (value, some) in [(&plan, "persistent_keepalive"), (&status, "command"), (&list, "proxy_protocol")] {
             let mut names = Vec::new();
             names_in(value, "firewall", &mut names);
             ensure!(names.iter().any(|name| name == some), "{some} is missing in {value}");
             let missing: Vec<_> = names.iter().filter(|name| !documented.contains(&format!("`{name}`"))).collect();
-            ensure!(missing.is_empty(), "not in docs/json.md: {missing:?}");
+            ensure!(missing.is_empty(), "not in docs/reference/json.md: {missing:?}");
         }
         Ok(())
     });
@@ -634,7 +634,7 @@ fn keeper_under_attack(broken: &str) -> Result<()> {
     const COUNT: usize = 24;
 
     let users = Users::new()?;
-    let can_refuse = Listener::bind(&Path::new(world::FILES).join("own"), 0o600)?.refuse_descriptors()?;
+    let can_refuse = LocalListener::bind(&Path::new(world::FILES).join("own"), 0o600)?.refuse_descriptors()?;
     for message in MESSAGES {
         users.up(broken)?;
         let attack_once = || attack(STRANGER, LINGERING, &format!("/run/vpn-exec/nowhere/public {message} {COUNT}"));
@@ -778,7 +778,7 @@ fn a_keeper_waits_for_no_reader_of_its_messages() {
         let in_foreground = format!("exec {program} -v up --foreground {} --backend userspace", path.display());
         let of_program = format!("exec {} -- sleep 60", vpn_exec()?);
         // What each says when SIGHUP asks it to read its configuration again.
-        for (script, answer) in [(in_foreground, "is as it was"), (of_program, "cannot read its configuration again")] {
+        for (script, answer) in [(in_foreground, "is unchanged"), (of_program, "cannot read its configuration again")] {
             let mut paused = Paused::new()?;
             let mut child = bash(&script).stderr(paused.writer.try_clone()?).spawn()?;
             lab::wait_until(PATIENCE, "there is no tunnel", is_served)?;

@@ -11,8 +11,8 @@ use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::lease::status::{Condition, Status};
-use vpn_exec::linux::namespace::{Named, look_up, path_of};
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::namespace::{NameLookup, look_up, path_of};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::registry;
 
 const NAME: &str = "kept";
@@ -61,7 +61,7 @@ fn echo(lab: &Lab) -> Result<std::sync::mpsc::Receiver<std::net::IpAddr>> {
 
 /// A connection from inside the tunnel.
 fn connect() -> Result<TcpStream> {
-    let Named::Namespace(inside) = look_up(&path_of(NAME))? else { anyhow::bail!("the name is a namespace's") };
+    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { anyhow::bail!("the name is a namespace's") };
     let stream = inside.run(|| TcpStream::connect_timeout(&(WEB.ipv4, PORT).into(), lab::patience(PATIENCE)))?;
     stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     Ok(stream)
@@ -204,10 +204,10 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
         let mut host = Netlink::open()?;
         let eth0 = host.link_index(&"eth0".parse()?)?;
         let default = "0.0.0.0/0".parse()?;
-        host.execute_one(Request::delete_route(eth0, "eth0", default))?;
+        host.execute_one(NetlinkRequest::delete_route(eth0, "eth0", default))?;
         // It has noticed that there is no way, before there is one again.
         std::thread::sleep(Duration::from_secs(1));
-        host.execute_one(Request::add_route(eth0, "eth0", default, Some(ROUTER.ipv4.into())))?;
+        host.execute_one(NetlinkRequest::add_route(eth0, "eth0", default, Some(ROUTER.ipv4.into())))?;
         let begin = Instant::now();
         while age()? >= 6 {
             ensure!(

@@ -24,8 +24,8 @@ fuzz_target!(|bytes: &[u8]| {
     let (mut rest, mut client, mut bus, mut is_first) =
         (bytes, ClientAuthentication::default(), BusAuthentication::default(), true);
     while let Ok(Some((line, length))) = authentication::client_line(rest, is_first) {
-        client.line(line, &bus);
-        let _ = bus.line(line);
+        client.process_line(line, &bus);
+        let _ = bus.process_line(line);
         (rest, is_first) = (&rest[length..], false);
     }
     if let Ok(text) = std::str::from_utf8(bytes)

@@ -1,4 +1,4 @@
-# The provider's file as a secret of agenix. When it changes, the tunnel is restarted, and what is in it.
+# The provider's file as a secret of agenix. When it changes, the tunnel and its services restart.
 { config, ... }:
 let
   inherit (config.age.secrets) mullvad;

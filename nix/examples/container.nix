@@ -1,4 +1,4 @@
-# A NixOS container in a tunnel, by the path of its namespace.
+# A NixOS container that joins a tunnel's namespace by its path.
 { config, lib, ... }:
 let
   inherit (config.services.vpn-exec.tunnels) mullvad;
@@ -9,7 +9,7 @@ in
   containers.web = {
     autoStart = true;
     networkNamespace = mullvad.netnsPath;
-    # Its resolver is the tunnel's.
+    # The container uses the tunnel's resolver.
     bindMounts."/etc/resolv.conf" = {
       hostPath = "/run/vpn-exec/mullvad/resolv.conf";
       isReadOnly = true;
@@ -22,7 +22,7 @@ in
   systemd.services."container@web" = {
     bindsTo = [ mullvad.unit ];
     after = [ mullvad.unit ];
-    # It is back after a crash of the tunnel's keeper, too.
+    # Also starts the container again after a crash of the tunnel's keeper.
     wantedBy = [ mullvad.unit ];
   };
 }

@@ -1,4 +1,4 @@
-# A second Firefox, in a tunnel, with a profile of its own. (One that finds another running with the same profile hands its pages to that.)
+# A second Firefox in a tunnel, with a profile of its own. With the same profile, it would hand its pages to a Firefox that is already open.
 { pkgs, ... }:
 {
   services.vpn-exec.tunnels.mullvad.configFile = "/run/secrets/mullvad.conf";

@@ -1,7 +1,7 @@
-# From a Docker Compose file with gluetun: qBittorrent as a service instead of a container.
+# A Docker Compose file with gluetun, translated: qBittorrent is a service instead of a container.
 {
   services.vpn-exec.tunnels.gluetun = {
-    # The same keys, as a wg-quick file: WIREGUARD_PRIVATE_KEY, WIREGUARD_ADDRESSES and the server's.
+    # A wg-quick file with the values of WIREGUARD_PRIVATE_KEY, WIREGUARD_ADDRESSES and the server's keys.
     configFile = "/run/secrets/wg0.conf";
     # FIREWALL_OUTBOUND_SUBNETS=192.168.1.0/24
     local.networks = [ "192.168.1.0/24" ];

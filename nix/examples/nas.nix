@@ -1,10 +1,10 @@
-# A NAS in the local network, by NFS for the host and by its address for the service, which also reaches a database of the host.
+# A NAS in the local network: the host mounts it by NFS, and the service reaches its address. The service also uses a database on the host.
 {
   services.vpn-exec.tunnels.mullvad = {
     configFile = "/run/secrets/mullvad.conf";
-    # The NAS alone; all of the network would be 192.168.1.0/24.
+    # Only the NAS. The whole network would be 192.168.1.0/24.
     local.networks = [ "192.168.1.10/32" ];
-    # PostgreSQL of the host, which listens on its loopback: inside it is host.internal:5432.
+    # The host's PostgreSQL listens on the loopback. Inside, its address is host.internal:5432.
     local.hostPorts = [ "5432" ];
   };
 
@@ -17,11 +17,11 @@
   systemd.services.radarr = {
     vpn-exec = {
       tunnel = "mullvad";
-      # Its socket, too, which is there once it runs.
+      # PostgreSQL's unix socket, which exists once it runs.
       allowRunPaths = [ "/run/postgresql" ];
     };
     after = [ "postgresql.service" ];
-    # What is mounted by the host is seen as ever.
+    # The service sees the host's mounts as usual.
     unitConfig.RequiresMountsFor = [ "/srv/media" ];
   };
 }

@@ -1,4 +1,4 @@
-# A service that is started by its socket, which listens inside the tunnel: at the port that the provider forwards.
+# A service that its socket starts. The socket listens inside the tunnel, at the port that the provider forwards.
 { pkgs, ... }:
 {
   services.vpn-exec.tunnels.airvpn = {
@@ -13,7 +13,7 @@
   };
   systemd.services.page = {
     serviceConfig = {
-      # The program must take the socket that systemd passes to it, as descriptor 3 (sd_listen_fds(3)).
+      # The program must accept on the socket that systemd passes as file descriptor 3 (sd_listen_fds(3)).
       ExecStart = "${pkgs.python3}/bin/python3 -c 'import http.server as http, socket; server = http.HTTPServer((\"\", 0), http.SimpleHTTPRequestHandler, False); server.socket = socket.socket(fileno=3); server.serve_forever()'";
       DynamicUser = true;
       StateDirectory = "page";

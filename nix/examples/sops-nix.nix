@@ -1,4 +1,4 @@
-# The provider's file as a secret of sops-nix. When it changes, the tunnel is restarted, and what is in it.
+# The provider's file as a secret of sops-nix. When it changes, the tunnel and its services restart.
 { config, ... }:
 let
   inherit (config.services.vpn-exec.tunnels) mullvad;

@@ -1,10 +1,10 @@
-# Transmission in a tunnel, its web page behind nginx, and the port that the provider forwards.
+# Transmission in a tunnel, with its web page behind nginx and a port that the provider forwards.
 {
   services.vpn-exec.tunnels.airvpn = {
     configFile = "/run/secrets/airvpn.conf";
-    # What the provider forwards to this key.
+    # The port that the provider forwards to this key.
     openPorts = [ 51413 ];
-    # The host alone reaches the page, and nginx is there.
+    # Only the host reaches the page, through nginx.
     publish = [ "127.0.0.1:9091:9091" ];
   };
 
@@ -12,7 +12,7 @@
     enable = true;
     settings = {
       peer-port = 51413;
-      # Who comes by the published port comes from the program's own loopback.
+      # Connections through the published port come from the program's own loopback.
       rpc-bind-address = "127.0.0.1";
       rpc-host-whitelist = "torrent.example.org";
     };
@@ -24,7 +24,7 @@
     virtualHosts."torrent.example.org" = {
       forceSSL = true;
       enableACME = true;
-      # Transmission takes whoever comes from its loopback for its owner: the password is asked for here.
+      # Transmission trusts its loopback, so nginx asks for the password.
       basicAuthFile = "/run/secrets/torrent-users";
       locations."/".proxyPass = "http://127.0.0.1:9091";
     };

@@ -1,10 +1,10 @@
-# Two providers at once. Each service has one; nothing of the one is seen by the other.
+# Two providers at once. Each service uses one of them, and does not see the other.
 {
   services.vpn-exec.tunnels = {
     mullvad.configFile = "/run/secrets/mullvad.conf";
     proton = {
       configFile = "/run/secrets/proton.conf";
-      # It is started when a service needs it.
+      # Starts when a service needs it.
       autoStart = false;
     };
   };

@@ -1,4 +1,4 @@
-# A configuration for VPN-Confinement, as it was: with `nixosModules.vpn-confinement-compat` beside this module.
+# An unchanged configuration for VPN-Confinement, read by `nixosModules.vpn-confinement-compat`.
 {
   vpnNamespaces.wg = {
     enable = true;

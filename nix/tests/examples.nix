@@ -51,7 +51,7 @@ in
     };
     "examples: each is in the documentation, as it is" = {
       is = lib.filter (
-        name: !lib.hasInfix "```nix\n${body name}```" (builtins.readFile ../../docs/nixos.md)
+        name: !lib.hasInfix "```nix\n${body name}```" (builtins.readFile ../../docs/how-to/nixos.md)
       ) (lib.attrNames configs);
       wanted = [ ];
     };

@@ -1,4 +1,4 @@
-//! Addresses of a bus, as `DBUS_SESSION_BUS_ADDRESS` has them (D-Bus specification, "Server Addresses").
+//! D-Bus addresses, as in `DBUS_SESSION_BUS_ADDRESS` (D-Bus specification, "Server Addresses").
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,16 +13,16 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 
-/// How long a bus may take to accept a connection.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The maximum time for a bus to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a bus listens. Only unix sockets are of use: a bus is on the same machine.
+/// An address of a bus on this machine: a unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BusAddress {
-    /// A file.
+    /// A socket file.
     Path(PathBuf),
-    /// An abstract name, without the NUL before it. It belongs to the network namespace that the bus is in.
+    /// An abstract socket name, without the leading NUL. It belongs to the network namespace of the bus.
     Abstract(OsString),
 }
 
@@ -35,61 +35,61 @@ impl fmt::Display for BusAddress {
     }
 }
 
-/// Why an address is of no use.
+/// A reason why a text cannot be used as an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// It is not an address.
+    /// The syntax is invalid.
     #[error("{0:?} is not a valid D-Bus address: {1}")]
     Invalid(String, &'static str),
-    /// Each of its parts leads to something else than a unix socket.
-    #[error("the D-Bus address {0:?} has no unix socket with a path or an abstract name")]
+    /// No entry is a unix socket.
+    #[error("the D-Bus address {0:?} contains no unix socket with a path or an abstract name")]
     NoSocket(String),
 }
 
-/// Returns where a bus listens, in the order in which it is to be tried. Entries of other transports, such as `tcp:`,
-/// are left out.
+/// Parses a list of addresses into the unix sockets to try, in order. Entries with other transports, such as `tcp:`, are
+/// left out.
 ///
 /// # Errors
-/// If the text is not a list of addresses, or has no unix socket in it.
+/// Returns an error if the text is not a list of addresses, or contains no unix socket.
 pub fn parse(text: &str) -> Result<Vec<BusAddress>, AddressError> {
     let mut found = Vec::new();
     for entry in text.split(';').filter(|entry| !entry.is_empty()) {
         let invalid = |why| AddressError::Invalid(entry.to_owned(), why);
-        let (transport, pairs) = entry.split_once(':').ok_or_else(|| invalid("it has no transport, such as unix:"))?;
+        let (transport, pairs) = entry.split_once(':').ok_or_else(|| invalid("no transport such as unix:"))?;
         let mut sockets = Vec::new();
         for pair in pairs.split(',').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| invalid("a key has no value"))?;
-            let value = unescape(value).ok_or_else(|| invalid("a % is not followed by two hexadecimal digits"))?;
+            let value = unescape(value).ok_or_else(|| invalid("a % without two hexadecimal digits"))?;
             if value.contains(&0) {
-                return Err(invalid("it has a NUL in it"));
+                return Err(invalid("it contains a NUL"));
             }
             let value = OsString::from_vec(value);
             match (transport, key) {
                 ("unix", "path") => sockets.push(BusAddress::Path(value.into())),
                 ("unix", "abstract") => sockets.push(BusAddress::Abstract(value)),
-                // What identifies the bus, and forms that say only where one may listen.
+                // `guid=`, and the keys for servers alone (`dir=`, `tmpdir=`, `runtime=`).
                 _ => {}
             }
         }
         match <[BusAddress; 1]>::try_from(sockets) {
             Ok(socket) => found.extend(socket),
             Err(several) if several.is_empty() => {}
-            Err(_) => return Err(invalid("it has more than one of path= and abstract=")),
+            Err(_) => return Err(invalid("both path= and abstract=, or one of them twice")),
         }
     }
     if found.is_empty() { Err(AddressError::NoSocket(text.to_owned())) } else { Ok(found) }
 }
 
-/// Returns where the user's session bus is if no variable says so: the socket that systemd makes.
-pub fn of_runtime_directory(directory: &Path) -> BusAddress {
+/// Returns the address of the session bus in a user's runtime directory, where systemd creates its socket.
+pub fn in_runtime_directory(directory: &Path) -> BusAddress {
     BusAddress::Path(directory.join("bus"))
 }
 
 /// Connects to the first of these addresses at which a process listens.
 ///
 /// # Errors
-/// Why the last one could not be connected to; `WouldBlock` if too many connections wait to be accepted for five
-/// seconds already.
+/// Returns the error of connect(2) for the last address; `WouldBlock` if the bus has not accepted the connection within
+/// five seconds.
 pub fn connect(addresses: &[BusAddress]) -> io::Result<OwnedFd> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses {
@@ -107,7 +107,7 @@ fn connect_to(address: &BusAddress) -> io::Result<OwnedFd> {
         BusAddress::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
     }?;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_TIMEOUT))?;
     loop {
         match rustix::net::connect(&socket, &name) {
             Ok(()) => break,
@@ -130,7 +130,7 @@ fn escape(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Characters that should have been escaped are taken as they are, as libdbus does but for few.
+/// Decodes `%xx`. Unlike libdbus, accepts every character that should have been escaped.
 fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut value = Vec::with_capacity(text.len());
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read() {
+    fn addresses_are_parsed() {
         let path = |path: &str| BusAddress::Path(path.into());
         assert_eq!(parse("unix:path=/run/user/1000/bus"), Ok(vec![path("/run/user/1000/bus")]));
         let guid = "unix:abstract=/tmp/dbus-x%2c%C3%A9,guid=aa00;tcp:host=localhost,port=4;unix:guid=00,path=/b";
@@ -172,11 +172,11 @@ mod tests {
         for address in [path("/a b/;%"), BusAddress::Abstract("é".into())] {
             assert_eq!(parse(&address.to_string()), Ok(vec![address]));
         }
-        assert_eq!(of_runtime_directory(Path::new("/run/user/7")), path("/run/user/7/bus"));
+        assert_eq!(in_runtime_directory(Path::new("/run/user/7")), path("/run/user/7/bus"));
     }
 
     #[test]
-    fn the_first_that_listens_is_connected_to() {
+    fn connects_to_the_first_address_with_a_listener() {
         let directory = tempfile::tempdir().expect("a directory");
         let (missing, path) = (directory.path().join("missing"), directory.path().join("bus"));
         assert_eq!(connect(&[BusAddress::Path(missing.clone())]).expect_err("missing").kind(), io::ErrorKind::NotFound);

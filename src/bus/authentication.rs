@@ -1,32 +1,34 @@
-//! How a connection begins, before its first message (D-Bus specification, "Authentication Protocol").
+//! Authentication, which precedes the first message of a connection (D-Bus specification, "Authentication Protocol").
 //!
-//! The filter does not pass on what a client says here. It answers itself, by what the kernel says about who connected,
-//! and for its own part has the bus ask the kernel, too (EXTERNAL without a name). So no line of a client can make the
-//! two sides disagree about where messages begin, and the user may have another number in the client's user namespace
-//! than in that of the bus.
+//! The filter authenticates its clients itself, by the kernel's credentials of the connecting process. Towards the bus,
+//! it authenticates by the kernel's credentials, too (EXTERNAL without a user). It passes no line of a client on, which
+//! has two effects:
+//!
+//! - No client can make the two sides disagree about where messages begin.
+//! - The client may be in another user namespace than the bus, where the user's ID is different.
 
-/// How much a client may say before the first message, in bytes.
+/// The maximum length of the authentication of a client, in bytes.
 pub const MAX_AUTH_BYTES: usize = 16 * 1024;
 
-/// What the filter says to the bus, all at once. The bus answers with three lines.
-pub const TO_BUS: &[u8] = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n";
+/// The lines that the filter sends to the bus, all at once. The bus answers with three lines.
+pub const REQUEST_TO_BUS: &[u8] = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n";
 
-/// What the bus said: as much of it as has come.
+/// The state of the filter's authentication to the bus: what the lines so far have said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BusAuthentication {
     lines: usize,
-    /// What identifies the bus, in hexadecimal digits.
+    /// The ID of the bus, in hexadecimal digits.
     pub guid: String,
-    /// Whether descriptors can be passed.
+    /// Whether the bus passes file descriptors.
     pub passes_descriptors: bool,
 }
 
 impl BusAuthentication {
-    /// Takes the next line, and says whether it was the last one.
+    /// Processes the next line of the bus. Returns whether it was the last one.
     ///
     /// # Errors
-    /// If the bus does not let the filter in; it is the line itself.
-    pub fn line(&mut self, line: &str) -> Result<bool, String> {
+    /// Returns the line if it is not an expected one, such as a rejection.
+    pub fn process_line(&mut self, line: &str) -> Result<bool, String> {
         self.lines += 1;
         match (self.lines, line.split_once(' ').unwrap_or((line, ""))) {
             (1, ("DATA", _)) => Ok(false),
@@ -44,84 +46,87 @@ impl BusAuthentication {
     }
 }
 
-/// How far a client has come.
+/// The state of a client's authentication to the filter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientAuthentication {
-    /// It has yet to name a mechanism.
+    /// The client has not chosen a mechanism yet.
     #[default]
-    Unknown,
-    /// It has named EXTERNAL, and was asked for more.
-    Asked,
-    /// It is let in.
+    Initial,
+    /// The client has chosen EXTERNAL without a user, and the filter has asked for one.
+    AwaitingData,
+    /// The client is authenticated.
     Accepted,
 }
 
-/// What a client is to be told.
+/// The filter's reaction to a line of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthReply {
-    /// A line.
-    Say(String),
-    /// Nothing: messages follow.
+    /// The filter answers with this line.
+    Send(String),
+    /// Authentication is complete: messages follow.
     Begin,
-    /// Nothing, and the connection ends.
-    End,
+    /// The filter closes the connection.
+    Close,
 }
 
 impl ClientAuthentication {
-    /// Takes the next line of a client that the kernel says is of the right user. What the client says about its user
-    /// is not needed.
-    pub fn line(&mut self, line: &str, bus: &BusAuthentication) -> AuthReply {
-        let rejected = || AuthReply::Say("REJECTED EXTERNAL".to_owned());
+    /// Processes the next line of a client, whose credentials the caller has checked already. The user that the client
+    /// names is ignored.
+    pub fn process_line(&mut self, line: &str, bus: &BusAuthentication) -> AuthReply {
+        let rejected = || AuthReply::Send("REJECTED EXTERNAL".to_owned());
         let mut words = line.split(' ');
         match (*self, words.next().unwrap_or_default()) {
-            (Self::Unknown, "AUTH") => match (words.next(), words.next()) {
+            (Self::Initial, "AUTH") => match (words.next(), words.next()) {
                 (Some("EXTERNAL"), Some(_)) => self.accept(bus),
                 (Some("EXTERNAL"), None) => {
-                    *self = Self::Asked;
-                    AuthReply::Say("DATA".to_owned())
+                    *self = Self::AwaitingData;
+                    AuthReply::Send("DATA".to_owned())
                 }
                 _ => rejected(),
             },
-            (Self::Asked, "DATA") => self.accept(bus),
-            (Self::Asked | Self::Accepted, "CANCEL" | "ERROR") | (Self::Unknown, "ERROR") => {
-                *self = Self::Unknown;
+            (Self::AwaitingData, "DATA") => self.accept(bus),
+            (Self::AwaitingData | Self::Accepted, "CANCEL" | "ERROR") | (Self::Initial, "ERROR") => {
+                *self = Self::Initial;
                 rejected()
             }
             (Self::Accepted, "NEGOTIATE_UNIX_FD") if bus.passes_descriptors => {
-                AuthReply::Say("AGREE_UNIX_FD".to_owned())
+                AuthReply::Send("AGREE_UNIX_FD".to_owned())
             }
-            (Self::Accepted, "NEGOTIATE_UNIX_FD") => AuthReply::Say("ERROR the bus passes no descriptors".to_owned()),
+            (Self::Accepted, "NEGOTIATE_UNIX_FD") => {
+                AuthReply::Send("ERROR the bus does not pass file descriptors".to_owned())
+            }
             (Self::Accepted, "BEGIN") => AuthReply::Begin,
-            (_, "BEGIN") => AuthReply::End,
-            _ => AuthReply::Say("ERROR unknown command".to_owned()),
+            (_, "BEGIN") => AuthReply::Close,
+            _ => AuthReply::Send("ERROR unknown command".to_owned()),
         }
     }
 
     fn accept(&mut self, bus: &BusAuthentication) -> AuthReply {
         *self = Self::Accepted;
-        AuthReply::Say(format!("OK {}", bus.guid))
+        AuthReply::Send(format!("OK {}", bus.guid))
     }
 }
 
-/// The bytes are not a line of text.
+/// The error of bytes that are not a line of ASCII text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotALine;
 
-/// Returns the first line without its end, and its length with it; nothing if there is none yet.
+/// Returns the first line without its line break, and the length including it. Returns `None` while the line is
+/// incomplete.
 ///
 /// # Errors
-/// If it is not a line of ASCII.
+/// Returns an error if the line contains anything but printable ASCII characters.
 pub fn first_line(bytes: &[u8]) -> Result<Option<(&str, usize)>, NotALine> {
     let Some(length) = bytes.windows(2).position(|two| two == b"\r\n") else { return Ok(None) };
     let line = std::str::from_utf8(&bytes[..length]).map_err(|_| NotALine)?;
     if line.bytes().all(|byte| matches!(byte, b' '..=b'~')) { Ok(Some((line, length + 2))) } else { Err(NotALine) }
 }
 
-/// Returns the first line of a client, as [`first_line`] does. Before its very first one is a NUL, which is part of the
-/// length.
+/// Returns the first line of a client, as [`first_line`] does. A NUL precedes the first line of a connection, and counts
+/// towards the length.
 ///
 /// # Errors
-/// If it is not a line of ASCII, or the NUL is missing.
+/// Returns an error if the line contains anything but printable ASCII characters, or if the NUL is missing.
 pub fn client_line(bytes: &[u8], is_first: bool) -> Result<Option<(&str, usize)>, NotALine> {
     match (is_first, bytes) {
         (false, line) => first_line(line),
@@ -140,51 +145,51 @@ mod tests {
     fn bus(lines: &[&str]) -> Result<BusAuthentication, String> {
         let mut bus = BusAuthentication::default();
         for (at, line) in lines.iter().enumerate() {
-            assert_eq!(bus.line(line)?, at + 1 == lines.len());
+            assert_eq!(bus.process_line(line)?, at + 1 == lines.len());
         }
         Ok(bus)
     }
 
     #[test]
-    fn the_bus_lets_the_filter_in_or_not() {
-        let in_with =
+    fn the_bus_accepts_or_rejects_the_filter() {
+        let authenticated =
             |descriptors| BusAuthentication { lines: 3, guid: "ab01".into(), passes_descriptors: descriptors };
-        assert_eq!(bus(&["DATA", "OK ab01", "AGREE_UNIX_FD"]), Ok(in_with(true)));
-        assert_eq!(bus(&["DATA", "OK ab01", "ERROR no"]), Ok(in_with(false)));
+        assert_eq!(bus(&["DATA", "OK ab01", "AGREE_UNIX_FD"]), Ok(authenticated(true)));
+        assert_eq!(bus(&["DATA", "OK ab01", "ERROR no"]), Ok(authenticated(false)));
         assert_eq!(bus(&["REJECTED EXTERNAL"]), Err("REJECTED EXTERNAL".into()));
         assert_eq!(
-            BusAuthentication { lines: 1, ..BusAuthentication::default() }.line("OK x\"y"),
+            BusAuthentication { lines: 1, ..BusAuthentication::default() }.process_line("OK x\"y"),
             Err("OK x\"y".into())
         );
     }
 
-    fn say(lines: &[&str], bus: &BusAuthentication) -> Vec<AuthReply> {
+    fn answers(lines: &[&str], bus: &BusAuthentication) -> Vec<AuthReply> {
         let mut client = ClientAuthentication::default();
-        lines.iter().map(|line| client.line(line, bus)).collect()
+        lines.iter().map(|line| client.process_line(line, bus)).collect()
     }
 
     #[test]
-    fn a_client_says_what_it_has_to_before_it_begins() {
-        let say_line = |line: &str| AuthReply::Say(line.to_owned());
+    fn a_client_must_authenticate_before_it_begins() {
+        let send = |line: &str| AuthReply::Send(line.to_owned());
         let bus = BusAuthentication { lines: 3, guid: "ab".into(), passes_descriptors: true };
-        let usual = say(&["AUTH EXTERNAL 31303030", "NEGOTIATE_UNIX_FD", "BEGIN"], &bus);
-        assert_eq!(usual, [say_line("OK ab"), say_line("AGREE_UNIX_FD"), AuthReply::Begin]);
-        let asked = say(&["AUTH EXTERNAL", "DATA", "BEGIN"], &bus);
-        assert_eq!(asked, [say_line("DATA"), say_line("OK ab"), AuthReply::Begin]);
-        assert_eq!(say(&["BEGIN"], &bus), [AuthReply::End]);
-        assert_eq!(say(&["AUTH EXTERNAL", "BEGIN"], &bus)[1], AuthReply::End);
-        assert_eq!(say(&["AUTH EXTERNAL 30", "CANCEL", "BEGIN"], &bus)[2], AuthReply::End);
+        let usual = answers(&["AUTH EXTERNAL 31303030", "NEGOTIATE_UNIX_FD", "BEGIN"], &bus);
+        assert_eq!(usual, [send("OK ab"), send("AGREE_UNIX_FD"), AuthReply::Begin]);
+        let without_user = answers(&["AUTH EXTERNAL", "DATA", "BEGIN"], &bus);
+        assert_eq!(without_user, [send("DATA"), send("OK ab"), AuthReply::Begin]);
+        assert_eq!(answers(&["BEGIN"], &bus), [AuthReply::Close]);
+        assert_eq!(answers(&["AUTH EXTERNAL", "BEGIN"], &bus)[1], AuthReply::Close);
+        assert_eq!(answers(&["AUTH EXTERNAL 30", "CANCEL", "BEGIN"], &bus)[2], AuthReply::Close);
         for other in ["AUTH", "AUTH ANONYMOUS", "AUTH DBUS_COOKIE_SHA1 30"] {
-            assert_eq!(say(&[other, "BEGIN"], &bus), [say_line("REJECTED EXTERNAL"), AuthReply::End]);
+            assert_eq!(answers(&[other, "BEGIN"], &bus), [send("REJECTED EXTERNAL"), AuthReply::Close]);
         }
-        assert_eq!(say(&["NEGOTIATE_UNIX_FD"], &bus), [say_line("ERROR unknown command")]);
+        assert_eq!(answers(&["NEGOTIATE_UNIX_FD"], &bus), [send("ERROR unknown command")]);
         let without = BusAuthentication { passes_descriptors: false, ..bus };
-        let answers = say(&["AUTH EXTERNAL 30", "NEGOTIATE_UNIX_FD"], &without);
-        assert!(matches!(&answers[1], AuthReply::Say(line) if line.starts_with("ERROR")));
+        let answers = answers(&["AUTH EXTERNAL 30", "NEGOTIATE_UNIX_FD"], &without);
+        assert!(matches!(&answers[1], AuthReply::Send(line) if line.starts_with("ERROR")));
     }
 
     #[test]
-    fn lines_end_with_two_bytes() {
+    fn lines_end_with_carriage_return_and_line_feed() {
         assert_eq!(client_line(b"\0AUTH\r\nBEGIN\r\n", true), Ok(Some(("AUTH", 7))));
         assert_eq!(client_line(b"BEGIN\r\nl\x01", false), Ok(Some(("BEGIN", 7))));
         assert_eq!(client_line(b"\0AUTH\r", true), Ok(None));
@@ -196,10 +201,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_makes_it_panic(lines in proptest::collection::vec("[A-Z_ 0-9]{0,12}", 0..6)) {
+        fn arbitrary_lines_do_not_panic(lines in proptest::collection::vec("[A-Z_ 0-9]{0,12}", 0..6)) {
             let mut bus = BusAuthentication::default();
-            let _ = lines.iter().try_for_each(|line| bus.line(line).map(drop));
-            say(&lines.iter().map(String::as_str).collect::<Vec<_>>(), &bus);
+            let _ = lines.iter().try_for_each(|line| bus.process_line(line).map(drop));
+            answers(&lines.iter().map(String::as_str).collect::<Vec<_>>(), &bus);
         }
     }
 }

@@ -1,5 +1,4 @@
-//! One end of a connection: what has come and is not yet looked at, and what is still to be sent, with the descriptors
-//! of each.
+//! A non-blocking unix socket with its unread input and unsent output, and the file descriptors that belong to each.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -14,14 +13,14 @@ use rustix::net::{
 
 use super::message::MAX_DESCRIPTORS;
 
-/// How much is read at once, in bytes.
+/// The maximum number of bytes for one recvmsg(2).
 const CHUNK: usize = 64 * 1024;
 
-/// How many descriptors may wait for the message that they belong to. They come with its first byte, so those of two
-/// messages at most.
-const MAX_WAITING: usize = 2 * MAX_DESCRIPTORS;
+/// The maximum number of descriptors whose message is still incomplete. They arrive with its first byte, so they belong
+/// to two messages at most.
+const MAX_PENDING_DESCRIPTORS: usize = 2 * MAX_DESCRIPTORS;
 
-/// Bytes to send, and the descriptors that go with the first of them.
+/// Bytes to send, and the descriptors to send with the first of them.
 #[derive(Debug)]
 struct OutputChunk {
     bytes: Vec<u8>,
@@ -29,82 +28,93 @@ struct OutputChunk {
     descriptors: Vec<OwnedFd>,
 }
 
-/// The rest of a message whose header was looked at.
+/// The remainder of a body whose header is decided on already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PendingBody {
-    /// How many bytes are still to come.
+    /// The number of bytes that are still to come.
     pub(super) left: usize,
-    /// Whether they are passed on.
+    /// Whether the bytes are passed on.
     pub(super) pass: bool,
 }
 
+/// A socket with buffers for input and output.
 #[derive(Debug)]
 pub(super) struct BufferedSocket {
     socket: OwnedFd,
     input: Vec<u8>,
-    taken: usize,
-    waiting: VecDeque<OwnedFd>,
+    /// The length of the part of `input` that is processed already.
+    consumed: usize,
+    /// Received descriptors that no message has taken yet.
+    input_descriptors: VecDeque<OwnedFd>,
     output: VecDeque<OutputChunk>,
+    /// The number of bytes in `output`.
     queued: usize,
+    /// The number of descriptors in `output`.
     queued_descriptors: usize,
-    /// How many bytes of output, or more, are too many to go on.
+    /// The number of bytes of output from which on the socket counts as full.
     limit: usize,
-    /// How many bytes of input it takes to go on.
+    /// The number of unread bytes that processing needs to continue.
     pub(super) need: usize,
-    pub(super) rest: Option<PendingBody>,
-    /// Nothing more comes.
-    pub(super) ended: bool,
-    /// Nothing more can be sent.
-    pub(super) gone: bool,
+    /// The body that is being passed on or skipped.
+    pub(super) pending_body: Option<PendingBody>,
+    /// Whether no more input will arrive.
+    pub(super) input_ended: bool,
+    /// Whether nothing more can be sent.
+    output_closed: bool,
 }
 
 impl BufferedSocket {
+    /// Wraps a socket. `limit` is the number of bytes of output from which on it counts as full.
+    ///
     /// # Errors
-    /// If the socket cannot be made to not block.
+    /// Returns an error if the socket cannot be made non-blocking.
     pub(super) fn new(socket: OwnedFd, limit: usize) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self {
             socket,
             input: Vec::new(),
-            taken: 0,
-            waiting: VecDeque::new(),
+            consumed: 0,
+            input_descriptors: VecDeque::new(),
             output: VecDeque::new(),
             queued: 0,
             queued_descriptors: 0,
             limit,
             need: 1,
-            rest: None,
-            ended: false,
-            gone: false,
+            pending_body: None,
+            input_ended: false,
+            output_closed: false,
         })
     }
 
+    /// Returns the input that is not processed yet.
     pub(super) fn unread(&self) -> &[u8] {
-        &self.input[self.taken..]
+        &self.input[self.consumed..]
     }
 
+    /// Marks the first `count` bytes of unread input as processed.
     pub(super) fn consume(&mut self, count: usize) {
-        self.taken = (self.taken + count).min(self.input.len());
+        self.consumed = (self.consumed + count).min(self.input.len());
     }
 
-    /// Takes the descriptors of the next message. None if fewer have come.
+    /// Takes the descriptors of the next message. Returns `None` if fewer have arrived.
     pub(super) fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
-        (self.waiting.len() >= count).then(|| self.waiting.drain(..count).collect())
+        (self.input_descriptors.len() >= count).then(|| self.input_descriptors.drain(..count).collect())
     }
 
-    /// Whether there is no room for more output. A message may still be added, so that the limit is passed by one at
-    /// most.
+    /// Returns whether the output has reached its limit. [`Self::push`] still accepts a message, so the output exceeds the
+    /// limit by one message at most.
     pub(super) fn is_full(&self) -> bool {
-        self.queued >= self.limit || self.queued_descriptors >= MAX_WAITING
+        self.queued >= self.limit || self.queued_descriptors >= MAX_PENDING_DESCRIPTORS
     }
 
+    /// Returns whether there is unsent output.
     pub(super) fn has_output(&self) -> bool {
         !self.output.is_empty()
     }
 
-    /// Adds output.
+    /// Adds a message, or a part of one, to the output.
     pub(super) fn push(&mut self, bytes: &[u8], descriptors: Vec<OwnedFd>) {
-        if self.gone {
+        if self.output_closed {
             return;
         }
         self.queued += bytes.len();
@@ -119,15 +129,15 @@ impl BufferedSocket {
         }
     }
 
-    /// Nothing can be sent any more.
-    fn lose(&mut self) {
-        self.gone = true;
+    /// Drops all output: the other end does not read any more.
+    fn close_output(&mut self) {
+        self.output_closed = true;
         self.output.clear();
         self.queued = 0;
         self.queued_descriptors = 0;
     }
 
-    /// Sends as much as there is room for, and says whether it was anything.
+    /// Sends as much output as the socket has room for. Returns whether anything was sent.
     pub(super) fn flush(&mut self) -> bool {
         let mut sent = false;
         while let Some(piece) = self.output.front_mut() {
@@ -145,7 +155,7 @@ impl BufferedSocket {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(_) => {
-                    self.lose();
+                    self.close_output();
                     break;
                 }
             }
@@ -153,15 +163,15 @@ impl BufferedSocket {
         sent
     }
 
-    /// Whether more input is of use now.
+    /// Returns whether processing needs more input to continue.
     pub(super) fn wants_input(&self) -> bool {
-        !self.ended && self.unread().len() < self.need
+        !self.input_ended && self.unread().len() < self.need
     }
 
-    /// Reads what has come, once.
+    /// Reads available input with one recvmsg(2).
     pub(super) fn fill(&mut self) {
-        self.input.drain(..self.taken);
-        self.taken = 0;
+        self.input.drain(..self.consumed);
+        self.consumed = 0;
         let before = self.input.len();
         self.input.resize(before + CHUNK, 0);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -174,28 +184,31 @@ impl BufferedSocket {
         );
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.waiting.extend(descriptors);
+                self.input_descriptors.extend(descriptors);
             }
         }
         let count = match received {
-            // Descriptors that do not come leave all later ones with the wrong messages.
-            Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) || self.waiting.len() > MAX_WAITING => {
-                self.ended = true;
+            // After a lost descriptor, later ones would go with the wrong messages.
+            Ok(message)
+                if message.flags.contains(ReturnFlags::CTRUNC)
+                    || self.input_descriptors.len() > MAX_PENDING_DESCRIPTORS =>
+            {
+                self.input_ended = true;
                 0
             }
             Ok(message) => {
-                self.ended |= message.bytes == 0;
+                self.input_ended |= message.bytes == 0;
                 message.bytes
             }
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(_) => {
-                self.ended = true;
+                self.input_ended = true;
                 0
             }
         };
         self.input.truncate(before + count);
         if self.input.is_empty() {
-            // A connection that is idle holds no memory for what it may say.
+            // An idle connection needs no memory.
             self.input.shrink_to(0);
         }
     }

@@ -1,29 +1,30 @@
-//! Messages of D-Bus on the wire, in both byte orders: the header, with every bound checked, and the few bodies that
-//! the filter reads or writes (D-Bus specification, "Message Protocol").
+//! D-Bus messages on the wire, in both byte orders: headers, with every bound checked, and the few bodies that the
+//! filter reads or writes (D-Bus specification, "Message Protocol").
 
 use std::fmt;
 
-/// The longest message that the specification allows, in bytes.
+/// The maximum length of a message, in bytes (D-Bus specification, "Message Format").
 pub const MAX_MESSAGE: usize = 1 << 27;
 
-/// The longest header that the filter reads, in bytes. Real ones have some hundreds.
+/// The maximum length of a header that the filter reads, in bytes. Real headers have a few hundred.
 pub const MAX_HEADER: usize = 128 * 1024;
 
-/// The most descriptors that a message may bring: as many as the kernel passes at once (SCM_MAX_FD).
+/// The maximum number of file descriptors in a message: the kernel's limit for one sendmsg(2) (`SCM_MAX_FD`).
 pub const MAX_DESCRIPTORS: usize = 253;
 
-/// The longest name of a connection, an interface or a member, in bytes.
+/// The maximum length of a name of a connection, an interface or a member, in bytes (D-Bus specification, "Valid
+/// Names").
 pub const MAX_NAME: usize = 255;
 
-/// The part of the header before its fields.
-const FIXED: usize = 16;
+/// The length of the part of a header before its fields, in bytes.
+const FIXED_LENGTH: usize = 16;
 
-/// The sender expects no reply (`NO_REPLY_EXPECTED`).
+/// The flag of a message whose sender expects no reply (`NO_REPLY_EXPECTED`).
 pub const NO_REPLY: u8 = 1;
-/// The message must not start a service (`NO_AUTO_START`).
+/// The flag of a message that must not start a service (`NO_AUTO_START`).
 pub const NO_AUTO_START: u8 = 2;
 
-/// Why bytes are not a message that the filter passes on.
+/// A reason why the filter cannot pass bytes on as a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
@@ -38,9 +39,9 @@ impl std::error::Error for Malformed {}
 /// The byte order of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endian {
-    /// The least significant byte first.
+    /// Least significant byte first.
     Little,
-    /// The most significant byte first.
+    /// Most significant byte first.
     Big,
 }
 
@@ -63,15 +64,15 @@ impl Endian {
 /// The type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A method call.
+    /// A method call (`METHOD_CALL`).
     Call,
-    /// The reply to a call.
+    /// The result of a call (`METHOD_RETURN`).
     Return,
-    /// The reply to a call that failed.
+    /// The error that a call failed with (`ERROR`).
     Error,
-    /// A signal.
+    /// A signal (`SIGNAL`).
     Signal,
-    /// A type that the specification does not have yet; to be ignored.
+    /// A type that the specification does not define. Receivers ignore such messages.
     Unknown(u8),
 }
 
@@ -105,50 +106,50 @@ pub struct Header {
     pub endian: Endian,
     /// The type.
     pub kind: Kind,
-    /// A sum of [`NO_REPLY`], [`NO_AUTO_START`] and further ones of the specification.
+    /// The flags: [`NO_REPLY`], [`NO_AUTO_START`] and others of the specification.
     pub flags: u8,
-    /// The number by which a reply names the message. Each sender counts its own.
+    /// The serial number, by which a reply refers to the message. Each sender counts its own.
     pub serial: u32,
     /// The length of the body, in bytes.
-    pub body: usize,
-    /// The object that is called, or that a signal comes from.
+    pub body_length: usize,
+    /// The object that is called, or that emits the signal.
     pub path: Option<String>,
     /// The interface of the method or the signal.
     pub interface: Option<String>,
     /// The method or the signal.
     pub member: Option<String>,
-    /// The name of an error.
+    /// The name of the error.
     pub error: Option<String>,
-    /// The serial number of the call that this is the reply to.
+    /// The serial number of the call that this message replies to.
     pub reply_serial: Option<u32>,
-    /// The connection that the message is for.
+    /// The connection that receives the message.
     pub destination: Option<String>,
-    /// The connection that it comes from. The bus fills it in.
+    /// The connection that sent the message. The bus fills it in.
     pub sender: Option<String>,
-    /// The types of the body.
+    /// The signature of the body: the types of its values.
     pub signature: String,
-    /// The number of descriptors that come with the message.
+    /// The number of file descriptors that come with the message.
     pub descriptors: usize,
 }
 
-/// What the first bytes of a stream are.
+/// The result of parsing the beginning of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// Not yet a whole header; at least so many bytes are needed.
+    /// The header is incomplete: at least this many bytes are needed.
     Incomplete(usize),
-    /// A header, and its length in bytes. The body follows.
+    /// A header, and its length in bytes including padding. The body follows it.
     Complete(Header, usize),
 }
 
 impl Header {
-    /// Returns a header without any of the fields, with the given type.
+    /// Returns a header of the given type and serial number, without any fields.
     pub fn new(kind: Kind, serial: u32) -> Self {
         Self {
             endian: Endian::Little,
             kind,
             flags: 0,
             serial,
-            body: 0,
+            body_length: 0,
             path: None,
             interface: None,
             member: None,
@@ -164,9 +165,10 @@ impl Header {
     /// Parses the header at the beginning of `bytes`.
     ///
     /// # Errors
-    /// If no such message is allowed, or if it has a field of an unknown code that is not of a basic type.
+    /// Returns an error if the header is invalid or beyond the limits, or if a field with an unknown code has a container
+    /// type.
     pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
-        let Some(fixed) = bytes.get(..FIXED) else { return Ok(Parsed::Incomplete(FIXED)) };
+        let Some(fixed) = bytes.get(..FIXED_LENGTH) else { return Ok(Parsed::Incomplete(FIXED_LENGTH)) };
         let endian = match fixed[0] {
             b'l' => Endian::Little,
             b'B' => Endian::Big,
@@ -176,13 +178,13 @@ impl Header {
             return Err(Malformed("its protocol version is not 1"));
         }
         let number = |at: usize| endian.u32([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
-        let (body, serial, fields) = (number(4) as usize, number(8), number(12) as usize);
-        if fields > MAX_HEADER - FIXED {
+        let (body_length, serial, fields) = (number(4) as usize, number(8), number(12) as usize);
+        if fields > MAX_HEADER - FIXED_LENGTH {
             return Err(Malformed("its header is too long"));
         }
-        let end = FIXED + fields;
+        let end = FIXED_LENGTH + fields;
         let length = end.next_multiple_of(8);
-        if body > MAX_MESSAGE - length {
+        if body_length > MAX_MESSAGE - length {
             return Err(Malformed("it is longer than 128 MiB"));
         }
         if serial == 0 {
@@ -191,29 +193,29 @@ impl Header {
         if bytes.len() < length {
             return Ok(Parsed::Incomplete(length));
         }
-        let mut header = Self { endian, flags: fixed[2], body, ..Self::new(Kind::from_code(fixed[1])?, serial) };
-        let mut reader = Reader { bytes: &bytes[..end], at: FIXED, endian };
+        let mut header = Self { endian, flags: fixed[2], body_length, ..Self::new(Kind::from_code(fixed[1])?, serial) };
+        let mut reader = Reader { bytes: &bytes[..end], at: FIXED_LENGTH, endian };
         let mut seen = 0_u16;
         while reader.at < end {
             reader.align(8)?;
-            header.field(&mut reader, &mut seen)?;
+            header.read_field(&mut reader, &mut seen)?;
         }
         header.require_fields()?;
         Ok(Parsed::Complete(header, length))
     }
 
-    fn field(&mut self, reader: &mut Reader<'_>, seen: &mut u16) -> Result<(), Malformed> {
+    fn read_field(&mut self, reader: &mut Reader<'_>, seen: &mut u16) -> Result<(), Malformed> {
         let code = reader.u8()?;
         let kind = reader.signature()?;
         if let 1..=9 = code {
-            // The bus might take the other one.
+            // The bus might use the other occurrence than the filter.
             if *seen & 1 << code != 0 {
-                return Err(Malformed("it has a field twice"));
+                return Err(Malformed("a header field is repeated"));
             }
             *seen |= 1 << code;
         }
         match (code, kind) {
-            (0, _) => return Err(Malformed("it has a field with the code 0")),
+            (0, _) => return Err(Malformed("a header field has the code 0")),
             (1, "o") => self.path = Some(reader.string()?.to_owned()),
             (2, "s") => self.interface = Some(reader.name()?),
             (3, "s") => self.member = Some(reader.name()?),
@@ -225,10 +227,10 @@ impl Header {
             (9, "u") => {
                 self.descriptors = reader.u32()? as usize;
                 if self.descriptors > MAX_DESCRIPTORS {
-                    return Err(Malformed("it has too many descriptors"));
+                    return Err(Malformed("it has more than 253 file descriptors"));
                 }
             }
-            (1..=9, _) => return Err(Malformed("a field has the wrong type")),
+            (1..=9, _) => return Err(Malformed("a header field has the wrong type")),
             (_, basic) => reader.skip(basic)?,
         }
         Ok(())
@@ -242,21 +244,21 @@ impl Header {
             Kind::Error => self.reply_serial.is_some() && self.error.is_some(),
             Kind::Unknown(_) => true,
         };
-        if complete { Ok(()) } else { Err(Malformed("it lacks a field that its type needs")) }
+        if complete { Ok(()) } else { Err(Malformed("a required header field is missing")) }
     }
 
-    /// Whether the sender waits for a reply.
+    /// Returns whether the message is a call whose sender waits for a reply.
     pub fn wants_reply(&self) -> bool {
         self.kind == Kind::Call && self.flags & NO_REPLY == 0
     }
 
-    /// Returns the header as it is sent. Fields of unknown codes, which [`Header::parse`] passes over, are not in it.
+    /// Returns the header in wire format. It lacks the fields with unknown codes, which [`Header::parse`] skips.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(self.endian);
         let order = if self.endian == Endian::Little { b'l' } else { b'B' };
         writer.bytes.extend([order, self.kind.code(), self.flags, 1]);
         // A body is never longer than MAX_MESSAGE.
-        writer.u32(u32::try_from(self.body).unwrap_or(u32::MAX));
+        writer.u32(u32::try_from(self.body_length).unwrap_or(u32::MAX));
         writer.u32(self.serial);
         writer.u32(0);
         let texts = [
@@ -285,24 +287,24 @@ impl Header {
             writer.begin_field(9, "u");
             writer.u32(self.descriptors.try_into().unwrap_or(u32::MAX));
         }
-        let fields = u32::try_from(writer.bytes.len() - FIXED).unwrap_or(u32::MAX);
+        let fields = u32::try_from(writer.bytes.len() - FIXED_LENGTH).unwrap_or(u32::MAX);
         writer.bytes[12..16].copy_from_slice(&self.endian.bytes(fields));
         writer.align(8);
         writer.bytes
     }
 
-    /// Returns a whole message: the header, with the length of a body and its types, and the body, which is in the
-    /// header's byte order.
+    /// Returns a whole message in wire format: the header, completed by the length and the signature of the body, and the
+    /// body. The body must be in the header's byte order.
     pub fn with_body(mut self, signature: &str, body: &[u8]) -> Vec<u8> {
         self.signature = signature.to_owned();
-        self.body = body.len();
+        self.body_length = body.len();
         let mut message = self.encode();
         message.extend(body);
         message
     }
 }
 
-/// Reads values from a body, or a header, at whose beginning everything is aligned.
+/// A reader of the values in a body or a header. Alignment counts from its first byte.
 #[derive(Debug)]
 pub struct Reader<'a> {
     bytes: &'a [u8],
@@ -311,14 +313,14 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Begins with a body, or with a part of it.
+    /// Returns a reader of a body, or of the beginning of one.
     pub fn new(body: &'a [u8], endian: Endian) -> Self {
         Self { bytes: body, at: 0, endian }
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
         let end = self.at.checked_add(count).ok_or(Malformed("a length is too large"))?;
-        let taken = self.bytes.get(self.at..end).ok_or(Malformed("a value ends behind the message"))?;
+        let taken = self.bytes.get(self.at..end).ok_or(Malformed("a value exceeds the message"))?;
         self.at = end;
         Ok(taken)
     }
@@ -332,6 +334,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a 32-bit number (`u`, `i` or `b`).
+    ///
+    /// # Errors
+    /// Returns an error if the bytes end before the number does.
     pub fn u32(&mut self) -> Result<u32, Malformed> {
         self.align(4)?;
         let bytes = self.take(4)?;
@@ -339,12 +344,18 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a string (`s` or `o`).
+    ///
+    /// # Errors
+    /// Returns an error if the string is not terminated where its length says, or is not UTF-8.
     pub fn string(&mut self) -> Result<&'a str, Malformed> {
         let length = self.u32()? as usize;
         self.text(length)
     }
 
     /// Reads an array of strings (`as`).
+    ///
+    /// # Errors
+    /// Returns an error if an element is invalid, or does not end with the array.
     pub fn strings(&mut self) -> Result<Vec<&'a str>, Malformed> {
         let length = self.u32()? as usize;
         let end = self.at.checked_add(length).ok_or(Malformed("a length is too large"))?;
@@ -352,7 +363,7 @@ impl<'a> Reader<'a> {
         while self.at < end {
             strings.push(self.string()?);
         }
-        if self.at == end { Ok(strings) } else { Err(Malformed("an element ends behind its array")) }
+        if self.at == end { Ok(strings) } else { Err(Malformed("an element exceeds its array")) }
     }
 
     fn signature(&mut self) -> Result<&'a str, Malformed> {
@@ -363,13 +374,13 @@ impl<'a> Reader<'a> {
     fn text(&mut self, length: usize) -> Result<&'a str, Malformed> {
         let bytes = self.take(length)?;
         if self.u8()? != 0 || bytes.contains(&0) {
-            return Err(Malformed("a string does not end where it should"));
+            return Err(Malformed("a string is not terminated where its length says"));
         }
         std::str::from_utf8(bytes).map_err(|_| Malformed("a string is not UTF-8"))
     }
 
-    /// Reads the name of a connection, an interface, a member or an error. It has no characters but those that such
-    /// names have, so that it can be shown to a user as it is.
+    /// Reads the name of a connection, an interface, a member or an error. All of its characters can be shown to a user
+    /// unescaped.
     fn name(&mut self) -> Result<String, Malformed> {
         let text = self.string()?;
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
@@ -387,14 +398,14 @@ impl<'a> Reader<'a> {
             "n" | "q" => 2,
             "b" | "i" | "u" | "h" => 4,
             "x" | "t" | "d" => 8,
-            _ => return Err(Malformed("an unknown field is not of a basic type")),
+            _ => return Err(Malformed("an unknown header field has a container type")),
         };
         self.align(size)?;
         self.take(size).map(drop)
     }
 }
 
-/// Writes the values of a body, or of a header.
+/// A writer of the values of a body or a header.
 #[derive(Debug)]
 pub struct Writer {
     bytes: Vec<u8>,
@@ -402,12 +413,19 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins with nothing.
+    /// Returns an empty writer.
     pub fn new(endian: Endian) -> Self {
         Self { bytes: Vec::new(), endian }
     }
 
-    /// Returns what was written.
+    /// Returns a writer that contains one string: the body of many calls and replies.
+    pub fn with_string(endian: Endian, text: &str) -> Self {
+        let mut writer = Self::new(endian);
+        writer.string(text);
+        writer
+    }
+
+    /// Returns the written bytes.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
@@ -464,7 +482,7 @@ mod tests {
         }
     }
 
-    /// A call as libdbus writes it, byte by byte.
+    /// A call as libdbus encodes it.
     const HELLO: &[u8] = b"l\x01\x00\x01\x00\x00\x00\x00\x01\x00\x00\x00\x6e\x00\x00\x00\
         \x01\x01o\x00\x15\x00\x00\x00/org/freedesktop/DBus\x00\x00\x00\
         \x06\x01s\x00\x14\x00\x00\x00org.freedesktop.DBus\x00\x00\x00\x00\
@@ -472,23 +490,23 @@ mod tests {
         \x03\x01s\x00\x05\x00\x00\x00Hello\x00\x00\x00";
 
     #[test]
-    fn a_message_of_another_library_is_read() {
+    fn a_message_encoded_by_libdbus_is_parsed() {
         let (hello, length) = parse(HELLO).expect("a message");
-        assert_eq!((length, hello.body, hello.serial, hello.kind), (HELLO.len(), 0, 1, Kind::Call));
+        assert_eq!((length, hello.body_length, hello.serial, hello.kind), (HELLO.len(), 0, 1, Kind::Call));
         assert_eq!(hello.member.as_deref(), Some("Hello"));
         assert_eq!(hello.destination.as_deref(), Some("org.freedesktop.DBus"));
         assert!(hello.wants_reply());
         for cut in 0..HELLO.len() {
             assert!(matches!(Header::parse(&HELLO[..cut]), Ok(Parsed::Incomplete(need)) if need > cut), "{cut}");
         }
-        // The same in the other order.
+        // The same header, in the other byte order.
         let big = Header { endian: Endian::Big, ..hello.clone() }.encode();
         assert_eq!(&big[4..12], b"\0\0\0\0\0\0\0\x01");
         assert_eq!(parse(&big).expect("a message").0, Header { endian: Endian::Big, ..hello });
     }
 
     #[test]
-    fn what_no_message_is_is_refused() {
+    fn invalid_headers_are_refused() {
         let with = |at: usize, byte: u8| {
             let mut bytes = HELLO.to_vec();
             bytes[at] = byte;
@@ -500,17 +518,17 @@ mod tests {
         assert_eq!(with(7, 0x10), Some("it is longer than 128 MiB"));
         assert_eq!(with(8, 0), Some("its serial number is 0"));
         assert_eq!(with(15, 1), Some("its header is too long"));
-        assert_eq!(with(12, 0x6d), Some("a value ends behind the message"));
-        assert_eq!(with(16, 0), Some("it has a field with the code 0"));
-        assert_eq!(with(16, 6), Some("a field has the wrong type"));
-        assert_eq!(with(16, 77), Some("it lacks a field that its type needs"));
-        assert_eq!(with(18, b'a'), Some("a field has the wrong type"));
-        assert_eq!(with(80, 6), Some("it has a field twice"));
-        assert_eq!(with(20, 0x14), Some("a string does not end where it should"));
+        assert_eq!(with(12, 0x6d), Some("a value exceeds the message"));
+        assert_eq!(with(16, 0), Some("a header field has the code 0"));
+        assert_eq!(with(16, 6), Some("a header field has the wrong type"));
+        assert_eq!(with(16, 77), Some("a required header field is missing"));
+        assert_eq!(with(18, b'a'), Some("a header field has the wrong type"));
+        assert_eq!(with(80, 6), Some("a header field is repeated"));
+        assert_eq!(with(20, 0x14), Some("a string is not terminated where its length says"));
         assert_eq!(with(60, 0x1b), Some("a name has invalid characters"));
         assert_eq!(with(30, 0xff), Some("a string is not UTF-8"));
         let many = Header { descriptors: MAX_DESCRIPTORS + 1, ..parse(HELLO).expect("a message").0 };
-        assert_eq!(parse(&many.encode()), Err(Malformed("it has too many descriptors")));
+        assert_eq!(parse(&many.encode()), Err(Malformed("it has more than 253 file descriptors")));
     }
 
     fn endian() -> impl Strategy<Value = Endian> {
@@ -535,7 +553,7 @@ mod tests {
                 kind,
                 flags: numbers.0,
                 serial: numbers.1,
-                body: numbers.2,
+                body_length: numbers.2,
                 path: names.0,
                 interface: names.1,
                 member: names.2,
@@ -551,16 +569,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(header in header()) {
+        fn an_encoded_header_is_parsed_as_the_same(header in header()) {
             let bytes = header.encode();
             match parse(&bytes) {
                 Ok((read, length)) => prop_assert_eq!((read, length), (header, bytes.len())),
-                Err(why) => prop_assert_eq!(why.0, "it lacks a field that its type needs"),
+                Err(why) => prop_assert_eq!(why.0, "a required header field is missing"),
             }
         }
 
         #[test]
-        fn no_bytes_make_it_panic(
+        fn damaged_headers_do_not_panic(
             header in header(),
             changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
             cut in any::<prop::sample::Index>(),
@@ -577,7 +595,7 @@ mod tests {
         }
 
         #[test]
-        fn values_are_read_as_written(
+        fn written_values_are_read_as_the_same(
             endian in endian(),
             number in any::<u32>(),
             texts in proptest::collection::vec("[^\0]{0,20}", 0..8),
@@ -598,7 +616,7 @@ mod tests {
         }
 
         #[test]
-        fn no_body_makes_it_panic(endian in endian(), bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn arbitrary_bodies_do_not_panic(endian in endian(), bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = Reader::new(&bytes, endian).strings();
             let _ = Reader::new(&bytes, endian).string();
         }

@@ -1,33 +1,34 @@
-//! The session bus as a program inside sees it: a filter between the program and the bus.
+//! The session bus filter, between a program inside the tunnel and its user's session bus.
 //!
-//! A program inside the tunnel must not hand its work to one outside by accident, and most of those that do go by the
-//! session bus: they find a running instance of themselves by its name, have a service started, or call one that opens
-//! or fetches. The filter is one process with one thread, which listens where the program looks for its bus and
-//! connects to the real one for each client.
+//! A program inside must not hand its work to a process outside by accident. Programs do that mostly through the session
+//! bus: they find a running instance of themselves by its name, start a service, or call one that opens or fetches URLs.
+//! The filter is one process with one thread. It listens where the program looks for its session bus, and connects to the
+//! real one once for each client.
 //!
 //! ```text
 //! program ─► listener ─► Connection: client ─ judge ─ bus ─► the session bus
 //! ```
 //!
-//! - [`address`]: where the real bus is.
-//! - [`policy`]: who may be called and which names may be owned: a plain value that can be printed.
-//! - [`message`]: D-Bus on the wire; [`authentication`]: what comes before the first message.
-//! - `connection`: decides about each message; `side` holds what is on its way, within bounds; `names` has the names
-//!   that only those inside know.
-//! - [`BusRefusal`]: what was refused, in a sentence that says how to allow it.
+//! - [`address`]: the address of the real bus.
+//! - [`policy`]: the services that may be called and the names that may be owned, as a plain value.
+//! - [`message`]: D-Bus messages on the wire; [`authentication`]: what precedes the first message.
+//! - `connection`: decides about each message; `buffered_socket`: bounded buffers for input and output; `private_names`:
+//!   names that only clients of the filter see; `shared`: the state that all clients share.
+//! - [`BusRefusal`]: a refused request, as a message that names the option which would allow it.
 //!
-//! What a client sees: itself, the other clients of the same filter, and the services of the policy. Any name that it
-//! requests it is granted among the clients of the filter, even if a program outside has it, so that it starts inside.
-//! The names that the policy lets it own are requested from the bus. All other names neither exist nor can be started.
+//! A client sees itself, the other clients of the filter, and the services of the policy. Other names do not exist for it,
+//! and cannot be started. A name that it requests becomes a private name, even if a process outside owns it, so a
+//! single-instance program starts inside. Names that the policy lets it own are requested from the real bus.
 
 pub mod address;
 pub mod authentication;
 mod buffered_socket;
 mod connection;
 pub mod message;
-mod names;
 pub mod policy;
+mod private_names;
 mod refusal;
+mod shared;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,25 +42,26 @@ pub use address::BusAddress;
 pub use policy::{Pattern, Policy};
 pub use refusal::BusRefusal;
 
-use connection::{Connection, Shared};
-use names::ClientId;
+use buffered_socket::BufferedSocket;
+use connection::Connection;
+use private_names::ClientId;
+use shared::Shared;
 
-/// How many clients are served at once. Others wait until one has left.
+/// The maximum number of clients at once. Further clients wait until one disconnects.
 const MAX_CLIENTS: usize = 512;
 
-/// Serves the session bus to the processes of this process's user that connect to `listener`, until `stop` is readable
-/// or closed.
+/// Runs the filter for clients of this process's user that connect to `listener`, until `stop` is readable or closed.
 ///
-/// `connect` makes a connection to the real bus, one for each client ([`address::connect`]). `report` is told of each
-/// refusal before the client is, and how often there was such a one so far: 1 is the first. It must not block: nothing
-/// else happens meanwhile.
+/// `connect` makes a connection to the real bus, one for each client ([`address::connect`]). `report` is called for each
+/// refusal before the client gets an error, with the number of such refusals so far, from 1 on. It must not block, since
+/// the filter has only one thread.
 ///
-/// The process needs two descriptors for each client, and those that pass by. Services outside take it for the client:
-/// portals look at its `/proc/PID/root`, so it must stay dumpable (`PR_SET_DUMPABLE`) and in a mount namespace of the
-/// user's.
+/// The process needs two file descriptors for each client, and one for each that passes through. Services outside take
+/// this process for the client. Portals look at its `/proc/PID/root`, so it must stay dumpable (`PR_SET_DUMPABLE`), and in
+/// a mount namespace of the user's.
 ///
 /// # Errors
-/// What poll(2) says, or accept(2), if it is not about a single client.
+/// Returns the error of poll(2), or of accept(2) unless it concerns a single client.
 pub fn serve(
     listener: BorrowedFd<'_>,
     mut connect: impl FnMut() -> io::Result<OwnedFd>,
@@ -71,7 +73,7 @@ pub fn serve(
     let mut shared = Shared::new(policy, &mut report);
     let mut connections: Vec<Connection> = Vec::new();
     let mut next: ClientId = 0;
-    // There were no descriptors for another client. Only something else that happens can have changed that.
+    // Set after accept(2) found no free descriptor: it is retried after any other event, which may have closed some.
     let mut exhausted = false;
     loop {
         let accepting = !exhausted && connections.len() < MAX_CLIENTS;
@@ -82,10 +84,10 @@ pub fn serve(
         }
         for (connection, sides) in connections.iter_mut().zip(ready.connections) {
             if sides.client || sides.bus {
-                connection.go_on(&mut shared, sides.client, sides.bus);
+                connection.read(&mut shared, sides.client, sides.bus);
             }
         }
-        settle(&mut connections, &mut shared);
+        remove_closed(&mut connections, &mut shared);
         if ready.listener {
             match accept(listener) {
                 Ok(Some(client)) => {
@@ -109,13 +111,14 @@ pub fn serve(
     }
 }
 
-/// What can be gone on with.
+/// The result of poll(2).
 struct Ready {
     stop: bool,
     listener: bool,
     connections: Vec<Sides>,
 }
 
+/// The ready sides of a connection.
 #[derive(Clone, Copy, Default)]
 struct Sides {
     client: bool,
@@ -132,8 +135,7 @@ fn wait(
     if accepting {
         entries.push(PollFd::from_borrowed_fd(listener, PollFlags::IN));
     }
-    // A descriptor from which nothing is wanted is left out: that its other end is closed would be said again and
-    // again.
+    // Sides with no interest are left out, as poll(2) always reports POLLHUP, which would make this a busy loop.
     let mut places = Vec::with_capacity(connections.len());
     for connection in connections {
         let blocked = connection.is_blocked();
@@ -159,40 +161,37 @@ fn wait(
     })
 }
 
-/// Adds a side to what is waited for, and returns its place there.
-fn add_side<'a>(
-    entries: &mut Vec<PollFd<'a>>,
-    side: &'a buffered_socket::BufferedSocket,
-    blocked: bool,
-) -> Option<usize> {
-    let mut wanted = PollFlags::empty();
-    wanted.set(PollFlags::IN, !blocked && side.wants_input());
-    wanted.set(PollFlags::OUT, side.has_output());
-    (!wanted.is_empty()).then(|| {
-        entries.push(PollFd::from_borrowed_fd(side.as_fd(), wanted));
+/// Adds a side to the entries for poll(2), and returns its index. Returns `None` if there is nothing to wait for.
+fn add_side<'a>(entries: &mut Vec<PollFd<'a>>, side: &'a BufferedSocket, blocked: bool) -> Option<usize> {
+    let mut events = PollFlags::empty();
+    events.set(PollFlags::IN, !blocked && side.wants_input());
+    events.set(PollFlags::OUT, side.has_output());
+    (!events.is_empty()).then(|| {
+        entries.push(PollFd::from_borrowed_fd(side.as_fd(), events));
         entries.len() - 1
     })
 }
 
-/// Drops the connections that are over, and tells the remaining ones which names have another owner.
-fn settle(connections: &mut Vec<Connection>, shared: &mut Shared<'_>) {
+/// Removes closed connections, and tells the remaining clients about changes of owners of private names.
+fn remove_closed(connections: &mut Vec<Connection>, shared: &mut Shared<'_>) {
     let left: Vec<ClientId> =
-        connections.iter().filter(|connection| connection.is_over()).map(Connection::token).collect();
-    connections.retain(|connection| !connection.is_over());
-    for &token in &left {
-        let changes = shared.names.forget(token);
-        shared.changes.extend(changes.into_iter().map(|change| (token, change)));
+        connections.iter().filter(|connection| connection.is_closed()).map(Connection::id).collect();
+    connections.retain(|connection| !connection.is_closed());
+    for &id in &left {
+        let changes = shared.names.forget(id);
+        shared.owner_changes.extend(changes.into_iter().map(|change| (id, change)));
     }
-    for (by, change) in std::mem::take(&mut shared.changes) {
-        connections.iter_mut().for_each(|connection| connection.tell(shared, &change, by));
+    for (by, change) in std::mem::take(&mut shared.owner_changes) {
+        connections.iter_mut().for_each(|connection| connection.signal_owner_change(shared, &change, by));
     }
-    left.into_iter().for_each(|token| shared.forget(token));
+    left.into_iter().for_each(|id| shared.forget_unique_name(id));
 }
 
+/// Accepts a client. Returns `None` if none waits, or if it belongs to another user.
 fn accept(listener: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
     match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
         Ok(socket) => {
-            // The bus knows its clients by their user, which it takes the filter's for.
+            // To the bus, every client is of the filter's user.
             let peer = getsockopt(&socket, sockopt::PeerCredentials).ok();
             Ok(peer.is_some_and(|peer| peer.uid() == rustix::process::geteuid().as_raw()).then_some(socket))
         }

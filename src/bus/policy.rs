@@ -1,4 +1,5 @@
-//! What a program inside may do on the session bus: whom it may call, and which names it may own there.
+//! The policy of the filter: which services a program inside may call, and which names it may own on the real bus. "Talk"
+//! and "own" have the meaning that they have in flatpak(1).
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,21 +8,21 @@ use serde::{Serialize, Serializer};
 
 use super::message::MAX_NAME;
 
-/// Interfaces that every service has, and that do no more than describe it.
-const DESCRIBING: [&str; 3] =
+/// Interfaces that services commonly have, and that only describe the service.
+const DESCRIPTIVE: [&str; 3] =
     ["org.freedesktop.DBus.Introspectable", "org.freedesktop.DBus.Peer", "org.freedesktop.DBus.ObjectManager"];
 
-/// Reads and writes properties of another interface, which is the first argument.
+/// The interface for properties of another interface, which is the first argument of its methods.
 pub const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// A name on the bus, or, with a `*` at its end, all names with that beginning.
+/// A name on the bus, or, with a `*` at the end, all names with that prefix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pattern {
-    beginning: String,
+    text: String,
     is_prefix: bool,
 }
 
-/// Why a text is not a [`Pattern`].
+/// The error of a text that is not a valid [`Pattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a valid D-Bus name: {why}")]
 pub struct PatternError {
@@ -33,11 +34,11 @@ impl FromStr for Pattern {
     type Err = PatternError;
 
     fn from_str(text: &str) -> Result<Self, PatternError> {
-        let (beginning, is_prefix) = text.strip_suffix('*').map_or((text, false), |beginning| (beginning, true));
-        // The part that a * stands for is not empty where a dot is before it.
-        let example = if beginning.ends_with('.') { format!("{beginning}x") } else { beginning.to_owned() };
+        let pattern = Self::parse_unchecked(text);
+        // A `*` after a dot stands for at least one character: `a.b.` is not a valid name.
+        let example = if pattern.text.ends_with('.') { format!("{}x", pattern.text) } else { pattern.text.clone() };
         match check_name(&example) {
-            Ok(()) => Ok(Self { beginning: beginning.to_owned(), is_prefix }),
+            Ok(()) => Ok(pattern),
             Err(why) => Err(PatternError { text: text.to_owned(), why }),
         }
     }
@@ -45,7 +46,7 @@ impl FromStr for Pattern {
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.beginning, if self.is_prefix { "*" } else { "" })
+        write!(f, "{}{}", self.text, if self.is_prefix { "*" } else { "" })
     }
 }
 
@@ -56,34 +57,33 @@ impl Serialize for Pattern {
 }
 
 impl Pattern {
-    /// Whether a name is meant.
+    /// Returns whether the pattern covers a name.
     pub fn matches(&self, name: &str) -> bool {
-        if self.is_prefix { name.starts_with(&self.beginning) } else { name == self.beginning }
+        if self.is_prefix { name.starts_with(&self.text) } else { name == self.text }
     }
 
-    /// A pattern of this source, which is known to be valid: see the tests.
-    fn known(text: &str) -> Self {
-        let (beginning, is_prefix) = text.strip_suffix('*').map_or((text, false), |beginning| (beginning, true));
-        Self { beginning: beginning.to_owned(), is_prefix }
+    /// Returns a pattern without checking it. A test checks those of the default policy.
+    fn parse_unchecked(text: &str) -> Self {
+        let (text, is_prefix) = text.strip_suffix('*').map_or((text, false), |prefix| (prefix, true));
+        Self { text: text.to_owned(), is_prefix }
     }
 }
 
-/// Checks that a text is a name that a connection may ask for (D-Bus specification, "Bus names"): not one that the bus
-/// gives, as `:1.5`.
+/// Checks that a text is a well-known name (D-Bus specification, "Bus names"). Unique names, such as `:1.5`, are not.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Returns what is wrong with the name.
 pub fn check_name(name: &str) -> Result<(), &'static str> {
     if name.len() > MAX_NAME {
         return Err("it has more than 255 characters");
     }
     let elements: Vec<&str> = name.split('.').collect();
     if elements.len() < 2 {
-        return Err("it has no dot, as org.example.App has");
+        return Err("it needs at least two parts, as in org.example.App");
     }
     for element in elements {
         if element.is_empty() {
-            return Err("there is nothing between two dots");
+            return Err("it has an empty part");
         }
         if element.starts_with(|first: char| first.is_ascii_digit()) {
             return Err("a part begins with a digit");
@@ -95,80 +95,82 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// A name that a program inside may call, and which of its methods.
+/// A rule that allows calls of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Talk {
-    /// The name.
+pub struct TalkRule {
+    /// The names of the service.
     pub name: Pattern,
-    /// The methods.
+    /// The allowed methods.
     pub calls: AllowedCalls,
 }
 
-/// Which methods of a service may be called. A process can have several names and answers for all of its objects under
-/// each of them, so a name alone says little about what a call does.
+/// The methods of a service that a program inside may call. A name alone is not enough: a process can own several names,
+/// and serves all of its objects under each of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AllowedCalls {
-    /// All of them.
+    /// All methods.
     All,
-    /// Those of these interfaces, and those that only describe the service.
+    /// The methods of these interfaces, and of those that only describe the service.
     Only(Vec<InterfaceRule>),
 }
 
-/// An interface, or a part of it.
+/// An interface, or some of its methods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct InterfaceRule {
-    /// Its name.
+    /// The name of the interface.
     pub name: Pattern,
-    /// The methods; all of them and the properties, if there are none here.
+    /// The methods. An empty list stands for all methods and properties.
     pub members: Vec<String>,
 }
 
-/// What a call asks for.
+/// The method of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MethodCall<'a> {
-    /// The interface. A call may leave it out, and the service then looks for the method everywhere.
+    /// The interface. A call may omit it: the service then searches all of its interfaces for the method.
     pub interface: Option<&'a str>,
     /// The method.
     pub member: &'a str,
-    /// The interface whose properties are meant, if the interface is [`PROPERTIES`].
-    pub of: Option<&'a str>,
+    /// The interface whose properties are read or written, if `interface` is [`PROPERTIES`].
+    pub properties_of: Option<&'a str>,
 }
 
 impl AllowedCalls {
-    fn allow(&self, asked: MethodCall<'_>) -> bool {
-        let (Self::Only(interfaces), Some(interface)) = (self, asked.interface) else {
+    fn allow(&self, call: MethodCall<'_>) -> bool {
+        let (Self::Only(interfaces), Some(interface)) = (self, call.interface) else {
             return *self == Self::All;
         };
-        if DESCRIBING.contains(&interface) {
+        if DESCRIPTIVE.contains(&interface) {
             return true;
         }
         if interface == PROPERTIES {
-            let whole = |allowed: &InterfaceRule| allowed.members.is_empty() || asked.member != "Set";
-            // Without a name, all interfaces are meant.
-            return asked
-                .of
-                .is_some_and(|of| interfaces.iter().any(|allowed| allowed.name.matches(of) && whole(allowed)));
+            let may_write = |allowed: &InterfaceRule| allowed.members.is_empty();
+            // An empty name stands for all interfaces, and matches no rule.
+            return call.properties_of.is_some_and(|of| {
+                interfaces
+                    .iter()
+                    .any(|allowed| allowed.name.matches(of) && (call.member != "Set" || may_write(allowed)))
+            });
         }
         interfaces.iter().any(|allowed| {
             let members = &allowed.members;
             allowed.name.matches(interface)
-                && (members.is_empty() || members.iter().any(|member| member == asked.member))
+                && (members.is_empty() || members.iter().any(|member| member == call.member))
         })
     }
 }
 
-/// What a program inside may do on the session bus. It can always call itself and the other clients of its filter.
+/// The rules for a program inside. It may always call itself and the other clients of its filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Policy {
-    /// What it may call.
-    pub talk: Vec<Talk>,
-    /// What it may own for all to see. Any other name it owns only towards those that the same filter serves.
+    /// The services that it may call.
+    pub talk: Vec<TalkRule>,
+    /// The names that it may own on the real bus. Any other name is private to the clients of the filter.
     pub own: Vec<Pattern>,
 }
 
-/// A service, and the interfaces of it that a desktop program needs: those of which none runs a program, opens an
-/// address or fetches something outside on behalf of who calls.
+/// Services, and the interfaces that desktop programs need. None of these runs a program, opens a URL or fetches data
+/// outside on behalf of the caller.
 const DESKTOP: &[(&str, &[&str])] = &[
     ("org.freedesktop.Notifications", &["org.freedesktop.Notifications"]),
     ("org.freedesktop.secrets", &["org.freedesktop.Secret.*"]),
@@ -176,7 +178,7 @@ const DESKTOP: &[(&str, &[&str])] = &[
     ("org.kde.kwalletd6", &["org.kde.KWallet"]),
     ("org.a11y.Bus", &["org.a11y.Bus", "org.a11y.Status"]),
     ("org.kde.StatusNotifierWatcher", &["org.kde.StatusNotifierWatcher"]),
-    // It calls the items; nothing of it is called.
+    // The host calls tray items, which never call it.
     ("org.kde.StatusNotifierHost-*", &[]),
     ("com.canonical.AppMenu.Registrar", &["com.canonical.AppMenu.Registrar"]),
     ("ca.desrt.dconf", &["ca.desrt.dconf.*"]),
@@ -188,9 +190,9 @@ const DESKTOP: &[(&str, &[&str])] = &[
     ("org.fcitx.Fcitx5", &["org.fcitx.Fcitx.InputMethod*", "org.fcitx.Fcitx.InputContext*"]),
     ("org.fcitx.Fcitx-*", &["org.fcitx.Fcitx.InputMethod*", "org.fcitx.Fcitx.InputContext*"]),
     ("org.freedesktop.portal.Documents", &["org.freedesktop.portal.Documents", "org.freedesktop.portal.FileTransfer"]),
-    // Left out, as they run or fetch outside: OpenURI, Email, Background, DynamicLauncher, NetworkMonitor (it resolves
-    // names), ProxyResolver (it fetches a script), Location (it asks a server). Portals to come are closed until they
-    // are known.
+    // Left out because they run programs or use the network outside: OpenURI, Email, Background, DynamicLauncher,
+    // NetworkMonitor (resolves names), ProxyResolver (fetches a script), Location (queries a server). An allow list keeps
+    // future portals closed.
     (
         "org.freedesktop.portal.Desktop",
         &[
@@ -222,7 +224,7 @@ const DESKTOP: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The same, where a desktop program needs single methods of an interface and the remaining ones do more.
+/// Services, interfaces and methods, where only some methods of the interface are harmless.
 const DESKTOP_MEMBERS: &[(&str, &str, &[&str])] = &[
     ("org.gnome.SessionManager", "org.gnome.SessionManager", &["Inhibit", "Uninhibit", "IsInhibited"]),
     (
@@ -230,68 +232,70 @@ const DESKTOP_MEMBERS: &[(&str, &str, &[&str])] = &[
         "org.freedesktop.PowerManagement.Inhibit",
         &["Inhibit", "UnInhibit", "HasInhibit"],
     ),
-    // SetWallpaperURI fetches.
+    // SetWallpaperURI fetches the URL.
     ("org.freedesktop.portal.Desktop", "org.freedesktop.portal.Wallpaper", &["SetWallpaperFile"]),
 ];
 
-/// Names that programs own for the desktop's sake: media players and symbols in the tray.
+/// Names that the desktop looks for: media players and tray items.
 const DESKTOP_OWN: &[&str] =
     &["org.mpris.MediaPlayer2.*", "org.kde.StatusNotifierItem-*", "org.freedesktop.StatusNotifierItem-*"];
 
 impl Policy {
-    /// Returns what desktop programs need and what has nothing act for them outside: notifications, secrets,
-    /// accessibility, the tray, settings, inhibiting the screen saver, input methods, and the portals that neither run
-    /// nor fetch anything.
+    /// Returns the policy for desktop programs: notifications, secrets, accessibility, the tray, settings, inhibiting the
+    /// screen saver, input methods, and the portals that neither run programs nor use the network outside.
     pub fn default_desktop() -> Self {
-        let whole = DESKTOP.iter().map(|(name, interfaces)| Talk {
-            name: Pattern::known(name),
+        let whole = DESKTOP.iter().map(|(name, interfaces)| TalkRule {
+            name: Pattern::parse_unchecked(name),
             calls: AllowedCalls::Only(
                 interfaces
                     .iter()
-                    .map(|name| InterfaceRule { name: Pattern::known(name), members: Vec::new() })
+                    .map(|name| InterfaceRule { name: Pattern::parse_unchecked(name), members: Vec::new() })
                     .collect(),
             ),
         });
-        let parts = DESKTOP_MEMBERS.iter().map(|(name, interface, members)| Talk {
-            name: Pattern::known(name),
+        let parts = DESKTOP_MEMBERS.iter().map(|(name, interface, members)| TalkRule {
+            name: Pattern::parse_unchecked(name),
             calls: AllowedCalls::Only(vec![InterfaceRule {
-                name: Pattern::known(interface),
+                name: Pattern::parse_unchecked(interface),
                 members: members.iter().map(|&member| member.to_owned()).collect(),
             }]),
         });
-        Self { talk: whole.chain(parts).collect(), own: DESKTOP_OWN.iter().map(|name| Pattern::known(name)).collect() }
+        Self {
+            talk: whole.chain(parts).collect(),
+            own: DESKTOP_OWN.iter().map(|name| Pattern::parse_unchecked(name)).collect(),
+        }
     }
 
-    /// Allows all calls of these names, too.
+    /// Adds rules that allow all calls of these names.
     #[must_use]
     pub fn with_talk(mut self, names: impl IntoIterator<Item = Pattern>) -> Self {
-        self.talk.extend(names.into_iter().map(|name| Talk { name, calls: AllowedCalls::All }));
+        self.talk.extend(names.into_iter().map(|name| TalkRule { name, calls: AllowedCalls::All }));
         self
     }
 
-    /// Whether a name may be called at all. Its owner may then call back, and send signals.
+    /// Returns whether a rule for calls covers a name. The owner of such a name may call back and send signals.
     pub fn talks_to(&self, name: &str) -> bool {
         self.talk.iter().any(|talk| talk.name.matches(name))
     }
 
-    /// Whether a name may be owned for all to see.
+    /// Returns whether a program inside may own a name on the real bus.
     pub fn may_own(&self, name: &str) -> bool {
         self.own.iter().any(|own| own.matches(name))
     }
 
-    /// Whether a program inside may know who owns a name.
-    pub fn shows(&self, name: &str) -> bool {
+    /// Returns whether a program inside may see the owner of a name.
+    pub fn is_visible(&self, name: &str) -> bool {
         self.talks_to(name) || self.may_own(name)
     }
 
-    /// Whether a call of a service that has one of these names is allowed.
-    pub fn allows<'a>(&self, names: impl IntoIterator<Item = &'a str>, asked: MethodCall<'_>) -> bool {
-        names.into_iter().any(|name| self.talk.iter().any(|talk| talk.name.matches(name) && talk.calls.allow(asked)))
+    /// Returns whether a program inside may call a method of a service with one of these names.
+    pub fn allows<'a>(&self, names: impl IntoIterator<Item = &'a str>, call: MethodCall<'_>) -> bool {
+        names.into_iter().any(|name| self.talk.iter().any(|talk| talk.name.matches(name) && talk.calls.allow(call)))
     }
 }
 
 impl fmt::Display for Policy {
-    /// A line for each name: what may be called, then what may be owned.
+    /// Writes a line for each rule: first those for calls, then the names that may be owned.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for talk in &self.talk {
             write!(f, "call {}", talk.name)?;
@@ -319,8 +323,8 @@ impl fmt::Display for Policy {
 mod tests {
     use super::*;
 
-    fn asked<'a>(interface: &'a str, member: &'a str) -> MethodCall<'a> {
-        MethodCall { interface: Some(interface), member, of: None }
+    fn call<'a>(interface: &'a str, member: &'a str) -> MethodCall<'a> {
+        MethodCall { interface: Some(interface), member, properties_of: None }
     }
 
     #[test]
@@ -328,14 +332,16 @@ mod tests {
         let policy = Policy::default_desktop();
         for talk in &policy.talk {
             assert_eq!(talk.name.to_string().parse(), Ok(talk.name.clone()));
-            let AllowedCalls::Only(interfaces) = &talk.calls else { panic!("{} is wholly open", talk.name) };
+            let AllowedCalls::Only(interfaces) = &talk.calls else {
+                panic!("all methods of {} are allowed", talk.name)
+            };
             interfaces.iter().for_each(|interface| assert!(interface.name.to_string().parse::<Pattern>().is_ok()));
         }
         policy.own.iter().for_each(|own| assert_eq!(own.to_string().parse(), Ok(own.clone())));
     }
 
     #[test]
-    fn a_pattern_is_a_name_or_the_beginning_of_names() {
+    fn a_pattern_is_a_name_or_a_prefix() {
         let pattern = |text: &str| text.parse::<Pattern>();
         assert!(pattern("org.example.App").expect("valid").matches("org.example.App"));
         assert!(!pattern("org.example.App").expect("valid").matches("org.example.App2"));
@@ -359,12 +365,12 @@ mod tests {
     }
 
     #[test]
-    fn portals_that_act_outside_are_closed() {
+    fn portals_that_act_outside_are_refused() {
         let policy = Policy::default_desktop();
         let portal = |interface: &str, member| {
             policy.allows(
                 ["org.freedesktop.portal.Desktop"],
-                asked(&format!("org.freedesktop.portal.{interface}"), member),
+                call(&format!("org.freedesktop.portal.{interface}"), member),
             )
         };
         for interface in
@@ -380,14 +386,14 @@ mod tests {
     }
 
     #[test]
-    fn a_process_answers_only_for_the_interfaces_of_its_names() {
+    fn only_the_interfaces_of_a_name_may_be_called() {
         let policy = Policy::default_desktop();
         let shell = ["org.gnome.Shell", "org.freedesktop.Notifications"];
-        assert!(policy.allows(shell, asked("org.freedesktop.Notifications", "Notify")));
-        assert!(policy.allows(shell, asked("org.freedesktop.DBus.Peer", "Ping")));
-        assert!(!policy.allows(shell, asked("org.gnome.Shell", "Eval")));
-        assert!(!policy.allows(shell, MethodCall { interface: None, member: "Notify", of: None }));
-        let properties = |of, member| MethodCall { interface: Some(PROPERTIES), member, of };
+        assert!(policy.allows(shell, call("org.freedesktop.Notifications", "Notify")));
+        assert!(policy.allows(shell, call("org.freedesktop.DBus.Peer", "Ping")));
+        assert!(!policy.allows(shell, call("org.gnome.Shell", "Eval")));
+        assert!(!policy.allows(shell, MethodCall { interface: None, member: "Notify", properties_of: None }));
+        let properties = |of, member| MethodCall { interface: Some(PROPERTIES), member, properties_of: of };
         let portal = ["org.freedesktop.portal.Desktop"];
         assert!(policy.allows(portal, properties(Some("org.freedesktop.portal.Settings"), "Get")));
         assert!(!policy.allows(portal, properties(Some("org.freedesktop.portal.OpenURI"), "Get")));
@@ -395,13 +401,13 @@ mod tests {
             !policy.allows(portal, properties(None, "Get")) && !policy.allows(portal, properties(Some(""), "GetAll"))
         );
         let session = ["org.gnome.SessionManager"];
-        assert!(policy.allows(session, asked("org.gnome.SessionManager", "Inhibit")));
-        assert!(!policy.allows(session, asked("org.gnome.SessionManager", "Setenv")));
+        assert!(policy.allows(session, call("org.gnome.SessionManager", "Inhibit")));
+        assert!(!policy.allows(session, call("org.gnome.SessionManager", "Setenv")));
         assert!(policy.allows(session, properties(Some("org.gnome.SessionManager"), "Get")));
         assert!(!policy.allows(session, properties(Some("org.gnome.SessionManager"), "Set")));
         let opened = policy.with_talk(["org.gnome.Shell".parse().expect("valid")]);
-        assert!(opened.allows(shell, asked("org.gnome.Shell", "Eval")));
-        assert!(opened.allows(shell, MethodCall { interface: None, member: "Eval", of: None }));
+        assert!(opened.allows(shell, call("org.gnome.Shell", "Eval")));
+        assert!(opened.allows(shell, MethodCall { interface: None, member: "Eval", properties_of: None }));
     }
 
     #[test]
@@ -412,9 +418,9 @@ mod tests {
                 .into_iter()
                 .filter(|talk| talk.name.matches("org.gnome.SessionManager"))
                 .collect(),
-            own: vec![Pattern::known("org.mpris.*")],
+            own: vec![Pattern::parse_unchecked("org.mpris.*")],
         };
-        let text = policy.clone().with_talk([Pattern::known("org.example.App")]).to_string();
+        let text = policy.clone().with_talk([Pattern::parse_unchecked("org.example.App")]).to_string();
         let expected = "call org.gnome.SessionManager: org.gnome.SessionManager (Inhibit, Uninhibit, IsInhibited)\n\
                         call org.example.App\nown org.mpris.*\n";
         assert_eq!(text, expected);

@@ -1,10 +1,11 @@
-//! What the filter refuses, in a sentence that says how to allow it.
+//! The refusals of the filter, as messages that name the option which would allow the request.
 
 use std::collections::HashMap;
 use std::fmt;
 
-/// Beginnings of names that toolkits call at each start, to learn about the desktop: mounts, volumes, shortcuts,
-/// settings.
+use super::message::Malformed;
+
+/// Prefixes of names that toolkits call at each start to explore the desktop: mounts, volumes, shortcuts, settings.
 const ROUTINE: [&str; 8] = [
     "org.gtk.vfs.",
     "org.gtk.Private.",
@@ -16,20 +17,20 @@ const ROUTINE: [&str; 8] = [
     "org.kde.KWin",
 ];
 
-/// How many different refusals are told apart.
-const DISTINCT: usize = 512;
+/// The maximum number of different refusals that are counted separately.
+const MAX_DISTINCT: usize = 512;
 
-/// Something that was refused. Its text is one sentence, which the caller of the method gets with the error, too.
+/// A refused request. Its `Display` is the message for the user, and the text of the D-Bus error for the client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum BusRefusal {
-    /// A call of a name that is not to be reached from inside.
+    /// A call of a name that no rule allows.
     Name {
-        /// The name, or the number of a connection, such as `:1.5`.
+        /// The well-known name, or a unique name such as `:1.5`.
         name: String,
         /// The method.
         member: String,
     },
-    /// A call of a method that is closed, of a name that has open ones.
+    /// A call of a method that no rule allows, while a rule allows other methods of the name.
     Method {
         /// The name.
         name: String,
@@ -40,31 +41,31 @@ pub enum BusRefusal {
     },
     /// A request to start a service outside.
     Activation {
-        /// Its name.
+        /// The name of the service.
         name: String,
     },
-    /// A method of the bus itself.
+    /// A call of a method of the bus itself.
     Bus {
         /// The method.
         member: String,
     },
-    /// A match rule that asks for messages between other programs.
+    /// A match rule for messages between other connections.
     Eavesdropping,
-    /// A call from outside, of a program that has no name there.
+    /// A call from outside of a program that owns no name on the real bus.
     Incoming {
         /// The method.
         member: String,
     },
-    /// A connection: the bus cannot be reached, or does not let the filter in.
+    /// A client's connection, because the bus is unreachable or rejects the filter.
     NoBus(String),
-    /// A connection whose messages cannot be passed on.
+    /// A connection with an invalid message.
     Malformed(&'static str),
-    /// More than can be told apart.
+    /// Any refusal beyond the maximum number of different ones.
     More,
 }
 
 impl BusRefusal {
-    /// Returns the option that would allow it, if there is one.
+    /// Returns the option that would allow the request, if there is one.
     pub fn option(&self) -> Option<String> {
         match self {
             Self::Name { name, .. } | Self::Method { name, .. } | Self::Activation { name }
@@ -77,17 +78,23 @@ impl BusRefusal {
         }
     }
 
-    /// Whether programs ask for this as a matter of course and go on without it, so that a user need not be told.
+    /// Returns whether programs commonly make this request and work without it, so that it needs no message.
     pub fn is_routine(&self) -> bool {
         match self {
             Self::Name { name, .. } | Self::Activation { name } => {
-                ROUTINE.iter().any(|beginning| name.starts_with(beginning))
+                ROUTINE.iter().any(|prefix| name.starts_with(prefix))
             }
-            // GTK offers itself to the session manager, which would call it at the end of the session.
+            // GTK registers with the session manager, to be called when the session ends.
             Self::Method { member, .. } => member == "RegisterClient",
             Self::Incoming { .. } => true,
             _ => false,
         }
+    }
+}
+
+impl From<Malformed> for BusRefusal {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed.0)
     }
 }
 
@@ -107,24 +114,26 @@ impl fmt::Display for BusRefusal {
             }
             Self::Eavesdropping => f.write_str("cannot read messages of other programs on the session bus")?,
             Self::Incoming { member } => {
-                write!(f, "cannot call {member} of a program inside the tunnel, which has no name outside")?;
+                write!(f, "cannot call {member} of a program inside the tunnel: it owns no name outside")?;
             }
             Self::NoBus(why) => write!(f, "cannot connect to the session bus: {why}")?,
             Self::Malformed(why) => write!(f, "cannot pass a message on to the session bus: {why}")?,
-            Self::More => f.write_str("cannot do many more things on the session bus")?,
+            Self::More => {
+                f.write_str("cannot complete further kinds of requests on the session bus: too many were refused")?
+            }
         }
         self.option().map_or(Ok(()), |option| write!(f, " ({option} allows it)"))
     }
 }
 
-/// Counts refusals.
+/// A counter of refusals.
 #[derive(Debug, Default)]
 pub(super) struct Counter(HashMap<BusRefusal, u64>);
 
 impl Counter {
-    /// Counts one more, and returns what it is counted as, and how often that was.
+    /// Counts a refusal. Returns it, or [`BusRefusal::More`] in its place, with its count so far.
     pub(super) fn count(&mut self, refusal: BusRefusal) -> (BusRefusal, u64) {
-        let known = self.0.contains_key(&refusal) || self.0.len() < DISTINCT;
+        let known = self.0.contains_key(&refusal) || self.0.len() < MAX_DISTINCT;
         let refusal = if known { refusal } else { BusRefusal::More };
         let times = self.0.entry(refusal.clone()).or_default();
         *times += 1;
@@ -137,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_a_sentence_that_says_how_to_allow_it() {
+    fn a_message_names_the_option_that_allows_the_request() {
         let name = BusRefusal::Name { name: "org.freedesktop.systemd1".into(), member: "StartTransientUnit".into() };
         assert_eq!(
             name.to_string(),
@@ -150,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_counted_and_bounded() {
+    fn the_number_of_different_refusals_is_bounded() {
         let mut counter = Counter::default();
         let one = || BusRefusal::Bus { member: "X".into() };
         assert_eq!([counter.count(one()).1, counter.count(one()).1], [1, 2]);
-        for number in 0..2 * DISTINCT {
+        for number in 0..2 * MAX_DISTINCT {
             counter.count(BusRefusal::Activation { name: number.to_string() });
         }
-        assert!(counter.0.len() <= DISTINCT + 1);
+        assert!(counter.0.len() <= MAX_DISTINCT + 1);
         assert_eq!(counter.count(BusRefusal::Activation { name: "new".into() }).0, BusRefusal::More);
         assert_eq!(counter.count(one()).1, 3);
     }

@@ -1,4 +1,4 @@
-//! `vpn-exec check`: says what is wrong with a configuration, if anything.
+//! `vpn-exec check`: explains the mistakes of a configuration.
 
 use std::process::ExitCode;
 
@@ -10,13 +10,13 @@ use crate::request;
 pub(super) fn run(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
     if let Some(file) = &arguments.profile_only {
         request::check_profile(file)?;
-        print(&format!("{}: nothing is wrong with this profile\n", file.display()))?;
+        print(&format!("{}: the profile is valid\n", file.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
     let plan = request::load(&arguments.source, &arguments.tunnel, &arguments.identity)?.plan()?;
     for note in &plan.notes {
         print(&format!("note: {note}\n"))?;
     }
-    print(&format!("{}: a tunnel can be made\n", plan.name))?;
+    print(&format!("{}: the configuration is valid\n", plan.name))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::cli::DownArgs;
 use crate::failure::Failure;
 use crate::keeper;
-use crate::lease::{self, AskError};
-use crate::linux::{capabilities, namespace, process};
+use crate::lease;
+use crate::linux::{namespace, process};
 use crate::names::TunnelName;
 use crate::registry::path_of;
 use crate::session;
@@ -21,12 +21,8 @@ pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
     }
     let begin = Instant::now();
     loop {
-        match lease::take_down(name, *force) {
-            Err(AskError::Absent(_)) => {}
-            other => {
-                other?;
-                return Ok(ExitCode::SUCCESS);
-            }
+        if lease::take_down(name, *force)? {
+            return Ok(ExitCode::SUCCESS);
         }
         match take_away(name, *force) {
             // Its keeper was killed, or gives way, and its successor is there by now.
@@ -71,9 +67,8 @@ fn absent(name: &TunnelName) -> Failure {
 /// Takes away what a killed keeper has left.
 fn take_away(name: &TunnelName, force: bool) -> Result<Taken, Failure> {
     session::require_privileges()?;
-    let needed = keeper::needed_capabilities();
-    capabilities::limit(needed, needed).map_err(|error| Failure::new(format!("cannot drop privileges: {error}")))?;
-    let Some(directory) = claim_dead(name).map_err(Failure::new)? else {
+    session::limit_privileges(keeper::needed_capabilities())?;
+    let Some(directory) = claim_dead(name)? else {
         return if path_of(name).is_dir() { Ok(Taken::Living) } else { Err(absent(name)) };
     };
     let state = directory.state().map_err(Failure::new)?;

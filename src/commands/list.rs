@@ -1,35 +1,50 @@
-//! `vpn-exec list`: all tunnels, a line each.
+//! `vpn-exec list`: prints a table of all tunnels.
 
+use std::io;
 use std::process::ExitCode;
 
-use super::print;
-use super::status::{age, amount, json};
+use super::print_raw;
+use super::status::{age, amount, json, style_of};
 use crate::cli::ListArgs;
+use crate::color;
 use crate::failure::Failure;
 use crate::lease::status::{self, Status};
 
-/// The headings of the columns: of 80, all but the last have room, with a usual name and an IPv4 endpoint.
+/// The headings of the columns. With a usual name and an IPv4 endpoint, all but the last fit into 80 columns.
 const HEADINGS: [&str; 8] = ["NAME", "STATE", "HANDSHAKE", "RECEIVED", "SENT", "PROGRAMS", "ENDPOINT", "BACKEND"];
+
+/// The column of the state, which is colored.
+const STATE: usize = 1;
 
 pub(super) fn run(arguments: &ListArgs) -> Result<ExitCode, Failure> {
     let tunnels = status::of_all(None).map_err(Failure::new)?;
-    let text = if arguments.json { json(&tunnels)? } else { table(&tunnels) };
-    print(&text)?;
+    let text = if arguments.json { json(&tunnels)? } else { table(&tunnels, color::is_wanted(&io::stdout())) };
+    print_raw(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(tunnels: &[Status]) -> String {
+fn table(tunnels: &[Status], is_colored: bool) -> String {
     if tunnels.is_empty() {
         return "no tunnel is up\n".into();
     }
-    let mut rows = vec![HEADINGS.map(str::to_owned)];
-    rows.extend(tunnels.iter().map(row));
-    let widths: [usize; HEADINGS.len()] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
+    let headings = HEADINGS.map(str::to_owned);
+    let rows: Vec<_> = tunnels.iter().map(row).collect();
+    let width = |column: usize| rows.iter().chain([&headings]).map(|row| row[column].chars().count()).max();
+    let widths: [usize; HEADINGS.len()] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let line = |row: &[String; HEADINGS.len()], style: Option<anstyle::Style>| {
+        let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
+            // Behind the last column there is nothing to align.
+            let cell = if column + 1 == HEADINGS.len() { cell.clone() } else { format!("{cell:width$}") };
+            match style.filter(|_| column == STATE) {
+                Some(style) => color::paint(&cell, style, is_colored),
+                None => cell,
+            }
+        });
+        cells.collect::<Vec<_>>().join("  ")
+    };
+    let mut text = color::paint(&line(&headings, None), color::HEADING, is_colored) + "\n";
+    for (tunnel, row) in tunnels.iter().zip(&rows) {
+        text += &line(row, Some(style_of(tunnel.state)));
         text.push('\n');
     }
     text
@@ -38,7 +53,7 @@ fn table(tunnels: &[Status]) -> String {
 fn row(tunnel: &Status) -> [String; HEADINGS.len()] {
     let none = || "-".to_owned();
     let living = tunnel.living.as_ref();
-    // The peer that was heard last stands for the tunnel.
+    // The peer with the latest handshake stands for the tunnel.
     let peer = living.and_then(|living| living.peers.iter().min_by_key(|peer| peer.handshake_age.unwrap_or(u64::MAX)));
     [
         tunnel.name.to_string(),
@@ -50,4 +65,28 @@ fn row(tunnel: &Status) -> [String; HEADINGS.len()] {
         peer.and_then(|peer| peer.endpoint).map_or_else(none, |endpoint| endpoint.to_string()),
         tunnel.backend.map_or_else(none, |backend| backend.to_string()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_columns_are_aligned_and_the_state_is_colored() {
+        let status = |name: &str, state: &str| -> Status {
+            let json = serde_json::json!({
+                "name": name, "state": state, "standing": true, "backend": null, "namespace": "/run/netns/a",
+                "keeper": 1, "leases": 0, "living": null,
+            });
+            serde_json::from_value(json).expect("a status")
+        };
+        let tunnels = [status("mullvad", "failed"), status("a", "up")];
+        let plain = table(&tunnels, false);
+        let lines: Vec<&str> = plain.lines().collect();
+        assert_eq!(lines[0], "NAME     STATE   HANDSHAKE  RECEIVED  SENT  PROGRAMS  ENDPOINT  BACKEND");
+        assert_eq!(lines[2], "a        up      -          -         -     0         -         -");
+        let colored = table(&tunnels, true);
+        assert!(colored.contains("\x1b[32mup    \x1b[0m  ") && colored.contains("failed\x1b[0m"), "{colored:?}");
+        assert_eq!(table(&[], true), "no tunnel is up\n");
+    }
 }

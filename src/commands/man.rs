@@ -1,106 +1,156 @@
-//! `vpn-exec man`: prints the manual page, in troff: one page for all commands.
+//! `vpn-exec man`: prints a man page in roff, or writes all of them: `vpn-exec(1)` and one for each command.
 
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 
-use super::print_bytes;
-use crate::cli::{AFTER_HELP, Cli};
-use crate::failure::Failure;
+use super::{declaration, print_raw};
+use crate::cli::{AFTER_HELP, Cli, ManArgs};
+use crate::failure::{Doing, Failure};
 
-/// A profile with all its keys, as the README shows it.
+/// A profile with all its keys, as docs/reference/profile.md shows it.
 const PROFILE: &str = include_str!("profile.toml");
 
-/// The files that somebody may look for.
-const FILES: [(&str, &str); 4] = [
-    ("/etc/vpn-exec/NAME.toml", "The profile of the tunnel NAME, see below."),
+/// The files of vpn-exec.
+const FILES: [(&str, &str); 5] = [
+    ("/etc/vpn-exec/NAME.toml", "The profile NAME, see PROFILE in vpn-exec(1)."),
     (
         "~/.config/vpn-exec/NAME.toml",
-        "The same, where there is none in /etc. Under sudo it is root's own, in /root/.config/vpn-exec.",
+        "The user's own profile, used if there is none in /etc. Under sudo it is root's, in /root/.config/vpn-exec.",
     ),
-    ("/run/netns/NAME", "The namespace of a tunnel that is up, for ip-netns(8) and nsenter(1)."),
-    ("/run/vpn-exec/NAME", "The state of a tunnel that is up."),
+    (
+        "/etc/wireguard/NAME.conf",
+        "The wg-quick file NAME, used if there is no profile and no running tunnel of that name.",
+    ),
+    ("/run/netns/NAME", "The network namespace of a running tunnel, for ip-netns(8) and nsenter(1)."),
+    ("/run/vpn-exec/NAME", "The state of a running tunnel."),
 ];
 
-pub(super) fn run() -> Result<ExitCode, Failure> {
-    let mut text = Vec::new();
-    write_page(&mut text).map_err(|error| Failure::new(format!("cannot write the manual page: {error}")))?;
-    print_bytes(&text)?;
+/// The section of AFTER_HELP that the pages of commands have as well.
+const ENVIRONMENT: &str = "Environment";
+
+pub(super) fn run(arguments: &ManArgs) -> Result<ExitCode, Failure> {
+    match (&arguments.dir, &arguments.command) {
+        (Some(folder), _) => write_all(folder)?,
+        (None, Some(name)) => print_raw(&page_of(&declaration(name)?)?)?,
+        (None, None) => print_raw(&main_page()?)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_page(page: &mut impl Write) -> io::Result<()> {
+/// Writes all pages to a folder.
+fn write_all(folder: &Path) -> Result<(), Failure> {
+    let write = |name: &str, page: Vec<u8>| {
+        let path = folder.join(format!("{name}.1"));
+        fs::write(&path, page).doing(format!("write {}", path.display()))
+    };
+    fs::create_dir_all(folder).doing(format!("create {}", folder.display()))?;
+    write("vpn-exec", main_page()?)?;
+    for command in built().get_subcommands() {
+        write(&title_of(command), page_of(command)?)?;
+    }
+    Ok(())
+}
+
+/// Returns the declaration with the names of all commands.
+fn built() -> Command {
     let mut command = Cli::command();
     command.build();
-    let man = Man::new(command.clone()).section("1").manual("vpn-exec");
+    command
+}
+
+/// Returns the main page.
+fn main_page() -> Result<Vec<u8>, Failure> {
+    let mut page = Vec::new();
+    write_main_page(&mut page).doing("write the man page")?;
+    Ok(page)
+}
+
+/// Returns the page of a command.
+fn page_of(command: &Command) -> Result<Vec<u8>, Failure> {
+    let mut page = Vec::new();
+    write_page(&mut page, command).doing("write the man page")?;
+    Ok(page)
+}
+
+fn write_main_page(page: &mut impl Write) -> io::Result<()> {
+    let command = built();
+    write_head(page, &command, "vpn-exec")?;
+    writeln!(page, ".SH COMMANDS")?;
+    for command in command.get_subcommands() {
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        writeln!(page, ".TP\n.BR {} (1)\n{}.", escaped(&title_of(command)), escaped(&about))?;
+    }
+    for (heading, text) in sections() {
+        write_verbatim(page, &heading.to_uppercase(), text)?;
+    }
+    write_files(page)?;
+    write_verbatim(page, "PROFILE", &format!("A profile is TOML. Only the first line is needed.\n\n{PROFILE}"))?;
+    let pages: Vec<String> = command.get_subcommands().map(|command| format!("{}(1)", title_of(command))).collect();
+    let others = "wg(8), wg-quick(8), ip-netns(8), network_namespaces(7), systemd.unit(5)";
+    writeln!(page, ".SH SEE ALSO\n{}", escaped(&format!("{}, {others}", pages.join(", "))))
+}
+
+fn write_page(page: &mut impl Write, command: &Command) -> io::Result<()> {
+    write_head(page, command, &title_of(command))?;
+    let own = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    if let Some((heading, text)) = own.split_once(":\n") {
+        // Such as "Exit status of --check".
+        write_verbatim(page, &heading.to_uppercase(), text)?;
+    }
+    if !own.starts_with("Exit status") {
+        writeln!(page, ".SH EXIT STATUS")?;
+        match command.get_name() {
+            "shell" => writeln!(page, "{}", escaped("That of the shell; 125 if vpn-exec fails."))?,
+            _ => writeln!(page, "0 on success, 125 on failure.")?,
+        }
+    }
+    for (heading, text) in sections().filter(|(heading, _)| *heading == ENVIRONMENT) {
+        write_verbatim(page, &heading.to_uppercase(), text)?;
+    }
+    write_files(page)?;
+    writeln!(page, ".SH SEE ALSO\n{}", escaped("vpn-exec(1), for the rules of NAME|FILE, profiles and examples"))
+}
+
+/// Writes the sections that all pages begin with.
+fn write_head(page: &mut impl Write, command: &Command, title: &str) -> io::Result<()> {
+    let man = Man::new(command.clone()).title(title).section("1").source("vpn-exec").manual("vpn-exec");
     man.render_title(page)?;
     man.render_name_section(page)?;
-    writeln!(page, ".SH SYNOPSIS\n.nf\n{}\n.fi", escaped(&usage(&mut command)))?;
+    let usage = command.clone().render_usage().to_string();
+    let usage: Vec<&str> = usage.trim_start_matches("Usage:").lines().map(str::trim).collect();
+    write_verbatim(page, "SYNOPSIS", &usage.join("\n"))?;
     man.render_description_section(page)?;
-    man.render_options_section(page)?;
-    writeln!(page, ".SH COMMANDS")?;
-    for subcommand in command.get_subcommands() {
-        write_command(page, &command, subcommand)?;
-    }
+    man.render_options_section(page)
+}
+
+fn write_files(page: &mut impl Write) -> io::Result<()> {
     writeln!(page, ".SH FILES")?;
-    for (file, what) in FILES {
-        writeln!(page, ".TP\n{}\n{}", escaped(file), escaped(what))?;
+    for (file, text) in FILES {
+        writeln!(page, ".TP\n{}\n{}", escaped(file), escaped(text))?;
     }
-    writeln!(
-        page,
-        ".SH PROFILE\nA profile is TOML. Only the first line is needed.\n.PP\n.nf\n{}\n.fi",
-        escaped(PROFILE)
-    )?;
-    for part in AFTER_HELP.split("\n\n") {
-        let (heading, text) = part.split_once(":\n").unwrap_or(("", part));
-        writeln!(page, ".SH {}\n.nf\n{}\n.fi", heading.to_uppercase(), escaped(text))?;
-    }
-    writeln!(page, ".SH SEE ALSO\nwg(8), wg\\-quick(8), ip\\-netns(8), network_namespaces(7), systemd.unit(5)")
+    Ok(())
 }
 
-/// What a command does, and which options it has besides those that are described before all commands.
-fn write_command(page: &mut impl Write, all: &Command, command: &Command) -> io::Result<()> {
-    let mut command = command.clone();
-    writeln!(page, ".SS {}", escaped(&usage(&mut command)))?;
-    if let Some(about) = command.get_about() {
-        writeln!(page, "{}.", escaped(&about.to_string()))?;
-    }
-    let is_known = |argument: &Arg| {
-        let same = |other: &&Arg| {
-            other.get_id() == argument.get_id()
-                && other.get_help().map(ToString::to_string) == argument.get_help().map(ToString::to_string)
-        };
-        argument.get_id() == "help" || all.get_arguments().any(|other| same(&other))
-    };
-    let known: Vec<String> = command
-        .get_arguments()
-        .filter(|argument| is_known(argument) && !argument.is_global_set() && argument.get_id() != "help")
-        .filter_map(|argument| argument.get_long().map(|long| format!("--{long}")))
-        .collect();
-    if !known.is_empty() {
-        writeln!(page, "It also takes, as described above: {}.", escaped(&known.join(", ")))?;
-    }
-    let own = command.mut_args(|argument| if is_known(&argument) { argument.hide(true) } else { argument });
-    let mut options = Vec::new();
-    Man::new(own).render_options_section(&mut options)?;
-    let options = String::from_utf8_lossy(&options);
-    write!(
-        page,
-        "{}",
-        options.lines().filter(|line| !line.starts_with(".SH")).map(|line| format!("{line}\n")).collect::<String>()
-    )
+fn write_verbatim(page: &mut impl Write, heading: &str, text: &str) -> io::Result<()> {
+    writeln!(page, ".SH {}\n.nf\n{}\n.fi", escaped(heading), escaped(text.trim_end()))
 }
 
-/// How a command is written, without the word before it.
-fn usage(command: &mut Command) -> String {
-    let usage = command.render_usage().to_string();
-    let lines = usage.trim_start_matches("Usage:").lines().map(str::trim);
-    lines.collect::<Vec<_>>().join("\n")
+/// Returns the headings and the texts of the end of the help.
+fn sections() -> impl Iterator<Item = (&'static str, &'static str)> {
+    AFTER_HELP.split("\n\n").filter_map(|part| part.split_once(":\n"))
 }
 
-/// A text in which troff finds nothing to do.
+/// Returns the title of a command's page.
+fn title_of(command: &Command) -> String {
+    format!("vpn-exec-{}", command.get_name())
+}
+
+/// Escapes a text so that roff prints it as it is.
 fn escaped(text: &str) -> String {
     let escape = |line: &str| {
         let line = line.replace('\\', "\\e").replace('-', "\\-");
@@ -113,23 +163,35 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn text(page: Vec<u8>) -> String {
+        String::from_utf8(page).expect("UTF-8").replace("\\-", "-").replace("\\fB", "").replace("\\fR", "")
+    }
+
     #[test]
-    fn the_page_describes_each_option_once_and_every_command() {
-        let mut page = Vec::new();
-        write_page(&mut page).expect("memory");
-        let page = String::from_utf8(page).expect("UTF-8").replace("\\-", "-").replace("\\fB", "").replace("\\fR", "");
-        for command in Cli::command().get_subcommands() {
-            let usage = format!(".SS vpn-exec {}", command.get_name());
-            assert!(page.contains(&usage), "{usage} is missing in:\n{page}");
+    fn the_main_page_lists_the_commands_and_the_options() {
+        let page = text(main_page().expect("a page"));
+        for command in built().get_subcommands() {
+            assert!(page.contains(&format!(".BR vpn-exec-{} (1)\n", command.get_name())), "{command}:\n{page}");
         }
-        for (option, times) in [("--allow-hooks\n", 1), ("--after-service\n", 1), ("--profile-only", 1), ("--show", 1)]
-        {
-            let found = page.lines().filter(|line| format!("{line}\n").starts_with(option)).count();
-            assert_eq!(found, times, "{option}:\n{page}");
+        for option in ["--allow-hooks", "--kill-orphans", "--keep-cap"] {
+            assert_eq!(page.lines().filter(|line| line.starts_with(option)).count(), 1, "{option}:\n{page}");
         }
-        for section in ["SYNOPSIS", "FILES", "PROFILE", "EXIT STATUS", "EXAMPLES"] {
+        for section in ["SYNOPSIS", "NAME|FILE", "ENVIRONMENT", "FILES", "PROFILE", "EXIT STATUS", "EXAMPLES"] {
             assert!(page.contains(&format!(".SH {section}\n")), "{section} is missing in:\n{page}");
         }
-        assert!(!page.contains("vpn-exec-up"), "there is no such page:\n{page}");
+    }
+
+    #[test]
+    fn each_command_has_a_page_with_all_sections() {
+        for command in built().get_subcommands() {
+            let page = text(page_of(command).expect("a page"));
+            assert!(page.contains(&format!("vpn-exec-{} - ", command.get_name())), "{page}");
+            for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "ENVIRONMENT", "FILES", "SEE ALSO"] {
+                assert!(page.contains(&format!(".SH {section}")), "{section} is missing in:\n{page}");
+            }
+            for option in command.get_arguments().filter_map(|argument| argument.get_long()) {
+                assert!(page.contains(&format!("--{option}")), "{option} is missing in:\n{page}");
+            }
+        }
     }
 }

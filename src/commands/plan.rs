@@ -15,7 +15,7 @@ pub(super) fn run(arguments: &PlanArgs) -> Result<ExitCode, Failure> {
     let mut plan = loaded.plan()?;
     let options = &loaded.config.program;
     let variable = |name: &str| std::env::var(name).ok();
-    plan.sockets = plan::sockets::for_program(options, variable);
+    plan.sockets = plan::host_sockets::for_program(options, variable);
     // A user that is not there yet is refused when the program is run.
     if let Ok(identity) = identity::choose(options.user.as_deref(), options.group.as_deref(), variable) {
         match closed_sockets::notes(&plan, &identity) {

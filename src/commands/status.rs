@@ -1,91 +1,118 @@
-//! `vpn-exec status`: how tunnels are.
+//! `vpn-exec status`: shows the state of tunnels.
 
 use std::fmt::{Display, Write};
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anstyle::Style;
 use serde::Serialize;
 
-use super::print;
+use super::{cannot_print, no_tunnel, print_raw, write_out};
 use crate::cli::StatusArgs;
+use crate::color;
+use crate::escape;
 use crate::failure::Failure;
-use crate::lease::status::{self, Condition, Living, Peer, Status};
+use crate::lease::status::{self, Condition, LiveStatus, PeerReport, Status};
 use crate::names::TunnelName;
-use crate::printed;
 
-/// How often it is printed again with `--watch`.
+/// The interval of `--watch`.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What clears a terminal, and goes to its upper left corner (console_codes(4)).
+/// Clears a terminal and moves the cursor to the upper left corner (console_codes(4)).
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
-/// The width of the labels.
+/// The width of the labels, in columns.
 const LABEL: usize = 14;
 
-pub(super) fn run(arguments: &StatusArgs) -> Result<ExitCode, Failure> {
+/// The exit status of `--check` for a tunnel that is not up, and for one that does not exist. They are those of `systemctl status`.
+const NOT_UP: u8 = 3;
+const NO_TUNNEL: u8 = 4;
+
+pub(super) fn run(arguments: &StatusArgs, is_quiet: bool) -> Result<ExitCode, Failure> {
     use std::io::IsTerminal;
 
-    let name = arguments.name.as_ref().map(std::slice::from_ref);
+    if let (true, Some(name)) = (arguments.check, &arguments.name) {
+        return check(name, is_quiet);
+    }
+    let is_colored = color::is_wanted(&io::stdout());
     loop {
-        let text = report(name, arguments.json)?;
+        let text = report(arguments.name.as_ref(), arguments.json, is_colored)?;
         if !arguments.watch {
-            print(&text)?;
+            print_raw(text.as_bytes())?;
             return Ok(ExitCode::SUCCESS);
         }
-        let clear = if std::io::stdout().is_terminal() && !arguments.json { CLEAR } else { "" };
-        if print_while_read(clear, &text)? {
-            return Ok(ExitCode::SUCCESS);
+        let clear = if io::stdout().is_terminal() && !arguments.json { CLEAR } else { "" };
+        match write_out(format!("{clear}{text}").as_bytes()) {
+            Ok(()) => std::thread::sleep(INTERVAL),
+            // The reader has left, as head(1) does.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            Err(error) => return Err(cannot_print(&error)),
         }
-        std::thread::sleep(INTERVAL);
     }
 }
 
-fn report(name: Option<&[TunnelName]>, as_json: bool) -> Result<String, Failure> {
-    let tunnels = status::of_all(name).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::new(error).advise("see `vpn-exec list`"),
+/// Prints the state of a tunnel in one word, and returns it as an exit status.
+fn check(name: &TunnelName, is_quiet: bool) -> Result<ExitCode, Failure> {
+    let Some(tunnel) = status::of(name).map_err(Failure::new)? else {
+        return Err(no_tunnel(name).with_status(NO_TUNNEL));
+    };
+    if !is_quiet {
+        let state = color::paint(&tunnel.state.to_string(), style_of(tunnel.state), color::is_wanted(&io::stdout()));
+        print_raw(format!("{state}\n").as_bytes())?;
+    }
+    Ok(match tunnel.state {
+        Condition::Up => ExitCode::SUCCESS,
+        Condition::Connecting | Condition::Stale | Condition::Busy | Condition::Failed => ExitCode::from(NOT_UP),
+    })
+}
+
+/// Returns the style of a state.
+pub(super) fn style_of(state: Condition) -> Style {
+    match state {
+        Condition::Up => color::GOOD,
+        Condition::Connecting | Condition::Stale | Condition::Busy => color::PENDING,
+        Condition::Failed => color::BAD,
+    }
+}
+
+fn report(name: Option<&TunnelName>, as_json: bool, is_colored: bool) -> Result<String, Failure> {
+    let tunnels = status::of_all(name.map(std::slice::from_ref)).map_err(|error| match (error.kind(), name) {
+        (io::ErrorKind::NotFound, Some(name)) => no_tunnel(name),
         _ => Failure::new(error),
     })?;
     match (as_json, name) {
-        // One that was asked for by its name is no list.
+        // A named tunnel is an object, all tunnels are a list.
         (true, Some(_)) => json(&tunnels.first()),
         (true, None) => json(&tunnels),
         (false, _) if tunnels.is_empty() => Ok("no tunnel is up\n".into()),
-        (false, _) => Ok(tunnels.iter().map(text).collect::<Vec<_>>().join("\n")),
+        (false, _) => {
+            let texts = tunnels.iter().map(|tunnel| describe(tunnel, is_colored));
+            Ok(texts.collect::<Vec<_>>().join("\n"))
+        }
     }
 }
 
-/// Prints, and says whether nobody reads it any more.
-fn print_while_read(clear: &str, text: &str) -> Result<bool, Failure> {
-    use std::io::Write;
-
-    let mut output = std::io::stdout().lock();
-    let text = format!("{clear}{}", printed::plain(text));
-    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Ok(()) => Ok(false),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(true),
-        Err(error) => Err(Failure::new(format!("cannot write to standard output: {error}"))),
-    }
-}
-
-/// JSON with a newline.
+/// Returns a value as JSON with a newline at its end.
 pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map(|text| printed::json(&text) + "\n").map_err(Failure::new)
+    serde_json::to_string_pretty(value).map(|text| escape::json(&text) + "\n").map_err(Failure::new)
 }
 
-fn text(tunnel: &Status) -> String {
-    let mut lines = Lines(String::new());
-    let kind = if tunnel.standing { "standing" } else { "for as long as it is used" };
+fn describe(tunnel: &Status, is_colored: bool) -> String {
+    let kind = if tunnel.standing { "standing" } else { "removed after its last program" };
     let backend = tunnel.backend.map(|backend| format!(", {backend} WireGuard")).unwrap_or_default();
-    lines.head(format_args!("{}: {} ({kind}{backend})", tunnel.name, tunnel.state));
+    let state = color::paint(&tunnel.state.to_string(), style_of(tunnel.state), is_colored);
+    let name = color::paint(tunnel.name.as_str(), color::HEADING, is_colored);
+    let mut lines = Lines(format!("{name}: {state} ({kind}{backend})\n"));
     match &tunnel.living {
-        Some(living) => describe(&mut lines, living),
+        Some(living) => describe_living(&mut lines, living),
         None if tunnel.state == Condition::Busy => {
-            lines.row("keeper", format_args!("process {} has no time for you now: ask again", tunnel.keeper));
+            lines.row("keeper", format_args!("process {} is busy: try again", tunnel.keeper));
         }
         None => lines.row(
             "keeper",
             format_args!(
-                "process {} was killed, or does not answer: once it is gone, the next start takes the tunnel over",
+                "process {} was killed, or does not answer; the next start takes the tunnel over",
                 tunnel.keeper
             ),
         ),
@@ -97,12 +124,12 @@ fn text(tunnel: &Status) -> String {
     }
     if tunnel.programs.is_empty() {
         let all_seen = nix::unistd::geteuid().is_root();
-        lines.row("programs", if all_seen { "none" } else { "none that you may see" });
+        lines.row("programs", if all_seen { "none" } else { "none that you are allowed to see" });
     }
     lines.0
 }
 
-fn describe(lines: &mut Lines, living: &Living) {
+fn describe_living(lines: &mut Lines, living: &LiveStatus) {
     if let Some(problem) = &living.problem {
         lines.row("problem", problem);
     }
@@ -133,7 +160,7 @@ fn describe(lines: &mut Lines, living: &Living) {
         lines.row("published", port);
     }
     for port in &living.host_ports {
-        lines.row("of the host", port);
+        lines.row("host ports", port);
     }
     if living.refused_connections > 0 {
         let count = living.refused_connections;
@@ -141,13 +168,13 @@ fn describe(lines: &mut Lines, living: &Living) {
     }
 }
 
-fn describe_peer(lines: &mut Lines, peer: &Peer) {
+fn describe_peer(lines: &mut Lines, peer: &PeerReport) {
     lines.row("peer", &peer.public_key);
     let endpoint = match (&peer.endpoint, &peer.configured_endpoint) {
         (Some(used), Some(configured)) if used.to_string() != *configured => format!("{used} ({configured})"),
         (Some(used), _) => used.to_string(),
         (None, Some(configured)) => format!("{configured}, not resolved yet"),
-        (None, None) => "none: the peer has to begin".into(),
+        (None, None) => "none: the peer has to connect first".into(),
     };
     lines.row("  endpoint", endpoint);
     let handshake = peer.handshake_age.map_or_else(|| "none yet".into(), |seconds| format!("{} ago", age(seconds)));
@@ -155,18 +182,13 @@ fn describe_peer(lines: &mut Lines, peer: &Peer) {
     lines.row("  encrypted", format_args!("{} received, {} sent", amount(peer.rx_bytes), amount(peer.tx_bytes)));
 }
 
-/// Lines of a label and a value.
+/// Lines of a label and a value each.
 struct Lines(String);
 
 impl Lines {
-    fn head(&mut self, text: impl Display) {
-        self.0.push_str(&printed::in_line(&text.to_string()));
-        self.0.push('\n');
-    }
-
     fn row(&mut self, label: &str, value: impl Display) {
-        // Writing into a text cannot fail.
-        let _ = writeln!(self.0, "  {label:LABEL$} {}", printed::in_line(&value.to_string()));
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "  {label:LABEL$} {}", escape::single_line(&value.to_string()));
     }
 }
 
@@ -177,7 +199,7 @@ fn list<T: Display>(values: &[T]) -> String {
     values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A time in seconds, for people.
+/// Formats a time in seconds for people.
 pub(super) fn age(seconds: u64) -> String {
     match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
         (0, 0, 0, seconds) => format!("{seconds} s"),
@@ -187,7 +209,7 @@ pub(super) fn age(seconds: u64) -> String {
     }
 }
 
-/// A number of bytes, for people: in powers of 1024 (IEC 80000-13).
+/// Formats a number of bytes for people, in powers of 1024 (IEC 80000-13).
 pub(super) fn amount(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 

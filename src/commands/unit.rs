@@ -11,7 +11,7 @@ use crate::cli::UnitArgs;
 use crate::failure::Failure;
 use crate::linux::namespace::path_of;
 use crate::names::{ServiceName, TunnelName};
-use crate::plan::unit::{UnitRequest, drop_in, warnings};
+use crate::plan::drop_in::{DropInRequest, render, warnings};
 use crate::systemctl::{ANY, Unit, instance, show, systemctl};
 
 /// Where the machine's own units are.
@@ -37,8 +37,8 @@ pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
         // That is what the drop-in says which this one takes the place of.
         unit.facts.network_namespace = None;
     }
-    let request = UnitRequest { service: service.clone(), tunnel: tunnel.clone(), dbus: *dbus, show: shown.clone() };
-    let text = drop_in(&request, &unit.facts).map_err(|errors| {
+    let request = DropInRequest { service: service.clone(), tunnel: tunnel.clone(), dbus: *dbus, show: shown.clone() };
+    let text = render(&request, &unit.facts).map_err(|errors| {
         let reasons: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let reasons = reasons.join("; ").replace(ANY, "%i");
         Failure::new(format!("{service} cannot be put into the tunnel {tunnel}: {reasons}"))

@@ -1,84 +1,82 @@
-//! In what two configurations of one tunnel differ, told to people without their keys.
+//! Compares two configurations of a tunnel, for messages. Keys are not shown.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
 use ipnet::IpNet;
 
 use super::{BackendChoice, Config, Local, Peer};
 use crate::keys::{PresharedKey, PublicKey};
 
-/// One difference.
+/// A difference between the configuration of a running tunnel ("there") and another one ("here").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// In what.
-    pub what: String,
-    /// How it is in the first configuration.
+    /// The setting that differs.
+    pub setting: String,
+    /// Its value in the running tunnel.
     pub there: String,
-    /// How it is in the second.
+    /// Its value in the other configuration.
     pub here: String,
 }
 
 impl Difference {
-    /// The difference as what has changed, where the second configuration has taken the first one's place.
+    /// Describes the difference as a change, after the other configuration has replaced that of the running tunnel.
     pub fn as_change(&self) -> String {
-        format!("{}: was {}, is now {}", self.what, self.there, self.here)
+        format!("{}: was {}, is now {}", self.setting, self.there, self.here)
     }
 }
 
 impl Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} there, {} here", self.what, self.there, self.here)
+        write!(f, "{}: {} there, {} here", self.setting, self.there, self.here)
     }
 }
 
-/// In what the configuration of a living tunnel differs from another one, each with whether its hooks are run. The tunnel's name and
-/// the program's options are no part of it, nor is what makes no difference to a tunnel: the order of peers, a default that is
-/// written down.
-pub fn difference(living: (&Config, bool), other: (&Config, bool)) -> Vec<Difference> {
+/// Compares the configuration of a running tunnel with another one.
+///
+/// Ignores the tunnel's name, the options of the program, and all that has no effect on a tunnel: the order of peers,
+/// defaults that are written out, hooks that do not run.
+pub fn difference(running: &Config, other: &Config) -> Vec<Difference> {
     let mut found = Vec::new();
-    let mut compare = |what: &str, there: String, here: String| {
+    let mut compare = |setting: &str, there: String, here: String| {
         if there != here {
-            found.push(Difference { what: what.to_owned(), there, here });
+            found.push(Difference { setting: setting.to_owned(), there, here });
         }
     };
-    let ((there, _), (here, _)) = (living, other);
-    compare("public key", own_key(there), own_key(here));
-    let (one, two) = (&there.wireguard.interface, &here.wireguard.interface);
-    compare("Address", list(&one.addresses), list(&two.addresses));
-    compare("ListenPort", port(one.listen_port), port(two.listen_port));
-    compare("FwMark", one.fwmark.unwrap_or(0).to_string(), two.fwmark.unwrap_or(0).to_string());
-    let mtu = |config: &Config| optional(config.mtu().map(|mtu| mtu.bytes).as_ref());
-    compare("MTU", mtu(there), mtu(here));
-    compare("hooks", hooks(living), hooks(other));
-    compare("backend", backend(there.backend), backend(here.backend));
-    let servers =
-        |config: &Config| list(config.dns.servers.as_ref().unwrap_or(&config.wireguard.interface.dns_servers));
-    compare("DNS servers", servers(there), servers(here));
-    let search = |config: &Config| list(config.dns.search.as_ref().unwrap_or(&config.wireguard.interface.dns_search));
-    compare("search domains", search(there), search(here));
-    compare("resolver options", list(&there.dns.options), list(&here.dns.options));
-    compare("local networks", networks(&there.local), networks(&here.local));
-    compare("open ports", list(&there.open), list(&here.open));
-    let ports = |config: &Config| list(&config.local.publish);
-    compare("published ports", ports(there), ports(here));
-    // Neither their order nor their number makes a difference.
-    let host_ports = |config: &Config| list(config.local.host_ports.iter().collect::<BTreeSet<_>>());
-    compare("ports of the host", host_ports(there), host_ports(here));
+    let mut compare_with =
+        |setting: &str, value: &dyn Fn(&Config) -> String| compare(setting, value(running), value(other));
+    compare_with("public key", &own_key);
+    compare_with("Address", &|config| list(&config.wireguard.interface.addresses));
+    compare_with("ListenPort", &|config| port(config.wireguard.interface.listen_port));
+    compare_with("FwMark", &|config| config.wireguard.interface.fwmark.unwrap_or(0).to_string());
+    compare_with("MTU", &|config| optional(config.mtu().map(|mtu| mtu.bytes).as_ref()));
+    compare_with("hooks", &hooks);
+    compare_with("backend", &|config| backend(config.backend));
+    compare_with("DNS servers", &|config| {
+        list(config.dns.servers.as_ref().unwrap_or(&config.wireguard.interface.dns_servers))
+    });
+    compare_with("search domains", &|config| {
+        list(config.dns.search.as_ref().unwrap_or(&config.wireguard.interface.dns_search))
+    });
+    compare_with("resolver options", &|config| list(&config.dns.options));
+    compare_with("local networks", &|config| networks(&config.local));
+    compare_with("open ports", &|config| list(&config.open));
+    compare_with("published ports", &|config| list(&config.local.publish));
+    // Order and repetition of host ports have no effect.
+    compare_with("host ports", &|config| list(config.local.host_ports.iter().collect::<BTreeSet<_>>()));
 
     let by_key = |config: &'_ Config| -> BTreeMap<PublicKey, Peer> {
         config.wireguard.peers.iter().map(|peer| (peer.public_key, peer.clone())).collect()
     };
-    let (one, mut two) = (by_key(there), by_key(here));
-    for (key, is) in one {
-        match two.remove(&key) {
-            Some(shall) => compare_peers(&is, &shall, &mut compare),
-            None => compare(&format!("peer {key}"), "one".into(), "none".into()),
+    let (running_peers, mut other_peers) = (by_key(running), by_key(other));
+    for (key, there) in running_peers {
+        match other_peers.remove(&key) {
+            Some(here) => compare_peers(&there, &here, &mut compare),
+            None => compare(&format!("peer {key}"), "present".into(), "absent".into()),
         }
     }
-    for key in two.into_keys() {
-        compare(&format!("peer {key}"), "none".into(), "one".into());
+    for key in other_peers.into_keys() {
+        compare(&format!("peer {key}"), "absent".into(), "present".into());
     }
     found
 }
@@ -88,31 +86,27 @@ fn networks(local: &Local) -> String {
     list(lan.into_iter().chain(local.networks.iter().map(IpNet::to_string)))
 }
 
-fn compare_peers(one: &Peer, two: &Peer, compare: &mut impl FnMut(&str, String, String)) {
-    let key = one.public_key;
-    let keys = (one.preshared_key.as_ref().filter(is_key), two.preshared_key.as_ref().filter(is_key));
-    let (there, here) = match keys {
+fn compare_peers(there: &Peer, here: &Peer, compare: &mut impl FnMut(&str, String, String)) {
+    let key = there.public_key;
+    // A key of zeros means "no key".
+    let preshared = |peer: &Peer| -> Option<PresharedKey> { peer.preshared_key.clone().filter(|key| !key.is_zero()) };
+    let (text_there, text_here) = match (preshared(there), preshared(here)) {
         (Some(one), Some(two)) if one != two => ("one", "another"),
         (Some(_), None) => ("one", "none"),
         (None, Some(_)) => ("none", "one"),
         _ => ("", ""),
     };
-    compare(&format!("preshared key of peer {key}"), there.into(), here.into());
-    compare(&format!("Endpoint of peer {key}"), optional(one.endpoint.as_ref()), optional(two.endpoint.as_ref()));
+    compare(&format!("preshared key of peer {key}"), text_there.into(), text_here.into());
+    compare(&format!("Endpoint of peer {key}"), optional(there.endpoint.as_ref()), optional(here.endpoint.as_ref()));
     let allowed = |peer: &Peer| {
         let mut nets: Vec<_> = peer.allowed_ips.iter().map(ipnet::IpNet::trunc).collect();
         nets.sort_unstable();
         nets.dedup();
         list(&nets)
     };
-    compare(&format!("AllowedIPs of peer {key}"), allowed(one), allowed(two));
+    compare(&format!("AllowedIPs of peer {key}"), allowed(there), allowed(here));
     let keepalive = |peer: &Peer| optional(peer.persistent_keepalive.filter(|seconds| *seconds != 0).as_ref());
-    compare(&format!("PersistentKeepalive of peer {key}"), keepalive(one), keepalive(two));
-}
-
-/// A key of zeros is none.
-fn is_key(key: &&PresharedKey) -> bool {
-    !key.is_zero()
+    compare(&format!("PersistentKeepalive of peer {key}"), keepalive(there), keepalive(here));
 }
 
 fn own_key(config: &Config) -> String {
@@ -120,23 +114,14 @@ fn own_key(config: &Config) -> String {
     key.map_or_else(|| "none".into(), |key| key.public_key().to_string())
 }
 
-fn hooks((config, run): (&Config, bool)) -> String {
-    // What is not run makes no difference. What is may hold a secret, and is told by its number alone.
-    let hooks: Vec<String> = match run {
-        true => config
-            .wireguard
-            .interface
-            .hooks
-            .iter()
-            .map(|hook| format!("{} {}", hook.kind, digest(&hook.command)))
-            .collect(),
-        false => Vec::new(),
-    };
-    list(&hooks)
+/// Describes the hooks that run. A command may contain a secret, so only its digest is shown.
+fn hooks(config: &Config) -> String {
+    let hooks = config.wireguard.interface.hooks.iter().filter(|_| config.allow_hooks);
+    list(hooks.map(|hook| format!("{} {}", hook.kind, short_digest(&hook.command))))
 }
 
-/// A few digits that stand for a text.
-fn digest(text: &str) -> String {
+/// Returns the first 32 bits of a BLAKE2s digest in hexadecimal.
+fn short_digest(text: &str) -> String {
     use blake2::{Blake2s256, Digest};
 
     Blake2s256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
@@ -167,7 +152,7 @@ fn list<T: Display>(values: impl IntoIterator<Item = T>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Local, Mtu, MtuSource, ProgramOptions, wg_quick};
+    use crate::config::{Mtu, MtuSource, wg_quick};
 
     const FILE: &str = "[Interface]\n\
         PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n\
@@ -177,24 +162,15 @@ mod tests {
         AllowedIPs = 0.0.0.0/0, 10.0.0.0/8\nEndpoint = a.example:51820\n";
 
     fn config(text: &str) -> Config {
-        Config {
-            name: "test".parse().expect("a name"),
-            wireguard: wg_quick::parse("test", text.as_bytes()).expect("a file").0,
-            backend: BackendChoice::Auto,
-            mtu: None,
-            dns: Dns::default(),
-            local: Local::default(),
-            open: Vec::new(),
-            program: ProgramOptions::default(),
-        }
+        Config::new("test".parse().expect("a name"), wg_quick::parse("test", text.as_bytes()).expect("a file").0)
     }
 
-    fn said(one: &Config, two: &Config) -> Vec<String> {
-        difference((one, false), (two, false)).iter().map(ToString::to_string).collect()
+    fn texts(there: &Config, here: &Config) -> Vec<String> {
+        difference(there, here).iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn what_makes_no_difference_is_none() {
+    fn equivalent_configurations_do_not_differ() {
         let one = config(FILE);
         for same in [
             FILE.to_owned(),
@@ -203,22 +179,21 @@ mod tests {
             FILE.replace("PostUp = true", "PostUp = false"),
             format!("{FILE}PersistentKeepalive = 0\n"),
         ] {
-            assert_eq!(said(&one, &config(&same)), Vec::<String>::new(), "{same}");
+            assert_eq!(texts(&one, &config(&same)), Vec::<String>::new(), "{same}");
         }
         let mut explicit = one.clone();
         explicit.dns.servers = Some(vec!["10.64.0.1".parse().expect("an address")]);
         explicit.dns.search = Some(vec!["example.net".into()]);
         explicit.program.user = Some("nobody".into());
-        assert_eq!(said(&one, &explicit), Vec::<String>::new());
-        // The same MTU by another way.
-        let mut by_option = one.clone();
-        by_option.mtu = Some(Mtu { bytes: 1300, source: MtuSource::Option });
-        let by_file = config(&FILE.replace("ListenPort = 0", "MTU = 1300"));
-        assert_eq!(said(&by_file, &by_option), Vec::<String>::new());
+        assert_eq!(texts(&one, &explicit), Vec::<String>::new());
+        let mut mtu_by_option = one.clone();
+        mtu_by_option.mtu = Some(Mtu { bytes: 1300, source: MtuSource::Option });
+        let mtu_by_file = config(&FILE.replace("ListenPort = 0", "MTU = 1300"));
+        assert_eq!(texts(&mtu_by_file, &mtu_by_option), Vec::<String>::new());
     }
 
     #[test]
-    fn every_difference_is_told_and_no_key_is() {
+    fn all_differences_are_listed_without_keys() {
         let one = config(FILE);
         let key = "peer xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
         for (from, to, expected) in [
@@ -238,12 +213,12 @@ mod tests {
                 format!("PersistentKeepalive of {key}: none there, 5 here"),
             ),
         ] {
-            assert_eq!(said(&one, &config(&FILE.replacen(from, to, 1))), [expected], "{from} to {to}");
+            assert_eq!(texts(&one, &config(&FILE.replacen(from, to, 1))), [expected], "{from} to {to}");
         }
-        let other_key = said(&one, &config(&FILE.replace("yAnz5TF", "yAnz6TF")));
+        let other_key = texts(&one, &config(&FILE.replace("yAnz5TF", "yAnz6TF")));
         assert!(other_key.len() == 1 && other_key[0].starts_with("public key: "), "{other_key:?}");
-        let other_peer = said(&one, &config(&FILE.replace("xTIBA5r", "yTIBA5r")));
-        assert_eq!(other_peer.len(), 2, "one is gone, and one is new: {other_peer:?}");
+        let other_peer = texts(&one, &config(&FILE.replace("xTIBA5r", "yTIBA5r")));
+        assert_eq!(other_peer.len(), 2, "one peer is removed and one is added: {other_peer:?}");
         for text in other_key.iter().chain(&other_peer) {
             assert!(!text.contains("yAnz") && !text.contains("pCyhws9"), "{text}");
         }
@@ -258,17 +233,18 @@ mod tests {
             "backend: auto there, kernel here",
             "resolver options: none there, edns0 here",
             "local networks: none there, 192.0.2.0/24 here",
-            "ports of the host: none there, 5432/tcp, 5433/tcp here",
+            "host ports: none there, 5432/tcp, 5433/tcp here",
         ];
-        assert_eq!(said(&one, &kernel), expected);
+        assert_eq!(texts(&one, &kernel), expected);
     }
 
     #[test]
-    fn hooks_differ_where_they_are_run_and_are_not_told() {
-        let one = config(FILE);
-        let two = config(&FILE.replace("PostUp = true", "PostUp = echo secret"));
-        let found = difference((&one, true), (&two, true));
-        assert!(found.len() == 1 && found[0].what == "hooks" && !found[0].to_string().contains("secret"), "{found:?}");
-        assert_eq!(difference((&one, true), (&one, false)).len(), 1, "run there, and not here");
+    fn hooks_differ_only_if_they_run_and_commands_are_not_shown() {
+        let allowed = |text: &str| Config { allow_hooks: true, ..config(text) };
+        let one = allowed(FILE);
+        let found = difference(&one, &allowed(&FILE.replace("PostUp = true", "PostUp = echo secret")));
+        assert!(found.len() == 1 && found[0].setting == "hooks", "{found:?}");
+        assert!(!found[0].to_string().contains("secret"), "{found:?}");
+        assert_eq!(difference(&one, &config(FILE)).len(), 1, "the hooks run only there");
     }
 }

@@ -4,14 +4,14 @@
 pub mod capability;
 pub mod diagnostic;
 mod difference;
+mod fragment;
+pub mod host_access;
 mod mtu;
 pub mod network;
-mod odd;
-pub mod outside;
 pub mod ports;
 pub mod profile;
-mod shown;
-mod text;
+mod redact;
+mod stray_character;
 pub mod wg_quick;
 
 use std::fmt;
@@ -23,8 +23,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use difference::{Difference, difference};
+pub use host_access::{Buses, SessionBus};
 pub use mtu::{Mtu, MtuSource, parse_mtu};
-pub use outside::{Buses, SessionBus};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::names::TunnelName;
@@ -49,11 +49,28 @@ pub struct Config {
     pub local: Local,
     /// What is open to those who reach the tunnel's address.
     pub open: Vec<OpenPorts>,
+    /// Whether to run the hooks of the `wg-quick` file (`--allow-hooks`).
+    pub allow_hooks: bool,
     /// Under what identity and with which capabilities the program runs.
     pub program: ProgramOptions,
 }
 
 impl Config {
+    /// Creates a configuration from a `wg-quick` file alone, with the defaults for everything else.
+    pub fn new(name: TunnelName, wireguard: WgQuick) -> Self {
+        Self {
+            name,
+            wireguard,
+            backend: BackendChoice::default(),
+            mtu: None,
+            dns: Dns::default(),
+            local: Local::default(),
+            open: Vec::new(),
+            allow_hooks: false,
+            program: ProgramOptions::default(),
+        }
+    }
+
     /// The MTU that was set: by the command line, else by the profile, else by the file.
     pub fn mtu(&self) -> Option<Mtu> {
         let of_file = self.wireguard.interface.mtu.map(|bytes| Mtu { bytes, source: MtuSource::File });

@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use super::network::{self, Problem, decimal};
-use super::text::Piece;
+use super::fragment::Fragment;
+use super::network::{self, ValueError, decimal};
 
 /// The MTUs that can be asked for, in bytes: from the smallest of an IPv4 link (RFC 791 section 3.2) to the largest packet that the length
 /// fields of IPv4 and IPv6 can say, which is also a TUN device's largest MTU. The plan refuses those that are too small for the tunnel.
@@ -52,10 +52,10 @@ pub fn parse_mtu(text: &str) -> Result<u32, String> {
 }
 
 /// Reads an MTU in bytes.
-pub(super) fn mtu(value: Piece<'_>) -> Result<u32, Problem> {
+pub(super) fn mtu(value: Fragment<'_>) -> Result<u32, ValueError> {
     decimal(value.text, *RANGE.end())
         .filter(|mtu| RANGE.contains(mtu))
-        .ok_or_else(|| Problem::new(value, "this is no MTU", format!("expected {}", expected())))
+        .ok_or_else(|| ValueError::new(value, "this is no MTU", format!("expected {}", expected())))
 }
 
 /// What an MTU can be, as a phrase.

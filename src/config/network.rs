@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use ipnet::IpNet;
 
-use super::shown::quoted;
-use super::text::{Piece, View};
+use super::fragment::{Fragment, LineView};
+use super::redact::quoted;
 
 /// What is wrong with a value, and in which columns of its line.
-pub(super) struct Problem {
+pub(super) struct ValueError {
     /// The columns, from 0.
     pub(super) columns: Range<usize>,
     /// What is wrong.
@@ -21,9 +21,9 @@ pub(super) struct Problem {
     pub(super) help: Option<String>,
 }
 
-impl Problem {
+impl ValueError {
     /// At a part of a line.
-    pub(super) fn new(at: Piece<'_>, message: impl Into<String>, label: impl Into<String>) -> Self {
+    pub(super) fn new(at: Fragment<'_>, message: impl Into<String>, label: impl Into<String>) -> Self {
         Self { columns: at.columns(), message: message.into(), label: label.into(), help: None }
     }
 
@@ -35,8 +35,8 @@ impl Problem {
 }
 
 /// Reads an argument of the command line.
-pub(super) fn parse<T>(text: &str, read: impl Fn(Piece<'_>) -> Result<T, Problem>) -> Result<T, String> {
-    read(View::new(text, |_, _| true).piece()).map_err(|problem| match problem.help {
+pub(super) fn parse<T>(text: &str, read: impl Fn(Fragment<'_>) -> Result<T, ValueError>) -> Result<T, String> {
+    read(LineView::new(text, |_, _| true).piece()).map_err(|problem| match problem.help {
         Some(help) => format!("{}: {help}", problem.message),
         None => format!("{}: {}", problem.message, problem.label),
     })
@@ -51,17 +51,17 @@ pub fn parse_local(text: &str) -> Result<IpNet, String> {
 }
 
 /// A network that is to be local.
-pub(super) fn local(text: Piece<'_>) -> Result<IpNet, Problem> {
+pub(super) fn local(text: Fragment<'_>) -> Result<IpNet, ValueError> {
     let net = network(text, "a network", "192.168.0.0/16")?;
     if net.prefix_len() == 0 {
         let message = "the local networks cannot be the whole Internet";
-        return Err(Problem::new(text, message, "this would lead all traffic past the tunnel"));
+        return Err(ValueError::new(text, message, "this would lead all traffic past the tunnel"));
     }
     if net.trunc() == net {
         return Ok(net);
     }
     let host = IpNet::from(net.addr());
-    Err(Problem::new(text, "the network has a non-zero host part", "expected zeros after the prefix")
+    Err(ValueError::new(text, "the network has a non-zero host part", "expected zeros after the prefix")
         .help(format!("did you mean `{}`, or `{host}`?", net.trunc())))
 }
 
@@ -75,7 +75,7 @@ pub(super) fn decimal(text: &str, max: u32) -> Option<u32> {
 }
 
 /// An IP address with an optional prefix length. `what` and `example` are for the message.
-pub(super) fn network(entry: Piece<'_>, what: &str, example: &str) -> Result<IpNet, Problem> {
+pub(super) fn network(entry: Fragment<'_>, what: &str, example: &str) -> Result<IpNet, ValueError> {
     let (ip, prefix) = match entry.cut('/') {
         Some((ip, prefix)) => (ip, Some(prefix)),
         None => (entry, None),
@@ -86,7 +86,7 @@ pub(super) fn network(entry: Piece<'_>, what: &str, example: &str) -> Result<IpN
             "" => "this entry is empty".to_owned(),
             text => format!("{} is not {what}", quoted(text)),
         };
-        return Err(Problem::new(entry, message, label).help(help));
+        return Err(ValueError::new(entry, message, label).help(help));
     };
     let max = if address.is_ipv4() { 32 } else { 128 };
     let Some(prefix) = prefix else {
@@ -102,7 +102,7 @@ pub(super) fn network(entry: Piece<'_>, what: &str, example: &str) -> Result<IpN
             };
             let family = if max == 32 { "IPv4" } else { "IPv6" };
             let at = if prefix.text.is_empty() { entry } else { prefix };
-            Problem::new(at, "this is no prefix length", format!("expected a number from 0 to {max} for {family}"))
+            ValueError::new(at, "this is no prefix length", format!("expected a number from 0 to {max} for {family}"))
                 .help(help)
         },
     )

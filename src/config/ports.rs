@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
-use super::network::Problem;
-use super::text::Piece;
+use super::fragment::Fragment;
+use super::network::ValueError;
 use super::{HostPort, OpenPorts, Protocol, ProxyProtocol, Publish, network};
 
 /// Where on the host somebody listens: at which addresses of each port; `None` are all of them. There may be all ports that there are.
 #[derive(Default)]
-pub struct Places(HashMap<(Protocol, u16), Vec<Option<IpAddr>>>);
+pub struct ListenAddresses(HashMap<(Protocol, u16), Vec<Option<IpAddr>>>);
 
-impl Places {
+impl ListenAddresses {
     /// Notes one more.
     pub fn add(&mut self, protocol: Protocol, port: u16, address: Option<IpAddr>) {
         self.0.entry((protocol, port)).or_default().push(address);
@@ -25,7 +25,7 @@ impl Places {
     }
 
     /// Whether one of them is in the way of another socket's at an address.
-    pub fn are_in_the_way_of(&self, protocol: Protocol, port: u16, address: Option<IpAddr>) -> bool {
+    pub fn conflict_with(&self, protocol: Protocol, port: u16, address: Option<IpAddr>) -> bool {
         self.0.get(&(protocol, port)).is_some_and(|all| all.iter().any(|other| is_one_place(*other, address)))
     }
 }
@@ -64,21 +64,21 @@ pub fn parse_open(text: &str) -> Result<OpenPorts, String> {
     network::parse(text, open)
 }
 
-pub(super) fn open(text: Piece<'_>) -> Result<OpenPorts, Problem> {
+pub(super) fn open(text: Fragment<'_>) -> Result<OpenPorts, ValueError> {
     let (ports, protocol) = with_protocol(text)?;
     let ports = range(ports)?;
     Ok(OpenPorts { first: *ports.start(), last: *ports.end(), protocol })
 }
 
-pub(super) fn host_ports(text: Piece<'_>) -> Result<Vec<HostPort>, Problem> {
+pub(super) fn host_ports(text: Fragment<'_>) -> Result<Vec<HostPort>, ValueError> {
     let (ports, protocol) = with_protocol(text)?;
     let protocol = protocol.unwrap_or(Protocol::Tcp);
     Ok(range(ports)?.map(|port| HostPort { port, protocol }).collect())
 }
 
-pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
-    let fault = |at: Piece<'_>, message: &str| {
-        Problem::new(at, message, "expected `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp]`")
+pub(super) fn published(text: Fragment<'_>) -> Result<Vec<Publish>, ValueError> {
+    let fault = |at: Fragment<'_>, message: &str| {
+        ValueError::new(at, message, "expected `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp]`")
     };
     let whole = text;
     let (text, option) = text.cut(',').map_or((text, None), |(text, option)| (text, Some(option)));
@@ -87,7 +87,7 @@ pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
     let protocol = protocol.unwrap_or(Protocol::Tcp);
     if let (Protocol::Udp, Some(option)) = (protocol, option.filter(|_| proxy_protocol.is_some())) {
         let message = "the PROXY protocol is for TCP: over UDP there is no first byte that a header could come before";
-        return Err(Problem::new(option, message, "leave this out, or publish a port of TCP"));
+        return Err(ValueError::new(option, message, "leave this out, or publish a port of TCP"));
     }
     let Some(last) = ports.text.rfind(':') else {
         let help = network::decimal(ports.text, 65535).map(|port| format!("did you mean `{port}:{port}`?"));
@@ -125,57 +125,57 @@ pub(super) fn published(text: Piece<'_>) -> Result<Vec<Publish>, Problem> {
 }
 
 /// Refuses addresses at which nobody listens, or nobody is found.
-fn check_address(piece: Piece<'_>, address: IpAddr) -> Result<(), Problem> {
+fn check_address(piece: Fragment<'_>, address: IpAddr) -> Result<(), ValueError> {
     let expected = "expected one that an interface of the host has";
     match address {
         IpAddr::V6(ipv6) if ipv6.is_unicast_link_local() => {
-            Err(Problem::new(piece, "this address is of a single link, and does not say of which", expected))
+            Err(ValueError::new(piece, "this address is of a single link, and does not say of which", expected))
         }
         IpAddr::V6(ipv6) if ipv6.to_ipv4_mapped().is_some() => {
             let help = ipv6.to_ipv4_mapped().map(|ipv4| format!("did you mean `{ipv4}`?"));
-            Err(Problem::new(piece, "this is an address of IPv4", "expected it as such").help(help))
+            Err(ValueError::new(piece, "this is an address of IPv4", "expected it as such").help(help))
         }
         _ if address.is_multicast() || address == IpAddr::from(Ipv4Addr::BROADCAST) => {
-            Err(Problem::new(piece, "this is the address of many", expected))
+            Err(ValueError::new(piece, "this is the address of many", expected))
         }
         _ => Ok(()),
     }
 }
 
-fn proxy_protocol(option: Piece<'_>) -> Result<ProxyProtocol, Problem> {
+fn proxy_protocol(option: Fragment<'_>) -> Result<ProxyProtocol, ValueError> {
     let expected = "expected `proxy-protocol=v2`";
     match option.text.split_once('=') {
         Some(("proxy-protocol", "v2")) => Ok(ProxyProtocol::V2),
         Some(("proxy-protocol", _)) => {
-            Err(Problem::new(option, "this version of the PROXY protocol is not spoken here", expected))
+            Err(ValueError::new(option, "this version of the PROXY protocol is not spoken here", expected))
         }
-        _ => Err(Problem::new(option, "a published port has no such option", expected)),
+        _ => Err(ValueError::new(option, "a published port has no such option", expected)),
     }
 }
 
 /// What is before the protocol, and the protocol.
-fn with_protocol(text: Piece<'_>) -> Result<(Piece<'_>, Option<Protocol>), Problem> {
+fn with_protocol(text: Fragment<'_>) -> Result<(Fragment<'_>, Option<Protocol>), ValueError> {
     let Some((ports, protocol)) = text.cut('/') else { return Ok((text, None)) };
     match protocol.text.to_ascii_lowercase().as_str() {
         "tcp" => Ok((ports, Some(Protocol::Tcp))),
         "udp" => Ok((ports, Some(Protocol::Udp))),
-        _ => Err(Problem::new(protocol, "this is no protocol", "expected `tcp` or `udp`")),
+        _ => Err(ValueError::new(protocol, "this is no protocol", "expected `tcp` or `udp`")),
     }
 }
 
-fn port(piece: Piece<'_>) -> Result<u16, Problem> {
+fn port(piece: Fragment<'_>) -> Result<u16, ValueError> {
     network::decimal(piece.text, 65535)
         .and_then(|port| u16::try_from(port).ok())
         .filter(|port| *port > 0)
-        .ok_or_else(|| Problem::new(piece, "this is no port", "expected a number from 1 to 65535"))
+        .ok_or_else(|| ValueError::new(piece, "this is no port", "expected a number from 1 to 65535"))
 }
 
-fn range(piece: Piece<'_>) -> Result<RangeInclusive<u16>, Problem> {
+fn range(piece: Fragment<'_>) -> Result<RangeInclusive<u16>, ValueError> {
     let (first, last) = piece.cut('-').unwrap_or((piece, piece));
     let (from, to) = (port(first)?, port(last)?);
     match from <= to {
         true => Ok(from..=to),
-        false => Err(Problem::new(piece, "the range ends before it begins", "expected the lower port first")),
+        false => Err(ValueError::new(piece, "the range ends before it begins", "expected the lower port first")),
     }
 }
 

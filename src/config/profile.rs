@@ -10,13 +10,14 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::capability;
-use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity, nearest};
-use super::network::{self, Problem};
-use super::odd;
-use super::outside::{self, BusChoice};
-use super::shown::{dots, hide_keys, is_plain_name, quoted};
-use super::text::{Piece, View};
+use super::diagnostic::{Diagnostic, Diagnostics, Location, Severity};
+use super::fragment::{Fragment, LineView};
+use super::host_access::{self, BusChoice};
+use super::network::{self, ValueError};
+use super::redact::{is_plain_name, mask, mask_keys, quoted};
+use super::stray_character;
 use super::{BackendChoice, MAX_BYTES, Profile, mtu, ports};
+use crate::names::closest;
 
 /// The tables of a profile, the first being the file itself, and their keys.
 pub const TABLES: [(&str, &[&str]); 4] = [
@@ -133,10 +134,11 @@ impl Reader<'_> {
                     self.profile.program.buses.choose(&choices);
                 }
                 ("program", "dbus-talk") => {
-                    self.profile.program.buses.talk = self.list(value, |text| checked(text, outside::check_bus_name));
+                    self.profile.program.buses.talk =
+                        self.list(value, |text| checked(text, host_access::check_bus_name));
                 }
                 ("program", "sockets") => {
-                    self.profile.program.sockets = self.list(value, |text| checked(text, outside::check_socket));
+                    self.profile.program.sockets = self.list(value, |text| checked(text, host_access::check_socket));
                 }
                 ("program", "new-privileges") => self.boolean(value, |profile| &mut profile.program.new_privileges),
                 _ => self.unknown(table, key.span(), name),
@@ -154,7 +156,7 @@ impl Reader<'_> {
         }
         let here = TABLES.iter().find(|(known, _)| *known == table).map_or(&[][..], |(_, keys)| *keys);
         let home = TABLES.iter().find(|(_, keys)| keys.contains(&name));
-        let help = match (home, nearest(name, here.iter().copied())) {
+        let help = match (home, closest(name, here.iter().copied())) {
             (Some(("", _)), _) => Some(format!("`{name}` belongs at the top of the file, above the first table")),
             (Some((home, _)), _) => Some(format!("`{name}` belongs in the table `[{home}]`")),
             (None, Some(near)) => {
@@ -163,7 +165,7 @@ impl Reader<'_> {
             }
             (None, None) => {
                 let near = TABLES.iter().find_map(|(home, keys)| {
-                    let near = nearest(name, keys.iter().copied())?;
+                    let near = closest(name, keys.iter().copied())?;
                     Some(if home.is_empty() { format!("`{near}`") } else { format!("`{near}` in `[{home}]`") })
                 });
                 near.map(|near| format!("did you mean {near}?"))
@@ -201,7 +203,7 @@ impl Reader<'_> {
             "kernel" => BackendChoice::Kernel,
             "userspace" => BackendChoice::Userspace,
             _ => {
-                let help = nearest(name, NAMES).map(|near| format!("did you mean `\"{near}\"`?"));
+                let help = closest(name, NAMES).map(|near| format!("did you mean `\"{near}\"`?"));
                 return self.wrong_type(value, &one_of(&NAMES.map(|name| format!("\"{name}\""))), help);
             }
         };
@@ -261,7 +263,7 @@ impl Reader<'_> {
     }
 
     /// The elements of an array of strings that `read` takes.
-    fn list<T>(&mut self, value: &Value<'_>, read: impl Fn(Piece<'_>) -> Result<T, Problem>) -> Vec<T> {
+    fn list<T>(&mut self, value: &Value<'_>, read: impl Fn(Fragment<'_>) -> Result<T, ValueError>) -> Vec<T> {
         let DeValue::Array(array) = value.get_ref() else {
             self.wrong_type(value, "an array of strings", Some("write `[\"…\", \"…\"]`".to_owned()));
             return Vec::new();
@@ -269,13 +271,13 @@ impl Reader<'_> {
         array.iter().filter_map(|element| self.element(element, &read)).collect()
     }
 
-    fn element<T>(&mut self, element: &Value<'_>, read: impl Fn(Piece<'_>) -> Result<T, Problem>) -> Option<T> {
+    fn element<T>(&mut self, element: &Value<'_>, read: impl Fn(Fragment<'_>) -> Result<T, ValueError>) -> Option<T> {
         let DeValue::String(text) = element.get_ref() else {
             let integer = matches!(element.get_ref(), DeValue::Integer(_));
             self.wrong_type(element, "a string", integer.then(|| "put quotation marks around it".to_owned()));
             return None;
         };
-        let view = View::new(text, |_, _| true);
+        let view = LineView::new(text, |_, _| true);
         read(view.piece())
             .map_err(|problem| {
                 let span = self.within(element.span(), text, problem.columns);
@@ -284,48 +286,52 @@ impl Reader<'_> {
             .ok()
     }
 
-    fn server(text: Piece<'_>) -> Result<std::net::IpAddr, Problem> {
+    fn server(text: Fragment<'_>) -> Result<std::net::IpAddr, ValueError> {
         text.text.parse().map_err(|_| {
             let message = format!("{} is not an IP address", quoted(text.text));
             let port = text.text.parse::<std::net::SocketAddr>().is_ok();
-            Problem::new(text, message, "expected a resolver's address")
+            ValueError::new(text, message, "expected a resolver's address")
                 .help(port.then(|| "a resolver is an address without a port".to_owned()))
         })
     }
 
-    fn domain(text: Piece<'_>) -> Result<String, Problem> {
+    fn domain(text: Fragment<'_>) -> Result<String, ValueError> {
         if network::is_domain(text.text) {
             return Ok(text.text.to_owned());
         }
-        Err(Problem::new(text, format!("{} is no domain", quoted(text.text)), "expected letters, digits, `-` and `.`"))
+        Err(ValueError::new(
+            text,
+            format!("{} is no domain", quoted(text.text)),
+            "expected letters, digits, `-` and `.`",
+        ))
     }
 
     /// An option of resolv.conf(5), such as `ndots:2`. Resolvers pass over those that they do not know.
-    fn resolver_option(text: Piece<'_>) -> Result<String, Problem> {
+    fn resolver_option(text: Fragment<'_>) -> Result<String, ValueError> {
         let is_option = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b":-_".contains(&byte);
         if !text.text.is_empty() && text.text.bytes().all(is_option) {
             return Ok(text.text.to_owned());
         }
         let message = format!("{} is no option of resolv.conf(5)", quoted(text.text));
-        Err(Problem::new(text, message, "expected one option, such as `edns0` or `ndots:2`"))
+        Err(ValueError::new(text, message, "expected one option, such as `edns0` or `ndots:2`"))
     }
 
-    fn bus(text: Piece<'_>) -> Result<BusChoice, Problem> {
+    fn bus(text: Fragment<'_>) -> Result<BusChoice, ValueError> {
         BusChoice::parse(text.text).ok_or_else(|| {
             let message = format!("{} is not a valid value of `dbus`", quoted(text.text));
-            Problem::new(text, message, "expected `\"session\"`, `\"system\"`, both in an array, or `\"none\"`")
+            ValueError::new(text, message, "expected `\"session\"`, `\"system\"`, both in an array, or `\"none\"`")
         })
     }
 
-    fn capability(text: Piece<'_>) -> Result<String, Problem> {
+    fn capability(text: Fragment<'_>) -> Result<String, ValueError> {
         if capability::lookup(text.text).is_some() {
             return Ok(text.text.to_owned());
         }
         let upper = text.text.to_ascii_uppercase();
         let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-        let help = nearest(&name, capability::CAPABILITIES).map(|near| format!("did you mean `{near}`?"));
+        let help = closest(&name, capability::CAPABILITIES).map(|near| format!("did you mean `{near}`?"));
         let message = format!("{} is no capability", quoted(text.text));
-        Err(Problem::new(text, message, "expected a name of capabilities(7), such as `CAP_NET_RAW`").help(help))
+        Err(ValueError::new(text, message, "expected a name of capabilities(7), such as `CAP_NET_RAW`").help(help))
     }
 
     fn publish(&mut self, value: &Value<'_>) {
@@ -356,12 +362,12 @@ impl Reader<'_> {
             // A character that looks like one of TOML's is the likely reason, and the parser does not name it.
             let start = self.lines[line - 1];
             let text = self.text[start..].split('\n').next().unwrap_or_default();
-            if let Some((odd, columns)) = odd::runs(text, |_| false, |_| false).into_iter().next() {
+            if let Some((odd, columns)) = stray_character::runs(text, |_| false, |_| false).into_iter().next() {
                 let byte = |column| text.char_indices().nth(column).map_or(text.len(), |(byte, _)| byte);
                 let span = start + byte(columns.start)..start + byte(columns.end);
                 return self.push(span, odd.message(), odd.label(), Some(odd.help(true)));
             }
-            self.push(span, format!("this is not TOML: {}", hide_keys(error.message())), "", None);
+            self.push(span, format!("this is not TOML: {}", mask_keys(error.message())), "", None);
         }
     }
 
@@ -415,7 +421,7 @@ impl Reader<'_> {
         self.lines.partition_point(|start| *start <= byte)
     }
 
-    fn place(&self, span: Range<usize>) -> Place {
+    fn place(&self, span: Range<usize>) -> Location {
         let before = self.before(span.start);
         let start = self.lines[self.line_of(before.len()) - 1];
         let line = self.text[start..].split('\n').next().unwrap_or_default();
@@ -423,7 +429,7 @@ impl Reader<'_> {
         // A problem of several lines is shown in its first.
         let width = self.before(span.end).get(before.len()..).unwrap_or_default();
         let width = width.split('\n').next().unwrap_or_default().trim_end().chars().count();
-        Place::new(self.line_of(span.start), first..first + width, &shown(line))
+        Location::new(self.line_of(span.start), first..first + width, &shown(line))
     }
 }
 
@@ -449,18 +455,18 @@ fn unexpanded(path: &str) -> Option<(String, String)> {
 /// A line of a profile as it may be shown. A profile holds no secrets, but a `wg-quick` file may have been put in its
 /// place: only the values of a profile's own keys are shown, and of these nothing that looks like a key.
 fn shown(line: &str) -> String {
-    let hidden = hide_keys(line);
+    let hidden = mask_keys(line);
     // Dots are as long as what they hide, so places in the line are places in what is shown.
     let Some(equals) = line.find('=') else {
         let squeezed: String = line.chars().filter(|c| !c.is_whitespace()).collect();
         let secret = ["privatekey", "presharedkey"].iter().any(|key| squeezed.to_ascii_lowercase().contains(key));
-        return if secret { dots(line) } else { hidden };
+        return if secret { mask(line) } else { hidden };
     };
     let known = line[..equals].trim().rsplit('.').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
     if TABLES.iter().any(|(_, keys)| keys.contains(&known)) {
         hidden
     } else {
-        format!("{}={}", &hidden[..equals], dots(&hidden[equals + 1..]))
+        format!("{}={}", &hidden[..equals], mask(&hidden[equals + 1..]))
     }
 }
 
@@ -473,9 +479,9 @@ fn one_of<S: AsRef<str>>(names: &[S]) -> String {
 }
 
 /// A text that a check lets pass.
-fn checked(text: Piece<'_>, check: fn(&str) -> Result<(), String>) -> Result<String, Problem> {
+fn checked(text: Fragment<'_>, check: fn(&str) -> Result<(), String>) -> Result<String, ValueError> {
     match check(text.text) {
         Ok(()) => Ok(text.text.to_owned()),
-        Err(expected) => Err(Problem::new(text, format!("{} is not valid here", quoted(text.text)), expected)),
+        Err(expected) => Err(ValueError::new(text, format!("{} is not valid here", quoted(text.text)), expected)),
     }
 }

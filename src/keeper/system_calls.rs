@@ -1,12 +1,12 @@
-//! Which system calls a running keeper may make. It executes nothing, mounts nothing, traces nobody, and opens no raw socket; the
-//! thread that reads what strangers send opens nothing at all.
+//! Which system calls a running keeper may make. It executes nothing, mounts nothing, traces nobody, and opens no raw
+//! socket; the thread that reads what strangers send opens nothing at all.
 //!
-//! What a keeper's main thread needs is decided less by us than by the C library's resolver, which may load any module that
-//! nsswitch.conf(5) names. So its list is of what is harmless rather than of what is seen in a trace.
+//! What a keeper's main thread needs is decided less by us than by the C library's resolver, which may load any module
+//! that nsswitch.conf(5) names. So its list is of what is harmless rather than of what is seen in a trace.
 
 use std::io;
 
-use crate::linux::seccomp::Filter;
+use crate::linux::seccomp::SyscallFilter;
 
 /// What any thread needs that only computes, waits, and moves bytes between descriptors that it has.
 const DATA: &[libc::c_long] = &[
@@ -169,17 +169,18 @@ mod old {
     pub(super) const KEEPER: &[libc::c_long] = &[];
 }
 
-/// The families of sockets that a keeper opens, and the C library's resolver: no raw packets, no virtual machines, no cryptography.
+/// The families of sockets that a keeper opens, and the C library's resolver: no raw packets, no virtual machines, no
+/// cryptography.
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
-/// The filter of a keeper's main thread, and of those that it starts from then on. A keeper that has hooks to run at its end has
-/// none: whatever they execute would inherit it, and they are root's own commands.
-pub(super) fn keeper() -> io::Result<Filter> {
-    Filter::allowing(&[DATA, old::DATA, KEEPER, old::KEEPER].concat(), &FAMILIES)
+/// The filter of a keeper's main thread, and of those that it starts from then on. A keeper that has hooks to run at
+/// its end has none: whatever they execute would inherit it, and they are root's own commands.
+pub(super) fn keeper() -> io::Result<SyscallFilter> {
+    SyscallFilter::allow_only(&[DATA, old::DATA, KEEPER, old::KEEPER].concat(), &FAMILIES)
 }
 
 /// The filter of the thread that relays published ports: it opens sockets to the program, and pipes.
-pub(super) fn relay() -> io::Result<Filter> {
+pub(super) fn relay() -> io::Result<SyscallFilter> {
     let own = [
         libc::SYS_accept4,
         libc::SYS_connect,
@@ -192,10 +193,10 @@ pub(super) fn relay() -> io::Result<Filter> {
         libc::SYS_pipe2,
         libc::SYS_fcntl,
     ];
-    Filter::allowing(&[DATA, old::DATA, &own].concat(), &[libc::AF_INET, libc::AF_INET6])
+    SyscallFilter::allow_only(&[DATA, old::DATA, &own].concat(), &[libc::AF_INET, libc::AF_INET6])
 }
 
 /// The filter of an embedded device's thread, which reads what anybody may send.
-pub(super) fn data_path() -> io::Result<Filter> {
-    Filter::allowing(&[DATA, old::DATA].concat(), &[])
+pub(super) fn data_path() -> io::Result<SyscallFilter> {
+    SyscallFilter::allow_only(&[DATA, old::DATA].concat(), &[])
 }

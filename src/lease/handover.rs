@@ -1,8 +1,8 @@
 //! What a successor of a keeper needs and what is written down nowhere: the configuration with its keys.
 //!
-//! It is a sealed file in memory (memfd_create(2)) that nobody can change any more. The keeper hands it to every holder of a
-//! lease, and whoever finds the keeper killed can start another one with it, without reading the user's file again: that may be
-//! another by now, or none. The launchers hold it by its descriptor alone.
+//! It is a sealed file in memory (memfd_create(2)) that nobody can change any more. The keeper hands it to every holder
+//! of a lease, and whoever finds the keeper killed can start another one with it, without reading the user's file
+//! again: that may be another by now, or none. The launchers hold it by its descriptor alone.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,13 +10,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::{BackendChoice, Config, Dns, Local, MAX_BYTES, Mtu, OpenPorts, ProgramOptions, wg_quick};
+use crate::config::{BackendChoice, Config, Dns, Local, MAX_BYTES, Mtu, OpenPorts, wg_quick};
 use crate::linux::memory_file;
 use crate::names::TunnelName;
-use crate::plan::PlanOptions;
 
-/// The most bytes that the settings besides the `wg-quick` file may have: a profile has no more than [`MAX_BYTES`], nor has a
-/// command line.
+/// The most bytes that the settings besides the `wg-quick` file may have: a profile has no more than [`MAX_BYTES`], nor
+/// has a command line.
 const MAX_SETTINGS: usize = 4 * MAX_BYTES;
 
 /// A tunnel's configuration, to be handed to a keeper.
@@ -48,7 +47,7 @@ impl std::fmt::Debug for Handover {
 
 impl Handover {
     /// A configuration, with the `wg-quick` file that it was read from: its name for messages, and its contents.
-    pub fn new(config: &Config, options: PlanOptions, file: &str, contents: &[u8]) -> Self {
+    pub fn new(config: &Config, file: &str, contents: &[u8]) -> Self {
         let settings = Settings {
             name: config.name.clone(),
             file: file.to_owned(),
@@ -57,7 +56,7 @@ impl Handover {
             dns: config.dns.clone(),
             local: config.local.clone(),
             open: config.open.clone(),
-            allow_hooks: options.allow_hooks,
+            allow_hooks: config.allow_hooks,
         };
         Self { settings, contents: Zeroizing::new(contents.to_vec()) }
     }
@@ -85,15 +84,14 @@ impl Handover {
         Ok(Self { settings, contents: Zeroizing::new(text[end + 1..].to_vec()) })
     }
 
-    /// The configuration, without the program's options, and what the command line said besides.
+    /// Returns the configuration, without the program's options.
     ///
     /// # Errors
     /// If the `wg-quick` file in it is none: a report, without secrets.
-    pub fn config(&self) -> Result<(Config, PlanOptions), String> {
+    pub fn config(&self) -> Result<Config, String> {
         let settings = self.settings.clone();
         let (wireguard, _) = wg_quick::parse(&settings.file, &self.contents).map_err(|found| found.render(false))?;
         let Settings { name, backend, mtu, dns, local, open, allow_hooks, .. } = settings;
-        let config = Config { name, wireguard, backend, mtu, dns, local, open, program: ProgramOptions::default() };
-        Ok((config, PlanOptions { allow_hooks }))
+        Ok(Config { backend, mtu, dns, local, open, allow_hooks, ..Config::new(name, wireguard) })
     }
 }

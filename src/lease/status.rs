@@ -1,4 +1,4 @@
-//! How a tunnel is: what its keeper tells, and who is inside.
+//! The status of tunnels: what their keepers report, and the processes inside.
 
 use std::fmt;
 use std::io;
@@ -8,15 +8,16 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Request};
+use super::client;
+use super::messages::{ClientRequest, Event, read_answer};
 use crate::config::{HostPort, OpenPorts, Publish};
 use crate::linux::namespace;
 use crate::linux::process;
 use crate::names::{InterfaceName, TunnelName};
-use crate::registry;
+use crate::registry::{self, State};
 use crate::wireguard::Backend;
 
-/// In which state a tunnel is.
+/// The condition of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
@@ -24,11 +25,12 @@ pub enum Condition {
     Connecting,
     /// The last handshake with some peer is at most 135 s old.
     Up,
-    /// The last handshake is older: nothing was sent, or nobody answers.
+    /// The last handshake is older: no packet was sent, or no peer answers.
     Stale,
-    /// Its keeper lives, and has no time for this user now.
+    /// The keeper serves other users' requests and has not answered this one.
     Busy,
-    /// Its keeper was killed, or does not answer. Programs inside are cut off; the next start takes the tunnel over, or takes it away.
+    /// The keeper was killed, or does not answer. Programs inside are cut off. The next start takes the tunnel over or
+    /// removes it.
     Failed,
 }
 
@@ -44,61 +46,61 @@ impl fmt::Display for Condition {
     }
 }
 
-/// How a tunnel is. Nothing in it is secret.
+/// The status of a tunnel. It contains no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The tunnel's name.
     pub name: TunnelName,
-    /// In which state it is.
+    /// The tunnel's condition.
     pub state: Condition,
-    /// Whether it stays when nobody uses it.
+    /// Whether the tunnel stays up when no lease is left.
     pub standing: bool,
-    /// Which WireGuard it has. None if it was killed before it was made.
+    /// The WireGuard implementation. None if the keeper was killed before the tunnel was up.
     pub backend: Option<Backend>,
-    /// The path of its namespace's name.
+    /// The path of the namespace's name.
     pub namespace: PathBuf,
-    /// The process that holds it, or held it.
+    /// The process ID of the keeper, which may have been killed.
     pub keeper: u32,
-    /// How many launchers hold a lease on it.
+    /// The number of launchers that hold a lease.
     pub leases: usize,
-    /// What only a living keeper can tell.
+    /// The part that only a running keeper can report.
     #[serde(flatten)]
-    pub living: Option<Living>,
-    /// Who is inside, as far as whoever asks may see them.
+    pub living: Option<LiveStatus>,
+    /// The processes inside that the calling user may see.
     #[serde(default)]
     pub programs: Vec<RunningProgram>,
 }
 
-/// What a living keeper tells of its tunnel.
+/// The part of a status that only a running keeper can report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Living {
+pub struct LiveStatus {
     /// WireGuard's interface.
-    pub interface: Interface,
+    pub interface: InterfaceReport,
     /// The peers.
-    pub peers: Vec<Peer>,
-    /// Resolvers of the programs inside, and their search domains.
-    pub dns: Dns,
-    /// The host's addresses as seen from inside, and the inner ones as seen from the host.
+    pub peers: Vec<PeerReport>,
+    /// How the programs inside resolve names.
+    pub dns: DnsReport,
+    /// The link between the host and the namespace.
     pub link: HostLink,
     /// Networks that are reached through the host instead of the tunnel.
     pub local_networks: Vec<IpNet>,
-    /// Ports inside that are reached through the tunnel.
+    /// Ports inside that peers reach through the tunnel.
     pub open_ports: Vec<OpenPorts>,
-    /// Ports of the host that lead inside.
+    /// Ports of the host that are relayed to programs inside.
     pub published_ports: Vec<Publish>,
-    /// Ports of the host's loopback that are reached from inside.
+    /// Ports of the host's loopback that programs inside reach.
     #[serde(default)]
     pub host_ports: Vec<HostPort>,
-    /// How many connections of the programs to processes outside the tunnel were refused.
+    /// The number of connections to processes outside the tunnel that were refused to programs.
     #[serde(default)]
     pub refused_connections: u64,
-    /// What last went wrong, unless it has gone well since.
+    /// The last problem, until a handshake is completed.
     pub problem: Option<String>,
 }
 
-/// WireGuard's interface, as the kernel sees it: the programs' own packets.
+/// WireGuard's interface, with the counters of the programs' own packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Interface {
+pub struct InterfaceReport {
     /// Its name.
     pub name: InterfaceName,
     /// Its MTU in bytes.
@@ -115,16 +117,16 @@ pub struct Interface {
     pub tx_packets: u64,
 }
 
-/// A peer.
+/// A peer of a running tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Its key.
+pub struct PeerReport {
+    /// Its public key in base64.
     pub public_key: String,
-    /// Where it is reached, as the file says.
+    /// The endpoint in the file.
     pub configured_endpoint: Option<String>,
     /// The endpoint in use.
     pub endpoint: Option<SocketAddr>,
-    /// How long ago the last handshake was completed, in seconds.
+    /// The age of the last handshake in seconds.
     pub handshake_age: Option<u64>,
     /// Bytes received from it, encrypted.
     pub rx_bytes: u64,
@@ -132,10 +134,10 @@ pub struct Peer {
     pub tx_bytes: u64,
 }
 
-/// How names are resolved inside.
+/// How programs inside resolve names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dns {
-    /// The resolvers.
+pub struct DnsReport {
+    /// The addresses of the resolvers.
     pub servers: Vec<IpAddr>,
     /// The search domains.
     pub search: Vec<String>,
@@ -144,78 +146,77 @@ pub struct Dns {
 /// The link between the host and the tunnel's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostLink {
-    /// The end on the host.
+    /// The host's interface.
     pub interface: InterfaceName,
-    /// The host's address on it.
+    /// The host's IPv4 address on the link.
     pub host_ipv4: Ipv4Addr,
-    /// The inner address.
+    /// The namespace's IPv4 address on the link.
     pub inner_ipv4: Ipv4Addr,
-    /// The host's address on it.
+    /// The host's IPv6 address on the link.
     pub host_ipv6: Option<Ipv6Addr>,
-    /// The inner address.
+    /// The namespace's IPv6 address on the link.
     pub inner_ipv6: Option<Ipv6Addr>,
 }
 
-/// A process inside.
+/// A process inside a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningProgram {
-    /// Its number.
+    /// Its process ID.
     pub pid: i32,
-    /// Who it runs as: a name, or a number that has none.
+    /// Its user: a name, or the user ID if the user has no name.
     pub user: String,
-    /// Its command line; in brackets the name of one that has none.
+    /// Its command line, or its name in brackets if it has none.
     pub command: String,
 }
 
-/// How the tunnel of a name is. None if there is none, living or killed.
+/// Queries the status of a tunnel, without the processes inside. Returns None if no tunnel of that name exists.
 ///
 /// # Errors
-/// If it cannot be asked, or what is written down of it cannot be read.
+/// If the keeper refuses, or the state of a killed keeper's tunnel cannot be read.
 pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
-    let answer = match super::ask(name, Request::Report, None) {
-        // One that hangs shall not keep all others from being listed.
+    let answer = match client::request(name, ClientRequest::Report, None) {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => None,
         other => other?,
     };
-    let is_public = super::is_public(name);
-    let status = match answer {
-        Some((Event::Done, file)) => Some(super::read_answer(file)?),
-        Some((Event::Refused { reason, .. }, _)) => return Err(io::Error::other(reason)),
-        _ => registry::read(name)?.map(|state| Status {
-            name: name.clone(),
-            // A keeper that does not answer another user, because others keep it busy, is not dead for that.
-            state: if is_public && !process::is_ending(state.keeper.cast_signed()) {
-                Condition::Busy
-            } else {
-                Condition::Failed
-            },
-            standing: state.standing,
-            backend: state.made,
-            namespace: namespace::path_of(name.as_str()),
-            keeper: state.keeper,
-            leases: 0,
-            living: None,
-            programs: Vec::new(),
-        }),
-    };
-    Ok(status)
+    match answer {
+        Some((Event::Done, file)) => Ok(Some(read_answer(file)?)),
+        Some((Event::Refused(failure), _)) => Err(io::Error::other(failure)),
+        _ => Ok(registry::read(name)?.map(|state| without_keeper(name, &state))),
+    }
 }
 
-/// How all tunnels are, in the order of their names; or those of some names.
+/// Returns the status of a tunnel whose keeper does not answer, from the state that it has written down.
+fn without_keeper(name: &TunnelName, state: &State) -> Status {
+    // A keeper does not answer another user either while it is busy with others.
+    let is_busy = client::is_public(name) && !process::is_ending(state.keeper.cast_signed());
+    Status {
+        name: name.clone(),
+        state: if is_busy { Condition::Busy } else { Condition::Failed },
+        standing: state.standing,
+        backend: state.made,
+        namespace: namespace::path_of(name.as_str()),
+        keeper: state.keeper,
+        leases: 0,
+        living: None,
+        programs: Vec::new(),
+    }
+}
+
+/// Queries the status of some tunnels, or of all tunnels in the order of their names, with the processes inside.
 ///
 /// # Errors
-/// `NotFound` if a name has no tunnel.
+/// `NotFound` if a tunnel in `names` does not exist.
 pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     let all;
-    let asked = match names {
+    let queried = match names {
         Some(names) => names,
         None => {
             all = registry::names()?;
             &all
         }
     };
-    let mut found = Vec::with_capacity(asked.len());
-    for name in asked {
+    let mut found = Vec::with_capacity(queried.len());
+    for name in queried {
         match of(name) {
             Ok(Some(status)) => found.push(status),
             Ok(None) if names.is_some() => {
@@ -224,21 +225,21 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
             // It has ended since it was listed.
             Ok(None) => {}
             Err(error) if names.is_some() => return Err(error),
-            // One that cannot be asked shall not keep all others from being listed.
-            Err(error) => tracing::warn!("{error}"),
+            // One tunnel that cannot be queried does not keep the others from being listed.
+            Err(error) => tracing::warn!("cannot query the tunnel {name}: {error}"),
         }
     }
-    // All of /proc is read once, for however many tunnels.
-    let mut inside = process::by_namespace()?;
+    // Reads all of /proc once, however many tunnels there are.
+    let mut inside = process::group_by_namespace()?;
     for status in &mut found {
         let Ok(Some(state)) = registry::read(&status.name) else { continue };
-        let programs = inside.remove(&state.namespace).unwrap_or_default();
-        status.programs = programs.into_iter().filter_map(describe).collect();
+        let processes = inside.remove(&state.namespace).unwrap_or_default();
+        status.programs = processes.into_iter().filter_map(describe).collect();
     }
     Ok(found)
 }
 
-/// A process for people; none if it has ended.
+/// Describes a process. Returns None if it has ended.
 pub(crate) fn describe(pid: i32) -> Option<RunningProgram> {
     let seen = process::describe(pid)?;
     let user = nix::unistd::User::from_uid(seen.user).ok().flatten();

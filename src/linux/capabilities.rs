@@ -13,7 +13,7 @@ pub fn last() -> io::Result<u8> {
 }
 
 /// The set that holds only the capability of a number. Empty for a number that no set can hold.
-pub fn single(number: u8) -> CapabilitySet {
+pub fn from_number(number: u8) -> CapabilitySet {
     CapabilitySet::from_bits_retain(1_u64.checked_shl(number.into()).unwrap_or(0))
 }
 
@@ -52,9 +52,9 @@ pub fn permitted() -> io::Result<CapabilitySet> {
 ///
 /// # Errors
 /// `EPERM` without CAP_SETPCAP, unless there was nothing to remove.
-pub fn bound(kept: CapabilitySet, last: u8) -> io::Result<()> {
+pub fn limit_bounding_set(kept: CapabilitySet, last: u8) -> io::Result<()> {
     for number in 0..=last {
-        let capability = single(number);
+        let capability = from_number(number);
         if !kept.contains(capability) && rustix::thread::capability_is_in_bounding_set(capability)? {
             rustix::thread::remove_capability_from_bounding_set(capability)?;
         }
@@ -80,7 +80,7 @@ pub fn make_ambient(kept: CapabilitySet, last: u8) -> io::Result<()> {
     rustix::thread::set_capabilities(None, sets)?;
     rustix::thread::clear_ambient_capability_set()?;
     for number in 0..=last {
-        let capability = single(number);
+        let capability = from_number(number);
         if kept.contains(capability) {
             rustix::thread::configure_capability_in_ambient_set(capability, true)?;
         }
@@ -92,7 +92,7 @@ pub fn make_ambient(kept: CapabilitySet, last: u8) -> io::Result<()> {
 ///
 /// # Errors
 /// `EPERM` without CAP_SETPCAP.
-pub fn survive_change_of_user() -> io::Result<()> {
+pub fn keep_across_user_change() -> io::Result<()> {
     Ok(rustix::thread::set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?)
 }
 
@@ -119,14 +119,14 @@ pub fn lock_secure_bits(root_is_special: bool, fix_up: bool) -> io::Result<()> {
 }
 
 /// Forbids the calling thread, and all that it executes, to gain privileges by executing a file (prctl(2)).
-pub fn forbid_new_privileges() -> io::Result<()> {
+pub fn set_no_new_privileges() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
 }
 
 /// All capability sets of the calling thread: what a test or a check compares.
-pub struct State(CapabilitySets);
+pub struct ThreadCapabilities(CapabilitySets);
 
-impl State {
+impl ThreadCapabilities {
     /// Reads them.
     pub fn read() -> io::Result<Self> {
         Ok(Self(rustix::thread::capabilities(None)?))
@@ -138,7 +138,7 @@ impl State {
     }
 }
 
-impl fmt::Debug for State {
+impl fmt::Debug for ThreadCapabilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
     }

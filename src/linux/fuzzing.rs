@@ -8,9 +8,9 @@ use super::{iptables, netlink, nftables};
 
 /// Reads a datagram of netlink as answers of the kernel's about links, addresses and routes, and about its rules for packets.
 pub fn netlink(datagram: &[u8]) {
-    for message in netlink::Messages(datagram) {
-        let _ = netlink::Header::of(message);
-        let _ = netlink::ack_of(message);
+    for message in netlink::channel::Messages(datagram) {
+        let _ = netlink::channel::Header::of(message);
+        let _ = netlink::channel::refusal(message);
         let _ = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message);
         if let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) =
             NetlinkMessage::<NetfilterMessage>::deserialize(message)

@@ -50,7 +50,7 @@ const IPV6: Layout = Layout {
 
 /// What a table does with what is forwarded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Forward {
+pub struct ForwardChain {
     /// Whether its chain drops what no rule of it lets pass.
     pub drops: bool,
     /// The interfaces that its rules tell apart. One that ends with `*` stands for all names that begin so.
@@ -61,7 +61,7 @@ pub struct Forward {
 ///
 /// # Errors
 /// `EPERM` without CAP_NET_ADMIN; `ENOENT` or `ENOPROTOOPT` if there is no such table.
-pub fn forward(ipv6: bool) -> io::Result<Forward> {
+pub fn forward_chain(ipv6: bool) -> io::Result<ForwardChain> {
     let layout = if ipv6 { &IPV6 } else { &IPV4 };
     let socket = rustix::net::socket_with(layout.family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .map_err(io::Error::from)?;
@@ -82,8 +82,8 @@ pub(super) fn look_at(ipv6: bool, entries: &[u8], policy: usize) {
     let _ = read(if ipv6 { &IPV6 } else { &IPV4 }, entries, policy);
 }
 
-fn read(layout: &Layout, entries: &[u8], policy: usize) -> io::Result<Forward> {
-    let mut found = Forward::default();
+fn read(layout: &Layout, entries: &[u8], policy: usize) -> io::Result<ForwardChain> {
+    let mut found = ForwardChain::default();
     let mut at = 0;
     while at < entries.len() {
         let entry = &entries[at..];

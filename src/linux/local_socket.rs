@@ -24,7 +24,7 @@ const BACKLOG: i32 = 128;
 
 /// A socket that others connect to.
 #[derive(Debug)]
-pub struct Listener {
+pub struct LocalListener {
     socket: OwnedFd,
     path: PathBuf,
 }
@@ -32,7 +32,7 @@ pub struct Listener {
 /// Who is at the other end of a connection, as of when it connected (SO_PEERCRED of unix(7)). Numbers are as the reader's namespaces
 /// have them: a process that is in none of them is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Credentials {
+pub struct PeerCredentials {
     /// The process.
     pub pid: i32,
     /// Its effective user.
@@ -41,7 +41,7 @@ pub struct Credentials {
     pub gid: u32,
 }
 
-impl Listener {
+impl LocalListener {
     /// Listens at a path, with the permission bits `mode`: who may write may connect. A socket that somebody has left there is
     /// replaced; that nobody listens there any more is the caller's to know.
     ///
@@ -93,11 +93,11 @@ impl Listener {
     }
 
     /// The next connection, if one waits: not blocking, and closed at the next exec.
-    pub fn accept(&self) -> io::Result<Option<(OwnedFd, Credentials)>> {
+    pub fn accept(&self) -> io::Result<Option<(OwnedFd, PeerCredentials)>> {
         loop {
             match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
-                    let who = peer(&socket)?;
+                    let who = peer_credentials(&socket)?;
                     return Ok(Some((socket, who)));
                 }
                 Err(Errno::AGAIN) => return Ok(None),
@@ -109,13 +109,13 @@ impl Listener {
     }
 }
 
-impl From<Listener> for OwnedFd {
-    fn from(listener: Listener) -> Self {
+impl From<LocalListener> for OwnedFd {
+    fn from(listener: LocalListener) -> Self {
         listener.socket
     }
 }
 
-impl AsFd for Listener {
+impl AsFd for LocalListener {
     /// Readable when a connection waits.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -130,9 +130,9 @@ fn address(path: &Path) -> io::Result<SocketAddrUnix> {
 }
 
 /// Who is at the other end of a connection: who has connected, or who listened then (`SO_PEERCRED` in unix(7)).
-pub fn peer(socket: &OwnedFd) -> io::Result<Credentials> {
+pub fn peer_credentials(socket: &OwnedFd) -> io::Result<PeerCredentials> {
     let who = getsockopt(socket, sockopt::PeerCredentials)?;
-    Ok(Credentials { pid: who.pid(), uid: who.uid(), gid: who.gid() })
+    Ok(PeerCredentials { pid: who.pid(), uid: who.uid(), gid: who.gid() })
 }
 
 /// Connects to who listens at a path. The connection blocks, and is closed at the next exec.
@@ -257,7 +257,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
         assert_eq!(connect(&path, PATIENCE).expect_err("nothing is there").raw_os_error(), Some(libc::ENOENT));
-        let listener = Listener::bind(&path, 0o620).expect("a listener");
+        let listener = LocalListener::bind(&path, 0o620).expect("a listener");
         let mode = std::fs::metadata(&path).expect("a socket").permissions().mode();
         assert_eq!(mode & 0o7777, 0o620);
         assert!(listener.accept().expect("nobody").is_none());
@@ -278,10 +278,10 @@ mod tests {
         assert_eq!(connect(&path, PATIENCE).expect_err("nobody listens").raw_os_error(), Some(libc::ECONNREFUSED));
         drop(connection);
         // What was left there is replaced; what is no socket is not.
-        drop(Listener::bind(&path, 0o600).expect("a listener"));
+        drop(LocalListener::bind(&path, 0o600).expect("a listener"));
         std::fs::remove_file(&path).expect("removed");
         std::fs::write(&path, "").expect("written");
-        assert_eq!(Listener::bind(&path, 0o600).expect_err("a file").kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(LocalListener::bind(&path, 0o600).expect_err("a file").kind(), io::ErrorKind::AddrInUse);
         let long = directory.path().join("x".repeat(200));
         assert_eq!(connect(&long, PATIENCE).expect_err("too long").kind(), io::ErrorKind::InvalidInput);
     }

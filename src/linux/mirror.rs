@@ -39,9 +39,9 @@ const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC
 
 /// Paths that are not to be seen. The last part of one may end with `*`, which stands for any rest of a name.
 #[derive(Clone, Debug)]
-pub struct Hidden(pub Vec<PathBuf>);
+pub struct HiddenPaths(pub Vec<PathBuf>);
 
-impl Hidden {
+impl HiddenPaths {
     /// Whether a path is one of them.
     pub fn has(&self, path: &Path) -> bool {
         self.0.iter().any(|hidden| {
@@ -62,7 +62,7 @@ impl Hidden {
 /// Copies of directories in the calling process's mount namespace.
 #[derive(Debug)]
 pub struct Mirror {
-    hidden: Hidden,
+    hidden: HiddenPaths,
     /// Where copies are built, which may be below what is copied.
     staging: PathBuf,
     /// The directories that are copied entry by entry, by their paths.
@@ -143,7 +143,7 @@ impl Entry {
 
 impl Mirror {
     /// Prepares to copy directories without what is `hidden`. `staging` is a directory to build the copies at.
-    pub fn new(hidden: Hidden, staging: &Path) -> Self {
+    pub fn new(hidden: HiddenPaths, staging: &Path) -> Self {
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
         // The machine's limit (fs.inotify.max_user_instances) may be reached. Then the copies stay as they are.
         let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "nothing can be watched")).ok();
@@ -159,7 +159,7 @@ impl Mirror {
     /// # Errors
     /// If the system refuses. Then the directory may be covered by a part of it, so nobody is to run in this mount namespace.
     pub fn cover(&mut self, directory: &Path) -> io::Result<()> {
-        mounts::memory(&self.staging)?;
+        mounts::mount_tmpfs(&self.staging)?;
         let source = rustix::fs::open(directory, READ, Mode::empty())?;
         let shown = rustix::fs::open(&self.staging, PATH, Mode::empty())?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -167,7 +167,7 @@ impl Mirror {
         rustix::fs::chmod(&self.staging, Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode))?;
         self.own.insert(device(&shown, OsStr::new(""))?);
         self.copy(directory, source, shown, made)?;
-        mounts::put(&self.staging, directory)
+        mounts::move_mount(&self.staging, directory)
     }
 
     /// Has a directory stay covered: with what covers it goes if the host removes or renames it, and when there is one of that name again,
@@ -195,7 +195,7 @@ impl Mirror {
         if !names.contains(name) || !is_directory() || self.own.contains(&device(parent, name)?) {
             return Ok(());
         }
-        let nothing = mounts::nothing()?;
+        let nothing = mounts::empty_tmpfs()?;
         self.own.insert(device(&nothing, OsStr::new(""))?);
         Ok(rustix::mount::move_mount(nothing, "", parent, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
     }
@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn hidden_paths_are_recognised() {
         let paths = ["/run/nscd", "/run/dnsmasq*", "/run/systemd/resolve"].map(PathBuf::from);
-        let hidden = Hidden(paths.into());
+        let hidden = HiddenPaths(paths.into());
         for (path, has) in [
             ("/run/nscd", true),
             ("/run/nscd2", false),

@@ -14,20 +14,20 @@ use rustix::mount::{
 
 /// Moves the calling thread into a new mount namespace: what is mounted in it stays in it, what the host mounts and unmounts
 /// later appears and vanishes in it, too.
-pub fn isolate() -> io::Result<()> {
+pub fn unshare() -> io::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     Ok(rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
 }
 
-/// Mounts a file system in memory, for root alone to write. It may hold 64 MiB, which no `/etc/hosts` reaches, not even one that
+/// Mounts a file system in mount_tmpfs, for root alone to write. It may hold 64 MiB, which no `/etc/hosts` reaches, not even one that
 /// blocks the world's advertisements, and takes what is in it.
-pub fn memory(at: &Path) -> io::Result<()> {
+pub fn mount_tmpfs(at: &Path) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     Ok(rustix::mount::mount("vpn-exec", at, c"tmpfs", flags, Some(c"mode=0755,size=64m"))?)
 }
 
-/// A file system in memory in which nothing is, nor can be, which is mounted nowhere yet.
-pub fn nothing() -> io::Result<OwnedFd> {
+/// A file system in mount_tmpfs in which nothing is, nor can be, which is mounted nowhere yet.
+pub fn empty_tmpfs() -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(context.as_fd(), "mode", "0755")?;
     rustix::mount::fsconfig_create(context.as_fd())?;
@@ -44,15 +44,15 @@ pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
 }
 
 /// Makes `target` show what `source` is, with all that is mounted below it.
-pub fn bind_all(source: &Path, target: &Path) -> io::Result<()> {
+pub fn bind_recursive(source: &Path, target: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_bind_recursive(source, target)?)
 }
 
 /// Moves the mount at `from` onto a directory.
 ///
 /// # Errors
-/// `EINVAL` if what it is mounted in is shared with another mount namespace: see [`isolate`].
-pub fn put(from: &Path, onto: &Path) -> io::Result<()> {
+/// `EINVAL` if what it is mounted in is shared with another mount namespace: see [`unshare`].
+pub fn move_mount(from: &Path, onto: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_move(from, onto)?)
 }
 
@@ -67,7 +67,7 @@ pub fn make_read_only(target: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// `ENOSYS` before Linux 5.12.
-pub fn ignore_privileges_of_files() -> io::Result<()> {
+pub fn set_nosuid_everywhere() -> io::Result<()> {
     /// `struct mount_attr` of linux/mount.h.
     #[repr(C)]
     struct Attributes {
@@ -93,23 +93,23 @@ pub fn detach(target: &Path) -> io::Result<()> {
 
 /// Replaces `/sys` by that of the calling thread's network namespace: a sysfs shows the interfaces of the namespace in which
 /// it was mounted. What is mounted below (`/sys/fs/cgroup` and others) is carried over.
-pub fn replace_sys() -> io::Result<()> {
-    let below = Kept::below("/sys")?;
+pub fn replace_sysfs() -> io::Result<()> {
+    let below = BindCopies::below("/sys")?;
     let read_only = rustix::fs::statvfs("/sys")?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     if read_only {
         flags |= MountFlags::RDONLY;
     }
     rustix::mount::mount("sysfs", "/sys", c"sysfs", flags, None)?;
-    below.put_back();
+    below.attach();
     Ok(())
 }
 
 /// Mounts that are about to be covered with the mount point that they are below, to be put back on top of what covers it.
 #[derive(Debug)]
-pub struct Kept(Vec<(PathBuf, OwnedFd)>);
+pub struct BindCopies(Vec<(PathBuf, OwnedFd)>);
 
-impl Kept {
+impl BindCopies {
     /// All below a mount point, or any directory.
     pub fn below(point: &str) -> io::Result<Self> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -121,7 +121,7 @@ impl Kept {
     }
 
     /// Puts them back.
-    pub fn put_back(self) {
+    pub fn attach(self) {
         for (path, tree) in self.0 {
             // One that cannot be carried over is hidden, which is safe; the program can do without it, as in a container.
             let moved = rustix::mount::move_mount(tree, "", CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
@@ -132,11 +132,11 @@ impl Kept {
     }
 }
 
-/// Hides the host's interfaces where [`replace_sys`] is not possible.
-pub fn hide_sys_interfaces() -> io::Result<()> {
+/// Hides the host's interfaces where [`replace_sysfs`] is not possible.
+pub fn hide_sysfs_interfaces() -> io::Result<()> {
     for path in ["/sys/class/net", "/sys/devices/virtual/net"].map(Path::new) {
         if path.exists() {
-            memory(path)?;
+            mount_tmpfs(path)?;
             make_read_only(path)?;
         }
     }

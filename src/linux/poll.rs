@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 ///
 /// # Errors
 /// What ppoll(2) says.
-pub fn wait_open_to_signals(descriptor: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+pub fn wait_with_signals_unblocked(descriptor: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     let deadline = Instant::now().checked_add(timeout);
     loop {
         let left = deadline.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
@@ -29,28 +29,28 @@ pub fn wait_open_to_signals(descriptor: BorrowedFd<'_>, timeout: Duration) -> io
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaited {
+pub enum Interest {
     /// That there is something to read, or that the other end is closed.
-    Input,
+    Readable,
     /// That the other end is closed, whatever there is to read.
-    End,
+    Closed,
 }
 
 /// Waits until one of the descriptors is readable or closed, or the time is up, and says which are.
 pub fn wait_for(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
-    let descriptors: Vec<_> = descriptors.iter().map(|descriptor| (*descriptor, Awaited::Input)).collect();
+    let descriptors: Vec<_> = descriptors.iter().map(|descriptor| (*descriptor, Interest::Readable)).collect();
     wait_for_each(&descriptors, timeout)
 }
 
 /// [`wait_for`], with what is waited for of each descriptor.
-pub fn wait_for_each(descriptors: &[(BorrowedFd<'_>, Awaited)], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
-    let flags = |awaited| match awaited {
-        Awaited::Input => PollFlags::IN,
+pub fn wait_for_each(descriptors: &[(BorrowedFd<'_>, Interest)], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+    let flags = |interest| match interest {
+        Interest::Readable => PollFlags::IN,
         // An end is told unasked (poll(2), POLLHUP).
-        Awaited::End => PollFlags::empty(),
+        Interest::Closed => PollFlags::empty(),
     };
     let mut entries: Vec<PollFd<'_>> =
-        descriptors.iter().map(|(fd, awaited)| PollFd::from_borrowed_fd(*fd, flags(*awaited))).collect();
+        descriptors.iter().map(|(fd, interest)| PollFd::from_borrowed_fd(*fd, flags(*interest))).collect();
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

@@ -70,7 +70,7 @@ impl ServiceManager {
 impl ServiceManager {
     /// Tells it what another process has said, with the descriptors that it has passed. By `sender` the manager sees who that was, which
     /// takes CAP_SYS_ADMIN; without, it was the calling process.
-    pub fn pass_on(&self, text: &[u8], descriptors: &[OwnedFd], sender: Option<i32>) -> io::Result<()> {
+    pub fn forward(&self, text: &[u8], descriptors: &[OwnedFd], sender: Option<i32>) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS), ScmCredentials(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
@@ -94,7 +94,7 @@ pub struct NotifySocket(OwnedFd);
 
 /// What a service has said.
 #[derive(Debug)]
-pub struct Message {
+pub struct Notification {
     /// Lines of `NAME=value`.
     pub text: Vec<u8>,
     /// Who has said it. Zero if it is in a PID namespace that cannot be seen from here.
@@ -119,7 +119,7 @@ impl NotifySocket {
     }
 
     /// The next message, if there is one.
-    pub fn receive(&self) -> io::Result<Option<Message>> {
+    pub fn receive(&self) -> io::Result<Option<Notification>> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS), ScmCredentials(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut text = vec![0; LONGEST];
@@ -140,7 +140,7 @@ impl NotifySocket {
                 _ => {}
             }
         }
-        Ok(Some(Message { text, sender, descriptors }))
+        Ok(Some(Notification { text, sender, descriptors }))
     }
 }
 

@@ -17,17 +17,17 @@ const SI_KERNEL: i32 = 0x80;
 #[derive(Debug)]
 pub struct Signals {
     descriptor: SignalFd,
-    before: Inherited,
+    before: InheritedSignals,
 }
 
 /// What of signals was inherited and is changed while they are watched, so that a program can get it as it came.
 #[derive(Clone, Copy, Debug)]
-pub struct Inherited {
+pub struct InheritedSignals {
     mask: SigSet,
     children_ignored: bool,
 }
 
-impl Inherited {
+impl InheritedSignals {
     /// Restores it in the calling thread, for a program about to be executed.
     pub fn restore(&self) -> io::Result<()> {
         if self.children_ignored {
@@ -40,7 +40,7 @@ impl Inherited {
 
 /// A signal that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received {
+pub struct ReceivedSignal {
     /// Which: its number, since the real-time signals have no names (signal(7)).
     pub number: i32,
     /// Whether the kernel sent it: then a terminal sent it, to every process of the foreground group alike.
@@ -51,7 +51,7 @@ pub struct Received {
     pub sender: i32,
 }
 
-impl Received {
+impl ReceivedSignal {
     /// Whether it is this signal.
     pub fn is(&self, signal: Signal) -> bool {
         self.number == signal as i32
@@ -59,7 +59,7 @@ impl Received {
 }
 
 /// The numbers of the real-time signals that are free for programs.
-pub fn real_time() -> RangeInclusive<i32> {
+pub fn real_time_numbers() -> RangeInclusive<i32> {
     libc::SIGRTMIN()..=libc::SIGRTMAX()
 }
 
@@ -73,7 +73,7 @@ impl Signals {
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before))?;
         let descriptor = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let before = Inherited { mask: before, children_ignored: matches!(children, SigHandler::SigIgn) };
+        let before = InheritedSignals { mask: before, children_ignored: matches!(children, SigHandler::SigIgn) };
         Ok(Self { descriptor, before })
     }
 
@@ -85,17 +85,17 @@ impl Signals {
     }
 
     /// What was inherited, as it was before [`Self::block`].
-    pub fn inherited(&self) -> Inherited {
+    pub fn inherited(&self) -> InheritedSignals {
         self.before
     }
 
     /// The next signal, if there is one.
-    pub fn receive(&mut self) -> io::Result<Option<Received>> {
+    pub fn receive(&mut self) -> io::Result<Option<ReceivedSignal>> {
         let Some(info) = self.descriptor.read_signal()? else { return Ok(None) };
         let from_kernel = info.ssi_code == SI_KERNEL;
         let from_self = !from_kernel && info.ssi_pid == std::process::id();
         let (number, sender) = (info.ssi_signo.cast_signed(), info.ssi_pid.cast_signed());
-        Ok(Some(Received { number, from_kernel, from_self, sender }))
+        Ok(Some(ReceivedSignal { number, from_kernel, from_self, sender }))
     }
 }
 
@@ -124,7 +124,7 @@ pub fn set_mask(mask: &SigSet) -> io::Result<()> {
 }
 
 /// Has a command start with no signal blocked, whatever the calling thread blocks.
-pub fn unblock_all(command: &mut Command) {
+pub fn unblock_all_in(command: &mut Command) {
     // SAFETY: setting the mask is safe between fork and exec (signal-safety(7)), and nothing else is done there.
     unsafe { command.pre_exec(|| set_mask(&SigSet::empty())) };
 }
@@ -149,14 +149,14 @@ pub fn is_ignored(number: i32) -> io::Result<bool> {
 }
 
 /// Stops the calling process until SIGCONT.
-pub fn stop() -> io::Result<()> {
+pub fn stop_self() -> io::Result<()> {
     Ok(nix::sys::signal::raise(Signal::SIGSTOP)?)
 }
 
 /// Ends the calling process by a signal, so that its parent sees what ended the program. Takes a number, since a program may be
 /// ended by a real-time signal, too (signal(7)). Returns only if the signal does not end a process. No core is dumped: the process
 /// that deserved one was the program.
-pub fn die_by(signal: i32) -> io::Result<()> {
+pub fn die_by_signal(signal: i32) -> io::Result<()> {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
     // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe; `set` is a live signal set, and made empty first.
     // What may not be asked of SIGKILL fails, and need not be done.

@@ -18,8 +18,8 @@ pub fn set(parameter: &str, value: &str) -> io::Result<()> {
 
 /// Sets a parameter as [`set`] does. One that the kernel does not have (it is older, it was built without, or the
 /// interface has just gone) is no error.
-pub fn set_if_there(parameter: &str, value: &str) -> io::Result<()> {
-    if_there(set(parameter, value)).map(|_| ())
+pub fn set_if_present(parameter: &str, value: &str) -> io::Result<()> {
+    if_present(set(parameter, value)).map(|_| ())
 }
 
 /// Reads a parameter, without the end of its line.
@@ -28,11 +28,11 @@ pub fn get(parameter: &str) -> io::Result<String> {
 }
 
 /// Reads a parameter as [`get`] does: nothing if the kernel does not have it.
-pub fn get_if_there(parameter: &str) -> io::Result<Option<String>> {
-    if_there(get(parameter))
+pub fn get_if_present(parameter: &str) -> io::Result<Option<String>> {
+    if_present(get(parameter))
 }
 
-fn if_there<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+fn if_present<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     match answer {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),

@@ -11,7 +11,7 @@ use rustix::pty::OpenptFlags;
 
 /// The two ends of a pseudoterminal.
 #[derive(Debug)]
-pub struct Pair {
+pub struct Pseudoterminal {
     /// The end of the process that stands for the user.
     pub controller: OwnedFd,
     /// The end that programs have as their terminal.
@@ -22,13 +22,13 @@ pub struct Pair {
 ///
 /// # Errors
 /// `ENOENT` without `/dev/ptmx`, `ENOSPC` if there are too many.
-pub fn pair() -> io::Result<Pair> {
+pub fn open_pseudoterminal() -> io::Result<Pseudoterminal> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let controller = rustix::pty::openpt(flags)?;
     rustix::pty::unlockpt(&controller)?;
     let terminal = rustix::pty::ioctl_tiocgptpeer(&controller, flags)?;
     rustix::io::ioctl_fionbio(&controller, true)?;
-    Ok(Pair { controller, terminal })
+    Ok(Pseudoterminal { controller, terminal })
 }
 
 /// Opens the calling process's controlling terminal, for input and output that do not block. None if it has none.

@@ -40,7 +40,7 @@ nix::ioctl_write_int_bad!(
 /// # Errors
 /// `ENOENT` or `EACCES` if there is no usable [`DEVICE`], `EPERM` without CAP_NET_ADMIN over the namespace, `EEXIST` if the name is
 /// taken.
-pub fn make(name: &InterfaceName) -> io::Result<OwnedFd> {
+pub fn create(name: &InterfaceName) -> io::Result<OwnedFd> {
     let (device, stays) = open(name)?;
     if stays {
         // It was there before: it is let go as it was.
@@ -50,7 +50,7 @@ pub fn make(name: &InterfaceName) -> io::Result<OwnedFd> {
     Ok(device)
 }
 
-/// Attaches to a TUN interface that [`make`] has made and whose descriptor is closed. Never makes one.
+/// Attaches to a TUN interface that [`create`] has made and whose descriptor is closed. Never makes one.
 ///
 /// # Errors
 /// `ENODEV` if there is none of that name, `EBUSY` if somebody is attached.
@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
     use crate::linux::namespace::NetworkNamespace;
-    use crate::linux::netlink::{Netlink, Request};
+    use crate::linux::netlink::{Netlink, NetlinkRequest};
     use crate::linux::poll::wait_for;
 
     /// In a namespace of its own; none where that cannot be made, or [`DEVICE`] is not usable.
@@ -116,15 +116,15 @@ mod tests {
             let mut netlink = Netlink::open()?;
             assert!(netlink.link(name.as_str())?.is_none(), "and nothing is made");
 
-            let first = make(&name)?;
+            let first = create(&name)?;
             let index = netlink.link_index(&name)?;
             for address in ["192.0.2.1/24", "2001:db8::1/64"] {
                 let address = address.parse().expect("an address");
-                netlink.execute_one(Request::add_address(index, name.as_str(), address))?;
+                netlink.execute_one(NetlinkRequest::add_address(index, name.as_str(), address))?;
             }
-            netlink.execute_one(Request::set_up(index, name.as_str()))?;
+            netlink.execute_one(NetlinkRequest::set_up(index, name.as_str()))?;
             let default = "0.0.0.0/0".parse().expect("a network");
-            netlink.execute_one(Request::add_route(index, name.as_str(), default, None))?;
+            netlink.execute_one(NetlinkRequest::add_route(index, name.as_str(), default, None))?;
             assert_eq!(attach(&name).expect_err("it is in use").raw_os_error(), Some(libc::EBUSY));
             drop(first);
 
@@ -133,7 +133,7 @@ mod tests {
             let addresses = netlink.addresses()?;
             assert_eq!(addresses.iter().filter(|(of, address)| *of == index && !is_link_local(address)).count(), 2);
             assert!(netlink.routes()?.iter().any(|route| route.destination == default));
-            assert_eq!(make(&name).expect_err("the name is taken").raw_os_error(), Some(libc::EEXIST));
+            assert_eq!(create(&name).expect_err("the name is taken").raw_os_error(), Some(libc::EEXIST));
 
             let second = attach(&name)?;
             let socket = std::net::UdpSocket::bind("192.0.2.1:0")?;
@@ -155,7 +155,7 @@ mod tests {
             }
             assert!(netlink.counters(&name)?.tx_packets > 0);
             drop(second);
-            netlink.execute_one(Request::delete_link(index, name.as_str()))?;
+            netlink.execute_one(NetlinkRequest::delete_link(index, name.as_str()))?;
             assert!(netlink.link(name.as_str())?.is_none(), "it can be removed");
             Ok(())
         });

@@ -32,7 +32,7 @@ pub struct UnixSockets(OwnedFd);
 
 /// A socket that is bound to a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bound {
+pub struct BoundSocket {
     /// The path that it was bound to, which may be relative to its process's working directory.
     pub path: PathBuf,
     /// The number of its socket file, of which the kernel tells 32 bits, and the device, as the kernel numbers it.
@@ -71,7 +71,7 @@ impl UnixSockets {
     ///
     /// # Errors
     /// What the system refuses; `NotFound` on a kernel without unix_diag.
-    pub fn bound(&self) -> io::Result<Vec<Bound>> {
+    pub fn bound(&self) -> io::Result<Vec<BoundSocket>> {
         rustix::net::send(&self.0, &request(), SendFlags::empty())?;
         let mut found = Vec::new();
         let mut buffer = vec![0; 64 << 10];
@@ -96,7 +96,7 @@ impl From<OwnedFd> for UnixSockets {
     }
 }
 
-impl Bound {
+impl BoundSocket {
     /// Whether the socket is bound to a file. Some file systems (overlayfs, btrfs) give stat(2) another device than the kernel has; there
     /// the name decides.
     pub fn is(&self, file: &SocketFile) -> bool {
@@ -118,7 +118,7 @@ fn request() -> Vec<u8> {
 }
 
 /// Takes the sockets out of a datagram, and says whether more follow.
-fn take(mut datagram: &[u8], found: &mut Vec<Bound>) -> io::Result<bool> {
+fn take(mut datagram: &[u8], found: &mut Vec<BoundSocket>) -> io::Result<bool> {
     while let Some(length) = word(datagram, 0).map(|length| length as usize)
         && let Some(message) = datagram.get(..length).filter(|message| message.len() >= HEADER)
     {
@@ -136,7 +136,7 @@ fn take(mut datagram: &[u8], found: &mut Vec<Bound>) -> io::Result<bool> {
 }
 
 /// Reads one socket (`struct unix_diag_msg` and its attributes). None if it is not bound to a file.
-fn parse(message: &[u8]) -> Option<Bound> {
+fn parse(message: &[u8]) -> Option<BoundSocket> {
     let [_, kind, state, _] = *message.get(HEADER..HEADER + 4)? else { return None };
     let inode = word(message, HEADER + 4)?;
     let (mut path, mut file) = (None, None);
@@ -154,7 +154,7 @@ fn parse(message: &[u8]) -> Option<Bound> {
         rest = rest.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
     }
     let is_datagram = i32::from(kind) == libc::SOCK_DGRAM;
-    Some(Bound { path: path?, file: file?, inode, is_listening: state == LISTENING, is_datagram })
+    Some(BoundSocket { path: path?, file: file?, inode, is_listening: state == LISTENING, is_datagram })
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {

@@ -1,44 +1,44 @@
-//! What a plan must know of the host. Reading it is left to the callers, so that every plan can be made from made-up facts.
+//! The facts about the host that a plan depends on. Callers read them, so that tests can make up any host.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// What is read from the host, once, before a plan is made.
+/// What is read from the host, once, before a tunnel is planned.
 ///
-/// Whoever reads it leaves out what is this tunnel's own: its veth and the routes of that. Otherwise a plan for a tunnel that
-/// is already up would take its own name and addresses for another's.
+/// The reader leaves out the tunnel's own veth and its routes. Otherwise a plan for a tunnel that is already up would
+/// treat its own name and addresses as taken.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The host's interfaces.
     pub interfaces: Vec<HostInterface>,
-    /// Every route of the host, of all tables, the local ones (the host's own addresses) included; default routes too.
+    /// All routes of all tables of the host, including default routes and local routes (the host's own addresses).
     pub routes: Vec<HostRoute>,
-    /// For each endpoint whose address is known, the route that leads there.
+    /// The route to each endpoint whose address is known.
     pub endpoint_routes: Vec<EndpointRoute>,
-    /// The highest capability that the kernel knows: `/proc/sys/kernel/cap_last_cap`.
+    /// The number of the kernel's highest capability: `/proc/sys/kernel/cap_last_cap`.
     pub last_capability: u8,
-    /// Others' chains that drop what the host forwards, unless a rule lets it pass; as far as they were looked for.
+    /// Chains of other firewalls that drop forwarded packets by default. Empty if they were not looked for.
     pub forward_drops: Vec<ForwardDrop>,
-    /// Whether the kernel has no IPv6 at all, as when it was started with `ipv6.disable=1`.
+    /// Whether the kernel has no IPv6, for example because of `ipv6.disable=1`.
     pub without_ipv6: bool,
-    /// Whether the host could forward IPv6 for one interface alone.
+    /// Whether the host can forward IPv6 for a single interface.
     pub ipv6_forwarding: Ipv6Forwarding,
 }
 
-/// A chain of a firewall of the host's that drops what is forwarded unless a rule lets it pass.
+/// A firewall chain of the host that drops forwarded packets unless a rule accepts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardDrop {
-    /// Which one.
+    /// The chain.
     pub chain: ForeignChain,
-    /// The interfaces that rules of its table are about. One that ends with `*` stands for all names that begin so.
+    /// The interfaces that rules of its table mention. A trailing `*` matches any rest of a name.
     pub interfaces: Vec<String>,
 }
 
-/// A chain of somebody else's.
+/// A firewall chain that vpn-exec did not create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForeignChain {
-    /// As nft(8) shows it.
+    /// A chain of nf_tables, as nft(8) shows it.
     Nftables {
         /// The family of its table.
         family: &'static str,
@@ -47,32 +47,32 @@ pub enum ForeignChain {
         /// Its name.
         name: String,
     },
-    /// The chain FORWARD as iptables-legacy(8) and ip6tables-legacy(8) show it.
+    /// The chain FORWARD of iptables-legacy(8) or ip6tables-legacy(8).
     Legacy {
-        /// Of which of the two.
+        /// Whether it is that of ip6tables-legacy(8).
         ipv6: bool,
     },
 }
 
-/// Whether a host can forward IPv6 packets from some of its interfaces and from no others.
+/// Whether a host can forward IPv6 packets from some interfaces and not from others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ipv6Forwarding {
-    /// It cannot: Linux before 6.17 forwards from all interfaces or from none, and this host does from none.
+    /// It cannot, and forwards from no interface. Linux before 6.17 forwards from all interfaces or from none.
     #[default]
     Never,
-    /// It can, by `force_forwarding` of an interface (the kernel's ip-sysctl.rst).
+    /// It can, by the `force_forwarding` parameter of an interface (the kernel's ip-sysctl.rst).
     Each,
-    /// It forwards from all interfaces anyway.
+    /// It forwards from all interfaces already.
     All,
 }
 
 impl Facts {
-    /// The interface with this number.
+    /// Returns the interface with an index.
     pub(super) fn interface(&self, index: u32) -> Option<&HostInterface> {
         self.interfaces.iter().find(|interface| interface.index == index)
     }
 
-    /// Whether an interface of the host has this name.
+    /// Returns whether the host has an interface with a name.
     pub(super) fn has_interface(&self, name: &str) -> bool {
         self.interfaces.iter().any(|interface| interface.name == name)
     }
@@ -83,7 +83,7 @@ impl Facts {
 pub struct HostInterface {
     /// Its name.
     pub name: String,
-    /// Its number.
+    /// Its index.
     pub index: u32,
     /// Its MTU in bytes.
     pub mtu: u32,
@@ -92,23 +92,23 @@ pub struct HostInterface {
 /// A route of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRoute {
-    /// Where it leads.
+    /// Its destination.
     pub destination: IpNet,
-    /// The interface that it leaves by.
+    /// The index of the interface that packets leave by.
     pub interface: Option<u32>,
-    /// Its own MTU, where it has one.
+    /// Its own MTU in bytes, if it has one.
     pub mtu: Option<u32>,
-    /// Whether the host is attached to that network: it goes through no router, and is no address of the host's own.
+    /// Whether the host is attached to the network: the route has no gateway, and is not an address of the host.
     pub attached: bool,
 }
 
-/// The route of the host to an endpoint.
+/// The host's route to an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointRoute {
     /// The endpoint's address.
     pub address: IpAddr,
-    /// The interface that it leaves by.
+    /// The index of the interface that packets leave by.
     pub interface: Option<u32>,
-    /// The route's own MTU, where it has one.
+    /// The route's own MTU in bytes, if it has one.
     pub mtu: Option<u32>,
 }

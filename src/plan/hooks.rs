@@ -1,5 +1,5 @@
-//! What the file asks for beyond a tunnel: its hooks, which are run only where that is asked for, and keys of wg-quick(8)
-//! that have no meaning here. All that is set aside is named in one note.
+//! The hooks of the `wg-quick` file, which are run on request only, and keys of wg-quick(8) that do not apply here. One
+//! note names everything that is ignored.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,19 +11,19 @@ use super::error::PlanError;
 use crate::config::{HookKind, WgQuick};
 use crate::names::InterfaceName;
 
-/// A command of the file.
+/// A hook of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookPlan {
-    /// When.
+    /// When it is run.
     pub kind: HookKind,
-    /// The shell command, `%i` replaced by the interface's name.
+    /// The shell command, with `%i` replaced by the interface's name.
     pub command: String,
-    /// Whether it will be run (`--allow-hooks`).
+    /// Whether it is run (`--allow-hooks`).
     pub run: bool,
 }
 
-/// Decides which hooks are run. A hook that holds a key of this tunnel is shown without it, and is never run: a plan holds
-/// no secret, and neither may the arguments of a shell.
+/// Decides which hooks are run. A hook that contains a key of this tunnel is printed without it and refused if it is to
+/// be run: a plan must not contain secrets, and neither may the arguments of a shell, which every user can read.
 pub(super) fn decide(file: &WgQuick, interface: &InterfaceName, run: bool, findings: &mut Findings) -> Vec<HookPlan> {
     let secrets = secrets(file);
     let mut hooks = Vec::with_capacity(file.interface.hooks.len());
@@ -43,19 +43,19 @@ pub(super) fn decide(file: &WgQuick, interface: &InterfaceName, run: bool, findi
     hooks
 }
 
-/// The texts of the file's secret keys.
+/// Returns the private and preshared keys of the file as text.
 fn secrets(file: &WgQuick) -> Vec<Zeroizing<String>> {
     let private = file.interface.private_key.iter().map(|key| key.as_bytes());
     let preshared = file.peers.iter().filter_map(|peer| Some(peer.preshared_key.as_ref()?.as_bytes()));
     private.chain(preshared).map(|bytes| Zeroizing::new(STANDARD.encode(bytes))).collect()
 }
 
-/// Names in one sentence all that wg-quick would heed and that is set aside here.
+/// Adds a note that names everything that wg-quick would obey and that is ignored here.
 fn note_ignored(file: &WgQuick, run: bool, findings: &mut Findings) {
     let mut ignored = Vec::new();
-    // `auto` asks for what is done here.
+    // `auto` means the same as here.
     if file.interface.table.as_ref().is_some_and(|table| !table.eq_ignore_ascii_case("auto")) {
-        ignored.push("Table (the routes have a namespace of their own, and follow AllowedIPs)".to_owned());
+        ignored.push("Table (the tunnel has its own namespace, with routes for AllowedIPs)".to_owned());
     }
     if file.interface.save_config == Some(true) {
         ignored.push("SaveConfig (the file is never written)".to_owned());
@@ -68,9 +68,9 @@ fn note_ignored(file: &WgQuick, run: bool, findings: &mut Findings) {
                 kinds.push(kind);
             }
         }
-        ignored.push(format!("{} (hooks are run with --allow-hooks only)", kinds.join(", ")));
+        ignored.push(format!("{} (hooks need --allow-hooks)", kinds.join(", ")));
     }
     if !ignored.is_empty() {
-        findings.note(format!("Set aside from the file: {}.", ignored.join("; ")));
+        findings.note(format!("Ignored settings of the file: {}.", ignored.join("; ")));
     }
 }

@@ -1,28 +1,39 @@
-//! What will be done: a pure function of [`Config`] and of [`Facts`] read once from the host. All decisions are made here,
-//! and none of this touches the system, so all decisions are tested without root.
+//! Plans: what a tunnel will look like, decided before anything is changed.
 //!
-//! [`plan()`] is the entry. A module for each subject decides about it: `wireguard`, `mtu`, `interfaces` (their names),
-//! `addresses` (of the veth), `local` (what is reached by it beyond the host), `firewall`, `names` (what the program can look up),
-//! `privileges` and `hooks`. What they cannot accept, and
-//! what the user may not expect, is collected, so that everything is reported at once. `render` prints a plan for people.
-//! [`mod@unit`] decides apart from all this how a systemd service is put into a tunnel.
+//! [`plan()`] is a pure function of the [`Config`] and of [`Facts`] that were read once from the host. It decides
+//! everything and touches nothing, so all decisions are tested without root. Each module decides about one subject:
+//!
+//! - `wireguard`: the interface's addresses, routes and peers.
+//! - `mtu`: the interface's MTU.
+//! - `interface_names`: the names of the interfaces.
+//! - `veth_addresses`: the addresses of the veth pair, which links the namespace to the host.
+//! - `local_networks`: networks that the program reaches through the host.
+//! - `firewall`: the packet rules.
+//! - `dns`: the resolvers, and the files in `/etc` that name them.
+//! - `host_sockets` and `hidden_paths`: which unix sockets of the host the program may use.
+//! - `privileges`: the program's capabilities.
+//! - `hooks`: which hooks of the file are run.
+//!
+//! Errors and notes of all of these are collected and reported together. `render` prints a plan as text. [`diff()`]
+//! compares two plans for a reload. [`mod@drop_in`] is separate from plans: it writes a systemd drop-in that puts a
+//! service into a tunnel.
 
-mod addresses;
-mod change;
+mod diff;
+mod dns;
+pub mod drop_in;
 mod error;
 mod facts;
 mod firewall;
-mod hidden;
+mod hidden_paths;
 mod hooks;
-mod interfaces;
-mod local;
+pub mod host_sockets;
+mod interface_names;
+mod local_networks;
 mod mtu;
-mod names;
+mod name_hash;
 mod privileges;
 mod render;
-pub mod sockets;
-mod stable;
-pub mod unit;
+mod veth_addresses;
 mod wireguard;
 
 use std::collections::BTreeSet;
@@ -31,76 +42,69 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use change::{Change, change};
+pub use diff::{PlanDiff, diff};
+pub use dns::DnsPlan;
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
-pub use firewall::{FirewallPlan, NAME_PORTS, SwitchedOn};
-pub use hidden::hidden_paths;
+pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS};
+pub use hidden_paths::hidden_paths;
 pub use hooks::HookPlan;
-pub use local::LocalPlan;
+pub use host_sockets::SocketsPlan;
+pub use local_networks::LocalNetworksPlan;
 pub use mtu::wireguard_mtu;
-pub use names::NamesPlan;
 pub use privileges::PrivilegesPlan;
-pub use sockets::SocketsPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::ports::Places;
+use crate::config::ports::ListenAddresses;
 use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
 use crate::keys::PrivateKey;
 use crate::names::{InterfaceName, TunnelName};
 
-/// Where named namespaces are, as ip-netns(8) has them.
+/// The directory of named network namespaces (ip-netns(8)).
 const NAMESPACES: &str = "/run/netns";
 
-/// What the command line says about a plan, beyond the [`Config`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PlanOptions {
-    /// Whether the file's hooks are run: `--allow-hooks`.
-    pub allow_hooks: bool,
-}
-
-/// All that will be done, without any secret. Serializes to what `vpn-exec plan --json` prints; its [`Display`] is what
-/// `vpn-exec plan` prints.
+/// A tunnel as it will be made, without any secret.
 ///
-/// [`Display`]: std::fmt::Display
+/// `vpn-exec plan --json` prints its serialization, `vpn-exec plan` its [`Display`](std::fmt::Display).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The tunnel's name.
     pub name: TunnelName,
     /// The path of the named namespace: `/run/netns/NAME`.
     pub namespace: PathBuf,
-    /// Which implementation of WireGuard to use.
+    /// The WireGuard implementation to use.
     pub backend: BackendChoice,
-    /// WireGuard's interface.
+    /// The WireGuard interface.
     pub wireguard: WireguardPlan,
-    /// The pair that joins the namespace to the host.
+    /// The pair of interfaces that links the namespace to the host.
     pub veth: VethPlan,
-    /// What is reached by it beyond the host.
-    pub local: LocalPlan,
-    /// The ports of the host that lead inside.
+    /// The networks that are reached through the host.
+    pub local: LocalNetworksPlan,
+    /// The ports of the host that are published: relayed to the program.
     pub publish: Vec<Publish>,
-    /// The ports of the host's loopback that are reached from inside, in order, each once.
+    /// The ports of the host's loopback that the program can reach, sorted and without duplicates.
     #[serde(default)]
     pub host_ports: Vec<HostPort>,
-    /// The ports inside that are reached through the tunnel.
+    /// The program's ports that are reachable through the tunnel.
     pub open: Vec<OpenPorts>,
-    /// The rules for packets.
+    /// The packet rules.
     pub firewall: FirewallPlan,
-    /// The kernel parameters of the namespace that programs may expect: [`parameters`].
+    /// The kernel parameters of the namespace: [`parameters`].
     #[serde(default)]
     pub parameters: Vec<Parameter>,
-    /// What the program sees of names.
-    pub names: NamesPlan,
-    /// The paths that the program does not see: [`hidden_paths`].
+    /// How the program resolves names.
+    #[serde(rename = "names")]
+    pub dns: DnsPlan,
+    /// The paths that are hidden from the program: [`hidden_paths()`].
     pub hidden: Vec<PathBuf>,
     /// The unix sockets of the host that the program may connect to.
     #[serde(default)]
     pub sockets: SocketsPlan,
-    /// What the program may do.
+    /// The program's privileges.
     pub privileges: PrivilegesPlan,
-    /// The hooks of the file, which are run only where that is asked for.
+    /// The hooks of the file, with whether they are run.
     pub hooks: Vec<HookPlan>,
-    /// Decisions that the user may not expect, each a sentence.
+    /// Decisions that the user may not expect; each is a sentence.
     pub notes: Vec<String>,
 }
 
@@ -109,37 +113,39 @@ pub struct Plan {
 pub struct Parameter {
     /// Its name.
     pub name: String,
-    /// What it is inside.
+    /// Its value in the namespace.
     pub value: String,
 }
 
-/// What programs may expect of a namespace's kernel parameters: every port may be listened at, as in a container, where nobody has the
-/// capability for those below 1024; and every group may send echo requests (ping(8)), which needs no capability then.
+/// Returns the kernel parameters of every tunnel's namespace.
+///
+/// As in a container, no program has CAP_NET_BIND_SERVICE there, so every program may bind to every port. Every group
+/// may send echo requests (ping(8)), which then needs no capability.
 pub fn parameters() -> Vec<Parameter> {
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0\t2147483647")]
         .map(|(name, value)| Parameter { name: name.into(), value: value.into() })
         .into()
 }
 
-/// The pair of interfaces that joins the namespace to the host. It carries local traffic only.
+/// The veth pair: two interfaces that link the namespace to the host. It carries local traffic only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VethPlan {
-    /// The end on the host: `ve-…`.
+    /// The host's end: `ve-…`.
     pub host_interface: InterfaceName,
-    /// The end inside: `host0`.
+    /// The end in the namespace: `host0`.
     pub inner_interface: InterfaceName,
-    /// The host's IPv4 address on it: the lower one of a /31 (RFC 3021).
+    /// The host's IPv4 address on the link: the lower address of a /31 (RFC 3021).
     pub host_ipv4: Ipv4Addr,
-    /// The inner IPv4 address: the upper one of that /31.
+    /// The namespace's IPv4 address on the link: the upper address of that /31.
     pub inner_ipv4: Ipv4Addr,
-    /// The host's IPv6 address on it, the lower one of a /127 (RFC 6164) of a unique local prefix (RFC 4193); none where the
-    /// tunnel has no IPv6.
+    /// The host's IPv6 address on the link: the lower address of a /127 (RFC 6164) of a unique local prefix (RFC 4193).
+    /// `None` if the tunnel has no IPv6.
     pub host_ipv6: Option<Ipv6Addr>,
-    /// The inner IPv6 address: the upper one of that /127.
+    /// The namespace's IPv6 address on the link: the upper address of that /127.
     pub inner_ipv6: Option<Ipv6Addr>,
 }
 
-/// What the stages of a plan find: reasons to refuse, and what is worth a note.
+/// The errors and notes that the modules of a plan collect.
 #[derive(Debug, Default)]
 struct Findings {
     errors: Vec<PlanError>,
@@ -156,33 +162,33 @@ impl Findings {
     }
 }
 
-/// Decides all that will be done.
+/// Plans a tunnel.
 ///
 /// # Errors
 ///
-/// All reasons at once why no tunnel can be made.
-pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan, PlanErrors> {
+/// Returns all reasons why the tunnel cannot be made.
+pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
     let mut findings = Findings::default();
     let file = &config.wireguard;
 
     wireguard::check(config, &mut findings);
-    let mut reach = wireguard::reach(file, facts, &mut findings);
-    let mtu = mtu::decide(config.mtu(), reach.ipv6, facts, &mut findings);
-    let interfaces = interfaces::derive(&config.name, facts, &mut findings);
-    let servers = names::servers(config);
-    let veth_ipv6 = reach.ipv6 && !privileges::could_use_host_as_router(&config.program, &mut findings);
-    let veth = addresses::derive(config, facts, &servers, veth_ipv6, &mut findings);
-    let local = local::decide(config, facts, &servers, &mut reach, veth_ipv6, &mut findings);
+    let mut routing = wireguard::routing(file, facts, &mut findings);
+    let mtu = mtu::decide(config.mtu(), routing.ipv6, facts, &mut findings);
+    let interfaces = interface_names::derive(&config.name, facts, &mut findings);
+    let servers = dns::servers(config);
+    let veth_ipv6 = routing.ipv6 && !privileges::could_use_host_as_router(&config.program, &mut findings);
+    let veth = veth_addresses::derive(config, facts, &servers, veth_ipv6, &mut findings);
+    let local = local_networks::decide(config, facts, &servers, &mut routing, veth_ipv6, &mut findings);
     if let (Some(names), false) = (&interfaces, local.networks.is_empty()) {
-        local::note_firewalls(&local, &names.host, facts, &mut findings);
+        local_networks::note_firewalls(&local, &names.host, facts, &mut findings);
     }
-    let names = names::decide(config, servers, &reach.routes, &local.networks, veth.as_ref(), &mut findings);
-    check_published(&config.local.publish, file.interface.listen_port, &mut findings);
-    let host_ports = host_ports(&config.local, &mut findings);
-    let sockets = sockets::decide(&config.program, &mut findings);
+    let dns = dns::decide(config, servers, &routing.routes, &local.networks, veth.as_ref(), &mut findings);
+    check_published_ports(&config.local.publish, file.interface.listen_port, &mut findings);
+    let host_ports = decide_host_ports(&config.local, &mut findings);
+    let sockets = host_sockets::decide(&config.program, &mut findings);
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
-        interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, options.allow_hooks, &mut findings));
+        interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, config.allow_hooks, &mut findings));
 
     let (Some(interfaces), Some(veth), Some(hooks), []) = (interfaces, veth, hooks, findings.errors.as_slice()) else {
         return Err(PlanErrors { name: config.name.clone(), what: "made", reasons: findings.errors });
@@ -191,9 +197,9 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         interface: interfaces.wireguard,
         mtu: mtu.bytes,
         mtu_reason: mtu.reason,
-        addresses: reach.addresses,
-        routes: reach.routes,
-        ipv6: reach.ipv6,
+        addresses: routing.addresses,
+        routes: routing.routes,
+        ipv6: routing.ipv6,
         listen_port: file.interface.listen_port.unwrap_or(0),
         fwmark: file.interface.fwmark.unwrap_or(0),
         public_key: file.interface.private_key.as_ref().map(PrivateKey::public_key),
@@ -207,12 +213,12 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         host_ipv6: veth.ipv6.map(|(host, _)| host),
         inner_ipv6: veth.ipv6.map(|(_, inner)| inner),
     };
-    let firewall = FirewallPlan::new(&firewall::Basis {
+    let firewall = FirewallPlan::new(&firewall::Inputs {
         name: &config.name,
         wireguard: &wireguard,
         veth: &veth,
         local: &local,
-        servers: &names.servers,
+        servers: &dns.servers,
         open: &config.open,
     });
     Ok(Plan {
@@ -226,8 +232,8 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
         host_ports,
         open: config.open.clone(),
         firewall,
-        names,
         parameters: parameters(),
+        dns,
         hidden: hidden_paths(config.program.buses.system),
         sockets,
         privileges,
@@ -236,50 +242,51 @@ pub fn plan(config: &Config, facts: &Facts, options: PlanOptions) -> Result<Plan
     })
 }
 
-/// Decides about a program that joins a living tunnel: what it may do, and what there is to be said about that.
+/// Checks whether a program may join a running tunnel with its privileges, and returns the notes about them.
 ///
 /// # Errors
 ///
-/// All reasons at once why it cannot be so. One is that it could leave by the link to the host, which was made for programs without
-/// such capabilities.
-pub fn join(living: &Plan, program: &ProgramOptions, last_capability: u8) -> Result<Vec<String>, PlanErrors> {
+/// Returns all reasons why it may not. One is that it could use the host as a router, over a link that was made for
+/// programs without such capabilities.
+pub fn join(running: &Plan, program: &ProgramOptions, last_capability: u8) -> Result<Vec<String>, PlanErrors> {
     let mut findings = Findings::default();
-    if living.veth.host_ipv6.is_some() && privileges::could_use_host_as_router(program, &mut findings) {
-        findings.refuse(PlanError::OpenLink { tunnel: living.name.clone() });
+    if running.veth.host_ipv6.is_some() && privileges::could_use_host_as_router(program, &mut findings) {
+        findings.refuse(PlanError::OpenLink { tunnel: running.name.clone() });
     }
     findings.notes.clear();
     privileges::decide(program, last_capability, &mut findings);
-    sockets::decide(program, &mut findings);
+    host_sockets::decide(program, &mut findings);
     if findings.errors.is_empty() {
         Ok(findings.notes)
     } else {
-        Err(PlanErrors { name: living.name.clone(), what: "joined so", reasons: findings.errors })
+        Err(PlanErrors { name: running.name.clone(), what: "joined so", reasons: findings.errors })
     }
 }
 
-/// Refuses ports that cannot be listened on both, and the one at which WireGuard listens.
-fn check_published(ports: &[Publish], listen_port: Option<u16>, findings: &mut Findings) {
-    let mut places = Places::default();
+/// Refuses published ports that conflict with each other or with the port of WireGuard.
+fn check_published_ports(ports: &[Publish], listen_port: Option<u16>, findings: &mut Findings) {
+    let mut taken = ListenAddresses::default();
     for Publish { address, host_port, protocol, .. } in ports {
-        if places.are_in_the_way_of(*protocol, *host_port, *address) {
+        if taken.conflict_with(*protocol, *host_port, *address) {
             findings.refuse(PlanError::PublishedTwice { port: *host_port });
         }
-        places.add(*protocol, *host_port, *address);
+        taken.add(*protocol, *host_port, *address);
     }
-    if let Some(port) = listen_port.filter(|port| places.has(Protocol::Udp, *port)) {
+    if let Some(port) = listen_port.filter(|port| taken.has(Protocol::Udp, *port)) {
         findings.refuse(PlanError::PublishedForWireguard { port });
     }
 }
 
-/// The ports of the host's loopback that are reached from inside.
-fn host_ports(local: &Local, findings: &mut Findings) -> Vec<HostPort> {
+/// Decides which ports of the host's loopback the program can reach.
+fn decide_host_ports(local: &Local, findings: &mut Findings) -> Vec<HostPort> {
     let ports: BTreeSet<HostPort> = local.host_ports.iter().copied().collect();
     let for_names: BTreeSet<u16> =
         ports.iter().map(|port| port.port).filter(|port| NAME_PORTS.contains(port)).collect();
     for port in for_names {
         findings.refuse(PlanError::HostPortForNames { port });
     }
-    // What is published on all addresses is listened on at that of the link, too; what is on the loopback would lead back inside.
+    // A port that is published on all addresses occupies that of the link, too. One that is published on the loopback
+    // would lead back to the program.
     let leads_back =
         |port: &Publish| port.address.is_none_or(|address| address.is_loopback() || address.is_unspecified());
     let published = local.publish.iter().filter(|port| leads_back(port));

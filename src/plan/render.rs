@@ -1,11 +1,11 @@
-//! A plan as text for people: what `vpn-exec plan` prints. The same facts as its JSON, in the order in which they take effect.
+//! Prints a plan as text, as `vpn-exec plan` does: the same facts as its JSON, in the order in which they take effect.
 
 use std::fmt::{self, Display, Formatter};
 
 use super::{FirewallPlan, Parameter, Plan};
 use crate::config::{BackendChoice, SessionBus};
 
-/// The width of the column of labels.
+/// The width of the column of labels, in characters.
 const LABEL: usize = 15;
 
 impl Display for Plan {
@@ -14,9 +14,10 @@ impl Display for Plan {
         link(self, f)?;
         firewall(self, f)?;
         parameters(self, f)?;
-        names(self, f)?;
+        dns(self, f)?;
         program(self, f)?;
-        remarks(self, f)
+        hooks(self, f)?;
+        notes(self, f)
     }
 }
 
@@ -24,9 +25,9 @@ fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(f, "Tunnel {}", plan.name)?;
     row(f, "namespace", plan.namespace.display())?;
     let backend = match plan.backend {
-        BackendChoice::Auto => "auto: the kernel's WireGuard if there is one, else the embedded one",
+        BackendChoice::Auto => "auto: kernel if it has WireGuard, else userspace",
         BackendChoice::Kernel => "kernel",
-        BackendChoice::Userspace => "userspace: the embedded one",
+        BackendChoice::Userspace => "userspace: embedded in vpn-exec",
     };
     row(f, "backend", backend)?;
 
@@ -37,8 +38,8 @@ fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     rows(f, "routes", &wireguard.routes)?;
     row(f, "MTU", format_args!("{} ({})", wireguard.mtu, wireguard.mtu_reason))?;
     row(f, "IPv6", if wireguard.ipv6 { "on" } else { "off" })?;
-    row(f, "UDP port", if_set(wireguard.listen_port != 0, wireguard.listen_port, "any free one"))?;
-    row(f, "mark", if_set(wireguard.fwmark != 0, format_args!("{:#x}", wireguard.fwmark), "none"))?;
+    row(f, "UDP port", if_set(wireguard.listen_port != 0, wireguard.listen_port, "any free port"))?;
+    row(f, "firewall mark", if_set(wireguard.fwmark != 0, format_args!("{:#x}", wireguard.fwmark), "none"))?;
 
     if let Some(key) = &wireguard.public_key {
         row(f, "public key", key)?;
@@ -46,7 +47,7 @@ fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
 
     for peer in &wireguard.peers {
         writeln!(f, "\nPeer {}", peer.public_key)?;
-        row(f, "endpoint", peer.endpoint.as_deref().unwrap_or("none: it has to begin"))?;
+        row(f, "endpoint", peer.endpoint.as_deref().unwrap_or("none: the peer has to connect first"))?;
         rows(f, "allowed IPs", &peer.allowed_ips)?;
         row(f, "preshared key", if peer.preshared_key { "yes" } else { "no" })?;
         match peer.persistent_keepalive {
@@ -63,57 +64,55 @@ fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
         let ipv6 = ipv6.map(|address| format!(", {address}/127")).unwrap_or_default();
         format!("{name}: {ipv4}/31{ipv6}")
     };
-    writeln!(f, "\nLink to the host, for local traffic only")?;
+    writeln!(f, "\nLink to the host (local traffic only)")?;
     row(f, "on the host", end(&veth.host_interface, &veth.host_ipv4, veth.host_ipv6))?;
-    row(f, "inside", end(&veth.inner_interface, &veth.inner_ipv4, veth.inner_ipv6))?;
+    row(f, "in the tunnel", end(&veth.inner_interface, &veth.inner_ipv4, veth.inner_ipv6))?;
     if !plan.local.networks.is_empty() {
         rows(f, "local networks", &plan.local.networks)?;
-        rows(f, "behind", &plan.local.interfaces)?;
+        rows(f, "reached by", &plan.local.interfaces)?;
     }
     if !plan.publish.is_empty() {
-        rows(f, "published", &plan.publish)?;
+        rows(f, "published ports", &plan.publish)?;
     }
     if !plan.host_ports.is_empty() {
-        rows(f, "of the host", &plan.host_ports)?;
+        rows(f, "host ports", &plan.host_ports)?;
     }
     if !plan.open.is_empty() {
-        rows(f, "open", &plan.open)?;
+        rows(f, "open ports", &plan.open)?;
     }
     Ok(())
 }
 
 fn firewall(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     let FirewallPlan { inside, host } = &plan.firewall;
-    for (place, table) in
-        [("Rules for packets, inside", Some(inside)), ("Rules for packets, on the host", host.as_ref())]
-    {
+    for (place, table) in [("Packet rules in the tunnel", Some(inside)), ("Packet rules on the host", host.as_ref())] {
         let Some(table) = table else { continue };
         writeln!(f, "\n{place}")?;
         for line in table.to_string().lines() {
-            writeln!(f, "  {}", Plain(line.replace('\t', "  ")))?;
+            writeln!(f, "  {}", Escaped(line.replace('\t', "  ")))?;
         }
     }
     Ok(())
 }
 
 fn parameters(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
-    writeln!(f, "\nKernel parameters, inside")?;
+    writeln!(f, "\nKernel parameters in the tunnel")?;
     for Parameter { name, value } in &plan.parameters {
         writeln!(f, "  {name} = {}", value.replace('\t', " "))?;
     }
     Ok(())
 }
 
-fn names(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
-    writeln!(f, "\nNames, as the program sees them")?;
+fn dns(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\nName resolution (DNS)")?;
     for (file, text) in [
-        ("/etc/resolv.conf", plan.names.resolv_conf.as_str()),
-        ("/etc/hosts, added to the host's", &plan.names.hosts),
-        ("/etc/nsswitch.conf, in place of the host's line", &plan.names.nsswitch_hosts),
+        ("/etc/resolv.conf", plan.dns.resolv_conf.as_str()),
+        ("/etc/hosts, before the host's lines", &plan.dns.hosts),
+        ("/etc/nsswitch.conf, instead of the host's line", &plan.dns.nsswitch_hosts),
     ] {
         writeln!(f, "  {file}")?;
         for line in text.lines() {
-            writeln!(f, "    {}", Plain(line))?;
+            writeln!(f, "    {}", Escaped(line))?;
         }
     }
     Ok(())
@@ -123,33 +122,33 @@ fn program(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     let privileges = &plan.privileges;
     writeln!(f, "\nProgram")?;
     row(f, "user", privileges.user.as_deref().unwrap_or("the caller"))?;
-    row(f, "group", privileges.group.as_deref().unwrap_or("the user's"))?;
+    row(f, "group", privileges.group.as_deref().unwrap_or("that of the user"))?;
     rows(f, "capabilities", &privileges.capabilities)?;
     row(
         f,
         "new privileges",
-        if privileges.no_new_privileges { "none can be gained" } else { "by set-user-ID programs" },
+        if privileges.no_new_privileges { "not allowed" } else { "allowed: set-user-ID programs work" },
     )?;
     let session = match privileges.buses.session {
-        SessionBus::Filtered => "filtered: desktop services that neither run nor fetch anything",
-        SessionBus::Whole => "the whole of it",
+        SessionBus::Filtered => "filtered: only desktop services that neither run programs nor use the network",
+        SessionBus::Whole => "all services",
         SessionBus::None => "none",
     };
     row(f, "session bus", session)?;
     if !privileges.buses.talk.is_empty() {
-        rows(f, "also talks to", &privileges.buses.talk)?;
+        rows(f, "other services", &privileges.buses.talk)?;
     }
-    row(f, "system bus", if privileges.buses.system { "shown" } else { "hidden" })?;
+    row(f, "system bus", if privileges.buses.system { "visible" } else { "hidden" })?;
     if plan.sockets.any {
-        row(f, "unix sockets", "all of the host's")?;
+        row(f, "unix sockets", "all sockets of the host")?;
     } else {
         rows(f, "unix sockets", &plan.sockets.open)?;
     }
     let hidden: Vec<String> = plan.hidden.iter().map(|path| path.display().to_string()).collect();
-    rows(f, "hidden", &hidden)
+    rows(f, "hidden paths", &hidden)
 }
 
-fn remarks(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
+fn hooks(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     if !plan.hooks.is_empty() {
         writeln!(f, "\nHooks")?;
     }
@@ -157,21 +156,25 @@ fn remarks(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
         let prefix = if hook.run { "" } else { "not run: " };
         row(f, &hook.kind.to_string(), format_args!("{prefix}{}", hook.command))?;
     }
+    Ok(())
+}
+
+fn notes(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     if !plan.notes.is_empty() {
         writeln!(f, "\nNotes")?;
     }
     for note in &plan.notes {
-        writeln!(f, "  - {}", Plain(note))?;
+        writeln!(f, "  - {}", Escaped(note))?;
     }
     Ok(())
 }
 
-/// A line of a label and a value.
+/// Writes a line with a label and a value.
 fn row(f: &mut Formatter<'_>, label: &str, value: impl Display) -> fmt::Result {
-    writeln!(f, "  {label:LABEL$} {}", Plain(value))
+    writeln!(f, "  {label:LABEL$} {}", Escaped(value))
 }
 
-/// A line for each value, the label on the first.
+/// Writes a line for each value, with the label on the first.
 fn rows<T: Display>(f: &mut Formatter<'_>, label: &str, values: &[T]) -> fmt::Result {
     if values.is_empty() {
         return row(f, label, "none");
@@ -186,10 +189,10 @@ fn if_set(set: bool, value: impl Display, otherwise: &str) -> String {
     if set { value.to_string() } else { otherwise.to_owned() }
 }
 
-/// Text that came from a file, with control characters escaped: they could make a terminal show something else.
-struct Plain<T>(T);
+/// Displays a value with control characters escaped, as those in a file could make a terminal show something else.
+struct Escaped<T>(T);
 
-impl<T: Display> Display for Plain<T> {
+impl<T: Display> Display for Escaped<T> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for c in self.0.to_string().chars() {
             if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }

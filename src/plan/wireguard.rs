@@ -1,4 +1,4 @@
-//! WireGuard's interface: its addresses, what is routed into it, and its peers; and whether these make a tunnel at all.
+//! The WireGuard interface: its addresses, routes and peers, and whether a tunnel can work with them.
 
 use std::collections::BTreeMap;
 
@@ -12,27 +12,27 @@ use crate::config::{Config, WgQuick};
 use crate::keys::PublicKey;
 use crate::names::InterfaceName;
 
-/// WireGuard's interface.
+/// The WireGuard interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireguardPlan {
     /// Its name in the namespace: `wg0`.
     pub interface: InterfaceName,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Where [`Self::mtu`] comes from, as a phrase.
+    /// A phrase that explains [`Self::mtu`].
     pub mtu_reason: String,
     /// Its addresses.
     pub addresses: Vec<IpNet>,
-    /// What is routed into it, in the order of the addresses, IPv4 first. One may equal the network of an address; for IPv4
-    /// the kernel has then made that route already.
+    /// The routes into it, sorted, IPv4 first. One may equal the network of an address; for IPv4 the kernel then has
+    /// created that route already.
     pub routes: Vec<IpNet>,
-    /// Whether there is IPv6 in the namespace at all (but for lo).
+    /// Whether interfaces of the namespace other than lo have IPv6.
     pub ipv6: bool,
-    /// The UDP port on the host; 0: any free one.
+    /// The UDP port on the host; 0: any free port.
     pub listen_port: u16,
-    /// The mark of the encrypted packets; 0: none.
+    /// The firewall mark of the encrypted packets; 0: none.
     pub fwmark: u32,
-    /// The public key that belongs to its private key, which is no secret: by it the peers know the interface.
+    /// Its public key, by which peers identify it. It is not a secret.
     #[serde(default)]
     pub public_key: Option<PublicKey>,
     /// The peers.
@@ -42,26 +42,26 @@ pub struct WireguardPlan {
 /// A peer, without its secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerPlan {
-    /// Its key.
+    /// Its public key.
     pub public_key: PublicKey,
-    /// Whether there is a preshared key.
+    /// Whether it has a preshared key.
     pub preshared_key: bool,
-    /// Where it is reached, as the file has it.
+    /// Its endpoint, as written in the file.
     pub endpoint: Option<String>,
-    /// What is sent to it.
+    /// The networks that are routed to it.
     pub allowed_ips: Vec<IpNet>,
-    /// Seconds between keepalives.
+    /// The seconds between keepalives; `None`: off.
     pub persistent_keepalive: Option<u16>,
 }
 
-/// What is reached through the tunnel, and from which addresses.
-pub(super) struct Reach {
+/// The interface's addresses, and the routes into the tunnel.
+pub(super) struct Routing {
     pub(super) addresses: Vec<IpNet>,
     pub(super) routes: Vec<IpNet>,
     pub(super) ipv6: bool,
 }
 
-/// Refuses what can make no tunnel whatever its addresses are: keys, peers, endpoints.
+/// Checks keys, peers and endpoints.
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     let WgQuick { interface, peers } = &config.wireguard;
     match &interface.private_key {
@@ -72,7 +72,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
             match peers.as_slice() {
                 [only] if only.public_key == own => findings.refuse(PlanError::OnlyPeerIsSelf),
                 peers if peers.iter().any(|peer| peer.public_key == own) => {
-                    findings.note(format!("The peer {own} is this tunnel itself, and WireGuard leaves it out."));
+                    findings.note(format!("The peer {own} has the key of this tunnel itself; WireGuard ignores it."));
                 }
                 _ => {}
             }
@@ -84,26 +84,31 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         findings.refuse(PlanError::NoPeer);
     } else if without_endpoint.clone().count() == peers.len() {
         if listens {
-            findings.note("No peer has an endpoint: the tunnel is of use once a peer has begun.".into());
+            findings
+                .note("No peer has an endpoint: the tunnel cannot be used until a peer has connected to it.".into());
         } else {
             findings.refuse(PlanError::NoEndpoint);
         }
     } else {
         for peer in without_endpoint {
             let key = peer.public_key;
-            findings.note(format!("The peer {key} has no endpoint: nothing is sent to it before it has begun."));
+            findings.note(format!(
+                "The peer {key} has no endpoint: it cannot be reached until it has connected to this tunnel."
+            ));
         }
     }
     if listens && let Some(port) = interface.listen_port {
-        findings.note(format!("WireGuard listens on UDP port {port} of the host, on all of the host's addresses."));
+        findings.note(format!("WireGuard listens on UDP port {port} on all addresses of the host."));
     }
     if let Some(mark) = interface.fwmark.filter(|mark| *mark != 0) {
-        findings.note(format!("The encrypted packets carry the mark {mark:#x}, which rules of the host may act on."));
+        findings.note(format!(
+            "The encrypted packets carry the firewall mark {mark:#x}, which rules of the host may match."
+        ));
     }
 }
 
-/// Decides the addresses and the routes. Of IPv6 there are none where the kernel has none.
-pub(super) fn reach(file: &WgQuick, facts: &Facts, findings: &mut Findings) -> Reach {
+/// Decides the addresses and the routes. There are none of IPv6 if the kernel has no IPv6.
+pub(super) fn routing(file: &WgQuick, facts: &Facts, findings: &mut Findings) -> Routing {
     let mut addresses = addresses(&file.interface.addresses, findings);
     if facts.without_ipv6 {
         let (of_ipv6, of_ipv4): (Vec<IpNet>, Vec<IpNet>) = addresses.iter().partition(|net| net.addr().is_ipv6());
@@ -112,7 +117,7 @@ pub(super) fn reach(file: &WgQuick, facts: &Facts, findings: &mut Findings) -> R
             findings.refuse(PlanError::KernelWithoutIpv6);
         } else if !of_ipv6.is_empty() {
             findings.note(format!(
-                "This kernel has no IPv6, so the tunnel has none, and not the address {}.",
+                "This kernel has no IPv6, so the tunnel has no IPv6, and its address {} is not used.",
                 list.join(", ")
             ));
         }
@@ -128,12 +133,12 @@ pub(super) fn reach(file: &WgQuick, facts: &Facts, findings: &mut Findings) -> R
     let (kept, dropped): (Vec<IpNet>, Vec<IpNet>) =
         routes.into_iter().partition(|net| if net.addr().is_ipv4() { ipv4 } else { ipv6 });
     if kept.is_empty() && dropped.is_empty() {
-        // Without a peer, that alone is said.
+        // A missing peer is reported already.
         if !file.peers.is_empty() {
             findings.refuse(PlanError::NothingRouted);
         }
     } else if !addresses.is_empty() {
-        // Only one family can be dropped where there is an address at all.
+        // There is an address, so at most one family is dropped.
         let (present, absent) = if ipv4 { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
         if kept.is_empty() {
             findings.refuse(PlanError::FamiliesApart { addresses: present, allowed: absent });
@@ -143,26 +148,29 @@ pub(super) fn reach(file: &WgQuick, facts: &Facts, findings: &mut Findings) -> R
         }
     }
     if !kept.is_empty() {
-        note_rest(&kept, [("IPv4", ipv4), ("IPv6", ipv6)], findings);
+        note_partial_routes(&kept, [("IPv4", ipv4), ("IPv6", ipv6)], findings);
     }
-    Reach { addresses, routes: kept, ipv6 }
+    Routing { addresses, routes: kept, ipv6 }
 }
 
-/// Says so where the tunnel leads to a part of a family's addresses alone: what looks like a VPN to the Internet may be one to a company.
-fn note_rest(routes: &[IpNet], families: [(&str, bool); 2], findings: &mut Findings) {
+/// Adds a note if the tunnel only leads to a part of a family's addresses: a VPN that is expected to lead to the
+/// Internet may only lead to a company.
+fn note_partial_routes(routes: &[IpNet], families: [(&str, bool); 2], findings: &mut Findings) {
     let whole = IpNet::aggregate(&routes.to_vec());
-    for (family, is_there) in families {
+    for (family, is_present) in families {
         let own: Vec<&IpNet> = whole.iter().filter(|net| net.addr().is_ipv4() == (family == "IPv4")).collect();
-        if is_there && own.is_empty() {
-            findings.note(format!("AllowedIPs have nothing of {family}, so nothing of it is reached by the tunnel."));
-        } else if own.iter().any(|net| net.prefix_len() > 0) {
+        if is_present && own.is_empty() {
             findings
-                .note(format!("AllowedIPs have a part of {family} only: nothing else of it is reached by the tunnel."));
+                .note(format!("AllowedIPs contain no {family} network, so the tunnel leads to no {family} address."));
+        } else if own.iter().any(|net| net.prefix_len() > 0) {
+            findings.note(format!(
+                "AllowedIPs only contain a part of {family}: the tunnel leads to no other {family} address."
+            ));
         }
     }
 }
 
-/// The addresses as given, each once. The kernel has an IPv6 address once only, whatever its prefix.
+/// Returns the addresses as given, without duplicates. The kernel accepts an IPv6 address once, whatever its prefix.
 fn addresses(given: &[IpNet], findings: &mut Findings) -> Vec<IpNet> {
     let mut kept: Vec<IpNet> = Vec::with_capacity(given.len());
     for net in given {
@@ -185,24 +193,24 @@ fn addresses(given: &[IpNet], findings: &mut Findings) -> Vec<IpNet> {
     kept
 }
 
-/// Says what of AllowedIPs is of no effect.
+/// Adds notes about AllowedIPs that have no effect.
 fn note_peers(file: &WgQuick, findings: &mut Findings) {
     let mut last: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
     for peer in &file.peers {
         let key = peer.public_key;
         if peer.allowed_ips.is_empty() {
-            findings.note(format!("The peer {key} has no AllowedIPs: nothing is sent to it or taken from it."));
+            findings.note(format!("The peer {key} has no AllowedIPs: no packets are sent to it or accepted from it."));
         }
         for net in &peer.allowed_ips {
             if let Some(former) = last.insert(net.trunc(), key).filter(|former| *former != key) {
                 findings
-                    .note(format!("{net} is given to two peers; WireGuard sends to the later, {key}, not {former}."));
+                    .note(format!("Two peers have AllowedIPs {net}; WireGuard uses the later, {key}, not {former}."));
             }
         }
     }
 }
 
-/// The peers, without their secrets.
+/// Returns the peers without their secrets.
 pub(super) fn peers(file: &WgQuick) -> Vec<PeerPlan> {
     let plan = |peer: &crate::config::Peer| PeerPlan {
         public_key: peer.public_key,

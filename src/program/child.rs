@@ -15,14 +15,14 @@ use super::{DEFAULT_PATH, Failure, Program, SetupResult, enter, privileges, view
 use crate::config::SessionBus;
 use crate::fault;
 use crate::linux::process;
-use crate::linux::signals::{self, Inherited};
+use crate::linux::signals::{self, InheritedSignals};
 
 /// A fresh child of vpn-exec's, and what its parent has given it.
 pub(super) struct Child<'a> {
     pub(super) program: &'a Program,
     pub(super) parent: u32,
     /// What the parent's signals were before it blocked them.
-    pub(super) inherited: Inherited,
+    pub(super) inherited: InheritedSignals,
     /// Where a byte is read before the tunnel is entered, and another before the program is executed.
     pub(super) wait: &'a OwnedFd,
     /// The way to the service manager, if there is one.
@@ -89,9 +89,9 @@ impl Child<'_> {
         };
         let environment = program.identity.environment(std::env::vars_os().collect(), surroundings);
         if !fault::is_broken("descriptors") {
-            process::close_at_exec_from(3).map_err(doing("close inherited files"))?;
+            process::set_close_on_exec_from(3).map_err(doing("close inherited files"))?;
         }
-        process::keep_at_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
+        process::clear_close_on_exec(3, program.listen_fds).map_err(doing("pass on the files of LISTEN_FDS"))?;
         process::set_umask(program.umask);
         tracing::debug!("the process waits for the tunnel");
         await_byte(wait)?;

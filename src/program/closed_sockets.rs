@@ -5,11 +5,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::identity::Identity;
-use crate::linux::mirror::Hidden;
+use crate::linux::mirror::HiddenPaths;
 use crate::linux::process;
-use crate::linux::unix_sockets::{Bound, UnixSockets};
+use crate::linux::unix_sockets::{BoundSocket, UnixSockets};
 use crate::plan::Plan;
-use crate::plan::sockets;
+use crate::plan::host_sockets;
 
 /// Returns a sentence for each unix socket that the program's user could connect to on the host, and that is closed inside.
 ///
@@ -24,24 +24,24 @@ pub(crate) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>>
         Identity::Other(account) => account.uid,
     };
     let home = identity.home();
-    let hidden = Hidden(plan.hidden.clone());
+    let hidden = HiddenPaths(plan.hidden.clone());
     let is_hidden = |path: &Path| path.ancestors().any(|part| hidden.has(part));
-    let is_closed = |bound: &Bound| {
+    let is_closed = |bound: &BoundSocket| {
         bound.is_listening
             && bound.path.is_absolute()
             && !is_hidden(&bound.path)
             && may_connect(&bound.path, user)
-            && !plan.sockets.is_open(&bound.path, home.as_deref())
+            && !plan.sockets.allows(&bound.path, home.as_deref())
     };
-    let mut closed: Vec<Bound> = UnixSockets::open()?.bound()?.into_iter().filter(is_closed).collect();
+    let mut closed: Vec<BoundSocket> = UnixSockets::open()?.bound()?.into_iter().filter(is_closed).collect();
     closed.sort_by(|one, other| one.path.cmp(&other.path));
     closed.dedup_by(|one, other| one.path == other.path);
     Ok(closed.iter().map(sentence).collect())
 }
 
-fn sentence(bound: &Bound) -> String {
+fn sentence(bound: &BoundSocket) -> String {
     let path = bound.path.display();
-    let who = match (process::holder_of_socket(bound.inode), sockets::listener_of(&bound.path)) {
+    let who = match (process::socket_owner(bound.inode), host_sockets::known_listener(&bound.path)) {
         (Some((pid, name)), _) => format!(" ({name}, pid {pid})"),
         (None, Some(who)) => format!(" ({who})"),
         (None, None) => String::new(),

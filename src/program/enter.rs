@@ -7,11 +7,11 @@ use super::{Program, SetupResult, gnupg, view};
 use crate::fault;
 use crate::linux::mirror::Mirror;
 use crate::linux::mounts;
-use crate::linux::namespace::{Named, Names};
+use crate::linux::namespace::{NameLookup, NamesDirectory};
 
 /// What a process needs from the host's side of its mount namespace, once it has one of its own.
 pub(super) struct Isolated {
-    names: Names,
+    names: NamesDirectory,
     directory: io::Result<PathBuf>,
     /// Its view of the host's files, to be kept up to date.
     pub(super) mirror: Mirror,
@@ -20,9 +20,9 @@ pub(super) struct Isolated {
 /// Moves the calling process into a mount namespace of its own, with its own view of names. The tunnel need not be there yet.
 pub(super) fn isolate(program: &Program) -> SetupResult<Isolated> {
     let doing = |what| move |error: io::Error| (what, error);
-    let names = Names::hold().map_err(doing("open the tunnel's namespace"))?;
+    let names = NamesDirectory::open().map_err(doing("open the tunnel's namespace"))?;
     let directory = std::env::current_dir();
-    mounts::isolate().map_err(doing("make a mount namespace"))?;
+    mounts::unshare().map_err(doing("make a mount namespace"))?;
     let mirror = view::show(program)?;
     // Where all sockets are open, the host's own services are wanted.
     if !program.sockets.any && !fault::is_broken("sockets") {
@@ -35,16 +35,16 @@ pub(super) fn isolate(program: &Program) -> SetupResult<Isolated> {
 pub(super) fn enter(program: &Program, isolated: Isolated) -> SetupResult<()> {
     let doing = |what| move |error: io::Error| (what, error);
     match isolated.names.look_up(&program.namespace).map_err(doing("open the tunnel's namespace"))? {
-        Named::Namespace(_) if fault::is_broken("namespace") => {}
-        Named::Namespace(namespace) => namespace.enter().map_err(doing("enter the tunnel's namespace"))?,
-        Named::File(_) | Named::Free => {
+        NameLookup::Namespace(_) if fault::is_broken("namespace") => {}
+        NameLookup::Namespace(namespace) => namespace.enter().map_err(doing("enter the tunnel's namespace"))?,
+        NameLookup::File(_) | NameLookup::Free => {
             return Err(("open the tunnel's namespace", io::Error::from(io::ErrorKind::NotFound)));
         }
     }
     // A sysfs shows the network namespace in which it was mounted, so this comes last.
     show_own_sys().map_err(doing("mount /sys for the tunnel's namespace"))?;
     if !program.new_privileges
-        && let Err(error) = mounts::ignore_privileges_of_files()
+        && let Err(error) = mounts::set_nosuid_everywhere()
     {
         // Nothing is gained by a file in any case. But where a file has capabilities that a program cannot have, as Debian's ping has, the
         // kernel does not execute it at all, though it may do without them.
@@ -60,8 +60,8 @@ fn show_own_sys() -> io::Result<()> {
     if !Path::new("/sys/class/net").exists() {
         return Ok(());
     }
-    mounts::replace_sys().or_else(|error| {
+    mounts::replace_sysfs().or_else(|error| {
         tracing::debug!(%error, "/sys cannot be mounted anew, so the interfaces in it are hidden");
-        mounts::hide_sys_interfaces()
+        mounts::hide_sysfs_interfaces()
     })
 }

@@ -71,7 +71,7 @@ fn cover(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
             rustix::fs::FileType::Directory => fs::create_dir(&place)?,
             _ => drop(fs::File::create(&place)?),
         }
-        mounts::bind_all(Path::new(&source), &place)?;
+        mounts::bind_recursive(Path::new(&source), &place)?;
     }
     Ok(())
 }

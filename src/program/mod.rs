@@ -22,6 +22,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -31,10 +32,11 @@ use thiserror::Error;
 use crate::config::Buses;
 use crate::lease::Lease;
 use crate::linux::capabilities::CapabilitySet;
+use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
-use crate::plan::{NamesPlan, SocketsPlan};
+use crate::plan::{DnsPlan, SocketsPlan};
 use child::Child;
 use guards::Guards;
 use helpers::Helpers;
@@ -58,7 +60,7 @@ pub struct Program {
     /// A directory that exists on the host and is of no use to the program: the place to build its private files in.
     pub staging: PathBuf,
     /// What it sees of names.
-    pub names: NamesPlan,
+    pub names: DnsPlan,
     /// The paths that it does not see: those of [`crate::plan::hidden_paths`].
     pub hidden: Vec<PathBuf>,
     /// The unix sockets of the host that it can connect to.
@@ -225,7 +227,7 @@ type SetupResult<T> = Result<T, (&'static str, io::Error)>;
 /// tunnel, the other half of the work is done here.
 pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'a>, ProgramError> {
     let system = |what| move |error: io::Error| ProgramError::System { what, error };
-    process::adopt_orphans().map_err(system("become the parent of orphans"))?;
+    process::become_subreaper().map_err(system("become the parent of orphans"))?;
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (failure, writer) = pipe().map_err(system("make a pipe"))?;
     let (wait, go) = pipe().map_err(system("make a pipe"))?;
@@ -268,6 +270,14 @@ impl Launch<'_> {
     /// Readable once the process has found that it cannot become the program: [`Self::run`] then says why.
     pub fn failure(&self) -> BorrowedFd<'_> {
         self.failure.as_fd()
+    }
+
+    /// Returns whether the process has reported that it cannot become the program.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn has_failed(&self) -> io::Result<bool> {
+        Ok(wait_for(&[self.failure.as_fd()], Some(Duration::ZERO))?[0])
     }
 
     fn go_on(&self) {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use crate::linux::capabilities::{self, CapabilitySet};
-use crate::linux::service_manager::{Message, NotifySocket, ServiceManager};
+use crate::linux::service_manager::{Notification, NotifySocket, ServiceManager};
 
 /// Where the program finds the socket. That is in the program's own `/run`, which nobody else has.
 pub(super) const SOCKET: &str = "/run/vpn-exec.notify";
@@ -49,15 +49,15 @@ impl NotifyRelay {
         Ok(main)
     }
 
-    fn tell(&self, text: &[u8], message: &Message, program: i32) -> io::Result<()> {
+    fn tell(&self, text: &[u8], message: &Notification, program: i32) -> io::Result<()> {
         if message.sender == program {
-            return self.manager.pass_on(text, &message.descriptors, None);
+            return self.manager.forward(text, &message.descriptors, None);
         }
         if message.sender == 0 {
             return Err(io::Error::other("its sender cannot be seen"));
         }
         capabilities::raise(CapabilitySet::SYS_ADMIN)?;
-        let told = self.manager.pass_on(text, &message.descriptors, Some(message.sender));
+        let told = self.manager.forward(text, &message.descriptors, Some(message.sender));
         capabilities::limit(capabilities::permitted()?, CapabilitySet::KILL)?;
         told
     }

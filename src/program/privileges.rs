@@ -4,9 +4,9 @@ use std::io;
 
 use super::identity::Identity;
 use super::{Program, SetupResult};
-use crate::linux::capabilities::{self, CapabilitySet, State};
+use crate::linux::capabilities::{self, CapabilitySet, ThreadCapabilities};
 use crate::linux::process;
-use crate::linux::seccomp::Filter;
+use crate::linux::seccomp::SyscallFilter;
 use crate::{fault, keeper};
 
 /// What root may have inside with `--new-privs`, be it that the program is root already or becomes root by a set-user-ID file: what it takes
@@ -31,14 +31,17 @@ pub(super) fn assume(program: &Program) -> SetupResult<()> {
     let doing = |what| move |error: io::Error| (what, error);
     let kept = program.kept;
     // First, as one that may gain privileges later could not do it without those that are about to go.
-    Filter::for_programs().install_at_no_cost().map_err(doing("restrict the program's system calls"))?;
+    SyscallFilter::for_programs()
+        .install_without_speculation_limits()
+        .map_err(doing("restrict the program's system calls"))?;
     let gained = if program.new_privileges { of_root() } else { CapabilitySet::empty() };
-    capabilities::bound(kept | gained, program.last_capability).map_err(doing("clear the bounding set"))?;
-    capabilities::survive_change_of_user().map_err(doing("set the secure bits"))?;
+    capabilities::limit_bounding_set(kept | gained, program.last_capability)
+        .map_err(doing("clear the bounding set"))?;
+    capabilities::keep_across_user_change().map_err(doing("set the secure bits"))?;
     program.identity.assume().map_err(doing("change to the program's user"))?;
     if program.identity != Identity::Unchanged {
         // A session keyring is inherited, and whoever has it inherited may read its keys, whatever user that is.
-        process::leave_session_keyring().map_err(doing("leave the caller's session keyring"))?;
+        process::join_new_session_keyring().map_err(doing("leave the caller's session keyring"))?;
     }
     let root = nix::unistd::geteuid().is_root();
     // Root has its capabilities by being root, within the bounding set. Only others need the ambient set for that.
@@ -51,9 +54,9 @@ pub(super) fn assume(program: &Program) -> SetupResult<()> {
     let inheritable = if ambient { kept } else { CapabilitySet::empty() };
     capabilities::set(kept, inheritable).map_err(doing("drop capabilities"))?;
     if !program.new_privileges {
-        capabilities::forbid_new_privileges().map_err(doing("forbid new privileges"))?;
+        capabilities::set_no_new_privileges().map_err(doing("forbid new privileges"))?;
     }
-    let state = State::read().map_err(doing("read the capabilities"))?;
+    let state = ThreadCapabilities::read().map_err(doing("read the capabilities"))?;
     if !state.is_within(kept) {
         return Err(("drop capabilities", io::Error::other("they are still there")));
     }
@@ -66,7 +69,7 @@ pub(super) fn limit_supervisor(program: &Program) -> io::Result<()> {
     // A keeper does this for itself, but one that is started later could not any more.
     if capabilities::permitted()?.contains(CapabilitySet::SETPCAP) {
         capabilities::raise(CapabilitySet::SETPCAP)?;
-        capabilities::bound(program.keeper_gains, program.last_capability)?;
+        capabilities::limit_bounding_set(program.keeper_gains, program.last_capability)?;
     }
     capabilities::limit(keeper::needed_capabilities(), CapabilitySet::KILL)
 }

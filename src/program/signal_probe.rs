@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
-use crate::linux::signals::{Received, Signals};
+use crate::linux::signals::{ReceivedSignal, Signals};
 
 /// How long the signal_probe may take to have a signal that vpn-exec has had. The manager signals the main process first, and then the others,
 /// in one go.
@@ -63,7 +63,7 @@ impl SignalProbe {
     }
 
     /// Whether a signal that vpn-exec has received was for the whole group.
-    pub(super) fn has_seen(&mut self, received: Received) -> io::Result<bool> {
+    pub(super) fn has_seen(&mut self, received: ReceivedSignal) -> io::Result<bool> {
         if received.from_kernel || received.sender != self.manager {
             return Ok(false);
         }
@@ -108,10 +108,10 @@ fn be_witness(launcher: u32, manager: i32, signals: &mut Signals, writer: &Owned
         return Ok(());
     }
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())?;
-    capabilities::forbid_new_privileges()?;
+    capabilities::set_no_new_privileges()?;
     process::redirect_to_null(&[0, 1, 2])?;
     // The lease is among the others, which must end with vpn-exec. What owns them is the parent's: this process never returns to it.
-    process::close_all_but(&mut [signals.as_fd().as_raw_fd(), writer.as_raw_fd()])?;
+    process::close_all_except(&mut [signals.as_fd().as_raw_fd(), writer.as_raw_fd()])?;
     loop {
         wait_for(&[signals.as_fd()], None)?;
         while let Some(received) = signals.receive()? {

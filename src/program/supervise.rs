@@ -19,14 +19,14 @@ use super::{Outcome, Program, ProgramError, privileges};
 use crate::lease::{Event, Lease};
 use crate::linux::poll::wait_for;
 use crate::linux::process;
-use crate::linux::signals::{self, Received, Signals};
+use crate::linux::signals::{self, ReceivedSignal, Signals};
 use crate::names::TunnelName;
 use crate::session::recovery;
 
 /// The numbers of the signals that are passed on, and of SIGCHLD: all that somebody may send who means the program. A service manager
 /// sends SIGABRT to one that hangs (systemd.service(5), WatchdogSignal=), and whatever the unit says to stop it (KillSignal=).
 pub fn watched() -> impl Iterator<Item = i32> {
-    WATCHED.into_iter().map(|signal| signal as i32).chain(signals::real_time())
+    WATCHED.into_iter().map(|signal| signal as i32).chain(signals::real_time_numbers())
 }
 
 const WATCHED: [Signal; 13] = [
@@ -62,7 +62,7 @@ struct Supervision<'a> {
     /// The processes that help the program.
     helpers: &'a mut Helpers,
     /// The process that the program has named the main one in its own place (sd_notify(3), MAINPID).
-    main: Option<process::Held>,
+    main: Option<process::ProcessHandle>,
     ended: Option<Outcome>,
     /// When it is to be said that there was no handshake yet. None once there was one, or it was said.
     silent: Option<Instant>,
@@ -206,7 +206,7 @@ impl Supervision<'_> {
             return Ok(());
         }
         // Held first: a number that is another process's by now belongs to none of the program's, or to one that is.
-        match process::Held::of(main) {
+        match process::ProcessHandle::of(main) {
             Ok(held) if is_descendant(main) && !held.has_ended()? => {
                 tracing::debug!("the main process is {main} now");
                 self.former.get_or_insert(Outcome::Exited(0));
@@ -319,7 +319,7 @@ impl Supervision<'_> {
         Ok(process::children()?.into_iter().filter(is_orphan).collect())
     }
 
-    fn pass_on(&mut self, received: Received) -> io::Result<()> {
+    fn pass_on(&mut self, received: ReceivedSignal) -> io::Result<()> {
         if received.is(Signal::SIGCHLD) || received.from_self {
             return Ok(());
         }
@@ -385,7 +385,7 @@ impl Supervision<'_> {
 
     fn hear_from_keeper(&mut self) -> io::Result<()> {
         let reason = match self.lease.next_event()? {
-            Some(Event::Failed { reason, .. }) => reason,
+            Some(Event::Failed(failure)) => failure.message,
             Some(Event::Gone) => "it is gone".into(),
             Some(Event::Connected) => {
                 self.silent = None;
@@ -425,7 +425,7 @@ impl Supervision<'_> {
 /// one that is sent to this process alone is passed on as others are.
 fn stop_with_program(signal: i32) -> io::Result<()> {
     if [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].iter().any(|stops| *stops as i32 == signal) {
-        signals::stop()?;
+        signals::stop_self()?;
     }
     Ok(())
 }

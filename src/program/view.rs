@@ -12,11 +12,11 @@ use nix::sys::signal::Signal;
 use super::{Program, SetupResult, helpers};
 use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
-use crate::linux::mirror::{Hidden, Mirror};
+use crate::linux::mirror::{HiddenPaths, Mirror};
 use crate::linux::mounts;
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
-use crate::linux::seccomp::Filter;
+use crate::linux::seccomp::SyscallFilter;
 use crate::registry::{self, HOSTS, NSSWITCH_CONF};
 
 /// The directories that are copied. Where the copies are built comes last: it is covered then.
@@ -122,7 +122,7 @@ fn moved() -> Vec<(&'static Path, PathBuf)> {
 }
 
 /// What the copies do not have. On older systems `/var/run` is a directory of its own, with the same in it as `/run`.
-fn hidden(program: &Program, moved: &[(&Path, PathBuf)]) -> Hidden {
+fn hidden(program: &Program, moved: &[(&Path, PathBuf)]) -> HiddenPaths {
     let older = program.hidden.iter().filter_map(|path| path.strip_prefix("/run").ok());
     let older = older.map(|rest| Path::new("/var/run").join(rest));
     let own = [RESOLV_CONF, HOSTS, NSSWITCH_CONF].map(PathBuf::from);
@@ -131,7 +131,7 @@ fn hidden(program: &Program, moved: &[(&Path, PathBuf)]) -> Hidden {
         let there = all.iter().filter_map(|path| path.strip_prefix(directory).ok()).map(|rest| place.join(rest));
         all.extend(there.collect::<Vec<_>>());
     }
-    Hidden(all)
+    HiddenPaths(all)
 }
 
 /// Starts the process that keeps the copies up to date, until `parent`, the caller's own parent, ends or closes the other end of `alive`.
@@ -162,13 +162,13 @@ fn limit(mirror: &Mirror, parent: u32, last: u8, alive: &OwnedFd) -> io::Result<
     std::env::set_current_dir("/")?;
     process::redirect_to_null(&[0, 1, 2])?;
     let mut own: Vec<i32> = mirror.descriptors().chain([alive.as_raw_fd()]).collect();
-    process::close_all_but(&mut own)?;
+    process::close_all_except(&mut own)?;
     // It reads what the host has in its directories: should that take it over, it has no way to more.
     capabilities::raise(CapabilitySet::SETPCAP)?;
-    capabilities::bound(CapabilitySet::empty(), last)?;
+    capabilities::limit_bounding_set(CapabilitySet::empty(), last)?;
     capabilities::limit(CapabilitySet::SYS_ADMIN, CapabilitySet::SYS_ADMIN)?;
-    capabilities::forbid_new_privileges()?;
-    Filter::allowing(CALLS, &[])?.install()
+    capabilities::set_no_new_privileges()?;
+    SyscallFilter::allow_only(CALLS, &[])?.install()
 }
 
 fn work(mirror: &mut Mirror, alive: &OwnedFd) -> io::Result<()> {

@@ -23,10 +23,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::linux::namespace::{self, NamesMade, NamespaceId};
+use crate::linux::namespace::{self, NamesSetup, NamespaceId};
 use crate::linux::process::ProcessId;
 use crate::names::TunnelName;
-use crate::plan::{NamesPlan, Plan, VethPlan};
+use crate::plan::{DnsPlan, Plan, VethPlan};
 use crate::wireguard::Backend;
 
 /// The file, beside the tunnels' directories, that says what had to be made for `/run/netns`.
@@ -184,7 +184,7 @@ impl Directory {
     }
 
     /// Writes what is seen inside of names: the files that a program's or a service's own `/etc` has.
-    pub fn write_names(&self, names: &NamesPlan) -> io::Result<()> {
+    pub fn write_names(&self, names: &DnsPlan) -> io::Result<()> {
         self.write_resolv_conf(&names.resolv_conf)?;
         self.write_seen("hosts", &names.hosts_file(&read_host_file(HOSTS.as_ref())?))?;
         self.write_seen("nsswitch.conf", &names.nsswitch_file(&read_host_file(NSSWITCH_CONF.as_ref())?))
@@ -221,7 +221,7 @@ impl Directory {
     }
 
     /// The claim itself: whoever is passed this descriptor shares it (flock(2)).
-    pub fn claim(&self) -> BorrowedFd<'_> {
+    pub fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
@@ -229,7 +229,7 @@ impl Directory {
     ///
     /// # Errors
     /// If the descriptor is not that of the tunnel's directory.
-    pub fn pass_on(name: &TunnelName, claim: OwnedFd) -> io::Result<Self> {
+    pub fn from_lock(name: &TunnelName, claim: OwnedFd) -> io::Result<Self> {
         let (path, lock) = (path_of(name), File::from(claim));
         if is_at(&lock, &path) { Ok(Self { path, lock }) } else { Err(io::ErrorKind::NotFound.into()) }
     }
@@ -247,15 +247,15 @@ impl Directory {
     /// Makes `/run/netns` ready, and writes down what had to be made for that, for whoever goes last.
     pub fn prepare_names(&self) -> io::Result<()> {
         let _base = lock_base()?;
-        let needed = namespace::names_needed()?;
-        if needed != NamesMade::default() {
+        let needed = namespace::missing_names_setup()?;
+        if needed != NamesSetup::default() {
             // Written down first, so that it is taken away even if this process is killed, or the disk is full, half-way.
             let before = read_names_made()?;
             let made =
-                NamesMade { directory: needed.directory || before.directory, mount: needed.mount || before.mount };
+                NamesSetup { directory: needed.directory || before.directory, mount: needed.mount || before.mount };
             fs::write(names_made_file(), serde_json::to_vec(&made)?)?;
         }
-        namespace::prepare_names()
+        namespace::set_up_names_directory()
     }
 
     /// Gives the name back: removes the directory and, for the last tunnel, what the first had to make.
@@ -347,9 +347,10 @@ pub fn names() -> io::Result<Vec<TunnelName>> {
         |path: &str, error: io::Error| io::Error::new(error.kind(), format!("cannot read {path}: {error}"));
     let entries = match fs::read_dir(BASE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match fs::read_dir(namespace::NAMES) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match fs::read_dir(namespace::NAMES_DIRECTORY)
+        {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(|error| unreadable(namespace::NAMES, error))?,
+            other => other.map_err(|error| unreadable(namespace::NAMES_DIRECTORY, error))?,
         },
         other => other.map_err(|error| unreadable(BASE, error))?,
     };
@@ -434,10 +435,10 @@ fn new(file: &Path) -> PathBuf {
     file.with_extension("new")
 }
 
-fn read_names_made() -> io::Result<NamesMade> {
+fn read_names_made() -> io::Result<NamesSetup> {
     match fs::read(names_made_file()) {
         Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(NamesMade::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(NamesSetup::default()),
         Err(error) => Err(error),
     }
 }
@@ -510,7 +511,7 @@ fn release_base() -> io::Result<()> {
     if has_others(&base)? {
         return Ok(());
     }
-    namespace::unprepare_names(read_names_made()?)?;
+    namespace::tear_down_names_directory(read_names_made()?)?;
     // What was shared, and one that was killed while it wrote.
     for file in [names_made_file(), new(&Path::new(BASE).join(FORWARDING)), Path::new(BASE).join(FORWARDING)] {
         remove_file(&file)?;

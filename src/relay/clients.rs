@@ -1,21 +1,22 @@
-//! Which client holds how many connections or flows, and which of them gives way when there is no room for another.
+//! Which client holds how many connections or flows, and which of them is evicted when there is no room for another.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
-/// How often something gives way for one newcomer. Once is enough, unless another relay of the process takes what has become free.
-pub(super) const ATTEMPTS: usize = 16;
+/// How often a connection or flow is evicted for one new client. Once is enough, unless another relay of the process
+/// takes the descriptors that became free.
+pub(super) const EVICTION_ATTEMPTS: usize = 16;
 
-/// A client, as far as its address tells: an IPv4 address, or the /64 network of an IPv6 address. A /64 is what a single host or household
-/// is given (RFC 6177 section 2), and such a host can use any of its 2^64 addresses.
+/// A client, identified by its IPv4 address or by the /64 network of its IPv6 address. A single host or household is
+/// usually given a /64 (RFC 6177 section 2), and can use any of its 2^64 addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Client(IpAddr);
 
 impl From<SocketAddr> for Client {
     fn from(address: SocketAddr) -> Self {
-        // A socket of IPv6 that accepts IPv4 as well reports IPv4-mapped addresses.
+        // An IPv6 socket that also accepts IPv4 reports IPv4-mapped addresses.
         Self(match address.ip().to_canonical() {
             IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
             ipv4 => ipv4,
@@ -32,52 +33,53 @@ impl std::fmt::Display for Client {
     }
 }
 
-/// All connections, or all flows, by client.
+/// All connections or flows, by client.
 ///
-/// The time of last use of each is kept where it is used, since that changes with every packet. What is sorted here is the time that was
-/// known when it was last looked at. It can only be too early, so whatever comes first is looked at again before it counts.
+/// The time of last use is kept with each connection, since it changes with every packet. The times here are copies
+/// that can only be too early. So the entry that sorts first is refreshed before it counts.
 pub(super) struct Clients<K> {
-    held: HashMap<K, Entry>,
+    entries: HashMap<K, Entry>,
     by_client: HashMap<Client, Holdings<K>>,
-    /// The clients, the one that holds most last; among equals the one whose longest-idle connection has been idle for longest.
+    /// The clients, sorted by how many entries they hold, then by how long the longest-idle of these has been idle. The
+    /// first to evict from is last.
     ranking: BTreeSet<(usize, Reverse<Instant>, Client)>,
 }
 
-/// One connection or flow.
+/// A connection or flow.
 #[derive(Clone, Copy)]
 struct Entry {
     client: Client,
-    /// The token of the port that it came by.
+    /// The token of its port.
     port: u64,
-    /// When it was last used, as far as is known here.
+    /// A copy of the time of its last use.
     used: Instant,
 }
 
-/// What one client holds.
+/// The connections or flows of a client.
 struct Holdings<K> {
-    /// By port, in the order of use as far as known.
+    /// By port, sorted by the copies of the time of last use.
     by_port: HashMap<u64, BTreeSet<(Instant, K)>>,
-    /// Its place in the ranking.
+    /// The client's position in the ranking.
     rank: (usize, Reverse<Instant>),
 }
 
 impl<K: Ord> Holdings<K> {
     fn current_rank(&self) -> Option<(usize, Reverse<Instant>)> {
         let count = self.by_port.values().map(BTreeSet::len).sum();
-        let oldest = self.by_port.values().filter_map(|held| held.first()).map(|(used, _)| *used).min()?;
+        let oldest = self.by_port.values().filter_map(|entries| entries.first()).map(|(used, _)| *used).min()?;
         Some((count, Reverse(oldest)))
     }
 }
 
 impl<K: Copy + Eq + std::hash::Hash + Ord> Clients<K> {
     pub(super) fn new() -> Self {
-        Self { held: HashMap::new(), by_client: HashMap::new(), ranking: BTreeSet::new() }
+        Self { entries: HashMap::new(), by_client: HashMap::new(), ranking: BTreeSet::new() }
     }
 
-    /// Notes what a client holds from now on.
+    /// Adds a connection or flow.
     pub(super) fn add(&mut self, key: K, client: Client, port: u64, used: Instant) {
         self.remove(&key);
-        self.held.insert(key, Entry { client, port, used });
+        self.entries.insert(key, Entry { client, port, used });
         let holdings = self
             .by_client
             .entry(client)
@@ -86,20 +88,20 @@ impl<K: Copy + Eq + std::hash::Hash + Ord> Clients<K> {
         self.rank(client);
     }
 
-    /// Notes that a connection or flow has ended.
+    /// Removes a connection or flow that has ended.
     pub(super) fn remove(&mut self, key: &K) {
-        let Some(Entry { client, port, used }) = self.held.remove(key) else { return };
+        let Some(Entry { client, port, used }) = self.entries.remove(key) else { return };
         let Some(holdings) = self.by_client.get_mut(&client) else { return };
-        if let Some(held) = holdings.by_port.get_mut(&port) {
-            held.remove(&(used, *key));
-            if held.is_empty() {
+        if let Some(entries) = holdings.by_port.get_mut(&port) {
+            entries.remove(&(used, *key));
+            if entries.is_empty() {
                 holdings.by_port.remove(&port);
             }
         }
         self.rank(client);
     }
 
-    /// Puts a client into its place of the ranking.
+    /// Updates the position of a client in the ranking.
     fn rank(&mut self, client: Client) {
         let Some(holdings) = self.by_client.get_mut(&client) else { return };
         let (count, oldest) = holdings.rank;
@@ -113,47 +115,49 @@ impl<K: Copy + Eq + std::hash::Hash + Ord> Clients<K> {
         }
     }
 
-    /// The connection or flow that gives way to a newcomer: of the client that holds most, the one that has been idle for longest. Among
-    /// clients that hold as many, the newcomer itself comes first. `may_give_way` tells of a port whether what came by it may be ended, and
-    /// `last_use` when something was last used.
-    pub(super) fn giving_way(
+    /// Chooses the connection or flow to evict for a new client: the longest-idle one of the client that holds most.
+    /// The new client itself comes first among clients that hold equally many.
+    ///
+    /// `may_evict` returns whether entries of a port may be evicted, `last_use` when an entry was last used.
+    pub(super) fn choose_to_evict(
         &mut self,
         newcomer: Client,
-        may_give_way: impl Fn(u64) -> bool,
+        may_evict: impl Fn(u64) -> bool,
         last_use: impl Fn(&K) -> Option<Instant>,
     ) -> Option<(K, Client)> {
         let first = loop {
             let eligible = |client: &Client| {
                 let ports = self.by_client.get(client).map(|holdings| &holdings.by_port);
-                ports.is_some_and(|ports| ports.keys().any(|port| may_give_way(*port)))
+                ports.is_some_and(|ports| ports.keys().any(|port| may_evict(*port)))
             };
             let first = self.ranking.iter().rev().map(|(_, _, client)| *client).find(eligible)?;
-            // Its place among those that hold as many is not certain before its longest-idle connections have been looked at.
-            if !self.look_again(first, &last_use) {
+            // Its position is only certain once the times of its longest-idle entries are up to date.
+            if !self.refresh(first, &last_use) {
                 break first;
             }
         };
         let count = |client: &Client| self.by_client.get(client).map_or(0, |holdings| holdings.rank.0);
-        let chosen = if count(&newcomer) == count(&first) { [newcomer, first] } else { [first, newcomer] };
-        chosen.into_iter().find_map(|client| {
-            self.look_again(client, &last_use);
+        let candidates = if count(&newcomer) == count(&first) { [newcomer, first] } else { [first, newcomer] };
+        candidates.into_iter().find_map(|client| {
+            self.refresh(client, &last_use);
             let ports = &self.by_client.get(&client)?.by_port;
-            let oldest = ports.iter().filter(|(port, _)| may_give_way(**port)).filter_map(|(_, held)| held.first());
+            let oldest = ports.iter().filter(|(port, _)| may_evict(**port)).filter_map(|(_, entries)| entries.first());
             oldest.min().map(|(_, key)| (*key, client))
         })
     }
 
-    /// Looks at the longest-idle connections of a client again, one for each port, until they are. True if its place has changed.
-    fn look_again(&mut self, client: Client, last_use: impl Fn(&K) -> Option<Instant>) -> bool {
+    /// Updates the times of a client's entries until the longest-idle one of each port is certain. Returns whether the
+    /// client's position in the ranking has changed.
+    fn refresh(&mut self, client: Client, last_use: impl Fn(&K) -> Option<Instant>) -> bool {
         let Some(holdings) = self.by_client.get_mut(&client) else { return false };
         let former = holdings.rank;
-        for held in holdings.by_port.values_mut() {
-            while let Some((known, key)) = held.first().copied()
+        for entries in holdings.by_port.values_mut() {
+            while let Some((known, key)) = entries.first().copied()
                 && let Some(used) = last_use(&key).filter(|used| *used > known)
             {
-                held.remove(&(known, key));
-                held.insert((used, key));
-                if let Some(entry) = self.held.get_mut(&key) {
+                entries.remove(&(known, key));
+                entries.insert((used, key));
+                if let Some(entry) = self.entries.get_mut(&key) {
                     entry.used = used;
                 }
             }
@@ -173,14 +177,14 @@ mod tests {
         SocketAddr::new(address.parse().expect("an address"), 1).into()
     }
 
-    /// Connections by number, each with its client, its port, and when it was last used in fact.
-    struct World {
+    /// Connections by number, and when each was last used.
+    struct Fixture {
         begin: Instant,
         clients: Clients<u64>,
         used: HashMap<u64, Instant>,
     }
 
-    impl World {
+    impl Fixture {
         fn new() -> Self {
             Self { begin: Instant::now(), clients: Clients::new(), used: HashMap::new() }
         }
@@ -189,13 +193,13 @@ mod tests {
             self.begin + Duration::from_secs(seconds)
         }
 
-        fn add(&mut self, key: u64, of: &str, port: u64, seconds: u64) {
-            self.clients.add(key, client(of), port, self.at(seconds));
+        fn add(&mut self, key: u64, address: &str, port: u64, seconds: u64) {
+            self.clients.add(key, client(address), port, self.at(seconds));
             self.used.insert(key, self.at(seconds));
         }
 
-        fn giving_way(&mut self, newcomer: &str, ports: &[u64]) -> Option<u64> {
-            let chosen = self.clients.giving_way(
+        fn choose_to_evict(&mut self, newcomer: &str, ports: &[u64]) -> Option<u64> {
+            let chosen = self.clients.choose_to_evict(
                 client(newcomer),
                 |port| ports.contains(&port),
                 |key| self.used.get(key).copied(),
@@ -205,51 +209,54 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_idle_connection_of_the_client_that_holds_most_gives_way() {
-        let mut world = World::new();
-        world.add(1, "192.0.2.1", 0, 0);
+    fn the_longest_idle_connection_of_the_client_that_holds_most_is_evicted() {
+        let mut fixture = Fixture::new();
+        fixture.add(1, "192.0.2.1", 0, 0);
         for (key, seconds) in [(2, 3), (3, 1), (4, 2)] {
-            world.add(key, "192.0.2.2", 0, seconds);
+            fixture.add(key, "192.0.2.2", 0, seconds);
         }
-        assert_eq!(world.giving_way("192.0.2.3", &[0]), Some(3), "and not the one that is idle for longest of all");
-        // It was used meanwhile, and so was the next.
-        world.used.insert(3, world.at(9));
-        world.used.insert(4, world.at(8));
-        assert_eq!(world.giving_way("192.0.2.3", &[0]), Some(2));
-        world.clients.remove(&2);
-        assert_eq!(world.giving_way("192.0.2.3", &[0]), Some(4));
-        world.clients.remove(&4);
-        // Both hold one: the longest-idle of all, unless the newcomer itself has one.
-        assert_eq!(world.giving_way("192.0.2.3", &[0]), Some(1));
-        assert_eq!(world.giving_way("192.0.2.2", &[0]), Some(3));
-        world.used.insert(1, world.at(10));
-        assert_eq!(world.giving_way("192.0.2.3", &[0]), Some(3));
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[0]), Some(3), "not the longest-idle of all");
+        // Two connections are used meanwhile.
+        fixture.used.insert(3, fixture.at(9));
+        fixture.used.insert(4, fixture.at(8));
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[0]), Some(2));
+        fixture.clients.remove(&2);
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[0]), Some(4));
+        fixture.clients.remove(&4);
+        // Each client holds one: the longest-idle of all, unless the new client itself has one.
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[0]), Some(1));
+        assert_eq!(fixture.choose_to_evict("192.0.2.2", &[0]), Some(3));
+        fixture.used.insert(1, fixture.at(10));
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[0]), Some(3));
         for key in [1, 3] {
-            world.clients.remove(&key);
+            fixture.clients.remove(&key);
         }
-        assert_eq!(world.giving_way("192.0.2.3", &[0]), None);
-        let Clients { held, by_client, ranking } = world.clients;
-        assert!(held.is_empty() && by_client.is_empty() && ranking.is_empty(), "something is kept of what has ended");
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[0]), None);
+        let Clients { entries, by_client, ranking } = fixture.clients;
+        assert!(
+            entries.is_empty() && by_client.is_empty() && ranking.is_empty(),
+            "ended connections leave nothing behind"
+        );
     }
 
     #[test]
-    fn only_what_came_by_certain_ports_gives_way() {
-        let mut world = World::new();
+    fn only_connections_of_eligible_ports_are_evicted() {
+        let mut fixture = Fixture::new();
         for key in 0..4 {
-            world.add(key, "192.0.2.1", 0, key);
+            fixture.add(key, "192.0.2.1", 0, key);
         }
-        world.add(4, "192.0.2.1", 1, 9);
-        world.add(5, "192.0.2.2", 1, 5);
-        // Who holds most is counted over all ports.
-        assert_eq!(world.giving_way("192.0.2.3", &[1]), Some(4));
-        assert_eq!(world.giving_way("192.0.2.3", &[0, 1]), Some(0));
-        assert_eq!(world.giving_way("192.0.2.3", &[2]), None);
-        world.clients.remove(&4);
-        assert_eq!(world.giving_way("192.0.2.3", &[1]), Some(5), "the other has nothing there");
+        fixture.add(4, "192.0.2.1", 1, 9);
+        fixture.add(5, "192.0.2.2", 1, 5);
+        // A client's connections are counted over all ports.
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[1]), Some(4));
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[0, 1]), Some(0));
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[2]), None);
+        fixture.clients.remove(&4);
+        assert_eq!(fixture.choose_to_evict("192.0.2.3", &[1]), Some(5), "the other client has none on this port");
     }
 
     #[test]
-    fn a_client_is_an_address_of_ipv4_or_a_network_of_ipv6() {
+    fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
         for (one, other, is_same) in [
             ("192.0.2.1", "192.0.2.1", true),
             ("192.0.2.1", "192.0.2.2", false),

@@ -1,19 +1,20 @@
-//! The header by which a program is told who its client is: HAProxy's PROXY protocol, version 2, section 2.2 of its specification
-//! (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
+//! The header that tells the program its client's address: HAProxy's PROXY protocol, version 2, section 2.2 of its
+//! specification (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
 
 use std::net::{IpAddr, SocketAddr};
 
-/// What every header begins with: nothing that any other protocol would say.
+/// The first bytes of every header, which no other protocol begins with.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Version 2, and the command PROXY: the connection was made on behalf of somebody else.
+/// Version 2, and the command PROXY: the connection is relayed on behalf of another host.
 const VERSION_AND_COMMAND: u8 = 0x21;
 
 /// TCP over IPv4, and over IPv6.
 const TCP_IPV4: u8 = 0x11;
 const TCP_IPV6: u8 = 0x21;
 
-/// The header of a connection from a client to an address of the host's. One that came by IPv4 to a socket of IPv6 is told as IPv4.
+/// Returns the header of a connection from a client to an address of the host. An IPv4 connection to an IPv6 socket is
+/// described as IPv4.
 pub(crate) fn header(client: SocketAddr, host: SocketAddr) -> Vec<u8> {
     let (family, addresses) = match (client.ip().to_canonical(), host.ip().to_canonical()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => (TCP_IPV4, [from.octets(), to.octets()].concat()),
@@ -35,16 +36,16 @@ fn ipv6(address: IpAddr) -> [u8; 16] {
 mod tests {
     use super::*;
 
-    fn told(client: &str, host: &str) -> Vec<u8> {
+    fn encoded(client: &str, host: &str) -> Vec<u8> {
         header(client.parse().expect("a client"), host.parse().expect("a host"))
     }
 
     #[test]
-    fn a_header_is_as_the_specification_has_it() {
+    fn a_header_follows_the_specification() {
         let ipv4 = b"\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a\x21\x11\x00\x0c\xc0\x00\x02\x42\xc0\x00\x02\x41\xd4\x31\x1f\x90";
-        assert_eq!(told("192.0.2.66:54321", "192.0.2.65:8080"), ipv4);
-        assert_eq!(told("[::ffff:192.0.2.66]:54321", "[::ffff:192.0.2.65]:8080"), ipv4, "it came by IPv4");
-        let ipv6 = told("[2001:db8::2]:54321", "[2001:db8::1]:8080");
+        assert_eq!(encoded("192.0.2.66:54321", "192.0.2.65:8080"), ipv4);
+        assert_eq!(encoded("[::ffff:192.0.2.66]:54321", "[::ffff:192.0.2.65]:8080"), ipv4, "an IPv4-mapped address");
+        let ipv6 = encoded("[2001:db8::2]:54321", "[2001:db8::1]:8080");
         assert_eq!(ipv6[..12], SIGNATURE);
         assert_eq!(ipv6[12..16], [0x21, 0x21, 0, 36]);
         assert_eq!(ipv6[16..32], [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);

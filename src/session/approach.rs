@@ -1,61 +1,39 @@
-//! How a tunnel's name is approached: whoever comes first has it, all others join.
+//! The approach to a tunnel's name: the first launcher claims it, later ones join its keeper.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
-use crate::lease::{ANSWER, Lease};
+use crate::failure::Failure;
+use crate::lease::{ANSWER_TIMEOUT, Lease};
 use crate::names::TunnelName;
 use crate::registry::{self, ClaimError, Directory};
 
-/// How long a tunnel may take that comes or goes. Programs that are killed have their time in it.
+/// How long a tunnel may take to come up or to go away. This includes the time that killed programs take to end.
 const PASSING: Duration = Duration::from_secs(10);
 
 /// How long a killed keeper may be without a successor.
 pub(crate) const SUCCESSION: Duration = Duration::from_secs(2);
 
-/// What there is behind a name.
+/// The result of an approach.
 #[derive(Debug)]
 pub(crate) enum Approach {
-    /// No living tunnel: the name is claimed. What a killed one has left may still be there.
+    /// There is no living tunnel: the name is claimed. Remains of a killed tunnel may still exist.
     Claimed(Directory),
-    /// A living tunnel, and a lease on it.
+    /// There is a living tunnel, with this lease on it.
     Joined(Lease),
 }
 
-/// Why a name is out of reach.
-#[derive(Debug, Error)]
-pub enum ApproachError {
-    /// Its directory cannot be used.
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    /// Somebody has it who cannot be talked to.
-    #[error("the tunnel {name} is taken{}, but its keeper cannot be reached", keeper.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
-    Unreachable {
-        /// The name.
-        name: TunnelName,
-        /// The process that holds it.
-        keeper: Option<u32>,
-    },
-    /// Its keeper has refused.
-    #[error("cannot join the tunnel {name}: {error}")]
-    Join {
-        /// The name.
-        name: TunnelName,
-        /// Why.
-        error: io::Error,
-    },
-}
-
-/// Joins the living tunnel of a name, or claims the name. Waits for a tunnel that comes or goes at the same time.
-pub(crate) fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
+/// Joins the living tunnel of a name, or claims the name. Waits while another process makes or removes the tunnel.
+///
+/// # Errors
+/// If the keeper cannot be reached or refuses, or if the registry cannot be used.
+pub(crate) fn approach(name: &TunnelName) -> Result<Approach, Failure> {
     let begin = Instant::now();
     loop {
         if let Some(lease) = join(name)? {
             return Ok(Approach::Joined(lease));
         }
-        if let Some(directory) = Directory::try_claim(name)? {
+        if let Some(directory) = try_claim(name)? {
             return Ok(Approach::Claimed(directory));
         }
         if begin.elapsed() > PASSING {
@@ -65,10 +43,13 @@ pub(crate) fn approach(name: &TunnelName) -> Result<Approach, ApproachError> {
     }
 }
 
-/// Whether the keeper of a tunnel that cannot be reached now is about to have a successor: somebody has its lock, or a launcher inside
-/// has yet to notice.
-pub(crate) fn is_passing(name: &TunnelName) -> Result<bool, ApproachError> {
-    // What is not there needs not be made to be looked at.
+/// Returns whether a keeper that cannot be reached is about to have a successor: a process holds its lock, or a living launcher has not
+/// noticed its end yet.
+///
+/// # Errors
+/// If the registry cannot be used.
+pub(crate) fn is_passing(name: &TunnelName) -> Result<bool, Failure> {
+    // Claiming would create the directory.
     if !registry::path_of(name).is_dir() {
         return Ok(false);
     }
@@ -76,16 +57,19 @@ pub(crate) fn is_passing(name: &TunnelName) -> Result<bool, ApproachError> {
     if held.is_some_and(|state| state.holders.iter().any(|holder| holder.process.is_alive())) {
         return Ok(true);
     }
-    let Some(directory) = Directory::try_claim(name)? else { return Ok(true) };
+    let Some(directory) = try_claim(name)? else { return Ok(true) };
     if matches!(directory.state(), Ok(None)) {
-        // It has ended since, and claiming it has made its directory again.
+        // The tunnel has ended since, and the claim has created its directory again.
         let _ = directory.release();
     }
     Ok(false)
 }
 
-/// Joins the living tunnel of a name, or the one that a successor of its killed keeper has in an instant.
-pub(crate) fn join_soon(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
+/// Joins the living tunnel of a name. Waits for the successor of a killed keeper. None if there is no such tunnel.
+///
+/// # Errors
+/// As [`approach`].
+pub(crate) fn join_soon(name: &TunnelName) -> Result<Option<Lease>, Failure> {
     let begin = Instant::now();
     loop {
         let joined = join(name)?;
@@ -96,25 +80,31 @@ pub(crate) fn join_soon(name: &TunnelName) -> Result<Option<Lease>, ApproachErro
     }
 }
 
-/// Joins the living tunnel of a name, if there is one that can be reached now.
-pub(crate) fn join(name: &TunnelName) -> Result<Option<Lease>, ApproachError> {
-    Lease::connect(name, ANSWER)
+/// Joins the living tunnel of a name. None if no keeper can be reached now.
+///
+/// # Errors
+/// If the keeper refuses.
+pub(crate) fn join(name: &TunnelName) -> Result<Option<Lease>, Failure> {
+    Lease::connect(name, ANSWER_TIMEOUT)
         .and_then(|connection| connection.map_or(Ok(None), Lease::join))
-        .map_err(|error| ApproachError::Join { name: name.clone(), error })
+        .map_err(|error| Failure::new(format!("cannot join the tunnel {name}: {error}")))
 }
 
-/// Claims a name whose tunnel's keeper is dead. None if there is no tunnel of that name, or a living one.
+/// Claims a name whose keeper is dead. None if there is no tunnel of that name, or a living one.
 ///
-/// A process that is killed closes its descriptors one after the other, and the TUN may take the kernel 20 ms: its socket is dead for
-/// that long before its lock is free, which is waited for.
-pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, ApproachError> {
+/// The kernel closes the descriptors of a killed process one after the other, and the TUN may take 20 ms: its socket is closed that long
+/// before its lock. This function waits for the lock.
+///
+/// # Errors
+/// If the registry cannot be used, or if another process keeps the lock without answering.
+pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, Failure> {
     let begin = Instant::now();
-    // What is not there needs not be made to be claimed.
+    // Claiming would create the directory.
     while registry::path_of(name).is_dir() {
-        if let Some(directory) = Directory::try_claim(name)? {
+        if let Some(directory) = try_claim(name)? {
             return Ok(Some(directory));
         }
-        if !matches!(Lease::connect(name, ANSWER), Ok(None)) {
+        if !matches!(Lease::connect(name, ANSWER_TIMEOUT), Ok(None)) {
             return Ok(None);
         }
         if begin.elapsed() > PASSING {
@@ -125,7 +115,21 @@ pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, Approac
     Ok(None)
 }
 
-fn unreachable(name: &TunnelName) -> ApproachError {
-    let keeper = registry::read(name).ok().flatten().map(|state| state.keeper);
-    ApproachError::Unreachable { name: name.clone(), keeper }
+/// Claims a name; none if another process holds it.
+fn try_claim(name: &TunnelName) -> Result<Option<Directory>, Failure> {
+    Directory::try_claim(name).map_err(|error| {
+        let failure = Failure::new(&error);
+        match error {
+            ClaimError { error, .. } if error.kind() == io::ErrorKind::NotADirectory => {
+                failure.advise("move away the file that stands where a directory is needed")
+            }
+            _ => failure.advise("/run must exist and be writable for root"),
+        }
+    })
+}
+
+fn unreachable(name: &TunnelName) -> Failure {
+    let keeper = registry::read(name).ok().flatten().map(|state| format!(" by process {}", state.keeper));
+    Failure::new(format!("the tunnel {name} is taken{}, but its keeper cannot be reached", keeper.unwrap_or_default()))
+        .advise("wait a moment; if it stays so, end that process")
 }

@@ -1,78 +1,110 @@
-//! Gets hold of a tunnel: joins it if it is up, takes it over if its keeper was killed, or has it made.
+//! A session: a lease on a living tunnel. The launcher joins a tunnel that is up, adopts one whose keeper was killed, or has one made.
+//!
+//! - [`acquire`], [`acquire_requested`]: the ways to a session.
+//! - `approach`: finding out which of the ways is open. `creation`: preparing a keeper.
+//! - `readiness`: waiting until the tunnel is made and connected.
+//! - `recovery`: what is done about a killed keeper.
 
 pub(crate) mod approach;
+mod creation;
+mod readiness;
 pub(crate) mod recovery;
 
-use crate::config::{self, BackendChoice};
-use crate::failure::Failure;
-use crate::keeper::{self, Beginning, Mission};
+use crate::config;
+use crate::failure::{Doing, Failure};
+use crate::keeper;
 use crate::lease::handover::Handover;
-use crate::lease::{self, AskError, Lease};
+use crate::lease::{self, Lease};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, Choosing, ClaimError, Directory, State};
-use crate::request::Loaded;
-use crate::tunnel;
-use crate::wireguard::Backend;
-use approach::{Approach, ApproachError, approach};
+use crate::registry::{self, Directory};
+use crate::request::{RequestedTunnel, TunnelRequest};
+use approach::{Approach, approach};
+pub(crate) use creation::{keeper_spec, require_living_changeable};
+pub(crate) use readiness::{Progress, Readiness};
 
-/// A lease on a tunnel.
+/// How a session came to its tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The tunnel is being made for it.
+    New,
+    /// The tunnel was up.
+    Joined,
+    /// The tunnel's keeper was killed, and a new one takes it over. It may differ from the configuration.
+    Adopted,
+}
+
+/// A lease on a tunnel, with the plan that the tunnel is made by.
 pub(crate) struct Session {
     pub(crate) lease: Lease,
     pub(crate) plan: Plan,
-    /// Whether the tunnel was made before, so that nothing more of that is to be waited for.
-    pub(crate) is_made: bool,
-    /// Whether the tunnel was taken over, and may not be what the configuration says now.
-    pub(crate) is_taken_over: bool,
+    pub(crate) origin: Origin,
 }
 
-/// Gets hold of the tunnel that a configuration describes. The caller's privileges are those of a launcher already. The
-/// configuration is taken, so that no copy of its keys is left: a keeper is a fork of this process, and nobody would
-/// wipe what the fork has on the stacks of its parent.
-pub(crate) fn hold(loaded: Box<Loaded>, listen_fds: i32) -> Result<Session, Failure> {
-    match approach(&loaded.config.name)? {
-        Approach::Joined(lease) => join(&loaded, lease),
-        Approach::Claimed(directory) => start(loaded, directory, listen_fds),
+/// Acquires the tunnel that a request describes. The caller has the privileges of a launcher, and no more.
+///
+/// The request is consumed, so that this process has no copy of its keys left: a keeper is a fork of this process, and nothing would wipe
+/// its parent's stacks in the fork.
+///
+/// # Errors
+/// If the tunnel is up with another configuration, or cannot be joined, adopted or made.
+pub(crate) fn acquire(request: Box<TunnelRequest>, listen_fds: i32) -> Result<Session, Failure> {
+    match approach(&request.config.name)? {
+        Approach::Joined(lease) => join(&request, lease),
+        Approach::Claimed(directory) => start(request, directory, listen_fds),
     }
 }
 
-/// Starts a keeper for a claimed name.
-pub(crate) fn start(loaded: Box<Loaded>, directory: Directory, listen_fds: i32) -> Result<Session, Failure> {
-    let (mission, is_taken_over) = prepare(loaded, directory, listen_fds)?;
-    let plan = mission.plan.clone();
-    let lease = keeper::start(mission).map_err(|error| Failure::new(format!("cannot start the keeper: {error}")))?;
-    Ok(Session { lease, plan, is_made: false, is_taken_over })
+/// Acquires the tunnel that a program is to run in.
+///
+/// # Errors
+/// As [`acquire`]; also if the keeper of a living tunnel was killed.
+pub(crate) fn acquire_requested(tunnel: RequestedTunnel, listen_fds: i32) -> Result<Session, Failure> {
+    match tunnel {
+        RequestedTunnel::Configured(request) => acquire(request, listen_fds),
+        RequestedTunnel::Living(name) => acquire_living(&name)?.ok_or_else(|| {
+            Failure::new(format!("the keeper of the tunnel {name} was killed, and its configuration is not known here"))
+                .advise(format!("start it again with `vpn-exec up FILE --name {name}`"))
+        }),
+    }
 }
 
-/// Joins the living tunnel of a name that nothing else is known of.
-pub(crate) fn hold_by_name(name: &TunnelName) -> Result<Option<Session>, Failure> {
+/// Returns the capabilities that a launcher needs to make, join or adopt a tunnel.
+pub(crate) fn needed_capabilities(tunnel: &RequestedTunnel) -> CapabilitySet {
+    let ports = match tunnel {
+        RequestedTunnel::Configured(request) => keeper::capabilities_for_ports(request.config.listened_ports()),
+        // Its ports are not known yet, and this process may have to adopt the tunnel one day.
+        RequestedTunnel::Living(_) => CapabilitySet::NET_BIND_SERVICE,
+    };
+    keeper::needed_capabilities() | ports
+}
+
+/// Starts a keeper for a claimed name.
+///
+/// # Errors
+/// As [`acquire`].
+pub(crate) fn start(request: Box<TunnelRequest>, directory: Directory, listen_fds: i32) -> Result<Session, Failure> {
+    let (spec, origin) = keeper_spec(request, directory, listen_fds)?;
+    let plan = spec.plan.clone();
+    let lease = keeper::start(spec).doing("start the keeper")?;
+    Ok(Session { lease, plan, origin })
+}
+
+/// Joins the living tunnel of a name, whose configuration this process need not know. None if there is no such tunnel.
+///
+/// # Errors
+/// If its keeper cannot be reached or refuses.
+fn acquire_living(name: &TunnelName) -> Result<Option<Session>, Failure> {
     let Some(lease) = approach::join_soon(name)? else { return Ok(None) };
     let plan = living_plan(name)?;
-    Ok(Some(Session { lease, plan, is_made: true, is_taken_over: false }))
+    Ok(Some(Session { lease, plan, origin: Origin::Joined }))
 }
 
-/// Joins a living tunnel, if it is the one that is wanted.
-fn join(loaded: &Loaded, lease: Lease) -> Result<Session, Failure> {
-    let name = &loaded.config.name;
-    let read = match lease.handover() {
-        Some(file) => Handover::open(file).map_err(|error| error.to_string()).and_then(|handover| handover.config()),
-        None => Err("its keeper does not tell".into()),
-    };
-    let joined = read
-        .map_err(|error| Failure::new(format!("cannot see the configuration of the tunnel {name}: {error}")))
-        .and_then(|(living, options)| {
-            let living = (&living, options.allow_hooks);
-            let differences = config::difference(living, (&loaded.config, loaded.options.allow_hooks));
-            if differences.is_empty() {
-                return living_plan(name);
-            }
-            let differences: Vec<String> = differences.iter().map(ToString::to_string).collect();
-            Err(Failure::new(format!("the tunnel {name} is up with another configuration: {}", differences.join("; ")))
-                .advise("apply yours with `vpn-exec reload`, or choose another name with --name"))
-        });
-    match joined {
-        Ok(plan) => Ok(Session { lease, plan, is_made: true, is_taken_over: false }),
+/// Joins a living tunnel if its configuration is the requested one.
+fn join(request: &TunnelRequest, lease: Lease) -> Result<Session, Failure> {
+    match require_same_configuration(request, &lease).and_then(|()| living_plan(&request.config.name)) {
+        Ok(plan) => Ok(Session { lease, plan, origin: Origin::Joined }),
         Err(failure) => {
             let _ = lease.leave();
             Err(failure)
@@ -80,186 +112,89 @@ fn join(loaded: &Loaded, lease: Lease) -> Result<Session, Failure> {
     }
 }
 
+fn require_same_configuration(request: &TunnelRequest, lease: &Lease) -> Result<(), Failure> {
+    let name = &request.config.name;
+    let living = match lease.handover() {
+        Some(file) => Handover::open(file).map_err(|error| error.to_string()).and_then(|handover| handover.config()),
+        None => Err("its keeper has not passed it".into()),
+    };
+    let living = living.map_err(|error| {
+        Failure::new(format!("cannot read the configuration of the running tunnel {name}: {error}"))
+    })?;
+    let differences = config::difference(&living, &request.config);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let differences: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    Err(Failure::new(format!("the tunnel {name} is up with another configuration: {}", differences.join("; ")))
+        .advise("apply yours with `vpn-exec reload`, or choose another name with --name"))
+}
+
 fn living_plan(name: &TunnelName) -> Result<Plan, Failure> {
     let plan = registry::read_plan(name).map_err(Failure::new)?;
     plan.ok_or_else(|| Failure::new(format!("the tunnel {name} has ended meanwhile")))
 }
 
-/// Prepares a keeper for a claimed name: to take over what a killed one has left, if somebody wants it, or to begin anew. Says which.
-/// Nothing of the provider's file is left in this process but what the keeper gets.
-pub(crate) fn prepare(loaded: Box<Loaded>, directory: Directory, listen_fds: i32) -> Result<(Mission, bool), Failure> {
-    let name = &loaded.config.name;
-    let left = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted);
-    if let Some(state) = left
-        && let Some(plan) = directory.plan().map_err(Failure::new)?
-    {
-        require_changeable(&loaded, &state, &plan)?;
-        return Ok((mission(loaded, directory, plan, Beginning::TakeOver(state), listen_fds)?, true));
-    }
-    if let Err(error) = tunnel::reclaim(&directory, name) {
-        // What is written down there must stay for the next start.
-        if matches!(directory.state(), Ok(None)) {
-            let _ = directory.release();
-        }
-        return Err(error.into());
-    }
-    // What a killed tunnel of this name has left is none of the host's facts.
-    match choose(&loaded, &directory) {
-        Ok(plan) => Ok((mission(loaded, directory, plan, Beginning::Nothing, listen_fds)?, false)),
-        Err(failure) => {
-            let _ = directory.release();
-            Err(failure)
-        }
-    }
-}
-
-/// Plans, and writes the plan down before others plan, whose addresses and names must be others.
-fn choose(loaded: &Loaded, directory: &Directory) -> Result<Plan, Failure> {
-    let write = |error: std::io::Error| {
-        let failure = Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
-        if error.kind() == std::io::ErrorKind::StorageFull { failure.advise("free space in /run") } else { failure }
-    };
-    let choosing = Choosing::begin().map_err(write)?;
-    let plan = loaded.plan()?;
-    directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.names)).map_err(write)?;
-    drop(choosing);
-    tracing::debug!("the tunnel is planned");
-    for note in &plan.notes {
-        tracing::warn!("{note}");
-    }
-    warn_of_shared_key(&plan);
-    Ok(plan)
-}
-
-/// Warns if another tunnel of this machine has the same private key: a peer answers whichever was heard last, so each takes the other's
-/// packets away.
-fn warn_of_shared_key(plan: &Plan) {
-    let Some(key) = plan.wireguard.public_key else { return };
-    for name in registry::names().unwrap_or_default().into_iter().filter(|name| *name != plan.name) {
-        let other = registry::read_plan(&name).ok().flatten();
-        let shares_peer = |other: &Plan| {
-            other
-                .wireguard
-                .peers
-                .iter()
-                .any(|it| plan.wireguard.peers.iter().any(|own| own.public_key == it.public_key))
-        };
-        if other.is_some_and(|other| other.wireguard.public_key == Some(key) && shares_peer(&other)) {
-            tracing::warn!(
-                "the tunnel {name} has the same private key and peer: each takes the other's answers away; use one tunnel for \
-                 both programs (--tunnel {name}), or a key of its own for each"
-            );
-        }
-    }
-}
-
-/// Refuses a configuration that a tunnel cannot be changed to while it is up. Its keeper would have other keys and peers than the
-/// interface has addresses and routes.
-fn require_changeable(loaded: &Loaded, state: &State, living: &Plan) -> Result<(), Failure> {
-    let mut wanted = loaded.plan()?;
-    wanted.keep_link(living);
-    let backend = match state.made {
-        Some(Backend::Kernel) => BackendChoice::Kernel,
-        Some(Backend::Userspace) => BackendChoice::Userspace,
-        None => living.backend,
-    };
-    plan::change(living, &wanted, backend).map(drop).map_err(|reasons| {
-        let name = &loaded.config.name;
-        Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
-            .advise(format!("take it down with `vpn-exec down {name}`, and up again"))
-    })
-}
-
-/// The same, of the tunnel that is up, if there is one.
-pub(crate) fn require_living_changeable(loaded: &Loaded) -> Result<(), Failure> {
-    let name = &loaded.config.name;
-    let (state, plan) = (registry::read(name).map_err(Failure::new)?, registry::read_plan(name).map_err(Failure::new)?);
-    match (state, plan) {
-        (Some(state), Some(plan)) if state.made.is_some() => require_changeable(loaded, &state, &plan),
-        _ => Ok(()),
-    }
-}
-
-fn mission(
-    loaded: Box<Loaded>,
-    directory: Directory,
-    plan: Plan,
-    beginning: Beginning,
-    listen_fds: i32,
-) -> Result<Mission, Failure> {
-    let handover = match loaded.handover().seal() {
-        Ok(handover) => handover,
-        Err(error) => {
-            if matches!(beginning, Beginning::Nothing) {
-                let _ = directory.release();
-            }
-            return Err(Failure::new(format!("cannot make a file in memory: {error}")));
-        }
-    };
-    // Its file is wiped here, before there is a fork that has it too.
-    let Loaded { config, options, .. } = *loaded;
-    Ok(Mission { plan, directory, config, options, handover, beginning, listen_fds, reload: None })
-}
-
 impl Session {
-    /// Has the keeper of a tunnel that was taken over make it what the configuration says now.
-    pub(crate) fn bring_up_to_date(&mut self) -> Result<(), Failure> {
-        if let Some(handover) = self.lease.handover().filter(|_| self.is_taken_over) {
-            let changed = lease::reload(&self.plan.name, Some(handover))?;
-            tracing::debug!(?changed, "the tunnel that was taken over is up to date");
-        }
-        Ok(())
-    }
-}
-
-/// Refuses early what cannot work, before anything is touched.
-pub(crate) fn require_privileges() -> Result<(), Failure> {
-    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP;
-    match capabilities::permitted() {
-        Ok(permitted) if permitted.contains(needed) => Ok(()),
-        Ok(_) => Err(Failure::new(
-            "this takes root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP, which this process lacks",
-        )
-        .advise("run it as root: `sudo vpn-exec …`; a program still runs as you, without privileges")),
-        Err(error) => Err(Failure::new(format!("cannot read the capabilities: {error}"))),
-    }
-}
-
-impl Session {
-    /// Refuses what a program may not do in a tunnel that was made before, and warns of what it may.
+    /// Checks that a program may run in the tunnel as it asks to, and logs warnings. A tunnel that is made for the program is planned for
+    /// it.
+    ///
+    /// # Errors
+    /// If the tunnel's plan does not allow an option of the program.
     pub(crate) fn admit(&self, program: &config::ProgramOptions, last_capability: u8) -> Result<(), Failure> {
-        // A tunnel that is made for this program is planned for it.
-        if self.is_made || self.is_taken_over {
+        if self.origin != Origin::New {
             for note in plan::join(&self.plan, program, last_capability).map_err(Failure::new)? {
                 tracing::warn!("{note}");
             }
         }
         Ok(())
     }
-}
 
-impl From<ApproachError> for Failure {
-    fn from(error: ApproachError) -> Self {
-        let failure = Failure::new(&error);
-        match error {
-            ApproachError::Claim(ClaimError { error, .. }) if error.kind() == std::io::ErrorKind::NotADirectory => {
-                failure.advise("move away what is there: it has to be a directory")
-            }
-            ApproachError::Claim(_) => failure.advise("/run must be there and writable for root"),
-            ApproachError::Unreachable { .. } => failure.advise("wait a moment; if it stays so, end that process"),
-            ApproachError::Join { .. } => failure,
+    /// Applies the requested configuration to a tunnel that was adopted.
+    fn bring_up_to_date(&mut self) -> Result<(), Failure> {
+        if let Some(handover) = self.lease.handover().filter(|_| self.origin == Origin::Adopted) {
+            let name = &self.plan.name;
+            let changed = lease::reload(name, Some(handover))?.ok_or_else(|| lease::not_up(name))?;
+            tracing::debug!(?changed, "the adopted tunnel is up to date");
         }
+        Ok(())
+    }
+
+    /// Ends the session and waits until the tunnel is gone, or stays for others. Returns whether the keeper was still there; otherwise
+    /// this process has taken the tunnel down.
+    ///
+    /// After a failure (`is_clean` is false) the keeper kills the processes that the program left in the tunnel.
+    ///
+    /// # Errors
+    /// If the keeper is gone, and the rest of its tunnel cannot be removed.
+    pub(crate) fn end(self, is_clean: bool) -> Result<bool, Failure> {
+        let left = if is_clean { self.lease.leave() } else { self.lease.abandon() };
+        if let Err(error) = &left {
+            tracing::debug!(%error, "the keeper is gone, so this process takes the tunnel down");
+            recovery::clean_up(&self.plan.name)?;
+        }
+        tracing::debug!("the session has ended");
+        Ok(left.is_ok())
     }
 }
 
-impl From<AskError> for Failure {
-    fn from(error: AskError) -> Self {
-        match error {
-            AskError::Absent(name) => {
-                Failure::new(format!("the tunnel {name} is not up")).advise("see `vpn-exec list`")
-            }
-            AskError::Refused { reason, advice } => Failure { advice, ..Failure::new(reason) },
-            AskError::System(_) => Failure::new(error),
-        }
+/// Checks for the privileges that making a tunnel needs, before anything is touched.
+///
+/// # Errors
+/// If a capability is missing.
+pub(crate) fn require_privileges() -> Result<(), Failure> {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP;
+    if capabilities::permitted().doing("read the capabilities")?.contains(needed) {
+        return Ok(());
     }
+    Err(Failure::new("vpn-exec needs root, or the capabilities CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP")
+        .advise("run it as root: `sudo vpn-exec …`; the program still runs as you, without privileges"))
+}
+
+/// Drops all capabilities but `needed` from the calling process.
+///
+/// # Errors
+/// What the system refuses.
+pub(crate) fn limit_privileges(needed: CapabilitySet) -> Result<(), Failure> {
+    capabilities::limit(needed, needed).doing("drop privileges")
 }

@@ -11,9 +11,9 @@ use ipnet::IpNet;
 use super::{DeviceEvents, Inner, RULES, Tunnel, device, local_networks, local_route};
 use crate::failure::Doing;
 use crate::failure::Failure;
-use crate::linux::link::Link;
-use crate::linux::namespace::{self, Named};
-use crate::linux::netlink::{Netlink, Request};
+use crate::linux::namespace::{self, NameLookup};
+use crate::linux::netlink::link::Link;
+use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::plan::Plan;
 use crate::registry::{Directory, State};
@@ -21,7 +21,7 @@ use crate::wireguard::{Backend, DeviceConfig};
 
 impl Tunnel {
     /// Begins with a tunnel that is written down in its claimed directory. Nothing is touched yet.
-    pub fn begin_again(plan: Plan, directory: Directory, state: &State) -> Result<Self, Failure> {
+    pub fn existing(plan: Plan, directory: Directory, state: &State) -> Result<Self, Failure> {
         Self::with_mark(plan, directory, state.mark.clone())
     }
 
@@ -48,7 +48,7 @@ impl Tunnel {
         self.post_down_due = true;
         self.state = Some(state);
         // It is for people alone. A full disk is no reason to end what is inside.
-        if let Err(error) = self.note(|state| state.keeper = std::process::id()) {
+        if let Err(error) = self.update_state(|state| state.keeper = std::process::id()) {
             tracing::warn!("{error}");
         }
         Ok(events)
@@ -64,7 +64,7 @@ impl Tunnel {
         let path = self.plan.namespace.clone();
         let foreign = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{} {what}", path.display()));
         let doing = "take the tunnel over";
-        let Named::Namespace(namespace) = namespace::look_up(&path).doing(doing)? else {
+        let NameLookup::Namespace(namespace) = namespace::look_up(&path).doing(doing)? else {
             return Err(foreign("is no namespace any more")).doing(doing);
         };
         if namespace.id().doing(doing)? != state.namespace {
@@ -137,16 +137,20 @@ fn complete(netlink: &mut Netlink, plan: &Plan) -> io::Result<()> {
     let lacks = |by: u32, wanted: &IpNet| {
         !routes.iter().any(|route| route.interface == Some(by) && route.destination == *wanted)
     };
-    let mut requests: Vec<Request> = Vec::new();
+    let mut requests: Vec<NetlinkRequest> = Vec::new();
     requests.extend(
-        wireguard.addresses.iter().filter(lacks_address).map(|it| Request::add_address(index, name, *it).or_exists()),
+        wireguard
+            .addresses
+            .iter()
+            .filter(lacks_address)
+            .map(|it| NetlinkRequest::add_address(index, name, *it).or_exists()),
     );
     requests.extend(
         wireguard
             .routes
             .iter()
             .filter(|it| lacks(index, it))
-            .map(|it| Request::add_route(index, name, *it, None).or_exists()),
+            .map(|it| NetlinkRequest::add_route(index, name, *it, None).or_exists()),
     );
     let local = plan.local.networks.iter().filter(|it| lacks(link, it));
     requests.extend(local.map(|it| local_route(link, veth, *it).or_exists()));

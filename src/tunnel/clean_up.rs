@@ -10,9 +10,9 @@ use nix::sys::signal::Signal;
 use super::Inner;
 use super::local_networks::HostPart;
 use crate::failure::{Doing, Failure};
-use crate::linux::link::Link;
-use crate::linux::namespace::{self, Named, NamespaceId};
-use crate::linux::netlink::{Netlink, Request};
+use crate::linux::namespace::{self, NameLookup, NamespaceId};
+use crate::linux::netlink::link::Link;
+use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::process;
 use crate::names::{InterfaceName, TunnelName};
 use crate::registry::{Directory, Mark, State};
@@ -47,7 +47,7 @@ impl Remains {
                 Some(inner) if goes_along => drop(inner),
                 Some(mut inner) => {
                     if let Ok(index) = inner.netlink.link_index(&self.wireguard_interface) {
-                        let delete = Request::delete_link(index, self.wireguard_interface.as_str());
+                        let delete = NetlinkRequest::delete_link(index, self.wireguard_interface.as_str());
                         inner.netlink.execute_one(delete).doing("remove WireGuard's interface")?;
                     }
                 }
@@ -61,7 +61,7 @@ impl Remains {
 /// Waits for the links that carry a mark to go with their namespace, and removes them if they do not.
 fn remove_links(host: &mut Netlink, mark: &str) -> Result<(), Failure> {
     let left = wait_for_links(host, mark)?;
-    let requests = left.into_iter().map(|link| Request::delete_link(link.index, &link.name)).collect();
+    let requests = left.into_iter().map(|link| NetlinkRequest::delete_link(link.index, &link.name)).collect();
     host.execute(requests).doing("remove the tunnel's links")
 }
 
@@ -96,8 +96,8 @@ fn reclaim_namespace(state: &State, path: &Path) -> Result<(), Failure> {
     match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
         // Killed before the namespace was mounted there, or after it was unmounted: no program is inside. The namespace may have
         // ended, and its number be another's by now, so nobody is to be killed by that number.
-        Named::File(text) if text == state.mark.text() => {}
-        Named::Namespace(namespace) => {
+        NameLookup::File(text) if text == state.mark.text() => {}
+        NameLookup::Namespace(namespace) => {
             let alias = namespace.run(|| Ok(Netlink::open()?.link("lo")?.and_then(|lo| lo.alias)));
             let is_ours = namespace.id().doing("identify the namespace")? == state.namespace
                 && alias.doing("look into the namespace")?.as_deref() == Some(state.mark.text());
@@ -106,9 +106,9 @@ fn reclaim_namespace(state: &State, path: &Path) -> Result<(), Failure> {
             }
             kill_all_in(state.namespace).doing("end the programs of a killed tunnel")?;
         }
-        Named::Free | Named::File(_) => return Ok(()),
+        NameLookup::Free | NameLookup::File(_) => return Ok(()),
     }
-    namespace::take_name(path).doing(format!("remove {}", path.display()))
+    namespace::remove_name(path).doing(format!("remove {}", path.display()))
 }
 
 /// Kills every process in a namespace until there is none.

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::BackendChoice;
 use crate::failure::{Doing, Failure};
-use crate::linux::monitor::Monitor;
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
+use crate::linux::netlink::monitor::Monitor;
 use crate::linux::tun;
 use crate::plan::Plan;
 use crate::wireguard::kernel::{self, KernelDevice};
@@ -66,7 +66,7 @@ pub(super) fn make(
             Err(error) => tracing::info!("{error}: using the embedded WireGuard instead"),
         }
     }
-    let tun = namespace.run(|| tun::make(name)).map_err(|error| {
+    let tun = namespace.run(|| tun::create(name)).map_err(|error| {
         let advice = match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
             _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",

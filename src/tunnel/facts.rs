@@ -9,10 +9,10 @@ use super::forwarding;
 use crate::config::{Config, Endpoint};
 use crate::linux::capabilities;
 use crate::linux::iptables;
-use crate::linux::link::Link;
 use crate::linux::netlink::Netlink;
+use crate::linux::netlink::link::Link;
+use crate::linux::netlink::route::Route;
 use crate::linux::nftables::{DroppingChain, Nftables};
-use crate::linux::route::Route;
 use crate::linux::sysctl;
 use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute};
 use crate::registry;
@@ -59,7 +59,7 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
     }
     let (last_capability, ipv6_forwarding) = (capabilities::last()?, forwarding::of_ipv6()?);
     let forward_drops = if local.networks.is_empty() && !local.lan { Vec::new() } else { forward_drops() };
-    let without_ipv6 = sysctl::get_if_there("net/ipv6/conf/all/disable_ipv6")?.is_none();
+    let without_ipv6 = sysctl::get_if_present("net/ipv6/conf/all/disable_ipv6")?.is_none();
     Ok(Facts { interfaces, routes, endpoint_routes, last_capability, forward_drops, without_ipv6, ipv6_forwarding })
 }
 
@@ -72,7 +72,7 @@ fn forward_drops() -> Vec<ForwardDrop> {
         ForwardDrop { chain, interfaces }
     };
     let legacy = [false, true].into_iter().filter_map(|ipv6| {
-        let forward = iptables::forward(ipv6).ok().filter(|forward| forward.drops)?;
+        let forward = iptables::forward_chain(ipv6).ok().filter(|forward| forward.drops)?;
         Some(ForwardDrop { chain: ForeignChain::Legacy { ipv6 }, interfaces: forward.interfaces })
     });
     found.unwrap_or_default().into_iter().map(drop).chain(legacy).collect()

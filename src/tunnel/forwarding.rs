@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::linux::namespace::{NamespaceId, NetworkNamespace};
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
-use crate::plan::{Ipv6Forwarding, LocalPlan, SwitchedOn};
+use crate::plan::{ForwardingInterface, Ipv6Forwarding, LocalNetworksPlan};
 use crate::registry;
 use crate::ruleset::Family;
 
@@ -39,16 +39,16 @@ struct Switched {
 /// Whether this host could forward IPv6 for single interfaces.
 pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
     // Of a kernel without IPv6, nothing is asked.
-    if sysctl::get_if_there("net/ipv6/conf/all/forwarding")?.is_some_and(|value| value != "0") {
+    if sysctl::get_if_present("net/ipv6/conf/all/forwarding")?.is_some_and(|value| value != "0") {
         return Ok(Ipv6Forwarding::All);
     }
-    let each = sysctl::get_if_there("net/ipv6/conf/default/force_forwarding")?;
+    let each = sysctl::get_if_present("net/ipv6/conf/default/force_forwarding")?;
     Ok(if each.is_some() { Ipv6Forwarding::Each } else { Ipv6Forwarding::Never })
 }
 
 /// Writes down that a tunnel needs these networks' interfaces to forward, and no others any more. Returns those that do, or will, for
 /// tunnels' sake alone.
-pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<SwitchedOn>> {
+pub(super) fn reserve(name: &TunnelName, local: &LocalNetworksPlan) -> io::Result<Vec<ForwardingInterface>> {
     let (ipv4, ipv6) = families(local);
     let here = here()?;
     change(|all| {
@@ -78,7 +78,7 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalPlan) -> io::Result<Vec<Sw
             families
                 .into_iter()
                 .filter(|(alone, _)| *alone)
-                .map(move |(_, family)| SwitchedOn { interface: interface.clone(), family })
+                .map(move |(_, family)| ForwardingInterface { interface: interface.clone(), family })
         };
         Ok(all.0.iter().filter(|one| one.is_there()).flat_map(for_tunnels).collect())
     })
@@ -100,11 +100,11 @@ pub(super) fn give_back(name: &TunnelName) -> io::Result<()> {
 }
 
 /// Switches forwarding on for a tunnel's own link.
-pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalPlan) -> io::Result<()> {
+pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalNetworksPlan) -> io::Result<()> {
     let (ipv4, ipv6) = families(local);
     for (wanted, parameter) in [(ipv4, ipv4_parameter(link)), (ipv6, ipv6_parameter(link))] {
         // Older kernels forward IPv6 from all interfaces, or the networks were refused.
-        sysctl::set_if_there(&parameter, if wanted { "1" } else { "0" })?;
+        sysctl::set_if_present(&parameter, if wanted { "1" } else { "0" })?;
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ impl Switched {
         ];
         for (_, parameter) in switches.iter().filter(|(ours, _)| *ours) {
             // It may have gone in this instant.
-            sysctl::set_if_there(parameter, to)?;
+            sysctl::set_if_present(parameter, to)?;
         }
         Ok(())
     }
@@ -171,7 +171,7 @@ impl Switched {
 
 /// Whether the host forwards IPv4, and IPv6, from all its interfaces.
 fn routers() -> io::Result<(bool, bool)> {
-    let is_on = |parameter| Ok::<_, io::Error>(sysctl::get_if_there(parameter)?.is_some_and(|value| value != "0"));
+    let is_on = |parameter| Ok::<_, io::Error>(sysctl::get_if_present(parameter)?.is_some_and(|value| value != "0"));
     Ok((is_on("net/ipv4/ip_forward")?, is_on("net/ipv6/conf/all/forwarding")?))
 }
 
@@ -179,7 +179,7 @@ fn here() -> io::Result<NamespaceId> {
     NetworkNamespace::current()?.id()
 }
 
-fn families(local: &LocalPlan) -> (bool, bool) {
+fn families(local: &LocalNetworksPlan) -> (bool, bool) {
     let has = |ipv4: bool| local.networks.iter().any(|net| net.addr().is_ipv4() == ipv4);
     (has(true), has(false))
 }
@@ -194,5 +194,5 @@ fn ipv6_parameter(interface: &InterfaceName) -> String {
 }
 
 fn is_off(parameter: &str) -> io::Result<bool> {
-    Ok(sysctl::get_if_there(parameter)?.is_some_and(|value| value == "0"))
+    Ok(sysctl::get_if_present(parameter)?.is_some_and(|value| value == "0"))
 }

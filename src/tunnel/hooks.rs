@@ -17,7 +17,7 @@ pub(super) fn run(namespace: &NetworkNamespace, hook: &HookPlan) -> io::Result<(
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(&hook.command).stdin(Stdio::null()).process_group(0);
     // The keeper blocks all signals.
-    signals::unblock_all(&mut command);
+    signals::unblock_all_in(&mut command);
     // The thread enters the namespace, and the command that it starts is born there.
     let status = namespace.run(|| command.status())?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("the command ended with {status}"))) }

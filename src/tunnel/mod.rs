@@ -25,13 +25,13 @@ use crate::config::{BackendChoice, HookKind};
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::capabilities;
-use crate::linux::link::{Counters, Place};
-use crate::linux::namespace::{self, Named, NamespaceId, NetworkNamespace};
-use crate::linux::netlink::{Netlink, Request};
+use crate::linux::namespace::{self, NameLookup, NamespaceId, NetworkNamespace};
+use crate::linux::netlink::link::{LinkCounters, TargetNamespace};
+use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::names::InterfaceName;
-use crate::plan::{self, Change, Plan, VethPlan};
+use crate::plan::{self, Plan, PlanDiff, VethPlan};
 use crate::registry::{Directory, Holder, Mark, State};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 pub use clean_up::{Remains, reclaim};
@@ -76,7 +76,7 @@ impl fmt::Debug for Tunnel {
 
 impl Tunnel {
     /// Begins a tunnel of a claimed name. Nothing is made yet.
-    pub fn begin(plan: Plan, directory: Directory) -> Result<Self, Failure> {
+    pub fn new(plan: Plan, directory: Directory) -> Result<Self, Failure> {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
         Self::with_mark(plan, directory, mark)
     }
@@ -96,7 +96,7 @@ impl Tunnel {
     ///
     /// `on_data_path_start` runs first in the thread of an embedded device, `on_named` as soon as the namespace has its name.
     /// `standing` and `holders` are written down.
-    pub fn make(
+    pub fn create(
         &mut self,
         config: &DeviceConfig,
         standing: bool,
@@ -109,7 +109,7 @@ impl Tunnel {
         fault::point("after the namespace")?;
         self.write_first_state(standing, holders)?;
         fault::point("after the state")?;
-        self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES))?;
+        self.directory.prepare_names().doing(format!("make {} ready", namespace::NAMES_DIRECTORY))?;
         fault::point("after the directory of names")?;
         self.give_name()?;
         tracing::debug!("the namespace has its name");
@@ -132,13 +132,13 @@ impl Tunnel {
         fault::point("after the routes")?;
         self.run_hooks(HookKind::PostUp)?;
         let backend = self.device.as_ref().map(|device| device.backend());
-        self.note(|state| state.made = backend)?;
+        self.update_state(|state| state.made = backend)?;
         fault::point("at the end")?;
         Ok(events)
     }
 
     /// Changes what is written down of the tunnel.
-    pub fn note(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Failure> {
+    pub fn update_state(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Failure> {
         let Some(state) = &self.state else { return Ok(()) };
         let mut changed = state.clone();
         change(&mut changed);
@@ -170,7 +170,7 @@ impl Tunnel {
     }
 
     /// The living device, as what may be asked for.
-    pub fn living_choice(&self) -> BackendChoice {
+    pub fn running_backend(&self) -> BackendChoice {
         match self.device.as_ref().map(|device| device.backend()) {
             Some(Backend::Kernel) => BackendChoice::Kernel,
             Some(Backend::Userspace) => BackendChoice::Userspace,
@@ -189,12 +189,12 @@ impl Tunnel {
     }
 
     /// The claim on the tunnel's name: whoever is passed this descriptor shares it, and has it alone once this process ends.
-    pub fn claim(&self) -> BorrowedFd<'_> {
-        self.directory.claim()
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.directory.lock()
     }
 
     /// Lets nobody reach the keeper any more.
-    pub fn close(&self) -> Result<(), Failure> {
+    pub fn remove_sockets(&self) -> Result<(), Failure> {
         self.directory.remove_socket().doing("close the keeper's socket")
     }
 
@@ -212,12 +212,12 @@ impl Tunnel {
     }
 
     /// Makes what the host does for local networks fit what the host does by itself, which may have become another.
-    pub fn refresh_host_part(&mut self) -> Result<(), Failure> {
+    pub fn refresh_host_rules(&mut self) -> Result<(), Failure> {
         self.open_local_networks()
     }
 
     /// Makes it again if somebody has taken it away.
-    pub fn mend_host_part(&mut self) -> Result<(), Failure> {
+    pub fn repair_host_rules(&mut self) -> Result<(), Failure> {
         self.host_part.mend(&self.plan, &self.mark)
     }
 
@@ -228,8 +228,8 @@ impl Tunnel {
     }
 
     /// What went through WireGuard's interface.
-    pub fn counters(&mut self) -> io::Result<Counters> {
-        let Some(inner) = &mut self.inner else { return Ok(Counters::default()) };
+    pub fn counters(&mut self) -> io::Result<LinkCounters> {
+        let Some(inner) = &mut self.inner else { return Ok(LinkCounters::default()) };
         inner.netlink.counters(&self.plan.wireguard.interface)
     }
 
@@ -252,21 +252,25 @@ impl Tunnel {
     ///
     /// # Errors
     /// Then all is as it was, as far as the system lets it.
-    pub fn apply(&mut self, change: &Change, wanted: Plan) -> io::Result<()> {
+    pub fn apply(&mut self, change: &PlanDiff, wanted: Plan) -> Result<(), Failure> {
+        self.try_apply(change, wanted).doing("change the tunnel")
+    }
+
+    fn try_apply(&mut self, change: &PlanDiff, wanted: Plan) -> io::Result<()> {
         // Written down first: there may be no room for it, and a successor makes the interface what is written down.
         self.directory.write_plan(&wanted)?;
-        let applied = match &change.names {
+        let applied = match &change.dns {
             Some(names) => self.directory.write_resolv_conf(&names.resolv_conf),
             None => Ok(()),
         };
         let applied = applied.and_then(|()| self.change_network(change, &wanted));
         if let Err(error) = applied {
             // The error that matters is the first one.
-            if let Ok(undo) = plan::change(&wanted, &self.plan, self.living_choice()) {
+            if let Ok(undo) = plan::diff(&wanted, &self.plan, self.running_backend()) {
                 let living = self.plan.clone();
                 let _ = self.change_network(&undo, &living);
             }
-            let _ = self.directory.write_resolv_conf(&self.plan.names.resolv_conf);
+            let _ = self.directory.write_resolv_conf(&self.plan.dns.resolv_conf);
             let _ = self.directory.write_plan(&self.plan);
             return Err(error);
         }
@@ -275,28 +279,34 @@ impl Tunnel {
     }
 
     /// Changes the interfaces inside, and the rules. What is not to be reached any more is closed first.
-    fn change_network(&mut self, change: &Change, wanted: &Plan) -> io::Result<()> {
+    fn change_network(&mut self, change: &PlanDiff, wanted: &Plan) -> io::Result<()> {
         let mark = self.mark.text();
         let Some(inner) = &mut self.inner else { return Ok(()) };
         let link = &wanted.veth.inner_interface;
         let (name, interface) = (wanted.wireguard.interface.as_str(), &wanted.wireguard.interface);
         let (index, link_index) = (inner.netlink.link_index(interface)?, inner.netlink.link_index(link)?);
-        let closing =
-            change.remove_local.iter().map(|net| Request::delete_route(link_index, link.as_str(), *net)).collect();
+        let closing = change
+            .remove_local
+            .iter()
+            .map(|net| NetlinkRequest::delete_route(link_index, link.as_str(), *net))
+            .collect();
         inner.netlink.execute(closing)?;
         if change.firewall {
             inner.rules.replace(&wanted.firewall.inside, mark)?;
             self.host_part.open(wanted, &self.mark).map_err(io::Error::other)?;
         }
-        let mut requests: Vec<Request> = Vec::new();
-        requests.extend(change.mtu.map(|mtu| Request::set_mtu(index, name, mtu)));
-        requests.extend(change.remove_routes.iter().map(|route| Request::delete_route(index, name, *route)));
+        let mut requests: Vec<NetlinkRequest> = Vec::new();
+        requests.extend(change.mtu.map(|mtu| NetlinkRequest::set_mtu(index, name, mtu)));
+        requests.extend(change.remove_routes.iter().map(|route| NetlinkRequest::delete_route(index, name, *route)));
         // What is there already was made by a keeper that was killed half-way.
-        let add_address = |address: &IpNet| Request::add_address(index, name, *address).or_exists();
+        let add_address = |address: &IpNet| NetlinkRequest::add_address(index, name, *address).or_exists();
         requests.extend(change.add_addresses.iter().map(add_address));
-        requests
-            .extend(change.add_routes.iter().map(|route| Request::add_route(index, name, *route, None).or_exists()));
-        requests.extend(change.remove_addresses.iter().map(|address| Request::delete_address(index, name, *address)));
+        requests.extend(
+            change.add_routes.iter().map(|route| NetlinkRequest::add_route(index, name, *route, None).or_exists()),
+        );
+        requests.extend(
+            change.remove_addresses.iter().map(|address| NetlinkRequest::delete_address(index, name, *address)),
+        );
         requests.extend(change.add_local.iter().map(|net| local_route(link_index, &wanted.veth, *net).or_exists()));
         Ok(inner.netlink.execute(requests)?)
     }
@@ -315,7 +325,7 @@ impl Tunnel {
         let Some(inner) = &mut self.inner else { return Ok(()) };
         let name = &self.plan.wireguard.interface;
         let index = inner.netlink.link_index(name)?;
-        Ok(inner.netlink.execute_one(Request::set_mtu(index, name.as_str(), mtu))?)
+        Ok(inner.netlink.execute_one(NetlinkRequest::set_mtu(index, name.as_str(), mtu))?)
     }
 
     fn inner(&mut self) -> Result<&mut Inner, Failure> {
@@ -336,7 +346,7 @@ impl Tunnel {
             rules.create(&self.plan.firewall.inside, mark).doing(RULES).map_err(local_networks::lacking)?;
         }
         // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
-        let lo = vec![Request::set_alias(1, "lo", mark), Request::set_up(1, "lo")];
+        let lo = vec![NetlinkRequest::set_alias(1, "lo", mark), NetlinkRequest::set_up(1, "lo")];
         netlink.execute(lo).doing("make a network namespace")?;
         self.inner = Some(Inner { namespace, netlink, rules });
         Ok(())
@@ -374,7 +384,7 @@ impl Tunnel {
 
     fn give_name(&mut self) -> Result<(), Failure> {
         let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
-        let given = namespace::give_name(&self.inner()?.namespace, &path, mark.text());
+        let given = namespace::bind_name(&self.inner()?.namespace, &path, mark.text());
         let taken = matches!(&given, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
         given.doing(format!("name the namespace {}", path.display())).map_err(|mut error| {
             if taken {
@@ -393,20 +403,20 @@ impl Tunnel {
         let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
         let mark = self.mark.clone();
         let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
-        let add = Request::add_veth(outer, inner, Place::Namespace(namespace.as_fd()));
+        let add = NetlinkRequest::add_veth(outer, inner, TargetNamespace::Other(namespace.as_fd()));
         self.host.execute_one(add).doing("join the namespace to the host")?;
         let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
         parameters::prepare_host_interface(outer, veth.host_ipv6.is_some())
             .doing(format!("set the parameters of {outer}"))?;
-        let mut requests = vec![Request::set_alias(index, outer.as_str(), mark.text())];
+        let mut requests = vec![NetlinkRequest::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
-        requests.push(Request::set_up(index, outer.as_str()));
+        requests.push(NetlinkRequest::set_up(index, outer.as_str()));
         self.host.execute(requests).doing("join the namespace to the host")?;
 
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(inner).doing(format!("find {inner}"))?;
         let mut requests = addresses(index, inner, veth.inner_ipv4, veth.inner_ipv6)?;
-        requests.push(Request::set_up(index, inner.as_str()));
+        requests.push(NetlinkRequest::set_up(index, inner.as_str()));
         netlink.execute(requests).doing("join the namespace to the host")
     }
 
@@ -421,11 +431,12 @@ impl Tunnel {
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
         // A TUN would take part in multicast, which no peer passes on.
-        let mut requests = vec![Request::set_mtu(index, name, plan.mtu), Request::clear_multicast(index, name)];
-        requests.extend(plan.addresses.iter().map(|address| Request::add_address(index, name, *address)));
-        requests.push(Request::set_up(index, name));
+        let mut requests =
+            vec![NetlinkRequest::set_mtu(index, name, plan.mtu), NetlinkRequest::clear_multicast(index, name)];
+        requests.extend(plan.addresses.iter().map(|address| NetlinkRequest::add_address(index, name, *address)));
+        requests.push(NetlinkRequest::set_up(index, name));
         requests.extend(plan.routes.iter().map(|route| {
-            let request = Request::add_route(index, name, *route, None);
+            let request = NetlinkRequest::add_route(index, name, *route, None);
             // Taking the interface up has made the route to the network of each IPv4 address.
             let is_connected = plan.addresses.iter().any(|address| address.trunc() == *route);
             if is_connected { request.or_exists() } else { request }
@@ -460,7 +471,7 @@ impl Tunnel {
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
         let path = &self.plan.namespace;
         let untaken = namespace::look_up(path)
-            .and_then(|named| if self.is_ours(&named) { namespace::take_name(path) } else { Ok(()) })
+            .and_then(|named| if self.is_ours(&named) { namespace::remove_name(path) } else { Ok(()) })
             .doing(format!("remove {}", path.display()));
         self.name_left = untaken.is_err();
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
@@ -471,10 +482,10 @@ impl Tunnel {
         closed.and(pre_down).and(untaken).and(post_down).and(local)
     }
 
-    fn is_ours(&self, named: &Named) -> bool {
+    fn is_ours(&self, named: &NameLookup) -> bool {
         match (named, &self.inner) {
-            (Named::Namespace(there), Some(inner)) => there.id().ok() == inner.namespace.id().ok(),
-            (Named::File(text), _) => text == self.mark.text(),
+            (NameLookup::Namespace(there), Some(inner)) => there.id().ok() == inner.namespace.id().ok(),
+            (NameLookup::File(text), _) => text == self.mark.text(),
             _ => false,
         }
     }
@@ -507,9 +518,9 @@ impl Tunnel {
 }
 
 /// A route to a local network, inside.
-fn local_route(link: u32, veth: &VethPlan, net: IpNet) -> Request {
+fn local_route(link: u32, veth: &VethPlan, net: IpNet) -> NetlinkRequest {
     let router = if net.addr().is_ipv4() { Some(veth.host_ipv4.into()) } else { veth.host_ipv6.map(IpAddr::from) };
-    Request::add_route(link, veth.inner_interface.as_str(), net, router)
+    NetlinkRequest::add_route(link, veth.inner_interface.as_str(), net, router)
 }
 
 fn addresses(
@@ -517,7 +528,7 @@ fn addresses(
     name: &InterfaceName,
     ipv4: std::net::Ipv4Addr,
     ipv6: Option<std::net::Ipv6Addr>,
-) -> Result<Vec<Request>, Failure> {
+) -> Result<Vec<NetlinkRequest>, Failure> {
     let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
     // A /31 has no broadcast address (RFC 3021), a /127 no subnet-router anycast address (RFC 6164).
     let ipv4 = IpNet::new(ipv4.into(), 31).map_err(invalid).doing("use the veth's address")?;
@@ -526,6 +537,6 @@ fn addresses(
     Ok([Some(ipv4), ipv6]
         .into_iter()
         .flatten()
-        .map(|address| Request::add_address(index, name.as_str(), address))
+        .map(|address| NetlinkRequest::add_address(index, name.as_str(), address))
         .collect())
 }

@@ -15,7 +15,7 @@ pub(super) fn prepare_ipv4() -> io::Result<()> {
     for Parameter { name, value } in plan::parameters() {
         let path = name.replace('.', "/");
         if let Err(error) =
-            sysctl::set_if_there(&path, &value).or_else(|_| sysctl::set_if_there(&path, &mapped(&value)?))
+            sysctl::set_if_present(&path, &value).or_else(|_| sysctl::set_if_present(&path, &mapped(&value)?))
         {
             tracing::debug!(%error, "{name} cannot be set");
         }
@@ -46,7 +46,7 @@ fn mapped(range: &str) -> io::Result<String> {
 /// never what a router advertises; and no link-local addresses, by which the host could be reached beyond the plan.
 pub(super) fn prepare_ipv6(wanted: bool) -> io::Result<()> {
     let conf = "net/ipv6/conf/default";
-    if sysctl::get_if_there(&format!("{conf}/disable_ipv6"))?.is_none() {
+    if sysctl::get_if_present(&format!("{conf}/disable_ipv6"))?.is_none() {
         // A kernel without IPv6.
         return Ok(());
     }
@@ -81,7 +81,7 @@ pub(super) fn prepare_host_interface(name: &InterfaceName, ipv6: bool) -> io::Re
     .map(|(family, (parameter, value))| (format!("net/{family}/{name}/{parameter}"), value))
     {
         // A kernel without IPv6, or an older one without this parameter, has nothing to set.
-        sysctl::set_if_there(&parameter, value)?;
+        sysctl::set_if_present(&parameter, value)?;
     }
     Ok(())
 }

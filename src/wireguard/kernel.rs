@@ -20,9 +20,9 @@ use super::{Backend, Device, DeviceConfig, PeerConfig, PeerStatus};
 use crate::keys::{KEY_LENGTH, PublicKey};
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::clock::boot_time;
-use crate::linux::link::Place;
-use crate::linux::namespace::{NetworkNamespace, Resident};
-use crate::linux::netlink::{Netlink, Request, RequestError};
+use crate::linux::namespace::{NamespaceThread, NetworkNamespace};
+use crate::linux::netlink::link::TargetNamespace;
+use crate::linux::netlink::{Netlink, NetlinkError, NetlinkRequest};
 use crate::names::InterfaceName;
 use std::os::fd::AsFd;
 
@@ -36,7 +36,7 @@ const SESSION: Duration = Duration::from_secs(180);
 #[derive(Debug)]
 pub struct KernelDevice {
     /// The thread in the tunnel's namespace, from where alone the kernel lets the interface be seen.
-    resident: Resident,
+    resident: NamespaceThread,
     control_name: control::InterfaceName,
     /// The peers as they were configured. Where they are is the kernel's to know.
     peers: Vec<PeerConfig>,
@@ -81,8 +81,8 @@ impl Sighting {
 ///
 /// # Errors
 /// `EOPNOTSUPP` if the kernel has no WireGuard.
-pub fn make(host: &mut Netlink, namespace: &NetworkNamespace, name: &InterfaceName) -> Result<(), RequestError> {
-    host.execute_one(Request::add_wireguard(name, Place::Namespace(namespace.as_fd())))
+pub fn make(host: &mut Netlink, namespace: &NetworkNamespace, name: &InterfaceName) -> Result<(), NetlinkError> {
+    host.execute_one(NetlinkRequest::add_wireguard(name, TargetNamespace::Other(namespace.as_fd())))
 }
 
 impl KernelDevice {
@@ -130,7 +130,7 @@ impl KernelDevice {
 
     fn open(namespace: NetworkNamespace, interface: &InterfaceName, config: &DeviceConfig) -> io::Result<KernelDevice> {
         Ok(KernelDevice {
-            resident: Resident::start(namespace, CapabilitySet::NET_ADMIN)?,
+            resident: NamespaceThread::start(namespace, CapabilitySet::NET_ADMIN)?,
             control_name: interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
             peers: config.peers.clone(),
             seen: Mutex::default(),

@@ -162,7 +162,7 @@ fn leave_run() -> io::Result<()> {
 /// Becomes another user who keeps all capabilities.
 fn become_user(user: u32) -> io::Result<()> {
     let (all, last) = (capabilities::permitted()?, capabilities::last()?);
-    capabilities::survive_change_of_user()?;
+    capabilities::keep_across_user_change()?;
     nix::unistd::setresgid(Gid::from_raw(user), Gid::from_raw(user), Gid::from_raw(user))?;
     nix::unistd::setresuid(Uid::from_raw(user), Uid::from_raw(user), Uid::from_raw(user))?;
     capabilities::set(all, all)?;

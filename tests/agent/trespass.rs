@@ -15,7 +15,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
 use crate::acts::{parsed, reply_time};
 use crate::shared::sending::{bound, send_storm, unspecified};
@@ -69,13 +69,13 @@ pub(crate) fn perform(words: &[&str]) -> io::Result<String> {
         ["raw-socket", family] => raw_socket(family),
         ["add-route", interface, destination] => {
             let index = index_of(interface)?;
-            change(Request::add_route(index, interface, parsed(destination)?, None))
+            change(NetlinkRequest::add_route(index, interface, parsed(destination)?, None))
         }
         ["add-address", interface, address] => {
             let index = index_of(interface)?;
-            change(Request::add_address(index, interface, parsed(address)?))
+            change(NetlinkRequest::add_address(index, interface, parsed(address)?))
         }
-        ["set-mtu", interface, mtu] => change(Request::set_mtu(index_of(interface)?, interface, parsed(mtu)?)),
+        ["set-mtu", interface, mtu] => change(NetlinkRequest::set_mtu(index_of(interface)?, interface, parsed(mtu)?)),
         ["join", path] => NetworkNamespace::from(OwnedFd::from(File::open(path)?)).run(|| Ok("joined".into())),
         ["new-network"] => NetworkNamespace::create(|| Ok("made".into())).map(|(_, text)| text),
         ["run", program, arguments @ ..] => run(program, arguments),
@@ -185,9 +185,9 @@ fn raw_socket(family: &str) -> io::Result<String> {
     Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol).map(|_| "opened".into())?)
 }
 
-fn change(request: Request) -> io::Result<String> {
+fn change(request: NetlinkRequest) -> io::Result<String> {
     // The error number tells the test which error it is.
-    let number = |error: vpn_exec::linux::netlink::RequestError| match error.raw_os_error() {
+    let number = |error: vpn_exec::linux::netlink::NetlinkError| match error.raw_os_error() {
         Some(number) => io::Error::from_raw_os_error(number),
         None => error.into(),
     };

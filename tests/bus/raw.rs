@@ -130,10 +130,10 @@ impl Raw {
     pub(crate) fn receive(&mut self) -> Result<Option<Message>> {
         loop {
             if let Parsed::Complete(header, length) = Header::parse(&self.input)?
-                && let Some(body) = self.input.get(length..length + header.body)
+                && let Some(body) = self.input.get(length..length + header.body_length)
             {
                 let body = body.to_vec();
-                self.input.drain(..length + header.body);
+                self.input.drain(..length + header.body_length);
                 ensure!(self.descriptors.len() >= header.descriptors, "descriptors are missing");
                 let descriptors = self.descriptors.drain(..header.descriptors).collect();
                 return Ok(Some(Message { header, body, descriptors }));

@@ -11,7 +11,7 @@ use lab::agent::Agent;
 use lab::{LAN, Lab, Launcher, PROVIDER, Peer, ROUTER, Reach, Snapshot, WEB, send_storm};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::linux::namespace::{Named, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, look_up, path_of};
 
 use super::{assert_no_leak, finish, inside, outside};
 
@@ -80,7 +80,7 @@ fn whoever_waits_in_the_namespace_finds_no_gap() {
                 let waiting = scope.spawn(|| {
                     let path = path_of("early");
                     while running() {
-                        if let Ok(Named::Namespace(namespace)) = look_up(&path) {
+                        if let Ok(NameLookup::Namespace(namespace)) = look_up(&path) {
                             began.store(true, Ordering::Relaxed);
                             return namespace.run(|| Ok(send_storm(&targets(), running)));
                         }
@@ -173,7 +173,9 @@ fn what_remains_when_all_are_killed_is_closed() {
         }
         agent.end()?;
         assert!(Path::new("/run/netns/storm").exists(), "nobody has cleaned up");
-        let Named::Namespace(left) = look_up(&path_of("storm"))? else { anyhow::bail!("the name is a namespace's") };
+        let NameLookup::Namespace(left) = look_up(&path_of("storm"))? else {
+            anyhow::bail!("the name is a namespace's")
+        };
         let begin = std::time::Instant::now();
         left.run(|| Ok(send_storm(&targets(), || begin.elapsed() < lab::patience(Duration::from_millis(100)))))?;
         drop(left);

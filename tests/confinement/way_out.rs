@@ -7,7 +7,7 @@ use lab::agent::Echo;
 use lab::http::digest;
 use lab::http::{Page, WebServer};
 use lab::{HOST, Lab, PROVIDER, Peer, Reach, TUNNEL_RESOLVER, WEB};
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
 use super::{assert_no_leak, finish, inside, outside, url, with_line};
 
@@ -119,7 +119,7 @@ fn everything_arrives_whole_by_a_narrow_uplink() {
     lab::test(Peer::Ours, |lab| {
         let mut netlink = Netlink::open()?;
         let uplink = netlink.link_index(&"eth0".parse()?)?;
-        netlink.execute_one(Request::set_mtu(uplink, "eth0", 1400))?;
+        netlink.execute_one(NetlinkRequest::set_mtu(uplink, "eth0", 1400))?;
         // Not by IPv6: the lab's provider does not know of the narrow cable, and fills its packets up to a multiple of 16 bytes.
         everything_arrives_whole(lab, Reach::Ipv4, 1320)
     });

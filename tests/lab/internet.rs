@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use vpn_exec::linux::link::Place;
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
 use vpn_exec::names::InterfaceName;
 
@@ -121,7 +121,7 @@ impl Lab {
                 let mut netlink = Netlink::open()?;
                 let index = netlink.link_index(&name(interface))?;
                 let (ipv4, ipv6) = networks(at, PRIVATE_PREFIXES);
-                let add = |net: IpNet| Request::add_address(index, interface, net);
+                let add = |net: IpNet| NetlinkRequest::add_address(index, interface, net);
                 netlink.execute(vec![add(ipv4.into()), add(ipv6.into())])?;
                 // The kernel adds the route to the own IPv6 address a little later.
                 while !netlink.routes()?.iter().any(|route| route.destination == IpNet::from(IpAddr::from(at.ipv6))) {
@@ -190,7 +190,7 @@ fn site(forwards: bool) -> Result<NetworkNamespace> {
         sysctl::set("net/ipv6/conf/all/forwarding", forwards)?;
         let mut netlink = Netlink::open()?;
         let lo = netlink.link_index(&name("lo"))?;
-        Ok(netlink.execute_one(Request::set_up(lo, "lo"))?)
+        Ok(netlink.execute_one(NetlinkRequest::set_up(lo, "lo"))?)
     })?;
     Ok(namespace)
 }
@@ -202,7 +202,7 @@ fn put_on_lo(site: &NetworkNamespace, addresses: Addresses) -> Result<()> {
         let requests = [(addresses.ipv4.into(), 32), (addresses.ipv6.into(), 128)]
             .into_iter()
             .filter_map(|(address, length)| ipnet::IpNet::new(address, length).ok())
-            .map(|address| Request::add_address(lo, "lo", address));
+            .map(|address| NetlinkRequest::add_address(lo, "lo", address));
         Ok(netlink.execute(requests.collect())?)
     })?;
     Ok(())
@@ -226,8 +226,8 @@ impl<'a> Cable<'a> {
     fn lay(near: End<'a>, far: End<'a>) -> Result<Self> {
         let index = near.0.run(|| {
             let mut netlink = Netlink::open()?;
-            let place = Place::Namespace(far.0.as_fd());
-            netlink.execute_one(Request::add_veth(&name(near.1), &name(far.1), place))?;
+            let place = TargetNamespace::Other(far.0.as_fd());
+            netlink.execute_one(NetlinkRequest::add_veth(&name(near.1), &name(far.1), place))?;
             netlink.link_index(&name(near.1))
         })?;
         Ok(Self { ends: [near, far], near: index })
@@ -244,14 +244,14 @@ impl<'a> Cable<'a> {
                 let index = netlink.link_index(&name(interface))?;
                 let (ipv4, ipv6) = networks(addresses, PREFIXES);
                 let mut requests = vec![
-                    Request::set_up(index, interface),
-                    Request::add_address(index, interface, ipv4.into()),
-                    Request::add_address(index, interface, ipv6.into()),
+                    NetlinkRequest::set_up(index, interface),
+                    NetlinkRequest::add_address(index, interface, ipv4.into()),
+                    NetlinkRequest::add_address(index, interface, ipv6.into()),
                 ];
                 if let Some(gateway) = gateway {
                     let (any4, any6) = (Ipv4Net::default(), Ipv6Net::default());
-                    requests.push(Request::add_route(index, interface, any4.into(), Some(gateway.ipv4.into())));
-                    requests.push(Request::add_route(index, interface, any6.into(), Some(gateway.ipv6.into())));
+                    requests.push(NetlinkRequest::add_route(index, interface, any4.into(), Some(gateway.ipv4.into())));
+                    requests.push(NetlinkRequest::add_route(index, interface, any6.into(), Some(gateway.ipv6.into())));
                 }
                 Ok(netlink.execute(requests)?)
             })

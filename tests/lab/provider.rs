@@ -14,9 +14,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use vpn_exec::keys::{PresharedKey, PrivateKey, PublicKey};
-use vpn_exec::linux::link::Place;
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::tun;
 use vpn_exec::names::InterfaceName;
 use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
@@ -202,8 +202,9 @@ impl Inner {
         self.site.run(|| {
             let mut netlink = Netlink::open()?;
             let index = netlink.link_index(&interface())?;
-            let mut requests = vec![Request::set_mtu(index, INTERFACE, MTU), Request::set_up(index, INTERFACE)];
-            requests.extend(customers_addresses().map(|to| Request::add_route(index, INTERFACE, to, None)));
+            let mut requests =
+                vec![NetlinkRequest::set_mtu(index, INTERFACE, MTU), NetlinkRequest::set_up(index, INTERFACE)];
+            requests.extend(customers_addresses().map(|to| NetlinkRequest::add_route(index, INTERFACE, to, None)));
             Ok(netlink.execute(requests)?)
         })?;
         Ok(())
@@ -220,7 +221,7 @@ impl Inner {
             Some(Running::Kernel) => self.site.run(|| {
                 let mut netlink = Netlink::open()?;
                 let index = netlink.link_index(&interface())?;
-                Ok(netlink.execute_one(Request::delete_link(index, INTERFACE))?)
+                Ok(netlink.execute_one(NetlinkRequest::delete_link(index, INTERFACE))?)
             })?,
             None => {}
         }
@@ -270,7 +271,7 @@ impl Inner {
         );
         fs::write(&file, text)?;
         self.site.run(|| {
-            Netlink::open()?.execute_one(Request::add_wireguard(&interface(), Place::Here))?;
+            Netlink::open()?.execute_one(NetlinkRequest::add_wireguard(&interface(), TargetNamespace::Current))?;
             let status = Command::new("wg").args(["setconf", INTERFACE]).arg(&file).status()?;
             if status.success() { Ok(()) } else { Err(io::Error::other("wg setconf failed")) }
         })?;
@@ -345,7 +346,7 @@ fn hex(bytes: &[u8]) -> String {
 /// # Errors
 /// The kernel's.
 pub fn passing_tun(name: &InterfaceName) -> std::io::Result<std::os::fd::OwnedFd> {
-    let tun = tun::make(name)?;
+    let tun = tun::create(name)?;
     tun::set_persistent(&tun, false)?;
     Ok(tun)
 }

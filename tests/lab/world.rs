@@ -191,7 +191,7 @@ pub fn furnish() -> Result<()> {
     }
     let mut netlink = Netlink::open()?;
     let lo = netlink.link("lo")?.ok_or_else(|| anyhow!("this network namespace has no lo"))?;
-    netlink.execute_one(vpn_exec::linux::netlink::Request::set_up(lo.index, "lo"))?;
+    netlink.execute_one(vpn_exec::linux::netlink::NetlinkRequest::set_up(lo.index, "lo"))?;
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use lab::stamp::Protection;
 use lab::{Lab, Launcher, PRIVATE_LAN, PROVIDER, Peer, Reach, TUNNEL_CLIENT, WEB, variables};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::sysctl;
 use vpn_exec::{fault, registry};
 
@@ -74,7 +74,7 @@ pub(crate) fn allow_pings() -> std::io::Result<()> {
 }
 
 pub(crate) fn allow_pings_inside() -> Result<()> {
-    let Named::Namespace(namespace) = look_up(&path_of(NAME))? else { bail!("the tunnel has no namespace") };
+    let NameLookup::Namespace(namespace) = look_up(&path_of(NAME))? else { bail!("the tunnel has no namespace") };
     Ok(namespace.run(allow_pings)?)
 }
 

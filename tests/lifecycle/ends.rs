@@ -80,11 +80,11 @@ fn a_lost_device_ends_the_program_and_the_tunnel() {
         let running = start("ends", "daemon")?;
         // Somebody removes WireGuard's interface from inside, who may.
         let inside = vpn_exec::linux::namespace::look_up("/run/netns/ends".as_ref())?;
-        let vpn_exec::linux::namespace::Named::Namespace(inside) = inside else { anyhow::bail!("{inside:?}") };
+        let vpn_exec::linux::namespace::NameLookup::Namespace(inside) = inside else { anyhow::bail!("{inside:?}") };
         inside.run(|| {
             let mut netlink = Netlink::open()?;
             let index = netlink.link_index(&"wg0".parse().map_err(std::io::Error::other)?)?;
-            Ok(netlink.execute_one(vpn_exec::linux::netlink::Request::delete_link(index, "wg0"))?)
+            Ok(netlink.execute_one(vpn_exec::linux::netlink::NetlinkRequest::delete_link(index, "wg0"))?)
         })?;
         drop(inside);
         let output = output_of(running.child)?;

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use lab::Snapshot;
-use vpn_exec::linux::link::Place;
 use vpn_exec::linux::mounts;
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::process;
 
 use crate::support::{
@@ -33,7 +33,7 @@ fn name(namespace: &NetworkNamespace, name: &str) -> Result<()> {
 fn with_alias_of_lo(alias: &str) -> Result<NetworkNamespace> {
     let (namespace, ()) = NetworkNamespace::create(|| {
         let mut netlink = Netlink::open()?;
-        Ok(netlink.execute(vec![Request::set_alias(1, "lo", alias), Request::set_up(1, "lo")])?)
+        Ok(netlink.execute(vec![NetlinkRequest::set_alias(1, "lo", alias), NetlinkRequest::set_up(1, "lo")])?)
     })?;
     Ok(namespace)
 }
@@ -94,7 +94,7 @@ fn a_forged_state_gives_no_right_to_a_foreign_namespace() {
 
             inhabitant.kill()?;
             inhabitant.wait()?;
-            vpn_exec::linux::namespace::take_name("/run/netns/taken".as_ref())?;
+            vpn_exec::linux::namespace::remove_name("/run/netns/taken".as_ref())?;
         }
         // The judge can find somebody guilty: what carries all of the mark is taken away.
         let ours = with_alias_of_lo(&mark)?;
@@ -134,7 +134,7 @@ fn a_foreign_file_or_link_in_the_names_place_is_left_alone() {
 
 fn add_veth(name: &str, peer: &str) -> Result<u32> {
     let mut netlink = Netlink::open()?;
-    netlink.execute_one(Request::add_veth(&name.parse()?, &peer.parse()?, Place::Here))?;
+    netlink.execute_one(NetlinkRequest::add_veth(&name.parse()?, &peer.parse()?, TargetNamespace::Current))?;
     Ok(netlink.link_index(&name.parse()?)?)
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn plant_neighbours(suffix: &str) -> Result<()> {
     fs::create_dir_all(format!("/run/vpn-exec/other{suffix}"))?;
     fs::write(format!("/run/vpn-exec/other{suffix}/state"), "somebody's")?;
     fs::create_dir_all(format!("/run/lab/mounts{suffix}/vpn-exec/tune"))?;
-    mounts::memory(format!("/run/lab/mounts{suffix}/vpn-exec/tune").as_ref())?;
+    mounts::mount_tmpfs(format!("/run/lab/mounts{suffix}/vpn-exec/tune").as_ref())?;
     lab::nat::add_table(&format!("vpn-exec-tune{suffix}"))?;
     // A veth in the way, one with another tunnel's mark, one whose mark only begins alike.
     let veths =
@@ -156,7 +156,7 @@ pub(crate) fn plant_neighbours(suffix: &str) -> Result<()> {
     for (number, (veth, alias)) in veths.into_iter().enumerate() {
         let veth = if suffix.is_empty() { veth.to_owned() } else { format!("{veth}{suffix}") };
         let index = add_veth(&veth, &format!("p{number}{suffix}"))?;
-        Netlink::open()?.execute_one(Request::set_alias(index, &veth, alias))?;
+        Netlink::open()?.execute_one(NetlinkRequest::set_alias(index, &veth, alias))?;
     }
     Ok(())
 }
@@ -219,11 +219,11 @@ fn somebody_who_takes_the_name_over_keeps_it() {
         prepare()?;
         make_names()?;
         let running = start("taken", "wait")?;
-        vpn_exec::linux::namespace::take_name("/run/netns/taken".as_ref())?;
+        vpn_exec::linux::namespace::remove_name("/run/netns/taken".as_ref())?;
         let (foreign, ()) = NetworkNamespace::create(|| Ok(()))?;
         name(&foreign, "taken")?;
         running.end()?;
-        let vpn_exec::linux::namespace::Named::Namespace(there) =
+        let vpn_exec::linux::namespace::NameLookup::Namespace(there) =
             vpn_exec::linux::namespace::look_up("/run/netns/taken".as_ref())?
         else {
             anyhow::bail!("the name is gone")

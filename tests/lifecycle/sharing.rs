@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use lab::Snapshot;
 use nix::sys::signal::Signal;
 use rustix::mount::{MountPropagationFlags, mount_change};
-use vpn_exec::linux::namespace::{self, Named, NetworkNamespace};
+use vpn_exec::linux::namespace::{self, NameLookup, NetworkNamespace};
 use vpn_exec::linux::netlink::Netlink;
 
 use crate::support::{PATIENCE, assert_unchanged, ended, errors, is_there, prepare, run, start, vpn_exec};
@@ -56,11 +56,11 @@ fn names_that_others_add_meanwhile_survive_and_can_be_seen() {
         prepare()?;
         let running = start("ours", "wait")?;
         let (foreign, ()) = NetworkNamespace::create(|| Ok(()))?;
-        namespace::give_name(&foreign, "/run/netns/theirs".as_ref(), "")?;
+        namespace::bind_name(&foreign, "/run/netns/theirs".as_ref(), "")?;
         running.end()?;
         let is_theirs = || -> Result<bool> {
             Ok(
-                matches!(namespace::look_up("/run/netns/theirs".as_ref())?, Named::Namespace(there) if there.id()? == foreign.id()?),
+                matches!(namespace::look_up("/run/netns/theirs".as_ref())?, NameLookup::Namespace(there) if there.id()? == foreign.id()?),
             )
         };
         assert!(is_theirs()?, "their name is gone, or hidden");
@@ -72,7 +72,7 @@ fn names_that_others_add_meanwhile_survive_and_can_be_seen() {
         assert!(is_theirs()? && is_there("/run/netns/ours"));
         running.end()?;
         assert!(is_theirs()?);
-        namespace::take_name("/run/netns/theirs".as_ref())?;
+        namespace::remove_name("/run/netns/theirs".as_ref())?;
         Ok(())
     });
 }
@@ -101,7 +101,7 @@ fn ip_netns_accepts_the_namespace() {
 /// Somebody's shell in the namespace, as `ip netns exec` starts it: no child of ours.
 fn visitor(name: &str) -> Result<std::process::Child> {
     let path = namespace::path_of(name);
-    let Named::Namespace(inside) = namespace::look_up(&path)? else { anyhow::bail!("{} is gone", path.display()) };
+    let NameLookup::Namespace(inside) = namespace::look_up(&path)? else { anyhow::bail!("{} is gone", path.display()) };
     Ok(inside.run(|| lab::agent::task_on_host("wait").spawn())?)
 }
 

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use rustix::mount::MountFlags;
 use vpn_exec::lease::status::{Condition, Status};
 use vpn_exec::linux::local_socket;
-use vpn_exec::linux::namespace::{self, Named};
+use vpn_exec::linux::namespace::{self, NameLookup};
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::registry;
 
@@ -120,7 +120,7 @@ fn an_mtu_beside_the_file_is_the_tunnels() {
         let other = assert_refused(&run(command(&up()))?);
         assert!(other.contains("MTU: 1410 there, 1400 here"), "{other}");
         let joined = assert_refused(&run(command(&["--tunnel", "stays", "--mtu", "1380", "--", "true"]))?);
-        assert!(joined.contains("--mtu") && joined.contains("of no use here"), "{joined}");
+        assert!(joined.contains("--mtu") && joined.contains("cannot be applied"), "{joined}");
 
         // The endpoint's name is known later than the plan, and the way to it decides about a computed MTU alone.
         write_config(&CONFIG_TEXT.replace("192.0.2.1:51820", "127.0.0.1:51820"))?;
@@ -185,7 +185,7 @@ fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
         assert_eq!(fs::metadata(format!("{inside}/ns/net"))?.ino(), running.program.namespace);
         let names = fs::read_to_string(format!("{inside}/root/etc/resolv.conf"))?;
         assert!(names.contains("nameserver 10.64.0.53\n") && !names.contains("10.64.0.1\n"), "{names}");
-        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
         };
         let (links, addresses, routes) = there.run(|| {
@@ -253,7 +253,7 @@ fn what_is_not_as_it_was_is_never_taken_over() {
         send(running.launcher(), Signal::SIGSTOP)?;
         send(keeper()?, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
-        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
         };
         there.run(|| {
@@ -261,7 +261,7 @@ fn what_is_not_as_it_was_is_never_taken_over() {
             let host0 = "host0".parse().map_err(std::io::Error::other)?;
             let index = netlink.link_index(&host0)?;
             let leak = "198.51.100.0/24".parse().map_err(std::io::Error::other)?;
-            Ok(netlink.execute_one(vpn_exec::linux::netlink::Request::add_route(index, "host0", leak, None))?)
+            Ok(netlink.execute_one(vpn_exec::linux::netlink::NetlinkRequest::add_route(index, "host0", leak, None))?)
         })?;
         let message = assert_refused(&run(command(&up()))?);
         assert!(message.contains("routes 198.51.100.0/24 by host0"), "{message}");
@@ -415,7 +415,7 @@ fn without_room_nothing_is_changed_and_nothing_is_lost() {
         let filler = fill_run()?;
         let message = assert_refused(&run(command(&reload()))?);
         assert!(message.contains("No space left"), "{message}");
-        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
         };
         let has = |address: &str| -> Result<bool> {
@@ -469,7 +469,7 @@ fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
         send(running.launcher(), Signal::SIGCONT)?;
         wait_for("nobody takes over", || Ok(status()?.state == Condition::Connecting))?;
         assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
-        let Named::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
+        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
         };
         let (addresses, routes) = there.run(|| {

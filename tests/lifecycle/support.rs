@@ -13,8 +13,8 @@ use lab::surroundings::Surroundings;
 use lab::{Launcher, Snapshot, agent};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::linux::link::Link;
 use vpn_exec::linux::netlink::Netlink;
+use vpn_exec::linux::netlink::link::Link;
 use vpn_exec::registry::{self, State};
 
 /// Tells hanging from working: nothing here takes a tenth of it on an idle machine.

@@ -45,7 +45,7 @@ fn datagrams_come_in_where_they_are_expected() {
         let mut agent = inside(lab, &["--open", "9000/udp", "--name", "datagrams"])?;
         agent.succeed_within(WORKS, &format!("get {}", url(WEB.ipv4, 80)))?;
         let namespace = vpn_exec::linux::namespace::look_up(&vpn_exec::linux::namespace::path_of("datagrams"))?;
-        let vpn_exec::linux::namespace::Named::Namespace(namespace) = namespace else {
+        let vpn_exec::linux::namespace::NameLookup::Namespace(namespace) = namespace else {
             anyhow::bail!("there is a namespace")
         };
         let listen = |port: u16| {

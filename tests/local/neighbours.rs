@@ -12,9 +12,9 @@ use lab::{
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::linux::link::Place;
-use vpn_exec::linux::namespace::{Named, NetworkNamespace, look_up, path_of};
-use vpn_exec::linux::netlink::{Netlink, Request};
+use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl as parameters;
 use vpn_exec::names::InterfaceName;
 use vpn_exec::registry;
@@ -67,7 +67,8 @@ fn ask_host_to_forward(lab: &Lab) -> Result<()> {
         let index = netlink.link_index(&"eth0".parse().expect("a name"))?;
         let routers = [HOST_ON_LAN.ipv4.into(), HOST_ON_LAN.ipv6.into()];
         let nets = ["203.0.113.0/26", "2001:db8:4::/64"].map(|net| net.parse().expect("a network"));
-        let routes = nets.into_iter().zip(routers).map(|(net, by)| Request::add_route(index, "eth0", net, Some(by)));
+        let routes =
+            nets.into_iter().zip(routers).map(|(net, by)| NetlinkRequest::add_route(index, "eth0", net, Some(by)));
         netlink.execute(routes.collect())?;
         for address in WEB.both() {
             let socket = std::net::UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
@@ -96,11 +97,11 @@ fn container() -> Result<(NetworkNamespace, UdpSocket)> {
     let (inside, mut netlink) = NetworkNamespace::create(Netlink::open)?;
     let mut host = Netlink::open()?;
     let (outer, inner): (InterfaceName, InterfaceName) = ("ve-box".parse()?, "host0".parse()?);
-    host.execute_one(Request::add_veth(&outer, &inner, Place::Namespace(inside.as_fd())))?;
+    host.execute_one(NetlinkRequest::add_veth(&outer, &inner, TargetNamespace::Other(inside.as_fd())))?;
     for (netlink, name, address) in [(&mut host, &outer, "10.99.0.1/24"), (&mut netlink, &inner, "10.99.0.2/24")] {
         let index = netlink.link_index(name)?;
-        netlink.execute_one(Request::add_address(index, name.as_str(), address.parse()?))?;
-        netlink.execute_one(Request::set_up(index, name.as_str()))?;
+        netlink.execute_one(NetlinkRequest::add_address(index, name.as_str(), address.parse()?))?;
+        netlink.execute_one(NetlinkRequest::set_up(index, name.as_str()))?;
     }
     let heard = inside.run(|| UdpSocket::bind("0.0.0.0:7"))?;
     heard.set_read_timeout(Some(lab::patience(Duration::from_millis(500))))?;
@@ -121,7 +122,7 @@ fn the_host_is_no_router_to_containers_of_others() {
             let mut netlink = Netlink::open()?;
             let link = netlink.route_to(HOST_ON_PRIVATE_LAN.ipv4.into())?.interface.unwrap_or_default();
             let (net, by) = ("10.99.0.0/24".parse().expect("a network"), HOST_ON_PRIVATE_LAN.ipv4.into());
-            Ok(netlink.execute_one(Request::add_route(link, "the link", net, Some(by)))?)
+            Ok(netlink.execute_one(NetlinkRequest::add_route(link, "the link", net, Some(by)))?)
         })?;
         let agent = inside(lab, &[local_networks(), &["--name", "beside"]].concat())?;
         ensure!(!send()?, "a neighbour has reached it");
@@ -182,7 +183,9 @@ fn the_host_is_not_asked_from_an_address_of_the_tunnels() {
         echo("[::]:7".parse()?)?;
         works(&["up", file(lab)?, "--name", "asked", "--backend", lab::backend()])?;
         let link = registry::read_plan(&"asked".parse()?)?.context("there is a plan")?.veth;
-        let Named::Namespace(namespace) = look_up(&path_of("asked"))? else { anyhow::bail!("there is a namespace") };
+        let NameLookup::Namespace(namespace) = look_up(&path_of("asked"))? else {
+            anyhow::bail!("there is a namespace")
+        };
         let ask = |from: IpAddr, to: IpAddr| -> std::io::Result<()> {
             let socket = namespace.run(|| UdpSocket::bind((from, 0)))?;
             socket.set_read_timeout(Some(lab::patience(Duration::from_secs(1))))?;
@@ -224,7 +227,9 @@ fn the_program_in_another_tunnel_is_no_neighbour() {
         lab.join_private_lan()?;
         works(&["up", file(lab)?, "--name", "other", "--backend", lab::backend()])?;
         let other = registry::read_plan(&"other".parse()?)?.context("there is a plan")?.veth;
-        let Named::Namespace(namespace) = look_up(&path_of("other"))? else { anyhow::bail!("there is a namespace") };
+        let NameLookup::Namespace(namespace) = look_up(&path_of("other"))? else {
+            anyhow::bail!("there is a namespace")
+        };
         let program = namespace.run(|| UdpSocket::bind("0.0.0.0:7"))?;
         program.set_read_timeout(Some(lab::patience(Duration::from_millis(500))))?;
         let mut heard = [0; 100];
@@ -249,8 +254,8 @@ fn the_tunnel_wins_over_a_local_network() {
     lab::test(Peer::Ours, |lab| {
         let checked = works(&["check", "--config", file(lab)?, "--local", "10.0.0.0/8"])?;
         let said = String::from_utf8(checked.stdout)?;
-        ensure!(said.contains("DNS server 10.64.0.1") && said.contains("stays in the tunnel"), "{said}");
-        ensure!(said.contains("10.64.0.2/32 stays in the tunnel"), "{said}");
+        ensure!(said.contains("DNS server 10.64.0.1") && said.contains("is reached through the tunnel"), "{said}");
+        ensure!(said.contains("10.64.0.2/32 is reached through the tunnel"), "{said}");
 
         let mut agent = inside(lab, &["--local", "10.0.0.0/8", "--name", "wins"])?;
         let lookup = format!("lookup {} web.example", TUNNEL_RESOLVER.ipv4);
@@ -259,11 +264,13 @@ fn the_tunnel_wins_over_a_local_network() {
         // Nobody notices that the interface is gone, and ends the program.
         let keeper = keeper_of("wins")?;
         kill(Pid::from_raw(keeper), Signal::SIGSTOP)?;
-        let Named::Namespace(namespace) = look_up(&path_of("wins"))? else { anyhow::bail!("there is a namespace") };
+        let NameLookup::Namespace(namespace) = look_up(&path_of("wins"))? else {
+            anyhow::bail!("there is a namespace")
+        };
         namespace.run(|| {
             let mut netlink = Netlink::open()?;
             let index = netlink.link_index(&"wg0".parse().expect("a name"))?;
-            Ok(netlink.execute_one(Request::delete_link(index, "wg0"))?)
+            Ok(netlink.execute_one(NetlinkRequest::delete_link(index, "wg0"))?)
         })?;
         agent.fail(&lookup)?;
         agent.fail(&format!("get {}", url(TUNNEL_RESOLVER.ipv4, 80)))?;
@@ -288,7 +295,9 @@ fn local_networks_change_while_programs_run() {
             works(&[&[command, file, "--name", "changing", "--backend", lab::backend()], more].concat())
         };
         all("up", &[])?;
-        let Named::Namespace(namespace) = look_up(&path_of("changing"))? else { anyhow::bail!("there is a namespace") };
+        let NameLookup::Namespace(namespace) = look_up(&path_of("changing"))? else {
+            anyhow::bail!("there is a namespace")
+        };
         let get_within = |usual, address| {
             let url = url(address, 80);
             namespace.run(|| lab::http::get(&url, lab::patience(usual)))
@@ -327,13 +336,13 @@ fn an_ipv6_network_is_refused_where_all_would_be_forwarded() {
         let local = ["--config", file(lab)?, "--backend", lab::backend(), "--local", "192.168.7.0/24"];
         let refused = vpn_exec(&[&local[..], &["--local", "fd07::/64", "--", "true"]].concat())?;
         let said = String::from_utf8(refused.stderr)?;
-        ensure!(refused.status.code() == Some(125) && said.contains("fd07::/64 cannot be local"), "{said}");
+        ensure!(refused.status.code() == Some(125) && said.contains("fd07::/64 cannot be a local network"), "{said}");
         ensure!(said.contains("Linux 6.17") && said.contains("net.ipv6.conf.all.forwarding=1"), "{said}");
         assert_untouched(&before)?;
         // Who asks for all that can be had gets IPv4, and is told.
         let plan = works(&["plan", "--config", file(lab)?, "--lan"])?;
         let said = String::from_utf8(plan.stdout)?;
-        ensure!(said.contains("fd07::/64 is not among the local networks"), "{said}");
+        ensure!(said.contains("fd07::/64 cannot be a local network"), "{said}");
 
         // Where the host is a router anyway, nothing has to be switched.
         parameters::set("net/ipv6/conf/all/forwarding", "1")?;

@@ -15,13 +15,13 @@ fn every_kind() -> Result<Table> {
     let named = |name: &str| Ok::<_, anyhow::Error>(Interface::Named(name.parse()?));
     let input = vec![
         Rule::accept([Match::From(Interface::Loopback)]),
-        Rule::accept([Match::Answers]),
+        Rule::accept([Match::Replies]),
         Rule::accept([Match::From(named("wg0")?), Match::TcpPort(80..=80)]),
         Rule::drop([Match::From(named("fifteen-letters")?), Match::UdpPort(8000..=8010)]),
         Rule::accept([Match::From(named("host0")?), Match::Icmpv6(135)]),
         Rule::accept([Match::Source("10.0.0.0/8".parse()?)]),
         Rule::drop([Match::From(named("wg0")?), Match::Of(Family::Ipv4)]),
-        Rule::accept([Match::Of(Family::Ipv6), Match::Answers]),
+        Rule::accept([Match::Of(Family::Ipv6), Match::Replies]),
         Rule::accept([Match::Source("192.0.2.7/32".parse()?), Match::TcpPort(0..=65535)]),
     ];
     let output = vec![

@@ -342,7 +342,7 @@ fn a_socket_inside_with_the_same_number_and_name_opens_no_other() {
         require(PYTHON)?;
         for directory in ["/tmp/one", "/tmp/two"] {
             fs::create_dir(directory)?;
-            vpn_exec::linux::mounts::memory(directory.as_ref())?;
+            vpn_exec::linux::mounts::mount_tmpfs(directory.as_ref())?;
         }
         let outside = StandIn::listen("/tmp/one/bus", Protocol::None)?;
         let script = format!(

@@ -48,7 +48,7 @@ pub(crate) fn test_at_desk<F: FnOnce(&Desk) -> Result<()>>(body: F) {
 
 impl Desk {
     fn new() -> Result<Self> {
-        vpn_exec::linux::mounts::memory("/tmp".as_ref())?;
+        vpn_exec::linux::mounts::mount_tmpfs("/tmp".as_ref())?;
         fs::set_permissions("/tmp", fs::Permissions::from_mode(0o1777))?;
         for directory in [HOME, RUNTIME] {
             fs::create_dir_all(directory)?;

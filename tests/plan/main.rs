@@ -1,9 +1,10 @@
-//! The planner's promises: what is decided for the usual tunnels, what is refused, and that nothing derived ever collides.
+//! Tests of the planner: the decisions for usual and unusual tunnels, what is refused, and that derived names and
+//! addresses never collide.
 
 mod decisions;
-mod local;
-mod overlaps;
+mod local_networks;
 mod properties;
 mod refusals;
 mod snapshots;
+mod veth_addresses;
 mod world;

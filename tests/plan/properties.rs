@@ -1,4 +1,4 @@
-//! What holds for whatever names, routes and networks there are.
+//! Properties that hold for all names, routes and networks.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vpn_exec::names::InterfaceName;
-use vpn_exec::plan::{HostInterface, PlanError, PlanOptions, plan};
+use vpn_exec::plan::{HostInterface, PlanError, plan};
 
 use crate::world::{config, host, nets, planned, route};
 
@@ -14,7 +14,7 @@ fn name() -> impl Strategy<Value = String> {
     "[a-zA-Z0-9_=+][a-zA-Z0-9_=+.-]{0,63}"
 }
 
-/// Any network, those of private space more often.
+/// Any network, more often one of private space.
 fn network() -> impl Strategy<Value = IpNet> {
     let private =
         prop::sample::select(nets(&["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fd00::/8"]));
@@ -57,12 +57,12 @@ proptest! {
         config.wireguard.peers[0].allowed_ips.extend(allowed);
         let mut facts = host();
         facts.routes.extend(routes.iter().map(|net| route(&net.to_string(), 2)));
-        match plan(&config, &facts, PlanOptions::default()) {
+        match plan(&config, &facts) {
             Ok(plan) => {
                 let ipv4 = IpNet::new(plan.veth.host_ipv4.into(), 31).expect("a length");
                 let ipv6 = IpNet::new(plan.veth.host_ipv6.expect("IPv6").into(), 127).expect("a length");
                 for net in routes.iter().chain(&nets(&["10.66.1.2/32", "fd00:6::2/128", "10.64.0.1/32"])) {
-                    // Routes wider than any private block stand in for a default route.
+                    // A route that is larger than any private block replaces a default route.
                     let wide = net.prefix_len() < if net.addr().is_ipv4() { 8 } else { 7 };
                     prop_assert!(wide || !(overlap(net, &ipv4) || overlap(net, &ipv6)), "{net}: {ipv4}, {ipv6}");
                 }
@@ -71,7 +71,7 @@ proptest! {
                 let again = planned(&config, &facts);
                 prop_assert_eq!(plan, again);
             }
-            // Forty routes take all of the pools only if they are as wide as these.
+            // Forty routes only use up a pool if they are this large.
             Err(errors) => for reason in errors.reasons {
                 let PlanError::NoFreeAddresses { family, .. } = reason else {
                     return Err(TestCaseError::fail(format!("{reason}")));
@@ -81,7 +81,7 @@ proptest! {
                 };
                 let covered = IpNet::aggregate(&routes.iter().filter(|net| net.prefix_len() >= 7).copied().collect());
                 for pool in nets(pools) {
-                    prop_assert!(covered.iter().any(|net| net.contains(&pool)), "{pool} has room");
+                    prop_assert!(covered.iter().any(|net| net.contains(&pool)), "{pool} has free addresses");
                 }
             }
         }
@@ -108,7 +108,7 @@ proptest! {
     }
 
     #[test]
-    fn no_input_makes_the_planner_panic(
+    fn planning_never_panics(
         addresses in vec(network(), 0..4),
         allowed in vec(network(), 0..4),
         mtu in any::<Option<u32>>(),
@@ -127,7 +127,8 @@ proptest! {
         let mut facts = host();
         facts.endpoint_routes[0].mtu = path;
         facts.last_capability = last_capability;
-        match plan(&config, &facts, PlanOptions { allow_hooks }) {
+        config.allow_hooks = allow_hooks;
+        match plan(&config, &facts) {
             Ok(plan) => {
                 prop_assert!(!plan.to_string().is_empty());
                 let least = if plan.wireguard.ipv6 { 1280 } else { 576 };

@@ -2,7 +2,7 @@
 
 use insta::assert_snapshot;
 use vpn_exec::config::{BackendChoice, Hook, HookKind};
-use vpn_exec::plan::{PlanOptions, plan};
+use vpn_exec::plan::plan;
 
 use crate::world::{both, config, host, ips, ipv4, peer, planned};
 
@@ -58,7 +58,8 @@ fn everything_at_once() {
     config.program.new_privileges = true;
     assert_snapshot!(planned(&config, &host()));
 
-    let allowed = plan(&config, &host(), PlanOptions { allow_hooks: true }).expect("a plan");
+    config.allow_hooks = true;
+    let allowed = plan(&config, &host()).expect("a plan");
     assert!(allowed.hooks.iter().all(|hook| hook.run));
     assert_eq!(allowed.hooks[0].command, "echo wg0 up; echo wg0");
     assert!(!allowed.notes.iter().any(|note| note.contains("--allow-hooks")));

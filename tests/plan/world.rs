@@ -1,15 +1,13 @@
-//! Configurations and hosts to plan with: a provider's plain tunnel and a plain host, which each test changes where it cares.
+//! Configurations and hosts to plan with: an ordinary tunnel and an ordinary host, which each test modifies.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use vpn_exec::config::{BackendChoice, Config, Dns, Endpoint, Interface, Local, Peer, ProgramOptions, WgQuick};
+use vpn_exec::config::{Config, Endpoint, Interface, Peer, WgQuick};
 use vpn_exec::keys::{PrivateKey, PublicKey};
-use vpn_exec::plan::{
-    EndpointRoute, Facts, HostInterface, HostRoute, Ipv6Forwarding, Plan, PlanError, PlanOptions, plan,
-};
+use vpn_exec::plan::{EndpointRoute, Facts, HostInterface, HostRoute, Ipv6Forwarding, Plan, PlanError, plan};
 
-/// A number of `/proc/sys/kernel/cap_last_cap` as kernels since 5.9 have it.
+/// `/proc/sys/kernel/cap_last_cap` of kernels since 5.9.
 pub(crate) const LAST_CAPABILITY: u8 = 40;
 
 pub(crate) fn nets(list: &[&str]) -> Vec<IpNet> {
@@ -38,32 +36,24 @@ pub(crate) fn peer(number: u8, allowed_ips: &[&str], endpoint: Option<&str>) -> 
 
 /// A tunnel named `mullvad` with one peer at 192.0.2.1.
 pub(crate) fn config(addresses: &[&str], dns: &[&str], allowed_ips: &[&str]) -> Config {
-    Config {
-        name: "mullvad".parse().expect("a name"),
-        wireguard: WgQuick {
-            interface: Interface {
-                private_key: Some(PrivateKey::from([0x42; 32])),
-                addresses: nets(addresses),
-                dns_servers: ips(dns),
-                ..Interface::default()
-            },
-            peers: vec![peer(7, allowed_ips, Some("192.0.2.1:51820"))],
+    let wireguard = WgQuick {
+        interface: Interface {
+            private_key: Some(PrivateKey::from([0x42; 32])),
+            addresses: nets(addresses),
+            dns_servers: ips(dns),
+            ..Interface::default()
         },
-        backend: BackendChoice::Auto,
-        mtu: None,
-        dns: Dns::default(),
-        local: Local::default(),
-        open: Vec::new(),
-        program: ProgramOptions::default(),
-    }
+        peers: vec![peer(7, allowed_ips, Some("192.0.2.1:51820"))],
+    };
+    Config::new("mullvad".parse().expect("a name"), wireguard)
 }
 
-/// A tunnel with IPv4 only that takes everything.
+/// An IPv4-only tunnel that routes everything.
 pub(crate) fn ipv4() -> Config {
     config(&["10.66.1.2/32"], &["10.64.0.1"], &["0.0.0.0/0"])
 }
 
-/// A tunnel with both families that takes everything.
+/// A tunnel with both families that routes everything.
 pub(crate) fn both() -> Config {
     config(&["10.66.1.2/32", "fc00:bbbb:bbbb:bb01::3:102/128"], &["10.64.0.1"], &["0.0.0.0/0", "::/0"])
 }
@@ -82,7 +72,7 @@ pub(crate) fn attached(network: &str, interface: u32) -> HostRoute {
     HostRoute { attached: true, ..route(network, interface) }
 }
 
-/// A host with both families on Ethernet, its endpoint reached by that.
+/// A host with both families on Ethernet, by which it reaches the endpoint.
 pub(crate) fn host() -> Facts {
     Facts {
         interfaces: vec![
@@ -112,12 +102,12 @@ pub(crate) fn host() -> Facts {
     }
 }
 
-/// The plan, which there must be.
+/// Plans a tunnel, and panics if it is refused.
 pub(crate) fn planned(config: &Config, facts: &Facts) -> Plan {
-    plan(config, facts, PlanOptions::default()).unwrap_or_else(|errors| panic!("{errors}"))
+    plan(config, facts).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// The reasons why there is no plan.
+/// Plans a tunnel, and returns the reasons why it is refused.
 pub(crate) fn refused(config: &Config, facts: &Facts) -> Vec<PlanError> {
-    plan(config, facts, PlanOptions::default()).expect_err("a refusal").reasons
+    plan(config, facts).expect_err("a refusal").reasons
 }

@@ -124,7 +124,7 @@ fn the_system_bus_is_there_where_it_is_asked_for() {
 #[test]
 fn the_pipes_of_sssd_are_hidden_and_the_rest_of_it_is_not() {
     test_with_file(|config| {
-        vpn_exec::linux::mounts::memory("/var/lib".as_ref())?;
+        vpn_exec::linux::mounts::mount_tmpfs("/var/lib".as_ref())?;
         let _daemon = listen("/var/lib/sss/pipes/nss")?;
         fs::create_dir("/var/lib/sss/mc")?;
         fs::write("/var/lib/sss/mc/passwd", "a cache")?;
@@ -200,7 +200,7 @@ fn nothing_is_found_by_way_of_the_working_directory() {
 #[test]
 fn a_resolver_whose_folder_is_a_link_is_not_found_either() {
     test_with_file(|config| {
-        vpn_exec::linux::mounts::memory("/var/lib".as_ref())?;
+        vpn_exec::linux::mounts::mount_tmpfs("/var/lib".as_ref())?;
         let _daemon = listen("/var/lib/disk/moved/pipes/nss")?;
         fs::write("/var/lib/disk/moved/beside", "")?;
         std::os::unix::fs::symlink("disk/moved", "/var/lib/sss")?;

@@ -30,7 +30,7 @@ fn what_becomes_of_run_and_etc_is_seen() {
         ensure!(shell.say("cat /run/later/file")? == "one");
         // A user who logs in later: a file system in a directory that is new.
         fs::create_dir_all("/run/user/1000")?;
-        vpn_exec::linux::mounts::memory(Path::new("/run/user/1000"))?;
+        vpn_exec::linux::mounts::mount_tmpfs(Path::new("/run/user/1000"))?;
         fs::write("/run/user/1000/bus", "")?;
         seen(&mut shell, "ls /run/user/1000", "bus\n")?;
         // Files that are replaced, as by passwd(1) and package managers; each is always there.

@@ -66,7 +66,7 @@ pub(crate) fn kill(pid: u32, signal: &str) -> Result<()> {
 pub(crate) fn loosen_etc() -> Result<bool> {
     let layer = Path::new("/run/lab/layer");
     std::fs::create_dir(layer)?;
-    vpn_exec::linux::mounts::memory(layer)?;
+    vpn_exec::linux::mounts::mount_tmpfs(layer)?;
     let (upper, work) = (layer.join("upper"), layer.join("work"));
     std::fs::create_dir(&upper)?;
     std::fs::create_dir(&work)?;

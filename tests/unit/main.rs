@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use vpn_exec::plan::unit::{ServiceFacts, UnitRequest, drop_in, warnings};
+use vpn_exec::plan::drop_in::{DropInRequest, ServiceFacts, render, warnings};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
-    request: UnitRequest,
+    request: DropInRequest,
     #[serde(default)]
     unit: ServiceFacts,
 }
@@ -29,7 +29,7 @@ fn cases() -> Result<Vec<PathBuf>> {
 fn decided(case: &Path) -> Result<(&'static str, String)> {
     let text = fs::read_to_string(case)?;
     let case: Case = serde_json::from_str(&text).with_context(|| case.display().to_string())?;
-    Ok(match drop_in(&case.request, &case.unit) {
+    Ok(match render(&case.request, &case.unit) {
         Ok(text) => {
             let warnings = warnings(&case.request, &case.unit);
             ("conf", text + &warnings.iter().map(|warning| format!("# warning: {warning}\n")).collect::<String>())

@@ -5,8 +5,9 @@ use zeroize::Zeroizing;
 
 use super::lines::is_space;
 use super::setting::{SETTINGS, Setting};
-use crate::config::diagnostic::{Diagnostic, nearest};
-use crate::config::shown::is_plain_name;
+use crate::config::diagnostic::Diagnostic;
+use crate::config::redact::is_plain_name;
+use crate::names::closest;
 
 /// What to do where nothing better is known.
 const GET_ANOTHER: &str =
@@ -200,7 +201,7 @@ impl<'a> Text<'a> {
     fn is_unlike_ours(&self) -> bool {
         let is_heading = |line: &str| {
             let name = line.strip_prefix('[').and_then(|rest| rest.split(']').next());
-            name.is_some_and(|name| nearest(name.trim_matches(is_space), ["Interface", "Peer"]).is_some())
+            name.is_some_and(|name| closest(name.trim_matches(is_space), ["Interface", "Peer"]).is_some())
         };
         let is_ours = |line: &str| is_heading(line) || super::begins_with_key(line).is_some();
         if self.lines().any(is_ours) {
@@ -210,7 +211,7 @@ impl<'a> Text<'a> {
         // lines are looked at. Characters that only look like a key's are told by their line, too.
         let is_near = |line: &str| {
             let key = line.split('=').next().unwrap_or_default().trim();
-            nearest(key, SETTINGS.map(Setting::name)).is_some()
+            closest(key, SETTINGS.map(Setting::name)).is_some()
         };
         let is_plain = |line: &str| line.split('=').next().unwrap_or_default().is_ascii();
         !self.lines().take(100).any(|line| is_near(line) || !is_plain(line) && line.len() < 200)

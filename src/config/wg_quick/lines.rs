@@ -9,10 +9,10 @@ use std::str::Utf8Error;
 use zeroize::Zeroizing;
 
 use super::setting::{SETTINGS, Setting};
-use crate::config::diagnostic::Place;
-use crate::config::odd::{self, Odd};
-use crate::config::shown::{dots, hide_keys, is_plain_name};
-use crate::config::text::View;
+use crate::config::diagnostic::Location;
+use crate::config::fragment::LineView;
+use crate::config::redact::{is_plain_name, mask, mask_keys};
+use crate::config::stray_character::{self, StrayCharacter};
 
 /// White space to wg(8) (`char_is_space` of its ctype.h) and to bash's `[[:space:]]` in the C locale.
 pub(super) fn is_space(c: char) -> bool {
@@ -42,8 +42,8 @@ impl<'a> Line<'a> {
     }
 
     /// The line as wg(8) reads it: without any white space.
-    pub(super) fn squeezed(self) -> View {
-        View::new(self.code, |_, c| !is_space(c))
+    pub(super) fn squeezed(self) -> LineView {
+        LineView::new(self.code, |_, c| !is_space(c))
     }
 
     /// The key as wg-quick(8) reads it: trimmed, up to `=` or to the end.
@@ -52,11 +52,11 @@ impl<'a> Line<'a> {
     }
 
     /// The value as wg-quick(8) reads it: trimmed, after the first `=`. `None` without one.
-    pub(super) fn quick_value(self) -> Option<View> {
+    pub(super) fn quick_value(self) -> Option<LineView> {
         let value = &self.code[self.code.find('=')? + 1..];
         let start = self.code.len() - value.trim_start_matches(is_space).len();
         let end = start.max(self.code.trim_end_matches(is_space).len());
-        Some(View::new(self.code, |byte, _| (start..end).contains(&byte)))
+        Some(LineView::new(self.code, |byte, _| (start..end).contains(&byte)))
     }
 
     /// The value as a shell command: with `#` and what follows, which wg-quick since 1.0.20260223 hands on to bash. Bash knows
@@ -73,21 +73,21 @@ impl<'a> Line<'a> {
     }
 
     /// A part of the line, with as much of the line as may be shown.
-    pub(super) fn place(self, columns: Range<usize>) -> Place {
-        Place::new(self.number, columns, &self.shown())
+    pub(super) fn place(self, columns: Range<usize>) -> Location {
+        Location::new(self.number, columns, &self.shown())
     }
 
     /// Finds the characters that do not belong into the line: odd ones anywhere but in a command, others than ASCII's
     /// in a key or in a heading.
-    pub(super) fn odd(self) -> Vec<(Odd, Range<usize>)> {
-        if odd::is_plain(self.code) {
+    pub(super) fn odd(self) -> Vec<(StrayCharacter, Range<usize>)> {
+        if stray_character::is_plain(self.code) {
             return Vec::new();
         }
         let equals = self.code.chars().position(|c| c == '=');
         let heading = self.code.trim_start_matches(|c: char| !c.is_ascii_graphic()).starts_with('[');
         let is_hook = matches!(Setting::named(&self.key_in_ascii()), Some(Setting::Hook(_)));
         let in_value = |column| equals.is_some_and(|equals| column > equals);
-        odd::runs(
+        stray_character::runs(
             self.code,
             |column| is_hook && in_value(column),
             |column| heading || equals.is_some() && !in_value(column),
@@ -106,11 +106,11 @@ impl<'a> Line<'a> {
         let Some(equals) = code.find('=') else { return shown_without_equals(code) };
         let (name, value) = (&code[..equals], &code[equals + 1..]);
         match Setting::named(&squeeze(name)) {
-            Some(key) if key.may_be_shown() => hide_keys(code),
-            Some(_) => format!("{name}={}", dots(value)),
+            Some(key) if key.may_be_shown() => mask_keys(code),
+            Some(_) => format!("{name}={}", mask(value)),
             // Base64 ends with `=`: a piece of a key that stands alone on a line has nothing after it.
             None if is_plain_name(&squeeze(name)) && !value.chars().all(|c| c == '=' || is_space(c)) => {
-                format!("{name}={}", dots(value))
+                format!("{name}={}", mask(value))
             }
             None => shown_without_equals(code),
         }
@@ -128,9 +128,9 @@ fn shown_without_equals(code: &str) -> String {
     let lead = code.len() - code.trim_start_matches(is_space).len();
     let word = code[lead..].find(|c: char| !c.is_ascii_alphanumeric()).map_or(code.len(), |length| lead + length);
     if SETTINGS.iter().any(|key| key.name().eq_ignore_ascii_case(&code[lead..word])) {
-        format!("{}{}", &code[..word], dots(&code[word..]))
+        format!("{}{}", &code[..word], mask(&code[word..]))
     } else {
-        dots(code)
+        mask(code)
     }
 }
 

@@ -22,12 +22,13 @@ use self::lines::{Line, is_space};
 use self::merge::PeerSection;
 use self::setting::{SETTINGS, Setting};
 use self::values::DnsWord;
-use super::diagnostic::{Diagnostic, Diagnostics, Severity, nearest};
+use super::diagnostic::{Diagnostic, Diagnostics, Severity};
+use super::fragment::Fragment;
 use super::mtu::mtu;
-use super::network::Problem;
-use super::shown::{is_plain_name, quoted};
-use super::text::Piece;
+use super::network::ValueError;
+use super::redact::{is_plain_name, quoted};
 use super::{Hook, Interface, MAX_BYTES, WgQuick};
+use crate::names::closest;
 
 /// The section that a line is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,7 +234,7 @@ impl<'a> Parser<'a> {
             self.begin_peer(line);
         } else if key.starts_with('[') {
             (self.section, self.quick_interface) = (Section::Unknown, false);
-        } else if nearest(&key, SETTINGS.map(Setting::name)) == Some(Setting::PublicKey.name()) {
+        } else if closest(&key, SETTINGS.map(Setting::name)) == Some(Setting::PublicKey.name()) {
             self.peer(|peer| peer.meant_a_key = true);
         }
         true
@@ -295,7 +296,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Takes a value, or notes what is wrong with it.
-    fn take<T>(&mut self, line: Line<'_>, value: Result<T, Problem>) -> Option<T> {
+    fn take<T>(&mut self, line: Line<'_>, value: Result<T, ValueError>) -> Option<T> {
         value
             .map_err(|problem| {
                 // A line may be long and have many problems: its places are made for those that are kept only.
@@ -328,7 +329,7 @@ impl<'a> Parser<'a> {
     }
 
     /// A key that wg-quick reads itself.
-    fn quick_value(&mut self, line: Line<'a>, key: Setting, value: Piece<'_>) {
+    fn quick_value(&mut self, line: Line<'a>, key: Setting, value: Fragment<'_>) {
         match key {
             Setting::Address => {
                 for word in values::words(value) {
@@ -380,7 +381,7 @@ impl<'a> Parser<'a> {
     }
 
     /// A key that wg(8) reads, in the section where it belongs.
-    fn value(&mut self, line: Line<'a>, key: Setting, value: Piece<'_>) {
+    fn value(&mut self, line: Line<'a>, key: Setting, value: Fragment<'_>) {
         if key != Setting::AllowedIps {
             self.once(line, key);
         }
@@ -392,7 +393,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn peer_value(&mut self, line: Line<'a>, key: Setting, value: Piece<'_>) {
+    fn peer_value(&mut self, line: Line<'a>, key: Setting, value: Fragment<'_>) {
         match key {
             Setting::PublicKey => {
                 let public_key = self.take(line, values::key(value, key.name()));
@@ -452,7 +453,7 @@ impl<'a> Parser<'a> {
         self.found.push(Diagnostic::error(message).at(place, format!("expected `{} = …`", key.name())));
     }
 
-    fn unrecognised(&mut self, line: Line<'a>, name: Piece<'_>, value: Option<Piece<'_>>) {
+    fn unrecognised(&mut self, line: Line<'a>, name: Fragment<'_>, value: Option<Fragment<'_>>) {
         if name.text.starts_with('[') {
             return self.unknown_section(line, name.text);
         }
@@ -489,7 +490,7 @@ impl<'a> Parser<'a> {
                 begins_with_key(line.code),
             ),
             None => {
-                let near = nearest(name.text, SETTINGS.map(Setting::name));
+                let near = closest(name.text, SETTINGS.map(Setting::name));
                 let help = match near {
                     Some(key) => format!("did you mean `{key}`?"),
                     None => "delete this line if the key is another program's".to_owned(),
@@ -508,7 +509,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Judges a key of another program.
-    fn extension(&mut self, line: Line<'a>, extension: Extension, name: Piece<'_>, value: Piece<'_>) {
+    fn extension(&mut self, line: Line<'a>, extension: Extension, name: Fragment<'_>, value: Fragment<'_>) {
         let columns = name.columns();
         if value.text.is_empty() && matches!(extension.family, Family::App(..)) {
             return self.empty.add(line, line.columns(), extension.name);
@@ -568,7 +569,7 @@ impl<'a> Parser<'a> {
     }
 
     /// A key that exists, but not so.
-    fn misplaced(&self, line: Line<'_>, key: Setting, name: Piece<'_>, value: Option<Piece<'_>>) -> Diagnostic {
+    fn misplaced(&self, line: Line<'_>, key: Setting, name: Fragment<'_>, value: Option<Fragment<'_>>) -> Diagnostic {
         let text = key.name();
         if value.is_none() {
             let place = line.place(line.columns());
@@ -595,7 +596,7 @@ impl<'a> Parser<'a> {
 
     fn unknown_section(&mut self, line: Line<'a>, text: &str) {
         let name = text.trim_start_matches('[').split(']').next().unwrap_or_default();
-        let near = nearest(name, ["Interface", "Peer"]);
+        let near = closest(name, ["Interface", "Peer"]);
         let exact = near.filter(|near| near.eq_ignore_ascii_case(name));
         let help = match (exact, near) {
             (Some(name), _) => format!("write `[{name}]` alone"),

@@ -7,14 +7,14 @@ use ipnet::IpNet;
 
 use super::lines::is_space;
 use crate::config::Endpoint;
-use crate::config::network::{Problem, decimal, is_domain, network};
-use crate::config::shown::quoted;
-use crate::config::text::Piece;
+use crate::config::fragment::Fragment;
+use crate::config::network::{ValueError, decimal, is_domain, network};
+use crate::config::redact::quoted;
 use crate::keys::KeyError;
 use crate::names::InterfaceName;
 
 /// A private, preshared or public key. Nothing of the text gets into the problem.
-pub(super) fn key<K: FromStr<Err = KeyError>>(value: Piece<'_>, name: &str) -> Result<K, Problem> {
+pub(super) fn key<K: FromStr<Err = KeyError>>(value: Fragment<'_>, name: &str) -> Result<K, ValueError> {
     value.text.parse().map_err(|error| {
         let help = match error {
             KeyError::Length { found: 43 } if !value.text.ends_with('=') => {
@@ -32,20 +32,20 @@ pub(super) fn key<K: FromStr<Err = KeyError>>(value: Piece<'_>, name: &str) -> R
             KeyError::Length { .. } => format!("the value of `{name}` has the wrong length for a key"),
             KeyError::Encoding => format!("the value of `{name}` is no key"),
         };
-        Problem::new(value, message, error.to_string()).help(help)
+        ValueError::new(value, message, error.to_string()).help(help)
     })
 }
 
 /// A UDP port of at least `min`. A name of a service is refused: what it means depends on the machine's /etc/services.
-pub(super) fn port(value: Piece<'_>, min: u16) -> Result<u16, Problem> {
+pub(super) fn port(value: Fragment<'_>, min: u16) -> Result<u16, ValueError> {
     decimal(value.text, u16::MAX.into())
         .and_then(|port| u16::try_from(port).ok())
         .filter(|port| *port >= min)
-        .ok_or_else(|| Problem::new(value, "this is no port", format!("expected a number from {min} to 65535")))
+        .ok_or_else(|| ValueError::new(value, "this is no port", format!("expected a number from {min} to 65535")))
 }
 
 /// `FwMark`: `off`, a decimal number or, after `0x`, a hexadecimal one.
-pub(super) fn fwmark(value: Piece<'_>) -> Result<u32, Problem> {
+pub(super) fn fwmark(value: Fragment<'_>) -> Result<u32, ValueError> {
     let text = value.text;
     if text.eq_ignore_ascii_case("off") {
         return Ok(0);
@@ -62,12 +62,12 @@ pub(super) fn fwmark(value: Piece<'_>) -> Result<u32, Problem> {
         let lower = text.to_ascii_lowercase();
         let help = text.starts_with("0X").then(|| format!("write {}", quoted(&lower)));
         let expected = "expected `off`, or a number up to 4294967295 or 0xffffffff";
-        Problem::new(value, "this is no firewall mark", expected).help(help)
+        ValueError::new(value, "this is no firewall mark", expected).help(help)
     })
 }
 
 /// `PersistentKeepalive` in seconds; `off` is 0.
-pub(super) fn keepalive(value: Piece<'_>) -> Result<u16, Problem> {
+pub(super) fn keepalive(value: Fragment<'_>) -> Result<u16, ValueError> {
     if value.text.eq_ignore_ascii_case("off") {
         return Ok(0);
     }
@@ -82,16 +82,16 @@ pub(super) fn keepalive(value: Piece<'_>) -> Result<u16, Problem> {
             }
             _ => None,
         };
-        Problem::new(value, "this is no interval", "expected `off` or seconds from 0 to 65535").help(help)
+        ValueError::new(value, "this is no interval", "expected `off` or seconds from 0 to 65535").help(help)
     })
 }
 
 /// `SaveConfig`.
-pub(super) fn boolean(value: Piece<'_>) -> Result<bool, Problem> {
+pub(super) fn boolean(value: Fragment<'_>) -> Result<bool, ValueError> {
     match value.text.to_ascii_lowercase().as_str() {
         "true" => Ok(true),
         "false" => Ok(false),
-        _ => Err(Problem::new(value, "this is neither true nor false", "expected `true` or `false`")),
+        _ => Err(ValueError::new(value, "this is neither true nor false", "expected `true` or `false`")),
     }
 }
 
@@ -104,7 +104,7 @@ pub(super) struct AllowedIp {
 }
 
 /// An entry of `AllowedIPs`: an address, or one with the length of its prefix, after an optional `+` or `-`.
-pub(super) fn allowed_ip(entry: Piece<'_>) -> Result<AllowedIp, Problem> {
+pub(super) fn allowed_ip(entry: Fragment<'_>) -> Result<AllowedIp, ValueError> {
     let sign = usize::from(entry.text.starts_with(['+', '-']));
     let net = network(entry.part(sign..entry.text.len()), "a network", "0.0.0.0/0, ::/0")?;
     Ok(AllowedIp { remove: entry.text.starts_with('-'), net })
@@ -112,7 +112,7 @@ pub(super) fn allowed_ip(entry: Piece<'_>) -> Result<AllowedIp, Problem> {
 
 /// An entry of `Address`: as of `AllowedIPs`, or with a netmask as `ip address add` takes it, and an address that an
 /// interface can have.
-pub(super) fn address(entry: Piece<'_>) -> Result<IpNet, Problem> {
+pub(super) fn address(entry: Fragment<'_>) -> Result<IpNet, ValueError> {
     let masked = entry.text.split_once('/').and_then(|(address, mask)| {
         let prefix = ipnet::ipv4_mask_to_prefix(mask.parse().ok()?).ok()?;
         IpNet::new(address.parse::<Ipv4Addr>().ok()?.into(), prefix).ok()
@@ -123,7 +123,11 @@ pub(super) fn address(entry: Piece<'_>) -> Result<IpNet, Problem> {
     };
     let address = net.addr();
     if address.is_unspecified() || address.is_multicast() || address == IpAddr::V6(Ipv6Addr::LOCALHOST) {
-        return Err(Problem::new(entry, "an interface cannot have this address", "expected one of the tunnel's own"));
+        return Err(ValueError::new(
+            entry,
+            "an interface cannot have this address",
+            "expected one of the tunnel's own",
+        ));
     }
     Ok(net)
 }
@@ -140,7 +144,7 @@ pub(super) enum DnsWord {
 }
 
 /// A word of a `DNS` line: what looks like an address must be one, anything else is a search domain (wg-quick(8)).
-pub(super) fn dns(word: Piece<'_>) -> Result<DnsWord, Problem> {
+pub(super) fn dns(word: Fragment<'_>) -> Result<DnsWord, ValueError> {
     let text = word.text;
     if let Ok(server) = text.parse() {
         return Ok(DnsWord::Server(server));
@@ -154,7 +158,7 @@ pub(super) fn dns(word: Piece<'_>) -> Result<DnsWord, Problem> {
             _ => None,
         };
         let message = format!("{} is not an IP address", quoted(text));
-        return Err(Problem::new(word, message, "expected a resolver's address, or a search domain").help(help));
+        return Err(ValueError::new(word, message, "expected a resolver's address, or a search domain").help(help));
     }
     if text.starts_with('~') {
         return Ok(DnsWord::Routing);
@@ -164,23 +168,23 @@ pub(super) fn dns(word: Piece<'_>) -> Result<DnsWord, Problem> {
     }
     let message = format!("{} is neither an IP address nor a search domain", quoted(text));
     let help = text.contains(';').then(|| "separate entries with commas".to_owned());
-    Err(Problem::new(word, message, "expected letters, digits, `-` and `.`").help(help))
+    Err(ValueError::new(word, message, "expected letters, digits, `-` and `.`").help(help))
 }
 
 /// `Endpoint`: a host and a port, and whether an IPv6 address should have had brackets.
-pub(super) fn endpoint(value: Piece<'_>) -> Result<(Endpoint, bool), Problem> {
+pub(super) fn endpoint(value: Fragment<'_>) -> Result<(Endpoint, bool), ValueError> {
     let text = value.text;
     let no_port = |help: Option<String>| {
-        Err(Problem::new(value, "the endpoint has no port", "expected HOST:PORT, such as `vpn.example.com:51820`")
+        Err(ValueError::new(value, "the endpoint has no port", "expected HOST:PORT, such as `vpn.example.com:51820`")
             .help(help))
     };
     if text.contains("://") {
         let message = format!("{} is not an endpoint", quoted(text));
-        return Err(Problem::new(value, message, "expected HOST:PORT, without a scheme"));
+        return Err(ValueError::new(value, message, "expected HOST:PORT, without a scheme"));
     }
     let (host, port, bracketed) = if text.starts_with('[') {
         let Some(close) = text.find(']') else {
-            return Err(Problem::new(value, "the bracket is never closed", "expected `[ADDRESS]:PORT`"));
+            return Err(ValueError::new(value, "the bracket is never closed", "expected `[ADDRESS]:PORT`"));
         };
         match text[close + 1..].strip_prefix(':') {
             Some(port) if !port.is_empty() => (1..close, close + 2..text.len(), true),
@@ -198,7 +202,7 @@ pub(super) fn endpoint(value: Piece<'_>) -> Result<(Endpoint, bool), Problem> {
                     return no_port(help);
                 } else {
                     let message = format!("{} is not an endpoint", quoted(text));
-                    return Err(Problem::new(value, message, "expected HOST:PORT, or `[ADDRESS]:PORT` for IPv6"));
+                    return Err(ValueError::new(value, message, "expected HOST:PORT, or `[ADDRESS]:PORT` for IPv6"));
                 }
             }
             Some(colon) if colon + 1 < text.len() => (0..colon, colon + 1..text.len(), false),
@@ -216,7 +220,7 @@ pub(super) fn endpoint(value: Piece<'_>) -> Result<(Endpoint, bool), Problem> {
     Ok((endpoint, unbracketed))
 }
 
-fn endpoint_host(host: Piece<'_>, port: u16) -> Result<Endpoint, Problem> {
+fn endpoint_host(host: Fragment<'_>, port: u16) -> Result<Endpoint, ValueError> {
     let text = host.text;
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(Endpoint::Address { address: SocketAddr::new(address, port), zone: None });
@@ -233,7 +237,7 @@ fn endpoint_host(host: Piece<'_>, port: u16) -> Result<Endpoint, Problem> {
     if number && is_domain(text) {
         // getaddrinfo(3) would take `10.1` for 10.0.0.1 and `010.0.0.1` for 8.0.0.1; nobody means that.
         let message = format!("{} is not an IPv4 address", quoted(text));
-        return Err(Problem::new(host, message, "expected four decimal numbers without leading zeros"));
+        return Err(ValueError::new(host, message, "expected four decimal numbers without leading zeros"));
     }
     if is_domain(text) {
         return Ok(Endpoint::Name { host: text.to_owned(), port });
@@ -244,29 +248,29 @@ fn endpoint_host(host: Piece<'_>, port: u16) -> Result<Endpoint, Problem> {
         format!("{} is neither an address nor a host's name", quoted(text))
     };
     let help = (!text.is_ascii()).then(|| "write an international name in its ASCII form (`xn--…`)".to_owned());
-    Err(Problem::new(host, message, "expected an IPv4 address, `[IPv6 address]` or a host's name").help(help))
+    Err(ValueError::new(host, message, "expected an IPv4 address, `[IPv6 address]` or a host's name").help(help))
 }
 
 /// An IPv6 address with a zone (RFC 4007, section 11): a number, or for a link-local address an interface's name.
-fn zoned(address: Ipv6Addr, zone: Piece<'_>, port: u16) -> Result<Endpoint, Problem> {
+fn zoned(address: Ipv6Addr, zone: Fragment<'_>, port: u16) -> Result<Endpoint, ValueError> {
     if let Some(scope) = decimal(zone.text, u32::MAX) {
         return Ok(Endpoint::Address { address: SocketAddrV6::new(address, port, 0, scope).into(), zone: None });
     }
     let link_local = address.is_unicast_link_local() || address.octets()[..2] == [0xff, 0x02];
     if !link_local {
         let message = "only a link-local address has a zone";
-        return Err(Problem::new(zone, message, format!("`{address}` is not link-local; leave out the zone")));
+        return Err(ValueError::new(zone, message, format!("`{address}` is not link-local; leave out the zone")));
     }
     match zone.text.parse::<InterfaceName>() {
         Ok(name) => Ok(Endpoint::Address {
             address: SocketAddr::new(address.into(), port),
             zone: Some(name.as_str().to_owned()),
         }),
-        Err(error) => Err(Problem::new(zone, "this is no interface's name", error.to_string())),
+        Err(error) => Err(ValueError::new(zone, "this is no interface's name", error.to_string())),
     }
 }
 
 /// The words of a list of wg-quick's: separated by commas and blanks, as bash splits them.
-pub(super) fn words(value: Piece<'_>) -> impl Iterator<Item = Piece<'_>> {
+pub(super) fn words(value: Fragment<'_>) -> impl Iterator<Item = Fragment<'_>> {
     value.split(|c| matches!(c, ',' | ' ' | '\t')).filter(|word| !word.text.trim_matches(is_space).is_empty())
 }

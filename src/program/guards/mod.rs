@@ -21,7 +21,7 @@ use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::local_socket;
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
-use crate::linux::seccomp::Filter;
+use crate::linux::seccomp::SyscallFilter;
 use session_bus::BusFilter;
 use sockets::SocketGuard;
 
@@ -179,22 +179,22 @@ pub(super) fn become_guard(
     launcher: u32,
     kept: &mut [i32],
     capabilities: CapabilitySet,
-    calls: &Filter,
+    calls: &SyscallFilter,
     is_seen: bool,
 ) -> io::Result<()> {
     // Neither the terminal's signals nor the working directory concern it.
     rustix::process::setsid()?;
     std::env::set_current_dir("/")?;
     process::redirect_to_null(&[0, 1, 2])?;
-    process::close_all_but(kept)?;
-    capabilities::bound(CapabilitySet::empty(), capabilities::last()?)?;
-    capabilities::survive_change_of_user()?;
+    process::close_all_except(kept)?;
+    capabilities::limit_bounding_set(CapabilitySet::empty(), capabilities::last()?)?;
+    capabilities::keep_across_user_change()?;
     identity.assume()?;
     capabilities::limit(capabilities, capabilities)?;
-    capabilities::forbid_new_privileges()?;
+    capabilities::set_no_new_privileges()?;
     match is_seen {
-        true => process::allow_inspection()?,
-        false => process::forbid_inspection()?,
+        true => process::enable_ptrace_and_core_dumps()?,
+        false => process::disable_ptrace_and_core_dumps()?,
     }
     // After the change of identity, which undoes it.
     process::set_death_signal(Signal::SIGKILL)?;

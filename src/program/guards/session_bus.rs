@@ -15,7 +15,7 @@ use crate::bus::{self, BusAddress, BusRefusal, Policy};
 use crate::config::SessionBus;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process;
-use crate::linux::seccomp::Filter;
+use crate::linux::seccomp::SyscallFilter;
 use crate::program::Program;
 use crate::program::identity::Identity;
 
@@ -63,7 +63,7 @@ impl BusFilter {
         let identity = program.identity.clone();
         let work = move |launcher, reporter: Reporter| {
             let mut kept = [listener.as_raw_fd(), wait.as_raw_fd(), reporter.descriptor()];
-            let calls = Filter::allowing(&[super::COMMON_CALLS, CALLS].concat(), &[libc::AF_UNIX])?;
+            let calls = SyscallFilter::allow_only(&[super::COMMON_CALLS, CALLS].concat(), &[libc::AF_UNIX])?;
             process::raise_file_limit()?;
             // Portals look at the root directory of whoever calls them, to tell sandboxes apart. No secret is in this process.
             super::become_guard(&identity, launcher, &mut kept, CapabilitySet::empty(), &calls, true)?;
@@ -123,7 +123,7 @@ fn real_bus(identity: &Identity) -> Option<Vec<BusAddress>> {
             tracing::debug!(%error, "the program has no session bus");
             None
         }
-        None => has_bus(&own).then(|| vec![bus::address::of_runtime_directory(&own)]),
+        None => has_bus(&own).then(|| vec![bus::address::in_runtime_directory(&own)]),
     }
 }
 

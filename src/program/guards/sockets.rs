@@ -1,6 +1,6 @@
 //! Keeps the program from handing its work to processes outside the tunnel: the gate, a process that decides about each connection to a
-//! unix socket. The filter of system calls that has the kernel ask it is in [`crate::linux::connections`]; which sockets of the host are
-//! open is decided in [`crate::plan::sockets`].
+//! unix socket. The filter of system calls that has the kernel ask it is in [`crate::linux::seccomp::connect`]; which sockets of the host are
+//! open is decided in [`crate::plan::host_sockets`].
 //!
 //! If the gate ends, all that it would be asked about fails (`ENOSYS`).
 
@@ -17,13 +17,13 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use super::{Report, Reporter, Work};
 use crate::linux::capabilities::CapabilitySet;
-use crate::linux::connections::{self, Address, Attempt, Listener};
 use crate::linux::local_socket;
 use crate::linux::process;
-use crate::linux::seccomp::Filter;
+use crate::linux::seccomp::SyscallFilter;
+use crate::linux::seccomp::connect::{self, ConnectSupervisor, Destination, PendingConnect};
 use crate::linux::unix_sockets::{SocketFile, UnixSockets};
 use crate::plan::SocketsPlan;
-use crate::plan::sockets::{Holder, Refusal};
+use crate::plan::host_sockets::{self, SocketOwner};
 use crate::program::Program;
 use crate::program::identity::Identity;
 
@@ -85,7 +85,7 @@ impl SocketGuard {
     /// What the system refuses; `EBUSY` if the process has such a filter already.
     pub(super) fn pass(&self) -> io::Result<()> {
         let inside = UnixSockets::open()?;
-        let filter = connections::filter()?;
+        let filter = connect::install()?;
         local_socket::send(&self.entrance, b"inside", Some(inside.as_fd()))?;
         local_socket::send(&self.entrance, b"filter", Some(filter.as_fd()))
     }
@@ -96,7 +96,7 @@ fn keep(open: SocketsPlan, identity: &Identity, launcher: u32, gates: &OwnedFd, 
     let outside = UnixSockets::open()?;
     let home = identity.home();
     let mut kept = [gates.as_raw_fd(), reporter.descriptor(), outside.as_fd().as_raw_fd()];
-    let calls = Filter::allowing(&[super::COMMON_CALLS, CALLS].concat(), &[])?;
+    let calls = SyscallFilter::allow_only(&[super::COMMON_CALLS, CALLS].concat(), &[])?;
     // It takes CAP_SYS_PTRACE to see the program's memory and files.
     super::become_guard(identity, launcher, &mut kept, CapabilitySet::SYS_PTRACE, &calls, false)?;
     let (Some(inside), Some(filter)) = (receive(gates)?, receive(gates)?) else { return Ok(()) };
@@ -143,7 +143,7 @@ struct Seen {
 struct Gatekeeper {
     open: SocketsPlan,
     home: Option<PathBuf>,
-    filter: Listener,
+    filter: ConnectSupervisor,
     /// The sockets of the tunnel's network namespace, and of the host's.
     inside: UnixSockets,
     outside: UnixSockets,
@@ -163,9 +163,9 @@ impl Gatekeeper {
         loop {
             let pause = self.told_at.map_or(Duration::ZERO, |at| PAUSE.saturating_sub(at.elapsed()));
             match self.filter.wait((self.told < self.refused).then_some(pause))? {
-                connections::Waited::Over => return Ok(()),
-                connections::Waited::TimeUp => self.tell(None, None),
-                connections::Waited::Call => {
+                connect::Waited::Over => return Ok(()),
+                connect::Waited::TimeUp => self.tell(None, None),
+                connect::Waited::Call => {
                     let Some(attempt) = self.filter.receive()? else { continue };
                     let verdict = self.judge(&attempt);
                     let errno = match verdict {
@@ -178,7 +178,7 @@ impl Gatekeeper {
         }
     }
 
-    fn judge(&mut self, attempt: &Attempt) -> Verdict {
+    fn judge(&mut self, attempt: &PendingConnect) -> Verdict {
         let address = match attempt.read_address() {
             Ok(address) => address,
             // The call itself says what is wrong with the address.
@@ -187,7 +187,7 @@ impl Gatekeeper {
             Err(_) if attempt.has_length_of_internet_address() => return Verdict::Allow,
             Err(_) => return Verdict::Fail(libc::EACCES),
         };
-        let Address::Path(path) = address else { return Verdict::Allow };
+        let Destination::Path(path) = address else { return Verdict::Allow };
         let seen = match look_up(attempt.thread, &path) {
             Ok(Some(seen)) => seen,
             // The call says what is wrong.
@@ -197,24 +197,24 @@ impl Gatekeeper {
         if !self.filter.is_waiting(attempt) {
             return Verdict::Fail(libc::EACCES);
         }
-        if self.open.is_open(&seen.path, self.home.as_deref()) || self.is_inside(&seen) {
+        if self.open.allows(&seen.path, self.home.as_deref()) || self.is_inside(&seen) {
             return Verdict::Allow;
         }
         let bound = self.outside.bound().unwrap_or_default();
         let listener = bound.iter().find(|bound| bound.is(&seen.file));
-        if listener.is_none() && !process::is_bound_anywhere(&seen.path) {
+        if listener.is_none() && !process::is_socket_path_bound(&seen.path) {
             // Nothing listens there any more, so that the program may start its own.
             return Verdict::Fail(libc::ECONNREFUSED);
         }
         self.refused += 1;
         let (mut sentence, mut ended) = (None, None);
         let is_new = self.said.len() < MOST_SENTENCES && self.said.insert(seen.path.clone());
-        let takes_over = Refusal::takes_over(&seen.path);
+        let takes_over = host_sockets::is_of_running_instance(&seen.path);
         if is_new || takes_over {
             // That of a third network namespace, such as another tunnel's, has no number here.
-            let holder = listener.and_then(|listener| process::holder_of_socket(listener.inode));
-            let holder = holder.map(|(pid, name)| Holder { pid, name });
-            sentence = Some(Refusal::of(&seen.path, holder.as_ref()).sentence);
+            let holder = listener.and_then(|listener| process::socket_owner(listener.inode));
+            let holder = holder.map(|(pid, name)| SocketOwner { pid, name });
+            sentence = Some(host_sockets::refusal_message(&seen.path, holder.as_ref()));
         }
         if takes_over {
             // What it does when it is refused would harm the running instance: it takes the profile's lock away.

@@ -19,7 +19,7 @@ use super::identity::Identity;
 use super::supervise::watched;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process::{self, Forked};
-use crate::linux::signals::{Received, Signals};
+use crate::linux::signals::{ReceivedSignal, Signals};
 use crate::linux::terminal::{self, Modes};
 
 /// How much is held of what one side has said and the other has not taken yet.
@@ -75,7 +75,7 @@ pub fn replace(identity: &Identity, passed: i32, forget: impl FnOnce()) -> io::R
         (None, Some((descriptor, _))) => terminal::reopen(*descriptor)?,
         (None, None) => return Err(io::Error::from_raw_os_error(libc::ENOTTY)),
     };
-    let terminal::Pair { controller, terminal: own } = terminal::pair()?;
+    let terminal::Pseudoterminal { controller, terminal: own } = terminal::open_pseudoterminal()?;
     let modes = Modes::of(caller.as_fd())?;
     modes.set(own.as_fd())?;
     terminal::copy_size(caller.as_fd(), &own)?;
@@ -100,10 +100,10 @@ pub fn replace(identity: &Identity, passed: i32, forget: impl FnOnce()) -> io::R
         Forked::Parent(launcher) => {
             drop((own, wants));
             forget();
-            process::close(3, 2 + passed)?;
+            process::close_range(3, 2 + passed)?;
             let signals = Signals::block(watched())?;
             capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())?;
-            capabilities::forbid_new_privileges()?;
+            capabilities::set_no_new_privileges()?;
             let (typed, printed, hears) = (Vec::new(), Vec::new(), is_interactive);
             let mut caller =
                 Copier { terminal: caller, modes, is_raw: false, controller, launcher, wanted, hears, typed, printed };
@@ -207,7 +207,7 @@ impl Copier {
         Ok(read.is_none_or(|read| !read.is_empty()))
     }
 
-    fn pass_on(&mut self, received: Received) -> io::Result<()> {
+    fn pass_on(&mut self, received: ReceivedSignal) -> io::Result<()> {
         if received.is(Signal::SIGCHLD) || received.from_self {
             return Ok(());
         }
@@ -322,7 +322,7 @@ impl OwnTerminal {
     }
 
     /// The group that a signal is for which terminals send to all of a job. None for any other signal.
-    pub(super) fn job(&self, program: Pid, received: Received) -> Option<Pid> {
+    pub(super) fn job(&self, program: Pid, received: ReceivedSignal) -> Option<Pid> {
         const OF_TERMINALS: [Signal; 5] =
             [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGCONT, Signal::SIGHUP];
         let own = nix::unistd::getpgrp();

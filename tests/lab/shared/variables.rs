@@ -38,7 +38,6 @@ pub const REQUIRE_PEERS: &str = "VPN_EXEC_REQUIRE_PEERS";
 /// 1 makes a missing program of everyday use (tmux, emacs, browsers and others) a failure instead of a skip.
 pub const REQUIRE_PROGRAMS: &str = "VPN_EXEC_REQUIRE_PROGRAMS";
 
-
 /// 1 makes a user without other user IDs, as an ordinary user is, a failure instead of a skip. For root.
 pub const REQUIRE_USERS: &str = "VPN_EXEC_REQUIRE_USERS";
 

@@ -1,0 +1,272 @@
+//! The command line: its declaration, from which the help, the completions and the man pages are made.
+
+pub mod arguments;
+pub mod completion;
+mod mistakes;
+mod source;
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub use arguments::*;
+pub use source::{CONFIG_VARIABLE, Source, SourceArgs, SourceError, TUNNEL_VARIABLE};
+
+use crate::failure::Failure;
+
+/// Run a program in a network namespace whose only way to the Internet is a WireGuard tunnel.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vpn-exec",
+    version,
+    long_about = LONG_ABOUT,
+    after_help = SHORT_AFTER_HELP,
+    after_long_help = AFTER_HELP,
+    disable_help_subcommand = true,
+    override_usage = "vpn-exec [OPTIONS] NAME|FILE -- PROGRAM [ARG]...\n       vpn-exec COMMAND [OPTIONS]",
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// The command; none runs a program.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The program to run, and its tunnel.
+    #[command(flatten)]
+    pub run: RunArgs,
+
+    /// The amount and the form of messages.
+    #[command(flatten)]
+    pub verbosity: Verbosity,
+}
+
+/// The reason why a command line yields no [`Cli`].
+#[derive(Debug)]
+pub enum NotParsed {
+    /// The user asked for the help or the version, which this error prints.
+    Help(clap::Error),
+    /// The command line is invalid.
+    Invalid(Failure),
+}
+
+impl Cli {
+    /// Parses a command line whose first word is the program's name. `names` lists the tunnels and profiles of this machine; it is
+    /// called only to explain a mistake.
+    ///
+    /// # Errors
+    /// [`NotParsed::Help`] if the command line asks for help, [`NotParsed::Invalid`] if it is invalid.
+    pub fn parse_checked(
+        arguments: impl IntoIterator<Item = OsString>,
+        names: impl Fn() -> Vec<String>,
+    ) -> Result<Self, NotParsed> {
+        let mut command = Self::command();
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let parsed = command.try_get_matches_from_mut(&arguments).and_then(|matches| {
+            require_order(&mut command, &matches)?;
+            Self::from_arg_matches(&matches)
+        });
+        match parsed {
+            Ok(cli) => match mistakes::missing_program(&cli, &arguments, &names) {
+                Some(failure) => Err(NotParsed::Invalid(failure)),
+                None => Ok(cli),
+            },
+            Err(error) if !error.use_stderr() => Err(NotParsed::Help(error)),
+            Err(error) => Err(NotParsed::Invalid(mistakes::explain(&error, &command, &arguments, &names))),
+        }
+    }
+}
+
+/// Refuses options and a tunnel that stand before a command, where they would be ignored. Clap's `args_conflicts_with_subcommands`
+/// would refuse `vpn-exec -v plan` as well.
+fn require_order(command: &mut clap::Command, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+    let Some((name, _)) = matches.subcommand() else { return Ok(()) };
+    let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+    let misplaced = matches.ids().filter(given).find(|id| !matches!(id.as_str(), "verbose" | "quiet" | "log"));
+    let argument = command.get_arguments().find(|argument| Some(argument.get_id()) == misplaced);
+    match argument.map(ToString::to_string) {
+        None => Ok(()),
+        Some(argument) => {
+            let message = format!("the argument '{argument}' belongs after '{name}', not before it");
+            Err(command.error(ErrorKind::ArgumentConflict, message))
+        }
+    }
+}
+
+const LONG_ABOUT: &str = "\
+Run a program in a network namespace whose only way to the Internet is a WireGuard tunnel.
+
+The namespace holds the WireGuard interface wg0 and a link to the host, and nothing else. While the tunnel is down, the program \
+has no Internet access (kill switch). The host and all other programs keep their network (split tunnel).";
+
+const SHORT_AFTER_HELP: &str = "\
+Example: sudo vpn-exec wg0.conf -- curl https://ifconfig.me
+See 'vpn-exec --help' for the rules of NAME|FILE, and 'vpn-exec help COMMAND' for a command.";
+
+/// The end of the help, and the last sections of the main man page. An empty line separates sections.
+pub const AFTER_HELP: &str = "\
+NAME|FILE:
+  A word is a FILE if it contains a '/' or ends in '.conf'; '-' is standard input. Any other word is a NAME.
+  A FILE is the provider's wg-quick file, unchanged. A NAME is the first of these that exists:
+    1. the profile /etc/vpn-exec/NAME.toml, else ~/.config/vpn-exec/NAME.toml
+    2. the running tunnel NAME
+    3. the file /etc/wireguard/NAME.conf
+  The first word of a command line is a command if there is one of that name. For a tunnel or a file that is
+  called like a command, use --tunnel NAME or --config FILE.
+
+Environment:
+  VPN_EXEC_CONFIG  the FILE to use if the command line names no tunnel
+  VPN_EXEC_TUNNEL  the NAME to use if neither the command line nor VPN_EXEC_CONFIG names a tunnel. vpn-exec sets it
+                   to the tunnel's name for the program, and removes VPN_EXEC_CONFIG
+  NO_COLOR         if set and not empty, nothing is colored; nor is it with TERM=dumb, or if the output is not a terminal
+  sudo removes variables; pass one on with 'sudo VPN_EXEC_TUNNEL=NAME vpn-exec'
+
+Exit status:
+  The program's. If a signal ended the program, the same signal ends vpn-exec.
+  125  vpn-exec failed
+  126  the program cannot be executed
+  127  the program was not found
+  'vpn-exec status --check NAME' has its own: 0, 3 and 4 (see its help).
+
+Examples:
+  sudo vpn-exec wg0.conf -- curl https://ifconfig.me
+  sudo vpn-exec up wg0.conf --wait 10
+  sudo vpn-exec wg0 -- transmission-daemon --foreground
+  sudo vpn-exec shell wg0
+  vpn-exec plan wg0.conf";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a standing tunnel, which stays up until `vpn-exec down`
+    Up(UpArgs),
+    /// Remove a tunnel
+    Down(DownArgs),
+    /// Apply a changed configuration to a running tunnel without interrupting the programs inside
+    Reload(ReloadArgs),
+    /// Run a shell in a tunnel
+    Shell(ShellArgs),
+    /// Show the state of tunnels: handshakes, traffic and the programs inside
+    #[command(after_help = STATUS_AFTER_HELP)]
+    Status(StatusArgs),
+    /// List all tunnels, one per line
+    List(ListArgs),
+    /// Show the messages of a tunnel's keeper
+    Logs(LogsArgs),
+    /// Show all that would be done, and change nothing
+    Plan(PlanArgs),
+    /// Check a configuration and explain its mistakes
+    Check(CheckArgs),
+    /// Print the systemd drop-in that puts a service into a standing tunnel
+    Unit(UnitArgs),
+    /// Print the script that sets up a shell's completions
+    #[command(after_help = COMPLETIONS_AFTER_HELP)]
+    Completions(CompletionsArgs),
+    /// Print a man page, or write all of them to a directory
+    Man(ManArgs),
+    /// Print the help of a command
+    Help(HelpArgs),
+    /// Print the version
+    Version,
+}
+
+const STATUS_AFTER_HELP: &str = "\
+Exit status of --check:
+  0    the tunnel is up: the last handshake is at most 135 s old
+  3    the tunnel exists, but is connecting, stale, busy or failed
+  4    there is no such tunnel
+  125  vpn-exec failed";
+
+const COMPLETIONS_AFTER_HELP: &str = "\
+Examples:
+  vpn-exec completions bash >/usr/share/bash-completion/completions/vpn-exec
+  vpn-exec completions zsh >/usr/local/share/zsh/site-functions/_vpn-exec
+  vpn-exec completions fish >~/.config/fish/completions/vpn-exec.fish";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Cli, Failure> {
+        let names = || vec!["mullvad".to_owned(), "office".to_owned()];
+        Cli::parse_checked(["vpn-exec"].iter().chain(arguments).map(OsString::from), names).map_err(|error| match error
+        {
+            NotParsed::Invalid(failure) => failure,
+            NotParsed::Help(error) => Failure::new(error),
+        })
+    }
+
+    #[test]
+    fn the_program_follows_two_dashes() {
+        let cli = parse(&["-c", "wg0.conf", "--", "plan", "--json"]).expect("valid");
+        assert!(cli.command.is_none());
+        assert_eq!(cli.run.program, ["plan", "--json"]);
+        let cli = parse(&["mullvad", "--lan", "--", "curl", "-s"]).expect("valid");
+        assert_eq!(cli.run.launch.source.target.as_deref(), Some(std::path::Path::new("mullvad")));
+        assert_eq!((cli.run.launch.tunnel.lan, cli.run.program), (true, vec!["curl".into(), "-s".into()]));
+        for arguments in [&["-c", "wg0.conf", "curl"][..], &["mullvad", "-c", "wg0.conf", "--", "curl"]] {
+            assert!(parse(arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_gets_advice_that_can_be_followed() {
+        for (arguments, advice) in [
+            // The two dashes are missing.
+            (&["-c", "wg0.conf", "curl", "-s", "x"][..], "`vpn-exec -c wg0.conf -- curl -s x`"),
+            (&["mullvad", "firefox"], "`vpn-exec mullvad -- firefox`"),
+            (&["./a file.conf", "curl", "-s"], "`vpn-exec './a file.conf' -- curl -s`"),
+            (&["mullvad", "--lan", "curl", "x"], "`vpn-exec mullvad --lan -- curl x`"),
+            (&["wg0.conf"], "`vpn-exec wg0.conf -- PROGRAM`"),
+            // So is the tunnel.
+            (&["curl"], "`vpn-exec NAME|FILE -- curl`"),
+            (&["curl", "-s", "x"], "`vpn-exec NAME|FILE -- curl -s x`"),
+            (&[], "`vpn-exec NAME|FILE -- PROGRAM [ARG]...`"),
+            // A command that other programs have.
+            (&["run", "mullvad", "--", "curl", "x"], "`vpn-exec mullvad -- curl x`"),
+            (&["exec", "wg0.conf", "curl"], "`vpn-exec wg0.conf -- curl`"),
+            (&["exec", "curl", "x"], "`vpn-exec NAME|FILE -- curl x`"),
+            (&["exec"], "`vpn-exec NAME|FILE -- PROGRAM`"),
+            (&["start", "mullvad"], "`vpn-exec up mullvad`"),
+            (&["connect"], "`vpn-exec up NAME|FILE`"),
+            (&["stop", "mullvad", "--force"], "`vpn-exec down mullvad --force`"),
+            (&["disconnect", "mullvad"], "`vpn-exec down mullvad`"),
+            (&["ls", "--json"], "`vpn-exec list --json`"),
+            (&["ps"], "`vpn-exec status`"),
+            // A near match.
+            (&["staus"], "`vpn-exec status`"),
+            (&["staus", "mullvad"], "`vpn-exec status mullvad`"),
+            (&["mulvad"], "a similar tunnel exists: mullvad"),
+            (&["--confg", "wg0.conf", "--", "true"], "--config"),
+            (&["up", "--foregound", "x"], "--foreground"),
+            (&["down"], "vpn-exec down [OPTIONS] <NAME>"),
+            (&["mullvad", "status"], "`vpn-exec mullvad -- status`"),
+            (&["-c", "wg0.conf", "plan"], "`vpn-exec plan -c wg0.conf`"),
+            (&["completions", "bsh"], "'bash'"),
+            (&["-c", "wg0.conf", "--log", "xml", "--", "true"], "possible values: auto, plain, journal, json"),
+        ] {
+            let failure = parse(arguments).expect_err("a mistake");
+            let said = failure.advice.as_deref().unwrap_or_default();
+            assert!(said.contains(advice), "{arguments:?}: {}: {said:?}", failure.message);
+            assert!(!failure.message.contains('\n'), "{arguments:?}: {}", failure.message);
+        }
+        for wait in ["0", "86401", "5s", "-1", "1.5"] {
+            let option = format!("--wait={wait}");
+            let failure = parse(&["-c", "f", &option, "--", "true"]).expect_err("an invalid time");
+            assert!(failure.message.contains("whole seconds, from 1 to 86400"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn options_of_a_command_follow_it() {
+        assert!(parse(&["-q", "check", "-c", "wg0.conf"]).is_ok_and(|cli| cli.verbosity.quiet));
+        let failure = parse(&["-c", "wg0.conf", "plan"]).expect_err("it would be ignored");
+        assert!(failure.message.contains("belongs after 'plan'"), "{failure}");
+    }
+}

@@ -1,0 +1,291 @@
+//! The keeper's clients: processes of the keeper's own user, or of root. They may hold a lease and request changes, and
+//! the keeper receives descriptors from them. Other users connect to another socket ([`super::public_clients`]).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::lease::{self, ClientRequest, Event, Received};
+use crate::linux::local_socket::{LocalListener, PeerCredentials};
+use crate::registry::Holder;
+
+/// The mode of the keeper's socket: only its own user may connect.
+const SOCKET_MODE: u32 = 0o600;
+
+/// The number of connections that another user may have open: root's, at the keeper of an ordinary user.
+const MAX_UNTRUSTED: usize = 128;
+
+/// How long a client may stay connected without a request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The number of a connection, unique in the life of a keeper.
+pub(super) type ClientId = u64;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    socket: OwnedFd,
+    /// Whether it is the keeper's own user, who may request anything.
+    pub(super) trusted: bool,
+    pub(super) pid: i32,
+    pub(super) role: Role,
+    /// The number of connections to processes outside the tunnel that were refused to its programs.
+    refused_connections: u64,
+}
+
+/// What a connection is used for.
+#[derive(Debug)]
+pub(super) enum Role {
+    /// The client has not requested anything since this time since boot.
+    Idle(Duration),
+    /// The client holds a lease. The holder is unknown if it lives in another PID namespace.
+    Lease(Option<Holder>),
+    /// The client waits for the tunnel's end. Its requests are not read any more.
+    Leaving,
+}
+
+/// The result of reading a client's next message.
+pub(super) enum Message {
+    /// A request, and a descriptor if one was passed.
+    Request(ClientRequest, Option<OwnedFd>),
+    /// A request that this keeper does not know, by its name.
+    Unknown(String),
+    /// A message that is not a request.
+    Invalid(String),
+    /// The client has closed its connection.
+    Closed,
+    /// There is no message yet.
+    None,
+}
+
+/// All clients.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    listener: Option<LocalListener>,
+    all: BTreeMap<ClientId, Client>,
+    next: ClientId,
+    /// The launcher that forked the keeper. It shares the keeper's standard error.
+    starter: Option<ClientId>,
+    refused_connections: u64,
+}
+
+impl Clients {
+    /// Creates a list without clients that does not listen yet.
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Listens at the keeper's socket.
+    pub(super) fn listen(&mut self, path: &Path) -> io::Result<()> {
+        self.listener = Some(LocalListener::bind(path, SOCKET_MODE)?);
+        Ok(())
+    }
+
+    /// Closes the keeper's socket, and with it the connections that wait to be accepted.
+    pub(super) fn stop_listening(&mut self) {
+        self.listener = None;
+    }
+
+    /// Adds the launcher that forked the keeper, which holds a lease.
+    pub(super) fn add_starter(&mut self, socket: OwnedFd, holder: Holder) {
+        let pid = holder.process.pid;
+        self.starter = Some(self.next);
+        self.add(Client { socket, trusted: true, pid, role: Role::Lease(Some(holder)), refused_connections: 0 });
+    }
+
+    /// Accepts all connections that wait.
+    pub(super) fn accept(&mut self, now: Duration) -> io::Result<()> {
+        while let Some((socket, credentials)) = self.listener.as_ref().map_or(Ok(None), LocalListener::accept)? {
+            self.admit(socket, &credentials, now);
+        }
+        Ok(())
+    }
+
+    /// Adds a connection, or closes it if its user has too many.
+    fn admit(&mut self, socket: OwnedFd, credentials: &PeerCredentials, now: Duration) {
+        let trusted = nix::unistd::geteuid().as_raw() == credentials.uid;
+        let untrusted = self.all.values().filter(|client| !client.trusted).count();
+        if trusted || untrusted < MAX_UNTRUSTED {
+            let pid = credentials.pid;
+            self.add(Client { socket, trusted, pid, role: Role::Idle(now), refused_connections: 0 });
+        }
+    }
+
+    fn add(&mut self, client: Client) {
+        self.all.insert(self.next, client);
+        self.next += 1;
+    }
+
+    /// The socket at which clients connect.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The connections whose requests are read.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (ClientId, BorrowedFd<'_>)> {
+        let is_read = |client: &Client| !matches!(client.role, Role::Leaving);
+        self.all.iter().filter(move |(_, client)| is_read(client)).map(|(id, client)| (*id, client.socket.as_fd()))
+    }
+
+    /// Reads a client's next message.
+    pub(super) fn receive(&self, id: ClientId) -> Message {
+        let Some(client) = self.all.get(&id) else { return Message::None };
+        match lease::receive_request(&client.socket) {
+            Ok(Some((Received::Known(request), descriptor))) => Message::Request(request, descriptor),
+            Ok(Some((Received::Unknown(name), _))) => Message::Unknown(name),
+            Ok(None) => Message::Closed,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Message::None,
+            Err(error) => Message::Invalid(error.to_string()),
+        }
+    }
+
+    pub(super) fn get(&mut self, id: ClientId) -> Option<&mut Client> {
+        self.all.get_mut(&id)
+    }
+
+    /// Returns whether a client is the launcher that forked the keeper.
+    pub(super) fn is_starter(&self, id: ClientId) -> bool {
+        self.starter == Some(id)
+    }
+
+    /// Closes a connection.
+    pub(super) fn close(&mut self, id: ClientId) {
+        self.all.remove(&id);
+    }
+
+    /// Sends an event to a client, without waiting for a client that does not read. Returns whether it was sent.
+    pub(super) fn send(&self, id: ClientId, event: &Event, descriptor: Option<BorrowedFd<'_>>) -> bool {
+        let Some(client) = self.all.get(&id) else { return false };
+        let sent = lease::send(&client.socket, event, descriptor);
+        if let Err(error) = &sent {
+            tracing::debug!(%error, "cannot send an event to a client");
+        }
+        sent.is_ok()
+    }
+
+    /// Sends an event to all clients that hold a lease or wait for the tunnel's end.
+    pub(super) fn broadcast(&self, event: &Event) {
+        self.broadcast_with(event, None);
+    }
+
+    /// Like [`Clients::broadcast`], and passes a descriptor to each.
+    pub(super) fn broadcast_with(&self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
+        for (id, client) in &self.all {
+            if !matches!(client.role, Role::Idle(_)) {
+                self.send(*id, event, descriptor);
+            }
+        }
+    }
+
+    /// Returns the known launchers that hold a lease.
+    pub(super) fn holders(&self) -> Vec<Holder> {
+        self.all
+            .values()
+            .filter_map(|client| match &client.role {
+                Role::Lease(holder) => holder.clone(),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Returns the number of leases.
+    pub(super) fn leases(&self) -> usize {
+        self.all.values().filter(|client| matches!(client.role, Role::Lease(_))).count()
+    }
+
+    /// Updates the number of connections that were refused to a lease's programs until now.
+    pub(super) fn set_refused_connections(&mut self, id: ClientId, count: u64) {
+        if let Some(client) = self.all.get_mut(&id) {
+            let before = std::mem::replace(&mut client.refused_connections, count);
+            self.refused_connections = self.refused_connections.saturating_add(count.saturating_sub(before));
+        }
+    }
+
+    /// Returns the number of connections to processes outside the tunnel that were refused to programs.
+    pub(super) fn refused_connections(&self) -> u64 {
+        self.refused_connections
+    }
+
+    /// Returns the time since boot at which the next idle connection is closed.
+    pub(super) fn due(&self) -> Option<Duration> {
+        let idle = self.all.values().filter_map(|client| match client.role {
+            Role::Idle(since) => Some(since + IDLE_TIMEOUT),
+            _ => None,
+        });
+        idle.min()
+    }
+
+    /// Closes the connections that have been idle for too long.
+    pub(super) fn close_idle(&mut self, now: Duration) {
+        self.all.retain(|_, client| !matches!(client.role, Role::Idle(since) if since + IDLE_TIMEOUT <= now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::local_socket;
+
+    const NOW: Duration = Duration::from_secs(1000);
+
+    /// Adds a connection of a user, and returns the other end.
+    fn connect(clients: &mut Clients, uid: u32) -> OwnedFd {
+        let (client_end, keeper_end) = local_socket::pair().expect("a socket pair");
+        rustix::io::ioctl_fionbio(&keeper_end, true).expect("a socket that does not block");
+        clients.admit(keeper_end, &PeerCredentials { pid: 1, uid, gid: 0 }, NOW);
+        client_end
+    }
+
+    fn own_user() -> u32 {
+        nix::unistd::geteuid().as_raw()
+    }
+
+    #[test]
+    fn only_idle_connections_time_out() {
+        let mut clients = Clients::new();
+        let _ends = [connect(&mut clients, own_user()), connect(&mut clients, own_user())];
+        clients.get(0).expect("the first client").role = Role::Lease(None);
+        assert_eq!(clients.due(), Some(NOW + IDLE_TIMEOUT));
+        clients.close_idle(NOW + IDLE_TIMEOUT);
+        assert!(clients.get(0).is_some() && clients.get(1).is_none());
+        assert_eq!((clients.due(), clients.leases()), (None, 1));
+    }
+
+    #[test]
+    fn another_user_cannot_take_all_connections() {
+        let mut clients = Clients::new();
+        let ends: Vec<OwnedFd> = (0..MAX_UNTRUSTED + 5).map(|_| connect(&mut clients, own_user() + 1)).collect();
+        assert_eq!(clients.descriptors().count(), MAX_UNTRUSTED);
+        let _own = connect(&mut clients, own_user());
+        assert_eq!(clients.descriptors().count(), MAX_UNTRUSTED + 1);
+        drop(ends);
+    }
+
+    #[test]
+    fn a_request_of_a_newer_client_is_told_from_garbage() {
+        let mut clients = Clients::new();
+        let client = connect(&mut clients, own_user());
+        local_socket::send(&client, br#"{"Teleport":{"to":"Mars"}}"#, None).expect("sent");
+        local_socket::send(&client, br#""Report""#, None).expect("sent");
+        local_socket::send(&client, b"\xff", None).expect("sent");
+        assert!(matches!(clients.receive(0), Message::Unknown(name) if name == "Teleport"));
+        assert!(matches!(clients.receive(0), Message::Request(ClientRequest::Report, None)));
+        assert!(matches!(clients.receive(0), Message::Invalid(_)));
+        assert!(matches!(clients.receive(0), Message::None));
+        drop(client);
+        assert!(matches!(clients.receive(0), Message::Closed));
+    }
+
+    #[test]
+    fn refused_connections_are_counted_once() {
+        let mut clients = Clients::new();
+        let _ends = [connect(&mut clients, own_user()), connect(&mut clients, own_user())];
+        for (id, count) in [(0, 3), (1, 2), (0, 5)] {
+            clients.set_refused_connections(id, count);
+        }
+        clients.close(0);
+        assert_eq!(clients.refused_connections(), 7);
+    }
+}

@@ -1,0 +1,113 @@
+//! The ports that the keeper relays: published ports of the host, which lead inside, and ports of the link, which lead
+//! to the host's loopback. The relays themselves are threads ([`crate::relay`]).
+
+mod bind;
+mod change;
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::Start;
+use super::privileges::{limit_relay, with_all_capabilities};
+use crate::failure::{Doing, Failure};
+use crate::plan::Plan;
+use crate::relay::{BindError, Budget, Limits, ListenSocket, Relay};
+use crate::tunnel::Tunnel;
+
+/// Bound ports whose relays have not started yet.
+pub(super) struct ReservedPorts {
+    published: Vec<ListenSocket>,
+    host_ports: Vec<ListenSocket>,
+    descriptors: Option<Budget>,
+}
+
+impl ReservedPorts {
+    /// Binds to the published ports.
+    pub(super) fn reserve(plan: &Plan, start: &Start) -> Result<Self, Failure> {
+        let descriptors = bind::descriptor_budget(plan)?;
+        let published = bind::bind_published(&plan.publish, start)?;
+        Ok(Self { published, host_ports: Vec::new(), descriptors })
+    }
+
+    /// Binds to the ports of a new tunnel's link.
+    pub(super) fn reserve_host_ports(&mut self, plan: &Plan) -> Result<(), Failure> {
+        self.host_ports = bind::bind_host_ports(plan)?;
+        Ok(())
+    }
+
+    /// Binds to the ports of the link of a tunnel that is taken over, as far as possible.
+    pub(super) fn take_over_host_ports(&mut self, plan: &Plan) {
+        self.host_ports = bind::rebind_host_ports(plan);
+    }
+
+    /// Starts the relays that are needed.
+    pub(super) fn start(self, tunnel: &Tunnel) -> Result<Ports, Failure> {
+        let mut ports = Ports { published: None, host_ports: None, descriptors: self.descriptors };
+        if !self.published.is_empty() {
+            ports.published = Some(ports.start_published(tunnel, self.published)?);
+        }
+        if !self.host_ports.is_empty() {
+            ports.host_ports = Some(ports.start_host_ports(self.host_ports)?);
+        }
+        Ok(ports)
+    }
+}
+
+/// The running relays.
+pub(super) struct Ports {
+    /// The relay of published ports, if there are any.
+    published: Option<Relay>,
+    /// The relay to the host's loopback, if it has ports.
+    host_ports: Option<Relay>,
+    /// The number of descriptors that both relays may open. Set when the first relay starts.
+    descriptors: Option<Budget>,
+}
+
+impl Ports {
+    /// Ends the relays and all their connections.
+    pub(super) fn close(&mut self) {
+        (self.published, self.host_ports, self.descriptors) = (None, None, None);
+    }
+
+    /// Starts the relay from the host to the program.
+    fn start_published(&mut self, tunnel: &Tunnel, ports: Vec<ListenSocket>) -> Result<Relay, Failure> {
+        let start = || {
+            let (targets, namespace) = tunnel.inner_addresses()?;
+            let limits = self.limits()?;
+            with_all_capabilities(|| Relay::start(ports, targets, Some(namespace), limits, limit_relay))?
+        };
+        start().doing("publish ports")
+    }
+
+    /// Starts the relay from inside to the host's loopback.
+    fn start_host_ports(&mut self, ports: Vec<ListenSocket>) -> Result<Relay, Failure> {
+        let start = || {
+            let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            let limits = self.limits()?;
+            with_all_capabilities(|| Relay::start(ports, loopback, None, limits, limit_relay))?
+        };
+        start().doing("open the host's ports to the program")
+    }
+
+    fn limits(&mut self) -> io::Result<Limits> {
+        let descriptors = match &self.descriptors {
+            Some(descriptors) => descriptors.clone(),
+            None => self.descriptors.insert(Budget::of_process()?).clone(),
+        };
+        Ok(Limits::new(descriptors))
+    }
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        let what = error.what();
+        if let Some(port) = error.privileged() {
+            let missing = io::Error::other("the keeper lacks the right to use a port below 1024, or has dropped it");
+            let advice = format!("take the tunnel down and up again as root, or choose another port than {port}");
+            return Self::of(what, &missing).advise(advice);
+        }
+        let advice = error.advice().map(String::from);
+        let failure = Self::of(what, &error.into());
+        Self { advice, ..failure }
+    }
+}

@@ -1,0 +1,208 @@
+//! The ports that a relay listens on, and the sockets for them.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{self, SockType, SockaddrStorage, sockopt};
+use thiserror::Error;
+
+use super::{new_socket, udp};
+use crate::config::{HostPort, Protocol, ProxyProtocol, Publish};
+use crate::names::InterfaceName;
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// A port to listen on, and the port to which its clients are relayed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RelayedPort {
+    /// The host's address to listen on; `None`: all addresses.
+    pub address: Option<IpAddr>,
+    /// The only client that may connect; `None`: any client.
+    pub allowed_client: Option<AllowedClient>,
+    /// The port to listen on.
+    pub port: u16,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The port that clients are relayed to.
+    pub target_port: u16,
+    /// How the target is told the client's address; `None`: not at all. TCP only.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// The only client that may connect to a port: the other end of a link.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AllowedClient {
+    /// The host's interface of the link.
+    pub interface: InterfaceName,
+    /// The client's address on the link.
+    pub address: IpAddr,
+}
+
+impl RelayedPort {
+    /// Returns the port by which the client at the other end of a link reaches a port of the host's loopback. `address`
+    /// is the host's address on that link.
+    ///
+    /// A service that listens on the loopback alone must not be reachable from the host's networks. Packets from there
+    /// to `address` arrive by another interface, so the socket is bound to the link's. Packets from programs of the
+    /// host do not: the kernel delivers packets to a local address by the interface that has it
+    /// (`ip_route_output_key_hash_rcu()`). They are told apart by their source address.
+    pub fn of_host(port: HostPort, address: IpAddr, client: AllowedClient) -> Self {
+        let HostPort { port, protocol } = port;
+        let (address, allowed_client) = (Some(address), Some(client));
+        Self { address, allowed_client, port, protocol, target_port: port, proxy_protocol: None }
+    }
+
+    /// Sorts the addresses at which the program may listen by the order in which to try them.
+    ///
+    /// Clients of a port that is published on the host's loopback alone reach the program from 127.0.0.1 or ::1, as if
+    /// it ran on the host. By these addresses some programs tell their own user from strangers (Transmission's
+    /// `rpc-whitelist`). All other clients reach it from the address of the link, and from its loopback only if it
+    /// listens there alone.
+    pub(super) fn sort_targets(&self, targets: &[IpAddr]) -> Vec<IpAddr> {
+        let mut sorted = targets.to_vec();
+        if let Some(own) = self.address.filter(IpAddr::is_loopback) {
+            // The sort is stable, so other addresses keep their order.
+            sorted.sort_by_key(
+                |target| if !target.is_loopback() { 2 } else { u8::from(target.is_ipv4() != own.is_ipv4()) },
+            );
+        }
+        sorted
+    }
+
+    /// Returns whether a client may connect.
+    pub(super) fn allows(&self, client: &SocketAddr) -> bool {
+        self.allowed_client.as_ref().is_none_or(|allowed| allowed.address == client.ip())
+    }
+}
+
+impl From<&Publish> for RelayedPort {
+    fn from(port: &Publish) -> Self {
+        let Publish { address, host_port, inner_port, protocol, proxy_protocol } = *port;
+        Self { address, allowed_client: None, port: host_port, protocol, target_port: inner_port, proxy_protocol }
+    }
+}
+
+/// The error when a port cannot be listened on.
+#[derive(Debug, Error)]
+#[error("cannot {}: {error}", self.what())]
+pub struct BindError {
+    port: RelayedPort,
+    error: io::Error,
+}
+
+impl BindError {
+    /// Returns what failed, as a phrase that follows "cannot".
+    pub fn what(&self) -> String {
+        let RelayedPort { address, port, protocol, .. } = &self.port;
+        let protocol = match protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        };
+        let address = address.map_or_else(|| "the host".into(), |address| address.to_string());
+        format!("listen on {protocol} port {port} of {address}")
+    }
+
+    /// Returns whether another socket uses the port.
+    pub fn is_in_use(&self) -> bool {
+        self.error.raw_os_error() == Some(libc::EADDRINUSE)
+    }
+
+    /// Returns the port if a capability to bind to it is missing.
+    pub fn privileged(&self) -> Option<u16> {
+        (self.error.raw_os_error() == Some(libc::EACCES)).then_some(self.port.port)
+    }
+
+    /// Returns what the user can do.
+    pub fn advice(&self) -> Option<&'static str> {
+        let of_host = self.port.allowed_client.is_some();
+        match self.error.raw_os_error() {
+            Some(libc::EADDRINUSE) if of_host => Some("stop the program that uses the port (`ss -tuapn` shows it)"),
+            Some(libc::EADDRINUSE) => {
+                Some("stop the program that uses the port (`ss -tulpn` shows it), or publish another port")
+            }
+            Some(libc::EPERM) if of_host => {
+                Some("use Linux 5.7 or newer, which allows SO_BINDTODEVICE without CAP_NET_RAW")
+            }
+            Some(libc::EMFILE) => Some(
+                "name fewer ports, or raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of a service): each \
+                 port needs one",
+            ),
+            Some(libc::EADDRNOTAVAIL) => Some("publish on an address that the host has, or on all by leaving it out"),
+            _ => None,
+        }
+    }
+}
+
+impl From<BindError> for io::Error {
+    fn from(error: BindError) -> Self {
+        error.error
+    }
+}
+
+/// A socket that listens on a port.
+#[derive(Debug)]
+pub struct ListenSocket {
+    pub(super) port: RelayedPort,
+    pub(super) socket: OwnedFd,
+}
+
+/// Listens on ports in the calling thread's network namespace.
+///
+/// # Errors
+///
+/// Returns the first failure; then the process listens on none of the ports.
+pub fn bind(ports: &[RelayedPort]) -> Result<Vec<ListenSocket>, BindError> {
+    let bind_one = |port: &RelayedPort| match open(port) {
+        Ok(socket) => Ok(ListenSocket { port: port.clone(), socket }),
+        Err(error) => Err(BindError { port: port.clone(), error }),
+    };
+    ports.iter().map(bind_one).collect()
+}
+
+fn open(port: &RelayedPort) -> io::Result<OwnedFd> {
+    let any = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)];
+    let addresses = port.address.as_ref().map_or(any.as_slice(), std::slice::from_ref);
+    for address in addresses {
+        match open_at(*address, port) {
+            // The host has no IPv6, so IPv4 is tried next.
+            Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) if port.address.is_none() && address.is_ipv6() => {}
+            other => return Ok(other?),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL))
+}
+
+fn open_at(address: IpAddr, port: &RelayedPort) -> nix::Result<OwnedFd> {
+    let kind = match port.protocol {
+        Protocol::Tcp => SockType::Stream,
+        Protocol::Udp => SockType::Datagram,
+    };
+    let address = SocketAddr::new(address, port.port);
+    let opened = new_socket(address, kind)?;
+    if address.is_ipv6() {
+        socket::setsockopt(&opened, sockopt::Ipv6V6Only, &port.address.is_some())?;
+    }
+    if let Some(AllowedClient { interface, .. }) = &port.allowed_client {
+        // Before bind(2), so that no client can connect by another interface meanwhile.
+        socket::setsockopt(&opened, sockopt::BindToDevice, &interface.as_str().into())?;
+    }
+    match port.protocol {
+        Protocol::Tcp => {
+            // The next keeper can bind while connections of this one are still closing (tcp(7)).
+            socket::setsockopt(&opened, sockopt::ReuseAddr, &true)?;
+            // Accepted sockets inherit this: urgent data (tcp(7)) stays in order with the rest, and none of it is lost.
+            socket::setsockopt(&opened, sockopt::OobInline, &true)?;
+        }
+        Protocol::Udp => udp::report_destinations(&opened, address)?,
+    }
+    socket::bind(opened.as_raw_fd(), &SockaddrStorage::from(address))?;
+    if port.protocol == Protocol::Tcp {
+        // The kernel lowers the backlog to its own limit (somaxconn). nix's wrapper is not used as it refuses more than
+        // the C library's SOMAXCONN, which is 128 in musl.
+        rustix::net::listen(&opened, BACKLOG).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+    }
+    Ok(opened)
+}

@@ -1,0 +1,103 @@
+//! The documents fit together: links, the summary, paths of the repository, placeholders and the recording.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::pages::{all, book, page, root};
+
+/// Folders of the repository, whose files the documents name in code spans.
+const FOLDERS: [&str; 9] = ["src/", "tests/", "nix/", "units/", "benches/", "docs/", ".ci/", "fuzz/", "examples/"];
+
+/// Returns a path without `.` and `..`.
+fn normalized(path: &Path) -> PathBuf {
+    let mut parts = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(parts.pop()),
+            Component::CurDir => {}
+            part => parts.push(part),
+        }
+    }
+    parts
+}
+
+#[test]
+fn links_between_documents_resolve() {
+    let mut broken = Vec::new();
+    for from in all() {
+        for link in from.links() {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let folder = Path::new(&from.path).parent().expect("a file's folder");
+            let target = if path.is_empty() { PathBuf::from(&from.path) } else { normalized(&folder.join(path)) };
+            let is_there = root().join(&target).exists()
+                // The rendered book has no other files of the repository.
+                && (!from.path.starts_with("docs/") || target.starts_with("docs"))
+                && (anchor.is_empty() || page(&target.display().to_string()).anchors().iter().any(|a| a == anchor));
+            if !is_there {
+                broken.push(format!("{}: {link}", from.path));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "broken links: {broken:#?}");
+}
+
+#[test]
+fn the_summary_has_every_page_once() {
+    let mut listed = page("docs/SUMMARY.md").links();
+    listed.sort();
+    let pages: Vec<String> = book().into_iter().map(|page| page.path["docs/".len()..].to_owned()).collect();
+    assert_eq!(listed, pages, "docs/SUMMARY.md and the pages below docs/ differ");
+}
+
+#[test]
+fn paths_in_the_book_exist() {
+    let mut missing = Vec::new();
+    // The changelog may name files of the past.
+    for page in all().into_iter().filter(|page| page.path != "CHANGELOG.md") {
+        for span in page.code_spans() {
+            let is_path = FOLDERS.iter().any(|folder| span.starts_with(folder)) && !span.contains([' ', '*', '…']);
+            if is_path && !root().join(&span).exists() {
+                missing.push(format!("{}: {span}", page.path));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no such files: {missing:#?}");
+}
+
+#[test]
+fn a_decision_has_a_context_and_consequences() {
+    for record in book().into_iter().filter(|page| page.path.starts_with("docs/decisions/0")) {
+        let headings: Vec<&str> =
+            record.prose().into_iter().filter_map(|line| line.strip_prefix("## ")).take(3).collect();
+        assert_eq!(headings, ["Context", "Decision", "Consequences"], "{}", record.path);
+    }
+}
+
+/// Each placeholder stands in one document, which says what to fill in.
+#[test]
+fn placeholders_are_explained_where_they_are() {
+    for (placeholder, place) in [("OWNER", "docs/how-to/nixos.md"), ("CONTACT", "SECURITY.md")] {
+        let has = |text: &str| text.split(|c: char| !c.is_alphanumeric()).any(|word| word == placeholder);
+        let found: Vec<String> = all().into_iter().filter(|page| has(&page.text)).map(|page| page.path).collect();
+        assert_eq!(found, [place], "{placeholder}");
+        assert!(page(place).prose().join(" ").contains(&format!("`{placeholder}`")), "{placeholder} is not explained");
+    }
+}
+
+/// The labels of the recording are the demonstration's; `docs/recording/record` makes a new recording.
+#[test]
+fn the_recording_shows_the_demonstration() {
+    const LABEL: usize = 19;
+
+    let demonstration = page("examples/demo.rs").text;
+    let recording = page("docs/recording/demo.svg").text.replace('\u{a0}', " ");
+    let lines = recording.lines().filter_map(|line| line.strip_prefix("<text ")?.split('>').nth(1)).skip(1);
+    let labels: Vec<String> =
+        lines.map(|line| line.chars().take(LABEL).collect::<String>().trim().to_owned()).collect();
+    assert!(labels.len() > 5, "{recording}");
+    for label in labels.iter().filter(|label| !label.is_empty()) {
+        assert!(demonstration.contains(&format!("\"{label}\"")), "{label:?}: docs/recording/record has to run again");
+    }
+}

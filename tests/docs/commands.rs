@@ -1,0 +1,125 @@
+//! Every published command is accounted for: a test runs it, or a reason says why none does. All of vpn-exec's are valid.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+
+use vpn_exec::cli::{Cli, NotParsed};
+
+use crate::examples::RUN;
+use crate::pages::{page, published};
+
+/// The published commands that no test here runs, with the place of their test or the reason.
+const NOT_RUN: [(&str, &str); 29] = [
+    ("cargo run --release --example demo", ".ci/run runs it"),
+    ("cargo test", "this runs in it"),
+    ("cargo build --release", ".ci/run builds it"),
+    ("cargo bench --bench launch", "takes minutes"),
+    ("cargo bench --bench standing", "takes minutes"),
+    ("cargo bench --bench relay", "takes minutes"),
+    ("sudo install -m 755 target/release/vpn-exec /usr/local/bin/", "changes the machine"),
+    ("sudo install -D -m 600 mullvad.conf /etc/wireguard/mullvad.conf", "changes the machine"),
+    ("sudo apt install rustup", "changes the machine"),
+    ("rustup default stable", "changes the machine"),
+    ("sudo systemctl enable --now vpn-exec@mullvad", "tests/vm/inside/cases/keeper"),
+    ("sudo vpn-exec unit transmission-daemon --tunnel mullvad --install", "tests/vm/inside/cases/confined"),
+    ("sudo systemctl restart transmission-daemon", "tests/vm/inside/cases/confined"),
+    ("systemctl status vpn-exec@mullvad | grep Status", "tests/vm/inside/cases/keeper"),
+    ("sudo systemctl daemon-reload", "tests/vm/inside/cases/confined"),
+    ("sudo rm /etc/systemd/system/transmission-daemon.service.d/50-vpn-exec.conf", "changes the machine"),
+    (
+        "sudo rm -f /etc/systemd/system/vpn-exec@mullvad.service.wants/transmission-daemon.service",
+        "changes the machine",
+    ),
+    ("sudo tcpdump -ni eth0 'port 53 or port 853'", "tests/leaks/ captures packets itself"),
+    (
+        "sudo nft 'add table inet test; add chain inet test out { type filter hook output priority 0; }; \
+         add rule inet test out ip daddr 198.51.100.1 drop'",
+        "the test stops the provider instead",
+    ),
+    ("sudo nft delete table inet test", "the same"),
+    ("sudo kill -9 \"$(vpn-exec status mullvad --json | jq .keeper)\"", "tests/lifecycle/ kills keepers"),
+    ("sudo vpn-exec --tunnel mullvad --user crawler -- /srv/crawler/run", "needs a user of that name; tests/program/"),
+    ("sudo vpn-exec --config mullvad.conf --local 192.168.1.10/32 -- curl http://192.168.1.10/", "tests/local/"),
+    ("sudo vpn-exec --config mullvad.conf --host-port 5432 -- psql --host host.internal", "tests/host_ports.rs"),
+    ("sudo vpn-exec --config mullvad.conf --host-port 5432 -- ./crawl --database host.internal:5432", "the same"),
+    (
+        "sops -d mullvad.conf.enc | sudo vpn-exec --config - --name mullvad -- curl https://ifconfig.me",
+        "needs sops; tests/secrets.rs reads files from pipes",
+    ),
+    (
+        "vpn-exec completions bash | sudo tee /usr/share/bash-completion/completions/vpn-exec",
+        "changes the machine; tests/cli.rs runs completions",
+    ),
+    ("vpn-exec man | man -l -", "opens a pager; tests/cli.rs prints the page"),
+    (
+        "sed 's:/usr/bin/:/usr/local/bin/:' units/vpn-exec@.service | sudo tee /etc/systemd/system/vpn-exec@.service",
+        "changes the machine; examples.rs runs the first half",
+    ),
+];
+
+#[test]
+fn every_published_command_is_accounted_for() {
+    let pages = published();
+    let published: BTreeSet<&str> = pages.iter().flat_map(|page| page.commands()).collect();
+    let known: BTreeSet<&str> = RUN.into_iter().chain(NOT_RUN.iter().map(|(command, _)| *command)).collect();
+    let unknown: Vec<_> = published.difference(&known).collect();
+    assert!(unknown.is_empty(), "neither run by a test nor explained here: {unknown:#?}");
+    let gone: Vec<_> = known.difference(&published).collect();
+    assert!(gone.is_empty(), "no document has these any more: {gone:#?}");
+}
+
+/// Splits a command as a shell does, as far as the documents need it.
+fn words(command: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quote = None;
+    for c in command.chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (None, '\'' | '"') => quote = Some(c),
+            (None, ' ') => words.extend(Some(std::mem::take(&mut word)).filter(|word| !word.is_empty())),
+            _ => word.push(c),
+        }
+    }
+    words.extend(Some(word).filter(|word| !word.is_empty()));
+    words
+}
+
+/// Returns the calls of vpn-exec in a command.
+fn calls(command: &str) -> Vec<Vec<String>> {
+    let flat = command.replace("\"$(", "| ").replace(")\"", " |");
+    let words = words(&flat);
+    let parts = words.split(|word| matches!(word.as_str(), "|" | "&"));
+    let calls = parts.filter_map(|part| {
+        let begin = part.iter().position(|word| word == "vpn-exec" || word.ends_with("/bin/vpn-exec"))?;
+        let is_called = part[..begin].iter().all(|word| word == "sudo" || word.starts_with("--preserve-env="));
+        is_called.then(|| part[begin..].to_vec())
+    });
+    calls.collect()
+}
+
+#[test]
+fn published_commands_and_units_have_valid_command_lines() {
+    let mut checked = 0;
+    for page in published() {
+        let units = page.blocks("ini").into_iter().flat_map(str::lines);
+        let units = units.filter_map(|line| line.strip_prefix("ExecStart="));
+        for command in page.commands().into_iter().chain(units) {
+            for call in calls(command) {
+                let parsed = Cli::parse_checked(call.iter().map(OsString::from), Vec::new);
+                if let Err(NotParsed::Invalid(failure)) = parsed {
+                    panic!("{}: {command}: {failure}", page.path);
+                }
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 30, "the documents have only {checked} commands");
+}
+
+#[test]
+fn the_readme_begins_with_the_demonstration_and_the_tests() {
+    let readme = page("README.md");
+    let commands = readme.commands();
+    assert_eq!(commands[..2], ["cargo run --release --example demo", "cargo test"]);
+}
