@@ -1,5 +1,5 @@
-//! A program cannot tell which WireGuard carries its packets, the kernel's or the embedded one: what it sees of interfaces, addresses,
-//! routes, parameters and files, and how what it tries ends, is the same. What is not is named here, each with its reason.
+//! A program sees the same with both backends: interfaces, addresses, routes, kernel parameters, files and the results of its acts.
+//! The exceptions are listed here with their reasons.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,23 +13,23 @@ use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of}
 use vpn_exec::linux::netlink::link::TargetNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
-/// How long something may take that works.
+/// The time in which an action succeeds that works at all.
 const WORKS: Duration = Duration::from_secs(10);
 
-/// What differs, by how it begins, and why.
+/// The exceptions: the beginning of a line, and the reason.
 const NAMED: [(&str, &str); 9] = [
     ("/sys/class/net/wg0/tun_flags ", "the file that a TUN has"),
     ("/sys/class/net/wg0/owner ", "the file that a TUN has"),
     ("/sys/class/net/wg0/group ", "the file that a TUN has"),
     ("/sys/class/net/wg0/uevent ", "names the driver"),
-    ("/sys/class/net/wg0/name_assign_type ", "says that somebody has chosen the name, or does not say"),
-    ("/sys/class/net/wg0/queues/", "a TUN may have several, and queues what its process has not read yet"),
-    ("/sys/class/net/wg0/tx_queue_len ", "a TUN queues what its process has not read yet"),
-    ("/sys/class/net/wg0/speed ", "a TUN says 10 Mbit/s, whatever it does"),
-    ("/sys/class/net/wg0/duplex ", "a TUN says that it has both ways at once"),
+    ("/sys/class/net/wg0/name_assign_type ", "says whether a program chose the name, or does not exist"),
+    ("/sys/class/net/wg0/queues/", "a TUN may have several queues"),
+    ("/sys/class/net/wg0/tx_queue_len ", "a TUN queues packets for its process"),
+    ("/sys/class/net/wg0/speed ", "a TUN always reports 10 Mbit/s"),
+    ("/sys/class/net/wg0/duplex ", "a TUN always reports full duplex"),
 ];
 
-/// The files of which every line is looked at.
+/// The files to compare line by line.
 const FILES: [&str; 12] = [
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -45,7 +45,7 @@ const FILES: [&str; 12] = [
     "/proc/net/vlan/config",
 ];
 
-/// What is tried, and how it ends: a result, or an error's name.
+/// Returns the acts whose results are compared.
 fn acts() -> Vec<String> {
     let mut acts: Vec<String> =
         ["links", "addresses", "routes", "new-network", "join /proc/1/ns/net"].map(String::from).into();
@@ -57,7 +57,7 @@ fn acts() -> Vec<String> {
     }
     for to in [WEB, LAN, ROUTER].into_iter().flat_map(lab::Addresses::both) {
         acts.push(format!("get http://{}/", SocketAddr::new(to, 80)));
-        // Nobody is there: the answer is an error that comes by the tunnel.
+        // An unused address, for which an ICMP error comes through the tunnel.
         acts.push(format!("get http://{}/", SocketAddr::new(to, 81)));
         for device in ["wg0", "host0"] {
             acts.push(format!("bound-send {device} {}", SocketAddr::new(to, 9)));
@@ -85,7 +85,7 @@ fn acts() -> Vec<String> {
     acts
 }
 
-/// All that a program sees: what was looked at or tried, and what came of it.
+/// Returns all that a program sees: each line of a file and each act, with the content or the result.
 fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
     let launcher = Launcher::with_backend(lab.wg_quick_file(Reach::Ipv4)?, backend);
     let mut agent = launcher.options(["--name", "alike", "--wait", "60"]).start_agent()?.begun()?;
@@ -106,12 +106,12 @@ fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
     };
     for path in FILES {
         let text = agent.act(&format!("read {path}"))?;
-        // The kernel lists these as its hash tables have them.
+        // The kernel lists these in the order of its hash tables.
         let is_table = ["/proc/net/if_inet6", "/proc/net/ipv6_route"].contains(&path);
         note(path.into(), text.map(|text| if is_table { sorted(&text) } else { text }));
     }
     for directory in ["/proc/sys/net", "/sys/class/net/wg0", "/sys/class/net/lo", "/sys/class/net/host0"] {
-        // Through the link.
+        // Over the veth.
         note(directory.into(), agent.act(&format!("tree {directory}/"))?);
     }
     note("names".into(), Ok(sorted(&agent.succeed("run find /run -not -path /run/lab/*")?)));
@@ -124,12 +124,12 @@ fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
         let outcome = agent.act(&act)?;
         note(act, outcome);
     }
-    // What it sees of traffic. How many bytes a packet is depends on the layer at which the interface counts.
+    // Traffic counters. The bytes of a packet depend on the layer at which the interface counts, so packets are compared.
     for path in ["/sys/class/net/wg0/statistics/rx_packets", "/sys/class/net/wg0/statistics/tx_packets"] {
         let count: u64 = agent.succeed(&format!("read {path}"))?.trim_end_matches("\\n").parse()?;
         note(format!("{path}, more than 10"), Ok((count > 10).to_string()));
     }
-    // A provider that is gone: what is begun now.
+    // New connections after the provider has stopped.
     lab.provider.stop()?;
     for to in WEB.both() {
         for act in ["get http://ADDRESS:80/", "send ADDRESS:9", "bound-connect wg0 ADDRESS:80"] {
@@ -145,15 +145,17 @@ fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
     Ok(all)
 }
 
-/// The lines of an answer in order.
+/// Returns the lines of an answer in order.
 fn sorted(text: &str) -> String {
     let mut lines: Vec<&str> = text.split("\\n").collect();
     lines.sort_unstable();
     lines.join("\\n")
 }
 
+/// Requires the kernel's WireGuard.
+///
 /// # Errors
-/// [`Skip`] where the kernel has no WireGuard.
+/// [`Skip`] if the kernel has none.
 fn require_kernel() -> Result<()> {
     let made = NetworkNamespace::create(|| {
         let name = "wg0".parse().map_err(io::Error::other)?;
@@ -169,12 +171,12 @@ fn require_kernel() -> Result<()> {
 }
 
 #[test]
-fn a_program_sees_the_same_with_both() {
+fn a_program_sees_the_same_with_both_backends() {
     lab::test(Peer::Ours, |lab| {
         require_kernel()?;
         let _echo = lab::agent::Echo::start(&lab.web_site, 7)?;
         let (kernel, embedded) = (seen(lab, "kernel")?, seen(lab, "userspace")?);
-        // That the comparison has something to compare.
+        // Both lists have contents at all.
         ensure!(kernel.len() > 500 && embedded.len() > 500, "{} and {} things were seen", kernel.len(), embedded.len());
         let names: std::collections::BTreeSet<&String> = kernel.keys().chain(embedded.keys()).collect();
         let differences: Vec<String> = names
@@ -190,9 +192,9 @@ fn a_program_sees_the_same_with_both() {
     });
 }
 
-/// The kernel's device is changed attribute by attribute: what comes before a refused one would stay.
+/// The kernel applies a device's attributes one by one, and keeps those before a refused one.
 #[test]
-fn a_port_that_is_refused_leaves_the_kernels_device_as_it_was() {
+fn a_refused_port_leaves_the_kernels_device_unchanged() {
     lab::test(Peer::Ours, |lab| {
         require_kernel()?;
         let run = |arguments: &[&str]| lab::launcher::run(vpn_exec(arguments));

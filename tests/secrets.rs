@@ -1,5 +1,5 @@
-//! The keys of a tunnel are nowhere but in the provider's file and in the memory of vpn-exec's own processes, which nobody of
-//! the same user can look into: not in arguments, environments, files, messages, plans or descriptors, and not in the program.
+//! A tunnel's keys are only in the provider's file and in the memory of vpn-exec's processes, which other processes of the same
+//! user cannot inspect. They are not in arguments, environments, files, messages, plans, descriptors or the program.
 
 use std::fs;
 use std::io::Read;
@@ -20,7 +20,7 @@ use nix::unistd::{Pid, Uid};
 use vpn_exec::linux::mounts;
 use vpn_exec::registry;
 
-/// How long something may take that works.
+/// The time in which an action succeeds that works at all.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Returns a command line that runs the agent in a tunnel, where it looks for keys.
@@ -29,7 +29,7 @@ fn inspected(config: &Path, name: &str) -> Launcher {
     launcher.program(agent::task(&format!("inspect {name}")))
 }
 
-/// A running tunnel, and what its program has found out.
+/// A running tunnel, and the findings of its program.
 struct Running {
     child: Child,
     errors: std::thread::JoinHandle<Vec<u8>>,
@@ -55,7 +55,7 @@ impl Running {
         }
     }
 
-    /// Ends it, and returns all that it has said on standard error.
+    /// Ends the tunnel, and returns its standard error.
     fn end(mut self) -> Result<Vec<u8>> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
         self.child.wait()?;
@@ -63,7 +63,7 @@ impl Running {
     }
 }
 
-/// The keys of the customer, and the file that holds them.
+/// Returns the pieces of the customer's keys, and the file with the keys.
 fn pieces_and_file(lab: &Lab) -> Result<(Pieces, PathBuf)> {
     let text = lab.wg_quick_text(Reach::Ipv4);
     let value = |key: &str| {
@@ -72,12 +72,12 @@ fn pieces_and_file(lab: &Lab) -> Result<(Pieces, PathBuf)> {
     let pieces = Pieces::of_keys(&[value("PrivateKey")?, value("PresharedKey")?])?;
     pieces.write()?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
-    // The judge finds them where they are.
+    // The search finds them where they are.
     assert_eq!(pieces.count_in(&fs::read(&file)?), 2 * (44 - PIECE + 1));
     Ok((pieces, file))
 }
 
-/// Gives the world a `/tmp` of its own, in which only this build is shown, if that is where it is.
+/// Mounts an empty `/tmp` for the world, which shows only this build if that is below `/tmp`.
 fn own_tmp() -> Result<PathBuf> {
     let build = std::env::current_exe()?.ancestors().nth(2).context("a folder of this build")?.to_owned();
     let kept = Path::new("/run/lab/build");
@@ -95,7 +95,7 @@ fn own_tmp() -> Result<PathBuf> {
     Ok(build)
 }
 
-/// The files below a folder in which pieces of keys are.
+/// Finds files with pieces of keys below a directory.
 fn files_with(pieces: &Pieces, folder: &Path, except: &[&Path], found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -112,7 +112,7 @@ fn files_with(pieces: &Pieces, folder: &Path, except: &[&Path], found: &mut Vec<
     Ok(())
 }
 
-/// The arguments and environments of processes in which pieces of keys are.
+/// Returns files in /proc with arguments or environments that contain pieces of keys.
 fn processes_with(pieces: &Pieces) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut read = 0;
@@ -126,13 +126,13 @@ fn processes_with(pieces: &Pieces) -> Result<Vec<PathBuf>> {
             }
         }
     }
-    // This one, init, the launcher, the keeper and the program, at least, have all three.
+    // At least the test, init, the launcher, the keeper and the program have all three.
     ensure!(read >= 5 * 3, "only {read} could be read");
     Ok(found)
 }
 
 #[test]
-fn keys_are_in_no_argument_environment_file_or_message() {
+fn no_argument_environment_file_or_message_contains_a_key() {
     lab::test(Peer::Ours, |lab| {
         let build = own_tmp()?;
         let (pieces, file) = pieces_and_file(lab)?;
@@ -144,13 +144,13 @@ fn keys_are_in_no_argument_environment_file_or_message() {
             files_with(&pieces, folder.as_ref(), &[&file, &build], &mut found)?;
         }
         assert_eq!(found, Vec::<PathBuf>::new());
-        // The judges can find somebody guilty.
+        // The twins: the searches find keys that are there.
         fs::copy(&file, "/tmp/left")?;
         files_with(&pieces, "/tmp".as_ref(), &[&build], &mut found)?;
         assert_eq!(found, [Path::new("/tmp/left")]);
         let key = fs::read_to_string(&file)?.lines().find(|line| line.starts_with("PrivateKey")).map(str::to_owned);
         let mut guilty = Command::new("sleep").arg("1000").env("KEY", key.context("a key")?).spawn()?;
-        // It has begun before the kernel shows its environment.
+        // The kernel shows a new process's environment a little later.
         let environment = Path::new("/proc").join(guilty.id().to_string()).join("environ");
         lab::wait_until(lab::patience(PATIENCE), "it has no environment", || Ok(!fs::read(&environment)?.is_empty()))?;
         assert_eq!(processes_with(&pieces)?, [environment]);
@@ -166,7 +166,7 @@ fn keys_are_in_no_argument_environment_file_or_message() {
 }
 
 #[test]
-fn the_program_has_no_way_to_the_keys() {
+fn the_program_cannot_reach_the_keys() {
     lab::test(Peer::Ours, |lab| {
         let (pieces, file) = pieces_and_file(lab)?;
         let running = Running::start(inspected(&file, "secrets").command())?;
@@ -175,9 +175,9 @@ fn the_program_has_no_way_to_the_keys() {
         assert_eq!(findings.descriptors, Vec::<String>::new());
         assert_eq!(findings.opened, Vec::<String>::new());
         assert_eq!((findings.in_memory, findings.in_arguments), (0, 0));
-        assert!(findings.in_memory_when_planted > 0, "the judge is blind: {findings:?}");
+        assert!(findings.in_memory_when_planted > 0, "the search finds nothing: {findings:?}");
 
-        // The keeper has them, where only who may trace it, as this test may, can look. The launcher has them no more.
+        // The keeper's memory has the keys, which only a tracer such as this test can read. The launcher's has none.
         assert!(pieces.count_in_memory(&findings.keeper.to_string())? > 0, "the keeper's memory cannot be searched");
         assert_eq!(pieces.count_in_memory(&findings.launcher.to_string())?, 0, "the launcher still has pieces of keys");
         running.end()?;
@@ -185,10 +185,9 @@ fn the_program_has_no_way_to_the_keys() {
     });
 }
 
-/// A keeper needs the keys themselves. Their text in the provider's file is read and handed over, and then no process
-/// holds it.
+/// A keeper needs the keys in binary. No process keeps their base64 text after it was read and handed over.
 #[test]
-fn no_process_keeps_the_text_of_a_key() {
+fn no_process_keeps_the_base64_text_of_a_key() {
     lab::test(Peer::Ours, |lab| {
         let (all, file) = pieces_and_file(lab)?;
         let text = lab.wg_quick_text(Reach::Ipv4);
@@ -219,13 +218,13 @@ fn no_process_keeps_the_text_of_a_key() {
         ensure!(up(&["--wait", "20"]).status()?.success());
         searched("the keeper of a standing tunnel", keeper()?)?;
 
-        // It replaces the other one, and reads the file once more when it is told to.
+        // Another keeper replaces the first one, and reloads the file after SIGHUP.
         let replaced = keeper()?;
         let mut child = up(&["--foreground", "--replace"]).spawn()?;
         let is_there = || Ok(keeper()? != replaced && registry::socket_of(&"standing".parse()?).exists());
         lab::wait_until(lab::patience(PATIENCE), "no keeper in the foreground", is_there)?;
         let asked = |word: &str| vpn_exec([word, "standing"]).output();
-        // Whoever is answered is served by a keeper that has begun.
+        // A keeper that answers runs.
         ensure!(asked("status")?.status.success());
         searched("a keeper in the foreground", keeper()?)?;
         kill(Pid::from_raw(keeper()?), Signal::SIGHUP)?;
@@ -237,10 +236,10 @@ fn no_process_keeps_the_text_of_a_key() {
     });
 }
 
-/// The owner of a file in /proc tells whether a process can be inspected, and dumps core (proc(5)), if its user is not root.
-/// So vpn-exec is run by an ordinary user who has the capabilities that it needs.
+/// A process of an ordinary user can be inspected, and dumps core, if that user owns its files in /proc (proc(5)). So an ordinary
+/// user with the necessary capabilities runs vpn-exec here.
 #[test]
-fn our_processes_cannot_be_inspected_by_their_own_user() {
+fn vpn_execs_processes_cannot_be_inspected_by_their_own_user() {
     const USER: u32 = 1000;
     lab::test(Peer::Ours, |lab| {
         lab::require_users()?;
@@ -267,7 +266,7 @@ fn our_processes_cannot_be_inspected_by_their_own_user() {
             assert_eq!(user_of(pid)?, USER.to_string());
             assert_eq!(fs::metadata(format!("/proc/{pid}/status"))?.uid(), 0, "process {pid} can be inspected");
         }
-        // The judge can find somebody guilty: of an ordinary process of that user all of that is the user's.
+        // The twin: the user owns the files of an ordinary process.
         let mut ordinary = Command::new("sleep").arg("1000").uid(USER).gid(USER).spawn()?;
         assert_eq!(fs::metadata(format!("/proc/{}/status", ordinary.id()))?.uid(), USER);
 
@@ -291,7 +290,7 @@ fn our_processes_cannot_be_inspected_by_their_own_user() {
 }
 
 #[test]
-fn plans_and_checks_tell_no_key() {
+fn plans_and_checks_contain_no_key() {
     lab::test(Peer::Ours, |lab| {
         let (pieces, file) = pieces_and_file(lab)?;
         for arguments in [&["plan"] as &[&str], &["plan", "--json"], &["check"], &["plan", "--json", "--allow-hooks"]] {
@@ -308,7 +307,7 @@ fn plans_and_checks_tell_no_key() {
 }
 
 #[test]
-fn messages_about_mangled_keys_tell_no_key() {
+fn errors_about_mangled_keys_contain_no_key() {
     lab::test(Peer::Ours, |lab| {
         let (pieces, file) = pieces_and_file(lab)?;
         let text = fs::read_to_string(&file)?;
@@ -346,7 +345,7 @@ fn messages_about_mangled_keys_tell_no_key() {
                 format!("{value} = 1"),
             ];
             for mangled in mangled {
-                // In place: it stays a secret of its owner's.
+                // Written in place, which keeps the file's mode.
                 fs::write(&file, text.replacen(line, &mangled, 1))?;
                 for arguments in [&["check"] as &[&str], &["plan", "--json"], &[]] {
                     let mut command = vpn_exec(["-vvv"]);
@@ -362,7 +361,7 @@ fn messages_about_mangled_keys_tell_no_key() {
                 }
             }
         }
-        // Nearly all of them are wrong, and told.
+        // Nearly all of them are invalid, and refused.
         assert!(refused > 100, "{refused}");
         Ok(())
     });

@@ -1,4 +1,4 @@
-//! What a program notices when its tunnel's keeper is killed or replaced, or its configuration changed: next to nothing.
+//! Connections of a program survive when the keeper is killed or replaced, or the configuration reloaded.
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
@@ -18,7 +18,7 @@ use vpn_exec::registry;
 const NAME: &str = "kept";
 const PORT: u16 = 7;
 
-/// Tells hanging from working.
+/// The time after which a process is taken for hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs vpn-exec, which must succeed.
@@ -36,7 +36,7 @@ fn status() -> Result<Status> {
     Ok(serde_json::from_slice(&run(&["status", NAME, "--json"])?.stdout)?)
 }
 
-/// Sends back whatever comes, and says from where connections came.
+/// Starts an echo server, and returns the addresses of its clients.
 fn echo(lab: &Lab) -> Result<std::sync::mpsc::Receiver<std::net::IpAddr>> {
     let listener = lab.web_site.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)))?;
     let (sender, callers) = std::sync::mpsc::channel();
@@ -59,7 +59,7 @@ fn echo(lab: &Lab) -> Result<std::sync::mpsc::Receiver<std::net::IpAddr>> {
     Ok(callers)
 }
 
-/// A connection from inside the tunnel.
+/// Connects to the echo server from inside the tunnel.
 fn connect() -> Result<TcpStream> {
     let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { anyhow::bail!("the name is a namespace's") };
     let stream = inside.run(|| TcpStream::connect_timeout(&(WEB.ipv4, PORT).into(), lab::patience(PATIENCE)))?;
@@ -88,7 +88,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     ask(&mut stream, "before")?;
 
     kill(Pid::from_raw(keeper()?), Signal::SIGKILL)?;
-    // Sent while nobody is there to carry it.
+    // Sent while no keeper carries it.
     stream.write_all(b"meanwhile")?;
     run(&up)?;
     let mut answer = [0; 9];
@@ -119,7 +119,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn connections_survive_the_keeper_towards_our_own_device() {
+fn connections_survive_a_killed_or_replaced_keeper_with_our_own_peer() {
     lab::test(Peer::Ours, |lab| {
         connections_survive(lab)?;
         Ok(())
@@ -127,7 +127,7 @@ fn connections_survive_the_keeper_towards_our_own_device() {
 }
 
 #[test]
-fn connections_survive_the_keeper_towards_wireguard_go() {
+fn connections_survive_a_killed_or_replaced_keeper_with_wireguard_go() {
     lab::test(Peer::WireguardGo, |lab| {
         connections_survive(lab)?;
         Ok(())
@@ -135,7 +135,7 @@ fn connections_survive_the_keeper_towards_wireguard_go() {
 }
 
 #[test]
-fn a_hundred_tunnels_come_up_at_once_and_differ() {
+fn a_hundred_tunnels_start_at_once_with_different_addresses() {
     lab::test(Peer::Ours, |lab| {
         const MANY: usize = 100;
         let file = lab.wg_quick_file(Reach::Ipv4)?;
@@ -162,7 +162,7 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
 
         let begin = Instant::now();
         let listed: Vec<Status> = serde_json::from_slice(&run(&["list", "--json"])?.stdout)?;
-        // Asking a keeper waits for nothing; 60 times as long as it takes says that somebody did.
+        // A query does not wait. 60 times its usual duration shows that one did.
         assert!(begin.elapsed() < lab::patience(PATIENCE), "{:?}", begin.elapsed());
         assert_eq!(listed.len(), MANY);
         let links = listed.iter().map(|status| status.living.as_ref().map(|living| &living.link));
@@ -183,7 +183,7 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
 }
 
 #[test]
-fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
+fn a_change_of_the_hosts_network_starts_a_handshake() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let file = file.to_str().context("a path in UTF-8")?;
@@ -196,7 +196,7 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
             let living = status()?.living.context("a living keeper")?;
             Ok((living.peers[0].rx_bytes, living.peers[0].tx_bytes))
         };
-        // A peer takes a handshake too soon after another for a flood (REKEY_TIMEOUT is 5 s).
+        // A peer ignores a handshake within REKEY_TIMEOUT, 5 s, of another.
         while age()? < 6 {
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -205,7 +205,7 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
         let eth0 = host.link_index(&"eth0".parse()?)?;
         let default = "0.0.0.0/0".parse()?;
         host.execute_one(NetlinkRequest::delete_route(eth0, "eth0", default))?;
-        // It has noticed that there is no way, before there is one again.
+        // The keeper notices the missing route before the route returns.
         std::thread::sleep(Duration::from_secs(1));
         host.execute_one(NetlinkRequest::add_route(eth0, "eth0", default, Some(ROUTER.ipv4.into())))?;
         let begin = Instant::now();
@@ -216,7 +216,7 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
-        // Whatever that takes, nothing is forgotten.
+        // The peer's session is kept meanwhile.
         let after = bytes()?;
         assert!(after.0 > before.0 && after.1 > before.1, "{before:?}, then {after:?}");
         run(&["down", NAME]).map(drop)

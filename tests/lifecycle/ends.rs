@@ -1,4 +1,4 @@
-//! The host while a tunnel is up, and after each way in which it can end.
+//! The state of the host while a tunnel is up, and after each way in which it ends.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 #[test]
-fn the_host_is_as_it_was_however_the_program_ends() {
+fn the_host_is_unchanged_however_the_program_ends() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -32,7 +32,7 @@ fn the_host_is_as_it_was_however_the_program_ends() {
 }
 
 #[test]
-fn the_host_is_as_it_was_when_there_is_no_program() {
+fn the_host_is_unchanged_if_the_program_cannot_be_executed() {
     lab::world::test(|| {
         prepare()?;
         std::fs::write("/run/lab/script", "#!/no/such/interpreter\n")?;
@@ -73,12 +73,12 @@ fn signals_to_vpn_exec_end_the_program_and_the_tunnel() {
 }
 
 #[test]
-fn a_lost_device_ends_the_program_and_the_tunnel() {
+fn removing_the_wireguard_interface_ends_the_program_and_the_tunnel() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("ends", "daemon")?;
-        // Somebody removes WireGuard's interface from inside, who may.
+        // A privileged process inside removes the WireGuard interface.
         let inside = vpn_exec::linux::namespace::look_up("/run/netns/ends".as_ref())?;
         let vpn_exec::linux::namespace::NameLookup::Namespace(inside) = inside else { anyhow::bail!("{inside:?}") };
         inside.run(|| {
@@ -95,7 +95,7 @@ fn a_lost_device_ends_the_program_and_the_tunnel() {
 }
 
 #[test]
-fn while_it_runs_only_its_own_things_differ() {
+fn a_running_tunnel_changes_only_its_own_objects() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -125,7 +125,7 @@ fn while_it_runs_only_its_own_things_differ() {
         let changes = before.changes_to(&during);
         let foreign: Vec<&String> = changes.iter().filter(|change| !own(change)).collect();
         assert!(foreign.is_empty(), "{foreign:#?}");
-        // The judge has something to judge.
+        // The snapshots differ at all.
         for section in ["link", "address", "route", "sysctl", "mount", "run", "program"] {
             assert!(changes.iter().any(|change| change.starts_with(&format!("+ {section}: "))), "{section}");
         }

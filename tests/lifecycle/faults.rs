@@ -1,4 +1,4 @@
-//! A failure, and a kill, after every single step: the steps are [`fault`]'s, so that a new one cannot be forgotten here.
+//! A failure and a kill after every step. The steps are those of [`fault`], so a new step is tested automatically.
 
 use std::process::Command;
 use std::time::Instant;
@@ -19,7 +19,7 @@ fn whole(options: &[&str], task: &str) -> Command {
 }
 
 #[test]
-fn a_failure_after_any_step_is_told_and_undone() {
+fn a_failure_after_any_step_is_reported_and_undone() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -38,7 +38,7 @@ fn a_failure_after_any_step_is_told_and_undone() {
 }
 
 #[test]
-fn a_keeper_killed_after_any_step_is_told_and_undone() {
+fn a_kill_of_the_keeper_after_any_step_is_reported_and_undone() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -49,7 +49,7 @@ fn a_keeper_killed_after_any_step_is_told_and_undone() {
             assert!(message.contains("killed"), "{point}: {message}");
             assert_unchanged(&before, point)?;
         }
-        // Once the program has ended its status counts, whatever happens to the keeper.
+        // Once the program has ended, its status is the result, even if the keeper is killed.
         for point in fault::TAKE_DOWN {
             let mut command = whole(&["-vv"], "exit 3");
             command.env(variables::FAIL, format!("kill:{point}"));
@@ -62,9 +62,8 @@ fn a_keeper_killed_after_any_step_is_told_and_undone() {
     });
 }
 
-/// The launcher is stopped, so that it cannot clean up, when the keeper is killed; then it is killed itself.
 #[test]
-fn when_both_are_killed_the_next_start_reclaims() {
+fn when_launcher_and_keeper_are_killed_after_any_step_the_next_start_reclaims_the_tunnel() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -73,8 +72,8 @@ fn when_both_are_killed_the_next_start_reclaims() {
             command.env(variables::FAIL, format!("kill:{point}"));
             let mut child = command.spawn()?;
             let launcher = child.id().cast_signed();
-            // The keeper is a child of the launcher, and a zombie once it is killed, as the launcher is stopped then. If the
-            // launcher is too fast for this, it has cleaned up, which is right, too.
+            // The killed keeper is a zombie until the launcher reaps it. A launcher that is faster than this test has cleaned
+            // up, which is right, too.
             let deadline = Instant::now() + lab::patience(PATIENCE);
             while !has_dead_child(launcher) && child.try_wait()?.is_none() {
                 ensure!(Instant::now() < deadline, "{point}: the keeper is never killed");

@@ -1,4 +1,4 @@
-//! The file's hooks: run only where that is asked for, inside the namespace, at their time, and with few privileges.
+//! Hooks of the configuration file: run only with --allow-hooks, inside the namespace, in their order and with few privileges.
 
 use std::fs;
 
@@ -37,13 +37,13 @@ fn with_hooks(task: &str) -> std::process::Command {
 const ALL: [&str; 4] = ["PreUp", "PostUp", "PreDown", "PostDown"];
 
 #[test]
-fn hooks_are_not_run_unless_asked_for() {
+fn hooks_do_not_run_without_their_option() {
     lab::world::test(|| {
         prepare()?;
         write_hooks(&ALL, "")?;
         let output = run(crate::support::vpn_exec("hooks", "exit 0"))?;
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
-        assert!(errors(&output).contains("--allow-hooks"), "they are set aside without a word: {}", errors(&output));
+        assert!(errors(&output).contains("--allow-hooks"), "no message says that hooks are set aside: {}", errors(&output));
         assert!(!is_there(SEEN), "{:?}", seen()?);
         Ok(())
     });
@@ -80,7 +80,7 @@ fn hooks_run_inside_in_their_order_with_few_privileges() {
 }
 
 #[test]
-fn a_failing_hook_before_the_program_undoes_everything() {
+fn a_hook_that_fails_before_the_program_undoes_the_tunnel() {
     lab::world::test(|| {
         prepare()?;
         for (kind, then) in [("PreUp", &["PreUp"] as &[&str]), ("PostUp", &["PreUp", "PostUp", "PreDown", "PostDown"])]
@@ -100,7 +100,7 @@ fn a_failing_hook_before_the_program_undoes_everything() {
 }
 
 #[test]
-fn a_failing_hook_after_the_program_is_told_and_keeps_nothing() {
+fn a_hook_that_fails_after_the_program_is_reported_and_keeps_nothing() {
     lab::world::test(|| {
         prepare()?;
         for kind in ["PreDown", "PostDown"] {

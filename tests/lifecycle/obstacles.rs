@@ -1,4 +1,4 @@
-//! Surroundings in which a tunnel cannot be: each is told in one clear message, and nothing is left.
+//! Conditions under which a tunnel cannot be made: one clear message reports each, and nothing is left.
 
 use std::fs;
 use std::io::Write;
@@ -27,7 +27,7 @@ fn run_with_input(mut command: Command) -> Result<Output> {
 }
 
 #[test]
-fn a_run_that_cannot_be_written_to_is_told() {
+fn a_read_only_run_is_reported() {
     lab::world::test(|| {
         prepare()?;
         let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
@@ -44,7 +44,7 @@ fn a_run_that_cannot_be_written_to_is_told() {
 }
 
 #[test]
-fn a_missing_run_is_told() {
+fn a_missing_run_is_reported() {
     lab::world::test(|| {
         prepare()?;
         fs::create_dir("/run/lab/root")?;
@@ -56,11 +56,11 @@ fn a_missing_run_is_told() {
 }
 
 #[test]
-fn what_is_no_directory_in_run_is_told_and_left_as_it_is() {
+fn a_file_in_place_of_a_directory_in_run_is_reported_and_kept() {
     lab::world::test(|| {
         prepare()?;
         for path in ["/run/netns", "/run/vpn-exec"] {
-            fs::write(path, "somebody's")?;
+            fs::write(path, "foreign")?;
             let before = Snapshot::take()?;
             let message = assert_refused(&run(vpn_exec("obstacle", "exit 0"))?);
             assert!(message.contains("/run") && message.to_lowercase().contains("not a directory"), "{message}");
@@ -71,19 +71,19 @@ fn what_is_no_directory_in_run_is_told_and_left_as_it_is() {
     });
 }
 
-/// A `/run` of so many files and pages, over the world's own.
+/// Mounts a small `/run` over the world's own. `options` limit its files (nr_inodes) or its bytes (size).
 fn small_run(options: &str) -> Result<()> {
     let options = std::ffi::CString::new(format!("mode=0755,{options}"))?;
     Ok(mount("lab-small", "/run", c"tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(&*options))?)
 }
 
 #[test]
-fn a_full_run_is_told_at_whichever_file_it_is_full() {
+fn a_full_run_is_reported_at_whichever_file() {
     lab::world::test(|| {
         prepare()?;
         let mut worked = 0;
         let sizes = (1..=16).map(|files| format!("nr_inodes={files}"));
-        // The kernel rounds up to its own pages, of which 4096 bytes are the smallest.
+        // The kernel rounds up to pages, of at least 4096 bytes.
         let page = 4096;
         let sizes = sizes.chain((1..=9).map(|pages| format!("size={}", pages * page)));
         let mut refused = Vec::new();
@@ -106,7 +106,7 @@ fn a_full_run_is_told_at_whichever_file_it_is_full() {
 }
 
 #[test]
-fn a_missing_tun_device_is_told() {
+fn a_missing_tun_device_is_reported() {
     lab::world::test(|| {
         prepare()?;
         mount("lab-no-tun", "/dev/net", c"tmpfs", MountFlags::empty(), None)?;
@@ -125,10 +125,10 @@ fn a_missing_tun_device_is_told() {
 }
 
 #[test]
-fn limits_of_namespaces_are_told() {
+fn a_limit_of_namespaces_is_reported() {
     lab::world::test(|| {
         prepare()?;
-        // For each world on its own: they belong to its user namespace.
+        // The limits belong to the world's user namespace.
         let refuse = |limit: &str, expected: &str| -> Result<()> {
             let parameter = format!("user/{limit}");
             let usual = sysctl::get(&parameter)?;
@@ -140,7 +140,7 @@ fn limits_of_namespaces_are_told() {
             assert_unchanged(&before, parameter)
         };
         refuse("max_net_namespaces", "network namespace")?;
-        // The world has one itself, so this is enough for one tunnel, and not for two.
+        // The world itself has one, so this allows one tunnel.
         sysctl::set("user/max_net_namespaces", "2")?;
         let before = Snapshot::take()?;
         let running = start("one", "wait")?;
@@ -148,10 +148,10 @@ fn limits_of_namespaces_are_told() {
         assert!(message.contains("user.max_net_namespaces"), "{message}");
         running.end()?;
         assert_unchanged(&before, "after one of two")?;
-        // The kernel may still be about to remove the first one's.
+        // The kernel may not have removed the first namespace yet.
         let deadline = Instant::now() + lab::patience(PATIENCE);
         while ended(run(vpn_exec("two", "exit 0"))?.status) != Ok(0) {
-            ensure!(Instant::now() < deadline, "the first tunnel's namespace is never gone");
+            ensure!(Instant::now() < deadline, "the kernel does not remove the first tunnel's namespace");
         }
         assert_unchanged(&before, "after the other of two")?;
         sysctl::set("user/max_net_namespaces", "100")?;
@@ -160,7 +160,7 @@ fn limits_of_namespaces_are_told() {
 }
 
 #[test]
-fn too_few_files_are_told_however_few_they_are() {
+fn a_limit_of_open_files_is_reported_however_low() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;

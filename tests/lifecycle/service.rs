@@ -1,4 +1,4 @@
-//! A keeper that is a service: what it tells its manager. Here a socket of the test's is the manager's; `tests/vm` has the real one.
+//! A keeper as a service: its messages to the service manager, whose socket is the test's. `tests/vm` has a real systemd.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
@@ -14,7 +14,7 @@ use crate::support::{
 
 const SOCKET: &str = "/run/lab/notify";
 
-/// The manager's side.
+/// The service manager's side of the notification socket (sd_notify(3)).
 struct Manager {
     socket: UnixDatagram,
 }
@@ -34,14 +34,14 @@ impl Manager {
         Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
     }
 
-    /// The next message.
+    /// Returns the next message.
     fn hear(&self) -> Result<String> {
         let mut buffer = [0; 4096];
-        let length = self.socket.recv(&mut buffer).context("the manager hears nothing")?;
+        let length = self.socket.recv(&mut buffer).context("the keeper sends no message")?;
         Ok(String::from_utf8(buffer[..length].to_vec())?)
     }
 
-    /// Hears messages until one has a line that begins so; returns that line's rest.
+    /// Reads messages until one has a line with this beginning, and returns the rest of the line.
     fn hear_of(&self, beginning: &str) -> Result<String> {
         let until = Instant::now() + lab::patience(PATIENCE);
         while Instant::now() < until {
@@ -55,7 +55,7 @@ impl Manager {
 }
 
 #[test]
-fn a_service_manager_hears_of_a_keepers_life() {
+fn a_keeper_notifies_the_service_manager_of_its_states() {
     lab::world::test(|| {
         prepare()?;
         let manager = Manager::new()?;
@@ -72,7 +72,7 @@ fn a_service_manager_hears_of_a_keepers_life() {
         ensure!((before..=after).contains(&usec.parse()?), "{before} {usec} {after}");
         assert_eq!(manager.hear()?, "READY=1");
 
-        // A configuration that is refused leaves the service as ready as it was.
+        // A refused configuration leaves the service ready.
         write_config("[Interface]\n")?;
         send(child.id().cast_signed(), Signal::SIGHUP)?;
         ensure!(manager.hear()?.starts_with("RELOADING=1\n"), "it says that it reads again");
@@ -87,9 +87,9 @@ fn a_service_manager_hears_of_a_keepers_life() {
     });
 }
 
-/// What a unit's `ExecReload=` does.
+/// As a unit's `ExecReload=` does.
 #[test]
-fn a_keeper_reads_its_own_configuration_again_when_asked() {
+fn a_keeper_reloads_its_own_configuration_on_request() {
     lab::world::test(|| {
         prepare()?;
         let manager = Manager::new()?;
@@ -124,7 +124,7 @@ fn a_keeper_reads_its_own_configuration_again_when_asked() {
 }
 
 #[test]
-fn a_watchdog_is_fed_by_whom_it_watches() {
+fn a_keeper_feeds_its_own_watchdog_only() {
     lab::world::test(|| {
         prepare()?;
         let manager = Manager::new()?;
@@ -133,8 +133,8 @@ fn a_watchdog_is_fed_by_whom_it_watches() {
         for _ in 0..20 {
             manager.hear_of("WATCHDOG=1")?;
         }
-        // It takes 2 s; as rarely as the status is told, it would take 200 s.
-        ensure!(begin.elapsed() < lab::patience(PATIENCE), "it is fed too rarely: 20 times in {:?}", begin.elapsed());
+        // This takes 2 s. At the rate of the status messages, it would take 200 s.
+        ensure!(begin.elapsed() < lab::patience(PATIENCE), "the watchdog is fed too rarely: 20 times in {:?}", begin.elapsed());
         send(child.id().cast_signed(), Signal::SIGTERM)?;
         manager.hear_of("STOPPING=")?;
         output_of(child)?;
@@ -142,7 +142,7 @@ fn a_watchdog_is_fed_by_whom_it_watches() {
         let child = manager.start(&[("WATCHDOG_USEC", "200000"), ("WATCHDOG_PID", "1")], &[])?;
         manager.hear_of("READY=1")?;
         manager.socket.set_read_timeout(Some(Duration::from_millis(400)))?;
-        ensure!(manager.hear().is_err(), "it is somebody else's watchdog");
+        ensure!(manager.hear().is_err(), "the watchdog is another process's");
         send(child.id().cast_signed(), Signal::SIGTERM)?;
         output_of(child).map(drop)
     });

@@ -1,4 +1,4 @@
-//! What all tests here share: how vpn-exec is run, what it runs, and how both are watched.
+//! Helpers of the tests in this directory: they run vpn-exec with the agent, and watch both.
 
 use std::fs;
 use std::io::Write;
@@ -17,17 +17,17 @@ use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::netlink::link::Link;
 use vpn_exec::registry::{self, State};
 
-/// Tells hanging from working: nothing here takes a tenth of it on an idle machine.
+/// The time after which a process is taken for hanging. Nothing takes a tenth of it on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long what was abandoned may take to be gone. It is gone in milliseconds; but the kernel removes the namespaces of
-/// all the machine one after another.
+/// The time in which abandoned objects vanish. That takes milliseconds, but the kernel removes the namespaces of the whole
+/// machine one after another.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-/// The provider's file. Nobody is at its endpoint.
+/// The provider's file. No peer answers at its endpoint.
 pub(crate) const CONFIG: &str = "/run/lab/provider.conf";
 
-/// Its text; the keys are arbitrary.
+/// Its text, with arbitrary keys.
 pub(crate) const CONFIG_TEXT: &str = "[Interface]\n\
     PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n\
     Address = 10.64.0.2/32, fd64::2/128\n\
@@ -37,13 +37,16 @@ pub(crate) const CONFIG_TEXT: &str = "[Interface]\n\
     AllowedIPs = 0.0.0.0/0, ::/0\n\
     Endpoint = 192.0.2.1:51820\n";
 
-/// Makes the world ready for vpn-exec: its configuration is there.
+/// Writes the configuration.
+///
+/// # Errors
+/// [`lab::Skip`] without a TUN device.
 pub(crate) fn prepare() -> Result<()> {
     lab::require_tun()?;
     write_config(CONFIG_TEXT)
 }
 
-/// Writes another provider's file in place of the usual one.
+/// Replaces the provider's file.
 pub(crate) fn write_config(text: &str) -> Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(CONFIG)?;
     Ok(file.write_all(text.as_bytes())?)
@@ -79,7 +82,7 @@ pub(crate) fn by_way_of(task: &str, then: &Command) -> Command {
     command
 }
 
-/// A running vpn-exec, whose program has begun.
+/// A running vpn-exec whose program has begun.
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) program: Surroundings,
@@ -87,7 +90,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// The veth's end on the host, which carries the tunnel's mark.
+    /// Returns the veth's end on the host, which has the tunnel's mark.
     pub(crate) fn host_link(&self) -> Result<Link> {
         let mark = self.state.mark.text();
         let links = Netlink::open()?.links()?;
@@ -95,16 +98,16 @@ impl Running {
     }
 }
 
-/// Starts vpn-exec and waits until its program runs.
+/// Starts vpn-exec with a task that reports, and waits for the report.
 pub(crate) fn start(name: &str, task: &str) -> Result<Running> {
     started(vpn_exec(name, task), name)
 }
 
-/// [`start`] with a command of one's own, whose program says what it sees.
+/// [`start`] with another command, whose task reports.
 pub(crate) fn started(mut command: Command, name: &str) -> Result<Running> {
     let mut child = command.spawn()?;
     let Some(program) = agent::report_of(&mut child)? else {
-        bail!("vpn-exec has ended too early: {:?}", output_of(child)?);
+        bail!("vpn-exec ended too early: {:?}", output_of(child)?);
     };
     let state = registry::read(&name.parse()?)?.context("a running tunnel has a state")?;
     Ok(Running { child, program, state })
@@ -119,7 +122,7 @@ impl Running {
         self.state.keeper.cast_signed()
     }
 
-    /// Ends the program by a signal, and waits for vpn-exec.
+    /// Ends the program by SIGTERM, and waits for vpn-exec.
     pub(crate) fn end(self) -> Result<Output> {
         send(self.program.pid, Signal::SIGTERM)?;
         output_of(self.child)
@@ -131,25 +134,25 @@ pub(crate) fn send(pid: i32, signal: Signal) -> Result<()> {
     kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot send {signal} to {pid}"))
 }
 
-/// Runs a command to its end, which must come in time.
+/// Runs a command until it ends. Fails if it hangs.
 pub(crate) fn run(mut command: Command) -> Result<Output> {
     output_of(command.spawn()?)
 }
 
-/// Waits for the end of a vpn-exec, which must come in time.
+/// Waits for the end of a process. Fails if it hangs.
 pub(crate) fn output_of(mut child: Child) -> Result<Output> {
     let deadline = Instant::now() + lab::patience(PATIENCE);
     while child.try_wait()?.is_none() {
         if Instant::now() > deadline {
             child.kill()?;
-            bail!("it hangs: {:?}", child.wait_with_output()?);
+            bail!("the process hangs: {:?}", child.wait_with_output()?);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(child.wait_with_output()?)
 }
 
-/// Whether it ended by a signal, and then by which, or with which status.
+/// Returns the exit status, or as an error the signal that killed the process.
 pub(crate) fn ended(status: ExitStatus) -> Result<i32, Signal> {
     match (status.code(), status.signal()) {
         (Some(code), _) => Ok(code),
@@ -161,8 +164,8 @@ pub(crate) fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Demands that vpn-exec itself has failed, with one clear message, which is returned: one line of what and why, and at most
-/// one of what to do.
+/// Requires that vpn-exec itself has failed with one clear message: a line with the error, and at most one with advice. Returns
+/// the message.
 pub(crate) fn assert_refused(output: &Output) -> String {
     let text = errors(output);
     assert_eq!(ended(output.status), Ok(125), "{text}");
@@ -171,10 +174,10 @@ pub(crate) fn assert_refused(output: &Output) -> String {
     text
 }
 
-/// Demands that the host is as it was, once the kernel has taken the links away.
+/// Requires that the host is unchanged, once the kernel has removed the links.
 pub(crate) fn assert_unchanged(before: &Snapshot, when: impl std::fmt::Display) -> Result<()> {
     let changes = before.changes_within(SOON)?;
-    ensure!(changes.is_empty(), "{when}, this is different: {changes:#?}");
+    ensure!(changes.is_empty(), "{when}, the host has changed: {changes:#?}");
     Ok(())
 }
 
@@ -193,7 +196,7 @@ pub(crate) fn doing(task: &str) -> Result<Vec<i32>> {
     Ok(found)
 }
 
-/// Waits until nobody does any of the tasks.
+/// Waits until no agent performs any of the tasks.
 pub(crate) fn assert_none_soon(tasks: &[&str], when: impl std::fmt::Display) -> Result<()> {
     let deadline = Instant::now() + lab::patience(SOON);
     loop {
@@ -201,12 +204,12 @@ pub(crate) fn assert_none_soon(tasks: &[&str], when: impl std::fmt::Display) -> 
         if alive.is_empty() {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "{when}, these live on: {alive:?}");
+        ensure!(Instant::now() < deadline, "{when}, these processes live on: {alive:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Whether there is a path, even as a symbolic link to nowhere.
+/// Returns whether a path exists, even as a dangling link.
 pub(crate) fn is_there(path: impl AsRef<Path>) -> bool {
     fs::symlink_metadata(path).is_ok()
 }

@@ -1,4 +1,4 @@
-//! How a program's life ends: exit status, signals, orphans.
+//! The end of a program: exit status, signals, orphans.
 
 use std::fs::{self};
 use std::io::{BufRead, BufReader, Read};
@@ -14,20 +14,20 @@ use lab::{Launcher, world};
 use crate::support::*;
 
 #[test]
-fn what_is_used_instead_of_the_kernels_wireguard_is_said() {
+fn verbose_output_names_the_backend() {
     test_with_file(|config| {
         let output = Launcher::with_backend(&config, "auto").option("-v").program(["true"]).run()?;
         ensure!(output.status.success(), "{}", text_of(&output));
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         let kernel = words.contains("using the kernel's WireGuard");
         let embedded = words.contains("using the embedded WireGuard instead");
-        ensure!(kernel != embedded, "one of them, and it is said: {words}");
+        ensure!(kernel != embedded, "exactly one backend must be named: {words}");
         Ok(())
     });
 }
 
 #[test]
-fn a_state_that_nobody_wrote_is_named_and_left_alone() {
+fn an_invalid_state_file_is_named_in_the_error_and_left_alone() {
     test_with_file(|config| {
         fs::create_dir_all("/run/vpn-exec/nowhere")?;
         fs::write("/run/vpn-exec/nowhere/state", "garbage")?;
@@ -41,7 +41,7 @@ fn a_state_that_nobody_wrote_is_named_and_left_alone() {
 }
 
 #[test]
-fn the_exit_status_is_the_programs() {
+fn vpn_exec_exits_with_the_programs_status() {
     test_with_file(|config| {
         for (program, code) in [
             (&["true"][..], 0),
@@ -63,7 +63,7 @@ fn the_exit_status_is_the_programs() {
 }
 
 #[test]
-fn why_a_program_cannot_be_executed_is_told() {
+fn the_error_says_why_a_program_cannot_be_executed() {
     test_with_file(|config| {
         let script = Path::new(world::FILES).join("script");
         fs::write(&script, "#!/no/interpreter\n")?;
@@ -88,7 +88,7 @@ fn why_a_program_cannot_be_executed_is_told() {
 }
 
 #[test]
-fn signals_reach_the_program() {
+fn vpn_exec_forwards_signals_to_the_program() {
     test_with_file(|config| {
         for signal in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "ABRT", "ALRM", "PWR", "37", "64"] {
             let script = format!("trap 'echo got; exit 3' {signal}; echo ready; while :; do sleep 0.05; done");
@@ -108,7 +108,7 @@ fn signals_reach_the_program() {
 }
 
 #[test]
-fn inherited_dispositions_and_the_mask_are_as_they_came() {
+fn the_program_inherits_signal_dispositions_and_the_signal_mask() {
     test_with_file(|config| {
         let line = Launcher::new(&config).program(["cat", "/proc/self/status"]).line();
         let mut command = Command::new("sh");
@@ -116,7 +116,7 @@ fn inherited_dispositions_and_the_mask_are_as_they_came() {
         command.args(["-c", &script]).stdin(Stdio::null());
         let status = stdout(command)?;
         let (hup, usr2) = (1 << 0, 1 << 11);
-        // The C library's own signals, 32 and 33, are as the test itself was started with.
+        // Without signals 32 and 33, which the C library uses itself.
         let standard = (1 << 31) - 1;
         ensure!(bits(&status, "SigIgn")? & standard == hup | usr2, "{}", field(&status, "SigIgn")?);
         ensure!(bits(&status, "SigBlk")? == 0, "{}", field(&status, "SigBlk")?);
@@ -125,13 +125,13 @@ fn inherited_dispositions_and_the_mask_are_as_they_came() {
 }
 
 #[test]
-fn the_program_ends_with_vpn_exec() {
+fn the_kernel_kills_the_program_of_a_killed_launcher() {
     test_with_file(|config| {
         let mut child = Launcher::new(&config).program(["sh", "-c", "echo $$; exec sleep 1000"]).start()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let program = PathBuf::from(format!("/proc/{}/cmdline", line.trim()));
-        // The keeper would end the program, too. It is kept from that, so this is the kernel's own doing.
+        // The keeper would kill the program, too. It is stopped, so the kernel's parent-death signal must do it.
         let state = vpn_exec::registry::read(&"nowhere".parse()?)?.context("a state")?;
         let keeper = state.keeper;
         kill(keeper, "STOP")?;
@@ -144,9 +144,9 @@ fn the_program_ends_with_vpn_exec() {
 }
 
 #[test]
-fn orphans_keep_the_tunnel_until_they_end() {
+fn a_tunnel_stays_up_until_orphans_have_ended() {
     test_with_file(|config| {
-        // The orphan has a session of its own, and looks at the tunnel after its parent has ended.
+        // The orphan, in a session of its own, looks at the tunnel after its parent has ended.
         let script = "setsid sh -c 'sleep 0.6; cat /sys/class/net/wg0/mtu; echo late' & exit 4";
         let output = Launcher::new(&config).program(["sh", "-c", script]).run()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -164,9 +164,9 @@ fn orphans_keep_the_tunnel_until_they_end() {
     });
 }
 
-/// The process that becomes the program has started one that keeps its view, of which the launcher knows nothing yet.
+/// The process that becomes the program is killed after it has started the view helper, before the launcher knows of that.
 #[test]
-fn a_helper_whose_starter_was_killed_is_not_waited_for() {
+fn the_launcher_does_not_wait_for_a_helper_of_a_killed_process() {
     test_with_file(|config| {
         let mut command = Launcher::new(&config).program(["true"]).command();
         command.env("VPN_EXEC_TEST_FAIL", "kill:after the process that keeps the view");
@@ -178,9 +178,9 @@ fn a_helper_whose_starter_was_killed_is_not_waited_for() {
 }
 
 #[test]
-fn what_is_waited_for_is_said() {
+fn vpn_exec_names_the_processes_that_it_waits_for() {
     test_with_file(|config| {
-        // A process that was left behind, of which nothing is said as long as the program runs.
+        // vpn-exec reports the orphan only after the program has ended.
         let script = "(until [ -e /run/lab/go ]; do sleep 0.1; done) & until [ -e /run/lab/end ]; do sleep 0.1; done";
         let mut child =
             Launcher::new(&config).program(["sh", "-c", script]).command().stderr(Stdio::piped()).spawn()?;
@@ -190,7 +190,7 @@ fn what_is_waited_for_is_said() {
             errors.read_line(&mut line)?;
             Ok(line)
         };
-        // The peer is nobody.
+        // No peer answers.
         let line = next()?;
         ensure!(line.contains("no handshake with any peer within 10 s"), "{line}");
         fs::write("/run/lab/end", "")?;
@@ -199,7 +199,7 @@ fn what_is_waited_for_is_said() {
         fs::write("/run/lab/go", "")?;
         ensure!(wait_for_end(&mut child)?.success());
         let line = next()?;
-        ensure!(line.is_empty(), "nothing is said twice: {line}");
+        ensure!(line.is_empty(), "a message is repeated: {line}");
         Ok(())
     });
 }

@@ -1,4 +1,4 @@
-//! What a program may expect inside: all ports, and ping(8).
+//! Facilities that programs expect: all ports, ping(8), file capabilities, kernel parameters.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use lab::Launcher;
 use crate::support::*;
 
 #[test]
-fn every_port_can_be_listened_at() {
+fn an_unprivileged_program_can_bind_to_every_port() {
     test_with_file(|config| {
         let bind = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); s.listen(); print('listens')";
         let options: &[&[&str]] = if lab::world::has_users()? { &[&[], &["--user", "4321"]] } else { &[&[]] };
@@ -21,7 +21,7 @@ fn every_port_can_be_listened_at() {
 }
 
 #[test]
-fn ping_works_without_options_and_with_its_capability() {
+fn ping_works_with_and_without_cap_net_raw() {
     test_with_file(|config| {
         let others = lab::world::has_users()?;
         let options: &[&[&str]] = match others {
@@ -38,11 +38,11 @@ fn ping_works_without_options_and_with_its_capability() {
     });
 }
 
-/// Debian's ping has a capability by its file, which the program's bounding set has not.
+/// Debian's ping is a file with a capability that the program's bounding set lacks.
 #[test]
-fn a_file_whose_capabilities_are_refused_is_told_as_such() {
+fn the_error_says_that_a_files_capabilities_are_refused() {
     test_with_file(|config| {
-        // What the world has is mounted so that no file's capabilities count.
+        // The world's file systems are mounted nosuid, which disables file capabilities.
         let mount = std::path::Path::new("/run/lab/capable");
         fs::create_dir(mount)?;
         rustix::mount::mount("capable", mount, c"tmpfs", rustix::mount::MountFlags::empty(), None)?;
@@ -50,7 +50,7 @@ fn a_file_whose_capabilities_are_refused_is_told_as_such() {
         fs::copy("/bin/true", file)?;
         let setcap = std::process::Command::new("/sbin/setcap").args(["cap_net_raw=ep", file]).status();
         if !setcap.is_ok_and(|status| status.success()) {
-            println!("skipped: no file capabilities here");
+            lab::skipped("setcap cannot set file capabilities");
             return Ok(());
         }
         let output = Launcher::new(&config).options(["--new-privs"]).program([file]).run()?;
@@ -64,7 +64,7 @@ fn a_file_whose_capabilities_are_refused_is_told_as_such() {
 }
 
 #[test]
-fn the_kernel_parameters_are_those_of_the_plan() {
+fn kernel_parameters_have_the_values_of_the_plan() {
     test_with_file(|config| {
         let mut plan = lab::vpn_exec(["plan", "--json", "--config"]);
         plan.arg(&config);
@@ -74,7 +74,7 @@ fn the_kernel_parameters_are_those_of_the_plan() {
         for parameter in parameters {
             let name = parameter["name"].as_str().context("a name")?;
             let value = parameter["value"].as_str().context("a value")?;
-            // A user namespace without all groups has fewer.
+            // A user namespace without all groups has a smaller range.
             let has_all = fs::read_to_string("/proc/self/gid_map")?.contains("4294967295");
             let path = format!("/proc/sys/{}", name.replace('.', "/"));
             let inside = Launcher::new(&config).program(["cat", &path]).stdout()?;

@@ -1,4 +1,4 @@
-//! Real programs that gain or change privileges: what `--new-privs` lets them do, and what is said where they cannot.
+//! Real programs that gain or change privileges: they work with `--new-privs`, and vpn-exec explains why they fail without.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ fn sudo_and_runuser_work_with_new_privileges() {
         let said_inside =
             Launcher::new(&config).options(["--user", "nobody", "--new-privs"]).program(&sudo).stdout()?;
         ensure!(said_inside.starts_with("0\n"), "{said_inside}");
-        // Root inside has no capability that changes the network, mounts or enters a namespace.
+        // Root inside has no capability to change the network, to mount or to enter a namespace.
         ensure!(bits(&said_inside, "CapEff")? == 0x2000_00fb, "{said_inside}");
         let other = ["sudo", "-n", "-u", "daemon", "cat", "/proc/self/status"];
         let said_inside =
@@ -32,7 +32,7 @@ fn sudo_and_runuser_work_with_new_privileges() {
         let other = ["runuser", "-u", "nobody", "--", "id", "-u"];
         let as_root = ["--user", "0", "--new-privs"];
         ensure!(Launcher::new(&config).options(&as_root).program(&other).stdout()? == "65534\n");
-        // Without, they fail, and what to do is said.
+        // Without the option they fail, and vpn-exec names it.
         for (options, command, told) in
             [(["--user", "nobody"], &sudo[..], "--new-privs"), (["--user", "0"], &other[..], "--user NAME")]
         {

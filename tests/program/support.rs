@@ -1,4 +1,4 @@
-//! What the tests of this folder share.
+//! Helpers of the tests in this directory.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
@@ -23,10 +23,10 @@ AllowedIPs = 0.0.0.0/0, ::/0
 Endpoint = 127.0.0.1:9
 ";
 
-/// How long anything may take that does not hang.
+/// The time after which a condition is taken for hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs a test in a world of its own with a file of a tunnel that leads nowhere.
+/// Runs a test in a world of its own, with the configuration of a tunnel without a peer that answers.
 pub(crate) fn test_with_file<F: FnOnce(PathBuf) -> Result<()>>(body: F) {
     world::test(|| {
         lab::require_tun()?;
@@ -42,7 +42,7 @@ pub(crate) fn config_file() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A field of `/proc/self/status`.
+/// Returns a field of `/proc/PID/status`.
 pub(crate) fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
     let line = status.lines().find(|line| line.starts_with(&format!("{name}:"))).context(name.to_owned())?;
     Ok(line.split_once(':').map(|(_, value)| value.trim()).unwrap_or_default())
@@ -53,7 +53,7 @@ pub(crate) fn bits(status: &str, name: &str) -> Result<u64> {
 }
 
 pub(crate) fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    lab::wait_until(PATIENCE, &format!("in vain: {what}"), condition)
+    lab::wait_until(PATIENCE, &format!("timed out: {what}"), condition)
 }
 
 pub(crate) fn kill(pid: u32, signal: &str) -> Result<()> {
@@ -62,7 +62,7 @@ pub(crate) fn kill(pid: u32, signal: &str) -> Result<()> {
     Ok(())
 }
 
-/// A layer in memory over the world's /etc, in which files can be replaced. False where that cannot be.
+/// Mounts a writable overlay over the world's /etc, so that tests can replace files there. Returns false without overlayfs.
 pub(crate) fn loosen_etc() -> Result<bool> {
     let layer = Path::new("/run/lab/layer");
     std::fs::create_dir(layer)?;
@@ -82,7 +82,7 @@ pub(crate) fn loosen_etc() -> Result<bool> {
     }
 }
 
-/// A shell inside, which does what it is told.
+/// A shell in a tunnel, which executes scripts of the test.
 pub(crate) struct Shell {
     child: Child,
     orders: ChildStdin,
@@ -100,7 +100,7 @@ impl Shell {
         Ok(shell)
     }
 
-    /// What a script prints, errors included.
+    /// Executes a script, and returns its output, including errors.
     pub(crate) fn say(&mut self, script: &str) -> Result<String> {
         writeln!(self.orders, "{{ {script}\n}} 2>&1; echo; echo ::end")?;
         let mut text = String::new();
@@ -118,12 +118,12 @@ impl Shell {
         Ok(())
     }
 
-    /// The launcher's process.
+    /// Returns the launcher's process ID.
     pub(crate) fn launcher(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
-    /// Waits for the end of a launcher that was killed.
+    /// Waits for the end of a killed launcher.
     pub(crate) fn abandon(mut self) -> Result<()> {
         wait_for_end(&mut self.child).map(drop)
     }

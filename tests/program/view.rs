@@ -1,4 +1,4 @@
-//! What a program sees of files, and how it makes them.
+//! Files, working directory and umask of a program.
 
 use std::fs::{self};
 use std::path::Path;
@@ -10,7 +10,7 @@ use lab::Launcher;
 use crate::support::*;
 
 #[test]
-fn the_hosts_own_idea_of_host_internal_does_not_count() {
+fn a_line_for_host_internal_in_the_hosts_hosts_file_is_overridden() {
     test_with_file(|config| {
         let before = fs::read_to_string("/etc/hosts")?;
         fs::write("/etc/hosts", format!("203.0.113.99 host.internal\n{before}"))?;
@@ -21,7 +21,7 @@ fn the_hosts_own_idea_of_host_internal_does_not_count() {
 }
 
 #[test]
-fn the_files_that_tell_of_names_are_the_tunnels() {
+fn the_program_has_name_files_of_its_own() {
     test_with_file(|config| {
         let script = "cat /etc/resolv.conf; echo ---; cat /etc/hosts; echo ---; cat /etc/nsswitch.conf; echo ---; \
                       ls /sys/class/net | tr '\\n' ' '; echo; echo x 2>&- >/etc/resolv.conf && echo written; true";
@@ -31,17 +31,17 @@ fn the_files_that_tell_of_names_are_the_tunnels() {
         let servers: Vec<&str> = parts[0].lines().filter(|line| line.starts_with("nameserver")).collect();
         ensure!(servers == ["nameserver 10.64.0.1"], "{text}");
         ensure!(parts[0].contains("search vpn.example"), "{text}");
-        ensure!(parts[1].contains("127.0.0.1 localhost"), "the host's own lines stay: {text}");
+        ensure!(parts[1].contains("127.0.0.1 localhost"), "a line of the host's file is missing: {text}");
         ensure!(parts[1].lines().filter(|line| line.ends_with(" host.internal")).count() == 2, "{text}");
         ensure!(parts[2].lines().filter(|line| line.starts_with("hosts:")).eq(["hosts: files dns"]), "{text}");
         ensure!(parts[3].lines().eq(["host0 lo wg0 "]), "{text}");
-        ensure!(fs::read_to_string("/etc/resolv.conf")? == before, "the host's own is as it was");
+        ensure!(fs::read_to_string("/etc/resolv.conf")? == before, "the host's file has changed");
         Ok(())
     });
 }
 
 #[test]
-fn a_host_without_resolv_conf_is_served_too() {
+fn a_host_without_resolv_conf_works() {
     test_with_file(|config| {
         if !loosen_etc()? {
             return Ok(());
@@ -53,7 +53,7 @@ fn a_host_without_resolv_conf_is_served_too() {
             }
             let text = Launcher::new(&config).program(["cat", "/etc/resolv.conf", "/etc/hosts"]).stdout()?;
             ensure!(text.contains("nameserver 10.64.0.1") && text.contains("host.internal"), "{text}");
-            ensure!(!Path::new("/etc/resolv.conf").exists(), "the host's own is as it was");
+            ensure!(!Path::new("/etc/resolv.conf").exists(), "the host's file has changed");
             if !dangling {
                 fs::write("/etc/resolv.conf", "")?;
             }
@@ -63,7 +63,7 @@ fn a_host_without_resolv_conf_is_served_too() {
 }
 
 #[test]
-fn what_is_no_file_of_the_hosts_is_none() {
+fn special_files_in_place_of_the_hosts_name_files_are_ignored() {
     test_with_file(|config| {
         if !loosen_etc()? {
             return Ok(());
@@ -95,7 +95,7 @@ fn what_is_no_file_of_the_hosts_is_none() {
 }
 
 #[test]
-fn working_directory_and_umask_stay() {
+fn the_program_keeps_working_directory_and_umask() {
     test_with_file(|config| {
         let line = Launcher::new(&config).program(["sh", "-c", "pwd; umask"]).line();
         let mut command = Command::new("sh");
@@ -120,7 +120,7 @@ fn a_strict_umask_hides_nothing_from_the_program() {
 }
 
 #[test]
-fn a_large_hosts_file_is_shown_whole() {
+fn a_large_hosts_file_is_complete() {
     test_with_file(|config| {
         let before = fs::read_to_string("/etc/hosts")?;
         let many: String = (0..100_000).map(|number| format!("0.0.0.0 advertisement-{number}.example\n")).collect();
@@ -128,16 +128,16 @@ fn a_large_hosts_file_is_shown_whole() {
         let text = Launcher::new(&config).program(["cat", "/etc/hosts"]).stdout()?;
         ensure!(
             text.lines().next().is_some_and(|first| first.ends_with(" host.internal")),
-            "ours come first, and count"
+            "our lines must come first to take effect"
         );
         ensure!(text.ends_with("advertisement-99999.example\n"));
         Ok(())
     });
 }
 
-/// As a kernel has it that was started with `ipv6.disable=1`.
+/// As with the kernel parameter `ipv6.disable=1`.
 #[test]
-fn a_host_whose_kernel_has_no_ipv6_is_served_too() {
+fn a_kernel_without_ipv6_works() {
     test_with_file(|config| {
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount("without-ipv6", "/proc/sys/net/ipv6", c"tmpfs", flags, None)?;
