@@ -1,9 +1,10 @@
-//! What a published port costs: `cargo bench --bench relay [-- ROUNDS] [CONGESTION-CONTROL]`.
+//! The cost of a published port: `cargo bench --bench relay [-- ROUNDS] [CONGESTION-CONTROL]`.
 //!
-//! A client on the host sends to a program in a tunnel's namespace: directly, at the program's address on the veth; by a published port;
-//! and by systemd-socket-proxyd, where that is installed. All take turns within each round, for a second each; ratios are taken round by
-//! round. Then one byte goes there and back, many times. Congestion control is the machine's, or the one that is named (tcp(7)), such as reno:
-//! it decides much of what the direct way costs. In a pretend Internet of this process alone; nothing is asserted.
+//! A client on the host sends to a program in a tunnel's namespace in three ways: directly, to the program's address on
+//! the veth; through a published port; and through systemd-socket-proxyd, if it is installed. In each round, each way
+//! sends for a second, then one byte goes back and forth many times. Ratios are computed per round. The congestion
+//! control is that of the machine, or the one that is named, such as reno (tcp(7)); the cost of the direct way depends
+//! on it. The benchmark runs in a simulated Internet, and asserts nothing.
 
 mod measure;
 
@@ -22,13 +23,13 @@ use vpn_exec::registry;
 const PROXY: &str = "/lib/systemd/systemd-socket-proxyd";
 const NAME: &str = "relay";
 
-/// How many rounds, unless the command line says otherwise.
+/// The default number of rounds.
 const ROUNDS: usize = 10;
 
-/// How long each sends in a round.
+/// How long each way sends in a round.
 const TURN: Duration = Duration::from_secs(1);
 
-/// How often one byte goes there and back in a round.
+/// How often one byte goes back and forth in a round.
 const PINGS: usize = 2000;
 
 fn main() -> ExitCode {
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     world::run("relay", || measure(rounds, control.as_deref()))
 }
 
-/// The parameter that says which congestion control a namespace's sockets have.
+/// The kernel parameter for the congestion control of a namespace's sockets.
 const CONTROL: &str = "net/ipv4/tcp_congestion_control";
 
 fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
@@ -51,7 +52,7 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     let ports = ["--publish", "8001:81", "--publish", "8002:82"];
     let output = lab::vpn_exec(up).args(ports).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
+    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name leads to no namespace") };
     inside.run(set_control)?;
     serve(&inside, 81, swallow)?;
     serve(&inside, 82, answer)?;
@@ -69,7 +70,7 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
         proxies = vec![proxy(9001, (address, 81))?, proxy(9002, (address, 82))?];
         ways.push(("systemd-socket-proxyd", [local(9001), local(9002)], Some(proxies[0].id().cast_signed())));
     } else {
-        println!("There is no {PROXY} here, so it is left out.");
+        println!("{PROXY} is not installed, and is left out.");
     }
 
     let mut results: Vec<[Vec<f64>; 3]> = ways.iter().map(|_| Default::default()).collect();
@@ -86,7 +87,7 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     }
     let direct = results[0].clone();
     println!(
-        "{:<24} median (min - max), and how many times that of the direct way; there and back; processor time per GB",
+        "{:<24} median (min - max), ratio to the direct way; round trip, ratio to the direct way; CPU time per GB",
         ""
     );
     for ((title, ..), [rates, trips, costs]) in ways.iter().zip(results) {
@@ -117,7 +118,7 @@ fn serve(inside: &NetworkNamespace, port: u16, with: fn(TcpStream)) -> Result<()
     Ok(())
 }
 
-/// Reads all there is.
+/// Reads all bytes.
 fn swallow(mut connection: TcpStream) {
     let mut buffer = vec![0; 1 << 18];
     while connection.read(&mut buffer).is_ok_and(|length| length > 0) {}
@@ -130,7 +131,7 @@ fn answer(mut connection: TcpStream) {
     while connection.read_exact(&mut byte).and_then(|()| connection.write_all(&byte)).is_ok() {}
 }
 
-/// A proxy that listens on a port of the host, as systemd would start it.
+/// Starts a proxy that listens on a port of the host, as systemd would.
 fn proxy(port: u16, to: (Ipv4Addr, u16)) -> Result<Child> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     let script = format!("LISTEN_PID=$$ LISTEN_FDS=1 exec {PROXY} {}:{} 3<&0 </dev/null", to.0, to.1);
@@ -138,7 +139,7 @@ fn proxy(port: u16, to: (Ipv4Addr, u16)) -> Result<Child> {
     Ok(Command::new("sh").args(["-c", &script]).stdin(inherited).stdout(Stdio::null()).spawn()?)
 }
 
-/// Sends for a while; in GB (10^9 bytes) a second.
+/// Sends for a while. Returns the rate in GB (10^9 bytes) per second.
 fn send(to: SocketAddr) -> Result<f64> {
     let mut stream = TcpStream::connect(to)?;
     let buffer = vec![0; 1 << 17];
@@ -149,7 +150,7 @@ fn send(to: SocketAddr) -> Result<f64> {
     Ok(sent as f64 / begin.elapsed().as_secs_f64() / 1e9)
 }
 
-/// How long a byte takes there and back, in milliseconds.
+/// Returns how long a byte takes back and forth, in milliseconds.
 fn ping(to: SocketAddr) -> Result<f64> {
     let mut stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
@@ -162,7 +163,7 @@ fn ping(to: SocketAddr) -> Result<f64> {
     Ok(milliseconds(now() - begin) / PINGS as f64)
 }
 
-/// What a process has used of the processors, in seconds (proc_pid_stat(5)).
+/// Returns the CPU time of a process in seconds (proc_pid_stat(5)).
 fn processor_time(pid: i32) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = text.rsplit_once(") ").context("a stat")?.1.split(' ').collect();

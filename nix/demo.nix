@@ -1,4 +1,4 @@
-# The demonstration, which looks for the binary in the folder above its own.
+# The demonstration. It expects the binary in the parent of its own folder.
 { vpn-exec }:
 vpn-exec.overrideAttrs {
   pname = "vpn-exec-demo";

@@ -1,4 +1,4 @@
-# The NixOS module: options, and how they are wired. What a unit receives and what is refused is decided in unit.nix and tunnel.nix.
+# The NixOS module: options and their wiring. unit.nix and tunnel.nix decide what a unit receives, and what is refused.
 {
   imports = [
     ./module/tunnels.nix

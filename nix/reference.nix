@@ -1,10 +1,10 @@
-# The reference of the options, from their declarations: docs/reference/nixos-options.md. `lib` is nixpkgs'.
+# Renders docs/reference/nixos-options.md from the options' declarations. `lib` is nixpkgs'.
 { lib }:
 let
   surroundings = import ./tests/surroundings.nix { inherit lib; };
   options = surroundings.options [ ./module.nix ];
 
-  # Ours are below these; of services and sockets, what is below `vpn-exec`.
+  # The module's options: below these paths, and below `vpn-exec` for services and sockets.
   sections = [
     {
       title = "Tunnels";
@@ -25,11 +25,11 @@ let
     }
   ];
 
-  # Everything that is declared, with the options of submodules.
+  # All declared options, including those of submodules.
   all = lib.filter (option: !option.internal && option.visible) (lib.optionAttrSetToDocList options);
   name = option: builtins.replaceStrings [ "\"" ] [ "" ] option.name;
 
-  # Long values are indented as they are; short ones are in the line.
+  # A value on one line.
   literal =
     value:
     let
@@ -59,9 +59,10 @@ let
     "## ${title}\n\n" + lib.concatMapStrings entry (lib.filter (option: keep (option.loc)) all);
 in
 ''
-  # The options of the NixOS module
+  # NixOS options
 
-  Written from the module itself by `UPDATE_REFERENCE=1 nix/tests/run`; how they are used is in [nixos.md](../how-to/nixos.md).
+  [Use the NixOS module](../how-to/nixos.md) shows these options in examples. This page is generated from the module by
+  `UPDATE_REFERENCE=1 nix/tests/run`.
 
 ''
 + lib.removeSuffix "\n" (lib.concatMapStrings section sections)

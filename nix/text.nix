@@ -1,4 +1,4 @@
-# What the pure rules need of texts, lists and paths.
+# Functions on strings, lists and paths for the pure rules.
 let
   inherit (builtins)
     any
@@ -33,7 +33,7 @@ let
   words = text: filter (word: isString word && word != "") (split "[ \t\n]+" text);
   lines = concatMap (line: [ "${line}\n" ]);
 
-  # --- Paths, compared by their components.
+  # --- Paths, which are compared by their components.
 
   parts = path: filter (part: isString part && part != "" && part != ".") (split "/" path);
   isAbsolute = hasPrefix "/";
@@ -46,7 +46,7 @@ let
     isAbsolute folder == isAbsolute path
     && length outer <= length inner
     && genList (elemAt inner) (length outer) == outer;
-  # A separator comes before all that a name can have.
+  # Sorts a separator before every character of a name.
   sortKey =
     path:
     replaceStrings [ "/" ] [ (fromJSON ''"\u0001"'') ] (

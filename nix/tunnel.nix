@@ -1,4 +1,4 @@
-# What a tunnel is called, what its profile says, and what speaks against both: pure rules, by builtins alone, as those of unit.nix.
+# Names and profiles of tunnels, and the reasons to refuse them. Pure rules with builtins alone, like unit.nix.
 let
   inherit (builtins)
     any
@@ -33,7 +33,7 @@ let
   keeper = tunnel: "vpn-exec@${tunnel}.service";
   credential = tunnel: "vpn-exec.${tunnel}";
 
-  # Why a text cannot be a tunnel's name, or null. What a unit's name cannot have is left out, since a tunnel is a unit here.
+  # Why a text is not a valid tunnel name, or null. A tunnel is a unit here, so the characters of units' names apply.
   tunnelNameProblem =
     name:
     if name == "" then
@@ -47,13 +47,13 @@ let
     else
       null;
 
-  # --- What its profile says.
+  # --- Profiles.
 
-  # Where the provider's file cannot be, or null. The value is not shown: it may be the secret.
+  # Why a value is not a valid path of the provider's file, or null. Does not show the value, which may be the secret.
   configFileProblem =
     value:
     let
-      # A path of Nix is not copied into the store by this.
+      # toString does not copy a Nix path into the store.
       path = toString value;
     in
     if
@@ -61,15 +61,16 @@ let
       || match ".*PrivateKey[ \t]*=.*" path != null
       || match "[A-Za-z0-9+/]{43}=" path != null
     then
-      "it is the file's contents or a key, which everybody on the machine could read in the Nix store: give the path of a file that is there when the machine runs"
+      "it is the file's contents or a key, which every user could read in the Nix store: use the path of a file that exists on the running machine"
     else if !(isAbsolute path) then
-      "it is no absolute path"
+      "it is not an absolute path"
     else if isBelow builtins.storeDir path then
-      "it is in the Nix store, which everybody on the machine can read, and with it the private key: give the path of a file outside of it, such as one that sops-nix or agenix makes"
+      "it is in the Nix store, where every user can read the private key: use a file outside of the store, for example from sops-nix or agenix"
     else
       null;
 
-  # `[ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp][,proxy-protocol=v2]`, read; null if it is something else, of which `vpn-exec check` says more.
+  # Parses `[ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp][,proxy-protocol=v2]`. Null if invalid, which `vpn-exec check`
+  # explains.
   publish =
     text:
     let
@@ -98,7 +99,7 @@ let
             "tcp";
       };
 
-  # `PORT[-PORT][/tcp|/udp]`, a port of the host that is reached from inside; null if it is something else.
+  # Parses `PORT[-PORT][/tcp|/udp]`, a port of the host for programs inside. Null if invalid.
   hostPort =
     text:
     let
@@ -118,7 +119,7 @@ let
       "[::]"
     ];
 
-  # Whether two published ports cannot both be there.
+  # Whether two published ports exclude each other.
   collide =
     a: b:
     a.protocol == b.protocol
@@ -126,12 +127,13 @@ let
     && b.first <= a.last
     && (a.address == b.address || isEverywhere a.address || isEverywhere b.address);
 
-  # What the host's firewall is to let in: of published ports, and, by the link to a tunnel alone, of ports that are reached from inside.
+  # The ports that the host's firewall must accept: published ones, and, on the link to a tunnel alone, ports of the
+  # host for programs inside.
   firewall =
     published:
-    letIn (filter (port: port != null && !(isLoopback port.address)) (map publish published));
-  firewallInside = hostPorts: letIn (filter (port: port != null) (map hostPort hostPorts));
-  letIn =
+    acceptedPorts (filter (port: port != null && !(isLoopback port.address)) (map publish published));
+  firewallInside = hostPorts: acceptedPorts (filter (port: port != null) (map hostPort hostPorts));
+  acceptedPorts =
     all:
     let
       of = protocol: filter (port: port.protocol == protocol) all;
@@ -153,13 +155,14 @@ let
   # Whether the host forwards for a tunnel.
   hasLocalNetworks = profile: (profile.local.networks or [ ]) != [ ] || (profile.local.lan or false);
 
-  # How the host's end of a tunnel's link is called (src/plan/interfaces.rs). What follows in a long name is a hash that Nix does not have:
-  # `any` stands for it, as whoever is told writes that.
+  # The name of the host's end of a tunnel's link. A long name ends in a hash that Nix cannot compute; the reader's
+  # wildcard `any` stands for it.
   hostInterface =
     any: tunnel:
     if stringLength tunnel <= 12 then "ve-${tunnel}" else "ve-${substring 0 5 tunnel}-${any}";
 
-  # Pairs of different tunnels that publish the same port: [ { tunnels = [ a b ]; port; protocol; } ]. `tunnels`: name → list of texts.
+  # Pairs of different tunnels that publish the same port: [ { tunnels = [ a b ]; port; protocol; } ]. `tunnels`: name →
+  # list of texts.
   collisions =
     tunnels:
     let
@@ -183,7 +186,7 @@ let
       }
     ) pairs;
 
-  # Texts that are IPv6: networks, resolvers, and addresses that ports are published at.
+  # The IPv6 entries of a profile: networks, resolvers, and addresses of published ports.
   ipv6Entries =
     profile:
     filter (text: match ".*:.*" text != null) (
@@ -191,10 +194,11 @@ let
     )
     ++ filter (text: match "\\[.*" text != null) (profile.local.publish or [ ]);
 
-  # Of a profile, what a tunnel that is up cannot take over: it is restarted when this changes, and reloaded when anything else does.
+  # The settings of a profile that cannot change while the tunnel is up. A change of them restarts the tunnel; any other
+  # reloads it.
   fixed = profile: {
     backend = profile.backend or "auto";
-    # A keeper gives up the right to the ports of root once it listens.
+    # A keeper drops the capability for ports below 1024 once it listens.
     privileged =
       let
         isPrivileged =
@@ -206,13 +210,13 @@ let
       in
       filter (isPrivileged publish) (profile.local.publish or [ ])
       ++ filter (isPrivileged hostPort) (profile.local.host-ports or [ ]);
-    # With these, the link to the host is made without IPv6 (src/plan/privileges.rs).
+    # With these capabilities, the link to the host has no IPv6 (src/plan/privileges.rs).
     raw = any (name: match "(cap_|CAP_)?(net_raw|NET_RAW|net_admin|NET_ADMIN)" name != null) (
       profile.program.capabilities or [ ]
     );
   };
 
-  # --- The profile as TOML. JSON's strings, numbers and booleans are TOML's, too.
+  # --- The profile as TOML. JSON's strings, numbers and booleans are valid TOML.
 
   toml =
     let
@@ -225,7 +229,7 @@ let
           "{ ${concatStringsSep ", " (map (name: "${key name} = ${value it.${name}}") (attrNames it))} }"
         else
           toJSON it;
-      # Tables come after all that is above them.
+      # Tables follow the keys of their parent.
       isTable = table: name: isAttrs table.${name};
       assignments =
         table:

@@ -1,5 +1,5 @@
-# What a unit receives, and what speaks against it: pure rules. Plain values in, plain values out, by builtins alone, so that all of it is
-# tested without nixpkgs. `vpn-exec unit` (src/plan/unit.rs) decides the same: both are held to the files in tests/unit/.
+# The settings that put a unit into a tunnel, and the reasons to refuse it. Pure rules with builtins alone, so that
+# tests need no nixpkgs. `vpn-exec unit` (src/plan/drop_in/) decides the same: both must match the files in tests/unit/.
 let
   inherit (builtins)
     any
@@ -37,7 +37,7 @@ let
     netnsPath
     ;
 
-  # --- What of /run a service sees: as in src/plan/unit.rs and src/plan/hidden.rs.
+  # --- The paths below /run that a service sees: as in src/plan/drop_in/ and src/plan/hidden_paths.rs.
 
   shown = [
     "/run/lock"
@@ -71,7 +71,7 @@ let
   hidden =
     dbus:
     resolvers ++ optional (dbus != "system") "/run/dbus/system_bus_socket" ++ [ "/var/lib/sss/pipes" ];
-  # Files without an address but those of resolvers, which are not reached from inside.
+  # Files that only name resolvers, which cannot be reached from inside.
   harmless = [
     "/run/NetworkManager/no-stub-resolv.conf"
     "/run/NetworkManager/resolv.conf"
@@ -79,7 +79,7 @@ let
     "/run/systemd/resolve/resolv.conf"
     "/run/systemd/resolve/stub-resolv.conf"
   ];
-  # Services that the whole machine asks for names, links or the bus.
+  # Services that the whole machine needs for names, links or the bus.
   hostsOwn = [
     "NetworkManager"
     "avahi-daemon"
@@ -106,14 +106,14 @@ let
 
   # --- The drop-in.
 
-  # How refusals name what would help: on the command line. The module has its own words.
+  # The remedies in refusals, as options of the command line. The module passes its own.
   commandLine = {
     bus = "--dbus system shows it";
     folder = "show its folder with --show";
     socket = _: tunnel: "NetworkNamespacePath=${netnsPath tunnel} in its [Socket]";
   };
 
-  # What is asked for and what the unit says already, all of it told: { request; unit; } as in tests/unit/*.json.
+  # A request and the facts of its unit with all defaults: { request; unit; } as in tests/unit/*.json.
   complete =
     {
       request,
@@ -123,7 +123,7 @@ let
       request = {
         dbus = "session";
         show = [ ];
-        # Where an nscd is that looks names up inside the tunnel: it takes the place of the host's. Null: there is none.
+        # The folder of an nscd inside the tunnel, which replaces the host's, or null.
         nscd = null;
       }
       // request
@@ -155,7 +155,7 @@ let
     in
     sortPaths (map (name: "/run/${name}") unit.runtime_directories ++ used ++ request.show);
 
-  # The settings of the unit. Which settings there are does not depend on the unit, so that a module can ask for them while it makes it.
+  # The unit's settings. Their names do not depend on the unit, so that a module can use them while it defines the unit.
   settings =
     case:
     let
@@ -214,19 +214,19 @@ let
         ++ [
           ""
           "[Service]"
-          "# No network but the tunnel's, and no way to another."
+          "# The tunnel's network namespace. The service cannot enter another one."
           "NetworkNamespacePath=${service.NetworkNamespacePath}"
         ]
         ++ say "RestrictNamespaces" service.RestrictNamespaces
         ++ [
           ""
-          "# Names are the tunnel's, also where the unit binds a file of the host's there: systemd mounts one of both, and prefers norbind."
+          "# The tunnel's resolver files. If the unit binds these paths too, systemd mounts one of the two, and prefers norbind."
         ]
         ++ say "BindReadOnlyPaths" files
         ++ [
           ""
-          "# Nobody of the host can be asked for them: of /run, only this is there. A mask over /run/nscd alone would go with that folder"
-          "# whenever nscd is restarted."
+          "# A private /run without the host's resolvers. A mask over /run/nscd alone would disappear with that folder whenever"
+          "# nscd restarts."
           "TemporaryFileSystem=${head service.TemporaryFileSystem}"
           "BindPaths=${head service.BindPaths}"
         ]
@@ -235,23 +235,23 @@ let
         ++ say "InaccessiblePaths" service.InaccessiblePaths
         ++ [
           ""
-          "# The interfaces of the host are not shown."
+          "# Hides the host's network interfaces."
         ]
         ++ say "TemporaryFileSystem" (tail service.TemporaryFileSystem)
       )
     );
 
-  # Why a path cannot be shown, or null.
+  # Why the service must not see a path, or null.
   pathProblem =
     dbus: path:
     let
-      # With what systemd puts the name of an instance in the place of (systemd.unit(5), Specifiers).
+      # Allows the specifiers for an instance's name (systemd.unit(5)).
       isPlain = match "([A-Za-z0-9/._@-]|%[iIjJ])+" path != null;
-      # In one way of writing it, without doubled slashes.
+      # Without doubled slashes.
       written = "/" + concatStringsSep "/" (parts path);
       fixed = head (split "%" written);
       isOpen = fixed != written;
-      # Of a pattern, what its names begin with.
+      # Whether a pattern and the path can mean the same or contain each other.
       meets =
         pattern:
         let
@@ -265,17 +265,17 @@ let
       met = filter meets (hidden dbus);
     in
     if !(isBelow "/run" path) || parts path == [ "run" ] || elem ".." (parts path) || !isPlain then
-      "${path} cannot be shown: give a path below /run, of letters, digits and / . _ - @ or %i"
+      "cannot show ${path}: use a path below /run of letters, digits and / . _ - @ or %i"
     else if elem written harmless then
       null
     else if met != [ ] then
-      "${path} cannot be shown: ${head met} is there, by which the host looks names up, past the tunnel"
+      "cannot show ${path}: the host looks up names through ${head met}, bypassing the tunnel"
     else
       null;
 
-  # --- What a unit shows of the host already.
+  # --- The unit's own binds.
 
-  # Of `SOURCE[:TARGET[:OPTIONS]]`, an entry of BindPaths= or BindReadOnlyPaths=.
+  # Parses `SOURCE[:TARGET[:OPTIONS]]`, an entry of BindPaths= or BindReadOnlyPaths=.
   bound =
     entry:
     let
@@ -288,8 +288,8 @@ let
     };
   inRealRun = path: if isBelow "/var/run" path then substring 4 (-1) path else path;
 
-  # Without what would put the host's /run into the place of the service's own: systemd mounts one of both there, and it is not ours.
-  # (NixOS's Transmission has it.)
+  # Drops entries that bind the host's /run over the private one, because systemd would prefer them. NixOS's
+  # Transmission has such an entry.
   withoutRun =
     let
       isRun = entry: parts (inRealRun (bound entry).target) == [ "run" ];
@@ -302,7 +302,7 @@ let
     in
     value: if isList value then filter (it: it != "") (map clean value) else clean value;
 
-  # Why a service cannot have an entry, or null. `own` is what is shown because it was asked for, and has been judged.
+  # Why a service cannot have an entry, or null. `own` contains the requested paths, which are checked elsewhere.
   bindProblem =
     { own, dbus }:
     entry:
@@ -310,23 +310,23 @@ let
       source = inRealRun (bound entry).source;
       target = inRealRun (bound entry).target;
       same = a: b: isAbsolute a == isAbsolute b && parts a == parts b;
-      # What a drop-in of ours has written is there already where it is replaced by another.
+      # Entries of an earlier drop-in of ours.
       ours = any (path: hasPrefix "-" entry && same source path) (
         shown ++ shownReadOnly ++ [ "/run/dbus" ]
       );
     in
     if same target "/run" then
-      "the unit binds ${entry}, and the host's resolvers with it, in the place of a /run without them: take that away"
+      "the unit binds ${entry} over the private /run, and with it the host's resolvers: remove that bind"
     else if same source target && (ours || any (same source) own) then
       null
     else if
-      isBelow "/run" target && match ".*past the tunnel" (toString (pathProblem dbus source)) != null
+      isBelow "/run" target && match ".*bypassing the tunnel" (toString (pathProblem dbus source)) != null
     then
-      "the unit binds ${entry}, by which the host looks names up, past the tunnel: take that away"
+      "the unit binds ${entry}, through which the host looks up names, bypassing the tunnel: remove that bind"
     else
       null;
 
-  # Whether an engine runs the program in a container: the engine's name, or null.
+  # The name of the container engine that runs the program, or null.
   engineOf =
     { request, unit }:
     let
@@ -334,7 +334,7 @@ let
       runs =
         engine:
         elem engine unit.programs
-        # NixOS's units for containers run scripts, so that they are known by their names alone. Its registry is no container.
+        # NixOS's units for containers run scripts, so only their names tell. Its registry is not a container.
         || hasPrefix "${engine}-" service && service != "${engine}-registry.service";
     in
     if runs "podman" then
@@ -344,18 +344,18 @@ let
     else
       null;
 
-  # What the administrator should know of a service that goes into a tunnel.
+  # Warnings about a service inside a tunnel.
   warnings =
     case:
     let
       inherit (complete case) request unit;
     in
     optional unit.privileged (
-      "${request.service} runs as root with CAP_SYS_ADMIN, with which it can leave the tunnel: give it User= or DynamicUser=yes, or "
+      "${request.service} runs as root with CAP_SYS_ADMIN, and can leave the tunnel: set User= or DynamicUser=yes, or "
       + "CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE"
     );
 
-  # All that speaks against putting a service into a tunnel, a sentence each.
+  # The reasons against putting a service into a tunnel, as messages.
   refusals = refusalsIn commandLine;
   refusalsIn =
     advice: case:
@@ -369,12 +369,12 @@ let
       outside =
         socket:
         let
-          # What is bound to a file, or to a name of its own, is reached by those on the machine.
+          # Unix sockets are reachable on the machine alone.
           addresses = filter (address: match "[/@].*" address == null) (socket.listens or [ ]);
         in
         optional ((socket.network_namespace or null) != netnsPath tunnel && addresses != [ ]) (
-          "${socket.name} listens at ${head addresses} outside of the tunnel, and what comes there would be answered past it: publish a "
-          + "port of the tunnel instead, and disable ${socket.name}, or have it listen inside (${advice.socket socket.name tunnel})"
+          "${socket.name} listens on ${head addresses} outside of the tunnel, and its answers would bypass the tunnel: publish a "
+          + "port of the tunnel instead and disable ${socket.name}, or let it listen inside (${advice.socket socket.name tunnel})"
         );
       pidFile = unit.pid_file;
       realPidFile = if isBelow "/var/run" pidFile then substring 4 (-1) pidFile else pidFile;
@@ -383,10 +383,10 @@ let
         && (isBelow "/run" pidFile || isBelow "/var/run" pidFile)
         && !(any (path: isBelow path realPidFile) own);
     in
-    optional (hasPrefix "vpn-exec@" service) "${service} holds a tunnel itself, and must stay outside"
-    ++ optional (elem (head (split "@" bare)) hostsOwn) "${service} serves the whole machine, which would be without it: leave it outside"
+    optional (hasPrefix "vpn-exec@" service) "${service} holds a tunnel itself: leave it outside"
+    ++ optional (elem (head (split "@" bare)) hostsOwn) "${service} serves the whole machine: leave it outside"
     ++ optional (engine != null) (
-      "an engine runs the program of ${service} in a network namespace of its own, outside of the tunnel: leave the unit's service "
+      "a container engine runs the program of ${service} in another network namespace: leave the unit's service "
       + "settings as they are, and give ${
         if engine == "docker" then "podman (Docker cannot join a namespace by its path)" else "podman"
       } the options --network=ns:${netnsPath tunnel} and "
@@ -398,35 +398,35 @@ let
           "systemd-nspawn@${tunnel}"
           "container@${tunnel}"
         ])
-        "ve-${tunnel} is the interface of the tunnel on the host, and the container's as well: give one of them another name"
+        "ve-${tunnel} is the name of the tunnel's interface on the host, and of the container's: rename one of them"
     ++
       optional (match ".*[=+].*" tunnel != null)
-        "the tunnel ${tunnel} cannot be a service, since the name of a unit has no '=' and no '+': rename its profile"
-    ++ optional unit.private_network "the unit has PrivateNetwork=yes, a network without any way out: set PrivateNetwork=no in the unit"
+        "the tunnel ${tunnel} cannot be a service, because a unit's name may not contain '=' or '+': rename its profile"
+    ++ optional unit.private_network "the unit has PrivateNetwork=yes, a network without a route out: set PrivateNetwork=no in the unit"
     ++
       optional (unit.network_namespace != null && unit.network_namespace != netnsPath tunnel)
-        "the unit has NetworkNamespacePath=${toString unit.network_namespace} already, and a service is in one network namespace: take that line away"
+        "the unit already has NetworkNamespacePath=${toString unit.network_namespace}, and a service can be in one network namespace only: remove that line"
     ++ map (
       other:
-      "the unit has JoinsNamespaceOf=${other}, and would share the network of that unit: take that line away, and put both into the tunnel"
+      "the unit has JoinsNamespaceOf=${other}, and would share the network of that unit: remove that line, and put both into the tunnel"
     ) unit.joins_namespace_of
     ++ concatMap outside unit.sockets
     ++
       optional (unit.kind == "dbus" && dbus != "system")
-        "the unit has Type=dbus, and the system bus is hidden, where anybody can have the host look names up: ${advice.bus}"
+        "the unit has Type=dbus, and the system bus is hidden, because it lets a service ask the host to look up names: ${advice.bus}"
     ++ optional pidFileIsUnseen (
-      "the unit has PIDFile=${toString pidFile}, which systemd would not see: /run is the service's own inside. Put it into a folder of "
+      "the unit has PIDFile=${toString pidFile}, which systemd would not see, because the service has a private /run: put it into a folder of "
       + "RuntimeDirectory=, or ${advice.folder}"
     )
     ++ optional (any (path: isAbsolute path && parts path == [ "run" ]) unit.used_paths) (
-      "the unit has /run in ReadWritePaths=, ReadOnlyPaths=, ExecPaths= or NoExecPaths=, by which systemd shows the host's /run, and the "
-      + "host's resolvers with it: name what is below it that the service needs instead"
+      "the unit has /run in ReadWritePaths=, ReadOnlyPaths=, ExecPaths= or NoExecPaths=, which makes systemd show the host's /run with its "
+      + "resolvers: name the paths below it that the service needs instead"
     )
     ++ filter (problem: problem != null) (map (pathProblem dbus) own)
     ++ filter (problem: problem != null) (map (bindProblem { inherit own dbus; }) unit.bind_paths);
 
-  # What [Socket] receives to listen inside a tunnel. The keeper starts after the sockets that are started with the system, so this one cannot
-  # be among them.
+  # The settings of a socket unit that listens inside a tunnel. The keeper starts after the sockets of the boot, so this
+  # one must not be one of them.
   socket = tunnel: {
     unit = {
       BindsTo = [ (keeper tunnel) ];
@@ -441,7 +441,7 @@ let
     socket.NetworkNamespacePath = netnsPath tunnel;
   };
 
-  # Hardening that hardly any program minds. Whatever a service says itself goes before it.
+  # Hardening that suits almost every program. A service's own settings take precedence.
   restrictions = {
     CapabilityBoundingSet = "";
     KeyringMode = "private";
@@ -459,7 +459,7 @@ let
     ProtectProc = "invisible";
     ProtectSystem = "strict";
     RemoveIPC = true;
-    # Netlink tells a program of its own interfaces, as the C library's look-ups ask for.
+    # The C library's look-ups ask netlink for the interfaces.
     RestrictAddressFamilies = [ "AF_UNIX AF_INET AF_INET6 AF_NETLINK" ];
     RestrictRealtime = true;
     RestrictSUIDSGID = true;
@@ -471,9 +471,9 @@ let
     ];
     UMask = "0077";
   };
-  # --- What a module reads out of a service.
+  # --- Facts for a module, from a service's options.
 
-  # What systemd makes of specifiers that do not depend on an instance (systemd.unit(5)).
+  # Expands the specifiers that do not depend on an instance (systemd.unit(5)).
   expand =
     service:
     let
@@ -506,10 +506,10 @@ let
       ];
   lastOf = list: if list == [ ] then "" else elemAt list (length list - 1);
 
-  # Facts of a service, from NixOS's `serviceConfig` and `unitConfig`. `sockets` are those that start it.
+  # The facts of a service, from NixOS's `serviceConfig` and `unitConfig`. `sockets` start it.
   factsOf =
     {
-      # The service, for what its unit says by specifiers.
+      # The service's name, for specifiers.
       name ? null,
       serviceConfig,
       unitConfig ? { },
@@ -520,7 +520,7 @@ let
       expanded = if name == null then (text: text) else expand name;
       user = toString (serviceConfig.User or "");
       bounding = concatMap words (map toString (toList (serviceConfig.CapabilityBoundingSet or [ ])));
-      # The last list of those that are merged says whether it is one of what is kept or of what is taken away. An empty one takes all.
+      # The last of the merged lists decides whether it allows or denies. An empty list denies all.
       keepsAdmin =
         !(serviceConfig ? CapabilityBoundingSet)
         || (
@@ -557,9 +557,9 @@ let
         ]
         && !(isYes (serviceConfig.DynamicUser or false))
         && keepsAdmin;
-      # A name may be followed by one of a link to it.
+      # A name may be followed by the name of a link to it.
       runtime_directories = map (name: head (split ":" name)) (list "RuntimeDirectory");
-      # `/run` itself is another matter than what is below it, whatever it begins with.
+      # `/run` itself counts, whatever prefix it has.
       used_paths =
         let
           paths = concatMap list [
@@ -581,7 +581,7 @@ let
       inherit sockets;
     };
 
-  # A socket, from NixOS's options.
+  # The facts of a socket, from NixOS's options.
   socketFactsOf =
     name:
     {

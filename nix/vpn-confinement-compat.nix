@@ -1,4 +1,5 @@
-# The options of VPN-Confinement, read as this module's: whoever uses it changes one input, and imports this beside the module.
+# VPN-Confinement's options, translated to this module's. A configuration for it needs one changed input, and this
+# import.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -25,7 +26,7 @@ let
       default = [ ];
       inherit description;
     };
-  # vpn-exec has addresses of its own choice, so that they never meet others.
+  # vpn-exec chooses free addresses itself.
   address =
     default:
     mkOption {
@@ -44,7 +45,7 @@ let
     enable = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether there is this tunnel.";
+      description = "Whether to create this tunnel.";
     };
     wireguardConfigFile = mkOption {
       type = types.raw;
@@ -68,8 +69,7 @@ let
   // lib.mapAttrs (_: address) addresses;
 
   isIpv6 = lib.hasInfix ":";
-  # What stands for the program's own loopback, or for nothing at all, is no network that is reached through the host; nor is one of IPv6 where
-  # that is off.
+  # Excludes the program's own loopback and the unspecified address, and IPv6 networks if IPv6 is off.
   isNetwork =
     text:
     builtins.match "127\\..*|::1?(/128)?" text == null
@@ -88,7 +88,7 @@ let
   opened =
     it: if it.protocol == "both" then toString it.port else "${toString it.port}/${it.protocol}";
 
-  # Who may come by a mapped port: there, nobody else is answered, as answers go to these networks alone.
+  # The networks that may use a mapped port. VPN-Confinement answers these networks alone.
   admitted = lib.concatLists (
     lib.mapAttrsToList (
       _: it:
@@ -115,7 +115,7 @@ let
       if isIpv6 it.network then "ip6tables" else "iptables"
     } -A nixos-fw -s ${it.network} -p ${it.protocol} --dport ${it.port} -j nixos-fw-accept\n";
 
-  # An address that the program had there, and has not here: nobody can bind to it.
+  # An address of VPN-Confinement's namespace, which does not exist in a tunnel of vpn-exec.
   rpcAddress = config.services.transmission.settings.rpc-bind-address or null;
   lostAddresses = lib.concatMap (it: [
     it.namespaceAddress
@@ -134,7 +134,7 @@ let
         enable = mkOption {
           type = types.bool;
           default = false;
-          description = "Whether the service is in a tunnel.";
+          description = "Whether the service runs in a tunnel.";
         };
         vpnNamespace = mkOption {
           type = types.nullOr types.str;
@@ -164,7 +164,7 @@ in
       openPorts = map opened it.openVPNPorts;
     }) config.vpnNamespaces;
 
-    # There, what comes to a mapped port passes the host's firewall by.
+    # VPN-Confinement's mapped ports bypass the host's firewall.
     networking.firewall =
       if config.networking.nftables.enable then
         { extraInputRules = lib.concatMapStrings ofNftables admitted; }
@@ -177,13 +177,13 @@ in
     }) config.systemd.services;
 
     warnings =
-      lib.optional (lib.elem rpcAddress lostAddresses) "services.transmission.settings.rpc-bind-address is ${toString rpcAddress}, an address that nobody has in a tunnel of vpn-exec: set it to 127.0.0.1. Who comes by a port of `portMappings` comes from there, too."
+      lib.optional (lib.elem rpcAddress lostAddresses) "services.transmission.settings.rpc-bind-address is ${toString rpcAddress}, an address that does not exist in a tunnel of vpn-exec: set it to 127.0.0.1. Connections through `portMappings` come from that address, too."
       ++ lib.concatLists (
         lib.mapAttrsToList (
           name: it:
           map (
             option:
-            "vpnNamespaces.${name}.${option} has no effect: vpn-exec chooses addresses that are free. Reach what is inside by a port of `portMappings`, and the host from inside by the name host.internal."
+            "vpnNamespaces.${name}.${option} has no effect, because vpn-exec chooses free addresses. Use a port of `portMappings` to reach a service inside, and the name host.internal to reach the host."
           ) (lib.attrNames (lib.filterAttrs (option: default: it.${option} != default) addresses))
         ) config.vpnNamespaces
       );

@@ -24,6 +24,9 @@ pub const TAKE_DOWN: [&str; 4] = [
     "before the state is gone",
 ];
 
+/// The points of the starts of a program's guards. They can only fail.
+pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter"];
+
 /// What can be taken away: the program's namespace, its view of names, that it has no privileges and no files but its own, that routes
 /// lead into the tunnel, the rules for packets inside, and the gate before the sockets of processes outside; of a keeper, that the kernel
 /// refuses descriptors of other users (as before Linux 6.16), and that their connections are closed apart.
@@ -49,6 +52,22 @@ pub(super) fn point(name: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Fails if the test has chosen this point of a guard's start, as in [`point`].
+#[cfg(debug_assertions)]
+pub(crate) fn fail_at(name: &str) -> Result<(), Failure> {
+    assert!(GUARDS.contains(&name), "{name:?} is in no list, so no test would choose it");
+    match std::env::var("VPN_EXEC_TEST_FAIL").is_ok_and(|chosen| chosen == name) {
+        true => Err(Failure::new(format!("cannot go on {name}: a test has it fail"))),
+        false => Ok(()),
+    }
+}
+
+/// Does nothing in a release.
+#[cfg(not(debug_assertions))]
+pub(crate) fn fail_at(_name: &str) -> Result<(), Failure> {
+    Ok(())
 }
 
 /// Has the calling process killed at a point of a program's beginning, if the test has chosen it as in [`point`].

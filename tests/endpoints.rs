@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lab::agent::Agent;
 use lab::{HOST, HOST_ON_LAN, LAN, Lab, Launcher, PROVIDER, PROVIDER_PORT, Packet, Peer, Reach, TUNNEL_CLIENT, WEB};
 use vpn_exec::keys::{PrivateKey, PublicKey};

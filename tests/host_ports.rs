@@ -1,5 +1,5 @@
-//! Ports of the host: a program reaches what listens on the host's loopback at `host.internal`, where that was asked for, and nobody else
-//! does.
+//! Host ports: a program reaches services on the host's loopback at `host.internal` if that was requested, and no other
+//! client reaches them that way.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -19,10 +19,10 @@ use vpn_exec::registry;
 
 const NAME: &str = "back";
 
-/// Tells hanging from working.
+/// How long an operation may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long an answer is waited for that must not come.
+/// How long to wait for a reply that must not arrive.
 const SILENCE: Duration = Duration::from_millis(500);
 
 fn up(file: &Path, ports: &[&str]) -> Result<Output> {
@@ -56,7 +56,7 @@ fn link() -> Result<HostLink> {
     Ok(status.living.context("a keeper")?.link)
 }
 
-/// The addresses that the host has on the link.
+/// Returns the host's addresses on the link.
 fn addresses(link: &HostLink) -> Result<[IpAddr; 2]> {
     Ok([link.host_ipv4.into(), link.host_ipv6.context("IPv6")?.into()])
 }
@@ -65,7 +65,7 @@ fn url(address: IpAddr, port: u16) -> String {
     format!("http://{}/", SocketAddr::new(address, port))
 }
 
-/// A page of the host's.
+/// Serves a page on the host.
 fn page(address: impl Into<IpAddr>, port: u16, text: &'static str) -> Result<()> {
     let listener = TcpListener::bind((address.into(), port))?;
     std::thread::spawn(move || {
@@ -92,7 +92,7 @@ fn echo(address: impl Into<IpAddr>, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// How somebody is reached.
+/// How a service was reached.
 #[derive(Debug, PartialEq, Eq)]
 struct Reached {
     connected: bool,
@@ -118,7 +118,7 @@ fn reaches(from: &NetworkNamespace, to: SocketAddr, patience: Duration) -> Resul
     })?)
 }
 
-/// Has the LAN send to the host what is for the host's addresses on the link.
+/// Routes the host's addresses on the link from the LAN to the host.
 fn route_from_lan(lab: &Lab, link: &HostLink) -> Result<()> {
     let to = addresses(link)?;
     lab.lan.run(|| {
@@ -133,11 +133,11 @@ fn route_from_lan(lab: &Lab, link: &HostLink) -> Result<()> {
 }
 
 #[test]
-fn a_program_reaches_the_loopback_where_that_is_asked_for_and_nobody_else_does() {
+fn a_program_reaches_requested_ports_of_the_hosts_loopback_and_no_other_client_does() {
     lab::test(Peer::Ours, |lab| {
         page(Ipv4Addr::LOCALHOST, 5432, "over IPv4")?;
         page(Ipv6Addr::LOCALHOST, 5433, "over IPv6")?;
-        page(Ipv4Addr::LOCALHOST, 5434, "not asked for")?;
+        page(Ipv4Addr::LOCALHOST, 5434, "not requested")?;
         echo(Ipv4Addr::LOCALHOST, 5432)?;
         echo(Ipv6Addr::LOCALHOST, 5433)?;
         echo(Ipv4Addr::LOCALHOST, 5434)?;
@@ -157,7 +157,7 @@ fn a_program_reaches_the_loopback_where_that_is_asked_for_and_nobody_else_does()
             assert_eq!(agent.fail(&format!("get {}", url(address, 5434)))?, "ECONNREFUSED");
             assert_eq!(agent.fail(&format!("echo {} 16", SocketAddr::new(address, 5434)))?, "ECONNREFUSED");
         }
-        // Others have a way to these addresses, and find nobody.
+        // Other clients have a route to these addresses, but cannot use the ports.
         route_from_lan(lab, &link)?;
         page(link.host_ipv4, 8000, "for all")?;
         page(link.host_ipv6.context("IPv6")?, 8000, "for all")?;
@@ -165,12 +165,12 @@ fn a_program_reaches_the_loopback_where_that_is_asked_for_and_nobody_else_does()
         echo(link.host_ipv6.context("IPv6")?, 8000)?;
         for address in addresses(&link)? {
             for (who, from) in [("the LAN", &lab.lan), ("the host", &lab.host)] {
-                let way = reaches(from, SocketAddr::new(address, 8000), PATIENCE)?;
-                ensure!(way.tcp_answers && way.udp_answers, "{who} has no way to {address}: {way:?}");
+                let reached = reaches(from, SocketAddr::new(address, 8000), PATIENCE)?;
+                ensure!(reached.tcp_answers && reached.udp_answers, "{who} has no route to {address}: {reached:?}");
                 for port in [5432, 5433] {
                     let reached = reaches(from, SocketAddr::new(address, port), SILENCE)?;
                     let answered = reached.tcp_answers || reached.udp_answers;
-                    // The host's own programs are told from the one inside only once they are connected.
+                    // Programs of the host are only told from the program inside once they are connected.
                     let connected = reached.connected && who != "the host";
                     ensure!(!answered && !connected, "{who} reaches {address} {port}: {reached:?}");
                 }
@@ -185,9 +185,9 @@ fn a_program_reaches_the_loopback_where_that_is_asked_for_and_nobody_else_does()
 }
 
 #[test]
-fn what_listens_on_all_addresses_is_reached_as_it_is() {
+fn a_service_on_all_addresses_is_reached_without_a_relay() {
     lab::test(Peer::Ours, |lab| {
-        // One for both families, and one for IPv4 alone.
+        // One service for both families, and one for IPv4 only.
         page(Ipv6Addr::UNSPECIFIED, 5432, "for both")?;
         page(Ipv4Addr::UNSPECIFIED, 5433, "for IPv4")?;
         echo(Ipv4Addr::UNSPECIFIED, 5433)?;
@@ -204,7 +204,7 @@ fn what_listens_on_all_addresses_is_reached_as_it_is() {
 }
 
 #[test]
-fn a_port_that_is_taken_by_nobody_who_listens_is_an_error_and_nothing_is_left() {
+fn a_port_that_is_bound_without_a_listener_is_an_error_and_nothing_is_left() {
     lab::test(Peer::Ours, |lab| {
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
         use std::os::fd::AsRawFd;
@@ -224,7 +224,7 @@ fn a_port_that_is_taken_by_nobody_who_listens_is_an_error_and_nothing_is_left() 
 }
 
 #[test]
-fn the_successor_of_a_killed_keeper_lets_the_same_ports_be_reached() {
+fn the_successor_of_a_killed_keeper_relays_the_same_host_ports() {
     lab::test(Peer::Ours, |lab| {
         page(Ipv4Addr::LOCALHOST, 5432, "still there")?;
         echo(Ipv4Addr::LOCALHOST, 5432)?;
@@ -235,7 +235,7 @@ fn the_successor_of_a_killed_keeper_lets_the_same_ports_be_reached() {
         assert_eq!(agent.succeed(act)?, "still there");
         let keeper = registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
         kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
-        // The launcher that is inside starts the successor.
+        // The program's launcher starts the successor.
         assert_eq!(agent.succeed_within(PATIENCE, act)?, "still there");
         let host = link()?.host_ipv4;
         assert_eq!(agent.succeed(&format!("echo {} 16", SocketAddr::new(host.into(), 5432)))?, "the same");
@@ -247,28 +247,28 @@ fn the_successor_of_a_killed_keeper_lets_the_same_ports_be_reached() {
 }
 
 #[test]
-fn it_is_told_by_plan_and_status() {
+fn plan_and_status_show_host_ports() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let plan = vpn_exec(["plan", "--host-port", "631", "--config"]).arg(&file).output()?;
         works(&plan)?;
         let text = String::from_utf8_lossy(&plan.stdout).into_owned();
         ensure!(text.contains("host ports      631/tcp"), "{text}");
-        // A privileged one, too.
+        // A port below 1024.
         page(Ipv4Addr::LOCALHOST, 631, "a printer")?;
         works(&up(&file, &["631"])?)?;
         let mut agent = inside()?;
         assert_eq!(agent.succeed("get http://host.internal:631/")?, "a printer");
         let status = vpn_exec(["status", NAME]).output()?;
         let text = String::from_utf8_lossy(&status.stdout).into_owned();
-        ensure!(text.contains("of the host    631/tcp"), "{text}");
+        ensure!(text.contains("host ports     631/tcp"), "{text}");
         finish(agent)?;
         down()
     });
 }
 
 #[test]
-fn they_are_changed_alive() {
+fn a_reload_changes_host_ports() {
     lab::test(Peer::Ours, |lab| {
         page(Ipv4Addr::LOCALHOST, 5432, "one")?;
         page(Ipv4Addr::LOCALHOST, 5433, "another")?;

@@ -275,7 +275,8 @@ fn a_test_that_cannot_be_found_is_a_failure() {
 /// Returns the names of environment variables of tests in a text.
 fn variables_in(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_uppercase() || c == '_';
-    let words = text.split(|c: char| !is_part(c)).filter(|word| word.starts_with("VPN_EXEC_") || word.starts_with("CHAOS_"));
+    let words =
+        text.split(|c: char| !is_part(c)).filter(|word| word.starts_with("VPN_EXEC_") || word.starts_with("CHAOS_"));
     // A word that ends with an underscore is a family of names.
     words.filter(|word| !word.ends_with('_')).map(str::to_owned).collect()
 }
@@ -306,7 +307,8 @@ fn every_variable_of_tests_is_listed_and_documented() -> Result<()> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 // The product's own variables are documented with the product.
                 let found = variables_in(&fs::read_to_string(&path)?).into_iter();
-                let unknown = found.filter(|name| !listed.contains(name) && !PRODUCT_VARIABLES.contains(&name.as_str()));
+                let unknown =
+                    found.filter(|name| !listed.contains(name) && !PRODUCT_VARIABLES.contains(&name.as_str()));
                 unlisted.extend(unknown.map(|name| format!("{}: {name}", path.display())));
             }
         }
@@ -316,4 +318,4 @@ fn every_variable_of_tests_is_listed_and_documented() -> Result<()> {
 }
 
 /// The environment variables that vpn-exec itself reads or sets.
-const PRODUCT_VARIABLES: [&str; 2] = ["VPN_EXEC_TUNNEL", "VPN_EXEC_CONFIG"];
+const PRODUCT_VARIABLES: [&str; 3] = ["VPN_EXEC_TUNNEL", "VPN_EXEC_CONFIG", "VPN_EXEC_COMPLETE"];

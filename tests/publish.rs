@@ -1,5 +1,5 @@
-//! Published ports: what comes to a port of the host reaches the program, from everywhere that the host is reached from, and nothing else
-//! of the program's does.
+//! Published ports (port forwarding from the host): a program is reached at ports of the host, from everywhere that the
+//! host is reached from, and only at these.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -19,7 +19,7 @@ use vpn_exec::{lease::status, registry};
 
 const NAME: &str = "pub";
 
-/// Tells hanging from working.
+/// How long an operation may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn vpn_exec(arguments: &[&str]) -> Result<Output> {
@@ -32,7 +32,7 @@ fn works(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Takes a tunnel up that publishes some ports, and returns its namespace.
+/// Takes up a tunnel that publishes some ports, and returns its namespace.
 fn up(lab: &Lab, ports: &[&str]) -> Result<NetworkNamespace> {
     up_from(&lab.wg_quick_file(Reach::Ipv4)?, ports)
 }
@@ -45,7 +45,7 @@ fn up_from(file: &Path, ports: &[&str]) -> Result<NetworkNamespace> {
 }
 
 fn inside() -> Result<NetworkNamespace> {
-    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name is a namespace's") };
+    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name leads to no namespace") };
     Ok(inside)
 }
 
@@ -53,7 +53,7 @@ fn down() -> Result<()> {
     works(&["down", NAME])
 }
 
-/// Sends everything back, in upper case, and ends when the client does.
+/// Sends all bytes back in upper case, and ends when the client does.
 fn shout(inside: &NetworkNamespace, address: impl Into<IpAddr>, port: u16) -> Result<()> {
     let address = SocketAddr::new(address.into(), port);
     let listener = inside.run(|| TcpListener::bind(address))?;
@@ -85,27 +85,27 @@ fn connect(from: &NetworkNamespace, to: impl Into<IpAddr>, port: u16) -> Result<
     Ok(stream)
 }
 
-/// Waits for somebody to come, but not for ever.
+/// Waits for a connection, but not for ever.
 fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
     let ready = wait_for(&[listener.as_fd()], Some(lab::patience(PATIENCE)))?;
-    ensure!(ready[0], "nobody comes");
+    ensure!(ready[0], "no connection arrives");
     let (stream, from) = listener.accept()?;
     stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     Ok((stream, from))
 }
 
-/// Says something, ends that, and expects the answer and its end.
+/// Sends bytes, ends that direction, and expects the reply and its end.
 fn converse(mut stream: TcpStream) -> Result<()> {
     stream.write_all(b"hello")?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("no answer to its end")?;
+    stream.read_to_string(&mut answer).context("the reply does not end")?;
     ensure!(answer == "HELLO", "{answer:?}");
     Ok(())
 }
 
 #[test]
-fn a_program_is_reached_from_everywhere_wherever_it_listens() {
+fn a_program_is_reached_from_everywhere_on_whatever_address_it_listens() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let before = Snapshot::take()?;
@@ -126,8 +126,8 @@ fn a_program_is_reached_from_everywhere_wherever_it_listens() {
         }
         converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8004)?)?;
         converse(connect(&lab.host, Ipv6Addr::LOCALHOST, 8005)?)?;
-        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 8004).is_err(), "it is published for the host alone");
-        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 80).is_err(), "it is not published under this port");
+        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 8004).is_err(), "it is published on the loopback only");
+        ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 80).is_err(), "the program's own port is not published");
         drop(inside);
         down()?;
         let changes = before.changes_within(PATIENCE)?;
@@ -136,9 +136,9 @@ fn a_program_is_reached_from_everywhere_wherever_it_listens() {
     });
 }
 
-/// Its loopback has IPv6 although the tunnel has none, and many a program takes that for `localhost`.
+/// The program's loopback has IPv6 even if the tunnel has none, and some programs use ::1 for `localhost`.
 #[test]
-fn a_program_is_reached_at_its_loopback_of_ipv6_by_a_tunnel_without() {
+fn a_program_on_the_ipv6_loopback_is_reached_in_a_tunnel_without_ipv6() {
     lab::test(Peer::Ours, |lab| {
         let text = lab.wg_quick_text(Reach::Ipv4).replace(&format!(", {}/128", lab::TUNNEL_CLIENT.ipv6), "");
         let inside = up_from(&lab.file(&text)?, &["8080:80", "5300:53/udp"])?;
@@ -155,12 +155,12 @@ fn a_program_is_reached_at_its_loopback_of_ipv6_by_a_tunnel_without() {
 }
 
 #[test]
-fn much_goes_both_ways_and_a_slow_reader_holds_nobody_up() {
+fn many_bytes_pass_both_ways_while_a_client_that_never_reads_is_connected() {
     lab::test(Peer::Ours, |lab| {
         const MUCH: usize = 64 << 20;
         let inside = up(lab, &["8080:80"])?;
         shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
-        // One that sends and never reads: what it sends has to wait somewhere, and not in the keeper.
+        // A client that sends and never reads must be blocked, and not fill up the keeper's memory.
         let mut lazy = connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?;
         lazy.set_write_timeout(Some(Duration::from_millis(300)))?;
         let mut sent = 0;
@@ -170,7 +170,7 @@ fn much_goes_both_ways_and_a_slow_reader_holds_nobody_up() {
                 Err(_) => break,
             }
         }
-        ensure!(sent < MUCH, "{sent} bytes were taken from one who never reads");
+        ensure!(sent < MUCH, "{sent} bytes were accepted from a client that never reads");
 
         let mut reader = connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?;
         let mut writer = reader.try_clone()?;
@@ -200,7 +200,7 @@ fn much_goes_both_ways_and_a_slow_reader_holds_nobody_up() {
 }
 
 #[test]
-fn hundreds_of_connections_live_side_by_side() {
+fn hundreds_of_connections_work_at_once() {
     lab::test(Peer::Ours, |lab| {
         let inside = up(lab, &["8080:80"])?;
         shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
@@ -214,11 +214,11 @@ fn hundreds_of_connections_live_side_by_side() {
 }
 
 #[test]
-fn where_nobody_listens_a_connection_is_broken_off_and_later_is_not_too_late() {
+fn a_connection_is_reset_while_the_program_does_not_listen_and_works_later() {
     lab::test(Peer::Ours, |lab| {
         let inside = up(lab, &["8080:80"])?;
         let answer = TcpStream::connect((Ipv4Addr::LOCALHOST, 8080)).and_then(|mut stream| stream.read(&mut [0; 1]));
-        let error = answer.err().context("it is not just ended")?;
+        let error = answer.err().context("the connection ends without a reset")?;
         ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
         shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
         converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
@@ -228,7 +228,7 @@ fn where_nobody_listens_a_connection_is_broken_off_and_later_is_not_too_late() {
 }
 
 #[test]
-fn datagrams_go_both_ways_and_answers_come_from_where_they_were_asked() {
+fn datagrams_pass_both_ways_and_replies_come_from_the_address_that_was_asked() {
     lab::test(Peer::Ours, |lab| {
         let inside = up(lab, &["5300:53/udp", "5301:54/udp"])?;
         for (address, port) in [(IpAddr::from(Ipv4Addr::LOCALHOST), 53), (Ipv6Addr::LOCALHOST.into(), 54)] {
@@ -244,13 +244,13 @@ fn datagrams_go_both_ways_and_answers_come_from_where_they_were_asked() {
         let ask = |from: &NetworkNamespace, to: IpAddr, port: u16| -> Result<()> {
             let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let socket = from.run(|| UdpSocket::bind((any, 0)))?;
-            // Connected, so that an answer from another address than was asked is none.
+            // A connected socket ignores replies from any other address.
             socket.connect((to, port))?;
             socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
             for text in ["one", "two"] {
                 socket.send(text.as_bytes())?;
                 let mut buffer = [0; 64];
-                let length = socket.recv(&mut buffer).with_context(|| format!("no answer from {to} {port}"))?;
+                let length = socket.recv(&mut buffer).with_context(|| format!("no reply from {to} {port}"))?;
                 ensure!(buffer[..length] == *text.to_uppercase().as_bytes());
             }
             Ok(())
@@ -269,7 +269,7 @@ fn datagrams_go_both_ways_and_answers_come_from_where_they_were_asked() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_an_error_before_anything_is_done() {
+fn a_port_in_use_is_an_error_before_anything_is_changed() {
     lab::test(Peer::Ours, |lab| {
         let _taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080))?;
         let file = lab.wg_quick_file(Reach::Ipv4)?;
@@ -308,7 +308,7 @@ fn more_ports_than_the_soft_limit_of_open_files_are_published() {
         converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 21299)?)?;
         drop(inside);
         down()?;
-        // More than there can be.
+        // More ports than the hard limit allows.
         setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: Some(256) })?;
         let before = Snapshot::take()?;
         let file = file.to_str().context("UTF-8")?;
@@ -344,22 +344,23 @@ fn the_successor_of_a_killed_keeper_publishes_the_same_ports() {
 }
 
 #[test]
-fn who_comes_by_a_published_port_is_not_taken_for_the_program_itself() {
+fn clients_of_a_published_port_do_not_come_from_the_programs_loopback() {
     lab::test(Peer::Ours, |lab| {
         let inside = up(lab, &["8080:80"])?;
         let listener = inside.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))?;
         let _stream = connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?;
         let (_, from) = accept(&listener)?;
-        // Many a page lets everybody in who comes from there.
+        // Many web interfaces trust all clients from the loopback.
         ensure!(!from.ip().is_loopback(), "{from}");
         drop((listener, inside));
         down()
     });
 }
 
-/// A port of the host's loopback alone is the host's own, as if the program ran there; all others are the link's, also for the host.
+/// Clients of a port that is published on the host's loopback only reach the program from its loopback, as if it ran on
+/// the host. Clients of all other ports come from the link, even the host's own programs.
 #[test]
-fn what_is_published_on_the_loopback_alone_comes_from_the_programs_loopback() {
+fn clients_of_a_port_on_the_hosts_loopback_come_from_the_programs_loopback() {
     lab::test(Peer::Ours, |lab| {
         let on_link = format!("{}:8004:84", HOST_ON_LAN.ipv4);
         let ports = ["127.0.0.1:8080:80", "[::1]:8081:81", "127.0.0.1:8082:82", "8083:83", &on_link];
@@ -367,15 +368,15 @@ fn what_is_published_on_the_loopback_alone_comes_from_the_programs_loopback() {
         let listen = |address: IpAddr, port| inside.run(|| TcpListener::bind((address, port)));
         let (ipv4, ipv6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
         let cases: [(IpAddr, u16, IpAddr, u16, Option<IpAddr>); 8] = [
-            // On all addresses, on the loopback, and on that of the other family.
+            // The program listens on all addresses, on the loopback, or on that of the other family.
             (Ipv4Addr::UNSPECIFIED.into(), 80, ipv4, 8080, Some(ipv4)),
             (ipv4, 80, ipv4, 8080, Some(ipv4)),
             (ipv6, 80, ipv4, 8080, Some(ipv6)),
             (Ipv6Addr::UNSPECIFIED.into(), 81, ipv6, 8081, Some(ipv6)),
             (ipv4, 81, ipv6, 8081, Some(ipv4)),
-            // Elsewhere.
+            // It listens on another address only.
             (lab::TUNNEL_CLIENT.ipv4.into(), 82, ipv4, 8082, None),
-            // Published for others, too.
+            // The port is not published on the loopback only.
             (Ipv4Addr::UNSPECIFIED.into(), 83, ipv4, 8083, None),
             (Ipv4Addr::UNSPECIFIED.into(), 84, HOST_ON_LAN.ipv4.into(), 8004, None),
         ];
@@ -384,7 +385,7 @@ fn what_is_published_on_the_loopback_alone_comes_from_the_programs_loopback() {
             let _stream = connect(&lab.host, to, published)?;
             let from = accept(&listener)?.1.ip().to_canonical();
             let is_right = expected.map_or(!from.is_loopback(), |expected| expected == from);
-            ensure!(is_right, "who comes by {to} {published} to {address} comes from {from}");
+            ensure!(is_right, "a client of {to} {published} reaches {address} from {from}");
         }
         let socket = inside.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)))?;
         socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
@@ -392,14 +393,15 @@ fn what_is_published_on_the_loopback_alone_comes_from_the_programs_loopback() {
             let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
             client.send_to(b"hello", (Ipv4Addr::LOCALHOST, published))?;
             let (_, from) = socket.recv_from(&mut [0; 16])?;
-            ensure!(from.ip().is_loopback() == is_loopback, "who comes by {published} comes from {from}");
+            ensure!(from.ip().is_loopback() == is_loopback, "a client of {published} comes from {from}");
         }
         drop((socket, inside));
         down()
     });
 }
 
-/// What a program is told of its client by the header of version 2 of the PROXY protocol: where from, and to which address of the host's.
+/// Reads a header of the PROXY protocol, version 2. Returns the client's address, and the host's address that it
+/// connected to.
 fn read_header(connection: &mut TcpStream) -> Result<(SocketAddr, SocketAddr)> {
     let mut begin = [0; 16];
     connection.read_exact(&mut begin)?;
@@ -417,7 +419,7 @@ fn read_header(connection: &mut TcpStream) -> Result<(SocketAddr, SocketAddr)> {
 }
 
 #[test]
-fn a_program_that_asks_for_it_is_told_who_its_client_is() {
+fn with_the_proxy_protocol_a_program_learns_its_clients_address() {
     lab::test(Peer::Ours, |lab| {
         let inside = up(lab, &["8080:80,proxy-protocol=v2", "[::1]:8081:80,proxy-protocol=v2", "8082:80"])?;
         let listener = inside.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))?;
@@ -435,28 +437,28 @@ fn a_program_that_asks_for_it_is_told_who_its_client_is() {
                 ensure!(source == client.local_addr()?, "{source} is not {:?}", client.local_addr());
                 ensure!(destination == SocketAddr::new(to, port), "{destination} is not {to} {port}");
                 if speaks_first {
-                    let mut said = [0; 5];
-                    connection.read_exact(&mut said)?;
-                    ensure!(said == *b"hello");
+                    let mut received = [0; 5];
+                    connection.read_exact(&mut received)?;
+                    ensure!(received == *b"hello");
                 }
-                // The client is told nothing of it.
+                // The client does not receive the header.
                 connection.write_all(b"welcome")?;
                 let mut answer = [0; 7];
                 client.read_exact(&mut answer)?;
                 ensure!(answer == *b"welcome");
             }
         }
-        // Nobody is told who has not asked.
+        // Without the option there is no header.
         connect(&lab.host, HOST.ipv4, 8082)?.write_all(b"hello")?;
-        let mut said = Vec::new();
-        accept(&listener)?.0.read_to_end(&mut said)?;
-        ensure!(said == b"hello", "{said:?}");
+        let mut received = Vec::new();
+        accept(&listener)?.0.read_to_end(&mut received)?;
+        ensure!(received == b"hello", "{received:?}");
         drop((listener, inside));
         down()
     });
 }
 
-/// Changes which ports are published, on behalf of a file.
+/// Reloads a file with other published ports.
 fn reload(file: &Path, ports: &[&str]) -> Result<Output> {
     let mut arguments = vec!["reload", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", lab::backend()];
     ports.iter().for_each(|port| arguments.extend(["--publish", port]));
@@ -469,20 +471,20 @@ fn reloads(file: &Path, ports: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A reload that must fail: what it says.
-fn refuses(file: &Path, ports: &[&str]) -> Result<String> {
+/// Runs a reload that must fail, and returns its messages.
+fn reload_fails(file: &Path, ports: &[&str]) -> Result<String> {
     let output = reload(file, ports)?;
     ensure!(output.status.code() == Some(125), "{ports:?} are published");
     Ok(String::from_utf8(output.stderr)?)
 }
 
-/// Whether a connection is alive: something said comes back.
+/// Returns whether a connection sends bytes back.
 fn is_alive(mut stream: &TcpStream) -> bool {
     let mut answer = [0; 2];
     stream.write_all(b"hi").and_then(|()| stream.read_exact(&mut answer)).is_ok() && answer == *b"HI"
 }
 
-/// Whether a connection has ended.
+/// Returns whether a connection has ended.
 fn has_ended(mut stream: &TcpStream) -> bool {
     match stream.read(&mut [0; 1]) {
         Ok(length) => length == 0,
@@ -491,7 +493,7 @@ fn has_ended(mut stream: &TcpStream) -> bool {
 }
 
 #[test]
-fn ports_are_changed_alive_and_what_stays_is_not_touched() {
+fn a_reload_changes_ports_and_leaves_other_connections_alone() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let before = Snapshot::take()?;
@@ -507,7 +509,7 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
             }
         });
         let host = HOST.ipv4;
-        // From none, the first time.
+        // The first ports of a tunnel that had none.
         let said = reloads(&file, &["8080:80", "8081:81", "5300:53/udp"])?;
         ensure!(said.contains("published ports: was none, is now 8080:80/tcp, 8081:81/tcp, 5300:53/udp"), "{said}");
         let (stays, goes) = (connect(&lab.host, host, 8080)?, connect(&lab.lan, HOST_ON_LAN.ipv4, 8081)?);
@@ -519,27 +521,27 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         flow.recv(&mut [0; 16])?;
 
         reloads(&file, &["8080:80", "8082:82"])?;
-        ensure!(is_alive(&stays), "what stays is touched");
-        ensure!(has_ended(&goes), "who has come by a port that is not published any more is still inside");
-        ensure!(connect(&lab.host, host, 8081).is_err(), "it is still listened on");
+        ensure!(is_alive(&stays), "a connection of an unchanged port has ended");
+        ensure!(has_ended(&goes), "a connection of an unpublished port is still open");
+        ensure!(connect(&lab.host, host, 8081).is_err(), "the unpublished port still accepts connections");
         converse(connect(&lab.host, host, 8082)?)?;
         let unreachable = flow.send(b"hello").and_then(|_| flow.recv(&mut [0; 16]));
         ensure!(unreachable.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused));
 
-        // It leads elsewhere: the port is never free, but who is connected to where it led is not any more.
+        // Another target: the port is never closed, but connections to the former target end.
         let to_82 = connect(&lab.host, host, 8082)?;
         reloads(&file, &["8080:81", "8082:82"])?;
         ensure!(has_ended(&stays) && is_alive(&to_82));
         converse(connect(&lab.host, host, 8080)?)?;
 
-        // At fewer addresses, and at all of them again.
+        // On one address, and on all addresses again.
         reloads(&file, &["127.0.0.1:8080:81", "8082:82"])?;
         converse(connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?)?;
         ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080).is_err() && is_alive(&to_82));
         reloads(&file, &["8080:81", "8082:82"])?;
         converse(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080)?)?;
         ensure!(is_alive(&to_82));
-        // All addresses of a family are in the way of each.
+        // The unspecified address of a family conflicts with each address.
         reloads(&file, &["0.0.0.0:8080:81", "8082:82"])?;
         reloads(&file, &["127.0.0.1:8080:81", "8082:82"])?;
         ensure!(connect(&lab.lan, HOST_ON_LAN.ipv4, 8080).is_err() && is_alive(&to_82));
@@ -548,13 +550,13 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         reloads(&file, &["8080:81", "8082:82"])?;
         ensure!(is_alive(&to_82));
 
-        // A successor has what was changed to.
+        // The successor of a killed keeper has the changed ports.
         let mut program = lab::vpn_exec(["--tunnel", NAME, "--", "sleep", "60"]).spawn()?;
         let keeper = || -> Result<i32> { Ok(registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed()) };
         let (former, begin) = (keeper()?, Instant::now());
         let is_inside = || -> Result<bool> { Ok(status::of(&NAME.parse()?)?.is_some_and(|status| status.leases > 0)) };
         while !is_inside()? {
-            ensure!(begin.elapsed() < lab::patience(PATIENCE), "the program does not begin");
+            ensure!(begin.elapsed() < lab::patience(PATIENCE), "the program does not start");
             std::thread::sleep(Duration::from_millis(5));
         }
         kill(Pid::from_raw(former), Signal::SIGKILL)?;
@@ -565,7 +567,7 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
         converse(connect(&lab.host, host, 8080)?)?;
         ensure!(connect(&lab.host, host, 8081).is_err());
 
-        // To none.
+        // No ports at all.
         reloads(&file, &[])?;
         ensure!(connect(&lab.host, host, 8080).is_err() && connect(&lab.host, host, 8082).is_err());
         program.kill()?;
@@ -579,7 +581,7 @@ fn ports_are_changed_alive_and_what_stays_is_not_touched() {
 }
 
 #[test]
-fn a_program_that_listens_at_a_new_address_of_its_tunnel_is_reached() {
+fn a_program_that_listens_on_a_new_address_of_its_tunnel_is_reached() {
     lab::test(Peer::Ours, |lab| {
         const NEW: Ipv4Addr = Ipv4Addr::new(10, 99, 99, 99);
         let file = lab.wg_quick_file(Reach::Ipv4)?;
@@ -603,7 +605,7 @@ fn a_program_that_listens_at_a_new_address_of_its_tunnel_is_reached() {
 }
 
 #[test]
-fn ports_that_cannot_be_had_are_refused_and_nothing_is_changed() {
+fn a_reload_with_ports_that_cannot_be_bound_changes_nothing() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let inside = up_from(&file, &["8080:80", "8081:81"])?;
@@ -613,19 +615,20 @@ fn ports_that_cannot_be_had_are_refused_and_nothing_is_changed() {
         let _taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9000))?;
         for (ports, complaint) in [
             (&["9001:91", "9000:90"][..], "stop the program that uses the port"),
-            // With a port that is to be at fewer addresses, and with one that is to be at an address that is not the host's.
+            // Together with a port that moves to one address; and a port that moves to an address that the host does
+            // not have.
             (&["127.0.0.1:8080:80", "9000:90"], "stop the program that uses the port"),
-            (&["198.51.100.99:8080:80", "9001:91"], "publish an address that the host has"),
-            (&["8080:80", "8081:81", "80:80"], "the right to use a port below 1024"),
+            (&["198.51.100.99:8080:80", "9001:91"], "publish on an address that the host has"),
+            (&["8080:80", "8081:81", "80:80"], "the capability for ports below 1024"),
         ] {
-            let said = refuses(&file, ports)?;
+            let said = reload_fails(&file, ports)?;
             ensure!(said.contains(complaint), "{ports:?}: {said}");
-            ensure!(connect(&lab.host, HOST.ipv4, 9001).is_err(), "{ports:?}: a part of it is done");
-            ensure!(connected.iter().all(is_alive), "{ports:?}: who was connected is so no more");
+            ensure!(connect(&lab.host, HOST.ipv4, 9001).is_err(), "{ports:?}: a part of the change is applied");
+            ensure!(connected.iter().all(is_alive), "{ports:?}: a connection has ended");
             for port in [8080, 8081] {
                 converse(connect(&lab.lan, HOST_ON_LAN.ipv4, port)?)?;
             }
-            // A port that was let go of, and taken back, is still the one that its connections are known by.
+            // A port that was closed for the change and reopened still has its connections.
             ensure!(reload(&file, &["8080:80", "8081:81"])?.stdout == b"nothing has changed\n");
         }
         reloads(&file, &[])?;

@@ -1,4 +1,4 @@
-//! What a relay does with many who come at once, and with those who say nothing any more.
+//! A relay with many clients at once, with few descriptors, and with clients that are idle or have vanished.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -19,16 +19,16 @@ use vpn_exec::{lease::status, registry};
 
 const NAME: &str = "many";
 
-/// Tells hanging from working.
+/// How long an operation may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long somebody is waited for who has to wait.
+/// How long to wait for a reply that must not arrive.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// The address of this test's own namespace.
+/// The host's address: each test runs in a namespace of its own.
 const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-/// Takes a tunnel up that publishes port 8080 as 80, by a shell that sets a limit first.
+/// Takes up a tunnel that publishes port 80 as 8080, from a shell that sets a limit first.
 fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let up = format!("{limit} && exec \"$0\" up \"$1\" --name {NAME} --backend userspace --publish 8080:80");
@@ -37,7 +37,7 @@ fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     match look_up(&path_of(NAME))? {
         NameLookup::Namespace(inside) => Ok(inside),
-        _ => anyhow::bail!("the name is a namespace's"),
+        _ => anyhow::bail!("the name leads to no namespace"),
     }
 }
 
@@ -53,7 +53,7 @@ fn connect() -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Accepts all who come to port 80 inside.
+/// Accepts all connections to port 80 inside.
 fn accept_all(inside: &NetworkNamespace) -> Result<mpsc::Receiver<TcpStream>> {
     let listener = inside.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))?;
     let (sender, accepted) = mpsc::channel();
@@ -61,7 +61,7 @@ fn accept_all(inside: &NetworkNamespace) -> Result<mpsc::Receiver<TcpStream>> {
     Ok(accepted)
 }
 
-/// Sends everything back.
+/// Sends all bytes back.
 fn echo(mut stream: TcpStream) {
     std::thread::spawn(move || {
         let mut buffer = vec![0; 65536];
@@ -73,7 +73,7 @@ fn echo(mut stream: TcpStream) {
     });
 }
 
-/// How many descriptors this process may have open, which it then may.
+/// Raises the limit of open files of this process to the hard limit, and returns it.
 fn raise_own_limit() -> Result<usize> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
@@ -81,11 +81,11 @@ fn raise_own_limit() -> Result<usize> {
 }
 
 #[test]
-fn thousands_of_connections_live_side_by_side() {
+fn thousands_of_connections_work_at_once() {
     lab::test(Peer::Ours, |lab| {
         // Each takes two descriptors here, and two in the keeper.
         let many = 4000.min((raise_own_limit()? - 600) / 2);
-        // As low as a shell's usually is: the keeper has to raise it itself.
+        // A usual soft limit of a shell. The keeper has to raise it.
         let inside = up(lab, "ulimit -S -n 256")?;
         let accepted = accept_all(&inside)?;
         let mut pairs = Vec::with_capacity(many);
@@ -96,13 +96,13 @@ fn thousands_of_connections_live_side_by_side() {
             server.set_read_timeout(Some(PATIENCE))?;
             pairs.push((client, server));
         }
-        // All are there. Each leads where it should, the oldest last.
+        // All connections work and lead to the right client. The oldest is tried last.
         for (number, (client, server)) in pairs.iter_mut().enumerate().rev() {
-            let mut said = [0; 4];
-            server.read_exact(&mut said).with_context(|| format!("number {number}"))?;
-            ensure!(usize::try_from(u32::from_be_bytes(said))? == number, "{said:?} is not {number}");
-            server.write_all(&said)?;
-            client.read_exact(&mut said).with_context(|| format!("number {number}"))?;
+            let mut bytes = [0; 4];
+            server.read_exact(&mut bytes).with_context(|| format!("number {number}"))?;
+            ensure!(usize::try_from(u32::from_be_bytes(bytes))? == number, "{bytes:?} is not {number}");
+            server.write_all(&bytes)?;
+            client.read_exact(&mut bytes).with_context(|| format!("number {number}"))?;
         }
         ensure!(
             registry::read(&NAME.parse()?)?.is_some()
@@ -113,13 +113,13 @@ fn thousands_of_connections_live_side_by_side() {
     });
 }
 
-/// Sends something, and expects it back.
+/// Returns whether the connection sends bytes back.
 fn is_alive(mut stream: &TcpStream) -> bool {
-    let mut heard = [0; 5];
-    stream.write_all(b"hello").and_then(|()| stream.read_exact(&mut heard)).is_ok() && heard == *b"hello"
+    let mut received = [0; 5];
+    stream.write_all(b"hello").and_then(|()| stream.read_exact(&mut received)).is_ok() && received == *b"hello"
 }
 
-/// Whether a connection has been broken off. It must not be written to, as that may be told late.
+/// Returns whether a connection has been reset. Only reads: a write may report that too late.
 fn is_gone(mut stream: &TcpStream) -> Result<bool> {
     stream.set_nonblocking(true)?;
     let read = stream.read(&mut [0]);
@@ -127,7 +127,7 @@ fn is_gone(mut stream: &TcpStream) -> Result<bool> {
     Ok(!matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock))
 }
 
-/// Which of some connections are still there, once so many are gone.
+/// Waits until at least `gone` connections are gone, and returns the numbers of the others.
 fn left(streams: &[TcpStream], gone: usize) -> Result<Vec<usize>> {
     let mut left = Vec::new();
     lab::wait_until(lab::patience(PATIENCE), &format!("{gone} connections do not end"), || {
@@ -143,7 +143,7 @@ fn left(streams: &[TcpStream], gone: usize) -> Result<Vec<usize>> {
 }
 
 #[test]
-fn when_descriptors_run_out_the_client_that_holds_most_makes_room_for_all_others() {
+fn when_descriptors_run_out_connections_of_the_client_that_holds_most_are_evicted() {
     lab::test(Peer::Ours, |lab| {
         const MANY: usize = 200;
         let inside = up(lab, "ulimit -n 512")?;
@@ -155,48 +155,48 @@ fn when_descriptors_run_out_the_client_that_holds_most_makes_room_for_all_others
             stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
             Ok(stream)
         };
-        // Idle for longer than all of the other's.
+        // This one is idle for longer than all connections of the other client.
         let first = from_lan()?;
         ensure!(is_alive(&first));
         let hog = (0..MANY).map(|_| connect()).collect::<Result<Vec<_>>>()?;
-        // The newest are there, and the oldest have given way to them.
-        ensure!(is_alive(&hog[MANY - 1]), "the newest is not served");
+        // The newest work, and the oldest have been evicted for them.
+        ensure!(is_alive(&hog[MANY - 1]), "the newest connection does not work");
         let living = left(&hog, MANY / 4)?;
         ensure!((50..MANY).contains(&living.len()), "{} of {MANY} are left", living.len());
-        ensure!(living[0] == MANY - living.len(), "others than the longest-idle have given way: {living:?}");
-        ensure!(is_alive(&first), "the other client has given way");
+        ensure!(living[0] == MANY - living.len(), "not only the longest-idle were evicted: {living:?}");
+        ensure!(is_alive(&first), "a connection of the other client was evicted");
         for _ in 0..3 {
-            ensure!(is_alive(&from_lan()?), "a newcomer is not served");
+            ensure!(is_alive(&from_lan()?), "a new connection does not work");
         }
-        // Those go on who are there, with much, too; and the keeper has what it needs for itself.
+        // Existing connections can move many bytes, and the keeper has the descriptors that it needs for itself.
         let much: Vec<u8> = (0..1_u32 << 20).map(|at| (at % 251) as u8).collect();
-        let (mut writer, mut heard) = (first.try_clone()?, vec![0; much.len()]);
+        let (mut writer, mut received) = (first.try_clone()?, vec![0; much.len()]);
         let sent = much.clone();
         let writing = std::thread::spawn(move || writer.write_all(&sent));
-        (&first).read_exact(&mut heard)?;
+        (&first).read_exact(&mut received)?;
         writing.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-        ensure!(heard == much);
-        let is_told = status::of(&NAME.parse()?)?.is_some_and(|status| status.living.is_some());
-        ensure!(is_told, "the keeper does not answer");
+        ensure!(received == much);
+        let is_up = status::of(&NAME.parse()?)?.is_some_and(|status| status.living.is_some());
+        ensure!(is_up, "the keeper does not answer");
         drop((hog, first, inside));
         down()
     });
 }
 
-/// Echoes whatever comes to a port of the calling thread's namespace.
+/// Echoes the bytes of connections to a port of the calling thread's namespace.
 fn serve(port: u16) -> Result<()> {
     let listener = TcpListener::bind((HOST, port))?;
     std::thread::spawn(move || listener.incoming().map_while(Result::ok).for_each(echo));
     Ok(())
 }
 
-/// A connection from an address to a port of the host's, over which something has gone both ways.
+/// Connects from an address to a port of the host, and sends bytes both ways.
 fn converse(from: impl Into<IpAddr>, port: u16) -> Result<TcpStream> {
     let from = from.into();
     let to: IpAddr = if from.is_ipv4() { HOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-    let stream = socket2(SocketAddr::new(from, 0), SocketAddr::new(to, port))?;
+    let stream = connect_from(SocketAddr::new(from, 0), SocketAddr::new(to, port))?;
     stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
-    ensure!(is_alive(&stream), "the connection from {from} to port {port} is not served");
+    ensure!(is_alive(&stream), "the connection from {from} to port {port} does not work");
     Ok(stream)
 }
 
@@ -205,7 +205,7 @@ fn loopback(last: u8) -> Ipv4Addr {
 }
 
 #[test]
-fn the_longest_idle_connection_of_the_client_that_holds_most_gives_way() {
+fn the_longest_idle_connection_of_the_client_that_holds_most_is_evicted() {
     lab::world::test(|| {
         // Room for ten connections.
         let _relay = relay("8080:80", Limits::new(Budget::new(20)))?;
@@ -213,7 +213,7 @@ fn the_longest_idle_connection_of_the_client_that_holds_most_gives_way() {
         let first = converse(loopback(3), 8080)?;
         let hog = (0..30).map(|_| converse(loopback(2), 8080)).collect::<Result<Vec<_>>>()?;
         ensure!(left(&hog, 21)? == (21..30).collect::<Vec<_>>());
-        // What is used is not what has been idle for longest, however old it is.
+        // A connection that is in use is not the longest-idle one, however old it is.
         ensure!(is_alive(&hog[21]));
         let second = converse(loopback(4), 8080)?;
         ensure!(left(&hog, 22)?.iter().copied().eq([21].into_iter().chain(23..30)));
@@ -223,7 +223,7 @@ fn the_longest_idle_connection_of_the_client_that_holds_most_gives_way() {
 }
 
 #[test]
-fn clients_of_ipv6_are_counted_by_their_network() {
+fn ipv6_clients_are_counted_by_their_network() {
     lab::world::test(|| {
         let mut netlink = Netlink::open()?;
         let lo = netlink.link("lo")?.context("lo")?.index;
@@ -237,25 +237,25 @@ fn clients_of_ipv6_are_counted_by_their_network() {
         let hog = (1..=30).map(|host| converse(address(1, host), 8080)).collect::<Result<Vec<_>>>()?;
         ensure!(left(&hog, 21)? == (21..30).collect::<Vec<_>>());
         let second = converse(address(3, 1), 8080)?;
-        ensure!(is_alive(&first) && is_alive(&second), "each address of a network counts for itself");
+        ensure!(is_alive(&first) && is_alive(&second), "each address of a network counts as a client");
         Ok(())
     });
 }
 
 #[test]
-fn each_port_has_a_share_that_is_not_taken_by_clients_of_another() {
+fn each_port_has_a_share_that_clients_of_other_ports_cannot_take() {
     lab::world::test(|| {
-        // Room for twenty connections, of which each port has five for itself.
+        // Room for twenty connections, of which five are reserved for each port.
         let _relay = relay("8080:80,8081:81", Limits::new(Budget::new(40)))?;
         serve(80)?;
         serve(81)?;
-        // Who holds most of all, within the share of its port.
+        // One client that holds most of all, within the share of its port.
         let own = (0..5).map(|_| converse(loopback(2), 8081)).collect::<Result<Vec<_>>>()?;
-        // Many clients, each with one.
+        // Many clients with a connection each.
         let others = (100..140).map(|last| converse(loopback(last), 8080)).collect::<Result<Vec<_>>>()?;
         ensure!(left(&others, 25)? == (25..40).collect::<Vec<_>>());
-        ensure!(own.iter().all(is_alive), "what is within the share of its port has given way");
-        // More than its share is of what all have.
+        ensure!(own.iter().all(is_alive), "a connection within the share of its port was evicted");
+        // Connections beyond the share use the rest that all ports have.
         let sixth = converse(loopback(2), 8081)?;
         let seventh = converse(loopback(3), 8081)?;
         ensure!(is_alive(&sixth) != is_alive(&own[0]) && is_alive(&seventh));
@@ -264,10 +264,10 @@ fn each_port_has_a_share_that_is_not_taken_by_clients_of_another() {
     });
 }
 
-/// Who has vanished without a word holds nobody's descriptors for ever: the program cannot find out, as its own probes
-/// (SO_KEEPALIVE of socket(7)) reach the relay only.
+/// A client that vanishes without closing its connection does not hold descriptors for ever. The program cannot notice
+/// this itself, as its own probes (SO_KEEPALIVE of socket(7)) only reach the relay.
 #[test]
-fn who_has_vanished_is_noticed() {
+fn a_client_that_has_vanished_is_noticed() {
     lab::world::test(|| {
         for (parameter, value) in [("time", "1"), ("intvl", "1"), ("probes", "2")] {
             sysctl::set(&format!("net/ipv4/tcp_keepalive_{parameter}"), value)?;
@@ -294,12 +294,12 @@ fn who_has_vanished_is_noticed() {
     });
 }
 
-/// Urgent data (tcp(7)), which telnet and FTP send to interrupt something, is where splice(2) stops: what comes after it arrives all the
-/// same, and it is where it was in the stream.
+/// splice(2) stops at urgent data (tcp(7)), which telnet and FTP send to interrupt a transfer. It must arrive at its
+/// position in the stream, and the bytes after it as well.
 #[test]
-fn urgent_data_holds_nothing_up() {
+fn urgent_data_does_not_stop_the_stream() {
     lab::world::test(|| {
-        // With room for pipes, and without.
+        // With descriptors for pipes, and without.
         for descriptors in [10, 2] {
             let relay = relay("8080:80", Limits::new(Budget::new(descriptors)))?;
             let listener = TcpListener::bind((HOST, 80))?;
@@ -319,9 +319,9 @@ fn urgent_data_holds_nothing_up() {
                     writer.write_all(&after)?;
                     expected.extend([&before[..], &urgent, &after].concat());
                 }
-                let mut heard = vec![0; expected.len()];
-                to.read_exact(&mut heard).context("what comes after urgent data")?;
-                ensure!(heard == expected, "{}", String::from_utf8_lossy(&heard));
+                let mut received = vec![0; expected.len()];
+                to.read_exact(&mut received).context("the bytes after urgent data")?;
+                ensure!(received == expected, "{}", String::from_utf8_lossy(&received));
             }
             client.shutdown(std::net::Shutdown::Write)?;
             ensure!(program.read(&mut [0; 1])? == 0);
@@ -331,24 +331,24 @@ fn urgent_data_holds_nothing_up() {
     });
 }
 
-/// A socket that connects to a port which nobody listens at may have been given that very port for itself: then it is connected to
-/// itself (RFC 9293 section 3.5, simultaneous open), hears what it says, and keeps the port from the program.
+/// A socket that connects to a port where no process listens may have been given that very port. Then it is connected
+/// to itself (RFC 9293 section 3.5, simultaneous open), receives its own bytes, and keeps the port from the program.
 #[test]
-fn where_nobody_listens_nobody_is_met() {
+fn a_relay_never_connects_to_itself() {
     lab::world::test(|| {
         sysctl::set("net/ipv4/ip_local_port_range", "4000\t4001")?;
         let _relay = relay("8080:4000,8080:4000/udp", Limits::new(Budget::new(10)))?;
         let from = |port| SocketAddr::from((HOST, port));
         for port in 5000..5010 {
-            let client = socket2(from(port), from(8080))?;
-            let heard = ask_stream(client);
-            ensure!(heard.is_none(), "it heard itself: {heard:?}");
+            let client = connect_from(from(port), from(8080))?;
+            let received = reply_on(client);
+            ensure!(received.is_none(), "the client received its own bytes: {received:?}");
             let client = socket(port)?;
             client.connect((HOST, 8080))?;
             client.set_read_timeout(Some(SILENCE / 10))?;
             client.send(b"hello")?;
-            let heard = client.recv(&mut [0; 16]);
-            ensure!(heard.is_err(), "it heard itself");
+            let received = client.recv(&mut [0; 16]);
+            ensure!(received.is_err(), "the client received its own datagram");
         }
         TcpListener::bind((HOST, 4000))?;
         socket(4000)?;
@@ -356,8 +356,8 @@ fn where_nobody_listens_nobody_is_met() {
     });
 }
 
-/// A connection from one address to another.
-fn socket2(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
+/// Connects from one address to another.
+fn connect_from(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
     let family = if from.is_ipv4() { rustix::net::AddressFamily::INET } else { rustix::net::AddressFamily::INET6 };
     let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None)?;
     rustix::net::bind(&socket, &from)?;
@@ -367,23 +367,23 @@ fn socket2(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// What is answered to somebody who says something.
-fn ask_stream(mut stream: TcpStream) -> Option<Vec<u8>> {
-    let mut heard = [0; 16];
+/// Sends bytes, and returns the reply if there is one.
+fn reply_on(mut stream: TcpStream) -> Option<Vec<u8>> {
+    let mut received = [0; 16];
     stream.write_all(b"hello").ok()?;
-    match stream.read(&mut heard) {
-        Ok(length @ 1..) => Some(heard[..length].to_vec()),
+    match stream.read(&mut received) {
+        Ok(length @ 1..) => Some(received[..length].to_vec()),
         _ => None,
     }
 }
 
-/// Relays what comes to a port of the calling thread's namespace to another one there.
+/// Relays ports of the calling thread's namespace to other ports there.
 fn relay(ports: &str, limits: Limits) -> Result<Relay> {
-    let mut entrances: Vec<RelayedPort> = Vec::new();
+    let mut relayed: Vec<RelayedPort> = Vec::new();
     for text in ports.split(',') {
-        entrances.extend(parse_publish(text).map_err(anyhow::Error::msg)?.iter().map(RelayedPort::from));
+        relayed.extend(parse_publish(text).map_err(anyhow::Error::msg)?.iter().map(RelayedPort::from));
     }
-    Ok(Relay::start(relay::bind(&entrances)?, vec![HOST.into()], None, limits, || Ok(()))?)
+    Ok(Relay::start(relay::bind(&relayed)?, vec![HOST.into()], None, limits, || Ok(()))?)
 }
 
 fn socket(port: u16) -> Result<UdpSocket> {
@@ -392,8 +392,8 @@ fn socket(port: u16) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Has a client say something: where that comes from for the server, who answers.
-fn ask(client: &UdpSocket, server: &UdpSocket) -> Result<SocketAddr> {
+/// Sends a datagram and a reply to it. Returns the source address that the server sees.
+fn exchange(client: &UdpSocket, server: &UdpSocket) -> Result<SocketAddr> {
     client.send(b"hello")?;
     let (_, from) = server.recv_from(&mut [0; 16])?;
     server.send_to(b"welcome", from)?;
@@ -402,7 +402,7 @@ fn ask(client: &UdpSocket, server: &UdpSocket) -> Result<SocketAddr> {
 }
 
 #[test]
-fn a_flow_lasts_while_it_is_used_and_no_longer() {
+fn a_flow_ends_when_it_is_idle_and_not_before() {
     lab::world::test(|| {
         const IDLE: Duration = Duration::from_secs(2);
         let limits = Limits { idle: IDLE, ..Limits::new(Budget::new(10)) };
@@ -410,23 +410,23 @@ fn a_flow_lasts_while_it_is_used_and_no_longer() {
         let (server, client, other) = (socket(53)?, socket(0)?, socket(0)?);
         client.connect((HOST, 5300))?;
         other.connect((HOST, 5300))?;
-        let (flow, idle) = (ask(&client, &server)?, ask(&other, &server)?);
-        ensure!(flow != idle, "two clients are told apart");
+        let (flow, idle) = (exchange(&client, &server)?, exchange(&other, &server)?);
+        ensure!(flow != idle, "two clients share a flow");
         let begin = Instant::now();
         while begin.elapsed() < 2 * IDLE {
-            ensure!(ask(&client, &server)? == flow, "a flow has ended that is used");
+            ensure!(exchange(&client, &server)? == flow, "a flow that is in use has ended");
             std::thread::sleep(IDLE / 40);
         }
-        // Nobody is there any more whom the server could answer.
+        // The server cannot reply to the idle flow any more.
         let answer = UdpSocket::connect(&server, idle).and_then(|()| server.send(b"late"));
         let refused = answer.and_then(|_| server.recv(&mut [0; 16])).err().map(|error| error.kind());
-        ensure!(refused == Some(std::io::ErrorKind::ConnectionRefused), "{refused:?}: it has not ended");
+        ensure!(refused == Some(std::io::ErrorKind::ConnectionRefused), "{refused:?}: the idle flow has not ended");
         Ok(())
     });
 }
 
 #[test]
-fn where_there_are_no_descriptors_for_more_flows_the_client_that_has_most_makes_room() {
+fn when_descriptors_run_out_flows_of_the_client_that_holds_most_are_evicted() {
     lab::world::test(|| {
         let _relay = relay("5300:53/udp,8080:80", Limits::new(Budget::new(40)))?;
         let server = socket(53)?;
@@ -437,12 +437,12 @@ fn where_there_are_no_descriptors_for_more_flows_the_client_that_has_most_makes_
             Ok(client)
         };
         let first = from(loopback(3))?;
-        let flow = ask(&first, &server)?;
+        let flow = exchange(&first, &server)?;
         let hog = (0..40).map(|_| from(loopback(2))).collect::<Result<Vec<_>>>()?;
-        let flows = hog.iter().map(|client| ask(client, &server)).collect::<Result<Vec<_>>>()?;
-        ensure!(ask(&first, &server)? == flow, "another client's flow has given way");
+        let flows = hog.iter().map(|client| exchange(client, &server)).collect::<Result<Vec<_>>>()?;
+        ensure!(exchange(&first, &server)? == flow, "another client's flow was evicted");
         let is_there = |flow: &SocketAddr| UdpSocket::bind(flow).is_err();
-        // The share of the port of TCP, a quarter of all, is not touched.
+        // The share of the TCP port, a quarter of all, is not touched.
         ensure!(flows.iter().filter(|flow| is_there(flow)).count() == 29);
         serve(80)?;
         let streams = (0..2).map(|_| converse(loopback(2), 8080)).collect::<Result<Vec<_>>>()?;
@@ -452,7 +452,7 @@ fn where_there_are_no_descriptors_for_more_flows_the_client_that_has_most_makes_
 }
 
 #[test]
-fn where_there_are_no_descriptors_for_more_flows_the_one_that_was_idle_for_longest_makes_room() {
+fn when_descriptors_run_out_the_longest_idle_flow_is_evicted() {
     lab::world::test(|| {
         let _relay = relay("5300:53/udp", Limits::new(Budget::new(2)))?;
         let server = socket(53)?;
@@ -460,13 +460,16 @@ fn where_there_are_no_descriptors_for_more_flows_the_one_that_was_idle_for_longe
         for client in &clients {
             client.connect((HOST, 5300))?;
         }
-        let flows = clients.iter().map(|client| ask(client, &server)).collect::<Result<Vec<_>>>()?;
-        ensure!(ask(&clients[1], &server)? == flows[1] && ask(&clients[2], &server)? == flows[2], "they have ended");
-        // A socket that is there has its port.
+        let flows = clients.iter().map(|client| exchange(client, &server)).collect::<Result<Vec<_>>>()?;
+        ensure!(
+            exchange(&clients[1], &server)? == flows[1] && exchange(&clients[2], &server)? == flows[2],
+            "the flows in use were evicted"
+        );
+        // The port of an open socket cannot be bound.
         let is_there = |flow: &SocketAddr| UdpSocket::bind(flow).is_err();
         ensure!(flows.iter().map(is_there).eq([false, true, true]));
-        // Who comes back has a new one.
-        ask(&clients[0], &server)?;
+        // The client of the evicted flow gets a new one.
+        exchange(&clients[0], &server)?;
         Ok(())
     });
 }

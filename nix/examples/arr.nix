@@ -1,5 +1,5 @@
-# Prowlarr, Sonarr, Radarr and qBittorrent in one tunnel, where they reach each other at localhost. Jellyfin stays outside and shares only
-# their files.
+# Prowlarr, Sonarr, Radarr and qBittorrent in one tunnel, where they reach each other at localhost. Jellyfin stays
+# outside and shares only their files.
 { lib, ... }:
 let
   pages = {

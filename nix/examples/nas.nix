@@ -1,4 +1,5 @@
-# A NAS in the local network: the host mounts it by NFS, and the service reaches its address. The service also uses a database on the host.
+# A NAS in the local network: the host mounts it by NFS, and the service reaches its address. The service also uses a
+# database on the host.
 {
   services.vpn-exec.tunnels.mullvad = {
     configFile = "/run/secrets/mullvad.conf";

@@ -10,12 +10,12 @@ let
   rules = import ../unit.nix;
   inherit (import ../tunnel.nix) keeper netnsPath tunnelNameProblem;
   cfg = config.services.vpn-exec;
-  # Of a name that is refused nothing is made: what refuses it has better words.
+  # Invalid names are left out, so that the assertion about the name is the only error.
   isName = name: tunnelNameProblem name == null;
   tunnels = lib.filterAttrs (name: tunnel: tunnel.enable && isName name) cfg.tunnels;
 
-  # NixOS's programs look users up by nscd's socket alone: of NSS modules (users of DynamicUser= are one's) they find none. So there is an nscd
-  # inside each tunnel, at the place of the host's.
+  # NixOS's programs look up users through nscd's socket alone, because they do not find NSS modules (such as the one
+  # for DynamicUser=). So each tunnel has an nscd of its own in place of the host's.
   hasNscd = config.services.nscd.enable;
   nscdName = tunnel: "vpn-exec-nscd-${tunnel}";
   nscdFolder = tunnel: "vpn-exec-nscd/${tunnel}";
@@ -58,8 +58,9 @@ let
       "yes"
     ];
 
-  # What is started with the system is started with its tunnel, too: it would stay down otherwise after a keeper that died. It is the unit that
-  # says so, since NixOS restarts a tunnel whose own settings change, and with it all that is inside.
+  # A service that starts with the system also starts with its tunnel. Otherwise it would stay down after a crash of the
+  # keeper. The service declares this, because NixOS restarts a tunnel whose own settings change, with everything
+  # inside.
   startedWithTunnel =
     { config, ... }:
     let
@@ -86,8 +87,8 @@ let
     let
       inherit (config.vpn-exec) tunnel restrict;
       settings = rules.settings (caseOf name config);
-      # What is a list is added to, last, since the order matters where several lines make one setting. What goes into these lists depends on
-      # the unit's other settings, so they are not looked into here.
+      # Lists are appended to, because the order matters where several lines form one setting. Their contents depend on
+      # the unit's other settings, so this does not evaluate them.
       added = lib.mapAttrs (_: lib.mkAfter) (removeAttrs settings.service [ "NetworkNamespacePath" ]);
     in
     {
@@ -96,8 +97,8 @@ let
       options.vpn-exec = {
         tunnel = tunnelOption // {
           description = ''
-            The tunnel of `services.vpn-exec.tunnels` that the service is in. It starts, stops and restarts with it, has the tunnel's network and
-            names, and sees of `/run` what is its own and little else.
+            The tunnel of `services.vpn-exec.tunnels` that the service runs in. It starts, stops and restarts with the tunnel, uses the
+            tunnel's network and resolver, and sees little of `/run` except its own folders.
           '';
         };
 
@@ -106,8 +107,8 @@ let
           default = [ ];
           example = [ "/run/postgresql" ];
           description = ''
-            What the service sees of `/run` besides its own `RuntimeDirectory=` and what it has in `ReadWritePaths=` and `ReadOnlyPaths=`. Each must
-            exist when it starts. What leads to a resolver of the host is refused.
+            Paths below `/run` that the service sees besides its `RuntimeDirectory=`, `ReadWritePaths=` and `ReadOnlyPaths=`. Each must exist
+            when the service starts. Paths that lead to a resolver of the host are refused.
           '';
         };
 
@@ -117,20 +118,20 @@ let
             "system"
           ];
           default = "session";
-          description = "Whether the service sees the system bus, by which it can have the host look names up, past the tunnel.";
+          description = "Whether the service sees the system bus (`system`). Through it, the service can ask the host to look up names, bypassing the tunnel.";
         };
 
         restrict = mkOption {
           type = types.bool;
           default = false;
           description = ''
-            Whether the service is hardened besides, by settings that hardly any program minds. It can write to its own folders
-            (`StateDirectory=` and the like, `ReadWritePaths=`) alone. Whatever the service says itself goes before that.
+            Whether to harden the service with settings that suit almost every program. It can then write to its own folders alone
+            (`StateDirectory=` and the like, `ReadWritePaths=`). The service's own settings take precedence.
           '';
         };
       };
 
-      # /run is the service's own inside, whatever else is said of it.
+      # Keeps the private /run, whatever the service binds there.
       options.serviceConfig = mkOption {
         apply =
           it:
@@ -177,7 +178,7 @@ let
       imports = [ startedWithTunnel ];
 
       options.vpn-exec.tunnel = tunnelOption // {
-        description = "The tunnel that the socket listens in. What it starts must be in that tunnel, too, and says so itself.";
+        description = "The tunnel that the socket listens in. The service that it starts must name the same tunnel.";
       };
 
       config = lib.mkIf (tunnel != null && isName tunnel) {
@@ -219,19 +220,19 @@ in
             {
               assertion = cfg.tunnels ? ${tunnel};
               message =
-                "${option}.vpn-exec.tunnel: there is no tunnel `${tunnel}` in `services.vpn-exec.tunnels`"
-                + (if names == "" then ", which has none." else "; those that are there: ${names}.");
+                "${option}.vpn-exec.tunnel: no tunnel `${tunnel}` in `services.vpn-exec.tunnels`"
+                + (if names == "" then ", which is empty." else ", which has ${names}.");
             }
             {
               assertion = !(cfg.tunnels ? ${tunnel}) || cfg.tunnels.${tunnel}.enable;
-              message = "${option}.vpn-exec.tunnel: the tunnel `${tunnel}` is disabled: set `services.vpn-exec.tunnels.${tunnel}.enable`, or leave this out.";
+              message = "${option}.vpn-exec.tunnel: the tunnel `${tunnel}` is disabled: set `services.vpn-exec.tunnels.${tunnel}.enable`, or remove this option.";
             }
           ];
 
         advice = {
           bus = "`vpn-exec.dbus = \"system\"` shows it";
           folder = "show its folder with `vpn-exec.allowRunPaths`";
-          # Not by its namespace alone: it would be tried before the tunnel is there.
+          # The namespace alone is not enough: the socket would start before the tunnel exists.
           socket =
             name: tunnel:
             "`systemd.sockets.${lib.removeSuffix ".socket" name}.vpn-exec.tunnel = \"${tunnel}\"`";
@@ -241,7 +242,7 @@ in
           let
             option = "systemd.services.${name}";
             case = caseOf name unit;
-            wanted = (rules.settings case).service;
+            required = (rules.settings case).service;
             lacks =
               key: value:
               let
@@ -249,7 +250,7 @@ in
               in
               builtins.isList value
               && !(lib.all (it: lib.elem it has) value)
-              # No namespace at all is less than none of another network.
+              # No namespace at all is stricter than no network namespace.
               && !(key == "RestrictNamespaces" && isYes (lib.head (has ++ [ null ])) && lib.length has == 1);
             refuse = reason: {
               assertion = false;
@@ -261,8 +262,8 @@ in
             map refuse (rules.refusalsIn advice case)
             ++ map (key: {
               assertion = false;
-              message = "${option}.serviceConfig.${key} is forced to something else, without what keeps the service in its tunnel: use a list instead of `mkForce`, which is added to it.";
-            }) (lib.attrNames (lib.filterAttrs lacks wanted))
+              message = "${option}.serviceConfig.${key} is overridden, and lacks the entries that keep the service in its tunnel: use a list instead of `mkForce`, so that both are merged.";
+            }) (lib.attrNames (lib.filterAttrs lacks required))
           );
 
         ofSocket =
@@ -276,7 +277,7 @@ in
           ++ lib.optionals (tunnels ? ${tunnel}) [
             {
               assertion = path == netnsPath tunnel;
-              message = "${option} is in the tunnel `${tunnel}`, and has NetworkNamespacePath=${toString path}: leave one of them out.";
+              message = "${option} is in the tunnel `${tunnel}`, and has NetworkNamespacePath=${toString path}: remove one of them.";
             }
           ];
       in
@@ -295,7 +296,7 @@ in
             restrict = true;
           };
           environment.LD_LIBRARY_PATH = config.system.nssModules.path;
-          # On NixOS these are links, and the tunnel's files lie over what they led to when this was started.
+          # On NixOS these are links, and the tunnel's files are mounted over their targets at the start.
           restartTriggers =
             lib.concatMap
               (file: lib.optional (config.environment.etc ? ${file}) config.environment.etc.${file}.source)
@@ -309,7 +310,7 @@ in
             User = config.services.nscd.user;
             Group = config.services.nscd.group;
             Restart = "always";
-            # The folder stays when this is restarted, and with it what the services inside see of it.
+            # Keeps the folder across restarts, because services inside have it mounted.
             RuntimeDirectory = nscdFolder tunnel;
             RuntimeDirectoryPreserve = "yes";
             BindPaths = [ "/run/${nscdFolder tunnel}:/run/nscd" ];

@@ -1,10 +1,10 @@
-# The options of a tunnel. What everybody sets has an option of its own; all of it ends in `settings`, the profile.
+# The options of a tunnel. Common settings have options of their own; `settings`, the profile, collects all of them.
 { lib, rules }:
 { name, config, ... }:
 let
   inherit (lib) mkOption types;
 
-  # What TOML can say, but dates.
+  # TOML without dates.
   value =
     let
       type = types.nullOr (
@@ -39,19 +39,19 @@ let
       inherit description;
     };
 
-  # What is said, and nothing of what is not.
-  said = lib.filterAttrsRecursive (_: setting: setting != null);
+  # The settings that have a value.
+  defined = lib.filterAttrsRecursive (_: setting: setting != null);
 in
 {
   options = {
     enable = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether there is this tunnel.";
+      description = "Whether to create this tunnel.";
     };
 
     configFile = mkOption {
-      # Not `types.path`: that would copy a file of yours into the store before anybody could refuse it.
+      # Not `types.path`, which would copy a local file into the store before it can be refused.
       type = lib.mkOptionType {
         name = "file";
         description = "path of a file outside of the Nix store";
@@ -60,8 +60,8 @@ in
       };
       example = "/run/secrets/mullvad.conf";
       description = ''
-        The provider's wg-quick file, unchanged. It holds the private key, so it must not be in the Nix store: let sops-nix, agenix or you
-        yourself put it onto the machine. Only root has to be able to read it.
+        The provider's wg-quick file, unchanged. It contains the private key, so it must not be in the Nix store: deploy it with sops-nix,
+        agenix or by hand. Only root must be able to read it.
       '';
     };
 
@@ -74,7 +74,7 @@ in
         ]
       );
       default = null;
-      description = "Which WireGuard to use. By default the kernel's, if there is one.";
+      description = "The WireGuard implementation. By default the kernel's, if available.";
     };
 
     mtu = mkOption {
@@ -82,7 +82,7 @@ in
       default = null;
       example = 1380;
       description = ''
-        The MTU of WireGuard's interface, in bytes. By default that of the provider's file, else what the way to the endpoint allows.
+        The MTU of WireGuard's interface, in bytes. By default the provider's file's, else derived from the route to the endpoint.
       '';
     };
 
@@ -91,8 +91,8 @@ in
       default = null;
       example = 30;
       description = ''
-        How many seconds to wait for the first handshake before the tunnel has started, and the services in it start. Without it they start at
-        once, and find no way out until there is one.
+        The number of seconds to wait for the first handshake before the tunnel counts as started and its services start. If unset, they
+        start at once, and have no route out until the handshake.
       '';
     };
 
@@ -100,20 +100,20 @@ in
       type = strings;
       default = [ ];
       example = [ "10.64.0.1" ];
-      description = "The resolvers inside. By default those of the provider's file.";
+      description = "The resolvers inside. By default the provider's file's.";
     };
 
     local.networks = mkOption {
       type = strings;
       default = [ ];
       example = [ "192.168.1.0/24" ];
-      description = "Networks that are reached through the host instead of the tunnel, and that reach what is inside.";
+      description = "Networks that services inside reach through the host instead of the tunnel (split tunnelling), and that reach them.";
     };
 
     local.lan = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether all private networks that the host is attached to are among them.";
+      description = "Whether to add all private networks that the host is attached to.";
     };
 
     local.hostPorts = mkOption {
@@ -121,8 +121,8 @@ in
       default = [ ];
       example = [ "5432" ];
       description = ''
-        Ports of the host's loopback that are reached from inside, at `host.internal`, as `PORT[-PORT][/udp]`. The host's firewall lets that
-        in, by the link to the tunnel alone.
+        Ports of the host's loopback that services inside reach at `host.internal`, as `PORT[-PORT][/udp]`. The host's firewall accepts
+        these connections on the link to the tunnel alone.
       '';
     };
 
@@ -134,15 +134,15 @@ in
         "127.0.0.1:8080:80"
       ];
       description = ''
-        Ports of the host that lead to ports inside, as `[ADDRESS:]PORT:PORT[/udp][,proxy-protocol=v2]`; ranges too. The program may listen
-        anywhere inside. With an address it is reached there alone.
+        Ports to publish on the host, as `[ADDRESS:]HOST_PORT:PORT[/udp][,proxy-protocol=v2]`; ranges too. The program may listen on any
+        address inside. With an address, the port is reachable there alone.
       '';
     };
 
     openFirewall = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether the host's firewall lets others reach the published ports.";
+      description = "Whether the host's firewall accepts connections to the published ports from other machines.";
     };
 
     openPorts = mkOption {
@@ -153,14 +153,15 @@ in
         "6881-6889/udp"
       ];
       description = ''
-        Ports inside that are reached through the tunnel, such as those that the provider forwards: a port, or `PORT[-PORT][/tcp|/udp]`.
+        Ports inside that accept inbound packets from the tunnel, for port forwarding by the provider: a port, or
+        `PORT[-PORT][/tcp|/udp]`.
       '';
     };
 
     autoStart = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether the tunnel is started with the system. Without it, it is started with the first service that is in it.";
+      description = "Whether the tunnel starts with the system. Otherwise it starts with the first service inside.";
     };
 
     settings = mkOption {
@@ -171,7 +172,7 @@ in
             type = types.str;
             default = "credential:${rules.credential name}";
             readOnly = true;
-            description = "Where the provider's file is: a credential of the tunnel's service.";
+            description = "The place of the provider's file: a credential of the tunnel's service.";
           };
           backend = unset (types.enum [
             "auto"
@@ -182,7 +183,7 @@ in
           wait = unset types.number "See `wait`.";
           open = unset strings "See `openPorts`.";
           dns = table "The table `[dns]`." {
-            servers = unset strings "See `dns`. The empty list is no resolver at all.";
+            servers = unset strings "See `dns`. With an empty list there is no resolver.";
             search = unset strings "Search domains.";
             options = unset strings "Options of resolv.conf(5).";
           };
@@ -192,7 +193,7 @@ in
             publish = unset strings "See `publish`.";
             host-ports = unset strings "See `local.hostPorts`.";
           };
-          program = table "The table `[program]`, for programs that are run by `vpn-exec --tunnel`." {
+          program = table "The table `[program]`, for programs that `vpn-exec NAME -- PROGRAM` runs." {
             sockets = unset strings "Unix sockets of processes outside that programs can connect to, or `any`.";
             dbus = unset (types.either types.str strings) "The message buses: `session`, `system`, both, or `none`.";
             dbus-talk = unset strings "Names on the session bus that programs can talk to.";
@@ -203,14 +204,14 @@ in
       example = {
         dns.options = [ "edns0" ];
       };
-      description = "The profile of the tunnel, as in `/etc/vpn-exec/NAME.toml`, for what has no option of its own.";
+      description = "The tunnel's profile, as in `/etc/vpn-exec/NAME.toml`, for keys without an option of their own.";
     };
 
     profile = mkOption {
       type = types.raw;
       readOnly = true;
       internal = true;
-      description = "The profile as it is written.";
+      description = "The profile's final contents.";
     };
 
     netnsPath = mkOption {
@@ -218,7 +219,7 @@ in
       readOnly = true;
       default = rules.netnsPath name;
       defaultText = lib.literalExpression ''"/run/netns/‹name›"'';
-      description = "The tunnel's network namespace, for use elsewhere. It is there while the tunnel is up.";
+      description = "The path of the tunnel's network namespace, for use elsewhere. It exists while the tunnel is up.";
     };
 
     unit = mkOption {
@@ -231,7 +232,7 @@ in
   };
 
   config = {
-    profile = said config.settings;
+    profile = defined config.settings;
     settings =
       let
         given = values: lib.mkIf (values != [ ]) values;

@@ -1,4 +1,4 @@
-# Standing tunnels: their profiles, checked while the system is built, and the services that hold them.
+# Standing tunnels: their profiles, which are checked while the system is built, and their services.
 {
   config,
   lib,
@@ -10,7 +10,7 @@ let
   rules = import ../tunnel.nix;
   cfg = config.services.vpn-exec;
   enabled = lib.filterAttrs (_: tunnel: tunnel.enable) cfg.tunnels;
-  # Of a name that is refused nothing is made: what refuses it has better words.
+  # Invalid names are left out, so that the assertion about the name is the only error.
   tunnels = lib.filterAttrs (name: _: rules.tunnelNameProblem name == null) enabled;
   each = make: lib.mkMerge (lib.mapAttrsToList make tunnels);
 
@@ -32,10 +32,10 @@ let
     else
       pkgs.writeText "vpn-exec-${name}.toml" (profileText tunnel);
 
-  # Whatever follows in an interface's name, as the host's firewall writes it.
+  # The wildcard of the host's firewall in an interface's name.
   anyInterface = if config.networking.nftables.enable then "*" else "+";
 
-  # How the interface on the host may be called (src/plan/interfaces.rs).
+  # The possible names of the interface on the host.
   interfaces = name: "ve-${name} ve-${builtins.substring 0 5 name}-*";
 
   quoted = lib.concatMapStringsSep ", " (name: "`${name}`");
@@ -46,14 +46,14 @@ in
       type = types.package;
       default = pkgs.vpn-exec or (pkgs.callPackage ../package.nix { });
       defaultText = lib.literalExpression "pkgs.vpn-exec, else this repository's";
-      description = "The package that is used.";
+      description = "The package to use.";
     };
 
     checkProfiles = mkOption {
       type = types.bool;
       default = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
-      defaultText = lib.literalExpression "whether the machine that builds can run the program";
-      description = "Whether `vpn-exec check` looks at the profiles while the system is built.";
+      defaultText = lib.literalExpression "whether the build machine can run the program";
+      description = "Whether to check the profiles with `vpn-exec check` while the system is built.";
     };
 
     tunnels = mkOption {
@@ -61,7 +61,7 @@ in
       default = { };
       example = lib.literalExpression ''{ mullvad.configFile = "/run/secrets/mullvad.conf"; }'';
       description = ''
-        Standing tunnels. Their names are those of network namespaces and units: letters, digits and `_ . -`, at most 64.
+        Standing tunnels. A name is also that of a network namespace and of a unit: letters, digits and `_ . -`, at most 64.
       '';
     };
   };
@@ -86,7 +86,7 @@ in
             (unless fileProblem "${option name}.configFile: ${toString fileProblem}.")
             {
               assertion = config.networking.enableIPv6 || ipv6 == [ ];
-              message = "${option name}: ${quoted ipv6} cannot be used, since `networking.enableIPv6` is off: leave out what is IPv6.";
+              message = "${option name}: ${quoted ipv6} cannot be used, because `networking.enableIPv6` is off: remove the IPv6 addresses.";
             }
             (
               let
@@ -94,7 +94,7 @@ in
               in
               {
                 assertion = !(container.privateNetwork or false);
-                message = "${option name}: `ve-${name}` is the interface of the tunnel on the host, and of `containers.${name}` as well: give one of them another name.";
+                message = "${option name}: `ve-${name}` is the name of the tunnel's interface on the host, and of the interface of `containers.${name}`: rename one of them.";
               }
             )
           ];
@@ -118,21 +118,21 @@ in
       }
     );
 
-    # vpn-exec@.service, which the tunnels' own settings are laid over.
+    # The template vpn-exec@.service. The settings of each tunnel are a drop-in for it.
     systemd.packages = [ cfg.package ];
     systemd.services = each (
       name: tunnel: {
         "vpn-exec@${name}" = {
           overrideStrategy = "asDropin";
           wantedBy = lib.optional tunnel.autoStart "multi-user.target";
-          # A changed profile is taken over by a tunnel that is up, and the services in it go on; what cannot be is a reason to restart, and
-          # they restart with it, in order, in one step.
+          # A tunnel that is up applies a changed profile, and the services inside go on. Settings that cannot change
+          # while it is up restart the tunnel, and its services with it, in order and in one step.
           reloadTriggers = [ config.environment.etc."vpn-exec/${name}.toml".source ];
           restartTriggers = [ (builtins.toJSON (rules.fixed tunnel.profile)) ];
           stopIfChanged = false;
           serviceConfig = {
             LoadCredential = [ "${rules.credential name}:${toString tunnel.configFile}" ];
-            # With `wait` it has started after the first handshake.
+            # With `wait`, the start takes until the first handshake.
             TimeoutStartSec = lib.mkIf (tunnel.profile ? wait) (builtins.ceil tunnel.profile.wait + 60);
           };
         };
@@ -146,18 +146,18 @@ in
       in
       lib.mkMerge [
         (lib.mkIf tunnel.openFirewall (rules.firewall (tunnel.profile.local.publish or [ ])))
-        # They are asked for from inside, and the host's firewall is before them as before all that comes from elsewhere.
+        # Connections from inside pass the host's firewall like all others.
         (lib.mkIf (hostPorts != [ ]) {
           interfaces.${rules.hostInterface anyInterface name} = rules.firewallInside hostPorts;
         })
-        # What is forwarded for a tunnel is decided by its own rules; one that drops it all goes before them.
+        # The tunnel's own rules decide about forwarding, but a general drop rule would come first.
         (lib.mkIf (config.networking.firewall.filterForward && rules.hasLocalNetworks tunnel.profile) {
           extraForwardRules = "iifname ${rules.hostInterface anyInterface name} accept\n";
         })
       ]
     );
 
-    # The host's ends of the links are nobody else's to configure.
+    # Network managers must not configure the host's ends of the links.
     networking.dhcpcd.denyInterfaces = [ "ve-*" ];
     networking.networkmanager.unmanaged = [ "interface-name:ve-*" ];
     systemd.network.networks = each (

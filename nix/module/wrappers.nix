@@ -1,4 +1,4 @@
-# Programs of the desktop inside a tunnel: a command, and the entries of its package for menus, which start it inside, too.
+# Desktop programs inside a tunnel: a command, and menu entries that start the program inside.
 {
   config,
   lib,
@@ -11,7 +11,7 @@ let
   cfg = config.programs.vpn-exec;
   inherit (config.services.vpn-exec) package tunnels;
 
-  # What a program finds its display, its user's bus and its sound by. None of it means anything to vpn-exec.
+  # The variables through which a program finds its display, session bus and sound. vpn-exec itself ignores them.
   kept = [
     "DISPLAY"
     "XAUTHORITY"
@@ -26,8 +26,8 @@ let
     "TZ"
   ];
 
-  # What is run as root: it makes the caller's program of itself, inside, without privileges. What follows `--` is the program's. A tunnel that
-  # is not started with the system, or was stopped, is started: who clicks on a program sees no message that it is down.
+  # The script that sudo runs as root. vpn-exec runs the program as the caller, without privileges. The script starts
+  # the tunnel if it is down, because a user who starts a program from a menu would not see an error message.
   entrance =
     name: wrapper:
     pkgs.writeShellScript "vpn-exec-enter-${name}" ''
@@ -37,7 +37,7 @@ let
       } "$@"
     '';
 
-  # What of the processes outside the tunnel the program may ask to work for it.
+  # The options that open sockets and buses of processes outside.
   options =
     wrapper:
     lib.concatMap (socket: [
@@ -79,26 +79,26 @@ let
           type = types.str;
           default = lib.getExe config.package;
           defaultText = lib.literalExpression "lib.getExe package";
-          description = "The program.";
+          description = "The program's path.";
         };
         tunnel = mkOption {
           type = types.str;
           example = "mullvad";
-          description = "The tunnel of `services.vpn-exec.tunnels` that it is in.";
+          description = "The tunnel of `services.vpn-exec.tunnels` that the program runs in.";
         };
         args = mkOption {
           type = types.listOf types.str;
           default = [ ];
           example = [ "--no-remote" ];
-          description = "What it is always called with, before all else.";
+          description = "Arguments that come before the caller's.";
         };
         sockets = mkOption {
           type = types.listOf (types.strMatching "any|/[^*]+[*]?");
           default = [ ];
           example = [ "/run/pcscd/pcscd.comm" ];
           description = ''
-            Unix sockets of processes outside the tunnel that the program can connect to, besides those that are open by default. A `*` at the
-            end stands for any rest; `any` opens all.
+            Unix sockets of processes outside the tunnel that the program may connect to, besides the defaults. `*` at the end matches any
+            rest; `any` allows all.
           '';
         };
         dbus = mkOption {
@@ -112,15 +112,15 @@ let
           default = [ ];
           example = [ "session" ];
           description = ''
-            The message buses that the program can reach: the whole `session` bus, by which programs outside are started; the `system` bus, by
-            which the host looks names up; or `none`. By default it is the session bus, filtered.
+            The message buses that the program can reach: the whole `session` bus, which can start programs outside; the `system` bus, through
+            which the host looks up names; or `none`. By default the session bus, filtered.
           '';
         };
         dbusTalk = mkOption {
           type = types.listOf types.str;
           default = [ ];
           example = [ "org.keepassxc.KeePassXC.MainWindow" ];
-          description = "Names on the session bus that the program can talk to, besides those of a desktop's services.";
+          description = "Names on the session bus that the program may talk to, besides a desktop's services.";
         };
       };
     };
@@ -132,16 +132,16 @@ in
       default = { };
       example = lib.literalExpression ''{ firefox-vpn = { package = pkgs.firefox; tunnel = "mullvad"; }; }'';
       description = ''
-        Commands that run a program inside a tunnel, as their caller and without privileges. The entries of the package for menus are there,
-        too, and start it inside, and the tunnel where it is down. To enter a tunnel takes root, so the members of
-        `programs.vpn-exec.group` may do just that by sudo.
+        Commands that run a program inside a tunnel, as the caller and without privileges. They start the tunnel if it is down. The
+        package's menu entries also appear, and start the program inside. Entering a tunnel needs root, so members of
+        `programs.vpn-exec.group` may run these commands through sudo without a password.
       '';
     };
 
     group = mkOption {
       type = types.str;
       default = "wheel";
-      description = "Whose members may use the wrappers.";
+      description = "The group whose members may use the wrappers.";
     };
   };
 
@@ -151,11 +151,11 @@ in
         ofWrapper = name: wrapper: [
           {
             assertion = tunnels ? ${wrapper.tunnel} && tunnels.${wrapper.tunnel}.enable;
-            message = "programs.vpn-exec.wrappers.${name}: there is no tunnel `${wrapper.tunnel}` in `services.vpn-exec.tunnels`, or it is disabled.";
+            message = "programs.vpn-exec.wrappers.${name}: no enabled tunnel `${wrapper.tunnel}` in `services.vpn-exec.tunnels`.";
           }
           {
             assertion = builtins.match "[A-Za-z0-9_.+][A-Za-z0-9_.+-]*" name != null;
-            message = "programs.vpn-exec.wrappers.${name}: this cannot be the name of a command: allowed are letters, digits and _ . + -.";
+            message = "programs.vpn-exec.wrappers.${name}: invalid command name: use letters, digits and _ . + -.";
           }
         ];
       in
@@ -163,18 +163,18 @@ in
       ++ [
         {
           assertion = config.security.sudo.enable;
-          message = "programs.vpn-exec.wrappers: to enter a tunnel takes root, and `security.sudo.enable` is off.";
+          message = "programs.vpn-exec.wrappers: entering a tunnel needs root, and `security.sudo.enable` is off.";
         }
         {
           assertion = !config.security.sudo.execWheelOnly || cfg.group == "wheel";
-          message = "programs.vpn-exec.group: the members of `${cfg.group}` may use sudo by no rule, as `security.sudo.execWheelOnly` is on.";
+          message = "programs.vpn-exec.group: members of `${cfg.group}` cannot use sudo, because `security.sudo.execWheelOnly` is on.";
         }
       ];
 
     environment.systemPackages = lib.mapAttrsToList wrap cfg.wrappers;
 
     security.sudo = {
-      # The last rule that fits decides, and rules that ask for a password may be of any order.
+      # The last matching rule decides, so this comes after rules that ask for a password.
       extraRules = lib.mkAfter [
         {
           groups = [ cfg.group ];

@@ -1,5 +1,6 @@
-# The whole module, evaluated by `lib.evalModules` in surroundings of its own. Where a `lib` of nixpkgs is comes from NIXPKGS_LIB:
-# `NIXPKGS_LIB=… nix-instantiate --eval --strict --json nix/tests/eval.nix`. Each case is what comes out and what should.
+# Evaluates the whole module with `lib.evalModules`, in an environment of its own. NIXPKGS_LIB is the path of nixpkgs'
+# `lib`: `NIXPKGS_LIB=… nix-instantiate --eval --strict --json nix/tests/eval.nix`. Each case has an actual and an
+# expected value.
 let
   lib = import (builtins.getEnv "NIXPKGS_LIB");
   surroundings = import ./surroundings.nix { inherit lib; };
@@ -18,7 +19,7 @@ let
       module
     ];
 
-  # --- What is refused: the sentences.
+  # --- Refusals: their messages.
 
   tunnel.services.vpn-exec.tunnels.mullvad.configFile = "/run/secrets/mullvad.conf";
   with' = module: {
@@ -38,32 +39,32 @@ let
       };
     };
   refused = module: sentences: {
-    is = failures (evaluate module);
-    wanted = sentences;
+    actual = failures (evaluate module);
+    expected = sentences;
   };
   web = reason: "systemd.services.web cannot be in the tunnel `mullvad`: ${reason}.";
 
   refusals = {
-    "nothing, of what is right" = refused (service { }) [ ];
+    "nothing, if all is valid" = refused (service { }) [ ];
     "nothing, without tunnels" = refused { } [ ];
 
-    "a tunnel that is not there" = refused (with' { systemd.services.web.vpn-exec.tunnel = "ivpn"; }) [
-      "systemd.services.web.vpn-exec.tunnel: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`; those that are there: `mullvad`."
+    "an unknown tunnel" = refused (with' { systemd.services.web.vpn-exec.tunnel = "ivpn"; }) [
+      "systemd.services.web.vpn-exec.tunnel: no tunnel `ivpn` in `services.vpn-exec.tunnels`, which has `mullvad`."
     ];
     "a tunnel, where there is none at all" =
       refused { systemd.services.web.vpn-exec.tunnel = "ivpn"; }
         [
-          "systemd.services.web.vpn-exec.tunnel: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`, which has none."
+          "systemd.services.web.vpn-exec.tunnel: no tunnel `ivpn` in `services.vpn-exec.tunnels`, which is empty."
         ];
     "a tunnel that is disabled" =
       refused (service { } // { services.vpn-exec.tunnels.mullvad.enable = false; })
         [
-          "systemd.services.web.vpn-exec.tunnel: the tunnel `mullvad` is disabled: set `services.vpn-exec.tunnels.mullvad.enable`, or leave this out."
+          "systemd.services.web.vpn-exec.tunnel: the tunnel `mullvad` is disabled: set `services.vpn-exec.tunnels.mullvad.enable`, or remove this option."
         ];
     "a socket's tunnel that is not there" =
       refused (with' { systemd.sockets.web.vpn-exec.tunnel = "ivpn"; })
         [
-          "systemd.sockets.web.vpn-exec.tunnel: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`; those that are there: `mullvad`."
+          "systemd.sockets.web.vpn-exec.tunnel: no tunnel `ivpn` in `services.vpn-exec.tunnels`, which has `mullvad`."
         ];
 
     "resolved's plain files may be bound, as NixOS's tor does" = refused (service {
@@ -79,22 +80,22 @@ let
       };
     }) [ ];
     "a resolver, by a specifier" = refused (service { serviceConfig.BindPaths = [ "%t/nscd" ]; }) [
-      (web "the unit binds /run/nscd, by which the host looks names up, past the tunnel: take that away")
+      (web "the unit binds /run/nscd, through which the host looks up names, bypassing the tunnel: remove that bind")
     ];
     "a service of the whole machine" =
       refused (with' { systemd.services.systemd-resolved.vpn-exec.tunnel = "mullvad"; })
         [
-          "systemd.services.systemd-resolved cannot be in the tunnel `mullvad`: systemd-resolved.service serves the whole machine, which would be without it: leave it outside."
+          "systemd.services.systemd-resolved cannot be in the tunnel `mullvad`: systemd-resolved.service serves the whole machine: leave it outside."
         ];
     "a container of podman's" =
       refused (with' { systemd.services.podman-web.vpn-exec.tunnel = "mullvad"; })
         [
-          "systemd.services.podman-web cannot be in the tunnel `mullvad`: an engine runs the program of podman-web.service in a network namespace of its own, outside of the tunnel: leave the unit's service settings as they are, and give podman the options --network=ns:/run/netns/mullvad and --volume=/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:ro, and the unit BindsTo= and After=vpn-exec@mullvad.service."
+          "systemd.services.podman-web cannot be in the tunnel `mullvad`: a container engine runs the program of podman-web.service in another network namespace: leave the unit's service settings as they are, and give podman the options --network=ns:/run/netns/mullvad and --volume=/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:ro, and the unit BindsTo= and After=vpn-exec@mullvad.service."
         ];
     "a container whose interface is the tunnel's" =
       refused (with' { containers.mullvad.privateNetwork = true; })
         [
-          "services.vpn-exec.tunnels.mullvad: `ve-mullvad` is the interface of the tunnel on the host, and of `containers.mullvad` as well: give one of them another name."
+          "services.vpn-exec.tunnels.mullvad: `ve-mullvad` is the name of the tunnel's interface on the host, and of the interface of `containers.mullvad`: rename one of them."
         ];
     "a container of that name without an interface" = refused (with' {
       containers.mullvad.privateNetwork = false;
@@ -115,7 +116,7 @@ let
     "a file in the store" =
       refused { services.vpn-exec.tunnels.mullvad.configFile = "${builtins.storeDir}/x.conf"; }
         [
-          "services.vpn-exec.tunnels.mullvad.configFile: it is in the Nix store, which everybody on the machine can read, and with it the private key: give the path of a file outside of it, such as one that sops-nix or agenix makes."
+          "services.vpn-exec.tunnels.mullvad.configFile: it is in the Nix store, where every user can read the private key: use a file outside of the store, for example from sops-nix or agenix."
         ];
     "a key in the configuration" =
       refused
@@ -124,7 +125,7 @@ let
             "[Interface]\nPrivateKey = iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=";
         }
         [
-          "services.vpn-exec.tunnels.mullvad.configFile: it is the file's contents or a key, which everybody on the machine could read in the Nix store: give the path of a file that is there when the machine runs."
+          "services.vpn-exec.tunnels.mullvad.configFile: it is the file's contents or a key, which every user could read in the Nix store: use the path of a file that exists on the running machine."
         ];
     "a file of a disabled tunnel is not looked at" = refused {
       services.vpn-exec.tunnels.mullvad = {
@@ -160,43 +161,43 @@ let
           };
         })
         [
-          "services.vpn-exec.tunnels.mullvad: `fd00::/8`, `fd00::1` cannot be used, since `networking.enableIPv6` is off: leave out what is IPv6."
+          "services.vpn-exec.tunnels.mullvad: `fd00::/8`, `fd00::1` cannot be used, because `networking.enableIPv6` is off: remove the IPv6 addresses."
         ];
 
     "PrivateNetwork" = refused (service { serviceConfig.PrivateNetwork = true; }) [
-      (web "the unit has PrivateNetwork=yes, a network without any way out: set PrivateNetwork=no in the unit")
+      (web "the unit has PrivateNetwork=yes, a network without a route out: set PrivateNetwork=no in the unit")
     ];
     "another namespace" =
       refused (service { serviceConfig.NetworkNamespacePath = "/run/netns/other"; })
         [
-          (web "the unit has NetworkNamespacePath=/run/netns/other already, and a service is in one network namespace: take that line away")
+          (web "the unit already has NetworkNamespacePath=/run/netns/other, and a service can be in one network namespace only: remove that line")
         ];
     "the same namespace is none" = refused (service {
       serviceConfig.NetworkNamespacePath = "/run/netns/mullvad";
     }) [ ];
     "JoinsNamespaceOf" = refused (service { unitConfig.JoinsNamespaceOf = "one.service"; }) [
-      (web "the unit has JoinsNamespaceOf=one.service, and would share the network of that unit: take that line away, and put both into the tunnel")
+      (web "the unit has JoinsNamespaceOf=one.service, and would share the network of that unit: remove that line, and put both into the tunnel")
     ];
     "the system bus" = refused (service { serviceConfig.Type = "dbus"; }) [
-      (web "the unit has Type=dbus, and the system bus is hidden, where anybody can have the host look names up: `vpn-exec.dbus = \"system\"` shows it")
+      (web "the unit has Type=dbus, and the system bus is hidden, because it lets a service ask the host to look up names: `vpn-exec.dbus = \"system\"` shows it")
     ];
     "the system bus, asked for" = refused (service {
       serviceConfig.Type = "dbus";
       vpn-exec.dbus = "system";
     }) [ ];
     "a PID file that nobody sees" = refused (service { serviceConfig.PIDFile = "/run/web.pid"; }) [
-      (web "the unit has PIDFile=/run/web.pid, which systemd would not see: /run is the service's own inside. Put it into a folder of RuntimeDirectory=, or show its folder with `vpn-exec.allowRunPaths`")
+      (web "the unit has PIDFile=/run/web.pid, which systemd would not see, because the service has a private /run: put it into a folder of RuntimeDirectory=, or show its folder with `vpn-exec.allowRunPaths`")
     ];
     "a way to the host's resolver" =
       refused (service { vpn-exec.allowRunPaths = [ "/run/systemd/resolve" ]; })
         [
-          (web "/run/systemd/resolve cannot be shown: /run/systemd/resolve* is there, by which the host looks names up, past the tunnel")
+          (web "cannot show /run/systemd/resolve: the host looks up names through /run/systemd/resolve*, bypassing the tunnel")
         ];
 
     "a unit that shows the host's resolver" =
       refused (service { serviceConfig.BindReadOnlyPaths = [ "/run/nscd" ]; })
         [
-          (web "the unit binds /run/nscd, by which the host looks names up, past the tunnel: take that away")
+          (web "the unit binds /run/nscd, through which the host looks up names, bypassing the tunnel: remove that bind")
         ];
 
     "a socket outside" =
@@ -209,7 +210,7 @@ let
           ];
         })
         [
-          (web "web.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable web.socket, or have it listen inside (`systemd.sockets.web.vpn-exec.tunnel = \"mullvad\"`)")
+          (web "web.socket listens on 80 outside of the tunnel, and its answers would bypass the tunnel: publish a port of the tunnel instead and disable web.socket, or let it listen inside (`systemd.sockets.web.vpn-exec.tunnel = \"mullvad\"`)")
         ];
     "a socket of another name outside" =
       refused
@@ -221,7 +222,7 @@ let
           };
         })
         [
-          (web "other.socket listens at 80 outside of the tunnel, and what comes there would be answered past it: publish a port of the tunnel instead, and disable other.socket, or have it listen inside (`systemd.sockets.other.vpn-exec.tunnel = \"mullvad\"`)")
+          (web "other.socket listens on 80 outside of the tunnel, and its answers would bypass the tunnel: publish a port of the tunnel instead and disable other.socket, or let it listen inside (`systemd.sockets.other.vpn-exec.tunnel = \"mullvad\"`)")
         ];
     "a socket inside is none" = refused (with' {
       imports = [ (service { }) ];
@@ -239,13 +240,13 @@ let
           };
         })
         [
-          "systemd.sockets.web is in the tunnel `mullvad`, and has NetworkNamespacePath=/run/netns/other: leave one of them out."
+          "systemd.sockets.web is in the tunnel `mullvad`, and has NetworkNamespacePath=/run/netns/other: remove one of them."
         ];
 
     "masks that are forced away" =
       refused (service { serviceConfig.TemporaryFileSystem = lib.mkForce [ "/tmp" ]; })
         [
-          "systemd.services.web.serviceConfig.TemporaryFileSystem is forced to something else, without what keeps the service in its tunnel: use a list instead of `mkForce`, which is added to it."
+          "systemd.services.web.serviceConfig.TemporaryFileSystem is overridden, and lacks the entries that keep the service in its tunnel: use a list instead of `mkForce`, so that both are merged."
         ];
     "no namespaces at all are less than none of another network" = refused (service {
       serviceConfig.RestrictNamespaces = lib.mkForce true;
@@ -253,7 +254,7 @@ let
     "but some are not" =
       refused (service { serviceConfig.RestrictNamespaces = lib.mkForce [ "net" ]; })
         [
-          "systemd.services.web.serviceConfig.RestrictNamespaces is forced to something else, without what keeps the service in its tunnel: use a list instead of `mkForce`, which is added to it."
+          "systemd.services.web.serviceConfig.RestrictNamespaces is overridden, and lacks the entries that keep the service in its tunnel: use a list instead of `mkForce`, so that both are merged."
         ];
     "masks that are added to" = refused (service {
       serviceConfig = {
@@ -272,7 +273,7 @@ let
           };
         }
         [
-          "programs.vpn-exec.wrappers.fox: there is no tunnel `ivpn` in `services.vpn-exec.tunnels`, or it is disabled."
+          "programs.vpn-exec.wrappers.fox: no enabled tunnel `ivpn` in `services.vpn-exec.tunnels`."
         ];
     "a wrapper's name" =
       refused
@@ -283,7 +284,7 @@ let
           };
         })
         [
-          "programs.vpn-exec.wrappers.a b: this cannot be the name of a command: allowed are letters, digits and _ . + -."
+          "programs.vpn-exec.wrappers.a b: invalid command name: use letters, digits and _ . + -."
         ];
     "a wrapper without sudo" =
       refused
@@ -294,7 +295,7 @@ let
             tunnel = "mullvad";
           };
         })
-        [ "programs.vpn-exec.wrappers: to enter a tunnel takes root, and `security.sudo.enable` is off." ];
+        [ "programs.vpn-exec.wrappers: entering a tunnel needs root, and `security.sudo.enable` is off." ];
     "a wrapper of a group that may not use sudo" =
       refused
         (with' {
@@ -308,11 +309,11 @@ let
           };
         })
         [
-          "programs.vpn-exec.group: the members of `media` may use sudo by no rule, as `security.sudo.execWheelOnly` is on."
+          "programs.vpn-exec.group: members of `media` cannot use sudo, because `security.sudo.execWheelOnly` is on."
         ];
   };
 
-  # --- What is wired.
+  # --- Wiring.
 
   full = evaluate {
     services.vpn-exec.tunnels.mullvad = {
@@ -361,7 +362,7 @@ let
         RuntimeDirectory = "transmission";
         ProtectHome = "tmpfs";
         RestrictNamespaces = "user";
-        # As NixOS's Transmission has it.
+        # As in NixOS's module for Transmission.
         BindPaths = [
           "/srv/downloads"
           "/run"
@@ -412,9 +413,9 @@ let
   etc = full.environment.etc;
 
   wiring = {
-    "no more services than there are" = {
-      is = lib.attrNames services;
-      wanted = [
+    "the module adds only these services" = {
+      actual = lib.attrNames services;
+      expected = [
         "by-timer"
         "elsewhere"
         "off"
@@ -426,8 +427,8 @@ let
         "vpn-exec@mullvad"
       ];
     };
-    "a service that is in no tunnel is left alone" = {
-      is = {
+    "a service outside of a tunnel is unchanged" = {
+      actual = {
         inherit (services.elsewhere)
           serviceConfig
           bindsTo
@@ -435,7 +436,7 @@ let
           wants
           ;
       };
-      wanted = {
+      expected = {
         serviceConfig.BindPaths = [ "/run" ];
         bindsTo = [ ];
         after = [ ];
@@ -444,8 +445,8 @@ let
     };
 
     "a service starts and stops with its tunnel" = {
-      is = { inherit (transmission) bindsTo after; };
-      wanted = {
+      actual = { inherit (transmission) bindsTo after; };
+      expected = {
         bindsTo = [ "vpn-exec@mullvad.service" ];
         after = [
           "vpn-exec@mullvad.service"
@@ -453,10 +454,10 @@ let
         ];
       };
     };
-    "it has the tunnel's network, and no way to another" = {
-      is = { inherit (transmission.serviceConfig) NetworkNamespacePath RestrictNamespaces; };
-      # In this order: what the preset forbids, what the service needs, and never that.
-      wanted = {
+    "it has the tunnel's network, and cannot enter another" = {
+      actual = { inherit (transmission.serviceConfig) NetworkNamespacePath RestrictNamespaces; };
+      # In this order: the preset's restriction, the service's exception, and ours.
+      expected = {
         NetworkNamespacePath = "/run/netns/mullvad";
         RestrictNamespaces = [
           "yes"
@@ -465,18 +466,18 @@ let
         ];
       };
     };
-    "it sees what it may" = {
-      is = transmission.serviceConfig.BindPaths;
-      wanted = [
+    "it sees its own paths" = {
+      actual = transmission.serviceConfig.BindPaths;
+      expected = [
         "/srv/downloads"
         "-/run/dbus -/run/lock -/run/systemd/journal -/run/systemd/notify -/run/systemd/userdb"
         "/run/postgresql"
         "/run/transmission"
       ];
     };
-    "its names are the tunnel's" = {
-      is = transmission.serviceConfig.BindReadOnlyPaths;
-      wanted = [
+    "its resolver files are the tunnel's" = {
+      actual = transmission.serviceConfig.BindReadOnlyPaths;
+      expected = [
         "/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:norbind"
         "/run/vpn-exec/mullvad/hosts:/etc/hosts:norbind"
         "/run/vpn-exec/mullvad/nsswitch.conf:/etc/nsswitch.conf:norbind"
@@ -484,9 +485,9 @@ let
         "/run/vpn-exec-nscd/mullvad:/run/nscd"
       ];
     };
-    "it does not see the rest" = {
-      is = { inherit (transmission.serviceConfig) TemporaryFileSystem InaccessiblePaths; };
-      wanted = {
+    "it does not see other paths" = {
+      actual = { inherit (transmission.serviceConfig) TemporaryFileSystem InaccessiblePaths; };
+      expected = {
         TemporaryFileSystem = [
           "/run:mode=0755,nosuid,nodev"
           "/sys/class/net:ro /sys/devices/virtual/net:ro"
@@ -494,23 +495,23 @@ let
         InaccessiblePaths = [ "-/var/lib/sss/pipes" ];
       };
     };
-    "hardening is asked for" = {
-      is = [
+    "hardening is optional" = {
+      actual = [
         (transmission.serviceConfig.ProtectSystem or null)
         (services.by-timer.serviceConfig.ProtectSystem or null)
       ];
-      wanted = [
+      expected = [
         "strict"
         null
       ];
     };
-    "hardening gives way" = {
-      is = transmission.serviceConfig.ProtectHome;
-      wanted = "tmpfs";
+    "a service's own settings override hardening" = {
+      actual = transmission.serviceConfig.ProtectHome;
+      expected = "tmpfs";
     };
 
-    "the name service of a tunnel is inside" = {
-      is = {
+    "a tunnel's nscd runs inside" = {
+      actual = {
         inherit (nscd) bindsTo after wants;
         inherit (nscd.serviceConfig)
           NetworkNamespacePath
@@ -522,10 +523,10 @@ let
           ;
         library = nscd.environment.LD_LIBRARY_PATH;
         masked = lib.elem "/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:norbind" nscd.serviceConfig.BindReadOnlyPaths;
-        # Its own folder is where the host's would be, and nothing else is.
+        # Its own folder replaces the host's.
         others = lib.filter (lib.hasSuffix ":/run/nscd") nscd.serviceConfig.BindReadOnlyPaths;
       };
-      wanted = {
+      expected = {
         bindsTo = [ "vpn-exec@mullvad.service" ];
         after = [ "vpn-exec@mullvad.service" ];
         wants = [ ];
@@ -544,25 +545,25 @@ let
         others = [ ];
       };
     };
-    "it is started anew when the files change that the tunnel's lie over" = {
-      is =
+    "it restarts when the files below the tunnel's change" = {
+      actual =
         (evaluate (with' {
           environment.etc.hosts.source = "/the/hosts";
           environment.etc.other.source = "/other";
         })).systemd.services.vpn-exec-nscd-mullvad.restartTriggers;
-      wanted = [ "/the/hosts" ];
+      expected = [ "/the/hosts" ];
     };
-    "a service has it started" = {
-      is = transmission.wants;
-      wanted = [ "vpn-exec-nscd-mullvad.service" ];
+    "a service starts it" = {
+      actual = transmission.wants;
+      expected = [ "vpn-exec-nscd-mullvad.service" ];
     };
-    "a host without one has none inside" = {
-      is = {
+    "without nscd on the host there is none inside" = {
+      actual = {
         services = lib.attrNames withoutNscd.systemd.services;
         inherit (withoutNscd.systemd.services.web) after wants;
         binds = lib.filter (lib.hasSuffix ":/run/nscd") withoutNscd.systemd.services.web.serviceConfig.BindReadOnlyPaths;
       };
-      wanted = {
+      expected = {
         services = [
           "vpn-exec@mullvad"
           "web"
@@ -573,13 +574,13 @@ let
       };
     };
 
-    "a tunnel is the package's unit, laid over" = {
-      is = {
+    "a tunnel is a drop-in for the package's unit" = {
+      actual = {
         inherit (keeper) overrideStrategy wantedBy stopIfChanged;
         inherit (keeper.serviceConfig) LoadCredential TimeoutStartSec;
         packages = map (it: it.name) full.systemd.packages;
       };
-      wanted = {
+      expected = {
         overrideStrategy = "asDropin";
         wantedBy = [ "multi-user.target" ];
         stopIfChanged = false;
@@ -588,18 +589,18 @@ let
         packages = [ "package-of-this-repository" ];
       };
     };
-    "a tunnel is started when it is needed" = {
-      is = {
+    "without autoStart, a service starts its tunnel" = {
+      actual = {
         inherit (services."vpn-exec@lazy") wantedBy;
         inherit (services."vpn-exec@lazy".serviceConfig) LoadCredential;
       };
-      wanted = {
+      expected = {
         wantedBy = [ ];
         LoadCredential = [ "vpn-exec.lazy:/run/secrets/lazy.conf" ];
       };
     };
-    "what is started with the system comes back with the tunnel" = {
-      is = lib.mapAttrs (_: lib.mapAttrs (_: unit: unit.wantedBy)) {
+    "enabled units start with the tunnel" = {
+      actual = lib.mapAttrs (_: lib.mapAttrs (_: unit: unit.wantedBy)) {
         services = {
           inherit (services)
             transmission
@@ -612,7 +613,7 @@ let
           inherit (sockets) web by-hand;
         };
       };
-      wanted = {
+      expected = {
         services = {
           transmission = [
             "multi-user.target"
@@ -631,9 +632,9 @@ let
         };
       };
     };
-    # NixOS compares the files: a tunnel that differs would be restarted, and with it all that is inside.
-    "another service inside is no change to the tunnel" = {
-      is = lib.all (more: keeperText (evaluate (with' more)) == keeperText (evaluate tunnel)) [
+    # NixOS compares the files, and would restart a changed tunnel with everything inside.
+    "another service inside does not change the tunnel" = {
+      actual = lib.all (more: keeperText (evaluate (with' more)) == keeperText (evaluate tunnel)) [
         {
           systemd.services.web = {
             wantedBy = [ "multi-user.target" ];
@@ -647,14 +648,14 @@ let
           };
         }
       ];
-      wanted = true;
+      expected = true;
     };
-    "a changed profile is a reason to reload, what cannot be taken over to restart" = {
-      is = {
+    "a changed profile reloads the tunnel, fixed settings restart it" = {
+      actual = {
         reload = map (it: it.outPath) keeper.reloadTriggers;
         restart = map builtins.fromJSON keeper.restartTriggers;
       };
-      wanted = {
+      expected = {
         reload = [ etc."vpn-exec/mullvad.toml".source.outPath ];
         restart = [
           {
@@ -667,8 +668,8 @@ let
     };
 
     "the profile" = {
-      is = builtins.fromTOML etc."vpn-exec/mullvad.toml".source.environment.text;
-      wanted = {
+      actual = builtins.fromTOML etc."vpn-exec/mullvad.toml".source.environment.text;
+      expected = {
         wireguard = "credential:vpn-exec.mullvad";
         backend = "userspace";
         mtu = 1380;
@@ -693,42 +694,42 @@ let
         program.user = "alice";
       };
     };
-    "the profile of a tunnel of which little is said" = {
-      is =
+    "the profile of a tunnel with defaults" = {
+      actual =
         builtins.fromTOML
           (evaluate tunnel).environment.etc."vpn-exec/mullvad.toml".source.environment.text;
-      wanted.wireguard = "credential:vpn-exec.mullvad";
+      expected.wireguard = "credential:vpn-exec.mullvad";
     };
-    "the profile is checked by the program" = {
-      is =
+    "the program checks the profile" = {
+      actual =
         lib.hasInfix "/bin/vpn-exec check --profile-only mullvad.toml\n"
           etc."vpn-exec/mullvad.toml".source.script;
-      wanted = true;
+      expected = true;
     };
-    "the profile is not checked where it cannot be" = {
-      is =
+    "a foreign build platform skips the check" = {
+      actual =
         (evaluate (with' {
           services.vpn-exec.checkProfiles = false;
         })).environment.etc."vpn-exec/mullvad.toml".source.text;
-      wanted = "wireguard = \"credential:vpn-exec.mullvad\"\n";
+      expected = "wireguard = \"credential:vpn-exec.mullvad\"\n";
     };
     "no other files" = {
-      is = lib.attrNames etc;
-      wanted = [
+      actual = lib.attrNames etc;
+      expected = [
         "vpn-exec/lazy.toml"
         "vpn-exec/mullvad.toml"
       ];
     };
 
-    "the firewall is opened where that is asked for" = {
-      is = full.networking.firewall.allowedTCPPorts;
-      wanted = [
+    "openFirewall opens the firewall" = {
+      actual = full.networking.firewall.allowedTCPPorts;
+      expected = [
         9091
         80
       ];
     };
-    "ports of the host are let in, by the tunnel's link alone" = {
-      is =
+    "ports of the host are open on the tunnel's link alone" = {
+      actual =
         let
           of =
             more:
@@ -759,7 +760,7 @@ let
           everywhere = iptables.allowedTCPPorts;
           nftables = lib.attrNames (of { networking.nftables.enable = true; }).interfaces;
         };
-      wanted = {
+      expected = {
         interfaces = {
           ve-mullvad = {
             tcp = [ 5432 ];
@@ -782,8 +783,8 @@ let
         ];
       };
     };
-    "a firewall that forwards nothing forwards for a tunnel with local networks" = {
-      is =
+    "a firewall that drops forwarded packets accepts a tunnel's with local networks" = {
+      actual =
         map
           (
             filterForward:
@@ -806,18 +807,18 @@ let
             true
             false
           ];
-      wanted = [
+      expected = [
         "iifname ve-lan accept\n\niifname ve-networks accept\n"
         ""
       ];
     };
-    "the links to the host are nobody else's" = {
-      is = {
+    "network managers ignore the links" = {
+      actual = {
         inherit (full.networking.dhcpcd) denyInterfaces;
         inherit (full.networking.networkmanager) unmanaged;
         networkd = full.systemd.network.networks."10-vpn-exec-mullvad";
       };
-      wanted = {
+      expected = {
         denyInterfaces = [ "ve-*" ];
         unmanaged = [ "interface-name:ve-*" ];
         networkd = {
@@ -826,8 +827,8 @@ let
         };
       };
     };
-    "without tunnels nothing of the host is touched" = {
-      is =
+    "without tunnels the host is unchanged" = {
+      actual =
         let
           config = evaluate { };
         in
@@ -836,7 +837,7 @@ let
           inherit (config.environment) etc systemPackages;
           inherit (config.systemd) packages services;
         };
-      wanted = {
+      expected = {
         denyInterfaces = [ ];
         etc = { };
         systemPackages = [ ];
@@ -845,16 +846,16 @@ let
       };
     };
 
-    "what is for use elsewhere" = {
-      is = { inherit (full.services.vpn-exec.tunnels.mullvad) netnsPath unit; };
-      wanted = {
+    "read-only options for use elsewhere" = {
+      actual = { inherit (full.services.vpn-exec.tunnels.mullvad) netnsPath unit; };
+      expected = {
         netnsPath = "/run/netns/mullvad";
         unit = "vpn-exec@mullvad.service";
       };
     };
 
     "a socket listens inside, and waits for the tunnel" = {
-      is = {
+      actual = {
         inherit (sockets.web)
           bindsTo
           after
@@ -864,7 +865,7 @@ let
         inherit (sockets.web.unitConfig) DefaultDependencies;
         inherit (sockets.web.socketConfig) NetworkNamespacePath;
       };
-      wanted = {
+      expected = {
         bindsTo = [ "vpn-exec@mullvad.service" ];
         after = [
           "sysinit.target"
@@ -877,15 +878,15 @@ let
       };
     };
 
-    "a wrapper enters by sudo, as its members may" = {
-      is = {
+    "a wrapper enters through sudo, for members of the group" = {
+      actual = {
         rules = map (rule: {
           inherit (rule) groups;
           options = map (it: it.options) rule.commands;
         }) full.security.sudo.extraRules;
         commands = map (it: it.command) (lib.head full.security.sudo.extraRules).commands;
         keeps = lib.hasInfix "WAYLAND_DISPLAY" full.security.sudo.extraConfig;
-        # Variables that change what the root's part does are not among them.
+        # None of them changes what root's script does.
         dangerous = lib.filter (name: lib.hasInfix name full.security.sudo.extraConfig) [
           "LD_"
           "PATH"
@@ -894,7 +895,7 @@ let
           "SUDO_"
         ];
       };
-      wanted = {
+      expected = {
         rules = [
           {
             groups = [ "surfers" ];
@@ -906,10 +907,10 @@ let
         dangerous = [ ];
       };
     };
-    "what a wrapper runs as root starts the tunnel and enters it" = {
-      is =
+    "a wrapper's root script starts the tunnel and enters it" = {
+      actual =
         let
-          # A script is what it says.
+          # The stand-in of a script is its text.
           config = evaluate {
             imports = [ wrapped ];
             _module.args.pkgs = lib.mkForce (pkgs // { writeShellScript = _: text: text; });
@@ -922,7 +923,7 @@ let
           };
         in
         map (it: it.command) (lib.head config.security.sudo.extraRules).commands;
-      wanted = [
+      expected = [
         (
           "/nix/store/00000000000000000000000000000000-systemd/bin/systemctl start vpn-exec@mullvad.service &&\n"
           + "exec /nix/store/00000000000000000000000000000000-package-of-this-repository/bin/vpn-exec --tunnel mullvad "
@@ -931,8 +932,8 @@ let
         )
       ];
     };
-    "a rule for all of a group's commands does not come after a wrapper's" = {
-      is =
+    "a wrapper's sudo rule comes last" = {
+      actual =
         map (rule: rule.commands == [ "ALL" ])
           (evaluate {
             imports = [ wrapped ];
@@ -943,13 +944,13 @@ let
               }
             ];
           }).security.sudo.extraRules;
-      wanted = [
+      expected = [
         true
         false
       ];
     };
-    "a wrapper runs its program and nothing else" = {
-      is =
+    "a wrapper runs only its program" = {
+      actual =
         let
           fox = lib.findFirst (it: it.name == "fox-in-mullvad") null full.environment.systemPackages;
         in
@@ -957,7 +958,7 @@ let
           inherit (fox.environment) name tunnel;
           command = fox.environment.command.text;
         };
-      wanted = {
+      expected = {
         name = "fox";
         tunnel = "mullvad";
         command = "exec /run/wrappers/bin/sudo -n -- /nix/store/00000000000000000000000000000000-vpn-exec-enter-fox \"$@\"\n";
@@ -965,7 +966,7 @@ let
     };
   };
 
-  # --- VPN-Confinement's options, of which its README has these.
+  # --- VPN-Confinement's options, from its README.
 
   compat = evaluateCompat {
     vpnNamespaces.wg = {
@@ -1006,8 +1007,8 @@ let
 
   confinement = {
     "VPN-Confinement: a namespace is a tunnel" = {
-      is = builtins.fromTOML compat.environment.etc."vpn-exec/wg.toml".source.environment.text;
-      wanted = {
+      actual = builtins.fromTOML compat.environment.etc."vpn-exec/wg.toml".source.environment.text;
+      expected = {
         wireguard = "credential:vpn-exec.wg";
         open = [
           "60729"
@@ -1026,8 +1027,8 @@ let
         };
       };
     };
-    "VPN-Confinement: its ports are reached from its networks, and from nowhere else" = {
-      is = {
+    "VPN-Confinement: only its networks reach its ports" = {
+      actual = {
         inherit (compat.networking.firewall) allowedTCPPorts extraCommands extraInputRules;
         nftables =
           (evaluateCompat {
@@ -1058,7 +1059,7 @@ let
           }).networking.firewall.extraInputRules;
         file = toString wg.configFile;
       };
-      wanted = {
+      expected = {
         allowedTCPPorts = [ ];
         extraInputRules = "";
         extraCommands = lib.concatStrings [
@@ -1073,8 +1074,8 @@ let
         file = "/secrets/wg0.conf";
       };
     };
-    "VPN-Confinement: a network of IPv6 is none where that is off, as it is there" = {
-      is =
+    "VPN-Confinement: IPv6 networks are dropped where IPv6 is off" = {
+      actual =
         let
           config = evaluateCompat {
             networking.enableIPv6 = false;
@@ -1091,13 +1092,13 @@ let
           failures = failures config;
           inherit (config.services.vpn-exec.tunnels.wg.local) networks;
         };
-      wanted = {
+      expected = {
         failures = [ ];
         networks = [ "192.168.0.0/24" ];
       };
     };
     "VPN-Confinement: its former names" = {
-      is =
+      actual =
         (evaluateCompat {
           vpnnamespaces.wg.wireguardConfigFile = "/x";
           systemd.services.x.vpnconfinement = {
@@ -1105,46 +1106,46 @@ let
             vpnnamespace = "wg";
           };
         }).systemd.services.x.vpn-exec.tunnel;
-      wanted = "wg";
+      expected = "wg";
     };
-    "root with CAP_SYS_ADMIN is warned of" = {
-      is = map (settings: (evaluate (service settings)).warnings) [
+    "root with CAP_SYS_ADMIN causes a warning" = {
+      actual = map (settings: (evaluate (service settings)).warnings) [
         { }
         { serviceConfig.User = "web"; }
         { vpn-exec.restrict = true; }
       ];
-      wanted = [
+      expected = [
         [
-          "systemd.services.web: web.service runs as root with CAP_SYS_ADMIN, with which it can leave the tunnel: give it User= or DynamicUser=yes, or CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE, or `vpn-exec.restrict`."
+          "systemd.services.web: web.service runs as root with CAP_SYS_ADMIN, and can leave the tunnel: set User= or DynamicUser=yes, or CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE, or `vpn-exec.restrict`."
         ]
         [ ]
         [ ]
       ];
     };
-    # As the example in its README has it.
-    "VPN-Confinement: an address that is not there any more" = {
-      is =
+    # From the example in its README.
+    "VPN-Confinement: a lost address causes a warning" = {
+      actual =
         map (text: builtins.match ".*rpc-bind-address is (.*), an address.*" text)
           (evaluateCompat {
             vpnNamespaces.wg.wireguardConfigFile = "/x";
             services.transmission.settings.rpc-bind-address = "192.168.15.1";
           }).warnings;
-      wanted = [ [ "192.168.15.1" ] ];
+      expected = [ [ "192.168.15.1" ] ];
     };
     "VPN-Confinement: its services are in the tunnel" = {
-      is = {
+      actual = {
         inside = compat.systemd.services.transmission.vpn-exec.tunnel;
         outside = compat.systemd.services.off.vpn-exec.tunnel;
         failures = failures compat;
       };
-      wanted = {
+      expected = {
         inside = "wg";
         outside = null;
         failures = [ ];
       };
     };
-    "VPN-Confinement: what it cannot be told is said" = {
-      is =
+    "VPN-Confinement: options without effect cause warnings" = {
+      actual =
         map (text: builtins.match ".*(namespaceAddress|bridgeAddress).*host.internal.*" text)
           (evaluateCompat {
             vpnNamespaces.wg = {
@@ -1155,23 +1156,23 @@ let
               wireguardConfigFile = "/x";
             };
           }).warnings;
-      wanted = [ [ "namespaceAddress" ] ];
+      expected = [ [ "namespaceAddress" ] ];
     };
     "VPN-Confinement: a service needs its namespace's name" = {
-      is = failures (evaluateCompat {
+      actual = failures (evaluateCompat {
         systemd.services.x.vpnConfinement.enable = true;
       });
-      wanted = [ "systemd.services.x.vpnConfinement: `vpnNamespace` is missing." ];
+      expected = [ "systemd.services.x.vpnConfinement: `vpnNamespace` is missing." ];
     };
   };
 
-  # --- The package, with what it takes of nixpkgs in a stand-in.
+  # --- The package, with a stand-in for nixpkgs.
 
   package =
     emulator:
     import ../package.nix {
       lib = lib // {
-        # Nix 2.8 cannot tell what is a file.
+        # Nix 2.8 cannot tell files from folders.
         fileset = {
           toSource = lib.id;
           unions = map baseNameOf;
@@ -1188,14 +1189,14 @@ let
   manifest = lib.importTOML ../../Cargo.toml;
 
   packaging = {
-    "the package is what the manifest says" = {
-      is = {
+    "the package matches the manifest" = {
+      actual = {
         inherit (package null) pname version;
         inherit ((package null).meta) mainProgram;
         licenses = map (it: it.spdxId) (package null).meta.license;
         lock = baseNameOf (package null).cargoLock.lockFile;
       };
-      wanted = {
+      expected = {
         inherit (manifest.package) version;
         pname = manifest.package.name;
         mainProgram = manifest.package.name;
@@ -1207,9 +1208,9 @@ let
         lock = "Cargo.lock";
       };
     };
-    "the package is made of what cargo needs, and not of these tests" = {
-      is = (package null).src.fileset;
-      wanted = [
+    "the package's sources are those that cargo needs, without these tests" = {
+      actual = (package null).src.fileset;
+      expected = [
         "Cargo.lock"
         "Cargo.toml"
         "benches"
@@ -1219,8 +1220,8 @@ let
         "units"
       ];
     };
-    "the package is asked for its completions and its manual where it can be run" = {
-      is =
+    "the package prints its completions and man page if it can run" = {
+      actual =
         map
           (
             emulator:
@@ -1232,14 +1233,14 @@ let
             "/emulator"
             null
           ];
-      wanted = [
+      expected = [
         [ "/emulator $out/bin/vpn-exec" ]
         null
       ];
     };
   };
 
-  # --- The examples, as they are in the documentation.
+  # --- The examples of the documentation.
 
   examples = (import ./examples.nix { inherit lib surroundings; }).cases;
 
@@ -1252,6 +1253,6 @@ let
   );
 in
 {
-  passed = map (it: it.name) (lib.filter (it: it.is == it.wanted) all);
-  failed = lib.filter (it: it.is != it.wanted) all;
+  passed = map (it: it.name) (lib.filter (it: it.actual == it.expected) all);
+  failed = lib.filter (it: it.actual != it.expected) all;
 }

@@ -1,4 +1,5 @@
-# The examples of the documentation: each is evaluated, has no assertion that does not hold, and puts into tunnels what it says.
+# The examples of the documentation: each is evaluated, has no failed assertion, and puts the expected services into
+# tunnels.
 { lib, surroundings }:
 let
   evaluate =
@@ -13,18 +14,18 @@ let
     name: _: lib.nameValuePair (lib.removeSuffix ".nix" name) (evaluate (../examples + "/${name}"))
   ) files;
 
-  # Without the comment above it, which the documentation has in its own text.
+  # The example without its first comment, which is prose in the documentation.
   body =
     name:
     lib.last (builtins.match "(#[^\n]*\n)*(.*)" (builtins.readFile (../examples + "/${name}.nix")));
 
-  # Which service is in which tunnel; name services are always there.
+  # The tunnel of each service, without the tunnels' own nscd services.
   inside =
     config:
     lib.filterAttrs (name: tunnel: tunnel != null && !lib.hasPrefix "vpn-exec-nscd-" name) (
       lib.mapAttrs (_: service: service.vpn-exec.tunnel) config.systemd.services
     );
-  wanted = {
+  expected = {
     agenix = { };
     arr = lib.genAttrs [ "prowlarr" "qbittorrent" "radarr" "sonarr" ] (_: "mullvad");
     container = { };
@@ -45,31 +46,31 @@ in
   inherit configs;
 
   cases = {
-    "examples: which there are" = {
-      is = lib.attrNames configs;
-      wanted = lib.attrNames wanted;
+    "examples: their names" = {
+      actual = lib.attrNames configs;
+      expected = lib.attrNames expected;
     };
-    "examples: each is in the documentation, as it is" = {
-      is = lib.filter (
+    "examples: the documentation contains each unchanged" = {
+      actual = lib.filter (
         name: !lib.hasInfix "```nix\n${body name}```" (builtins.readFile ../../docs/how-to/nixos.md)
       ) (lib.attrNames configs);
-      wanted = [ ];
+      expected = [ ];
     };
   }
   // lib.mapAttrs' (
     name: config:
     lib.nameValuePair "example: ${name}" {
-      is = {
+      actual = {
         failures = surroundings.failures config;
-        # What nixpkgs' own modules say of their services' users is not known here.
+        # nixpkgs' own modules, which set users, are absent here.
         warnings = lib.filter (warning: !lib.hasInfix " runs as root " warning) config.warnings;
         inside = inside config;
         tunnels = config.services.vpn-exec.tunnels != { };
       };
-      wanted = {
+      expected = {
         failures = [ ];
         warnings = [ ];
-        inside = wanted.${name} or { };
+        inside = expected.${name} or { };
         tunnels = true;
       };
     }

@@ -1,4 +1,5 @@
-# A machine whose units are booted by tests/vm/, under Debian's systemd: tests/vm/inside/nixos/ is what the module makes of this.
+# A machine whose units tests/vm/ boots under Debian's systemd. tests/vm/inside/nixos/ contains the module's output for
+# it.
 { pkgs, ... }:
 {
   services.vpn-exec.tunnels.lab = {
@@ -12,7 +13,7 @@
       Type = "exec";
       DynamicUser = true;
       ExecStart = "/bin/sleep 1000";
-      # As on NixOS: nobody but nscd knows of users that systemd makes up.
+      # As on NixOS: only nscd knows dynamic users.
       InaccessiblePaths = [ "/usr/lib/x86_64-linux-gnu/libnss_systemd.so.2" ];
     };
     vpn-exec = {
@@ -21,7 +22,7 @@
     };
   };
 
-  # A root directory of its own, with the host's /run in it, as NixOS's Transmission has it.
+  # A root directory of its own that contains the host's /run, as in NixOS's module for Transmission.
   systemd.services.test-n-root = {
     serviceConfig = {
       Type = "exec";

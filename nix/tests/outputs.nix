@@ -1,4 +1,4 @@
-# The flake's outputs, with a stand-in for nixpkgs: which there are, and that each is what it should be as far as that can be seen.
+# The flake's outputs, with a stand-in for nixpkgs: their names, and their contents as far as the stand-in shows them.
 let
   inherit (builtins)
     attrNames
@@ -54,10 +54,10 @@ let
     inherit nixpkgs;
     self = outputs;
   };
-  # Of x86_64-linux, which stands for all.
+  # The outputs of x86_64-linux, which stand for all systems.
   of = output: outputs.${output}.x86_64-linux;
   wantedRust = (builtins.fromTOML (builtins.readFile ../../Cargo.toml)).package.rust-version;
-  # The module for a system with a Rust.
+  # The module on a system with this version of Rust.
   withRust =
     version: module:
     module {
@@ -74,12 +74,12 @@ let
 
   cases = {
     "one input" = {
-      is = attrNames flake.inputs;
-      wanted = [ "nixpkgs" ];
+      actual = attrNames flake.inputs;
+      expected = [ "nixpkgs" ];
     };
     "the outputs" = {
-      is = attrNames outputs;
-      wanted = [
+      actual = attrNames outputs;
+      expected = [
         "apps"
         "checks"
         "devShells"
@@ -89,19 +89,19 @@ let
         "packages"
       ];
     };
-    "each is there for each system" = {
-      is = map (output: attrNames outputs.${output}) [
+    "each output exists for each system" = {
+      actual = map (output: attrNames outputs.${output}) [
         "apps"
         "checks"
         "devShells"
         "formatter"
         "packages"
       ];
-      wanted = builtins.genList (_: systems) 5;
+      expected = builtins.genList (_: systems) 5;
     };
     "packages" = {
-      is = mapAttrs (_: it: it.name) (of "packages");
-      wanted = {
+      actual = mapAttrs (_: it: it.name) (of "packages");
+      expected = {
         default = "package.nix";
         demo = "demo.nix";
         options = "options.md";
@@ -110,22 +110,22 @@ let
       };
     };
     "an overlay" = {
-      is = (outputs.overlays.default (pkgs "x86_64-linux") { }).vpn-exec.name;
-      wanted = "package.nix";
+      actual = (outputs.overlays.default (pkgs "x86_64-linux") { }).vpn-exec.name;
+      expected = "package.nix";
     };
-    "modules, which are there" = {
-      is = mapAttrs (
+    "the modules exist" = {
+      actual = mapAttrs (
         _: it:
         map builtins.pathExists (if builtins.isFunction it then (withRust "1.90.0" it).imports else [ it ])
       ) outputs.nixosModules;
-      wanted = {
+      expected = {
         default = [ true ];
         vpn-exec = [ true ];
         vpn-confinement-compat = [ true ];
       };
     };
-    "a system whose Rust is too old takes the flake's package" = {
-      is =
+    "a system with an old Rust uses the flake's package" = {
+      actual =
         map
           (
             version:
@@ -139,15 +139,15 @@ let
             wantedRust
             "1.100.0"
           ];
-      wanted = [
+      expected = [
         "package.nix"
         null
         null
       ];
     };
-    "a check for each promise that takes a NixOS" = {
-      is = attrNames (of "checks");
-      wanted = [
+    "a check for each promise that needs NixOS" = {
+      actual = attrNames (of "checks");
+      expected = [
         "boot-without-network"
         "compat"
         "dynamic-user"
@@ -159,26 +159,26 @@ let
       ];
     };
     "the tools" = {
-      is = [
+      actual = [
         (of "formatter").name
         (map (it: it.name) (of "devShells").default.inputsFrom)
         (of "apps").demo.type
         (of "apps").demo.program
       ];
-      wanted = [
+      expected = [
         "nixfmt-tree"
         [ "package.nix" ]
         "app"
         "/nix/store/x-demo.nix/bin/vpn-exec-demo"
       ];
     };
-    "the lock pins what the flake names" = {
-      is = {
+    "the lock pins the flake's input" = {
+      actual = {
         inherit (lock.nodes.nixpkgs) original;
         inputs = attrNames lock.nodes.root.inputs;
         rev = builtins.match "[0-9a-f]{40}" lock.nodes.nixpkgs.locked.rev != null;
       };
-      wanted = {
+      expected = {
         original = {
           owner = "NixOS";
           repo = "nixpkgs";
@@ -189,8 +189,8 @@ let
         rev = true;
       };
     };
-    "what the package is made of is there" = {
-      is = map builtins.pathExists [
+    "the package's sources exist" = {
+      actual = map builtins.pathExists [
         ../../Cargo.lock
         ../../benches
         ../../examples
@@ -198,12 +198,12 @@ let
         ../../tests
         ../../units
       ];
-      wanted = builtins.genList (_: true) 6;
+      expected = builtins.genList (_: true) 6;
     };
   };
   all = map (name: cases.${name} // { inherit name; }) (attrNames cases);
 in
 {
-  passed = map (it: it.name) (builtins.filter (it: it.is == it.wanted) all);
-  failed = builtins.filter (it: it.is != it.wanted) all;
+  passed = map (it: it.name) (builtins.filter (it: it.actual == it.expected) all);
+  failed = builtins.filter (it: it.actual != it.expected) all;
 }

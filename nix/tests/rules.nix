@@ -1,4 +1,5 @@
-# The pure rules, without nixpkgs: `nix-instantiate --eval --strict --json nix/tests/rules.nix`. Each case is what is decided and what should be.
+# The pure rules, without nixpkgs: `nix-instantiate --eval --strict --json nix/tests/rules.nix`. Each case has an actual
+# and an expected value.
 let
   rules = import ../unit.nix // import ../tunnel.nix;
   inherit (builtins)
@@ -14,7 +15,7 @@ let
     readFile
     ;
 
-  # --- The files that `vpn-exec unit` is held to, too.
+  # --- The files that `vpn-exec unit` must match, too.
   agreed = ../../tests/unit;
   names = filter (name: name != null) (
     map (
@@ -34,13 +35,13 @@ let
     in
     {
       name = "tests/unit/${name}";
-      is =
+      actual =
         if refusals == [ ] then
           rules.text case
           + builtins.concatStringsSep "" (map (it: "# warning: ${it}\n") (rules.warnings case))
         else
           builtins.concatStringsSep "" (map (it: "${it}\n") refusals);
-      wanted = readFile (if pathExists (file "conf") then file "conf" else file "refused");
+      expected = readFile (if pathExists (file "conf") then file "conf" else file "refused");
     }
   ) names;
 
@@ -53,29 +54,29 @@ let
   with' = request: { request = plain.request // request; };
 
   cases = {
-    "there are files that are agreed on" = {
-      is = length names >= 8;
-      wanted = true;
+    "there are shared cases" = {
+      actual = length names >= 8;
+      expected = true;
     };
 
-    "an nscd of the tunnel takes the place of the host's" = {
-      is = filter (line: match ".*nscd.*" line != null) (
+    "a tunnel's nscd replaces the host's" = {
+      actual = filter (line: match ".*nscd.*" line != null) (
         (rules.settings (with' {
           nscd = "/run/vpn-exec-nscd/mullvad";
         })).service.BindReadOnlyPaths
       );
-      wanted = [ "/run/vpn-exec-nscd/mullvad:/run/nscd" ];
+      expected = [ "/run/vpn-exec-nscd/mullvad:/run/nscd" ];
     };
-    "without one nothing is there" = {
-      is = match ".*:/run/nscd.*" (builtins.toJSON (rules.settings plain).service);
-      wanted = null;
+    "without nscd there is no bind" = {
+      actual = match ".*:/run/nscd.*" (builtins.toJSON (rules.settings plain).service);
+      expected = null;
     };
-    "which settings there are does not depend on the unit" = {
-      is = attrNames (rules.settings (plain // { unit = throw "looked into"; })).service;
-      wanted = attrNames (rules.settings plain).service;
+    "the set of settings does not depend on the unit" = {
+      actual = attrNames (rules.settings (plain // { unit = throw "looked into"; })).service;
+      expected = attrNames (rules.settings plain).service;
     };
-    "refusals speak the module's language where they are asked to" = {
-      is =
+    "refusals use the module's advice" = {
+      actual =
         rules.refusalsIn
           {
             bus = "BUS";
@@ -90,28 +91,28 @@ let
               };
             }
           );
-      wanted = [
-        "the unit has Type=dbus, and the system bus is hidden, where anybody can have the host look names up: BUS"
-        "the unit has PIDFile=/run/x.pid, which systemd would not see: /run is the service's own inside. Put it into a folder of RuntimeDirectory=, or FOLDER"
+      expected = [
+        "the unit has Type=dbus, and the system bus is hidden, because it lets a service ask the host to look up names: BUS"
+        "the unit has PIDFile=/run/x.pid, which systemd would not see, because the service has a private /run: put it into a folder of RuntimeDirectory=, or FOLDER"
       ];
     };
-    "a way around a pattern is none" = {
-      is = map (rules.pathProblem "system") [
+    "paths cannot evade a pattern" = {
+      actual = map (rules.pathProblem "system") [
         "/run//nscd"
         "/run/./systemd/resolve"
         "/run/dbus"
         "/run/nsc"
       ];
-      wanted = [
-        "/run//nscd cannot be shown: /run/nscd* is there, by which the host looks names up, past the tunnel"
-        "/run/./systemd/resolve cannot be shown: /run/systemd/resolve* is there, by which the host looks names up, past the tunnel"
+      expected = [
+        "cannot show /run//nscd: the host looks up names through /run/nscd*, bypassing the tunnel"
+        "cannot show /run/./systemd/resolve: the host looks up names through /run/systemd/resolve*, bypassing the tunnel"
         null
         null
       ];
     };
 
     "names of tunnels" = {
-      is = map (name: rules.tunnelNameProblem name == null) [
+      actual = map (name: rules.tunnelNameProblem name == null) [
         "mullvad"
         "_x.y-Z0"
         (builtins.concatStringsSep "" (builtins.genList (_: "x") 64))
@@ -127,7 +128,7 @@ let
         "ä"
         "a\nb"
       ];
-      wanted = [
+      expected = [
         true
         true
         true
@@ -145,24 +146,24 @@ let
       ];
     };
 
-    "where the provider's file can be" = {
-      is = map (file: rules.configFileProblem file == null) [
+    "valid paths of the provider's file" = {
+      actual = map (file: rules.configFileProblem file == null) [
         "/run/secrets/mullvad.conf"
         /run/secrets/mullvad.conf
         "/nix/storehouse/x"
         "/run/secrets/PrivateKey.conf"
       ];
-      wanted = [
+      expected = [
         true
         true
         true
         true
       ];
     };
-    "where it cannot be" = {
-      is =
+    "invalid paths of the provider's file" = {
+      actual =
         map
-          (file: match ".*(contents|absolute|Nix store, which).*" (toString (rules.configFileProblem file)))
+          (file: match ".*(contents|absolute|Nix store, where).*" (toString (rules.configFileProblem file)))
           [
             "mullvad.conf"
             "${builtins.storeDir}/x/mullvad.conf"
@@ -172,30 +173,30 @@ let
             "iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc="
             "/nix//store/x"
           ];
-      wanted = [
+      expected = [
         [ "absolute" ]
-        [ "Nix store, which" ]
-        [ "Nix store, which" ]
+        [ "Nix store, where" ]
+        [ "Nix store, where" ]
         [ "contents" ]
         [ "contents" ]
         [ "contents" ]
-        [ "Nix store, which" ]
+        [ "Nix store, where" ]
       ];
     };
-    "a key is not repeated" = {
-      is = match ".*iGxY.*" (rules.configFileProblem "iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=");
-      wanted = null;
+    "an error does not show the key" = {
+      actual = match ".*iGxY.*" (rules.configFileProblem "iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=");
+      expected = null;
     };
 
-    "published ports are read" = {
-      is = map rules.publish [
+    "published ports are parsed" = {
+      actual = map rules.publish [
         "8080:80"
         "127.0.0.1:8000-8009:9000-9009/udp"
         "[2001:db8::1]:080:80/TCP,proxy-protocol=v2"
         "80"
         "a:b"
       ];
-      wanted = [
+      expected = [
         {
           address = null;
           first = 8080;
@@ -218,8 +219,8 @@ let
         null
       ];
     };
-    "what is published for all is let in" = {
-      is = rules.firewall [
+    "the firewall accepts ports published for all" = {
+      actual = rules.firewall [
         "8080:80"
         "192.168.1.2:53:53/udp"
         "7000-7009:7000-7009"
@@ -227,7 +228,7 @@ let
         "[::1]:2:2"
         "nonsense"
       ];
-      wanted = {
+      expected = {
         allowedTCPPorts = [ 8080 ];
         allowedTCPPortRanges = [
           {
@@ -240,7 +241,7 @@ let
       };
     };
     "a port belongs to one tunnel" = {
-      is = rules.collisions {
+      actual = rules.collisions {
         a = [
           "8080:80"
           "127.0.0.1:90:1"
@@ -259,7 +260,7 @@ let
           "9:9"
         ];
       };
-      wanted = [
+      expected = [
         {
           tunnels = [
             "a"
@@ -294,8 +295,8 @@ let
         }
       ];
     };
-    "what is IPv6" = {
-      is = rules.ipv6Entries {
+    "IPv6 entries" = {
+      actual = rules.ipv6Entries {
         dns.servers = [
           "10.64.0.1"
           "fd00::1"
@@ -309,14 +310,14 @@ let
           "[::1]:1:1"
         ];
       };
-      wanted = [
+      expected = [
         "fd00::/8"
         "fd00::1"
         "[::1]:1:1"
       ];
     };
-    "what a tunnel that is up cannot take over" = {
-      is = map rules.fixed [
+    "settings that are fixed while a tunnel is up" = {
+      actual = map rules.fixed [
         { }
         {
           backend = "kernel";
@@ -325,7 +326,7 @@ let
             "8080:80"
             "127.0.0.1:443-1100:443-1100"
           ];
-          # The link to the host has IPv6 without them.
+          # Without them, the link to the host has IPv6.
           local.networks = [ "fd00::/8" ];
           local.host-ports = [
             "631"
@@ -338,7 +339,7 @@ let
           ];
         }
       ];
-      wanted = [
+      expected = [
         {
           backend = "auto";
           privileged = [ ];
@@ -358,7 +359,7 @@ let
     };
 
     "a profile is TOML" = {
-      is = builtins.fromTOML (
+      actual = builtins.fromTOML (
         rules.toml {
           wireguard = "a \"quoted\" \\ text";
           wait = 1.5;
@@ -376,7 +377,7 @@ let
           "odd key" = 1;
         }
       );
-      wanted = {
+      expected = {
         wireguard = "a \"quoted\" \\ text";
         wait = 1.5;
         open = [
@@ -392,8 +393,8 @@ let
       };
     };
 
-    "who keeps CAP_SYS_ADMIN as root" = {
-      is = map (serviceConfig: (rules.factsOf { inherit serviceConfig; }).privileged) [
+    "services that keep CAP_SYS_ADMIN as root" = {
+      actual = map (serviceConfig: (rules.factsOf { inherit serviceConfig; }).privileged) [
         { }
         { User = "root"; }
         { CapabilityBoundingSet = "CAP_SYS_ADMIN CAP_KILL"; }
@@ -404,7 +405,7 @@ let
         { CapabilityBoundingSet = [ "CAP_KILL" ]; }
         { CapabilityBoundingSet = "~CAP_SYS_ADMIN CAP_SYS_PTRACE"; }
       ];
-      wanted = [
+      expected = [
         true
         true
         true
@@ -416,8 +417,8 @@ let
         false
       ];
     };
-    "specifiers that say a path" = {
-      is =
+    "specifiers in paths" = {
+      actual =
         let
           facts = rules.factsOf {
             name = "worker@";
@@ -431,7 +432,7 @@ let
           facts.runtime_directories
           facts.bind_paths
         ];
-      wanted = [
+      expected = [
         [ "worker/%i" ]
         [
           "/run/nscd"
@@ -440,7 +441,7 @@ let
       ];
     };
     "facts of a service" = {
-      is = rules.factsOf {
+      actual = rules.factsOf {
         serviceConfig = {
           ExecStart = [
             ""
@@ -461,7 +462,7 @@ let
         };
         unitConfig.JoinsNamespaceOf = "one.service two.service";
       };
-      wanted = {
+      expected = {
         kind = "forking";
         programs = [
           ""
@@ -490,8 +491,8 @@ let
         sockets = [ ];
       };
     };
-    "the host's /run is not put into the place of the service's own" = {
-      is = [
+    "the host's /run does not replace the private one" = {
+      actual = [
         (rules.withoutRun [
           "/srv /run"
           "/run"
@@ -503,7 +504,7 @@ let
         ])
         (rules.withoutRun "/run /srv")
       ];
-      wanted = [
+      expected = [
         [
           "/srv"
           "/run:/host-run"
@@ -514,7 +515,7 @@ let
       ];
     };
     "where a socket listens" = {
-      is = rules.socketFactsOf "web" {
+      actual = rules.socketFactsOf "web" {
         listenStreams = [ "80" ];
         listenDatagrams = [ "53" ];
         socketConfig = {
@@ -523,7 +524,7 @@ let
           NetworkNamespacePath = "/x";
         };
       };
-      wanted = {
+      expected = {
         name = "web.socket";
         listens = [
           "80"
@@ -534,13 +535,13 @@ let
         network_namespace = "/x";
       };
     };
-    "what a socket starts" = {
-      is = map (rules.serviceOfSocket "web") [
+    "the service of a socket" = {
+      actual = map (rules.serviceOfSocket "web") [
         { }
         { Accept = true; }
         { Service = "other.service"; }
       ];
-      wanted = [
+      expected = [
         "web.service"
         "web@.service"
         "other.service"
@@ -551,6 +552,6 @@ let
   all = goldens ++ map (name: cases.${name} // { inherit name; }) (attrNames cases);
 in
 {
-  passed = map (it: it.name) (filter (it: it.is == it.wanted) all);
-  failed = concatLists (map (it: if it.is == it.wanted then [ ] else [ it ]) all);
+  passed = map (it: it.name) (filter (it: it.actual == it.expected) all);
+  failed = concatLists (map (it: if it.actual == it.expected then [ ] else [ it ]) all);
 }

@@ -1,5 +1,5 @@
-# As much of NixOS as the module touches, declared here, since nixpkgs as a whole is not at hand: options of the same names and types, and
-# packages that are names. Units come out as NixOS writes them.
+# The part of NixOS that the module uses, declared here because nixpkgs as a whole is not available: options with the
+# same names and types, and packages that are names. Units are rendered as NixOS renders them.
 { lib }:
 let
   inherit (lib) mkOption types;
@@ -33,7 +33,7 @@ let
 
   unitName = types.strMatching "[a-zA-Z0-9@%:_.\\-]+[.](service|socket|target|timer|path|slice|mount)";
 
-  # A setting of a unit: definitions are one value, or a list of all.
+  # A setting of a unit: one value, or a list of all definitions.
   setting = types.mkOptionType {
     name = "systemd option";
     merge =
@@ -106,7 +106,7 @@ let
     };
   };
 
-  # Of sops-nix and of agenix.
+  # Options of sops-nix and agenix.
   secret =
     { name, ... }:
     {
@@ -207,7 +207,7 @@ let
         };
       };
 
-      # Of other modules, which the examples use: not looked into.
+      # Options of other modules that the examples use, without their effects.
       age.secrets = mkOption {
         type = types.attrsOf (types.submodule secret);
         default = { };
@@ -259,7 +259,7 @@ let
         lib.mapAttrsToList (key: value: map (it: "${key}=${render it}\n") (lib.toList value)) settings
       )
     );
-  # What NixOS makes links of, instead of this.
+  # Stands for files that NixOS makes links of.
   installText =
     unit: lib.optionalString (unit.wantedBy != [ ]) "\n[Install]\nWantedBy=${toString unit.wantedBy}\n";
 in
@@ -278,7 +278,7 @@ in
       modules = [ surroundings ] ++ modules;
     }).options;
 
-  # The sentences of assertions that do not hold.
+  # The messages of failed assertions.
   failures = config: map (it: it.message) (lib.filter (it: !it.assertion) config.assertions);
 
   serviceText =

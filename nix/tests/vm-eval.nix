@@ -1,5 +1,5 @@
-# The tests for NixOS in a VM, evaluated in surroundings of our own: each machine and each of its specialisations, with no assertion that
-# does not hold; each test speaks of the machines that it has, and these have the addresses that it means.
+# Evaluates the tests for NixOS in a VM, in an environment of our own. Each machine and each of its specialisations must
+# have no failed assertion. Each test must use only its own machines, with their addresses.
 let
   lib = import (builtins.getEnv "NIXPKGS_LIB");
   surroundings = import ./surroundings.nix { inherit lib; };
@@ -11,11 +11,11 @@ let
     }
   ) (import ./vm/all.nix);
 
-  # That nothing of a machine is undefined is seen by its units' texts.
+  # Rendering the units' texts shows that nothing of a machine is undefined.
   look =
     config:
     builtins.deepSeq (lib.mapAttrs (_: surroundings.serviceText) config.systemd.services) (
-      # A service of a test may be root's.
+      # A test's service may run as root.
       surroundings.failures config
       ++ lib.filter (warning: !lib.hasInfix " runs as root " warning) config.warnings
     );
@@ -35,7 +35,7 @@ let
     in
     look config ++ lib.concatLists special;
 
-  # As NixOS's tests give them out (nixos/lib/testing/network.nix).
+  # Numbered as NixOS's tests do it (nixos/lib/testing/network.nix).
   numbered =
     nodes:
     lib.listToAttrs (
@@ -47,7 +47,7 @@ let
 
   case = name: test: {
     inherit name;
-    is = {
+    actual = {
       inherit (test) name;
       failures = lib.mapAttrs (_: machine) test.nodes;
       addresses = numbered test.nodes;
@@ -55,7 +55,7 @@ let
         lib.attrNames test.nodes
       );
     };
-    wanted = {
+    expected = {
       inherit name;
       failures = lib.mapAttrs (_: _: [ ]) test.nodes;
       addresses = lib.intersectAttrs test.nodes addresses;
@@ -65,6 +65,6 @@ let
   all = lib.mapAttrsToList case tests;
 in
 {
-  passed = map (it: it.name) (lib.filter (it: it.is == it.wanted) all);
-  failed = lib.filter (it: it.is != it.wanted) all;
+  passed = map (it: it.name) (lib.filter (it: it.actual == it.expected) all);
+  failed = lib.filter (it: it.actual != it.expected) all;
 }

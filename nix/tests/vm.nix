@@ -1,4 +1,5 @@
-# The tests that take a NixOS in a VM, for those who have nixpkgs: `nix build .#checks.x86_64-linux.NAME`. Here they are evaluated alone.
+# The tests that need NixOS in a VM. With nixpkgs: `nix build .#checks.x86_64-linux.NAME`. The repository's CI only
+# evaluates them.
 { pkgs, self }:
 let
   arguments = {

@@ -1,5 +1,5 @@
-# What the examples, and the machine of tests/vm/, would write to a machine, as path → text: profiles, units (a full one as itself, a drop-in as NixOS places it), and the
-# tests of vm/, as the Python that they are.
+# The files that the examples and the machine of tests/vm/ would write, as path → text: profiles, units (a full one as
+# itself, a drop-in where NixOS places it), and the Python scripts of vm/.
 let
   lib = import (builtins.getEnv "NIXPKGS_LIB");
   surroundings = import ./surroundings.nix { inherit lib; };
@@ -10,7 +10,7 @@ let
     let
       place =
         name: unit: if unit.overrideStrategy == "asDropin" then "${name}.d/overrides.conf" else name;
-      # What NixOS's own modules would say of a service is not known here: it runs something.
+      # NixOS's own modules are absent here, so a service gets some program.
       runs =
         service:
         service

@@ -138,7 +138,7 @@ pub struct RunArgs {
     pub launch: LaunchArgs,
 
     /// The program and its arguments
-    #[arg(last = true, value_name = "PROGRAM")]
+    #[arg(last = true, value_name = "PROGRAM", help_heading = None::<&str>)]
     pub program: Vec<OsString>,
 }
 

@@ -39,21 +39,21 @@ struct Words<'a> {
     has_tunnel_option: bool,
 }
 
-/// Returns what is wrong with a command line that Clap has parsed, but that runs no program.
+/// Returns what is wrong with a command line that Clap has parsed, but that has neither a command nor a program; or whose tunnel is called
+/// like a command of another program, and does not exist.
 pub(super) fn missing_program(cli: &Cli, arguments: &[OsString], names: &dyn Fn() -> Vec<String>) -> Option<Failure> {
-    if cli.command.is_some() {
+    let word = cli.run.launch.source.target.as_ref().and_then(|word| word.to_str());
+    let other_name = word.filter(|word| other_name(word).is_some());
+    if cli.command.is_some() || !cli.run.program.is_empty() && other_name.is_none() {
         return None;
     }
-    let texts = texts(arguments);
-    let command = Cli::command();
-    let words = Words::new(&texts, &command);
-    let is_other_name = words.first_word().is_some_and(|word| other_name(word).is_some());
-    if cli.run.program.is_empty() || is_other_name {
-        // A tunnel may well be called `run`.
-        let is_tunnel = is_other_name && words.first_word().is_some_and(|word| names().iter().any(|name| name == word));
-        return (cli.run.program.is_empty() || !is_tunnel).then(|| words.explain(&command, &names()));
+    let names = names();
+    // A tunnel may well be called `run`.
+    if !cli.run.program.is_empty() && other_name.is_some_and(|word| names.iter().any(|name| name == word)) {
+        return None;
     }
-    None
+    let (texts, command) = (texts(arguments), Cli::command());
+    Some(Words::new(&texts, &command).explain(&command, &names))
 }
 
 /// Turns Clap's error into a failure of one line, and one line of advice.

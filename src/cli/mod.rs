@@ -107,27 +107,30 @@ See 'vpn-exec --help' for the rules of NAME|FILE, and 'vpn-exec help COMMAND' fo
 /// The end of the help, and the last sections of the main man page. An empty line separates sections.
 pub const AFTER_HELP: &str = "\
 NAME|FILE:
-  A word is a FILE if it contains a '/' or ends in '.conf'; '-' is standard input. Any other word is a NAME.
-  A FILE is the provider's wg-quick file, unchanged. A NAME is the first of these that exists:
+  A word with a '/' in it or '.conf' at its end is a FILE: the provider's
+  wg-quick file, unchanged. '-' is standard input.
+  Any other word is a NAME. It stands for the first of these that exists:
     1. the profile /etc/vpn-exec/NAME.toml, else ~/.config/vpn-exec/NAME.toml
     2. the running tunnel NAME
     3. the file /etc/wireguard/NAME.conf
-  The first word of a command line is a command if there is one of that name. For a tunnel or a file that is
-  called like a command, use --tunnel NAME or --config FILE.
+  The name of a command is always the command. Use --tunnel NAME for a tunnel
+  that is called like a command, and --config FILE for any file.
 
 Environment:
-  VPN_EXEC_CONFIG  the FILE to use if the command line names no tunnel
-  VPN_EXEC_TUNNEL  the NAME to use if neither the command line nor VPN_EXEC_CONFIG names a tunnel. vpn-exec sets it
-                   to the tunnel's name for the program, and removes VPN_EXEC_CONFIG
-  NO_COLOR         if set and not empty, nothing is colored; nor is it with TERM=dumb, or if the output is not a terminal
-  sudo removes variables; pass one on with 'sudo VPN_EXEC_TUNNEL=NAME vpn-exec'
+  VPN_EXEC_CONFIG  the FILE, if the command line names no tunnel
+  VPN_EXEC_TUNNEL  the NAME, if there is no VPN_EXEC_CONFIG either
+  NO_COLOR         not empty: no colors. Nor are there any with TERM=dumb, or
+                   if the output is not a terminal
+  A program in a tunnel finds the tunnel's name in VPN_EXEC_TUNNEL, for its
+  prompt, and no VPN_EXEC_CONFIG. sudo removes these variables; to pass one on:
+  sudo VPN_EXEC_TUNNEL=NAME vpn-exec -- PROGRAM
 
 Exit status:
-  The program's. If a signal ended the program, the same signal ends vpn-exec.
+  That of the program. If a signal ends the program, it ends vpn-exec, too.
   125  vpn-exec failed
   126  the program cannot be executed
   127  the program was not found
-  'vpn-exec status --check NAME' has its own: 0, 3 and 4 (see its help).
+  'vpn-exec status --check' has its own: see 'vpn-exec help status'.
 
 Examples:
   sudo vpn-exec wg0.conf -- curl https://ifconfig.me

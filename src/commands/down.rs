@@ -1,10 +1,11 @@
-//! `vpn-exec down`: takes a tunnel down.
+//! `vpn-exec down`: removes a tunnel.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use super::no_tunnel;
 use crate::cli::DownArgs;
-use crate::failure::Failure;
+use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease;
 use crate::linux::{namespace, process};
@@ -13,6 +14,9 @@ use crate::registry::path_of;
 use crate::session;
 use crate::session::approach::{SUCCESSION, claim_dead};
 use crate::tunnel::reclaim;
+
+/// The interval between attempts while one keeper takes over from another.
+const RETRY: Duration = Duration::from_millis(1);
 
 pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
     let DownArgs { name, force, after_service } = arguments;
@@ -24,65 +28,59 @@ pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
         if lease::take_down(name, *force)? {
             return Ok(ExitCode::SUCCESS);
         }
-        match take_away(name, *force) {
-            // Its keeper was killed, or gives way, and its successor is there by now.
-            Ok(Taken::Living) if begin.elapsed() < SUCCESSION => std::thread::sleep(Duration::from_millis(1)),
-            Ok(Taken::Living) => return Err(absent(name)),
-            Ok(Taken::Away) => return Ok(ExitCode::SUCCESS),
-            Err(failure) => return Err(failure),
+        match remove_remains(name, *force)? {
+            Remains::Removed => return Ok(ExitCode::SUCCESS),
+            // A new keeper has taken over meanwhile.
+            Remains::TakenOver if begin.elapsed() < SUCCESSION => std::thread::sleep(RETRY),
+            Remains::TakenOver => return Err(no_tunnel(name)),
         }
     }
 }
 
-/// Takes away what the keeper has left whose service has ended. It is safe to be repeated, and touches no living keeper's tunnel.
+/// Removes the remains of a keeper whose service has ended. Can be repeated, and does not touch the tunnel of a running keeper.
 fn clean_up_after_service(name: &TunnelName) -> Result<ExitCode, Failure> {
-    // How the service has ended (systemd.exec(5)). One that was killed is started again, and takes its tunnel over.
+    // The result of the service (systemd.exec(5)). A killed keeper is restarted, and takes its tunnel over.
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
     if ["signal", "core-dump", "watchdog", "oom-kill"].contains(&result.as_str()) {
-        tracing::info!("the tunnel {name} is left to its next keeper");
+        tracing::info!("leaving the tunnel {name} to its next keeper");
         return Ok(ExitCode::SUCCESS);
     }
     if path_of(name).is_dir() {
-        let taken = take_away(name, true);
-        // It may have ended by itself in between.
+        let removed = remove_remains(name, true);
+        // The tunnel may have ended by itself meanwhile.
         if path_of(name).is_dir() {
-            taken?;
+            removed?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What has become of a tunnel whose keeper could not be asked.
-enum Taken {
-    /// It was taken away.
-    Away,
-    /// It has a keeper again.
-    Living,
+/// The outcome of an attempt to remove what a killed keeper has left.
+enum Remains {
+    /// The remains are removed.
+    Removed,
+    /// A new keeper has taken the tunnel over.
+    TakenOver,
 }
 
-fn absent(name: &TunnelName) -> Failure {
-    Failure::new(format!("there is no tunnel {name}")).advise("see `vpn-exec list`")
-}
-
-/// Takes away what a killed keeper has left.
-fn take_away(name: &TunnelName, force: bool) -> Result<Taken, Failure> {
+/// Removes what a killed keeper has left.
+fn remove_remains(name: &TunnelName, force: bool) -> Result<Remains, Failure> {
     session::require_privileges()?;
     session::limit_privileges(keeper::needed_capabilities())?;
     let Some(directory) = claim_dead(name)? else {
-        return if path_of(name).is_dir() { Ok(Taken::Living) } else { Err(absent(name)) };
+        return if path_of(name).is_dir() { Ok(Remains::TakenOver) } else { Err(no_tunnel(name)) };
     };
     let state = directory.state().map_err(Failure::new)?;
     let inside = match &state {
-        Some(state) => process::in_namespace(state.namespace)
-            .map_err(|error| Failure::new(format!("cannot see whether programs are inside: {error}")))?,
+        Some(state) => process::in_namespace(state.namespace).doing("list the programs inside")?,
         None => Vec::new(),
     };
     if !force && !inside.is_empty() {
         let path = namespace::path_of(name.as_str());
-        return Err(Failure::new(format!("programs {inside:?} are inside {}", path.display()))
-            .advise("end them first, or have them killed with --force"));
+        return Err(Failure::new(format!("programs {inside:?} are running in {}", path.display()))
+            .advise("end them first, or kill them with --force"));
     }
     reclaim(&directory, name)?;
-    directory.release().map_err(|error| Failure::new(format!("cannot remove the tunnel's state: {error}")))?;
-    if state.is_some() { Ok(Taken::Away) } else { Err(absent(name)) }
+    directory.release().doing("remove the tunnel's state")?;
+    if state.is_some() { Ok(Remains::Removed) } else { Err(no_tunnel(name)) }
 }

@@ -21,6 +21,8 @@ enum Place {
     Process(u32),
     /// A file, or a terminal.
     File(String),
+    /// None: a keeper in the background discards them.
+    Nowhere,
 }
 
 pub(super) fn run(arguments: &LogsArgs) -> Result<ExitCode, Failure> {
@@ -38,6 +40,12 @@ pub(super) fn run(arguments: &LogsArgs) -> Result<ExitCode, Failure> {
         Place::File(path) => {
             print(&format!("the keeper of the tunnel {name} writes its messages to {path}\n"))?;
             return Ok(ExitCode::SUCCESS);
+        }
+        Place::Nowhere => {
+            let what = format!("the keeper of the tunnel {name} runs in the background, and discards its messages");
+            let advice =
+                format!("run it as a service (`systemctl start vpn-exec@{name}`), or with `vpn-exec up --foreground`");
+            return Err(Failure::new(what).advise(advice));
         }
     };
     let mut journalctl = Command::new("journalctl");
@@ -65,8 +73,11 @@ fn place_of(keeper: u32) -> Result<Place, Failure> {
     }
     let link = format!("/proc/{keeper}/fd/2");
     let output = fs::read_link(&link).doing(format!("read {link}"))?;
-    let output = output.display().to_string();
-    Ok(if output.starts_with("socket:") { Place::Process(keeper) } else { Place::File(output) })
+    Ok(match output.display().to_string() {
+        output if output.starts_with("socket:") => Place::Process(keeper),
+        output if output == "/dev/null" => Place::Nowhere,
+        output => Place::File(output),
+    })
 }
 
 /// Returns the system service in a process's control group (cgroups(7)), as `0::/system.slice/NAME.service`.

@@ -42,7 +42,7 @@ pub(super) fn run(
     warn_of_incompatibility(&command, &options, &identity, |port| tunnel.has_host_port(port));
     // All users can read the files made for the tunnel, whatever the caller's mask. The program gets that mask back.
     let umask = process::set_umask(0o022);
-    let signals = Signals::block(program::watched()).doing("watch for signals")?;
+    let signals = Signals::block(program::forwarded_signals()).doing("watch for signals")?;
     let mut session = session::acquire_requested(tunnel, listen_fds)?;
     let program = Program {
         command,
@@ -61,8 +61,8 @@ pub(super) fn run(
         listen_fds,
         umask,
         terminal,
-        is_connected: wait.is_some(),
-        keeper_gains: keeper::gained_by_hooks(session.plan.hooks.iter().any(|hook| hook.run)),
+        awaits_handshake: wait.is_some(),
+        keeper_bounding_set: keeper::gained_by_hooks(session.plan.hooks.iter().any(|hook| hook.run)),
     };
     let outcome = run_program(&program, &options, &mut session, signals, wait);
     session.end(outcome.is_ok())?;
@@ -162,7 +162,7 @@ fn take_signal(signals: &mut Signals) -> std::io::Result<Option<i32>> {
 
 /// Returns the user and group that the program is to run as.
 fn choose_identity(options: &ProgramOptions) -> Result<Identity, Failure> {
-    identity::choose(options.user.as_deref(), options.group.as_deref(), environment).map_err(Failure::new)
+    identity::choose(options.user.as_deref(), options.group.as_deref(), environment)
 }
 
 /// Returns the capabilities that the program keeps. The plan has refused unknown names.
@@ -183,10 +183,10 @@ fn warn_of_incompatibility(
         Identity::Unchanged => nix::unistd::geteuid().is_root(),
     };
     let variable = |name: &str| std::env::var_os(name);
-    let program = compatibility::advice(command, options.new_privileges, is_root, variable);
-    let display = compatibility::display_advice(environment("DISPLAY").as_deref(), has_host_port);
-    for advice in [program, display].into_iter().flatten() {
-        tracing::warn!("{advice}");
+    let program = compatibility::program_warning(command, options.new_privileges, is_root, variable);
+    let display = compatibility::display_warning(environment("DISPLAY").as_deref(), has_host_port);
+    for warning in [program, display].into_iter().flatten() {
+        tracing::warn!("{warning}");
     }
 }
 

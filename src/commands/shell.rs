@@ -36,7 +36,7 @@ fn shell_of(identity: &Identity, variable: Option<OsString>, entry: impl Fn(u32)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::identity::{Account, Entry};
+    use crate::program::identity::{Account, UserEntry};
 
     #[test]
     fn the_shell_is_the_program_users() {
@@ -47,7 +47,7 @@ mod tests {
         assert_eq!(shell(&Identity::Unchanged, None), Path::new("/bin/dash"));
         assert_eq!(shell_of(&Identity::Unchanged, None, |_| None), Path::new("/bin/sh"));
         let account = |shell: Option<&str>| {
-            let entry = shell.map(|shell| Entry { name: "ann".into(), home: "/".into(), shell: shell.into() });
+            let entry = shell.map(|shell| UserEntry { name: "ann".into(), home: "/".into(), shell: shell.into() });
             Identity::Other(Account { uid: 1, gid: 1, groups: vec![1], entry })
         };
         assert_eq!(shell(&account(Some("/bin/fish")), Some("/bin/zsh")), Path::new("/bin/fish"));

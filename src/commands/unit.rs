@@ -14,27 +14,27 @@ use crate::names::{ServiceName, TunnelName};
 use crate::plan::drop_in::{DropInRequest, render, warnings};
 use crate::systemctl::{ANY, Unit, instance, show, systemctl};
 
-/// Where the machine's own units are.
+/// The folder of the administrator's units (systemd.unit(5)).
 const UNITS: &str = "/etc/systemd/system";
 
-/// The drop-in's file.
+/// The name of the drop-in's file.
 const FILE: &str = "50-vpn-exec.conf";
 
 pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
     let UnitArgs { service, tunnel, show: shown, dbus, install } = arguments;
     let mut unit = Unit::read(service)?;
     if !unit.is_known {
-        tracing::warn!("systemd does not tell of {service}, so what its unit says could not be considered");
+        tracing::warn!("cannot query systemd about {service}: the drop-in does not consider its unit");
     }
     if unit.name != *service {
-        // A drop-in for the other name goes when that name does: `systemctl disable` takes it away.
-        tracing::warn!("{service} is another name of {}, which the drop-in is for", unit.name);
+        // `systemctl disable` removes the other name, and a drop-in for it would have no effect then.
+        tracing::warn!("{service} is another name of {}; the drop-in is for the latter", unit.name);
     }
     let service = unit.name.clone();
     let former = tunnel_of(&file_of(&service))
         .filter(|former| unit.facts.network_namespace.as_deref() == Some(&path_of(former.as_str())));
     if former.is_some() {
-        // That is what the drop-in says which this one takes the place of.
+        // That comes from the drop-in that this one replaces.
         unit.facts.network_namespace = None;
     }
     let request = DropInRequest { service: service.clone(), tunnel: tunnel.clone(), dbus: *dbus, show: shown.clone() };
@@ -49,50 +49,50 @@ pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
     }
     let keeper = format!("vpn-exec@{tunnel}.service");
     if show(&keeper)?.is_some_and(|known| known.get("LoadState").is_some_and(|state| state == "not-found")) {
-        tracing::warn!("there is no {keeper}, without which {service} does not start: install vpn-exec@.service");
+        tracing::warn!("there is no {keeper}, which {service} needs to start: install vpn-exec@.service");
     }
     match install {
-        true => put(&text, &unit, tunnel, former.as_ref())?,
+        true => install_drop_in(&text, &unit, tunnel, former.as_ref())?,
         false => print(&text)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the drop-in that puts a unit into a tunnel, in the place of one for a former tunnel, and has systemd read it.
-fn put(text: &str, unit: &Unit, tunnel: &TunnelName, former: Option<&TunnelName>) -> Result<(), Failure> {
+/// Writes the drop-in that puts a unit into a tunnel, replaces one for a former tunnel, and reloads systemd.
+fn install_drop_in(text: &str, unit: &Unit, tunnel: &TunnelName, former: Option<&TunnelName>) -> Result<(), Failure> {
     let service = &unit.name;
     let file = file_of(service);
     write(&file, text)?;
-    print(&format!("{} is written\n", file.display()))?;
+    print(&format!("wrote {}\n", file.display()))?;
     if let Some(former) = former.filter(|former| *former != tunnel) {
         let link = want_of(former, service);
         remove(&link).map_err(|error| cannot_write(&link, &error))?;
     }
     if unit.is_enabled {
-        // A service that stopped with its tunnel would not be started with it again otherwise.
+        // Without this link, a service that stopped with its tunnel would not be started with it again.
         let link = want_of(tunnel, service);
         want(&link, service)?;
-        print(&format!("{} is made, so {service} is started with the tunnel\n", link.display()))?;
+        print(&format!("created {}: {service} starts with the tunnel\n", link.display()))?;
     }
     systemctl(&["daemon-reload"])?;
-    if let Some(setting) = lost(service, tunnel)? {
-        return Err(Failure::new(format!("{} does not hold: {setting}= is set anew after it", file.display()))
-            .advise(format!("take that out of the file that sorts after it, see `systemctl cat {service}`")));
+    if let Some(setting) = overridden(service, tunnel)? {
+        return Err(Failure::new(format!("{} has no effect: another file sets {setting}= after it", file.display()))
+            .advise(format!("remove that line from the file that sorts after it, see `systemctl cat {service}`")));
     }
-    print(&format!("now it takes `systemctl restart {service}`\n"))
+    print(&format!("to apply it: systemctl restart {service}\n"))
 }
 
-/// Where a service's drop-in is.
+/// Returns the path of a service's drop-in.
 fn file_of(service: &ServiceName) -> PathBuf {
     Path::new(UNITS).join(format!("{service}.d")).join(FILE)
 }
 
-/// Where a tunnel's keeper is told that it wants a service.
+/// Returns the path of the link by which a tunnel's keeper starts a service.
 fn want_of(tunnel: &TunnelName, service: &ServiceName) -> PathBuf {
     Path::new(UNITS).join(format!("vpn-exec@{tunnel}.service.wants")).join(service.as_str())
 }
 
-/// Which tunnel a drop-in of ours puts its service into.
+/// Returns the tunnel that a drop-in written by vpn-exec puts its service into.
 fn tunnel_of(file: &Path) -> Option<TunnelName> {
     let text = fs::read_to_string(file).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("NetworkNamespacePath="))?;
@@ -111,8 +111,8 @@ fn remove(link: &Path) -> io::Result<()> {
     }
 }
 
-/// Which setting of the drop-in another one takes back: what is said last holds, and an empty list takes away all that was in it.
-fn lost(service: &ServiceName, tunnel: &TunnelName) -> Result<Option<&'static str>, Failure> {
+/// Returns a setting of the drop-in that a later file overrides. The last value counts, and an empty one clears a list.
+fn overridden(service: &ServiceName, tunnel: &TunnelName) -> Result<Option<&'static str>, Failure> {
     let Some(properties) = show(&instance(service))? else { return Ok(None) };
     let is_own = properties.get("NetworkNamespacePath").is_some_and(|path| Path::new(path) == path_of(tunnel.as_str()));
     let has = |name: &str, part: &str| {
@@ -126,7 +126,7 @@ fn lost(service: &ServiceName, tunnel: &TunnelName) -> Result<Option<&'static st
     Ok(held.into_iter().find(|(_, holds)| !holds).map(|(name, _)| name))
 }
 
-/// Has the keeper want the service.
+/// Creates the link by which the keeper starts the service.
 fn want(link: &Path, service: &ServiceName) -> Result<(), Failure> {
     let made = fs::create_dir_all(link.parent().unwrap_or(Path::new(UNITS))).and_then(|()| {
         match symlink(format!("../{service}"), link) {
@@ -139,5 +139,5 @@ fn want(link: &Path, service: &ServiceName) -> Result<(), Failure> {
 
 fn cannot_write(path: &Path, error: &io::Error) -> Failure {
     Failure::new(format!("cannot write {}: {error}", path.display()))
-        .advise("run it as root, or print the drop-in without --install and put it where your units are")
+        .advise("run it as root, or print the drop-in without --install and save it yourself")
 }

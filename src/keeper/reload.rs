@@ -134,7 +134,7 @@ fn unchangeable(reasons: &[String], config: &Config) -> Failure {
 /// Plans a running tunnel again from the host's present state.
 pub(super) fn plan_again(tunnel: &mut Tunnel, config: &Config) -> Result<Plan, Failure> {
     let facts = facts::read(tunnel.host(), config).doing("read the host's network configuration")?;
-    plan::plan(config, &facts).map_err(Failure::new)
+    Ok(plan::plan(config, &facts)?)
 }
 
 /// Logs the result of a change that no client waits for.

@@ -83,7 +83,7 @@ impl ServiceNotifier {
 
     fn notify(&self, text: &str) {
         let Some(manager) = &self.manager else { return };
-        if let Err(error) = manager.tell(text) {
+        if let Err(error) = manager.notify(text) {
             tracing::debug!(%error, "cannot notify systemd: {text}");
         }
     }

@@ -1,24 +1,37 @@
-//! Capabilities (capabilities(7)) of the calling thread, the secure bits and `no_new_privs`.
+//! The capabilities (capabilities(7)) of the calling thread, its secure bits and `no_new_privs`.
+//!
+//! Sets are changed with rustix: one capset(2) changes the permitted, effective and inheritable set at once, error
+//! numbers are kept, and capabilities that no library has a name for yet are included. [`ThreadCapabilities`], which
+//! verifies the result, reads the bounding and the ambient set with the `caps` crate.
 
 use std::fmt;
 use std::fs;
 use std::io;
 
+use caps::CapSet;
 pub use rustix::thread::CapabilitySet;
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySets};
 
-/// The number of the highest capability that the running kernel knows.
+/// Returns the number of the running kernel's last capability.
+///
+/// # Errors
+/// Fails if `/proc/sys/kernel/cap_last_cap` cannot be read.
 pub fn last() -> io::Result<u8> {
     fs::read_to_string("/proc/sys/kernel/cap_last_cap")?.trim().parse().map_err(io::Error::other)
 }
 
-/// The set that holds only the capability of a number. Empty for a number that no set can hold.
+/// Returns the set that holds only the capability of a number. It is empty for numbers above 63.
 pub fn from_number(number: u8) -> CapabilitySet {
     CapabilitySet::from_bits_retain(1_u64.checked_shl(number.into()).unwrap_or(0))
 }
 
-/// Makes `permitted` all that the calling thread can have, and `effective` what it has now; no inheritable ones. What is in
-/// neither is gone for good. Capabilities that the thread does not have are left out silently: an ordinary user has none.
+/// Limits the calling thread to the `permitted` and the `effective` capabilities, and clears the inheritable set.
+///
+/// Capabilities outside of `permitted` are gone for good. Capabilities that the thread does not have are ignored: an
+/// ordinary user has none.
+///
+/// # Errors
+/// Fails as capset(2) does.
 pub fn limit(permitted: CapabilitySet, effective: CapabilitySet) -> io::Result<()> {
     let now = rustix::thread::capabilities(None)?;
     let permitted = permitted & now.permitted;
@@ -27,34 +40,42 @@ pub fn limit(permitted: CapabilitySet, effective: CapabilitySet) -> io::Result<(
 }
 
 /// Makes permitted capabilities effective.
+///
+/// # Errors
+/// Fails as capset(2) does.
 pub fn raise(capabilities: CapabilitySet) -> io::Result<()> {
     let mut sets = rustix::thread::capabilities(None)?;
     sets.effective |= capabilities & sets.permitted;
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
-/// Does something with permitted capabilities made effective, and leaves all as it was.
+/// Runs `work` with permitted capabilities made effective, and restores the sets afterwards.
+///
+/// # Errors
+/// Fails as capset(2) does.
 pub fn with_raised<T>(capabilities: CapabilitySet, work: impl FnOnce() -> T) -> io::Result<T> {
     let former = rustix::thread::capabilities(None)?;
     raise(capabilities)?;
-    let done = work();
+    let result = work();
     rustix::thread::set_capabilities(None, former)?;
-    Ok(done)
+    Ok(result)
 }
 
-/// The capabilities that the calling thread may make effective.
+/// Returns the permitted set of the calling thread.
+///
+/// # Errors
+/// Fails as capget(2) does.
 pub fn permitted() -> io::Result<CapabilitySet> {
     Ok(rustix::thread::capabilities(None)?.permitted)
 }
 
-/// Removes all but `kept` from the bounding set, up to the kernel's last capability, so that no program executed later can gain
-/// them from a file.
+/// Removes all capabilities but `kept` from the bounding set, up to the kernel's `last` capability. A program that is
+/// executed later cannot gain them from a file.
 ///
 /// # Errors
-/// `EPERM` without CAP_SETPCAP, unless there was nothing to remove.
+/// Fails with `EPERM` without CAP_SETPCAP, unless there was nothing to remove.
 pub fn limit_bounding_set(kept: CapabilitySet, last: u8) -> io::Result<()> {
-    for number in 0..=last {
-        let capability = from_number(number);
+    for capability in (0..=last).map(from_number) {
         if !kept.contains(capability) && rustix::thread::capability_is_in_bounding_set(capability)? {
             rustix::thread::remove_capability_from_bounding_set(capability)?;
         }
@@ -62,25 +83,24 @@ pub fn limit_bounding_set(kept: CapabilitySet, last: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes exactly `kept` permitted and effective, and `inheritable` inheritable.
+/// Replaces the permitted and the effective set by `kept`, and the inheritable set by `inheritable`.
 ///
 /// # Errors
-/// `EPERM` if one of them is not permitted.
+/// Fails with `EPERM` if one of the capabilities is not permitted.
 pub fn set(kept: CapabilitySet, inheritable: CapabilitySet) -> io::Result<()> {
     Ok(rustix::thread::set_capabilities(None, CapabilitySets { permitted: kept, effective: kept, inheritable })?)
 }
 
-/// Makes `kept` inheritable and ambient, so that a program executed by a user who is not root has them.
+/// Makes `kept` inheritable and ambient, so that programs executed by a user other than root have them.
 ///
 /// # Errors
-/// `EPERM` if one of them is not permitted.
+/// Fails with `EPERM` if one of the capabilities is not permitted.
 pub fn make_ambient(kept: CapabilitySet, last: u8) -> io::Result<()> {
     let mut sets = rustix::thread::capabilities(None)?;
     sets.inheritable = kept;
     rustix::thread::set_capabilities(None, sets)?;
     rustix::thread::clear_ambient_capability_set()?;
-    for number in 0..=last {
-        let capability = from_number(number);
+    for capability in (0..=last).map(from_number) {
         if kept.contains(capability) {
             rustix::thread::configure_capability_in_ambient_set(capability, true)?;
         }
@@ -88,22 +108,24 @@ pub fn make_ambient(kept: CapabilitySet, last: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets capabilities survive a change from root to another user, until they are dropped by name.
+/// Keeps capabilities across a change from root to another user, until they are dropped explicitly.
 ///
 /// # Errors
-/// `EPERM` without CAP_SETPCAP.
+/// Fails with `EPERM` without CAP_SETPCAP.
 pub fn keep_across_user_change() -> io::Result<()> {
     Ok(rustix::thread::set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?)
 }
 
-/// Locks the secure bits: no more capabilities can be made ambient, no change of users brings or takes any unless `fix_up`, and, unless
-/// `root_is_special`, user ID 0 has none by being 0. None of this can be undone.
+/// Sets and locks the secure bits. No more capabilities can be made ambient.
 ///
-/// PR_SET_KEEPCAPS stays allowed. It says what setuid(2) takes away, which is nothing without the fix-up; programs that ask for it, such as
-/// ping(8), end where they may not.
+/// Unless `fix_up`, a change of user neither adds nor removes capabilities. Unless `root_is_special`, user ID 0 alone
+/// brings no capabilities. None of this can be undone.
+///
+/// `PR_SET_KEEPCAPS` stays allowed. It has no effect without the fix-up, and programs that use it, such as ping(8),
+/// exit if they may not.
 ///
 /// # Errors
-/// `EPERM` without CAP_SETPCAP.
+/// Fails with `EPERM` without CAP_SETPCAP.
 pub fn lock_secure_bits(root_is_special: bool, fix_up: bool) -> io::Result<()> {
     let mut bits = CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
@@ -118,28 +140,95 @@ pub fn lock_secure_bits(root_is_special: bool, fix_up: bool) -> io::Result<()> {
     Ok(rustix::thread::set_capabilities_secure_bits(bits)?)
 }
 
-/// Forbids the calling thread, and all that it executes, to gain privileges by executing a file (prctl(2)).
+/// Sets `no_new_privs`: neither the calling thread nor any program that it executes can gain privileges by executing a
+/// file (prctl(2)).
+///
+/// # Errors
+/// Fails as prctl(2) does.
 pub fn set_no_new_privileges() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
 }
 
-/// All capability sets of the calling thread: what a test or a check compares.
-pub struct ThreadCapabilities(CapabilitySets);
+/// All capability sets of the calling thread.
+pub struct ThreadCapabilities {
+    sets: CapabilitySets,
+    ambient: CapabilitySet,
+    bounding: CapabilitySet,
+}
 
 impl ThreadCapabilities {
-    /// Reads them.
-    pub fn read() -> io::Result<Self> {
-        Ok(Self(rustix::thread::capabilities(None)?))
+    /// Reads the sets of the calling thread. `last` is the kernel's last capability.
+    ///
+    /// # Errors
+    /// Fails as capget(2) and prctl(2) do.
+    pub fn read(last: u8) -> io::Result<Self> {
+        let known = |set: CapSet| {
+            let capabilities = caps::read(None, set).map_err(io::Error::other)?;
+            Ok::<_, io::Error>(
+                capabilities.into_iter().fold(CapabilitySet::empty(), |all, one| all | from_number(one.index())),
+            )
+        };
+        let mut bounding = known(CapSet::Bounding)?;
+        let first_unnamed = caps::all().iter().map(caps::Capability::index).max().map_or(0, |last| last + 1);
+        for capability in (first_unnamed..=last).map(from_number) {
+            if rustix::thread::capability_is_in_bounding_set(capability)? {
+                bounding |= capability;
+            }
+        }
+        // Only permitted and inheritable capabilities can be ambient, so `sets` covers those without a name.
+        Ok(Self { sets: rustix::thread::capabilities(None)?, ambient: known(CapSet::Ambient)?, bounding })
     }
 
-    /// Whether nothing but `kept` is in any set.
+    /// Returns whether the permitted, effective, inheritable and ambient sets hold nothing but `kept`.
     pub fn is_within(&self, kept: CapabilitySet) -> bool {
-        (self.0.permitted | self.0.effective | self.0.inheritable).difference(kept).is_empty()
+        let CapabilitySets { permitted, effective, inheritable } = self.sets;
+        (permitted | effective | inheritable | self.ambient).difference(kept).is_empty()
+    }
+
+    /// Returns whether the bounding set holds nothing but `kept`.
+    pub fn is_bounded_by(&self, kept: CapabilitySet) -> bool {
+        self.bounding.difference(kept).is_empty()
     }
 }
 
 impl fmt::Debug for ThreadCapabilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.0)
+        let Self { sets, ambient, bounding } = self;
+        write!(f, "{sets:?}, ambient {ambient:?}, bounding {bounding:?}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sets_read_are_those_that_the_kernel_shows() {
+        let status = fs::read_to_string("/proc/thread-self/status").expect("a status");
+        let shown = |name: &str| {
+            let mask = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+            CapabilitySet::from_bits_retain(u64::from_str_radix(mask.trim(), 16).expect(name))
+        };
+        let read = ThreadCapabilities::read(last().expect("the last capability")).expect("the sets");
+        assert_eq!((read.bounding, read.ambient), (shown("CapBnd:"), shown("CapAmb:")));
+        assert_eq!(read.sets.permitted, shown("CapPrm:"));
+        assert!(read.is_within(shown("CapPrm:") | shown("CapInh:")) && read.is_bounded_by(shown("CapBnd:")));
+    }
+
+    #[test]
+    fn a_capability_that_is_left_over_is_noticed() {
+        let last = last().expect("the last capability");
+        let sets = CapabilitySets {
+            permitted: CapabilitySet::empty(),
+            effective: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        for number in [0, last, last + 1, 63] {
+            let (one, none) = (from_number(number), CapabilitySet::empty());
+            let ambient = ThreadCapabilities { sets, ambient: one, bounding: none };
+            assert!(!ambient.is_within(none) && ambient.is_within(one));
+            let bounding = ThreadCapabilities { sets, ambient: none, bounding: one };
+            assert!(!bounding.is_bounded_by(none) && bounding.is_bounded_by(one));
+        }
     }
 }

@@ -1,27 +1,29 @@
-//! The parsers of what the kernel answers, under a fuzzer.
+//! Entry points for fuzzing the parsers of kernel answers.
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 
-use super::{iptables, netlink, nftables};
+use super::netlink::channel::{AnswerHeader, Messages, refusal};
+use super::{iptables, nftables, unix_sockets};
 
-/// Reads a datagram of netlink as answers of the kernel's about links, addresses and routes, and about its rules for packets.
+/// Parses a netlink datagram as answers about links, addresses and routes, about packet rules, and about unix sockets.
 pub fn netlink(datagram: &[u8]) {
-    for message in netlink::channel::Messages(datagram) {
-        let _ = netlink::channel::Header::of(message);
-        let _ = netlink::channel::refusal(message);
+    unix_sockets::inspect_datagram(datagram);
+    for message in Messages(datagram) {
+        let _ = AnswerHeader::of(message);
+        let _ = refusal(message);
         let _ = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message);
         if let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) =
             NetlinkMessage::<NetfilterMessage>::deserialize(message)
         {
-            nftables::look_at(message);
+            nftables::inspect_answer(message);
         }
     }
 }
 
-/// Reads a table of iptables', the first byte of which says whether it is one of IPv6 and where a chain's policy is.
+/// Parses an iptables table. The lowest bit of the first byte selects IPv6, the others the offset of a chain's policy.
 pub fn iptables(input: &[u8]) {
     let Some((first, entries)) = input.split_first() else { return };
-    iptables::look_at(first & 1 == 1, entries, usize::from(first / 2) * 8);
+    iptables::inspect_table(first & 1 == 1, entries, usize::from(first / 2) * 8);
 }

@@ -1,4 +1,4 @@
-//! Local sockets that keep the borders of messages (unix(7), SOCK_SEQPACKET), and pass descriptors.
+//! Unix sockets that preserve message boundaries and pass descriptors (SOCK_SEQPACKET of unix(7)).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,38 +15,39 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
-/// Whether a socket takes descriptors (linux/asm-generic/socket.h). The architectures that we are built for number it
-/// alike.
+/// The socket option that allows passing descriptors (`SO_PASSRIGHTS` of asm-generic/socket.h). All supported
+/// architectures use the generic number.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
-/// How many connections may wait to be accepted.
+/// The maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A socket that others connect to.
+/// A listening socket.
 #[derive(Debug)]
 pub struct LocalListener {
     socket: OwnedFd,
     path: PathBuf,
 }
 
-/// Who is at the other end of a connection, as of when it connected (SO_PEERCRED of unix(7)). Numbers are as the reader's namespaces
-/// have them: a process that is in none of them is 0.
+/// The process at the other end of a connection, as of when it connected (`SO_PEERCRED` of unix(7)). IDs that the
+/// reader's namespaces do not have are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerCredentials {
-    /// The process.
+    /// The process ID.
     pub pid: i32,
-    /// Its effective user.
+    /// The effective user ID.
     pub uid: u32,
-    /// Its effective group.
+    /// The effective group ID.
     pub gid: u32,
 }
 
 impl LocalListener {
-    /// Listens at a path, with the permission bits `mode`: who may write may connect. A socket that somebody has left there is
-    /// replaced; that nobody listens there any more is the caller's to know.
+    /// Listens at a path. Users with write permission by `mode` may connect.
+    ///
+    /// A socket that exists at the path is replaced. The caller must know that no process listens there any more.
     ///
     /// # Errors
-    /// `EADDRINUSE` if there is something else at the path.
+    /// Fails with `EADDRINUSE` if another kind of file is at the path.
     pub fn bind(path: &Path, mode: u32) -> io::Result<Self> {
         use std::os::unix::fs::FileTypeExt;
 
@@ -57,23 +58,25 @@ impl LocalListener {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         rustix::net::bind(&socket, &address)?;
-        // Nobody can connect before it listens.
+        // No client can connect before listen(2), so the former mode does no harm.
         rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
         rustix::net::listen(&socket, BACKLOG)?;
         Ok(Self { socket, path: path.to_owned() })
     }
 
-    /// Where it listens.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Has the kernel refuse descriptors that are passed to this socket, or to connections to it from then on: whoever
-    /// sends one is told
-    /// `EPERM`. Says whether the kernel can do that, as it can since Linux 6.16.
+    /// Makes the kernel refuse descriptors passed to this socket and to its future connections: sending one fails with
+    /// `EPERM`. Returns whether the kernel supports this, as it does since Linux 6.16.
+    ///
+    /// # Errors
+    /// Fails as setsockopt(2) does.
     pub fn refuse_descriptors(&self) -> io::Result<bool> {
         let off: libc::c_int = 0;
-        // SAFETY: the kernel reads as many bytes of the number as is said, and keeps none.
+        // SAFETY: the kernel reads the number, whose size is passed, and keeps no reference to it.
         let set = unsafe {
             libc::setsockopt(
                 self.socket.as_raw_fd(),
@@ -92,16 +95,20 @@ impl LocalListener {
         }
     }
 
-    /// The next connection, if one waits: not blocking, and closed at the next exec.
+    /// Accepts the next connection, or returns none if no connection waits. The connection does not block and is closed
+    /// on exec.
+    ///
+    /// # Errors
+    /// Fails as accept(2) does, for example with `EMFILE`.
     pub fn accept(&self) -> io::Result<Option<(OwnedFd, PeerCredentials)>> {
         loop {
             match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
-                    let who = peer_credentials(&socket)?;
-                    return Ok(Some((socket, who)));
+                    let peer = peer_credentials(&socket)?;
+                    return Ok(Some((socket, peer)));
                 }
                 Err(Errno::AGAIN) => return Ok(None),
-                // Whoever it was has gone already.
+                // ECONNABORTED: the client has disconnected already.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -124,22 +131,26 @@ impl AsFd for LocalListener {
 
 fn address(path: &Path) -> io::Result<SocketAddrUnix> {
     SocketAddrUnix::new(path).map_err(|_| {
-        let what = format!("{} is too long for a socket's path", path.display());
+        let what = format!("the socket path is too long: {}", path.display());
         io::Error::new(io::ErrorKind::InvalidInput, what)
     })
 }
 
-/// Who is at the other end of a connection: who has connected, or who listened then (`SO_PEERCRED` in unix(7)).
-pub fn peer_credentials(socket: &OwnedFd) -> io::Result<PeerCredentials> {
-    let who = getsockopt(socket, sockopt::PeerCredentials)?;
-    Ok(PeerCredentials { pid: who.pid(), uid: who.uid(), gid: who.gid() })
-}
-
-/// Connects to who listens at a path. The connection blocks, and is closed at the next exec.
+/// Returns the credentials of the process at the other end: the one that connected, or that listened at that time
+/// (`SO_PEERCRED` of unix(7)).
 ///
 /// # Errors
-/// `ENOENT` if there is nothing, `ECONNREFUSED` if nobody listens any more, `WouldBlock` if too many wait to be accepted for `patience`
-/// already.
+/// Fails as getsockopt(2) does.
+pub fn peer_credentials(socket: &OwnedFd) -> io::Result<PeerCredentials> {
+    let peer = getsockopt(socket, sockopt::PeerCredentials)?;
+    Ok(PeerCredentials { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() })
+}
+
+/// Connects to the socket at a path. The connection blocks and is closed on exec.
+///
+/// # Errors
+/// Fails with `ENOENT` if there is no such file, with `ECONNREFUSED` if no process listens any more, and with
+/// `WouldBlock` if the backlog stays full for `patience`.
 pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     let address = address(path)?;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -149,21 +160,25 @@ pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Two ends of a connection, which block, and are closed at the next exec.
+/// Creates the two ends of a connection, which block and are closed on exec.
+///
+/// # Errors
+/// Fails as socketpair(2) does.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Sends a message, and passes a descriptor with it if there is one.
+/// Sends a message, with a descriptor if one is given.
 ///
 /// # Errors
-/// `EPIPE` or `ECONNRESET` if nobody is there to receive it, `WouldBlock` if there is no room for it and the connection does not block.
+/// Fails with `EPIPE` or `ECONNRESET` if the other end is closed, and with `WouldBlock` if the connection does not
+/// block and its buffer is full.
 pub fn send(socket: &OwnedFd, message: &[u8], passed: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let passed = passed.as_slice();
     if !passed.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(passed)) {
-        return Err(io::Error::other("there is no room for a descriptor"));
+        return Err(io::Error::other("the buffer has no room for a descriptor"));
     }
     loop {
         match rustix::net::sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL) {
@@ -174,11 +189,11 @@ pub fn send(socket: &OwnedFd, message: &[u8], passed: Option<BorrowedFd<'_>>) ->
     }
 }
 
-/// Receives a message: its length, and the descriptor that was passed with it, if one was, which is closed at the next exec. None at
-/// the end.
+/// Receives a message. Returns its length and the descriptor passed with it, which is closed on exec, or none if the
+/// other end is closed.
 ///
 /// # Errors
-/// `InvalidData` if the message is longer than the buffer.
+/// Fails with `InvalidData` if the message is longer than the buffer.
 pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Option<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -193,21 +208,23 @@ pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(usize,
     let mut passed = None;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-            // Any more than one are closed here.
+            // Dropping the iterator closes all descriptors but the last.
             passed = descriptors.last().or(passed);
         }
     }
     if received.flags.contains(ReturnFlags::TRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
     }
     Ok((received.bytes > 0).then_some((received.bytes, passed)))
 }
 
-/// Looks at the next message, and returns its length as far as it fits into the buffer; none at the end. It stays where
-/// it is, with what is passed with it: nothing of that is opened or closed in this process.
+/// Copies the next message into the buffer and leaves it in the queue. Returns its length as far as it fits, or none if
+/// the other end is closed.
+///
+/// Descriptors passed with the message stay in the queue as well: this process neither opens nor closes them.
 ///
 /// # Errors
-/// `WouldBlock` if there is none.
+/// Fails with `WouldBlock` if there is no message.
 pub fn peek(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     match rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, flags)) {
@@ -228,7 +245,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
-    fn messages_keep_their_borders_and_bring_a_descriptor() {
+    fn messages_keep_their_boundaries_and_bring_a_descriptor() {
         let (one, other) = pair().expect("a pair");
         let mut file = tempfile::tempfile().expect("a file");
         io::Write::write_all(&mut file, b"passed").expect("written");
@@ -249,35 +266,35 @@ mod tests {
         assert_eq!(receive(&other, &mut buffer).expect_err("too long").kind(), io::ErrorKind::InvalidData);
         drop(one);
         assert!(receive(&other, &mut buffer).expect("received").is_none());
-        assert_eq!(send(&other, b"x", None).expect_err("nobody is there").raw_os_error(), Some(libc::EPIPE));
+        assert_eq!(send(&other, b"x", None).expect_err("the other end is closed").raw_os_error(), Some(libc::EPIPE));
     }
 
     #[test]
-    fn a_listener_knows_who_comes() {
+    fn a_listener_reports_its_clients_and_has_a_bounded_backlog() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
-        assert_eq!(connect(&path, PATIENCE).expect_err("nothing is there").raw_os_error(), Some(libc::ENOENT));
+        assert_eq!(connect(&path, PATIENCE).expect_err("no such file").raw_os_error(), Some(libc::ENOENT));
         let listener = LocalListener::bind(&path, 0o620).expect("a listener");
         let mode = std::fs::metadata(&path).expect("a socket").permissions().mode();
         assert_eq!(mode & 0o7777, 0o620);
-        assert!(listener.accept().expect("nobody").is_none());
+        assert!(listener.accept().expect("no error").is_none());
         let connection = connect(&path, PATIENCE).expect("connected");
-        let (accepted, who) = listener.accept().expect("accepted").expect("a connection");
-        assert_eq!(who.pid, std::process::id().cast_signed());
-        assert_eq!(who.uid, nix::unistd::geteuid().as_raw());
+        let (accepted, peer) = listener.accept().expect("accepted").expect("a connection");
+        assert_eq!(peer.pid, std::process::id().cast_signed());
+        assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
         let waiting = receive(&accepted, &mut [0; 8]).expect_err("it does not block");
         assert_eq!(waiting.kind(), io::ErrorKind::WouldBlock);
-        // Whoever listens and accepts nobody is not waited for for ever.
+        // Connecting to a listener that does not accept times out.
         let waiting: Vec<_> =
             std::iter::from_fn(|| connect(&path, Duration::from_millis(10)).ok()).take(1000).collect();
         assert!(waiting.len() < 1000);
-        let late = connect(&path, Duration::from_millis(10)).expect_err("there is no room");
+        let late = connect(&path, Duration::from_millis(10)).expect_err("the backlog is full");
         assert_eq!(late.kind(), io::ErrorKind::WouldBlock);
         drop(waiting);
         drop(listener);
-        assert_eq!(connect(&path, PATIENCE).expect_err("nobody listens").raw_os_error(), Some(libc::ECONNREFUSED));
+        assert_eq!(connect(&path, PATIENCE).expect_err("no process listens").raw_os_error(), Some(libc::ECONNREFUSED));
         drop(connection);
-        // What was left there is replaced; what is no socket is not.
+        // A stale socket is replaced, another file is not.
         drop(LocalListener::bind(&path, 0o600).expect("a listener"));
         std::fs::remove_file(&path).expect("removed");
         std::fs::write(&path, "").expect("written");

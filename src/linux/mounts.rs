@@ -12,21 +12,31 @@ use rustix::mount::{
     UnmountFlags,
 };
 
-/// Moves the calling thread into a new mount namespace: what is mounted in it stays in it, what the host mounts and unmounts
-/// later appears and vanishes in it, too.
+/// Moves the calling thread into a new mount namespace. Its mounts stay inside, while mounts of the host still appear
+/// and disappear in it.
+///
+/// # Errors
+/// Fails with `EPERM` without CAP_SYS_ADMIN.
 pub fn unshare() -> io::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     Ok(rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
 }
 
-/// Mounts a file system in mount_tmpfs, for root alone to write. It may hold 64 MiB, which no `/etc/hosts` reaches, not even one that
-/// blocks the world's advertisements, and takes what is in it.
+/// Mounts a tmpfs that only root can write to.
+///
+/// Its limit is 64 MiB, more than any `/etc/hosts` needs, even one that blocks all known advertisers.
+///
+/// # Errors
+/// Fails as mount(2) does.
 pub fn mount_tmpfs(at: &Path) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     Ok(rustix::mount::mount("vpn-exec", at, c"tmpfs", flags, Some(c"mode=0755,size=64m"))?)
 }
 
-/// A file system in mount_tmpfs in which nothing is, nor can be, which is mounted nowhere yet.
+/// Creates an empty, read-only tmpfs that is not mounted yet.
+///
+/// # Errors
+/// Fails as fsopen(2) and fsmount(2) do, with `ENOSYS` before Linux 5.2.
 pub fn empty_tmpfs() -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(context.as_fd(), "mode", "0755")?;
@@ -38,35 +48,44 @@ pub fn empty_tmpfs() -> io::Result<OwnedFd> {
     Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-/// Makes `target` show what `source` is.
+/// Bind-mounts `source` on `target`.
+///
+/// # Errors
+/// Fails as mount(2) does.
 pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_bind(source, target)?)
 }
 
-/// Makes `target` show what `source` is, with all that is mounted below it.
+/// Bind-mounts `source` on `target`, with all mounts below it.
+///
+/// # Errors
+/// Fails as mount(2) does.
 pub fn bind_recursive(source: &Path, target: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_bind_recursive(source, target)?)
 }
 
-/// Moves the mount at `from` onto a directory.
+/// Moves the mount at `from` to the directory `onto`.
 ///
 /// # Errors
-/// `EINVAL` if what it is mounted in is shared with another mount namespace: see [`unshare`].
+/// Fails with `EINVAL` if the mount that contains it is shared with another mount namespace: see [`unshare`].
 pub fn move_mount(from: &Path, onto: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_move(from, onto)?)
 }
 
-/// Makes the mount at `target` read-only, for its own mount point alone.
+/// Makes the mount at `target` read-only, but not the file system in other places.
+///
+/// # Errors
+/// Fails as mount(2) does.
 pub fn make_read_only(target: &Path) -> io::Result<()> {
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     Ok(rustix::mount::mount_remount(target, flags, c"")?)
 }
 
-/// Has executing a file of any mount in the calling thread's mount namespace bring no privileges: neither those of a set-user-ID file, nor
-/// capabilities of a file. Mounts that appear later are not concerned.
+/// Sets the nosuid flag of all mounts in the calling thread's mount namespace, so that executing a file brings no
+/// privileges. Mounts that appear later are not affected.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 5.12.
+/// Fails with `ENOSYS` before Linux 5.12.
 pub fn set_nosuid_everywhere() -> io::Result<()> {
     /// `struct mount_attr` of linux/mount.h.
     #[repr(C)]
@@ -79,20 +98,27 @@ pub fn set_nosuid_everywhere() -> io::Result<()> {
     let set = MountAttrFlags::MOUNT_ATTR_NOSUID.bits().into();
     let attributes = Attributes { set, clear: 0, propagation: 0, user_namespace: 0 };
     let (root, size) = (c"/".as_ptr(), size_of::<Attributes>());
-    // SAFETY: the kernel reads the path, up to its zero, and as much of the attributes as is said; both live until the call returns.
+    // SAFETY: the kernel reads the path up to its NUL and `size` bytes of the attributes. Both live until the call
+    // returns.
     let done = unsafe {
         libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, root, libc::AT_RECURSIVE, &raw const attributes, size)
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes the topmost mount at `target` out of the tree. What is in use lives on until it is no longer.
+/// Detaches the topmost mount at `target`. Open files in it stay usable.
+///
+/// # Errors
+/// Fails with `EINVAL` if `target` is not a mount point.
 pub fn detach(target: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(target, UnmountFlags::DETACH)?)
 }
 
-/// Replaces `/sys` by that of the calling thread's network namespace: a sysfs shows the interfaces of the namespace in which
-/// it was mounted. What is mounted below (`/sys/fs/cgroup` and others) is carried over.
+/// Replaces `/sys` by that of the calling thread's network namespace, and carries over the mounts below it, such as
+/// `/sys/fs/cgroup`. A sysfs shows the interfaces of the namespace in which it was mounted.
+///
+/// # Errors
+/// Fails with `EPERM` in a user namespace that does not own the network namespace, as in some containers.
 pub fn replace_sysfs() -> io::Result<()> {
     let below = BindCopies::below("/sys")?;
     let read_only = rustix::fs::statvfs("/sys")?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
@@ -105,25 +131,28 @@ pub fn replace_sysfs() -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts that are about to be covered with the mount point that they are below, to be put back on top of what covers it.
+/// Copies of the mounts below a directory, to be attached again on top of a new mount on that directory.
 #[derive(Debug)]
 pub struct BindCopies(Vec<(PathBuf, OwnedFd)>);
 
 impl BindCopies {
-    /// All below a mount point, or any directory.
-    pub fn below(point: &str) -> io::Result<Self> {
+    /// Copies all mounts below a directory. Mounts that cannot be copied are left out.
+    ///
+    /// # Errors
+    /// Fails if `/proc/self/mountinfo` cannot be read.
+    pub fn below(directory: &str) -> io::Result<Self> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let opened = |path: PathBuf| {
+        let copied = |path: PathBuf| {
             let tree = rustix::mount::open_tree(CWD, &path, flags).ok()?;
             Some((path, tree))
         };
-        Ok(Self(mounted_below(point)?.into_iter().filter_map(opened).collect()))
+        Ok(Self(mounted_below(directory)?.into_iter().filter_map(copied).collect()))
     }
 
-    /// Puts them back.
+    /// Attaches the copies at their former places.
     pub fn attach(self) {
         for (path, tree) in self.0 {
-            // One that cannot be carried over is hidden, which is safe; the program can do without it, as in a container.
+            // A mount that cannot be attached is hidden, which is safe. Containers lack such mounts as well.
             let moved = rustix::mount::move_mount(tree, "", CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
             if let Err(error) = moved {
                 tracing::debug!(path = %path.display(), %error, "a mount is hidden from the program");
@@ -132,7 +161,10 @@ impl BindCopies {
     }
 }
 
-/// Hides the host's interfaces where [`replace_sysfs`] is not possible.
+/// Hides the host's interfaces in `/sys` where [`replace_sysfs`] is not possible.
+///
+/// # Errors
+/// Fails as mount(2) does.
 pub fn hide_sysfs_interfaces() -> io::Result<()> {
     for path in ["/sys/class/net", "/sys/devices/virtual/net"].map(Path::new) {
         if path.exists() {
@@ -143,12 +175,12 @@ pub fn hide_sysfs_interfaces() -> io::Result<()> {
     Ok(())
 }
 
-/// The topmost mounts below a mount point (proc_pid_mountinfo(5)).
-fn mounted_below(point: &str) -> io::Result<Vec<PathBuf>> {
+/// Returns the topmost mounts below a directory (proc_pid_mountinfo(5)).
+fn mounted_below(directory: &str) -> io::Result<Vec<PathBuf>> {
     let mut found: Vec<String> = Vec::new();
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         let Some(path) = line.split(' ').nth(4).map(unescape) else { continue };
-        if path.strip_prefix(point).is_some_and(|rest| rest.starts_with('/')) {
+        if path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/')) {
             found.push(path);
         }
     }

@@ -9,11 +9,11 @@ use nix::sys::signal::SigSet;
 use nix::sys::time::TimeSpec;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-/// Waits until a descriptor is readable or closed, and says whether it is. Signals that the calling thread blocks come through meanwhile,
-/// with what they do by default: ending the process, most of them.
+/// Waits until a descriptor is readable or closed, and returns whether it is. Meanwhile no signal is blocked, so most
+/// signals end the process.
 ///
 /// # Errors
-/// What ppoll(2) says.
+/// Fails as ppoll(2) does.
 pub fn wait_with_signals_unblocked(descriptor: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     let deadline = Instant::now().checked_add(timeout);
     loop {
@@ -27,26 +27,32 @@ pub fn wait_with_signals_unblocked(descriptor: BorrowedFd<'_>, timeout: Duration
     }
 }
 
-/// What is waited for.
+/// The events to wait for on a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// That there is something to read, or that the other end is closed.
+    /// There is data to read, or the other end is closed.
     Readable,
-    /// That the other end is closed, whatever there is to read.
+    /// The other end is closed. Data to read does not count.
     Closed,
 }
 
-/// Waits until one of the descriptors is readable or closed, or the time is up, and says which are.
+/// Waits until a descriptor is readable or closed, or the time is up. Returns for each descriptor whether it is ready.
+///
+/// # Errors
+/// Fails as poll(2) does.
 pub fn wait_for(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let descriptors: Vec<_> = descriptors.iter().map(|descriptor| (*descriptor, Interest::Readable)).collect();
     wait_for_each(&descriptors, timeout)
 }
 
-/// [`wait_for`], with what is waited for of each descriptor.
+/// Waits as [`wait_for`] does, with an interest for each descriptor.
+///
+/// # Errors
+/// Fails as poll(2) does.
 pub fn wait_for_each(descriptors: &[(BorrowedFd<'_>, Interest)], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let flags = |interest| match interest {
         Interest::Readable => PollFlags::IN,
-        // An end is told unasked (poll(2), POLLHUP).
+        // The kernel always reports POLLHUP (poll(2)).
         Interest::Closed => PollFlags::empty(),
     };
     let mut entries: Vec<PollFd<'_>> =

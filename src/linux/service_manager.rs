@@ -1,5 +1,5 @@
-//! What a service tells its manager (sd_notify(3)), by the manager's own protocol: texts in datagrams to the socket that it names in
-//! the environment.
+//! The notification protocol between a service and systemd (sd_notify(3)): datagrams with text to the socket that
+//! `NOTIFY_SOCKET` names. Also the journal's stream (`JOURNAL_STREAM` of systemd.exec(5)).
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -19,19 +19,19 @@ use rustix::net::{
 };
 use rustix::process::Pid;
 
-/// How long a manager may take to make room for a message. One that does not answer shall not hang its services.
+/// How long a send may wait for room in the manager's queue. A manager that hangs must not hang its services.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The most bytes of a message: what systemd takes (its `NOTIFY_BUFFER_MAX`).
-const LONGEST: usize = 4096;
+/// The maximum size of a notification in bytes (systemd's `NOTIFY_BUFFER_MAX`).
+const MAX_TEXT: usize = 4096;
 
-/// The most descriptors that pass with a message: SCM_MAX_FD of unix(7).
-const MOST_DESCRIPTORS: usize = 253;
+/// The maximum number of descriptors passed with a notification (`SCM_MAX_FD` of unix(7)).
+const MAX_DESCRIPTORS: usize = 253;
 
-/// The variable that names the socket.
+/// The environment variable that names the manager's socket.
 pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 
-/// The manager of the calling process, which is a service.
+/// The service manager that started the calling process.
 #[derive(Debug)]
 pub struct ServiceManager {
     socket: OwnedFd,
@@ -40,10 +40,10 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one that the environment names, if any. `variable` reads the environment.
+    /// Returns the manager that the environment names, if any. `variable` reads the environment.
     ///
     /// # Errors
-    /// If it names a socket of another kind.
+    /// Fails if `NOTIFY_SOCKET` is not the address of a unix socket.
     pub fn find(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> io::Result<Option<Self>> {
         let Some(name) = variable(NOTIFY_SOCKET).filter(|name| !name.is_empty()) else { return Ok(None) };
         let address = address(&name)?;
@@ -55,23 +55,27 @@ impl ServiceManager {
         Ok(Some(Self { socket, address, watchdog }))
     }
 
-    /// How often it must be told that the service lives, if it wants to be (sd_watchdog_enabled(3)).
+    /// Returns the interval within which the manager expects `WATCHDOG=1`, if it expects it (sd_watchdog_enabled(3)).
     pub fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 
-    /// Tells it something: lines of `NAME=value`.
-    pub fn tell(&self, text: &str) -> io::Result<()> {
+    /// Sends a notification: lines of `NAME=value`.
+    ///
+    /// # Errors
+    /// Fails as send(2) does, with `EAGAIN` if the manager's queue stays full for a second.
+    pub fn notify(&self, text: &str) -> io::Result<()> {
         rustix::net::sendto(&self.socket, text.as_bytes(), SendFlags::NOSIGNAL, &self.address)?;
         Ok(())
     }
-}
 
-impl ServiceManager {
-    /// Tells it what another process has said, with the descriptors that it has passed. By `sender` the manager sees who that was, which
-    /// takes CAP_SYS_ADMIN; without, it was the calling process.
+    /// Forwards the notification of another process with its descriptors. The manager sees `sender` as the sender if it
+    /// is given, which needs CAP_SYS_ADMIN, and otherwise the calling process.
+    ///
+    /// # Errors
+    /// Fails with `EPERM` without CAP_SYS_ADMIN, and as [`Self::notify`] does.
     pub fn forward(&self, text: &[u8], descriptors: &[OwnedFd], sender: Option<i32>) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS), ScmCredentials(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
         let mut fits = borrowed.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&borrowed));
@@ -80,7 +84,7 @@ impl ServiceManager {
             fits &= ancillary.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));
         }
         if !fits {
-            return Err(io::Error::other("there is no room for so many descriptors"));
+            return Err(io::Error::other("too many descriptors for one notification"));
         }
         let parts = [IoSlice::new(text)];
         rustix::net::sendmsg_addr(&self.socket, &self.address, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
@@ -88,23 +92,26 @@ impl ServiceManager {
     }
 }
 
-/// The socket of somebody who stands between services and their manager.
+/// A notification socket for programs, whose notifications are forwarded to the real manager.
 #[derive(Debug)]
 pub struct NotifySocket(OwnedFd);
 
-/// What a service has said.
+/// A notification of a service.
 #[derive(Debug)]
 pub struct Notification {
-    /// Lines of `NAME=value`.
+    /// The lines of `NAME=value`.
     pub text: Vec<u8>,
-    /// Who has said it. Zero if it is in a PID namespace that cannot be seen from here.
+    /// The process ID of the sender. Zero if the sender is in a PID namespace that is not visible from here.
     pub sender: i32,
-    /// What came with it.
+    /// The descriptors passed with it.
     pub descriptors: Vec<OwnedFd>,
 }
 
 impl NotifySocket {
-    /// Makes one that nobody can reach yet.
+    /// Creates a socket that is not bound to a path yet.
+    ///
+    /// # Errors
+    /// Fails as socket(2) does.
     pub fn new() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
@@ -112,17 +119,23 @@ impl NotifySocket {
         Ok(Self(socket))
     }
 
-    /// Lets everybody who sees a path reach it there.
+    /// Binds the socket to a path, for all users.
+    ///
+    /// # Errors
+    /// Fails as bind(2) and chmod(2) do.
     pub fn bind(&self, path: &Path) -> io::Result<()> {
         rustix::net::bind(&self.0, &SocketAddrUnix::new(path)?)?;
         Ok(rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(0o666), AtFlags::empty())?)
     }
 
-    /// The next message, if there is one.
+    /// Receives the next notification, or returns none if there is none.
+    ///
+    /// # Errors
+    /// Fails as recvmsg(2) does.
     pub fn receive(&self) -> io::Result<Option<Notification>> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS), ScmCredentials(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut text = vec![0; LONGEST];
+        let mut text = vec![0; MAX_TEXT];
         let received = loop {
             let mut parts = [IoSliceMut::new(&mut text)];
             match rustix::net::recvmsg(&self.0, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
@@ -145,16 +158,16 @@ impl NotifySocket {
 }
 
 impl AsFd for NotifySocket {
-    /// Readable when there is a message.
+    /// Readable when a notification waits.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// The address of the socket that the environment names: a path, or with a `@` a name that is in no file system.
+/// Parses a socket's address: a path, or `@` and the name of an abstract socket.
 fn address(name: &OsStr) -> io::Result<SocketAddrUnix> {
     let invalid = || {
-        let what = format!("{NOTIFY_SOCKET} is {}, which is no local socket's address", name.display());
+        let what = format!("{NOTIFY_SOCKET} is not the address of a unix socket: {}", name.display());
         io::Error::new(io::ErrorKind::InvalidInput, what)
     };
     match name.as_bytes() {
@@ -164,13 +177,14 @@ fn address(name: &OsStr) -> io::Result<SocketAddrUnix> {
     }
 }
 
-/// Now, by the manager's clock, in microseconds: what `MONOTONIC_USEC=` says.
+/// Returns the time of the manager's clock in microseconds (CLOCK_MONOTONIC), as in `MONOTONIC_USEC=`.
 pub fn monotonic_usec() -> u128 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
     now.as_micros()
 }
 
-/// Whether a descriptor is the calling process's connection to the journal: the one that `JOURNAL_STREAM` names (systemd.exec(5)).
+/// Returns whether a descriptor is connected to the journal: it is the one that `JOURNAL_STREAM` names
+/// (systemd.exec(5)).
 pub fn is_journal(descriptor: BorrowedFd<'_>) -> bool {
     let named = std::env::var("JOURNAL_STREAM").ok();
     let numbers = named.as_ref().and_then(|stream| stream.split_once(':'));
@@ -189,16 +203,16 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_manager_tells_nobody() {
+    fn without_a_socket_in_the_environment_there_is_no_manager() {
         for list in [&[][..], &[("NOTIFY_SOCKET", "")]] {
-            assert!(ServiceManager::find(variables(list)).expect("that is fine").is_none());
+            assert!(ServiceManager::find(variables(list)).expect("no error").is_none());
         }
-        let error = ServiceManager::find(variables(&[("NOTIFY_SOCKET", "vsock:2:1")])).expect_err("no local socket");
+        let error = ServiceManager::find(variables(&[("NOTIFY_SOCKET", "vsock:2:1")])).expect_err("not a unix socket");
         assert!(error.to_string().contains("vsock:2:1"), "{error}");
     }
 
     #[test]
-    fn a_watchdog_is_for_the_process_that_it_names() {
+    fn a_watchdog_applies_to_the_process_that_it_names() {
         let own = std::process::id().to_string();
         let found = |pid: &str, usec: &str| {
             let list = [("NOTIFY_SOCKET", "/nowhere"), ("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)];

@@ -1,5 +1,7 @@
-//! Signals as a stream (signalfd(2)). No handler is ever installed, so a disposition that was inherited (nohup's ignored
-//! SIGHUP, say) reaches the program as it came.
+//! Signals as a stream (signalfd(2)).
+//!
+//! No handler is ever installed, so the program gets the dispositions that the launcher inherited, such as nohup's
+//! ignored SIGHUP.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -9,8 +11,9 @@ use std::process::Command;
 
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use signal_hook::low_level::emulate_default_handler;
 
-/// `si_code` of a signal that the kernel itself sent, as the terminal does for Ctrl-C (sigaction(2)).
+/// The `si_code` of a signal from the kernel itself, such as the terminal's SIGINT for Ctrl-C (sigaction(2)).
 const SI_KERNEL: i32 = 0x80;
 
 /// Blocked signals, to be read one by one.
@@ -20,7 +23,7 @@ pub struct Signals {
     before: InheritedSignals,
 }
 
-/// What of signals was inherited and is changed while they are watched, so that a program can get it as it came.
+/// The signal mask and the disposition of SIGCHLD that this process inherited.
 #[derive(Clone, Copy, Debug)]
 pub struct InheritedSignals {
     mask: SigSet,
@@ -28,10 +31,13 @@ pub struct InheritedSignals {
 }
 
 impl InheritedSignals {
-    /// Restores it in the calling thread, for a program about to be executed.
+    /// Restores the inherited state in the calling thread, before it executes a program.
+    ///
+    /// # Errors
+    /// Fails as sigaction(2) and sigprocmask(2) do.
     pub fn restore(&self) -> io::Result<()> {
         if self.children_ignored {
-            // SAFETY: SIG_IGN installs no handler, so there is none that could be unsafe.
+            // SAFETY: SIG_IGN installs no handler that could be unsafe.
             unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
         }
         set_mask(&self.mask)
@@ -41,33 +47,40 @@ impl InheritedSignals {
 /// A signal that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceivedSignal {
-    /// Which: its number, since the real-time signals have no names (signal(7)).
+    /// The number of the signal. Real-time signals have no names (signal(7)).
     pub number: i32,
-    /// Whether the kernel sent it: then a terminal sent it, to every process of the foreground group alike.
+    /// Whether the kernel sent the signal. A terminal sends its signals to all processes of the foreground group.
     pub from_kernel: bool,
-    /// Whether the calling process has sent it itself, as to a group that it belongs to.
+    /// Whether the calling process sent the signal itself, for example to its own process group.
     pub from_self: bool,
-    /// The process that has sent it, unless it was the kernel. Zero if that is in a PID namespace that cannot be seen from here.
+    /// The process that sent the signal. Zero for the kernel, and for a process in a PID namespace that is not visible
+    /// from here.
     pub sender: i32,
 }
 
 impl ReceivedSignal {
-    /// Whether it is this signal.
+    /// Returns whether the signal is `signal`.
     pub fn is(&self, signal: Signal) -> bool {
         self.number == signal as i32
     }
 }
 
-/// The numbers of the real-time signals that are free for programs.
+/// Returns the numbers of the real-time signals that the C library leaves to programs.
 pub fn real_time_numbers() -> RangeInclusive<i32> {
     libc::SIGRTMIN()..=libc::SIGRTMAX()
 }
 
 impl Signals {
-    /// Blocks signals, given by their numbers, in the calling thread and in threads and processes that it makes later, and lets them be read. Children are
-    /// waited for from now on: where SIGCHLD was inherited as ignored, the kernel would hide their ends (wait(2)).
+    /// Blocks signals, given by their numbers, in the calling thread and its future threads and children, and makes
+    /// them readable.
+    ///
+    /// The disposition of SIGCHLD becomes the default. If it was inherited as ignored, the kernel would hide how
+    /// children end (wait(2)).
+    ///
+    /// # Errors
+    /// Fails as sigaction(2), sigprocmask(2) and signalfd(2) do.
     pub fn block(numbers: impl IntoIterator<Item = i32>) -> io::Result<Self> {
-        // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe.
+        // SAFETY: SIG_DFL installs no handler that could be unsafe.
         let children = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         let set = set_of(numbers);
         let mut before = SigSet::empty();
@@ -77,19 +90,25 @@ impl Signals {
         Ok(Self { descriptor, before })
     }
 
-    /// Blocks all signals, and lets some be read, for a process that ends in order whatever is sent to it.
+    /// Blocks all signals and makes `signals` readable, for a process that must finish its work whatever it is sent.
+    ///
+    /// # Errors
+    /// Fails as [`Self::block`] does.
     pub fn block_all_but_read(signals: &[Signal]) -> io::Result<Self> {
         let read = Self::block(signals.iter().map(|signal| *signal as i32))?;
         set_mask(&SigSet::all())?;
         Ok(read)
     }
 
-    /// What was inherited, as it was before [`Self::block`].
+    /// Returns the state before [`Self::block`].
     pub fn inherited(&self) -> InheritedSignals {
         self.before
     }
 
-    /// The next signal, if there is one.
+    /// Returns the next signal, or none if no signal is pending.
+    ///
+    /// # Errors
+    /// Fails as read(2) does.
     pub fn receive(&mut self) -> io::Result<Option<ReceivedSignal>> {
         let Some(info) = self.descriptor.read_signal()? else { return Ok(None) };
         let from_kernel = info.ssi_code == SI_KERNEL;
@@ -105,9 +124,10 @@ impl AsFd for Signals {
     }
 }
 
-/// The set of these numbers. What is none of a signal is left out.
+/// Returns the set of these numbers, without those that are not signals.
 fn set_of(numbers: impl IntoIterator<Item = i32>) -> SigSet {
-    // SAFETY: `set` is plain data for which all zeros is valid, is made empty first, and holds what sigaddset(3) has put into it.
+    // SAFETY: `set` is plain data for which all zeros is valid. sigemptyset(3) initializes it, and sigaddset(3) fills
+    // it.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -118,27 +138,36 @@ fn set_of(numbers: impl IntoIterator<Item = i32>) -> SigSet {
     }
 }
 
-/// Sets the calling thread's mask.
+/// Sets the calling thread's signal mask.
+///
+/// # Errors
+/// Fails as sigprocmask(2) does.
 pub fn set_mask(mask: &SigSet) -> io::Result<()> {
     Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?)
 }
 
-/// Has a command start with no signal blocked, whatever the calling thread blocks.
+/// Makes a command start with no signal blocked, whatever the calling thread blocks.
 pub fn unblock_all_in(command: &mut Command) {
-    // SAFETY: setting the mask is safe between fork and exec (signal-safety(7)), and nothing else is done there.
+    // SAFETY: setting the mask is async-signal-safe (signal-safety(7)), and the closure does nothing else.
     unsafe { command.pre_exec(|| set_mask(&SigSet::empty())) };
 }
 
-/// Restores the default action of SIGPIPE, which Rust's runtime ignores from the start, for a program about to be executed.
+/// Restores the default action of SIGPIPE, which Rust's runtime ignores, before a program is executed.
+///
+/// # Errors
+/// Fails as sigaction(2) does.
 pub fn restore_sigpipe() -> io::Result<()> {
-    // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe.
+    // SAFETY: SIG_DFL installs no handler that could be unsafe.
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
     Ok(())
 }
 
-/// Whether the calling process ignores a signal, given by its number.
+/// Returns whether the calling process ignores a signal, given by its number.
+///
+/// # Errors
+/// Fails with `EINVAL` if there is no such signal.
 pub fn is_ignored(number: i32) -> io::Result<bool> {
-    // SAFETY: `sigaction` is plain data for which all zeros is valid; without a new action nothing is changed.
+    // SAFETY: `sigaction` is plain data for which all zeros is valid. Without a new action the call changes nothing.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         match libc::sigaction(number, std::ptr::null(), &raw mut action) {
@@ -148,27 +177,45 @@ pub fn is_ignored(number: i32) -> io::Result<bool> {
     }
 }
 
-/// Stops the calling process until SIGCONT.
+/// Stops the calling process until SIGCONT, as SIGTSTP does by default.
+///
+/// # Errors
+/// Fails as raise(3) does.
 pub fn stop_self() -> io::Result<()> {
-    Ok(nix::sys::signal::raise(Signal::SIGSTOP)?)
+    emulate_default_handler(libc::SIGTSTP)
 }
 
-/// Ends the calling process by a signal, so that its parent sees what ended the program. Takes a number, since a program may be
-/// ended by a real-time signal, too (signal(7)). Returns only if the signal does not end a process. No core is dumped: the process
-/// that deserved one was the program.
-pub fn die_by_signal(signal: i32) -> io::Result<()> {
+/// Ends the calling process by a signal, so that its parent sees how the program ended.
+///
+/// The signal is given by its number, which may be a real-time signal's. No core is dumped, since the process that
+/// crashed was the program. Returns if the signal does not end the process.
+///
+/// # Errors
+/// Fails with `EINVAL` if there is no such signal.
+pub fn die_by_signal(number: i32) -> io::Result<()> {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
-    // SAFETY: SIG_DFL installs no handler, so there is none that could be unsafe; `set` is a live signal set, and made empty first.
-    // What may not be asked of SIGKILL fails, and need not be done.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::signal(signal, libc::SIG_DFL);
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, signal);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
-        if libc::raise(signal) != 0 {
-            return Err(io::Error::last_os_error());
-        }
+    if std::process::id() == 1 {
+        // The kernel ignores a signal whose action is the default if the init process of a PID namespace sends it to
+        // itself (pid_namespaces(7)). signal-hook would then abort.
+        return Ok(());
     }
-    Ok(())
+    match emulate_default_handler(number) {
+        // Signals that signal-hook has no name for: the real-time signals, SIGPWR and SIGSTKFLT.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => raise_by_default(number),
+        other => other,
+    }
+}
+
+/// Raises a signal with its default action, unblocked.
+fn raise_by_default(number: i32) -> io::Result<()> {
+    // SAFETY: SIG_DFL installs no handler that could be unsafe.
+    if unsafe { libc::signal(number, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&set_of([number])), None)?;
+    // SAFETY: raise(3) only sends a signal.
+    match unsafe { libc::raise(number) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

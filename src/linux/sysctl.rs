@@ -1,13 +1,16 @@
-//! Kernel parameters below `/proc/sys` (proc_sys(5)). Those below `net` are the calling thread's network namespace's.
+//! Kernel parameters below `/proc/sys` (proc_sys(5)). Those below `net` belong to the calling thread's network
+//! namespace.
 
 use std::fs;
 use std::io;
 
-/// Sets a parameter, given as a path below `/proc/sys`. One that has the value already is not written: a read-only
-/// `/proc/sys`, as containers have it, is then no obstacle.
+/// Sets a parameter, given as a path below `/proc/sys`.
+///
+/// A parameter that has the value already is not written, so a read-only `/proc/sys`, as in containers, does no harm
+/// then.
 ///
 /// # Errors
-/// `ENOENT` if the kernel has no such parameter.
+/// Fails with `ENOENT` if the kernel has no such parameter, and with `EROFS` or `EACCES` if it cannot be written.
 pub fn set(parameter: &str, value: &str) -> io::Result<()> {
     let path = format!("/proc/sys/{parameter}");
     if fs::read_to_string(&path)?.trim_end() == value {
@@ -16,24 +19,33 @@ pub fn set(parameter: &str, value: &str) -> io::Result<()> {
     fs::write(&path, value)
 }
 
-/// Sets a parameter as [`set`] does. One that the kernel does not have (it is older, it was built without, or the
-/// interface has just gone) is no error.
+/// Sets a parameter as [`set`] does, if the kernel has it. Older kernels, reduced kernels and interfaces that have just
+/// been removed lack parameters.
+///
+/// # Errors
+/// Fails with `EROFS` or `EACCES` if the parameter cannot be written.
 pub fn set_if_present(parameter: &str, value: &str) -> io::Result<()> {
     if_present(set(parameter, value)).map(|_| ())
 }
 
-/// Reads a parameter, without the end of its line.
+/// Returns the value of a parameter without its newline.
+///
+/// # Errors
+/// Fails with `ENOENT` if the kernel has no such parameter.
 pub fn get(parameter: &str) -> io::Result<String> {
     Ok(fs::read_to_string(format!("/proc/sys/{parameter}"))?.trim_end().to_owned())
 }
 
-/// Reads a parameter as [`get`] does: nothing if the kernel does not have it.
+/// Returns the value of a parameter as [`get`] does, or none if the kernel does not have it.
+///
+/// # Errors
+/// Fails if the parameter exists, but cannot be read.
 pub fn get_if_present(parameter: &str) -> io::Result<Option<String>> {
     if_present(get(parameter))
 }
 
-fn if_present<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
-    match answer {
+fn if_present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     }

@@ -9,19 +9,21 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 
+use super::process::inspection::stat_fields;
+
 /// The two ends of a pseudoterminal.
 #[derive(Debug)]
 pub struct Pseudoterminal {
-    /// The end of the process that stands for the user.
+    /// The end of the process that acts for the user (the master).
     pub controller: OwnedFd,
-    /// The end that programs have as their terminal.
+    /// The end that is the program's terminal (the slave).
     pub terminal: OwnedFd,
 }
 
-/// Makes a pseudoterminal. Its two ends close at exec; the controller's end does not block.
+/// Opens a pseudoterminal. Both ends are closed on exec. The controller does not block.
 ///
 /// # Errors
-/// `ENOENT` without `/dev/ptmx`, `ENOSPC` if there are too many.
+/// Fails with `ENOENT` without `/dev/ptmx`, and with `ENOSPC` at the limit of pseudoterminals.
 pub fn open_pseudoterminal() -> io::Result<Pseudoterminal> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let controller = rustix::pty::openpt(flags)?;
@@ -31,15 +33,15 @@ pub fn open_pseudoterminal() -> io::Result<Pseudoterminal> {
     Ok(Pseudoterminal { controller, terminal })
 }
 
-/// Opens the calling process's controlling terminal, for input and output that do not block. None if it has none.
+/// Opens the calling process's controlling terminal without blocking I/O, or returns none if it has none.
 pub fn controlling() -> Option<OwnedFd> {
     open("/dev/tty").ok()
 }
 
-/// Opens the terminal that a descriptor leads to anew, so that it can be read and written without blocking others who have it open.
+/// Reopens the terminal of a descriptor without blocking I/O. Other processes that have it open are not affected.
 ///
 /// # Errors
-/// What open(2) says.
+/// Fails as open(2) does.
 pub fn reopen(descriptor: i32) -> io::Result<OwnedFd> {
     open(&format!("/proc/self/fd/{descriptor}"))
 }
@@ -49,30 +51,33 @@ fn open(path: &str) -> io::Result<OwnedFd> {
     Ok(OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?.into())
 }
 
-/// Whether a descriptor leads to a terminal.
+/// Returns whether a descriptor refers to a terminal.
 pub fn is_terminal(descriptor: BorrowedFd<'_>) -> bool {
     rustix::termios::isatty(descriptor)
 }
 
-/// The device and the owner of the terminal that a descriptor leads to. None if it leads to none.
+/// Returns the device and the owner of a descriptor's terminal, or none if it does not refer to a terminal.
 pub fn device_and_owner(descriptor: BorrowedFd<'_>) -> Option<(u64, u32)> {
     let status = rustix::fs::fstat(descriptor).ok().filter(|_| is_terminal(descriptor))?;
     Some((status.st_rdev as u64, status.st_uid))
 }
 
-/// The device of the calling process's controlling terminal. None if it has none.
+/// Returns the device of the calling process's controlling terminal, or none if it has none.
 pub fn controlling_device() -> Option<u64> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The name, in parentheses, may hold anything; the terminal is the fifth field after it (proc_pid_stat(5)).
-    let number: u32 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(4)?.parse::<i32>().ok()?.cast_unsigned();
+    /// The controlling terminal (`tty_nr`) in [`stat_fields`].
+    const TERMINAL: usize = 4;
+
+    let fields = stat_fields(std::process::id().cast_signed()).ok()?;
+    let number = fields.get(TERMINAL)?.parse::<i32>().ok()?.cast_unsigned();
+    // The format of the kernel's new_encode_dev() (include/linux/kdev_t.h).
     let (major, minor) = (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00);
     (number != 0).then(|| libc::makedev(major, minor))
 }
 
-/// The owner of a terminal of which only the device is known. None if it is in none of the usual places.
+/// Returns the owner of the terminal with a device number, or none if it is not at one of the usual paths.
 pub fn owner(device: u64) -> Option<u32> {
     let minor = libc::minor(device);
-    // The kernel's Documentation/admin-guide/devices.txt.
+    // The device numbers of the kernel's Documentation/admin-guide/devices.txt.
     let path = match libc::major(device) {
         136 => format!("/dev/pts/{minor}"),
         4 if minor < 64 => format!("/dev/tty{minor}"),
@@ -83,27 +88,27 @@ pub fn owner(device: u64) -> Option<u32> {
     Some(found.uid())
 }
 
-/// Gives a terminal to a user. Its group and its mode stay as the system has them for all.
+/// Makes a user the owner of a terminal. Its group and mode stay the same.
 ///
 /// # Errors
-/// `EPERM` without CAP_CHOWN, unless it is that user's already.
+/// Fails with `EPERM` without CAP_CHOWN, unless the user is the owner already.
 pub fn give_to(terminal: &OwnedFd, user: u32) -> io::Result<()> {
     std::os::unix::fs::fchown(terminal, Some(user), None)
 }
 
-/// Makes the calling process the leader of a new session whose controlling terminal this is.
+/// Makes the calling process the leader of a new session with this controlling terminal.
 ///
 /// # Errors
-/// `EPERM` if the process leads a process group.
+/// Fails with `EPERM` if the process leads a process group.
 pub fn lead_session(terminal: &OwnedFd) -> io::Result<()> {
     rustix::process::setsid()?;
     Ok(rustix::process::ioctl_tiocsctty(terminal)?)
 }
 
-/// Has those of the standard descriptors that lead to a terminal lead to this one.
+/// Redirects the standard descriptors that refer to a terminal to this terminal.
 ///
 /// # Errors
-/// What dup2(2) says.
+/// Fails as dup2(2) does.
 pub fn replace_standard(terminal: &OwnedFd) -> io::Result<()> {
     if is_terminal(io::stdin().as_fd()) {
         rustix::stdio::dup2_stdin(terminal)?;
@@ -117,13 +122,13 @@ pub fn replace_standard(terminal: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a process group the foreground one of a terminal. The caller's group may be in the background.
+/// Makes a process group the foreground group of a terminal. The caller's group may be in the background.
 ///
 /// # Errors
-/// `ENOTTY` if this is not the caller's controlling terminal, `ESRCH` without such a group.
+/// Fails with `ENOTTY` if this is not the caller's controlling terminal, and with `ESRCH` if there is no such group.
 pub fn set_foreground(terminal: &OwnedFd, group: i32) -> io::Result<()> {
     let group = Pid::from_raw(group).ok_or(io::ErrorKind::InvalidInput)?;
-    // The kernel lets a group of the background do this only if it would not be stopped for it.
+    // The kernel sends SIGTTOU to a background group that does this, unless the signal is blocked or ignored.
     let mut former = SigSet::empty();
     let stops = SigSet::from_iter([Signal::SIGTTOU]);
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&stops), Some(&mut former))?;
@@ -132,16 +137,17 @@ pub fn set_foreground(terminal: &OwnedFd, group: i32) -> io::Result<()> {
     Ok(done?)
 }
 
-/// Whether the calling process is in the foreground of a terminal. So is everyone at a terminal that is nobody's controlling one.
+/// Returns whether the calling process is in the foreground of a terminal. A terminal that is not its controlling
+/// terminal has no foreground group, so the answer is yes.
 pub fn is_foreground(terminal: BorrowedFd<'_>) -> bool {
     rustix::termios::tcgetpgrp(terminal).map_or(true, |group| group == rustix::process::getpgrp())
 }
 
-/// Stops the calling process's group, as the terminal does, and returns when it goes on. A group that no shell controls does not stop
-/// (orphaned, in setpgid(2)), nor does a process that ignores the signal.
+/// Stops the calling process's group, as the terminal does, and returns when it continues. An orphaned process group
+/// (setpgid(2)) does not stop, nor does a process that ignores the signal.
 ///
 /// # Errors
-/// What kill(2) and sigprocmask(2) say.
+/// Fails as kill(2) and sigprocmask(2) do.
 pub fn stop_group(signal: Signal) -> io::Result<()> {
     let mut former = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&SigSet::from_iter([signal])), Some(&mut former))?;
@@ -155,43 +161,43 @@ pub fn stop_group(signal: Signal) -> io::Result<()> {
 pub struct Modes(rustix::termios::Termios);
 
 impl Modes {
-    /// Reads them.
+    /// Reads the modes of a terminal.
     ///
     /// # Errors
-    /// `ENOTTY` if it is not a terminal.
+    /// Fails with `ENOTTY` if the descriptor is not a terminal.
     pub fn of(terminal: BorrowedFd<'_>) -> io::Result<Self> {
         Ok(Self(rustix::termios::tcgetattr(terminal)?))
     }
 
-    /// The same with nothing done to what is typed or printed: another terminal does that.
+    /// Returns raw modes, in which input and output are not processed (`cfmakeraw` of termios(3)).
     pub fn raw(&self) -> Self {
         let mut raw = self.0.clone();
         raw.make_raw();
         Self(raw)
     }
 
-    /// Sets them, once what was printed before is out.
+    /// Sets the modes of a terminal after its pending output was written.
     ///
     /// # Errors
-    /// What tcsetattr(3) says.
+    /// Fails as tcsetattr(3) does.
     pub fn set(&self, terminal: BorrowedFd<'_>) -> io::Result<()> {
         Ok(rustix::termios::tcsetattr(terminal, rustix::termios::OptionalActions::Drain, &self.0)?)
     }
 }
 
-/// Gives a terminal the size of another, of whose change the foreground group is told (SIGWINCH).
+/// Copies the size of a terminal to another one. The kernel sends SIGWINCH to the other's foreground group.
 ///
 /// # Errors
-/// `ENOTTY` if one of them is not a terminal.
+/// Fails with `ENOTTY` if one of them is not a terminal.
 pub fn copy_size(from: BorrowedFd<'_>, to: &OwnedFd) -> io::Result<()> {
     Ok(rustix::termios::tcsetwinsize(to, rustix::termios::tcgetwinsize(from)?)?)
 }
 
-/// Reads from a descriptor that does not block. None if there is nothing now; an empty part at its end, which a terminal's closed other
-/// side is, too.
+/// Reads from a descriptor that does not block. Returns none if there is no data yet, and an empty slice at the end of
+/// the data, or if the other end of a pseudoterminal is closed.
 ///
 /// # Errors
-/// What read(2) says.
+/// Fails as read(2) does.
 pub fn read<'a>(descriptor: BorrowedFd<'_>, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
     match rustix::io::retry_on_intr(|| rustix::io::read(descriptor, &mut *buffer)) {
         Ok(length) => Ok(Some(&buffer[..length])),

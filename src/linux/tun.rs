@@ -7,10 +7,10 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use crate::names::InterfaceName;
 
-/// Marks an interface that outlives its descriptor (linux/if_tun.h).
+/// The flag of an interface that outlives its descriptor (linux/if_tun.h).
 const IFF_PERSIST: i32 = 0x0800;
 
-/// The device that makes TUN interfaces.
+/// The device that creates TUN interfaces.
 pub const DEVICE: &str = "/dev/net/tun";
 
 nix::ioctl_write_ptr_bad!(
@@ -21,46 +21,48 @@ nix::ioctl_write_ptr_bad!(
 );
 
 nix::ioctl_read_bad!(
-    /// Reads to which interface a descriptor of [`DEVICE`] is attached, and how.
+    /// Returns the interface that a descriptor of [`DEVICE`] is attached to, and its flags.
     tun_get_iff,
     libc::TUNGETIFF,
     libc::ifreq
 );
 
 nix::ioctl_write_int_bad!(
-    /// Has the interface stay, or go, when its descriptor is closed.
+    /// Sets whether the interface outlives its descriptor.
     tun_set_persist,
     libc::TUNSETPERSIST
 );
 
-/// Makes a TUN interface of raw IP packets in the calling thread's network namespace, and returns its packets' descriptor:
-/// non-blocking, one packet a read or write, no header before it. The interface outlives the descriptor, with its addresses and
-/// routes; without one it takes no packet. It ends when it is removed, or with its namespace.
+/// Creates a TUN interface in the calling thread's network namespace, and returns a descriptor for its packets.
+///
+/// The descriptor does not block. Each read or write is one IP packet without a header of TUN's own. The interface
+/// outlives the descriptor with its addresses and routes, but drops all packets without one. It is removed explicitly,
+/// or with its namespace.
 ///
 /// # Errors
-/// `ENOENT` or `EACCES` if there is no usable [`DEVICE`], `EPERM` without CAP_NET_ADMIN over the namespace, `EEXIST` if the name is
-/// taken.
+/// Fails with `ENOENT` or `EACCES` if [`DEVICE`] cannot be opened, with `EPERM` without CAP_NET_ADMIN in the namespace,
+/// and with `EEXIST` if the name is taken.
 pub fn create(name: &InterfaceName) -> io::Result<OwnedFd> {
     let (device, stays) = open(name)?;
     if stays {
-        // It was there before: it is let go as it was.
+        // The interface existed already. Closing the descriptor leaves it as it was.
         return Err(io::Error::from_raw_os_error(libc::EEXIST));
     }
     set_persistent(&device, true)?;
     Ok(device)
 }
 
-/// Attaches to a TUN interface that [`create`] has made and whose descriptor is closed. Never makes one.
+/// Attaches to a TUN interface from [`create`] whose descriptor is closed. Never creates an interface.
 ///
 /// # Errors
-/// `ENODEV` if there is none of that name, `EBUSY` if somebody is attached.
+/// Fails with `ENODEV` if there is no such interface, and with `EBUSY` if a process is attached to it.
 pub fn attach(name: &InterfaceName) -> io::Result<OwnedFd> {
     let (device, stays) = open(name)?;
-    // The kernel makes one where there is none; as it is not persistent, it goes with its descriptor.
+    // If the interface does not exist, the kernel creates it. Not being persistent, it is removed with the descriptor.
     if stays { Ok(device) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
 }
 
-/// Attaches to the interface of a name, made if need be, and says whether it outlives its descriptor.
+/// Attaches to an interface, which the kernel creates if necessary, and returns whether it outlives its descriptor.
 fn open(name: &InterfaceName) -> io::Result<(OwnedFd, bool)> {
     let device =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(DEVICE)?;
@@ -70,8 +72,8 @@ fn open(name: &InterfaceName) -> io::Result<(OwnedFd, bool)> {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: the descriptor is open, and `request` is a live `ifreq`, whose name ends with a zero since an interface's name is
-    // shorter than the field.
+    // SAFETY: the descriptor is open, and `request` is a live `ifreq`. Its name ends with a NUL, since an interface's
+    // name is shorter than the field.
     unsafe { tun_set_iff(device.as_raw_fd(), &raw const request) }?;
     // SAFETY: the descriptor is open, and `request` is a live `ifreq` for the kernel to write to.
     unsafe { tun_get_iff(device.as_raw_fd(), &raw mut request) }?;
@@ -80,7 +82,10 @@ fn open(name: &InterfaceName) -> io::Result<(OwnedFd, bool)> {
     Ok((device.into(), i32::from(flags) & IFF_PERSIST != 0))
 }
 
-/// Has an interface outlive its descriptor, or go with it.
+/// Sets whether an interface outlives its descriptor.
+///
+/// # Errors
+/// Fails as the ioctl `TUNSETPERSIST` does.
 pub fn set_persistent(device: &OwnedFd, persistent: bool) -> io::Result<()> {
     // SAFETY: the descriptor is open, and the request takes a number.
     unsafe { tun_set_persist(device.as_raw_fd(), persistent.into()) }?;
@@ -97,11 +102,11 @@ mod tests {
     use crate::linux::netlink::{Netlink, NetlinkRequest};
     use crate::linux::poll::wait_for;
 
-    /// In a namespace of its own; none where that cannot be made, or [`DEVICE`] is not usable.
+    /// Runs a test in a new namespace. Skips it without root or a usable [`DEVICE`].
     fn in_namespace(test: impl FnOnce() -> io::Result<()> + Send) {
         let usable = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
         if !usable || !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: it takes root and {DEVICE}");
+            eprintln!("skipped: needs root and {DEVICE}");
             return;
         }
         NetworkNamespace::create(test).expect("a test in a namespace");
@@ -111,10 +116,10 @@ mod tests {
     fn an_interface_outlives_its_descriptor_and_is_attached_again() {
         in_namespace(|| {
             let name: InterfaceName = "tun-test".parse().expect("a name");
-            let missing = attach(&name).expect_err("nothing is there");
+            let missing = attach(&name).expect_err("no such interface");
             assert_eq!(missing.raw_os_error(), Some(libc::ENODEV));
             let mut netlink = Netlink::open()?;
-            assert!(netlink.link(name.as_str())?.is_none(), "and nothing is made");
+            assert!(netlink.link(name.as_str())?.is_none(), "no interface was created");
 
             let first = create(&name)?;
             let index = netlink.link_index(&name)?;
@@ -125,10 +130,10 @@ mod tests {
             netlink.execute_one(NetlinkRequest::set_up(index, name.as_str()))?;
             let default = "0.0.0.0/0".parse().expect("a network");
             netlink.execute_one(NetlinkRequest::add_route(index, name.as_str(), default, None))?;
-            assert_eq!(attach(&name).expect_err("it is in use").raw_os_error(), Some(libc::EBUSY));
+            assert_eq!(attach(&name).expect_err("in use").raw_os_error(), Some(libc::EBUSY));
             drop(first);
 
-            let link = netlink.link(name.as_str())?.expect("it stays");
+            let link = netlink.link(name.as_str())?.expect("a persistent interface");
             assert!(link.up && link.kind.as_deref() == Some("tun"), "{link:?}");
             let addresses = netlink.addresses()?;
             assert_eq!(addresses.iter().filter(|(of, address)| *of == index && !is_link_local(address)).count(), 2);
@@ -140,11 +145,11 @@ mod tests {
             let mut packet = [0; 128];
             let until = Instant::now() + Duration::from_secs(20);
             loop {
-                // The kernel lets packets through again a moment after somebody is attached (net/core/link_watch.c).
+                // The kernel passes packets again a moment after the attachment (net/core/link_watch.c).
                 socket.send_to(b"hello", "198.51.100.1:9")?;
                 wait_for(&[second.as_fd()], Some(Duration::from_millis(50)))?;
                 match rustix::io::read(&second, &mut packet) {
-                    // Others' are IPv6's own.
+                    // The kernel's own IPv6 packets, such as router solicitations, are skipped.
                     Ok(length) if packet[0] >> 4 == 4 => {
                         assert_eq!(&packet[length - 5..length], b"hello");
                         break;
@@ -156,7 +161,7 @@ mod tests {
             assert!(netlink.counters(&name)?.tx_packets > 0);
             drop(second);
             netlink.execute_one(NetlinkRequest::delete_link(index, name.as_str()))?;
-            assert!(netlink.link(name.as_str())?.is_none(), "it can be removed");
+            assert!(netlink.link(name.as_str())?.is_none(), "removed");
             Ok(())
         });
     }

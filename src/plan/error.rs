@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::mtu::{MAX_MTU, MIN_IPV4_MTU, MIN_IPV6_MTU};
 use crate::config::HookKind;
+use crate::failure::Failure;
 use crate::names::TunnelName;
 
 /// A reason why a tunnel cannot be made or joined. It displays as the reason; [`PlanError::advice`] is what to do.
@@ -142,8 +143,8 @@ pub enum PlanError {
     },
     /// A port of the host's loopback on which resolvers listen.
     #[error(
-        "port {port} of the host cannot be reached by the program: the host's resolver would answer DNS queries outside \
-         the tunnel"
+        "port {port} of the host cannot be reached by the program: the host's resolver would answer DNS queries \
+         outside the tunnel"
     )]
     HostPortForNames {
         /// The port.
@@ -173,8 +174,8 @@ pub enum PlanError {
     },
     /// The running tunnel has a link to the host that this program could use as a way out.
     #[error(
-        "the tunnel {tunnel} was made for programs without CAP_NET_RAW and CAP_NET_ADMIN: this program could leave it by \
-         the link to the host, which has IPv6"
+        "the tunnel {tunnel} was made for programs without CAP_NET_RAW and CAP_NET_ADMIN: this program could leave \
+         it by the link to the host, which has IPv6"
     )]
     OpenLink {
         /// The tunnel.
@@ -224,7 +225,8 @@ impl PlanError {
                 "leave it out, or give the tunnel an IPv6 address, and keep neither CAP_NET_RAW nor CAP_NET_ADMIN"
             }
             Self::LocalIpv6NotForwarded { .. } => {
-                "leave it out, use Linux 6.17 or newer, or make the host a router: `sysctl net.ipv6.conf.all.forwarding=1`"
+                "leave it out, use Linux 6.17 or newer, or make the host a router: \
+                 `sysctl net.ipv6.conf.all.forwarding=1`"
             }
             Self::PublishedTwice { .. } => "leave one out; a port on all addresses of the host is on each of them",
             Self::PublishedForWireguard { .. } => "publish another port, or remove ListenPort from the file",
@@ -233,27 +235,26 @@ impl PlanError {
             Self::SecretInHook { .. } => "make the hook read the key from a file, or leave out --allow-hooks",
             Self::NoFreeAddresses { .. } => "narrow or remove a route of the host that covers unused private addresses",
             Self::OpenLink { .. } => {
-                "add the capability to the tunnel's profile, and take the tunnel down and up again, or use another tunnel"
+                "add the capability to the tunnel's profile, and take the tunnel down and up again, \
+                 or use another tunnel"
             }
             Self::NoFreeInterfaceName { .. } => "remove unused interfaces, or rename the tunnel",
         }
     }
 }
 
-/// All reasons at once why a tunnel cannot be made, or not joined; never empty.
+/// All reasons why a tunnel cannot be made or joined; at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanErrors {
-    /// The tunnel.
-    pub name: TunnelName,
-    /// What cannot be done with it: "made".
-    pub what: &'static str,
-    /// The reasons, in the order of the stages of the plan.
+    /// What cannot be done: "make the tunnel mullvad".
+    pub what: String,
+    /// The reasons, in the order of the plan's parts.
     pub reasons: Vec<PlanError>,
 }
 
 impl fmt::Display for PlanErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the tunnel `{}` cannot be {}", self.name, self.what)?;
+        write!(f, "cannot {}", self.what)?;
         for reason in &self.reasons {
             write!(f, "\n  {reason}\n    {}", reason.advice())?;
         }
@@ -262,3 +263,13 @@ impl fmt::Display for PlanErrors {
 }
 
 impl std::error::Error for PlanErrors {}
+
+impl From<PlanErrors> for Failure {
+    /// A single reason becomes an ordinary failure with advice, several become a list.
+    fn from(errors: PlanErrors) -> Self {
+        match errors.reasons.as_slice() {
+            [reason] => Self::new(format!("cannot {}: {reason}", errors.what)).advise(reason.advice()),
+            _ => Self::new(errors),
+        }
+    }
+}

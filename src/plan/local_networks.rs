@@ -235,8 +235,8 @@ pub(super) fn note_firewalls(local: &LocalNetworksPlan, link: &InterfaceName, fa
             }
         };
         findings.note(format!(
-            "A firewall of the host drops packets between the tunnel and its local networks: {shown}, as Docker, ufw and firewalld \
-             create it, only accepts packets that a rule matches. To accept these, run `{}` and `{}`.",
+            "A firewall of the host drops packets between the tunnel and its local networks: {shown}, as Docker, ufw \
+             and firewalld create it, only accepts packets that a rule matches. To accept these, run `{}` and `{}`.",
             commands[0], commands[1]
         ));
     }

@@ -191,7 +191,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
         interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, config.allow_hooks, &mut findings));
 
     let (Some(interfaces), Some(veth), Some(hooks), []) = (interfaces, veth, hooks, findings.errors.as_slice()) else {
-        return Err(PlanErrors { name: config.name.clone(), what: "made", reasons: findings.errors });
+        return Err(PlanErrors { what: format!("make the tunnel {}", config.name), reasons: findings.errors });
     };
     let wireguard = WireguardPlan {
         interface: interfaces.wireguard,
@@ -259,7 +259,7 @@ pub fn join(running: &Plan, program: &ProgramOptions, last_capability: u8) -> Re
     if findings.errors.is_empty() {
         Ok(findings.notes)
     } else {
-        Err(PlanErrors { name: running.name.clone(), what: "joined so", reasons: findings.errors })
+        Err(PlanErrors { what: format!("join the tunnel {}", running.name), reasons: findings.errors })
     }
 }
 

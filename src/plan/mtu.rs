@@ -54,8 +54,8 @@ pub(super) fn decide(explicit: Option<config::Mtu>, ipv6: bool, facts: &Facts, f
     let least = least(ipv6);
     if path.saturating_sub(OVERHEAD) < least {
         findings.note(format!(
-            "The path to the endpoint has an MTU of {path} bytes, which is too small for a tunnel with an MTU of {least}: the \
-             host splits large encrypted packets into fragments."
+            "The path to the endpoint has an MTU of {path} bytes, which is too small for a tunnel with an MTU of \
+             {least}: the host splits large encrypted packets into fragments."
         ));
         return Mtu { bytes: least, reason: format!("the minimum for IPv{}", if ipv6 { 6 } else { 4 }) };
     }

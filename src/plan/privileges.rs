@@ -33,7 +33,8 @@ pub(super) fn could_use_host_as_router(options: &ProgramOptions, findings: &mut 
     let capability = kept.map(|(_, name)| name).find(|name| matches!(*name, "CAP_NET_RAW" | "CAP_NET_ADMIN"));
     if let Some(name) = capability {
         findings.note(format!(
-            "The program reaches the host over IPv4 only: with {name} it could use a host that forwards IPv6 as a router."
+            "The program reaches the host over IPv4 only: with {name} it could use a host that forwards IPv6 \
+             as a router."
         ));
     }
     capability.is_some()
@@ -81,7 +82,8 @@ pub(super) fn decide(options: &ProgramOptions, last: u8, findings: &mut Findings
     }
     if options.new_privileges {
         findings.note(
-            "The program may become another user, including root, by set-user-ID programs. Root can then act as every user."
+            "The program may become another user, including root, by set-user-ID programs. Root can then act as every \
+             user."
                 .into(),
         );
     }

@@ -197,8 +197,8 @@ fn note_shadow(space: &AddressSpace, low: u128, taken: &Taken, findings: &mut Fi
             IpNet::V6(_) => IpAddr::from(Ipv6Addr::from(number)),
         };
         findings.note(format!(
-            "{} and {} lead to the host although {net} is routed into the tunnel: the host or the tunnel uses every private \
-             {} network.",
+            "{} and {} lead to the host although {net} is routed into the tunnel: the host or the tunnel uses every \
+             private {} network.",
             address(low),
             address(low + 1),
             space.name,

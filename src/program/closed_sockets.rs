@@ -1,4 +1,4 @@
-//! What listens on the host now and is closed to a program inside: the notes of `vpn-exec plan` about unix sockets.
+//! The notes of `vpn-exec plan` about unix sockets on which host processes listen now, and which are closed to the program.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,10 +11,10 @@ use crate::linux::unix_sockets::{BoundSocket, UnixSockets};
 use crate::plan::Plan;
 use crate::plan::host_sockets;
 
-/// Returns a sentence for each unix socket that the program's user could connect to on the host, and that is closed inside.
+/// Returns a note for each unix socket that the program's user can connect to on the host, but not inside.
 ///
 /// # Errors
-/// What the system refuses; `NotFound` on a kernel that does not list unix sockets.
+/// Returns an error if the kernel's list of unix sockets cannot be read; `NotFound` if the kernel has none.
 pub(crate) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>> {
     if plan.sockets.any {
         return Ok(Vec::new());
@@ -36,10 +36,10 @@ pub(crate) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>>
     let mut closed: Vec<BoundSocket> = UnixSockets::open()?.bound()?.into_iter().filter(is_closed).collect();
     closed.sort_by(|one, other| one.path.cmp(&other.path));
     closed.dedup_by(|one, other| one.path == other.path);
-    Ok(closed.iter().map(sentence).collect())
+    Ok(closed.iter().map(note).collect())
 }
 
-fn sentence(bound: &BoundSocket) -> String {
+fn note(bound: &BoundSocket) -> String {
     let path = bound.path.display();
     let who = match (process::socket_owner(bound.inode), host_sockets::known_listener(&bound.path)) {
         (Some((pid, name)), _) => format!(" ({name}, pid {pid})"),
@@ -49,7 +49,7 @@ fn sentence(bound: &BoundSocket) -> String {
     format!("{path}{who} listens outside the tunnel now, and is closed: --socket {path} opens it.")
 }
 
-/// Whether a user may connect to a socket, as far as its own file says: who may write may connect (unix(7)).
+/// Returns whether the permissions of a socket's file allow a user to connect, which needs write permission (unix(7)).
 fn may_connect(path: &Path, user: u32) -> bool {
     std::fs::metadata(path).is_ok_and(|found| {
         let write = if found.uid() == user { 0o200 } else { 0o022 };

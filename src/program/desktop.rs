@@ -1,16 +1,16 @@
-//! The variables by which programs find the sockets of their user's desktop. sudo removes them, so they are found again where the user's
-//! sockets are: in the folder that the system has made for that user alone (`XDG_RUNTIME_DIR`).
+//! The environment variables by which programs find the sockets of their user's desktop. sudo removes them, so they are
+//! derived from the sockets in the user's runtime directory (`XDG_RUNTIME_DIR`).
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Where agents of ssh listen: those of GNOME, OpenSSH and GnuPG, the last of which is there also if nobody uses it.
+/// The sockets of SSH agents: those of GNOME, of OpenSSH, and of GnuPG. The last exists even where it is not used.
 const SSH_AGENTS: [&str; 5] = ["gcr/ssh", "keyring/ssh", "openssh_agent", "ssh-agent.socket", "gnupg/S.gpg-agent.ssh"];
 
-/// The variables that a user's sockets in `runtime` are found by, but for those that are set already. Nothing of a folder that others
-/// could have made or may enter, nor of another user's sockets.
+/// Returns the variables for a user's sockets in the directory `runtime`, except those that are set already. Ignores a
+/// directory that another user may have created or may enter, and sockets of other users.
 pub(super) fn variables(runtime: &Path, user: u32, is_set: impl Fn(&str) -> bool) -> Vec<(&'static str, OsString)> {
     let is_own = |path: &Path| fs::symlink_metadata(path).ok().filter(|found| found.uid() == user);
     let is_private = is_own(runtime).is_some_and(|found| found.is_dir() && found.mode() & 0o7777 == 0o700);
@@ -42,17 +42,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_users_own_sockets_in_a_private_folder_are_found() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let runtime = folder.path();
+    fn only_the_users_own_sockets_in_a_private_directory_are_found() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runtime = directory.path();
         let mode = |mode| fs::set_permissions(runtime, fs::Permissions::from_mode(mode)).expect("a mode");
         let user = nix::unistd::geteuid().as_raw();
         mode(0o700);
-        fs::create_dir(runtime.join("keyring")).expect("a folder");
+        fs::create_dir(runtime.join("keyring")).expect("a directory");
         let _sockets =
             ["bus", "wayland-1", "keyring/ssh"].map(|name| UnixListener::bind(runtime.join(name)).expect("a socket"));
-        fs::write(runtime.join("wayland-0"), "no socket").expect("a file");
-        fs::create_dir(runtime.join("pulse")).expect("a folder");
+        fs::write(runtime.join("wayland-0"), "not a socket").expect("a file");
+        fs::create_dir(runtime.join("pulse")).expect("a directory");
         std::os::unix::fs::symlink(runtime.join("bus"), runtime.join("pulse/native")).expect("a link");
 
         let at = |name: &str| runtime.join(name).display().to_string();
@@ -64,9 +64,9 @@ mod tests {
         assert_eq!(variables(runtime, user, |_| false), expected);
         assert_eq!(variables(runtime, user, |name| name != "WAYLAND_DISPLAY"), expected[1..2]);
         assert_eq!(variables(runtime, user + 1, |_| false), []);
-        let link = folder.path().join("link");
+        let link = directory.path().join("link");
         std::os::unix::fs::symlink(runtime, &link).expect("a link");
-        assert_eq!(variables(&link, user, |_| false), [], "where a link leads, another may have chosen");
+        assert_eq!(variables(&link, user, |_| false), [], "another user may have made the link");
         mode(0o755);
         assert_eq!(variables(runtime, user, |_| false), []);
     }

@@ -1,67 +1,80 @@
-//! Gives the calling process a mount namespace of its own, and joins the tunnel's network namespace.
+//! Moves the program's process into its own mount namespace, and then into the tunnel's network namespace.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Program, SetupResult, gnupg, view};
+use super::{Program, gnupg, view};
+use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::mirror::Mirror;
 use crate::linux::mounts;
-use crate::linux::namespace::{NameLookup, NamesDirectory};
+use crate::linux::namespace::{NameLookup, NamesDirectory, NetworkNamespace};
 
-/// What a process needs from the host's side of its mount namespace, once it has one of its own.
+/// A process in its own mount namespace, with what it has kept from the host's.
 pub(super) struct Isolated {
+    /// The host's directory of namespace names.
     names: NamesDirectory,
+    /// The working directory.
     directory: io::Result<PathBuf>,
-    /// Its view of the host's files, to be kept up to date.
+    /// The program's view of the host's files.
     pub(super) mirror: Mirror,
 }
 
-/// Moves the calling process into a mount namespace of its own, with its own view of names. The tunnel need not be there yet.
-pub(super) fn isolate(program: &Program) -> SetupResult<Isolated> {
-    let doing = |what| move |error: io::Error| (what, error);
-    let names = NamesDirectory::open().map_err(doing("open the tunnel's namespace"))?;
+/// Moves the calling process into its own mount namespace, with the program's view of files. Does not need the tunnel yet.
+///
+/// # Errors
+/// Returns an error if a file system cannot be mounted, or a file of the host not be read.
+pub(super) fn isolate(program: &Program) -> Result<Isolated, Failure> {
+    let names = NamesDirectory::open().doing("open the tunnel's namespace")?;
     let directory = std::env::current_dir();
-    mounts::unshare().map_err(doing("make a mount namespace"))?;
+    mounts::unshare().doing("make a mount namespace")?;
     let mirror = view::show(program)?;
-    // Where all sockets are open, the host's own services are wanted.
-    if !program.sockets.any && !fault::is_broken("sockets") {
-        gnupg::provide(&program.identity).map_err(doing("give the program places of its own"))?;
+    if hides_host_services(program) {
+        gnupg::hide_dirmngr(&program.identity).doing("hide GnuPG's dirmngr")?;
     }
     Ok(Isolated { names, directory, mirror })
 }
 
-/// Moves the calling process, which is isolated already, into the program's network namespace.
-pub(super) fn enter(program: &Program, isolated: Isolated) -> SetupResult<()> {
-    let doing = |what| move |error: io::Error| (what, error);
-    match isolated.names.look_up(&program.namespace).map_err(doing("open the tunnel's namespace"))? {
-        NameLookup::Namespace(_) if fault::is_broken("namespace") => {}
-        NameLookup::Namespace(namespace) => namespace.enter().map_err(doing("enter the tunnel's namespace"))?,
-        NameLookup::File(_) | NameLookup::Free => {
-            return Err(("open the tunnel's namespace", io::Error::from(io::ErrorKind::NotFound)));
-        }
+/// Returns whether the host's own services are out of reach of the program. With `--socket any` it is to use them.
+fn hides_host_services(program: &Program) -> bool {
+    !program.sockets.any && !fault::is_broken("sockets")
+}
+
+/// Moves an isolated process into the tunnel's network namespace.
+///
+/// # Errors
+/// Returns an error if the namespace does not exist, or cannot be entered.
+pub(super) fn enter(program: &Program, isolated: Isolated) -> Result<(), Failure> {
+    let what = "open the tunnel's namespace";
+    match isolated.names.look_up(&program.namespace).doing(what)? {
+        NameLookup::Namespace(namespace) => join(namespace).doing("enter the tunnel's namespace")?,
+        NameLookup::File(_) | NameLookup::Free => return Err(io::Error::from(io::ErrorKind::NotFound)).doing(what),
     }
-    // A sysfs shows the network namespace in which it was mounted, so this comes last.
-    show_own_sys().map_err(doing("mount /sys for the tunnel's namespace"))?;
+    // A sysfs shows the network namespace in which it was mounted.
+    mount_sysfs().doing("mount /sys for the tunnel's namespace")?;
     if !program.new_privileges
         && let Err(error) = mounts::set_nosuid_everywhere()
     {
-        // Nothing is gained by a file in any case. But where a file has capabilities that a program cannot have, as Debian's ping has, the
-        // kernel does not execute it at all, though it may do without them.
+        // The program gains nothing by a file in any case. But the kernel refuses to execute a file with capabilities that the
+        // program cannot have, such as Debian's ping, which works without.
         tracing::debug!(%error, "files with capabilities cannot be executed");
     }
-    // The working directory may lie in what is covered now; by its name it is found as the program will see it. From one that it does
-    // not see, it could look around in what is covered.
-    let found = isolated.directory.and_then(std::env::set_current_dir);
-    found.or_else(|_| std::env::set_current_dir("/")).map_err(doing("find the working directory"))
+    // The old working directory may be covered now, and give access to what is covered.
+    let entered = isolated.directory.and_then(std::env::set_current_dir);
+    entered.or_else(|_| std::env::set_current_dir("/")).doing("enter the working directory")
 }
 
-fn show_own_sys() -> io::Result<()> {
+fn join(namespace: NetworkNamespace) -> io::Result<()> {
+    if fault::is_broken("namespace") { Ok(()) } else { namespace.enter() }
+}
+
+/// Mounts a sysfs for the tunnel's namespace, or hides the interfaces in the host's.
+fn mount_sysfs() -> io::Result<()> {
     if !Path::new("/sys/class/net").exists() {
         return Ok(());
     }
     mounts::replace_sysfs().or_else(|error| {
-        tracing::debug!(%error, "/sys cannot be mounted anew, so the interfaces in it are hidden");
+        tracing::debug!(%error, "cannot mount a sysfs, so its interfaces are hidden");
         mounts::hide_sysfs_interfaces()
     })
 }

@@ -1,5 +1,5 @@
-//! Places of the program's own, for services that take over from those outside. GnuPG's dirmngr asks key servers; a program that is refused
-//! by one outside starts another, which puts its socket in the place of the host's. So the host's socket is not there inside.
+//! Hides the socket of GnuPG's dirmngr, the service that queries key servers, so that a program inside starts its own dirmngr.
+//! Without this, the new dirmngr would replace the host's socket, since gpg starts one wherever it cannot connect.
 
 use std::fs;
 use std::io;
@@ -14,26 +14,26 @@ use rustix::mount::MountFlags;
 use super::identity::Identity;
 use crate::linux::mounts;
 
-/// The sockets of GnuPG that ask nobody for anything.
+/// Prefixes of the sockets of GnuPG's services that do not use the network.
 const AGENTS: [&str; 3] = ["S.gpg-agent", "S.keyboxd", "S.scdaemon"];
 
-/// The service that asks key servers.
+/// The socket of dirmngr.
 const DIRMNGR: &str = "S.dirmngr";
 
-/// Where dirmngr listens that is started inside, if the host's would be in the user's home directory: in the program's own `/run`.
-const PLACE: &str = "/run/vpn-exec.gnupg";
+/// The directory, in the program's own `/run`, for the socket of a dirmngr inside if the host's is in a home directory.
+const DIRECTORY: &str = "/run/vpn-exec.gnupg";
 
-/// Gives the program places of its own, in the calling process's mount namespace, where the user has some on the host.
+/// Hides the host's dirmngr in the calling process's mount namespace, and gives a new one a directory for its socket.
 ///
 /// # Errors
-/// What the system refuses.
-pub(super) fn provide(identity: &Identity) -> io::Result<()> {
+/// Returns the error of the system call that failed.
+pub(super) fn hide_dirmngr(identity: &Identity) -> io::Result<()> {
     let (user, group) = match identity {
         Identity::Unchanged => (nix::unistd::geteuid(), nix::unistd::getegid()),
         Identity::Other(account) => (Uid::from_raw(account.uid), Gid::from_raw(account.gid)),
     };
-    // What belongs to the user may be closed to root: without CAP_DAC_OVERRIDE, root is a stranger there.
-    let _as_user = FileUser::become_user(user, group)?;
+    // Root needs CAP_DAC_OVERRIDE for private files of another user, which the launcher does not have.
+    let _as_user = FileSystemUser::change_to(user, group)?;
     let runtime = PathBuf::from(format!("/run/user/{user}/gnupg"));
     if fs::symlink_metadata(&runtime).is_ok_and(|found| found.is_dir() && found.uid() == user.as_raw()) {
         cover(&runtime, user, group)?;
@@ -48,7 +48,8 @@ pub(super) fn provide(identity: &Identity) -> io::Result<()> {
     }
 }
 
-/// Covers GnuPG's directory of sockets with one that has those of the agents alone, here and in the directories for other homes (`d.*`).
+/// Covers a directory of GnuPG's sockets, and its subdirectories for other home directories (`d.*`), by one with the sockets of
+/// the agents alone.
 fn cover(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
     let mut agents = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -57,13 +58,13 @@ fn cover(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
         if name.as_encoded_bytes().starts_with(b"d.") && entry.file_type()?.is_dir() {
             cover(&entry.path(), user, group)?;
         }
-        let is_other = name.as_encoded_bytes().starts_with(b"d.");
-        if is_other || AGENTS.iter().any(|agent| name.to_string_lossy().starts_with(agent)) {
+        let is_for_other_home = name.as_encoded_bytes().starts_with(b"d.");
+        if is_for_other_home || AGENTS.iter().any(|agent| name.to_string_lossy().starts_with(agent)) {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             agents.push((rustix::fs::open(directory.join(&name), flags, Mode::empty())?, name));
         }
     }
-    memory_of(directory, user, group)?;
+    mount_private(directory, user, group)?;
     for (socket, name) in agents {
         let place = directory.join(name);
         let source = format!("/proc/self/fd/{}", socket.as_raw_fd());
@@ -76,37 +77,37 @@ fn cover(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
     Ok(())
 }
 
-/// Has GnuPG find dirmngr's socket at a place of the program's own: a file with these words stands for a socket elsewhere (assuan(3),
-/// `assuan_sock_set_sockaddr_un`).
+/// Redirects GnuPG from dirmngr's socket to one in [`DIRECTORY`]: a file with this text stands for a socket elsewhere (Assuan
+/// manual, `assuan_sock_set_sockaddr_un`).
 fn redirect(socket: &Path, user: Uid, group: Gid) -> io::Result<()> {
-    let place = Path::new(PLACE);
+    let directory = Path::new(DIRECTORY);
     {
-        // The program's own /run is root's.
-        let _as_root = FileUser::become_user(nix::unistd::geteuid(), nix::unistd::getegid())?;
-        fs::create_dir(place)?;
-        memory_of(place, user, group)?;
+        // The program's own /run belongs to root.
+        let _as_root = FileSystemUser::change_to(nix::unistd::geteuid(), nix::unistd::getegid())?;
+        fs::create_dir(directory)?;
+        mount_private(directory, user, group)?;
     }
-    let words = place.join("redirect");
-    fs::write(&words, format!("%Assuan%\nsocket={}\n", place.join(DIRMNGR).display()))?;
-    mounts::bind(&words, socket)
+    let redirection = directory.join("redirect");
+    fs::write(&redirection, format!("%Assuan%\nsocket={}\n", directory.join(DIRMNGR).display()))?;
+    mounts::bind(&redirection, socket)
 }
 
-/// Mounts a file system in memory for one user.
-fn memory_of(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
+/// Mounts a small tmpfs for one user.
+fn mount_private(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let options = std::ffi::CString::new(format!("mode=0700,size=1m,uid={user},gid={group}"))?;
     Ok(rustix::mount::mount("vpn-exec", directory, c"tmpfs", flags, Some(&*options))?)
 }
 
-/// While it lives, the calling thread uses files as another user (setfsuid(2)).
-struct FileUser {
+/// The former user for file access of the calling thread (setfsuid(2)), restored when this is dropped.
+struct FileSystemUser {
     user: Uid,
     group: Gid,
 }
 
-impl FileUser {
-    fn become_user(user: Uid, group: Gid) -> io::Result<Self> {
-        // The former ones are what these calls return, which tell of no error.
+impl FileSystemUser {
+    fn change_to(user: Uid, group: Gid) -> io::Result<Self> {
+        // These calls return the former IDs, and no error.
         let former_group = nix::unistd::setfsgid(group);
         let former = Self { user: nix::unistd::setfsuid(user), group: former_group };
         let now = (nix::unistd::setfsuid(user), nix::unistd::setfsgid(group));
@@ -114,7 +115,7 @@ impl FileUser {
     }
 }
 
-impl Drop for FileUser {
+impl Drop for FileSystemUser {
     fn drop(&mut self) {
         nix::unistd::setfsuid(self.user);
         nix::unistd::setfsgid(self.group);

@@ -1,8 +1,8 @@
-//! What the program tells its service manager (sd_notify(3)) passes through here. The manager's main process of the service is
-//! vpn-exec, so from the program itself it would take nothing; and the manager's socket may not be there inside.
+//! Relays messages of the program to its service manager (sd_notify(3)). To the manager, vpn-exec is the main process of the
+//! service, so by default it ignores messages of the program itself; and its socket may be hidden inside.
 //!
-//! What the program says is passed on as vpn-exec's own word, since it stands for the program. What others say that the program has
-//! started is passed on as theirs, so that the manager decides about it as the unit's `NotifyAccess=` says.
+//! Messages of the program are relayed as those of vpn-exec. Messages of other processes are relayed with their sender's
+//! credentials, for the unit's `NotifyAccess=` to decide about them.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,10 +11,10 @@ use std::path::Path;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::service_manager::{Notification, NotifySocket, ServiceManager};
 
-/// Where the program finds the socket. That is in the program's own `/run`, which nobody else has.
+/// The path of the relay's socket, in the program's own `/run`.
 pub(super) const SOCKET: &str = "/run/vpn-exec.notify";
 
-/// The way from the program to the manager.
+/// The relay from the program to the service manager.
 #[derive(Debug)]
 pub(super) struct NotifyRelay {
     socket: NotifySocket,
@@ -22,19 +22,20 @@ pub(super) struct NotifyRelay {
 }
 
 impl NotifyRelay {
-    /// Opens it, if there is a manager.
+    /// Opens the relay. Returns `None` if the launcher has no service manager.
     pub(super) fn open() -> io::Result<Option<Self>> {
         let Some(manager) = ServiceManager::find(|name| std::env::var_os(name))? else { return Ok(None) };
         Ok(Some(Self { socket: NotifySocket::new()?, manager }))
     }
 
-    /// Makes the program's end, in the mount namespace that the calling process is in.
+    /// Binds the program's end, in the calling process's mount namespace.
     pub(super) fn bind(&self) -> io::Result<()> {
         self.socket.bind(Path::new(SOCKET))
     }
 
-    /// Passes on what there is. Returns the process that the service has named its main one last, if it has.
-    pub(super) fn pass_on(&self, program: i32) -> io::Result<Option<i32>> {
+    /// Relays the available messages of the service, whose main process is `program`. Returns the PID of the last process that
+    /// the service has declared its main process, if any.
+    pub(super) fn relay(&self, program: i32) -> io::Result<Option<i32>> {
         let mut main = None;
         while let Some(message) = self.socket.receive()? {
             let (text, named) = without_main_process(&message.text);
@@ -42,36 +43,36 @@ impl NotifyRelay {
             if text.is_empty() && message.descriptors.is_empty() {
                 continue;
             }
-            if let Err(error) = self.tell(&text, &message, program) {
-                tracing::debug!(%error, "the service manager is not told: {}", String::from_utf8_lossy(&text));
+            if let Err(error) = self.send(&text, &message, program) {
+                tracing::debug!(%error, "cannot relay to the service manager: {}", String::from_utf8_lossy(&text));
             }
         }
         Ok(main)
     }
 
-    fn tell(&self, text: &[u8], message: &Notification, program: i32) -> io::Result<()> {
+    fn send(&self, text: &[u8], message: &Notification, program: i32) -> io::Result<()> {
         if message.sender == program {
             return self.manager.forward(text, &message.descriptors, None);
         }
         if message.sender == 0 {
-            return Err(io::Error::other("its sender cannot be seen"));
+            return Err(io::Error::other("its sender is in another PID namespace"));
         }
         capabilities::raise(CapabilitySet::SYS_ADMIN)?;
-        let told = self.manager.forward(text, &message.descriptors, Some(message.sender));
+        let sent = self.manager.forward(text, &message.descriptors, Some(message.sender));
         capabilities::limit(capabilities::permitted()?, CapabilitySet::KILL)?;
-        told
+        sent
     }
 }
 
 impl AsFd for NotifyRelay {
-    /// Readable when there is something to be passed on.
+    /// Readable when there are messages to relay.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// A message without what it says of the main process, and that. To the manager the main process stays vpn-exec, which alone is its
-/// child, and reports the other one's end.
+/// Splits a message into the message without `MAINPID=`, and that PID. To the manager, vpn-exec remains the main process: only its
+/// end is reported to the manager.
 pub(crate) fn without_main_process(text: &[u8]) -> (Vec<u8>, Option<i32>) {
     let (mut kept, mut main): (Vec<&[u8]>, _) = (Vec::new(), None);
     for line in text.split(|byte| *byte == b'\n') {
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_main_process_is_taken_out_of_a_message() {
+    fn the_main_process_is_removed_from_a_message() {
         let cases: [(&[u8], &[u8], Option<i32>); 5] = [
             (b"READY=1\nMAINPID=12\nSTATUS=MAINPID=1", b"READY=1\nSTATUS=MAINPID=1", Some(12)),
             (b"MAINPID=12\nMAINPIDFDID=77", b"", Some(12)),

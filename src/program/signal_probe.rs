@@ -1,9 +1,9 @@
-//! Tells whether a signal of the service manager was for the whole control group: then the program has had it already, and shall not
-//! have it twice. `systemctl stop` signals all processes of a service, or the main one alone, as the unit's `KillMode=` says; and a
-//! process cannot see which it was.
+//! The signal probe: a process in the service's control group that reports the service manager's signals to the launcher.
 //!
-//! The signal_probe is a process that is in the group, and does nothing but to say which of the manager's signals it has had. It has no
-//! capabilities and no files, and ends with vpn-exec.
+//! `systemctl stop` signals all processes of a service, or the main process alone, as the unit's `KillMode=` says; a process
+//! cannot see which. If the probe has received a signal, too, then so has the program, and the launcher does not forward it.
+//!
+//! The probe has no capabilities and no files, and ends with the launcher.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,34 +14,39 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::helpers;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::{ReceivedSignal, Signals};
 
-/// How long the signal_probe may take to have a signal that vpn-exec has had. The manager signals the main process first, and then the others,
-/// in one go.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// The maximum time for the probe to report a signal that the launcher has received. The manager signals the main process
+/// first, and then the others without a pause.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long what it has seen may be of use: two signals at once may be one to vpn-exec.
-const FRESH: Duration = Duration::from_secs(1);
+/// The time after which a report is obsolete. It may have no counterpart, since the kernel merges pending signals.
+const REPORT_LIFETIME: Duration = Duration::from_secs(1);
 
+/// The launcher's end of the signal probe, which is killed when this is dropped.
 #[derive(Debug)]
 pub(super) struct SignalProbe {
     pid: Pid,
-    /// What it writes the numbers of signals to.
-    testimony: OwnedFd,
-    /// Who the manager is.
+    /// The pipe on which the probe reports the numbers of signals, one byte each.
+    reports: OwnedFd,
+    /// The PID of the service manager.
     manager: i32,
-    /// When each signal was seen last of which vpn-exec has not heard yet.
-    seen: HashMap<i32, Instant>,
+    /// When the probe last reported each signal that the launcher has not received yet.
+    reported: HashMap<i32, Instant>,
 }
 
 impl SignalProbe {
-    /// Starts one, if this process is the main one of a service. `signals` are those that it watches for.
+    /// Starts the probe if the calling process is the main process of a service. It watches for `signals`.
+    ///
+    /// # Errors
+    /// Returns an error if the probe's process cannot be created.
     pub(super) fn start(signals: &mut Signals) -> io::Result<Option<Self>> {
         let own = std::process::id();
-        // Before version 248, systemd does not say who is meant. It is its child, then.
+        // Before version 248, systemd does not name the main process, which then is its child.
         let is_main = match std::env::var("SYSTEMD_EXEC_PID") {
             Ok(pid) => pid.parse() == Ok(own),
             Err(_) => std::env::var_os("INVOCATION_ID").is_some() && nix::unistd::getppid().as_raw() == 1,
@@ -51,49 +56,53 @@ impl SignalProbe {
         }
         let manager = nix::unistd::getppid().as_raw();
         let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
-        let (testimony, writer) = rustix::pipe::pipe_with(flags)?;
+        let (reports, writer) = rustix::pipe::pipe_with(flags)?;
         match process::fork()? {
             Forked::Child => {
-                // Nobody is left to whom an error could be told: without a signal_probe, each signal is passed on.
-                let _ = be_witness(own, manager, signals, &writer);
+                // On an error the probe just ends: without it, the launcher forwards every signal.
+                let _ = report_signals(own, manager, signals, &writer);
                 process::exit_now(0)
             }
-            Forked::Parent(pid) => Ok(Some(Self { pid, testimony, manager, seen: HashMap::new() })),
+            Forked::Parent(pid) => Ok(Some(Self { pid, reports, manager, reported: HashMap::new() })),
         }
     }
 
-    /// Whether a signal that vpn-exec has received was for the whole group.
-    pub(super) fn has_seen(&mut self, received: ReceivedSignal) -> io::Result<bool> {
-        if received.from_kernel || received.sender != self.manager {
+    /// Returns whether a signal that the launcher has received was for the whole control group.
+    ///
+    /// # Errors
+    /// Returns the error of the system call that failed.
+    pub(super) fn has_received(&mut self, signal: ReceivedSignal) -> io::Result<bool> {
+        if signal.from_kernel || signal.sender != self.manager {
             return Ok(false);
         }
         let begin = Instant::now();
         loop {
             let mut numbers = [0; 64];
-            match rustix::io::read(&self.testimony, &mut numbers) {
-                // It was killed.
+            match rustix::io::read(&self.reports, &mut numbers) {
+                // The probe was killed.
                 Ok(0) => return Ok(false),
                 Ok(length) => {
-                    self.seen.extend(numbers[..length].iter().map(|number| (i32::from(*number), Instant::now())))
+                    let now = Instant::now();
+                    self.reported.extend(numbers[..length].iter().map(|number| (i32::from(*number), now)));
                 }
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if self.seen.remove(&received.number).is_some_and(|at| at.elapsed() < FRESH) {
+            if self.reported.remove(&signal.number).is_some_and(|at| at.elapsed() < REPORT_LIFETIME) {
                 return Ok(true);
             }
-            let left = PATIENCE.saturating_sub(begin.elapsed());
+            let left = REPORT_TIMEOUT.saturating_sub(begin.elapsed());
             if left.is_zero() {
                 return Ok(false);
             }
-            wait_for(&[self.testimony.as_fd()], Some(left))?;
+            wait_for(&[self.reports.as_fd()], Some(left))?;
         }
     }
 }
 
 impl Drop for SignalProbe {
     fn drop(&mut self) {
-        // One that has ended was reaped with others, and its number may be another's by now.
+        // If it has ended, the launcher has waited for it already, and the PID may belong to another process.
         if waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
             let _ = process::kill(self.pid.as_raw(), Signal::SIGKILL);
             let _ = waitpid(self.pid, None);
@@ -101,23 +110,20 @@ impl Drop for SignalProbe {
     }
 }
 
-/// The life of the signal_probe.
-fn be_witness(launcher: u32, manager: i32, signals: &mut Signals, writer: &OwnedFd) -> io::Result<()> {
-    process::set_death_signal(Signal::SIGKILL)?;
-    if nix::unistd::getppid().as_raw().cast_unsigned() != launcher {
-        return Ok(());
-    }
+/// Runs the probe in the calling process: reports the manager's signals until the process is killed.
+fn report_signals(launcher: u32, manager: i32, signals: &mut Signals, writer: &OwnedFd) -> io::Result<()> {
+    helpers::end_with_parent(launcher)?;
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())?;
     capabilities::set_no_new_privileges()?;
     process::redirect_to_null(&[0, 1, 2])?;
-    // The lease is among the others, which must end with vpn-exec. What owns them is the parent's: this process never returns to it.
+    // Closes the lease, which must end with the launcher. The values that own these descriptors are never dropped here.
     process::close_all_except(&mut [signals.as_fd().as_raw_fd(), writer.as_raw_fd()])?;
     loop {
         wait_for(&[signals.as_fd()], None)?;
-        while let Some(received) = signals.receive()? {
-            if received.sender == manager && !received.from_kernel {
-                let number = u8::try_from(received.number).unwrap_or_default();
-                // Where there is no room, nobody listens.
+        while let Some(signal) = signals.receive()? {
+            if signal.sender == manager && !signal.from_kernel {
+                let number = u8::try_from(signal.number).unwrap_or_default();
+                // The pipe is full only if the launcher does not read.
                 let _ = rustix::io::write(writer, &[number]);
             }
         }

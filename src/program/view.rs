@@ -1,5 +1,5 @@
-//! The program's own view of the host's files: `/etc` without the host's idea of names, `/run` without its resolvers. Both are copies in
-//! memory ([`Mirror`]), which a process of their own keeps up to date for as long as the program runs.
+//! The program's view of the host's files: `/etc` with the tunnel's name resolution, and `/run` without the host's resolvers. Both
+//! are copies in memory ([`Mirror`]). A helper process keeps them up to date while the program runs.
 
 use std::fs;
 use std::io;
@@ -7,9 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::Signal;
-
-use super::{Program, SetupResult, helpers};
+use super::{Program, helpers};
+use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::mirror::{HiddenPaths, Mirror};
@@ -19,29 +18,25 @@ use crate::linux::process::{self, Forked};
 use crate::linux::seccomp::SyscallFilter;
 use crate::registry::{self, HOSTS, NSSWITCH_CONF};
 
-/// The directories that are copied. Where the copies are built comes last: it is covered then.
+/// The directories to copy. `/run` comes last: the copies are built there, which covering it hides.
 const COVERED: [&str; 4] = [ETC, "/var/run", "/var/lib/sss", "/run"];
 
 const ETC: &str = "/etc";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// What the process may do that keeps the copies up to date.
+/// The system calls of the process that keeps the copies up to date, besides [`helpers::BASE_CALLS`].
 const CALLS: &[libc::c_long] = &[
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_ppoll,
+    // Looking at the host's files.
     libc::SYS_openat,
-    libc::SYS_close,
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_getdents64,
     libc::SYS_lseek,
     libc::SYS_readlinkat,
-    libc::SYS_fcntl,
-    // What there is of the host's entries, and what is made of them.
     libc::SYS_inotify_add_watch,
     libc::SYS_inotify_rm_watch,
+    // Changing the copies.
     libc::SYS_mkdirat,
     libc::SYS_symlinkat,
     libc::SYS_unlinkat,
@@ -53,141 +48,128 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_fsconfig,
     libc::SYS_fsmount,
     libc::SYS_umount2,
-    // Memory, time and the end.
-    libc::SYS_brk,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_getrandom,
-    libc::SYS_clock_gettime,
-    libc::SYS_futex,
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_restart_syscall,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_poll,
 ];
 
-/// Covers, in the calling process's mount namespace, `/etc` with a copy that has our own files in the place of the host's, and `/run` and
-/// others with copies that do not have what is hidden from the program.
-pub(super) fn show(program: &Program) -> SetupResult<Mirror> {
-    let doing = |what| move |error: io::Error| (what, error);
-    let moved = moved();
-    let mut mirror = Mirror::new(hidden(program, &moved), &program.staging);
-    if fault::is_broken("names") {
+/// Covers `/etc`, `/run` and others in the calling process's mount namespace by copies. Those lack what is hidden from the
+/// program, and have the tunnel's files for name resolution.
+///
+/// # Errors
+/// Returns an error if a file cannot be read, or a copy not be made.
+pub(super) fn show(program: &Program) -> Result<Mirror, Failure> {
+    let linked = linked_directories();
+    let mut mirror = Mirror::new(hidden_paths(program, &linked), &program.staging);
+    if shows_host_names() {
         return Ok(mirror);
     }
-    // The place is about to be covered, the file with it.
-    let resolv_conf = fs::File::open(&program.resolv_conf).map_err(doing("open the tunnel's resolv.conf"))?;
-    let views = [
+    // Opened before the copies cover it.
+    let resolv_conf = fs::File::open(&program.resolv_conf).doing("open the tunnel's resolv.conf")?;
+    let own_files = [
         (RESOLV_CONF, program.names.resolv_conf.clone()),
         (HOSTS, program.names.hosts_file(&read(HOSTS)?)),
         (NSSWITCH_CONF, program.names.nsswitch_file(&read(NSSWITCH_CONF)?)),
     ];
-    // Before it is looked at, so that nothing is missed in between.
-    for directory in COVERED.into_iter().map(Path::new).chain(moved.iter().map(|(_, place)| &**place)) {
+    // Watched before they are read, so that no change in between is missed.
+    for directory in COVERED.into_iter().map(Path::new).chain(linked.iter().map(|(_, target)| &**target)) {
         mirror.guard(directory);
     }
-    mirror.cover(ETC.as_ref()).map_err(doing("copy the view of /etc"))?;
-    for (path, text) in &views {
-        write_readable(path.as_ref(), text).map_err(doing("write the program's own files"))?;
+    mirror.cover(ETC.as_ref()).doing("copy /etc")?;
+    for (path, text) in &own_files {
+        write_readable(path.as_ref(), text).doing("write the program's own files")?;
     }
-    mounts::make_read_only(ETC.as_ref()).map_err(doing("protect the program's own files"))?;
-    // All programs of a tunnel see the same file, into which a change of the resolvers is written.
+    mounts::make_read_only(ETC.as_ref()).doing("protect the program's own files")?;
+    // A bind mount, so that all programs of the tunnel see a change of its resolvers.
     let source = PathBuf::from(format!("/proc/self/fd/{}", resolv_conf.as_raw_fd()));
     mounts::bind(&source, RESOLV_CONF.as_ref())
         .and_then(|()| mounts::make_read_only(RESOLV_CONF.as_ref()))
-        .map_err(doing("show the tunnel's resolv.conf"))?;
+        .doing("show the tunnel's resolv.conf")?;
     let others = COVERED.into_iter().filter(|directory| *directory != ETC).map(Path::new);
-    for directory in moved.iter().map(|(_, place)| &**place).chain(others) {
+    for directory in linked.iter().map(|(_, target)| &**target).chain(others) {
         if fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir()) {
-            mirror.cover(directory).map_err(doing("hide the host's resolvers"))?;
+            mirror.cover(directory).doing("hide the host's resolvers")?;
         }
     }
     Ok(mirror)
 }
 
-/// Where those of the directories are that are links, as to a disk with more room: what they are called, and their place. On most systems
-/// `/var/run` is a link to `/run`, which is copied anyway.
-fn moved() -> Vec<(&'static Path, PathBuf)> {
-    let known = |place: &Path| COVERED.iter().any(|directory| Path::new(directory) == place);
+/// Returns whether a test has the program see the host's name resolution.
+fn shows_host_names() -> bool {
+    fault::is_broken("names")
+}
+
+/// Returns the directories that are symbolic links to other places, such as another disk, and their targets. On most systems
+/// `/var/run` is a link to `/run`, which is covered anyway.
+fn linked_directories() -> Vec<(&'static Path, PathBuf)> {
+    let is_covered = |target: &Path| COVERED.iter().any(|directory| Path::new(directory) == target);
     let links = COVERED.into_iter().map(Path::new).filter(|directory| directory.is_symlink());
-    let placed = links.filter_map(|directory| Some((directory, fs::canonicalize(directory).ok()?)));
-    placed.filter(|(_, place)| !known(place)).collect()
+    let targets = links.filter_map(|directory| Some((directory, fs::canonicalize(directory).ok()?)));
+    targets.filter(|(_, target)| !is_covered(target)).collect()
 }
 
-/// What the copies do not have. On older systems `/var/run` is a directory of its own, with the same in it as `/run`.
-fn hidden(program: &Program, moved: &[(&Path, PathBuf)]) -> HiddenPaths {
-    let older = program.hidden.iter().filter_map(|path| path.strip_prefix("/run").ok());
-    let older = older.map(|rest| Path::new("/var/run").join(rest));
+/// Returns the paths that the copies lack. On older systems `/var/run` is a directory with the same entries as `/run`.
+fn hidden_paths(program: &Program, linked: &[(&Path, PathBuf)]) -> HiddenPaths {
+    let in_run = program.hidden.iter().filter_map(|path| path.strip_prefix("/run").ok());
+    let in_var_run = in_run.map(|rest| Path::new("/var/run").join(rest));
     let own = [RESOLV_CONF, HOSTS, NSSWITCH_CONF].map(PathBuf::from);
-    let mut all: Vec<PathBuf> = program.hidden.iter().cloned().chain(older).chain(own).collect();
-    for (directory, place) in moved {
-        let there = all.iter().filter_map(|path| path.strip_prefix(directory).ok()).map(|rest| place.join(rest));
-        all.extend(there.collect::<Vec<_>>());
+    let mut hidden: Vec<PathBuf> = program.hidden.iter().cloned().chain(in_var_run).chain(own).collect();
+    for (directory, target) in linked {
+        let below = hidden.iter().filter_map(|path| path.strip_prefix(directory).ok());
+        let in_target: Vec<PathBuf> = below.map(|rest| target.join(rest)).collect();
+        hidden.extend(in_target);
     }
-    HiddenPaths(all)
+    HiddenPaths(hidden)
 }
 
-/// Starts the process that keeps the copies up to date, until `parent`, the caller's own parent, ends or closes the other end of `alive`.
-/// `last` is the kernel's last capability.
-/// It is the parent's child, so that the program, which the caller becomes, has none that it does not know.
-pub(super) fn keep_up_to_date(mirror: &mut Mirror, parent: u32, last: u8, alive: &OwnedFd) -> io::Result<()> {
+/// Starts the process that keeps the copies up to date until `launcher`, the caller's parent, ends or closes the other end of
+/// `socket`. The process is the launcher's child: the program, which the caller becomes, must not have unknown children.
+///
+/// # Errors
+/// Returns an error if the process cannot be created.
+pub(super) fn keep_up_to_date(mirror: &mut Mirror, launcher: u32, last: u8, socket: &OwnedFd) -> io::Result<()> {
     if mirror.changes().is_none() {
         return Ok(());
     }
     match process::fork_sibling()? {
         Forked::Parent(_) => Ok(()),
         Forked::Child => {
-            let announced = helpers::announce(alive);
-            let kept = announced.and_then(|()| limit(mirror, parent, last, alive)).and_then(|()| work(mirror, alive));
-            process::exit_now(i32::from(kept.is_err()))
+            let updated = helpers::announce(socket)
+                .and_then(|()| confine(mirror, launcher, last, socket))
+                .and_then(|()| update(mirror, socket));
+            process::exit_now(i32::from(updated.is_err()))
         }
     }
 }
 
-/// Leaves this process what it takes to mount, and to look at directories.
-fn limit(mirror: &Mirror, parent: u32, last: u8, alive: &OwnedFd) -> io::Result<()> {
-    process::set_death_signal(Signal::SIGKILL)?;
-    if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
-        return Err(io::Error::other("the parent has ended already"));
-    }
-    // Neither the terminal's signals nor the working directory concern it.
-    rustix::process::setsid()?;
-    std::env::set_current_dir("/")?;
-    process::redirect_to_null(&[0, 1, 2])?;
-    let mut own: Vec<i32> = mirror.descriptors().chain([alive.as_raw_fd()]).collect();
-    process::close_all_except(&mut own)?;
-    // It reads what the host has in its directories: should that take it over, it has no way to more.
+/// Leaves the calling process only the right to mount and to read directories. It reads names that the host's users choose: if
+/// that takes it over, it cannot reach further.
+fn confine(mirror: &Mirror, launcher: u32, last: u8, socket: &OwnedFd) -> io::Result<()> {
+    helpers::end_with_parent(launcher)?;
+    let mut kept: Vec<i32> = mirror.descriptors().chain([socket.as_raw_fd()]).collect();
+    helpers::detach(&mut kept)?;
     capabilities::raise(CapabilitySet::SETPCAP)?;
     capabilities::limit_bounding_set(CapabilitySet::empty(), last)?;
     capabilities::limit(CapabilitySet::SYS_ADMIN, CapabilitySet::SYS_ADMIN)?;
     capabilities::set_no_new_privileges()?;
-    SyscallFilter::allow_only(CALLS, &[])?.install()
+    SyscallFilter::allow_only(&[helpers::BASE_CALLS, CALLS].concat(), &[])?.install()
 }
 
-fn work(mirror: &mut Mirror, alive: &OwnedFd) -> io::Result<()> {
+/// Updates the copies until the launcher closes its end of the socket.
+fn update(mirror: &mut Mirror, socket: &OwnedFd) -> io::Result<()> {
     loop {
         let Some(changes) = mirror.changes() else { return Ok(()) };
-        // Nobody says anything there: it is closed.
-        if wait_for(&[changes, alive.as_fd()], None)?[1] {
+        // The launcher sends nothing: the socket is readable once it is closed.
+        if wait_for(&[changes, socket.as_fd()], None)?[1] {
             return Ok(());
         }
         mirror.update()?;
     }
 }
 
-/// Writes a file that every user can read, whatever the umask.
+/// Writes a file that all users can read, whatever the umask.
 fn write_readable(path: &Path, text: &str) -> io::Result<()> {
     fs::write(path, text)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))
 }
 
-fn read(path: &str) -> SetupResult<String> {
-    registry::read_host_file(path.as_ref()).map_err(|error| ("read the host's own files", error))
+fn read(path: &str) -> Result<String, Failure> {
+    registry::read_host_file(path.as_ref()).doing(format!("read {path}"))
 }

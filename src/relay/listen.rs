@@ -6,10 +6,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, SockType, SockaddrStorage, sockopt};
-use thiserror::Error;
 
 use super::{new_socket, udp};
 use crate::config::{HostPort, Protocol, ProxyProtocol, Publish};
+use crate::failure::Failure;
 use crate::names::InterfaceName;
 
 /// How many connections may wait to be accepted.
@@ -85,63 +85,6 @@ impl From<&Publish> for RelayedPort {
     }
 }
 
-/// The error when a port cannot be listened on.
-#[derive(Debug, Error)]
-#[error("cannot {}: {error}", self.what())]
-pub struct BindError {
-    port: RelayedPort,
-    error: io::Error,
-}
-
-impl BindError {
-    /// Returns what failed, as a phrase that follows "cannot".
-    pub fn what(&self) -> String {
-        let RelayedPort { address, port, protocol, .. } = &self.port;
-        let protocol = match protocol {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-        };
-        let address = address.map_or_else(|| "the host".into(), |address| address.to_string());
-        format!("listen on {protocol} port {port} of {address}")
-    }
-
-    /// Returns whether another socket uses the port.
-    pub fn is_in_use(&self) -> bool {
-        self.error.raw_os_error() == Some(libc::EADDRINUSE)
-    }
-
-    /// Returns the port if a capability to bind to it is missing.
-    pub fn privileged(&self) -> Option<u16> {
-        (self.error.raw_os_error() == Some(libc::EACCES)).then_some(self.port.port)
-    }
-
-    /// Returns what the user can do.
-    pub fn advice(&self) -> Option<&'static str> {
-        let of_host = self.port.allowed_client.is_some();
-        match self.error.raw_os_error() {
-            Some(libc::EADDRINUSE) if of_host => Some("stop the program that uses the port (`ss -tuapn` shows it)"),
-            Some(libc::EADDRINUSE) => {
-                Some("stop the program that uses the port (`ss -tulpn` shows it), or publish another port")
-            }
-            Some(libc::EPERM) if of_host => {
-                Some("use Linux 5.7 or newer, which allows SO_BINDTODEVICE without CAP_NET_RAW")
-            }
-            Some(libc::EMFILE) => Some(
-                "name fewer ports, or raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of a service): each \
-                 port needs one",
-            ),
-            Some(libc::EADDRNOTAVAIL) => Some("publish on an address that the host has, or on all by leaving it out"),
-            _ => None,
-        }
-    }
-}
-
-impl From<BindError> for io::Error {
-    fn from(error: BindError) -> Self {
-        error.error
-    }
-}
-
 /// A socket that listens on a port.
 #[derive(Debug)]
 pub struct ListenSocket {
@@ -153,13 +96,43 @@ pub struct ListenSocket {
 ///
 /// # Errors
 ///
-/// Returns the first failure; then the process listens on none of the ports.
-pub fn bind(ports: &[RelayedPort]) -> Result<Vec<ListenSocket>, BindError> {
+/// Returns the first failure; then the process listens on none of the ports. The failure's error number is that of the
+/// system call: EADDRINUSE if another socket uses the port.
+pub fn bind(ports: &[RelayedPort]) -> Result<Vec<ListenSocket>, Failure> {
     let bind_one = |port: &RelayedPort| match open(port) {
         Ok(socket) => Ok(ListenSocket { port: port.clone(), socket }),
-        Err(error) => Err(BindError { port: port.clone(), error }),
+        Err(error) => Err(failure(port, &error)),
     };
     ports.iter().map(bind_one).collect()
+}
+
+/// Returns the failure to listen on a port.
+fn failure(port: &RelayedPort, error: &io::Error) -> Failure {
+    let protocol = match port.protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+    };
+    let address = port.address.map_or_else(|| "the host".into(), |address| address.to_string());
+    let what = format!("listen on {protocol} port {} of {address}", port.port);
+    let is_host_port = port.allowed_client.is_some();
+    let failure = Failure::of(&what, error);
+    let advice = match error.raw_os_error() {
+        Some(libc::EACCES) => {
+            let missing = io::Error::other("the keeper lacks the capability for ports below 1024, or has dropped it");
+            let advice = format!("take the tunnel down and up again as root, or use another port than {}", port.port);
+            return Failure { errno: failure.errno, ..Failure::of(&what, &missing).advise(advice) };
+        }
+        Some(libc::EADDRINUSE) if is_host_port => "stop the program that uses the port (`ss -tuapn` shows it)",
+        Some(libc::EADDRINUSE) => "stop the program that uses the port (`ss -tulpn` shows it), or publish another port",
+        Some(libc::EPERM) if is_host_port => "use Linux 5.7 or newer, which allows SO_BINDTODEVICE without CAP_NET_RAW",
+        Some(libc::EMFILE) => {
+            "name fewer ports, or raise the hard limit of open files (`ulimit -Hn`, LimitNOFILE= of a service): each \
+             port needs one"
+        }
+        Some(libc::EADDRNOTAVAIL) => "publish on an address that the host has, or on all by leaving it out",
+        _ => return failure,
+    };
+    failure.advise(advice)
 }
 
 fn open(port: &RelayedPort) -> io::Result<OwnedFd> {
@@ -205,4 +178,33 @@ fn open_at(address: IpAddr, port: &RelayedPort) -> nix::Result<OwnedFd> {
         rustix::net::listen(&opened, BACKLOG).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
     }
     Ok(opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_to_listen_says_what_to_do_and_keeps_its_error_number() {
+        let publish = Publish {
+            address: Some(Ipv4Addr::LOCALHOST.into()),
+            host_port: 80,
+            inner_port: 8080,
+            protocol: Protocol::Tcp,
+            proxy_protocol: None,
+        };
+        let port = RelayedPort::from(&publish);
+        for (errno, reason, advice) in [
+            (libc::EADDRINUSE, "in use", "publish another port"),
+            (libc::EACCES, "below 1024", "another port than 80"),
+            (libc::EMFILE, "open files", "LimitNOFILE="),
+            (libc::EADDRNOTAVAIL, "assign requested address", "an address that the host has"),
+        ] {
+            let failure = failure(&port, &io::Error::from_raw_os_error(errno));
+            assert!(failure.message.starts_with("cannot listen on TCP port 80 of 127.0.0.1: "), "{failure}");
+            assert!(failure.message.contains(reason), "{failure}");
+            assert!(failure.advice.as_deref().is_some_and(|text| text.contains(advice)), "{failure:?}");
+            assert_eq!(failure.errno, Some(errno));
+        }
+    }
 }

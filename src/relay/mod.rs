@@ -40,7 +40,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::linux::namespace::NetworkNamespace;
 pub use budget::Budget;
 use event_loop::EventLoop;
-pub use listen::{AllowedClient, BindError, ListenSocket, RelayedPort, bind};
+pub use listen::{AllowedClient, ListenSocket, RelayedPort, bind};
 pub use port_diff::PortDiff;
 
 /// Returns whether a socket is connected to itself. If no process listens on the target port, the kernel may choose

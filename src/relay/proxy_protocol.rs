@@ -42,7 +42,8 @@ mod tests {
 
     #[test]
     fn a_header_follows_the_specification() {
-        let ipv4 = b"\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a\x21\x11\x00\x0c\xc0\x00\x02\x42\xc0\x00\x02\x41\xd4\x31\x1f\x90";
+        let ipv4 = b"\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a\x21\x11\x00\x0c\
+            \xc0\x00\x02\x42\xc0\x00\x02\x41\xd4\x31\x1f\x90";
         assert_eq!(encoded("192.0.2.66:54321", "192.0.2.65:8080"), ipv4);
         assert_eq!(encoded("[::ffff:192.0.2.66]:54321", "[::ffff:192.0.2.65]:8080"), ipv4, "an IPv4-mapped address");
         let ipv6 = encoded("[2001:db8::2]:54321", "[2001:db8::1]:8080");

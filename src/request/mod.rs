@@ -252,7 +252,7 @@ impl TunnelRequest {
         let facts = Netlink::open()
             .and_then(|mut host| facts::read(&mut host, &self.config))
             .doing("read the host's network configuration")?;
-        plan::plan(&self.config, &facts).map_err(Failure::new)
+        Ok(plan::plan(&self.config, &facts)?)
     }
 }
 

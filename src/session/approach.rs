@@ -1,12 +1,11 @@
 //! The approach to a tunnel's name: the first launcher claims it, later ones join its keeper.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 use crate::lease::{ANSWER_TIMEOUT, Lease};
 use crate::names::TunnelName;
-use crate::registry::{self, ClaimError, Directory};
+use crate::registry::{self, Directory};
 
 /// How long a tunnel may take to come up or to go away. This includes the time that killed programs take to end.
 const PASSING: Duration = Duration::from_secs(10);
@@ -33,7 +32,7 @@ pub(crate) fn approach(name: &TunnelName) -> Result<Approach, Failure> {
         if let Some(lease) = join(name)? {
             return Ok(Approach::Joined(lease));
         }
-        if let Some(directory) = try_claim(name)? {
+        if let Some(directory) = Directory::try_claim(name)? {
             return Ok(Approach::Claimed(directory));
         }
         if begin.elapsed() > PASSING {
@@ -57,7 +56,7 @@ pub(crate) fn is_passing(name: &TunnelName) -> Result<bool, Failure> {
     if held.is_some_and(|state| state.holders.iter().any(|holder| holder.process.is_alive())) {
         return Ok(true);
     }
-    let Some(directory) = try_claim(name)? else { return Ok(true) };
+    let Some(directory) = Directory::try_claim(name)? else { return Ok(true) };
     if matches!(directory.state(), Ok(None)) {
         // The tunnel has ended since, and the claim has created its directory again.
         let _ = directory.release();
@@ -101,7 +100,7 @@ pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, Failure
     let begin = Instant::now();
     // Claiming would create the directory.
     while registry::path_of(name).is_dir() {
-        if let Some(directory) = try_claim(name)? {
+        if let Some(directory) = Directory::try_claim(name)? {
             return Ok(Some(directory));
         }
         if !matches!(Lease::connect(name, ANSWER_TIMEOUT), Ok(None)) {
@@ -113,19 +112,6 @@ pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, Failure
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(None)
-}
-
-/// Claims a name; none if another process holds it.
-fn try_claim(name: &TunnelName) -> Result<Option<Directory>, Failure> {
-    Directory::try_claim(name).map_err(|error| {
-        let failure = Failure::new(&error);
-        match error {
-            ClaimError { error, .. } if error.kind() == io::ErrorKind::NotADirectory => {
-                failure.advise("move away the file that stands where a directory is needed")
-            }
-            _ => failure.advise("/run must exist and be writable for root"),
-        }
-    })
 }
 
 fn unreachable(name: &TunnelName) -> Failure {

@@ -8,7 +8,7 @@ use crate::failure::{Doing, Failure};
 use crate::keeper::{KeeperSpec, Start};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, Choosing, Directory, State};
+use crate::registry::{self, Directory, PlanningLock, State};
 use crate::request::TunnelRequest;
 use crate::tunnel;
 use crate::wireguard::Backend;
@@ -55,10 +55,10 @@ fn make_plan(request: &TunnelRequest, directory: &Directory) -> Result<Plan, Fai
         let failure = Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
         if error.kind() == io::ErrorKind::StorageFull { failure.advise("free space in /run") } else { failure }
     };
-    let choosing = Choosing::begin().map_err(write)?;
+    let lock = PlanningLock::take().map_err(write)?;
     let plan = request.plan()?;
     directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.dns)).map_err(write)?;
-    drop(choosing);
+    drop(lock);
     tracing::debug!("the tunnel is planned");
     for note in &plan.notes {
         tracing::warn!("{note}");

@@ -143,7 +143,7 @@ impl Session {
     /// If the tunnel's plan does not allow an option of the program.
     pub(crate) fn admit(&self, program: &config::ProgramOptions, last_capability: u8) -> Result<(), Failure> {
         if self.origin != Origin::New {
-            for note in plan::join(&self.plan, program, last_capability).map_err(Failure::new)? {
+            for note in plan::join(&self.plan, program, last_capability)? {
                 tracing::warn!("{note}");
             }
         }

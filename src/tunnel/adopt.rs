@@ -1,36 +1,34 @@
-//! Takes over a tunnel whose keeper was killed, with the programs in it: the namespace as it stands, the kernel's WireGuard as it
-//! stands, or the TUN that outlived its data path.
+//! Takes over a tunnel whose keeper was killed, with the programs in it: the namespace, and the WireGuard device that
+//! outlived the keeper.
 //!
-//! Only what is certainly this tunnel is taken over, and only if it is as it was planned: its name leads to the namespace that is
-//! written down, which bears the mark; what is in it can lead nowhere but into the tunnel and to the host.
+//! Two conditions must hold. It must be this tunnel: its name leads to the namespace that the state names, and both
+//! ends carry the tunnel's mark. And it must be as planned: nothing inside leads anywhere but into the tunnel and to
+//! the host.
 
 use std::io;
 
 use ipnet::IpNet;
 
-use super::{DeviceEvents, Inner, RULES, Tunnel, device, local_networks, local_route};
-use crate::failure::Doing;
-use crate::failure::Failure;
+use super::{DeviceEvents, Inner, LOADING_RULES, Tunnel, device, host_rules, local_route};
+use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{self, NameLookup};
 use crate::linux::netlink::link::Link;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::plan::Plan;
-use crate::registry::{Directory, State};
+use crate::registry::State;
 use crate::wireguard::{Backend, DeviceConfig};
 
-impl Tunnel {
-    /// Begins with a tunnel that is written down in its claimed directory. Nothing is touched yet.
-    pub fn existing(plan: Plan, directory: Directory, state: &State) -> Result<Self, Failure> {
-        Self::with_mark(plan, directory, state.mark.clone())
-    }
+/// The operation that a failure names.
+const TAKING_OVER: &str = "take the tunnel over";
 
-    /// Takes the tunnel over. After an error it is as it was, and [`super::reclaim`] takes it away.
+impl Tunnel {
+    /// Takes the tunnel over. After a failure it is as it was; [`super::reclaim`] removes it.
     ///
     /// `on_data_path_start` runs first in the thread of an embedded device.
     ///
     /// # Errors
-    /// If it was not made to its end, or is not what was written down and planned.
+    /// If the tunnel was not completely created, or differs from its state or its plan.
     pub fn adopt(
         &mut self,
         state: State,
@@ -39,57 +37,55 @@ impl Tunnel {
     ) -> Result<DeviceEvents, Failure> {
         let inner = self.find(&state)?;
         let namespace = inner.namespace.try_clone().doing("use the namespace")?;
-        let Some(made) = state.made else {
-            return Err(io::Error::other("it was killed while it was made")).doing("take the tunnel over");
+        let Some(backend) = state.made else {
+            return Err(io::Error::other("its keeper was killed while it created the tunnel")).doing(TAKING_OVER);
         };
-        let (device, events) = device::take_over(made, &self.plan, namespace, config, on_data_path_start)?;
+        let (device, events) = device::take_over(backend, &self.plan, namespace, config, on_data_path_start)?;
         self.inner = Some(inner);
         self.device = Some(device);
         self.post_down_due = true;
         self.state = Some(state);
-        // It is for people alone. A full disk is no reason to end what is inside.
-        if let Err(error) = self.update_state(|state| state.keeper = std::process::id()) {
-            tracing::warn!("{error}");
+        // Only people read the keeper's process ID. A full disk is no reason to end the programs inside.
+        if let Err(failure) = self.update_state(|state| state.keeper = std::process::id()) {
+            tracing::warn!("{failure}");
         }
         Ok(events)
     }
 
-    /// Gives the claimed directory back, and forgets the tunnel.
-    pub fn into_directory(self) -> Directory {
-        self.directory
-    }
-
-    /// The namespace, if it is the one that was written down, and as it was planned.
+    /// Opens the namespace, if it is the one in the state and as planned.
     fn find(&mut self, state: &State) -> Result<Inner, Failure> {
         let path = self.plan.namespace.clone();
-        let foreign = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{} {what}", path.display()));
-        let doing = "take the tunnel over";
-        let NameLookup::Namespace(namespace) = namespace::look_up(&path).doing(doing)? else {
-            return Err(foreign("is no namespace any more")).doing(doing);
+        let foreign = |what: &str| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, format!("{} {what}", path.display()));
+            Failure::of(TAKING_OVER, &error)
         };
-        if namespace.id().doing(doing)? != state.namespace {
-            return Err(foreign("is another namespace by now")).doing(doing);
+        let NameLookup::Namespace(namespace) = namespace::look_up(&path).doing(TAKING_OVER)? else {
+            return Err(foreign("is not a namespace any more"));
+        };
+        if namespace.id().doing(TAKING_OVER)? != state.namespace {
+            return Err(foreign("is a different namespace now"));
         }
-        let mut netlink = namespace.run(Netlink::open).doing(doing)?;
+        let mut netlink = namespace.run(Netlink::open).doing(TAKING_OVER)?;
         let mark = state.mark.text();
-        let host_end = self.host.link(self.plan.veth.host_interface.as_str()).doing(doing)?;
+        let host_end = self.host.link(self.plan.veth.host_interface.as_str()).doing(TAKING_OVER)?;
         let is_marked = |link: &Option<Link>| link.as_ref().and_then(|link| link.alias.as_deref()) == Some(mark);
-        if !is_marked(&netlink.link("lo").doing(doing)?) || !is_marked(&host_end) {
-            return Err(foreign("does not bear the tunnel's mark")).doing(doing);
+        if !is_marked(&netlink.link("lo").doing(TAKING_OVER)?) || !is_marked(&host_end) {
+            return Err(foreign("does not carry the tunnel's mark"));
         }
-        match deviation(&mut netlink, &self.plan, state.made).doing(doing)? {
-            Some(deviation) => return Err(foreign(&deviation)).doing(doing),
-            None => complete(&mut netlink, &self.plan).doing(doing)?,
+        if let Some(deviation) = deviation(&mut netlink, &self.plan, state.made).doing(TAKING_OVER)? {
+            return Err(foreign(&deviation));
         }
-        // Whatever has become of them.
-        let mut rules = namespace.run(Nftables::open).doing(doing)?;
-        rules.replace(&self.plan.firewall.inside, mark).doing(RULES).map_err(local_networks::lacking)?;
-        self.host_part.open(&self.plan, &self.mark)?;
+        complete(&mut netlink, &self.plan).doing(TAKING_OVER)?;
+        // Another program may have changed the rules.
+        let mut rules = namespace.run(Nftables::open).doing(TAKING_OVER)?;
+        rules.replace(&self.plan.firewall.inside, mark).doing(LOADING_RULES).map_err(host_rules::advise_on_kernel)?;
+        self.host_rules.open(&self.plan, &self.mark)?;
         Ok(Inner { namespace, netlink, rules })
     }
 }
 
-/// What in a namespace is not as it was planned, as far as it could lead out, or not work.
+/// Returns how a namespace differs from its plan, if packets could leave by the difference, or the tunnel could not
+/// work.
 fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::Result<Option<String>> {
     let (inner, wireguard) = (&plan.veth.inner_interface, &plan.wireguard.interface);
     let kind = match made {
@@ -106,7 +102,7 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
     }
     let index = |name: &str| links.iter().find(|link| link.name == name && link.up).map(|link| link.index);
     let (Some(inner_index), Some(_)) = (index(inner.as_str()), index(wireguard.as_str())) else {
-        return Ok(Some("has not all of the tunnel's interfaces".into()));
+        return Ok(Some("lacks one of the tunnel's interfaces".into()));
     };
 
     let addresses = netlink.addresses()?;
@@ -123,41 +119,31 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
         let destination = route.destination;
         !multicast(&destination) && !is_local(&destination) && !veth.iter().any(|net| net.contains(&destination))
     });
-    Ok(strays.map(|stray| format!("routes {} by {inner}", stray.destination)))
+    Ok(strays.map(|stray| format!("routes {} through {inner}", stray.destination)))
 }
 
-/// Gives WireGuard's interface what it lacks of what was planned: a keeper that was killed while it applied a changed configuration
-/// has written that down, and not yet done. Nothing of it leads out.
+/// Adds the planned addresses and routes that are missing. A keeper that was killed while it applied a change had
+/// written the changed plan first. None of them leads out of the tunnel.
 fn complete(netlink: &mut Netlink, plan: &Plan) -> io::Result<()> {
     let (wireguard, veth) = (&plan.wireguard, &plan.veth);
     let link = netlink.link_index(&veth.inner_interface)?;
     let (name, index) = (wireguard.interface.as_str(), netlink.link_index(&wireguard.interface)?);
     let (addresses, routes) = (netlink.addresses()?, netlink.routes()?);
-    let lacks_address = |wanted: &&IpNet| !addresses.contains(&(index, **wanted));
-    let lacks = |by: u32, wanted: &IpNet| {
-        !routes.iter().any(|route| route.interface == Some(by) && route.destination == *wanted)
+    let lacks_address = |planned: &&IpNet| !addresses.contains(&(index, **planned));
+    let lacks_route = |interface: u32, planned: &IpNet| {
+        !routes.iter().any(|route| route.interface == Some(interface) && route.destination == *planned)
     };
     let mut requests: Vec<NetlinkRequest> = Vec::new();
-    requests.extend(
-        wireguard
-            .addresses
-            .iter()
-            .filter(lacks_address)
-            .map(|it| NetlinkRequest::add_address(index, name, *it).or_exists()),
-    );
-    requests.extend(
-        wireguard
-            .routes
-            .iter()
-            .filter(|it| lacks(index, it))
-            .map(|it| NetlinkRequest::add_route(index, name, *it, None).or_exists()),
-    );
-    let local = plan.local.networks.iter().filter(|it| lacks(link, it));
-    requests.extend(local.map(|it| local_route(link, veth, *it).or_exists()));
+    let missing = wireguard.addresses.iter().filter(lacks_address);
+    requests.extend(missing.map(|net| NetlinkRequest::add_address(index, name, *net).or_exists()));
+    let missing = wireguard.routes.iter().filter(|net| lacks_route(index, net));
+    requests.extend(missing.map(|net| NetlinkRequest::add_route(index, name, *net, None).or_exists()));
+    let missing = plan.local.networks.iter().filter(|net| lacks_route(link, net));
+    requests.extend(missing.map(|net| local_route(link, veth, *net).or_exists()));
     Ok(netlink.execute(requests)?)
 }
 
-/// The networks of the veth's addresses.
+/// Returns the networks of the veth's addresses.
 fn veth_networks(plan: &Plan) -> Vec<IpNet> {
     let ipv4 = IpNet::new(plan.veth.inner_ipv4.into(), 31).ok();
     let ipv6 = plan.veth.inner_ipv6.and_then(|address| IpNet::new(address.into(), 127).ok());

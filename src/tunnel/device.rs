@@ -1,5 +1,4 @@
-//! A tunnel's WireGuard device: the kernel's, or the embedded one where the kernel has none or it is asked for; made anew, or taken over
-//! from a keeper that was killed.
+//! The WireGuard device of a tunnel: the kernel's, or the embedded one if the kernel has none or the user asks for it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,32 +15,37 @@ use crate::wireguard::kernel::{self, KernelDevice};
 use crate::wireguard::userspace::{Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 
-/// How long a killed keeper's TUN and port may take to be free: its lock may be the first that the kernel lets go of.
-const LET_GO: Duration = Duration::from_secs(2);
+/// How long a killed keeper's TUN and port may stay in use. The kernel may release its lock before them.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a device signals to whoever holds the tunnel.
+/// The delay between two attempts to take them over.
+const RETRY_DELAY: Duration = Duration::from_millis(1);
+
+/// The descriptors by which a device reports events.
 #[derive(Debug, Default)]
 pub struct DeviceEvents {
-    /// Readable once the data path has ended by itself. None for the kernel's.
+    /// Readable when the data path has ended by itself. None for the kernel's device.
     pub failed: Option<OwnedFd>,
-    /// Readable after a completed handshake. None for the kernel's, which has to be asked.
+    /// Readable after a handshake. None for the kernel's device, which must be polled.
     pub handshakes: Option<OwnedFd>,
-    /// Hears of changes of the interfaces around the kernel's, which may be removed as any other and says nothing of it.
+    /// Reports changes of the interfaces in the namespace of the kernel's device, which does not report its own
+    /// removal.
     pub links: Option<Monitor>,
 }
 
-type Made = (Box<dyn Device>, DeviceEvents);
+type CreatedDevice = (Box<dyn Device>, DeviceEvents);
 
-/// Makes a device in a namespace. `host` is a netlink socket of the host's, to which the encrypted packets belong.
+/// Creates a device in a namespace. `host` is a netlink socket in the host's namespace, which is where the encrypted
+/// packets leave.
 ///
 /// `on_data_path_start` runs first in the thread of an embedded device.
-pub(super) fn make(
+pub(super) fn create(
     host: &mut Netlink,
     plan: &Plan,
     namespace: NetworkNamespace,
     config: &DeviceConfig,
     on_data_path_start: fn() -> io::Result<()>,
-) -> Result<Made, Failure> {
+) -> Result<CreatedDevice, Failure> {
     let name = &plan.wireguard.interface;
     if plan.backend != BackendChoice::Userspace {
         match kernel::make(host, &namespace, name) {
@@ -53,14 +57,11 @@ pub(super) fn make(
                 return Ok((Box::new(device), events));
             }
             Err(error) if plan.backend == BackendChoice::Kernel => {
-                let missing = error.raw_os_error() == Some(libc::EOPNOTSUPP);
-                return Err(error).doing("use the kernel's WireGuard").map_err(|mut error| {
-                    if missing {
-                        let advice =
-                            "this kernel has no WireGuard (module wireguard, Linux 5.6 or newer): use --backend userspace";
-                        error.advice = Some(advice.into());
-                    }
-                    error
+                return Err(error).doing("use the kernel's WireGuard").map_err(|failure| match failure.errno {
+                    Some(libc::EOPNOTSUPP) => failure.advise(
+                        "this kernel has no WireGuard (module wireguard, Linux 5.6 or newer): use --backend userspace",
+                    ),
+                    _ => failure,
                 });
             }
             Err(error) => tracing::info!("{error}: using the embedded WireGuard instead"),
@@ -71,32 +72,33 @@ pub(super) fn make(
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
             _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
         };
-        Failure::of(format!("make a TUN interface with {}", tun::DEVICE), &error).advise(advice)
+        Failure::of(format!("create a TUN interface with {}", tun::DEVICE), &error).advise(advice)
     })?;
     let embedded = embed(config, tun, on_data_path_start)?;
     tracing::info!("using the embedded WireGuard");
     Ok(embedded)
 }
 
-/// Takes over the device that a killed keeper has left in a namespace: the kernel's as it stands, or the TUN that outlived its data path.
+/// Takes over the device that a killed keeper has left in a namespace: the kernel's device, or the TUN that outlived
+/// its data path.
 ///
 /// `on_data_path_start` runs first in the thread of an embedded device.
 pub(super) fn take_over(
-    made: Backend,
+    backend: Backend,
     plan: &Plan,
     namespace: NetworkNamespace,
     config: &DeviceConfig,
     on_data_path_start: fn() -> io::Result<()>,
-) -> Result<Made, Failure> {
+) -> Result<CreatedDevice, Failure> {
     let name = &plan.wireguard.interface;
-    match made {
+    match backend {
         Backend::Kernel => {
             let events = kernel_events(&namespace)?;
             let mut device = KernelDevice::attach(namespace, name, config).doing("take over the kernel's WireGuard")?;
             device.reconfigure(config).doing("configure the kernel's WireGuard")?;
             Ok((Box::new(device), events))
         }
-        Backend::Userspace => until_let_go(|| {
+        Backend::Userspace => retry_while_busy(|| {
             let tun = namespace.run(|| tun::attach(name)).doing("take over the TUN interface")?;
             embed(config, tun, on_data_path_start)
         }),
@@ -108,13 +110,16 @@ fn kernel_events(namespace: &NetworkNamespace) -> Result<DeviceEvents, Failure> 
     Ok(DeviceEvents { links: Some(links), ..DeviceEvents::default() })
 }
 
-/// Tries again while a killed process still lets go of what is needed.
-fn until_let_go<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+/// Repeats an attempt while a killed process still uses what is needed.
+fn retry_while_busy<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let begin = Instant::now();
     loop {
         match attempt() {
-            Err(error) if matches!(error.errno, Some(libc::EADDRINUSE | libc::EBUSY)) && begin.elapsed() < LET_GO => {
-                std::thread::sleep(Duration::from_millis(1));
+            Err(failure)
+                if matches!(failure.errno, Some(libc::EADDRINUSE | libc::EBUSY))
+                    && begin.elapsed() < RELEASE_TIMEOUT =>
+            {
+                std::thread::sleep(RETRY_DELAY);
             }
             other => return other,
         }
@@ -122,13 +127,16 @@ fn until_let_go<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T,
 }
 
 /// Starts an embedded device on a TUN.
-fn embed(config: &DeviceConfig, tun: OwnedFd, on_data_path_start: fn() -> io::Result<()>) -> Result<Made, Failure> {
-    let sockets = Sockets::bind(config.listen_port, config.fwmark);
-    let sockets = sockets.doing(format!("open WireGuard's UDP port {}", config.listen_port));
-    let sockets = sockets.map_err(|error| {
-        let advice = "leave ListenPort out of the file, if nobody has to reach this end: any free port will do";
-        error.advise(advice)
-    })?;
+fn embed(
+    config: &DeviceConfig,
+    tun: OwnedFd,
+    on_data_path_start: fn() -> io::Result<()>,
+) -> Result<CreatedDevice, Failure> {
+    let sockets = Sockets::bind(config.listen_port, config.fwmark)
+        .doing(format!("open WireGuard's UDP port {}", config.listen_port))
+        .map_err(|failure| {
+            failure.advise("leave ListenPort out of the file to use any free port, unless peers connect to this one")
+        })?;
     let device =
         UserspaceDevice::start(config, tun, sockets, on_data_path_start).doing("start the embedded WireGuard")?;
     let events = DeviceEvents {

@@ -1,4 +1,4 @@
-//! Reads the facts about the host that a plan needs, once. Changes nothing and needs no privilege.
+//! Reads the facts about the host that a plan needs. Changes nothing, and needs no privileges.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,11 +17,16 @@ use crate::linux::sysctl;
 use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute};
 use crate::registry;
 
-/// Reads the facts. `host` is a netlink socket in the host's namespace. What belongs to a living tunnel of this name is left out,
-/// so that a plan of it comes out as it was. What other tunnels have chosen, and perhaps not yet made, is among the facts.
+/// Reads the facts. `host` is a netlink socket in the host's namespace.
+///
+/// The facts exclude what belongs to a running tunnel of this name, so that planning it again gives the same plan. They
+/// include what other tunnels have chosen and may not have created yet.
+///
+/// # Errors
+/// If the kernel cannot be queried.
 pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
     let Config { name, wireguard, local, .. } = config;
-    // One that cannot be read is judged where a tunnel is made.
+    // A state that cannot be read is reported when the tunnel is created.
     let own = registry::read(name).unwrap_or(None);
     let is_own = |link: &Link| own.as_ref().is_some_and(|state| link.alias.as_deref() == Some(state.mark.text()));
     let (own, others): (Vec<Link>, Vec<Link>) = host.links()?.into_iter().partition(is_own);
@@ -38,7 +43,7 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
             mtu: route.mtu,
         })
         .collect();
-    // Who may not see it cannot make a tunnel, either.
+    // A user who may not read the plans of others cannot create a tunnel either.
     for veth in registry::chosen_by_others(name).unwrap_or_default() {
         if !interfaces.iter().any(|interface| interface.name == veth.host_interface.as_str()) {
             interfaces.push(HostInterface { name: veth.host_interface.to_string(), index: 0, mtu: 0 });
@@ -51,7 +56,7 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
     let mut endpoint_routes = Vec::new();
     for peer in &wireguard.peers {
         let Some(Endpoint::Address { address, .. }) = &peer.endpoint else { continue };
-        // An endpoint that cannot be reached yet says nothing about the MTU; it is no error here.
+        // An endpoint without a route now may have one later. It only says nothing about the MTU.
         if let Ok(route) = host.route_to(address.ip()) {
             let (interface, mtu) = (route.interface, route.mtu);
             endpoint_routes.push(EndpointRoute { address: address.ip(), interface, mtu });
@@ -63,10 +68,11 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
     Ok(Facts { interfaces, routes, endpoint_routes, last_capability, forward_drops, without_ipv6, ipv6_forwarding })
 }
 
-/// Others' firewalls that could be in the way. Who may not see them is told nothing of them, and no more of a kernel without any.
+/// Returns the firewall chains of other programs that may drop forwarded packets. Returns none if the user may not read
+/// them or the kernel has no firewall.
 fn forward_drops() -> Vec<ForwardDrop> {
     let found = Nftables::open().and_then(|mut rules| rules.dropping_forward_chains());
-    let found = found.inspect_err(|error| tracing::debug!(%error, "the host's firewalls cannot be looked at"));
+    let found = found.inspect_err(|error| tracing::debug!(%error, "cannot read the host's firewall rules"));
     let drop = |DroppingChain { family, table, name, interfaces }| {
         let chain = ForeignChain::Nftables { family, table, name };
         ForwardDrop { chain, interfaces }
@@ -78,13 +84,16 @@ fn forward_drops() -> Vec<ForwardDrop> {
     found.unwrap_or_default().into_iter().map(drop).chain(legacy).collect()
 }
 
-/// Whether a route leads to a network that the host has an interface in.
+/// Returns whether a route leads to a network that one of the host's interfaces is in.
 fn is_attached(route: &Route) -> bool {
     let is_network = (1..route.destination.max_prefix_len()).contains(&route.destination.prefix_len());
     route.unicast && route.gateway.is_none() && route.table != Route::LOCAL && is_network
 }
 
-/// The MTU of the host's way to an address, in bytes.
+/// Returns the MTU of the host's route to an address, in bytes.
+///
+/// # Errors
+/// If there is no route.
 pub(crate) fn path_mtu(host: &mut Netlink, address: IpAddr) -> io::Result<u32> {
     let route = host.route_to(address)?;
     if let Some(mtu) = route.mtu {

@@ -1,8 +1,10 @@
-//! Forwarding by the host, for local networks: switched on for single interfaces, never for the host, and put back.
+//! Forwarding by the host for local networks: switched on for single interfaces, never for the whole host, and restored
+//! later.
 //!
-//! An interface may be needed by several tunnels, and one keeper may be killed while others go on. So it is written down, for all
-//! tunnels of the machine together, what was switched on and who needs it; before it is done, so that whoever comes after a killed one
-//! can undo it. The tunnels' own links are not among it: they forward from their beginning, and end with their tunnels.
+//! Several tunnels may need the same interface, and a keeper may be killed while others go on. So a file that all
+//! tunnels share records which interfaces were switched on and which tunnels need them. It is written first, so that
+//! the next tunnel can undo what a killed one did. The tunnels' own links are not recorded: they forward from their
+//! creation, and end with their tunnels.
 
 use std::io;
 
@@ -15,30 +17,29 @@ use crate::plan::{ForwardingInterface, Ipv6Forwarding, LocalNetworksPlan};
 use crate::registry;
 use crate::ruleset::Family;
 
-/// What is written down.
+/// The record of the interfaces that forward for tunnels.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-struct Forwarding(Vec<Switched>);
+struct ForwardingRecord(Vec<RecordedInterface>);
 
 /// An interface that forwards for tunnels.
 #[derive(Debug, Serialize, Deserialize)]
-struct Switched {
+struct RecordedInterface {
     interface: InterfaceName,
-    /// The network namespace that it is in: keepers of several may share a `/run` (ip-netns(8)).
+    /// The network namespace of the interface: keepers in several namespaces may share a `/run` (ip-netns(8)).
     namespace: NamespaceId,
-    /// The interface's number, by which it is known whatever its name: another of that name is none of ours.
+    /// The interface's index. It identifies the interface if its name changes or another interface gets the name.
     index: u32,
-    /// Whether it forwards IPv4 because it was switched on here.
+    /// Whether IPv4 forwarding was switched on here.
     ipv4: bool,
-    /// The same for IPv6.
+    /// Whether IPv6 forwarding was switched on here.
     ipv6: bool,
-    /// The tunnels that need it.
+    /// The tunnels that need the interface.
     tunnels: Vec<TunnelName>,
 }
 
-/// Whether this host could forward IPv6 for single interfaces.
+/// Returns how far this host can forward IPv6.
 pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
-    // Of a kernel without IPv6, nothing is asked.
     if sysctl::get_if_present("net/ipv6/conf/all/forwarding")?.is_some_and(|value| value != "0") {
         return Ok(Ipv6Forwarding::All);
     }
@@ -46,23 +47,25 @@ pub(super) fn of_ipv6() -> io::Result<Ipv6Forwarding> {
     Ok(if each.is_some() { Ipv6Forwarding::Each } else { Ipv6Forwarding::Never })
 }
 
-/// Writes down that a tunnel needs these networks' interfaces to forward, and no others any more. Returns those that do, or will, for
-/// tunnels' sake alone.
+/// Records that a tunnel needs the interfaces of these networks to forward, and no others any more. Returns the
+/// interfaces that forward for tunnels only, or will after [`switch_on`].
 pub(super) fn reserve(name: &TunnelName, local: &LocalNetworksPlan) -> io::Result<Vec<ForwardingInterface>> {
     let (ipv4, ipv6) = families(local);
     let here = here()?;
-    change(|all| {
-        all.forget(name, |interface| !local.interfaces.contains(interface))?;
+    change(|record| {
+        record.forget(name, |interface| !local.interfaces.contains(interface))?;
         for interface in &local.interfaces {
-            // One that has gone forwards nothing.
+            // An interface that has gone forwards nothing.
             let Ok(index) = nix::net::if_::if_nametoindex(interface.as_str()) else { continue };
-            let position = all.0.iter().position(|one| one.interface == *interface && one.is_there());
+            let position = record.0.iter().position(|entry| entry.interface == *interface && entry.exists());
             let entry = match position {
-                Some(position) => &mut all.0[position],
+                Some(position) => &mut record.0[position],
                 None => {
                     let (interface, tunnels) = (interface.clone(), Vec::new());
-                    all.0.push(Switched { interface, namespace: here, index, ipv4: false, ipv6: false, tunnels });
-                    all.0.last_mut().ok_or(io::ErrorKind::NotFound)?
+                    let new =
+                        RecordedInterface { interface, namespace: here, index, ipv4: false, ipv6: false, tunnels };
+                    record.0.push(new);
+                    record.0.last_mut().ok_or(io::ErrorKind::NotFound)?
                 }
             };
             entry.ipv4 |= ipv4 && is_off(&ipv4_parameter(interface))?;
@@ -71,114 +74,119 @@ pub(super) fn reserve(name: &TunnelName, local: &LocalNetworksPlan) -> io::Resul
                 entry.tunnels.push(name.clone());
             }
         }
-        let (router4, router6) = routers()?;
-        let for_tunnels = |one: &Switched| {
-            let families = [(one.ipv4 && !router4, Family::Ipv4), (one.ipv6 && !router6, Family::Ipv6)];
-            let interface = one.interface.clone();
-            families
+        let router = is_router()?;
+        let for_tunnels = |entry: &RecordedInterface| {
+            let interface = entry.interface.clone();
+            [(entry.ipv4 && !router.ipv4, Family::Ipv4), (entry.ipv6 && !router.ipv6, Family::Ipv6)]
                 .into_iter()
-                .filter(|(alone, _)| *alone)
+                .filter(|(only_for_tunnels, _)| *only_for_tunnels)
                 .map(move |(_, family)| ForwardingInterface { interface: interface.clone(), family })
         };
-        Ok(all.0.iter().filter(|one| one.is_there()).flat_map(for_tunnels).collect())
+        Ok(record.0.iter().filter(|entry| entry.exists()).flat_map(for_tunnels).collect())
     })
 }
 
-/// Switches on what is written down.
+/// Switches forwarding on for all recorded interfaces.
 pub(super) fn switch_on() -> io::Result<()> {
-    change(|all| {
-        for one in all.0.iter().filter(|one| one.is_there()) {
-            one.set("1")?;
+    change(|record| {
+        for entry in record.0.iter().filter(|entry| entry.exists()) {
+            entry.set("1")?;
         }
         Ok(())
     })
 }
 
-/// Switches off what nobody needs any more once this tunnel does not.
-pub(super) fn give_back(name: &TunnelName) -> io::Result<()> {
-    change(|all| all.forget(name, |_| true))
+/// Records that a tunnel needs no interface any more, and switches off those that no tunnel needs.
+pub(super) fn release(name: &TunnelName) -> io::Result<()> {
+    change(|record| record.forget(name, |_| true))
 }
 
 /// Switches forwarding on for a tunnel's own link.
 pub(super) fn switch_on_link(link: &InterfaceName, local: &LocalNetworksPlan) -> io::Result<()> {
     let (ipv4, ipv6) = families(local);
-    for (wanted, parameter) in [(ipv4, ipv4_parameter(link)), (ipv6, ipv6_parameter(link))] {
-        // Older kernels forward IPv6 from all interfaces, or the networks were refused.
-        sysctl::set_if_present(&parameter, if wanted { "1" } else { "0" })?;
+    for (needed, parameter) in [(ipv4, ipv4_parameter(link)), (ipv6, ipv6_parameter(link))] {
+        // Kernels before 6.17 have no such parameter for IPv6. There the whole host forwards, or the plan was refused.
+        sysctl::set_if_present(&parameter, if needed { "1" } else { "0" })?;
     }
     Ok(())
 }
 
-/// Has what is written down changed.
-fn change<T>(how: impl FnOnce(&mut Forwarding) -> io::Result<T>) -> io::Result<T> {
-    let how = |all: &mut Forwarding| {
-        all.0.iter_mut().for_each(Switched::follow);
-        how(all)
+/// Changes the record, after it was brought up to date with interfaces that were renamed.
+fn change<T>(how: impl FnOnce(&mut ForwardingRecord) -> io::Result<T>) -> io::Result<T> {
+    let how = |record: &mut ForwardingRecord| {
+        record.0.iter_mut().for_each(RecordedInterface::follow_name);
+        how(record)
     };
-    registry::change_shared(registry::FORWARDING, |all: &Forwarding| all.0.is_empty(), how)
+    registry::change_shared(registry::FORWARDING_FILE, |record: &ForwardingRecord| record.0.is_empty(), how)
 }
 
-impl Forwarding {
-    /// Takes note that a tunnel does not need some interfaces, and switches those off that nobody needs.
+impl ForwardingRecord {
+    /// Records that a tunnel does not need some interfaces, and switches off those that no tunnel needs.
     fn forget(&mut self, name: &TunnelName, which: impl Fn(&InterfaceName) -> bool) -> io::Result<()> {
-        for one in self.0.iter_mut().filter(|one| which(&one.interface)) {
-            one.tunnels.retain(|tunnel| tunnel != name);
+        for entry in self.0.iter_mut().filter(|entry| which(&entry.interface)) {
+            entry.tunnels.retain(|tunnel| tunnel != name);
         }
-        for one in self.0.iter().filter(|one| one.tunnels.is_empty() && one.is_there()) {
-            one.set("0")?;
+        for entry in self.0.iter().filter(|entry| entry.tunnels.is_empty() && entry.exists()) {
+            entry.set("0")?;
         }
-        self.0.retain(|one| !one.tunnels.is_empty());
+        self.0.retain(|entry| !entry.tunnels.is_empty());
         Ok(())
     }
 }
 
-impl Switched {
-    /// Takes note of another name that it was given: it still forwards.
-    fn follow(&mut self) {
+impl RecordedInterface {
+    /// Takes the new name of an interface that was renamed. It still forwards.
+    fn follow_name(&mut self) {
         if !self.is_here() {
             return;
         }
         let name = nix::net::if_::if_indextoname(self.index).ok().and_then(|name| name.to_str().ok()?.parse().ok());
         if let Some(name) = name.filter(|name| *name != self.interface) {
-            tracing::info!("{} is called {name} now", self.interface);
+            tracing::info!("the interface {} was renamed to {name}", self.interface);
             self.interface = name;
         }
     }
 
-    /// Whether it would be in the calling thread's namespace.
+    /// Returns whether the interface is in the calling thread's network namespace, if it exists.
     fn is_here(&self) -> bool {
         here().is_ok_and(|here| here == self.namespace)
     }
 
-    fn is_there(&self) -> bool {
+    fn exists(&self) -> bool {
         self.is_here() && nix::net::if_::if_nametoindex(self.interface.as_str()) == Ok(self.index)
     }
 
-    /// Sets what was switched on here. Where the whole host has become a router since, it stays one.
-    fn set(&self, to: &str) -> io::Result<()> {
-        let (router4, router6) = routers()?;
-        let switches = [
-            (self.ipv4 && !router4, ipv4_parameter(&self.interface)),
-            (self.ipv6 && !router6, ipv6_parameter(&self.interface)),
+    /// Sets the parameters that were switched on here, unless the whole host has become a router since.
+    fn set(&self, value: &str) -> io::Result<()> {
+        let router = is_router()?;
+        let parameters = [
+            (self.ipv4 && !router.ipv4, ipv4_parameter(&self.interface)),
+            (self.ipv6 && !router.ipv6, ipv6_parameter(&self.interface)),
         ];
-        for (_, parameter) in switches.iter().filter(|(ours, _)| *ours) {
-            // It may have gone in this instant.
-            sysctl::set_if_present(parameter, to)?;
+        for (_, parameter) in parameters.iter().filter(|(is_ours, _)| *is_ours) {
+            // The interface may have gone since the check.
+            sysctl::set_if_present(parameter, value)?;
         }
         Ok(())
     }
 }
 
-/// Whether the host forwards IPv4, and IPv6, from all its interfaces.
-fn routers() -> io::Result<(bool, bool)> {
+/// The families that the host forwards from all its interfaces.
+struct Router {
+    ipv4: bool,
+    ipv6: bool,
+}
+
+fn is_router() -> io::Result<Router> {
     let is_on = |parameter| Ok::<_, io::Error>(sysctl::get_if_present(parameter)?.is_some_and(|value| value != "0"));
-    Ok((is_on("net/ipv4/ip_forward")?, is_on("net/ipv6/conf/all/forwarding")?))
+    Ok(Router { ipv4: is_on("net/ipv4/ip_forward")?, ipv6: is_on("net/ipv6/conf/all/forwarding")? })
 }
 
 fn here() -> io::Result<NamespaceId> {
     NetworkNamespace::current()?.id()
 }
 
+/// Returns whether there are IPv4 networks, and IPv6 networks.
 fn families(local: &LocalNetworksPlan) -> (bool, bool) {
     let has = |ipv4: bool| local.networks.iter().any(|net| net.addr().is_ipv4() == ipv4);
     (has(true), has(false))
@@ -188,7 +196,8 @@ fn ipv4_parameter(interface: &InterfaceName) -> String {
     format!("net/ipv4/conf/{interface}/forwarding")
 }
 
-/// Unlike `forwarding`, this does not make the interface a router's in other respects, such as whose advertisements it takes.
+/// Unlike `forwarding`, this parameter does not make the interface a router's in other respects, such as the router
+/// advertisements that it accepts (Linux 6.17, Documentation/networking/ip-sysctl.rst).
 fn ipv6_parameter(interface: &InterfaceName) -> String {
     format!("net/ipv6/conf/{interface}/force_forwarding")
 }

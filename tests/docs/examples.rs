@@ -19,43 +19,43 @@ use crate::pages::{page, root};
 /// Distinguishes hanging from working. Some programs need seconds to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const THROUGH_A_FILE: &str = "sudo vpn-exec --config mullvad.conf -- curl https://ifconfig.me";
+const THROUGH_A_FILE: &str = "sudo vpn-exec mullvad.conf -- curl https://ifconfig.me";
 const OUTSIDE: &str = "curl https://ifconfig.me";
-const THROUGH_A_TUNNEL: &str = "sudo vpn-exec --tunnel mullvad -- curl https://ifconfig.me";
+const THROUGH_A_TUNNEL: &str = "sudo vpn-exec mullvad -- curl https://ifconfig.me";
 
-const TORRENT_CLIENT: &str = "sudo vpn-exec --config mullvad.conf --open 51413 -- qbittorrent";
-const CHECK_PROFILE: &str = "sudo vpn-exec check --tunnel mullvad";
+const TORRENT_CLIENT: &str = "sudo vpn-exec mullvad.conf --open 51413 -- qbittorrent";
+const CHECK_PROFILE: &str = "sudo vpn-exec check mullvad";
 const STATUS: &str = "vpn-exec status";
 const DOWN: &str = "sudo vpn-exec down mullvad";
-const PLAN_TUNNEL: &str = "vpn-exec plan --tunnel mullvad";
-const WEB_SERVER: &str = "sudo vpn-exec --config mullvad.conf --publish 8080:80 -- python3 -m http.server 80";
+const PLAN_TUNNEL: &str = "vpn-exec plan mullvad";
+const WEB_SERVER: &str = "sudo vpn-exec mullvad.conf --publish 8080:80 -- python3 -m http.server 80";
 const RELOAD: &str = "sudo vpn-exec reload mullvad";
 
 /// The commands of the tutorial, in its order.
 const TUTORIAL: [&str; 4] = [
-    "vpn-exec check --config mullvad.conf",
-    "vpn-exec plan --config mullvad.conf",
+    "vpn-exec check mullvad.conf",
+    "vpn-exec plan mullvad.conf",
     "sudo vpn-exec up mullvad.conf",
     "vpn-exec status mullvad",
 ];
 
 /// The commands of the page about leaks.
 const UP_AND_WAIT: &str = "sudo vpn-exec up mullvad --wait 20";
-const OVER_IPV6: &str = "sudo vpn-exec --tunnel mullvad -- curl -6 https://ifconfig.me";
-const RESOLVERS: &str = "sudo vpn-exec --tunnel mullvad -- cat /etc/resolv.conf";
-const LOOK_UP: &str = "sudo vpn-exec --tunnel mullvad -- getent hosts example.org";
-const ROUTES: &str = "sudo vpn-exec --tunnel mullvad -- ip route";
-const WITHOUT_PROVIDER: &str = "sudo vpn-exec --tunnel mullvad -- curl --max-time 10 https://ifconfig.me";
+const OVER_IPV6: &str = "sudo vpn-exec mullvad -- curl -6 https://ifconfig.me";
+const RESOLVERS: &str = "sudo vpn-exec mullvad -- cat /etc/resolv.conf";
+const LOOK_UP: &str = "sudo vpn-exec mullvad -- getent hosts example.org";
+const ROUTES: &str = "sudo vpn-exec mullvad -- ip route";
+const WITHOUT_PROVIDER: &str = "sudo vpn-exec mullvad -- curl --max-time 10 https://ifconfig.me";
 const LIST: &str = "vpn-exec list";
 
 /// The commands whose programs are stand-ins that print their arguments.
 const STAND_INS: [&str; 6] = [
-    "sudo vpn-exec --config mullvad.conf -- firefox --no-remote -P vpn",
-    "sudo vpn-exec --config mullvad.conf -- chromium --user-data-dir=/home/me/.config/chromium-vpn",
-    "sudo --preserve-env=GTK_THEME vpn-exec --config mullvad.conf -- firefox --no-remote -P vpn",
-    "sudo vpn-exec --config mullvad.conf --wait 20 -- wget --mirror https://example.org/",
-    "sudo vpn-exec --config mullvad.conf -- ./crawl --part 1 &",
-    "sudo vpn-exec --config proton.conf -- ./crawl --part 2 &",
+    "sudo vpn-exec mullvad.conf -- firefox --no-remote -P vpn",
+    "sudo vpn-exec mullvad.conf -- chromium --user-data-dir=/home/me/.config/chromium-vpn",
+    "sudo --preserve-env=GTK_THEME vpn-exec mullvad.conf -- firefox --no-remote -P vpn",
+    "sudo vpn-exec mullvad.conf --wait 20 -- wget --mirror https://example.org/",
+    "sudo vpn-exec mullvad.conf -- ./crawl --part 1 &",
+    "sudo vpn-exec proton.conf -- ./crawl --part 2 &",
 ];
 const UP_FILE_AND_WAIT: &str = "sudo vpn-exec up mullvad.conf --wait 20";
 
@@ -292,7 +292,7 @@ fn a_web_server_at_port_80_is_reached_at_the_hosts_port_8080() {
         ensure!(page("README.md").text.contains("`--publish 8080:80`"), "the README has another example");
         let place = Place::prepare(lab)?;
         // Where ports below 1024 are open to every program inside, this needs no capability.
-        let first_port = "sudo vpn-exec --config mullvad.conf -- cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
+        let first_port = "sudo vpn-exec mullvad.conf -- cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
         let command = match place.works(first_port)?.trim() {
             "0" => WEB_SERVER.to_owned(),
             _ => WEB_SERVER.replace(" -- ", " --keep-cap net_bind_service -- "),
@@ -346,7 +346,7 @@ fn debians_transmission_answers_at_its_page_and_others_do_not_reach_it() {
 
         fs::create_dir(place.path("transmission"))?;
         place.write("transmission/settings.json", TRANSMISSION, 0o600)?;
-        let daemon = "vpn-exec --tunnel mullvad -- transmission-daemon --foreground --config-dir transmission";
+        let daemon = "vpn-exec mullvad -- transmission-daemon --foreground --config-dir transmission";
         let daemon = place.command(daemon)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let at = |address: IpAddr, port| SocketAddr::new(address, port);
         // 409: the client lacks the session ID that this answer carries. 403: the client is not on the whitelist.

@@ -43,7 +43,11 @@ fn hooks_do_not_run_without_their_option() {
         write_hooks(&ALL, "")?;
         let output = run(crate::support::vpn_exec("hooks", "exit 0"))?;
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
-        assert!(errors(&output).contains("--allow-hooks"), "no message says that hooks are set aside: {}", errors(&output));
+        assert!(
+            errors(&output).contains("--allow-hooks"),
+            "no message says that hooks are set aside: {}",
+            errors(&output)
+        );
         assert!(!is_there(SEEN), "{:?}", seen()?);
         Ok(())
     });

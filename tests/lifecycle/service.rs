@@ -134,7 +134,11 @@ fn a_keeper_feeds_its_own_watchdog_only() {
             manager.hear_of("WATCHDOG=1")?;
         }
         // This takes 2 s. At the rate of the status messages, it would take 200 s.
-        ensure!(begin.elapsed() < lab::patience(PATIENCE), "the watchdog is fed too rarely: 20 times in {:?}", begin.elapsed());
+        ensure!(
+            begin.elapsed() < lab::patience(PATIENCE),
+            "the watchdog is fed too rarely: 20 times in {:?}",
+            begin.elapsed()
+        );
         send(child.id().cast_signed(), Signal::SIGTERM)?;
         manager.hear_of("STOPPING=")?;
         output_of(child)?;

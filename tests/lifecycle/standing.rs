@@ -263,7 +263,7 @@ fn a_tunnel_that_was_tampered_with_is_not_taken_over() {
             Ok(netlink.execute_one(vpn_exec::linux::netlink::NetlinkRequest::add_route(index, "host0", leak, None))?)
         })?;
         let message = assert_refused(&run(command(&up()))?);
-        assert!(message.contains("routes 198.51.100.0/24 by host0"), "{message}");
+        assert!(message.contains("routes 198.51.100.0/24 through host0"), "{message}");
         // The programs in it are ended.
         assert_none_soon(&["wait"], "after it could not be taken over")?;
         send(running.launcher(), Signal::SIGCONT)?;

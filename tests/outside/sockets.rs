@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::ensure;
 use lab::stand_in::{Protocol, StandIn};
+use lab::variables;
 
 use crate::support::*;
 
@@ -123,13 +124,13 @@ fn refused_connections_are_counted() {
     });
 }
 
-/// A killed gate closes all sockets.
+/// If the socket guard is killed, all connections fail, and the user gets a message.
 #[test]
-fn without_the_gate_no_socket_is_open() {
+fn without_the_socket_guard_no_connection_is_made() {
     test_at_desk(|desk| {
         require(PYTHON)?;
         let outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
-        // The gate is the launcher's child without children of its own that has only CAP_SYS_PTRACE, and sleeps.
+        // The socket guard is the launcher's child whose only capability is CAP_SYS_PTRACE.
         let kill = "import os,re,signal,time\n\
                     def field(p,n): return re.search(n+r':\\s*(\\S+)', open(f'/proc/{p}/status').read()).group(1)\n\
                     me=os.getppid()\n\
@@ -140,6 +141,30 @@ fn without_the_gate_no_socket_is_open() {
         let output = run(desk.inside(&[], &[PYTHON, "-c", &program]))?;
         ensure!(output.stdout == b"killed\nFunction not implemented\n", "{}", text_of(&output));
         ensure!(outside.clients() == 0);
+        let message =
+            "the process that guards unix sockets was killed by signal 9: new connections of the program fail";
+        ensure!(text_of(&output).matches(message).count() == 1, "{}", text_of(&output));
+        // A guard that ends with its program is not worth a message.
+        let output = run(desk.inside(&[], &["true"]))?;
+        ensure!(output.status.success() && output.stderr.is_empty(), "{}", text_of(&output));
+        Ok(())
+    });
+}
+
+/// A guard that fails at its start gives its own reason, and the program is not executed.
+#[test]
+fn a_guard_that_cannot_start_says_why() {
+    test_at_desk(|desk| {
+        for (guard, task) in vpn_exec::fault::GUARDS.into_iter().zip(["guard unix sockets", "filter the session bus"]) {
+            let mut command = desk.inside(&[], &["echo", "executed"]);
+            command.env(variables::FAIL, guard);
+            command.env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/tmp/bus");
+            let output = command.output()?;
+            ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{guard}: {}", text_of(&output));
+            let reason = format!("cannot {task}: cannot go on {guard}: a test has it fail");
+            ensure!(text_of(&output).contains(&reason), "{}", text_of(&output));
+            ensure!(!text_of(&output).contains("Broken pipe"), "{}", text_of(&output));
+        }
         Ok(())
     });
 }
@@ -185,7 +210,7 @@ fn the_plan_lists_listening_sockets_that_will_be_closed() {
             command.args(options);
             run(command)
         };
-        let text = said(&plan(&[])?);
+        let text = text_of(&plan(&[])?);
         let pid = std::process::id();
         ensure!(text.contains("/tmp/tmux-0/default (outside-"), "{text}");
         ensure!(text.contains(&format!("pid {pid}) listens outside the tunnel now, and is closed")), "{text}");
@@ -193,7 +218,7 @@ fn the_plan_lists_listening_sockets_that_will_be_closed() {
             ensure!(!text.lines().any(|line| line.contains(open) && line.contains("listens")), "{open}: {text}");
         }
         ensure!(text.contains("/run/user/*/wayland-*"), "{text}");
-        let text = said(&plan(&["--socket", "/tmp/tmux-0/*"])?);
+        let text = text_of(&plan(&["--socket", "/tmp/tmux-0/*"])?);
         ensure!(!text.contains("listens outside the tunnel now"), "{text}");
         Ok(())
     });
@@ -212,7 +237,11 @@ fn sockets_outside_are_closed_to_a_program_of_another_user() {
         let client = [PYTHON, "-c", CLIENT, "/tmp/ann/x.sock"];
         let output = run(desk.inside(&["--user", "1234"], &client))?;
         ensure!(output.stdout == b"Permission denied\n", "{}", text_of(&output));
-        ensure!(text_of(&output).contains("--socket /tmp/ann/x.sock") && outside.clients() == 0, "{}", text_of(&output));
+        ensure!(
+            text_of(&output).contains("--socket /tmp/ann/x.sock") && outside.clients() == 0,
+            "{}",
+            text_of(&output)
+        );
         let output = run(desk.inside(&["--user", "1234", "--socket", "/tmp/ann/x.sock"], &client))?;
         ensure!(output.stdout == b"connected\n", "{}", text_of(&output));
         Ok(())
@@ -307,7 +336,11 @@ fn a_socket_of_a_process_in_another_tunnel_is_closed() {
         let pipe = child.stdout.take().expect("a pipe");
         std::io::BufRead::read_line(&mut std::io::BufReader::new(pipe), &mut String::new())?;
         let output = run(desk.inside(&[], &[PYTHON, "-c", CLIENT, "/tmp/home/other"]))?;
-        ensure!(output.stdout == b"Permission denied\n" && text_of(&output).contains("outside"), "{}", text_of(&output));
+        ensure!(
+            output.stdout == b"Permission denied\n" && text_of(&output).contains("outside"),
+            "{}",
+            text_of(&output)
+        );
         vpn_exec::linux::process::kill(child.id().cast_signed(), nix::sys::signal::Signal::SIGTERM)?;
         child.wait()?;
         Ok(())

@@ -5,12 +5,12 @@ use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use lab::{Launcher, Skip, variables, world};
+use anyhow::{Context, Result, ensure};
+use lab::{Launcher, variables, world};
 
 const FILE: &str = "\
 [Interface]

@@ -124,8 +124,8 @@ fn dns_of_the_profile_replaces_that_of_the_file() {
     let dns = planned(&config, &host()).dns;
     assert_eq!(
         dns.resolv_conf,
-        "# Written by vpn-exec: the resolvers of this tunnel.\nnameserver 9.9.9.9\nsearch a.example b.example\noptions edns0 \
-         timeout:2\n"
+        "# Written by vpn-exec: the resolvers of this tunnel.\nnameserver 9.9.9.9\nsearch a.example b.example\n\
+         options edns0 timeout:2\n"
     );
 }
 

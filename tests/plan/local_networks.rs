@@ -255,12 +255,15 @@ proptest! {
         };
         let destination = to.addr();
         let packet = |from, to| Packet { from, to, source, destination, protocol, port, is_reply: false };
-        let is_host = [IpAddr::from(plan.veth.host_ipv4)].into_iter().chain(plan.veth.host_ipv6.map(IpAddr::from)).any(|host| host == destination);
+        let hosts = [Some(IpAddr::from(plan.veth.host_ipv4)), plan.veth.host_ipv6.map(IpAddr::from)];
+        let is_host = hosts.contains(&Some(destination));
         let by = route_to(&plan, &destination);
-        let is_local = by == Some("host0") && (is_host || plan.local.networks.iter().any(|net| net.contains(&destination)));
+        let is_in_local_network = plan.local.networks.iter().any(|net| net.contains(&destination));
+        let is_local = by == Some("host0") && (is_host || is_in_local_network);
         let is_resolver = plan.dns.servers.contains(&destination) && [53, 853].contains(&port);
         let is_allowed = is_local && (!NAME_PORTS.contains(&port) || is_resolver);
-        prop_assert_eq!(accepts(&plan.firewall.inside, Hook::Output, &packet("", "host0")), is_allowed, "by host0, {:?}", by);
+        let is_accepted = accepts(&plan.firewall.inside, Hook::Output, &packet("", "host0"));
+        prop_assert_eq!(is_accepted, is_allowed, "by host0, {:?}", by);
         prop_assert!(accepts(&plan.firewall.inside, Hook::Output, &packet("", "wg0")));
         prop_assert!(!accepts(&plan.firewall.inside, Hook::Output, &packet("", "eth0")));
         prop_assert!(!accepts(&plan.firewall.inside, Hook::Forward, &packet("wg0", "host0")));
@@ -268,11 +271,11 @@ proptest! {
         let link = plan.veth.host_interface.as_str();
         let link: &'static str = if link == "ve-mullvad" { "ve-mullvad" } else { return Ok(()) };
         if let Some(host) = plan.firewall.host_with(&forwarding_interfaces(&plan)) {
-            let of_tunnel = plan.local.networks.iter().any(|net| net.contains(&destination));
-            prop_assert_eq!(accepts(&host, Hook::Forward, &packet(link, "eth0")), of_tunnel && (!NAME_PORTS.contains(&port) || is_resolver && is_local));
+            let is_allowed = is_in_local_network && (!NAME_PORTS.contains(&port) || is_resolver && is_local);
+            prop_assert_eq!(accepts(&host, Hook::Forward, &packet(link, "eth0")), is_allowed);
             let spoofed = Packet { source: destination, ..packet(link, "eth0") };
             prop_assert!(!accepts(&host, Hook::Forward, &spoofed), "with a source that is not the tunnel's");
-            prop_assert!(!accepts(&host, Hook::Forward, &packet("eth0", link)), "unsolicited inbound packets are dropped");
+            prop_assert!(!accepts(&host, Hook::Forward, &packet("eth0", link)), "unsolicited inbound packets");
             let reply = Packet { is_reply: true, ..packet("eth0", link) };
             prop_assert!(accepts(&host, Hook::Forward, &reply));
             let forwards = plan.local.interfaces.iter().any(|name| name.as_str() == "eth0");
@@ -293,19 +296,28 @@ proptest! {
     }
 
     #[test]
-    fn only_replies_and_open_ports_are_accepted(from in some_network(), port: u16, udp: bool, is_reply: bool, first: u16, count in 0_u16..9) {
+    fn only_replies_and_open_ports_are_accepted(
+        from in some_network(),
+        port: u16,
+        udp: bool,
+        is_reply: bool,
+        first: u16,
+        count in 0_u16..9,
+    ) {
         let mut config = with_local(both(), &["192.168.1.0/24"]);
         let last = first.saturating_add(count);
         config.open = vec![OpenPorts { first, last, protocol: Some(Protocol::Tcp) }];
         let plan = planned(&config, &at_home());
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let by = |interface| {
-            let packet = Packet { from: interface, to: "", source: from.addr(), destination: from.addr(), protocol, port, is_reply };
+            let (source, destination) = (from.addr(), from.addr());
+            let packet = Packet { from: interface, to: "", source, destination, protocol, port, is_reply };
             accepts(&plan.firewall.inside, Hook::Input, &packet)
         };
         prop_assert!(by("lo"));
         prop_assert_eq!(by("wg0"), is_reply || !udp && (first..=last).contains(&port));
-        let neighbour = nets(&["192.168.1.0/24"])[0].contains(&from.addr()) || from.addr() == IpAddr::from(plan.veth.host_ipv4);
+        let is_host = from.addr() == IpAddr::from(plan.veth.host_ipv4);
+        let neighbour = is_host || nets(&["192.168.1.0/24"])[0].contains(&from.addr());
         prop_assert_eq!(by("host0"), is_reply || neighbour);
         prop_assert_eq!(by("eth0"), is_reply);
     }

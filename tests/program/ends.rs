@@ -54,7 +54,7 @@ fn vpn_exec_exits_with_the_programs_status() {
             let output = Launcher::new(&config).program(program).run()?;
             ensure!(output.status.code() == Some(code), "{program:?}: {}", text_of(&output));
         }
-        for signal in [1, 2, 6, 9, 13, 15] {
+        for signal in [1, 2, 6, 9, 13, 15, 30, 35] {
             let output = Launcher::new(&config).program(["sh", "-c", &format!("kill -{signal} $$")]).run()?;
             ensure!(output.status.signal() == Some(signal), "{signal}: {}", text_of(&output));
         }
@@ -169,7 +169,7 @@ fn a_tunnel_stays_up_until_orphans_have_ended() {
 fn the_launcher_does_not_wait_for_a_helper_of_a_killed_process() {
     test_with_file(|config| {
         let mut command = Launcher::new(&config).program(["true"]).command();
-        command.env("VPN_EXEC_TEST_FAIL", "kill:after the process that keeps the view");
+        command.env(lab::variables::FAIL, "kill:after the process that keeps the view");
         let mut child = command.stderr(Stdio::null()).spawn()?;
         let status = wait_for_end(&mut child)?;
         ensure!(status.signal() == Some(9), "{status}");

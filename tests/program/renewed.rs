@@ -129,8 +129,14 @@ fn the_view_helper_may_only_mount_and_ends_with_the_program_or_launcher() {
             let open =
                 fs::read_dir(format!("/proc/{viewer}/fd"))?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
             let open: Vec<String> = open.map(|target| target.display().to_string()).collect();
-            ensure!(!open.iter().any(|target| target.starts_with("pipe:")), "it holds another process's output open: {open:?}");
-            ensure!(!children_of(inside)?.contains(&viewer), "the helper is a child of the program, which does not know it");
+            ensure!(
+                !open.iter().any(|target| target.starts_with("pipe:")),
+                "it holds another process's output open: {open:?}"
+            );
+            ensure!(
+                !children_of(inside)?.contains(&viewer),
+                "the helper is a child of the program, which does not know it"
+            );
             if killed {
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(launcher), Signal::SIGKILL)?;
                 shell.abandon()?;

@@ -73,7 +73,8 @@ fn a_process_with_the_id_of_an_ended_main_process_gets_no_signal() {
 /// Starts a process with a free process ID.
 fn with_number(number: i32) -> Result<std::process::Child> {
     for _ in 0..1000 {
-        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()).context("cannot choose a process ID")?;
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())
+            .context("cannot choose a process ID")?;
         let mut child = Command::new("sleep").arg("1000").spawn()?;
         if child.id().cast_signed() == number {
             return Ok(child);

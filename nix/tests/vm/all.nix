@@ -1,4 +1,4 @@
-# One file for each promise.
+# One file per promise.
 {
   boot-without-network = ./boot-without-network.nix;
   compat = ./compat.nix;

@@ -1,4 +1,4 @@
-# The machine boots without a network, and a service in a tunnel finds its way out when there is one.
+# The machine boots without a network, and a service in a tunnel connects once there is one.
 { module, ... }:
 let
   common = import ./common.nix { inherit module; };

@@ -1,9 +1,10 @@
-# What the tests have in common: a machine with the module; a provider, which is also its way to everything else, its host's resolver and a web
-# server that answers with its caller's address; and a visitor in the local network.
+# Common parts of the tests: a machine with the module; a provider, which is also the machine's default gateway,
+# resolver, and a web server that answers with the client's address; and a remote machine in the local network.
 #
-#   visitor 192.168.1.3 ──── machine 192.168.1.1 ──── 192.168.1.2 provider, with 203.0.113.1 and, inside tunnels, 10.64.0.1
+#   remote 192.168.1.3 ── machine 192.168.1.1 ── 192.168.1.2 provider, with 203.0.113.1 and, inside tunnels, 10.64.0.1
 #
-# NixOS's tests number the machines by the order of their names, so who is not in each test comes last. The keys are for these tests alone.
+# NixOS's tests number machines in the order of their names, so a machine that some tests lack comes last. The keys
+# serve these tests alone.
 { module }:
 let
   providerKey = "aBWYCaNaOkCg+Zwli+owxQmYhaFngSLnyQd3aTb+Tlw=";
@@ -29,7 +30,7 @@ let
   addresses = {
     machine = "192.168.1.1";
     provider = "192.168.1.2";
-    visitor = "192.168.1.3";
+    remote = "192.168.1.3";
   };
 in
 {
@@ -69,7 +70,7 @@ in
     };
   };
 
-  visitor = { };
+  remote = { };
 
   # The tunnels `a`, `b` and `c` can be used; each test names those that it does use.
   machine =

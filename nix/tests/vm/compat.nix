@@ -1,4 +1,4 @@
-# A configuration for VPN-Confinement works as it is.
+# A configuration for VPN-Confinement works unchanged.
 { module, compat }:
 let
   common = import ./common.nix { inherit module; };
@@ -6,7 +6,7 @@ in
 {
   name = "compat";
   nodes = {
-    inherit (common) provider visitor;
+    inherit (common) provider remote;
     machine =
       { pkgs, ... }:
       {
@@ -42,6 +42,6 @@ in
   testScript = common.prelude + ''
     machine.wait_for_unit("page.service")
     assert inside("page", WEB).strip() == "10.64.0.2"
-    visitor.succeed("curl -sS -m 5 --retry 10 --retry-connrefused http://${common.addresses.machine}:9091/")
+    remote.succeed("curl -sS -m 5 --retry 10 --retry-connrefused http://${common.addresses.machine}:9091/")
   '';
 }

@@ -1,4 +1,4 @@
-# A service whose user systemd makes up finds itself, and looks host names up through the tunnel.
+# A service with a dynamic user finds its own user, and resolves host names through the tunnel.
 { module, ... }:
 let
   common = import ./common.nix { inherit module; };

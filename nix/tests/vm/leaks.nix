@@ -1,4 +1,4 @@
-# No packet and no name of a confined service goes beside the tunnel, whatever is restarted.
+# No packet and no DNS question of a confined service bypasses the tunnel, whatever restarts.
 { module, ... }:
 let
   common = import ./common.nix { inherit module; };

@@ -1,4 +1,4 @@
-# Several tunnels at once, each with services of its own, and none knows of the others.
+# Several tunnels at once, each with its own services, which do not see each other.
 { module, ... }:
 let
   common = import ./common.nix { inherit module; };

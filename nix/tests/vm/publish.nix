@@ -1,4 +1,4 @@
-# A published port is reached from the local network, and nothing else is.
+# A published port is reachable from the local network, and no other port is.
 { module, ... }:
 let
   common = import ./common.nix { inherit module; };
@@ -6,7 +6,7 @@ in
 {
   name = "publish";
   nodes = {
-    inherit (common) provider visitor;
+    inherit (common) provider remote;
     machine =
       { pkgs, ... }:
       {
@@ -37,8 +37,8 @@ in
     page = "curl -sS -m 5 --retry 10 --retry-connrefused http://{}/"
     assert "a page inside" in machine.succeed(page.format("127.0.0.1:8080"))
     assert "a page inside" in machine.succeed(page.format("127.0.0.1:8081"))
-    assert "a page inside" in visitor.succeed(page.format("${common.addresses.machine}:8080"))
-    visitor.fail("curl -sS -m 5 http://${common.addresses.machine}:8081/")
+    assert "a page inside" in remote.succeed(page.format("${common.addresses.machine}:8080"))
+    remote.fail("curl -sS -m 5 http://${common.addresses.machine}:8081/")
     # By the tunnel nobody comes in who was not asked.
     provider.fail("curl -sS -m 5 http://10.64.0.2/")
   '';

@@ -1,4 +1,5 @@
-# A switch to a changed configuration reloads a tunnel where that will do, and restarts it with its services where it will not.
+# A switch to a changed configuration reloads a tunnel, or restarts it with its services if a reload cannot apply the
+# change.
 { module, ... }:
 let
   common = import ./common.nix { inherit module; };

@@ -10,7 +10,7 @@ use crate::config::{Protocol, Publish};
 use crate::failure::{Doing, Failure};
 use crate::linux::listening_sockets;
 use crate::plan::Plan;
-use crate::relay::{self, AllowedClient, BindError, Budget, ListenSocket, RelayedPort};
+use crate::relay::{self, AllowedClient, Budget, ListenSocket, RelayedPort};
 
 /// How long a keeper that hands over, or was killed, may take to close its ports.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,7 +37,7 @@ pub(super) fn bind_published(ports: &[Publish], start: &Start) -> Result<Vec<Lis
                 std::thread::sleep(RETRY_DELAY);
             }
             Ok(bound) => return Ok(bound),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -56,14 +56,16 @@ pub(super) fn rebind_host_ports(plan: &Plan) -> Vec<ListenSocket> {
         match relay::bind(std::slice::from_ref(port)) {
             // The former keeper may still have it.
             Err(error)
-                if error.is_in_use()
+                if error.errno == Some(libc::EADDRINUSE)
                     && begin.elapsed() < HANDOVER_TIMEOUT
                     && !is_reachable(port, Listening::OnAllAddresses) =>
             {
                 std::thread::sleep(RETRY_DELAY);
             }
             Ok(bound) => return bound,
-            Err(error) if error.is_in_use() && is_reachable(port, Listening::OnThisAddressToo) => return Vec::new(),
+            Err(error) if error.errno == Some(libc::EADDRINUSE) && is_reachable(port, Listening::OnThisAddressToo) => {
+                return Vec::new();
+            }
             Err(error) => {
                 tracing::error!("{error}");
                 return Vec::new();
@@ -92,10 +94,10 @@ pub(super) fn relayed_host_ports(plan: &Plan) -> Vec<RelayedPort> {
 /// A service that listens on all addresses also listens on the link's, so the program reaches it without a relay. That
 /// is not a failure: which addresses a service listens on is its own configuration, and may change at any time. A
 /// process that has bound the port without listening is a failure, because the program would reach nothing.
-pub(super) fn bind_unless_reachable(port: &RelayedPort) -> Result<Option<ListenSocket>, BindError> {
+pub(super) fn bind_unless_reachable(port: &RelayedPort) -> Result<Option<ListenSocket>, Failure> {
     match relay::bind(std::slice::from_ref(port)) {
         Ok(mut bound) => Ok(bound.pop()),
-        Err(error) if error.is_in_use() && is_reachable(port, Listening::OnThisAddressToo) => {
+        Err(error) if error.errno == Some(libc::EADDRINUSE) && is_reachable(port, Listening::OnThisAddressToo) => {
             tracing::info!("port {} of the host is reached without a relay: a service listens there", port.port);
             Ok(None)
         }

@@ -5,7 +5,7 @@ use std::borrow::Borrow;
 use super::{Ports, bind};
 use crate::failure::{Doing, Failure};
 use crate::plan::Plan;
-use crate::relay::{self, BindError, ListenSocket, PortDiff, Relay, RelayedPort};
+use crate::relay::{self, ListenSocket, PortDiff, Relay, RelayedPort};
 use crate::tunnel::Tunnel;
 
 /// A change of all ports that is ready to be committed.
@@ -87,10 +87,10 @@ impl RelayChange {
     fn prepare(
         relay: &Option<Relay>,
         ports: &[RelayedPort],
-        bind_one: impl Fn(&RelayedPort) -> Result<Option<ListenSocket>, BindError>,
+        bind_one: impl Fn(&RelayedPort) -> Result<Option<ListenSocket>, Failure>,
     ) -> Result<Self, Failure> {
         let change = PortDiff::between(relay.as_ref().map_or(&[], Relay::ports), ports);
-        let bind_all = |ports: &[RelayedPort]| -> Result<Vec<ListenSocket>, BindError> {
+        let bind_all = |ports: &[RelayedPort]| -> Result<Vec<ListenSocket>, Failure> {
             let bound = ports.iter().map(&bind_one).collect::<Result<Vec<_>, _>>()?;
             Ok(bound.into_iter().flatten().collect())
         };
@@ -102,7 +102,7 @@ impl RelayChange {
                 Ok(bound) => prepared.bound.extend(bound),
                 Err(error) => {
                     prepared.abandon(&Some(relay));
-                    return Err(error.into());
+                    return Err(error);
                 }
             }
         }

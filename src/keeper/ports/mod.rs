@@ -11,7 +11,7 @@ use super::Start;
 use super::privileges::{limit_relay, with_all_capabilities};
 use crate::failure::{Doing, Failure};
 use crate::plan::Plan;
-use crate::relay::{BindError, Budget, Limits, ListenSocket, Relay};
+use crate::relay::{Budget, Limits, ListenSocket, Relay};
 use crate::tunnel::Tunnel;
 
 /// Bound ports whose relays have not started yet.
@@ -95,19 +95,5 @@ impl Ports {
             None => self.descriptors.insert(Budget::of_process()?).clone(),
         };
         Ok(Limits::new(descriptors))
-    }
-}
-
-impl From<BindError> for Failure {
-    fn from(error: BindError) -> Self {
-        let what = error.what();
-        if let Some(port) = error.privileged() {
-            let missing = io::Error::other("the keeper lacks the right to use a port below 1024, or has dropped it");
-            let advice = format!("take the tunnel down and up again as root, or choose another port than {port}");
-            return Self::of(what, &missing).advise(advice);
-        }
-        let advice = error.advice().map(String::from);
-        let failure = Self::of(what, &error.into());
-        Self { advice, ..failure }
     }
 }

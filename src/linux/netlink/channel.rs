@@ -9,11 +9,11 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 /// The length of a netlink message's header in bytes (`struct nlmsghdr`). An error repeats the header of its request.
-const HEADER_LENGTH: usize = 16;
+pub(in crate::linux) const HEADER_LENGTH: usize = 16;
 
 /// The message types that end an answer (netlink(7)).
-const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
-const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
+pub(in crate::linux) const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
+pub(in crate::linux) const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 
 /// The attribute of an error that holds the kernel's explanation (`enum nlmsgerr_attrs` of linux/netlink.h).
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -111,7 +111,7 @@ impl Channel {
                 return Ok(None);
             };
             for bytes in Messages(datagram) {
-                let header = Header::of(bytes);
+                let header = AnswerHeader::of(bytes);
                 if header.sequence != sequence {
                     continue;
                 }
@@ -140,7 +140,7 @@ impl Channel {
         let mut acks = Vec::with_capacity(count);
         while acks.len() < count {
             for bytes in Messages(self.receive()?.ok_or_else(truncated)?) {
-                let header = Header::of(bytes);
+                let header = AnswerHeader::of(bytes);
                 // The kernel answers in order. Any other answer belongs to a request that was given up.
                 if header.kind == NLMSG_ERROR && header.sequence == first.wrapping_add(acks.len() as u32) {
                     acks.push(refusal(bytes));
@@ -158,7 +158,7 @@ impl Channel {
     pub(in crate::linux) fn collect_first_error(&mut self, first: u32, count: usize) -> io::Result<()> {
         loop {
             for bytes in Messages(self.receive()?.ok_or_else(truncated)?) {
-                let header = Header::of(bytes);
+                let header = AnswerHeader::of(bytes);
                 // The message that opens the transaction has the sequence number before `first`.
                 let place = header.sequence.wrapping_sub(first).wrapping_add(1);
                 if header.kind != NLMSG_ERROR || place as usize > count {
@@ -228,12 +228,12 @@ pub(in crate::linux) fn refusal(message: &[u8]) -> Option<Refusal> {
 }
 
 /// The type and the sequence number of a netlink message.
-pub(in crate::linux) struct Header {
+pub(in crate::linux) struct AnswerHeader {
     pub(in crate::linux) kind: u16,
     sequence: u32,
 }
 
-impl Header {
+impl AnswerHeader {
     /// Reads the header of a message of [`Messages`].
     pub(in crate::linux) fn of(message: &[u8]) -> Self {
         Self {

@@ -1,8 +1,10 @@
-//! Limits which system calls a thread may make (seccomp(2)).
+//! Filters that limit the system calls of a thread (seccomp(2)).
 
+mod bpf;
 pub mod connect;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 
 use seccompiler::{
@@ -10,71 +12,37 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
-/// What a call that is not allowed fails with. Whoever makes it may go on without: libraries try what an older kernel would refuse.
+use bpf::{ARCHITECTURE, ARCHITECTURES, Architecture, Instruction, NUMBER, X32, argument};
+
+/// The error of a forbidden call. Libraries fall back as on an older kernel.
 const REFUSAL: i32 = libc::EPERM;
 
-/// Where a filter finds the number of a call, the architecture that it is of, and the second and the third argument, least significant
-/// half first (`struct seccomp_data` of linux/seccomp.h).
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const SECOND_ARGUMENT: u32 = 24;
-const THIRD_ARGUMENT: u32 = 32;
-
-/// The bit by which calls of the x32 ABI differ from others of their architecture (`__X32_SYSCALL_BIT`).
-const X32: u32 = 0x4000_0000;
-
-/// The numbers of the restricted system calls in one of the architectures whose programs a kernel may execute.
-struct Architecture {
-    /// `AUDIT_ARCH_*` of linux/audit.h.
-    audit: u32,
-    request_key: u32,
-    /// ioctl(2), by each of its numbers.
-    ioctl: &'static [u32],
-}
-
-/// x32 has a number of its own for ioctl(2), 514, and shares the architecture of x86-64.
-#[cfg(target_arch = "x86_64")]
-const ARCHITECTURES: [Architecture; 2] = [
-    Architecture { audit: 0xc000_003e, request_key: libc::SYS_request_key as u32, ioctl: &[16, 514] },
-    Architecture { audit: 0x4000_0003, request_key: 287, ioctl: &[54] },
-];
-#[cfg(not(target_arch = "x86_64"))]
-const ARCHITECTURES: [Architecture; 2] = [
-    Architecture { audit: 0xc000_00b7, request_key: libc::SYS_request_key as u32, ioctl: &[29] },
-    Architecture { audit: 0x4000_0028, request_key: 310, ioctl: &[54] },
-];
-
-/// The commands of ioctl(2) that put input into a terminal as if it had been typed (ioctl_tty(2), ioctl_console(2)): TIOCSTI, and
-/// TIOCLINUX, which pastes what is selected on a console. They are the same numbers in all of the architectures.
+/// The ioctl(2) commands that insert input into a terminal as if a user had typed it: TIOCSTI (ioctl_tty(2)) and
+/// TIOCLINUX, which pastes a console's selection (ioctl_console(2)). They have the same numbers in all
+/// [`ARCHITECTURES`].
 const TYPING: [u32; 2] = [0x5412, 0x541c];
 
-/// The instructions that are used (linux/bpf_common.h).
-const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
-const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-
-/// Which system calls are allowed; all others fail with EPERM.
+/// A filter that forbids system calls: they fail with `EPERM`.
 pub struct SyscallFilter(BpfProgram);
 
-/// What the kernel takes a filter as (`struct sock_fprog` of linux/filter.h).
+/// The kernel's form of a filter (`struct sock_fprog` of linux/filter.h).
 #[repr(C)]
 struct SockFprog {
     length: libc::c_ushort,
     filter: *const sock_filter,
 }
 
-impl std::fmt::Debug for SyscallFilter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for SyscallFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SyscallFilter({} instructions)", self.0.len())
     }
 }
 
 impl SyscallFilter {
-    /// Makes a filter that allows `calls`, and socket(2) and socketpair(2) for address families of `families` alone.
+    /// Creates a filter that allows only `calls`, and socket(2) and socketpair(2) for the address families `families`.
     ///
     /// # Errors
-    /// `Unsupported` on an architecture for which no filter can be made.
+    /// Fails with `Unsupported` on an architecture that seccompiler does not support.
     pub fn allow_only(calls: &[libc::c_long], families: &[libc::c_int]) -> io::Result<Self> {
         let other = |error: seccompiler::BackendError| io::Error::other(error);
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.iter().map(|call| (*call, Vec::new())).collect();
@@ -83,7 +51,7 @@ impl SyscallFilter {
             SeccompRule::new(vec![is])
         };
         let sockets = families.iter().map(family).collect::<Result<Vec<_>, _>>().map_err(other)?;
-        // Without a condition a call is allowed whatever its arguments are.
+        // A call with an empty list of rules would be allowed with any arguments.
         if !sockets.is_empty() {
             rules.insert(libc::SYS_socket, sockets.clone());
             rules.insert(libc::SYS_socketpair, sockets);
@@ -95,72 +63,76 @@ impl SyscallFilter {
         Ok(Self(filter.try_into().map_err(other)?))
     }
 
-    /// Makes a filter for programs inside, which allows all but two things, also in programs of 32 bits:
+    /// Creates the filter of the programs inside. It forbids two things, in 32-bit programs as well:
     ///
-    /// - To have the kernel make a key that is not there yet (request_key(2) with something to call out). The kernel runs a program of the
-    ///   host's for that, outside of all namespaces of the caller's, and for some kinds of keys it looks names up (key.dns_resolver(8)).
-    ///   Keys that are there are found as before.
-    /// - To type on a terminal by ioctl(2). The terminal may be root's shell's, which executes what is typed when the program has ended. The
-    ///   kernel ignores the upper half of the command, so the lower half alone is compared.
+    /// - Making the kernel create a missing key (request_key(2) with call-out information). For that, the kernel runs a
+    ///   program of the host outside of all the caller's namespaces, which may resolve host names
+    ///   (key.dns_resolver(8)). Existing keys are found as before.
+    /// - Typing on a terminal by ioctl(2). The terminal may belong to a shell of root, which would execute the input
+    ///   after the program has ended. The kernel ignores the upper half of the command, and so does the filter.
     pub fn for_programs() -> Self {
-        // Behind the blocks of the architectures; each distance is from the instruction after the jump.
-        let blocks: usize = ARCHITECTURES.iter().map(|architecture| 5 + architecture.ioctl.len()).sum();
-        let typing = 1 + blocks + 1;
-        let key = typing + 1 + TYPING.len() + 1;
-        let refuse = key + 5;
-        let distance = |here: usize, to: usize| (to - here - 1) as u8;
-        let mut program = vec![instruction(LOAD, ARCHITECTURE)];
-        for Architecture { audit, request_key, ioctl } in &ARCHITECTURES {
+        use Instruction::{IfEqual, Label, Load, Mask, Return, Unless};
+
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        enum ProgramLabel {
+            NextArchitecture(usize),
+            Ioctl,
+            RequestKey,
+            Refuse,
+        }
+
+        let mut program = vec![Load(ARCHITECTURE)];
+        for (index, Architecture { audit, request_key, ioctl, .. }) in ARCHITECTURES.iter().enumerate() {
             program.extend([
-                jump(*audit, 0, 4 + ioctl.len() as u8),
-                instruction(LOAD, NUMBER),
-                instruction(AND, !X32),
-                jump(*request_key, distance(program.len() + 3, key), 0),
+                Unless(*audit, ProgramLabel::NextArchitecture(index)),
+                Load(NUMBER),
+                Mask(!X32),
+                IfEqual(*request_key, ProgramLabel::RequestKey),
             ]);
-            for number in *ioctl {
-                program.push(jump(*number, distance(program.len(), typing), 0));
-            }
-            program.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
+            program.extend(ioctl.iter().map(|number| IfEqual(*number, ProgramLabel::Ioctl)));
+            program.extend([Return(libc::SECCOMP_RET_ALLOW), Label(ProgramLabel::NextArchitecture(index))]);
         }
-        program.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
-        program.push(instruction(LOAD, SECOND_ARGUMENT));
-        for command in TYPING {
-            program.push(jump(command, distance(program.len(), refuse), 0));
-        }
-        program.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
+        program.extend([Return(libc::SECCOMP_RET_ALLOW), Label(ProgramLabel::Ioctl), Load(argument(1))]);
+        program.extend(TYPING.map(|command| IfEqual(command, ProgramLabel::Refuse)));
         program.extend([
-            instruction(LOAD, THIRD_ARGUMENT),
-            jump(0, 0, distance(key + 1, refuse)),
-            instruction(LOAD, THIRD_ARGUMENT + 4),
-            jump(0, 0, distance(key + 3, refuse)),
-            instruction(RETURN, libc::SECCOMP_RET_ALLOW),
-            instruction(RETURN, libc::SECCOMP_RET_ERRNO | REFUSAL.unsigned_abs()),
+            Return(libc::SECCOMP_RET_ALLOW),
+            Label(ProgramLabel::RequestKey),
+            Load(argument(2)),
+            Unless(0, ProgramLabel::Refuse),
+            Load(argument(2) + 4),
+            Unless(0, ProgramLabel::Refuse),
+            Return(libc::SECCOMP_RET_ALLOW),
+            Label(ProgramLabel::Refuse),
+            Return(libc::SECCOMP_RET_ERRNO | REFUSAL.unsigned_abs()),
         ]);
-        Self(program)
+        Self(bpf::assemble(&program))
     }
 
-    /// Applies it to the calling thread, and to those that it starts from now on, without what older kernels did besides: they had a thread
-    /// with any filter compute more slowly, as if the filter confined code that reads its own process's secrets (the kernel's
-    /// Documentation/userspace-api/spec_ctrl.rst).
+    /// Installs the filter like [`Self::install`], but leaves speculative execution as it is.
+    ///
+    /// Before Linux 5.16, every filter slowed its threads down by mitigations for code that reads secrets of its own
+    /// process (the kernel's Documentation/userspace-api/spec_ctrl.rst).
     ///
     /// # Errors
-    /// As for [`Self::install`].
+    /// Fails as [`Self::install`] does.
     pub fn install_without_speculation_limits(&self) -> io::Result<()> {
         self.install_with(libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW)
     }
 
-    /// Applies it to the calling thread, and to those that it starts from now on. It cannot be taken back.
+    /// Installs the filter in the calling thread and its future threads and children. It cannot be removed.
     ///
     /// # Errors
-    /// `EACCES` unless the thread has CAP_SYS_ADMIN or `no_new_privs`; `EINVAL` on a kernel without seccomp filters.
+    /// Fails with `EACCES` unless the thread has CAP_SYS_ADMIN or `no_new_privs`, and with `EINVAL` on a kernel without
+    /// seccomp filters.
     pub fn install(&self) -> io::Result<()> {
         self.install_with(0)
     }
 
-    /// Applies it to all threads of the process, none of which may have a filter that the calling one does not have.
+    /// Installs the filter in all threads of the process.
     ///
     /// # Errors
-    /// As for [`Self::install`], and `ESRCH` if a thread has another filter.
+    /// Fails as [`Self::install`] does, and with `ESRCH` if another thread has a filter that the calling one does not
+    /// have.
     pub fn install_in_all_threads(&self) -> io::Result<()> {
         self.install_with(libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH)
     }
@@ -170,69 +142,40 @@ impl SyscallFilter {
     }
 }
 
-/// Applies a filter to the calling thread. Returns what seccomp(2) does: the listener, where the flags ask for one.
-pub(super) fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
+/// Installs a filter in the calling thread, and returns the result of seccomp(2): a descriptor if the flags ask for
+/// one.
+fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let length = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = SockFprog { length, filter: program.as_ptr() };
     // SAFETY: the kernel reads the program and the filter that it points to, both of which live until the call returns.
     match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
         -1 => Err(io::Error::last_os_error()),
-        // With TSYNC alone, the number of a thread that cannot be brought along would be returned; here it is an error.
+        // Without TSYNC_ESRCH, TSYNC would return the ID of a thread that cannot have the filter.
         result => Ok(result),
     }
-}
-
-fn instruction(code: u32, operand: u32) -> sock_filter {
-    // All codes fit: they are of 16 bits.
-    sock_filter { code: code as u16, jt: 0, jf: 0, k: operand }
-}
-
-/// Passes over so many instructions if what was loaded is this, and over so many if not.
-fn jump(operand: u32, equal: u8, other: u8) -> sock_filter {
-    sock_filter { jt: equal, jf: other, ..instruction(JUMP_IF_EQUAL, operand) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What a filter says of a call with these second and third arguments, as the kernel would ask it.
+    /// Returns the filter's verdict on a call with these second and third arguments.
     fn verdict(filter: &SyscallFilter, architecture: u32, number: u32, second: u64, third: u64) -> u32 {
-        let (mut at, mut loaded) = (0, 0);
-        loop {
-            let sock_filter { code, jt, jf, k } = filter.0[at];
-            at += 1;
-            match u32::from(code) {
-                LOAD => {
-                    loaded = match k {
-                        NUMBER => number,
-                        ARCHITECTURE => architecture,
-                        SECOND_ARGUMENT => second as u32,
-                        THIRD_ARGUMENT => third as u32,
-                        36 => (third >> 32) as u32,
-                        other => panic!("nothing is at {other}"),
-                    }
-                }
-                AND => loaded &= k,
-                JUMP_IF_EQUAL => at += usize::from(if loaded == k { jt } else { jf }),
-                RETURN => return k,
-                other => panic!("no instruction {other}"),
-            }
-        }
+        bpf::run(&filter.0, architecture, number, [0, second, third, 0, 0, 0])
     }
 
     const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | REFUSAL as u32;
     const ALLOWED: u32 = libc::SECCOMP_RET_ALLOW;
 
     #[test]
-    fn no_key_is_requested_by_a_program_of_any_architecture() {
+    fn programs_of_all_architectures_cannot_request_missing_keys() {
         let filter = SyscallFilter::for_programs();
         for Architecture { audit, request_key, .. } in ARCHITECTURES {
             for number in [request_key, request_key | X32] {
                 for third in [1, 0x7fff_0000_0000, 0x1234_5678_9abc] {
                     assert_eq!(verdict(&filter, audit, number, 0, third), REFUSED);
                 }
-                assert_eq!(verdict(&filter, audit, number, 0, 0), ALLOWED, "what is there is found");
+                assert_eq!(verdict(&filter, audit, number, 0, 0), ALLOWED, "existing keys are found");
             }
             for other in [request_key - 1, request_key + 1, 0] {
                 assert_eq!(verdict(&filter, audit, other, 0, 1), ALLOWED);
@@ -247,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_typed_on_a_terminal_by_a_program_of_any_architecture() {
+    fn programs_of_all_architectures_cannot_type_on_a_terminal() {
         let filter = SyscallFilter::for_programs();
         assert!(ARCHITECTURES[0].ioctl.contains(&(libc::SYS_ioctl as u32)));
         for Architecture { audit, ioctl, .. } in ARCHITECTURES {
@@ -266,8 +209,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_allowed_fails_and_the_rest_works() {
-        // What the thread needs to end, and to be asked.
+    fn calls_that_are_not_allowed_fail_and_others_work() {
+        // The calls that the thread needs to return its results and to end.
         let calls = [
             libc::SYS_futex,
             libc::SYS_munmap,
@@ -296,8 +239,8 @@ mod tests {
             };
             results.map(|result| result >= 0)
         });
-        assert_eq!(thread.join().expect("it lives"), [false, false, true, true]);
-        // SAFETY: the call takes nothing.
-        assert!(unsafe { libc::syscall(libc::SYS_getppid) } >= 0, "other threads are free");
+        assert_eq!(thread.join().expect("the thread ends normally"), [false, false, true, true]);
+        // SAFETY: the call takes no arguments.
+        assert!(unsafe { libc::syscall(libc::SYS_getppid) } >= 0, "other threads are not filtered");
     }
 }

@@ -118,23 +118,23 @@ BindsTo={keeper}
 After={keeper}
 
 [Service]
-# No network but the tunnel's, and no way to another.
+# The tunnel's network namespace. The service cannot enter another one.
 NetworkNamespacePath=/run/netns/{tunnel}
 RestrictNamespaces=~net
 
-# Names are the tunnel's, also where the unit binds a file of the host's there: systemd mounts one of both, and prefers norbind.
+# The tunnel's resolver files. If the unit binds these paths too, systemd mounts one of the two, and prefers norbind.
 BindReadOnlyPaths={names}/resolv.conf:/etc/resolv.conf:norbind
 BindReadOnlyPaths={names}/hosts:/etc/hosts:norbind
 BindReadOnlyPaths={names}/nsswitch.conf:/etc/nsswitch.conf:norbind
 
-# Nobody of the host can be asked for them: of /run, only this is there. A mask over /run/nscd alone would go with that folder
-# whenever nscd is restarted.
+# A private /run without the host's resolvers. A mask over /run/nscd alone would disappear with that folder whenever
+# nscd restarts.
 TemporaryFileSystem=/run:mode=0755,nosuid,nodev
 BindPaths={always}
 BindReadOnlyPaths={read_only}
 {own}InaccessiblePaths=-/var/lib/sss/pipes
 
-# The interfaces of the host are not shown.
+# Hides the host's network interfaces.
 TemporaryFileSystem=/sys/class/net:ro /sys/devices/virtual/net:ro
 "
     ))
@@ -144,7 +144,7 @@ TemporaryFileSystem=/sys/class/net:ro /sys/devices/virtual/net:ro
 pub fn warnings(request: &DropInRequest, facts: &ServiceFacts) -> Vec<String> {
     let warning = || {
         format!(
-            "{} runs as root with CAP_SYS_ADMIN, with which it can leave the tunnel: give it User= or DynamicUser=yes, or \
+            "{} runs as root with CAP_SYS_ADMIN, and can leave the tunnel: set User= or DynamicUser=yes, or \
              CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE",
             request.service
         )

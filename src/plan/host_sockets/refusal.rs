@@ -135,8 +135,8 @@ pub fn refusal_message(path: &Path, owner: Option<&SocketOwner>) -> String {
             format!("cannot connect to \"{shown}\": {who} is outside the tunnel; {why}; --socket {shown} allows it")
         }
         None => format!(
-            "cannot connect to \"{shown}\": {who} is outside the tunnel, and could use the network there for the program; \
-             --socket {shown} allows it"
+            "cannot connect to \"{shown}\": {who} is outside the tunnel, and could use the network there for the \
+             program; --socket {shown} allows it"
         ),
     }
 }

@@ -1,236 +1,292 @@
-//! What keeps the program from handing its work to processes outside the tunnel: the gate before unix sockets, and the filter of the session
-//! bus. Each is a process of its own that runs as the program's user, beside the program, and reports what it refuses.
+//! The guards of a program: two helper processes that keep it from handing its work to processes outside the tunnel. The socket
+//! guard decides about its connections to unix sockets; the session bus filter stands between it and the session bus.
 //!
-//! They are processes, and not parts of the launcher, since the program's connections must not wait for a launcher that is stopped with
-//! its job, waits for a keeper, or writes to a terminal that is not read.
+//! They run as the program's user, and report refusals to the launcher. They are processes of their own since the launcher may
+//! be unable to answer: stopped with its job, waiting for a keeper, or writing to a terminal that is not read.
+
+mod process;
+mod session_bus;
+mod socket_file;
+mod sockets;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rustix::process::WaitStatus;
 use serde::{Deserialize, Serialize};
 
-mod session_bus;
-mod sockets;
-
 use super::Program;
-use super::identity::Identity;
+use crate::failure::{Doing, Failure};
 use crate::fault;
-use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::local_socket;
 use crate::linux::poll::wait_for;
-use crate::linux::process::{self, Forked};
-use crate::linux::seccomp::SyscallFilter;
+use crate::linux::process::{self as linux_process, Forked};
 use session_bus::BusFilter;
 use sockets::SocketGuard;
 
-/// The longest report, in bytes. A sentence has a path in it at most.
-const LONGEST: usize = 16 << 10;
+/// The maximum length of a message of a guard, in bytes. The longest contain one path.
+const MAX_MESSAGE: usize = 16 << 10;
 
-/// What a guard tells the launcher.
+/// The maximum time for all guards to become ready. They start together with the program's process, which takes longer.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A message of a guard to the launcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Report {
-    /// How many connections or calls this guard has refused until now.
-    pub(super) refused: u64,
-    /// The sentence about something that was refused for the first time.
-    pub(super) sentence: Option<String>,
-    /// The process that was ended instead: it would have taken the place of a running instance.
-    pub(super) ended: Option<i32>,
+enum Message {
+    /// The guard works from now on.
+    Ready,
+    /// The guard has refused something.
+    Refused(RefusalReport),
+    /// The guard is about to exit because of this failure.
+    Failed(Failure),
 }
 
-/// What a guard's process does, given its launcher's number and its way to it.
-pub(super) type Work = Box<dyn FnOnce(u32, Reporter) -> io::Result<()>>;
+/// A report of refusals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RefusalReport {
+    /// The number of connections or calls that this guard has refused so far.
+    total: u64,
+    /// The message for the user about a refusal, if it is the first of its kind.
+    pub(super) message: Option<String>,
+    /// The PID of the process that the guard kills as it would take the place of a running instance.
+    pub(super) killed: Option<i32>,
+}
 
-/// The guard's end of its way to the launcher.
+/// The guard's end of the connection to the launcher.
 #[derive(Debug)]
-pub(super) struct Reporter(OwnedFd);
+struct Reporter(OwnedFd);
 
 impl Reporter {
-    /// Tells the launcher of a refusal, and says whether there was room for that. The launcher is not waited for.
-    pub(super) fn tell(&self, report: &Report) -> bool {
-        let text = serde_json::to_vec(report).map_err(io::Error::from);
-        text.and_then(|text| local_socket::send(&self.0, &text, None)).is_ok()
+    /// Reports that the guard works.
+    fn ready(&self) -> Result<(), Failure> {
+        self.send(&Message::Ready).doing("report to the launcher")
     }
 
-    pub(super) fn descriptor(&self) -> i32 {
+    /// Reports refusals without waiting for the launcher. Returns whether the report was sent.
+    fn refused(&self, report: RefusalReport) -> bool {
+        self.send(&Message::Refused(report)).is_ok()
+    }
+
+    fn send(&self, message: &Message) -> io::Result<()> {
+        local_socket::send(&self.0, &serde_json::to_vec(message)?, None)
+    }
+
+    fn descriptor(&self) -> i32 {
         self.0.as_raw_fd()
     }
 }
 
-/// The launcher's end.
+/// The work of a guard's process. Its arguments are the connection to the launcher and the launcher's PID.
+type Work = Box<dyn FnOnce(&Reporter, u32) -> Result<(), Failure>>;
+
+/// A kind of guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Sockets,
+    SessionBus,
+}
+
+impl Kind {
+    /// Returns the guard's task, as it follows "cannot".
+    fn task(self) -> &'static str {
+        match self {
+            Self::Sockets => "guard unix sockets",
+            Self::SessionBus => "filter the session bus",
+        }
+    }
+
+    fn process(self) -> &'static str {
+        match self {
+            Self::Sockets => "the process that guards unix sockets",
+            Self::SessionBus => "the process that filters the session bus",
+        }
+    }
+
+    /// Returns the consequence of the guard's end.
+    fn consequence(self) -> &'static str {
+        match self {
+            // The kernel asks the guard about every connect(2), and fails those without an answer with ENOSYS.
+            Self::Sockets => "new connections of the program fail, to unix sockets and to the network",
+            Self::SessionBus => "the program has lost its session bus",
+        }
+    }
+}
+
+/// The launcher's record of a guard.
 #[derive(Debug)]
-struct Reports {
-    socket: OwnedFd,
-    /// What was refused, as it was reported last.
+struct Guard {
+    kind: Kind,
+    pid: Pid,
+    /// The connection to the guard. None once the guard has closed it.
+    socket: Option<OwnedFd>,
+    /// The number of refusals in its last report.
     refused: u64,
+    failure: Option<Failure>,
 }
 
 /// The guards of a program.
 #[derive(Debug, Default)]
 pub(super) struct Guards {
-    gate: Option<SocketGuard>,
-    bus: Option<BusFilter>,
-    reports: Vec<Reports>,
+    socket_guard: Option<SocketGuard>,
+    bus_filter: Option<BusFilter>,
+    guards: Vec<Guard>,
 }
 
 impl Guards {
     /// Starts the guards that a program needs.
     ///
     /// # Errors
-    /// What the system refuses.
-    pub(super) fn start(program: &Program) -> io::Result<Self> {
+    /// Returns an error if a guard cannot be prepared, or its process not be created. A failure of the guard itself is returned
+    /// by [`Self::await_ready`].
+    pub(super) fn start(program: &Program) -> Result<Self, Failure> {
         let mut guards = Self::default();
         if fault::is_broken("sockets") {
             return Ok(guards);
         }
         if !program.sockets.any {
-            let (gate, work) = SocketGuard::prepare(program)?;
-            guards.spawn(work)?;
-            guards.gate = Some(gate);
+            let (socket_guard, work) = SocketGuard::prepare(program)?;
+            guards.spawn(Kind::Sockets, work)?;
+            guards.socket_guard = Some(socket_guard);
         }
-        if let Some((filter, work)) = BusFilter::prepare(program)? {
-            guards.spawn(work)?;
-            guards.bus = Some(filter);
+        if let Some((bus_filter, work)) = BusFilter::prepare(program)? {
+            guards.spawn(Kind::SessionBus, work)?;
+            guards.bus_filter = Some(bus_filter);
         }
         Ok(guards)
     }
 
-    /// Forks a process that does a guard's work.
-    fn spawn(&mut self, work: Work) -> io::Result<()> {
-        let (socket, reporter) = local_socket::pair()?;
-        rustix::io::ioctl_fionbio(&reporter, true)?;
+    fn spawn(&mut self, kind: Kind, work: Work) -> Result<(), Failure> {
+        let (socket, reporter) = local_socket::pair().doing(kind.task())?;
+        rustix::io::ioctl_fionbio(&reporter, true).doing(kind.task())?;
         let launcher = std::process::id();
-        match process::fork()? {
+        match linux_process::fork().doing(kind.task())? {
             Forked::Child => {
-                // Closed here, as all that is not kept is about to be.
+                // Closed here, as the guard closes all descriptors but those that it keeps.
                 drop(socket);
-                let worked = work(launcher, Reporter(reporter));
-                process::exit_now(i32::from(worked.is_err()))
+                let reporter = Reporter(reporter);
+                let result = work(&reporter, launcher).map_err(io::Error::other).doing(kind.task());
+                if let Err(failure) = &result {
+                    let _ = reporter.send(&Message::Failed(failure.clone()));
+                }
+                linux_process::exit_now(i32::from(result.is_err()))
             }
-            Forked::Parent(_) => self.reports.push(Reports { socket, refused: 0 }),
+            Forked::Parent(pid) => {
+                self.guards.push(Guard { kind, pid, socket: Some(socket), refused: 0, failure: None });
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Opens the filtered session bus in the calling process's mount namespace.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// Returns the error of the system call that failed.
     pub(super) fn open_bus(&self) -> io::Result<()> {
-        self.bus.as_ref().map_or(Ok(()), BusFilter::open)
+        self.bus_filter.as_ref().map_or(Ok(()), BusFilter::open)
     }
 
-    /// The address of the session bus that the program is to use.
+    /// Returns the address of the filtered session bus, if there is one.
     pub(super) fn session_bus(&self) -> Option<&'static str> {
-        self.bus.as_ref().map(|_| session_bus::ADDRESS)
+        self.bus_filter.as_ref().map(|_| session_bus::ADDRESS)
     }
 
-    /// Has the gate decide about the connections of the calling process, which is in the tunnel's network namespace, and of all that it
-    /// starts.
+    /// Subjects the calling process, which must be in the tunnel's network namespace, and its descendants to the socket guard.
     ///
     /// # Errors
-    /// What the system refuses.
-    pub(super) fn pass_gate(&self) -> io::Result<()> {
-        self.gate.as_ref().map_or(Ok(()), SocketGuard::pass)
+    /// Returns the error of the system call that failed; `EBUSY` if the process has a similar supervisor already.
+    pub(super) fn guard_sockets(&self) -> io::Result<()> {
+        self.socket_guard.as_ref().map_or(Ok(()), SocketGuard::guard_caller)
     }
 
-    /// Leaves to the child, which has been forked, what is its own: if it ends before it has opened a guard's door, that guard ends, too.
+    /// Drops the launcher's copies of what the program's process uses, so that the guards notice if that process ends early.
     pub(super) fn leave_to_child(&mut self) {
-        self.gate = None;
-        self.bus = None;
+        self.socket_guard = None;
+        self.bus_filter = None;
     }
 
-    /// Readable when a guard has something to say, or has ended.
+    /// Waits until all guards work.
+    ///
+    /// # Errors
+    /// Returns the failure of a guard; an error if a guard was killed, or is not ready within [`READY_TIMEOUT`].
+    pub(super) fn await_ready(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        self.guards.iter_mut().try_for_each(|guard| guard.await_ready(deadline))
+    }
+
+    /// Returns descriptors that are readable when a guard has sent a message, or has ended.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.reports.iter().map(|reports| reports.socket.as_fd())
+        self.guards.iter().filter_map(|guard| guard.socket.as_ref().map(AsFd::as_fd))
     }
 
-    /// What the guards have said since this was asked.
-    pub(super) fn hear(&mut self) -> Vec<Report> {
-        let mut heard = Vec::new();
-        self.reports.retain_mut(|reports| {
-            let mut buffer = vec![0; LONGEST];
-            while wait_for(&[reports.socket.as_fd()], Some(Duration::ZERO)).is_ok_and(|ready| ready[0]) {
-                let received = local_socket::receive(&reports.socket, &mut buffer);
-                let Ok(Some((length, _))) = received else { return false };
-                let Ok(report) = serde_json::from_slice::<Report>(&buffer[..length]) else { continue };
-                reports.refused = report.refused;
-                heard.push(report);
-            }
-            true
-        });
-        heard
+    /// Returns the reports that the guards have sent since the last call.
+    pub(super) fn receive(&mut self) -> Vec<RefusalReport> {
+        self.guards.iter_mut().flat_map(Guard::receive).collect()
     }
 
-    /// How much all guards together have refused.
+    /// Returns how many connections and calls all guards together have refused.
     pub(super) fn refused(&self) -> u64 {
-        self.reports.iter().map(|reports| reports.refused).sum()
+        self.guards.iter().map(|guard| guard.refused).sum()
+    }
+
+    /// Returns the message for the user about a process that has ended, if that was a guard and its end has consequences.
+    pub(super) fn describe_end(&mut self, pid: i32, status: WaitStatus) -> Option<String> {
+        let index = self.guards.iter().position(|guard| guard.pid.as_raw() == pid)?;
+        let guard = &mut self.guards[index];
+        let reason = guard.failure.take().map(|failure| failure.message);
+        let ending = match (status.terminating_signal(), status.exit_status()) {
+            (Some(signal), _) => format!("was killed by signal {signal}"),
+            // The program and all that it has started have ended.
+            (None, Some(0)) => return None,
+            (None, _) => "has failed".to_owned(),
+        };
+        let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+        Some(format!("{} {ending}{reason}: {} from now on", guard.kind.process(), guard.kind.consequence()))
     }
 }
 
-/// Makes the calling process a guard: it is the program's user, may do hardly anything, keeps no descriptors but these, and ends with the
-/// launcher. `is_seen` says whether other processes of that user may look at it in `/proc`.
-///
-/// # Errors
-/// What the system refuses.
-pub(super) fn become_guard(
-    identity: &Identity,
-    launcher: u32,
-    kept: &mut [i32],
-    capabilities: CapabilitySet,
-    calls: &SyscallFilter,
-    is_seen: bool,
-) -> io::Result<()> {
-    // Neither the terminal's signals nor the working directory concern it.
-    rustix::process::setsid()?;
-    std::env::set_current_dir("/")?;
-    process::redirect_to_null(&[0, 1, 2])?;
-    process::close_all_except(kept)?;
-    capabilities::limit_bounding_set(CapabilitySet::empty(), capabilities::last()?)?;
-    capabilities::keep_across_user_change()?;
-    identity.assume()?;
-    capabilities::limit(capabilities, capabilities)?;
-    capabilities::set_no_new_privileges()?;
-    match is_seen {
-        true => process::enable_ptrace_and_core_dumps()?,
-        false => process::disable_ptrace_and_core_dumps()?,
+impl Guard {
+    fn await_ready(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let task = self.kind.task();
+        let ended = || Failure::new(format!("cannot {task}: its process was killed"));
+        let socket = self.socket.as_ref().ok_or_else(ended)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if wait_for(&[socket.as_fd()], Some(left)).doing(task)? != [true] {
+            return Err(io::Error::from(io::ErrorKind::TimedOut)).doing(task);
+        }
+        match receive(socket) {
+            // There are no refusals before the program runs.
+            Some(Message::Ready | Message::Refused(_)) => Ok(()),
+            Some(Message::Failed(failure)) => Err(failure),
+            None => Err(ended()),
+        }
     }
-    // After the change of identity, which undoes it.
-    process::set_death_signal(Signal::SIGKILL)?;
-    if nix::unistd::getppid().as_raw().cast_unsigned() != launcher {
-        return Err(io::Error::other("the launcher has ended already"));
+
+    /// Returns the reports that have arrived. Notes a failure.
+    fn receive(&mut self) -> Vec<RefusalReport> {
+        let mut reports = Vec::new();
+        while let Some(socket) = &self.socket {
+            if !wait_for(&[socket.as_fd()], Some(Duration::ZERO)).is_ok_and(|ready| ready[0]) {
+                break;
+            }
+            match receive(socket) {
+                Some(Message::Ready) => {}
+                Some(Message::Refused(report)) => {
+                    self.refused = report.total;
+                    reports.push(report);
+                }
+                Some(Message::Failed(failure)) => self.failure = Some(failure),
+                None => self.socket = None,
+            }
+        }
+        reports
     }
-    calls.install()
 }
 
-/// The system calls that every guard makes: waiting, speaking, memory, time and the end.
-pub(super) const COMMON_CALLS: &[libc::c_long] = &[
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_ppoll,
-    libc::SYS_ioctl,
-    libc::SYS_close,
-    libc::SYS_fcntl,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_brk,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_getrandom,
-    libc::SYS_clock_gettime,
-    libc::SYS_futex,
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_restart_syscall,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_poll,
-];
+/// Receives a message of a guard. Returns `None` once the guard has ended, or if it sends anything else.
+fn receive(socket: &OwnedFd) -> Option<Message> {
+    let mut buffer = vec![0; MAX_MESSAGE];
+    let (length, _) = local_socket::receive(socket, &mut buffer).ok()??;
+    serde_json::from_slice(&buffer[..length]).ok()
+}

@@ -1,5 +1,5 @@
-//! The session bus as the program sees it: a socket in its own `/run`, behind which a guard filters what goes to the real one
-//! ([`crate::bus`]).
+//! The session bus filter: a process that serves the program's session bus at a socket in its own `/run`, and filters the messages
+//! to the real one ([`crate::bus`]).
 
 use std::collections::HashSet;
 use std::io;
@@ -10,23 +10,25 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::{Report, Reporter, Work};
+use super::process::Confinement;
+use super::{Kind, RefusalReport, Reporter, Work};
 use crate::bus::{self, BusAddress, BusRefusal, Policy};
 use crate::config::SessionBus;
+use crate::failure::{Doing, Failure};
+use crate::fault;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::process;
-use crate::linux::seccomp::SyscallFilter;
 use crate::program::Program;
 use crate::program::identity::Identity;
 
-/// Where the program finds its session bus, and how that is written in its environment.
+/// The path of the filtered session bus inside, and its D-Bus address.
 const SOCKET: &str = "/run/vpn-exec.bus";
 pub(super) const ADDRESS: &str = "unix:path=/run/vpn-exec.bus";
 
-/// How many clients may wait to be accepted.
+/// The maximum number of clients that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// The system calls of the filter beyond those of every guard.
+/// The system calls of the filter besides those of every guard.
 const CALLS: &[libc::c_long] = &[
     libc::SYS_accept4,
     libc::SYS_connect,
@@ -36,52 +38,64 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_shutdown,
 ];
 
-/// The child's side of the filter.
+/// The filter, as the program's process uses it.
 #[derive(Debug)]
 pub(super) struct BusFilter {
-    /// Not bound yet: the place is in the program's mount namespace.
+    /// The filter's socket, still to be bound in the program's mount namespace.
     socket: OwnedFd,
-    /// Where the filter is told that it is.
+    /// The pipe on which the filter is told that the socket is bound.
     begin: OwnedFd,
 }
 
 impl BusFilter {
-    /// Prepares the filter, if there is a session bus that is to be filtered. Returns what its process does.
+    /// Prepares the filter if the program's session bus is to be filtered and there is one. Returns the work of its process.
     ///
     /// # Errors
-    /// What the system refuses.
-    pub(super) fn prepare(program: &Program) -> io::Result<Option<(Self, Work)>> {
+    /// Returns an error if the socket or the pipe cannot be created.
+    pub(super) fn prepare(program: &Program) -> Result<Option<(Self, Work)>, Failure> {
         if program.buses.session != SessionBus::Filtered {
             return Ok(None);
         }
         let Some(addresses) = real_bus(&program.identity) else { return Ok(None) };
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        let (wait, begin) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let listener = rustix::io::fcntl_dupfd_cloexec(&socket, 3)?;
+        let task = Kind::SessionBus.task();
+        let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+        let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).doing(task)?;
+        let (wait, begin) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).doing(task)?;
+        let listener = rustix::io::fcntl_dupfd_cloexec(&socket, 3).doing(task)?;
         let names = program.buses.talk.iter().filter_map(|name| name.parse().ok());
         let policy = Policy::default_desktop().with_talk(names);
         let identity = program.identity.clone();
-        let work = move |launcher, reporter: Reporter| {
-            let mut kept = [listener.as_raw_fd(), wait.as_raw_fd(), reporter.descriptor()];
-            let calls = SyscallFilter::allow_only(&[super::COMMON_CALLS, CALLS].concat(), &[libc::AF_UNIX])?;
-            process::raise_file_limit()?;
-            // Portals look at the root directory of whoever calls them, to tell sandboxes apart. No secret is in this process.
-            super::become_guard(&identity, launcher, &mut kept, CapabilitySet::empty(), &calls, true)?;
-            if rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0_u8]))? == 0 {
-                return Ok(());
+        let work: Work = Box::new(move |reporter, launcher| {
+            fault::fail_at("in the session bus filter")?;
+            process::raise_file_limit().doing("raise the limit of open files")?;
+            let confinement = Confinement {
+                identity: &identity,
+                launcher,
+                descriptors: &mut [listener.as_raw_fd(), wait.as_raw_fd(), reporter.descriptor()],
+                capabilities: CapabilitySet::empty(),
+                calls: CALLS,
+                families: &[libc::AF_UNIX],
+                // Portals look at a caller's root directory, to recognize sandboxes. This process has no secrets.
+                is_inspectable: true,
+            };
+            confinement.apply()?;
+            reporter.ready()?;
+            // The program's process ends before it binds the socket if the launch fails.
+            match rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0_u8])).doing("wait for the socket")? {
+                0 => Ok(()),
+                _ => filter(&listener, &addresses, &policy, reporter).doing("serve its clients"),
             }
-            filter(&listener, &addresses, &policy, &reporter)
-        };
-        Ok(Some((Self { socket, begin }, Box::new(work))))
+        });
+        Ok(Some((Self { socket, begin }, work)))
     }
 
-    /// Opens the bus at its place in the calling process's mount namespace.
+    /// Binds the socket in the calling process's mount namespace, and starts the filter.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// Returns the error of the system call that failed.
     pub(super) fn open(&self) -> io::Result<()> {
         rustix::net::bind(&self.socket, &SocketAddrUnix::new(SOCKET)?)?;
-        // Nobody else is in this mount namespace, and the filter takes its own user's connections alone.
+        // Only the program is in this mount namespace, and the filter accepts only clients of its own user.
         rustix::fs::chmodat(CWD, SOCKET, Mode::from_raw_mode(0o666), AtFlags::empty())?;
         rustix::net::listen(&self.socket, BACKLOG)?;
         rustix::io::write(&self.begin, &[1]).map(drop)?;
@@ -89,45 +103,45 @@ impl BusFilter {
     }
 }
 
-/// Filters until the launcher ends, which ends this process.
+/// Runs the filter until the launcher ends, which kills this process.
 fn filter(listener: &OwnedFd, addresses: &[BusAddress], policy: &Policy, reporter: &Reporter) -> io::Result<()> {
-    let (mut refused, mut said) = (0, HashSet::new());
+    let (mut total, mut messages) = (0, HashSet::new());
     let report = |refusal: &BusRefusal, times: u64| {
-        refused += 1;
-        let sentence = (times == 1 && !refusal.is_routine()).then(|| refusal.to_string());
-        // The same sentence may be said of several messages.
-        let sentence = sentence.filter(|sentence| said.insert(sentence.clone()));
-        reporter.tell(&Report { refused, sentence, ended: None });
+        total += 1;
+        let message = (times == 1 && !refusal.is_routine()).then(|| refusal.to_string());
+        // Different refusals may have the same message.
+        let message = message.filter(|message| messages.insert(message.clone()));
+        reporter.refused(RefusalReport { total, message, killed: None });
     };
-    // Nothing but its launcher's end stops it.
-    let (never, _open) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    bus::serve(listener.as_fd(), || bus::address::connect(addresses), policy, report, never.as_fd())
+    // Never readable.
+    let (stop, _open) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bus::serve(listener.as_fd(), || bus::address::connect(addresses), policy, report, stop.as_fd())
 }
 
-/// Where the session bus of the program's user is, if it has one.
+/// Returns the addresses of the session bus of the program's user, if there is one.
 fn real_bus(identity: &Identity) -> Option<Vec<BusAddress>> {
     let uid = match identity {
         Identity::Unchanged => nix::unistd::geteuid().as_raw(),
         Identity::Other(account) => account.uid,
     };
     let own = PathBuf::from(format!("/run/user/{uid}"));
-    // What root's environment says is about root's bus.
-    let said = match identity {
+    // The variable may name root's bus, so for another user it is the second choice.
+    let variable = match identity {
         Identity::Unchanged => std::env::var("DBUS_SESSION_BUS_ADDRESS").ok(),
         Identity::Other(_) if has_bus(&own) => None,
         Identity::Other(_) => std::env::var("DBUS_SESSION_BUS_ADDRESS").ok(),
     };
-    match said.map(|address| bus::address::parse(&address)) {
+    match variable.map(|address| bus::address::parse(&address)) {
         Some(Ok(addresses)) => Some(addresses),
         Some(Err(error)) => {
-            tracing::debug!(%error, "the program has no session bus");
+            tracing::debug!(%error, "DBUS_SESSION_BUS_ADDRESS is invalid, so the program has no session bus");
             None
         }
         None => has_bus(&own).then(|| vec![bus::address::in_runtime_directory(&own)]),
     }
 }
 
-/// Whether a runtime directory has a session bus. One that may not be looked into may have.
+/// Returns whether a runtime directory has a session bus. One that this process cannot access is assumed to have one.
 fn has_bus(runtime: &Path) -> bool {
     match std::fs::symlink_metadata(runtime.join("bus")) {
         Ok(found) => found.file_type().is_socket(),

@@ -147,9 +147,10 @@ impl TcpConnections {
             if self.eviction_logged.is_none_or(|at| at.elapsed() > EVICTION_LOG_INTERVAL) {
                 self.eviction_logged = Some(Instant::now());
                 tracing::warn!(
-                    "cannot open more connections for port {port} of the host: the limit of open files is reached. From \
-                     now on the longest-idle connection of the address that holds most is closed for each new one, now \
-                     of {client}. To allow for more, raise the hard limit (`ulimit -Hn`, LimitNOFILE= of a service)"
+                    "cannot open more connections for port {port} of the host: the limit of open files is reached. \
+                     From now on the longest-idle connection of the address that holds most is closed for each new one, \
+                     now of {client}. To allow for more, raise the hard limit (`ulimit -Hn`, LimitNOFILE= of a \
+                     service)"
                 );
             }
             remove(&mut self.connections, &mut self.by_token, &mut self.clients, key, true);

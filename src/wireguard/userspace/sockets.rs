@@ -2,12 +2,14 @@
 //! to the network namespace that they were made in, which is what lets the device itself live in another one.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rustix::io::Errno;
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover, set_ipv6_v6only,
+};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 /// What is asked for as the sockets' buffers, in bytes: what `wireguard-go` asks for. The kernel gives less
@@ -88,21 +90,21 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usiz
 }
 
 fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
-    let (family, level, option, discover) = match address.ip() {
-        IpAddr::V4(_) => (AddressFamily::INET, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
-        IpAddr::V6(_) => (AddressFamily::INET6, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
-    };
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
     if family == AddressFamily::INET6 {
-        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+        set_ipv6_v6only(&socket, true)?;
     }
     if fwmark != 0 {
         setsockopt(&socket, sockopt::Mark, &fwmark).map_err(to_rustix)?;
     }
-    // As the kernel's WireGuard: the path's MTU is the inner packets' affair, and a datagram too large for it is cut into
-    // fragments rather than refused.
-    set_integer_option(&socket, level, option, discover)?;
+    // As the kernel's WireGuard does: the inner packets discover the path MTU, and a datagram that is too large for the
+    // path is fragmented instead of refused.
+    match address {
+        SocketAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)?,
+        SocketAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DONT)?,
+    }
     // Best effort: what is asked for, regardless of the limits; else as much as they allow.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_SIZE)
         .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER_SIZE));
@@ -110,19 +112,6 @@ fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
         .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &BUFFER_SIZE));
     rustix::net::bind(&socket, &address)?;
     Ok(socket)
-}
-
-fn set_integer_option(
-    socket: &OwnedFd,
-    level: libc::c_int,
-    option: libc::c_int,
-    value: libc::c_int,
-) -> Result<(), Errno> {
-    let size = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the kernel reads `size` bytes from `value`,
-    // which lives until the call returns.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size) };
-    nix::errno::Errno::result(result).map(drop).map_err(to_rustix)
 }
 
 fn to_rustix(errno: nix::errno::Errno) -> Errno {

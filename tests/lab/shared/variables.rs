@@ -69,6 +69,9 @@ pub const INHERITED_SOCKET: &str = "VPN_EXEC_TEST_INHERITED_SOCKET";
 /// Set by a test's configuration for the agent: the hook as which it runs.
 pub const HOOK: &str = "VPN_EXEC_TEST_HOOK";
 
+/// Set by `config_differential` for itself: it runs inside its namespaces.
+pub const IN_DIFFERENTIAL: &str = "VPN_EXEC_DIFFERENTIAL_INSIDE";
+
 /// Returns whether the environment sets a variable to 1.
 pub fn is_set(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| value == "1")

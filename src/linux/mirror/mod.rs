@@ -1,8 +1,10 @@
-//! Directories as others in memory show them: all of their entries but some, by mounts (mount(2)), and kept up to date (inotify(7)).
+//! Copies of directories in memory that lack some entries and are kept up to date (inotify(7)).
 //!
-//! What hides an entry is that the copy has none of that name. A mount over the entry would not do: the kernel takes it away with the
-//! entry, in all mount namespaces, when the host removes that (rename(2), unlink(2)), and what the host makes then under the same
-//! name would be seen.
+//! Each entry of a copy is a bind mount of the original. A hidden entry does not exist in the copy. A mount over the
+//! entry would not be enough: when the host renames or removes the entry (rename(2), unlink(2)), the kernel removes
+//! that mount in all mount namespaces, and a new entry of the same name would be visible.
+
+mod hidden_paths;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -18,97 +20,78 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, inotify}
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+pub use hidden_paths::HiddenPaths;
+
 use super::mounts;
 
-/// Has move_mount(2) put a mount beneath the topmost one (`MOVE_MOUNT_BENEATH`, since Linux 6.5).
+/// The flag of move_mount(2) that places a mount beneath the topmost one (`MOVE_MOUNT_BENEATH`, since Linux 6.5).
 const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 
-/// The largest file that is copied for an instant, in bytes.
-const COPIED: u64 = 1 << 20;
+/// The maximum size in bytes of a file that [`copy_contents`] copies.
+const MAX_COPIED: u64 = 1 << 20;
 
-/// What is watched of a directory: which entries it has.
+/// The events that change a directory's list of entries.
 const CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
     .union(inotify::WatchFlags::DELETE)
     .union(inotify::WatchFlags::MOVED_FROM)
     .union(inotify::WatchFlags::MOVED_TO)
     .union(inotify::WatchFlags::ONLYDIR);
 
-/// How a directory is opened to be read, and how to work below it.
+/// The flags to open a directory for reading, and for working below it.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
-
-/// Paths that are not to be seen. The last part of one may end with `*`, which stands for any rest of a name.
-#[derive(Clone, Debug)]
-pub struct HiddenPaths(pub Vec<PathBuf>);
-
-impl HiddenPaths {
-    /// Whether a path is one of them.
-    pub fn has(&self, path: &Path) -> bool {
-        self.0.iter().any(|hidden| {
-            let wildcard = hidden.file_name().and_then(|name| name.as_bytes().strip_suffix(b"*"));
-            match (wildcard, path.file_name()) {
-                (Some(begin), Some(name)) => hidden.parent() == path.parent() && name.as_bytes().starts_with(begin),
-                _ => hidden == path,
-            }
-        })
-    }
-
-    /// Whether one of them is below a directory.
-    pub fn is_below(&self, directory: &Path) -> bool {
-        self.0.iter().any(|hidden| hidden != directory && hidden.starts_with(directory))
-    }
-}
 
 /// Copies of directories in the calling process's mount namespace.
 #[derive(Debug)]
 pub struct Mirror {
     hidden: HiddenPaths,
-    /// Where copies are built, which may be below what is copied.
+    /// The directory where copies are built. It may be below an original.
     staging: PathBuf,
     /// The directories that are copied entry by entry, by their paths.
-    directories: BTreeMap<PathBuf, Directory>,
-    /// Tells of changes, and in which directory.
+    directories: BTreeMap<PathBuf, MirroredDirectory>,
+    /// Reports changes. None if the machine's limit of inotify instances was reached.
     inotify: Option<OwnedFd>,
+    /// The copied directories by their watches.
     watches: HashMap<i32, PathBuf>,
-    /// In which directories there are some that are to stay covered, by the watches of these, and what is to stay covered there.
+    /// The parents of guarded directories and the names of these, by the watches of the parents.
     guarded: HashMap<i32, (OwnedFd, HashSet<OsString>)>,
-    /// The file systems that cover something, by their devices.
+    /// The devices of the file systems that cover directories.
     own: HashSet<(u32, u32)>,
-    /// What is hidden, or has something below it that is. It is not to be seen by another name either: who listens in a directory that
-    /// is renamed still does.
-    withheld: HashSet<Identity>,
+    /// Sockets and directories that are hidden or contain hidden entries. They stay hidden after the host renames them:
+    /// a service still listens in a renamed directory.
+    withheld: HashSet<FileIdentity>,
 }
 
-/// Which file something is: device, number, and when it was made, since numbers are used again.
-type Identity = (u32, u32, u64, i64, u32);
+/// The identity of a file: its device, inode number and creation time, since inode numbers are reused.
+type FileIdentity = (u32, u32, u64, i64, u32);
 
 /// A directory that is copied entry by entry.
 #[derive(Debug)]
-struct Directory {
+struct MirroredDirectory {
     /// The original.
     source: OwnedFd,
-    /// The copy as it is seen, where entries are mounted.
+    /// The copy as the program sees it, in which entries are mounted.
     shown: OwnedFd,
-    /// The copy by a mount that nobody sees, where entries are made: the one that is seen may be read-only.
-    made: OwnedFd,
-    entries: HashMap<OsString, Entry>,
+    /// The copy by a detached mount, in which entries are created: the visible mount may be read-only.
+    writable: OwnedFd,
+    entries: HashMap<OsString, MirroredEntry>,
     watch: Option<i32>,
 }
 
-/// Which entries of a directory may have changed.
-enum Names {
+/// The entries of a directory that may have changed.
+enum ChangedNames {
     All,
     These(HashSet<OsString>),
 }
 
-impl Default for Names {
+impl Default for ChangedNames {
     fn default() -> Self {
         Self::These(HashSet::new())
     }
 }
 
-impl Directory {
-    /// The names of the original's entries.
+impl MirroredDirectory {
+    /// Returns the names of the original's entries.
     fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.source)? {
@@ -123,14 +106,12 @@ impl Directory {
 
 /// An entry of the original, as it was copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
-    /// What it is.
+struct MirroredEntry {
     kind: FileType,
-    /// Which it is.
-    identity: Identity,
+    identity: FileIdentity,
 }
 
-impl Entry {
+impl MirroredEntry {
     fn of(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<Self> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::BTIME;
@@ -142,36 +123,38 @@ impl Entry {
 }
 
 impl Mirror {
-    /// Prepares to copy directories without what is `hidden`. `staging` is a directory to build the copies at.
+    /// Creates a mirror without copies. Copies will lack the `hidden` paths and be built at the directory `staging`.
     pub fn new(hidden: HiddenPaths, staging: &Path) -> Self {
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
-        // The machine's limit (fs.inotify.max_user_instances) may be reached. Then the copies stay as they are.
-        let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "nothing can be watched")).ok();
+        // At the machine's limit (fs.inotify.max_user_instances), the copies are not kept up to date.
+        let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "cannot watch directories for changes")).ok();
         let staging = staging.to_owned();
         let (directories, watches, guarded, own, withheld) = Default::default();
         Self { hidden, staging, directories, inotify, watches, guarded, own, withheld }
     }
 
-    /// Covers a directory with a copy in memory that has all of its entries but those that are hidden, here or further below.
+    /// Covers a directory with a copy that lacks the hidden entries, in it or below.
     ///
-    /// What is inside of a directory that is an entry is the host's own, so whatever is made there later is seen.
+    /// Only directories that contain hidden entries are copied. Others are bind mounts of the host's directories, so
+    /// new files in them are visible at once.
     ///
     /// # Errors
-    /// If the system refuses. Then the directory may be covered by a part of it, so nobody is to run in this mount namespace.
+    /// Fails as mount(2) and the like do. The directory may be covered partly then, so no program may run in this mount
+    /// namespace.
     pub fn cover(&mut self, directory: &Path) -> io::Result<()> {
         mounts::mount_tmpfs(&self.staging)?;
         let source = rustix::fs::open(directory, READ, Mode::empty())?;
         let shown = rustix::fs::open(&self.staging, PATH, Mode::empty())?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let made = rustix::mount::open_tree(CWD, &self.staging, flags)?;
+        let writable = rustix::mount::open_tree(CWD, &self.staging, flags)?;
         rustix::fs::chmod(&self.staging, Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode))?;
         self.own.insert(device(&shown, OsStr::new(""))?);
-        self.copy(directory, source, shown, made)?;
+        self.copy(directory, source, shown, writable)?;
         mounts::move_mount(&self.staging, directory)
     }
 
-    /// Has a directory stay covered: with what covers it goes if the host removes or renames it, and when there is one of that name again,
-    /// or for the first time, another covers it a moment later, in which nothing is.
+    /// Keeps a directory covered. When the host removes or renames the directory, the kernel removes the mount on it.
+    /// When the directory is created again, or for the first time, an empty tmpfs covers it a moment later.
     pub fn guard(&mut self, directory: &Path) {
         let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else { return };
         let Some(inotify) = &self.inotify else { return };
@@ -184,50 +167,50 @@ impl Mirror {
                 let (_, names) = self.guarded.entry(watch).or_insert_with(|| (parent, HashSet::new()));
                 names.insert(name.to_owned());
             }
-            Err(error) => tracing::debug!(path = %directory.display(), %error, "it is not watched"),
+            Err(error) => tracing::debug!(path = %directory.display(), %error, "cannot watch a directory for changes"),
         }
     }
 
-    /// Covers what there is by a name that is guarded, unless it is covered.
+    /// Covers the guarded directory of a name, unless it is covered already.
     fn cover_again(&mut self, watch: i32, name: &OsStr) -> io::Result<()> {
         let Some((parent, names)) = self.guarded.get(&watch) else { return Ok(()) };
-        let is_directory = || Entry::of(parent, name).is_ok_and(|entry| entry.kind == FileType::Directory);
+        let is_directory = || MirroredEntry::of(parent, name).is_ok_and(|entry| entry.kind == FileType::Directory);
         if !names.contains(name) || !is_directory() || self.own.contains(&device(parent, name)?) {
             return Ok(());
         }
-        let nothing = mounts::empty_tmpfs()?;
-        self.own.insert(device(&nothing, OsStr::new(""))?);
-        Ok(rustix::mount::move_mount(nothing, "", parent, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+        let empty = mounts::empty_tmpfs()?;
+        self.own.insert(device(&empty, OsStr::new(""))?);
+        Ok(rustix::mount::move_mount(empty, "", parent, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
     }
 
-    /// What to wait for, until [`Self::update`] has something to do. None if nothing can be watched.
+    /// Returns the descriptor that is readable when [`Self::update`] has work. None if directories cannot be watched.
     pub fn changes(&self) -> Option<BorrowedFd<'_>> {
         self.inotify.as_ref().map(AsFd::as_fd)
     }
 
-    /// The descriptors that it takes to go on.
+    /// Returns all descriptors that the mirror needs.
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
-        let of_directories = self.directories.values().flat_map(|it| [&it.source, &it.shown, &it.made]);
+        let of_directories = self.directories.values().flat_map(|it| [&it.source, &it.shown, &it.writable]);
         let of_parents = self.guarded.values().map(|(parent, _)| parent);
         of_directories.chain(of_parents).chain(&self.inotify).map(AsRawFd::as_raw_fd)
     }
 
-    /// Makes the copies what the originals are by now.
+    /// Brings the copies up to date with the originals.
     ///
     /// # Errors
-    /// If it cannot be known what has changed. A single entry that cannot be shown is none.
+    /// Fails if the changes cannot be read. An entry that cannot be shown is hidden instead.
     pub fn update(&mut self) -> io::Result<()> {
-        let mut changed: HashMap<PathBuf, Names> = HashMap::new();
-        let mut made: HashSet<(i32, OsString)> = HashSet::new();
+        let mut changed: HashMap<PathBuf, ChangedNames> = HashMap::new();
+        let mut created: HashSet<(i32, OsString)> = HashSet::new();
         if let Some(inotify) = &self.inotify {
             let mut buffer = [const { MaybeUninit::uninit() }; 4096];
             let mut events = inotify::Reader::new(inotify, &mut buffer);
             loop {
                 match events.next() {
                     Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
-                        changed.extend(self.directories.keys().map(|path| (path.clone(), Names::All)));
+                        changed.extend(self.directories.keys().map(|path| (path.clone(), ChangedNames::All)));
                         let guarded = self.guarded.iter();
-                        made.extend(
+                        created.extend(
                             guarded.flat_map(|(watch, (_, names))| names.iter().map(|name| (*watch, name.clone()))),
                         );
                     }
@@ -235,9 +218,9 @@ impl Mirror {
                         let Some(name) = event.file_name() else { continue };
                         let name = OsString::from_vec(name.to_bytes().to_vec());
                         if self.guarded.contains_key(&event.wd()) {
-                            made.insert((event.wd(), name));
+                            created.insert((event.wd(), name));
                         } else if let Some(path) = self.watches.get(&event.wd())
-                            && let Names::These(names) = changed.entry(path.clone()).or_default()
+                            && let ChangedNames::These(names) = changed.entry(path.clone()).or_default()
                         {
                             names.insert(name);
                         }
@@ -248,9 +231,9 @@ impl Mirror {
                 }
             }
         }
-        for (watch, name) in made {
+        for (watch, name) in created {
             if let Err(error) = self.cover_again(watch, &name) {
-                tracing::debug!(?name, %error, "it is not covered");
+                tracing::debug!(?name, %error, "cannot cover a directory again");
             }
         }
         for (path, names) in changed {
@@ -261,37 +244,42 @@ impl Mirror {
         Ok(())
     }
 
-    /// Takes a directory to those that are copied entry by entry, and copies it.
-    fn copy(&mut self, path: &Path, source: OwnedFd, shown: OwnedFd, made: OwnedFd) -> io::Result<()> {
-        // Watched before it is read, so that nothing is missed in between.
+    /// Copies a directory entry by entry, and watches it.
+    fn copy(&mut self, path: &Path, source: OwnedFd, shown: OwnedFd, writable: OwnedFd) -> io::Result<()> {
+        // The watch is added before the directory is read, so that no change is missed.
         let watch = self.inotify.as_ref().and_then(|inotify| {
             let by_descriptor = format!("/proc/self/fd/{}", source.as_raw_fd());
             inotify::add_watch(inotify, by_descriptor, CHANGES).ok()
         });
         self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
-        let directory = Directory { source, shown, made, entries: HashMap::new(), watch };
+        let directory = MirroredDirectory { source, shown, writable, entries: HashMap::new(), watch };
         self.directories.insert(path.to_owned(), directory);
-        self.reconcile(path, Names::All)
+        self.reconcile(path, ChangedNames::All)
     }
 
-    /// Makes the copy of one directory what the original is now, as far as these names go.
-    fn reconcile(&mut self, path: &Path, names: Names) -> io::Result<()> {
+    /// Brings the copy of a directory up to date, as far as the entries `names` are concerned.
+    fn reconcile(&mut self, path: &Path, names: ChangedNames) -> io::Result<()> {
         let Some(mut directory) = self.directories.remove(path) else { return Ok(()) };
         let done = self.reconcile_entries(path, &mut directory, names);
         self.directories.insert(path.to_owned(), directory);
         done
     }
 
-    fn reconcile_entries(&mut self, path: &Path, directory: &mut Directory, names: Names) -> io::Result<()> {
+    fn reconcile_entries(
+        &mut self,
+        path: &Path,
+        directory: &mut MirroredDirectory,
+        names: ChangedNames,
+    ) -> io::Result<()> {
         let names = match names {
-            Names::All => directory.entries.keys().cloned().chain(directory.names()?).collect(),
-            Names::These(names) => names,
+            ChangedNames::All => directory.entries.keys().cloned().chain(directory.names()?).collect(),
+            ChangedNames::These(names) => names,
         };
         let (mut gone, mut failed) = (names.clone(), None);
         for name in names {
             let whole = path.join(&name);
-            let entry = match Entry::of(&directory.source, &name) {
-                // It has gone in the meantime, or may not be looked at, such as another user's file system in user space.
+            let entry = match MirroredEntry::of(&directory.source, &name) {
+                // The entry is gone, or cannot be accessed, such as a FUSE mount of another user.
                 Err(error) => {
                     tracing::debug!(path = %whole.display(), %error, "hidden from the program");
                     continue;
@@ -313,7 +301,7 @@ impl Mirror {
                     self.remove(directory, &whole);
                 }
                 match self.add(directory, &whole, entry.kind) {
-                    // As above; or the program has made something of that name, which is its own then.
+                    // As above, or the program has created an entry of that name, which it keeps then.
                     Err(error)
                         if matches!(
                             error.raw_os_error(),
@@ -323,7 +311,7 @@ impl Mirror {
                         tracing::debug!(path = %whole.display(), %error, "hidden from the program");
                         continue;
                     }
-                    // The others are not to suffer from it.
+                    // Continue with the other entries.
                     Err(error) => {
                         failed.get_or_insert(error);
                         continue;
@@ -341,8 +329,8 @@ impl Mirror {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Whether an entry is hidden, here or by the name that it had before.
-    fn is_withheld(&mut self, path: &Path, entry: &Entry) -> bool {
+    /// Returns whether an entry is hidden, by its name or by one that it had before.
+    fn is_withheld(&mut self, path: &Path, entry: &MirroredEntry) -> bool {
         let is_hidden = self.hidden.has(path);
         if !matches!(entry.kind, FileType::Directory | FileType::Socket) {
             return is_hidden;
@@ -354,28 +342,28 @@ impl Mirror {
         self.withheld.contains(&entry.identity)
     }
 
-    /// Shows an entry that was not there.
-    fn add(&mut self, directory: &Directory, path: &Path, kind: FileType) -> io::Result<()> {
+    /// Shows a new entry.
+    fn add(&mut self, directory: &MirroredDirectory, path: &Path, kind: FileType) -> io::Result<()> {
         let name = path.file_name().unwrap_or_default();
         match kind {
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&directory.source, name, Vec::new())?;
-                return Ok(rustix::fs::symlinkat(target, &directory.made, name)?);
+                return Ok(rustix::fs::symlinkat(target, &directory.writable, name)?);
             }
             FileType::Directory => {
-                rustix::fs::mkdirat(&directory.made, name, Mode::from_raw_mode(0o755))?;
+                rustix::fs::mkdirat(&directory.writable, name, Mode::from_raw_mode(0o755))?;
                 if self.hidden.is_below(path) {
                     let source = rustix::fs::openat(&directory.source, name, READ, Mode::empty())?;
                     let shown = rustix::fs::openat(&directory.shown, name, PATH, Mode::empty())?;
-                    let made = rustix::fs::openat(&directory.made, name, PATH, Mode::empty())?;
+                    let writable = rustix::fs::openat(&directory.writable, name, PATH, Mode::empty())?;
                     let mode = Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
-                    rustix::fs::chmodat(&directory.made, name, mode, AtFlags::empty())?;
-                    return self.copy(path, source, shown, made);
+                    rustix::fs::chmodat(&directory.writable, name, mode, AtFlags::empty())?;
+                    return self.copy(path, source, shown, writable);
                 }
             }
             _ => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                rustix::fs::openat(&directory.made, name, flags, Mode::from_raw_mode(0o644))?;
+                rustix::fs::openat(&directory.writable, name, flags, Mode::from_raw_mode(0o644))?;
             }
         }
         let mounted = self.mount(directory, path, MoveMountFlags::empty());
@@ -385,9 +373,9 @@ impl Mirror {
         mounted
     }
 
-    /// Shows another entry in the place of one, at no instant nothing, and says whether it does.
-    fn replace(&self, directory: &Directory, path: &Path, before: &Entry, now: &Entry) -> bool {
-        let is_file = |entry: &Entry| !matches!(entry.kind, FileType::Directory | FileType::Symlink);
+    /// Replaces an entry without an instant in which it is missing, and returns whether it succeeded.
+    fn replace(&self, directory: &MirroredDirectory, path: &Path, before: &MirroredEntry, now: &MirroredEntry) -> bool {
+        let is_file = |entry: &MirroredEntry| !matches!(entry.kind, FileType::Directory | FileType::Symlink);
         if !is_file(before) || !is_file(now) {
             return false;
         }
@@ -395,20 +383,21 @@ impl Mirror {
         if self.mount(directory, path, BENEATH).is_ok() {
             return unmount(directory, name);
         }
-        // Older kernels cannot, and put nothing on top of a file that was removed. So what is below shows for an instant what is to come.
-        if let Err(error) = copy_for_an_instant(directory, name) {
-            tracing::debug!(?name, %error, "for an instant it is empty");
+        // Older kernels cannot mount beneath, nor on top of a removed file. So the file below the mount gets the new
+        // contents, since it is visible until the new mount is in place.
+        if let Err(error) = copy_contents(directory, name) {
+            tracing::debug!(?name, %error, "a file is empty for an instant");
         }
         while unmount(directory, name) {}
         self.mount(directory, path, MoveMountFlags::empty()).is_ok()
     }
 
-    fn mount(&self, directory: &Directory, path: &Path, how: MoveMountFlags) -> io::Result<()> {
+    fn mount(&self, directory: &MirroredDirectory, path: &Path, how: MoveMountFlags) -> io::Result<()> {
         let name = path.file_name().unwrap_or_default();
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::from_bits_retain(AtFlags::SYMLINK_NOFOLLOW.bits());
-        // What is being built shall not be seen in itself.
+        // The staging area must not contain itself.
         if !self.staging.starts_with(path) {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
@@ -417,15 +406,15 @@ impl Mirror {
         Ok(rustix::mount::move_mount(tree, "", &directory.shown, name, how)?)
     }
 
-    /// Takes an entry away, as far as it can be.
-    fn remove(&mut self, directory: &Directory, path: &Path) {
+    /// Removes an entry, as far as possible.
+    fn remove(&mut self, directory: &MirroredDirectory, path: &Path) {
         if let Some(mut copied) = self.directories.remove(path) {
             for name in std::mem::take(&mut copied.entries).into_keys() {
                 self.remove(&copied, &path.join(name));
             }
             if let (Some(watch), Some(inotify)) = (copied.watch, &self.inotify) {
                 self.watches.remove(&watch);
-                // It has gone with the directory, as a rule.
+                // The kernel has usually removed the watch with the directory.
                 let _ = inotify::remove_watch(inotify, watch);
             }
         }
@@ -435,65 +424,38 @@ impl Mirror {
     }
 }
 
-/// Copies a file that all may read to where it is about to be mounted.
-fn copy_for_an_instant(directory: &Directory, name: &OsStr) -> io::Result<()> {
+/// Copies the contents of a file that all users may read to the file on which it is about to be mounted.
+fn copy_contents(directory: &MirroredDirectory, name: &OsStr) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut source = File::from(rustix::fs::openat(&directory.source, name, flags, Mode::empty())?);
     let found = source.metadata()?;
-    if !found.is_file() || found.len() > COPIED || found.mode() & 0o444 != 0o444 {
+    if !found.is_file() || found.len() > MAX_COPIED || found.mode() & 0o444 != 0o444 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let mut text = Vec::new();
     source.read_to_end(&mut text)?;
     let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    File::from(rustix::fs::openat(&directory.made, name, flags, Mode::empty())?).write_all(&text)
+    File::from(rustix::fs::openat(&directory.writable, name, flags, Mode::empty())?).write_all(&text)
 }
 
-/// The device of a file system in which something is.
+/// Returns the device of a file.
 fn device(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<(u32, u32)> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
     let found = rustix::fs::statx(directory, name, flags, StatxFlags::TYPE)?;
     Ok((found.stx_dev_major, found.stx_dev_minor))
 }
 
-/// Takes the topmost mount off an entry, and says whether there was one.
-fn unmount(directory: &Directory, name: &OsStr) -> bool {
+/// Unmounts the topmost mount of an entry, and returns whether there was one.
+fn unmount(directory: &MirroredDirectory, name: &OsStr) -> bool {
     let place = Path::new("/proc/self/fd").join(directory.shown.as_raw_fd().to_string()).join(name);
     rustix::mount::unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok()
 }
 
-fn unlink(directory: &Directory, name: &OsStr) {
-    // What the program has put into a directory of its own making there stays, and is its own.
-    let removed = rustix::fs::unlinkat(&directory.made, name, AtFlags::empty());
+fn unlink(directory: &MirroredDirectory, name: &OsStr) {
+    // A directory in which the program has created files stays.
+    let removed = rustix::fs::unlinkat(&directory.writable, name, AtFlags::empty());
     if matches!(removed, Err(Errno::ISDIR | Errno::PERM)) {
-        let _ = rustix::fs::unlinkat(&directory.made, name, AtFlags::REMOVEDIR);
+        let _ = rustix::fs::unlinkat(&directory.writable, name, AtFlags::REMOVEDIR);
     }
     tracing::trace!(name = %name.as_bytes().escape_ascii(), "an entry is gone");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hidden_paths_are_recognised() {
-        let paths = ["/run/nscd", "/run/dnsmasq*", "/run/systemd/resolve"].map(PathBuf::from);
-        let hidden = HiddenPaths(paths.into());
-        for (path, has) in [
-            ("/run/nscd", true),
-            ("/run/nscd2", false),
-            ("/run/dnsmasq", true),
-            ("/run/dnsmasq.pid", true),
-            ("/run/x/dnsmasq", false),
-            ("/run/systemd", false),
-            ("/run/systemd/resolve", true),
-            ("/run", false),
-        ] {
-            assert_eq!(hidden.has(Path::new(path)), has, "{path}");
-        }
-        // Names need not be text.
-        assert!(hidden.has(Path::new(OsStr::from_bytes(b"/run/dnsmasq\xff"))));
-        assert!(hidden.is_below(Path::new("/run")) && hidden.is_below(Path::new("/run/systemd")));
-        assert!(!hidden.is_below(Path::new("/run/nscd")) && !hidden.is_below(Path::new("/run/sys")));
-    }
 }

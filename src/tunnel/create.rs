@@ -1,0 +1,206 @@
+//! Creates a tunnel. The order of the steps is the reason why nothing can leave it but through WireGuard (see
+//! [`super`]).
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+
+use ipnet::IpNet;
+
+use super::{DeviceEvents, Inner, LOADING_RULES, Tunnel, device, host_rules, local_route, parameters};
+use crate::config::HookKind;
+use crate::failure::{Doing, Failure};
+use crate::fault;
+use crate::linux::namespace::{self, NetworkNamespace};
+use crate::linux::netlink::link::TargetNamespace;
+use crate::linux::netlink::{Netlink, NetlinkRequest};
+use crate::linux::nftables::Nftables;
+use crate::names::InterfaceName;
+use crate::plan::Plan;
+use crate::registry::{Holder, State};
+use crate::wireguard::DeviceConfig;
+
+impl Tunnel {
+    /// Creates the tunnel. After a failure the parts that were created remain: call [`Tunnel::take_down`].
+    ///
+    /// `on_data_path_start` runs first in the thread of an embedded device, and `on_named` when the namespace has its
+    /// name. `standing` and `holders` are written down.
+    ///
+    /// # Errors
+    /// If the kernel refuses a step, or a hook fails.
+    pub fn create(
+        &mut self,
+        config: &DeviceConfig,
+        standing: bool,
+        holders: Vec<Holder>,
+        on_data_path_start: fn() -> io::Result<()>,
+        on_named: impl FnOnce(),
+    ) -> Result<DeviceEvents, Failure> {
+        self.create_namespace()?;
+        fault::point("after the namespace")?;
+        self.write_first_state(standing, holders)?;
+        fault::point("after the state")?;
+        self.directory.prepare_names().doing(format!("prepare {}", namespace::NAMES_DIRECTORY))?;
+        fault::point("after the directory of names")?;
+        self.name_namespace()?;
+        on_named();
+        fault::point("after the name")?;
+        self.create_veth()?;
+        fault::point("after the veth pair")?;
+        self.refresh_host_rules()?;
+        fault::point("after the host's rules")?;
+        let events = self.create_device(config, on_data_path_start)?;
+        fault::point("after the WireGuard device")?;
+        self.run_hooks(HookKind::PreUp)?;
+        self.post_down_due = true;
+        self.open_wireguard()?;
+        fault::point("after the routes")?;
+        self.run_hooks(HookKind::PostUp)?;
+        let backend = self.device.as_ref().map(|device| device.backend());
+        self.update_state(|state| state.made = backend)?;
+        fault::point("at the end")?;
+        Ok(events)
+    }
+
+    /// Creates the namespace with its mark, its packet rules and `lo`.
+    fn create_namespace(&mut self) -> Result<(), Failure> {
+        let ipv6 = self.plan.wireguard.ipv6;
+        let (namespace, (mut netlink, mut rules)) = NetworkNamespace::create(|| {
+            parameters::prepare_ipv4()?;
+            parameters::prepare_ipv6(ipv6)?;
+            Ok((Netlink::open()?, Nftables::open()?))
+        })
+        .doing("create a network namespace")?;
+        let mark = self.mark.text();
+        if !fault::is_broken("rules") {
+            rules
+                .create(&self.plan.firewall.inside, mark)
+                .doing(LOADING_RULES)
+                .map_err(host_rules::advise_on_kernel)?;
+        }
+        // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
+        let lo = vec![NetlinkRequest::set_alias(1, "lo", mark), NetlinkRequest::set_up(1, "lo")];
+        netlink.execute(lo).doing("create a network namespace")?;
+        self.inner = Some(Inner { namespace, netlink, rules });
+        tracing::debug!("created the namespace");
+        Ok(())
+    }
+
+    /// Writes the state down before anything exists that could outlive the keeper.
+    fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
+        let namespace = self.inner()?.namespace.id().doing("identify the namespace")?;
+        let keeper = std::process::id();
+        self.write_state(State { mark: self.mark.clone(), namespace, keeper, made: None, standing, holders })
+    }
+
+    fn name_namespace(&mut self) -> Result<(), Failure> {
+        let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
+        let named = namespace::bind_name(&self.inner()?.namespace, &path, mark.text());
+        let is_taken = matches!(&named, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+        named.doing(format!("name the namespace {}", path.display())).map_err(|failure| match is_taken {
+            true => failure.advise(format!(
+                "a namespace with that name already exists: choose another name with --name, or remove it with \
+                 `ip netns delete {}`",
+                self.plan.name
+            )),
+            false => failure,
+        })?;
+        tracing::debug!("named the namespace");
+        Ok(())
+    }
+
+    /// Creates the veth pair, with one end inside. Its only route leads to the host's end.
+    fn create_veth(&mut self) -> Result<(), Failure> {
+        const CONNECTING: &str = "connect the namespace to the host";
+        let veth = self.plan.veth.clone();
+        let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
+        let mark = self.mark.clone();
+        let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
+        let add = NetlinkRequest::add_veth(outer, inner, TargetNamespace::Other(namespace.as_fd()));
+        self.host.execute_one(add).doing(CONNECTING)?;
+        let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
+        parameters::prepare_host_interface(outer, veth.host_ipv6.is_some())
+            .doing(format!("set the parameters of {outer}"))?;
+        let mut requests = vec![NetlinkRequest::set_alias(index, outer.as_str(), mark.text())];
+        requests.extend(link_addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
+        requests.push(NetlinkRequest::set_up(index, outer.as_str()));
+        self.host.execute(requests).doing(CONNECTING)?;
+
+        let netlink = &mut self.inner()?.netlink;
+        let index = netlink.link_index(inner).doing(format!("find {inner}"))?;
+        let mut requests = link_addresses(index, inner, veth.inner_ipv4, veth.inner_ipv6)?;
+        requests.push(NetlinkRequest::set_up(index, inner.as_str()));
+        netlink.execute(requests).doing(CONNECTING)?;
+        tracing::debug!("created the veth pair");
+        Ok(())
+    }
+
+    fn create_device(
+        &mut self,
+        config: &DeviceConfig,
+        on_data_path_start: fn() -> io::Result<()>,
+    ) -> Result<DeviceEvents, Failure> {
+        let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
+        let (device, events) = device::create(&mut self.host, &self.plan, namespace, config, on_data_path_start)?;
+        self.device = Some(device);
+        tracing::debug!("created the WireGuard device");
+        Ok(events)
+    }
+
+    /// Gives WireGuard's interface its addresses, takes it up, and only then adds the routes: first those into the
+    /// tunnel, then those to the local networks.
+    fn open_wireguard(&mut self) -> Result<(), Failure> {
+        let (plan, veth) = (self.plan.wireguard.clone(), self.plan.veth.clone());
+        let (tunnel_routes, local_routes) = routes(&self.plan);
+        let name = plan.interface.as_str();
+        let netlink = &mut self.inner()?.netlink;
+        let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
+        // Without this, a TUN would take part in multicast, which no peer forwards.
+        let mut requests =
+            vec![NetlinkRequest::set_mtu(index, name, plan.mtu), NetlinkRequest::clear_multicast(index, name)];
+        requests.extend(plan.addresses.iter().map(|address| NetlinkRequest::add_address(index, name, *address)));
+        requests.push(NetlinkRequest::set_up(index, name));
+        requests.extend(tunnel_routes.iter().map(|route| {
+            let request = NetlinkRequest::add_route(index, name, *route, None);
+            // The kernel adds the route to the network of each IPv4 address when the interface is taken up.
+            let is_connected = plan.addresses.iter().any(|address| address.trunc() == *route);
+            if is_connected { request.or_exists() } else { request }
+        }));
+        if !local_routes.is_empty() {
+            let link = netlink.link_index(&veth.inner_interface).doing(format!("find {}", veth.inner_interface))?;
+            requests.extend(local_routes.iter().map(|net| local_route(link, &veth, *net)));
+        }
+        netlink.execute(requests).doing("configure WireGuard's interface").map_err(|failure| match failure.errno {
+            Some(libc::EADDRINUSE) => failure
+                .advise("another program uses the ListenPort of the file: leave that line out, or stop the program"),
+            _ => failure,
+        })?;
+        tracing::debug!("opened the tunnel");
+        Ok(())
+    }
+}
+
+/// Returns the routes into the tunnel, and those to local networks.
+fn routes(plan: &Plan) -> (Vec<IpNet>, Vec<IpNet>) {
+    let (mut tunnel, mut local) = (plan.wireguard.routes.clone(), plan.local.networks.clone());
+    if fault::is_broken("routes") {
+        local.append(&mut tunnel);
+    }
+    (tunnel, local)
+}
+
+/// Returns the requests that give one end of the veth pair its addresses.
+fn link_addresses(
+    index: u32,
+    name: &InterfaceName,
+    ipv4: Ipv4Addr,
+    ipv6: Option<Ipv6Addr>,
+) -> Result<Vec<NetlinkRequest>, Failure> {
+    let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    // A /31 has no broadcast address (RFC 3021), a /127 no subnet-router anycast address (RFC 6164).
+    let ipv4 = IpNet::new(ipv4.into(), 31).map_err(invalid).doing("use the veth's address")?;
+    let ipv6 =
+        ipv6.map(|ipv6| IpNet::new(ipv6.into(), 127)).transpose().map_err(invalid).doing("use the veth's address")?;
+    let addresses = [Some(ipv4), ipv6].into_iter().flatten();
+    Ok(addresses.map(|address| NetlinkRequest::add_address(index, name.as_str(), address)).collect())
+}
