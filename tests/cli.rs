@@ -228,14 +228,14 @@ fn a_profile_names_the_providers_file_by_a_home_or_beside_itself() {
         assert!(text.contains("/run/netns/own"), "{path}");
     }
     for (path, complaint) in [
-        ("~ann/provider.conf", "the home of another user (`~ann`) is not looked up"),
+        ("~ann/provider.conf", "cannot look up the home directory of another user (`~ann`)"),
         ("~ann", "`~ann`"),
-        ("$HOME/provider.conf", "the variable `$HOME` is not expanded"),
-        ("${HOME}/provider.conf", "is not expanded"),
+        ("$HOME/provider.conf", "cannot expand the variable `$HOME`"),
+        ("${HOME}/provider.conf", "cannot expand the variable"),
     ] {
         let (_, said, status) = plan(path);
         assert_eq!(status, 125, "{said}");
-        assert!(said.contains("own.toml:1:13") && said.contains(complaint) && said.contains("whole path"), "{said}");
+        assert!(said.contains("own.toml:1:13") && said.contains(complaint) && said.contains("full path"), "{said}");
     }
     let (_, said, status) = plan("~/missing.conf");
     assert_eq!(status, 125);
@@ -267,7 +267,7 @@ fn a_warning_about_a_file_says_so_once() {
         let said = run(arguments);
         assert_eq!(said.matches("warning").count(), 3, "{arguments:?}: {said}");
         assert_eq!(said.lines().filter(|line| line.starts_with("warning: ")).count(), 3, "{arguments:?}: {said}");
-        assert!(said.contains("set aside `Jc` and `S1`") && said.contains("odd.conf:6:1"), "{said}");
+        assert!(said.contains("ignored `Jc` and `S1`") && said.contains("odd.conf:6:1"), "{said}");
     }
     // In the journal, whose entries are lines, each warning is one entry, and its priority says what it is.
     let said = run(&["--log", "journal", "check"]);

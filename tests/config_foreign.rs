@@ -1,4 +1,4 @@
-//! Files as people have them: of other programs, with other programs' keys, with characters that nobody sees.
+//! Files as users have them: in formats of other programs, with keys of other programs, with stray characters.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,14 +11,17 @@ use vpn_exec::config::{MAX_BYTES, WgQuick, wg_quick};
 const PRIVATE: &str = "WNYKFbbSJDDX8F+7hTPKbQ0Q3NKyB5b6xmYBzKr0yVg=";
 const PUBLIC: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 
+/// Reads a file of the corpus.
 fn corpus(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file of the corpus")
 }
 
+/// Parses a valid file.
 fn parse(text: impl AsRef<[u8]>) -> (WgQuick, Diagnostics) {
     wg_quick::parse("wg0.conf", text.as_ref()).unwrap_or_else(|errors| panic!("refused:\n{errors}"))
 }
 
+/// Returns the diagnostics of an invalid file.
 fn refused(text: impl AsRef<[u8]>) -> Diagnostics {
     match wg_quick::parse("wg0.conf", text.as_ref()) {
         Ok((config, _)) => panic!("accepted as {config:?}"),
@@ -26,7 +29,7 @@ fn refused(text: impl AsRef<[u8]>) -> Diagnostics {
     }
 }
 
-/// A file with these lines in its first section.
+/// Returns a file with these lines in its first section.
 fn with(lines: &str) -> String {
     format!(
         "[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.2/32\n{lines}\n[Peer]\nPublicKey = {PUBLIC}\n\
@@ -35,7 +38,7 @@ fn with(lines: &str) -> String {
 }
 
 #[test]
-fn a_file_of_another_program_is_named_in_one_error_that_says_what_to_do() {
+fn foreign_format_is_one_error_with_help() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/foreign");
     let mut names: Vec<_> = std::fs::read_dir(folder)
         .expect("the corpus")
@@ -50,7 +53,7 @@ fn a_file_of_another_program_is_named_in_one_error_that_says_what_to_do() {
         let error = errors.iter().next().expect("one");
         let help = error.help.as_ref().unwrap_or_else(|| panic!("{name} has no help"));
         let _ = writeln!(all, "{name}: {}\n    {help}", error.message);
-        // No word of the file that could be a key is told.
+        // No word of the file that may be a key is shown.
         let words = String::from_utf8_lossy(&text).into_owned();
         let keys =
             words.split(|c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c)).filter(|word| word.len() > 30);
@@ -62,8 +65,8 @@ fn a_file_of_another_program_is_named_in_one_error_that_says_what_to_do() {
 }
 
 #[test]
-fn a_file_of_the_right_kind_is_never_taken_for_another() {
-    // Words of other formats, in comments and values.
+fn wg_quick_file_is_not_mistaken_for_another_format() {
+    // Words of other formats in comments and values.
     for lines in [
         "# Copied from the web page <html>, see {\"json\": 1}\n# remote 192.0.2.1 1194",
         "PostUp = /interface/wireguard # set interfaces wireguard wg0\nPostDown = echo '<ca>' '---' 'type: wireguard'",
@@ -85,7 +88,7 @@ fn a_file_of_the_right_kind_is_never_taken_for_another() {
 }
 
 #[test]
-fn obfuscation_that_changes_nothing_is_set_aside_with_one_notice() {
+fn obfuscation_without_effect_is_ignored_with_one_warning() {
     let (plain, _) = parse(with(""));
     for lines in [
         "Jc = 4\nJmin = 40\nJmax = 70\nS1 = 0\nS2 = 0\nS3 = 0\nS4 = 0\nH1 = 1\nH2 = 2\nH3 = 3\nH4 = 4\nI1 = <b 0xc0ff>",
@@ -125,15 +128,12 @@ fn obfuscation_that_changes_the_protocol_is_one_error() {
     ] {
         let errors = refused(with(&format!("Jc = 4\n{lines}")));
         assert_eq!(errors.iter().count(), 1, "{lines}:\n{errors}");
-        assert!(
-            errors.to_string().contains("protocol") || errors.to_string().contains("not WireGuard proper"),
-            "{errors}"
-        );
+        assert!(errors.to_string().contains("protocol") || errors.to_string().contains("plain WireGuard"), "{errors}");
     }
 }
 
 #[test]
-fn keys_of_other_apps_are_to_be_deleted() {
+fn keys_of_other_apps_are_errors_with_help() {
     let errors = refused(corpus("bad-other-apps.conf"));
     assert_snapshot!(errors.render(false));
     for key in ["IncludedApplications", "excludedapplications", "PrivateKeyFile", "Description", "HeaderObfuscation"] {
@@ -143,7 +143,7 @@ fn keys_of_other_apps_are_to_be_deleted() {
 }
 
 #[test]
-fn a_value_that_is_missing_is_a_line_that_is_missing() {
+fn key_without_value_is_ignored_with_one_warning() {
     let (config, warnings) = parse(corpus("lenient-empty-preshared-key.conf"));
     assert_eq!(config.peers[0].preshared_key, None);
     assert_eq!(warnings.iter().count(), 1, "{warnings}");
@@ -151,31 +151,31 @@ fn a_value_that_is_missing_is_a_line_that_is_missing() {
     let (config, warnings) = parse(corpus("lenient-empty-values.conf"));
     assert_eq!(config.interface.addresses.len(), 1);
     assert_eq!((config.interface.listen_port, config.interface.save_config), (None, None));
-    // A line before that has a value still counts, as if the empty one were not there.
+    // An earlier line with a value still applies, as if the empty one did not exist.
     let peer = &config.peers[0];
     assert_eq!((peer.allowed_ips.len(), peer.endpoint.is_some(), peer.persistent_keepalive), (1, true, None));
     assert_eq!(warnings.iter().count(), 1, "{warnings}");
     assert_snapshot!(warnings.render(false));
-    // What a tunnel cannot be without is missed as such.
+    // A missing public key is still an error.
     assert!(
         refused(format!("[Interface]\nPrivateKey = {PRIVATE}\n[Peer]\nPublicKey =\n"))
             .to_string()
             .contains("no public key")
     );
     assert_eq!(parse("[Interface]\nPrivateKey = # none\n").0.interface.private_key, None);
-    // A comment of another language, and a fence of Markdown, say so.
+    // Comments of other languages and Markdown fences have help of their own.
     assert!(refused(with("; MTU = 1")).to_string().contains("write `#` before a comment"));
     assert!(refused(with("// fast")).to_string().contains("write `#` before a comment"));
     assert!(refused(format!("```\n{}```\n", with(""))).to_string().contains("Markdown"));
-    // A key without `=` is a slip.
+    // A key without `=` is an error.
     assert!(refused(with("MTU")).has_errors());
 }
 
 #[test]
-fn characters_that_nobody_sees_are_shown() {
+fn stray_characters_are_errors_with_their_code_point() {
     assert_snapshot!("bad-no-break-space", refused(corpus("bad-no-break-space.conf")).render(false));
     assert_snapshot!("bad-odd-characters", refused(corpus("bad-odd-characters.conf")).render(false));
-    for (odd, code) in [
+    for (stray, code) in [
         ("\u{a0}", "U+00A0"),
         ("\u{200b}", "U+200B"),
         ("\u{feff}", "U+FEFF"),
@@ -187,14 +187,14 @@ fn characters_that_nobody_sees_are_shown() {
         ("\u{2013}", "U+2013"),
         ("\u{7f}", "U+007F"),
     ] {
-        // In a key, in a value, before and after a heading: one error, at its place.
+        // In a key, in a value, before and after a heading: one error at its location.
         for text in [
-            with(&format!("MT{odd}U = 1400")),
-            with(&format!("MTU = 14{odd}00")),
-            with(&format!("DNS = 10.0.0.1,{odd} 10.0.0.2")),
-            with("").replace("[Peer]", &format!("{odd}[Peer]")),
-            with("").replace("[Interface]", &format!("[Interface]{odd}")).replacen('\u{feff}', "\u{feff}\u{feff}", 1),
-            with("").replace(PUBLIC, &format!("{odd}{PUBLIC}")),
+            with(&format!("MT{stray}U = 1400")),
+            with(&format!("MTU = 14{stray}00")),
+            with(&format!("DNS = 10.0.0.1,{stray} 10.0.0.2")),
+            with("").replace("[Peer]", &format!("{stray}[Peer]")),
+            with("").replace("[Interface]", &format!("[Interface]{stray}")).replacen('\u{feff}', "\u{feff}\u{feff}", 1),
+            with("").replace(PUBLIC, &format!("{stray}{PUBLIC}")),
         ] {
             let errors = refused(&text);
             assert_eq!(errors.iter().count(), 1, "{text:?}:\n{errors}");
@@ -204,22 +204,22 @@ fn characters_that_nobody_sees_are_shown() {
                 "{text:?}:\n{errors}"
             );
         }
-        // Comments and commands may have any.
-        parse(with(&format!("PostUp = echo '{odd}'\n# {odd}")));
+        // Comments and commands may contain any characters.
+        parse(with(&format!("PostUp = echo '{stray}'\n# {stray}")));
     }
-    // Letters of other scripts that look like a key's.
+    // A letter of another script in a key.
     let errors = refused(with("\u{41c}TU = 1400"));
     assert!(errors.iter().count() == 1 && errors.to_string().contains("U+041C"), "{errors}");
-    // A range, as AmneziaWG has them.
+    // A range of AmneziaWG.
     let range = with("").replace("Endpoint", "PersistentKeepalive = 25-35\nEndpoint");
     assert!(refused(range).to_string().contains("write one number, such as `25`"));
-    // Bytes that are no text at all: a no-break space of Latin-1.
+    // A no-break space in Latin-1, which is invalid UTF-8.
     let latin1 = [b"[Interface]\nMTU =\xa01400\n", with("").as_bytes()].concat();
     assert!(refused(latin1).to_string().contains("0xA0"));
 }
 
 #[test]
-fn a_paragraph_is_said_once() {
+fn repeated_problems_are_reported_once() {
     let lines: String = (0..12).map(|number| format!("Key{number} = 1\n")).collect();
     let text = refused(with(&lines)).render(false);
     assert_eq!(text.matches("neither wg(8) nor wg-quick(8) knows it").count(), 1, "{text}");
@@ -236,7 +236,7 @@ fn a_paragraph_is_said_once() {
 }
 
 #[test]
-fn every_line_ending_is_read() {
+fn all_line_endings_are_accepted() {
     let plain = with("DNS = 10.0.0.1");
     let expected = parse(&plain).0;
     let variants = [
@@ -259,7 +259,7 @@ fn every_line_ending_is_read() {
 }
 
 #[test]
-fn many_peers_and_large_files_are_read() {
+fn many_peers_and_large_files_are_accepted() {
     let mut many = with("");
     let mut count = 1_u32;
     while many.len() < MAX_BYTES - 200 {
@@ -274,13 +274,13 @@ fn many_peers_and_large_files_are_read() {
     };
     assert!(config.peers.len() > 5_000, "{}", config.peers.len());
     assert!(warnings.iter().all(|warning| warning.severity == Severity::Warning));
-    // A photograph of a QR code is larger than any configuration, and is named all the same.
+    // A photograph of a QR code is larger than a configuration. Its format is named all the same.
     let mut photograph = b"\xff\xd8\xff\xe0".to_vec();
     photograph.resize(MAX_BYTES + 1, 0);
     assert!(refused(photograph).to_string().contains("JPEG"));
 }
 
-/// All files of the corpus.
+/// Reads all files of the corpus.
 fn files() -> Vec<Vec<u8>> {
     let mut paths: Vec<_> = ["tests/corpus", "tests/corpus/foreign"]
         .into_iter()
@@ -293,9 +293,9 @@ fn files() -> Vec<Vec<u8>> {
 }
 
 proptest! {
-    /// Whatever becomes of a file: no key of it is shown, nothing that a terminal would obey, and nothing panics.
+    /// Damages files of the corpus. The diagnostics show no key and no control character, and the parser does not panic.
     #[test]
-    fn a_damaged_file_shows_no_secret(
+    fn damaged_file_does_not_leak_secrets(
         (one, two) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
         (from, to) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
         inserted in prop::sample::select(vec![
@@ -315,12 +315,12 @@ proptest! {
             }
         };
         let lines: Vec<String> = found.lines().map(|(_, line)| line).collect();
-        let said = found.render(false) + &lines.join("\n");
-        prop_assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
+        let shown = found.render(false) + &lines.join("\n");
+        prop_assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
         for run in text.split(|byte| !(byte.is_ascii_alphanumeric() || b"+/=-_".contains(byte))) {
             let run = String::from_utf8_lossy(run);
-            // As many characters in a row may be most of a key, which has 44.
-            prop_assert!(run.len() < 32 || !said.contains(&run[..32]) && !said.contains(&run[run.len() - 32..]), "{said}");
+            // This many characters may be most of a key, which has 44.
+            prop_assert!(run.len() < 32 || !shown.contains(&run[..32]) && !shown.contains(&run[run.len() - 32..]), "{shown}");
         }
     }
 }

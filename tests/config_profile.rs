@@ -1,4 +1,4 @@
-//! What a profile means, and what is said of one that is wrong.
+//! The meaning of profiles, and the diagnostics of invalid ones.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,10 +7,12 @@ use insta::assert_snapshot;
 use proptest::prelude::*;
 use vpn_exec::config::{BackendChoice, MAX_BYTES, Profile, Protocol, profile};
 
+/// Parses a valid profile.
 fn parse(text: &str) -> Profile {
     profile::parse("mullvad.toml", text.as_bytes()).unwrap_or_else(|errors| panic!("refused:\n{errors}"))
 }
 
+/// Returns the rendered diagnostics of an invalid profile.
 fn refused(text: impl AsRef<[u8]>) -> String {
     match profile::parse("mullvad.toml", text.as_ref()) {
         Ok(profile) => panic!("accepted as {profile:?}"),
@@ -19,7 +21,7 @@ fn refused(text: impl AsRef<[u8]>) -> String {
 }
 
 #[test]
-fn every_key_is_understood() {
+fn all_keys_are_parsed() {
     let profile = parse(
         r#"
         wireguard = "/run/secrets/mullvad.conf"
@@ -67,8 +69,8 @@ fn every_key_is_understood() {
             "None 8443 443 false"
         ]
     );
-    let told = profile.local.publish.iter().filter(|port| port.proxy_protocol.is_some());
-    assert_eq!(told.map(ToString::to_string).collect::<Vec<_>>(), ["8443:443/tcp,proxy-protocol=v2"]);
+    let with_proxy_protocol = profile.local.publish.iter().filter(|port| port.proxy_protocol.is_some());
+    assert_eq!(with_proxy_protocol.map(ToString::to_string).collect::<Vec<_>>(), ["8443:443/tcp,proxy-protocol=v2"]);
     let host_ports: Vec<_> = profile.local.host_ports.iter().map(ToString::to_string).collect();
     assert_eq!(host_ports, ["5432/tcp", "6000/udp", "6001/udp"]);
     assert_eq!((profile.program.user.as_deref(), profile.program.group.as_deref()), (Some("transmission"), Some("70")));
@@ -77,31 +79,30 @@ fn every_key_is_understood() {
 }
 
 #[test]
-fn every_key_but_the_first_has_a_default() {
+fn all_keys_except_wireguard_have_defaults() {
     let profile = parse("wireguard = 'x'");
     assert_eq!(profile, Profile { wireguard: "x".into(), ..Profile::default() });
     assert_eq!((profile.backend, profile.wait, profile.dns.servers), (BackendChoice::Auto, None, None));
     assert!(!profile.program.new_privileges);
-    // An empty list is not the default: it says that there are none.
+    // An empty list is not the default: it means no resolvers.
     assert_eq!(parse("wireguard = 'x'\n[dns]\nservers = []").dns.servers, Some(Vec::new()));
     assert_eq!(parse("wireguard = 'x'\nwait = 0").wait, None);
     assert_eq!(parse("wireguard = 'x'\nwait = 2.5").wait, Some(Duration::from_millis(2500)));
 }
 
-/// Within the limits that the file's own has.
 #[test]
-fn an_mtu_is_a_number_of_bytes_that_a_link_can_have() {
+fn mtu_is_within_the_limits_of_a_link() {
     for (mtu, expected) in [("68", 68), ("65535", 65535), ("0x500", 1280)] {
         assert_eq!(parse(&format!("wireguard = 'x'\nmtu = {mtu}")).mtu, Some(expected));
     }
     for mtu in ["67", "65536", "0", "-1", "1380.0", "'1380'", "true", "4294968676"] {
-        let said = refused(format!("wireguard = 'x'\nmtu = {mtu}"));
-        assert!(said.contains("expected a number of bytes from 68 to 65535"), "{said}");
+        let shown = refused(format!("wireguard = 'x'\nmtu = {mtu}"));
+        assert!(shown.contains("expected a number of bytes from 68 to 65535"), "{shown}");
     }
 }
 
 #[test]
-fn unknown_keys_are_errors_with_the_nearest_one() {
+fn unknown_keys_are_errors_with_suggestions() {
     assert_snapshot!(refused(
         "wiregaurd = 'x'\nservers = ['10.0.0.1']\nbanana = 1\n[dsn]\nserver = 'secret'\n[dns]\nserver = ['10.0.0.1']\n\
          backend = 'auto'\n[program]\nnew_privileges = true\n[program.user]\nname = 'x'\n"
@@ -109,7 +110,7 @@ fn unknown_keys_are_errors_with_the_nearest_one() {
 }
 
 #[test]
-fn all_errors_of_a_file_are_said_at_once() {
+fn all_errors_of_a_file_are_reported_at_once() {
     assert_snapshot!(refused(
         r#"wireguard = ""
 backend = "kernal"
@@ -135,35 +136,35 @@ new-privileges = "yes"
 }
 
 #[test]
-fn what_is_no_toml_says_where() {
+fn invalid_toml_is_an_error_with_its_location() {
     assert_snapshot!(refused("wireguard = x\n[dns\nservers = ['10.0.0.1'\n[local]\nnetworks = ['10.0/8']\n"));
     assert_snapshot!(refused("wireguard = 'a'\nwireguard = 'b'\n"));
 }
 
 #[test]
-fn a_wg_quick_file_in_its_place_is_refused_without_its_secrets() {
+fn wg_quick_file_is_refused_without_leaking_secrets() {
     let text =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/airvpn.conf")).expect("a file");
-    let said = refused(&text);
+    let shown = refused(&text);
     for line in text.lines().filter(|line| line.contains("Key")) {
         let (_, key) = line.split_once(" = ").expect("a value");
-        assert!(!said.contains(&key[..10]), "{said}");
+        assert!(!shown.contains(&key[..10]), "{shown}");
     }
 }
 
 #[test]
-fn a_key_alone_on_a_line_is_hidden() {
-    // With 31 characters before its `=`, and with 43.
+fn key_on_its_own_line_is_masked() {
+    // One with 31 characters before its `=`, and one with 43.
     for key in ["yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy=", "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="] {
         for line in [key.to_owned(), format!("{key}1.5"), format!("private key: {key}"), format!("backend = {key}")] {
-            let said = refused(&line);
-            assert!(!said.contains(&key[..12]), "{said}");
+            let shown = refused(&line);
+            assert!(!shown.contains(&key[..12]), "{shown}");
         }
     }
 }
 
 #[test]
-fn a_missing_file_is_said_to_be_missing() {
+fn missing_wireguard_key_is_an_error() {
     assert_snapshot!(refused("[dns]\n"), @r#"
     error: the profile has no `wireguard`
     --> mullvad.toml
@@ -175,7 +176,7 @@ fn a_missing_file_is_said_to_be_missing() {
 }
 
 #[test]
-fn a_large_file_takes_no_long_time() {
+fn large_file_is_parsed_in_time() {
     let begin = std::time::Instant::now();
     let unknown: String = (0..80_000).map(|i| format!("k{i} = 1\n")).collect();
     assert!(refused(unknown).contains("more problems"));
@@ -186,7 +187,7 @@ fn a_large_file_takes_no_long_time() {
 
 proptest! {
     #[test]
-    fn anything_is_read_or_refused_with_a_reason(text in "(?s).{0,200}|(wireguard = \"x\"\n)?(\\[(dns|local|program)\\]\n)?[a-z-]{1,12} ?= ?[\\[\\]\"',.0-9a-z:/ ]{0,30}\n") {
+    fn any_text_is_parsed_or_refused_with_a_reason(text in "(?s).{0,200}|(wireguard = \"x\"\n)?(\\[(dns|local|program)\\]\n)?[a-z-]{1,12} ?= ?[\\[\\]\"',.0-9a-z:/ ]{0,30}\n") {
         if let Err(errors) = profile::parse("f", text.as_bytes()) {
             prop_assert!(errors.has_errors() && !errors.render(false).is_empty());
         }
@@ -194,11 +195,11 @@ proptest! {
 }
 
 #[test]
-fn the_proxy_protocol_is_of_tcp_and_of_version_2() {
+fn proxy_protocol_needs_tcp_and_version_2() {
     for (port, complaint) in [
-        ("1:1/udp,proxy-protocol=v2", "the PROXY protocol is for TCP"),
-        ("1:1,proxy-protocol=v1", "this version of the PROXY protocol is not spoken here"),
-        ("1:1,proxy", "a published port has no such option"),
+        ("1:1/udp,proxy-protocol=v2", "the PROXY protocol needs TCP"),
+        ("1:1,proxy-protocol=v1", "unsupported version of the PROXY protocol"),
+        ("1:1,proxy", "unknown option of a published port"),
     ] {
         let text = format!("wireguard = 'x'\n[local]\npublish = ['{port}']\n");
         let found = refused(&text);
@@ -207,16 +208,16 @@ fn the_proxy_protocol_is_of_tcp_and_of_version_2() {
 }
 
 #[test]
-fn a_providers_file_is_told_as_such() {
+fn wg_quick_file_is_recognized() {
     let text =
         "[Interface]\nPrivateKey = iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=\n[Peer]\nEndpoint = 192.0.2.1:1\n";
-    let found = vpn_exec::config::profile::parse("f", text.as_bytes()).expect_err("no profile");
+    let found = vpn_exec::config::profile::parse("f", text.as_bytes()).expect_err("a refusal");
     assert_eq!(found.iter().count(), 1, "{found}");
     assert!(found.to_string().contains("this is a wg-quick file"), "{found}");
 }
 
 #[test]
-fn characters_that_nobody_sees_are_shown() {
+fn stray_characters_are_errors_with_their_code_point() {
     for (text, code) in [
         ("wireguard = \u{201c}x.conf\u{201d}\n", "U+201C"),
         ("wireguard\u{a0}= \"x.conf\"\n", "U+00A0"),
@@ -224,10 +225,10 @@ fn characters_that_nobody_sees_are_shown() {
         ("wireguard \u{ff1d} \"x.conf\"\n", "U+FF1D"),
         ("wireguard = \"x.conf\"\n[dns\u{ad}]\n", "U+00AD"),
     ] {
-        let said = refused(text);
-        assert!(said.contains(code) && said.contains("help: "), "{text:?}: {said}");
-        assert_eq!(said.matches("error:").count(), 1, "{said}");
+        let shown = refused(text);
+        assert!(shown.contains(code) && shown.contains("help: "), "{text:?}: {shown}");
+        assert_eq!(shown.matches("error:").count(), 1, "{shown}");
     }
-    // In a string they are part of a name.
+    // In a string, they are part of a file name.
     assert_eq!(parse("wireguard = \"caf\u{a0}é.conf\"\n").wireguard, Path::new("caf\u{a0}é.conf"));
 }

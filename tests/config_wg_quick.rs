@@ -1,4 +1,4 @@
-//! What a `wg-quick` file means, and what is said of one that is wrong.
+//! The meaning of `wg-quick` files, and the diagnostics of invalid ones.
 
 use std::fmt::Write as _;
 
@@ -10,14 +10,17 @@ const PRIVATE: &str = "WNYKFbbSJDDX8F+7hTPKbQ0Q3NKyB5b6xmYBzKr0yVg=";
 const PUBLIC: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 const OTHER: &str = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=";
 
+/// Reads a file of the corpus.
 fn corpus(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file of the corpus")
 }
 
+/// Parses a valid file.
 fn parse(text: impl AsRef<[u8]>) -> (WgQuick, Diagnostics) {
     wg_quick::parse("wg0.conf", text.as_ref()).unwrap_or_else(|errors| panic!("refused:\n{errors}"))
 }
 
+/// Returns the rendered diagnostics of an invalid file.
 fn refused(text: impl AsRef<[u8]>) -> String {
     match wg_quick::parse("wg0.conf", text.as_ref()) {
         Ok((config, _)) => panic!("accepted as {config:?}"),
@@ -25,11 +28,11 @@ fn refused(text: impl AsRef<[u8]>) -> String {
     }
 }
 
-/// A config as text, without its secrets.
+/// Describes a file without its secrets.
 fn summary(config: &WgQuick) -> String {
     let interface = &config.interface;
     let mut text = String::new();
-    let secret = |there: bool| if there { "there" } else { "none" };
+    let secret = |is_present: bool| if is_present { "there" } else { "none" };
     let _ = writeln!(text, "private key {}", secret(interface.private_key.is_some()));
     let _ = writeln!(text, "port {:?}, mark {:?}, mtu {:?}", interface.listen_port, interface.fwmark, interface.mtu);
     let _ = writeln!(text, "addresses {:?}", interface.addresses);
@@ -49,7 +52,7 @@ fn summary(config: &WgQuick) -> String {
 }
 
 #[test]
-fn providers_files_are_read_unchanged_and_without_a_warning() {
+fn files_of_providers_are_accepted_without_warnings() {
     for name in ["mullvad", "proton", "airvpn", "ivpn", "ovpn", "home-server"] {
         let (config, warnings) = parse(corpus(&format!("{name}.conf")));
         assert!(warnings.is_empty(), "{name}:\n{warnings}");
@@ -58,26 +61,26 @@ fn providers_files_are_read_unchanged_and_without_a_warning() {
 }
 
 #[test]
-fn every_key_is_understood() {
+fn all_keys_are_parsed() {
     assert_snapshot!(summary(&parse(corpus("home-server.conf")).0));
 }
 
 #[test]
-fn every_spelling_is_understood() {
+fn all_spellings_are_parsed() {
     let (config, warnings) = parse(corpus("odd-spelling.conf"));
     assert_snapshot!(summary(&config));
     assert_snapshot!(warnings.render(false));
 }
 
 #[test]
-fn sections_are_merged_as_the_kernel_would() {
+fn sections_are_merged_as_by_the_kernel() {
     let (config, warnings) = parse(corpus("several-sections.conf"));
     assert_snapshot!(summary(&config));
     assert_snapshot!(warnings.render(false));
 }
 
 #[test]
-fn all_errors_of_a_file_are_said_at_once() {
+fn all_errors_of_a_file_are_reported_at_once() {
     let mut all = String::new();
     let mut names: Vec<String> = std::fs::read_dir(format!("{}/tests/corpus", env!("CARGO_MANIFEST_DIR")))
         .expect("the corpus")
@@ -111,7 +114,7 @@ fn signed_allowed_ips_add_and_remove() {
 }
 
 #[test]
-fn a_peer_cannot_take_away_what_another_has() {
+fn peer_cannot_remove_networks_of_another_peer() {
     let text = format!(
         "[Interface]\n[Peer]\nPublicKey={PUBLIC}\nAllowedIPs=10.0.0.0/8,10.9.0.0/16\n\
          [Peer]\nPublicKey={OTHER}\nAllowedIPs=-10.9.0.0/16,10.0.0.0/8"
@@ -123,14 +126,14 @@ fn a_peer_cannot_take_away_what_another_has() {
 }
 
 #[test]
-fn the_interfaces_own_key_is_no_peer() {
+fn peer_with_the_key_of_the_interface_is_ignored() {
     let (config, warnings) = parse(corpus("own-key.conf"));
     assert_eq!(config.peers.len(), 1);
     assert!(warnings.render(false).contains("this peer is the interface itself"));
 }
 
 #[test]
-fn a_zero_key_is_none() {
+fn key_of_zeros_means_no_key() {
     let zero = "A".repeat(43) + "=";
     let (config, _) = parse(format!(
         "[Interface]\nPrivateKey={zero}\n[Peer]\nPublicKey={PUBLIC}\nPresharedKey={PRIVATE}\n\
@@ -140,8 +143,9 @@ fn a_zero_key_is_none() {
     assert_eq!(config.peers[0].preshared_key, None);
 }
 
+/// wg-quick leaves the check to `ip address add`, which fails too late.
 #[test]
-fn addresses_are_checked_here_since_wg_quick_leaves_them_to_ip() {
+fn addresses_are_checked() {
     let addresses = |value: &str| parse(format!("[Interface]\nAddress = {value}\n")).0.interface.addresses;
     let shown = |value: &str| addresses(value).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     assert_eq!(shown("10.0.0.1, fd00::1 10.1.2.3/8,fd00::2/64"), "10.0.0.1/32 fd00::1/128 10.1.2.3/8 fd00::2/64");
@@ -161,7 +165,7 @@ fn dns_values_are_resolvers_or_domains() {
 }
 
 #[test]
-fn windows_files_are_read() {
+fn files_from_windows_are_accepted() {
     let plain = corpus("home-server.conf");
     let crlf = String::from_utf8(plain.clone()).expect("UTF-8").replace('\n', "\r\n");
     let marked = [b"\xef\xbb\xbf", plain.as_slice()].concat();
@@ -173,7 +177,7 @@ fn windows_files_are_read() {
 }
 
 #[test]
-fn what_is_no_text_is_refused() {
+fn binary_files_are_refused() {
     assert_snapshot!(refused(b"[Interface]\nMTU = 1\x00\n"));
     assert_snapshot!(refused(b"[Interface]\nMTU = 1\xff4\n\xc3"));
     assert_snapshot!(refused(b"\xff\xfe[\0I\0"));
@@ -190,7 +194,7 @@ fn hooks_keep_their_text() {
 }
 
 #[test]
-fn a_large_file_takes_no_long_time() {
+fn large_file_is_parsed_in_time() {
     let begin = std::time::Instant::now();
     let mut many = format!("[Interface]\n[Peer]\nPublicKey={PUBLIC}\nAllowedIPs=0.0.0.0/0");
     let mut address = 0_u32;
@@ -209,8 +213,8 @@ fn a_large_file_takes_no_long_time() {
 }
 
 #[test]
-fn quotation_marks_are_no_part_of_a_key() {
+fn quotation_marks_around_a_key_have_help() {
     let quoted = "[Interface]\nPrivateKey = \"iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=\"\n";
     let found = vpn_exec::config::wg_quick::parse("f", quoted.as_bytes()).expect_err("quotation marks");
-    assert!(found.to_string().contains("quotation marks out"), "{found}");
+    assert!(found.to_string().contains("remove the quotation marks"), "{found}");
 }

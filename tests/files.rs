@@ -26,7 +26,7 @@ fn obfuscation_that_changes_nothing_works_with_a_plain_server() {
         // With the line ends of Windows and of old Macs.
         for text in [text.replace('\n', "\r\n"), text.replace('\n', "\r")] {
             let messages = reach_the_web(Launcher::new(lab.file(&text)?).options(["--wait", "60"]))?;
-            ensure!(messages.matches("set aside `Jc`, `Jmin`").count() == 1, "{messages}");
+            ensure!(messages.matches("ignored `Jc`, `Jmin`").count() == 1, "{messages}");
             ensure!(messages.matches("`MTU` (line 12) has no value").count() == 1, "{messages}");
         }
         Ok(())

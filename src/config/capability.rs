@@ -1,6 +1,6 @@
-//! The names of capabilities (capabilities(7)).
+//! The names and numbers of capabilities (capabilities(7)).
 
-/// The capabilities by number, as capabilities(7) and the kernel's `include/uapi/linux/capability.h` have them.
+/// The names of the capabilities, indexed by number (`include/uapi/linux/capability.h` of Linux).
 pub(super) const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -45,7 +45,7 @@ pub(super) const CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// The number and the full name of a capability, written in either case and with or without `CAP_`.
+/// Returns the number and the full name of a capability. Ignores letter case; the prefix `CAP_` is optional.
 pub fn lookup(text: &str) -> Option<(u8, &'static str)> {
     let text = text.to_ascii_uppercase();
     let short = text.strip_prefix("CAP_").unwrap_or(&text);
@@ -57,8 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_the_kernels() {
-        // Another crate's table, made from the same header.
+    fn table_matches_that_of_another_crate() {
         for (number, name) in (0u8..).zip(CAPABILITIES) {
             let capability: caps::Capability = name.parse().expect(name);
             assert_eq!(capability.index(), number, "{name}");

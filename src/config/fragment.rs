@@ -1,10 +1,10 @@
-//! Texts that remember where in their line they were, so that each problem can be underlined in its place.
+//! Parts of a line that keep their columns, so that diagnostics can mark them.
 
 use std::ops::Range;
 
 use zeroize::Zeroizing;
 
-/// A text of the file that remembers its columns.
+/// A part of a [`LineView`], with its columns in the line.
 #[derive(Clone, Copy)]
 pub(super) struct Fragment<'a> {
     /// The text.
@@ -14,12 +14,12 @@ pub(super) struct Fragment<'a> {
 }
 
 impl<'a> Fragment<'a> {
-    /// A part of it.
+    /// Returns the part with these bytes.
     pub(super) fn part(self, bytes: Range<usize>) -> Fragment<'a> {
         Fragment { text: &self.text[bytes.clone()], columns: &self.columns[bytes.start..=bytes.end] }
     }
 
-    /// What it is cut into by `separator`.
+    /// Splits at each `separator`.
     pub(super) fn split(self, separator: impl Fn(char) -> bool) -> impl Iterator<Item = Fragment<'a>> {
         let base = self.text.as_ptr() as usize;
         self.text.split(separator).map(move |part| {
@@ -28,31 +28,31 @@ impl<'a> Fragment<'a> {
         })
     }
 
-    /// It before and after the first `separator`.
+    /// Splits at the first `separator`.
     pub(super) fn cut(self, separator: char) -> Option<(Fragment<'a>, Fragment<'a>)> {
         let at = self.text.find(separator)?;
         Some((self.part(0..at), self.part(at + separator.len_utf8()..self.text.len())))
     }
 
-    /// Its columns. An empty one is shown as one character wide.
+    /// Returns the columns in the line. An empty fragment is one column wide when it is shown.
     pub(super) fn columns(self) -> Range<usize> {
         let last = self.columns.len() - 1;
-        // The end is the column after the last character, not that of the next one: white space was dropped between.
+        // The end follows the last character. The next byte's column may be further right, after dropped white space.
         let end = if last == 0 { self.columns[0] } else { self.columns[last - 1] + 1 };
         self.columns[0]..end
     }
 }
 
-/// A view of a line: some of its characters and where they were. Wiped when dropped, since it may hold a key.
+/// A copy of some characters of a line with their columns. Wiped when dropped, because it may contain a key.
 pub(super) struct LineView {
     text: Zeroizing<String>,
     columns: Vec<usize>,
 }
 
 impl LineView {
-    /// The characters of a line that `keep` wants, which is asked with their byte and themselves.
+    /// Copies the characters of a line for which `keep` returns `true`. Its arguments are a byte offset and the character.
     pub(super) fn new(line: &str, keep: impl Fn(usize, char) -> bool) -> Self {
-        // With all its room from the start, the text never moves and leaves no copy behind.
+        // The full capacity is allocated at once: growing would leave an unwiped copy behind.
         let mut view = LineView { text: Zeroizing::new(String::with_capacity(line.len())), columns: Vec::new() };
         let mut end = 0;
         for (column, (byte, c)) in line.char_indices().enumerate() {
@@ -66,8 +66,8 @@ impl LineView {
         view
     }
 
-    /// All of it.
-    pub(super) fn piece(&self) -> Fragment<'_> {
+    /// Returns all of the view.
+    pub(super) fn fragment(&self) -> Fragment<'_> {
         Fragment { text: &self.text, columns: &self.columns }
     }
 }

@@ -1,47 +1,59 @@
-//! What of the processes outside the tunnel a program may ask to work for it: message buses, and unix sockets.
+//! The program's access to processes on the host: message buses and unix sockets.
 
 use serde::{Deserialize, Serialize};
 
-/// The option that opens all sockets.
+/// The value of `--socket` and `sockets` that opens all sockets.
 pub const ANY: &str = "any";
 
-/// Which message buses of the host's a program can reach.
+/// The message buses of the host that a program can reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Buses {
-    /// Its user's own, the session bus.
+    /// The session bus of the program's user.
     pub session: SessionBus,
-    /// Whether it reaches the system bus, by which it can have systemd-resolved, Avahi or NetworkManager look names up, past the tunnel.
+    /// Whether the program reaches the system bus. There, systemd-resolved, Avahi and NetworkManager resolve names
+    /// outside the tunnel, which is a DNS leak.
     pub system: bool,
-    /// Names on the session bus that it can talk to, besides those that are open by default.
+    /// Names on the session bus that the program can call, besides the default ones.
     pub talk: Vec<String>,
 }
 
-/// How much of the session bus a program can reach.
+/// The part of the session bus that a program can reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SessionBus {
-    /// The services of a desktop that neither run nor fetch anything for it.
+    /// Desktop services that neither start programs nor access the network for the program.
     #[default]
     Filtered,
-    /// All of it: it can start programs outside the tunnel.
+    /// All of it. The program can start other programs outside the tunnel.
     Whole,
     /// Nothing.
     None,
 }
 
-/// What `--dbus` and a profile's `dbus` say.
+/// The message buses of the host that a service can reach (`vpn-exec unit --dbus`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DbusAccess {
+    /// Only the session bus of its user.
+    #[default]
+    Session,
+    /// Also the system bus. There, systemd-resolved, Avahi and NetworkManager resolve names outside the tunnel.
+    System,
+}
+
+/// A value of `--dbus`, or of `dbus` in a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum BusChoice {
     /// No session bus.
     None,
-    /// The whole session bus, by which programs outside are started.
+    /// The whole session bus, where programs outside the tunnel can be started.
     Session,
-    /// The system bus, too, by which the host looks names up.
+    /// Also the system bus, where names are resolved outside the tunnel.
     System,
 }
 
 impl BusChoice {
-    /// Reads one.
+    /// Parses a value.
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "none" => Some(Self::None),
@@ -53,7 +65,7 @@ impl BusChoice {
 }
 
 impl Buses {
-    /// Takes what was chosen. Nothing leaves all as it is.
+    /// Applies the values of `--dbus` or `dbus`. An empty list changes nothing.
     pub fn choose(&mut self, choices: &[BusChoice]) {
         if choices.is_empty() {
             return;
@@ -69,27 +81,30 @@ impl Buses {
     }
 }
 
-/// Checks the path of a unix socket, as `--socket` and profiles have it: an absolute path, which may end with `*`, or `any`.
+/// Checks a value of `--socket` or `sockets`: the absolute path of a unix socket, which may end with `*`, or `any`.
 ///
 /// # Errors
-/// What is wrong, and what is expected.
+///
+/// Returns a message that says what was expected.
 pub fn check_socket(text: &str) -> Result<(), String> {
     let path = text.strip_suffix('*').unwrap_or(text);
     match text {
         ANY => Ok(()),
         _ if !text.starts_with('/') => Err("expected the absolute path of a unix socket, or \"any\"".into()),
-        _ if path.contains('*') => Err("a `*` can stand at the end of the path only".into()),
+        _ if path.contains('*') => Err("only the end of the path can be a `*`".into()),
         _ if path.len() < 2 => Err("this would open all sockets: write \"any\" for that".into()),
         _ if text.split('/').any(|part| part == "..") => Err("the path must not contain `..`".into()),
         _ => Ok(()),
     }
 }
 
-/// Checks a name on the session bus, as `--dbus-talk` and profiles have it: two parts or more with dots between them (D-Bus
-/// specification, "Message Protocol Names"), which may end with `.*`.
+/// Checks a value of `--dbus-talk` or `dbus-talk`: a name on the session bus, which may end with `.*`.
+///
+/// A name has two or more parts with dots between them (D-Bus specification, "Message Protocol Names").
 ///
 /// # Errors
-/// What is expected.
+///
+/// Returns a message that says what was expected.
 pub fn check_bus_name(text: &str) -> Result<(), String> {
     let name = text.strip_suffix(".*").unwrap_or(text);
     let is_part = |part: &str| {
@@ -105,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_are_brought_together() {
+    fn choices_are_combined() {
         let choose = |choices: &[BusChoice]| {
             let mut buses = Buses::default();
             buses.choose(choices);

@@ -1,4 +1,4 @@
-//! The MTU of WireGuard's interface, as the file, the profile and the command line set it.
+//! The MTU of the WireGuard interface, as the file, the profile and the command line set it.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -6,10 +6,11 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::fragment::Fragment;
-use super::network::{self, ValueError, decimal};
+use super::value::{ValueError, decimal, parse_argument};
 
-/// The MTUs that can be asked for, in bytes: from the smallest of an IPv4 link (RFC 791 section 3.2) to the largest packet that the length
-/// fields of IPv4 and IPv6 can say, which is also a TUN device's largest MTU. The plan refuses those that are too small for the tunnel.
+/// The valid MTUs in bytes. The minimum is that of an IPv4 link (RFC 791 section 3.2). The maximum is the largest value of
+/// the length fields of IPv4 and IPv6, and the maximum MTU of a TUN device. The plan refuses MTUs that are too small for
+/// the tunnel's addresses.
 pub(super) const RANGE: RangeInclusive<u32> = 68..=65535;
 
 /// An MTU that the user has set.
@@ -21,7 +22,7 @@ pub struct Mtu {
     pub source: MtuSource,
 }
 
-/// Where an MTU was set.
+/// The place where an MTU was set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MtuSource {
@@ -43,22 +44,23 @@ impl fmt::Display for MtuSource {
     }
 }
 
-/// Reads the argument of `--mtu`.
+/// Parses the argument of `--mtu`.
 ///
 /// # Errors
-/// If it is not a number of bytes that an MTU can be.
+///
+/// Returns a message if the text is not a valid MTU in bytes.
 pub fn parse_mtu(text: &str) -> Result<u32, String> {
-    network::parse(text, mtu)
+    parse_argument(text, mtu)
 }
 
-/// Reads an MTU in bytes.
+/// Parses an MTU in bytes.
 pub(super) fn mtu(value: Fragment<'_>) -> Result<u32, ValueError> {
     decimal(value.text, *RANGE.end())
         .filter(|mtu| RANGE.contains(mtu))
-        .ok_or_else(|| ValueError::new(value, "this is no MTU", format!("expected {}", expected())))
+        .ok_or_else(|| ValueError::new(value, "invalid MTU", format!("expected {}", expected())))
 }
 
-/// What an MTU can be, as a phrase.
+/// Returns a phrase that describes valid MTUs.
 pub(super) fn expected() -> String {
     format!("a number of bytes from {} to {}", RANGE.start(), RANGE.end())
 }

@@ -1,122 +1,178 @@
-//! Ports, as the profile and the command line name them: those that are published, those of the host that are reached from inside, and
-//! those that are open to the tunnel.
+//! Ports in the profile and on the command line: published ports, host ports, and ports open to the tunnel.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
+use serde::{Deserialize, Serialize};
+
 use super::fragment::Fragment;
-use super::network::ValueError;
-use super::{HostPort, OpenPorts, Protocol, ProxyProtocol, Publish, network};
+use super::value::{ValueError, decimal, parse_argument};
 
-/// Where on the host somebody listens: at which addresses of each port; `None` are all of them. There may be all ports that there are.
-#[derive(Default)]
-pub struct ListenAddresses(HashMap<(Protocol, u16), Vec<Option<IpAddr>>>);
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
 
-impl ListenAddresses {
-    /// Notes one more.
-    pub fn add(&mut self, protocol: Protocol, port: u16, address: Option<IpAddr>) {
-        self.0.entry((protocol, port)).or_default().push(address);
-    }
-
-    /// Whether anybody listens at a port.
-    pub fn has(&self, protocol: Protocol, port: u16) -> bool {
-        self.0.contains_key(&(protocol, port))
-    }
-
-    /// Whether one of them is in the way of another socket's at an address.
-    pub fn conflict_with(&self, protocol: Protocol, port: u16, address: Option<IpAddr>) -> bool {
-        self.0.get(&(protocol, port)).is_some_and(|all| all.iter().any(|other| is_one_place(*other, address)))
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
     }
 }
 
-/// Whether no two sockets can listen on the same port, one at each of these addresses.
-fn is_one_place(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
-    let (Some(one), Some(other)) = (one, other) else { return true };
-    // 0.0.0.0 are all of IPv4, and :: are all of IPv6.
-    let covers = |some: IpAddr| some.is_unspecified() && one.is_ipv4() == other.is_ipv4();
-    one == other || covers(one) || covers(other)
+/// A published port: a port of the host that is forwarded to a port inside the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Publish {
+    /// The address of the host to listen on; `None` means all.
+    pub address: Option<IpAddr>,
+    /// The port on the host.
+    pub host_port: u16,
+    /// The port inside.
+    pub inner_port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// How the program learns the address of its client. For TCP only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
-/// Reads what is to be published: `[address:]port-on-host:port-inside[/tcp|/udp][,proxy-protocol=v2]`. An IPv6 address is in brackets; a port may be a range
-/// such as `8000-8009`, if both are and have as many.
+/// A protocol that tells a program the address of its client, before the client's own data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// The binary header of HAProxy's PROXY protocol, version 2.
+    V2,
+}
+
+impl fmt::Display for Publish {
+    /// Writes the port as in a profile, always with its protocol.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            None => {}
+        }
+        write!(f, "{}:{}/{}", self.host_port, self.inner_port, self.protocol)?;
+        match self.proxy_protocol {
+            Some(ProxyProtocol::V2) => f.write_str(",proxy-protocol=v2"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A port of the host's loopback interface that the program reaches at `host.internal`, the host's address on the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostPort {
+    /// The port, the same on both sides.
+    pub port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for HostPort {
+    /// Writes the port as in a profile, always with its protocol.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.port, self.protocol)
+    }
+}
+
+/// A range of ports that accept inbound connections from the tunnel, such as ports that a provider forwards.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OpenPorts {
+    /// The first port.
+    pub first: u16,
+    /// The last port, which may be the first.
+    pub last: u16,
+    /// TCP or UDP; `None` means both.
+    pub protocol: Option<Protocol>,
+}
+
+impl fmt::Display for OpenPorts {
+    /// Writes the ports as in a profile.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last, protocol } = self;
+        write!(f, "{first}")?;
+        if last != first {
+            write!(f, "-{last}")?;
+        }
+        match protocol {
+            Some(protocol) => write!(f, "/{protocol}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Parses published ports: `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp][,proxy-protocol=v2]`.
+///
+/// An IPv6 address is in brackets. Both ports may be ranges of the same length, such as `8000-8009`.
 ///
 /// # Errors
-/// What is wrong with it.
+///
+/// Returns a message if the text is invalid.
 pub fn parse_publish(text: &str) -> Result<Vec<Publish>, String> {
-    network::parse(text, published)
+    parse_argument(text, published)
 }
 
-/// Reads which ports of the host's loopback are to be reached from inside: `port[/tcp|/udp]`, where the port may be a range such as
-/// `8000-8009`.
+/// Parses host ports: `PORT[/tcp|/udp]`, where the port may be a range such as `8000-8009`.
 ///
 /// # Errors
-/// What is wrong with it.
+///
+/// Returns a message if the text is invalid.
 pub fn parse_host_ports(text: &str) -> Result<Vec<HostPort>, String> {
-    network::parse(text, host_ports)
+    parse_argument(text, host_ports)
 }
 
-/// Reads what is to be open to the tunnel: `port[/tcp|/udp]`, where the port may be a range such as `8000-8009`.
+/// Parses ports open to the tunnel: `PORT[/tcp|/udp]`, where the port may be a range such as `8000-8009`.
 ///
 /// # Errors
-/// What is wrong with it.
+///
+/// Returns a message if the text is invalid.
 pub fn parse_open(text: &str) -> Result<OpenPorts, String> {
-    network::parse(text, open)
+    parse_argument(text, open)
 }
 
 pub(super) fn open(text: Fragment<'_>) -> Result<OpenPorts, ValueError> {
-    let (ports, protocol) = with_protocol(text)?;
-    let ports = range(ports)?;
+    let (ports, protocol) = cut_protocol(text)?;
+    let ports = port_range(ports)?;
     Ok(OpenPorts { first: *ports.start(), last: *ports.end(), protocol })
 }
 
 pub(super) fn host_ports(text: Fragment<'_>) -> Result<Vec<HostPort>, ValueError> {
-    let (ports, protocol) = with_protocol(text)?;
+    let (ports, protocol) = cut_protocol(text)?;
     let protocol = protocol.unwrap_or(Protocol::Tcp);
-    Ok(range(ports)?.map(|port| HostPort { port, protocol }).collect())
+    Ok(port_range(ports)?.map(|port| HostPort { port, protocol }).collect())
 }
 
 pub(super) fn published(text: Fragment<'_>) -> Result<Vec<Publish>, ValueError> {
-    let fault = |at: Fragment<'_>, message: &str| {
-        ValueError::new(at, message, "expected `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp]`")
-    };
-    let whole = text;
-    let (text, option) = text.cut(',').map_or((text, None), |(text, option)| (text, Some(option)));
+    let (ports, option) = text.cut(',').map_or((text, None), |(ports, option)| (ports, Some(option)));
     let proxy_protocol = option.map(proxy_protocol).transpose()?;
-    let (ports, protocol) = with_protocol(text)?;
+    let (ports, protocol) = cut_protocol(ports)?;
     let protocol = protocol.unwrap_or(Protocol::Tcp);
-    if let (Protocol::Udp, Some(option)) = (protocol, option.filter(|_| proxy_protocol.is_some())) {
-        let message = "the PROXY protocol is for TCP: over UDP there is no first byte that a header could come before";
-        return Err(ValueError::new(option, message, "leave this out, or publish a port of TCP"));
+    if let (Protocol::Udp, Some(option)) = (protocol, option) {
+        let message = "the PROXY protocol needs TCP: UDP has no beginning of a connection for its header";
+        return Err(ValueError::new(option, message, "remove this, or publish a TCP port"));
     }
     let Some(last) = ports.text.rfind(':') else {
-        let help = network::decimal(ports.text, 65535).map(|port| format!("did you mean `{port}:{port}`?"));
-        return Err(fault(whole, "a port on the host and one inside are needed").help(help));
+        let help = decimal(ports.text, 65535).map(|port| format!("did you mean `{port}:{port}`?"));
+        return Err(invalid_publish(text, "a port on the host and one inside are needed").help(help));
     };
     let inside = ports.part(last + 1..ports.text.len());
     let before = ports.part(0..last);
     let (address, on_host) = match before.text.rfind(':') {
         None => (None, before),
-        Some(colon) => (Some(before.part(0..colon)), before.part(colon + 1..last)),
+        Some(colon) => (Some(host_address(before.part(0..colon))?), before.part(colon + 1..last)),
     };
-    let address = match address {
-        None => None,
-        Some(piece) => {
-            let bracketed = piece.text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-            let parsed = match bracketed {
-                Some(text) => text.parse().map(IpAddr::V6).ok(),
-                None => piece.text.parse().map(IpAddr::V4).ok(),
-            };
-            let brackets = piece.text.parse::<std::net::Ipv6Addr>().is_ok();
-            let help = brackets.then(|| format!("write `[{}]`", piece.text));
-            let address = parsed.ok_or_else(|| fault(piece, "this is no address of the host").help(help))?;
-            check_address(piece, address)?;
-            Some(address)
-        }
-    };
-    let (on_host, on_inside) = (range(on_host)?, range(inside)?);
+    let (on_host, on_inside) = (port_range(on_host)?, port_range(inside)?);
     if on_host.len() != on_inside.len() {
-        return Err(fault(whole, "the ranges have not as many ports"));
+        return Err(invalid_publish(text, "the two ranges have different lengths"));
     }
     let pairs = on_host.zip(on_inside);
     Ok(pairs
@@ -124,21 +180,34 @@ pub(super) fn published(text: Fragment<'_>) -> Result<Vec<Publish>, ValueError> 
         .collect())
 }
 
-/// Refuses addresses at which nobody listens, or nobody is found.
-fn check_address(piece: Fragment<'_>, address: IpAddr) -> Result<(), ValueError> {
-    let expected = "expected one that an interface of the host has";
+fn invalid_publish(at: Fragment<'_>, message: &str) -> ValueError {
+    ValueError::new(at, message, "expected `[ADDRESS:]PORT-ON-HOST:PORT-INSIDE[/tcp|/udp]`")
+}
+
+/// Parses an address of the host. Refuses those on which a socket cannot listen, or be reached.
+fn host_address(text: Fragment<'_>) -> Result<IpAddr, ValueError> {
+    let bracketed = text.text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let parsed = match bracketed {
+        Some(inner) => inner.parse().map(IpAddr::V6).ok(),
+        None => text.text.parse().map(IpAddr::V4).ok(),
+    };
+    let Some(address) = parsed else {
+        let help = text.text.parse::<Ipv6Addr>().is_ok().then(|| format!("write `[{}]`", text.text));
+        return Err(invalid_publish(text, "invalid address of the host").help(help));
+    };
+    let expected = "expected the address of an interface of the host";
     match address {
         IpAddr::V6(ipv6) if ipv6.is_unicast_link_local() => {
-            Err(ValueError::new(piece, "this address is of a single link, and does not say of which", expected))
+            Err(ValueError::new(text, "a link-local address without an interface is ambiguous", expected))
         }
         IpAddr::V6(ipv6) if ipv6.to_ipv4_mapped().is_some() => {
             let help = ipv6.to_ipv4_mapped().map(|ipv4| format!("did you mean `{ipv4}`?"));
-            Err(ValueError::new(piece, "this is an address of IPv4", "expected it as such").help(help))
+            Err(ValueError::new(text, "an IPv4 address in IPv6 form", "expected the IPv4 form").help(help))
         }
         _ if address.is_multicast() || address == IpAddr::from(Ipv4Addr::BROADCAST) => {
-            Err(ValueError::new(piece, "this is the address of many", expected))
+            Err(ValueError::new(text, "cannot listen on a multicast or broadcast address", expected))
         }
-        _ => Ok(()),
+        _ => Ok(address),
     }
 }
 
@@ -147,35 +216,35 @@ fn proxy_protocol(option: Fragment<'_>) -> Result<ProxyProtocol, ValueError> {
     match option.text.split_once('=') {
         Some(("proxy-protocol", "v2")) => Ok(ProxyProtocol::V2),
         Some(("proxy-protocol", _)) => {
-            Err(ValueError::new(option, "this version of the PROXY protocol is not spoken here", expected))
+            Err(ValueError::new(option, "unsupported version of the PROXY protocol", expected))
         }
-        _ => Err(ValueError::new(option, "a published port has no such option", expected)),
+        _ => Err(ValueError::new(option, "unknown option of a published port", expected)),
     }
 }
 
-/// What is before the protocol, and the protocol.
-fn with_protocol(text: Fragment<'_>) -> Result<(Fragment<'_>, Option<Protocol>), ValueError> {
+/// Splits a text into the part before the protocol, and the protocol.
+fn cut_protocol(text: Fragment<'_>) -> Result<(Fragment<'_>, Option<Protocol>), ValueError> {
     let Some((ports, protocol)) = text.cut('/') else { return Ok((text, None)) };
     match protocol.text.to_ascii_lowercase().as_str() {
         "tcp" => Ok((ports, Some(Protocol::Tcp))),
         "udp" => Ok((ports, Some(Protocol::Udp))),
-        _ => Err(ValueError::new(protocol, "this is no protocol", "expected `tcp` or `udp`")),
+        _ => Err(ValueError::new(protocol, "unknown protocol", "expected `tcp` or `udp`")),
     }
 }
 
-fn port(piece: Fragment<'_>) -> Result<u16, ValueError> {
-    network::decimal(piece.text, 65535)
+fn port(text: Fragment<'_>) -> Result<u16, ValueError> {
+    decimal(text.text, 65535)
         .and_then(|port| u16::try_from(port).ok())
         .filter(|port| *port > 0)
-        .ok_or_else(|| ValueError::new(piece, "this is no port", "expected a number from 1 to 65535"))
+        .ok_or_else(|| ValueError::new(text, "invalid port", "expected a number from 1 to 65535"))
 }
 
-fn range(piece: Fragment<'_>) -> Result<RangeInclusive<u16>, ValueError> {
-    let (first, last) = piece.cut('-').unwrap_or((piece, piece));
+fn port_range(text: Fragment<'_>) -> Result<RangeInclusive<u16>, ValueError> {
+    let (first, last) = text.cut('-').unwrap_or((text, text));
     let (from, to) = (port(first)?, port(last)?);
     match from <= to {
         true => Ok(from..=to),
-        false => Err(ValueError::new(piece, "the range ends before it begins", "expected the lower port first")),
+        false => Err(ValueError::new(text, "the range ends before it begins", "expected the lower port first")),
     }
 }
 
@@ -184,13 +253,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_at_which_nobody_could_listen_is_refused_and_said_to_be_so() {
+    fn address_that_cannot_be_listened_on_is_refused() {
         for (address, complaint) in [
-            ("[fe80::1]", "of a single link"),
+            ("[fe80::1]", "link-local address"),
             ("[::ffff:127.0.0.1]", "did you mean `127.0.0.1`?"),
-            ("224.0.0.1", "the address of many"),
-            ("[ff02::1]", "the address of many"),
-            ("255.255.255.255", "the address of many"),
+            ("224.0.0.1", "multicast or broadcast"),
+            ("[ff02::1]", "multicast or broadcast"),
+            ("255.255.255.255", "multicast or broadcast"),
             ("::1", "write `[::1]`"),
         ] {
             let refused = parse_publish(&format!("{address}:8080:80")).expect_err("a refusal");

@@ -1,5 +1,6 @@
-//! The profile of a tunnel, `NAME.toml`: what the provider's file cannot say. TOML 1.0, every key checked, every problem of
-//! the file said at once.
+//! The parser of a tunnel's profile, `NAME.toml`: the settings that the provider's file cannot have.
+//!
+//! The format is TOML 1.0. All keys and values are checked, and all errors of a file are reported at once.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -13,13 +14,14 @@ use super::capability;
 use super::diagnostic::{Diagnostic, Diagnostics, Location, Severity};
 use super::fragment::{Fragment, LineView};
 use super::host_access::{self, BusChoice};
-use super::network::{self, ValueError};
+use super::network;
 use super::redact::{is_plain_name, mask, mask_keys, quoted};
 use super::stray_character;
+use super::value::ValueError;
 use super::{BackendChoice, MAX_BYTES, Profile, mtu, ports};
 use crate::names::closest;
 
-/// The tables of a profile, the first being the file itself, and their keys.
+/// The tables of a profile with their keys. The first is the top level of the file.
 pub const TABLES: [(&str, &[&str]); 4] = [
     ("", &["wireguard", "backend", "mtu", "wait", "open", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options"]),
@@ -27,23 +29,23 @@ pub const TABLES: [(&str, &[&str]); 4] = [
     ("program", &["user", "group", "capabilities", "new-privileges", "dbus", "dbus-talk", "sockets"]),
 ];
 
-/// The longest time that `wait` can ask for: a day.
+/// The maximum of `wait`: a day.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Reads a profile. `source_name` is what it is called in messages.
+/// Parses a profile. Messages call it `source_name`.
 ///
 /// # Errors
 ///
-/// All that is wrong with it, in the order of its lines.
+/// Returns all errors of the file, ordered by line.
 pub fn parse(source_name: &str, text: &[u8]) -> Result<Profile, Diagnostics> {
     let mut found = Diagnostics::new(source_name);
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     if text.len() > MAX_BYTES {
-        found.push(Diagnostic::error(format!("the file has more than {MAX_BYTES} bytes; this is no profile")));
+        found.push(Diagnostic::error(format!("the file has more than {MAX_BYTES} bytes, too many for a profile")));
         return Err(found);
     }
     let Ok(text) = str::from_utf8(text) else {
-        found.push(Diagnostic::error("the file is not UTF-8, which TOML asks for"));
+        found.push(Diagnostic::error("the file is not UTF-8, which TOML requires"));
         return Err(found);
     };
     if text
@@ -51,13 +53,13 @@ pub fn parse(source_name: &str, text: &[u8]) -> Result<Profile, Diagnostics> {
         .any(|line| ["[Interface]", "[Peer]"].iter().any(|heading| line.trim().eq_ignore_ascii_case(heading)))
     {
         let error = Diagnostic::error("this is a wg-quick file, not a profile");
-        found.push(error.help("write a profile that names it, by a line `wireguard = \"FILE\"`".to_owned()));
+        found.push(error.help("write a profile that refers to it with a line `wireguard = \"FILE\"`".to_owned()));
         return Err(found);
     }
     let (table, errors) = DeTable::parse_recoverable(text);
     let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
     let mut reader =
-        Reader { text, lines, found, profile: Profile::default(), meant_wireguard: false, broken: HashSet::new() };
+        Reader { text, lines, found, profile: Profile::default(), has_wireguard: false, broken: HashSet::new() };
     for error in &errors {
         reader.syntax(error);
     }
@@ -70,24 +72,24 @@ type Value<'i> = Spanned<DeValue<'i>>;
 
 struct Reader<'a> {
     text: &'a str,
-    /// Where each line begins.
+    /// The byte offset of each line.
     lines: Vec<usize>,
     found: Diagnostics,
     profile: Profile,
-    /// Whether there is a `wireguard`, or what seems to be a misspelt one.
-    meant_wireguard: bool,
-    /// The lines that are no TOML. What the parser makes of them is not judged any further.
+    /// Whether there is a key `wireguard`, or one that seems to be a misspelling of it.
+    has_wireguard: bool,
+    /// The lines with syntax errors. Their keys and values are not checked any further.
     broken: HashSet<usize>,
 }
 
-/// The keys and tables.
+/// Keys and tables.
 impl Reader<'_> {
     fn file(&mut self, table: &DeTable<'_>) {
         for (key, value) in table {
             let name = key.get_ref().as_ref();
             match name {
                 "wireguard" => {
-                    self.meant_wireguard = true;
+                    self.has_wireguard = true;
                     self.wireguard(value);
                 }
                 "backend" => self.backend(value),
@@ -101,7 +103,7 @@ impl Reader<'_> {
                 _ => self.unknown("", key.span(), name),
             }
         }
-        if !self.meant_wireguard && self.broken.is_empty() {
+        if !self.has_wireguard && self.broken.is_empty() {
             let missing = Diagnostic::error("the profile has no `wireguard`");
             let help = "write `wireguard = \"/path/to/the/provider's/file.conf\"` above the first table";
             self.found.push(missing.help(help.to_owned()));
@@ -147,7 +149,7 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, table: &str, span: Range<usize>, name: &str) {
-        // A broken heading puts the keys below it into another table.
+        // After an invalid heading, the keys below it are in the wrong table.
         if table.is_empty() && self.broken.iter().any(|line| *line < self.line_of(span.start)) {
             return;
         }
@@ -160,7 +162,7 @@ impl Reader<'_> {
             (Some(("", _)), _) => Some(format!("`{name}` belongs at the top of the file, above the first table")),
             (Some((home, _)), _) => Some(format!("`{name}` belongs in the table `[{home}]`")),
             (None, Some(near)) => {
-                self.meant_wireguard |= near == "wireguard";
+                self.has_wireguard |= near == "wireguard";
                 Some(format!("did you mean `{near}`?"))
             }
             (None, None) => {
@@ -172,22 +174,27 @@ impl Reader<'_> {
             }
         };
         let label = format!("expected {}", one_of(here));
-        let what = if table.is_empty() { "the profile".to_owned() } else { format!("`[{table}]`") };
+        let place = if table.is_empty() { "the profile".to_owned() } else { format!("`[{table}]`") };
         let message = match is_plain_name(name) {
-            true => format!("{what} has no key {}", quoted(name)),
-            false => format!("{what} has no such key"),
+            true => format!("{place} has no key {}", quoted(name)),
+            false => format!("{place} has no such key"),
         };
         self.error(span, message, label, help);
     }
 }
 
-/// The values.
+/// Values.
 impl Reader<'_> {
     fn wireguard(&mut self, value: &Value<'_>) {
         match value.get_ref() {
             DeValue::String(path) if !path.is_empty() && !path.contains('\0') => {
                 if let Some((message, help)) = unexpanded(path) {
-                    return self.error(value.span(), message, "a profile is not read by a shell", Some(help));
+                    return self.error(
+                        value.span(),
+                        message,
+                        "a shell would expand it, but a profile does not",
+                        Some(help),
+                    );
                 }
                 self.profile.wireguard = PathBuf::from(path.as_ref());
             }
@@ -243,14 +250,14 @@ impl Reader<'_> {
         }
     }
 
-    /// A user's or group's name or number.
-    fn account(&mut self, value: &Value<'_>, what: &str) -> Option<String> {
+    /// Reads the name or ID of a user or group.
+    fn account(&mut self, value: &Value<'_>, noun: &str) -> Option<String> {
         match value.get_ref() {
             DeValue::String(name) if !name.is_empty() && !name.contains([':', '/', '\0', '\n']) => {
                 return Some(name.as_ref().to_owned());
             }
             DeValue::Integer(number) => {
-                // The highest number means "none" to setresuid(2).
+                // The highest ID means "no change" to setresuid(2).
                 let number = u32::from_str_radix(number.as_str(), number.radix()).ok().filter(|id| *id != u32::MAX);
                 if let Some(number) = number {
                     return Some(number.to_string());
@@ -258,30 +265,30 @@ impl Reader<'_> {
             }
             _ => {}
         }
-        self.wrong_type(value, &format!("a {what}'s name or number"), None);
+        self.wrong_type(value, &format!("a {noun} name or ID"), None);
         None
     }
 
-    /// The elements of an array of strings that `read` takes.
-    fn list<T>(&mut self, value: &Value<'_>, read: impl Fn(Fragment<'_>) -> Result<T, ValueError>) -> Vec<T> {
+    /// Reads an array of strings. Returns the elements that `parse` accepts.
+    fn list<T>(&mut self, value: &Value<'_>, parse: impl Fn(Fragment<'_>) -> Result<T, ValueError>) -> Vec<T> {
         let DeValue::Array(array) = value.get_ref() else {
             self.wrong_type(value, "an array of strings", Some("write `[\"…\", \"…\"]`".to_owned()));
             return Vec::new();
         };
-        array.iter().filter_map(|element| self.element(element, &read)).collect()
+        array.iter().filter_map(|element| self.element(element, &parse)).collect()
     }
 
-    fn element<T>(&mut self, element: &Value<'_>, read: impl Fn(Fragment<'_>) -> Result<T, ValueError>) -> Option<T> {
+    fn element<T>(&mut self, element: &Value<'_>, parse: impl Fn(Fragment<'_>) -> Result<T, ValueError>) -> Option<T> {
         let DeValue::String(text) = element.get_ref() else {
             let integer = matches!(element.get_ref(), DeValue::Integer(_));
             self.wrong_type(element, "a string", integer.then(|| "put quotation marks around it".to_owned()));
             return None;
         };
         let view = LineView::new(text, |_, _| true);
-        read(view.piece())
-            .map_err(|problem| {
-                let span = self.within(element.span(), text, problem.columns);
-                self.error(span, problem.message, problem.label, problem.help);
+        parse(view.fragment())
+            .map_err(|error| {
+                let span = self.within(element.span(), text, error.columns);
+                self.error(span, error.message, error.label, error.help);
             })
             .ok()
     }
@@ -290,7 +297,7 @@ impl Reader<'_> {
         text.text.parse().map_err(|_| {
             let message = format!("{} is not an IP address", quoted(text.text));
             let port = text.text.parse::<std::net::SocketAddr>().is_ok();
-            ValueError::new(text, message, "expected a resolver's address")
+            ValueError::new(text, message, "expected the address of a resolver")
                 .help(port.then(|| "a resolver is an address without a port".to_owned()))
         })
     }
@@ -301,18 +308,18 @@ impl Reader<'_> {
         }
         Err(ValueError::new(
             text,
-            format!("{} is no domain", quoted(text.text)),
+            format!("{} is not a valid domain", quoted(text.text)),
             "expected letters, digits, `-` and `.`",
         ))
     }
 
-    /// An option of resolv.conf(5), such as `ndots:2`. Resolvers pass over those that they do not know.
+    /// Parses an option of resolv.conf(5), such as `ndots:2`. Resolvers ignore unknown options.
     fn resolver_option(text: Fragment<'_>) -> Result<String, ValueError> {
         let is_option = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b":-_".contains(&byte);
         if !text.text.is_empty() && text.text.bytes().all(is_option) {
             return Ok(text.text.to_owned());
         }
-        let message = format!("{} is no option of resolv.conf(5)", quoted(text.text));
+        let message = format!("{} is not a valid option of resolv.conf(5)", quoted(text.text));
         Err(ValueError::new(text, message, "expected one option, such as `edns0` or `ndots:2`"))
     }
 
@@ -330,7 +337,7 @@ impl Reader<'_> {
         let upper = text.text.to_ascii_uppercase();
         let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
         let help = closest(&name, capability::CAPABILITIES).map(|near| format!("did you mean `{near}`?"));
-        let message = format!("{} is no capability", quoted(text.text));
+        let message = format!("{} is not a capability", quoted(text.text));
         Err(ValueError::new(text, message, "expected a name of capabilities(7), such as `CAP_NET_RAW`").help(help))
     }
 
@@ -346,26 +353,26 @@ impl Reader<'_> {
                     self.profile.local.publish.push(publish);
                 } else {
                     let message = format!("port {} of the host is published twice", publish.host_port);
-                    self.error(element.span(), message, "an earlier entry has it already", None);
+                    self.error(element.span(), message, "an earlier entry publishes it already", None);
                 }
             }
         }
     }
 }
 
-/// The messages.
+/// Errors.
 impl Reader<'_> {
     fn syntax(&mut self, error: &toml::de::Error) {
         let span = error.span().unwrap_or(0..0);
         let line = self.line_of(span.start);
         if self.broken.insert(line) {
-            // A character that looks like one of TOML's is the likely reason, and the parser does not name it.
+            // A stray character is the likely reason. The TOML parser does not name it.
             let start = self.lines[line - 1];
             let text = self.text[start..].split('\n').next().unwrap_or_default();
-            if let Some((odd, columns)) = stray_character::runs(text, |_| false, |_| false).into_iter().next() {
+            if let Some((stray, columns)) = stray_character::runs(text, |_| false, |_| false).into_iter().next() {
                 let byte = |column| text.char_indices().nth(column).map_or(text.len(), |(byte, _)| byte);
                 let span = start + byte(columns.start)..start + byte(columns.end);
-                return self.push(span, odd.message(), odd.label(), Some(odd.help(true)));
+                return self.push(span, stray.message(), stray.label(), Some(stray.help(true)));
             }
             self.push(span, format!("this is not TOML: {}", mask_keys(error.message())), "", None);
         }
@@ -393,11 +400,11 @@ impl Reader<'_> {
     }
 
     fn push(&mut self, span: Range<usize>, message: impl Into<String>, label: impl Into<String>, help: Option<String>) {
-        let place = self.place(span);
-        self.found.push(Diagnostic::error(message).at(place, label).help(help));
+        let location = self.location(span);
+        self.found.push(Diagnostic::error(message).at(location, label).help(help));
     }
 
-    /// The bytes of the file that columns of a string's value came from; all of the string where it has escapes.
+    /// Returns the bytes of the file for some columns of a string's value. Returns the whole string if it has escapes.
     fn within(&self, string: Range<usize>, value: &str, columns: Range<usize>) -> Range<usize> {
         let start = string.start + 1;
         if self.text.get(start..string.end.saturating_sub(1)) != Some(value) || columns.is_empty() {
@@ -407,7 +414,7 @@ impl Reader<'_> {
         start + byte(columns.start)..start + byte(columns.end)
     }
 
-    /// Up to a byte of the file; an offset inside a character, which no parser should give, counts for its beginning.
+    /// Returns the file up to a byte. Rounds down an offset inside a character, which the TOML parser should not return.
     fn before(&self, byte: usize) -> &str {
         let mut end = byte.min(self.text.len());
         while !self.text.is_char_boundary(end) {
@@ -416,60 +423,61 @@ impl Reader<'_> {
         &self.text[..end]
     }
 
-    /// The number of the line that a byte of the file is in, from 1.
+    /// Returns the number of the line that contains a byte, from 1.
     fn line_of(&self, byte: usize) -> usize {
         self.lines.partition_point(|start| *start <= byte)
     }
 
-    fn place(&self, span: Range<usize>) -> Location {
+    fn location(&self, span: Range<usize>) -> Location {
         let before = self.before(span.start);
         let start = self.lines[self.line_of(before.len()) - 1];
         let line = self.text[start..].split('\n').next().unwrap_or_default();
         let first = before[start..].chars().count();
-        // A problem of several lines is shown in its first.
+        // Of several lines, the first is shown.
         let width = self.before(span.end).get(before.len()..).unwrap_or_default();
         let width = width.split('\n').next().unwrap_or_default().trim_end().chars().count();
-        Location::new(self.line_of(span.start), first..first + width, &shown(line))
+        Location::new(self.line_of(span.start), first..first + width, &masked(line))
     }
 }
 
-/// Returns what is wrong with a path that only a shell would expand: `~` alone stands for a home, as
-/// [`Profile::wireguard`] says.
+/// Returns a message and help if a path contains something that only a shell expands. `~/` is allowed, see
+/// [`Profile::wireguard`].
 fn unexpanded(path: &str) -> Option<(String, String)> {
     let first = path.split('/').next().unwrap_or_default();
-    let whole = "write the whole path, such as `/home/NAME/wg0.conf`";
+    let whole = "write the full path, such as `/home/NAME/wg0.conf`";
     match first.as_bytes() {
         b"~" => None,
         [b'~', ..] => Some((
-            format!("the home of another user ({}) is not looked up", quoted(first)),
+            format!("cannot look up the home directory of another user ({})", quoted(first)),
             format!("{whole}, or `./{first}` for a file of that name beside the profile"),
         )),
         [b'$', ..] => Some((
-            format!("the variable {} is not expanded", quoted(first)),
-            format!("{whole}, or `~/…` for a file below your home"),
+            format!("cannot expand the variable {}", quoted(first)),
+            format!("{whole}, or `~/…` for a file in your home directory"),
         )),
         _ => None,
     }
 }
 
-/// A line of a profile as it may be shown. A profile holds no secrets, but a `wg-quick` file may have been put in its
-/// place: only the values of a profile's own keys are shown, and of these nothing that looks like a key.
-fn shown(line: &str) -> String {
-    let hidden = mask_keys(line);
-    // Dots are as long as what they hide, so places in the line are places in what is shown.
+/// Masks a line of the file. A profile contains no secrets, but the file may be a `wg-quick` file. Only the values of a
+/// profile's keys are shown, with possible keys masked.
+fn masked(line: &str) -> String {
+    // Masking keeps the columns.
+    let without_keys = mask_keys(line);
     let Some(equals) = line.find('=') else {
         let squeezed: String = line.chars().filter(|c| !c.is_whitespace()).collect();
         let secret = ["privatekey", "presharedkey"].iter().any(|key| squeezed.to_ascii_lowercase().contains(key));
-        return if secret { mask(line) } else { hidden };
+        return if secret { mask(line) } else { without_keys };
     };
     let known = line[..equals].trim().rsplit('.').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
     if TABLES.iter().any(|(_, keys)| keys.contains(&known)) {
-        hidden
+        without_keys
     } else {
-        format!("{}={}", &hidden[..equals], mask(&hidden[equals + 1..]))
+        format!("{}={}", &without_keys[..equals], mask(&without_keys[equals + 1..]))
     }
 }
 
+/// Lists names as alternatives.
 fn one_of<S: AsRef<str>>(names: &[S]) -> String {
     let names: Vec<String> = names.iter().map(|name| format!("`{}`", name.as_ref())).collect();
     match names.split_last() {
@@ -478,7 +486,7 @@ fn one_of<S: AsRef<str>>(names: &[S]) -> String {
     }
 }
 
-/// A text that a check lets pass.
+/// Returns a text that passes a check.
 fn checked(text: Fragment<'_>, check: fn(&str) -> Result<(), String>) -> Result<String, ValueError> {
     match check(text.text) {
         Ok(()) => Ok(text.text.to_owned()),

@@ -1,12 +1,11 @@
-//! Which of a configuration's text may be shown to a person, and how: secrets as mask, and nothing that a terminal would
-//! obey.
+//! Masks secrets and control characters in text of a configuration before it is shown.
 
 use std::ops::Range;
 
-/// Runs of base64 at least this long are taken for keys, or most of one. WireGuard's have 44 characters.
+/// The minimum length of a base64 run that is masked as a possible key. WireGuard keys have 44 characters.
 pub(super) const KEY_LIKE: usize = 32;
 
-/// The same text with each character that a terminal would obey, or hide, replaced; as many characters as before.
+/// Replaces each character that a terminal would interpret or hide. The number of characters stays the same.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| match c {
@@ -22,31 +21,31 @@ pub(super) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// Dots in place of all but white space; as many characters as before.
+/// Replaces each character except white space with a dot. The number of characters stays the same.
 pub(super) fn mask(text: &str) -> String {
     text.chars().map(|c| if c.is_whitespace() { c } else { '.' }).collect()
 }
 
-/// Dots in place of whatever may be a key; as many characters as before.
+/// Masks each run of base64 that may be a key. The number of characters stays the same.
 pub(super) fn mask_keys(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
+    let mut masked = String::with_capacity(text.len());
     let mut end = 0;
     for run in base64_runs(text) {
-        shown.push_str(&text[end..run.start]);
-        let hidden = &text[run.clone()];
-        shown.push_str(&if hidden.len() >= KEY_LIKE { mask(hidden) } else { hidden.to_owned() });
+        masked.push_str(&text[end..run.start]);
+        let characters = &text[run.clone()];
+        masked.push_str(&if characters.len() >= KEY_LIKE { mask(characters) } else { characters.to_owned() });
         end = run.end;
     }
-    shown.push_str(&text[end..]);
-    shown
+    masked.push_str(&text[end..]);
+    masked
 }
 
-/// Whether a word is what keys are called, and too short to be much of a secret.
+/// Returns whether a word is like a setting's name, and too short to be most of a key.
 pub(super) fn is_plain_name(word: &str) -> bool {
     (1..=24).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
-/// The longest parts of `text` that consist of base64's characters, of either alphabet of RFC 4648.
+/// Returns the longest parts of `text` that consist of characters of base64, in either alphabet of RFC 4648.
 fn base64_runs(text: &str) -> impl Iterator<Item = Range<usize>> {
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte);
     let bytes = text.as_bytes();
@@ -58,14 +57,14 @@ fn base64_runs(text: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// A word of the file, for a message: in backquotes, without secrets, shortened.
+/// Quotes a word of a file for a message: in backquotes, with possible keys masked, and shortened.
 pub(super) fn quoted(word: &str) -> String {
     const MAX: usize = 60;
-    let shown = printable(&mask_keys(word));
-    if shown.chars().count() > MAX {
-        format!("`{}…`", shown.chars().take(MAX).collect::<String>())
+    let masked = printable(&mask_keys(word));
+    if masked.chars().count() > MAX {
+        format!("`{}…`", masked.chars().take(MAX).collect::<String>())
     } else {
-        format!("`{shown}`")
+        format!("`{masked}`")
     }
 }
 
@@ -74,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_become_dots_of_their_length() {
+    fn keys_become_dots_of_the_same_length() {
         let key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
         assert_eq!(mask_keys(&format!("a {key} ü {}", &key[..31])), format!("a {} ü {}", ".".repeat(44), &key[..31]));
         assert_eq!(mask_keys("10.64.0.1/32, fc00::1/128"), "10.64.0.1/32, fc00::1/128");
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn quoted_is_short_and_plain() {
+    fn quoted_words_are_short_and_printable() {
         assert_eq!(quoted("a\x1bb"), "`a\u{fffd}b`");
         assert!(quoted(&"ü".repeat(1000)).chars().count() < 70);
         assert!(!quoted(&"a".repeat(1000)).contains('a'));

@@ -1,24 +1,25 @@
-//! Characters that a reader does not see, or takes for another one: pasted from a web page, typed by a word processor
-//! or an input method. Neither a `wg-quick` file nor a profile has a use for them outside of comments, commands and
-//! strings.
+//! Stray characters: invisible ones, and those that look like ASCII characters.
+//!
+//! They come from web pages, word processors and input methods. In a `wg-quick` file or a profile they are valid only in
+//! comments, commands and strings.
 
 use std::ops::Range;
 
-/// A character that does not belong here.
+/// A stray character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StrayCharacter {
     /// The character.
     character: char,
-    /// What it is.
+    /// The name of its kind.
     name: &'static str,
-    /// What the writer meant.
-    meant: Meant,
+    /// What its author most likely meant.
+    intention: Intention,
 }
 
-/// What the writer of an [`StrayCharacter`] character most likely meant.
+/// What the author of a [`StrayCharacter`] most likely meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meant {
-    /// Nothing: it is invisible, or belongs to the formatting of another program.
+enum Intention {
+    /// Nothing: the character is invisible, or comes from another program's formatting.
     Nothing,
     /// An ordinary space, or nothing.
     Space,
@@ -28,75 +29,75 @@ enum Meant {
     Character(char),
     /// An ASCII digit.
     Digit,
-    /// A quotation mark, which a profile has and a `wg-quick` file has not.
+    /// A quotation mark. Values have them in a profile, but not in a `wg-quick` file.
     Quote(char),
 }
 
 impl StrayCharacter {
-    /// Returns the character, if it is an odd one.
+    /// Returns the character if it is a stray one.
     pub(super) fn of(character: char) -> Option<Self> {
-        let (name, meant) = match character {
+        let (name, intention) = match character {
             ' '..='~' | '\t'..='\r' => return None,
-            '\u{a0}' => ("no-break space", Meant::Space),
-            '\u{202f}' => ("narrow no-break space", Meant::Space),
-            '\u{3000}' => ("ideographic space", Meant::Space),
-            '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{205f}' => ("typographic space", Meant::Space),
-            '\u{ad}' => ("soft hyphen", Meant::Nothing),
-            '\u{200b}' => ("zero-width space", Meant::Nothing),
-            '\u{200c}' | '\u{200d}' => ("zero-width joiner", Meant::Nothing),
-            '\u{2060}' => ("word joiner", Meant::Nothing),
-            '\u{feff}' => ("byte-order mark", Meant::Nothing),
+            '\u{a0}' => ("no-break space", Intention::Space),
+            '\u{202f}' => ("narrow no-break space", Intention::Space),
+            '\u{3000}' => ("ideographic space", Intention::Space),
+            '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{205f}' => ("typographic space", Intention::Space),
+            '\u{ad}' => ("soft hyphen", Intention::Nothing),
+            '\u{200b}' => ("zero-width space", Intention::Nothing),
+            '\u{200c}' | '\u{200d}' => ("zero-width joiner", Intention::Nothing),
+            '\u{2060}' => ("word joiner", Intention::Nothing),
+            '\u{feff}' => ("byte-order mark", Intention::Nothing),
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                ("directional mark", Meant::Nothing)
+                ("directional mark", Intention::Nothing)
             }
-            '\u{85}' | '\u{2028}' | '\u{2029}' => ("line separator", Meant::NewLine),
+            '\u{85}' | '\u{2028}' | '\u{2029}' => ("line separator", Intention::NewLine),
             '\u{115f}' | '\u{1160}' | '\u{180b}'..='\u{180f}' | '\u{2061}'..='\u{2065}' | '\u{206a}'..='\u{206f}' => {
-                ("invisible character", Meant::Nothing)
+                ("invisible character", Intention::Nothing)
             }
             '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' => {
-                ("invisible character", Meant::Nothing)
+                ("invisible character", Intention::Nothing)
             }
-            '\u{e0000}'..='\u{e0fff}' => ("invisible character", Meant::Nothing),
-            '\u{fffd}' => ("replacement character", Meant::Nothing),
+            '\u{e0000}'..='\u{e0fff}' => ("invisible character", Intention::Nothing),
+            '\u{fffd}' => ("replacement character", Intention::Nothing),
             '\u{ff01}'..='\u{ff5e}' => {
-                // The full-width forms are ASCII's printable characters in the same order.
+                // Full-width forms have the order of ASCII's printable characters.
                 let ascii = char::from_u32(u32::from(character) - 0xfee0).unwrap_or_default();
-                ("full-width form", Meant::Character(ascii))
+                ("full-width form", Intention::Character(ascii))
             }
-            '\u{2018}'..='\u{201b}' | '\u{2039}' | '\u{203a}' => ("typographic quotation mark", Meant::Quote('\'')),
-            '\u{201c}'..='\u{201f}' | '\u{ab}' | '\u{bb}' => ("typographic quotation mark", Meant::Quote('"')),
+            '\u{2018}'..='\u{201b}' | '\u{2039}' | '\u{203a}' => ("typographic quotation mark", Intention::Quote('\'')),
+            '\u{201c}'..='\u{201f}' | '\u{ab}' | '\u{bb}' => ("typographic quotation mark", Intention::Quote('"')),
             '\u{207c}' | '\u{208c}' | '\u{2550}' | '\u{a78a}' | '\u{fe66}' => {
-                ("look-alike of an equals sign", Meant::Character('='))
+                ("look-alike of an equals sign", Intention::Character('='))
             }
             '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe58}' | '\u{fe63}' => {
-                ("typographic dash", Meant::Character('-'))
+                ("typographic dash", Intention::Character('-'))
             }
-            '\u{60c}' | '\u{3001}' | '\u{fe50}' | '\u{ff64}' => ("look-alike of a comma", Meant::Character(',')),
+            '\u{60c}' | '\u{3001}' | '\u{fe50}' | '\u{ff64}' => ("look-alike of a comma", Intention::Character(',')),
             '\u{b7}' | '\u{2024}' | '\u{3002}' | '\u{fe52}' | '\u{ff61}' => {
-                ("look-alike of a dot", Meant::Character('.'))
+                ("look-alike of a dot", Intention::Character('.'))
             }
-            '\u{2044}' | '\u{2215}' | '\u{29f8}' => ("look-alike of a slash", Meant::Character('/')),
-            '\u{2d0}' | '\u{2236}' | '\u{a789}' | '\u{fe55}' => ("look-alike of a colon", Meant::Character(':')),
-            '\u{3010}' | '\u{27e6}' => ("look-alike of a bracket", Meant::Character('[')),
-            '\u{3011}' | '\u{27e7}' => ("look-alike of a bracket", Meant::Character(']')),
-            c if c.is_control() => ("control character", Meant::Nothing),
-            c if c.is_numeric() => ("digit of another script", Meant::Digit),
+            '\u{2044}' | '\u{2215}' | '\u{29f8}' => ("look-alike of a slash", Intention::Character('/')),
+            '\u{2d0}' | '\u{2236}' | '\u{a789}' | '\u{fe55}' => ("look-alike of a colon", Intention::Character(':')),
+            '\u{3010}' | '\u{27e6}' => ("look-alike of a bracket", Intention::Character('[')),
+            '\u{3011}' | '\u{27e7}' => ("look-alike of a bracket", Intention::Character(']')),
+            c if c.is_control() => ("control character", Intention::Nothing),
+            c if c.is_numeric() => ("digit of another script", Intention::Digit),
             _ => return None,
         };
-        Some(Self { character, name, meant })
+        Some(Self { character, name, intention })
     }
 
-    /// Returns a letter that no key has.
+    /// Returns a letter outside ASCII, where only a key of the file can be.
     fn letter(character: char) -> Self {
-        Self { character, name: "not an ASCII character", meant: Meant::Nothing }
+        Self { character, name: "not an ASCII character", intention: Intention::Nothing }
     }
 
-    /// Returns what is wrong, for a message.
+    /// Returns the message of a diagnostic.
     pub(super) fn message(self) -> String {
         format!("the character {} ({}) is not allowed here", self.code(), self.name)
     }
 
-    /// Returns the character's code point.
+    /// Returns the character's code point, such as `U+00A0`.
     pub(super) fn code(self) -> String {
         format!("U+{:04X}", u32::from(self.character))
     }
@@ -106,48 +107,49 @@ impl StrayCharacter {
         self.name
     }
 
-    /// Returns what the character looks like.
+    /// Returns the label of a diagnostic: what the character looks like.
     pub(super) fn label(self) -> String {
-        match self.meant {
-            Meant::Nothing if StrayCharacter::of(self.character).is_none() => {
+        match self.intention {
+            Intention::Nothing if StrayCharacter::of(self.character).is_none() => {
                 "keys consist of ASCII letters and digits".to_owned()
             }
-            Meant::Nothing if self.character == '\u{fffd}' => {
-                "something was lost here when the file was saved".to_owned()
+            Intention::Nothing if self.character == '\u{fffd}' => {
+                "a character was lost here when the file was saved".to_owned()
             }
-            Meant::Nothing => "this character is invisible".to_owned(),
-            Meant::Space => "this only looks like an ordinary space".to_owned(),
-            Meant::NewLine => "this does not end a line".to_owned(),
-            Meant::Character(ascii) => format!("this only looks like `{ascii}`"),
-            Meant::Digit => "this is not one of the digits 0 to 9".to_owned(),
-            Meant::Quote(_) => "this is not part of the value".to_owned(),
+            Intention::Nothing => "this character is invisible".to_owned(),
+            Intention::Space => "this only looks like an ordinary space".to_owned(),
+            Intention::NewLine => "this does not end a line".to_owned(),
+            Intention::Character(ascii) => format!("this only looks like `{ascii}`"),
+            Intention::Digit => "this is not one of the digits 0 to 9".to_owned(),
+            Intention::Quote(_) => "this is not part of the value".to_owned(),
         }
     }
 
-    /// Returns what to do about it. `quotes`: whether values have quotation marks, as in a profile.
+    /// Returns the help of a diagnostic. `quotes` says whether values have quotation marks, as in a profile.
     pub(super) fn help(self, quotes: bool) -> String {
-        match self.meant {
-            Meant::Nothing if StrayCharacter::of(self.character).is_none() => {
+        match self.intention {
+            Intention::Nothing if StrayCharacter::of(self.character).is_none() => {
                 "type the word again, or delete the line".to_owned()
             }
-            Meant::Nothing => "delete it".to_owned(),
-            Meant::Space => "replace it with an ordinary space, or delete it".to_owned(),
-            Meant::NewLine => "replace it with a line break".to_owned(),
-            Meant::Character(ascii) => format!("replace it with `{ascii}`"),
-            Meant::Digit => "replace it with an ASCII digit".to_owned(),
-            Meant::Quote(quote) if quotes => format!("replace it with `{quote}`"),
-            Meant::Quote(_) => "delete it: values have no quotation marks here".to_owned(),
+            Intention::Nothing => "delete it".to_owned(),
+            Intention::Space => "replace it with an ordinary space, or delete it".to_owned(),
+            Intention::NewLine => "replace it with a line break".to_owned(),
+            Intention::Character(ascii) => format!("replace it with `{ascii}`"),
+            Intention::Digit => "replace it with an ASCII digit".to_owned(),
+            Intention::Quote(quote) if quotes => format!("replace it with `{quote}`"),
+            Intention::Quote(_) => "delete it: values have no quotation marks here".to_owned(),
         }
     }
 }
 
-/// Returns whether a text consists of ASCII's printable characters and white space.
+/// Returns whether a text consists of printable ASCII characters and white space.
 pub(super) fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t'..=b'\r'))
 }
 
-/// Finds the odd characters of a text, each run of them once, with its columns from 0. `exempt` says of each column
-/// whether any character may be there, `ascii` whether only ASCII's may.
+/// Finds the runs of stray characters in a text, with their columns from 0.
+///
+/// `exempt` returns whether all characters are allowed at a column; `ascii` returns whether only ASCII is.
 pub(super) fn runs(
     text: &str,
     exempt: impl Fn(usize) -> bool,
@@ -158,11 +160,11 @@ pub(super) fn runs(
         return runs;
     }
     for (column, character) in text.chars().enumerate().filter(|(column, _)| !exempt(*column)) {
-        let strange = || (!character.is_ascii() && ascii(column)).then(|| StrayCharacter::letter(character));
-        let Some(odd) = StrayCharacter::of(character).or_else(strange) else { continue };
+        let letter = || (!character.is_ascii() && ascii(column)).then(|| StrayCharacter::letter(character));
+        let Some(stray) = StrayCharacter::of(character).or_else(letter) else { continue };
         match runs.last_mut() {
             Some((_, columns)) if columns.end == column => columns.end = column + 1,
-            _ => runs.push((odd, column..column + 1)),
+            _ => runs.push((stray, column..column + 1)),
         }
     }
     runs
@@ -173,14 +175,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_text_of_any_language_is_not_odd() {
+    fn text_of_any_language_is_allowed() {
         for plain in ["DNS = 10.0.0.1\t\r", "Zürich, Москва, 東京", ""] {
             assert_eq!(runs(plain, |_| false, |_| false), []);
         }
     }
 
     #[test]
-    fn each_odd_character_says_what_to_do() {
+    fn each_stray_character_has_help() {
         for (character, code, help) in [
             ('\u{a0}', "U+00A0", "ordinary space"),
             ('\u{200b}', "U+200B", "delete"),
@@ -195,16 +197,16 @@ mod tests {
             ('\u{2013}', "U+2013", "`-`"),
             ('\u{e0041}', "U+E0041", "delete"),
         ] {
-            let odd = StrayCharacter::of(character).expect("an odd character");
-            assert!(odd.message().contains(code), "{}", odd.message());
-            assert!(odd.help(false).contains(help), "{code}: {}", odd.help(false));
+            let stray = StrayCharacter::of(character).expect("a stray character");
+            assert!(stray.message().contains(code), "{}", stray.message());
+            assert!(stray.help(false).contains(help), "{code}: {}", stray.help(false));
         }
     }
 
     #[test]
-    fn a_run_is_one() {
+    fn consecutive_characters_are_one_run() {
         let found = runs("ＤＮＳ = １\u{a0}x ü", |_| false, |column| column > 9);
-        let found: Vec<_> = found.into_iter().map(|(odd, columns)| (odd.character, columns)).collect();
+        let found: Vec<_> = found.into_iter().map(|(stray, columns)| (stray.character, columns)).collect();
         assert_eq!(found, [('Ｄ', 0..3), ('１', 6..8), ('ü', 10..11)]);
     }
 }

@@ -55,7 +55,7 @@ pub use mtu::wireguard_mtu;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use crate::config::ports::ListenAddresses;
+use crate::config::listen_addresses::ListenAddresses;
 use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
 use crate::keys::PrivateKey;
 use crate::names::{InterfaceName, TunnelName};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{AllowedClient, RelayedPort};
 use crate::config::Protocol;
-use crate::config::ports::ListenAddresses;
+use crate::config::listen_addresses::ListenAddresses;
 
 /// What changes when a relay gets another list of ports. A port that is in both lists is not part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

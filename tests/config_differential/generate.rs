@@ -1,4 +1,4 @@
-//! Files as proptest makes them: mostly good ones, with a slip here and there.
+//! Generates files with proptest: mostly valid ones, with occasional mistakes.
 
 use proptest::prelude::*;
 use vpn_exec::config::wg_quick;
@@ -93,7 +93,7 @@ fn endpoint() -> impl Strategy<Value = String> {
     ])
 }
 
-/// A line, mostly a good one.
+/// Generates a line, mostly a valid one.
 fn line() -> impl Strategy<Value = String> {
     let value = |key: &'static str, values: BoxedStrategy<String>| (Just(key), values).boxed();
     let keys = || pick(&KEYS).boxed();
@@ -165,7 +165,7 @@ fn line() -> impl Strategy<Value = String> {
     ]
 }
 
-/// A file: one that begins as it should, of sections with lines that mostly belong there.
+/// Generates a file of sections with lines that mostly belong there.
 pub(crate) fn file() -> impl Strategy<Value = Vec<u8>> {
     let start = pick(&[
         "[Interface]\n",

@@ -1,10 +1,10 @@
-//! Holds our reading of `wg-quick` files against wireguard-tools': what they accept, we accept with the same meaning, and
-//! what they refuse, we refuse, but for the [`DIFFERENCES`].
+//! Compares the parser of `wg-quick` files with wireguard-tools: both accept the same files with the same meaning, except
+//! for the [`EXCEPTIONS`].
 //!
 //! The tools run in user, mount and network namespaces of their own, where a socket of this test stands for a WireGuard
-//! device: `wg setconf` says to it in canonical form what it understood (the protocol of
-//! <https://www.wireguard.com/xplatform/#configuration-protocol>). wg-quick's own reading is had by running its functions
-//! without its commands.
+//! device. `wg setconf` sends it the configuration in canonical form, in the protocol of
+//! <https://www.wireguard.com/xplatform/#configuration-protocol>. For wg-quick, the test runs its functions without its
+//! commands.
 //!
 //! Skipped where the tools or namespaces are missing, unless `VPN_EXEC_REQUIRE_PEERS=1`.
 
@@ -19,121 +19,121 @@ use vpn_exec::config::{Endpoint, WgQuick, wg_quick};
 
 use tools::{Canonical, CanonicalPeer, NAMED_HOST, Quick, Tools, to_hex};
 
-/// Where a careful user wants something else than wireguard-tools do.
-struct Difference {
-    /// A part of what we say of such a file; `None` where we accept what they refuse, or read it otherwise.
-    ours: Option<&'static str>,
-    /// Why.
+/// An intended difference from wireguard-tools.
+struct Exception {
+    /// A part of the error for such a file. `None`: the parser accepts the file, and the tools refuse it.
+    error: Option<&'static str>,
+    /// The reason for the difference.
     reason: &'static str,
-    /// Lines that show it, after an `[Interface]` heading if they have none.
+    /// Lines that show the difference. They follow an `[Interface]` heading unless they begin with one.
     example: &'static [u8],
 }
 
-/// The files that are read otherwise than by the tools. Each example is tried: a difference that is gone must go here too.
-const DIFFERENCES: &[Difference] = &[
-    Difference {
-        ours: Some("this is no port"),
-        reason: "getaddrinfo(3) takes names of services and signs, and 65537 for 1: all of them slips",
+/// The intended differences. A test tries each example, so that outdated ones are found.
+const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        error: Some("invalid port"),
+        reason: "getaddrinfo(3) accepts service names and signs, and reads 65537 as 1: all of them are mistakes",
         example: b"ListenPort = 65537\n",
     },
-    Difference {
-        ours: Some("this is no port"),
+    Exception {
+        error: Some("invalid port"),
         reason: "no packet can be sent to port 0",
         example: b"[Peer]\nPublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\nEndpoint = 192.0.2.1:0\n",
     },
-    Difference {
-        ours: Some("is not an IPv4 address"),
-        reason: "getaddrinfo(3) takes 10.1 for 10.0.0.1 and 010.0.0.1 for 8.0.0.1: nobody means that",
+    Exception {
+        error: Some("is not an IPv4 address"),
+        reason: "getaddrinfo(3) reads 10.1 as 10.0.0.1 and 010.0.0.1 as 8.0.0.1, which is hardly ever intended",
         example: b"[Peer]\nPublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\nEndpoint = 10.1:51820\n",
     },
-    Difference {
-        ours: Some("has a zero byte"),
+    Exception {
+        error: Some("has a zero byte"),
         reason: "the tools stop reading a line at a zero byte; a text file has none",
         example: b"ListenPort = 5\x006\n",
     },
-    Difference {
-        ours: Some("is not UTF-8"),
-        reason: "outside of comments, wg-quick takes any bytes in what it does not check itself",
+    Exception {
+        error: Some("invalid UTF-8"),
+        reason: "outside comments, wg-quick accepts any bytes in values that it does not check",
         example: b"Table = \xff\n",
     },
-    Difference {
-        ours: Some("has no value"),
-        reason: "wg-quick takes a key without `=` for its own value: `MTU` for `MTU = MTU`",
+    Exception {
+        error: Some("has no value"),
+        reason: "wg-quick reads a key without `=` as its own value: `MTU` as `MTU = MTU`",
         example: b"MTU\n",
     },
-    Difference {
-        ours: Some("is not an address"),
-        reason: "wg-quick leaves the check of Address to `ip address add`, which comes too late",
+    Exception {
+        error: Some("is not an address"),
+        reason: "wg-quick leaves the check of Address to `ip address add`, which fails too late",
         example: b"Address = 10.0.0.1/33x\nAddress = ten\n",
     },
-    Difference { ours: Some("this is no prefix length"), reason: "as above", example: b"Address = 10.0.0.1/33\n" },
-    Difference {
-        ours: Some("an interface cannot have this address"),
+    Exception { error: Some("invalid prefix length"), reason: "as above", example: b"Address = 10.0.0.1/33\n" },
+    Exception {
+        error: Some("an interface cannot have this address"),
         reason: "as above",
         example: b"Address = 224.0.0.1/32\n",
     },
-    Difference {
-        ours: Some("this is no MTU"),
+    Exception {
+        error: Some("invalid MTU"),
         reason: "wg-quick leaves the check of MTU to `ip link set`",
         example: b"MTU = big\n",
     },
-    Difference {
-        ours: Some("is not an IP address"),
-        reason: "wg-quick takes all digits and dots, and all with a colon, for a resolver",
+    Exception {
+        error: Some("is not an IP address"),
+        reason: "wg-quick reads each word of digits and dots, or with a colon, as a resolver",
         example: b"DNS = 10.0.0\n",
     },
-    Difference {
-        ours: Some("is neither an IP address nor a search domain"),
-        reason: "wg-quick takes all else for a search domain",
+    Exception {
+        error: Some("is neither an IP address nor a search domain"),
+        reason: "wg-quick reads each other word as a search domain",
         example: b"DNS = a..b\n",
     },
-    Difference {
-        ours: Some("is not allowed here"),
-        reason: "outside of comments and commands, invisible characters come from a web page or a word processor",
+    Exception {
+        error: Some("is not allowed here"),
+        reason: "outside comments and commands, invisible characters come from a web page or a word processor",
         example: b"Table = \xc2\xa0main\n",
     },
-    Difference {
-        ours: None,
-        reason: "a line without a value, as generators write it, is a line that is not there, for all keys alike",
+    Exception {
+        error: None,
+        reason: "generators write lines without a value; such a line is ignored for all keys alike",
         example: b"[Peer]\nPublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\nPresharedKey =\n",
     },
-    Difference {
-        ours: None,
-        reason: "keys of AmneziaWG whose values change nothing are set aside",
+    Exception {
+        error: None,
+        reason: "keys of AmneziaWG with neutral values are ignored",
         example: b"Jc = 4\nJmin = 40\nJmax = 70\nS1 = 0\nH1 = 1\n",
     },
-    Difference {
-        ours: None,
+    Exception {
+        error: None,
         reason: "the lines of an old Mac's editor end with a carriage return alone",
         example: b"[Interface]\rListenPort = 1\r",
     },
-    Difference {
-        ours: None,
-        reason: "a byte-order mark, which editors of Windows write, is not the user's fault",
+    Exception {
+        error: None,
+        reason: "editors of Windows write a byte-order mark",
         example: b"\xef\xbb\xbfListenPort = 1\n",
     },
-    Difference {
-        ours: None,
+    Exception {
+        error: None,
         reason: "wireguard-tools before 1.0.20250521 do not know the signs of AllowedIPs",
         example: b"[Peer]\nPublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\nAllowedIPs = +10.0.0.0/8\n",
     },
-    Difference {
-        ours: None,
-        reason: "names are resolved when the tunnel is made, not when the file is read; so are zones",
+    Exception {
+        error: None,
+        reason: "names and zones are resolved when the tunnel is created, not when the file is read",
         example: b"[Peer]\nPublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\nEndpoint = [fe80::1%absent0]:1\n",
     },
 ];
 
-/// Set in the environment of a test that runs in its own namespaces.
+/// The environment variable that is set in a test that runs in its own namespaces.
 const INSIDE: &str = "VPN_EXEC_DIFFERENTIAL_INSIDE";
 
-/// Our reading in the same form.
+/// Returns a parsed file in the canonical form of the device.
 fn canonical(config: &WgQuick) -> Canonical {
     let interface = &config.interface;
     let endpoint = |endpoint: &Endpoint| match endpoint {
         Endpoint::Name { port, .. } => format!("{NAMED_HOST}:{port}"),
         Endpoint::Address { address, zone: None } => match address {
-            // getnameinfo(3) says the zone's name where there is an interface of this number; lo is 1.
+            // getnameinfo(3) writes the zone as a name if an interface has this number; lo has 1.
             std::net::SocketAddr::V6(v6) if v6.scope_id() == 1 && v6.ip().is_unicast_link_local() => {
                 format!("[{}%lo]:{}", v6.ip(), v6.port())
             }
@@ -160,13 +160,13 @@ fn canonical(config: &WgQuick) -> Canonical {
     }
 }
 
-/// What wg-quick keeps, as we read it, in wg-quick's form.
+/// Returns the settings of wg-quick in a parsed file, in wg-quick's form.
 fn quick(config: &WgQuick) -> Quick {
     use vpn_exec::config::HookKind::{PostDown, PostUp, PreDown, PreUp};
     let interface = &config.interface;
     let hooks = [PreUp, PostUp, PreDown, PostDown].map(|kind| {
         let hooks = interface.hooks.iter().filter(|hook| hook.kind == kind);
-        // Tools before 1.0.20260223 cut a command at `#`, in quotes too; we leave that to the shell.
+        // Tools before 1.0.20260223 cut a command at `#`, even in quotes. The parser leaves that to the shell.
         hooks
             .map(|hook| hook.command.split('#').next().unwrap_or_default().trim().to_owned())
             .filter(|hook| !hook.is_empty())
@@ -183,8 +183,8 @@ fn quick(config: &WgQuick) -> Quick {
     }
 }
 
-/// Brings wg-quick's values, which it hands on as they are written, into the form of ours.
-fn normal(mut quick: Quick) -> Quick {
+/// Normalizes wg-quick's values, which it passes on as they are written.
+fn normalize(mut quick: Quick) -> Quick {
     let address = |text: &String| {
         let (ip, prefix) = text.split_once('/').unwrap_or((text, ""));
         let ip: std::net::IpAddr = ip.parse().expect("an address that we accepted");
@@ -206,21 +206,21 @@ fn normal(mut quick: Quick) -> Quick {
     quick.search.retain(|domain| !domain.starts_with('~'));
     quick.mtu = quick.mtu.parse::<u32>().map(|mtu| mtu.to_string()).unwrap_or_default();
     for hook in quick.hooks.iter_mut().flatten() {
-        // Newer tools keep the comment.
+        // Newer tools keep a comment.
         *hook = hook.split('#').next().unwrap_or_default().trim().to_owned();
     }
     quick.hooks.iter_mut().for_each(|hooks| hooks.retain(|hook| !hook.is_empty()));
     quick
 }
 
-/// Whether each error that we have is one of the differences.
-fn is_difference(errors: &Diagnostics) -> bool {
+/// Returns whether all errors are exceptions.
+fn are_exceptions(errors: &Diagnostics) -> bool {
     errors.iter().filter(|entry| entry.severity == Severity::Error).all(|entry| {
-        DIFFERENCES.iter().any(|difference| difference.ours.is_some_and(|ours| entry.message.contains(ours)))
+        EXCEPTIONS.iter().any(|exception| exception.error.is_some_and(|error| entry.message.contains(error)))
     })
 }
 
-/// The lines of a file without white space and comments, in lower case.
+/// Returns the lines of a file without white space and comments, in lower case.
 fn squeezed(text: &[u8]) -> Vec<String> {
     let squeeze = |line: &[u8]| {
         let line = String::from_utf8_lossy(line).to_ascii_lowercase();
@@ -230,7 +230,7 @@ fn squeezed(text: &[u8]) -> Vec<String> {
     text.split(|byte| *byte == b'\n').map(squeeze).collect()
 }
 
-/// The hosts of all `Endpoint` lines, also of those that later lines override: the tools resolve each one.
+/// Returns the hosts of all `Endpoint` lines, including overridden ones: the tools resolve each of them.
 fn hosts(text: &[u8]) -> Vec<String> {
     let host = |line: &String| {
         let (host, _) = line.strip_prefix("endpoint=")?.rsplit_once(':')?;
@@ -239,11 +239,11 @@ fn hosts(text: &[u8]) -> Vec<String> {
     squeezed(text).iter().filter_map(host).collect()
 }
 
-/// What of a file that we accept the tools at hand may refuse: byte-order marks, signs, keys without a value, and what
-/// cannot be resolved here.
-fn is_newer_or_later(text: &[u8]) -> bool {
+/// Returns whether the installed tools may refuse an accepted file: it has a byte-order mark, signs, keys without a value,
+/// or endpoints that cannot be resolved here.
+fn may_be_refused(text: &[u8]) -> bool {
     let signed = squeezed(text).iter().any(|line| line.starts_with("allowedips=") && line.contains(['+', '-']));
-    // A zone by name exists only if it is lo. The hosts file has no names that are very long or end with a dot.
+    // The only interface is lo. The hosts file cannot have names that are very long or end with a dot.
     let absent = |host: &String| match host.split_once('%') {
         Some((_, zone)) => zone != "lo" && !zone.bytes().all(|byte| byte.is_ascii_digit()),
         None => host.ends_with('.') || host.len() > 200,
@@ -253,7 +253,7 @@ fn is_newer_or_later(text: &[u8]) -> bool {
     text.starts_with(b"\xef\xbb\xbf") || signed || empty || hosts(text).iter().any(absent)
 }
 
-/// Compares both readings of a file. `Err` says how they differ.
+/// Compares the results of parser and tools for a file. Returns a message if they differ.
 fn compare(tools: &mut Tools, text: &[u8]) -> Result<(), String> {
     let ours = wg_quick::parse("peer.conf", text);
     tools.name_hosts(&hosts(text));
@@ -261,24 +261,30 @@ fn compare(tools: &mut Tools, text: &[u8]) -> Result<(), String> {
     let file = String::from_utf8_lossy(text);
     match (ours, theirs) {
         (Err(_), None) => Ok(()),
-        (Err(errors), Some(_)) if is_difference(&errors) => Ok(()),
-        (Err(errors), Some(_)) => Err(format!("the tools accept, we refuse:\n{file}\n{errors}")),
-        (Ok(_), None) if is_newer_or_later(text) => Ok(()),
-        (Ok((config, _)), None) => Err(format!("we accept, the tools refuse:\n{file}\n{config:?}")),
+        (Err(errors), Some(_)) if are_exceptions(&errors) => Ok(()),
+        (Err(errors), Some(_)) => Err(format!("the tools accept, the parser refuses:\n{file}\n{errors}")),
+        (Ok(_), None) if may_be_refused(text) => Ok(()),
+        (Ok((config, _)), None) => Err(format!("the parser accepts, the tools refuse:\n{file}\n{config:?}")),
         (Ok((config, _)), Some((device, kept))) => {
             if canonical(&config) != device {
-                return Err(format!("the device differs:\n{file}\nwe:   {:?}\nthey: {device:?}", canonical(&config)));
+                return Err(format!(
+                    "the device differs:\n{file}\nparser: {:?}\ntools:  {device:?}",
+                    canonical(&config)
+                ));
             }
-            let kept = normal(kept);
+            let kept = normalize(kept);
             if quick(&config) != kept {
-                return Err(format!("wg-quick's keys differ:\n{file}\nwe:   {:?}\nthey: {kept:?}", quick(&config)));
+                return Err(format!(
+                    "wg-quick's settings differ:\n{file}\nparser: {:?}\ntools:  {kept:?}",
+                    quick(&config)
+                ));
             }
             Ok(())
         }
     }
 }
 
-/// Runs the test of this name again in namespaces of its own; `true` there.
+/// Runs the test with this name again in namespaces of its own. Returns `true` there.
 fn inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -289,7 +295,7 @@ fn inside(test: &str) -> bool {
     let missing = if !have("wg", &["--version"]) || !have("wg-quick", &["--help"]) {
         Some("wireguard-tools are missing")
     } else if !have("unshare", &["-rmn", "true"]) {
-        Some("user namespaces are not to be had")
+        Some("user namespaces are unavailable")
     } else {
         None
     };
@@ -323,15 +329,15 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn the_corpus_is_read_as_wireguard_tools_read_it() {
-    if !inside("the_corpus_is_read_as_wireguard_tools_read_it") {
+fn corpus_is_parsed_as_by_wireguard_tools() {
+    if !inside("corpus_is_parsed_as_by_wireguard_tools") {
         return;
     }
     let mut tools = Tools::new();
     let mut accepted = 0;
     for (name, text) in corpus() {
         if name.contains("/lenient-") {
-            // We accept what the tools refuse; see the differences.
+            // Accepted by the parser and refused by the tools: see the exceptions.
             assert!(wg_quick::parse("f", &text).is_ok() && tools.read(&text).is_none(), "{name}");
             continue;
         }
@@ -344,8 +350,8 @@ fn the_corpus_is_read_as_wireguard_tools_read_it() {
 }
 
 #[test]
-fn the_command_wg_quick_strip_agrees() {
-    if !inside("the_command_wg_quick_strip_agrees") {
+fn wg_quick_strip_keeps_the_meaning() {
+    if !inside("wg_quick_strip_keeps_the_meaning") {
         return;
     }
     let mut tools = Tools::new();
@@ -355,13 +361,13 @@ fn the_command_wg_quick_strip_agrees() {
         std::fs::write(&file, &text).expect("written");
         let strip = Command::new("wg-quick").arg("strip").arg(&file).output().expect("wg-quick");
         assert!(strip.status.success(), "{name}");
-        // What is stripped means to wg what the file means to us.
+        // wg reads the stripped file as the parser reads the original.
         let stripped = tools.directory.path().join("stripped");
         std::fs::write(&stripped, &strip.stdout).expect("written");
         let (config, _) = wg_quick::parse("f", &text).expect("accepted");
         tools.name_hosts(&hosts(&text));
         assert_eq!(tools.setconf(&stripped), Some(canonical(&config)), "{name}");
-        // And it means the same to us.
+        // The parser reads both files alike.
         let (again, _) = wg_quick::parse("f", &strip.stdout).expect("accepted");
         assert_eq!(canonical(&again), canonical(&config), "{name}");
         assert!(tools.read(&text).is_some(), "{name}");
@@ -369,38 +375,38 @@ fn the_command_wg_quick_strip_agrees() {
 }
 
 #[test]
-fn each_difference_is_one() {
-    if !inside("each_difference_is_one") {
+fn all_exceptions_are_differences() {
+    if !inside("all_exceptions_are_differences") {
         return;
     }
     let mut tools = Tools::new();
-    for difference in DIFFERENCES {
-        let (mark, lines) = match difference.example.strip_prefix(b"\xef\xbb\xbf") {
+    for exception in EXCEPTIONS {
+        let (mark, lines) = match exception.example.strip_prefix(b"\xef\xbb\xbf") {
             Some(lines) => (&b"\xef\xbb\xbf"[..], lines),
-            None => (&b""[..], difference.example),
+            None => (&b""[..], exception.example),
         };
         let heading = if lines.starts_with(b"[Interface]") { &b""[..] } else { b"[Interface]\n" };
         let text = [mark, heading, lines].concat();
         let theirs = tools.read(&text);
         let file = String::from_utf8_lossy(&text);
-        match (difference.ours, wg_quick::parse("f", &text)) {
-            (Some(ours), Err(errors)) => {
-                assert!(errors.to_string().contains(ours), "{errors}");
-                assert!(theirs.is_some(), "the tools refuse this too:\n{file}\n{}", difference.reason);
+        match (exception.error, wg_quick::parse("f", &text)) {
+            (Some(expected), Err(errors)) => {
+                assert!(errors.to_string().contains(expected), "{errors}");
+                assert!(theirs.is_some(), "the tools refuse this too:\n{file}\n{}", exception.reason);
             }
             (None, Ok(_)) => {
-                // A later version of the tools may take it.
-                let newer = theirs.is_some() && difference.reason.starts_with("wireguard-tools before");
-                assert!(theirs.is_none() || newer, "the tools accept this too:\n{file}\n{}", difference.reason);
+                // A later version of the tools may accept it.
+                let newer = theirs.is_some() && exception.reason.starts_with("wireguard-tools before");
+                assert!(theirs.is_none() || newer, "the tools accept this too:\n{file}\n{}", exception.reason);
             }
-            (_, ours) => panic!("not what is said here:\n{file}\n{}\n{ours:?}", difference.reason),
+            (_, result) => panic!("unexpected result:\n{file}\n{}\n{result:?}", exception.reason),
         }
     }
 }
 
 #[test]
-fn generated_files_are_read_as_wireguard_tools_read_them() {
-    if !inside("generated_files_are_read_as_wireguard_tools_read_them") {
+fn generated_files_are_parsed_as_by_wireguard_tools() {
+    if !inside("generated_files_are_parsed_as_by_wireguard_tools") {
         return;
     }
     let tools = std::cell::RefCell::new(Tools::new());
@@ -418,7 +424,7 @@ fn generated_files_are_read_as_wireguard_tools_read_them() {
         Err(TestError::Fail(reason, _)) => panic!("{reason}"),
         Err(TestError::Abort(reason)) => panic!("the generator gave up: {reason}"),
     }
-    // A generator of nonsense alone would prove nothing.
+    // Mostly invalid or mostly valid files would prove little.
     let (accepted, all) = (accepted.get(), all.get());
     assert!(accepted * 4 > all && accepted * 20 < all * 19, "{accepted} of {all} files were accepted");
 }

@@ -1,4 +1,4 @@
-//! What wireguard-tools make of a file.
+//! Runs wireguard-tools on a file and returns their result.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount};
 use vpn_exec::keys::PrivateKey;
 
-/// All hosts' names are this address here: `wg setconf` resolves while it reads.
+/// The address of all host names here. `wg setconf` resolves names while it reads a file.
 pub(crate) const NAMED_HOST: &str = "192.0.2.99";
 
-/// A device's configuration in canonical form: what a kernel knows after it was told.
+/// The configuration of a device in canonical form, after the kernel has applied it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Canonical {
     pub(crate) private_key: String,
@@ -32,7 +32,7 @@ pub(crate) struct CanonicalPeer {
     pub(crate) allowed: Vec<String>,
 }
 
-/// What wg-quick keeps for itself.
+/// The settings that wg-quick reads itself.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Quick {
     pub(crate) addresses: Vec<String>,
@@ -46,8 +46,8 @@ pub(crate) struct Quick {
 
 const ZERO: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// Does to a model of the kernel's device what the lines of the protocol say.
-fn told(conversation: &str) -> Canonical {
+/// Applies the lines of the protocol to a model of the kernel's device.
+fn apply(conversation: &str) -> Canonical {
     let mut device = Canonical::default();
     let mut own = None;
     let mut current: Option<String> = None;
@@ -66,7 +66,7 @@ fn told(conversation: &str) -> Canonical {
             "listen_port" => device.listen_port = value.parse().expect("a port"),
             "fwmark" => device.fwmark = value.parse().expect("a mark"),
             "public_key" => {
-                // The kernel passes over a peer that is the device itself.
+                // The kernel ignores a peer that is the device itself.
                 current = (own.as_deref() != Some(value)).then(|| value.to_owned());
                 if let Some(name) = &current {
                     device.peers.entry(name.clone()).or_default();
@@ -89,7 +89,7 @@ fn told(conversation: &str) -> Canonical {
                     "endpoint" => peer.endpoint = value.to_owned(),
                     "persistent_keepalive_interval" => peer.keepalive = value.parse().expect("seconds"),
                     "replace_allowed_ips" => peer.allowed.clear(),
-                    _ => panic!("{line} is not of the protocol"),
+                    _ => panic!("unknown line of the protocol: {line}"),
                 }
             }
         }
@@ -107,7 +107,7 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Runs wireguard-tools on files.
+/// Running wireguard-tools, in namespaces of their own.
 pub(crate) struct Tools {
     pub(crate) directory: tempfile::TempDir,
     conversations: mpsc::Receiver<String>,
@@ -115,11 +115,11 @@ pub(crate) struct Tools {
     answers: BufReader<std::process::ChildStdout>,
 }
 
-/// What the tools make of a file: `None` if they refuse it.
+/// The result of the tools for a file; `None` if they refuse it.
 pub(crate) type Verdict = Option<(Canonical, Quick)>;
 
 impl Tools {
-    /// Inside namespaces that are ours alone.
+    /// Prepares the namespaces, which the caller has created.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("a /run of our own");
@@ -141,7 +141,7 @@ impl Tools {
                         Ok(length) => text.extend_from_slice(&buffer[..length]),
                     }
                 }
-                // wg first connects only to see that the device is there.
+                // wg first connects to check whether the device exists.
                 if text.is_empty() {
                     continue;
                 }
@@ -149,7 +149,7 @@ impl Tools {
                 sender.send(String::from_utf8(text).expect("UTF-8")).expect("a listener");
             }
         });
-        // wg-quick's functions, without the commands at its end. An empty directory leaves nothing for `*` to match.
+        // The functions of wg-quick without the commands at its end. In an empty directory, `*` matches nothing.
         let empty = directory.path().join("empty");
         std::fs::create_dir(&empty).expect("a directory");
         let script = r#"
@@ -180,7 +180,7 @@ impl Tools {
         Self { directory, conversations, reader, answers }
     }
 
-    /// Lets these hosts, and no others, be found, as far as they are names.
+    /// Makes these hosts resolvable, and no others. Ignores those that are not names.
     pub(crate) fn name_hosts(&self, hosts: &[String]) {
         let is_name = |host: &&String| {
             !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
@@ -189,7 +189,7 @@ impl Tools {
         std::fs::write(self.directory.path().join("hosts"), lines).expect("written");
     }
 
-    /// `wg setconf` of a file.
+    /// Runs `wg setconf` on a file.
     pub(crate) fn setconf(&self, file: &Path) -> Option<Canonical> {
         let status = Command::new("wg")
             .args(["setconf", "peer"])
@@ -201,13 +201,13 @@ impl Tools {
         let conversation =
             self.conversations.recv_timeout(Duration::from_millis(if status.success() { 5000 } else { 0 }));
         match conversation {
-            Ok(conversation) if status.success() => Some(told(&conversation)),
+            Ok(conversation) if status.success() => Some(apply(&conversation)),
             Err(_) if !status.success() => None,
-            other => panic!("wg ended with {status} after {other:?}"),
+            other => panic!("wg exited with {status} after {other:?}"),
         }
     }
 
-    /// wg-quick, and then wg, as `wg-quick up` runs them.
+    /// Runs wg-quick and then wg on a file, as `wg-quick up` does.
     pub(crate) fn read(&mut self, text: &[u8]) -> Verdict {
         let file = self.directory.path().join("peer.conf");
         std::fs::write(&file, text).expect("written");

@@ -42,15 +42,15 @@ fn without_its_view_of_files_a_program_reaches_the_hosts_resolvers() {
 }
 
 #[test]
-fn without_the_gate_a_program_reaches_unix_sockets_of_processes_outside() {
+fn without_the_socket_guard_a_program_reaches_unix_sockets_of_processes_outside() {
     lab::test(Peer::Ours, |lab| {
         expect_leaks_without(lab, "sockets", |vector| vector.protection == Protection::Sockets)
     });
 }
 
-/// The gate alone keeps the host's resolvers closed.
+/// The socket guard alone keeps the host's resolvers closed.
 #[test]
-fn the_gate_stops_lookups_without_the_view_of_files() {
+fn the_socket_guard_stops_lookups_without_the_view_of_files() {
     lab::test(Peer::Ours, |lab| {
         judge_without(lab, "names", NONE)?
             .expect_no_leak_by(|vector| matches!(vector.protection, Protection::Files | Protection::Sockets))

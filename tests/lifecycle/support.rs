@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::netlink::link::Link;
-use vpn_exec::registry::{self, State};
+use vpn_exec::registry::{self, TunnelState};
 
 /// The time after which a process is taken for hanging. Nothing takes a tenth of it on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -86,7 +86,7 @@ pub(crate) fn by_way_of(task: &str, then: &Command) -> Command {
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) program: Surroundings,
-    pub(crate) state: State,
+    pub(crate) state: TunnelState,
 }
 
 impl Running {

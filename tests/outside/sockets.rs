@@ -161,7 +161,7 @@ fn a_guard_that_cannot_start_says_why() {
             command.env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/tmp/bus");
             let output = command.output()?;
             ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{guard}: {}", text_of(&output));
-            let reason = format!("cannot {task}: cannot go on {guard}: a test has it fail");
+            let reason = format!("cannot {task}: cannot continue {guard}: a test made it fail");
             ensure!(text_of(&output).contains(&reason), "{}", text_of(&output));
             ensure!(!text_of(&output).contains("Broken pipe"), "{}", text_of(&output));
         }
@@ -224,7 +224,7 @@ fn the_plan_lists_listening_sockets_that_will_be_closed() {
     });
 }
 
-/// With `sudo` and `--user`, the gate runs as that user.
+/// With `sudo` and `--user`, the socket guard runs as that user.
 #[test]
 fn sockets_outside_are_closed_to_a_program_of_another_user() {
     test_at_desk(|desk| {

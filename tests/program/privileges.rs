@@ -117,7 +117,7 @@ fn each_process_has_only_the_capabilities_of_its_next_steps() {
         comes_to_rest_with("the keeper", state.keeper, &[(0, 0), (all, NET_ADMIN)])?;
         let keeper = fs::read_to_string(format!("/proc/{}/status", state.keeper))?;
         ensure!(bits(&keeper, "CapBnd")? == 0, "{keeper}");
-        // The other children are the view helper and the gate.
+        // The other children are the view helper and the socket guard.
         let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let mut children = String::new();
         wait_until("the program", || {

@@ -1,44 +1,44 @@
 //! Keys that other programs add to a `wg-quick` file.
 //!
-//! Some change the protocol, unless their value says otherwise: AmneziaWG's sizes and headers, WARP's reserved bytes.
-//! Some concern only the client that reads them: junk packets before a handshake, which every WireGuard server drops,
-//! and timers. Some steer the app that wrote them, and have no meaning here.
+//! - Some change the protocol, except with neutral values: the sizes and headers of AmneziaWG, the reserved bytes of WARP.
+//! - Some affect only the client: timers, and junk packets before a handshake, which every WireGuard server drops.
+//! - Some configure the app that wrote the file, and have no meaning here.
 
 /// A key of another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extension {
-    /// How its program writes it.
+    /// The name as its program writes it.
     pub(super) name: &'static str,
-    /// Whose it is.
+    /// The program that defines it.
     pub(super) family: Family,
     neutral: Neutral,
 }
 
-/// Whose key it is, which decides what to say of it.
+/// The program that defines a key, which decides how the key is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
-    /// AmneziaWG's, a fork of WireGuard that hides what it is.
+    /// AmneziaWG, a fork of WireGuard with traffic obfuscation.
     Amnezia,
-    /// Of clients for Cloudflare's WARP: an ID of the client in bytes that WireGuard keeps zero.
+    /// Clients for Cloudflare's WARP, which put a client ID into bytes that are zero in WireGuard.
     Warp,
-    /// Of an app, named here, with what to do instead.
+    /// An app: its name, and help on what to do with the key.
     App(&'static str, &'static str),
 }
 
-/// With which values a key changes nothing for a plain WireGuard peer.
+/// The values with which a key has no effect on a plain WireGuard peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Neutral {
-    /// Any: the other peer never learns of it, or drops what it brings about.
+    /// All: the peer does not learn of the key, or drops the packets that it causes.
     Always,
-    /// With this number alone, or a range that contains only this number.
+    /// This number, or a range that contains only this number.
     Number(u32),
-    /// With `off`, `false` or 0.
+    /// `off`, `false`, `no` or 0.
     Off,
-    /// With zeros only.
+    /// Zeros.
     Zeros,
-    /// With a key of zeros, which is none.
+    /// A key of zeros, which means "no key".
     ZeroKey,
-    /// With none.
+    /// None.
     Never,
 }
 
@@ -50,42 +50,42 @@ const fn app(name: &'static str, app: &'static str, help: &'static str) -> Exten
     Extension { name, family: Family::App(app, help), neutral: Neutral::Never }
 }
 
-const ONE_PROGRAM: &str = "delete this line: in the tunnel are the programs that vpn-exec runs, and no others";
-const ROUTES: &str = "delete this line, and give networks outside the tunnel with --local or --lan";
+const ONE_PROGRAM: &str = "delete this line: only programs that vpn-exec runs use the tunnel";
+const ROUTES: &str = "delete this line, and name networks outside the tunnel with --local or --lan";
 const NO_USE: &str = "delete this line";
 const COMMENT: &str = "delete this line, or make it a comment with `#`";
 const KEY_FILE: &str = "delete this line, and write the key itself into the file";
 const OBFUSCATION: &str = "delete this line if the server also speaks plain WireGuard";
 
-/// All that are known. AmneziaWG's are those of amneziawg-tools and amneziawg-go up to version 3.1.
+/// The known keys. Those of AmneziaWG are from amneziawg-tools and amneziawg-go up to version 3.1.
 const EXTENSIONS: &[Extension] = &[
-    // Junk packets before each handshake, of a size and number that only the sender knows.
+    // Junk packets before each handshake. Only the sender knows their size and number.
     amnezia("Jc", Neutral::Always),
     amnezia("Jmin", Neutral::Always),
     amnezia("Jmax", Neutral::Always),
     amnezia("J1", Neutral::Always),
     amnezia("J2", Neutral::Always),
     amnezia("J3", Neutral::Always),
-    // Packets of another protocol's looks before each handshake.
+    // Packets before each handshake that look like another protocol.
     amnezia("I1", Neutral::Always),
     amnezia("I2", Neutral::Always),
     amnezia("I3", Neutral::Always),
     amnezia("I4", Neutral::Always),
     amnezia("I5", Neutral::Always),
     amnezia("Itime", Neutral::Always),
-    // Bytes before each message of a type, which both peers must know.
+    // The number of bytes before each message of a type. Both peers must know it.
     amnezia("S1", Neutral::Number(0)),
     amnezia("S2", Neutral::Number(0)),
     amnezia("S3", Neutral::Number(0)),
     amnezia("S4", Neutral::Number(0)),
-    // The types of messages, which are 1 to 4 in WireGuard.
+    // The message types, which are 1 to 4 in WireGuard.
     amnezia("H1", Neutral::Number(1)),
     amnezia("H2", Neutral::Number(2)),
     amnezia("H3", Neutral::Number(3)),
     amnezia("H4", Neutral::Number(4)),
     amnezia("HeaderProtectionKey", Neutral::ZeroKey),
     amnezia("RandomTrailers", Neutral::Off),
-    // Padding inside of the encryption, which the receiver cuts off by the length in the IP header.
+    // Padding inside the encryption, which the receiver removes by the length in the IP header.
     amnezia("ContentPaddingAddition", Neutral::Always),
     amnezia("DisableCookies", Neutral::Always),
     amnezia("RekeyAfterTime", Neutral::Always),
@@ -93,7 +93,7 @@ const EXTENSIONS: &[Extension] = &[
     amnezia("RejectAfterTime", Neutral::Always),
     amnezia("KeepaliveTimeout", Neutral::Always),
     amnezia("MaxHandshakeAttempts", Neutral::Always),
-    // Whether the peer is spoken to with the values above; without any, it makes no difference.
+    // Whether the values above apply to the peer. Without any of them, it has no effect.
     amnezia("AdvancedSecurity", Neutral::Always),
     Extension { name: "Reserved", family: Family::Warp, neutral: Neutral::Zeros },
     Extension { name: "ClientID", family: Family::Warp, neutral: Neutral::Zeros },
@@ -136,12 +136,12 @@ const EXTENSIONS: &[Extension] = &[
 ];
 
 impl Extension {
-    /// Returns the key of this name; the case of letters does not matter.
+    /// Returns the key with this name, ignoring letter case.
     pub(super) fn named(name: &str) -> Option<Self> {
         EXTENSIONS.iter().copied().find(|extension| extension.name.eq_ignore_ascii_case(name))
     }
 
-    /// Returns whether the key with this value, which has no white space, changes nothing for a plain WireGuard peer.
+    /// Returns whether the key has no effect on a plain WireGuard peer with this value, which has no white space.
     pub(super) fn is_neutral(self, value: &str) -> bool {
         if value.is_empty() {
             return true;
@@ -154,7 +154,7 @@ impl Extension {
                 number(first) == Some(neutral) && number(last) == Some(neutral)
             }
             Neutral::Off => ["off", "false", "no", "0"].iter().any(|off| off.eq_ignore_ascii_case(value)),
-            // Three numbers, with or without brackets, or three bytes in hexadecimal or base64.
+            // Three numbers with or without brackets, or three bytes in hexadecimal or base64.
             Neutral::Zeros => {
                 let inner = value.trim_start_matches('[').trim_end_matches(']');
                 value == "AAAA"
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_found_once_and_in_any_case() {
+    fn names_are_unique_and_ignore_case() {
         for extension in EXTENSIONS.iter().copied() {
             assert_eq!(Extension::named(&extension.name.to_ascii_uppercase()), Some(extension));
         }
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_change_nothing_are_known() {
+    fn neutral_values_are_recognized() {
         for (name, neutral, not) in [
             ("S1", &["0", "00", "0-0", ""][..], &["1", "0-1", "x", "-0"][..]),
             ("h3", &["3", "3-3", "03"], &["4", "3-4", "3-", "2-3", "4294967299"]),

@@ -1,8 +1,8 @@
-//! The keys of a `wg-quick` file: what they are called, where they belong, and whether their values may be shown.
+//! The settings of a `wg-quick` file: their names, their sections, and whether their values are secret.
 
 use crate::config::HookKind;
 
-/// The keys of a `wg-quick` file.
+/// A setting, which is what `KEY` in a line `KEY = VALUE` names. Called so because a key is something else here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Setting {
     PrivateKey,
@@ -21,7 +21,7 @@ pub(super) enum Setting {
     PersistentKeepalive,
 }
 
-/// All of them.
+/// All settings.
 pub(super) const SETTINGS: [Setting; 17] = [
     Setting::PrivateKey,
     Setting::ListenPort,
@@ -43,7 +43,7 @@ pub(super) const SETTINGS: [Setting; 17] = [
 ];
 
 impl Setting {
-    /// How wg(8) and wg-quick(8) write it.
+    /// Returns the name as wg(8) and wg-quick(8) write it.
     pub(super) fn name(self) -> &'static str {
         match self {
             Setting::PrivateKey => "PrivateKey",
@@ -66,25 +66,26 @@ impl Setting {
         }
     }
 
-    /// The key that is called so; letters' case does not matter.
+    /// Returns the setting with this name, ignoring letter case.
     pub(super) fn named(name: &str) -> Option<Setting> {
-        SETTINGS.into_iter().find(|key| key.name().eq_ignore_ascii_case(name))
+        SETTINGS.into_iter().find(|setting| setting.name().eq_ignore_ascii_case(name))
     }
 
-    /// Whether it belongs to a `[Peer]` section, not to `[Interface]`.
-    pub(super) fn is_peers(self) -> bool {
+    /// Returns whether the setting belongs to a `[Peer]` section. The others belong to `[Interface]`.
+    pub(super) fn is_of_peer(self) -> bool {
         use Setting::{AllowedIps, Endpoint, PersistentKeepalive, PresharedKey, PublicKey};
         matches!(self, PublicKey | PresharedKey | AllowedIps | Endpoint | PersistentKeepalive)
     }
 
-    /// Whether wg-quick reads it itself, and wg(8) does not know it.
-    pub(super) fn is_quicks(self) -> bool {
+    /// Returns whether wg-quick(8) reads the setting itself. wg(8) does not know such a setting.
+    pub(super) fn is_of_wg_quick(self) -> bool {
         use Setting::{Address, Dns, Hook, Mtu, SaveConfig, Table};
         matches!(self, Address | Dns | Mtu | Table | SaveConfig | Hook(_))
     }
 
-    /// Whether its value holds neither a key nor a command. A public key may be a private one in the wrong place.
-    pub(super) fn may_be_shown(self) -> bool {
-        !matches!(self, Setting::PrivateKey | Setting::PresharedKey | Setting::PublicKey | Setting::Hook(_))
+    /// Returns whether the value is a key or a command, and must not be shown. A public key is included: the value may be
+    /// a private key in the wrong line.
+    pub(super) fn is_secret(self) -> bool {
+        matches!(self, Setting::PrivateKey | Setting::PresharedKey | Setting::PublicKey | Setting::Hook(_))
     }
 }

@@ -1,50 +1,51 @@
-//! The values of a `wg-quick` file, each read as wg(8) or wg-quick(8) reads it, and what is wrong with those that are none.
+//! The values of a `wg-quick` file, parsed as by wg(8) or wg-quick(8), and the errors about invalid ones.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::lines::is_space;
+use super::line::is_space;
 use crate::config::Endpoint;
 use crate::config::fragment::Fragment;
-use crate::config::network::{ValueError, decimal, is_domain, network};
+use crate::config::network::{is_domain, network};
 use crate::config::redact::quoted;
+use crate::config::value::{ValueError, decimal};
 use crate::keys::KeyError;
 use crate::names::InterfaceName;
 
-/// A private, preshared or public key. Nothing of the text gets into the problem.
+/// Parses a private, preshared or public key. The error contains no part of the text.
 pub(super) fn key<K: FromStr<Err = KeyError>>(value: Fragment<'_>, name: &str) -> Result<K, ValueError> {
     value.text.parse().map_err(|error| {
         let help = match error {
             KeyError::Length { found: 43 } if !value.text.ends_with('=') => {
-                Some("the `=` at the end belongs to the key".to_owned())
+                Some("add the `=` at the end, which belongs to the key".to_owned())
             }
             KeyError::Length { .. } if value.text.starts_with(['"', '\'', '“']) => {
-                Some("leave the quotation marks out".to_owned())
+                Some("remove the quotation marks".to_owned())
             }
             KeyError::Length { found: 64 } if value.text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-                Some("this looks like hexadecimal; write the key in base64, as `wg genkey` does".to_owned())
+                Some("this looks like hexadecimal: write the key in base64, as `wg genkey` does".to_owned())
             }
             _ => None,
         };
         let message = match error {
             KeyError::Length { .. } => format!("the value of `{name}` has the wrong length for a key"),
-            KeyError::Encoding => format!("the value of `{name}` is no key"),
+            KeyError::Encoding => format!("the value of `{name}` is not a valid key"),
         };
         ValueError::new(value, message, error.to_string()).help(help)
     })
 }
 
-/// A UDP port of at least `min`. A name of a service is refused: what it means depends on the machine's /etc/services.
+/// Parses a UDP port of at least `min`. Refuses service names, whose meaning depends on the host's /etc/services.
 pub(super) fn port(value: Fragment<'_>, min: u16) -> Result<u16, ValueError> {
     decimal(value.text, u16::MAX.into())
         .and_then(|port| u16::try_from(port).ok())
         .filter(|port| *port >= min)
-        .ok_or_else(|| ValueError::new(value, "this is no port", format!("expected a number from {min} to 65535")))
+        .ok_or_else(|| ValueError::new(value, "invalid port", format!("expected a number from {min} to 65535")))
 }
 
-/// `FwMark`: `off`, a decimal number or, after `0x`, a hexadecimal one.
+/// Parses `FwMark`: `off`, a decimal number, or a hexadecimal one after `0x`.
 pub(super) fn fwmark(value: Fragment<'_>) -> Result<u32, ValueError> {
     let text = value.text;
     if text.eq_ignore_ascii_case("off") {
@@ -62,11 +63,11 @@ pub(super) fn fwmark(value: Fragment<'_>) -> Result<u32, ValueError> {
         let lower = text.to_ascii_lowercase();
         let help = text.starts_with("0X").then(|| format!("write {}", quoted(&lower)));
         let expected = "expected `off`, or a number up to 4294967295 or 0xffffffff";
-        ValueError::new(value, "this is no firewall mark", expected).help(help)
+        ValueError::new(value, "invalid firewall mark", expected).help(help)
     })
 }
 
-/// `PersistentKeepalive` in seconds; `off` is 0.
+/// Parses `PersistentKeepalive` in seconds; `off` is 0.
 pub(super) fn keepalive(value: Fragment<'_>) -> Result<u16, ValueError> {
     if value.text.eq_ignore_ascii_case("off") {
         return Ok(0);
@@ -78,15 +79,15 @@ pub(super) fn keepalive(value: Fragment<'_>) -> Result<u16, ValueError> {
         let help = match value.text[digits..].strip_prefix('-') {
             _ if unit => Some(format!("the number is in seconds: {first}")),
             Some(last) if digits > 0 && decimal(last, u32::MAX).is_some() => {
-                Some(format!("a range is AmneziaWG's: write one number, such as {first}"))
+                Some(format!("ranges are a feature of AmneziaWG: write one number, such as {first}"))
             }
             _ => None,
         };
-        ValueError::new(value, "this is no interval", "expected `off` or seconds from 0 to 65535").help(help)
+        ValueError::new(value, "invalid interval", "expected `off` or seconds from 0 to 65535").help(help)
     })
 }
 
-/// `SaveConfig`.
+/// Parses `SaveConfig`.
 pub(super) fn boolean(value: Fragment<'_>) -> Result<bool, ValueError> {
     match value.text.to_ascii_lowercase().as_str() {
         "true" => Ok(true),
@@ -97,21 +98,21 @@ pub(super) fn boolean(value: Fragment<'_>) -> Result<bool, ValueError> {
 
 /// An entry of `AllowedIPs`.
 pub(super) struct AllowedIp {
-    /// Whether it is taken away (`-`) instead of added.
+    /// Whether the network is removed (`-`) instead of added.
     pub(super) remove: bool,
-    /// The network, as written.
+    /// The network, with its host part.
     pub(super) net: IpNet,
 }
 
-/// An entry of `AllowedIPs`: an address, or one with the length of its prefix, after an optional `+` or `-`.
+/// Parses an entry of `AllowedIPs`: an address with an optional prefix length, after an optional `+` or `-`.
 pub(super) fn allowed_ip(entry: Fragment<'_>) -> Result<AllowedIp, ValueError> {
     let sign = usize::from(entry.text.starts_with(['+', '-']));
     let net = network(entry.part(sign..entry.text.len()), "a network", "0.0.0.0/0, ::/0")?;
     Ok(AllowedIp { remove: entry.text.starts_with('-'), net })
 }
 
-/// An entry of `Address`: as of `AllowedIPs`, or with a netmask as `ip address add` takes it, and an address that an
-/// interface can have.
+/// Parses an entry of `Address`: an address with an optional prefix length or netmask, as for `ip address add`. Refuses
+/// addresses that an interface cannot have.
 pub(super) fn address(entry: Fragment<'_>) -> Result<IpNet, ValueError> {
     let masked = entry.text.split_once('/').and_then(|(address, mask)| {
         let prefix = ipnet::ipv4_mask_to_prefix(mask.parse().ok()?).ok()?;
@@ -126,7 +127,7 @@ pub(super) fn address(entry: Fragment<'_>) -> Result<IpNet, ValueError> {
         return Err(ValueError::new(
             entry,
             "an interface cannot have this address",
-            "expected one of the tunnel's own",
+            "expected an address of the tunnel",
         ));
     }
     Ok(net)
@@ -139,11 +140,12 @@ pub(super) enum DnsWord {
     Server(IpAddr),
     /// A search domain.
     Search(String),
-    /// A routing domain of systemd-resolved (`~.`), which says only which names to ask of this resolver.
+    /// A routing domain of systemd-resolved (`~.`): the names that this resolver is for.
     Routing,
 }
 
-/// A word of a `DNS` line: what looks like an address must be one, anything else is a search domain (wg-quick(8)).
+/// Parses a word of a `DNS` line: an address, or else a search domain (wg-quick(8)). A word that looks like an address must be
+/// valid.
 pub(super) fn dns(word: Fragment<'_>) -> Result<DnsWord, ValueError> {
     let text = word.text;
     if let Ok(server) = text.parse() {
@@ -152,7 +154,7 @@ pub(super) fn dns(word: Fragment<'_>) -> Result<DnsWord, ValueError> {
     if text.contains(':') || text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         let help = match text.split_once('%') {
             Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => {
-                Some("a resolver inside the tunnel has no zone: leave out `%` and what follows it".to_owned())
+                Some("a resolver inside the tunnel has no zone: remove `%` and the text after it".to_owned())
             }
             _ if text.parse::<SocketAddr>().is_ok() => Some("a resolver is an address without a port".to_owned()),
             _ => None,
@@ -171,7 +173,7 @@ pub(super) fn dns(word: Fragment<'_>) -> Result<DnsWord, ValueError> {
     Err(ValueError::new(word, message, "expected letters, digits, `-` and `.`").help(help))
 }
 
-/// `Endpoint`: a host and a port, and whether an IPv6 address should have had brackets.
+/// Parses `Endpoint`: a host and a port. Also returns whether it is an IPv6 address without brackets.
 pub(super) fn endpoint(value: Fragment<'_>) -> Result<(Endpoint, bool), ValueError> {
     let text = value.text;
     let no_port = |help: Option<String>| {
@@ -184,7 +186,7 @@ pub(super) fn endpoint(value: Fragment<'_>) -> Result<(Endpoint, bool), ValueErr
     }
     let (host, port, bracketed) = if text.starts_with('[') {
         let Some(close) = text.find(']') else {
-            return Err(ValueError::new(value, "the bracket is never closed", "expected `[ADDRESS]:PORT`"));
+            return Err(ValueError::new(value, "the bracket is not closed", "expected `[ADDRESS]:PORT`"));
         };
         match text[close + 1..].strip_prefix(':') {
             Some(port) if !port.is_empty() => (1..close, close + 2..text.len(), true),
@@ -192,7 +194,7 @@ pub(super) fn endpoint(value: Fragment<'_>) -> Result<(Endpoint, bool), ValueErr
         }
     } else {
         match text.rfind(':') {
-            // An IPv6 address, whole or nearly so, whose last colon is not the port's.
+            // An IPv6 address without a port, or an invalid one.
             Some(colon) if text[..colon].contains(':') && text[..colon].parse::<Ipv6Addr>().is_err() => {
                 let help = text.parse::<Ipv6Addr>().is_ok().then(|| format!("write `[{text}]:51820`"));
                 let zone = text[..colon].split_once('%').is_some_and(|(ip, _)| ip.parse::<Ipv6Addr>().is_ok());
@@ -212,7 +214,7 @@ pub(super) fn endpoint(value: Fragment<'_>) -> Result<(Endpoint, bool), ValueErr
             }
         }
     };
-    // No packet can be sent to port 0, so that is refused, although wg(8) takes it.
+    // wg(8) accepts port 0, but no packet can be sent to it.
     let port = self::port(value.part(port), 1)?;
     let host = value.part(host);
     let endpoint = endpoint_host(host, port)?;
@@ -235,7 +237,7 @@ fn endpoint_host(host: Fragment<'_>, port: u16) -> Result<Endpoint, ValueError> 
     let number = last.bytes().all(|byte| byte.is_ascii_digit())
         || last.strip_prefix("0x").or(last.strip_prefix("0X")).is_some_and(hexadecimal);
     if number && is_domain(text) {
-        // getaddrinfo(3) would take `10.1` for 10.0.0.1 and `010.0.0.1` for 8.0.0.1; nobody means that.
+        // getaddrinfo(3) reads `10.1` as 10.0.0.1 and `010.0.0.1` as 8.0.0.1, which is hardly ever intended.
         let message = format!("{} is not an IPv4 address", quoted(text));
         return Err(ValueError::new(host, message, "expected four decimal numbers without leading zeros"));
     }
@@ -245,13 +247,13 @@ fn endpoint_host(host: Fragment<'_>, port: u16) -> Result<Endpoint, ValueError> 
     let message = if text.is_empty() {
         "the endpoint has no host".to_owned()
     } else {
-        format!("{} is neither an address nor a host's name", quoted(text))
+        format!("{} is neither an IP address nor a host name", quoted(text))
     };
     let help = (!text.is_ascii()).then(|| "write an international name in its ASCII form (`xn--…`)".to_owned());
-    Err(ValueError::new(host, message, "expected an IPv4 address, `[IPv6 address]` or a host's name").help(help))
+    Err(ValueError::new(host, message, "expected an IPv4 address, `[IPv6 address]` or a host name").help(help))
 }
 
-/// An IPv6 address with a zone (RFC 4007, section 11): a number, or for a link-local address an interface's name.
+/// Parses the zone of an IPv6 address (RFC 4007 section 11): a number, or an interface name for a link-local address.
 fn zoned(address: Ipv6Addr, zone: Fragment<'_>, port: u16) -> Result<Endpoint, ValueError> {
     if let Some(scope) = decimal(zone.text, u32::MAX) {
         return Ok(Endpoint::Address { address: SocketAddrV6::new(address, port, 0, scope).into(), zone: None });
@@ -259,18 +261,18 @@ fn zoned(address: Ipv6Addr, zone: Fragment<'_>, port: u16) -> Result<Endpoint, V
     let link_local = address.is_unicast_link_local() || address.octets()[..2] == [0xff, 0x02];
     if !link_local {
         let message = "only a link-local address has a zone";
-        return Err(ValueError::new(zone, message, format!("`{address}` is not link-local; leave out the zone")));
+        return Err(ValueError::new(zone, message, format!("`{address}` is not link-local: remove the zone")));
     }
     match zone.text.parse::<InterfaceName>() {
         Ok(name) => Ok(Endpoint::Address {
             address: SocketAddr::new(address.into(), port),
             zone: Some(name.as_str().to_owned()),
         }),
-        Err(error) => Err(ValueError::new(zone, "this is no interface's name", error.to_string())),
+        Err(error) => Err(ValueError::new(zone, "invalid interface name", error.to_string())),
     }
 }
 
-/// The words of a list of wg-quick's: separated by commas and blanks, as bash splits them.
+/// Splits a list of wg-quick(8) into words at commas and blanks, as bash does.
 pub(super) fn words(value: Fragment<'_>) -> impl Iterator<Item = Fragment<'_>> {
     value.split(|c| matches!(c, ',' | ' ' | '\t')).filter(|word| !word.text.trim_matches(is_space).is_empty())
 }

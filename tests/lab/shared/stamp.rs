@@ -56,7 +56,7 @@ pub enum Protection {
     Library,
     /// The program's view of files.
     Files,
-    /// The gate before unix sockets of processes outside.
+    /// The socket guard before unix sockets of processes outside.
     Sockets,
     /// The program's lack of privileges.
     Privileges,
