@@ -12,7 +12,7 @@
 //! 1. `lifecycle` drops privileges, creates or takes over the tunnel, and takes it down at the end.
 //! 2. `event_loop` waits for events in between, and passes each to the part that deals with it.
 //! 3. `requests` answers the clients. `reload` changes the running tunnel to another configuration, and `report`
-//! describes its status.
+//!    describes its status.
 //!
 //! Each of these parts owns its state:
 //!

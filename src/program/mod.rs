@@ -34,7 +34,6 @@ use std::path::PathBuf;
 use crate::config::Buses;
 use crate::linux::capabilities::CapabilitySet;
 use crate::plan::{DnsPlan, SocketsPlan};
-pub use environment::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 use identity::Identity;
 pub use launch::{Launch, start};
 pub use supervise::forwarded_signals;
