@@ -23,7 +23,7 @@ const OF_CALLERS: [&str; 9] = [
 
 /// The facts about a program that its environment reflects, besides its identity.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Context {
+pub(super) struct EnvironmentContext {
     /// The launcher's PID.
     pub(super) launcher: u32,
     /// Whether descriptors are passed to the program (sd_listen_fds(3)).
@@ -49,7 +49,7 @@ pub(super) enum BusVariable {
 pub(super) fn for_program(
     identity: &Identity,
     inherited: Vec<(OsString, OsString)>,
-    context: Context,
+    context: EnvironmentContext,
 ) -> Vec<(OsString, OsString)> {
     let launcher = context.launcher.to_string();
     let names_launcher = |name: &str| inherited.iter().any(|(other, value)| other == name && *value == *launcher);
@@ -121,8 +121,8 @@ mod tests {
     use super::*;
     use crate::program::identity::UserEntry;
 
-    const NOTHING: Context =
-        Context { launcher: 42, listens: false, notify_socket: None, session_bus: BusVariable::Inherited };
+    const NOTHING: EnvironmentContext =
+        EnvironmentContext { launcher: 42, listens: false, notify_socket: None, session_bus: BusVariable::Inherited };
 
     fn pair(name: &str, value: &str) -> (OsString, OsString) {
         (name.into(), value.into())
@@ -136,9 +136,10 @@ mod tests {
             pair("LISTEN_PIDFDID", "7"),
             pair("NOTIFY_SOCKET", "/run/systemd/notify"),
         ];
-        let unchanged = for_program(&Identity::Unchanged, inherited.clone(), Context { launcher: 1, ..NOTHING });
+        let unchanged =
+            for_program(&Identity::Unchanged, inherited.clone(), EnvironmentContext { launcher: 1, ..NOTHING });
         assert_eq!(unchanged, inherited);
-        let context = Context { listens: true, notify_socket: Some("/inside"), ..NOTHING };
+        let context = EnvironmentContext { listens: true, notify_socket: Some("/inside"), ..NOTHING };
         let mut environment = for_program(&Identity::Unchanged, inherited, context);
         environment.sort();
         let own = std::process::id().to_string();
@@ -171,7 +172,8 @@ mod tests {
     fn the_session_bus_is_inherited_replaced_or_unset() {
         let bus = |session_bus| {
             let inherited = vec![pair("DBUS_SESSION_BUS_ADDRESS", "unix:path=/outside")];
-            let environment = for_program(&Identity::Unchanged, inherited, Context { session_bus, ..NOTHING });
+            let environment =
+                for_program(&Identity::Unchanged, inherited, EnvironmentContext { session_bus, ..NOTHING });
             environment.into_iter().next().map(|(_, value)| value)
         };
         assert_eq!(bus(BusVariable::Inherited), Some("unix:path=/outside".into()));
