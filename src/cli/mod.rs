@@ -12,7 +12,7 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use arguments::*;
-pub use source::{CONFIG_VARIABLE, Source, SourceArgs, SourceError, TUNNEL_VARIABLE};
+pub use source::{Source, SourceArgs, SourceError};
 
 use crate::failure::Failure;
 

@@ -99,6 +99,7 @@ impl Child<'_> {
     /// Returns the program's environment as `NAME=VALUE` strings.
     fn environment(&self) -> impl Iterator<Item = Result<CString, std::ffi::NulError>> + use<> {
         let context = EnvironmentContext {
+            tunnel: self.program.namespace.file_name(),
             launcher: self.parent,
             listens: self.program.listen_fds > 0,
             notify_socket: self.notify_relay.map(|_| notify::SOCKET),

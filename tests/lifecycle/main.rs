@@ -10,6 +10,7 @@ mod hooks;
 mod look_alikes;
 mod names;
 mod obstacles;
+mod protocol;
 mod service;
 mod sharing;
 mod standing;

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::netlink::link::Link;
 use vpn_exec::linux::tun;
-use vpn_exec::registry::{self, State};
+use vpn_exec::registry::{self, TunnelState};
 
 /// Tells hanging from working: nothing here takes a tenth of it on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -232,7 +232,7 @@ impl Seen {
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) program: Seen,
-    pub(crate) state: State,
+    pub(crate) state: TunnelState,
 }
 
 impl Running {

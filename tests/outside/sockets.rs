@@ -160,7 +160,7 @@ fn a_guard_that_cannot_start_says_why() {
             command.env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/tmp/bus");
             let output = command.output()?;
             ensure!(output.status.code() == Some(125) && output.stdout.is_empty(), "{guard}: {}", said(&output));
-            let reason = format!("cannot {task}: cannot go on {guard}: a test has it fail");
+            let reason = format!("cannot {task}: cannot continue {guard}: a test made it fail");
             ensure!(said(&output).contains(&reason), "{}", said(&output));
             ensure!(!said(&output).contains("Broken pipe"), "{}", said(&output));
         }
