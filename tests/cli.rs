@@ -21,7 +21,7 @@ Endpoint = 192.0.2.1:51820
 const KEY: &str = "iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=";
 
 fn vpn_exec() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+    let mut command = Command::new(lab::launcher::binary());
     command.env("NO_COLOR", "1");
     for variable in ["VPN_EXEC_TUNNEL", "VPN_EXEC_CONFIG", "XDG_CONFIG_HOME"] {
         command.env_remove(variable);
@@ -339,7 +339,7 @@ fn a_profile_in_the_place_of_a_file_gets_advice() {
 #[test]
 fn unwritable_output_is_a_failure_and_a_reader_that_leaves_is_not() {
     for arguments in [&["--help"][..], &["--version"], &["man"], &["completions", "bash"], &["list"]] {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let mut command = std::process::Command::new(lab::launcher::binary());
         command.args(arguments).stdout(fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full"));
         let output = command.output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -347,7 +347,7 @@ fn unwritable_output_is_a_failure_and_a_reader_that_leaves_is_not() {
         assert!(said.contains("cannot write to standard output"), "{said}");
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let mut command = std::process::Command::new(lab::launcher::binary());
         let output = command.args(arguments).stdout(writer).output().expect("it runs");
         assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{arguments:?}");
     }
@@ -442,7 +442,7 @@ fn only_the_journal_gets_priorities_before_its_lines() {
     let files = Files::new();
     let path = files.file("stderr", "");
     let said = |stream: &str, options: &[&str]| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let mut command = std::process::Command::new(lab::launcher::binary());
         command.args(options).arg("check").env("JOURNAL_STREAM", stream);
         command.stderr(fs::File::create(&path).expect("a file"));
         assert!(!command.status().expect("it runs").success());
@@ -588,7 +588,7 @@ fn mistakes_in_the_command_line_are_explained_in_two_lines() {
 #[test]
 fn colors_are_for_terminals_that_do_not_forbid_them() {
     let run = |arguments: &[&str], variables: &[(&str, &str)], on_terminal: bool| {
-        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let program = lab::launcher::binary().to_str().expect("UTF-8");
         let mut command = std::process::Command::new(if on_terminal { "/usr/bin/python3" } else { program });
         if on_terminal {
             command.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])", program]);
@@ -707,7 +707,7 @@ fn bash_completes_by_its_script() {
     let files = Files::new();
     let home = profiles(&files);
     let path = files.file("completions", &script);
-    let folder = Path::new(env!("CARGO_BIN_EXE_vpn-exec")).parent().expect("a folder").to_owned();
+    let folder = lab::launcher::binary().parent().expect("a folder").to_owned();
     let search_path = std::env::join_paths([folder, "/usr/bin".into(), "/bin".into()]).expect("a path");
     let complete = |words: &[&str]| {
         let script = r#"

@@ -17,7 +17,7 @@ use super::guards::RefusalReport;
 use super::launch::Companions;
 use super::{Outcome, Program, privileges};
 use crate::failure::{Doing, Failure};
-use crate::lease::{Event, Lease};
+use crate::lease::{KeeperEvent, Lease};
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, ProcessHandle};
 use crate::linux::signals::Signals;
@@ -270,9 +270,9 @@ impl Supervision<'_> {
 
     fn receive_keeper_event(&mut self) -> io::Result<()> {
         let reason = match self.lease.next_event()? {
-            Some(Event::Failed(failure)) => failure,
-            Some(Event::Gone) => Failure::new("it was taken down"),
-            Some(Event::Connected) => {
+            Some(KeeperEvent::Failed(failure)) => failure,
+            Some(KeeperEvent::Gone) => Failure::new("it was taken down"),
+            Some(KeeperEvent::Connected) => {
                 self.notices.handshake_completed(self.tunnel);
                 return Ok(());
             }
