@@ -1,4 +1,5 @@
-//! The embedded device under a fuzzer: two devices that talk to each other, and a stranger whose messages have valid MACs.
+//! The embedded device under a fuzzer: two devices that talk to each other, and a stranger whose messages have valid
+//! MACs.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -58,7 +59,8 @@ fn config(own: u8, other: u8, allowed: &str) -> DeviceConfig {
     DeviceConfig { private_key: private(own), listen_port: 0, fwmark: 0, mtu: 1420, peers: vec![peer] }
 }
 
-/// Gives a message the first MAC that a receiver asks for (section 5.4.4 of the WireGuard paper), which any stranger can.
+/// Gives a message the first MAC that a receiver asks for (section 5.4.4 of the WireGuard paper), which any stranger
+/// can.
 fn sign(receiver: &PublicKey, message: &mut [u8]) {
     let Some(end) = message.len().checked_sub(32) else { return };
     let mut hash = Blake2s256::new();

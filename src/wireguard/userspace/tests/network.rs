@@ -101,7 +101,8 @@ impl Node {
     }
 }
 
-/// Carries datagrams until all is quiet, and says what there were: (from, to, datagram). Those to nobody's address are lost.
+/// Carries datagrams until all is quiet, and says what there were: (from, to, datagram). Those to nobody's address are
+/// lost.
 pub(super) fn settle(nodes: &mut [&mut Node]) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
     let mut log = Vec::new();
     loop {

@@ -1,5 +1,5 @@
-//! The data path with real sockets on the loopback interface, and a pair of local sockets that keep packets apart in place of
-//! the TUN.
+//! The data path with real sockets on the loopback interface, and a pair of local sockets that keep packets apart in
+//! place of the TUN.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
