@@ -1,26 +1,26 @@
-//! Nothing that the TUN or the network says makes the device panic, and nothing of a stranger gets through it.
+//! Properties of the device for all inputs: it does not panic, and nothing of an outsider gets through.
 
 use proptest::prelude::*;
 
 use super::network::*;
 use crate::wireguard::userspace::clock::travel;
 
-/// Something done to a pair of devices.
+/// An input to a pair of devices.
 #[derive(Clone, Debug)]
 enum Event {
-    /// Any bytes, from the TUN.
+    /// Arbitrary bytes from the TUN.
     Packet(Vec<u8>),
-    /// An IP header of any kind with any bytes behind, from the TUN.
+    /// A packet from the TUN with a valid IP version and arbitrary bytes otherwise.
     Headed(bool, Vec<u8>),
-    /// Any bytes, from the network.
+    /// Arbitrary bytes from the network.
     Datagram(Vec<u8>),
-    /// Bytes that begin like a message to the session of a given number, from the network.
+    /// A message from the network with a valid type, a session index and arbitrary bytes otherwise.
     Message(u8, u8, Vec<u8>),
-    /// A genuine packet, on its way over the network changed in one bit, or not.
+    /// An authentic packet, of which one bit may be changed on its way.
     Genuine(Option<usize>),
-    /// A packet that a peer with the right keys made of any bytes.
+    /// Arbitrary bytes that the peer has encrypted with the right keys.
     FromPeer(Vec<u8>),
-    /// Time passes.
+    /// A pause.
     Pause(u16),
     Endpoint(bool),
     Initiate,
