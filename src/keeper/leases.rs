@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn expecting(holder: &Holder, until: Duration) -> Leases {
-        let launchers = vec![holder.process.clone()];
+        let launchers = vec![holder.process];
         Leases { any_abandoned: false, expected: Some(Expected { launchers, until }) }
     }
 
@@ -124,9 +124,10 @@ mod tests {
         let own = holder(std::process::id());
         let parent = holder(std::os::unix::process::parent_id());
         let both = [own.clone(), parent.clone()];
-        assert_eq!(merged(vec![], &both, &[own.process.clone()]), std::slice::from_ref(&own));
-        assert_eq!(merged(vec![own.clone()], &both, &[own.process.clone()]), [own.clone()]);
-        assert_eq!(merged(vec![parent.clone()], &both, &[own.process.clone()]), [parent, own]);
+        let expected = [own.process];
+        assert_eq!(merged(vec![], &both, &expected), std::slice::from_ref(&own));
+        assert_eq!(merged(vec![own.clone()], &both, &expected), std::slice::from_ref(&own));
+        assert_eq!(merged(vec![parent.clone()], &both, &expected), [parent, own]);
     }
 
     #[test]
