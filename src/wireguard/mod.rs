@@ -1,4 +1,7 @@
-//! WireGuard itself: one trait, two implementations. Knows nothing of files, plans or namespaces.
+//! WireGuard devices: one trait, two implementations. This module knows nothing of files, plans or namespaces.
+//!
+//! - `kernel`: the kernel's WireGuard.
+//! - `userspace`: the WireGuard that is embedded in vpn-exec.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,11 +14,11 @@ use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 pub mod kernel;
 pub mod userspace;
 
-/// Which implementation a device is of.
+/// The implementation of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The kernel's module.
+    /// The kernel's: [`kernel`].
     Kernel,
     /// The embedded one: [`userspace`].
     Userspace,
@@ -30,82 +33,101 @@ impl std::fmt::Display for Backend {
     }
 }
 
-/// What a WireGuard device is made from.
+/// The configuration of a WireGuard device.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
-    /// The device's key.
+    /// The device's private key.
     pub private_key: PrivateKey,
-    /// The UDP port to listen on; 0: any free one.
+    /// The UDP port to listen on; 0: any free port.
     pub listen_port: u16,
-    /// The mark of the encrypted packets (`SO_MARK`, socket(7)); 0: none.
+    /// The firewall mark of the encrypted packets (`SO_MARK`, socket(7)); 0: none.
     pub fwmark: u32,
-    /// The interface's MTU in bytes, beyond which no packet is padded; 0: not known.
+    /// The interface's MTU in bytes, beyond which packets are not padded; 0: unknown.
     pub mtu: u32,
-    /// The peers, no two with the same public key.
+    /// The peers; all public keys are different.
     pub peers: Vec<PeerConfig>,
 }
 
-/// What a peer of a WireGuard device is made from.
+/// The configuration of a peer.
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
-    /// The peer's key, and its name.
+    /// The peer's public key, which identifies it.
     pub public_key: PublicKey,
-    /// The key shared besides.
+    /// The preshared key.
     pub preshared_key: Option<PresharedKey>,
-    /// Which inner addresses are sent to this peer, and accepted from it. Longest prefix first wins among peers.
+    /// The networks that are routed to this peer, and whose packets are accepted from it. The longest prefix decides
+    /// among peers.
     pub allowed_ips: Vec<IpNet>,
-    /// Seconds between keepalives that are sent whether or not there is traffic.
+    /// The seconds between persistent keepalives.
     pub persistent_keepalive: Option<u16>,
-    /// Where the peer is, if that is known yet.
+    /// The peer's endpoint, if it is known yet.
     pub endpoint: Option<SocketAddr>,
 }
 
-/// What a peer is doing.
+/// The status of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// The peer's key.
+    /// The peer's public key.
     pub public_key: PublicKey,
-    /// Where its packets come from or go to.
+    /// The endpoint that its packets come from or go to.
     pub endpoint: Option<SocketAddr>,
-    /// How long ago the last handshake was completed.
+    /// The time since the last completed handshake.
     pub handshake_age: Option<Duration>,
-    /// Bytes received from it, encrypted.
+    /// The encrypted bytes received from it.
     pub rx_bytes: u64,
-    /// Bytes sent to it, encrypted.
+    /// The encrypted bytes sent to it.
     pub tx_bytes: u64,
-    /// For how long handshakes were begun that nobody has answered, from 5 s on. The kernel's device does not tell.
+    /// How long the peer has not answered handshakes; `None` below 5 s. The kernel's device does not report it.
     pub unanswered_for: Option<Duration>,
 }
 
-/// A living WireGuard device. Dropping it ends an embedded one, whose interface may stay; the kernel's lives on until its namespace
-/// ends.
+/// A running WireGuard device. Dropping it stops an embedded device, whose interface may stay. A device of the kernel
+/// exists until its namespace ends.
 pub trait Device: Send {
-    /// Which implementation it is of.
+    /// Returns the device's implementation.
     fn backend(&self) -> Backend;
 
-    /// Points a peer at an endpoint, and forgets the former one.
+    /// Replaces the endpoint of a peer.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the device has ended or does not have the peer.
     fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> std::io::Result<()>;
 
-    /// Begins a handshake with a peer now, as if there were a packet for it. No error if the peer has no endpoint yet.
+    /// Begins a handshake with a peer now, as if there were a packet for it. A peer without an endpoint is no error.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the device has ended or does not have the peer.
     fn initiate_handshake(&self, peer: &PublicKey) -> std::io::Result<()>;
 
-    /// What each peer is doing, in the order of [`DeviceConfig::peers`].
+    /// Returns the status of each peer, in the order of [`DeviceConfig::peers`].
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the device has ended.
     fn peers(&self) -> std::io::Result<Vec<PeerStatus>>;
 
-    /// Becomes what a configuration says: the private key, the peers, their preshared keys, AllowedIPs and keepalives. A peer whose keys
-    /// are the same goes on with its session. Endpoints, the port and the mark stay as they are.
+    /// Applies another configuration: the private key, the peers, their preshared keys, AllowedIPs and keepalives. A
+    /// peer whose keys are unchanged keeps its session. Endpoints, the port and the mark stay as they are.
     ///
     /// # Errors
-    /// If no device can be made from it. An embedded one is then as it was.
+    ///
+    /// Returns an error if the configuration is not valid. An embedded device is then unchanged.
     fn reconfigure(&mut self, config: &DeviceConfig) -> std::io::Result<()>;
 
-    /// Takes another UDP port (0: any, so the one it has will do) and another mark.
+    /// Changes the UDP port and the mark. Port 0 means any port, so the device keeps the one it has.
     ///
     /// # Errors
-    /// `EADDRINUSE` if the port is taken. Then nothing has changed.
+    ///
+    /// Returns `EADDRINUSE` if the port is in use. The device is then unchanged.
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> std::io::Result<()>;
 
-    /// Has the interface end when this is dropped, instead of waiting for a successor. False if it stays all the same: the kernel's is
-    /// a link as any other.
+    /// Makes the interface end when the device is dropped, instead of staying for a successor. Returns false if it
+    /// stays nevertheless: an interface of the kernel exists independently of this process.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the kernel refuses it.
     fn take_interface_along(&self) -> std::io::Result<bool>;
 }

@@ -1,18 +1,18 @@
-//! The one clock of the device: time since boot, sleep included, which is also what `boringtun` measures with. A laptop
-//! that slept for an hour must find its session keys expired, so the usual monotonic clock, which stops, would not do.
+//! The device's clock: the time since boot including suspend, which `boringtun` uses, too. The session keys of a laptop
+//! that slept for an hour must have expired, so the monotonic clock, which stops during suspend, cannot be used.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// The time since boot (`CLOCK_BOOTTIME`, clock_gettime(2)).
+/// Returns the time since boot (`CLOCK_BOOTTIME`, clock_gettime(2)).
 pub(super) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39").into()
 }
 
-/// Time travel for this library's unit tests: `boringtun` reads the clock itself, and its own mock of it is a feature of
-/// the crate that would also freeze the program that the integration tests run. So the C function that both call is
-/// replaced, in this test executable only, by one that tells each thread the time that it has asked for.
+/// Time travel for unit tests. `boringtun` reads the clock itself, and its mock clock is a feature of the crate that
+/// would also affect the program that the integration tests run. So the C function that both call is replaced, in this
+/// test executable only, by one that returns the time that the calling thread has set.
 #[cfg(test)]
 pub(super) mod travel {
     use std::cell::Cell;
@@ -20,24 +20,24 @@ pub(super) mod travel {
 
     use nix::libc;
 
-    /// How much time passes by itself where it stands still: enough for no two handshakes to be stamped with the same, which would be
-    /// replays.
+    /// How much time passes at each call while the clock is frozen. Two handshakes with the same timestamp would count
+    /// as replays.
     const INSTANT: Duration = Duration::from_micros(1);
 
     thread_local! {
         static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-        static STANDS_STILL: Cell<Option<[Duration; 2]>> = const { Cell::new(None) };
+        static FROZEN_AT: Cell<Option<[Duration; 2]>> = const { Cell::new(None) };
     }
 
-    /// Moves the calling thread's time since boot forward, and the time of day with it, which handshakes are stamped with.
+    /// Advances the calling thread's time since boot, and its time of day, which is the timestamp of handshakes.
     pub(in super::super) fn advance(by: Duration) {
         AHEAD.set(AHEAD.get() + by);
     }
 
-    /// Has the calling thread's time stand still but for what [`advance`] moves it, however long the thread takes for what it does.
-    pub(in super::super) fn stand_still() {
-        if STANDS_STILL.get().is_none() {
-            STANDS_STILL.set(Some([libc::CLOCK_BOOTTIME, libc::CLOCK_REALTIME].map(real_time)));
+    /// Freezes the calling thread's time, so that only [`advance`] moves it.
+    pub(in super::super) fn freeze() {
+        if FROZEN_AT.get().is_none() {
+            FROZEN_AT.set(Some([libc::CLOCK_BOOTTIME, libc::CLOCK_REALTIME].map(real_time)));
         }
     }
 
@@ -60,19 +60,19 @@ pub(super) mod travel {
             // SAFETY: the kernel has just written there, so it is valid, aligned and initialized.
             let time = unsafe { &mut *time };
             let real = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
-            let base = STANDS_STILL.get().map_or(real, |[boot, day]| {
+            let base = FROZEN_AT.get().map_or(real, |[boot, day]| {
                 advance(INSTANT);
                 if clock == libc::CLOCK_BOOTTIME { boot } else { day }
             });
-            let told = base + AHEAD.get();
+            let reported = base + AHEAD.get();
             (time.tv_sec, time.tv_nsec) =
-                (told.as_secs() as libc::time_t, libc::c_long::from(told.subsec_nanos() as i32));
+                (reported.as_secs() as libc::time_t, libc::c_long::from(reported.subsec_nanos() as i32));
         }
         result as libc::c_int
     }
 
     #[test]
-    fn both_clocks_travel() {
+    fn time_can_be_advanced() {
         let before = super::now();
         advance(Duration::from_millis(1_999));
         assert!(super::now() - before >= Duration::from_millis(1_999));
@@ -80,8 +80,8 @@ pub(super) mod travel {
     }
 
     #[test]
-    fn time_that_stands_still_passes_as_it_is_told_to() {
-        stand_still();
+    fn frozen_time_only_advances_on_request() {
+        freeze();
         let before = super::now();
         std::thread::sleep(Duration::from_millis(20));
         assert!(super::now() - before < Duration::from_millis(1));

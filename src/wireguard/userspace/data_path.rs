@@ -1,8 +1,9 @@
-//! The data-path thread: waits for the TUN, the sockets and commands, and moves what they have through the [`Core`].
+//! The data-path thread: waits for packets from the TUN, datagrams from the sockets and commands, and passes them to
+//! the [`Core`].
 //!
-//! Reads are drained in batches, so that a wake-up is shared by many packets, and in turns, so that neither direction starves
-//! the other. Later offloads (packets of several segments on the TUN, several datagrams a system call on the sockets) change
-//! this file and [`Wire`], not what is behind [`Sink`].
+//! It reads in batches, so that many packets share a wake-up, and in turns, so that neither direction starves the
+//! other. Offloads (packets of several segments on the TUN, several datagrams per system call on the sockets) would
+//! only change this file.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,22 +21,22 @@ use super::sockets::{self, Sockets};
 use crate::keys::PublicKey;
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
-/// How many packets are taken from one descriptor before the next has its turn.
+/// How many packets are read from one descriptor before the next gets its turn.
 const BATCH: usize = 64;
 
-/// How many errors in a row a socket may report without a datagram or a pause between. Errors of single datagrams (ICMP) are
-/// ordinary; a socket that does nothing else is broken, and would keep the thread spinning.
-const SOCKET_ERRORS: usize = 1_000;
+/// How many errors in a row a socket may report. Errors about single datagrams (ICMP) are ordinary; a socket that
+/// reports nothing else is broken, and would keep the thread spinning.
+const MAX_SOCKET_ERRORS: usize = 1_000;
 
-/// How many sockets there are at most: one for each family.
+/// The largest number of sockets: one for each family.
 const MAX_SOCKETS: usize = 2;
 
-// What an event is about: sockets have their number.
+// The tokens of events. Sockets have their number as token.
 const TUN: u64 = u64::MAX;
 const COMMANDS: u64 = u64::MAX - 1;
 
-/// What the device's owner asks of the data path.
-pub(super) enum Command {
+/// A command from the device's owner to the data-path thread.
+pub(super) enum DeviceCommand {
     SetEndpoint(PublicKey, SocketAddr),
     InitiateHandshake(PublicKey),
     Reconfigure(Box<DeviceConfig>, mpsc::Sender<io::Result<()>>),
@@ -44,20 +45,20 @@ pub(super) enum Command {
     Stop,
 }
 
-/// All that the data-path thread owns.
+/// The state of the data-path thread.
 pub(super) struct DataPath {
     pub(super) core: Core,
     pub(super) tun: OwnedFd,
     pub(super) sockets: Sockets,
-    pub(super) commands: mpsc::Receiver<Command>,
-    /// An eventfd, readable while there may be commands.
+    pub(super) commands: mpsc::Receiver<DeviceCommand>,
+    /// An eventfd that is readable while there may be commands.
     pub(super) wake: Arc<OwnedFd>,
-    /// An eventfd, readable after a handshake was completed, or is not answered.
+    /// An eventfd that becomes readable when a handshake is completed, or is not answered in time.
     pub(super) handshakes: Arc<OwnedFd>,
 }
 
 impl DataPath {
-    /// Moves packets until told to stop, which is `Ok`, or until the TUN is gone.
+    /// Moves packets until a command stops it, or until the TUN is gone, which is an error.
     pub(super) fn run(&mut self) -> io::Result<()> {
         let Self { core, tun, sockets, commands, wake, handshakes } = self;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -87,23 +88,25 @@ impl DataPath {
                         clear(wake)?;
                         while let Ok(command) = commands.try_recv() {
                             match command {
-                                // Sockets go here, as what is sent by them does below.
-                                Command::Rebind(new, reply) => {
+                                // Handled here, as the other commands borrow the sockets.
+                                DeviceCommand::Rebind(new, reply) => {
                                     let watched = watch(&epoll, &new);
                                     if watched.is_ok() {
-                                        // Closing them takes the former ones away.
+                                        // epoll forgets the former sockets when they are closed.
                                         *sockets = new;
                                     }
                                     let _ = reply.send(watched);
                                 }
-                                Command::Stop => return Ok(()),
-                                other => obey(other, core, now, &mut Wire::new(tun, sockets, handshakes, &mut counts)),
+                                DeviceCommand::Stop => return Ok(()),
+                                other => {
+                                    execute(other, core, now, &mut Wire::new(tun, sockets, handshakes, &mut counts))
+                                }
                             }
                         }
                     }
                     number => {
                         let number = number as usize;
-                        // Those that were closed meanwhile are gone.
+                        // The event may be that of a socket that was just replaced.
                         let (Some(socket), Some(errors)) = (sockets.descriptors().nth(number), errors.get_mut(number))
                         else {
                             continue;
@@ -117,7 +120,7 @@ impl DataPath {
     }
 }
 
-/// Has the sockets waited for.
+/// Adds the sockets to an epoll instance.
 fn watch(epoll: &OwnedFd, sockets: &Sockets) -> io::Result<()> {
     for (number, socket) in sockets.descriptors().enumerate() {
         epoll::add(epoll, socket, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
@@ -125,20 +128,20 @@ fn watch(epoll: &OwnedFd, sockets: &Sockets) -> io::Result<()> {
     Ok(())
 }
 
-/// Does what the device's owner asks of its peers. Who asked may have stopped waiting for the answer.
-fn obey(command: Command, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
+/// Executes a command about peers. The owner may have stopped waiting for the reply.
+fn execute(command: DeviceCommand, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
     match command {
-        Command::SetEndpoint(peer, endpoint) => {
+        DeviceCommand::SetEndpoint(peer, endpoint) => {
             if let Some(peer) = core.index_of(&peer) {
                 core.set_endpoint(peer, endpoint, now, wire);
             }
         }
-        Command::InitiateHandshake(peer) => {
+        DeviceCommand::InitiateHandshake(peer) => {
             if let Some(peer) = core.index_of(&peer) {
                 core.initiate_handshake(peer, now, wire);
             }
         }
-        Command::Reconfigure(config, reply) => {
+        DeviceCommand::Reconfigure(config, reply) => {
             let changed = core.reconfigure(&config, now).map(|new| {
                 for peer in new {
                     core.start_peer(peer, now, wire);
@@ -146,17 +149,17 @@ fn obey(command: Command, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
             });
             let _ = reply.send(changed);
         }
-        Command::Status(reply) => {
+        DeviceCommand::Status(reply) => {
             let dropped =
-                Dropped { not_sent: wire.counts.unsent, not_delivered: wire.counts.refused, ..core.dropped() };
+                Dropped { not_sent: wire.counts.not_sent, not_delivered: wire.counts.not_delivered, ..core.dropped() };
             let _ = reply.send((core.status(now), dropped));
         }
-        Command::Rebind(..) | Command::Stop => {}
+        DeviceCommand::Rebind(..) | DeviceCommand::Stop => {}
     }
 }
 
-/// Takes packets from the TUN until it has none or others should have their turn. Any error but "none" means that the TUN is
-/// gone: tun.c answers `EBADFD` once the device is detached and `EIO` once it is unregistered.
+/// Reads packets from the TUN until there are no more or the batch is full. Any error other than `EAGAIN` means that
+/// the TUN is gone: tun.c returns `EBADFD` once the device is detached and `EIO` once it is unregistered.
 fn drain_tun(core: &mut Core, buffer: &mut [u8], now: Duration, wire: &mut Wire<'_>) -> io::Result<()> {
     for _ in 0..BATCH {
         match rustix::io::read(wire.tun, &mut buffer[..MAX_PACKET]) {
@@ -170,7 +173,7 @@ fn drain_tun(core: &mut Core, buffer: &mut [u8], now: Duration, wire: &mut Wire<
     Ok(())
 }
 
-/// Takes datagrams from a socket until it has none or others should have their turn.
+/// Reads datagrams from a socket until there are no more or the batch is full.
 fn drain_socket(
     core: &mut Core,
     socket: BorrowedFd<'_>,
@@ -193,7 +196,7 @@ fn drain_socket(
             Err(errno) => {
                 tracing::debug!(%errno, "a socket reported an error");
                 *errors += 1;
-                if *errors > SOCKET_ERRORS {
+                if *errors > MAX_SOCKET_ERRORS {
                     return Err(broken("a socket is broken", errno));
                 }
             }
@@ -202,15 +205,15 @@ fn drain_socket(
     Ok(())
 }
 
-/// What was dropped on the way out.
+/// The packets that the sockets or the TUN did not accept.
 #[derive(Default)]
 struct Counts {
-    unsent: u64,
-    refused: u64,
+    not_sent: u64,
+    not_delivered: u64,
 }
 
-/// The real TUN and the real sockets. Neither is ever waited for: a packet for which there is no room now is dropped, as a
-/// network does.
+/// The TUN and the sockets. The thread never waits for either: as in a network, a packet is dropped if there is no
+/// room.
 struct Wire<'a> {
     tun: BorrowedFd<'a>,
     sockets: &'a Sockets,
@@ -228,18 +231,18 @@ impl Sink for Wire<'_> {
     fn send(&mut self, endpoint: SocketAddr, datagram: &[u8]) -> bool {
         let result = self.sockets.send(endpoint, datagram);
         if let Err(errno) = result {
-            // No route, no permission, no room: all may pass, and none is a reason to stop.
+            // No route, permission or room: all of these may be temporary.
             tracing::trace!(%endpoint, %errno, "a datagram was not sent");
-            self.counts.unsent += 1;
+            self.counts.not_sent += 1;
         }
         result.is_ok()
     }
 
     fn deliver(&mut self, packet: &[u8]) {
         if let Err(errno) = rustix::io::write(self.tun, packet) {
-            // A TUN that is down answers EIO; one that is gone is noticed by the next read.
+            // A TUN that is down returns EIO. One that is gone is noticed by the next read.
             tracing::trace!(%errno, "a packet was not delivered");
-            self.counts.refused += 1;
+            self.counts.not_delivered += 1;
         }
     }
 
@@ -248,7 +251,7 @@ impl Sink for Wire<'_> {
     }
 
     fn handshake_unanswered(&mut self) {
-        // The owner looks at both in the same way.
+        // The owner reads the status after either event.
         notify(self.handshakes);
     }
 }
@@ -259,7 +262,7 @@ fn broken(what: &str, errno: Errno) -> io::Error {
 
 /// Makes an eventfd readable.
 pub(super) fn notify(eventfd: BorrowedFd<'_>) {
-    // The only error is a full counter, and that is readable already.
+    // The only error is that the counter is full. Then the eventfd is readable already.
     let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
 }
 

@@ -1,4 +1,4 @@
-//! The embedded device under a fuzzer: two devices that talk to each other, and a stranger whose messages have valid MACs.
+//! Fuzzing of the embedded device: two devices that communicate, and a stranger whose messages have valid MACs.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::device::{Core, PACKET_BUFFER, Sink};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::wireguard::{DeviceConfig, PeerConfig};
 
-/// The time that the devices start at.
+/// The time at which the devices start.
 const START: Duration = Duration::from_secs(1000);
 
-/// More messages than any input of one step can cause.
+/// More messages than the input of one step can cause.
 const MANY: usize = 300;
 
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Sink for Record {
     }
 
     fn deliver(&mut self, packet: &[u8]) {
-        assert!(packet.len() >= 20, "what is delivered has an IP header");
+        assert!(packet.len() >= 20, "a packet without an IP header was delivered");
     }
 
     fn handshake_completed(&mut self) {}
@@ -45,7 +45,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
-/// A device of which the peer is another one.
+/// Returns the configuration of a device with one peer.
 fn config(own: u8, other: u8, allowed: &str) -> DeviceConfig {
     let endpoint = if own == 1 { "192.0.2.2:2" } else { "192.0.2.1:1" };
     let peer = PeerConfig {
@@ -58,7 +58,7 @@ fn config(own: u8, other: u8, allowed: &str) -> DeviceConfig {
     DeviceConfig { private_key: private(own), listen_port: 0, fwmark: 0, mtu: 1420, peers: vec![peer] }
 }
 
-/// Gives a message the first MAC that a receiver asks for (section 5.4.4 of the WireGuard paper), which any stranger can.
+/// Sets the first MAC of a message, which needs only the receiver's public key (WireGuard paper, section 5.4.4).
 fn sign(receiver: &PublicKey, message: &mut [u8]) {
     let Some(end) = message.len().checked_sub(32) else { return };
     let mut hash = Blake2s256::new();
@@ -69,7 +69,7 @@ fn sign(receiver: &PublicKey, message: &mut [u8]) {
     message[end..end + 16].copy_from_slice(&mac.finalize_fixed());
 }
 
-/// An IPv4 packet with a header between two addresses, of which all else is the input's.
+/// Returns an IPv4 packet between two addresses; its other bytes are those of the input.
 fn packet(source: [u8; 4], destination: [u8; 4], body: &[u8]) -> (Vec<u8>, usize) {
     let mut buffer = vec![0xff; PACKET_BUFFER];
     buffer[..12].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 17, 0, 0]);
@@ -79,7 +79,7 @@ fn packet(source: [u8; 4], destination: [u8; 4], body: &[u8]) -> (Vec<u8>, usize
     (buffer, 20 + body.len())
 }
 
-/// Runs a script: of each step, a byte says what happens, a second one how long its data is.
+/// Runs a script. Each step has a byte that selects the event, a byte for the length of its data, and the data.
 pub fn device(mut script: &[u8]) {
     let (one, two, stranger) = (address("192.0.2.1:1"), address("192.0.2.2:2"), address("203.0.113.6:6"));
     let mut now = START;
@@ -118,7 +118,7 @@ pub fn device(mut script: &[u8]) {
                 theirs.on_packet(&mut buffer, length, now, &mut from_them);
             }
             4 => {
-                // Routed to us, whatever else its header says.
+                // Routed to our device, whatever else is in its header.
                 let (mut buffer, length) = packet([10, 0, 1, 1], [10, 0, 1, 1], body);
                 for (byte, change) in buffer.iter_mut().take(16).zip(body) {
                     *byte ^= change;
@@ -153,7 +153,7 @@ pub fn device(mut script: &[u8]) {
                 let _ = ours.reconfigure(&config(1, peer, "10.0.0.0/24"), now);
             }
         }
-        // On some steps the messages stay under way, so that they can be changed.
+        // In some steps the messages are not delivered, so that a later step can change them.
         if act & 0x80 == 0 {
             for _ in 0..4 {
                 for (to, message) in std::mem::take(&mut from_us.sent) {
@@ -167,7 +167,7 @@ pub fn device(mut script: &[u8]) {
                         ours.on_datagram(&message, two, now, &mut from_us);
                     }
                 }
-                assert!(from_us.sent.len() < MANY && from_them.sent.len() < MANY, "a message causes too many");
+                assert!(from_us.sent.len() < MANY && from_them.sent.len() < MANY, "one message causes too many others");
             }
         }
         from_us.sent.truncate(MANY);

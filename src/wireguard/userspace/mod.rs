@@ -1,31 +1,32 @@
-//! WireGuard without the kernel's module: the protocol's state machine and cryptography are `boringtun`'s, the device around
-//! them is ours. It needs an open TUN and nothing else: no capability, no configuration interface, no other file.
+//! WireGuard in user space: the protocol and its cryptography are `boringtun`'s, the device around them is ours.
 //!
-//! - `device`: finds the peer that a packet or a datagram belongs to. Does no input or output itself.
-//! - `peer`: one peer: `boringtun`'s `Tunn`, and when to do what with it.
+//! It only needs an open TUN: no capability, no configuration interface, no other file.
+//!
+//! - `device`: finds the peer that a packet or datagram belongs to; without any input or output.
+//! - `peer`: a peer: `boringtun`'s `Tunn`, and the timers around it.
 //! - `allowed_ips`: longest-prefix routing in both directions.
-//! - `sockets`: the UDP sockets, born in the host's network namespace.
-//! - `data_path`: the one thread that moves packets.
+//! - `sockets`: the UDP sockets, created in the host's network namespace.
+//! - `data_path`: the thread that moves packets.
 //!
 //! # Threads
 //!
-//! [`UserspaceDevice::start`] starts a thread, so it belongs into a process that will not fork afterwards, and that has
-//! done whatever must be done by a process without threads (such as entering a user namespace). All signals are blocked in
-//! the thread, so they reach the others.
+//! [`UserspaceDevice::start`] starts a thread. So it must be called in a process that will not fork afterwards, and
+//! that has already done what needs a process without threads, such as entering a user namespace. The thread blocks all
+//! signals, so other threads receive them.
 //!
-//! # What it does not do
+//! # Differences from the kernel
 //!
-//! A packet that belongs to no peer is dropped and counted; the kernel's WireGuard also answers with an ICMP error, which a
-//! program would see as "no route to host" and here sees as a timeout. The bits for congestion (ECN) are not carried over
-//! between inner and outer header, and answers leave by whatever local address the host's routes choose.
+//! A packet that belongs to no peer is dropped and counted. The kernel's WireGuard also replies with an ICMP error,
+//! which a program sees as "no route to host"; here it sees a timeout. Congestion bits (ECN) are not copied between
+//! inner and outer header, and replies leave by the local address that the host's routes choose.
 //!
 //! # Keys in memory
 //!
-//! Our copies of the private key, `x25519-dalek`'s static, ephemeral and shared secrets are wiped when dropped, and the
-//! memory of each `Tunn`, with the preshared key and `ring`'s session keys in it, is overwritten when the device ends. What
-//! nobody wipes: the arrays on the stack from which `boringtun` derives session keys, the copies that moving a value leaves
-//! behind, and the keys of a session that is replaced or expires while the device lives on, whose bytes stay in the `Tunn`
-//! until a later session overwrites them.
+//! Our copies of the private key and `x25519-dalek`'s static, ephemeral and shared secrets are wiped when dropped. The
+//! memory of each `Tunn`, which contains the preshared key and `ring`'s session keys, is overwritten when the device
+//! ends. Not wiped are the arrays on the stack from which `boringtun` derives session keys, copies that remain when a
+//! value is moved, and the keys of a session that is replaced or expires while the device runs: these stay in the
+//! `Tunn` until a later session overwrites them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,7 +37,7 @@ use std::thread::JoinHandle;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{EventfdFlags, eventfd};
 
-use self::data_path::{Command, DataPath};
+use self::data_path::{DataPath, DeviceCommand};
 use self::device::Core;
 use super::{Backend, Device, DeviceConfig, PeerStatus};
 use crate::keys::PublicKey;
@@ -58,32 +59,35 @@ mod tests;
 pub use self::device::Dropped;
 pub use self::sockets::Sockets;
 
-/// The data-path thread's name, which `ps -L` and `top -H` show.
+/// The name of the data-path thread, which `ps -L` and `top -H` show.
 const THREAD_NAME: &str = "wireguard";
 
 /// A WireGuard device in this process. Dropping it stops its thread and closes the TUN and the sockets.
 pub struct UserspaceDevice {
     peers: Vec<PublicKey>,
-    /// The same TUN as the thread's.
+    /// Another handle to the thread's TUN.
     tun: OwnedFd,
     port: u16,
-    /// The same sockets as the thread's.
-    bound: Sockets,
-    commands: mpsc::Sender<Command>,
+    /// Another handle to the thread's sockets.
+    sockets: Sockets,
+    commands: mpsc::Sender<DeviceCommand>,
     wake: Arc<OwnedFd>,
     handshakes: Arc<OwnedFd>,
-    ended: Arc<Ended>,
+    ended: Arc<DataPathEnd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl UserspaceDevice {
-    /// Starts moving packets between `tun`, a descriptor of `IFF_TUN | IFF_NO_PI` or anything that reads and writes whole IP
-    /// packets, and `sockets`. The device takes over both; that the interface is down still does not matter.
+    /// Starts a device that moves packets between `tun` and `sockets`. `tun` is a descriptor of an `IFF_TUN |
+    /// IFF_NO_PI` interface, which may be down still, or any other that reads and writes whole IP packets.
     ///
-    /// `on_thread_start` runs first in the new thread: the place to drop the capabilities that the thread inherits and does
-    /// not need. If it fails, so does this, and no packet has been moved. See the module for what to mind about forks.
+    /// The new thread first calls `on_thread_start`, which can drop inherited capabilities. See the module about forks.
+    /// `config.listen_port` and `config.fwmark` are ignored: [`Sockets::bind`] has used them.
     ///
-    /// `config.listen_port` and `config.fwmark` are the affair of [`Sockets::bind`], and not looked at here.
+    /// # Errors
+    ///
+    /// Returns an error if the configuration is not valid, if the thread cannot be started, or if `on_thread_start`
+    /// fails. No packet has been moved then.
     pub fn start(
         config: &DeviceConfig,
         tun: OwnedFd,
@@ -95,9 +99,8 @@ impl UserspaceDevice {
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(new_eventfd()?);
         let handshakes = Arc::new(new_eventfd()?);
-        let ended = Arc::new(Ended { signal: new_eventfd()?, cause: OnceLock::new() });
-        let (port, bound) = (sockets.port(), sockets.try_clone()?);
-        let same_tun = tun.try_clone()?;
+        let ended = Arc::new(DataPathEnd { signal: new_eventfd()?, cause: OnceLock::new() });
+        let (port, own_sockets, own_tun) = (sockets.port(), sockets.try_clone()?, tun.try_clone()?);
         let mut data_path = DataPath {
             core,
             tun,
@@ -111,8 +114,8 @@ impl UserspaceDevice {
         let guard = EndGuard(Some(Arc::clone(&ended)));
         let body = move || {
             let ready = on_thread_start();
-            let go_on = ready.is_ok();
-            if started.send(ready).is_err() || !go_on {
+            let is_ready = ready.is_ok();
+            if started.send(ready).is_err() || !is_ready {
                 return guard.expected();
             }
             match data_path.run() {
@@ -123,9 +126,9 @@ impl UserspaceDevice {
         let thread = without_signals(|| std::thread::Builder::new().name(THREAD_NAME.into()).spawn(body))?;
         let device = Self {
             peers: config.peers.iter().map(|peer| peer.public_key).collect(),
-            tun: same_tun,
+            tun: own_tun,
             port,
-            bound,
+            sockets: own_sockets,
             commands,
             wake,
             handshakes,
@@ -136,42 +139,46 @@ impl UserspaceDevice {
         Ok(device)
     }
 
-    /// The UDP port of the encrypted packets.
+    /// Returns the UDP port of the encrypted packets.
     pub fn listen_port(&self) -> u16 {
         self.port
     }
 
-    /// An eventfd that becomes readable whenever a handshake has been completed, with any peer, and whenever one that was begun is
-    /// not answered in its time. Reading it does not block.
+    /// Returns an eventfd that becomes readable when a handshake with any peer is completed, or is not answered in
+    /// time. Reading it does not block.
     pub fn handshakes(&self) -> BorrowedFd<'_> {
         self.handshakes.as_fd()
     }
 
-    /// An eventfd that becomes, and stays, readable when the data path has ended by itself: the TUN is gone. From then on
-    /// every call returns why.
+    /// Returns an eventfd that becomes and stays readable when the data path has failed, for example because the TUN is
+    /// gone. After that, every call returns the reason.
     pub fn failed(&self) -> BorrowedFd<'_> {
         self.ended.signal.as_fd()
     }
 
-    /// How many packets were dropped so far, and why.
+    /// Returns how many packets were dropped so far, by reason.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the data path has ended.
     pub fn dropped(&self) -> io::Result<Dropped> {
-        self.ask().map(|(_, dropped)| dropped)
+        self.query().map(|(_, dropped)| dropped)
     }
 
-    fn ask(&self) -> io::Result<(Vec<PeerStatus>, Dropped)> {
+    fn query(&self) -> io::Result<(Vec<PeerStatus>, Dropped)> {
         let (reply, answer) = mpsc::channel();
-        self.command(Command::Status(reply))?;
+        self.command(DeviceCommand::Status(reply))?;
         answer.recv().map_err(|_| self.ended.error())
     }
 
-    fn command(&self, command: Command) -> io::Result<()> {
+    fn command(&self, command: DeviceCommand) -> io::Result<()> {
         self.commands.send(command).map_err(|_| self.ended.error())?;
         data_path::notify(self.wake.as_fd());
         Ok(())
     }
 
-    /// Has the thread do something, and waits for how that went.
-    fn have_done(&self, command: impl FnOnce(mpsc::Sender<io::Result<()>>) -> Command) -> io::Result<()> {
+    /// Sends a command to the thread, and waits for its result.
+    fn execute(&self, command: impl FnOnce(mpsc::Sender<io::Result<()>>) -> DeviceCommand) -> io::Result<()> {
         let (reply, answer) = mpsc::channel();
         self.command(command(reply))?;
         answer.recv().map_err(|_| self.ended.error())?
@@ -189,15 +196,15 @@ impl Device for UserspaceDevice {
     }
 
     fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> io::Result<()> {
-        self.command(Command::SetEndpoint(self.known(peer)?, endpoint))
+        self.command(DeviceCommand::SetEndpoint(self.known(peer)?, endpoint))
     }
 
     fn initiate_handshake(&self, peer: &PublicKey) -> io::Result<()> {
-        self.command(Command::InitiateHandshake(self.known(peer)?))
+        self.command(DeviceCommand::InitiateHandshake(self.known(peer)?))
     }
 
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
-        let (mut statuses, _) = self.ask()?;
+        let (mut statuses, _) = self.query()?;
         let place = |status: &PeerStatus| self.peers.iter().position(|key| *key == status.public_key);
         statuses.sort_by_key(place);
         Ok(statuses)
@@ -205,22 +212,22 @@ impl Device for UserspaceDevice {
 
     fn reconfigure(&mut self, config: &DeviceConfig) -> io::Result<()> {
         let changed = Box::new(config.clone());
-        self.have_done(|reply| Command::Reconfigure(changed, reply))?;
+        self.execute(|reply| DeviceCommand::Reconfigure(changed, reply))?;
         self.peers = config.peers.iter().map(|peer| peer.public_key).collect();
         Ok(())
     }
 
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
-        // The port in use cannot be bound a second time, and need not be.
+        // The current port cannot be bound a second time, and need not be.
         let sockets = if listen_port == self.port || listen_port == 0 {
-            self.bound.try_clone()?
+            self.sockets.try_clone()?
         } else {
             Sockets::bind(listen_port, fwmark)?
         };
         sockets.set_mark(fwmark)?;
-        let (bound, port) = (sockets.try_clone()?, sockets.port());
-        self.have_done(|reply| Command::Rebind(sockets, reply))?;
-        (self.bound, self.port) = (bound, port);
+        let (own, port) = (sockets.try_clone()?, sockets.port());
+        self.execute(|reply| DeviceCommand::Rebind(sockets, reply))?;
+        (self.sockets, self.port) = (own, port);
         Ok(())
     }
 
@@ -232,38 +239,39 @@ impl Device for UserspaceDevice {
 impl Drop for UserspaceDevice {
     fn drop(&mut self) {
         // An error means that the thread has ended already.
-        let _ = self.command(Command::Stop);
+        let _ = self.command(DeviceCommand::Stop);
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported when it happened, and `failed` says so.
+            // A panic of the thread was reported when it happened, and by `failed`.
             let _ = thread.join();
         }
     }
 }
 
-/// How the data path says that it is no more.
-struct Ended {
+/// Why the data path has ended, and the eventfd that announces it.
+struct DataPathEnd {
     signal: OwnedFd,
     cause: OnceLock<String>,
 }
 
-impl Ended {
+impl DataPathEnd {
     fn error(&self) -> io::Error {
         let cause = self.cause.get().map_or("it panicked", String::as_str);
         io::Error::new(io::ErrorKind::BrokenPipe, format!("WireGuard's data path has ended: {cause}"))
     }
 }
 
-/// Says so even if the thread panics.
-struct EndGuard(Option<Arc<Ended>>);
+/// Announces the end of the data path even if its thread panics.
+struct EndGuard(Option<Arc<DataPathEnd>>);
 
 impl EndGuard {
+    /// The end was requested, and is not announced.
     fn expected(mut self) {
         self.0 = None;
     }
 
     fn failed(self, error: &io::Error) {
         if let Some(ended) = &self.0 {
-            // Set by this thread alone, and once.
+            // Only this thread sets it, and only once.
             let _ = ended.cause.set(error.to_string());
         }
     }
@@ -281,7 +289,7 @@ fn new_eventfd() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Runs `action` with all signals blocked in the calling thread: a thread that it starts inherits that.
+/// Runs `action` with all signals blocked in the calling thread, which a thread that it starts inherits.
 fn without_signals<T>(action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let result = action();

@@ -1,12 +1,12 @@
-//! A box that overwrites its memory once the value in it is dropped. `boringtun` keeps the preshared key, and `ring` the
-//! session keys, inside the values themselves, and neither wipes them.
+//! A box that overwrites its memory after its value is dropped. Values of `boringtun` contain the preshared key and
+//! `ring`'s session keys, and neither crate wipes them.
 
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 use zeroize::Zeroize;
 
-/// A value on the heap whose own bytes are zeroed after it is dropped. Not what it points to.
+/// A value on the heap whose bytes are zeroed after it is dropped. Memory that it points to is not wiped.
 pub(super) struct Wiped<T>(Box<MaybeUninit<T>>);
 
 impl<T> Wiped<T> {
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_of_what_was_dropped_once() {
+    fn a_value_is_dropped_once_and_then_wiped() {
         let drops = Cell::new(0);
         let mut slot = MaybeUninit::new(Secret([0xaa; 32], &drops));
         // SAFETY: it is initialized, and not used as a `Secret` again.
