@@ -1,7 +1,4 @@
-//! WireGuard devices: one trait, two implementations. This module knows nothing of files, plans or namespaces.
-//!
-//! - `kernel`: the kernel's WireGuard.
-//! - `userspace`: the WireGuard that is embedded in vpn-exec.
+//! WireGuard devices: one trait with two implementations. They know nothing of configuration files and plans.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,9 +15,9 @@ pub mod userspace;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The kernel's: [`kernel`].
+    /// The kernel's module.
     Kernel,
-    /// The embedded one: [`userspace`].
+    /// The embedded implementation, [`userspace`].
     Userspace,
 }
 
@@ -33,101 +30,97 @@ impl std::fmt::Display for Backend {
     }
 }
 
-/// The configuration of a WireGuard device.
+/// The configuration of a device.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
-    /// The device's private key.
+    /// The private key of the device.
     pub private_key: PrivateKey,
-    /// The UDP port to listen on; 0: any free port.
+    /// The UDP port to listen on. 0 means any free port.
     pub listen_port: u16,
-    /// The firewall mark of the encrypted packets (`SO_MARK`, socket(7)); 0: none.
+    /// The mark of the encrypted packets (`SO_MARK` of socket(7)). 0 means none.
     pub fwmark: u32,
-    /// The interface's MTU in bytes, beyond which packets are not padded; 0: unknown.
+    /// The MTU of the interface in bytes, up to which packets are padded. 0 means unknown.
     pub mtu: u32,
-    /// The peers; all public keys are different.
+    /// The peers, which have different public keys.
     pub peers: Vec<PeerConfig>,
 }
 
 /// The configuration of a peer.
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
-    /// The peer's public key, which identifies it.
+    /// The public key, which identifies the peer.
     pub public_key: PublicKey,
     /// The preshared key.
     pub preshared_key: Option<PresharedKey>,
-    /// The networks that are routed to this peer, and whose packets are accepted from it. The longest prefix decides
-    /// among peers.
+    /// The inner addresses that are sent to this peer and accepted from it. Among peers, the longest prefix wins.
     pub allowed_ips: Vec<IpNet>,
-    /// The seconds between persistent keepalives.
+    /// The interval of persistent keepalives in seconds.
     pub persistent_keepalive: Option<u16>,
-    /// The peer's endpoint, if it is known yet.
+    /// The endpoint, if it is known yet.
     pub endpoint: Option<SocketAddr>,
 }
 
 /// The status of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// The peer's public key.
+    /// The public key of the peer.
     pub public_key: PublicKey,
-    /// The endpoint that its packets come from or go to.
+    /// The current endpoint.
     pub endpoint: Option<SocketAddr>,
     /// The time since the last completed handshake.
     pub handshake_age: Option<Duration>,
-    /// The encrypted bytes received from it.
+    /// The number of encrypted bytes received from the peer.
     pub rx_bytes: u64,
-    /// The encrypted bytes sent to it.
+    /// The number of encrypted bytes sent to the peer.
     pub tx_bytes: u64,
-    /// How long the peer has not answered handshakes; `None` below 5 s. The kernel's device does not report it.
+    /// The time since the first handshake that the peer has not answered, from 5 s on. The kernel's device does not
+    /// report it.
     pub unanswered_for: Option<Duration>,
 }
 
-/// A running WireGuard device. Dropping it stops an embedded device, whose interface may stay. A device of the kernel
-/// exists until its namespace ends.
+/// A running WireGuard device.
+///
+/// Dropping it ends an embedded device, whose interface may stay. A device of the kernel lives until its namespace
+/// ends.
 pub trait Device: Send {
-    /// Returns the device's implementation.
+    /// Returns the implementation of the device.
     fn backend(&self) -> Backend;
 
     /// Replaces the endpoint of a peer.
     ///
     /// # Errors
-    ///
-    /// Returns an error if the device has ended or does not have the peer.
+    /// Fails if the device has no such peer, or has ended.
     fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> std::io::Result<()>;
 
-    /// Begins a handshake with a peer now, as if there were a packet for it. A peer without an endpoint is no error.
+    /// Starts a handshake with a peer now, as a packet for it would. Does nothing if the peer has no endpoint yet.
     ///
     /// # Errors
-    ///
-    /// Returns an error if the device has ended or does not have the peer.
+    /// Fails if the device has no such peer, or has ended.
     fn initiate_handshake(&self, peer: &PublicKey) -> std::io::Result<()>;
 
     /// Returns the status of each peer, in the order of [`DeviceConfig::peers`].
     ///
     /// # Errors
-    ///
-    /// Returns an error if the device has ended.
+    /// Fails if the device has ended.
     fn peers(&self) -> std::io::Result<Vec<PeerStatus>>;
 
-    /// Applies another configuration: the private key, the peers, their preshared keys, AllowedIPs and keepalives. A
-    /// peer whose keys are unchanged keeps its session. Endpoints, the port and the mark stay as they are.
+    /// Applies a configuration: the private key, the peers, their preshared keys, AllowedIPs and keepalives. A peer
+    /// whose keys are the same keeps its session. Endpoints, the port and the mark stay as they are.
     ///
     /// # Errors
-    ///
-    /// Returns an error if the configuration is not valid. An embedded device is then unchanged.
+    /// Fails if the configuration is invalid. An embedded device is unchanged then.
     fn reconfigure(&mut self, config: &DeviceConfig) -> std::io::Result<()>;
 
-    /// Changes the UDP port and the mark. Port 0 means any port, so the device keeps the one it has.
+    /// Replaces the UDP port and the mark. Port 0 means any port, so the device keeps its own.
     ///
     /// # Errors
-    ///
-    /// Returns `EADDRINUSE` if the port is in use. The device is then unchanged.
+    /// Fails with `EADDRINUSE` if the port is taken. Then nothing has changed.
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> std::io::Result<()>;
 
-    /// Makes the interface end when the device is dropped, instead of staying for a successor. Returns false if it
-    /// stays nevertheless: an interface of the kernel exists independently of this process.
+    /// Makes the interface end with this value, instead of waiting for a successor. Returns false for the kernel's
+    /// device, whose interface stays in any case.
     ///
     /// # Errors
-    ///
-    /// Returns an error if the kernel refuses it.
-    fn take_interface_along(&self) -> std::io::Result<bool>;
+    /// Fails if the interface is gone already.
+    fn remove_interface_on_drop(&self) -> std::io::Result<bool>;
 }

@@ -1,6 +1,9 @@
 //! The documents fit together: links, the summary, paths of the repository, placeholders and the recording.
 
+use std::fs;
 use std::path::{Component, Path, PathBuf};
+
+use vpn_exec::plan::host_sockets::{SocketOwner, refusal_message};
 
 use crate::pages::{all, book, page, root};
 
@@ -67,11 +70,18 @@ fn paths_in_the_book_exist() {
 }
 
 #[test]
-fn a_decision_has_a_context_and_consequences() {
-    for record in book().into_iter().filter(|page| page.path.starts_with("docs/decisions/0")) {
+fn a_decision_has_a_number_a_context_and_consequences() {
+    let pages = book();
+    let records = pages.iter().filter_map(|page| Some((page, page.path.strip_prefix("docs/decisions/")?)));
+    let records = records.filter(|(_, name)| *name != "README.md");
+    for (index, (record, name)) in records.enumerate() {
+        assert!(
+            name.starts_with(&format!("{:04}-", index + 1)),
+            "{name}: the numbers have a gap, or one is used twice"
+        );
         let headings: Vec<&str> =
             record.prose().into_iter().filter_map(|line| line.strip_prefix("## ")).take(3).collect();
-        assert_eq!(headings, ["Context", "Decision", "Consequences"], "{}", record.path);
+        assert_eq!(headings, ["Context", "Decision", "Consequences"], "{name}");
     }
 }
 
@@ -84,6 +94,49 @@ fn placeholders_are_explained_where_they_are() {
         assert_eq!(found, [place], "{placeholder}");
         assert!(page(place).prose().join(" ").contains(&format!("`{placeholder}`")), "{placeholder} is not explained");
     }
+}
+
+/// The messages in the guide's headings are vpn-exec's own. A word in capitals stands for a value.
+#[test]
+fn the_guide_about_messages_quotes_them() {
+    let mut source = String::new();
+    let mut folders = vec![root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder of the source") {
+            let path = entry.expect("an entry").path();
+            match path.extension() {
+                None if path.is_dir() => folders.push(path),
+                Some(extension) if extension == "rs" => source += &fs::read_to_string(path).expect("a file"),
+                _ => {}
+            }
+        }
+    }
+    // A string goes on in the next line.
+    let mut parts = source.split("\\\n");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let source = parts.fold(first, |text, part| text + part.trim_start());
+    let is_value = |word: &str| word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let guide = page("docs/how-to/troubleshooting.md");
+    let headings = guide.prose().into_iter().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'));
+    let headings: Vec<&str> = headings.collect();
+    assert!(headings.len() >= 8, "only {headings:?}");
+    for message in headings {
+        // Failures begin with this, whatever failed.
+        let message = message.strip_prefix("cannot ").unwrap_or(message).replace('"', " ");
+        let words: Vec<&str> = message.split_whitespace().map(|word| word.trim_end_matches(':')).collect();
+        for fragment in words.split(|word| is_value(word)) {
+            let fragment = fragment.join(" ").replace("/dev/net/tun", "");
+            assert!(source.contains(fragment.trim()), "no message has {fragment:?}: {message}");
+        }
+    }
+}
+
+#[test]
+fn the_explanation_quotes_a_refused_connection() {
+    let explanation = page("docs/explanation/running-programs.md");
+    let owner = SocketOwner { pid: 812, name: "tmux: server".to_owned() };
+    let message = refusal_message(Path::new("/tmp/tmux-1000/default"), Some(&owner));
+    assert_eq!(explanation.blocks("text"), [format!("vpn-exec: warning: {message}\n")]);
 }
 
 /// The labels of the recording are the demonstration's; `docs/recording/record` makes a new recording.

@@ -1,5 +1,5 @@
-//! Which peer an inner address belongs to: the longest prefix that contains it decides, both for packets to send and to
-//! check the source of received packets ("cryptokey routing", WireGuard paper section 2).
+//! Cryptokey routing (WireGuard paper, section 2): the longest prefix that contains an inner address determines its
+//! peer, for packets to send and to check the source of received packets.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use prefix_trie::PrefixMap;
 /// The index of a peer in its device.
 pub(super) type PeerIndex = usize;
 
-/// The AllowedIPs of all peers. As in the kernel, a prefix belongs to the last peer that has it.
+/// The AllowedIPs of all peers. A prefix belongs to the last peer that claimed it, as in the kernel.
 #[derive(Default)]
 pub(super) struct AllowedIps {
     ipv4: PrefixMap<Ipv4Net, PeerIndex>,
@@ -17,15 +17,15 @@ pub(super) struct AllowedIps {
 }
 
 impl AllowedIps {
-    /// Adds a prefix of a peer. Bits after the prefix are ignored.
-    pub(super) fn insert(&mut self, prefix: IpNet, peer: PeerIndex) {
+    /// Assigns a prefix to a peer. Bits beyond the prefix are ignored.
+    pub(super) fn claim(&mut self, prefix: IpNet, peer: PeerIndex) {
         match prefix {
             IpNet::V4(prefix) => self.ipv4.insert(prefix, peer),
             IpNet::V6(prefix) => self.ipv6.insert(prefix, peer),
         };
     }
 
-    /// Returns the peer that an address belongs to.
+    /// Returns the peer of an address.
     pub(super) fn peer_of(&self, address: IpAddr) -> Option<PeerIndex> {
         match address {
             IpAddr::V4(address) => self.ipv4.get_lpm(&Ipv4Net::from(address)).map(|(_, peer)| *peer),
@@ -40,10 +40,10 @@ mod tests {
 
     use super::*;
 
-    fn table(entries: &[(&str, PeerIndex)]) -> AllowedIps {
+    fn table(claims: &[(&str, PeerIndex)]) -> AllowedIps {
         let mut table = AllowedIps::default();
-        for (prefix, peer) in entries {
-            table.insert(prefix.parse().expect("a prefix"), *peer);
+        for (prefix, peer) in claims {
+            table.claim(prefix.parse().expect("a prefix"), *peer);
         }
         table
     }
@@ -54,11 +54,11 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_wins_whatever_the_order() {
-        for entries in [
+        for claims in [
             [("0.0.0.0/0", 0), ("10.0.0.0/8", 1), ("10.1.0.0/16", 2)],
             [("10.1.0.0/16", 2), ("10.0.0.0/8", 1), ("0.0.0.0/0", 0)],
         ] {
-            let table = table(&entries);
+            let table = table(&claims);
             assert_eq!(peer_of(&table, "10.1.2.3"), Some(2));
             assert_eq!(peer_of(&table, "10.2.0.1"), Some(1));
             assert_eq!(peer_of(&table, "192.0.2.1"), Some(0));
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_belongs_to_the_last_peer_that_has_it() {
+    fn a_prefix_belongs_to_the_last_peer_that_claims_it() {
         let table = table(&[("2001:db8::/32", 0), ("2001:db8::1/32", 1), ("2001:db8::1/128", 0)]);
         assert_eq!(peer_of(&table, "2001:db8::2"), Some(1));
         assert_eq!(peer_of(&table, "2001:db8::1"), Some(0));
@@ -76,24 +76,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_linear_search(
-            entries in prop::collection::vec((any::<u32>(), 0u8..=32, 0usize..4), 0..24),
+        fn the_table_agrees_with_a_linear_search(
+            claims in prop::collection::vec((any::<u32>(), 0u8..=32, 0usize..4), 0..24),
             addresses in prop::collection::vec(any::<u32>(), 1..24),
         ) {
             // The addresses share high bits, so that prefixes overlap.
             let near = |bits: u32| std::net::Ipv4Addr::from(bits & 0x0303_0303);
             let mut table = AllowedIps::default();
             let mut list: Vec<(Ipv4Net, PeerIndex)> = Vec::new();
-            for (bits, length, peer) in entries {
+            for (bits, length, peer) in claims {
                 let prefix = Ipv4Net::new(near(bits), length).expect("a prefix").trunc();
-                table.insert(prefix.into(), peer);
+                table.claim(prefix.into(), peer);
                 list.retain(|(other, _)| *other != prefix);
                 list.push((prefix, peer));
             }
             for bits in addresses {
                 let address = near(bits);
-                let containing = list.iter().filter(|(prefix, _)| prefix.contains(&address));
-                let expected = containing.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer);
+                let matching = list.iter().filter(|(prefix, _)| prefix.contains(&address));
+                let expected = matching.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer);
                 prop_assert_eq!(table.peer_of(address.into()), expected);
             }
         }

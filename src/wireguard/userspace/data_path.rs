@@ -1,9 +1,8 @@
-//! The data-path thread: waits for packets from the TUN, datagrams from the sockets and commands, and passes them to
-//! the [`Core`].
+//! The thread of the data path: waits for packets, datagrams and commands, and passes them to the [`Core`].
 //!
-//! It reads in batches, so that many packets share a wake-up, and in turns, so that neither direction starves the
-//! other. Offloads (packets of several segments on the TUN, several datagrams per system call on the sockets) would
-//! only change this file.
+//! Packets are read in batches, so that many share a wake-up, and in turns, so that neither direction starves the
+//! other. Offloads (several segments in one packet of the TUN, several datagrams in one system call) would change this
+//! file and [`Wire`], but not the code behind [`Sink`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,22 +20,22 @@ use super::sockets::{self, Sockets};
 use crate::keys::PublicKey;
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
-/// How many packets are read from one descriptor before the next gets its turn.
+/// The maximum number of packets read from one descriptor before the next has its turn.
 const BATCH: usize = 64;
 
-/// How many errors in a row a socket may report. Errors about single datagrams (ICMP) are ordinary; a socket that
-/// reports nothing else is broken, and would keep the thread spinning.
-const MAX_SOCKET_ERRORS: usize = 1_000;
+/// The maximum number of consecutive errors of a socket without a datagram or a pause. Errors of single datagrams
+/// (ICMP) are common, but a socket that only reports errors is broken, and would keep the thread busy.
+const SOCKET_ERRORS: usize = 1_000;
 
-/// The largest number of sockets: one for each family.
+/// The maximum number of sockets: one for each address family.
 const MAX_SOCKETS: usize = 2;
 
-// The tokens of events. Sockets have their number as token.
+// The sources of events. Sockets have their index.
 const TUN: u64 = u64::MAX;
 const COMMANDS: u64 = u64::MAX - 1;
 
-/// A command from the device's owner to the data-path thread.
-pub(super) enum DeviceCommand {
+/// A command of the device's owner to the data path.
+pub(super) enum DataPathCommand {
     SetEndpoint(PublicKey, SocketAddr),
     InitiateHandshake(PublicKey),
     Reconfigure(Box<DeviceConfig>, mpsc::Sender<io::Result<()>>),
@@ -45,20 +44,23 @@ pub(super) enum DeviceCommand {
     Stop,
 }
 
-/// The state of the data-path thread.
+/// The state of the data path's thread.
 pub(super) struct DataPath {
     pub(super) core: Core,
     pub(super) tun: OwnedFd,
     pub(super) sockets: Sockets,
-    pub(super) commands: mpsc::Receiver<DeviceCommand>,
+    pub(super) commands: mpsc::Receiver<DataPathCommand>,
     /// An eventfd that is readable while there may be commands.
     pub(super) wake: Arc<OwnedFd>,
-    /// An eventfd that becomes readable when a handshake is completed, or is not answered in time.
+    /// An eventfd that is readable after a handshake was completed or not answered in time.
     pub(super) handshakes: Arc<OwnedFd>,
 }
 
 impl DataPath {
-    /// Moves packets until a command stops it, or until the TUN is gone, which is an error.
+    /// Moves packets until a command stops it.
+    ///
+    /// # Errors
+    /// Fails if the TUN is gone or a socket is broken.
     pub(super) fn run(&mut self) -> io::Result<()> {
         let Self { core, tun, sockets, commands, wake, handshakes } = self;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -88,16 +90,16 @@ impl DataPath {
                         clear(wake)?;
                         while let Ok(command) = commands.try_recv() {
                             match command {
-                                // Handled here, as the other commands borrow the sockets.
-                                DeviceCommand::Rebind(new, reply) => {
+                                // The loop itself replaces the sockets, which `wire` borrows elsewhere.
+                                DataPathCommand::Rebind(new, reply) => {
                                     let watched = watch(&epoll, &new);
                                     if watched.is_ok() {
-                                        // epoll forgets the former sockets when they are closed.
+                                        // Closing the former sockets removes them from epoll.
                                         *sockets = new;
                                     }
                                     let _ = reply.send(watched);
                                 }
-                                DeviceCommand::Stop => return Ok(()),
+                                DataPathCommand::Stop => return Ok(()),
                                 other => {
                                     execute(other, core, now, &mut Wire::new(tun, sockets, handshakes, &mut counts))
                                 }
@@ -106,7 +108,7 @@ impl DataPath {
                     }
                     number => {
                         let number = number as usize;
-                        // The event may be that of a socket that was just replaced.
+                        // The event may be of a socket that was replaced meanwhile.
                         let (Some(socket), Some(errors)) = (sockets.descriptors().nth(number), errors.get_mut(number))
                         else {
                             continue;
@@ -120,7 +122,7 @@ impl DataPath {
     }
 }
 
-/// Adds the sockets to an epoll instance.
+/// Adds the sockets to epoll.
 fn watch(epoll: &OwnedFd, sockets: &Sockets) -> io::Result<()> {
     for (number, socket) in sockets.descriptors().enumerate() {
         epoll::add(epoll, socket, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
@@ -128,20 +130,20 @@ fn watch(epoll: &OwnedFd, sockets: &Sockets) -> io::Result<()> {
     Ok(())
 }
 
-/// Executes a command about peers. The owner may have stopped waiting for the reply.
-fn execute(command: DeviceCommand, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
+/// Executes a command that concerns peers. The owner may have stopped waiting for the reply.
+fn execute(command: DataPathCommand, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
     match command {
-        DeviceCommand::SetEndpoint(peer, endpoint) => {
+        DataPathCommand::SetEndpoint(peer, endpoint) => {
             if let Some(peer) = core.index_of(&peer) {
                 core.set_endpoint(peer, endpoint, now, wire);
             }
         }
-        DeviceCommand::InitiateHandshake(peer) => {
+        DataPathCommand::InitiateHandshake(peer) => {
             if let Some(peer) = core.index_of(&peer) {
                 core.initiate_handshake(peer, now, wire);
             }
         }
-        DeviceCommand::Reconfigure(config, reply) => {
+        DataPathCommand::Reconfigure(config, reply) => {
             let changed = core.reconfigure(&config, now).map(|new| {
                 for peer in new {
                     core.start_peer(peer, now, wire);
@@ -149,17 +151,20 @@ fn execute(command: DeviceCommand, core: &mut Core, now: Duration, wire: &mut Wi
             });
             let _ = reply.send(changed);
         }
-        DeviceCommand::Status(reply) => {
+        DataPathCommand::Status(reply) => {
             let dropped =
-                Dropped { not_sent: wire.counts.not_sent, not_delivered: wire.counts.not_delivered, ..core.dropped() };
+                Dropped { not_sent: wire.counts.unsent, not_delivered: wire.counts.refused, ..core.dropped() };
             let _ = reply.send((core.status(now), dropped));
         }
-        DeviceCommand::Rebind(..) | DeviceCommand::Stop => {}
+        DataPathCommand::Rebind(..) | DataPathCommand::Stop => {}
     }
 }
 
-/// Reads packets from the TUN until there are no more or the batch is full. Any error other than `EAGAIN` means that
-/// the TUN is gone: tun.c returns `EBADFD` once the device is detached and `EIO` once it is unregistered.
+/// Reads packets from the TUN until it has none or the batch is full.
+///
+/// # Errors
+/// Fails if the TUN is gone: the kernel's drivers/net/tun.c returns `EBADFD` once the device is detached, and `EIO`
+/// once it is unregistered.
 fn drain_tun(core: &mut Core, buffer: &mut [u8], now: Duration, wire: &mut Wire<'_>) -> io::Result<()> {
     for _ in 0..BATCH {
         match rustix::io::read(wire.tun, &mut buffer[..MAX_PACKET]) {
@@ -173,7 +178,10 @@ fn drain_tun(core: &mut Core, buffer: &mut [u8], now: Duration, wire: &mut Wire<
     Ok(())
 }
 
-/// Reads datagrams from a socket until there are no more or the batch is full.
+/// Reads datagrams from a socket until it has none or the batch is full.
+///
+/// # Errors
+/// Fails after [`SOCKET_ERRORS`] consecutive errors of the socket.
 fn drain_socket(
     core: &mut Core,
     socket: BorrowedFd<'_>,
@@ -196,7 +204,7 @@ fn drain_socket(
             Err(errno) => {
                 tracing::debug!(%errno, "a socket reported an error");
                 *errors += 1;
-                if *errors > MAX_SOCKET_ERRORS {
+                if *errors > SOCKET_ERRORS {
                     return Err(broken("a socket is broken", errno));
                 }
             }
@@ -205,15 +213,14 @@ fn drain_socket(
     Ok(())
 }
 
-/// The packets that the sockets or the TUN did not accept.
+/// The number of packets that could not be written.
 #[derive(Default)]
 struct Counts {
-    not_sent: u64,
-    not_delivered: u64,
+    unsent: u64,
+    refused: u64,
 }
 
-/// The TUN and the sockets. The thread never waits for either: as in a network, a packet is dropped if there is no
-/// room.
+/// The real TUN and the real sockets. Writing to them never waits: a packet without room is dropped, as in a network.
 struct Wire<'a> {
     tun: BorrowedFd<'a>,
     sockets: &'a Sockets,
@@ -231,18 +238,18 @@ impl Sink for Wire<'_> {
     fn send(&mut self, endpoint: SocketAddr, datagram: &[u8]) -> bool {
         let result = self.sockets.send(endpoint, datagram);
         if let Err(errno) = result {
-            // No route, permission or room: all of these may be temporary.
-            tracing::trace!(%endpoint, %errno, "a datagram was not sent");
-            self.counts.not_sent += 1;
+            // No route, no permission or no room: all of them may be temporary.
+            tracing::trace!(%endpoint, %errno, "cannot send a datagram");
+            self.counts.unsent += 1;
         }
         result.is_ok()
     }
 
     fn deliver(&mut self, packet: &[u8]) {
         if let Err(errno) = rustix::io::write(self.tun, packet) {
-            // A TUN that is down returns EIO. One that is gone is noticed by the next read.
-            tracing::trace!(%errno, "a packet was not delivered");
-            self.counts.not_delivered += 1;
+            // A TUN that is down returns EIO. If the TUN is gone, the next read fails.
+            tracing::trace!(%errno, "cannot deliver a packet");
+            self.counts.refused += 1;
         }
     }
 
@@ -251,7 +258,7 @@ impl Sink for Wire<'_> {
     }
 
     fn handshake_unanswered(&mut self) {
-        // The owner reads the status after either event.
+        // The owner treats both events alike.
         notify(self.handshakes);
     }
 }
@@ -262,7 +269,7 @@ fn broken(what: &str, errno: Errno) -> io::Error {
 
 /// Makes an eventfd readable.
 pub(super) fn notify(eventfd: BorrowedFd<'_>) {
-    // The only error is that the counter is full. Then the eventfd is readable already.
+    // The only error is a full counter, which is readable already.
     let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
 }
 

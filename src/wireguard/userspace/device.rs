@@ -1,5 +1,5 @@
-//! The device without its input and output: finds the peer of each packet from the TUN and each datagram from the
-//! sockets, and passes what the peer sends and delivers to a [`Sink`].
+//! The device without its input and output: receives packets of the TUN and datagrams of the sockets, finds the peer of
+//! each, and sends and delivers through a [`Sink`].
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -14,61 +14,61 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519;
 
 use super::allowed_ips::{AllowedIps, PeerIndex};
-use super::peer::{Context, PeerState, Verdict};
+use super::peer::{Context, DatagramVerdict, Peer};
 use crate::keys::PublicKey;
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
-/// The largest IP packet or datagram: both have a length field of 16 bits.
+/// The maximum length of an IP packet and of a datagram, whose length fields have 16 bits.
 pub(super) const MAX_PACKET: usize = 65_535;
 
-/// Packets are padded to a multiple of this (WireGuard paper, section 5.4.6).
+/// The multiple to which packets are padded (WireGuard paper, section 5.4.6).
 const PADDING_MULTIPLE: usize = 16;
 
-/// The size of the buffer that a packet is read into, and padded in.
+/// The size of a buffer for packets, which are padded in place.
 pub(super) const PACKET_BUFFER: usize = MAX_PACKET.next_multiple_of(PADDING_MULTIPLE);
 
-/// The bytes that a data message adds to its packet: header and authentication tag (WireGuard paper, section 5.4.6).
+/// The length of the header and the authentication tag of a data message (WireGuard paper, section 5.4.6).
 const DATA_OVERHEAD: usize = 32;
 
 /// The length of a cookie reply (WireGuard paper, section 5.4.7).
 const COOKIE_REPLY: usize = 64;
 
-/// The number of handshake messages per second from which the device is under load, and requires cookies.
+/// The number of handshake messages per second above which the device is under load and demands cookies.
 const HANDSHAKES_PER_SECOND: u64 = 100;
 
-/// The bits of a session index that identify the peer. The other 8 are for the session, which `boringtun` counts.
+/// The bits of a session index that identify the peer. `boringtun` numbers sessions in the other 8 bits.
 const PEER_INDEX_BITS: u32 = 24;
 
-/// The TUN and the sockets, or their replacement in a test.
+/// The output of the device: the TUN and the sockets, or their replacement in a test.
 pub(super) trait Sink {
-    /// Sends a datagram. Returns whether it was sent.
+    /// Sends a datagram, and returns whether it was sent.
     fn send(&mut self, endpoint: SocketAddr, datagram: &[u8]) -> bool;
-    /// Writes a packet to the TUN.
+    /// Delivers a packet to the TUN.
     fn deliver(&mut self, packet: &[u8]);
-    /// Called when a handshake is completed.
+    /// Reports that a handshake was completed.
     fn handshake_completed(&mut self);
-    /// Called when a handshake is not answered in time.
+    /// Reports that a handshake was not answered in time.
     fn handshake_unanswered(&mut self);
 }
 
-/// The number of packets and datagrams that were dropped, by reason.
+/// The number of dropped packets and datagrams, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// From the TUN: no peer has the destination among its AllowedIPs.
+    /// Packets of the TUN whose destination is in no peer's AllowedIPs.
     pub no_peer: u64,
-    /// From the TUN: not an IP packet.
+    /// Packets of the TUN that are not IP packets.
     pub not_ip: u64,
-    /// From a peer: the packet's source is not among its AllowedIPs.
+    /// Packets of a peer whose source is not in its AllowedIPs.
     pub source_not_allowed: u64,
-    /// From a peer: not an IP packet.
+    /// Packets of a peer that are not IP packets.
     pub malformed: u64,
-    /// From any address: not a WireGuard message, for another device, not authentic, or a replay.
+    /// Datagrams that are not WireGuard messages, not for this device, not authentic, or replayed.
     pub not_authentic: u64,
-    /// Handshake messages answered with a cookie, under load.
+    /// Handshake messages that were answered with a cookie, under load.
     pub cookie_demanded: u64,
-    /// The socket refused it or had no room.
+    /// Datagrams that the network refused or had no room for.
     pub not_sent: u64,
-    /// The TUN refused it because it is down or has no room.
+    /// Packets that the TUN refused, because it is down or has no room.
     pub not_delivered: u64,
 }
 
@@ -77,11 +77,11 @@ pub(super) struct Core {
     private_key: x25519::StaticSecret,
     public_key: x25519::PublicKey,
     mtu: usize,
-    /// Each peer keeps its index, which is part of the session indices that it uses.
-    peers: Vec<Option<PeerState>>,
+    /// A peer keeps its index while it exists, since the session indices on the wire contain it.
+    peers: Vec<Option<Peer>>,
     by_key: HashMap<PublicKey, PeerIndex>,
     allowed_ips: AllowedIps,
-    /// A random mask that hides the peers' indices in session indices on the wire.
+    /// Hides the peers' indices in the session indices on the wire.
     index_mask: u32,
     limiter: RateLimiter,
     scratch: Box<[u8]>,
@@ -109,11 +109,10 @@ impl Core {
         Ok(core)
     }
 
-    /// Applies another configuration. Peers whose keys are unchanged keep their sessions. Returns the new peers.
+    /// Applies another configuration, and returns the new peers. Peers whose keys are the same keep their sessions.
     ///
     /// # Errors
-    ///
-    /// Returns an error if the configuration is not valid. Nothing has changed then.
+    /// Fails if the configuration is invalid. Then nothing has changed.
     pub(super) fn reconfigure(&mut self, config: &DeviceConfig, now: Duration) -> io::Result<Vec<PeerIndex>> {
         let former = (self.private_key.clone(), self.public_key);
         let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
@@ -126,9 +125,9 @@ impl Core {
         }
         if has_new_key {
             self.limiter = RateLimiter::new(&self.public_key, HANDSHAKES_PER_SECOND);
-            // Sessions end with the private key. The peers' endpoints stay known.
+            // Sessions end with the private key. The peers keep their endpoints.
             for peer in self.peers.iter_mut().flatten() {
-                peer.invalidate_keys();
+                peer.forget_keys();
             }
         }
         self.mtu = config.mtu as usize;
@@ -137,18 +136,16 @@ impl Core {
 
     fn replace_peers(&mut self, config: &DeviceConfig, now: Duration) -> io::Result<Vec<PeerIndex>> {
         check_peers(&self.private_key, config)?;
-        // Each peer's `Tunn` has a limiter, too. Only that of the device decides.
+        // Each `Tunn` has a limiter that checks and counts again. The limiter of the device decides alone.
         let no_limit = Arc::new(RateLimiter::new(&self.public_key, u64::MAX));
         for peer in &mut self.peers {
-            peer.take_if(|peer| !config.peers.iter().any(|configured| configured.public_key == *peer.public_key()));
+            peer.take_if(|peer| !config.peers.iter().any(|wanted| wanted.public_key == *peer.public_key()));
         }
         self.by_key.clear();
         self.allowed_ips = AllowedIps::default();
         let mut new = Vec::new();
-        for configured in &config.peers {
-            let is_it = |peer: &Option<PeerState>| {
-                peer.as_ref().is_some_and(|peer| *peer.public_key() == configured.public_key)
-            };
+        for wanted in &config.peers {
+            let is_it = |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| *peer.public_key() == wanted.public_key);
             let free = || self.peers.iter().position(Option::is_none);
             let index = self.peers.iter().position(is_it).or_else(free).unwrap_or(self.peers.len());
             if index == self.peers.len() {
@@ -156,27 +153,27 @@ impl Core {
             }
             let before = self.peers[index].take();
             self.peers[index] = Some(match before {
-                Some(mut peer) if peer.has_preshared_key(configured.preshared_key.as_ref()) => {
-                    peer.set_persistent_keepalive(configured.persistent_keepalive);
+                Some(mut peer) if peer.has_key(wanted.preshared_key.as_ref()) => {
+                    peer.set_persistent_keepalive(wanted.persistent_keepalive);
                     peer
                 }
                 before => {
                     new.push(index);
                     let tunn = Tunn::new(
                         self.private_key.clone(),
-                        x25519::PublicKey::from(*configured.public_key.as_bytes()),
-                        configured.preshared_key.as_ref().map(|key| *key.as_bytes()),
-                        // The peer sends persistent keepalives itself.
+                        x25519::PublicKey::from(*wanted.public_key.as_bytes()),
+                        wanted.preshared_key.as_ref().map(|key| *key.as_bytes()),
+                        // `Peer` sends the persistent keepalives.
                         None,
                         index as u32 ^ self.index_mask,
                         Some(Arc::clone(&no_limit)),
                     );
-                    PeerState::new(index, configured, tunn, before.as_ref(), now)
+                    Peer::new(index, wanted, tunn, before.as_ref(), now)
                 }
             });
-            self.by_key.insert(configured.public_key, index);
-            for prefix in &configured.allowed_ips {
-                self.allowed_ips.insert(*prefix, index);
+            self.by_key.insert(wanted.public_key, index);
+            for prefix in &wanted.allowed_ips {
+                self.allowed_ips.claim(*prefix, index);
             }
         }
         Ok(new)
@@ -187,22 +184,21 @@ impl Core {
         self.by_key.get(peer).copied()
     }
 
-    /// Begins handshakes with all peers that have a persistent keepalive.
+    /// Starts the handshakes of peers with a persistent keepalive.
     pub(super) fn start<S: Sink>(&mut self, now: Duration, sink: &mut S) {
         for peer in self.peers.iter_mut().flatten() {
             peer.start(&mut Context { now, scratch: &mut self.scratch, sink });
         }
     }
 
-    /// Begins a handshake with a new peer if it has a persistent keepalive.
+    /// Starts the handshake of a new peer if it has a persistent keepalive.
     pub(super) fn start_peer<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
         if let Some(Some(peer)) = self.peers.get_mut(index) {
             peer.start(&mut Context { now, scratch: &mut self.scratch, sink });
         }
     }
 
-    /// Processes a packet from the TUN: the first `length` bytes of `buffer`. The rest of the buffer is used for
-    /// padding.
+    /// Processes a packet of the TUN: the first `length` bytes of `buffer`. The rest is room for padding.
     pub(super) fn on_packet<S: Sink>(&mut self, buffer: &mut [u8], length: usize, now: Duration, sink: &mut S) {
         let Some(destination) = Tunn::dst_address(&buffer[..length]) else {
             self.dropped.not_ip += 1;
@@ -219,7 +215,7 @@ impl Core {
         }
     }
 
-    /// Processes a datagram from a socket.
+    /// Processes a datagram of a socket.
     pub(super) fn on_datagram<S: Sink>(&mut self, datagram: &[u8], from: SocketAddr, now: Duration, sink: &mut S) {
         let Ok(packet) = Tunn::parse_incoming_packet(datagram) else {
             self.dropped.not_authentic += 1;
@@ -231,7 +227,7 @@ impl Core {
             return;
         }
         let index = match &packet {
-            // The sender's key is inside, encrypted with ours.
+            // The message contains the peer's public key, encrypted for this device.
             Packet::HandshakeInit(initiation) => parse_handshake_anon(&self.private_key, &self.public_key, initiation)
                 .ok()
                 .and_then(|half| self.by_key.get(&PublicKey::from(half.peer_static_public)).copied()),
@@ -251,19 +247,19 @@ impl Core {
             Packet::PacketData(_) => peer.receive_data(from, datagram, &self.allowed_ips, &mut context),
         };
         match verdict {
-            Verdict::Accepted => {}
-            Verdict::NotAuthentic => self.dropped.not_authentic += 1,
-            Verdict::Malformed => self.dropped.malformed += 1,
-            Verdict::SourceNotAllowed => self.dropped.source_not_allowed += 1,
+            DatagramVerdict::Accepted => {}
+            DatagramVerdict::NotAuthentic => self.dropped.not_authentic += 1,
+            DatagramVerdict::Malformed => self.dropped.malformed += 1,
+            DatagramVerdict::SourceNotAllowed => self.dropped.source_not_allowed += 1,
         }
     }
 
-    /// Returns when [`Self::tick`] must be called next at the latest; `None` while nothing is pending.
+    /// Returns the time at which [`Self::tick`] must be called, or none while nothing is pending.
     pub(super) fn next_tick(&self) -> Option<Duration> {
-        self.peers.iter().flatten().filter_map(PeerState::next_tick).min()
+        self.peers.iter().flatten().filter_map(Peer::next_tick).min()
     }
 
-    /// Does what is due: retransmissions, keepalives, new handshakes, and the removal of old keys.
+    /// Does what is due: retransmissions, keepalives, renewal and expiry of keys.
     pub(super) fn tick<S: Sink>(&mut self, now: Duration, sink: &mut S) {
         for peer in self.peers.iter_mut().flatten() {
             peer.tick(&mut Context { now, scratch: &mut self.scratch, sink });
@@ -283,7 +279,7 @@ impl Core {
         }
     }
 
-    /// Begins a handshake with a peer, unless one is pending or has just been completed.
+    /// Starts a handshake with a peer, unless one is in flight or was just completed.
     pub(super) fn initiate_handshake<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
         if let Some(Some(peer)) = self.peers.get_mut(index) {
             peer.initiate(&mut Context { now, scratch: &mut self.scratch, sink });
@@ -295,15 +291,15 @@ impl Core {
         self.peers.iter().flatten().map(|peer| peer.status(now)).collect()
     }
 
-    /// Returns how many packets and datagrams were dropped here.
+    /// Returns the number of packets dropped here, by reason.
     pub(super) fn dropped(&self) -> Dropped {
         self.dropped
     }
 
-    /// Checks the MAC of a handshake message before anything expensive is done. Under load, also checks that its sender
-    /// can receive at its address, and sends a cookie reply if that is unknown.
+    /// Checks the MAC of a handshake message before any expensive work. Under load, also checks with a cookie reply
+    /// that the sender receives packets at its address.
     fn passes_limiter<S: Sink>(&mut self, datagram: &[u8], from: SocketAddr, sink: &mut S) -> bool {
-        // This does nothing until a second has passed.
+        // This resets the count once per second.
         self.limiter.reset_count();
         let mut reply = [0; COOKIE_REPLY];
         match self.limiter.verify_packet(Some(from.ip()), datagram, &mut reply) {
@@ -320,16 +316,15 @@ impl Core {
         }
     }
 
-    /// Returns the peer that one of our session indices was given to.
+    /// Returns the peer of a session index that this device has issued.
     fn peer_of_session(&self, session: u32) -> Option<PeerIndex> {
         let index = (session >> (u32::BITS - PEER_INDEX_BITS)) ^ self.index_mask;
         usize::try_from(index).ok()
     }
 }
 
-/// Returns the length to which a packet is padded with zeros: as in Linux, a multiple of 16, but no more than the MTU.
-/// A packet that is longer than the MTU, which a TUN should not return, is padded by its part that exceeds a multiple
-/// of the MTU.
+/// Returns the length to which a packet is padded with zeros: a multiple of 16, but at most the MTU, as in Linux. Of a
+/// packet longer than the MTU, which the TUN should not produce, the part beyond the MTU is padded, as in Linux.
 fn padded_length(length: usize, mtu: usize) -> usize {
     let multiple = |length: usize| length.next_multiple_of(PADDING_MULTIPLE);
     if mtu == 0 {
@@ -339,16 +334,16 @@ fn padded_length(length: usize, mtu: usize) -> usize {
     whole + multiple(length - whole).min(mtu)
 }
 
-/// Returns an error if a device cannot have these peers.
+/// Refuses invalid peers.
 fn check_peers(private_key: &x25519::StaticSecret, config: &DeviceConfig) -> io::Result<()> {
     let mut seen = HashSet::with_capacity(config.peers.len());
     for peer in &config.peers {
         let peer_key = x25519::PublicKey::from(*peer.public_key.as_bytes());
         if !private_key.diffie_hellman(&peer_key).was_contributory() {
-            return Err(invalid(format!("cannot use the peer {}: its public key is weak", peer.public_key)));
+            return Err(invalid(format!("the public key of the peer {} is weak", peer.public_key)));
         }
         if !seen.insert(peer.public_key) {
-            return Err(invalid(format!("cannot use the peer {} twice", peer.public_key)));
+            return Err(invalid(format!("the peer {} is configured twice", peer.public_key)));
         }
     }
     Ok(())

@@ -1,32 +1,30 @@
-//! WireGuard in user space: the protocol and its cryptography are `boringtun`'s, the device around them is ours.
+//! WireGuard without the kernel's module. `boringtun` has the protocol's state machine and cryptography; the device
+//! around them is here. It only needs an open TUN: no capability, no configuration interface, no other file.
 //!
-//! It only needs an open TUN: no capability, no configuration interface, no other file.
-//!
-//! - `device`: finds the peer that a packet or datagram belongs to; without any input or output.
-//! - `peer`: a peer: `boringtun`'s `Tunn`, and the timers around it.
+//! - `device`: finds the peer of a packet or a datagram. Does no input or output itself.
+//! - `peer`: one peer: `boringtun`'s `Tunn` and its timers.
 //! - `allowed_ips`: longest-prefix routing in both directions.
-//! - `sockets`: the UDP sockets, created in the host's network namespace.
+//! - `sockets`: the UDP sockets, which stay in the host's network namespace.
 //! - `data_path`: the thread that moves packets.
 //!
 //! # Threads
 //!
-//! [`UserspaceDevice::start`] starts a thread. So it must be called in a process that will not fork afterwards, and
-//! that has already done what needs a process without threads, such as entering a user namespace. The thread blocks all
-//! signals, so other threads receive them.
+//! [`UserspaceDevice::start`] starts a thread. A process must fork, and enter user namespaces, before that. All signals
+//! are blocked in the thread, so other threads receive them.
 //!
-//! # Differences from the kernel
+//! # Differences from the kernel's WireGuard
 //!
-//! A packet that belongs to no peer is dropped and counted. The kernel's WireGuard also replies with an ICMP error,
-//! which a program sees as "no route to host"; here it sees a timeout. Congestion bits (ECN) are not copied between
-//! inner and outer header, and replies leave by the local address that the host's routes choose.
+//! A packet for an address of no peer is dropped and counted. The kernel also answers it with an ICMP error, so that a
+//! program sees "no route to host" instead of a timeout. The congestion bits (ECN) are not copied between the inner and
+//! the outer header. The host's routes choose the local address of answers.
 //!
 //! # Keys in memory
 //!
-//! Our copies of the private key and `x25519-dalek`'s static, ephemeral and shared secrets are wiped when dropped. The
-//! memory of each `Tunn`, which contains the preshared key and `ring`'s session keys, is overwritten when the device
-//! ends. Not wiped are the arrays on the stack from which `boringtun` derives session keys, copies that remain when a
-//! value is moved, and the keys of a session that is replaced or expires while the device runs: these stay in the
-//! `Tunn` until a later session overwrites them.
+//! The copies of the private key here, and `x25519-dalek`'s static, ephemeral and shared secrets, are wiped when
+//! dropped. The memory of each `Tunn`, with the preshared key and `ring`'s session keys, is overwritten when the device
+//! ends. Not wiped are the arrays on the stack from which `boringtun` derives session keys, the copies that moves leave
+//! behind, and the keys of replaced or expired sessions, whose bytes stay in the `Tunn` until a later session
+//! overwrites them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -37,7 +35,7 @@ use std::thread::JoinHandle;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{EventfdFlags, eventfd};
 
-use self::data_path::{DataPath, DeviceCommand};
+use self::data_path::{DataPath, DataPathCommand};
 use self::device::Core;
 use super::{Backend, Device, DeviceConfig, PeerStatus};
 use crate::keys::PublicKey;
@@ -59,35 +57,34 @@ mod tests;
 pub use self::device::Dropped;
 pub use self::sockets::Sockets;
 
-/// The name of the data-path thread, which `ps -L` and `top -H` show.
+/// The name of the data path's thread, which `ps -L` and `top -H` show.
 const THREAD_NAME: &str = "wireguard";
 
-/// A WireGuard device in this process. Dropping it stops its thread and closes the TUN and the sockets.
+/// A WireGuard device in this process. Dropping it stops its thread, and closes the TUN and the sockets.
 pub struct UserspaceDevice {
     peers: Vec<PublicKey>,
-    /// Another handle to the thread's TUN.
+    /// The same TUN as the thread's.
     tun: OwnedFd,
     port: u16,
-    /// Another handle to the thread's sockets.
-    sockets: Sockets,
-    commands: mpsc::Sender<DeviceCommand>,
+    /// The same sockets as the thread's.
+    bound: Sockets,
+    commands: mpsc::Sender<DataPathCommand>,
     wake: Arc<OwnedFd>,
     handshakes: Arc<OwnedFd>,
-    ended: Arc<DataPathEnd>,
+    ended: Arc<Ended>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl UserspaceDevice {
-    /// Starts a device that moves packets between `tun` and `sockets`. `tun` is a descriptor of an `IFF_TUN |
-    /// IFF_NO_PI` interface, which may be down still, or any other that reads and writes whole IP packets.
+    /// Starts moving packets between `tun` and `sockets`. `tun` is a descriptor of `IFF_TUN | IFF_NO_PI`, or any other
+    /// descriptor that reads and writes whole IP packets. The interface may still be down.
     ///
-    /// The new thread first calls `on_thread_start`, which can drop inherited capabilities. See the module about forks.
-    /// `config.listen_port` and `config.fwmark` are ignored: [`Sockets::bind`] has used them.
+    /// `on_thread_start` runs first in the new thread, to drop capabilities that the thread does not need. The process
+    /// must not fork afterwards. `config.listen_port` and `config.fwmark` are ignored: [`Sockets::bind`] has applied
+    /// them.
     ///
     /// # Errors
-    ///
-    /// Returns an error if the configuration is not valid, if the thread cannot be started, or if `on_thread_start`
-    /// fails. No packet has been moved then.
+    /// Fails if a peer is invalid, if the thread cannot be started, and as `on_thread_start` does.
     pub fn start(
         config: &DeviceConfig,
         tun: OwnedFd,
@@ -99,8 +96,9 @@ impl UserspaceDevice {
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(new_eventfd()?);
         let handshakes = Arc::new(new_eventfd()?);
-        let ended = Arc::new(DataPathEnd { signal: new_eventfd()?, cause: OnceLock::new() });
-        let (port, own_sockets, own_tun) = (sockets.port(), sockets.try_clone()?, tun.try_clone()?);
+        let ended = Arc::new(Ended { signal: new_eventfd()?, cause: OnceLock::new() });
+        let (port, bound) = (sockets.port(), sockets.try_clone()?);
+        let same_tun = tun.try_clone()?;
         let mut data_path = DataPath {
             core,
             tun,
@@ -114,8 +112,8 @@ impl UserspaceDevice {
         let guard = EndGuard(Some(Arc::clone(&ended)));
         let body = move || {
             let ready = on_thread_start();
-            let is_ready = ready.is_ok();
-            if started.send(ready).is_err() || !is_ready {
+            let go_on = ready.is_ok();
+            if started.send(ready).is_err() || !go_on {
                 return guard.expected();
             }
             match data_path.run() {
@@ -126,9 +124,9 @@ impl UserspaceDevice {
         let thread = without_signals(|| std::thread::Builder::new().name(THREAD_NAME.into()).spawn(body))?;
         let device = Self {
             peers: config.peers.iter().map(|peer| peer.public_key).collect(),
-            tun: own_tun,
+            tun: same_tun,
             port,
-            sockets: own_sockets,
+            bound,
             commands,
             wake,
             handshakes,
@@ -144,41 +142,43 @@ impl UserspaceDevice {
         self.port
     }
 
-    /// Returns an eventfd that becomes readable when a handshake with any peer is completed, or is not answered in
-    /// time. Reading it does not block.
+    /// Returns an eventfd that becomes readable when a handshake with any peer completes, and when a peer does not
+    /// answer a handshake in time. Reading it does not block.
     pub fn handshakes(&self) -> BorrowedFd<'_> {
         self.handshakes.as_fd()
     }
 
-    /// Returns an eventfd that becomes and stays readable when the data path has failed, for example because the TUN is
-    /// gone. After that, every call returns the reason.
+    /// Returns an eventfd that becomes readable for good when the data path has ended by itself, because the TUN is
+    /// gone. From then on, every call fails with the reason.
     pub fn failed(&self) -> BorrowedFd<'_> {
         self.ended.signal.as_fd()
     }
 
-    /// Returns how many packets were dropped so far, by reason.
+    /// Returns the number of packets that were dropped so far, by reason.
     ///
     /// # Errors
-    ///
-    /// Returns an error if the data path has ended.
+    /// Fails if the data path has ended.
     pub fn dropped(&self) -> io::Result<Dropped> {
-        self.query().map(|(_, dropped)| dropped)
+        self.ask().map(|(_, dropped)| dropped)
     }
 
-    fn query(&self) -> io::Result<(Vec<PeerStatus>, Dropped)> {
+    fn ask(&self) -> io::Result<(Vec<PeerStatus>, Dropped)> {
         let (reply, answer) = mpsc::channel();
-        self.command(DeviceCommand::Status(reply))?;
+        self.command(DataPathCommand::Status(reply))?;
         answer.recv().map_err(|_| self.ended.error())
     }
 
-    fn command(&self, command: DeviceCommand) -> io::Result<()> {
+    fn command(&self, command: DataPathCommand) -> io::Result<()> {
         self.commands.send(command).map_err(|_| self.ended.error())?;
         data_path::notify(self.wake.as_fd());
         Ok(())
     }
 
-    /// Sends a command to the thread, and waits for its result.
-    fn execute(&self, command: impl FnOnce(mpsc::Sender<io::Result<()>>) -> DeviceCommand) -> io::Result<()> {
+    /// Sends a command to the thread and waits for its result.
+    fn command_and_wait(
+        &self,
+        command: impl FnOnce(mpsc::Sender<io::Result<()>>) -> DataPathCommand,
+    ) -> io::Result<()> {
         let (reply, answer) = mpsc::channel();
         self.command(command(reply))?;
         answer.recv().map_err(|_| self.ended.error())?
@@ -196,15 +196,15 @@ impl Device for UserspaceDevice {
     }
 
     fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> io::Result<()> {
-        self.command(DeviceCommand::SetEndpoint(self.known(peer)?, endpoint))
+        self.command(DataPathCommand::SetEndpoint(self.known(peer)?, endpoint))
     }
 
     fn initiate_handshake(&self, peer: &PublicKey) -> io::Result<()> {
-        self.command(DeviceCommand::InitiateHandshake(self.known(peer)?))
+        self.command(DataPathCommand::InitiateHandshake(self.known(peer)?))
     }
 
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
-        let (mut statuses, _) = self.query()?;
+        let (mut statuses, _) = self.ask()?;
         let place = |status: &PeerStatus| self.peers.iter().position(|key| *key == status.public_key);
         statuses.sort_by_key(place);
         Ok(statuses)
@@ -212,26 +212,26 @@ impl Device for UserspaceDevice {
 
     fn reconfigure(&mut self, config: &DeviceConfig) -> io::Result<()> {
         let changed = Box::new(config.clone());
-        self.execute(|reply| DeviceCommand::Reconfigure(changed, reply))?;
+        self.command_and_wait(|reply| DataPathCommand::Reconfigure(changed, reply))?;
         self.peers = config.peers.iter().map(|peer| peer.public_key).collect();
         Ok(())
     }
 
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
-        // The current port cannot be bound a second time, and need not be.
+        // The device's own port cannot be bound a second time.
         let sockets = if listen_port == self.port || listen_port == 0 {
-            self.sockets.try_clone()?
+            self.bound.try_clone()?
         } else {
             Sockets::bind(listen_port, fwmark)?
         };
         sockets.set_mark(fwmark)?;
-        let (own, port) = (sockets.try_clone()?, sockets.port());
-        self.execute(|reply| DeviceCommand::Rebind(sockets, reply))?;
-        (self.sockets, self.port) = (own, port);
+        let (bound, port) = (sockets.try_clone()?, sockets.port());
+        self.command_and_wait(|reply| DataPathCommand::Rebind(sockets, reply))?;
+        (self.bound, self.port) = (bound, port);
         Ok(())
     }
 
-    fn take_interface_along(&self) -> io::Result<bool> {
+    fn remove_interface_on_drop(&self) -> io::Result<bool> {
         tun::set_persistent(&self.tun, false).map(|()| true)
     }
 }
@@ -239,32 +239,31 @@ impl Device for UserspaceDevice {
 impl Drop for UserspaceDevice {
     fn drop(&mut self) {
         // An error means that the thread has ended already.
-        let _ = self.command(DeviceCommand::Stop);
+        let _ = self.command(DataPathCommand::Stop);
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported when it happened, and by `failed`.
+            // A panic of the thread was printed when it happened, and `failed` reports it.
             let _ = thread.join();
         }
     }
 }
 
-/// Why the data path has ended, and the eventfd that announces it.
-struct DataPathEnd {
+/// The end of the data path.
+struct Ended {
     signal: OwnedFd,
     cause: OnceLock<String>,
 }
 
-impl DataPathEnd {
+impl Ended {
     fn error(&self) -> io::Error {
         let cause = self.cause.get().map_or("it panicked", String::as_str);
         io::Error::new(io::ErrorKind::BrokenPipe, format!("WireGuard's data path has ended: {cause}"))
     }
 }
 
-/// Announces the end of the data path even if its thread panics.
-struct EndGuard(Option<Arc<DataPathEnd>>);
+/// Signals the end of the data path, even if its thread panics.
+struct EndGuard(Option<Arc<Ended>>);
 
 impl EndGuard {
-    /// The end was requested, and is not announced.
     fn expected(mut self) {
         self.0 = None;
     }
@@ -289,7 +288,7 @@ fn new_eventfd() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Runs `action` with all signals blocked in the calling thread, which a thread that it starts inherits.
+/// Runs `action` with all signals blocked in the calling thread. Threads that it starts inherit the mask.
 fn without_signals<T>(action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let result = action();

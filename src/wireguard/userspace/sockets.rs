@@ -1,5 +1,5 @@
-//! The UDP sockets for encrypted packets: one for IPv4 and one for IPv6, on the same port. A socket stays in the
-//! network namespace in which it was created, so the device itself can run in another one.
+//! The UDP sockets of the encrypted packets: one for IPv4 and one for IPv6, on the same port. They stay in the network
+//! namespace in which they were created, so the device itself can be in another one.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,11 +12,11 @@ use rustix::net::sockopt::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-/// The requested size of the sockets' buffers in bytes, as in `wireguard-go`. Without `CAP_NET_ADMIN` the kernel grants
-/// less (`net.core.rmem_max`, `wmem_max`).
+/// The requested size of the sockets' buffers in bytes, as in wireguard-go. Without CAP_NET_ADMIN, the kernel limits it
+/// (`net.core.rmem_max`, `wmem_max`).
 const BUFFER_SIZE: usize = 7 << 20;
 
-/// How many random ports are tried if the one of the IPv4 socket is in use for IPv6.
+/// The number of random ports to try until one is free for IPv6 as well as IPv4.
 const PORT_ATTEMPTS: usize = 100;
 
 /// The device's UDP sockets.
@@ -28,15 +28,13 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Opens the sockets in the calling thread's network namespace, non-blocking and close-on-exec.
+    /// Opens the sockets in the calling thread's network namespace. They do not block and are closed on exec.
     ///
     /// A `listen_port` of 0 means any port that is free for both families. A `fwmark` other than 0 marks the packets
-    /// (`SO_MARK`, socket(7)), which needs `CAP_NET_ADMIN` or `CAP_NET_RAW`. On a host without IPv6 there is only an
-    /// IPv4 socket.
+    /// (`SO_MARK` of socket(7)), which needs CAP_NET_ADMIN or CAP_NET_RAW. On a host without IPv6, only IPv4 is used.
     ///
     /// # Errors
-    ///
-    /// Returns `EADDRINUSE` if the port is in use for either family, and `EPERM` if the mark needs a capability.
+    /// Fails with `EADDRINUSE` if the port is taken.
     pub fn bind(listen_port: u16, fwmark: u32) -> io::Result<Self> {
         let mut attempts = if listen_port == 0 { PORT_ATTEMPTS } else { 1 };
         loop {
@@ -52,18 +50,18 @@ impl Sockets {
         }
     }
 
-    /// Returns the port that both sockets are bound to.
+    /// Returns the port of both sockets.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns another handle to the same sockets.
+    /// Duplicates the descriptors of the sockets.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         let ipv6 = self.ipv6.as_ref().map(OwnedFd::try_clone).transpose()?;
         Ok(Self { ipv4: self.ipv4.try_clone()?, ipv6, port: self.port })
     }
 
-    /// Sets the firewall mark of packets that are sent from now on; 0: none.
+    /// Sets the mark of packets sent from now on. 0 means none.
     pub(super) fn set_mark(&self, fwmark: u32) -> io::Result<()> {
         for socket in self.descriptors() {
             if getsockopt(&socket, sockopt::Mark)? != fwmark {
@@ -73,12 +71,12 @@ impl Sockets {
         Ok(())
     }
 
-    /// Returns the descriptors, to wait for input.
+    /// Returns the descriptors, to wait for datagrams.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.ipv4.as_fd()).chain(self.ipv6.as_ref().map(OwnedFd::as_fd))
     }
 
-    /// Sends a datagram.
+    /// Sends one datagram.
     pub(super) fn send(&self, endpoint: SocketAddr, datagram: &[u8]) -> Result<(), Errno> {
         let socket = match endpoint {
             SocketAddr::V4(_) => &self.ipv4,
@@ -88,7 +86,7 @@ impl Sockets {
     }
 }
 
-/// Receives a datagram from one of the [`Sockets::descriptors`]. Returns its length and its sender.
+/// Receives one datagram and its sender from one of the [`Sockets::descriptors`].
 pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, SocketAddr), Errno> {
     let (length, _, from) = rustix::net::recvfrom(socket, buffer, RecvFlags::empty())?;
     let from = from.and_then(|from| SocketAddr::try_from(from).ok()).ok_or(Errno::AFNOSUPPORT)?;
@@ -105,13 +103,13 @@ fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
     if fwmark != 0 {
         setsockopt(&socket, sockopt::Mark, &fwmark).map_err(to_rustix)?;
     }
-    // As in the kernel's WireGuard: the inner packets discover the path MTU, and a datagram that is too large for the
+    // As the kernel's WireGuard does: the inner packets discover the path MTU, and a datagram that is too large for the
     // path is fragmented instead of refused.
     match address {
         SocketAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)?,
         SocketAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DONT)?,
     }
-    // Best effort: the requested size regardless of the limits, else as much as they allow.
+    // Best effort: the requested size regardless of the limits, or as much as they allow.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_SIZE)
         .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER_SIZE));
     let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER_SIZE)
@@ -134,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_families_share_a_port_and_a_port_in_use_is_an_error() {
+    fn both_families_share_a_port_and_a_taken_one_is_an_error() {
         let sockets = Sockets::bind(0, 0).expect("sockets");
         assert_ne!(sockets.port(), 0);
         for socket in sockets.descriptors() {
@@ -149,9 +147,9 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_for_ipv6_only_is_an_error() {
+    fn a_port_taken_for_ipv6_alone_is_an_error_and_not_half_a_device() {
         let taken = std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0));
-        // This host may have no IPv6.
+        // Without IPv6 on the host there is nothing to take.
         let Ok(taken) = taken else { return };
         let port = taken.local_addr().expect("address").port();
         let error = Sockets::bind(port, 0).expect_err("the port is taken");

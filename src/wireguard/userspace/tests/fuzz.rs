@@ -1,26 +1,26 @@
-//! No input from the TUN or the network makes the device panic, and no packet of a stranger passes through it.
+//! Properties of the device for all inputs: it does not panic, and nothing of an outsider gets through.
 
 use proptest::prelude::*;
 
 use super::network::*;
 use crate::wireguard::userspace::clock::travel;
 
-/// An event at a pair of devices.
+/// An input to a pair of devices.
 #[derive(Clone, Debug)]
 enum Event {
-    /// Any bytes, from the TUN.
+    /// Arbitrary bytes from the TUN.
     Packet(Vec<u8>),
-    /// Any IP header followed by any bytes, from the TUN.
+    /// A packet from the TUN with a valid IP version and arbitrary bytes otherwise.
     Headed(bool, Vec<u8>),
-    /// Any bytes, from the network.
+    /// Arbitrary bytes from the network.
     Datagram(Vec<u8>),
-    /// Bytes that begin like a message of a session, from the network.
+    /// A message from the network with a valid type, a session index and arbitrary bytes otherwise.
     Message(u8, u8, Vec<u8>),
-    /// A genuine packet, with one bit changed on its way or not.
+    /// An authentic packet, of which one bit may be changed on its way.
     Genuine(Option<usize>),
-    /// Any bytes as a packet from a peer with the right keys.
+    /// Arbitrary bytes that the peer has encrypted with the right keys.
     FromPeer(Vec<u8>),
-    /// Time passes.
+    /// A pause.
     Pause(u16),
     Endpoint(bool),
     Initiate,
@@ -46,7 +46,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn no_input_makes_the_device_panic(events in prop::collection::vec(event(), 1..40)) {
+    fn no_input_panics(events in prop::collection::vec(event(), 1..40)) {
         let (mut client, mut server) = client_and_server();
         for event in events {
             match event {
@@ -61,7 +61,7 @@ proptest! {
                 Event::Message(kind, session, mut bytes) => {
                     bytes.resize(match kind { 1 => 148, 2 => 92, 3 => 64, _ => bytes.len().max(32) }, 0);
                     bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
-                    // The index of its own session, as far as a stranger can guess it.
+                    // Its own sessions' index, as far as it is to be guessed.
                     let known = client.sink.sent.last().map_or([0; 3], |(_, d)| [d[5], d[6], d[7]]);
                     bytes[4] = session;
                     bytes[5..8].copy_from_slice(&known);
@@ -78,7 +78,7 @@ proptest! {
                     }
                 }
                 Event::FromPeer(mut bytes) => {
-                    // The server needs a valid destination to route the packet to the client.
+                    // The server's own routing wants a destination; what the client makes of the rest is the question.
                     let honest = inbound();
                     let kept = bytes.len().min(16);
                     bytes[..kept].copy_from_slice(&honest[..kept]);
@@ -102,7 +102,7 @@ proptest! {
     }
 
     #[test]
-    fn a_stranger_changes_nothing(
+    fn an_outsider_changes_nothing(
         datagrams in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..20),
     ) {
         let (mut client, mut server) = client_and_server();

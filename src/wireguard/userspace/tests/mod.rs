@@ -1,4 +1,4 @@
-//! Tests of the device: cores that are connected by a simulated network, with a simulated clock.
+//! Tests of the device against itself: cores joined by a simulated network, with a clock of their own.
 
 mod fuzz;
 mod network;

@@ -1,4 +1,4 @@
-//! A simulated network: devices have addresses, datagrams arrive at once, and time advances to the next event.
+//! A simulated network: devices at addresses, datagrams that arrive at once, and a clock that jumps to the next event.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::wireguard::userspace::clock::{self, travel};
 use crate::wireguard::userspace::device::{Core, PACKET_BUFFER, Sink};
 use crate::wireguard::{DeviceConfig, PeerConfig, PeerStatus};
 
-/// The MTU of all devices: not a multiple of 16, to test where padding ends.
+/// The MTU of all devices. It is not a multiple of 16, to show where padding ends.
 pub(super) const MTU: u32 = 1420 - 5;
 
-/// Records what a device sends and delivers.
+/// The output of a device.
 #[derive(Default)]
 pub(super) struct Recorder {
     pub(super) sent: Vec<(SocketAddr, Vec<u8>)>,
@@ -52,9 +52,9 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Its time is frozen: only [`pass`] and [`travel::advance`] move it.
+    /// Creates a device. From then on, time passes by [`pass`] and [`travel::advance`] alone.
     pub(super) fn new(address: &str, config: &DeviceConfig) -> Self {
-        travel::freeze();
+        travel::stand_still();
         let mut node = Node {
             core: Core::new(config, clock::now()).expect("a device"),
             sink: Recorder::default(),
@@ -64,7 +64,7 @@ impl Node {
         node
     }
 
-    /// Sends a packet from the TUN.
+    /// Passes a packet of the TUN to the device.
     pub(super) fn send(&mut self, packet: &[u8]) {
         let mut buffer = vec![0xff; PACKET_BUFFER];
         buffer[..packet.len()].copy_from_slice(packet);
@@ -101,7 +101,7 @@ impl Node {
     }
 }
 
-/// Delivers datagrams until no more are sent. Returns them as (from, to, datagram). Those to unknown addresses are
+/// Delivers datagrams until none is left, and returns them as (from, to, datagram). Those to an unknown address are
 /// lost.
 pub(super) fn settle(nodes: &mut [&mut Node]) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
     let mut log = Vec::new();
@@ -116,7 +116,7 @@ pub(super) fn settle(nodes: &mut [&mut Node]) -> Vec<(SocketAddr, SocketAddr, Ve
         if batch.is_empty() {
             return log;
         }
-        assert!(log.len() < 10_000, "the devices never stop sending");
+        assert!(log.len() < 10_000, "the network never falls silent");
         for (from, to, datagram) in batch {
             if let Some(node) = nodes.iter_mut().find(|node| node.address == to) {
                 node.receive(&datagram, from);
@@ -126,23 +126,23 @@ pub(super) fn settle(nodes: &mut [&mut Node]) -> Vec<(SocketAddr, SocketAddr, Ve
     }
 }
 
-/// The events while time passed.
+/// The events of [`pass`].
 #[derive(Debug, Default)]
 pub(super) struct Elapsed {
-    /// How often a device woke up.
+    /// The number of wake-ups.
     pub(super) wakeups: usize,
     /// The datagrams as (time since the start, from, datagram).
     pub(super) log: Vec<(Duration, SocketAddr, Vec<u8>)>,
 }
 
 impl Elapsed {
-    /// Returns when messages of a type were sent from an address, in milliseconds.
+    /// Returns the times in milliseconds at which an address sent messages of a type.
     pub(super) fn times(&self, kind: u8, from: SocketAddr) -> Vec<u128> {
         self.log.iter().filter(|(_, f, d)| *f == from && d[0] == kind).map(|(at, ..)| at.as_millis()).collect()
     }
 }
 
-/// Lets time pass: advances to each requested tick, and runs the devices that are due.
+/// Lets time pass: jumps to the next time that a device has asked for, and wakes the devices that are due.
 pub(super) fn pass(time: Duration, nodes: &mut [&mut Node]) -> Elapsed {
     let start = clock::now();
     let end = start + time;
@@ -181,12 +181,12 @@ pub(super) fn public_key(number: u8) -> PublicKey {
     private_key(number).public_key()
 }
 
-/// Returns a device whose private key is derived from a number.
+/// Returns the configuration of a device whose private key is derived from a number.
 pub(super) fn device(number: u8, peers: Vec<PeerConfig>) -> DeviceConfig {
     DeviceConfig { private_key: private_key(number), listen_port: 0, fwmark: 0, mtu: MTU, peers }
 }
 
-/// Returns a peer whose private key is derived from a number.
+/// Returns the configuration of a peer whose private key is derived from a number.
 pub(super) fn peer(number: u8, allowed_ips: &[&str], endpoint: Option<&str>) -> PeerConfig {
     PeerConfig {
         public_key: public_key(number),
@@ -200,8 +200,8 @@ pub(super) fn peer(number: u8, allowed_ips: &[&str], endpoint: Option<&str>) -> 
 pub(super) const CLIENT: &str = "192.0.2.1:1000";
 pub(super) const SERVER: &str = "198.51.100.1:51820";
 
-/// Returns a client that knows its server's endpoint and routes everything to it, and a server without the client's
-/// endpoint.
+/// Creates a client that knows the endpoint of its server and sends everything to it, and a server that does not know
+/// its client's endpoint.
 pub(super) fn client_and_server() -> (Node, Node) {
     client_and_server_with(peer(2, &["0.0.0.0/0", "::/0"], Some(SERVER)))
 }
@@ -213,7 +213,7 @@ pub(super) fn client_and_server_with(server: PeerConfig) -> (Node, Node) {
     (client, Node::new(SERVER, &device(2, vec![peer])))
 }
 
-/// Returns an IP packet of a total length between addresses of one family.
+/// Returns an IP packet of a total length between two addresses of one family.
 pub(super) fn packet(from: &str, to: &str, length: usize) -> Vec<u8> {
     let mut packet = vec![0xaa; length];
     match (from.parse().expect("an address"), to.parse().expect("an address")) {

@@ -1,4 +1,4 @@
-//! Routing, roaming, padding, cookies, replays, and endpoints that become known late.
+//! Tests of the protocol: routing, roaming, padding, cookies, replays, and endpoints that become known late.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn address(text: &str) -> SocketAddr {
 }
 
 #[test]
-fn queued_packets_arrive_in_order_after_the_handshake() {
+fn queued_packets_arrive_in_order_and_both_ways() {
     let (mut client, mut server) = client_and_server();
     let packets = [
         packet("10.0.0.1", "10.0.0.2", 20),
@@ -55,11 +55,11 @@ fn counters_count_encrypted_bytes() {
 
     client.sink.unreachable = true;
     client.send(&outbound());
-    assert_eq!(client.status(0).tx_bytes, up, "datagrams that were not sent do not count");
+    assert_eq!(client.status(0).tx_bytes, up, "what was not sent does not count");
 }
 
 #[test]
-fn the_longest_prefix_selects_the_peer_and_is_checked_for_sources() {
+fn the_longest_prefix_selects_the_peer_and_validates_sources() {
     let mut hub = Node::new(
         SERVER,
         &device(1, vec![peer(2, &["10.0.0.0/8"], Some("192.0.2.2:2")), peer(3, &["10.3.0.0/16"], Some("192.0.2.3:3"))]),
@@ -78,7 +78,7 @@ fn the_longest_prefix_selects_the_peer_and_is_checked_for_sources() {
     assert_eq!(three.take_delivered(), [to_three]);
     assert_eq!(hub.core.dropped(), Dropped { no_peer: 1, ..Dropped::default() });
 
-    // 10.3.0.1 is in a prefix of peer 2 as well, but belongs to peer 3.
+    // 10.3.0.1 lies in the prefix of peer 2 as well, but belongs to peer 3.
     let honest = packet("10.3.0.1", "10.9.9.9", 60);
     two.send(&honest);
     three.send(&honest);
@@ -90,7 +90,7 @@ fn the_longest_prefix_selects_the_peer_and_is_checked_for_sources() {
 }
 
 #[test]
-fn packets_are_padded_to_16_bytes_but_not_beyond_the_mtu() {
+fn padding_is_to_16_bytes_but_not_beyond_the_mtu() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
@@ -103,7 +103,7 @@ fn packets_are_padded_to_16_bytes_but_not_beyond_the_mtu() {
         (1400, 1408),
         (mtu - 1, mtu),
         (mtu, mtu),
-        // Longer than the MTU: as in Linux, padded by the part that exceeds it.
+        // Longer than the MTU: as Linux, by what exceeds it.
         (mtu + 1, mtu + 16),
         (2 * mtu - 1, 2 * mtu),
     ] {
@@ -111,18 +111,18 @@ fn packets_are_padded_to_16_bytes_but_not_beyond_the_mtu() {
         client.send(&packet);
         let sent = settle(&mut [&mut client, &mut server]);
         assert_eq!(sent[0].2.len(), padded + 32, "a packet of {length} bytes");
-        assert_eq!(server.take_delivered(), [packet], "the padding was not removed");
+        assert_eq!(server.take_delivered(), [packet], "the padding is gone again");
     }
 }
 
 #[test]
-fn only_authentic_messages_change_a_peers_endpoint() {
+fn a_peer_roams_by_authentic_messages_only() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
     assert_eq!(server.status(0).endpoint, Some(address(CLIENT)));
 
-    // A modified message, a replay, garbage with a valid session index, and a cookie reply do not.
+    // A message that is tampered with, a replay, garbage with a right session index, a cookie reply: none moves it.
     client.send(&outbound());
     let (_, fresh) = client.take_sent().remove(0);
     let mut forged = fresh.clone();
@@ -139,7 +139,7 @@ fn only_authentic_messages_change_a_peers_endpoint() {
     server.receive(&garbage, address(ELSEWHERE));
     assert_eq!(server.status(0).endpoint, Some(address(CLIENT)));
 
-    // Neither does a replayed initiation, but a fresh one and data do.
+    // An initiation that is replayed does not either, but a fresh one and data do.
     clock::travel::advance(Duration::from_secs(6));
     client.initiate(0);
     let (_, initiation) = client.take_sent().remove(0);
@@ -159,7 +159,7 @@ fn only_authentic_messages_change_a_peers_endpoint() {
     server.take_delivered();
     server.send(&inbound());
     settle(&mut [&mut fresh_client, &mut server]);
-    assert_eq!(fresh_client.take_delivered(), [inbound()], "replies go to the new endpoint");
+    assert_eq!(fresh_client.take_delivered(), [inbound()], "answers follow it");
 }
 
 #[test]
@@ -172,11 +172,11 @@ fn an_authentic_cookie_reply_does_not_change_the_endpoint() {
     let (_, reply) = server.take_sent().pop().expect("a cookie reply");
     assert_eq!(reply[0], 3);
     client.receive(&reply, address(ELSEWHERE));
-    assert_eq!(client.core.dropped(), Dropped::default(), "the cookie was not accepted");
+    assert_eq!(client.core.dropped(), Dropped::default(), "the cookie was taken");
     assert_eq!(client.status(0).endpoint, Some(address(SERVER)));
 }
 
-/// Puts a device under load with many initiations that have a valid first MAC.
+/// Sends enough initiations with a valid first MAC to put the device under load.
 fn exhaust(server: &mut Node) {
     let mut stranger = Node::new(ELSEWHERE, &device(9, vec![peer(2, &["0.0.0.0/0"], Some(SERVER))]));
     for _ in 0..100 {
@@ -186,11 +186,11 @@ fn exhaust(server: &mut Node) {
         let (_, initiation) = stranger.take_sent().remove(0);
         server.receive(&initiation, address(ELSEWHERE));
     }
-    assert!(server.take_sent().iter().all(|(_, datagram)| datagram[0] == 3), "a stranger got a response");
+    assert!(server.take_sent().iter().all(|(_, datagram)| datagram[0] == 3), "a stranger is never answered");
 }
 
 #[test]
-fn under_load_a_cookie_is_required_and_accepted() {
+fn under_load_a_cookie_is_demanded_and_accepted() {
     let (mut client, mut server) = client_and_server();
     exhaust(&mut server);
     client.send(&outbound());
@@ -198,23 +198,23 @@ fn under_load_a_cookie_is_required_and_accepted() {
     assert_eq!(kinds, [1, 3], "the initiation is answered with a cookie");
     assert!(server.core.dropped().cookie_demanded > 0);
 
-    // The client retries with the cookie while the server is still under load.
+    // The client shows the cookie when it tries again; the server is still under load then.
     let sent = pass(Duration::from_secs(6), &mut [&mut client]).log;
     assert_eq!(sent.len(), 1);
     exhaust(&mut server);
     let mut without = sent[0].2.clone();
     without[132..].fill(0);
     server.receive(&without, address(CLIENT));
-    assert_eq!(server.take_sent().pop().expect("a reply").1[0], 3, "an initiation without the cookie");
+    assert_eq!(server.take_sent().pop().expect("a reply").1[0], 3, "without the cookie it is refused");
     server.receive(&sent[0].2, address(ELSEWHERE));
-    assert_eq!(server.take_sent().pop().expect("a reply").1[0], 3, "a cookie is valid for one address");
+    assert_eq!(server.take_sent().pop().expect("a reply").1[0], 3, "a cookie is for one address");
     server.receive(&sent[0].2, address(CLIENT));
     settle(&mut [&mut client, &mut server]);
     assert_eq!(server.take_delivered(), [outbound()]);
 }
 
 #[test]
-fn load_ends() {
+fn the_load_ends() {
     let (mut client, mut server) = client_and_server();
     exhaust(&mut server);
     clock::travel::advance(Duration::from_secs(1));
@@ -238,7 +238,7 @@ fn a_replayed_packet_is_delivered_once() {
 }
 
 #[test]
-fn queued_packets_are_sent_when_the_endpoint_becomes_known() {
+fn a_late_endpoint_receives_the_queued_packets() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
     client.send(&outbound());
     client.send(&outbound());
@@ -249,7 +249,7 @@ fn queued_packets_are_sent_when_the_endpoint_becomes_known() {
 }
 
 #[test]
-fn an_endpoint_that_becomes_known_very_late_still_gets_a_handshake() {
+fn a_very_late_endpoint_still_receives_a_handshake() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
     client.send(&outbound());
     pass(Duration::from_secs(600), &mut [&mut client, &mut server]);
@@ -259,27 +259,27 @@ fn an_endpoint_that_becomes_known_very_late_still_gets_a_handshake() {
 }
 
 #[test]
-fn a_new_endpoint_gets_no_handshake_if_no_session_is_needed() {
+fn a_new_endpoint_receives_nothing_without_need() {
     let (mut client, _) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
     client.set_endpoint(0, SERVER);
     assert!(client.take_sent().is_empty());
 }
 
 #[test]
-fn a_pending_handshake_is_sent_to_a_new_endpoint_at_once() {
+fn a_handshake_in_flight_is_sent_to_a_new_endpoint_at_once() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], Some("198.51.100.66:66")));
     client.send(&outbound());
     assert_eq!(client.take_sent().len(), 1);
     client.set_endpoint(0, "198.51.100.66:66");
-    assert!(client.take_sent().is_empty(), "the endpoint has not changed");
+    assert!(client.take_sent().is_empty(), "it is there already");
     client.set_endpoint(0, "[::ffff:198.51.100.1]:51820");
-    assert_eq!(client.status(0).endpoint, Some(address(SERVER)), "a mapped address means the IPv4 address");
+    assert_eq!(client.status(0).endpoint, Some(address(SERVER)), "a mapped address is the address");
     settle(&mut [&mut client, &mut server]);
     assert_eq!(server.take_delivered(), [outbound()]);
 }
 
 #[test]
-fn a_response_to_an_earlier_initiation_completes_the_handshake() {
+fn an_answer_to_an_earlier_initiation_completes_the_handshake() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     let (_, first) = client.take_sent().remove(0);
@@ -288,25 +288,25 @@ fn a_response_to_an_earlier_initiation_completes_the_handshake() {
     server.receive(&first, address(CLIENT));
     settle(&mut [&mut client, &mut server]);
     assert_eq!(server.take_delivered(), [outbound()]);
-    assert_eq!(client.status(0).endpoint, Some(address(SERVER)), "the endpoint of the response");
+    assert_eq!(client.status(0).endpoint, Some(address(SERVER)), "where the answer came from");
     let soon = clock::now() + Duration::from_secs(6);
-    assert!(client.core.next_tick().is_some_and(|at| at < soon), "the last initiation is no longer pending");
+    assert!(client.core.next_tick().is_some_and(|at| at < soon), "the last one is still in flight");
 }
 
 #[test]
-fn a_late_endpoint_gets_a_full_attempt() {
+fn a_late_endpoint_receives_a_full_attempt() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
     client.send(&outbound());
     pass(Duration::from_secs(88), &mut [&mut client]);
     client.set_endpoint(0, SERVER);
-    // The server is away for some seconds, in which the attempt that began without an endpoint ends.
+    // The server is away for some seconds, in which the attempt that began without an endpoint comes to its end.
     pass(Duration::from_secs(10), &mut [&mut client]);
     pass(Duration::from_secs(6), &mut [&mut client, &mut server]);
     assert_eq!(client.sink.handshakes, 1);
 }
 
 #[test]
-fn a_persistent_keepalive_begins_a_handshake() {
+fn a_persistent_keepalive_starts_a_handshake() {
     let keepalive = |endpoint| PeerConfig { persistent_keepalive: Some(25), ..peer(2, &["0.0.0.0/0"], endpoint) };
     let (mut client, mut server) = client_and_server_with(keepalive(Some(SERVER)));
     settle(&mut [&mut client, &mut server]);
@@ -336,7 +336,7 @@ fn a_responder_queues_packets_until_the_session_is_confirmed() {
 }
 
 #[test]
-fn no_handshake_begins_right_after_another() {
+fn a_handshake_is_not_repeated_right_after_its_completion() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
@@ -350,7 +350,7 @@ fn no_handshake_begins_right_after_another() {
 }
 
 #[test]
-fn invalid_ip_packets_are_dropped() {
+fn packets_other_than_ip_are_dropped() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
@@ -360,7 +360,7 @@ fn invalid_ip_packets_are_dropped() {
     }
     assert_eq!(client.core.dropped(), Dropped { not_ip: 4, ..Dropped::default() });
     assert!(client.take_sent().is_empty());
-    // Headers with a length that is shorter than the header, or longer than the packet.
+    // Headers whose length is less than their own, and more than there is.
     for length in [0, 19, 200] {
         let mut packet = outbound();
         packet[3] = length;
@@ -372,7 +372,7 @@ fn invalid_ip_packets_are_dropped() {
 }
 
 #[test]
-fn different_preshared_keys_make_no_session() {
+fn a_different_preshared_key_makes_no_session() {
     let with = |byte| Some(PresharedKey::from([byte; 32]));
     let to_server = |byte| PeerConfig { preshared_key: with(byte), ..peer(2, &["0.0.0.0/0"], Some(SERVER)) };
     let (mut client, mut server) = client_and_server_with(to_server(7));

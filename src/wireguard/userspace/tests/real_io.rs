@@ -1,4 +1,5 @@
-//! The data path with real sockets on the loopback interface, and a pair of unix sockets in place of the TUN.
+//! Tests of the data path with real sockets on the loopback interface. A pair of unix sockets that preserve message
+//! boundaries replaces the TUN.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,10 +13,10 @@ use super::network::{device, inbound, outbound, peer, public_key};
 use crate::wireguard::userspace::{Dropped, Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 
-/// How long an operation may take on a busy machine.
+/// The patience of all tests, enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Returns our end and the device's end of a simulated TUN.
+/// Returns the test's end and the device's end of a TUN.
 fn tun() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a socket pair")
 }
@@ -27,7 +28,7 @@ fn readable(descriptor: BorrowedFd<'_>, within: Duration) -> bool {
 }
 
 fn read(tun: &OwnedFd) -> Vec<u8> {
-    assert!(readable(tun.as_fd(), PATIENCE), "no packet arrived");
+    assert!(readable(tun.as_fd(), PATIENCE), "nothing came");
     let mut buffer = vec![0; 2_000];
     let length = rustix::io::read(tun, &mut buffer).expect("a packet");
     buffer.truncate(length);
@@ -41,7 +42,7 @@ fn start(config: &DeviceConfig) -> (OwnedFd, UserspaceDevice) {
     (ours, device)
 }
 
-/// Starts a client and its server on the loopback of one family.
+/// Creates a client and its server on the loopback address of one family.
 fn pair(host: &str) -> ((OwnedFd, UserspaceDevice), (OwnedFd, UserspaceDevice)) {
     let server = start(&device(2, vec![peer(1, &["10.0.0.1/32"], None)]));
     let endpoint = format!("{host}:{}", server.1.listen_port());
@@ -74,7 +75,7 @@ fn packets_cross_the_loopback() {
 }
 
 #[test]
-fn a_completed_handshake_is_announced_once() {
+fn a_completed_handshake_is_signalled_at_once_and_only_once() {
     let ((_client_tun, client), (_server_tun, _server)) = pair("127.0.0.1");
     assert!(!readable(client.handshakes(), Duration::ZERO));
     client.initiate_handshake(&public_key(2)).expect("initiate");
@@ -90,7 +91,7 @@ fn a_completed_handshake_is_announced_once() {
 fn an_endpoint_can_be_set_later_and_an_unknown_peer_is_an_error() {
     let (_server_tun, server) = start(&device(2, vec![peer(1, &["10.0.0.1/32"], None)]));
     let (_client_tun, client) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
-    client.initiate_handshake(&public_key(2)).expect("a missing endpoint is no error");
+    client.initiate_handshake(&public_key(2)).expect("without an endpoint it is no error");
     let endpoint = format!("127.0.0.1:{}", server.listen_port()).parse().expect("an endpoint");
     client.set_endpoint(&public_key(2), endpoint).expect("set");
     assert!(readable(client.handshakes(), PATIENCE));
@@ -99,7 +100,7 @@ fn an_endpoint_can_be_set_later_and_an_unknown_peer_is_an_error() {
 }
 
 #[test]
-fn a_dropped_device_stops_and_closes_its_descriptors() {
+fn a_device_stops_promptly_and_closes_its_descriptors() {
     let (tun, device) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
     let port = device.listen_port();
     let begin = Instant::now();
@@ -110,7 +111,7 @@ fn a_dropped_device_stops_and_closes_its_descriptors() {
 }
 
 #[test]
-fn a_closed_tun_is_reported() {
+fn the_loss_of_the_tun_is_noticed() {
     let (tun, device) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
     assert!(!readable(device.failed(), Duration::ZERO));
     drop(tun);
@@ -125,10 +126,10 @@ fn a_closed_tun_is_reported() {
 }
 
 #[test]
-fn errors_of_the_network_do_not_stop_a_device() {
+fn errors_of_the_network_do_not_stop_the_device() {
     let ((client_tun, client), (server_tun, server)) = pair("127.0.0.1");
     let right = server.listen_port();
-    // A closed port (ICMP errors), an address that cannot be sent to, a family that may have no route.
+    // A port where nobody listens (ICMP errors), an address that cannot be sent to, a family that may have no route.
     let closed = Sockets::bind(0, 0).expect("sockets").port();
     for endpoint in
         [format!("127.0.0.1:{closed}"), "255.255.255.255:9".into(), "[2001:db8::1]:9".into(), "127.0.0.1:0".into()]
@@ -144,7 +145,7 @@ fn errors_of_the_network_do_not_stop_a_device() {
 }
 
 #[test]
-fn the_thread_has_a_name_and_blocks_signals_and_runs_the_hook_first() {
+fn the_thread_runs_the_hook_first_and_has_a_name_and_no_signals() {
     let before = SigSet::thread_get_mask().expect("a mask");
     let (_tun, theirs) = tun();
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -159,15 +160,15 @@ fn the_thread_has_a_name_and_blocks_signals_and_runs_the_hook_first() {
         status.lines().find_map(|line| line.strip_prefix(name)).expect("a field").trim_matches([':', '\t']).to_owned()
     };
     assert_eq!(field("Name"), "wireguard");
-    // All except SIGKILL and SIGSTOP, which cannot be blocked, and two that glibc reserves.
+    // All but SIGKILL and SIGSTOP, which cannot be blocked, and glibc's own two, which it does not let anybody block.
     let blocked = u64::from_str_radix(&field("SigBlk"), 16).expect("a mask");
     let (kill, stop, internal) = (1 << 8, 1 << 18, 0b11 << 31);
     assert_eq!(blocked | kill | stop | internal, u64::MAX);
-    assert_eq!(SigSet::thread_get_mask().expect("a mask"), before, "the caller's mask has changed");
+    assert_eq!(SigSet::thread_get_mask().expect("a mask"), before, "the caller's mask is as it was");
 }
 
 #[test]
-fn a_failing_hook_is_an_error_and_no_device_starts() {
+fn a_failing_hook_is_an_error() {
     let (ours, theirs) = tun();
     let sockets = Sockets::bind(0, 0).expect("sockets");
     let hook = || Err(io::Error::from(io::ErrorKind::PermissionDenied));

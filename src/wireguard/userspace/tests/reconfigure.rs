@@ -1,4 +1,4 @@
-//! Reconfiguration of a running device: unchanged peers continue, new ones begin, removed ones end.
+//! Tests of reconfiguration: unchanged peers keep their sessions, new peers start, and removed peers are gone.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ fn reconfigure(node: &mut Node, config: &DeviceConfig) {
     }
 }
 
-/// Sends a packet from the client, and returns the types of the messages that this causes.
+/// Returns the types of the messages that are sent when the client sends one packet.
 fn kinds(client: &mut Node, server: &mut Node) -> Vec<u8> {
     client.send(&outbound());
     settle(&mut [client, server]).iter().map(|(_, _, datagram)| datagram[0]).collect()
 }
 
 #[test]
-fn an_unchanged_peer_keeps_its_session_its_endpoint_and_its_counters() {
+fn an_unchanged_peer_keeps_its_session_endpoint_and_counters() {
     let (mut client, mut server) = client_and_server();
     assert_eq!(kinds(&mut client, &mut server)[..2], [1, 2]);
     let before = client.status(0);
@@ -37,26 +37,26 @@ fn an_unchanged_peer_keeps_its_session_its_endpoint_and_its_counters() {
     assert_eq!(kinds(&mut client, &mut server), [4], "no new handshake");
     assert_eq!(server.take_delivered().len(), 2);
     let elapsed = pass(Duration::from_secs(60), &mut [&mut client, &mut server]);
-    assert!(elapsed.times(4, client.address).len() >= 2, "the new keepalive is not sent");
+    assert!(elapsed.times(4, client.address).len() >= 2, "the keepalive that is new is sent");
 }
 
 #[test]
-fn a_removed_peer_cannot_send_or_receive_even_if_its_index_is_reused() {
+fn a_removed_peer_is_gone_in_both_directions_and_its_index_admits_no_message() {
     let (mut client, mut server) = client_and_server();
     kinds(&mut client, &mut server);
     server.take_delivered();
-    // Another peer gets its index and its addresses.
+    // Somebody else takes its place, and its addresses.
     reconfigure(&mut server, &device(2, vec![peer(5, &["10.0.0.1/32", "2001:db8::1/128"], None)]));
     assert_eq!(server.core.status(clock::now()).len(), 1);
-    assert_eq!(kinds(&mut client, &mut server), [4], "the removed peer got a response");
-    assert!(server.take_delivered().is_empty(), "a packet of the removed peer was delivered");
+    assert_eq!(kinds(&mut client, &mut server), [4], "nobody answers");
+    assert!(server.take_delivered().is_empty(), "and nothing comes in");
     assert_eq!(server.core.dropped().not_authentic, 1);
     server.send(&inbound());
-    assert!(settle(&mut [&mut client, &mut server]).is_empty(), "the new peer has no endpoint");
+    assert!(settle(&mut [&mut client, &mut server]).is_empty(), "who is in its place is not known to be anywhere");
 }
 
 #[test]
-fn new_keys_need_new_sessions() {
+fn other_keys_require_other_sessions() {
     let (mut client, mut server) = client_and_server();
     kinds(&mut client, &mut server);
     let shared = |number| Some(PresharedKey::from([number; 32]));
@@ -64,10 +64,10 @@ fn new_keys_need_new_sessions() {
     reconfigure(&mut client, &device(1, vec![PeerConfig { preshared_key: shared(9), ..peer(2, &EVERYTHING, None) }]));
     reconfigure(&mut server, &device(2, vec![customer(shared(9))]));
     server.take_delivered();
-    assert_eq!(kinds(&mut client, &mut server)[..2], [1, 2], "the server's endpoint is still known");
+    assert_eq!(kinds(&mut client, &mut server)[..2], [1, 2], "where the server is is known still");
     assert_eq!(server.take_delivered(), [outbound()]);
 
-    // The client gets another private key, and the server its public key.
+    // The client has another key of its own, which the server learns.
     reconfigure(&mut client, &device(4, vec![peer(2, &EVERYTHING, None)]));
     reconfigure(&mut server, &device(2, vec![peer(4, &["10.0.0.1/32", "2001:db8::1/128"], None)]));
     assert_eq!(kinds(&mut client, &mut server)[..2], [1, 2]);
@@ -75,7 +75,7 @@ fn new_keys_need_new_sessions() {
 }
 
 #[test]
-fn allowed_ips_can_move_to_another_peer() {
+fn allowed_ips_move_from_one_peer_to_another() {
     let near = peer(2, &["10.0.0.2/32"], Some(SERVER));
     let far = peer(3, &["192.0.2.0/24"], Some("203.0.113.7:4000"));
     let mut client = Node::new(CLIENT, &device(1, vec![near, far]));
@@ -105,7 +105,7 @@ fn an_invalid_configuration_changes_nothing() {
 fn an_unanswered_handshake_is_reported_with_its_duration() {
     let (mut client, _) = client_and_server();
     client.send(&outbound());
-    assert_eq!(client.status(0).unanswered_for, None, "there is time left to answer");
+    assert_eq!(client.status(0).unanswered_for, None, "it has its time");
     pass(Duration::from_secs(12), &mut [&mut client]);
     assert!(client.sink.unanswered >= 2);
     assert!(client.status(0).unanswered_for.expect("a time") >= Duration::from_secs(12));

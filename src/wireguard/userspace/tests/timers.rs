@@ -1,4 +1,4 @@
-//! Timers: when messages are sent, and how often a device wakes up.
+//! Tests of the timers, and of how often a device wakes up for them.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn with_keepalive(interval: u16) -> (Node, Node) {
     })
 }
 
-/// Returns whether packets pass both ways.
+/// Returns whether packets pass in both directions now.
 fn works(client: &mut Node, server: &mut Node) -> bool {
     client.send(&outbound());
     settle(&mut [client, server]);
@@ -39,14 +39,14 @@ fn an_unused_device_never_wakes_up() {
 }
 
 #[test]
-fn a_device_that_is_no_longer_used_stops_waking_up() {
+fn a_device_without_traffic_stops_waking_up() {
     let (mut client, mut server) = client_and_server();
     assert!(works(&mut client, &mut server));
     let elapsed = pass(seconds(3_600), &mut [&mut client, &mut server]);
     assert_eq!((client.core.next_tick(), server.core.next_tick()), (None, None));
-    // For each device: a keepalive, and the end of two sessions (boringtun renews a used session once more).
+    // Each device: the keepalive that it owes, and the end of two sessions (boringtun renews a used one once more).
     assert!(elapsed.wakeups <= 2 * 4, "{} wake-ups", elapsed.wakeups);
-    assert!(works(&mut client, &mut server), "the device does not work again");
+    assert!(works(&mut client, &mut server), "and wakes up again");
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn an_unanswered_initiation_is_repeated_with_jitter_and_given_up() {
 }
 
 #[test]
-fn after_giving_up_the_next_packet_begins_a_handshake() {
+fn the_next_packet_starts_a_new_attempt() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     pass(seconds(120), &mut [&mut client]);
@@ -73,7 +73,7 @@ fn after_giving_up_the_next_packet_begins_a_handshake() {
 }
 
 #[test]
-fn after_giving_up_a_new_endpoint_begins_a_handshake() {
+fn a_new_endpoint_starts_a_new_attempt() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], Some("198.51.100.66:66")));
     client.send(&outbound());
     pass(seconds(120), &mut [&mut client]);
@@ -83,7 +83,7 @@ fn after_giving_up_a_new_endpoint_begins_a_handshake() {
 }
 
 #[test]
-fn after_giving_up_the_peer_can_begin_a_handshake() {
+fn an_initiation_of_the_other_side_starts_a_new_attempt() {
     let (mut client, mut server) = client_and_server();
     assert!(works(&mut client, &mut server));
     client.sink.unreachable = true;
@@ -96,7 +96,7 @@ fn after_giving_up_the_peer_can_begin_a_handshake() {
     pass(seconds(10), &mut [&mut client, &mut server]);
     server.send(&inbound());
     settle(&mut [&mut client, &mut server]);
-    assert_eq!(client.take_delivered(), [inbound()], "the new session counts as an old one");
+    assert_eq!(client.take_delivered(), [inbound()], "the session is not taken for an old one");
 }
 
 #[test]
@@ -107,20 +107,20 @@ fn a_persistent_keepalive_never_gives_up() {
     assert!(times.windows(2).all(|pair| pair[1] - pair[0] < 26_000), "{times:?}");
     assert!(*times.last().expect("initiations") > 970_000);
     pass(seconds(26), &mut [&mut client, &mut server]);
-    assert_eq!(client.sink.handshakes, 1, "no handshake with the server that is back");
+    assert_eq!(client.sink.handshakes, 1, "the server is back");
 }
 
 #[test]
-fn a_new_handshake_does_not_end_after_a_suspend() {
+fn a_quiet_period_does_not_end_a_new_handshake() {
     for pause in [60, 100, 200, 539, 541, 3_600, 100_000] {
         let (mut client, mut server) = client_and_server();
-        // The machine was suspended, so there were no ticks.
+        // The device slept: nobody ticked.
         travel::advance(seconds(pause));
         client.send(&outbound());
         client.take_sent();
         pass(seconds(6), &mut [&mut client, &mut server]);
         assert_eq!(client.sink.handshakes, 1, "after {pause} s");
-        // boringtun resets itself and its queue 540 s after the last handshake, which is during this one.
+        // boringtun resets itself, its queue included, 540 s after the last handshake: in the midst of this one.
         let lost = pause == 539;
         assert_eq!(server.take_delivered().len(), usize::from(!lost), "after {pause} s");
         travel::advance(seconds(pause));
@@ -129,7 +129,7 @@ fn a_new_handshake_does_not_end_after_a_suspend() {
 }
 
 #[test]
-fn sessions_are_renewed_without_packet_loss() {
+fn keys_are_renewed_under_traffic_without_loss() {
     let (mut client, mut server) = client_and_server();
     let mut initiations = Vec::new();
     for second in 0..600 {
@@ -144,7 +144,7 @@ fn sessions_are_renewed_without_packet_loss() {
         initiations.extend(begun.map(|(from, ..)| (second, *from)));
         assert!(pass(seconds(1), &mut [&mut client, &mut server]).log.is_empty());
     }
-    assert!(initiations.iter().all(|(_, from)| *from == client.address), "the responder has renewed the session");
+    assert!(initiations.iter().all(|(_, from)| *from == client.address), "the responder does not renew");
     let when: Vec<i32> = initiations.iter().map(|(second, _)| *second).collect();
     assert!(when.windows(2).all(|pair| (119..=123).contains(&(pair[1] - pair[0]))), "every 120 s: {when:?}");
     assert_eq!(when.len(), 5, "{when:?}");
@@ -152,7 +152,7 @@ fn sessions_are_renewed_without_packet_loss() {
 }
 
 #[test]
-fn a_persistent_keepalive_is_only_sent_after_silence() {
+fn the_persistent_keepalive_is_sent_after_silence_only() {
     let (mut client, mut server) = with_keepalive(25);
     settle(&mut [&mut client, &mut server]);
     let quiet = pass(seconds(101), &mut [&mut client, &mut server]);
@@ -169,12 +169,12 @@ fn a_persistent_keepalive_is_only_sent_after_silence() {
     for _ in 0..10 {
         assert!(works(&mut client, &mut server));
         let busy = pass(seconds(8), &mut [&mut client, &mut server]);
-        assert!(busy.log.is_empty(), "keepalives were sent besides traffic: {:?}", busy.log);
+        assert!(busy.log.is_empty(), "traffic takes its place: {:?}", busy.log);
     }
 }
 
 #[test]
-fn no_keepalive_is_sent_while_packets_are_received() {
+fn received_messages_make_persistent_keepalives_unnecessary() {
     let (mut client, mut server) = with_keepalive(5);
     settle(&mut [&mut client, &mut server]);
     for _ in 0..4 {
@@ -186,7 +186,7 @@ fn no_keepalive_is_sent_while_packets_are_received() {
 }
 
 #[test]
-fn keepalives_alone_keep_a_session() {
+fn a_tunnel_with_keepalives_only_always_has_a_session() {
     let (mut client, mut server) = with_keepalive(25);
     settle(&mut [&mut client, &mut server]);
     for _ in 0..200 {
@@ -197,7 +197,7 @@ fn keepalives_alone_keep_a_session() {
 }
 
 #[test]
-fn a_device_that_only_receives_sends_keepalives() {
+fn a_receiver_without_traffic_of_its_own_sends_keepalives() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
@@ -206,11 +206,11 @@ fn a_device_that_only_receives_sends_keepalives() {
     let times = elapsed.times(DATA, server.address);
     assert_eq!(times.len(), 1, "{:?}", elapsed.log);
     assert!((9_000..12_000).contains(&times[0]), "{times:?}");
-    assert!(elapsed.times(INITIATION, client.address).is_empty(), "the sender began a handshake");
+    assert!(elapsed.times(INITIATION, client.address).is_empty(), "so the sender need not ask");
 }
 
 #[test]
-fn a_peer_that_lost_the_session_gets_a_new_handshake() {
+fn a_peer_that_lost_its_session_gets_a_new_handshake() {
     let (mut client, mut server) = client_and_server();
     assert!(works(&mut client, &mut server));
     let (_, mut restarted) = client_and_server();
@@ -223,7 +223,7 @@ fn a_peer_that_lost_the_session_gets_a_new_handshake() {
 }
 
 #[test]
-fn an_expired_session_is_not_used_even_without_a_tick() {
+fn an_expired_session_is_not_used_even_without_a_timer() {
     let (mut client, mut server) = client_and_server();
     assert!(works(&mut client, &mut server));
     travel::advance(seconds(181));
