@@ -76,7 +76,7 @@ fn start(
         None => session::acquire(request, 0)?,
     };
     let name = session.plan.name.clone();
-    let up = session.wait_until_ready(wait).and_then(|()| Ok(session.lease.stand(&name)?));
+    let up = session.wait_until_ready(wait).and_then(|()| session.lease.stand(&name));
     let is_kept = session.end(up.is_ok())?;
     up?;
     match is_kept {
