@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use lab::world::FILES;
 use lab::{Skip, patience, wait_until};
-use vpn_exec::bus::{self, BusRefusal, Policy, address};
+use vpn_exec::bus::{self, BusPolicy, BusRefusal, address};
 
 /// Tells hanging from working.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ pub(crate) fn file(name: &str) -> PathBuf {
 
 impl Desktop {
     /// Starts the bus, the services and a filter with this policy.
-    pub(crate) fn start(policy: Policy) -> Result<Self> {
+    pub(crate) fn start(policy: BusPolicy) -> Result<Self> {
         if let Some(missing) = NEEDED.iter().find(|path| !Path::new(path).exists()) {
             return Err(Skip::error(format!("there is no {missing}"), lab::variables::REQUIRE_PEERS));
         }
@@ -135,7 +135,7 @@ impl Drop for Desktop {
 }
 
 impl Filter {
-    fn start(policy: Policy) -> Result<Self> {
+    fn start(policy: BusPolicy) -> Result<Self> {
         let listener = UnixListener::bind(file("filter"))?;
         let addresses = address::parse(BUS)?;
         let (stop, stopped) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;

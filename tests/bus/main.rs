@@ -9,15 +9,15 @@ mod wire;
 use anyhow::Result;
 use desktop::Desktop;
 use lab::world;
-use vpn_exec::bus::Policy;
+use vpn_exec::bus::BusPolicy;
 
 /// Runs a test in a world of its own, in which there is a desktop's session bus and the filter with the default policy.
 fn test<F: FnOnce(&mut Desktop) -> Result<()>>(body: F) {
-    test_with(Policy::default_desktop(), body);
+    test_with(BusPolicy::default_desktop(), body);
 }
 
 /// The same with another policy.
-fn test_with<F: FnOnce(&mut Desktop) -> Result<()>>(policy: Policy, body: F) {
+fn test_with<F: FnOnce(&mut Desktop) -> Result<()>>(policy: BusPolicy, body: F) {
     world::test(|| {
         let mut desktop = Desktop::start(policy)?;
         body(&mut desktop)?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{patience, wait_until};
-use vpn_exec::bus::message::{Endian, Kind};
-use vpn_exec::bus::{BusRefusal, Policy};
+use vpn_exec::bus::message::{Endian, MessageKind};
+use vpn_exec::bus::{BusPolicy, BusRefusal};
 
 use crate::desktop::{BUS, FILTER, ask, call, call_of_bus, client, fail, file, run, said, send};
 use crate::raw::Raw;
@@ -262,7 +262,7 @@ fn the_bus_itself_obeys_within_limits() {
 
 #[test]
 fn a_name_is_opened_by_name() {
-    let policy = Policy::default_desktop().with_talk([SYSTEMD.parse().expect("a name")]);
+    let policy = BusPolicy::default_desktop().with_talk([SYSTEMD.parse().expect("a name")]);
     test_with(policy, |desktop| {
         ask(FILTER, &call(SYSTEMD, SYSTEMD_PATH, "org.freedesktop.systemd1.Manager.StartTransientUnit", &[]))?;
         ensure!(desktop.calls()?.contains("StartTransientUnit"), "it does not arrive");
@@ -292,7 +292,7 @@ fn a_player_inside_is_controlled_from_outside() {
         ensure!(player.request(name, 4)? == 1, "the name is free");
         for to in [name, number.as_str()] {
             let caller = next(to)?;
-            let called = player.receive_until(|message| message.header.kind == Kind::Call)?;
+            let called = player.receive_until(|message| message.header.kind == MessageKind::Call)?;
             ensure!(called.header.member.as_deref() == Some("Next"), "another call");
             player.answer(&called, "done")?;
             let text = said(&caller.wait_with_output()?);
@@ -312,7 +312,7 @@ fn a_player_inside_is_controlled_from_outside() {
         // Without the filter, a program without a name is called.
         let mut bare = Raw::connect(BUS, Endian::Little)?;
         let caller = next(&bare.unique.clone())?;
-        let called = bare.receive_until(|message| message.header.kind == Kind::Call)?;
+        let called = bare.receive_until(|message| message.header.kind == MessageKind::Call)?;
         bare.answer(&called, "done")?;
         ensure!(said(&caller.wait_with_output()?).contains("string \"done\""), "without a filter");
         Ok(())

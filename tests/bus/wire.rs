@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lab::{patience, wait_until};
 use vpn_exec::bus::BusRefusal;
-use vpn_exec::bus::message::{Endian, Header, Kind, NO_REPLY};
+use vpn_exec::bus::message::{Endian, Header, MessageKind, NO_REPLY};
 
 use crate::desktop::{BUS, FILTER};
 use crate::raw::{Message, Raw};
@@ -53,11 +53,11 @@ fn both_byte_orders_are_understood() {
             // A call that goes to the client itself, by a name that the bus does not know.
             let header = Header {
                 destination: Some("net.example.Own".to_owned()),
-                ..client.header(Kind::Call, "/a", "a.b", "Loop")
+                ..client.header(MessageKind::Call, "/a", "a.b", "Loop")
             };
             let text = client.strings(&["around"]);
             let serial = client.send(header, "s", text)?;
-            let called = client.receive_until(|message| message.header.kind == Kind::Call)?;
+            let called = client.receive_until(|message| message.header.kind == MessageKind::Call)?;
             ensure!(called.header.sender.as_ref() == Some(&client.unique) && called.text()? == "around", "not itself");
             client.answer(&called, "and back")?;
             ensure!(client.reply(serial)?.text()? == "and back", "another reply");
@@ -147,7 +147,7 @@ fn descriptors_come_with_their_messages() {
                 let header = Header {
                     destination: Some(PORTAL.to_owned()),
                     descriptors: 2,
-                    ..client.header(Kind::Call, PORTAL_PATH, "org.freedesktop.portal.Trash", "TrashFile")
+                    ..client.header(MessageKind::Call, PORTAL_PATH, "org.freedesktop.portal.Trash", "TrashFile")
                 };
                 expected.push((header.serial, format!("one{number}+other{number}")));
                 let mut body = client.body();
@@ -159,7 +159,7 @@ fn descriptors_come_with_their_messages() {
                     destination: Some("net.example.Nowhere".to_owned()),
                     descriptors: 1,
                     flags: NO_REPLY,
-                    ..client.header(Kind::Call, "/", "a.b", "C")
+                    ..client.header(MessageKind::Call, "/", "a.b", "C")
                 };
                 client.send_with(&header.with_body("", &[]), &[file("refused")?.as_fd()])?;
             }
@@ -186,12 +186,12 @@ fn descriptors_without_a_message_are_bounded() {
         let one = file("x")?;
         let many = vec![one.as_fd(); 250];
         // A header that never ends, byte by byte.
-        let header = client.header(Kind::Call, "/", "a.b", "C").with_body("", &[]);
+        let header = client.header(MessageKind::Call, "/", "a.b", "C").with_body("", &[]);
         let ended = (0..4).any(|at| client.send_with(&header[at..=at], &many).is_err());
         ensure!(ended || client.is_ended()?, "it is still served");
         // Fewer than the header says.
         let mut client = Raw::connect(FILTER, Endian::Little)?;
-        let header = Header { descriptors: 2, ..client.header(Kind::Signal, "/", "a.b", "C") };
+        let header = Header { descriptors: 2, ..client.header(MessageKind::Signal, "/", "a.b", "C") };
         client.send_with(&header.with_body("", &[]), &[one.as_fd()])?;
         ensure!(client.is_ended()?, "it is still served");
         ensure!(
@@ -215,11 +215,11 @@ fn long_messages_pass_in_both_directions() {
             // One that is refused is swallowed, and the next one is found behind it.
             let body = client.strings(&[&text]);
             let refused = client.call("org.freedesktop.systemd1", "/", ("a.b", "C"), "s", body)?;
-            ensure!(refused.header.kind == Kind::Error, "it is let through");
+            ensure!(refused.header.kind == MessageKind::Error, "it is let through");
             ensure!(read(&mut client, "next")? == "next", "another text");
             // A call of the bus of which only the beginning matters.
             let body = client.strings(&[PORTAL, &text]);
-            ensure!(client.try_bus("NameHasOwner", "ss", body)?.header.kind == Kind::Error, "two arguments");
+            ensure!(client.try_bus("NameHasOwner", "ss", body)?.header.kind == MessageKind::Error, "two arguments");
         }
         ensure!(desktop.refused() == 2, "{:?}", desktop.refusals());
         Ok(())
@@ -238,15 +238,17 @@ fn many_messages_at_once_are_answered() {
                 1 => ("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "NameHasOwner", PORTAL),
                 _ => ("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "NameHasOwner", "net.example.Nobody"),
             };
-            let header =
-                Header { destination: Some(name.to_owned()), ..client.header(Kind::Call, path, interface, member) };
+            let header = Header {
+                destination: Some(name.to_owned()),
+                ..client.header(MessageKind::Call, path, interface, member)
+            };
             let body = client.strings(&[text]);
             serials.push(client.send(header, "s", body)?);
         }
         let mut replies = std::collections::HashMap::new();
         while replies.len() < serials.len() {
             let message = client.receive_until(|message| message.header.reply_serial.is_some())?;
-            ensure!(message.header.kind == Kind::Return, "{:?}", message.header.error);
+            ensure!(message.header.kind == MessageKind::Return, "{:?}", message.header.error);
             ensure!(
                 replies.insert(message.header.reply_serial.unwrap_or_default(), message).is_none(),
                 "a reply twice"
@@ -271,7 +273,7 @@ fn a_client_that_does_not_read_is_not_listened_to_for_ever() {
         let mut mute = Raw::connect(FILTER, Endian::Little)?;
         let header = Header {
             destination: Some("org.freedesktop.DBus".to_owned()),
-            ..mute.header(Kind::Call, "/", "org.freedesktop.DBus", "NameHasOwner")
+            ..mute.header(MessageKind::Call, "/", "org.freedesktop.DBus", "NameHasOwner")
         };
         let body = mute.strings(&["net.example.Nobody"]).into_bytes();
         let calls = header.with_body("s", &body).repeat(100);
@@ -298,7 +300,7 @@ fn a_client_that_does_not_read_is_not_listened_to_for_ever() {
         let length = calls.len() / 100;
         for number in 0..sent / length {
             let message = mute.receive_until(|message| message.header.reply_serial.is_some())?;
-            ensure!(message.header.kind == Kind::Return, "reply {number}");
+            ensure!(message.header.kind == MessageKind::Return, "reply {number}");
         }
         Ok(())
     });
@@ -320,7 +322,7 @@ fn a_client_that_dies_ends_its_own_connection_alone() {
             ensure!(is_there(&mut outside, &unique)?, "not on the bus");
             let header = Header {
                 destination: Some(PORTAL.to_owned()),
-                ..dying.header(Kind::Call, PORTAL_PATH, SETTINGS, "Read")
+                ..dying.header(MessageKind::Call, PORTAL_PATH, SETTINGS, "Read")
             };
             let message = header.with_body("s", &dying.strings(&["text that is cut off"]).into_bytes());
             dying.stream.write_all(&message[..cut.min(message.len() - 1)])?;
@@ -355,7 +357,7 @@ fn signals_come_from_those_that_may_be_called_alone() {
             client.bus("AddMatch", "s", rule)?;
             let mut outside = Raw::connect(BUS, Endian::Little)?;
             for destination in [None, Some(client.unique.clone())] {
-                let header = Header { destination, ..outside.header(Kind::Signal, "/a", "a.b", "FromOutside") };
+                let header = Header { destination, ..outside.header(MessageKind::Signal, "/a", "a.b", "FromOutside") };
                 let body = outside.strings(&["x"]);
                 outside.send(header, "s", body)?;
             }
@@ -365,12 +367,12 @@ fn signals_come_from_those_that_may_be_called_alone() {
             let body = client.strings(&["news"]);
             let header = Header {
                 destination: Some(PORTAL.to_owned()),
-                ..client.header(Kind::Call, PORTAL_PATH, SETTINGS, "Shout")
+                ..client.header(MessageKind::Call, PORTAL_PATH, SETTINGS, "Shout")
             };
             client.send(header, "s", body)?;
             let (mut foreign, mut portal) = (0, 0);
             while portal < 2 {
-                let message = client.receive_until(|message| message.header.kind == Kind::Signal)?;
+                let message = client.receive_until(|message| message.header.kind == MessageKind::Signal)?;
                 foreign += usize::from(message.is_signal("FromOutside"));
                 portal += usize::from(message.is_signal("Changed"));
             }
@@ -402,28 +404,30 @@ fn services_that_come_later_are_known() {
         for to in [listed, service.unique.clone().as_str()] {
             let header = Header {
                 destination: Some(to.to_owned()),
-                ..client.header(Kind::Call, "/ScreenSaver", listed, "Lock")
+                ..client.header(MessageKind::Call, "/ScreenSaver", listed, "Lock")
             };
             let nothing = client.body();
             let serial = client.send(header, "", nothing)?;
-            let called = service.receive_until(|message| message.header.kind == Kind::Call)?;
+            let called = service.receive_until(|message| message.header.kind == MessageKind::Call)?;
             service.answer(&called, "locked")?;
             ensure!(client.reply(serial)?.text()? == "locked", "another reply");
         }
         let nothing = client.body();
         let refused = client.call(hidden, "/", ("a.b", "C"), "", nothing)?;
-        ensure!(refused.header.kind == Kind::Error, "it is called");
+        ensure!(refused.header.kind == MessageKind::Error, "it is called");
         ensure!(
             desktop.refusals() == [BusRefusal::Name { name: hidden.into(), member: "C".into() }],
             "another refusal"
         );
         // It calls back, and is heard to leave.
         let unique = service.unique.clone();
-        let header =
-            Header { destination: Some(client.unique.clone()), ..service.header(Kind::Call, "/", "a.b", "Back") };
+        let header = Header {
+            destination: Some(client.unique.clone()),
+            ..service.header(MessageKind::Call, "/", "a.b", "Back")
+        };
         let nothing = service.body();
         service.send(header, "", nothing)?;
-        client.receive_until(|message| message.header.kind == Kind::Call)?;
+        client.receive_until(|message| message.header.kind == MessageKind::Call)?;
         drop(service);
         let mut left = Vec::new();
         while left.len() < 2 {
