@@ -293,7 +293,8 @@ fn files() -> Vec<Vec<u8>> {
 }
 
 proptest! {
-    /// Damages files of the corpus. The diagnostics show no key and no control character, and the parser does not panic.
+    /// Damages files of the corpus. The diagnostics show no key and no control character, and the parser does not
+    /// panic.
     #[test]
     fn damaged_file_does_not_leak_secrets(
         (one, two) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
