@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::desktop;
 use super::identity::{Account, Identity};
+use crate::lookup::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 
 /// Variables that sudo, doas and pkexec set for vpn-exec. They do not apply to the program.
 const OF_CALLERS: [&str; 9] = [
@@ -20,13 +21,6 @@ const OF_CALLERS: [&str; 9] = [
     // The mailbox of the user that vpn-exec runs as.
     "MAIL",
 ];
-
-/// The environment variable that names a tunnel where the command line does not. A program finds its own tunnel's name
-/// in it.
-pub const TUNNEL_VARIABLE: &str = "VPN_EXEC_TUNNEL";
-
-/// The environment variable that names a provider's file where the command line names no tunnel.
-pub const CONFIG_VARIABLE: &str = "VPN_EXEC_CONFIG";
 
 /// The facts about a program that its environment reflects, besides its identity.
 #[derive(Clone, Copy, Debug)]

@@ -35,7 +35,6 @@ use crate::config::{Buses, SessionBus};
 use crate::fault;
 use crate::linux::capabilities::CapabilitySet;
 use crate::plan::{DnsPlan, SocketsPlan};
-pub use environment::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 use identity::Identity;
 pub use launch::{Launch, start};
 pub use supervise::forwarded_signals;
