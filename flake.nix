@@ -1,5 +1,5 @@
 {
-  description = "Run a program or a service so that its Internet traffic leaves through a WireGuard tunnel, and only that program's";
+  description = "Run a program or a service inside a WireGuard tunnel, and leave the rest of the machine alone";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 
@@ -12,14 +12,14 @@
         "aarch64-linux"
       ];
       eachSystem = make: lib.genAttrs systems (system: make nixpkgs.legacyPackages.${system});
-      wantedRust = (builtins.fromTOML (builtins.readFile ./Cargo.toml)).package.rust-version;
-      # Where the system's Rust is too old to build it, the package is built by this flake's.
+      requiredRust = (builtins.fromTOML (builtins.readFile ./Cargo.toml)).package.rust-version;
+      # If the system's Rust is too old, this flake's nixpkgs builds the package.
       module =
         { lib, pkgs, ... }:
         {
           key = "vpn-exec";
           imports = [ ./nix/module.nix ];
-          services.vpn-exec.package = lib.mkIf (lib.versionOlder pkgs.rustc.version wantedRust) (
+          services.vpn-exec.package = lib.mkIf (lib.versionOlder pkgs.rustc.version requiredRust) (
             lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default
           );
         };
@@ -59,7 +59,7 @@
             rustfmt
             deadnix
             nixfmt
-            # What the tests use.
+            # For the tests.
             iproute2
             nftables
             wireguard-go
@@ -74,7 +74,7 @@
         demo = {
           type = "app";
           program = "${self.packages.${pkgs.stdenv.hostPlatform.system}.demo}/bin/vpn-exec-demo";
-          meta.description = "The whole thing in a pretend Internet: no VPN account, no root, nothing left behind";
+          meta.description = "The demonstration in a pretend Internet, without a VPN account or root";
         };
       });
     };

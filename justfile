@@ -40,6 +40,14 @@ kernel *ARGS:
 nix:
     nix/tests/run
 
+# Build the book of docs/ into target/book (needs mdbook)
+book:
+    mdbook build docs
+
+# Record the demonstration for the README
+record:
+    docs/recording/record
+
 # Build the static binary
 static:
     CC_x86_64_unknown_linux_musl=musl-gcc cargo build --release --target x86_64-unknown-linux-musl

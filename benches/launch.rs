@@ -31,7 +31,6 @@ use vpn_exec::names::InterfaceName;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 const BY_HAND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/by-hand.sh");
 const CONFIG: &str = "/run/bench/wg.conf";
 /// The same, of which wg(8) takes all.
@@ -189,8 +188,8 @@ impl Candidate {
         let words: &[&str] = match self {
             Nothing => &[],
             Unshare => &["unshare", "-n"],
-            VpnExec => &[VPN_EXEC, "--config", CONFIG, "--backend", backend, "--name", &name, "--"],
-            VpnExecSameName => &[VPN_EXEC, "--config", CONFIG, "--backend", backend, "--name", "same", "--"],
+            VpnExec => &[&binary(), "--config", CONFIG, "--backend", backend, "--name", &name, "--"],
+            VpnExecSameName => &[&binary(), "--config", CONFIG, "--backend", backend, "--name", "same", "--"],
             ByHand => &[&[BY_HAND], kernels, &[&name]].concat(),
             ByHandWithoutNft => &[&[BY_HAND, "--no-nft"], kernels, &[&name]].concat(),
         };
@@ -333,11 +332,10 @@ struct Phases(Vec<(String, Vec<f64>)>);
 
 impl Phases {
     fn take(&mut self, turn: usize) -> Outcome<()> {
-        let mut command = VpnExec.command(turn, &["true"]);
-        let mut arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-        arguments.insert(0, "-vv".into());
-        command = Command::new(VPN_EXEC);
-        command.args(arguments).stdin(Stdio::null());
+        let command = VpnExec.command(turn, &["true"]);
+        let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        let mut command = lab::vpn_exec(["-vv"]);
+        command.args(arguments);
         let begin = now();
         let output = command.output()?;
         let end = now() - begin;
@@ -365,4 +363,9 @@ impl Phases {
             println!("  {what:<72}   {:6.2} ({:.2} - {:.2})", spread.median, spread.least, spread.most);
         }
     }
+}
+
+/// Returns the path of the vpn-exec to measure.
+fn binary() -> String {
+    lab::launcher::binary().display().to_string()
 }

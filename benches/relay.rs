@@ -20,7 +20,6 @@ use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of}
 use vpn_exec::linux::sysctl;
 use vpn_exec::registry;
 
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 const PROXY: &str = "/lib/systemd/systemd-socket-proxyd";
 const NAME: &str = "relay";
 
@@ -51,15 +50,14 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let up = ["up", file.to_str().context("UTF-8")?, "--name", NAME, "--backend", "userspace"];
     let ports = ["--publish", "8001:81", "--publish", "8002:82"];
-    let output = Command::new(VPN_EXEC).args(up).args(ports).stdin(Stdio::null()).output()?;
+    let output = lab::vpn_exec(up).args(ports).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name leads to no namespace") };
     inside.run(set_control)?;
     serve(&inside, 81, swallow)?;
     serve(&inside, 82, answer)?;
-    let living: serde_json::Value = serde_json::from_slice(
-        &Command::new(VPN_EXEC).args(["status", NAME, "--json"]).stdin(Stdio::null()).output()?.stdout,
-    )?;
+    let living: serde_json::Value =
+        serde_json::from_slice(&lab::vpn_exec(["status", NAME, "--json"]).output()?.stdout)?;
     let address: Ipv4Addr = living["link"]["inner_ipv4"].as_str().context("an inner address")?.parse()?;
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let keeper = registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();

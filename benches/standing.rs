@@ -24,8 +24,6 @@ use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
 use measure::{Spread, load, milliseconds, now};
 use vpn_exec::registry;
 
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
-
 /// How many rounds, unless the command line says otherwise.
 const ROUNDS: usize = 60;
 
@@ -74,7 +72,7 @@ fn measure(rounds: usize) -> Result<()> {
 }
 
 fn vpn_exec(arguments: &[&str]) -> Result<()> {
-    let output = Command::new(VPN_EXEC).args(arguments).stdin(Stdio::null()).output()?;
+    let output = lab::vpn_exec(arguments).output()?;
     ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
@@ -85,7 +83,7 @@ fn ways() -> Vec<(&'static str, Vec<String>)> {
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let known = [
         ("the program alone", words(&[])),
-        ("vpn-exec --tunnel", words(&[VPN_EXEC, "--tunnel", NAME, "--"])),
+        ("vpn-exec --tunnel", words(&[&binary(), "--tunnel", NAME, "--"])),
         ("ip netns exec", words(&["ip", "netns", "exec", NAME])),
         ("nsenter --net", words(&["nsenter", &namespace])),
     ];
@@ -219,4 +217,9 @@ fn rollup(pid: i32, what: &str) -> Result<u64> {
     let line =
         text.lines().find_map(|line| line.strip_prefix(what)).with_context(|| format!("{path} has no {what}"))?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}
+
+/// Returns the path of the vpn-exec to measure.
+fn binary() -> String {
+    lab::launcher::binary().display().to_string()
 }

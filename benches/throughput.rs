@@ -16,7 +16,6 @@ use lab::{Context, Lab, PROVIDER, PROVIDER_PORT, Peer, Reach, Result, TUNNEL_CLI
 use measure::{Spread, load, milliseconds, now};
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
 const NAME: &str = "throughput";
 
 /// How many rounds, unless the command line says otherwise.
@@ -81,9 +80,9 @@ fn run(command: &str, arguments: &[&str]) -> Result<()> {
 }
 
 fn in_vpn_exec(file: &str) -> Result<f64> {
-    run(VPN_EXEC, &["up", file, "--name", NAME, "--backend", "kernel", "--wait", "60"])?;
+    run(&binary(), &["up", file, "--name", NAME, "--backend", "kernel", "--wait", "60"])?;
     let rate = send_from(NAME)?;
-    run(VPN_EXEC, &["down", NAME])?;
+    run(&binary(), &["down", NAME])?;
     Ok(rate)
 }
 
@@ -133,4 +132,9 @@ fn count(mut connection: TcpStream) {
     }
     // Who has only knocked is gone.
     let _ = connection.write_all(&arrived.to_le_bytes());
+}
+
+/// Returns the path of the vpn-exec to measure.
+fn binary() -> String {
+    lab::launcher::binary().display().to_string()
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use lab::dns::DnsServer;
 use lab::http::{self, Page, WebServer};
-use lab::stand_in::{StandIn, Tongue};
+use lab::stand_in::{Protocol, StandIn};
 use lab::{Context, HOST, Lab, PROVIDER, Peer, Reach, Result, Snapshot, WEB, bail, ensure, world};
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::tun;
@@ -168,10 +168,10 @@ const RESOLVERS: &str = "nscd, systemd-resolved by varlink and by D-Bus, Avahi, 
 impl<'a> HostsResolvers<'a> {
     fn start(lab: &'a Lab) -> Result<Self> {
         let daemons = [
-            ("/run/nscd/socket", Tongue::None),
-            ("/run/systemd/resolve/io.systemd.Resolve", Tongue::Varlink),
-            ("/run/dbus/system_bus_socket", Tongue::Dbus),
-            ("/run/avahi-daemon/socket", Tongue::Avahi),
+            ("/run/nscd/socket", Protocol::None),
+            ("/run/systemd/resolve/io.systemd.Resolve", Protocol::Varlink),
+            ("/run/dbus/system_bus_socket", Protocol::Dbus),
+            ("/run/avahi-daemon/socket", Protocol::Avahi),
         ];
         let daemons = daemons.into_iter().map(|(path, tongue)| StandIn::listen(path, tongue)).collect::<Result<_>>()?;
         Ok(Self { routers: &lab.resolver, own: DnsServer::start_everywhere(&lab.host, &[53])?, daemons })
@@ -180,7 +180,7 @@ impl<'a> HostsResolvers<'a> {
     /// How often any of them was asked something.
     fn told(&self) -> usize {
         let questions: usize = [self.routers, &self.own].map(|server| server.questions().len()).iter().sum();
-        questions + self.daemons.iter().map(StandIn::callers).sum::<usize>()
+        questions + self.daemons.iter().map(StandIn::clients).sum::<usize>()
     }
 }
 

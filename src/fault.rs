@@ -1,9 +1,15 @@
-//! Makes a chosen step of a set-up fail, so that a test can see each failure undo itself; and takes a chosen protection away, so that a
-//! test can be seen to miss it. Only in builds with debug assertions; a release has none of it.
+//! Fault injection for tests: makes a step fail, kills or stops the process at a step, or leaves a protection out.
+//!
+//! A test that expects a failure to be undone, or a leak to be found, must see both happen. The environment variables
+//! `VPN_EXEC_TEST_FAIL` and `VPN_EXEC_TEST_BREAK` choose what does. They work only in builds with debug assertions. In
+//! a release these functions are empty.
 
-use crate::failure::Failure;
+#[cfg(not(debug_assertions))]
+pub(crate) use disabled::{die_at, fail_at, is_broken, point};
+#[cfg(debug_assertions)]
+pub(crate) use enabled::{die_at, fail_at, is_broken, point};
 
-/// The points of a set-up, in their order.
+/// The points of creating a tunnel, in order.
 pub const SET_UP: [&str; 9] = [
     "after the namespace",
     "after the state",
@@ -16,7 +22,8 @@ pub const SET_UP: [&str; 9] = [
     "at the end",
 ];
 
-/// The points of taking a tunnel down, in their order. They can only be killed at: no failure keeps the rest from being done.
+/// The points of taking a tunnel down, in order. A process can be killed or stopped there. A failure does not keep the
+/// other steps from being taken.
 pub const TAKE_DOWN: [&str; 4] = [
     "after the socket is gone",
     "after the name is gone",
@@ -24,80 +31,88 @@ pub const TAKE_DOWN: [&str; 4] = [
     "before the state is gone",
 ];
 
-/// The points of the starts of a program's guards. They can only fail.
+/// The points at which the start of a program's guard can fail.
 pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter"];
 
-/// What can be taken away: the program's namespace, its view of names, that it has no privileges and no files but its own, that routes
-/// lead into the tunnel, the rules for packets inside, and the gate before the sockets of processes outside; of a keeper, that the kernel
-/// refuses descriptors of other users (as before Linux 6.16), and that their connections are closed apart.
+/// The protections that can be left out.
+///
+/// Of a program: its network namespace, its view of the files for lookups, the loss of privileges and of inherited
+/// descriptors, the routes into the tunnel, the packet rules, and the socket guard. Of a keeper: that the
+/// kernel rejects descriptors of other users (as before Linux 6.16), and that their connections are closed in the
+/// background.
 pub const PROTECTIONS: [&str; 9] =
     ["namespace", "names", "privileges", "descriptors", "routes", "rules", "sockets", "passrights", "apart"];
 
-/// Fails if the test has chosen this point: the environment variable `VPN_EXEC_TEST_FAIL` holds its name, or `kill:` and its name
-/// to have the process killed there instead. It holds `stop`, or `stop:` and a name, to have the process stopped at every point, or at that
-/// one, until it is told to go on.
 #[cfg(debug_assertions)]
-pub(super) fn point(name: &str) -> Result<(), Failure> {
-    use crate::failure::Doing;
+mod enabled {
+    use std::io;
+
     use nix::sys::signal::{Signal, raise};
 
-    assert!(SET_UP.contains(&name) || TAKE_DOWN.contains(&name), "{name:?} is in no list, so no test would choose it");
-    match std::env::var("VPN_EXEC_TEST_FAIL") {
-        Ok(chosen) if chosen == name => Err(std::io::Error::other("a test has it fail")).doing(format!("go on {name}")),
-        Ok(chosen) if chosen.strip_prefix("kill:") == Some(name) => {
-            raise(Signal::SIGKILL).map_err(std::io::Error::from).doing("be killed")
+    use super::{GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN};
+    use crate::failure::{Doing, Failure};
+
+    /// The points of creating or taking down a tunnel: `POINT` makes the point fail, `kill:POINT` kills the process
+    /// there, `stop:POINT` stops it there, and `stop` stops it at every point.
+    const FAIL: &str = "VPN_EXEC_TEST_FAIL";
+
+    /// The protections that are left out, separated by commas.
+    const BREAK: &str = "VPN_EXEC_TEST_BREAK";
+
+    /// Fails, kills the process or stops it, if the test has chosen this point.
+    pub(crate) fn point(name: &str) -> Result<(), Failure> {
+        assert!(SET_UP.contains(&name) || TAKE_DOWN.contains(&name), "{name:?} is missing in the lists of points");
+        let Ok(chosen) = std::env::var(FAIL) else { return Ok(()) };
+        match chosen.as_str() {
+            chosen if chosen == name => Err(io::Error::other("a test made it fail")).doing(format!("continue {name}")),
+            chosen if chosen.strip_prefix("kill:") == Some(name) => {
+                raise(Signal::SIGKILL).map_err(io::Error::from).doing("kill this process")
+            }
+            chosen if chosen == "stop" || chosen.strip_prefix("stop:") == Some(name) => {
+                raise(Signal::SIGSTOP).map_err(io::Error::from).doing("stop this process")
+            }
+            _ => Ok(()),
         }
-        Ok(chosen) if chosen == "stop" || chosen.strip_prefix("stop:") == Some(name) => {
-            raise(Signal::SIGSTOP).map_err(std::io::Error::from).doing("be stopped")
+    }
+
+    /// Fails, if the test has chosen this point of a guard's start.
+    pub(crate) fn fail_at(name: &str) -> Result<(), Failure> {
+        assert!(GUARDS.contains(&name), "{name:?} is missing in the list of guards");
+        match std::env::var(FAIL).is_ok_and(|chosen| chosen == name) {
+            true => Err(Failure::new(format!("cannot continue {name}: a test made it fail"))),
+            false => Ok(()),
         }
-        _ => Ok(()),
+    }
+
+    /// Kills the process, if the test has chosen this point of starting a program.
+    pub(crate) fn die_at(name: &str) {
+        if std::env::var(FAIL).is_ok_and(|chosen| chosen.strip_prefix("kill:") == Some(name)) {
+            let _ = raise(Signal::SIGKILL);
+        }
+    }
+
+    /// Returns whether the test leaves a protection out.
+    pub(crate) fn is_broken(protection: &str) -> bool {
+        assert!(PROTECTIONS.contains(&protection), "{protection:?} is missing in the list of protections");
+        std::env::var(BREAK).is_ok_and(|broken| broken.split(',').any(|name| name == protection))
     }
 }
 
-/// Fails if the test has chosen this point of a guard's start, as in [`point`].
-#[cfg(debug_assertions)]
-pub(crate) fn fail_at(name: &str) -> Result<(), Failure> {
-    assert!(GUARDS.contains(&name), "{name:?} is in no list, so no test would choose it");
-    match std::env::var("VPN_EXEC_TEST_FAIL").is_ok_and(|chosen| chosen == name) {
-        true => Err(Failure::new(format!("cannot go on {name}: a test has it fail"))),
-        false => Ok(()),
+#[cfg(not(debug_assertions))]
+mod disabled {
+    use crate::failure::Failure;
+
+    pub(crate) fn point(_name: &str) -> Result<(), Failure> {
+        Ok(())
     }
-}
 
-/// Does nothing in a release.
-#[cfg(not(debug_assertions))]
-pub(crate) fn fail_at(_name: &str) -> Result<(), Failure> {
-    Ok(())
-}
-
-/// Has the calling process killed at a point of a program's beginning, if the test has chosen it as in [`point`].
-#[cfg(debug_assertions)]
-pub(crate) fn die_at(name: &str) {
-    if std::env::var("VPN_EXEC_TEST_FAIL").is_ok_and(|chosen| chosen.strip_prefix("kill:") == Some(name)) {
-        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    pub(crate) fn fail_at(_name: &str) -> Result<(), Failure> {
+        Ok(())
     }
-}
 
-/// Does nothing in a release.
-#[cfg(not(debug_assertions))]
-pub(crate) fn die_at(_name: &str) {}
+    pub(crate) fn die_at(_name: &str) {}
 
-/// Whether the test has taken a protection away: the environment variable `VPN_EXEC_TEST_BREAK` holds the names of such, with commas
-/// between them.
-#[cfg(debug_assertions)]
-pub(crate) fn is_broken(protection: &str) -> bool {
-    assert!(PROTECTIONS.contains(&protection), "{protection:?} is not in the list, so no test would choose it");
-    std::env::var("VPN_EXEC_TEST_BREAK").is_ok_and(|broken| broken.split(',').any(|name| name == protection))
-}
-
-/// All protections are there in a release.
-#[cfg(not(debug_assertions))]
-pub(crate) fn is_broken(_protection: &str) -> bool {
-    false
-}
-
-/// Does nothing in a release.
-#[cfg(not(debug_assertions))]
-pub(super) fn point(_name: &str) -> Result<(), Failure> {
-    Ok(())
+    pub(crate) fn is_broken(_protection: &str) -> bool {
+        false
+    }
 }

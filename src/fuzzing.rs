@@ -16,7 +16,7 @@ pub fn messages(input: &[u8]) {
     match kind % 8 {
         0 => {
             let _ = lease::Received::decode(data);
-            let _ = serde_json::from_slice::<lease::Event>(data);
+            let _ = serde_json::from_slice::<lease::KeeperEvent>(data);
         }
         1 => {
             let file = linux::memory_file::seal(data).expect("a file in memory");
@@ -25,7 +25,7 @@ pub fn messages(input: &[u8]) {
             }
         }
         2 => {
-            let _ = serde_json::from_slice::<registry::State>(data);
+            let _ = serde_json::from_slice::<registry::TunnelState>(data);
             if let Ok(plan) = serde_json::from_slice::<plan::Plan>(data) {
                 let _ = plan.to_string();
             }

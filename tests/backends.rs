@@ -1,87 +1,35 @@
-//! A program cannot tell which WireGuard carries its packets, the kernel's or the embedded one: what it sees of interfaces, addresses,
-//! routes, parameters and files, and how what it tries ends, is the same. What is not is named here, each with its reason.
+//! A program sees the same with both backends: interfaces, addresses, routes, kernel parameters, files and the results of its acts.
+//! The exceptions are listed here with their reasons.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use lab::agent::{self, Agent, launcher};
-use lab::{LAN, Lab, Peer, ROUTER, Reach, Skip, TUNNEL_RESOLVER, WEB};
+use lab::{LAN, Lab, Launcher, Peer, ROUTER, Reach, Skip, TUNNEL_RESOLVER, WEB, vpn_exec};
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::netlink::link::TargetNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
-
-/// How long something may take that works.
+/// The time in which an action succeeds that works at all.
 const WORKS: Duration = Duration::from_secs(10);
 
-/// What differs, by how it begins, and why.
+/// The exceptions: the beginning of a line, and the reason.
 const NAMED: [(&str, &str); 9] = [
     ("/sys/class/net/wg0/tun_flags ", "the file that a TUN has"),
     ("/sys/class/net/wg0/owner ", "the file that a TUN has"),
     ("/sys/class/net/wg0/group ", "the file that a TUN has"),
     ("/sys/class/net/wg0/uevent ", "names the driver"),
-    ("/sys/class/net/wg0/name_assign_type ", "says that somebody has chosen the name, or does not say"),
-    ("/sys/class/net/wg0/queues/", "a TUN may have several, and queues what its process has not read yet"),
-    ("/sys/class/net/wg0/tx_queue_len ", "a TUN queues what its process has not read yet"),
-    ("/sys/class/net/wg0/speed ", "a TUN says 10 Mbit/s, whatever it does"),
-    ("/sys/class/net/wg0/duplex ", "a TUN says that it has both ways at once"),
+    ("/sys/class/net/wg0/name_assign_type ", "says whether a program chose the name, or does not exist"),
+    ("/sys/class/net/wg0/queues/", "a TUN may have several queues"),
+    ("/sys/class/net/wg0/tx_queue_len ", "a TUN queues packets for its process"),
+    ("/sys/class/net/wg0/speed ", "a TUN always reports 10 Mbit/s"),
+    ("/sys/class/net/wg0/duplex ", "a TUN always reports full duplex"),
 ];
 
-/// Files with what changes by itself, or differs from one tunnel to the next of the same name: what a veth has by chance, and the mark.
-const PASSING: [&str; 7] = [
-    "statistics",
-    "carrier_changes",
-    "carrier_up_count",
-    "carrier_down_count",
-    "nf_conntrack_count",
-    "iflink",
-    "ifalias",
-];
-
-#[test]
-#[ignore = "the program that the other test runs"]
-fn agent() {
-    agent::serve_with(|words| match words {
-        ["read", path] => fs::read_to_string(path),
-        ["tree", path] => tree(Path::new(path)),
-        _ => agent::perform(words),
-    });
-}
-
-/// A line for each file below a directory, with what is in it. Links are not followed.
-fn tree(directory: &Path) -> io::Result<String> {
-    let mut entries: Vec<PathBuf> = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).collect();
-    entries.sort_unstable();
-    let mut lines = String::new();
-    for path in entries {
-        let is_passing = |name: &str| PASSING.contains(&name) || (name == "address" && directory.ends_with("host0"));
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_passing) {
-            continue;
-        }
-        let kind = fs::symlink_metadata(&path)?.file_type();
-        if kind.is_dir() {
-            lines.push_str(&tree(&path)?);
-        } else if kind.is_symlink() {
-            lines.push_str(&format!("{} -> {}\n", path.display(), fs::read_link(&path)?.display()));
-        } else {
-            let content = match fs::read_to_string(&path) {
-                Ok(text) => text.trim_end().lines().collect::<Vec<_>>().join(" | "),
-                Err(error) => error.to_string(),
-            };
-            lines.push_str(&format!("{} {content}\n", path.display()));
-        }
-    }
-    Ok(lines)
-}
-
-/// The files of which every line is looked at.
+/// The files to compare line by line.
 const FILES: [&str; 12] = [
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -97,7 +45,7 @@ const FILES: [&str; 12] = [
     "/proc/net/vlan/config",
 ];
 
-/// What is tried, and how it ends: a result, or an error's name.
+/// Returns the acts whose results are compared.
 fn acts() -> Vec<String> {
     let mut acts: Vec<String> =
         ["links", "addresses", "routes", "new-network", "join /proc/1/ns/net"].map(String::from).into();
@@ -109,7 +57,7 @@ fn acts() -> Vec<String> {
     }
     for to in [WEB, LAN, ROUTER].into_iter().flat_map(lab::Addresses::both) {
         acts.push(format!("get http://{}/", SocketAddr::new(to, 80)));
-        // Nobody is there: the answer is an error that comes by the tunnel.
+        // An unused address, for which an ICMP error comes through the tunnel.
         acts.push(format!("get http://{}/", SocketAddr::new(to, 81)));
         for device in ["wg0", "host0"] {
             acts.push(format!("bound-send {device} {}", SocketAddr::new(to, 9)));
@@ -137,11 +85,10 @@ fn acts() -> Vec<String> {
     acts
 }
 
-/// All that a program sees: what was looked at or tried, and what came of it.
+/// Returns all that a program sees: each line of a file and each act, with the content or the result.
 fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
-    let file = lab.wg_quick_file(Reach::Ipv4)?;
-    let command = launcher(VPN_EXEC, &file, &["--name", "alike", "--wait", "60"]);
-    let mut agent = Agent::start(Some(with_backend(&command, backend)))?.begun()?;
+    let launcher = Launcher::with_backend(lab.wg_quick_file(Reach::Ipv4)?, backend);
+    let mut agent = launcher.options(["--name", "alike", "--wait", "60"]).start_agent()?.begun()?;
     agent.succeed_within(WORKS, &format!("get http://{}/", SocketAddr::new(WEB.ipv4.into(), 80)))?;
     let mut all = BTreeMap::new();
     let mut note = |what: String, outcome: Result<String, String>| match outcome {
@@ -159,12 +106,12 @@ fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
     };
     for path in FILES {
         let text = agent.act(&format!("read {path}"))?;
-        // The kernel lists these as its hash tables have them.
+        // The kernel lists these in the order of its hash tables.
         let is_table = ["/proc/net/if_inet6", "/proc/net/ipv6_route"].contains(&path);
         note(path.into(), text.map(|text| if is_table { sorted(&text) } else { text }));
     }
     for directory in ["/proc/sys/net", "/sys/class/net/wg0", "/sys/class/net/lo", "/sys/class/net/host0"] {
-        // Through the link.
+        // Over the veth.
         note(directory.into(), agent.act(&format!("tree {directory}/"))?);
     }
     note("names".into(), Ok(sorted(&agent.succeed("run find /run -not -path /run/lab/*")?)));
@@ -177,12 +124,12 @@ fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
         let outcome = agent.act(&act)?;
         note(act, outcome);
     }
-    // What it sees of traffic. How many bytes a packet is depends on the layer at which the interface counts.
+    // Traffic counters. The bytes of a packet depend on the layer at which the interface counts, so packets are compared.
     for path in ["/sys/class/net/wg0/statistics/rx_packets", "/sys/class/net/wg0/statistics/tx_packets"] {
         let count: u64 = agent.succeed(&format!("read {path}"))?.trim_end_matches("\\n").parse()?;
         note(format!("{path}, more than 10"), Ok((count > 10).to_string()));
     }
-    // A provider that is gone: what is begun now.
+    // New connections after the provider has stopped.
     lab.provider.stop()?;
     for to in WEB.both() {
         for act in ["get http://ADDRESS:80/", "send ADDRESS:9", "bound-connect wg0 ADDRESS:80"] {
@@ -198,26 +145,17 @@ fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
     Ok(all)
 }
 
-/// The lines of an answer in order.
+/// Returns the lines of an answer in order.
 fn sorted(text: &str) -> String {
     let mut lines: Vec<&str> = text.split("\\n").collect();
     lines.sort_unstable();
     lines.join("\\n")
 }
 
-/// A command line with another backend.
-fn with_backend(command: &Command, backend: &str) -> Command {
-    let mut other = Command::new(command.get_program());
-    let mut is_backend = false;
-    for argument in command.get_args() {
-        other.arg(if is_backend { backend.as_ref() } else { argument });
-        is_backend = argument == "--backend";
-    }
-    other
-}
-
+/// Requires the kernel's WireGuard.
+///
 /// # Errors
-/// [`Skip`] where the kernel has no WireGuard.
+/// [`Skip`] if the kernel has none.
 fn require_kernel() -> Result<()> {
     let made = NetworkNamespace::create(|| {
         let name = "wg0".parse().map_err(io::Error::other)?;
@@ -227,18 +165,18 @@ fn require_kernel() -> Result<()> {
         Ok(_) => Ok(()),
         Err(error) => {
             let reason = format!("this kernel has no WireGuard: {error}");
-            Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_KERNEL_WIREGUARD" }.into())
+            Err(Skip::error(reason, lab::variables::REQUIRE_KERNEL_WIREGUARD))
         }
     }
 }
 
 #[test]
-fn a_program_sees_the_same_with_both() {
+fn a_program_sees_the_same_with_both_backends() {
     lab::test(Peer::Ours, |lab| {
         require_kernel()?;
         let _echo = lab::agent::Echo::start(&lab.web_site, 7)?;
         let (kernel, embedded) = (seen(lab, "kernel")?, seen(lab, "userspace")?);
-        // That the comparison has something to compare.
+        // Both lists have contents at all.
         ensure!(kernel.len() > 500 && embedded.len() > 500, "{} and {} things were seen", kernel.len(), embedded.len());
         let names: std::collections::BTreeSet<&String> = kernel.keys().chain(embedded.keys()).collect();
         let differences: Vec<String> = names
@@ -254,20 +192,18 @@ fn a_program_sees_the_same_with_both() {
     });
 }
 
-/// The kernel's device is changed attribute by attribute: what comes before a refused one would stay.
+/// The kernel applies a device's attributes one by one, and keeps those before a refused one.
 #[test]
-fn a_port_that_is_refused_leaves_the_kernels_device_as_it_was() {
+fn a_refused_port_leaves_the_kernels_device_unchanged() {
     lab::test(Peer::Ours, |lab| {
         require_kernel()?;
-        let vpn_exec = |arguments: &[&str]| -> Result<Output> {
-            Ok(Command::new(VPN_EXEC).args(arguments).stdin(Stdio::null()).output()?)
-        };
+        let run = |arguments: &[&str]| lab::launcher::run(vpn_exec(arguments));
         let text = lab.wg_quick_text(Reach::Ipv4);
         let before = lab.file(&text)?.display().to_string();
         let after = text.replace("[Peer]", "ListenPort = 40124\nFwMark = 7\n[Peer]");
         let after = lab.file(&after)?.display().to_string();
         let options = ["--name", "alike", "--backend", "kernel"];
-        let up = vpn_exec(&[&["up", &before], &options[..]].concat())?;
+        let up = run(&[&["up", &before], &options[..]].concat())?;
         ensure!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
         let NameLookup::Namespace(inside) = look_up(&path_of("alike"))? else { bail!("there is a namespace") };
         let mark = || -> Result<String> {
@@ -276,14 +212,14 @@ fn a_port_that_is_refused_leaves_the_kernels_device_as_it_was() {
         };
         let holders = [UdpSocket::bind("0.0.0.0:40124")?, UdpSocket::bind("[::1]:40124")?];
         let reload = [&["reload", &after], &options[..]].concat();
-        let refused = vpn_exec(&reload)?;
+        let refused = run(&reload)?;
         ensure!(!refused.status.success(), "{}", String::from_utf8_lossy(&refused.stdout));
         ensure!(mark()? == "off", "the mark was set: {}", mark()?);
         drop(holders);
-        let applied = vpn_exec(&reload)?;
+        let applied = run(&reload)?;
         ensure!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
         ensure!(mark()? == "0x7", "{}", mark()?);
-        let down = vpn_exec(&["down", "alike"])?;
+        let down = run(&["down", "alike"])?;
         ensure!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
         Ok(())
     });

@@ -21,7 +21,7 @@ Endpoint = 192.0.2.1:51820
 const KEY: &str = "iGxYvNQ5eVwPrTzY3Qe5MHfNxGbKxFfQyM7zq2nX8Vc=";
 
 fn vpn_exec() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+    let mut command = Command::new(lab::launcher::binary());
     command.env("NO_COLOR", "1");
     for variable in ["VPN_EXEC_TUNNEL", "VPN_EXEC_CONFIG", "XDG_CONFIG_HOME"] {
         command.env_remove(variable);
@@ -94,7 +94,7 @@ fn all_mistakes_of_a_file_are_shown_at_once_and_no_key() {
 }
 
 #[test]
-fn what_can_make_no_tunnel_is_refused_with_the_reason() {
+fn an_incomplete_configuration_is_refused_with_the_reason() {
     let files = Files::new();
     let no_key: String =
         FILE.lines().filter(|line| !line.starts_with("PrivateKey")).map(|line| format!("{line}\n")).collect();
@@ -115,10 +115,10 @@ fn what_can_make_no_tunnel_is_refused_with_the_reason() {
 }
 
 #[test]
-fn what_has_no_meaning_here_is_named_once_and_never_run() {
+fn settings_without_effect_are_named_once_and_hooks_are_not_run() {
     let files = Files::new();
-    let witness = files.0.path().join("witness");
-    let hooks = format!("Table = off\nSaveConfig = true\nPostUp = touch {}\n\n[Peer]", witness.display());
+    let trace = files.0.path().join("trace");
+    let hooks = format!("Table = off\nSaveConfig = true\nPostUp = touch {}\n\n[Peer]", trace.display());
     let path = files.file("hooks.conf", &FILE.replace("\n[Peer]", &hooks));
     let (text, _, status) = outcome(vpn_exec().arg("check").arg("--config").arg(&path));
     assert_eq!(status, 0);
@@ -127,11 +127,11 @@ fn what_has_no_meaning_here_is_named_once_and_never_run() {
     for expected in ["Table", "SaveConfig", "PostUp", "--allow-hooks"] {
         assert!(notes[0].contains(expected), "{expected} is missing in {}", notes[0]);
     }
-    assert!(!witness.exists());
+    assert!(!trace.exists());
 }
 
 #[test]
-fn a_file_that_others_can_read_gets_a_warning_that_says_which_bits() {
+fn a_file_that_other_users_can_read_causes_a_warning_with_its_mode() {
     let files = Files::new();
     let path = files.file("open.conf", FILE);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("permissions");
@@ -139,7 +139,7 @@ fn a_file_that_others_can_read_gets_a_warning_that_says_which_bits() {
     assert_eq!(status, 0);
     assert!(said.contains("warning") && said.contains("0644"), "{said}");
     let (_, said, _) = outcome(vpn_exec().args(["-q", "check", "--config"]).arg(&path));
-    assert_eq!(said, "", "-q says only what went wrong");
+    assert_eq!(said, "", "-q prints only errors");
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_profile_is_checked_without_the_providers_file() {
     let files = Files::new();
     let check = |text: &str| {
         let path = files.file("mullvad.toml", text);
-        // It is no secret: who writes it for a machine lets everybody read it.
+        // Profiles hold no secrets.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("permissions");
         outcome(vpn_exec().args(["check", "--profile-only"]).arg(path))
     };
@@ -165,7 +165,7 @@ fn a_profile_is_checked_without_the_providers_file() {
 }
 
 #[test]
-fn invalid_file_name_becomes_a_tunnel_name() {
+fn an_invalid_file_name_becomes_a_tunnel_name() {
     let files = Files::new();
     let path = files.file("my vpn (1).conf", FILE);
     let (text, messages, status) = outcome(vpn_exec().arg("plan").arg("--config").arg(&path));
@@ -212,7 +212,7 @@ fn a_profile_names_the_providers_file_by_a_home_or_beside_itself() {
     let plan = |wireguard: &str| {
         fs::write(profiles.join("own.toml"), format!("wireguard = \"{wireguard}\"\n")).expect("a file");
         let mut command = vpn_exec();
-        // Somewhere else than the profile, so that nothing is found by chance.
+        // Not the folder of the profile, whose files would be found by chance.
         command.env("HOME", &home).env_remove("XDG_CONFIG_HOME").env_remove("SUDO_UID").current_dir("/");
         outcome(command.args(["plan", "--tunnel", "own"]))
     };
@@ -240,14 +240,14 @@ fn a_profile_names_the_providers_file_by_a_home_or_beside_itself() {
     let (_, said, status) = plan("~/missing.conf");
     assert_eq!(status, 125);
     assert!(said.contains(&format!("cannot read {}/missing.conf", home.display())), "{said}");
-    // On the command line, `~` is the shell's.
+    // On the command line, the shell expands `~`.
     let (_, said, status) = outcome(vpn_exec().args(["check", "--config=~/provider.conf"]));
     assert_eq!(status, 125);
     assert!(said.contains("--config ~/FILE"), "{said}");
 }
 
 #[test]
-fn a_warning_about_a_file_says_so_once() {
+fn each_warning_is_labeled_once() {
     let files = Files::new();
     let text = FILE.replace("[Peer]", "Jc = 4\nS1 = 0\n[Peer]\nPresharedKey =").replace("0.0.0.0/0", "0.0.0.1/0");
     let path = files.file("odd.conf", &text);
@@ -269,7 +269,7 @@ fn a_warning_about_a_file_says_so_once() {
         assert_eq!(said.lines().filter(|line| line.starts_with("warning: ")).count(), 3, "{arguments:?}: {said}");
         assert!(said.contains("ignored `Jc` and `S1`") && said.contains("odd.conf:6:1"), "{said}");
     }
-    // In the journal, whose entries are lines, each warning is one entry, and its priority says what it is.
+    // An entry of the journal is a line, so each warning is one, with its priority.
     let said = run(&["--log", "journal", "check"]);
     assert_eq!(said.lines().count(), 3, "{said}");
     assert!(said.lines().all(|line| line.starts_with("<4>") && line.contains("odd.conf:")), "{said}");
@@ -286,7 +286,7 @@ fn a_warning_about_a_file_says_so_once() {
 }
 
 #[test]
-fn files_of_generators_make_a_tunnel() {
+fn files_of_generators_are_accepted() {
     for name in ["neutral-amnezia", "neutral-amnezia-3", "empty-preshared-key", "empty-values"] {
         let files = Files::new();
         let path = format!("{}/tests/corpus/lenient-{name}.conf", env!("CARGO_MANIFEST_DIR"));
@@ -299,7 +299,7 @@ fn files_of_generators_make_a_tunnel() {
 }
 
 #[test]
-fn bad_command_lines_are_125() {
+fn an_invalid_command_line_exits_with_125() {
     for arguments in
         [&["--no-such-option"][..], &["--config"], &["no-such-command"], &["--name", "a/b", "--", "true"], &[]]
     {
@@ -313,7 +313,7 @@ fn bad_command_lines_are_125() {
 }
 
 #[test]
-fn a_file_in_the_wrong_place_is_told() {
+fn a_profile_in_the_place_of_a_file_gets_advice() {
     let files = Files::new();
     let profile = files.file("mullvad.toml", "wireguard = \"mullvad.conf\"\nopen = [51413]\n");
     let (_, said, status) = outcome(vpn_exec().args(["check", "--config"]).arg(&profile));
@@ -326,7 +326,7 @@ fn a_file_in_the_wrong_place_is_told() {
         assert_eq!(status, 125);
         assert!(said.contains("no profile") && said.contains("--config FILE"), "{said}");
     }
-    // Without a home there is no folder of one's own, least of all where vpn-exec is run.
+    // Without a home there is no folder of own profiles; it is not the working directory.
     let config = files.0.path().join(".config/vpn-exec");
     fs::create_dir_all(&config).expect("a folder");
     fs::copy(&profile, config.join("here.toml")).expect("a copy");
@@ -337,9 +337,9 @@ fn a_file_in_the_wrong_place_is_told() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_a_failure_and_a_reader_that_goes_is_none() {
+fn unwritable_output_is_a_failure_and_a_reader_that_leaves_is_not() {
     for arguments in [&["--help"][..], &["--version"], &["man"], &["completions", "bash"], &["list"]] {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let mut command = std::process::Command::new(lab::launcher::binary());
         command.args(arguments).stdout(fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full"));
         let output = command.output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -347,7 +347,7 @@ fn output_that_cannot_be_written_is_a_failure_and_a_reader_that_goes_is_none() {
         assert!(said.contains("cannot write to standard output"), "{said}");
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let mut command = std::process::Command::new(lab::launcher::binary());
         let output = command.args(arguments).stdout(writer).output().expect("it runs");
         assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{arguments:?}");
     }
@@ -415,7 +415,7 @@ fn each_command_has_a_man_page() {
 }
 
 #[test]
-fn what_is_said_can_be_json() {
+fn messages_can_be_json() {
     let files = Files::new();
     let path = files.file("mullvad.conf", FILE);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("permissions");
@@ -436,13 +436,13 @@ fn what_is_said_can_be_json() {
 }
 
 #[test]
-fn only_the_journal_gets_levels_before_its_lines() {
+fn only_the_journal_gets_priorities_before_its_lines() {
     use std::os::unix::fs::MetadataExt;
 
     let files = Files::new();
     let path = files.file("stderr", "");
     let said = |stream: &str, options: &[&str]| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
+        let mut command = std::process::Command::new(lab::launcher::binary());
         command.args(options).arg("check").env("JOURNAL_STREAM", stream);
         command.stderr(fs::File::create(&path).expect("a file"));
         assert!(!command.status().expect("it runs").success());
@@ -459,7 +459,7 @@ fn only_the_journal_gets_levels_before_its_lines() {
 }
 
 #[test]
-fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
+fn the_mtu_is_that_of_the_option_else_the_profile_else_the_file() {
     let files = Files::new();
     files.file("mullvad.conf", &FILE.replace("DNS =", "MTU = 1400\nDNS ="));
     let profiles = files.0.path().join("vpn-exec");
@@ -480,7 +480,7 @@ fn an_mtu_is_the_command_lines_else_the_profiles_else_the_files() {
         assert_eq!(status, 0, "{said}");
         assert!(text.contains(expected), "{own}{arguments:?}: {text}");
     }
-    // The limits are those of the file's own: of any, and of what this tunnel needs.
+    // The limits are those of an MTU in the file: the general ones, and those of this tunnel.
     for (mtu, status, expected) in [
         ("67", 2, "expected a number of bytes from 68 to 65535"),
         ("65536", 2, "expected a number of bytes from 68 to 65535"),
@@ -559,7 +559,7 @@ fn a_tunnel_is_named_by_position_by_option_or_by_the_environment() {
 }
 
 #[test]
-fn a_mistake_in_the_command_line_is_told_in_one_style() {
+fn mistakes_in_the_command_line_are_explained_in_two_lines() {
     let files = Files::new();
     let home = profiles(&files);
     for (arguments, message, advice) in [
@@ -588,7 +588,7 @@ fn a_mistake_in_the_command_line_is_told_in_one_style() {
 #[test]
 fn colors_are_for_terminals_that_do_not_forbid_them() {
     let run = |arguments: &[&str], variables: &[(&str, &str)], on_terminal: bool| {
-        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let program = lab::launcher::binary().to_str().expect("UTF-8");
         let mut command = std::process::Command::new(if on_terminal { "/usr/bin/python3" } else { program });
         if on_terminal {
             command.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])", program]);
@@ -707,7 +707,7 @@ fn bash_completes_by_its_script() {
     let files = Files::new();
     let home = profiles(&files);
     let path = files.file("completions", &script);
-    let folder = Path::new(env!("CARGO_BIN_EXE_vpn-exec")).parent().expect("a folder").to_owned();
+    let folder = lab::launcher::binary().parent().expect("a folder").to_owned();
     let search_path = std::env::join_paths([folder, "/usr/bin".into(), "/bin".into()]).expect("a path");
     let complete = |words: &[&str]| {
         let script = r#"

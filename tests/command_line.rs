@@ -106,8 +106,8 @@ fn a_running_tunnel_is_used_by_its_name() {
             namespace(&by_name) != outside
                 && by_name == works(&["-t", "office", "--", "readlink", "/proc/self/ns/net"])?
         );
-        let script = "readlink /proc/self/ns/net; exit 7\n";
-        let expected = by_name.clone();
+        let script = "readlink /proc/self/ns/net; echo $VPN_EXEC_TUNNEL${VPN_EXEC_CONFIG-none}; exit 7\n";
+        let expected = format!("{by_name}officenone\n");
         ensure!(shell(command(&["shell", "office"]), script)? == expected);
         let mut by_variable = command(&["shell"]);
         by_variable.env("VPN_EXEC_CONFIG", format!("{FOLDER}/office.conf")).env("VPN_EXEC_TUNNEL", "silent");

@@ -1,63 +1,54 @@
-//! How a provider's endpoint is found: by its addresses one after the other, by a name that is not known yet, at a neighbour,
-//! and again where it has moved; and when the program starts meanwhile. Times are compared with generous limits only, which
-//! tell what works from what hangs.
+//! The search for a provider's endpoint: several addresses, a name that is unknown yet, a neighbour, and a peer that moves; and the
+//! moment at which the program starts. Time limits are generous, so that only hanging fails.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use lab::agent::{Agent, launcher};
-use lab::{HOST, HOST_ON_LAN, LAN, Lab, PROVIDER, PROVIDER_PORT, Packet, Peer, Reach, TUNNEL_CLIENT, WEB};
+use anyhow::{Context, Result};
+use lab::agent::Agent;
+use lab::{HOST, HOST_ON_LAN, LAN, Lab, Launcher, PROVIDER, PROVIDER_PORT, Packet, Peer, Reach, TUNNEL_CLIENT, WEB};
 use vpn_exec::keys::{PrivateKey, PublicKey};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
 use vpn_exec::wireguard::{Device, DeviceConfig, PeerConfig};
 
-/// How long something may take that works.
+/// The time in which an action succeeds that works at all.
 const WORKS: Duration = Duration::from_secs(60);
 
-/// Nobody has these addresses: routers answer for them with errors, if at all.
+/// Unused addresses: routers answer with ICMP errors, if at all.
 const DEAD_IPV4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 33));
 const DEAD_IPV6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x33));
 
-#[test]
-#[ignore = "the program that the other tests run"]
-fn agent() {
-    lab::agent::serve();
-}
-
-/// Runs the agent in a tunnel; it may not have begun.
+/// Starts the agent in a tunnel, without waiting for it.
 fn start(lab: &Lab, wg_quick: &str, options: &[&str]) -> Result<Agent> {
-    Agent::start(Some(launcher(lab::program!(), &lab.file(wg_quick)?, options)))
+    Launcher::new(lab.file(wg_quick)?).options(options).start_agent()
 }
 
 fn finish(agent: Agent) -> Result<()> {
-    let (status, complaints) = agent.finish()?;
-    ensure!(status.success(), "{status}: {complaints}");
-    Ok(())
+    agent.finish_well().map(drop)
 }
 
 fn get(address: impl Into<IpAddr>) -> String {
     format!("get http://{}/", SocketAddr::new(address.into(), 80))
 }
 
-/// Waits for something to become true.
+/// Waits until a condition holds.
 fn eventually(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     lab::wait_until(lab::patience(WORKS), &format!("{what} does not happen"), is_so)
 }
 
-/// WireGuard's first messages that the host has sent to an address (the kernel's `MESSAGE_HANDSHAKE_INITIATION` is 1).
+/// Counts handshake initiations that the host has sent to an address (the kernel's `MESSAGE_HANDSHAKE_INITIATION` is 1).
 fn initiations(packets: &[Packet], to: IpAddr) -> usize {
     let flows = packets.iter().filter(|packet| packet.outgoing).filter_map(|packet| packet.flow.as_ref());
     flows.filter(|flow| flow.destination.ip() == to && flow.payload.starts_with(&[1, 0, 0, 0])).count()
 }
 
-/// How often the host's resolver was asked for IPv4 addresses of the provider's name. It has two addresses, and the C library of a static
-/// build, musl, asks at both each time; so those by IPv4 count.
+/// Counts questions to the host's resolver for the provider's IPv4 addresses. musl, the C library of a static build, always asks both
+/// of the resolver's addresses, so only questions over IPv4 count.
 fn questions(lab: &Lab) -> usize {
     let questions = lab.resolver.questions();
-    let counts = |question: &&lab::dns::Question| question.kind == lab::dns::A && question.from.is_ipv4();
+    let counts = |question: &&lab::dns::Question| question.kind == lab::dns::RecordType::A && question.from.is_ipv4();
     questions.iter().filter(|question| question.name == "vpn.example").filter(counts).count()
 }
 
@@ -71,7 +62,7 @@ fn a_dead_address_leads_to_the_next(lab: &Lab, dead: IpAddr, living: IpAddr) -> 
 }
 
 #[test]
-fn a_dead_address_of_the_same_family() {
+fn a_dead_address_leads_to_the_next_of_the_same_family() {
     lab::test(Peer::Ours, |lab| {
         a_dead_address_leads_to_the_next(lab, DEAD_IPV4, PROVIDER.ipv4.into())?;
         let tried = initiations(&lab.capture.uplink()?, DEAD_IPV4);
@@ -80,25 +71,24 @@ fn a_dead_address_of_the_same_family() {
     });
 }
 
-/// Which family is tried first is the affair of the host's resolver; one of these two begins with the dead one.
+/// The C library decides which family is tried first. One of these two tests begins with the dead address.
 #[test]
-fn a_dead_address_of_ipv6() {
+fn a_dead_ipv6_address_leads_to_the_ipv4_address() {
     lab::test(Peer::Ours, |lab| a_dead_address_leads_to_the_next(lab, DEAD_IPV6, PROVIDER.ipv4.into()));
 }
 
 #[test]
-fn a_dead_address_of_ipv4() {
+fn a_dead_ipv4_address_leads_to_the_ipv6_address() {
     lab::test(Peer::Ours, |lab| a_dead_address_leads_to_the_next(lab, DEAD_IPV4, PROVIDER.ipv6.into()));
 }
 
 #[test]
-fn a_dead_address_before_wireguard_go() {
+fn a_dead_address_leads_to_wireguard_go() {
     lab::test(Peer::WireguardGo, |lab| a_dead_address_leads_to_the_next(lab, DEAD_IPV4, PROVIDER.ipv4.into()));
 }
 
-/// When all addresses are dead, the name is asked for again, and its new address is taken.
 #[test]
-fn a_name_whose_addresses_are_all_dead_is_asked_for_again() {
+fn a_name_is_resolved_again_when_all_its_addresses_are_dead() {
     lab::test(Peer::Ours, |lab| {
         lab.resolver.set("vpn.example", &[DEAD_IPV4]);
         let mut agent = start(lab, &lab.wg_quick_text(Reach::Name), &[])?.begun()?;
@@ -111,12 +101,12 @@ fn a_name_whose_addresses_are_all_dead_is_asked_for_again() {
 }
 
 #[test]
-fn an_unknown_name_is_asked_for_with_growing_delays() {
+fn an_unknown_name_is_resolved_again_with_growing_delays() {
     lab::test(Peer::Ours, |lab| {
         lab.resolver.forget("vpn.example");
         let begin = Instant::now();
         let mut agent = start(lab, &lab.wg_quick_text(Reach::Name), &[])?.begun()?;
-        // At 0, 1, 3 and 7 s. Delays that do not grow would bring the fourth question much earlier.
+        // At 0, 1, 3 and 7 s. Without growing delays, the fourth question would come much earlier.
         eventually("a fourth question", || Ok(questions(lab) >= 4))?;
         let elapsed = begin.elapsed();
         assert!(elapsed > Duration::from_secs(5), "four questions within {elapsed:?}");
@@ -133,7 +123,7 @@ fn an_unknown_name_is_asked_for_with_growing_delays() {
 }
 
 #[test]
-fn only_the_hosts_resolver_is_asked_for_the_endpoint() {
+fn the_endpoint_is_resolved_by_the_hosts_resolver_only() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = start(lab, &lab.wg_quick_text(Reach::Name), &["--wait", "60"])?.begun()?;
         agent.succeed("resolve web.example")?;
@@ -169,13 +159,13 @@ fn with_wait_the_program_starts_after_the_handshake() {
         assert!(!agent.begins_within(Duration::from_secs(1)), "nobody has answered yet");
         lab.provider.restart()?;
         let mut agent = agent.begun()?;
-        // At the first attempt.
+        // Without a retry.
         assert_eq!(agent.succeed(&get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
         finish(agent)
     });
 }
 
-/// One message, and the exit status of a failure of vpn-exec's own; the program has not begun.
+/// Requires that vpn-exec fails with one error before the program begins. Returns the error.
 fn gives_up(lab: &Lab, reach: Reach) -> Result<String> {
     let agent = start(lab, &lab.wg_quick_text(reach), &["--wait", "2", "--quiet"])?;
     assert!(!agent.begins_within(Duration::from_secs(1)));
@@ -189,7 +179,7 @@ fn gives_up(lab: &Lab, reach: Reach) -> Result<String> {
 }
 
 #[test]
-fn wait_gives_up_when_nobody_answers() {
+fn wait_gives_up_without_an_answer() {
     lab::test(Peer::Ours, |lab| {
         lab.provider.stop()?;
         gives_up(lab, Reach::Ipv4).map(drop)
@@ -206,7 +196,7 @@ fn wait_gives_up_when_the_name_remains_unknown() {
     });
 }
 
-/// A WireGuard peer that a test makes by hand, at the neighbour's.
+/// A WireGuard peer that a test makes by hand, on the neighbour.
 struct Neighbour {
     private: PrivateKey,
     customer: PrivateKey,
@@ -214,11 +204,11 @@ struct Neighbour {
 
 impl Neighbour {
     fn new() -> Self {
-        // Keys are as good as random here; nobody is kept out by them.
+        // Fixed keys, which protect nothing here.
         Self { private: PrivateKey::from([7; 32]), customer: PrivateKey::from([9; 32]) }
     }
 
-    /// Listens at a port of the neighbour's, and, if it knows where its customer is, begins.
+    /// Listens on a port of a namespace. If `customer` is known, begins the handshake.
     fn listen(&self, site: &NetworkNamespace, port: u16, customer: Option<SocketAddr>) -> Result<UserspaceDevice> {
         let key: PublicKey = self.customer.public_key();
         let peer = PeerConfig {
@@ -260,9 +250,9 @@ impl Neighbour {
     }
 }
 
-/// An address that means something on one link only, so the file says which.
+/// A link-local address needs a zone, the interface.
 #[test]
-fn a_link_local_endpoint_with_a_zone() {
+fn a_link_local_endpoint_with_a_zone_is_reached() {
     lab::test(Peer::Ours, |lab| {
         let addresses = lab.lan.run(|| Netlink::open()?.addresses())?;
         let mut link_local = addresses.iter().map(|(_, net)| net.addr()).filter_map(|address| match address {
@@ -281,7 +271,7 @@ fn a_link_local_endpoint_with_a_zone() {
     });
 }
 
-/// The peer speaks from another port, and is answered there: WireGuard's roaming.
+/// WireGuard's roaming: packets go to the address and the port from which the peer sent last.
 #[test]
 fn a_peer_that_moves_is_followed() {
     lab::test(Peer::Ours, |lab| {
@@ -312,9 +302,9 @@ fn a_peer_that_moves_is_followed() {
     });
 }
 
-/// A peer without an endpoint is waited for, too: it begins.
+/// A peer without an endpoint begins the handshake itself.
 #[test]
-fn a_peer_that_begins_ends_the_wait() {
+fn a_handshake_from_the_peer_ends_the_wait() {
     lab::test(Peer::Ours, |lab| {
         let neighbour = Neighbour::new();
         let port = PROVIDER_PORT + 7;

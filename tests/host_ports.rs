@@ -4,12 +4,12 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::Agent;
-use lab::{HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
+use lab::{HOST_ON_LAN, Lab, Launcher, Peer, Reach, Snapshot, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::lease::status::{self, HostLink};
@@ -25,15 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait for a reply that must not arrive.
 const SILENCE: Duration = Duration::from_millis(500);
 
-#[test]
-#[ignore = "the program that the other tests run"]
-fn agent() {
-    lab::agent::serve();
-}
-
 fn up(file: &Path, ports: &[&str]) -> Result<Output> {
-    let mut command = Command::new(lab::program!());
-    command.arg("up").arg(file).args(["--name", NAME, "--backend", lab::backend()]);
+    let mut command = vpn_exec(["up"]);
+    command.arg(file).args(["--name", NAME, "--backend", lab::backend()]);
     for port in ports {
         command.args(["--host-port", port]);
     }
@@ -46,19 +40,15 @@ fn works(output: &Output) -> Result<()> {
 }
 
 fn down() -> Result<()> {
-    works(&Command::new(lab::program!()).args(["down", NAME]).output()?)
+    works(&vpn_exec(["down", NAME]).output()?)
 }
 
 fn inside() -> Result<Agent> {
-    let mut command = Command::new(lab::program!());
-    command.args(["--tunnel", NAME, "--"]);
-    Agent::start(Some(command))?.begun()
+    Launcher::with_tunnel(NAME).start_agent()?.begun()
 }
 
 fn finish(agent: Agent) -> Result<()> {
-    let (status, complaints) = agent.finish()?;
-    ensure!(status.success(), "{complaints}");
-    Ok(())
+    agent.finish_well().map(drop)
 }
 
 fn link() -> Result<HostLink> {
@@ -260,12 +250,7 @@ fn the_successor_of_a_killed_keeper_relays_the_same_host_ports() {
 fn plan_and_status_show_host_ports() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
-        let plan = Command::new(lab::program!())
-            .arg("plan")
-            .arg("--config")
-            .arg(&file)
-            .args(["--host-port", "631"])
-            .output()?;
+        let plan = vpn_exec(["plan", "--host-port", "631", "--config"]).arg(&file).output()?;
         works(&plan)?;
         let text = String::from_utf8_lossy(&plan.stdout).into_owned();
         ensure!(text.contains("host ports      631/tcp"), "{text}");
@@ -274,7 +259,7 @@ fn plan_and_status_show_host_ports() {
         works(&up(&file, &["631"])?)?;
         let mut agent = inside()?;
         assert_eq!(agent.succeed("get http://host.internal:631/")?, "a printer");
-        let status = Command::new(lab::program!()).args(["status", NAME]).output()?;
+        let status = vpn_exec(["status", NAME]).output()?;
         let text = String::from_utf8_lossy(&status.stdout).into_owned();
         ensure!(text.contains("host ports     631/tcp"), "{text}");
         finish(agent)?;
@@ -291,8 +276,8 @@ fn a_reload_changes_host_ports() {
         works(&up(&file, &[])?)?;
         let mut agent = inside()?;
         let mut reload = |ports: &[&str]| -> Result<String> {
-            let mut command = Command::new(lab::program!());
-            command.arg("reload").arg(&file).args(["--name", NAME, "--backend", lab::backend()]);
+            let mut command = vpn_exec(["reload"]);
+            command.arg(&file).args(["--name", NAME, "--backend", lab::backend()]);
             for port in ports {
                 command.args(["--host-port", port]);
             }

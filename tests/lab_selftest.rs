@@ -1,13 +1,15 @@
-//! The lab tests others, so it is tested first: that it is the network that it says, and above all that each of its judges
-//! can find somebody guilty.
+//! Tests of the lab itself: its network works as documented, and each of its judges detects what it is for.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::dns::{A, AAAA, Question, lookup};
+use lab::dns::RecordType::{A, AAAA};
+use lab::dns::{Question, lookup};
 use lab::{
     Context, HOST, LAN, Lab, PROVIDER, PROVIDER_PORT, Peer, ROUTER, Reach, Result, Snapshot, TUNNEL_CLIENT,
     TUNNEL_RESOLVER, WEB,
@@ -19,7 +21,7 @@ use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How long anything may take that works: the machine may have much else to do.
+/// The time in which a request succeeds, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn get(url: &str) -> io::Result<String> {
@@ -33,28 +35,28 @@ fn servers_see_the_host_without_a_tunnel() {
         assert_eq!(get(&format!("http://[{}]/", WEB.ipv6))?, format!("{}\n", HOST.ipv6));
         assert_eq!(get(&format!("http://{}/", LAN.ipv4))?, "a page in the local network\n");
         assert_eq!(get(&format!("http://[{}]:80/", LAN.ipv6))?, "a page in the local network\n");
-        assert_eq!(lab.web.callers(), HOST.both());
+        assert_eq!(lab.web.clients(), HOST.both());
         Ok(())
     });
 }
 
 #[test]
-fn the_neighbour_has_no_way_to_the_internet() {
+fn the_neighbour_does_not_reach_the_internet() {
     lab::test(Peer::Ours, |lab| {
         let found = lab.lan.run(|| get(&format!("http://{}/", WEB.ipv4)));
-        assert_eq!(found.expect_err("there is no way").kind(), io::ErrorKind::NetworkUnreachable);
+        assert_eq!(found.expect_err("a request from the neighbour").kind(), io::ErrorKind::NetworkUnreachable);
         Ok(())
     });
 }
 
 #[test]
-fn name_servers_know_names_and_remember_questions() {
+fn name_servers_serve_names_and_log_questions() {
     lab::test(Peer::Ours, |lab| {
         let server = IpAddr::from(ROUTER.ipv4);
         assert_eq!(lookup(server, "VPN.example", A, PATIENCE)?, [PROVIDER.ipv4]);
         assert_eq!(lookup(ROUTER.ipv6.into(), "vpn.example", AAAA, PATIENCE)?, [PROVIDER.ipv6]);
         let unknown = lookup(server, "late.example", A, SECOND);
-        assert_eq!(unknown.expect_err("nobody said this name").kind(), io::ErrorKind::NotFound);
+        assert_eq!(unknown.expect_err("a name that no test has set").kind(), io::ErrorKind::NotFound);
         let dead = IpAddr::from([198, 51, 100, 33]);
         lab.resolver.set("late.example", &[dead, PROVIDER.ipv4.into()]);
         assert_eq!(lookup(server, "late.example", A, PATIENCE)?, [dead, PROVIDER.ipv4.into()]);
@@ -67,7 +69,7 @@ fn name_servers_know_names_and_remember_questions() {
         assert_eq!(questions[0], Question { from: HOST.ipv4.into(), name: "vpn.example".into(), kind: A });
         assert_eq!(lab.tunnel_resolver.questions(), []);
 
-        // The system's own lookups go to the host's resolver, too.
+        // The system's lookups go to the host's resolver, too.
         assert!(HOST.both().map(|address| format!("{address}\n")).contains(&get("http://web.example/")?));
         assert!(lab.resolver.questions().iter().any(|question| question.name == "web.example"));
         Ok(())
@@ -81,7 +83,7 @@ fn the_capture_finds_leaks() {
             Ok(lab.capture.leaks()?.iter().map(|packet| format!("{packet:?}")).collect())
         };
         let from_host = UdpSocket::bind("0.0.0.0:0")?;
-        // What looks like WireGuard's, goes where it should go, and nobody answers.
+        // A packet that looks like WireGuard's, to the provider, which does not answer.
         from_host.send_to(&[1, 0, 0, 0, 7], (PROVIDER.ipv4, PROVIDER_PORT))?;
         lookup(ROUTER.ipv4.into(), "vpn.example", A, PATIENCE)?;
         assert_eq!(names(lab)?, Vec::<String>::new());
@@ -98,7 +100,7 @@ fn the_capture_finds_leaks() {
 
         lab.capture.forget()?;
         lookup(ROUTER.ipv4.into(), "web.example", A, PATIENCE)?;
-        assert_eq!(names(lab)?.len(), 2, "a question that is not for the provider, and its answer");
+        assert_eq!(names(lab)?.len(), 2, "a question for another name, and its answer");
 
         lab.capture.forget()?;
         get(&format!("http://[{}]/", WEB.ipv6))?;
@@ -113,7 +115,7 @@ fn the_snapshot_finds_changes() {
     lab::test(Peer::Ours, |_lab| {
         let before = Snapshot::take()?;
         get(&format!("http://{}/", WEB.ipv4))?;
-        assert_eq!(before.changes_to(&Snapshot::take()?), Vec::<String>::new(), "counters are no changes");
+        assert_eq!(before.changes_to(&Snapshot::take()?), Vec::<String>::new(), "counters must be left out");
         let text = format!("{before:?}");
         assert!(text.lines().count() > 300);
         for section in ["link", "address", "route", "rule", "mount", "sysctl", "run", "resolver", "program"] {
@@ -148,7 +150,7 @@ fn the_snapshot_finds_changes() {
         after("run")?;
         vpn_exec::linux::mounts::mount_tmpfs("/run/lab".as_ref())?;
         after("mount")?;
-        // It waits for its input to end.
+        // It waits for the end of its input.
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn()?;
         after("program")?;
         child.kill()?;
@@ -161,7 +163,7 @@ fn the_snapshot_finds_changes() {
     });
 }
 
-/// Makes a tunnel by hand, as vpn-exec does it, and asks through it.
+/// Makes a tunnel as vpn-exec does, and sends requests through it.
 fn a_tunnel_by_hand(lab: &Lab, endpoint: IpAddr) -> Result<()> {
     let mut config = lab.provider.customers_device();
     config.peers[0].endpoint = Some((endpoint, PROVIDER_PORT).into());
@@ -194,14 +196,14 @@ fn a_tunnel_by_hand(lab: &Lab, endpoint: IpAddr) -> Result<()> {
     lab.provider.stop()?;
     let dead = |url: String| inside.run(|| lab::http::get(&url, SECOND));
     assert!(dead(format!("http://{}/", WEB.ipv4)).is_err(), "the provider is stopped");
-    assert_eq!(lab.web.callers(), PROVIDER.both());
+    assert_eq!(lab.web.clients(), PROVIDER.both());
     assert_eq!(lab.capture.leaks()?, []);
 
-    // A provider that was restarted has no session, so nothing passes before a new handshake.
+    // A restarted provider has no session, so no packet passes before a new handshake.
     lab.provider.restart_after(Duration::from_millis(100));
     let deadline = Instant::now() + Duration::from_secs(10);
     while dead(format!("http://{}/", WEB.ipv4)).is_err() {
-        assert!(Instant::now() < deadline, "the provider is back, and no packet passes");
+        assert!(Instant::now() < deadline, "no packet passes after the provider's restart");
         vpn_exec::wireguard::Device::initiate_handshake(&device, &lab.provider.public_key())?;
     }
     assert_eq!(lab.capture.leaks()?, []);
@@ -209,17 +211,17 @@ fn a_tunnel_by_hand(lab: &Lab, endpoint: IpAddr) -> Result<()> {
 }
 
 #[test]
-fn our_own_provider_serves_over_ipv4() {
+fn our_own_provider_works_over_ipv4() {
     lab::test(Peer::Ours, |lab| a_tunnel_by_hand(lab, PROVIDER.ipv4.into()));
 }
 
 #[test]
-fn our_own_provider_serves_over_ipv6() {
+fn our_own_provider_works_over_ipv6() {
     lab::test(Peer::Ours, |lab| a_tunnel_by_hand(lab, PROVIDER.ipv6.into()));
 }
 
 #[test]
-fn wireguard_go_as_provider_serves() {
+fn wireguard_go_works_as_the_provider() {
     lab::test(Peer::WireguardGo, |lab| a_tunnel_by_hand(lab, PROVIDER.ipv4.into()));
 }
 
@@ -240,7 +242,7 @@ fn the_providers_file_is_secret_and_complete() {
 #[test]
 fn orphans_are_reaped_and_end_with_the_world() {
     lab::world::test(|| {
-        // The shell ends at once; who runs its child's child then has a new parent, which must be init, and be waited for.
+        // The shell ends at once. Its child's new parent must be init, which must reap it.
         let shell = Command::new("sh").args(["-c", "sleep 0.05 & echo $!; exit"]).output()?;
         let orphan: i32 = String::from_utf8(shell.stdout)?.trim().parse()?;
         let deadline = Instant::now() + 5 * SECOND;
@@ -248,7 +250,7 @@ fn orphans_are_reaped_and_end_with_the_world() {
             assert!(Instant::now() < deadline, "the orphan {orphan} is a zombie");
             std::thread::sleep(Duration::from_millis(5));
         }
-        // One that outlives this test is killed; the test would not end otherwise, as it holds the test's output open.
+        // The kernel kills one that outlives this test, or the test would not end: it holds the test's output open.
         Command::new("sleep").arg("1000").spawn()?;
         Ok(())
     });
@@ -263,8 +265,57 @@ fn a_failure_in_a_world_is_a_failure() {
 #[test]
 #[should_panic(expected = "nothing was tested")]
 fn a_test_that_cannot_be_found_is_a_failure() {
-    fn not_a_test() {
-        lab::world::test(|| Ok(()));
+    // The name of the thread is taken for the test's.
+    let thread = std::thread::Builder::new().name("no_such_test".into()).spawn(|| lab::world::test(|| Ok(())));
+    if let Err(panic) = thread.expect("a thread").join() {
+        std::panic::resume_unwind(panic);
     }
-    not_a_test();
 }
+
+/// Returns the names of environment variables of tests in a text.
+fn variables_in(text: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_uppercase() || c == '_';
+    let words =
+        text.split(|c: char| !is_part(c)).filter(|word| word.starts_with("VPN_EXEC_") || word.starts_with("CHAOS_"));
+    // A word that ends with an underscore is a family of names.
+    words.filter(|word| !word.ends_with('_')).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_variable_of_tests_is_listed_and_documented() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let listed_text = fs::read_to_string(root.join("tests/lab/shared/variables.rs"))?;
+    let listed: BTreeSet<String> =
+        listed_text.lines().filter(|line| line.starts_with("pub const")).flat_map(variables_in).collect();
+
+    // Constants that tests set for other processes need no line in the documentation.
+    let for_people: BTreeSet<String> = listed_text
+        .split("\n\n")
+        .filter(|item| !item.contains("/// Set by "))
+        .flat_map(|item| variables_in(item.lines().last().unwrap_or_default()))
+        .collect();
+    let documented = variables_in(&fs::read_to_string(root.join("CONTRIBUTING.md"))?);
+    assert_eq!(for_people.difference(&documented).collect::<Vec<_>>(), Vec::<&String>::new(), "not in CONTRIBUTING.md");
+
+    let mut unlisted = Vec::new();
+    let mut directories = vec![root.join("tests"), root.join("benches"), root.join("examples")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                // The product's own variables are documented with the product.
+                let found = variables_in(&fs::read_to_string(&path)?).into_iter();
+                let unknown =
+                    found.filter(|name| !listed.contains(name) && !PRODUCT_VARIABLES.contains(&name.as_str()));
+                unlisted.extend(unknown.map(|name| format!("{}: {name}", path.display())));
+            }
+        }
+    }
+    assert_eq!(unlisted, Vec::<String>::new(), "not in variables.rs");
+    Ok(())
+}
+
+/// The environment variables that vpn-exec itself reads or sets.
+const PRODUCT_VARIABLES: [&str; 3] = ["VPN_EXEC_TUNNEL", "VPN_EXEC_CONFIG", "VPN_EXEC_COMPLETE"];

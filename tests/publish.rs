@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,7 +23,7 @@ const NAME: &str = "pub";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn vpn_exec(arguments: &[&str]) -> Result<Output> {
-    Ok(Command::new(lab::program!()).args(arguments).output()?)
+    Ok(lab::vpn_exec(arguments).output()?)
 }
 
 fn works(arguments: &[&str]) -> Result<()> {
@@ -551,8 +551,7 @@ fn a_reload_changes_ports_and_leaves_other_connections_alone() {
         ensure!(is_alive(&to_82));
 
         // The successor of a killed keeper has the changed ports.
-        let mut program = Command::new(lab::program!());
-        let mut program = program.args(["--tunnel", NAME, "--", "sleep", "60"]).spawn()?;
+        let mut program = lab::vpn_exec(["--tunnel", NAME, "--", "sleep", "60"]).spawn()?;
         let keeper = || -> Result<i32> { Ok(registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed()) };
         let (former, begin) = (keeper()?, Instant::now());
         let is_inside = || -> Result<bool> { Ok(status::of(&NAME.parse()?)?.is_some_and(|status| status.leases > 0)) };

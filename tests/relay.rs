@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -33,7 +32,7 @@ const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let up = format!("{limit} && exec \"$0\" up \"$1\" --name {NAME} --backend userspace --publish 8080:80");
-    let program = Path::new(lab::program!());
+    let program = lab::launcher::binary();
     let output = Command::new("sh").arg("-c").arg(up).arg(program).arg(file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     match look_up(&path_of(NAME))? {
@@ -43,7 +42,7 @@ fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
 }
 
 fn down() -> Result<()> {
-    let output = Command::new(lab::program!()).args(["down", NAME]).output()?;
+    let output = lab::vpn_exec(["down", NAME]).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
@@ -283,8 +282,8 @@ fn a_client_that_has_vanished_is_noticed() {
         );
         match Command::new("nft").arg(vanish).output() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let reason = "there is no nft (Debian's package nftables)".into();
-                return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
+                let reason = "there is no nft (Debian's package nftables)";
+                return Err(Skip::error(reason, lab::variables::REQUIRE_PEERS));
             }
             output => ensure!(output?.status.success()),
         }

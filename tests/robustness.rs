@@ -1,5 +1,5 @@
-//! What careless users, unlucky machines and hostile programs do to vpn-exec: nothing of others is touched, nothing hangs, and
-//! nothing fails open.
+//! Careless users, unusual machines and hostile programs: vpn-exec touches nothing of other programs, does not hang, and does not
+//! fail open.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -13,10 +13,10 @@ use anyhow::{Context, Result, ensure};
 use lab::world;
 use vpn_exec::linux::local_socket::LocalListener;
 
-/// How long anything may take that does not hang.
+/// The time after which a process is taken for hanging.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A tunnel that leads nowhere, in the directory of the world's files.
+/// Writes the configuration of a tunnel without a peer that answers.
 fn config(address: &str, allowed: &str) -> Result<PathBuf> {
     use std::os::unix::fs::OpenOptionsExt;
 
@@ -29,10 +29,10 @@ fn config(address: &str, allowed: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The beginning of a shell's line that runs vpn-exec: all but the options, the two dashes and the program.
+/// Returns the beginning of a shell command that runs vpn-exec, without further options and the program.
 fn vpn_exec() -> Result<String> {
     let config = config("10.64.3.2/32, fc00:bbbb::3:2/128", "0.0.0.0/0, ::/0")?;
-    Ok(format!("{} --config {} --backend userspace", env!("CARGO_BIN_EXE_vpn-exec"), config.display()))
+    Ok(format!("{} --config {} --backend userspace", lab::launcher::binary().display(), config.display()))
 }
 
 fn bash(script: &str) -> Command {
@@ -41,7 +41,7 @@ fn bash(script: &str) -> Command {
     command
 }
 
-/// Runs a shell's script that must not hang.
+/// Runs a shell script. Fails if it hangs.
 fn run(script: &str) -> Result<Output> {
     let mut child = bash(script).spawn()?;
     wait_for(&mut child)?;
@@ -75,16 +75,16 @@ fn ensure_nothing_left() -> Result<()> {
 
 /// Runs a test in a world of its own.
 fn test<F: FnOnce() -> Result<()>>(body: F) {
-    world::test_as(std::any::type_name::<F>(), || {
+    world::test(|| {
         lab::require_tun()?;
         body()
     });
 }
 
 #[test]
-fn nobody_is_killed_by_a_namespaces_number() {
+fn reclaiming_kills_no_process_in_a_namespace_with_a_reused_inode() {
     test(|| {
-        // A keeper was killed before its namespace had its name. Its number has become that of somebody else's.
+        // A keeper was killed before its namespace had a name. Another namespace got its inode.
         let mut innocent = Command::new("unshare").args(["--net", "sleep", "60"]).spawn()?;
         let own = fs::metadata("/proc/self/ns/net")?.ino();
         let path = format!("/proc/{}/ns/net", innocent.id());
@@ -109,7 +109,7 @@ fn nobody_is_killed_by_a_namespaces_number() {
 }
 
 #[test]
-fn the_network_of_an_address_may_be_among_the_allowed_ips() {
+fn allowed_ips_may_contain_the_network_of_an_address() {
     test(|| {
         for (address, allowed) in [
             ("10.0.0.2/24", "10.0.0.0/24"),
@@ -119,7 +119,7 @@ fn the_network_of_an_address_may_be_among_the_allowed_ips() {
         ] {
             vpn_exec()?;
             let config = config(address, allowed)?;
-            let binary = env!("CARGO_BIN_EXE_vpn-exec");
+            let binary = lab::launcher::binary().display();
             let script = format!("{binary} --config {} --backend userspace -- true", config.display());
             let output = run(&script)?;
             ensure!(output.status.success(), "{address} with {allowed}: {}", said(&output));
@@ -129,14 +129,14 @@ fn the_network_of_an_address_may_be_among_the_allowed_ips() {
 }
 
 #[test]
-fn a_privileged_port_can_be_listened_on() {
+fn a_listen_port_below_1024_works() {
     test(|| {
         vpn_exec()?;
         let config = config("10.0.0.2/32", "0.0.0.0/0")?;
         let text = fs::read_to_string(&config)?.replace("DNS =", "ListenPort = 443\nDNS =");
         fs::write(&config, text)?;
         let script =
-            format!("{} --config {} --backend userspace -- true", env!("CARGO_BIN_EXE_vpn-exec"), config.display());
+            format!("{} --config {} --backend userspace -- true", lab::launcher::binary().display(), config.display());
         let output = run(&script)?;
         ensure!(output.status.success(), "{}", said(&output));
         Ok(())
@@ -158,10 +158,10 @@ fn a_signal_ends_the_wait_for_a_handshake() {
             ensure!(waiting.wait_with_output()?.stdout.is_empty(), "the program was not started");
             ensure_nothing_left()?;
         }
-        // Who was told to ignore a signal goes on to do so.
+        // A signal that vpn-exec was started to ignore stays ignored.
         let script = format!("trap '' HUP; exec {} --wait 1 -- true", vpn_exec()?);
         let mut waiting = bash(&script).spawn()?;
-        // The shell has told it by then.
+        // By then, the shell has executed vpn-exec.
         let comm = format!("/proc/{}/comm", waiting.id());
         lab::wait_until(PATIENCE, "the shell executes nothing", || {
             Ok(fs::read_to_string(&comm)?.starts_with("vpn-exec"))
@@ -172,7 +172,7 @@ fn a_signal_ends_the_wait_for_a_handshake() {
     });
 }
 
-/// The numbers of signals by the names that a shell uses.
+/// Signal numbers by the names that shells use.
 trait ByName: Sized {
     fn from_str_name(name: &str) -> Result<i32>;
 }
@@ -184,7 +184,7 @@ impl ByName for nix::sys::signal::Signal {
 }
 
 #[test]
-fn ignored_children_are_waited_for_and_stay_ignored_for_the_program() {
+fn an_ignored_sigchld_does_not_disturb_and_is_inherited_by_the_program() {
     test(|| {
         let output = run(&format!("trap '' CHLD; exec {} -- sed -n 's/^SigIgn:\t//p' /proc/self/status", vpn_exec()?))?;
         ensure!(output.status.success(), "{}", said(&output));
@@ -195,7 +195,7 @@ fn ignored_children_are_waited_for_and_stay_ignored_for_the_program() {
 }
 
 #[test]
-fn a_real_time_signal_is_an_end_like_others() {
+fn a_program_killed_by_a_real_time_signal_has_the_usual_status() {
     test(|| {
         let mut child = bash(&format!("exec {} -- sh -c 'kill -40 $$'", vpn_exec()?)).spawn()?;
         let status = wait_for(&mut child)?;
@@ -211,7 +211,7 @@ fn a_real_time_signal_is_an_end_like_others() {
 }
 
 #[test]
-fn children_from_before_the_execution_are_nobodys_orphans() {
+fn children_from_before_exec_are_not_taken_for_orphans() {
     test(|| {
         for option in ["", "--kill-orphans"] {
             let script = format!("sleep 60 >/dev/null 2>&1 & echo $!; exec {} {option} -- true", vpn_exec()?);
@@ -227,7 +227,7 @@ fn children_from_before_the_execution_are_nobodys_orphans() {
 }
 
 #[test]
-fn the_number_of_nobody_is_refused() {
+fn the_invalid_user_id_minus_one_is_refused() {
     test(|| {
         for options in ["--user 4294967295 --group 0", "--user 4294967295", "--group 4294967295"] {
             let output = run(&format!("{} {options} -- id", vpn_exec()?))?;
@@ -242,7 +242,7 @@ fn the_number_of_nobody_is_refused() {
 }
 
 #[test]
-fn a_strict_umask_hides_nothing_from_the_program() {
+fn a_strict_umask_does_not_hide_files_from_the_program() {
     test(|| {
         let script = format!("umask 077; {} -- stat -c %a /etc/resolv.conf /etc/hosts /etc/nsswitch.conf", vpn_exec()?);
         let output = run(&script)?;
@@ -262,7 +262,7 @@ fn listen_fds_that_are_not_open_are_refused() {
 }
 
 #[test]
-fn who_is_not_root_cannot_lock_a_tunnel() {
+fn an_ordinary_user_cannot_lock_a_tunnel() {
     test(|| {
         use std::os::unix::fs::PermissionsExt;
 
@@ -275,14 +275,14 @@ fn who_is_not_root_cannot_lock_a_tunnel() {
         }
         let mode = fs::metadata(own.join("state"))?.permissions().mode() & 0o777;
         ensure!(mode == 0o644, "the state has mode {mode:o}, and anybody may read it");
-        // Of iproute2's directory anybody can hold the lock.
+        // Every user can lock iproute2's directory.
         let mut holder = Command::new("flock").args(["/run/netns", "sleep", "60"]).process_group(0).spawn()?;
         std::thread::sleep(Duration::from_millis(200));
         let begin = Instant::now();
         let output = run(&format!("{} --name other -- true", vpn_exec()?))?;
         ensure!(output.status.success(), "{}", said(&output));
         ensure!(begin.elapsed() < PATIENCE, "it waits for a lock that anybody can hold");
-        // Whoever is at work in the directory when the last tunnel ends keeps it, so that has to be over before.
+        // A process that uses the directory when the last tunnel ends keeps it, so it must have ended before.
         run(&format!("kill -- -{}", holder.id()))?;
         holder.wait()?;
         std::thread::sleep(Duration::from_millis(200));
@@ -293,10 +293,10 @@ fn who_is_not_root_cannot_lock_a_tunnel() {
 }
 
 #[test]
-fn who_may_not_is_told_to_be_root() {
+fn an_unprivileged_user_is_advised_to_use_sudo() {
     test(|| {
         let program = Path::new(world::FILES).join("vpn-exec");
-        fs::copy(env!("CARGO_BIN_EXE_vpn-exec"), &program)?;
+        fs::copy(lab::launcher::binary(), &program)?;
         let (program, config) = (program.display(), config("10.64.3.2/32", "0.0.0.0/0")?);
         let config = config.display();
         ensure!(run(&format!("{program} up {config} --backend userspace"))?.status.success());
@@ -314,7 +314,7 @@ fn who_may_not_is_told_to_be_root() {
             told(&format!("{bare} {program} {arguments}"), "needs root")?;
         }
         let nobody = format!("{bare} --reuid 65534 --regid 65534 --clear-groups {program}");
-        // An ordinary user's world has no other users.
+        // Only root's world has other users.
         if run(&format!("{nobody} --version"))?.status.success() {
             told(&format!("{nobody} down nowhere"), "only root")?;
             told(&format!("{nobody} check --config {config}"), "Permission denied")?;
@@ -329,7 +329,7 @@ fn who_may_not_is_told_to_be_root() {
 #[test]
 fn a_lack_of_descriptors_leaves_nothing_behind() {
     test(|| {
-        // With fewer not even the directory of its name can be read, to be removed.
+        // With fewer, not even the directory of the tunnel's name can be read for its removal.
         for limit in 6..=20 {
             run(&format!("ulimit -n {limit}; exec {} -- true", vpn_exec()?))?;
             ensure_nothing_left().with_context(|| format!("with {limit} descriptors"))?;
@@ -339,7 +339,7 @@ fn a_lack_of_descriptors_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_terminal_that_goes_takes_its_program_along() {
+fn closing_the_terminal_ends_the_program() {
     test(|| {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
@@ -347,7 +347,7 @@ fn a_terminal_that_goes_takes_its_program_along() {
         grantpt(&master)?;
         unlockpt(&master)?;
         let name = ptsname(&master, Vec::new())?.into_string()?;
-        // The terminal's emulator runs vpn-exec itself: no shell is there to pass a hangup on.
+        // The terminal emulator runs vpn-exec itself, so no shell forwards SIGHUP.
         let script = format!("exec setsid --ctty {} -- sh -c 'sleep 60; :' <{name} >{name} 2>&1", vpn_exec()?);
         let mut child = bash(&script).spawn()?;
         lab::wait_until(PATIENCE, "no state", || Ok(Path::new("/run/vpn-exec/nowhere/state").exists()))?;
@@ -360,9 +360,9 @@ fn a_terminal_that_goes_takes_its_program_along() {
 }
 
 #[test]
-fn a_program_that_makes_packets_has_no_ipv6_to_the_host() {
+fn a_program_with_raw_packets_gets_no_ipv6_forwarded_by_the_host() {
     test(|| {
-        // Linux forwards IPv6 from all interfaces or none, so what the host's end does not take at all is what counts.
+        // Linux forwards IPv6 from all interfaces or none, so the veth's host end must not accept IPv6 at all.
         for (option, disabled) in [("", "0"), ("--keep-cap net_raw", "1")] {
             let script = format!("{} {option} -- sleep 60", vpn_exec()?);
             let mut child = bash(&format!("exec {script}")).spawn()?;
@@ -379,7 +379,7 @@ fn a_program_that_makes_packets_has_no_ipv6_to_the_host() {
     });
 }
 
-/// The names in some JSON, at any depth, but for what is below `but`.
+/// Collects the names in JSON at any depth, except below `but`.
 fn names_in(value: &serde_json::Value, but: &str, found: &mut Vec<String>) {
     match value {
         serde_json::Value::Array(elements) => elements.iter().for_each(|element| names_in(element, but, found)),
@@ -396,12 +396,12 @@ fn names_in(value: &serde_json::Value, but: &str, found: &mut Vec<String>) {
 }
 
 #[test]
-fn what_is_printed_as_json_is_documented() {
+fn every_field_of_json_output_is_documented() {
     test(|| {
         let path = config("10.64.3.2/32, fc00:bbbb::3:2/128", "0.0.0.0/0, ::/0")?;
         let text = fs::read_to_string(&path)?.replace("DNS = 10.64.0.1", "DNS = 10.64.0.1, example.com\nPostUp = true");
         fs::write(&path, text)?;
-        let (program, path) = (env!("CARGO_BIN_EXE_vpn-exec"), path.display());
+        let (program, path) = (lab::launcher::binary().display(), path.display());
         let ports = "--publish 8080:80,proxy-protocol=v2 --open 51413 --host-port 5432 --backend userspace";
         let json = |script: &str| -> Result<serde_json::Value> {
             let output = run(script)?;
@@ -431,19 +431,18 @@ fn what_is_printed_as_json_is_documented() {
     });
 }
 
-/// What a terminal would obey, or show as nothing.
+/// Returns whether a terminal would interpret a character, or show nothing for it.
 fn is_unsafe(c: char) -> bool {
     (c.is_control() && c != '\n') || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
 }
 
 #[test]
-fn no_text_of_others_reaches_the_terminal_raw() {
+fn foreign_text_reaches_the_terminal_only_escaped() {
     test(|| {
-        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let program = lab::launcher::binary().display();
         let path = config("10.64.3.2/32", "0.0.0.0/0")?;
         ensure!(run(&format!("{program} up {} --backend userspace", path.display()))?.status.success());
-        // It sets the title, clears the screen in both ways, turns the direction of writing, and begins a line like one
-        // of ours.
+        // Sets the title, clears the screen in two ways, changes the writing direction, and begins a line like vpn-exec's own.
         let name = "$'\\e]0;owned\\a\\e[2J\\u009b2J\\u202e\\nvpn-exec: all is well'";
         let mut inside = bash(&format!(
             "export LC_ALL=C.UTF-8; {program} --tunnel nowhere -- bash -c \"echo; exec -a \\\"\\$NAME\\\" sleep 60\""
@@ -479,7 +478,7 @@ fn no_text_of_others_reaches_the_terminal_raw() {
             ensure!(!text.chars().any(is_unsafe), "{arguments}: {text:?}");
             ensure!(!text.lines().any(|line| line == "vpn-exec: all is well"), "{arguments}: {text:?}");
         }
-        // For programs it is the same text still.
+        // JSON output has the text unchanged.
         let json = run(&format!("{program} status nowhere --json"))?.stdout;
         let json: serde_json::Value = serde_json::from_slice(&json)?;
         let command = json["programs"][0]["command"].as_str().context("a command")?;
@@ -490,12 +489,11 @@ fn no_text_of_others_reaches_the_terminal_raw() {
     });
 }
 
-/// Users who have nothing to do with a tunnel.
+/// Users without a relation to the tunnel.
 const STRANGER: u32 = 65534;
 const OTHER_STRANGER: u32 = 65533;
 
-/// A world with several users, and what one of them runs: the beginning of a line, and a copy of vpn-exec that all may
-/// execute.
+/// A world with several users, and a copy of vpn-exec that all can execute.
 struct Users {
     program: PathBuf,
 }
@@ -505,15 +503,15 @@ impl Users {
     /// [`lab::Skip`] in the world of an ordinary user, which has no other users.
     fn new() -> Result<Self> {
         if fs::read_to_string("/proc/self/uid_map")?.split_ascii_whitespace().nth(2) == Some("1") {
-            let reason = "an ordinary user has no second user".into();
-            return Err(lab::Skip { reason, unless: "VPN_EXEC_REQUIRE_USERS" }.into());
+            let reason = "an ordinary user has no second user";
+            return Err(lab::Skip::error(reason, lab::variables::REQUIRE_USERS));
         }
         let program = Path::new(world::FILES).join("vpn-exec");
-        fs::copy(env!("CARGO_BIN_EXE_vpn-exec"), &program)?;
+        fs::copy(lab::launcher::binary(), &program)?;
         Ok(Self { program })
     }
 
-    /// Starts a tunnel of root's, whose keeper lacks some protections.
+    /// Starts root's tunnel, whose keeper lacks some protections.
     fn up(&self, broken: &str) -> Result<()> {
         let path = config("10.64.3.2/32", "0.0.0.0/0")?;
         let up = format!("VPN_EXEC_TEST_BREAK={broken} {} up {}", self.program.display(), path.display());
@@ -522,7 +520,7 @@ impl Users {
         Ok(())
     }
 
-    /// In which state the tunnel is, as a user is told.
+    /// Returns the tunnel's state as `vpn-exec list` shows it to a user.
     fn state_for(&self, user: u32) -> Result<String> {
         let output = run(&format!("{} {} status nowhere --json", as_user(user), self.program.display()))?;
         let status: serde_json::Value =
@@ -544,7 +542,7 @@ fn as_user(user: u32) -> String {
     }
 }
 
-/// Runs a script of Python's as a user, and returns it once it has said a word, with that word.
+/// Starts a Python script as a user, and returns it with the first word that it prints.
 fn attack(user: u32, script: &str, arguments: &str) -> Result<(Attack, String)> {
     let path = Path::new(world::FILES).join("attack.py");
     fs::write(&path, script)?;
@@ -562,7 +560,7 @@ struct Attack {
 }
 
 impl Attack {
-    /// Waits for the next word that it says.
+    /// Waits for the next word that it prints.
     fn word(&mut self) -> Result<String> {
         let mut line = String::new();
         ensure!(std::io::BufRead::read_line(&mut self.lines, &mut line)? > 0, "the attack has ended");
@@ -577,8 +575,8 @@ impl Drop for Attack {
     }
 }
 
-/// Passes to a keeper sockets whose last close takes 1000 seconds, with a message each. Says how many were refused by
-/// the kernel, and then that the keeper has closed all connections.
+/// Passes sockets to a keeper whose last close takes 1000 seconds, with a message each. Prints the number that the kernel refused,
+/// and then that the keeper has closed all connections.
 const LINGERING: &str = r#"
 import array, socket, struct, sys, threading, time
 path, message, count = sys.argv[1], sys.argv[2].encode(), int(sys.argv[3])
@@ -626,10 +624,10 @@ print("closed", flush=True)
 time.sleep(1000)
 "#;
 
-/// The messages that come with them: one that is answered, and one that is no request.
+/// The messages with the sockets: a valid request, and an invalid one.
 const MESSAGES: [&str; 2] = [r#"'"Report"'"#, "nonsense"];
 
-/// What a user's connection is closed with takes as long as that user likes. `broken` is what the keeper does without.
+/// Attacks a keeper by sockets whose close takes as long as the attacker likes. `broken` names protections that it lacks.
 fn keeper_under_attack(broken: &str) -> Result<()> {
     const COUNT: usize = 24;
 
@@ -640,13 +638,13 @@ fn keeper_under_attack(broken: &str) -> Result<()> {
         let attack_once = || attack(STRANGER, LINGERING, &format!("/run/vpn-exec/nowhere/public {message} {COUNT}"));
         let (mut first, refused) = attack_once()?;
         let refused: usize = refused.parse()?;
-        // Without the kernel's help all arrive, with it none.
+        // The kernel refuses all of them or, without SO_PASSRIGHTS, none.
         let expected = if broken.is_empty() && can_refuse { COUNT } else { 0 };
         ensure!(refused == expected, "{refused} are refused with {broken:?}");
         ensure!(first.word()? == "closed");
         ensure!(users.state_for(0)? == "connecting", "the keeper is frozen");
         ensure!(users.state_for(OTHER_STRANGER)? == "connecting", "the keeper answers root alone");
-        // What waits at its socket when it ends is closed as well.
+        // Connections that wait at its socket when it ends are closed, too.
         let (_second, _) = attack_once()?;
         users.down()?;
     }
@@ -654,18 +652,18 @@ fn keeper_under_attack(broken: &str) -> Result<()> {
 }
 
 #[test]
-fn no_keeper_waits_for_what_another_user_passes_to_it() {
+fn a_keeper_is_not_blocked_by_descriptors_of_another_user() {
     test(|| keeper_under_attack(""));
 }
 
 #[test]
-fn nor_does_it_where_the_kernel_cannot_refuse_descriptors() {
+fn a_keeper_is_not_blocked_even_if_the_kernel_cannot_refuse_descriptors() {
     test(|| keeper_under_attack("passrights"));
 }
 
-/// The attack is one: a keeper that closes what it was passed by itself answers nobody any more.
+/// The twin: a keeper that closes the descriptors on its main thread does not answer.
 #[test]
-fn a_keeper_without_protections_is_frozen_by_what_it_is_passed() {
+fn a_keeper_without_protections_is_blocked_by_descriptors() {
     test(|| {
         let users = Users::new()?;
         users.up("passrights,apart")?;
@@ -677,7 +675,7 @@ fn a_keeper_without_protections_is_frozen_by_what_it_is_passed() {
     });
 }
 
-/// Holds as many connections as it can, and makes new ones for those that are closed.
+/// Holds as many connections as possible, and replaces those that are closed.
 const IDLE: &str = r#"
 import select, socket, sys
 path, count = sys.argv[1], int(sys.argv[2])
@@ -696,14 +694,14 @@ while True:
 "#;
 
 #[test]
-fn a_user_who_keeps_a_keeper_busy_disturbs_no_other() {
+fn a_user_with_many_connections_does_not_disturb_other_users() {
     test(|| {
         let users = Users::new()?;
         users.up("")?;
         ensure!(fs::metadata("/run/vpn-exec/nowhere/socket")?.mode() & 0o777 == 0o600);
         let (_idle, word) = attack(STRANGER, IDLE, "/run/vpn-exec/nowhere/public 200")?;
         ensure!(word == "full");
-        // Its own questions are too many, which is not the tunnel's end.
+        // The attacker's own requests are refused, and the tunnel stays up.
         let is_busy = || {
             let state = users.state_for(STRANGER)?;
             ensure!(["connecting", "busy"].contains(&&*state), "it is told {state}");
@@ -721,7 +719,7 @@ fn a_user_who_keeps_a_keeper_busy_disturbs_no_other() {
     });
 }
 
-/// A pipe that nobody reads for now.
+/// A pipe without a reader for now.
 struct Paused {
     reader: std::io::PipeReader,
     writer: std::io::PipeWriter,
@@ -733,7 +731,7 @@ impl Paused {
         Ok(Self { reader, writer })
     }
 
-    /// Fills it. The descriptor of the others still blocks: this one has an open file description of its own.
+    /// Fills the pipe without changing the blocking mode of other descriptors: this one has its own open file description.
     fn fill(&self) -> Result<()> {
         use std::os::fd::AsRawFd;
         use std::os::unix::fs::OpenOptionsExt;
@@ -752,7 +750,7 @@ impl Paused {
         Ok(())
     }
 
-    /// Reads until a text comes.
+    /// Reads until a text has come.
     fn await_text(&mut self, wanted: &str) -> Result<()> {
         let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
         while !seen.windows(wanted.len()).any(|window| window == wanted.as_bytes()) {
@@ -770,14 +768,14 @@ fn keeper_of_nowhere() -> Result<u32> {
 }
 
 #[test]
-fn a_keeper_waits_for_no_reader_of_its_messages() {
+fn a_keeper_does_not_wait_for_the_reader_of_its_messages() {
     test(|| {
-        let program = env!("CARGO_BIN_EXE_vpn-exec");
+        let program = lab::launcher::binary().display();
         let is_served = || Ok(said(&run(&format!("{program} status nowhere"))?).contains("connecting"));
         let path = config("10.64.3.2/32", "0.0.0.0/0")?;
         let in_foreground = format!("exec {program} -v up --foreground {} --backend userspace", path.display());
         let of_program = format!("exec {} -- sleep 60", vpn_exec()?);
-        // What each says when SIGHUP asks it to read its configuration again.
+        // The messages after SIGHUP, which requests a reload.
         for (script, answer) in [(in_foreground, "is unchanged"), (of_program, "cannot read its configuration again")] {
             let mut paused = Paused::new()?;
             let mut child = bash(&script).stderr(paused.writer.try_clone()?).spawn()?;
@@ -788,12 +786,12 @@ fn a_keeper_waits_for_no_reader_of_its_messages() {
                 run(&format!("kill -HUP {keeper}"))?;
                 ensure!(is_served()?, "{script}: the keeper waits for the reader of its messages");
             }
-            // What fitted is read later.
+            // Messages that fit into the pipe are read later.
             paused.await_text(answer)?;
             paused.fill()?;
             let output = run(&format!("{program} down nowhere --force"))?;
             ensure!(output.status.success(), "{}", said(&output));
-            // The program's launcher may wait for its reader itself.
+            // The launcher, in contrast, may wait for its reader.
             drop(paused);
             wait_for(&mut child)?;
             ensure_nothing_left()?;

@@ -1,10 +1,9 @@
-//! The keys of a tunnel are nowhere but in the provider's file and in the memory of vpn-exec's own processes, which nobody of
-//! the same user can look into: not in arguments, environments, files, messages, plans or descriptors, and not in the program.
+//! A tunnel's keys are only in the provider's file and in the memory of vpn-exec's processes, which other processes of the same
+//! user cannot inspect. They are not in arguments, environments, files, messages, plans, descriptors or the program.
 
-use std::collections::HashSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,259 +12,50 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lab::{Lab, Peer, Reach, Skip};
+use lab::agent::{self, report_of};
+use lab::key_search::{Findings, PIECE, Pieces};
+use lab::{Lab, Launcher, Peer, Reach, Skip, variables, vpn_exec};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Gid, Pid, Uid};
-use serde::{Deserialize, Serialize};
-use vpn_exec::linux::capabilities::{self, CapabilitySet};
+use nix::unistd::{Pid, Uid};
 use vpn_exec::linux::mounts;
 use vpn_exec::registry;
 
-/// How much of a key is too much: 16 characters of base64 or hexadecimal digits, or 16 bytes.
-const WINDOW: usize = 16;
-
-/// How long something may take that works.
+/// The time in which an action succeeds that works at all.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What this executable is to do when vpn-exec runs it: see [`program`].
-const TASK: &str = "VPN_EXEC_TEST_TASK";
-
-/// Where the program finds what to look for: inverted, so that it does not find what it was given.
-const INVERTED: &str = "/run/lab/inverted";
-
-/// Every piece of the keys, in every form, that must be found nowhere.
-struct Needles {
-    /// All bytes inverted.
-    inverted: HashSet<[u8; WINDOW]>,
-    /// Whether a piece begins with these two bytes, inverted: nearly always not, which makes the search fast.
-    begins: Vec<bool>,
+/// Returns a command line that runs the agent in a tunnel, where it looks for keys.
+fn inspected(config: &Path, name: &str) -> Launcher {
+    let launcher = Launcher::with_backend(config, "userspace").options(["-vvv", "--name", name, "--wait", "20"]);
+    launcher.program(agent::task(&format!("inspect {name}")))
 }
 
-impl Needles {
-    fn of_keys(keys: &[&str]) -> Result<Self> {
-        let mut inverted = HashSet::new();
-        for key in keys {
-            let bytes = STANDARD.decode(key)?;
-            ensure!(bytes.len() == 32, "{key:?} is no key");
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            let forms = [key.as_bytes().to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes(), bytes];
-            for form in forms {
-                for piece in form.windows(WINDOW) {
-                    inverted.insert(std::array::from_fn(|at| !piece[at]));
-                }
-            }
-        }
-        Ok(Self::of_inverted(inverted))
-    }
-
-    /// The base64 texts alone, as the provider's file has them.
-    fn of_texts(keys: &[&str]) -> Self {
-        let pieces = keys.iter().flat_map(|key| key.as_bytes().windows(WINDOW));
-        Self::of_inverted(pieces.map(|piece| std::array::from_fn(|at| !piece[at])).collect())
-    }
-
-    fn of_inverted(inverted: HashSet<[u8; WINDOW]>) -> Self {
-        let mut begins = vec![false; 1 << 16];
-        for piece in &inverted {
-            begins[usize::from(u16::from_be_bytes([piece[0], piece[1]]))] = true;
-        }
-        Self { inverted, begins }
-    }
-
-    fn write(&self) -> Result<()> {
-        Ok(fs::write(INVERTED, self.inverted.iter().flatten().copied().collect::<Vec<u8>>())?)
-    }
-
-    fn read() -> Result<Self> {
-        let text = fs::read(INVERTED)?;
-        Ok(Self::of_inverted(text.chunks_exact(WINDOW).filter_map(|piece| piece.try_into().ok()).collect()))
-    }
-
-    /// How many pieces are in some data. The searcher leaves no copy of what it finds.
-    fn count_in(&self, data: &[u8]) -> usize {
-        let is_piece = |window: &&[u8]| {
-            self.begins[usize::from(u16::from_be_bytes([!window[0], !window[1]]))]
-                && self.inverted.contains(&std::array::from_fn(|at| !window[at]))
-        };
-        data.windows(WINDOW).filter(is_piece).count()
-    }
-}
-
-/// How many pieces of keys are in the memory of a process: in all of it that is not the mere content of a file.
-fn count_in_memory(needles: &Needles, pid: &str) -> Result<usize> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
-    let mut found = 0;
-    for line in maps.lines() {
-        // proc_pid_maps(5): range, permissions, offset, device, inode, path.
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [range, permissions, _, _, inode, ..] = fields[..] else { bail!("{line:?}") };
-        if !permissions.starts_with('r') || (inode != "0" && !permissions.contains('w')) || line.ends_with("[vvar]") {
-            continue;
-        }
-        let (begin, end) = range.split_once('-').context("a range")?;
-        let (begin, end) = (u64::from_str_radix(begin, 16)?, u64::from_str_radix(end, 16)?);
-        let mut bytes = vec![0; usize::try_from(end - begin)?];
-        // What cannot be read (the kernel's own pages) cannot be read by anybody.
-        if memory.read_exact_at(&mut bytes, begin).is_ok() {
-            found += needles.count_in(&bytes);
-        }
-        bytes.fill(0);
-    }
-    Ok(found)
-}
-
-/// What the program found out.
-#[derive(Debug, Serialize, Deserialize)]
-struct Report {
-    launcher: i32,
-    keeper: i32,
-    /// Its descriptors beyond the standard ones, and where they lead.
-    descriptors: Vec<String>,
-    /// What it could open of vpn-exec's own processes.
-    opened: Vec<String>,
-    /// Pieces of keys in its own memory.
-    in_memory: usize,
-    /// The same after it has put one there.
-    in_memory_when_planted: usize,
-    /// Pieces in its arguments and its environment.
-    in_arguments: usize,
-}
-
-/// What runs in the tunnel, or in its place. As a test of its own it has nothing to do.
-#[test]
-fn program() {
-    let Ok(task) = std::env::var(TASK) else { return };
-    let (task, argument) = task.split_once(' ').unwrap_or((&task, ""));
-    match task {
-        "look" => {
-            println!("\nsaid: {}", serde_json::to_string(&look(argument).expect("a look around")).expect("plain data"));
-            std::thread::sleep(std::time::Duration::from_secs(1000));
-        }
-        "spy" => {
-            let pids: Vec<i32> = argument.split(' ').map(|pid| pid.parse().expect("a number")).collect();
-            capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty()).expect("capabilities can be dropped");
-            let opened: Vec<String> = pids.into_iter().flat_map(open_all_of).collect();
-            println!("\nsaid: {}", serde_json::to_string(&opened).expect("plain data"));
-        }
-        "become" => become_user(argument.parse().expect("a number")).expect("another user"),
-        other => panic!("what is {other:?}?"),
-    }
-    std::process::exit(0);
-}
-
-fn look(name: &str) -> Result<Report> {
-    let needles = Needles::read()?;
-    let keeper = registry::read(&name.parse()?)?.context("a state")?.keeper.cast_signed();
-    let launcher = nix::unistd::getppid().as_raw();
-    let mut descriptors = Vec::new();
-    for entry in fs::read_dir("/proc/self/fd")? {
-        let path = entry?.path();
-        let target = fs::read_link(&path)?.display().to_string();
-        let is_standard = ["0", "1", "2"].iter().any(|number| path.ends_with(number));
-        if !is_standard && !target.ends_with("/fd") {
-            descriptors.push(target);
-        }
-    }
-    let in_arguments = ["/proc/self/cmdline", "/proc/self/environ"].map(fs::read);
-    let in_arguments = in_arguments.into_iter().map(|text| Ok(needles.count_in(&text?))).sum::<Result<usize>>()?;
-    let in_memory = count_in_memory(&needles, "self")?;
-    let planted: Vec<u8> = needles.inverted.iter().next().context("a piece")?.iter().map(|byte| !byte).collect();
-    let in_memory_when_planted = count_in_memory(&needles, "self")?;
-    drop(std::hint::black_box(planted));
-    let opened = [launcher, keeper].into_iter().flat_map(open_all_of).collect();
-    Ok(Report { launcher, keeper, descriptors, opened, in_memory, in_memory_when_planted, in_arguments })
-}
-
-/// Tries all ways into a process, and says which were open.
-fn open_all_of(pid: i32) -> Vec<String> {
-    let mut opened: Vec<String> = ["mem", "environ", "maps", "smaps", "auxv", "pagemap", "stack", "syscall", "io"]
-        .iter()
-        .map(|name| format!("/proc/{pid}/{name}"))
-        // Nothing is mapped at the address 0 where memory begins to be read, but to have it open is enough.
-        .filter(|path| fs::File::open(path).is_ok_and(|mut file| path.ends_with("/mem") || file.read(&mut [0]).is_ok()))
-        .collect();
-    // Root may list descriptors by being root, but not see where they lead.
-    opened.extend((0..64).map(|number| format!("/proc/{pid}/fd/{number}")).find(|link| fs::read_link(link).is_ok()));
-    let Some(number) = rustix::process::Pid::from_raw(pid) else { return opened };
-    if let Ok(process) = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()) {
-        let stolen = (0..64).find(|descriptor| {
-            rustix::process::pidfd_getfd(&process, *descriptor, rustix::process::PidfdGetfdFlags::empty()).is_ok()
-        });
-        opened.extend(stolen.map(|descriptor| format!("descriptor {descriptor} of {pid}")));
-    }
-    opened
-}
-
-/// Goes on, as another user who keeps all capabilities, with what is in `VPN_EXEC_TEST_THEN`.
-fn become_user(user: u32) -> Result<()> {
-    let (all, last) = (capabilities::permitted()?, capabilities::last()?);
-    capabilities::keep_across_user_change()?;
-    nix::unistd::setresgid(Gid::from_raw(user), Gid::from_raw(user), Gid::from_raw(user))?;
-    nix::unistd::setresuid(Uid::from_raw(user), Uid::from_raw(user), Uid::from_raw(user))?;
-    capabilities::set(all, all)?;
-    capabilities::make_ambient(all, last)?;
-    let command: Vec<String> = serde_json::from_str(&std::env::var("VPN_EXEC_TEST_THEN")?)?;
-    let error =
-        Command::new(&command[0]).args(&command[1..]).env(TASK, std::env::var("VPN_EXEC_TEST_TASK_THEN")?).exec();
-    bail!("cannot go on with {}: {error}", command[0])
-}
-
-const ARGUMENTS: [&str; 4] = ["program", "--exact", "--nocapture", "--test-threads=1"];
-
-fn this_with(task: &str) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(ARGUMENTS).env(TASK, task);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
-}
-
-/// `vpn-exec` with a program that looks around.
-fn vpn_exec(config: &Path, name: &str) -> Result<Command> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.args(["-vvv", "--backend", "userspace", "--name", name, "--wait", "20", "--config"]).arg(config);
-    command.arg("--").arg(std::env::current_exe()?).args(ARGUMENTS).env(TASK, format!("look {name}"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
-}
-
-/// What a process of this executable says.
-fn said<T: for<'a> Deserialize<'a>>(child: &mut Child) -> Result<T> {
-    for line in BufReader::new(child.stdout.take().context("a piped output")?).lines() {
-        if let Some(said) = line?.strip_prefix("said: ") {
-            return Ok(serde_json::from_str(said)?);
-        }
-    }
-    bail!("it says nothing")
-}
-
-/// A running tunnel, and what its program has found out.
+/// A running tunnel, and the findings of its program.
 struct Running {
     child: Child,
     errors: std::thread::JoinHandle<Vec<u8>>,
-    report: Report,
+    findings: Findings,
 }
 
 impl Running {
     fn start(mut command: Command) -> Result<Self> {
-        let mut child = command.spawn()?;
-        // -vvv says more than fits into a pipe.
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        // A thread reads, as the messages of -vvv do not fit into a pipe.
         let mut pipe = child.stderr.take().context("a piped output")?;
         let errors = std::thread::spawn(move || {
             let mut text = Vec::new();
             let _ = pipe.read_to_end(&mut text);
             text
         });
-        match said(&mut child) {
-            Ok(report) => Ok(Self { child, errors, report }),
-            Err(error) => {
+        match report_of(&mut child) {
+            Ok(Some(findings)) => Ok(Self { child, errors, findings }),
+            other => {
                 child.wait()?;
-                bail!("{error:#}: {}", String::from_utf8_lossy(&errors.join().unwrap_or_default()))
+                bail!("{other:?}: {}", String::from_utf8_lossy(&errors.join().unwrap_or_default()))
             }
         }
     }
 
-    /// Ends it, and returns all that it has said on standard error.
+    /// Ends the tunnel, and returns its standard error.
     fn end(mut self) -> Result<Vec<u8>> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
         self.child.wait()?;
@@ -273,21 +63,21 @@ impl Running {
     }
 }
 
-/// The keys of the customer, and the file that holds them.
-fn needles_and_file(lab: &Lab) -> Result<(Needles, PathBuf)> {
+/// Returns the pieces of the customer's keys, and the file with the keys.
+fn pieces_and_file(lab: &Lab) -> Result<(Pieces, PathBuf)> {
     let text = lab.wg_quick_text(Reach::Ipv4);
     let value = |key: &str| {
         text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = ")).with_context(|| format!("no {key}"))
     };
-    let needles = Needles::of_keys(&[value("PrivateKey")?, value("PresharedKey")?])?;
-    needles.write()?;
+    let pieces = Pieces::of_keys(&[value("PrivateKey")?, value("PresharedKey")?])?;
+    pieces.write()?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
-    // The judge finds them where they are.
-    assert_eq!(needles.count_in(&fs::read(&file)?), 2 * (44 - WINDOW + 1));
-    Ok((needles, file))
+    // The search finds them where they are.
+    assert_eq!(pieces.count_in(&fs::read(&file)?), 2 * (44 - PIECE + 1));
+    Ok((pieces, file))
 }
 
-/// Gives the world a `/tmp` of its own, in which only this build is shown, if that is where it is.
+/// Mounts an empty `/tmp` for the world, which shows only this build if that is below `/tmp`.
 fn own_tmp() -> Result<PathBuf> {
     let build = std::env::current_exe()?.ancestors().nth(2).context("a folder of this build")?.to_owned();
     let kept = Path::new("/run/lab/build");
@@ -305,8 +95,8 @@ fn own_tmp() -> Result<PathBuf> {
     Ok(build)
 }
 
-/// The files below a folder in which pieces of keys are.
-fn files_with(needles: &Needles, folder: &Path, except: &[&Path], found: &mut Vec<PathBuf>) -> Result<()> {
+/// Finds files with pieces of keys below a directory.
+fn files_with(pieces: &Pieces, folder: &Path, except: &[&Path], found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if except.contains(&path.as_path()) {
@@ -314,16 +104,16 @@ fn files_with(needles: &Needles, folder: &Path, except: &[&Path], found: &mut Ve
         }
         let Ok(status) = fs::symlink_metadata(&path) else { continue };
         if status.is_dir() {
-            files_with(needles, &path, except, found)?;
-        } else if status.is_file() && needles.count_in(&fs::read(&path).unwrap_or_default()) > 0 {
+            files_with(pieces, &path, except, found)?;
+        } else if status.is_file() && pieces.count_in(&fs::read(&path).unwrap_or_default()) > 0 {
             found.push(path);
         }
     }
     Ok(())
 }
 
-/// The arguments and environments of processes in which pieces of keys are.
-fn processes_with(needles: &Needles) -> Result<Vec<PathBuf>> {
+/// Returns files in /proc with arguments or environments that contain pieces of keys.
+fn processes_with(pieces: &Pieces) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut read = 0;
     for entry in fs::read_dir("/proc")? {
@@ -331,102 +121,96 @@ fn processes_with(needles: &Needles) -> Result<Vec<PathBuf>> {
             let path = entry.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?.path().join(name);
             let Ok(text) = fs::read(&path) else { continue };
             read += usize::from(!text.is_empty());
-            if needles.count_in(&text) > 0 {
+            if pieces.count_in(&text) > 0 {
                 found.push(path);
             }
         }
     }
-    // This one, init, the launcher, the keeper and the program, at least, have all three.
+    // At least the test, init, the launcher, the keeper and the program have all three.
     ensure!(read >= 5 * 3, "only {read} could be read");
     Ok(found)
 }
 
 #[test]
-fn keys_are_in_no_argument_environment_file_or_message() {
+fn no_argument_environment_file_or_message_contains_a_key() {
     lab::test(Peer::Ours, |lab| {
         let build = own_tmp()?;
-        let (needles, file) = needles_and_file(lab)?;
-        let running = Running::start(vpn_exec(&file, "secrets")?)?;
+        let (pieces, file) = pieces_and_file(lab)?;
+        let running = Running::start(inspected(&file, "secrets").command())?;
 
-        assert_eq!(processes_with(&needles)?, Vec::<PathBuf>::new());
+        assert_eq!(processes_with(&pieces)?, Vec::<PathBuf>::new());
         let mut found = Vec::new();
         for folder in ["/run", "/tmp"] {
-            files_with(&needles, folder.as_ref(), &[&file, &build], &mut found)?;
+            files_with(&pieces, folder.as_ref(), &[&file, &build], &mut found)?;
         }
         assert_eq!(found, Vec::<PathBuf>::new());
-        // The judges can find somebody guilty.
+        // The twins: the searches find keys that are there.
         fs::copy(&file, "/tmp/left")?;
-        files_with(&needles, "/tmp".as_ref(), &[&build], &mut found)?;
+        files_with(&pieces, "/tmp".as_ref(), &[&build], &mut found)?;
         assert_eq!(found, [Path::new("/tmp/left")]);
         let key = fs::read_to_string(&file)?.lines().find(|line| line.starts_with("PrivateKey")).map(str::to_owned);
         let mut guilty = Command::new("sleep").arg("1000").env("KEY", key.context("a key")?).spawn()?;
-        // It has begun before the kernel shows its environment.
+        // The kernel shows a new process's environment a little later.
         let environment = Path::new("/proc").join(guilty.id().to_string()).join("environ");
         lab::wait_until(lab::patience(PATIENCE), "it has no environment", || Ok(!fs::read(&environment)?.is_empty()))?;
-        assert_eq!(processes_with(&needles)?, [environment]);
+        assert_eq!(processes_with(&pieces)?, [environment]);
         guilty.kill()?;
         guilty.wait()?;
 
         let errors = running.end()?;
         let text = String::from_utf8_lossy(&errors);
         assert!(text.contains("handshake") && text.contains("completed"), "-vvv says more than this: {text}");
-        assert_eq!(needles.count_in(&errors), 0, "{text}");
+        assert_eq!(pieces.count_in(&errors), 0, "{text}");
         Ok(())
     });
 }
 
 #[test]
-fn the_program_has_no_way_to_the_keys() {
+fn the_program_cannot_reach_the_keys() {
     lab::test(Peer::Ours, |lab| {
-        let (needles, file) = needles_and_file(lab)?;
-        let running = Running::start(vpn_exec(&file, "secrets")?)?;
-        let report = &running.report;
-        assert_eq!(report.launcher, running.child.id().cast_signed());
-        assert_eq!(report.descriptors, Vec::<String>::new());
-        assert_eq!(report.opened, Vec::<String>::new());
-        assert_eq!((report.in_memory, report.in_arguments), (0, 0));
-        assert!(report.in_memory_when_planted > 0, "the judge is blind: {report:?}");
+        let (pieces, file) = pieces_and_file(lab)?;
+        let running = Running::start(inspected(&file, "secrets").command())?;
+        let findings = &running.findings;
+        assert_eq!(findings.launcher, running.child.id().cast_signed());
+        assert_eq!(findings.descriptors, Vec::<String>::new());
+        assert_eq!(findings.opened, Vec::<String>::new());
+        assert_eq!((findings.in_memory, findings.in_arguments), (0, 0));
+        assert!(findings.in_memory_when_planted > 0, "the search finds nothing: {findings:?}");
 
-        // The keeper has them, where only who may trace it, as this test may, can look. The launcher has them no more.
-        assert!(count_in_memory(&needles, &report.keeper.to_string())? > 0, "the keeper's memory cannot be searched");
-        assert_eq!(
-            count_in_memory(&needles, &report.launcher.to_string())?,
-            0,
-            "the launcher still has pieces of keys"
-        );
+        // The keeper's memory has the keys, which only a tracer such as this test can read. The launcher's has none.
+        assert!(pieces.count_in_memory(&findings.keeper.to_string())? > 0, "the keeper's memory cannot be searched");
+        assert_eq!(pieces.count_in_memory(&findings.launcher.to_string())?, 0, "the launcher still has pieces of keys");
         running.end()?;
         Ok(())
     });
 }
 
-/// A keeper needs the keys themselves. Their text in the provider's file is read and handed over, and then no process
-/// holds it.
+/// A keeper needs the keys in binary. No process keeps their base64 text after it was read and handed over.
 #[test]
-fn no_process_keeps_the_text_of_a_key() {
+fn no_process_keeps_the_base64_text_of_a_key() {
     lab::test(Peer::Ours, |lab| {
-        let (all, file) = needles_and_file(lab)?;
+        let (all, file) = pieces_and_file(lab)?;
         let text = lab.wg_quick_text(Reach::Ipv4);
         let keys: Vec<&str> = ["PrivateKey = ", "PresharedKey = "]
             .iter()
             .filter_map(|key| text.lines().find_map(|line| line.strip_prefix(key)))
             .collect();
         ensure!(keys.len() == 2, "{} keys", keys.len());
-        let texts = Needles::of_texts(&keys);
+        let texts = Pieces::of_texts(&keys);
         let searched = |what: &str, pid: i32| -> Result<()> {
-            ensure!(count_in_memory(&all, &pid.to_string())? > 0, "{what}: its memory cannot be searched");
-            let found = count_in_memory(&texts, &pid.to_string())?;
+            ensure!(all.count_in_memory(&pid.to_string())? > 0, "{what}: its memory cannot be searched");
+            let found = texts.count_in_memory(&pid.to_string())?;
             ensure!(found == 0, "{what}: {found} pieces of the texts of keys are left");
             Ok(())
         };
 
-        let running = Running::start(vpn_exec(&file, "secrets")?)?;
-        searched("the keeper of a program", running.report.keeper)?;
+        let running = Running::start(inspected(&file, "secrets").command())?;
+        searched("the keeper of a program", running.findings.keeper)?;
         running.end()?;
 
         let up = |more: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-            command.arg("up").arg(&file).args(["--backend", "userspace", "--name", "standing"]).args(more);
-            command.stdin(Stdio::null());
+            let mut command = vpn_exec(["up"]);
+            command.arg(&file).args(["--backend", "userspace", "--name", "standing"]).args(more);
             command
         };
         let keeper =
@@ -434,13 +218,13 @@ fn no_process_keeps_the_text_of_a_key() {
         ensure!(up(&["--wait", "20"]).status()?.success());
         searched("the keeper of a standing tunnel", keeper()?)?;
 
-        // It replaces the other one, and reads the file once more when it is told to.
+        // Another keeper replaces the first one, and reloads the file after SIGHUP.
         let replaced = keeper()?;
         let mut child = up(&["--foreground", "--replace"]).spawn()?;
         let is_there = || Ok(keeper()? != replaced && registry::socket_of(&"standing".parse()?).exists());
         lab::wait_until(lab::patience(PATIENCE), "no keeper in the foreground", is_there)?;
-        let asked = |word: &str| Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args([word, "standing"]).output();
-        // Whoever is answered is served by a keeper that has begun.
+        let asked = |word: &str| vpn_exec([word, "standing"]).output();
+        // A keeper that answers runs.
         ensure!(asked("status")?.status.success());
         searched("a keeper in the foreground", keeper()?)?;
         kill(Pid::from_raw(keeper()?), Signal::SIGHUP)?;
@@ -452,39 +236,26 @@ fn no_process_keeps_the_text_of_a_key() {
     });
 }
 
-/// The owner of a file in /proc tells whether a process can be inspected, and dumps core (proc(5)), if its user is not root.
-/// So vpn-exec is run by an ordinary user who has the capabilities that it needs.
+/// A process of an ordinary user can be inspected, and dumps core, if that user owns its files in /proc (proc(5)). So an ordinary
+/// user with the necessary capabilities runs vpn-exec here.
 #[test]
-fn our_processes_cannot_be_inspected_by_their_own_user() {
+fn vpn_execs_processes_cannot_be_inspected_by_their_own_user() {
     const USER: u32 = 1000;
     lab::test(Peer::Ours, |lab| {
-        if fs::read_to_string("/proc/self/uid_map")?.split_ascii_whitespace().nth(2) == Some("1") {
-            return Err(Skip {
-                reason: "an ordinary user has no second user to run it as".into(),
-                unless: "VPN_EXEC_REQUIRE_USERS",
-            }
-            .into());
-        }
+        lab::require_users()?;
         if fs::metadata(vpn_exec::linux::tun::DEVICE)?.mode() & 0o6 != 0o6 {
-            let reason = format!("{} is not for everybody", vpn_exec::linux::tun::DEVICE);
-            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_TUN" }.into());
+            let reason = format!("ordinary users cannot open {}", vpn_exec::linux::tun::DEVICE);
+            return Err(Skip::error(reason, variables::REQUIRE_TUN));
         }
-        let (_, file) = needles_and_file(lab)?;
+        let (_, file) = pieces_and_file(lab)?;
         for path in [file.as_path(), Path::new("/run")] {
             nix::unistd::chown(path, Some(Uid::from_raw(USER)), None)?;
         }
-        let inner = vpn_exec(&file, "secrets")?;
-        let words: Vec<&str> = std::iter::once(inner.get_program())
-            .chain(inner.get_args())
-            .map(|word| word.to_str().context("not UTF-8"))
-            .collect::<Result<_>>()?;
-        let mut command = this_with(&format!("become {USER}"))?;
-        command
-            .env("VPN_EXEC_TEST_THEN", serde_json::to_string(&words)?)
-            .env("VPN_EXEC_TEST_TASK_THEN", "look secrets");
+        let mut command = agent::task_on_host(&format!("as-user {USER}"));
+        command.args(inspected(&file, "secrets").words());
         let running = Running::start(command)?;
-        let (launcher, keeper) = (running.report.launcher, running.report.keeper);
-        assert_eq!(running.report.opened, Vec::<String>::new());
+        let (launcher, keeper) = (running.findings.launcher, running.findings.keeper);
+        assert_eq!(running.findings.opened, Vec::<String>::new());
 
         let user_of = |pid: i32| -> Result<String> {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -495,13 +266,14 @@ fn our_processes_cannot_be_inspected_by_their_own_user() {
             assert_eq!(user_of(pid)?, USER.to_string());
             assert_eq!(fs::metadata(format!("/proc/{pid}/status"))?.uid(), 0, "process {pid} can be inspected");
         }
-        // The judge can find somebody guilty: of an ordinary process of that user all of that is the user's.
+        // The twin: the user owns the files of an ordinary process.
         let mut ordinary = Command::new("sleep").arg("1000").uid(USER).gid(USER).spawn()?;
         assert_eq!(fs::metadata(format!("/proc/{}/status", ordinary.id()))?.uid(), USER);
 
         let spy = |pids: String| -> Result<Vec<String>> {
-            let mut child = this_with(&format!("spy {pids}"))?.uid(USER).gid(USER).spawn()?;
-            let opened = said(&mut child)?;
+            let mut command = agent::task_on_host(&format!("open {pids}"));
+            let mut child = command.uid(USER).gid(USER).stdout(Stdio::piped()).spawn()?;
+            let opened = report_of(&mut child)?.context("a report")?;
             child.wait()?;
             Ok(opened)
         };
@@ -518,15 +290,14 @@ fn our_processes_cannot_be_inspected_by_their_own_user() {
 }
 
 #[test]
-fn plans_and_checks_tell_no_key() {
+fn plans_and_checks_contain_no_key() {
     lab::test(Peer::Ours, |lab| {
-        let (needles, file) = needles_and_file(lab)?;
+        let (pieces, file) = pieces_and_file(lab)?;
         for arguments in [&["plan"] as &[&str], &["plan", "--json"], &["check"], &["plan", "--json", "--allow-hooks"]] {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-            let output = command.arg("-vvv").args(arguments).arg("--config").arg(&file).output()?;
+            let output = vpn_exec(["-vvv"]).args(arguments).arg("--config").arg(&file).output()?;
             assert!(output.status.success(), "{arguments:?}: {output:?}");
             assert_eq!(
-                needles.count_in(&output.stdout) + needles.count_in(&output.stderr),
+                pieces.count_in(&output.stdout) + pieces.count_in(&output.stderr),
                 0,
                 "{arguments:?}: {output:?}"
             );
@@ -536,9 +307,9 @@ fn plans_and_checks_tell_no_key() {
 }
 
 #[test]
-fn messages_about_mangled_keys_tell_no_key() {
+fn errors_about_mangled_keys_contain_no_key() {
     lab::test(Peer::Ours, |lab| {
-        let (needles, file) = needles_and_file(lab)?;
+        let (pieces, file) = pieces_and_file(lab)?;
         let text = fs::read_to_string(&file)?;
         let mut refused = 0;
         for key in ["PrivateKey", "PresharedKey"] {
@@ -574,23 +345,23 @@ fn messages_about_mangled_keys_tell_no_key() {
                 format!("{value} = 1"),
             ];
             for mangled in mangled {
-                // In place: it stays a secret of its owner's.
+                // Written in place, which keeps the file's mode.
                 fs::write(&file, text.replacen(line, &mangled, 1))?;
                 for arguments in [&["check"] as &[&str], &["plan", "--json"], &[]] {
-                    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-                    command.arg("-vvv").args(arguments).arg("--config").arg(&file);
+                    let mut command = vpn_exec(["-vvv"]);
+                    command.args(arguments).arg("--config").arg(&file);
                     if arguments.is_empty() {
                         command.args(["--backend", "userspace", "--", "true"]);
                     }
-                    let output = command.stdin(Stdio::null()).output()?;
-                    let found = needles.count_in(&output.stdout) + needles.count_in(&output.stderr);
+                    let output = command.output()?;
+                    let found = pieces.count_in(&output.stdout) + pieces.count_in(&output.stderr);
                     let shown = String::from_utf8_lossy(&output.stderr);
                     assert_eq!(found, 0, "{mangled:?} with {arguments:?} is told: {shown}");
                     refused += usize::from(output.status.code() == Some(125));
                 }
             }
         }
-        // Nearly all of them are wrong, and told.
+        // Nearly all of them are invalid, and refused.
         assert!(refused > 100, "{refused}");
         Ok(())
     });

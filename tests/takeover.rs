@@ -1,12 +1,13 @@
-//! What a program notices when its tunnel's keeper is killed or replaced, or its configuration changed: next to nothing.
+//! Connections of a program survive when the keeper is killed or replaced, or the configuration reloaded.
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB};
+use lab::launcher::text_of;
+use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::lease::status::{Condition, Status};
@@ -17,12 +18,13 @@ use vpn_exec::registry;
 const NAME: &str = "kept";
 const PORT: u16 = 7;
 
-/// Tells hanging from working.
+/// The time after which a process is taken for hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn vpn_exec(arguments: &[&str]) -> Result<Output> {
-    let output = Command::new(env!("CARGO_BIN_EXE_vpn-exec")).args(arguments).output()?;
-    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+/// Runs vpn-exec, which must succeed.
+fn run(arguments: &[&str]) -> Result<Output> {
+    let output = vpn_exec(arguments).output()?;
+    ensure!(output.status.success(), "{arguments:?}: {}", text_of(&output));
     Ok(output)
 }
 
@@ -31,10 +33,10 @@ fn keeper() -> Result<i32> {
 }
 
 fn status() -> Result<Status> {
-    Ok(serde_json::from_slice(&vpn_exec(&["status", NAME, "--json"])?.stdout)?)
+    Ok(serde_json::from_slice(&run(&["status", NAME, "--json"])?.stdout)?)
 }
 
-/// Sends back whatever comes, and says from where connections came.
+/// Starts an echo server, and returns the addresses of its clients.
 fn echo(lab: &Lab) -> Result<std::sync::mpsc::Receiver<std::net::IpAddr>> {
     let listener = lab.web_site.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)))?;
     let (sender, callers) = std::sync::mpsc::channel();
@@ -57,7 +59,7 @@ fn echo(lab: &Lab) -> Result<std::sync::mpsc::Receiver<std::net::IpAddr>> {
     Ok(callers)
 }
 
-/// A connection from inside the tunnel.
+/// Connects to the echo server from inside the tunnel.
 fn connect() -> Result<TcpStream> {
     let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { anyhow::bail!("the name is a namespace's") };
     let stream = inside.run(|| TcpStream::connect_timeout(&(WEB.ipv4, PORT).into(), lab::patience(PATIENCE)))?;
@@ -78,7 +80,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let file = file.to_str().context("a path in UTF-8")?;
     let up = ["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"];
-    vpn_exec(&up)?;
+    run(&up)?;
     let first = status()?;
     assert_eq!(first.state, Condition::Up, "{first:?}");
     let mut stream = connect()?;
@@ -86,21 +88,21 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     ask(&mut stream, "before")?;
 
     kill(Pid::from_raw(keeper()?), Signal::SIGKILL)?;
-    // Sent while nobody is there to carry it.
+    // Sent while no keeper carries it.
     stream.write_all(b"meanwhile")?;
-    vpn_exec(&up)?;
+    run(&up)?;
     let mut answer = [0; 9];
     stream.read_exact(&mut answer).context("nothing comes after the keeper was killed")?;
     assert_eq!(&answer, b"meanwhile");
 
-    vpn_exec(&[up.as_slice(), &["--replace"]].concat())?;
+    run(&[up.as_slice(), &["--replace"]].concat())?;
     ask(&mut stream, "replaced")?;
 
     let text = std::fs::read_to_string(file)?;
     let changed = lab.file(&text.replace("[Peer]", "MTU = 1300\n[Peer]\nPersistentKeepalive = 20"))?;
     let changed = changed.to_str().context("a path in UTF-8")?;
     let reload = ["reload", changed, "--name", NAME, "--backend", lab::backend()];
-    let said = String::from_utf8(vpn_exec(&reload)?.stdout)?;
+    let said = String::from_utf8(run(&reload)?.stdout)?;
     assert!(said.contains("MTU") && said.contains("PersistentKeepalive"), "{said}");
     let age = |status: &Status| status.living.as_ref().and_then(|living| living.peers[0].handshake_age);
     ask(&mut stream, "reloaded")?;
@@ -113,11 +115,11 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     assert!(callers.try_recv().is_err(), "it was one connection all the time");
     assert_eq!(lab.capture.leaks()?, []);
     drop(stream);
-    vpn_exec(&["down", NAME]).map(drop)
+    run(&["down", NAME]).map(drop)
 }
 
 #[test]
-fn connections_survive_the_keeper_towards_our_own_device() {
+fn connections_survive_a_killed_or_replaced_keeper_with_our_own_peer() {
     lab::test(Peer::Ours, |lab| {
         connections_survive(lab)?;
         Ok(())
@@ -125,7 +127,7 @@ fn connections_survive_the_keeper_towards_our_own_device() {
 }
 
 #[test]
-fn connections_survive_the_keeper_towards_wireguard_go() {
+fn connections_survive_a_killed_or_replaced_keeper_with_wireguard_go() {
     lab::test(Peer::WireguardGo, |lab| {
         connections_survive(lab)?;
         Ok(())
@@ -133,7 +135,7 @@ fn connections_survive_the_keeper_towards_wireguard_go() {
 }
 
 #[test]
-fn a_hundred_tunnels_come_up_at_once_and_differ() {
+fn a_hundred_tunnels_start_at_once_with_different_addresses() {
     lab::test(Peer::Ours, |lab| {
         const MANY: usize = 100;
         let file = lab.wg_quick_file(Reach::Ipv4)?;
@@ -144,8 +146,8 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
             let children = names
                 .iter()
                 .map(|name| {
-                    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-                    command.args(arguments(name)).stdout(std::process::Stdio::piped());
+                    let mut command = vpn_exec(arguments(name));
+                    command.stdout(std::process::Stdio::piped());
                     command.stderr(std::process::Stdio::piped()).spawn()
                 })
                 .collect::<std::io::Result<Vec<_>>>()?;
@@ -159,8 +161,8 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
         all(&|name| words(&["up", file, "--name", name, "--backend", lab::backend()]))?;
 
         let begin = Instant::now();
-        let listed: Vec<Status> = serde_json::from_slice(&vpn_exec(&["list", "--json"])?.stdout)?;
-        // Asking a keeper waits for nothing; 60 times as long as it takes says that somebody did.
+        let listed: Vec<Status> = serde_json::from_slice(&run(&["list", "--json"])?.stdout)?;
+        // A query does not wait. 60 times its usual duration shows that one did.
         assert!(begin.elapsed() < lab::patience(PATIENCE), "{:?}", begin.elapsed());
         assert_eq!(listed.len(), MANY);
         let links = listed.iter().map(|status| status.living.as_ref().map(|living| &living.link));
@@ -181,11 +183,11 @@ fn a_hundred_tunnels_come_up_at_once_and_differ() {
 }
 
 #[test]
-fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
+fn a_change_of_the_hosts_network_starts_a_handshake() {
     lab::test(Peer::Ours, |lab| {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let file = file.to_str().context("a path in UTF-8")?;
-        vpn_exec(&["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"])?;
+        run(&["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"])?;
         let age = || -> Result<u64> {
             let living = status()?.living.context("a living keeper")?;
             living.peers[0].handshake_age.context("a handshake")
@@ -194,7 +196,7 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
             let living = status()?.living.context("a living keeper")?;
             Ok((living.peers[0].rx_bytes, living.peers[0].tx_bytes))
         };
-        // A peer takes a handshake too soon after another for a flood (REKEY_TIMEOUT is 5 s).
+        // A peer ignores a handshake within REKEY_TIMEOUT, 5 s, of another.
         while age()? < 6 {
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -203,7 +205,7 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
         let eth0 = host.link_index(&"eth0".parse()?)?;
         let default = "0.0.0.0/0".parse()?;
         host.execute_one(NetlinkRequest::delete_route(eth0, "eth0", default))?;
-        // It has noticed that there is no way, before there is one again.
+        // The keeper notices the missing route before the route returns.
         std::thread::sleep(Duration::from_secs(1));
         host.execute_one(NetlinkRequest::add_route(eth0, "eth0", default, Some(ROUTER.ipv4.into())))?;
         let begin = Instant::now();
@@ -214,9 +216,9 @@ fn a_change_of_the_hosts_network_is_answered_by_a_handshake() {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
-        // Whatever that takes, nothing is forgotten.
+        // The peer's session is kept meanwhile.
         let after = bytes()?;
         assert!(after.0 > before.0 && after.1 > before.1, "{before:?}, then {after:?}");
-        vpn_exec(&["down", NAME]).map(drop)
+        run(&["down", NAME]).map(drop)
     });
 }

@@ -51,21 +51,17 @@ let
     "an unknown tunnel" = refused (with' { systemd.services.web.vpn-exec.tunnel = "ivpn"; }) [
       "systemd.services.web.vpn-exec.tunnel: no tunnel `ivpn` in `services.vpn-exec.tunnels`, which has `mullvad`."
     ];
-    "a tunnel, where there is none at all" =
-      refused { systemd.services.web.vpn-exec.tunnel = "ivpn"; }
-        [
-          "systemd.services.web.vpn-exec.tunnel: no tunnel `ivpn` in `services.vpn-exec.tunnels`, which is empty."
-        ];
-    "a tunnel that is disabled" =
+    "a tunnel, without any tunnels" = refused { systemd.services.web.vpn-exec.tunnel = "ivpn"; } [
+      "systemd.services.web.vpn-exec.tunnel: no tunnel `ivpn` in `services.vpn-exec.tunnels`, which is empty."
+    ];
+    "a disabled tunnel" =
       refused (service { } // { services.vpn-exec.tunnels.mullvad.enable = false; })
         [
           "systemd.services.web.vpn-exec.tunnel: the tunnel `mullvad` is disabled: set `services.vpn-exec.tunnels.mullvad.enable`, or remove this option."
         ];
-    "a socket's tunnel that is not there" =
-      refused (with' { systemd.sockets.web.vpn-exec.tunnel = "ivpn"; })
-        [
-          "systemd.sockets.web.vpn-exec.tunnel: no tunnel `ivpn` in `services.vpn-exec.tunnels`, which has `mullvad`."
-        ];
+    "a socket's unknown tunnel" = refused (with' { systemd.sockets.web.vpn-exec.tunnel = "ivpn"; }) [
+      "systemd.sockets.web.vpn-exec.tunnel: no tunnel `ivpn` in `services.vpn-exec.tunnels`, which has `mullvad`."
+    ];
 
     "resolved's plain files may be bound, as NixOS's tor does" = refused (service {
       serviceConfig.BindReadOnlyPaths = [
@@ -87,12 +83,12 @@ let
         [
           "systemd.services.systemd-resolved cannot be in the tunnel `mullvad`: systemd-resolved.service serves the whole machine: leave it outside."
         ];
-    "a container of podman's" =
+    "a podman container" =
       refused (with' { systemd.services.podman-web.vpn-exec.tunnel = "mullvad"; })
         [
           "systemd.services.podman-web cannot be in the tunnel `mullvad`: a container engine runs the program of podman-web.service in another network namespace: leave the unit's service settings as they are, and give podman the options --network=ns:/run/netns/mullvad and --volume=/run/vpn-exec/mullvad/resolv.conf:/etc/resolv.conf:ro, and the unit BindsTo= and After=vpn-exec@mullvad.service."
         ];
-    "a container whose interface is the tunnel's" =
+    "a container with the tunnel's interface name" =
       refused (with' { containers.mullvad.privateNetwork = true; })
         [
           "services.vpn-exec.tunnels.mullvad: `ve-mullvad` is the name of the tunnel's interface on the host, and of the interface of `containers.mullvad`: rename one of them."
@@ -101,7 +97,7 @@ let
       containers.mullvad.privateNetwork = false;
     }) [ ];
 
-    "a name that is too long" =
+    "a long name" =
       refused
         { services.vpn-exec.tunnels.${lib.concatStrings (lib.genList (_: "x") 65)}.configFile = "/x"; }
         [
@@ -127,7 +123,7 @@ let
         [
           "services.vpn-exec.tunnels.mullvad.configFile: it is the file's contents or a key, which every user could read in the Nix store: use the path of a file that exists on the running machine."
         ];
-    "a file of a disabled tunnel is not looked at" = refused {
+    "a disabled tunnel's file is not checked" = refused {
       services.vpn-exec.tunnels.mullvad = {
         enable = false;
         configFile = "${builtins.storeDir}/x.conf";
@@ -151,7 +147,7 @@ let
         [
           "services.vpn-exec.tunnels: the tcp port 8080 of the host is published by both `a` and `b`: give one of them another port, or another address."
         ];
-    "IPv6, where it is off" =
+    "IPv6 addresses while IPv6 is off" =
       refused
         (with' {
           networking.enableIPv6 = false;
@@ -172,7 +168,7 @@ let
         [
           (web "the unit already has NetworkNamespacePath=/run/netns/other, and a service can be in one network namespace only: remove that line")
         ];
-    "the same namespace is none" = refused (service {
+    "the tunnel's own namespace is valid" = refused (service {
       serviceConfig.NetworkNamespacePath = "/run/netns/mullvad";
     }) [ ];
     "JoinsNamespaceOf" = refused (service { unitConfig.JoinsNamespaceOf = "one.service"; }) [
@@ -181,14 +177,14 @@ let
     "the system bus" = refused (service { serviceConfig.Type = "dbus"; }) [
       (web "the unit has Type=dbus, and the system bus is hidden, because it lets a service ask the host to look up names: `vpn-exec.dbus = \"system\"` shows it")
     ];
-    "the system bus, asked for" = refused (service {
+    "the system bus, if requested" = refused (service {
       serviceConfig.Type = "dbus";
       vpn-exec.dbus = "system";
     }) [ ];
-    "a PID file that nobody sees" = refused (service { serviceConfig.PIDFile = "/run/web.pid"; }) [
+    "an invisible PID file" = refused (service { serviceConfig.PIDFile = "/run/web.pid"; }) [
       (web "the unit has PIDFile=/run/web.pid, which systemd would not see, because the service has a private /run: put it into a folder of RuntimeDirectory=, or show its folder with `vpn-exec.allowRunPaths`")
     ];
-    "a way to the host's resolver" =
+    "a path to the host's resolver" =
       refused (service { vpn-exec.allowRunPaths = [ "/run/systemd/resolve" ]; })
         [
           (web "cannot show /run/systemd/resolve: the host looks up names through /run/systemd/resolve*, bypassing the tunnel")
@@ -224,7 +220,7 @@ let
         [
           (web "other.socket listens on 80 outside of the tunnel, and its answers would bypass the tunnel: publish a port of the tunnel instead and disable other.socket, or let it listen inside (`systemd.sockets.other.vpn-exec.tunnel = \"mullvad\"`)")
         ];
-    "a socket inside is none" = refused (with' {
+    "a socket inside is valid" = refused (with' {
       imports = [ (service { }) ];
       systemd.sockets.web = {
         listenStreams = [ "80" ];
@@ -243,20 +239,20 @@ let
           "systemd.sockets.web is in the tunnel `mullvad`, and has NetworkNamespacePath=/run/netns/other: remove one of them."
         ];
 
-    "masks that are forced away" =
+    "overridden masks" =
       refused (service { serviceConfig.TemporaryFileSystem = lib.mkForce [ "/tmp" ]; })
         [
           "systemd.services.web.serviceConfig.TemporaryFileSystem is overridden, and lacks the entries that keep the service in its tunnel: use a list instead of `mkForce`, so that both are merged."
         ];
-    "no namespaces at all are less than none of another network" = refused (service {
+    "no namespaces at all is stricter" = refused (service {
       serviceConfig.RestrictNamespaces = lib.mkForce true;
     }) [ ];
-    "but some are not" =
+    "some namespaces are not" =
       refused (service { serviceConfig.RestrictNamespaces = lib.mkForce [ "net" ]; })
         [
           "systemd.services.web.serviceConfig.RestrictNamespaces is overridden, and lacks the entries that keep the service in its tunnel: use a list instead of `mkForce`, so that both are merged."
         ];
-    "masks that are added to" = refused (service {
+    "extended masks are valid" = refused (service {
       serviceConfig = {
         TemporaryFileSystem = "/tmp";
         BindReadOnlyPaths = [ "/srv" ];
@@ -264,7 +260,7 @@ let
       };
     }) [ ];
 
-    "a wrapper's tunnel that is not there" =
+    "a wrapper's unknown tunnel" =
       refused
         {
           programs.vpn-exec.wrappers.fox = {
@@ -296,7 +292,7 @@ let
           };
         })
         [ "programs.vpn-exec.wrappers: entering a tunnel needs root, and `security.sudo.enable` is off." ];
-    "a wrapper of a group that may not use sudo" =
+    "a wrapper for a group without sudo" =
       refused
         (with' {
           security.sudo.execWheelOnly = true;
@@ -557,7 +553,7 @@ let
       actual = transmission.wants;
       expected = [ "vpn-exec-nscd-mullvad.service" ];
     };
-    "without nscd on the host there is none inside" = {
+    "no nscd inside without one on the host" = {
       actual = {
         services = lib.attrNames withoutNscd.systemd.services;
         inherit (withoutNscd.systemd.services.web) after wants;

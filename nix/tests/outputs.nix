@@ -56,7 +56,7 @@ let
   };
   # The outputs of x86_64-linux, which stand for all systems.
   of = output: outputs.${output}.x86_64-linux;
-  wantedRust = (builtins.fromTOML (builtins.readFile ../../Cargo.toml)).package.rust-version;
+  requiredRust = (builtins.fromTOML (builtins.readFile ../../Cargo.toml)).package.rust-version;
   # The module on a system with this version of Rust.
   withRust =
     version: module:
@@ -136,7 +136,7 @@ let
           )
           [
             "1.82.0"
-            wantedRust
+            requiredRust
             "1.100.0"
           ];
       expected = [

@@ -46,8 +46,8 @@ pub enum AddressError {
     NoSocket(String),
 }
 
-/// Parses a list of addresses into the unix sockets to try, in order. Entries with other transports, such as `tcp:`, are
-/// left out.
+/// Parses a list of addresses into the unix sockets to try, in order. Entries with other transports, such as `tcp:`,
+/// are left out.
 ///
 /// # Errors
 /// Returns an error if the text is not a list of addresses, or contains no unix socket.

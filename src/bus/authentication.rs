@@ -122,8 +122,8 @@ pub fn first_line(bytes: &[u8]) -> Result<Option<(&str, usize)>, NotALine> {
     if line.bytes().all(|byte| matches!(byte, b' '..=b'~')) { Ok(Some((line, length + 2))) } else { Err(NotALine) }
 }
 
-/// Returns the first line of a client, as [`first_line`] does. A NUL precedes the first line of a connection, and counts
-/// towards the length.
+/// Returns the first line of a client, as [`first_line`] does. A NUL precedes the first line of a connection, and
+/// counts towards the length.
 ///
 /// # Errors
 /// Returns an error if the line contains anything but printable ASCII characters, or if the NUL is missing.

@@ -101,8 +101,8 @@ impl BufferedSocket {
         (self.input_descriptors.len() >= count).then(|| self.input_descriptors.drain(..count).collect())
     }
 
-    /// Returns whether the output has reached its limit. [`Self::push`] still accepts a message, so the output exceeds the
-    /// limit by one message at most.
+    /// Returns whether the output has reached its limit. [`Self::push`] still accepts a message, so the output exceeds
+    /// the limit by one message at most.
     pub(super) fn is_full(&self) -> bool {
         self.queued >= self.limit || self.queued_descriptors >= MAX_PENDING_DESCRIPTORS
     }
@@ -140,15 +140,15 @@ impl BufferedSocket {
     /// Sends as much output as the socket has room for. Returns whether anything was sent.
     pub(super) fn flush(&mut self) -> bool {
         let mut sent = false;
-        while let Some(piece) = self.output.front_mut() {
-            match send(&self.socket, &piece.bytes[piece.sent..], &piece.descriptors) {
+        while let Some(chunk) = self.output.front_mut() {
+            match send(&self.socket, &chunk.bytes[chunk.sent..], &chunk.descriptors) {
                 Ok(count) => {
                     sent = true;
-                    piece.sent += count;
+                    chunk.sent += count;
                     self.queued -= count;
-                    self.queued_descriptors -= piece.descriptors.len();
-                    piece.descriptors.clear();
-                    if piece.sent == piece.bytes.len() {
+                    self.queued_descriptors -= chunk.descriptors.len();
+                    chunk.descriptors.clear();
+                    if chunk.sent == chunk.bytes.len() {
                         self.output.pop_front();
                     }
                 }

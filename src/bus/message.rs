@@ -165,8 +165,8 @@ impl Header {
     /// Parses the header at the beginning of `bytes`.
     ///
     /// # Errors
-    /// Returns an error if the header is invalid or beyond the limits, or if a field with an unknown code has a container
-    /// type.
+    /// Returns an error if the header is invalid or beyond the limits, or if a field with an unknown code has a
+    /// container type.
     pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
         let Some(fixed) = bytes.get(..FIXED_LENGTH) else { return Ok(Parsed::Incomplete(FIXED_LENGTH)) };
         let endian = match fixed[0] {
@@ -293,8 +293,8 @@ impl Header {
         writer.bytes
     }
 
-    /// Returns a whole message in wire format: the header, completed by the length and the signature of the body, and the
-    /// body. The body must be in the header's byte order.
+    /// Returns a whole message in wire format: the header, completed by the length and the signature of the body, and
+    /// the body. The body must be in the header's byte order.
     pub fn with_body(mut self, signature: &str, body: &[u8]) -> Vec<u8> {
         self.signature = signature.to_owned();
         self.body_length = body.len();

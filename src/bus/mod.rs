@@ -1,9 +1,9 @@
 //! The session bus filter, between a program inside the tunnel and its user's session bus.
 //!
-//! A program inside must not hand its work to a process outside by accident. Programs do that mostly through the session
-//! bus: they find a running instance of themselves by its name, start a service, or call one that opens or fetches URLs.
-//! The filter is one process with one thread. It listens where the program looks for its session bus, and connects to the
-//! real one once for each client.
+//! A program inside must not hand its work to a process outside by accident. Programs do that mostly through the
+//! session bus: they find a running instance of themselves by its name, start a service, or call one that opens or
+//! fetches URLs. The filter is one process with one thread. It listens where the program looks for its session bus, and
+//! connects to the real one once for each client.
 //!
 //! ```text
 //! program ─► listener ─► Connection: client ─ judge ─ bus ─► the session bus
@@ -12,12 +12,12 @@
 //! - [`address`]: the address of the real bus.
 //! - [`policy`]: the services that may be called and the names that may be owned, as a plain value.
 //! - [`message`]: D-Bus messages on the wire; [`authentication`]: what precedes the first message.
-//! - `connection`: decides about each message; `buffered_socket`: bounded buffers for input and output; `private_names`:
-//!   names that only clients of the filter see; `shared`: the state that all clients share.
+//! - `connection`: decides about each message; `buffered_socket`: bounded buffers for input and output;
+//!   `private_names`: names that only clients of the filter see; `shared`: the state that all clients share.
 //! - [`BusRefusal`]: a refused request, as a message that names the option which would allow it.
 //!
-//! A client sees itself, the other clients of the filter, and the services of the policy. Other names do not exist for it,
-//! and cannot be started. A name that it requests becomes a private name, even if a process outside owns it, so a
+//! A client sees itself, the other clients of the filter, and the services of the policy. Other names do not exist for
+//! it, and cannot be started. A name that it requests becomes a private name, even if a process outside owns it, so a
 //! single-instance program starts inside. Names that the policy lets it own are requested from the real bus.
 
 pub mod address;
@@ -52,13 +52,13 @@ const MAX_CLIENTS: usize = 512;
 
 /// Runs the filter for clients of this process's user that connect to `listener`, until `stop` is readable or closed.
 ///
-/// `connect` makes a connection to the real bus, one for each client ([`address::connect`]). `report` is called for each
-/// refusal before the client gets an error, with the number of such refusals so far, from 1 on. It must not block, since
-/// the filter has only one thread.
+/// `connect` makes a connection to the real bus, one for each client ([`address::connect`]). `report` is called for
+/// each refusal before the client gets an error, with the number of such refusals so far, from 1 on. It must not block,
+/// since the filter has only one thread.
 ///
 /// The process needs two file descriptors for each client, and one for each that passes through. Services outside take
-/// this process for the client. Portals look at its `/proc/PID/root`, so it must stay dumpable (`PR_SET_DUMPABLE`), and in
-/// a mount namespace of the user's.
+/// this process for the client. Portals look at its `/proc/PID/root`, so it must stay dumpable (`PR_SET_DUMPABLE`), and
+/// in a mount namespace of the user's.
 ///
 /// # Errors
 /// Returns the error of poll(2), or of accept(2) unless it concerns a single client.

@@ -1,5 +1,5 @@
-//! The policy of the filter: which services a program inside may call, and which names it may own on the real bus. "Talk"
-//! and "own" have the meaning that they have in flatpak(1).
+//! The policy of the filter: which services a program inside may call, and which names it may own on the real bus.
+//! "Talk" and "own" have the meaning that they have in flatpak(1).
 
 use std::fmt;
 use std::str::FromStr;
@@ -104,8 +104,8 @@ pub struct TalkRule {
     pub calls: AllowedCalls,
 }
 
-/// The methods of a service that a program inside may call. A name alone is not enough: a process can own several names,
-/// and serves all of its objects under each of them.
+/// The methods of a service that a program inside may call. A name alone is not enough: a process can own several
+/// names, and serves all of its objects under each of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AllowedCalls {
@@ -191,8 +191,8 @@ const DESKTOP: &[(&str, &[&str])] = &[
     ("org.fcitx.Fcitx-*", &["org.fcitx.Fcitx.InputMethod*", "org.fcitx.Fcitx.InputContext*"]),
     ("org.freedesktop.portal.Documents", &["org.freedesktop.portal.Documents", "org.freedesktop.portal.FileTransfer"]),
     // Left out because they run programs or use the network outside: OpenURI, Email, Background, DynamicLauncher,
-    // NetworkMonitor (resolves names), ProxyResolver (fetches a script), Location (queries a server). An allow list keeps
-    // future portals closed.
+    // NetworkMonitor (resolves names), ProxyResolver (fetches a script), Location (queries a server). An allow list
+    // keeps future portals closed.
     (
         "org.freedesktop.portal.Desktop",
         &[
@@ -241,8 +241,8 @@ const DESKTOP_OWN: &[&str] =
     &["org.mpris.MediaPlayer2.*", "org.kde.StatusNotifierItem-*", "org.freedesktop.StatusNotifierItem-*"];
 
 impl Policy {
-    /// Returns the policy for desktop programs: notifications, secrets, accessibility, the tray, settings, inhibiting the
-    /// screen saver, input methods, and the portals that neither run programs nor use the network outside.
+    /// Returns the policy for desktop programs: notifications, secrets, accessibility, the tray, settings, inhibiting
+    /// the screen saver, input methods, and the portals that neither run programs nor use the network outside.
     pub fn default_desktop() -> Self {
         let whole = DESKTOP.iter().map(|(name, interfaces)| TalkRule {
             name: Pattern::parse_unchecked(name),

@@ -1,8 +1,8 @@
 //! Private names: names on the bus that only the clients of the filter see. Requests follow the rules of the bus (D-Bus
 //! specification, "RequestName" and "ReleaseName").
 //!
-//! A single-instance program requests a name first, and hands its work to the owner if the name has one. Here it gets the
-//! name even if a process outside owns it, so it starts inside. A second instance inside finds the first.
+//! A single-instance program requests a name first, and hands its work to the owner if the name has one. Here it gets
+//! the name even if a process outside owns it, so it starts inside. A second instance inside finds the first.
 
 use std::collections::HashMap;
 
@@ -69,8 +69,8 @@ impl PrivateNames {
         self.queues.keys().map(String::as_str)
     }
 
-    /// Gives a client a name, or a place in its queue. Returns the result of `RequestName`, or `None` if the client has too
-    /// many names already.
+    /// Gives a client a name, or a place in its queue. Returns the result of `RequestName`, or `None` if the client has
+    /// too many names already.
     pub(super) fn request(&mut self, name: &str, client: ClientId, flags: u32) -> Option<(u32, Option<OwnerChange>)> {
         let entry = QueueEntry { client, flags };
         let change = |old, new| Some(OwnerChange { name: name.to_owned(), old, new });

@@ -12,7 +12,7 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use arguments::*;
-pub use source::{CONFIG_VARIABLE, Source, SourceArgs, SourceError, TUNNEL_VARIABLE};
+pub use source::{Source, SourceArgs, SourceError};
 
 use crate::failure::Failure;
 
@@ -149,6 +149,7 @@ pub enum Command {
     /// Apply a changed configuration to a running tunnel without interrupting the programs inside
     Reload(ReloadArgs),
     /// Run a shell in a tunnel
+    #[command(after_help = SHELL_AFTER_HELP)]
     Shell(ShellArgs),
     /// Show the state of tunnels: handshakes, traffic and the programs inside
     #[command(after_help = STATUS_AFTER_HELP)]
@@ -173,6 +174,11 @@ pub enum Command {
     /// Print the version
     Version,
 }
+
+const SHELL_AFTER_HELP: &str = "\
+Prompt:
+  The variable VPN_EXEC_TUNNEL holds the tunnel's name. For a prompt of bash that shows it, add to ~/.bashrc:
+    PS1=\"${VPN_EXEC_TUNNEL:+($VPN_EXEC_TUNNEL) }$PS1\"";
 
 const STATUS_AFTER_HELP: &str = "\
 Exit status of --check:

@@ -9,12 +9,7 @@ use thiserror::Error;
 
 use super::completion;
 use crate::names::{NameError, TunnelName};
-
-/// The environment variable that names the tunnel where the command line does not. The program inside finds its tunnel's name in it.
-pub const TUNNEL_VARIABLE: &str = "VPN_EXEC_TUNNEL";
-
-/// The environment variable that names the provider's file where the command line names no tunnel.
-pub const CONFIG_VARIABLE: &str = "VPN_EXEC_CONFIG";
+use crate::program::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 
 /// The arguments that name a tunnel.
 #[derive(Clone, Debug, Args)]

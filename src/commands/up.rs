@@ -8,7 +8,7 @@ use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease;
 use crate::linux::{capabilities, process};
-use crate::registry::Directory;
+use crate::registry::TunnelDirectory;
 use crate::request::{self, TunnelRequest};
 use crate::session::approach::{Approach, approach};
 use crate::session::{self, recovery};
@@ -28,18 +28,18 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Ends the keeper of a running tunnel for this one, and returns its claim on the name. None if there is no such tunnel.
-fn replace(request: &TunnelRequest) -> Result<Option<Directory>, Failure> {
+fn replace(request: &TunnelRequest) -> Result<Option<TunnelDirectory>, Failure> {
     let name = &request.config.name;
     session::require_living_changeable(request)?;
     let Some(lock) = lease::hand_over(name)? else { return Ok(None) };
-    Directory::from_lock(name, lock).map(Some).doing(format!("take over the tunnel {name}"))
+    TunnelDirectory::from_lock(name, lock).map(Some).doing(format!("take over the tunnel {name}"))
 }
 
 /// Runs the keeper in the foreground until it exits.
 fn keep(
     arguments: &UpArgs,
     request: Box<TunnelRequest>,
-    claim: Option<Directory>,
+    claim: Option<TunnelDirectory>,
     wait: Option<Duration>,
 ) -> Result<ExitCode, Failure> {
     let name = &request.config.name.clone();
@@ -66,13 +66,17 @@ fn keep(
 }
 
 /// Starts a keeper in the background unless one runs, and makes its tunnel stay.
-fn start(request: Box<TunnelRequest>, claim: Option<Directory>, wait: Option<Duration>) -> Result<ExitCode, Failure> {
+fn start(
+    request: Box<TunnelRequest>,
+    claim: Option<TunnelDirectory>,
+    wait: Option<Duration>,
+) -> Result<ExitCode, Failure> {
     let mut session = match claim {
         Some(directory) => session::start(request, directory, 0)?,
         None => session::acquire(request, 0)?,
     };
     let name = session.plan.name.clone();
-    let up = session.wait_until_ready(wait).and_then(|()| Ok(session.lease.stand(&name)?));
+    let up = session.wait_until_ready(wait).and_then(|()| session.lease.stand(&name));
     let is_kept = session.end(up.is_ok())?;
     up?;
     match is_kept {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::lease::{self, ClientRequest, Event, Received};
+use crate::lease::{self, ClientRequest, KeeperEvent, Received};
 use crate::linux::local_socket::{LocalListener, PeerCredentials};
 use crate::registry::Holder;
 
@@ -21,11 +21,11 @@ const MAX_UNTRUSTED: usize = 128;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The number of a connection, unique in the life of a keeper.
-pub(super) type ClientId = u64;
+pub(super) type ConnectionId = u64;
 
 /// A connection.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct KeeperClient {
     socket: OwnedFd,
     /// Whether it is the keeper's own user, who may request anything.
     pub(super) trusted: bool,
@@ -62,16 +62,16 @@ pub(super) enum Message {
 
 /// All clients.
 #[derive(Debug, Default)]
-pub(super) struct Clients {
+pub(super) struct KeeperClients {
     listener: Option<LocalListener>,
-    all: BTreeMap<ClientId, Client>,
-    next: ClientId,
+    all: BTreeMap<ConnectionId, KeeperClient>,
+    next: ConnectionId,
     /// The launcher that forked the keeper. It shares the keeper's standard error.
-    starter: Option<ClientId>,
+    starter: Option<ConnectionId>,
     refused_connections: u64,
 }
 
-impl Clients {
+impl KeeperClients {
     /// Creates a list without clients that does not listen yet.
     pub(super) fn new() -> Self {
         Self::default()
@@ -92,7 +92,7 @@ impl Clients {
     pub(super) fn add_starter(&mut self, socket: OwnedFd, holder: Holder) {
         let pid = holder.process.pid;
         self.starter = Some(self.next);
-        self.add(Client { socket, trusted: true, pid, role: Role::Lease(Some(holder)), refused_connections: 0 });
+        self.add(KeeperClient { socket, trusted: true, pid, role: Role::Lease(Some(holder)), refused_connections: 0 });
     }
 
     /// Accepts all connections that wait.
@@ -109,11 +109,11 @@ impl Clients {
         let untrusted = self.all.values().filter(|client| !client.trusted).count();
         if trusted || untrusted < MAX_UNTRUSTED {
             let pid = credentials.pid;
-            self.add(Client { socket, trusted, pid, role: Role::Idle(now), refused_connections: 0 });
+            self.add(KeeperClient { socket, trusted, pid, role: Role::Idle(now), refused_connections: 0 });
         }
     }
 
-    fn add(&mut self, client: Client) {
+    fn add(&mut self, client: KeeperClient) {
         self.all.insert(self.next, client);
         self.next += 1;
     }
@@ -124,13 +124,13 @@ impl Clients {
     }
 
     /// The connections whose requests are read.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = (ClientId, BorrowedFd<'_>)> {
-        let is_read = |client: &Client| !matches!(client.role, Role::Leaving);
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (ConnectionId, BorrowedFd<'_>)> {
+        let is_read = |client: &KeeperClient| !matches!(client.role, Role::Leaving);
         self.all.iter().filter(move |(_, client)| is_read(client)).map(|(id, client)| (*id, client.socket.as_fd()))
     }
 
     /// Reads a client's next message.
-    pub(super) fn receive(&self, id: ClientId) -> Message {
+    pub(super) fn receive(&self, id: ConnectionId) -> Message {
         let Some(client) = self.all.get(&id) else { return Message::None };
         match lease::receive_request(&client.socket) {
             Ok(Some((Received::Known(request), descriptor))) => Message::Request(request, descriptor),
@@ -141,22 +141,22 @@ impl Clients {
         }
     }
 
-    pub(super) fn get(&mut self, id: ClientId) -> Option<&mut Client> {
+    pub(super) fn get(&mut self, id: ConnectionId) -> Option<&mut KeeperClient> {
         self.all.get_mut(&id)
     }
 
     /// Returns whether a client is the launcher that forked the keeper.
-    pub(super) fn is_starter(&self, id: ClientId) -> bool {
+    pub(super) fn is_starter(&self, id: ConnectionId) -> bool {
         self.starter == Some(id)
     }
 
     /// Closes a connection.
-    pub(super) fn close(&mut self, id: ClientId) {
+    pub(super) fn close(&mut self, id: ConnectionId) {
         self.all.remove(&id);
     }
 
     /// Sends an event to a client, without waiting for a client that does not read. Returns whether it was sent.
-    pub(super) fn send(&self, id: ClientId, event: &Event, descriptor: Option<BorrowedFd<'_>>) -> bool {
+    pub(super) fn send(&self, id: ConnectionId, event: &KeeperEvent, descriptor: Option<BorrowedFd<'_>>) -> bool {
         let Some(client) = self.all.get(&id) else { return false };
         let sent = lease::send(&client.socket, event, descriptor);
         if let Err(error) = &sent {
@@ -166,12 +166,12 @@ impl Clients {
     }
 
     /// Sends an event to all clients that hold a lease or wait for the tunnel's end.
-    pub(super) fn broadcast(&self, event: &Event) {
+    pub(super) fn broadcast(&self, event: &KeeperEvent) {
         self.broadcast_with(event, None);
     }
 
-    /// Like [`Clients::broadcast`], and passes a descriptor to each.
-    pub(super) fn broadcast_with(&self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
+    /// Like [`KeeperClients::broadcast`], and passes a descriptor to each.
+    pub(super) fn broadcast_with(&self, event: &KeeperEvent, descriptor: Option<BorrowedFd<'_>>) {
         for (id, client) in &self.all {
             if !matches!(client.role, Role::Idle(_)) {
                 self.send(*id, event, descriptor);
@@ -196,7 +196,7 @@ impl Clients {
     }
 
     /// Updates the number of connections that were refused to a lease's programs until now.
-    pub(super) fn set_refused_connections(&mut self, id: ClientId, count: u64) {
+    pub(super) fn set_refused_connections(&mut self, id: ConnectionId, count: u64) {
         if let Some(client) = self.all.get_mut(&id) {
             let before = std::mem::replace(&mut client.refused_connections, count);
             self.refused_connections = self.refused_connections.saturating_add(count.saturating_sub(before));
@@ -231,7 +231,7 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1000);
 
     /// Adds a connection of a user, and returns the other end.
-    fn connect(clients: &mut Clients, uid: u32) -> OwnedFd {
+    fn connect(clients: &mut KeeperClients, uid: u32) -> OwnedFd {
         let (client_end, keeper_end) = local_socket::pair().expect("a socket pair");
         rustix::io::ioctl_fionbio(&keeper_end, true).expect("a socket that does not block");
         clients.admit(keeper_end, &PeerCredentials { pid: 1, uid, gid: 0 }, NOW);
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn only_idle_connections_time_out() {
-        let mut clients = Clients::new();
+        let mut clients = KeeperClients::new();
         let _ends = [connect(&mut clients, own_user()), connect(&mut clients, own_user())];
         clients.get(0).expect("the first client").role = Role::Lease(None);
         assert_eq!(clients.due(), Some(NOW + IDLE_TIMEOUT));
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn another_user_cannot_take_all_connections() {
-        let mut clients = Clients::new();
+        let mut clients = KeeperClients::new();
         let ends: Vec<OwnedFd> = (0..MAX_UNTRUSTED + 5).map(|_| connect(&mut clients, own_user() + 1)).collect();
         assert_eq!(clients.descriptors().count(), MAX_UNTRUSTED);
         let _own = connect(&mut clients, own_user());
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_request_of_a_newer_client_is_told_from_garbage() {
-        let mut clients = Clients::new();
+        let mut clients = KeeperClients::new();
         let client = connect(&mut clients, own_user());
         local_socket::send(&client, br#"{"Teleport":{"to":"Mars"}}"#, None).expect("sent");
         local_socket::send(&client, br#""Report""#, None).expect("sent");
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn refused_connections_are_counted_once() {
-        let mut clients = Clients::new();
+        let mut clients = KeeperClients::new();
         let _ends = [connect(&mut clients, own_user()), connect(&mut clients, own_user())];
         for (id, count) in [(0, 3), (1, 2), (0, 5)] {
             clients.set_refused_connections(id, count);

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::clients::{ClientId, Clients};
+use super::clients::{ConnectionId, KeeperClients};
 use super::endpoints::Endpoints;
 use super::host_network::{self, HostNetwork};
 use super::leases::Leases;
 use super::lifecycle::End;
-use super::ports::Ports;
+use super::ports::PortRelays;
 use super::public_clients::PublicClients;
 use super::reload::Configuration;
 use super::service::ServiceNotifier;
 use crate::failure::Failure;
-use crate::lease::Event;
+use crate::lease::KeeperEvent;
 use crate::linux::clock::{Timer, boot_time};
 use crate::linux::poll::{Interest, wait_for_each};
 use crate::linux::signals::Signals;
@@ -27,12 +27,12 @@ use crate::tunnel::{DeviceEvents, Tunnel};
 pub(super) struct Keeper {
     pub(super) tunnel: Tunnel,
     pub(super) configuration: Configuration,
-    pub(super) clients: Clients,
+    pub(super) clients: KeeperClients,
     /// None once the keeper is about to end.
     pub(super) public_clients: Option<PublicClients>,
     pub(super) leases: Leases,
     pub(super) endpoints: Endpoints,
-    pub(super) ports: Ports,
+    pub(super) ports: PortRelays,
     pub(super) host_network: HostNetwork,
     pub(super) service: ServiceNotifier,
     pub(super) foreground: bool,
@@ -45,7 +45,7 @@ pub(super) struct Keeper {
 
 /// A descriptor that the keeper waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+enum EventSource {
     Timer,
     HostNetwork,
     Resolver,
@@ -53,9 +53,9 @@ enum Source {
     Links,
     Handshakes,
     Signals,
-    Client(ClientId),
+    Client(ConnectionId),
     ClientListener,
-    PublicClient(ClientId),
+    PublicClient(ConnectionId),
     PublicListener,
 }
 
@@ -82,23 +82,24 @@ impl Keeper {
     }
 
     /// Waits for the next events.
-    fn wait(&self) -> io::Result<Vec<Source>> {
-        let mut sources: Vec<(Source, BorrowedFd<'_>, Interest)> = Vec::new();
+    fn wait(&self) -> io::Result<Vec<EventSource>> {
+        let mut sources: Vec<(EventSource, BorrowedFd<'_>, Interest)> = Vec::new();
         let mut add = |source, descriptor| sources.push((source, descriptor, Interest::Readable));
-        add(Source::Timer, self.timer.as_fd());
-        add(Source::Resolver, self.endpoints.resolver());
-        add(Source::Signals, self.signals.as_fd());
-        self.host_network.descriptors().for_each(|fd| add(Source::HostNetwork, fd));
-        self.device_events.failed.iter().for_each(|fd| add(Source::DeviceFailed, fd.as_fd()));
-        self.device_events.links.iter().for_each(|links| add(Source::Links, links.as_fd()));
-        self.device_events.handshakes.iter().for_each(|fd| add(Source::Handshakes, fd.as_fd()));
+        add(EventSource::Timer, self.timer.as_fd());
+        add(EventSource::Resolver, self.endpoints.resolver());
+        add(EventSource::Signals, self.signals.as_fd());
+        self.host_network.descriptors().for_each(|fd| add(EventSource::HostNetwork, fd));
+        self.device_events.failed.iter().for_each(|fd| add(EventSource::DeviceFailed, fd.as_fd()));
+        self.device_events.links.iter().for_each(|links| add(EventSource::Links, links.as_fd()));
+        self.device_events.handshakes.iter().for_each(|fd| add(EventSource::Handshakes, fd.as_fd()));
         // Clients come before the listener, because a client that leaves makes room.
-        self.clients.descriptors().for_each(|(id, fd)| add(Source::Client(id), fd));
-        self.clients.listener().into_iter().for_each(|fd| add(Source::ClientListener, fd));
+        self.clients.descriptors().for_each(|(id, fd)| add(EventSource::Client(id), fd));
+        self.clients.listener().into_iter().for_each(|fd| add(EventSource::ClientListener, fd));
         // Users who may only query the status come last.
         if let Some(public) = &self.public_clients {
-            sources.extend(public.descriptors().map(|(id, fd, interest)| (Source::PublicClient(id), fd, interest)));
-            sources.extend(public.listener().map(|fd| (Source::PublicListener, fd, Interest::Readable)));
+            sources
+                .extend(public.descriptors().map(|(id, fd, interest)| (EventSource::PublicClient(id), fd, interest)));
+            sources.extend(public.listener().map(|fd| (EventSource::PublicListener, fd, Interest::Readable)));
         }
         let descriptors: Vec<(BorrowedFd<'_>, Interest)> =
             sources.iter().map(|(_, fd, interest)| (*fd, *interest)).collect();
@@ -106,35 +107,35 @@ impl Keeper {
         Ok(sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| source).collect())
     }
 
-    fn handle(&mut self, source: Source) -> io::Result<Option<End>> {
+    fn handle(&mut self, source: EventSource) -> io::Result<Option<End>> {
         match source {
-            Source::Timer => self.handle_timer()?,
-            Source::HostNetwork => self.host_network.note_change(boot_time()),
-            Source::Resolver => self.endpoints.take_answers(),
-            Source::DeviceFailed => {
+            EventSource::Timer => self.handle_timer()?,
+            EventSource::HostNetwork => self.host_network.note_change(boot_time()),
+            EventSource::Resolver => self.endpoints.take_answers(),
+            EventSource::DeviceFailed => {
                 tracing::debug!("the data path has ended");
                 return Ok(Some(End::Broken("its WireGuard device failed".into())));
             }
-            Source::Links => {
+            EventSource::Links => {
                 self.device_events.links.as_ref().map_or(Ok(false), |links| links.drain())?;
                 if !self.tunnel.has_interface()? {
                     return Ok(Some(End::Broken("another process removed its WireGuard interface".into())));
                 }
             }
-            Source::Handshakes => {
+            EventSource::Handshakes => {
                 if let Some(handshakes) = &self.device_events.handshakes {
                     let _ = rustix::io::read(handshakes, &mut [0_u8; 8]);
                 }
                 self.endpoints.read_device(&self.tunnel);
             }
-            Source::Signals => return self.handle_signals(),
-            Source::Client(id) => return Ok(self.handle_client(id)),
-            Source::ClientListener => {
+            EventSource::Signals => return self.handle_signals(),
+            EventSource::Client(id) => return Ok(self.handle_client(id)),
+            EventSource::ClientListener => {
                 let accepted = self.clients.accept(boot_time());
                 pause_if_exhausted(accepted)?;
             }
-            Source::PublicClient(id) => self.handle_public_client(id),
-            Source::PublicListener => {
+            EventSource::PublicClient(id) => self.handle_public_client(id),
+            EventSource::PublicListener => {
                 let accepted = self.public_clients.as_mut().map_or(Ok(()), |public| public.accept(boot_time()));
                 pause_if_exhausted(accepted)?;
             }
@@ -205,7 +206,7 @@ impl Keeper {
     /// Tells the clients of each peer's first handshake.
     fn report_handshakes(&mut self) {
         for _ in 0..self.endpoints.take_new_handshakes() {
-            self.clients.broadcast(&Event::Connected);
+            self.clients.broadcast(&KeeperEvent::Connected);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::clients::Clients;
+use super::clients::KeeperClients;
 use super::privileges::with_all_capabilities;
 use crate::failure::{Doing, Failure};
 use crate::linux::clock::boot_time;
@@ -35,7 +35,7 @@ struct Expected {
 impl Leases {
     /// Takes over the leases that a killed keeper has written down. Kills the processes of those whose launchers have
     /// ended. Needs all capabilities.
-    pub(super) fn inherit(tunnel: &Tunnel, clients: &Clients) -> Result<Self, Failure> {
+    pub(super) fn inherit(tunnel: &Tunnel, clients: &KeeperClients) -> Result<Self, Failure> {
         let mut leases = Self::default();
         let (alive, ended): (Vec<Holder>, Vec<Holder>) =
             tunnel.holders().into_iter().partition(|holder| holder.process.is_alive());
@@ -56,7 +56,7 @@ impl Leases {
 
     /// Forgets the expected launchers that have joined or ended. Returns whether none is expected any more since this
     /// call.
-    pub(super) fn stop_expecting(&mut self, clients: &Clients, now: Duration) -> bool {
+    pub(super) fn stop_expecting(&mut self, clients: &KeeperClients, now: Duration) -> bool {
         let Some(expected) = &mut self.expected else { return false };
         let joined = clients.holders();
         expected.launchers.retain(|process| !has_process(&joined, process) && process.is_alive());
@@ -78,7 +78,7 @@ impl Leases {
     }
 
     /// Writes down the launchers that hold a lease, and those that are expected back.
-    pub(super) fn write_down(&self, tunnel: &mut Tunnel, clients: &Clients) -> Result<(), Failure> {
+    pub(super) fn write_down(&self, tunnel: &mut Tunnel, clients: &KeeperClients) -> Result<(), Failure> {
         let expected = self.expected.as_ref().map_or(&[][..], |expected| &expected.launchers);
         tunnel.update_state(|state| state.holders = merged(clients.holders(), &state.holders, expected))
     }
@@ -133,7 +133,7 @@ mod tests {
     fn a_launcher_is_expected_for_a_limited_time() {
         let until = Duration::from_secs(100);
         let mut leases = expecting(&holder(std::process::id()), until);
-        let nobody_joined = Clients::new();
+        let nobody_joined = KeeperClients::new();
         assert!(!leases.stop_expecting(&nobody_joined, until - Duration::from_millis(1)));
         assert_eq!((leases.is_expecting(), leases.due()), (true, Some(until)));
         assert!(leases.stop_expecting(&nobody_joined, until));

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::clients::Clients;
+use super::clients::KeeperClients;
 use super::endpoints::Endpoints;
 use super::event_loop::Keeper;
 use super::host_network::HostNetwork;
@@ -13,17 +13,17 @@ use super::privileges::{self, capabilities_for_ports, needed_capabilities};
 use super::public_clients::PublicClients;
 use super::reload::Configuration;
 use super::service::ServiceNotifier;
-use super::{KeeperSpec, Start, close_standard_error};
+use super::{KeeperSpec, KeeperStart, close_standard_error};
 use crate::config::Config;
 use crate::failure::{Doing, Failure};
-use crate::lease::Event;
+use crate::lease::KeeperEvent;
 use crate::linux::capabilities;
 use crate::linux::clock::{Timer, boot_time};
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
 use crate::linux::stderr;
 use crate::plan::Plan;
-use crate::registry::{Directory, State};
+use crate::registry::{TunnelDirectory, TunnelState};
 use crate::tunnel::{self, DeviceEvents, Remains, Tunnel};
 use crate::wireguard::{Device, DeviceConfig, PeerConfig};
 
@@ -54,7 +54,7 @@ pub(super) enum End {
 }
 
 /// Lives the life of a keeper.
-pub(super) fn live(spec: KeeperSpec, mut clients: Clients, runtime: Runtime) -> Result<(), Failure> {
+pub(super) fn live(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Result<(), Failure> {
     let has_hooks = spec.plan.hooks.iter().any(|hook| hook.run);
     let needed = needed_capabilities() | capabilities_for_ports(spec.config.listened_ports());
     privileges::drop_except(needed, has_hooks).doing("drop privileges")?;
@@ -64,7 +64,7 @@ pub(super) fn live(spec: KeeperSpec, mut clients: Clients, runtime: Runtime) -> 
     let mut ports = match ReservedPorts::reserve(&spec.plan, &spec.start) {
         Ok(ports) => ports,
         Err(failure) => {
-            if matches!(spec.start, Start::Create) {
+            if matches!(spec.start, KeeperStart::Create) {
                 spec.directory.release().doing("release the tunnel's directory")?;
             }
             return Err(failure);
@@ -75,10 +75,10 @@ pub(super) fn live(spec: KeeperSpec, mut clients: Clients, runtime: Runtime) -> 
         PublicClients::listen(&spec.directory.public_socket()).doing("listen at the keeper's public socket")?;
 
     let KeeperSpec { plan, directory, config, handover, start, reread, .. } = spec;
-    let is_taken_over = matches!(start, Start::TakeOver(_));
+    let is_taken_over = matches!(start, KeeperStart::TakeOver(_));
     let (mut tunnel, device_events) = match start {
-        Start::Create => create(plan, directory, &config, runtime.foreground, &mut clients, &mut ports)?,
-        Start::TakeOver(state) => take_over(plan, directory, &config, state, &clients, &mut ports)?,
+        KeeperStart::Create => create(plan, directory, &config, runtime.foreground, &mut clients, &mut ports)?,
+        KeeperStart::TakeOver(state) => take_over(plan, directory, &config, state, &clients, &mut ports)?,
     };
 
     let endpoints = Endpoints::new(&tunnel, &config).doing("look up the peers' endpoints")?;
@@ -119,7 +119,7 @@ pub(super) fn live(spec: KeeperSpec, mut clients: Clients, runtime: Runtime) -> 
         keeper.reload_own();
     }
     privileges::limit_to_running().doing("drop privileges")?;
-    keeper.clients.broadcast(&Event::Made);
+    keeper.clients.broadcast(&KeeperEvent::Made);
     let end = keeper.run().unwrap_or_else(|error| End::Broken(format!("its keeper failed: {error}")));
     finish(keeper, end)
 }
@@ -128,17 +128,17 @@ pub(super) fn live(spec: KeeperSpec, mut clients: Clients, runtime: Runtime) -> 
 /// failure.
 fn create(
     plan: Plan,
-    directory: Directory,
+    directory: TunnelDirectory,
     config: &Config,
     foreground: bool,
-    clients: &mut Clients,
+    clients: &mut KeeperClients,
     ports: &mut ReservedPorts,
 ) -> Result<(Tunnel, DeviceEvents), Failure> {
     let mut tunnel = Tunnel::new(plan, directory)?;
     let mtu = tunnel.plan().wireguard.mtu;
     let created = device_config(config, mtu).and_then(|device| {
         tunnel.create(&device, foreground, clients.holders(), privileges::limit_data_path, || {
-            clients.broadcast(&Event::Named);
+            clients.broadcast(&KeeperEvent::Named);
         })
     });
     let created = created.and_then(|events| ports.reserve_host_ports(tunnel.plan()).map(|()| events));
@@ -149,9 +149,9 @@ fn create(
     // The failure to report is the first one.
     let _ = tunnel.take_down();
     let remains = tunnel.release();
-    let mut events = vec![Event::Failed(failure.clone())];
+    let mut events = vec![KeeperEvent::Failed(failure.clone())];
     if remains.is_ok() {
-        events.push(Event::Gone);
+        events.push(KeeperEvent::Gone);
     }
     say_goodbye(clients, &events, foreground);
     remains.and_then(Remains::settle)?;
@@ -162,10 +162,10 @@ fn create(
 /// programs inside and removes the tunnel.
 fn take_over(
     plan: Plan,
-    directory: Directory,
+    directory: TunnelDirectory,
     config: &Config,
-    state: State,
-    clients: &Clients,
+    state: TunnelState,
+    clients: &KeeperClients,
     ports: &mut ReservedPorts,
 ) -> Result<(Tunnel, DeviceEvents), Failure> {
     let name = plan.name.clone();
@@ -181,11 +181,11 @@ fn take_over(
         }
         Err(failure) => {
             // Sent before the programs are killed, so that their launchers know why.
-            clients.broadcast(&Event::Failed(failure.clone()));
+            clients.broadcast(&KeeperEvent::Failed(failure.clone()));
             let directory = tunnel.into_directory();
             tunnel::reclaim(&directory, &name)?;
             directory.release().doing("remove the tunnel's state")?;
-            clients.broadcast(&Event::Gone);
+            clients.broadcast(&KeeperEvent::Gone);
             Err(failure)
         }
     }
@@ -205,7 +205,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), Failure> {
     let closed = keeper.close_sockets();
     if let Some(reason) = reason {
         // Sent before the programs are killed, so that their launchers know why.
-        keeper.clients.broadcast(&Event::Failed(Failure::new(reason)));
+        keeper.clients.broadcast(&KeeperEvent::Failed(Failure::new(reason)));
     }
     capabilities::raise(needed_capabilities()).doing("take the tunnel down")?;
     let killed = match end {
@@ -219,7 +219,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), Failure> {
     let Keeper { tunnel, clients, foreground, .. } = keeper;
     let remains = tunnel.release();
     if remains.is_ok() {
-        say_goodbye(&clients, &[Event::Gone], foreground);
+        say_goodbye(&clients, &[KeeperEvent::Gone], foreground);
     }
     remains.and_then(Remains::settle)?;
     match end {
@@ -230,7 +230,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), Failure> {
 
 /// Sends the last events to all clients. A forked keeper closes standard error first: a reader of its launcher's output
 /// need not wait for the kernel to remove the tunnel.
-fn say_goodbye(clients: &Clients, events: &[Event], foreground: bool) {
+fn say_goodbye(clients: &KeeperClients, events: &[KeeperEvent], foreground: bool) {
     if !foreground {
         close_standard_error();
     }

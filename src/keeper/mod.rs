@@ -49,14 +49,14 @@ use nix::sys::signal::Signal;
 use crate::config::Config;
 use crate::failure::{Doing, Failure};
 use crate::lease::handover::Handover;
-use crate::lease::{Event, Lease};
+use crate::lease::{KeeperEvent, Lease};
 use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
 use crate::linux::stderr;
 use crate::plan::Plan;
-use crate::registry::{Directory, Holder, State};
-use clients::Clients;
+use crate::registry::{Holder, TunnelDirectory, TunnelState};
+use clients::KeeperClients;
 use lifecycle::{Runtime, live};
 pub use privileges::{capabilities_for_ports, gained_by_hooks, needed_capabilities};
 
@@ -68,13 +68,13 @@ pub struct KeeperSpec {
     /// The plan of the tunnel.
     pub plan: Plan,
     /// The tunnel's locked directory.
-    pub directory: Directory,
+    pub directory: TunnelDirectory,
     /// The configuration with its keys.
     pub config: Config,
     /// The same configuration in a sealed file, for the clients and a successor.
     pub handover: OwnedFd,
     /// Whether to create the tunnel or to take it over.
-    pub start: Start,
+    pub start: KeeperStart,
     /// The number of descriptors, from 3 on, that belong to the program. The keeper closes them.
     pub listen_fds: i32,
     /// How to read the configuration again after SIGHUP or a reload request. None if the keeper cannot.
@@ -85,11 +85,11 @@ pub struct KeeperSpec {
 pub type Reread = Box<dyn FnMut() -> Result<Handover, Failure>>;
 
 /// How a keeper comes to its tunnel.
-pub enum Start {
+pub enum KeeperStart {
     /// The keeper creates the tunnel.
     Create,
     /// The keeper takes over the tunnel of a keeper that was killed or has handed over.
-    TakeOver(State),
+    TakeOver(TunnelState),
 }
 
 /// Starts a keeper in a process of its own, and returns the caller's lease on the tunnel.
@@ -98,7 +98,7 @@ pub enum Start {
 /// function returns.
 ///
 /// # Errors
-/// If the process cannot be created. All other failures arrive as [`Event::Failed`].
+/// If the process cannot be created. All other failures arrive as [`KeeperEvent::Failed`].
 pub fn start(spec: KeeperSpec) -> io::Result<Lease> {
     let forked = ProcessId::of(std::process::id().cast_signed()).and_then(|launcher| {
         let pair = Lease::pair(spec.handover.try_clone()?)?;
@@ -107,7 +107,7 @@ pub fn start(spec: KeeperSpec) -> io::Result<Lease> {
     let (launcher, (lease, keeper_end), side) = match forked {
         Ok(forked) => forked,
         Err(error) => {
-            if matches!(spec.start, Start::Create) {
+            if matches!(spec.start, KeeperStart::Create) {
                 let _ = spec.directory.release();
             }
             return Err(error);
@@ -136,13 +136,13 @@ fn run_forked(spec: KeeperSpec, launcher: ProcessId, lease: OwnedFd) -> Result<(
         .and_then(|()| Signals::block_all_but_read(&[Signal::SIGHUP, Signal::SIGTERM]))
         .doing("start the keeper process");
     let ended = signals.and_then(|signals| {
-        let mut clients = Clients::new();
+        let mut clients = KeeperClients::new();
         clients.add_starter(lease, Holder { process: launcher, mounts: None });
         live(spec, clients, Runtime { signals, foreground: false, wait: None, service_manager: None })
     });
     if let Err(failure) = &ended {
         // The launcher reports it to the user, and cleans up.
-        let _ = crate::lease::send(&parent, &Event::Failed(failure.clone()), None);
+        let _ = crate::lease::send(&parent, &KeeperEvent::Failed(failure.clone()), None);
     }
     ended
 }
@@ -159,7 +159,7 @@ pub fn run(spec: KeeperSpec, wait: Option<Duration>) -> Result<(), Failure> {
         tracing::warn!("cannot notify systemd: {error}");
         None
     });
-    live(spec, Clients::new(), Runtime { signals, foreground: true, wait, service_manager })
+    live(spec, KeeperClients::new(), Runtime { signals, foreground: true, wait, service_manager })
 }
 
 /// Separates the calling process from the launcher: its own session, no terminal, and none of the program's

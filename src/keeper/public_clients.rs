@@ -15,9 +15,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::clients::ClientId;
+use super::clients::ConnectionId;
 use crate::fault;
-use crate::lease::{self, Event, MAX_MESSAGE, Received};
+use crate::lease::{self, KeeperEvent, MAX_MESSAGE, Received};
 use crate::linux::background_close::close_in_background;
 use crate::linux::local_socket::{self, LocalListener};
 use crate::linux::poll::Interest;
@@ -56,8 +56,8 @@ struct PublicClient {
 /// All clients of users who may only query the status.
 pub(super) struct PublicClients {
     listener: Option<LocalListener>,
-    all: BTreeMap<ClientId, PublicClient>,
-    next: ClientId,
+    all: BTreeMap<ConnectionId, PublicClient>,
+    next: ConnectionId,
 }
 
 impl PublicClients {
@@ -88,7 +88,7 @@ impl PublicClients {
                 continue;
             }
             if open >= MAX_SERVED_PER_USER {
-                client.answer(&Event::Busy, &[]);
+                client.answer(&KeeperEvent::Busy, &[]);
             }
             self.all.insert(self.next, client);
             self.next += 1;
@@ -97,7 +97,7 @@ impl PublicClients {
     }
 
     /// The connections, and what the keeper waits for on each.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = (ClientId, BorrowedFd<'_>, Interest)> {
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (ConnectionId, BorrowedFd<'_>, Interest)> {
         self.all.iter().map(|(id, client)| {
             let interest = if client.is_answered { Interest::Closed } else { Interest::Readable };
             (*id, client.socket.as_fd(), interest)
@@ -105,7 +105,7 @@ impl PublicClients {
     }
 
     /// Returns a client's request. Closes the connection if the client has, or if its message is not a request.
-    pub(super) fn receive(&mut self, id: ClientId) -> Option<Received> {
+    pub(super) fn receive(&mut self, id: ConnectionId) -> Option<Received> {
         let client = self.all.get(&id)?;
         let mut message = vec![0; MAX_MESSAGE];
         let request = match local_socket::peek(&client.socket, &mut message) {
@@ -121,13 +121,13 @@ impl PublicClients {
     }
 
     /// Answers a client with an event, and a text that may be empty.
-    pub(super) fn answer(&mut self, id: ClientId, event: &Event, text: &[u8]) {
+    pub(super) fn answer(&mut self, id: ConnectionId, event: &KeeperEvent, text: &[u8]) {
         if let Some(client) = self.all.get_mut(&id) {
             client.answer(event, text);
         }
     }
 
-    fn close(&mut self, id: ClientId) {
+    fn close(&mut self, id: ConnectionId) {
         if let Some(client) = self.all.remove(&id) {
             client.close();
         }
@@ -140,7 +140,7 @@ impl PublicClients {
 
     /// Closes the connections that have been open for too long.
     pub(super) fn close_idle(&mut self, now: Duration) {
-        let late: Vec<ClientId> =
+        let late: Vec<ConnectionId> =
             self.all.iter().filter(|(_, client)| client.until <= now).map(|(id, _)| *id).collect();
         late.into_iter().for_each(|id| self.close(id));
     }
@@ -149,7 +149,7 @@ impl PublicClients {
 impl PublicClient {
     /// Sends the event and then the text in pieces, without waiting for a client that does not read, and shuts the
     /// connection down for writing.
-    fn answer(&mut self, event: &Event, text: &[u8]) {
+    fn answer(&mut self, event: &KeeperEvent, text: &[u8]) {
         let mut pieces = text.chunks(MAX_MESSAGE);
         let sent = lease::send(&self.socket, event, None)
             .and_then(|()| pieces.try_for_each(|piece| local_socket::send(&self.socket, piece, None)));

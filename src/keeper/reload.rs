@@ -8,7 +8,7 @@ use super::lifecycle::device_config;
 use super::privileges::capabilities_for_ports;
 use crate::config::{self, Config};
 use crate::failure::{Doing, Failure};
-use crate::lease::Event;
+use crate::lease::KeeperEvent;
 use crate::lease::handover::Handover;
 use crate::linux::capabilities;
 use crate::plan::{self, Plan};
@@ -87,7 +87,7 @@ impl Keeper {
         if let Some(mtu) = change.mtu {
             self.endpoints.mtu = mtu;
         }
-        self.clients.broadcast_with(&Event::Changed, Some(configuration.handover.as_fd()));
+        self.clients.broadcast_with(&KeeperEvent::Changed, Some(configuration.handover.as_fd()));
         Ok(differences.iter().map(config::Difference::as_change).collect())
     }
 }

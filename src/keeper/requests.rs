@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::clients::{ClientId, Message, Role};
+use super::clients::{ConnectionId, Message, Role};
 use super::close_standard_error;
 use super::event_loop::Keeper;
 use super::lifecycle::End;
@@ -11,7 +11,7 @@ use super::privileges::with_all_capabilities;
 use super::report;
 use crate::escape;
 use crate::failure::Failure;
-use crate::lease::{self, ClientRequest, Event, Received, status};
+use crate::lease::{self, ClientRequest, KeeperEvent, Received, status};
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
 use crate::registry::Holder;
@@ -21,7 +21,7 @@ const MAX_NAMED: usize = 5;
 
 impl Keeper {
     /// Reads a client's next message and acts on it. Returns the reason to end, if the request is one.
-    pub(super) fn handle_client(&mut self, id: ClientId) -> Option<End> {
+    pub(super) fn handle_client(&mut self, id: ConnectionId) -> Option<End> {
         match self.clients.receive(id) {
             Message::Request(request, descriptor) => return self.handle_request(id, request, descriptor),
             Message::Unknown(name) => self.refuse(id, unknown_request(&name)),
@@ -35,7 +35,7 @@ impl Keeper {
         None
     }
 
-    fn handle_request(&mut self, id: ClientId, request: ClientRequest, descriptor: Option<OwnedFd>) -> Option<End> {
+    fn handle_request(&mut self, id: ConnectionId, request: ClientRequest, descriptor: Option<OwnedFd>) -> Option<End> {
         let client = self.clients.get(id)?;
         if request != ClientRequest::Report && !client.trusted {
             self.refuse(id, not_permitted());
@@ -56,7 +56,7 @@ impl Keeper {
     }
 
     /// Reads and answers the request of a user who may only query the status.
-    pub(super) fn handle_public_client(&mut self, id: ClientId) {
+    pub(super) fn handle_public_client(&mut self, id: ConnectionId) {
         let Some(request) = self.public_clients.as_mut().and_then(|clients| clients.receive(id)) else { return };
         let answer = match request {
             Received::Known(ClientRequest::Report) => serde_json::to_vec(&report::status(self))
@@ -65,8 +65,8 @@ impl Keeper {
             Received::Unknown(name) => Err(unknown_request(&name)),
         };
         let (event, text) = match answer {
-            Ok(text) => (Event::Done, text),
-            Err(failure) => (Event::refused(failure), Vec::new()),
+            Ok(text) => (KeeperEvent::Done, text),
+            Err(failure) => (KeeperEvent::refused(failure), Vec::new()),
         };
         if let Some(clients) = &mut self.public_clients {
             clients.answer(id, &event, &text);
@@ -74,12 +74,12 @@ impl Keeper {
     }
 
     /// Answers that a request is refused and nothing has changed.
-    fn refuse(&self, id: ClientId, failure: Failure) {
-        self.clients.send(id, &Event::refused(failure), None);
+    fn refuse(&self, id: ConnectionId, failure: Failure) {
+        self.clients.send(id, &KeeperEvent::refused(failure), None);
     }
 
     /// Gives a client a lease.
-    fn join(&mut self, id: ClientId) {
+    fn join(&mut self, id: ConnectionId) {
         let Some(client) = self.clients.get(id) else { return };
         if !matches!(client.role, Role::Idle(_)) {
             return self.refuse(id, Failure::new("this connection already has a lease"));
@@ -92,9 +92,9 @@ impl Keeper {
             self.clients.close(id);
             return;
         }
-        self.clients.send(id, &Event::Welcome, Some(self.configuration.handover.as_fd()));
+        self.clients.send(id, &KeeperEvent::Welcome, Some(self.configuration.handover.as_fd()));
         if self.endpoints.is_connected() {
-            self.clients.send(id, &Event::Connected, None);
+            self.clients.send(id, &KeeperEvent::Connected, None);
         }
     }
 
@@ -106,7 +106,7 @@ impl Keeper {
     }
 
     /// Notes the mount namespace of a lease's program. It identifies the processes that the program may leave behind.
-    fn note_program(&mut self, id: ClientId, program: i32) {
+    fn note_program(&mut self, id: ConnectionId, program: i32) {
         let mounts = with_all_capabilities(|| NamespaceId::of_mounts(program));
         let Some(client) = self.clients.get(id) else { return };
         if let (Role::Lease(Some(holder)), Ok(Ok(mounts))) = (&mut client.role, mounts) {
@@ -116,7 +116,7 @@ impl Keeper {
     }
 
     /// Ends a connection. If it was a lease and the launcher has not left properly, kills what its program left behind.
-    fn disconnect(&mut self, id: ClientId, has_left: bool) {
+    fn disconnect(&mut self, id: ConnectionId, has_left: bool) {
         let Some(client) = self.clients.get(id) else { return };
         let Role::Lease(holder) = std::mem::replace(&mut client.role, Role::Leaving) else {
             self.clients.close(id);
@@ -133,7 +133,7 @@ impl Keeper {
         if self.clients.is_starter(id) {
             close_standard_error();
         }
-        self.clients.send(id, &Event::Left, None);
+        self.clients.send(id, &KeeperEvent::Left, None);
         self.clients.close(id);
     }
 
@@ -143,16 +143,16 @@ impl Keeper {
     }
 
     /// Keeps the tunnel up when no lease is left.
-    fn stand(&mut self, id: ClientId) {
+    fn stand(&mut self, id: ConnectionId) {
         match self.tunnel.update_state(|state| state.standing = true) {
             Ok(()) => {
-                self.clients.send(id, &Event::Done, None);
+                self.clients.send(id, &KeeperEvent::Done, None);
             }
             Err(failure) => self.refuse(id, failure),
         }
     }
 
-    fn take_down_for(&mut self, id: ClientId, force: bool) -> Option<End> {
+    fn take_down_for(&mut self, id: ConnectionId, force: bool) -> Option<End> {
         if !force && let Err(failure) = self.require_empty() {
             self.refuse(id, failure);
             return None;
@@ -178,16 +178,16 @@ impl Keeper {
 
     /// Passes the lock of the tunnel's directory to a client, which alone can take the tunnel over, and ends this
     /// keeper.
-    fn hand_over_to(&mut self, id: ClientId) -> Option<End> {
+    fn hand_over_to(&mut self, id: ConnectionId) -> Option<End> {
         // A client that has gone meanwhile takes nothing over.
-        let is_passed = self.clients.send(id, &Event::Done, Some(self.tunnel.lock()));
+        let is_passed = self.clients.send(id, &KeeperEvent::Done, Some(self.tunnel.lock()));
         is_passed.then_some(End::HandedOver)
     }
 
-    fn report(&mut self, id: ClientId) {
+    fn report(&mut self, id: ConnectionId) {
         match lease::answer_file(&report::status(self)) {
             Ok(file) => {
-                self.clients.send(id, &Event::Done, Some(file.as_fd()));
+                self.clients.send(id, &KeeperEvent::Done, Some(file.as_fd()));
             }
             Err(error) => self.refuse(id, Failure::new(format!("cannot report the status: {error}"))),
         }
@@ -196,11 +196,11 @@ impl Keeper {
         }
     }
 
-    fn reload_for(&mut self, id: ClientId, descriptor: Option<OwnedFd>) {
+    fn reload_for(&mut self, id: ConnectionId, descriptor: Option<OwnedFd>) {
         match self.reload(descriptor.as_ref().map(AsFd::as_fd)) {
             Ok(changes) => match lease::answer_file(&changes) {
                 Ok(file) => {
-                    self.clients.send(id, &Event::Done, Some(file.as_fd()));
+                    self.clients.send(id, &KeeperEvent::Done, Some(file.as_fd()));
                 }
                 Err(error) => {
                     self.refuse(id, Failure::new(format!("cannot report the changes, which are applied: {error}")));

@@ -1,14 +1,16 @@
-//! Which system calls a running keeper may make. It executes nothing, mounts nothing, traces nobody, and opens no raw
-//! socket; the thread that reads what strangers send opens nothing at all.
+//! The system calls that the threads of a running keeper may make (seccomp(2)).
 //!
-//! What a keeper's main thread needs is decided less by us than by the C library's resolver, which may load any module
-//! that nsswitch.conf(5) names. So its list is of what is harmless rather than of what is seen in a trace.
+//! The keeper executes nothing, mounts nothing, traces nothing, and opens no raw socket. The data path's thread, which
+//! reads packets from the Internet, opens nothing at all.
+//!
+//! The list of the main thread depends mostly on the C library's resolver, which may load any module that
+//! nsswitch.conf(5) names. So it allows what is harmless, instead of only what appears in a trace.
 
 use std::io;
 
 use crate::linux::seccomp::SyscallFilter;
 
-/// What any thread needs that only computes, waits, and moves bytes between descriptors that it has.
+/// The calls of a thread that computes, waits, and moves bytes between open descriptors.
 const DATA: &[libc::c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -46,7 +48,7 @@ const DATA: &[libc::c_long] = &[
     libc::SYS_tgkill,
     libc::SYS_rseq,
     libc::SYS_restart_syscall,
-    // What limits a thread further.
+    // Limiting the thread further.
     libc::SYS_seccomp,
     libc::SYS_prctl,
     libc::SYS_capget,
@@ -55,7 +57,7 @@ const DATA: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// What the keeper's own work takes besides, and the C library's resolver.
+/// The further calls of the main thread and of the C library's resolver.
 const KEEPER: &[libc::c_long] = &[
     // Files.
     libc::SYS_openat,
@@ -88,7 +90,7 @@ const KEEPER: &[libc::c_long] = &[
     libc::SYS_pipe2,
     libc::SYS_memfd_create,
     libc::SYS_close_range,
-    // Sockets; which families, is said apart.
+    // Sockets of the families in FAMILIES.
     libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
@@ -98,9 +100,9 @@ const KEEPER: &[libc::c_long] = &[
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
-    // Waiting.
-    // Published ports.
+    // Relaying published ports.
     libc::SYS_splice,
+    // Waiting.
     libc::SYS_ppoll,
     libc::SYS_pselect6,
     libc::SYS_eventfd2,
@@ -128,18 +130,18 @@ const KEEPER: &[libc::c_long] = &[
     libc::SYS_getgid,
     libc::SYS_getegid,
     libc::SYS_getppid,
-    // Looking for programs in the tunnel, and ending them.
+    // Killing the processes in the tunnel.
     libc::SYS_kill,
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_send_signal,
-    // Working in the tunnel's namespace, and taking its name away.
+    // Entering the tunnel's namespace, and removing its name.
     libc::SYS_setns,
     libc::SYS_umount2,
 ];
 
-/// What the 64-bit Intel architecture has besides for the same purposes.
+/// The older calls for the same purposes that only x86-64 has.
 #[cfg(target_arch = "x86_64")]
-mod old {
+mod legacy {
     pub(super) const DATA: &[libc::c_long] = &[libc::SYS_epoll_wait];
 
     pub(super) const KEEPER: &[libc::c_long] = &[
@@ -162,24 +164,24 @@ mod old {
     ];
 }
 
-/// What other architectures have besides.
+/// Other architectures have no older calls.
 #[cfg(not(target_arch = "x86_64"))]
-mod old {
+mod legacy {
     pub(super) const DATA: &[libc::c_long] = &[];
     pub(super) const KEEPER: &[libc::c_long] = &[];
 }
 
-/// The families of sockets that a keeper opens, and the C library's resolver: no raw packets, no virtual machines, no
-/// cryptography.
+/// The socket families that the keeper and the C library's resolver use. Raw packets, virtual machines and the kernel's
+/// cryptography are not among them.
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
-/// The filter of a keeper's main thread, and of those that it starts from then on. A keeper that has hooks to run at
-/// its end has none: whatever they execute would inherit it, and they are root's own commands.
+/// Returns the filter of the main thread and of the threads that it starts later. A keeper that runs hooks at its end
+/// has no filter, because the hooks would inherit it.
 pub(super) fn keeper() -> io::Result<SyscallFilter> {
-    SyscallFilter::allow_only(&[DATA, old::DATA, KEEPER, old::KEEPER].concat(), &FAMILIES)
+    SyscallFilter::allow_only(&[DATA, legacy::DATA, KEEPER, legacy::KEEPER].concat(), &FAMILIES)
 }
 
-/// The filter of the thread that relays published ports: it opens sockets to the program, and pipes.
+/// Returns the filter of a thread that relays ports: it opens connections and pipes.
 pub(super) fn relay() -> io::Result<SyscallFilter> {
     let own = [
         libc::SYS_accept4,
@@ -193,10 +195,10 @@ pub(super) fn relay() -> io::Result<SyscallFilter> {
         libc::SYS_pipe2,
         libc::SYS_fcntl,
     ];
-    SyscallFilter::allow_only(&[DATA, old::DATA, &own].concat(), &[libc::AF_INET, libc::AF_INET6])
+    SyscallFilter::allow_only(&[DATA, legacy::DATA, &own].concat(), &[libc::AF_INET, libc::AF_INET6])
 }
 
-/// The filter of an embedded device's thread, which reads what anybody may send.
+/// Returns the filter of the data path's thread.
 pub(super) fn data_path() -> io::Result<SyscallFilter> {
-    SyscallFilter::allow_only(&[DATA, old::DATA].concat(), &[])
+    SyscallFilter::allow_only(&[DATA, legacy::DATA].concat(), &[])
 }

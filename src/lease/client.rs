@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::messages::{ClientRequest, Event, MAX_MESSAGE, read_answer, receive_event, send};
+use super::messages::{ClientRequest, KeeperEvent, MAX_MESSAGE, read_answer, receive_event, send};
 use crate::failure::{Doing, Failure};
 use crate::linux::local_socket;
 use crate::linux::memory_file;
@@ -31,7 +31,7 @@ fn timeout_of(request: ClientRequest) -> Duration {
 }
 
 /// An answer, with a descriptor if one was passed.
-type Answer = (Event, Option<OwnedFd>);
+type Reply = (KeeperEvent, Option<OwnedFd>);
 
 /// An open connection to a keeper. A client that has joined holds a lease by it.
 #[derive(Debug)]
@@ -85,22 +85,22 @@ impl Lease {
     /// If the keeper refuses or does not answer.
     pub(crate) fn join(mut self) -> io::Result<Option<Self>> {
         match self.request(ClientRequest::Join, None)? {
-            Some((Event::Welcome, _)) => Ok(Some(self)),
-            Some((Event::Refused(failure), _)) => Err(io::Error::other(failure)),
+            Some((KeeperEvent::Welcome, _)) => Ok(Some(self)),
+            Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
             _ => Ok(None),
         }
     }
 
     /// Sends a request and waits for the answer, which is the first event that is not news of the tunnel. Returns None
     /// if the keeper ends first.
-    fn request(&mut self, request: ClientRequest, passed: Option<BorrowedFd<'_>>) -> io::Result<Option<Answer>> {
+    fn request(&mut self, request: ClientRequest, passed: Option<BorrowedFd<'_>>) -> io::Result<Option<Reply>> {
         match self.try_request(request, passed) {
             Err(error) if is_absence(&error) => Ok(None),
             other => other,
         }
     }
 
-    fn try_request(&mut self, request: ClientRequest, passed: Option<BorrowedFd<'_>>) -> io::Result<Option<Answer>> {
+    fn try_request(&mut self, request: ClientRequest, passed: Option<BorrowedFd<'_>>) -> io::Result<Option<Reply>> {
         // The kernel would reject another user's descriptor and the request with it. The keeper's refusal says more.
         send(&self.socket, &request, passed.filter(|_| !self.is_public))?;
         let timeout = timeout_of(request);
@@ -113,11 +113,14 @@ impl Lease {
                     "the tunnel's keeper, process {keeper}, did not answer within {seconds} s"
                 )));
             }
-            match self.next_answer() {
-                Ok(Some((Event::Named | Event::Made | Event::Connected | Event::Changed, _))) => {}
-                Ok(Some((Event::Done, None))) if self.is_public => {
+            match self.next_reply() {
+                Ok(Some((
+                    KeeperEvent::Named | KeeperEvent::Made | KeeperEvent::Connected | KeeperEvent::Changed,
+                    _,
+                ))) => {}
+                Ok(Some((KeeperEvent::Done, None))) if self.is_public => {
                     let text = self.receive_rest(begin, timeout)?;
-                    return Ok(Some((Event::Done, Some(memory_file::seal(&text)?))));
+                    return Ok(Some((KeeperEvent::Done, Some(memory_file::seal(&text)?))));
                 }
                 other => return other,
             }
@@ -150,13 +153,13 @@ impl Lease {
     ///
     /// # Errors
     /// If the connection fails.
-    pub fn next_event(&mut self) -> io::Result<Option<Event>> {
-        Ok(self.next_answer()?.map(|(event, _)| event))
+    pub fn next_event(&mut self) -> io::Result<Option<KeeperEvent>> {
+        Ok(self.next_reply()?.map(|(event, _)| event))
     }
 
-    fn next_answer(&mut self) -> io::Result<Option<Answer>> {
+    fn next_reply(&mut self) -> io::Result<Option<Reply>> {
         let Some((event, mut file)) = receive_event(&self.socket)? else { return Ok(None) };
-        if matches!(event, Event::Welcome | Event::Changed) {
+        if matches!(event, KeeperEvent::Welcome | KeeperEvent::Changed) {
             self.handover = file.take();
         }
         Ok(Some((event, file)))
@@ -215,7 +218,7 @@ impl Lease {
                 return Err(timed_out(format!("the tunnel's keeper sent nothing for {seconds} s")));
             }
             match self.next_event()? {
-                Some(Event::Gone | Event::Left) => return Ok(()),
+                Some(KeeperEvent::Gone | KeeperEvent::Left) => return Ok(()),
                 Some(_) => {}
                 None => {
                     let ended = "the keeper has ended without taking the tunnel down";
@@ -255,7 +258,7 @@ pub(super) fn request(
     name: &TunnelName,
     request: ClientRequest,
     passed: Option<BorrowedFd<'_>>,
-) -> io::Result<Option<Answer>> {
+) -> io::Result<Option<Reply>> {
     match Lease::connect(name, timeout_of(request))? {
         Some(mut connection) => connection.request(request, passed),
         None => Ok(None),
@@ -263,11 +266,11 @@ pub(super) fn request(
 }
 
 /// Returns the file of an answer, if the request was carried out. The outer None means that there is no keeper.
-fn expect_done(answer: io::Result<Option<Answer>>) -> Result<Option<Option<OwnedFd>>, Failure> {
+fn expect_done(answer: io::Result<Option<Reply>>) -> Result<Option<Option<OwnedFd>>, Failure> {
     match answer.doing(TALKING)? {
-        Some((Event::Done | Event::Gone, file)) => Ok(Some(file)),
-        Some((Event::Refused(failure) | Event::Failed(failure), _)) => Err(failure),
-        Some((Event::Busy, _)) => {
+        Some((KeeperEvent::Done | KeeperEvent::Gone, file)) => Ok(Some(file)),
+        Some((KeeperEvent::Refused(failure) | KeeperEvent::Failed(failure), _)) => Err(failure),
+        Some((KeeperEvent::Busy, _)) => {
             Err(io::Error::new(io::ErrorKind::WouldBlock, "too many connections are open")).doing(TALKING)
         }
         Some((event, _)) => {
@@ -301,7 +304,7 @@ pub fn take_down(name: &TunnelName, force: bool) -> Result<bool, Failure> {
     let Some(mut connection) = Lease::connect(name, ANSWER_TIMEOUT).doing(TALKING)? else { return Ok(false) };
     match connection.request(ClientRequest::Down { force }, None) {
         // With force, the keeper first tells why the programs are killed.
-        Ok(Some((Event::Failed(_), _))) if force => {
+        Ok(Some((KeeperEvent::Failed(_), _))) if force => {
             connection.wait_for_end(ANSWER_TIMEOUT).doing(TALKING).map(|()| true)
         }
         answer => Ok(expect_done(answer)?.is_some()),
@@ -353,7 +356,9 @@ mod tests {
     fn news_of_the_tunnel_do_not_answer_a_request() {
         let (socket, keeper_end) = local_socket::pair().expect("a pair");
         let refusal = Failure::new("no").advise("ask again");
-        for event in [Event::Made, Event::Connected, Event::refused(refusal.clone()), Event::Done] {
+        for event in
+            [KeeperEvent::Made, KeeperEvent::Connected, KeeperEvent::refused(refusal.clone()), KeeperEvent::Done]
+        {
             send(&keeper_end, &event, None).expect("sent");
         }
         let mut lease = lease(socket);

@@ -1,8 +1,8 @@
-//! What a successor of a keeper needs and what is written down nowhere: the configuration with its keys.
+//! The configuration that a keeper hands to every lease holder, with its keys.
 //!
-//! It is a sealed file in memory (memfd_create(2)) that nobody can change any more. The keeper hands it to every holder
-//! of a lease, and whoever finds the keeper killed can start another one with it, without reading the user's file
-//! again: that may be another by now, or none. The launchers hold it by its descriptor alone.
+//! It is a sealed file in memory (memfd_create(2)), which nothing can change. If the keeper is killed, any lease holder
+//! can start a successor with it. Reading the user's file again would not do, because it may have changed or be gone.
+//! Launchers hold only the descriptor, and have no copy of the keys in their memory.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,22 +14,22 @@ use crate::config::{BackendChoice, Config, Dns, Local, MAX_BYTES, Mtu, OpenPorts
 use crate::linux::memory_file;
 use crate::names::TunnelName;
 
-/// The most bytes that the settings besides the `wg-quick` file may have: a profile has no more than [`MAX_BYTES`], nor
-/// has a command line.
+/// The most bytes of the settings besides the `wg-quick` file. They come from a profile of at most [`MAX_BYTES`] and
+/// from the command line.
 const MAX_SETTINGS: usize = 4 * MAX_BYTES;
 
-/// A tunnel's configuration, to be handed to a keeper.
+/// The configuration of a tunnel, to be handed over.
 pub struct Handover {
     settings: Settings,
     contents: Zeroizing<Vec<u8>>,
 }
 
-/// What there is besides the `wg-quick` file.
+/// The settings besides the `wg-quick` file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
     name: TunnelName,
-    /// What the `wg-quick` file is called in messages.
+    /// The name of the `wg-quick` file in messages.
     file: String,
     backend: BackendChoice,
     mtu: Option<Mtu>,
@@ -46,7 +46,8 @@ impl std::fmt::Debug for Handover {
 }
 
 impl Handover {
-    /// A configuration, with the `wg-quick` file that it was read from: its name for messages, and its contents.
+    /// Combines a configuration with the `wg-quick` file that it was read from: the file's name for messages, and its
+    /// contents.
     pub fn new(config: &Config, file: &str, contents: &[u8]) -> Self {
         let settings = Settings {
             name: config.name.clone(),
@@ -61,7 +62,10 @@ impl Handover {
         Self { settings, contents: Zeroizing::new(contents.to_vec()) }
     }
 
-    /// Puts it into a file in memory.
+    /// Writes the configuration into a sealed file in memory.
+    ///
+    /// # Errors
+    /// If the file cannot be created.
     pub fn seal(&self) -> io::Result<OwnedFd> {
         let mut text = Zeroizing::new(Vec::new());
         let settings = serde_json::to_vec(&self.settings)?;
@@ -72,13 +76,15 @@ impl Handover {
         memory_file::seal(&text)
     }
 
-    /// Reads it from a file in memory.
+    /// Reads the configuration from a sealed file in memory.
     ///
     /// # Errors
-    /// Also if it is no such file, or one that could still be changed.
+    /// If the file is not sealed, or does not contain a configuration.
     pub fn open(file: BorrowedFd<'_>) -> io::Result<Self> {
         let text = memory_file::read(file, MAX_SETTINGS + MAX_BYTES)?;
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "this is no configuration that was handed over");
+        let invalid = || {
+            io::Error::new(io::ErrorKind::InvalidData, "the file does not contain a configuration that was handed over")
+        };
         let end = text.iter().position(|byte| *byte == b'\n').ok_or_else(invalid)?;
         let settings = serde_json::from_slice(&text[..end]).map_err(|_| invalid())?;
         Ok(Self { settings, contents: Zeroizing::new(text[end + 1..].to_vec()) })
@@ -87,7 +93,7 @@ impl Handover {
     /// Returns the configuration, without the program's options.
     ///
     /// # Errors
-    /// If the `wg-quick` file in it is none: a report, without secrets.
+    /// If the `wg-quick` file is invalid. The report contains no secrets.
     pub fn config(&self) -> Result<Config, String> {
         let settings = self.settings.clone();
         let (wireguard, _) = wg_quick::parse(&settings.file, &self.contents).map_err(|found| found.render(false))?;

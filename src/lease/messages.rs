@@ -1,7 +1,7 @@
 //! The messages of the protocol, each of which is a JSON document, with a descriptor where the message says so.
 //!
 //! A keeper lives for as long as its tunnel, so clients of a newer version talk to it after an update. It answers a
-//! request that it does not know with [`Event::Refused`], and the lease lives on.
+//! request that it does not know with [`KeeperEvent::Refused`], and the lease lives on.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,14 +23,14 @@ const MAX_ANSWER: usize = 64 << 20;
 
 /// An event that the keeper sends to a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
+pub enum KeeperEvent {
     /// The namespace exists, has its name, and contains only `lo`.
     Named,
     /// The tunnel is up: programs can start, and nothing passes but through WireGuard. There may be no handshake yet.
     Made,
     /// A handshake with a peer was completed.
     Connected,
-    /// The tunnel could not be created, or is ending. [`Event::Gone`] follows when nothing is left.
+    /// The tunnel could not be created, or is ending. [`KeeperEvent::Gone`] follows when nothing is left.
     Failed(Failure),
     /// The names of the tunnel are removed. The kernel removes the rest in its own time.
     Gone,
@@ -48,7 +48,7 @@ pub enum Event {
     Changed,
 }
 
-impl Event {
+impl KeeperEvent {
     /// Creates the refusal of a request. Shortens a long reason to the size of a message.
     pub(crate) fn refused(mut failure: Failure) -> Self {
         let message = &mut failure.message;
@@ -146,7 +146,7 @@ pub(crate) fn receive_request(socket: &OwnedFd) -> io::Result<Option<(Received, 
 ///
 /// # Errors
 /// If the message is not an event.
-pub(super) fn receive_event(socket: &OwnedFd) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
+pub(super) fn receive_event(socket: &OwnedFd) -> io::Result<Option<(KeeperEvent, Option<OwnedFd>)>> {
     let Some((message, descriptor)) = receive(socket)? else { return Ok(None) };
     Ok(Some((serde_json::from_slice(&message)?, descriptor)))
 }
@@ -215,9 +215,9 @@ mod tests {
     #[test]
     fn a_long_refusal_fits_into_a_message() {
         let long = Failure::new("ü".repeat(MAX_MESSAGE)).advise("do something else");
-        let Event::Refused(failure) = Event::refused(long) else { unreachable!("a refusal") };
+        let KeeperEvent::Refused(failure) = KeeperEvent::refused(long) else { unreachable!("a refusal") };
         assert!(failure.message.len() <= MAX_REASON + '…'.len_utf8() && failure.message.ends_with("ü…"));
-        let message = serde_json::to_vec(&Event::Refused(failure)).expect("JSON");
+        let message = serde_json::to_vec(&KeeperEvent::Refused(failure)).expect("JSON");
         assert!(message.len() <= MAX_MESSAGE);
     }
 }

@@ -16,5 +16,5 @@ mod messages;
 pub mod status;
 
 pub use client::{ANSWER_TIMEOUT, Lease, hand_over, not_up, reload, take_down};
-pub use messages::Event;
+pub use messages::KeeperEvent;
 pub(crate) use messages::{ClientRequest, MAX_MESSAGE, Received, answer_file, receive_request, send};

@@ -9,12 +9,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::client;
-use super::messages::{ClientRequest, Event, read_answer};
+use super::messages::{ClientRequest, KeeperEvent, read_answer};
 use crate::config::{HostPort, OpenPorts, Publish};
 use crate::linux::namespace;
 use crate::linux::process;
 use crate::names::{InterfaceName, TunnelName};
-use crate::registry::{self, State};
+use crate::registry::{self, TunnelState};
 use crate::wireguard::Backend;
 
 /// The condition of a tunnel.
@@ -179,14 +179,14 @@ pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
         other => other?,
     };
     match answer {
-        Some((Event::Done, file)) => Ok(Some(read_answer(file)?)),
-        Some((Event::Refused(failure), _)) => Err(io::Error::other(failure)),
+        Some((KeeperEvent::Done, file)) => Ok(Some(read_answer(file)?)),
+        Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
         _ => Ok(registry::read(name)?.map(|state| without_keeper(name, &state))),
     }
 }
 
 /// Returns the status of a tunnel whose keeper does not answer, from the state that it has written down.
-fn without_keeper(name: &TunnelName, state: &State) -> Status {
+fn without_keeper(name: &TunnelName, state: &TunnelState) -> Status {
     // A keeper does not answer another user either while it is busy with others.
     let is_busy = client::is_public(name) && !process::is_ending(state.keeper.cast_signed());
     Status {

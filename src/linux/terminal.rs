@@ -67,7 +67,7 @@ pub fn controlling_device() -> Option<u64> {
     /// The controlling terminal (`tty_nr`) in [`stat_fields`].
     const TERMINAL: usize = 4;
 
-    let fields = stat_fields(std::process::id().cast_signed()).ok()?;
+    let fields = stat_fields("self").ok()?;
     let number = fields.get(TERMINAL)?.parse::<i32>().ok()?.cast_unsigned();
     // The format of the kernel's new_encode_dev() (include/linux/kdev_t.h).
     let (major, minor) = (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00);

@@ -1,5 +1,5 @@
-//! The program's process from fork(2) to execve(2): isolates itself, waits for the tunnel, enters it, drops privileges, and
-//! executes the program.
+//! The program's process from fork(2) to execve(2): isolates itself, waits for the tunnel, enters it, drops privileges,
+//! and executes the program.
 
 use std::ffi::CString;
 use std::io;
@@ -99,6 +99,7 @@ impl Child<'_> {
     /// Returns the program's environment as `NAME=VALUE` strings.
     fn environment(&self) -> impl Iterator<Item = Result<CString, std::ffi::NulError>> + use<> {
         let context = Context {
+            tunnel: self.program.namespace.file_name(),
             launcher: self.parent,
             listens: self.program.listen_fds > 0,
             notify_socket: self.notify_relay.map(|_| notify::SOCKET),

@@ -1,4 +1,5 @@
-//! The notes of `vpn-exec plan` about unix sockets on which host processes listen now, and which are closed to the program.
+//! The notes of `vpn-exec plan` about unix sockets on which host processes listen now, and which are closed to the
+//! program.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

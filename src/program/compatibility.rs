@@ -1,5 +1,5 @@
-//! Warnings about programs that are known not to work inside a tunnel as they are called, with what to do about it. Their own
-//! errors do not show the reason ("unable to change to root gid").
+//! Warnings about programs that are known not to work inside a tunnel as they are called, with what to do about it.
+//! Their own errors do not show the reason ("unable to change to root gid").
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::DEFAULT_PATH;
 
-/// Returns the warning about a program, if there is one. `is_root` is whether it runs as root; `variable` reads its environment.
+/// Returns the warning about a program, if there is one. `is_root` is whether it runs as root; `variable` reads its
+/// environment.
 pub fn program_warning(
     command: &[OsString],
     new_privileges: bool,
@@ -30,7 +31,8 @@ pub fn program_warning(
         "sudo" | "su" | "doas" | "pkexec" => {
             Some(format!("{name} cannot become another user without the privileges of its file: give --new-privs"))
         }
-        // Turning its sandbox off (APT::Sandbox::User=root) is no way out: its directories belong to the sandbox's user.
+        // Turning its sandbox off (APT::Sandbox::User=root) is no way out: its directories belong to the sandbox's
+        // user.
         "apt" | "apt-get" if is_root => {
             Some(format!("{name} cannot change to its own user to fetch files: give --new-privs"))
         }
@@ -41,8 +43,8 @@ pub fn program_warning(
     }
 }
 
-/// Returns the warning about an X11 display that the program cannot reach, as in a session of `ssh -X`. `has_port` tells whether a
-/// port of the host's loopback is open to the program.
+/// Returns the warning about an X11 display that the program cannot reach, as in a session of `ssh -X`. `has_port`
+/// tells whether a port of the host's loopback is open to the program.
 pub fn display_warning(display: Option<&str>, has_port: impl Fn(u16) -> bool) -> Option<String> {
     let (host, screen) = display?.rsplit_once(':')?;
     let number: u16 = screen.split('.').next()?.parse().ok()?;
@@ -52,12 +54,14 @@ pub fn display_warning(display: Option<&str>, has_port: impl Fn(u16) -> bool) ->
     (is_loopback && !has_port(port)).then(|| {
         format!(
             "the display {host}:{screen} is on the host's loopback: give --host-port {port}, set \
-             DISPLAY=host.internal:{screen}, and add its key with `xauth add host.internal:{number} . KEY`, as `xauth list` shows it"
+             DISPLAY=host.internal:{screen}, and add its key, which `xauth list` shows, with \
+             `xauth add host.internal:{number} . KEY`"
         )
     })
 }
 
-/// Returns whether a program is an AppImage: an ELF file with a magic number at offset 8 (AppImage specification, "Image format").
+/// Returns whether a program is an AppImage: an ELF file with a magic number at offset 8 (AppImage specification,
+/// "Image format").
 fn is_app_image(program: &Path, variable: impl Fn(&str) -> Option<OsString>) -> bool {
     let found = if program.components().count() > 1 || program.is_absolute() {
         Some(program.to_owned())

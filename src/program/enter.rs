@@ -20,7 +20,8 @@ pub(super) struct Isolated {
     pub(super) mirror: Mirror,
 }
 
-/// Moves the calling process into its own mount namespace, with the program's view of files. Does not need the tunnel yet.
+/// Moves the calling process into its own mount namespace, with the program's view of files. Does not need the tunnel
+/// yet.
 ///
 /// # Errors
 /// Returns an error if a file system cannot be mounted, or a file of the host not be read.
@@ -55,8 +56,8 @@ pub(super) fn enter(program: &Program, isolated: Isolated) -> Result<(), Failure
     if !program.new_privileges
         && let Err(error) = mounts::set_nosuid_everywhere()
     {
-        // The program gains nothing by a file in any case. But the kernel refuses to execute a file with capabilities that the
-        // program cannot have, such as Debian's ping, which works without.
+        // The program gains nothing by a file in any case. But the kernel refuses to execute a file with capabilities
+        // that the program cannot have, such as Debian's ping, which works without.
         tracing::debug!(%error, "files with capabilities cannot be executed");
     }
     // The old working directory may be covered now, and give access to what is covered.

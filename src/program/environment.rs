@@ -1,6 +1,6 @@
 //! The environment variables of the program.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -21,9 +21,17 @@ const OF_CALLERS: [&str; 9] = [
     "MAIL",
 ];
 
+/// The environment variable that names a tunnel where the command line does not. A program finds its own tunnel's name in it.
+pub const TUNNEL_VARIABLE: &str = "VPN_EXEC_TUNNEL";
+
+/// The environment variable that names a provider's file where the command line names no tunnel.
+pub const CONFIG_VARIABLE: &str = "VPN_EXEC_CONFIG";
+
 /// The facts about a program that its environment reflects, besides its identity.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Context {
+pub(super) struct Context<'a> {
+    /// The tunnel's name, if it is known.
+    pub(super) tunnel: Option<&'a OsStr>,
     /// The launcher's PID.
     pub(super) launcher: u32,
     /// Whether descriptors are passed to the program (sd_listen_fds(3)).
@@ -49,7 +57,7 @@ pub(super) enum BusVariable {
 pub(super) fn for_program(
     identity: &Identity,
     inherited: Vec<(OsString, OsString)>,
-    context: Context,
+    context: Context<'_>,
 ) -> Vec<(OsString, OsString)> {
     let launcher = context.launcher.to_string();
     let names_launcher = |name: &str| inherited.iter().any(|(other, value)| other == name && *value == *launcher);
@@ -67,6 +75,11 @@ pub(super) fn for_program(
     };
     for (name, value) in user_variables {
         set(name, value);
+    }
+    if let Some(tunnel) = context.tunnel {
+        // The caller's values may name another tunnel.
+        set(TUNNEL_VARIABLE, Some(tunnel.to_owned()));
+        set(CONFIG_VARIABLE, None);
     }
     let own_pid = || Some(OsString::from(std::process::id().to_string()));
     if context.listens {
@@ -121,8 +134,13 @@ mod tests {
     use super::*;
     use crate::program::identity::UserEntry;
 
-    const NOTHING: Context =
-        Context { launcher: 42, listens: false, notify_socket: None, session_bus: BusVariable::Inherited };
+    const NOTHING: Context<'_> = Context {
+        tunnel: None,
+        launcher: 42,
+        listens: false,
+        notify_socket: None,
+        session_bus: BusVariable::Inherited,
+    };
 
     fn pair(name: &str, value: &str) -> (OsString, OsString) {
         (name.into(), value.into())
@@ -165,6 +183,14 @@ mod tests {
             [("HOME", "/home/ann"), ("LANG", "C"), ("LOGNAME", "ann"), ("SHELL", "/bin/zsh"), ("USER", "ann")]
                 .map(|(name, value)| pair(name, value));
         assert_eq!(environment, expected);
+    }
+
+    #[test]
+    fn the_program_finds_its_own_tunnel() {
+        let inherited = vec![pair(TUNNEL_VARIABLE, "other"), pair(CONFIG_VARIABLE, "wg0.conf"), pair("LANG", "C")];
+        let context = Context { tunnel: Some("mullvad".as_ref()), ..NOTHING };
+        let environment = for_program(&Identity::Unchanged, inherited, context);
+        assert_eq!(environment, [pair("LANG", "C"), pair(TUNNEL_VARIABLE, "mullvad")]);
     }
 
     #[test]

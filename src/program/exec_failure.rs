@@ -11,41 +11,40 @@ const CANNOT_EXECUTE: u8 = 126;
 /// The exit status if the program does not exist, as in env(1), timeout(1) and chroot(1).
 const NOT_FOUND: u8 = 127;
 
-/// Returns the failure for an error of execve(2). Must be called where the program was to be executed: it looks at the file.
+const NO_INTERPRETER: &str =
+    "install the interpreter in its first line (`#!`), or for a binary the loader that `file` shows";
+const NO_ACCESS: &str =
+    "make the file executable (chmod +x), and its directories accessible to the user that it runs as";
+const MORE_CAPABILITIES: &str =
+    "if `getcap` shows capabilities of the file, keep them with --keep-cap, or omit --new-privs to run it without";
+
+/// Returns the failure for an error of execve(2). Must be called where the program was to be executed: it looks at the
+/// file.
 pub(super) fn explain(program: &Path, error: &io::Error) -> Failure {
     let errno = error.raw_os_error();
     let shown = program.to_string_lossy();
-    let failure = match errno {
+    let (message, status, advice) = match errno {
         // A program without a slash in its name is only searched for in PATH.
         Some(libc::ENOENT) if shown.contains('/') && program.is_file() => {
-            Failure::new(format!("cannot find the interpreter of the program {shown:?}"))
-                .advise(
-                    "install the interpreter in its first line (`#!`), or, for a binary, the loader that `file` shows",
-                )
-                .with_status(NOT_FOUND)
+            (format!("cannot find the interpreter of the program {shown:?}"), NOT_FOUND, Some(NO_INTERPRETER))
         }
-        Some(libc::ENOENT) => Failure::new(format!("cannot find the program {shown:?}"))
-            .advise(advice_for_missing(&shown))
-            .with_status(NOT_FOUND),
+        Some(libc::ENOENT) => {
+            (format!("cannot find the program {shown:?}"), NOT_FOUND, Some(advice_for_missing(&shown)))
+        }
         Some(libc::EACCES) if program.is_dir() => {
-            Failure::new(format!("cannot execute {shown:?}: it is a directory")).with_status(CANNOT_EXECUTE)
+            (format!("cannot execute {shown:?}: it is a directory"), CANNOT_EXECUTE, None)
         }
         _ => {
-            let failure = Failure::new(format!("cannot execute {shown:?}: {error}")).with_status(CANNOT_EXECUTE);
-            match errno {
-                Some(libc::EACCES) => failure.advise(
-                    "make the file executable (chmod +x), and its directories accessible to the user that it runs as",
-                ),
+            let advice = match errno {
+                Some(libc::EACCES) => Some(NO_ACCESS),
                 // execve(2): the file has effective capabilities that the bounding set lacks.
-                Some(libc::EPERM) => failure.advise(
-                    "if `getcap` shows capabilities of the file, keep them with --keep-cap, or omit --new-privs to run it \
-                     without",
-                ),
-                _ => failure,
-            }
+                Some(libc::EPERM) => Some(MORE_CAPABILITIES),
+                _ => None,
+            };
+            (format!("cannot execute {shown:?}: {error}"), CANNOT_EXECUTE, advice)
         }
     };
-    Failure { errno, ..failure }
+    Failure { message, advice: advice.map(Into::into), errno, status }
 }
 
 fn advice_for_missing(program: &str) -> &'static str {

@@ -1,5 +1,6 @@
-//! Hides the socket of GnuPG's dirmngr, the service that queries key servers, so that a program inside starts its own dirmngr.
-//! Without this, the new dirmngr would replace the host's socket, since gpg starts one wherever it cannot connect.
+//! Hides the socket of GnuPG's dirmngr, the service that queries key servers, so that a program inside starts its own
+//! dirmngr. Without this, the new dirmngr would replace the host's socket, since gpg starts one wherever it cannot
+//! connect.
 
 use std::fs;
 use std::io;
@@ -48,8 +49,8 @@ pub(super) fn hide_dirmngr(identity: &Identity) -> io::Result<()> {
     }
 }
 
-/// Covers a directory of GnuPG's sockets, and its subdirectories for other home directories (`d.*`), by one with the sockets of
-/// the agents alone.
+/// Covers a directory of GnuPG's sockets, and its subdirectories for other home directories (`d.*`), by one with the
+/// sockets of the agents alone.
 fn cover(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
     let mut agents = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -77,8 +78,8 @@ fn cover(directory: &Path, user: Uid, group: Gid) -> io::Result<()> {
     Ok(())
 }
 
-/// Redirects GnuPG from dirmngr's socket to one in [`DIRECTORY`]: a file with this text stands for a socket elsewhere (Assuan
-/// manual, `assuan_sock_set_sockaddr_un`).
+/// Redirects GnuPG from dirmngr's socket to one in [`DIRECTORY`]: a file with this text stands for a socket elsewhere
+/// (Assuan manual, `assuan_sock_set_sockaddr_un`).
 fn redirect(socket: &Path, user: Uid, group: Gid) -> io::Result<()> {
     let directory = Path::new(DIRECTORY);
     {

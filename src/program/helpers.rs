@@ -1,8 +1,8 @@
 //! Helper processes: processes of vpn-exec that run beside the program, such as the one that keeps its view up to date.
 //!
-//! When the program has ended, the launcher waits for its remaining children, but helpers wait for the launcher. So it must
-//! know them. A helper that another process has started announces its PID itself, before anything else: the process that
-//! has started it may be killed at any moment.
+//! When the program has ended, the launcher waits for its remaining children, but helpers wait for the launcher. So it
+//! must know them. A helper that another process has started announces its PID itself, before anything else: the
+//! process that has started it may be killed at any moment.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -52,7 +52,8 @@ pub(super) fn detach(kept: &mut [i32]) -> io::Result<()> {
     process::close_all_except(kept)
 }
 
-/// Has the kernel kill the calling process when its parent ends. A change of the user undoes this (PR_SET_PDEATHSIG(2const)).
+/// Has the kernel kill the calling process when its parent ends. A change of the user undoes this
+/// (PR_SET_PDEATHSIG(2const)).
 ///
 /// # Errors
 /// Returns an error if `parent` has ended already.

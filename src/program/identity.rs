@@ -1,5 +1,5 @@
-//! The identity of the program: the requested user, or else the caller of sudo, doas or pkexec, or else the user that runs
-//! vpn-exec.
+//! The identity of the program: the requested user, or else the caller of sudo, doas or pkexec, or else the user that
+//! runs vpn-exec.
 
 use std::ffi::CString;
 use std::io;

@@ -24,12 +24,14 @@ use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
 use crate::names::TunnelName;
 
-/// A launch in progress: a process with its own mount namespace that waits for the tunnel. It is killed when this is dropped.
+/// A launch in progress: a process with its own mount namespace that waits for the tunnel. It is killed when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Launch<'a> {
     program: &'a Program,
     process: PendingProcess,
-    /// The pipe from which the process reads a byte before it enters the tunnel, and another before it executes the program.
+    /// The pipe from which the process reads a byte before it enters the tunnel, and another before it executes the
+    /// program.
     stages: OwnedFd,
     has_entered: bool,
     /// The pipe on which the process reports that it cannot execute the program.
@@ -71,8 +73,8 @@ impl Drop for PendingProcess {
     }
 }
 
-/// Starts the process that is to become the program. It prepares all that does not need the tunnel, while the keeper makes
-/// the tunnel.
+/// Starts the process that is to become the program. It prepares all that does not need the tunnel, while the keeper
+/// makes the tunnel.
 ///
 /// # Errors
 /// Returns an error if the process, or one of the helpers and guards, cannot be started.
@@ -140,12 +142,12 @@ impl Launch<'_> {
         let _ = rustix::io::write(&self.stages, &[1]);
     }
 
-    /// Runs the program in its tunnel, which must be made, and forwards `signals` to it. Returns once the program has ended, and
-    /// with it the processes that it left behind.
+    /// Runs the program in its tunnel, which must be made, and forwards `signals` to it. Returns once the program has
+    /// ended, and with it the processes that it left behind.
     ///
     /// # Errors
-    /// Returns an error if the program cannot be executed, or was killed because of the tunnel. Processes that the program has
-    /// started may still run then.
+    /// Returns an error if the program cannot be executed, or was killed because of the tunnel. Processes that the
+    /// program has started may still run then.
     pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<Outcome, Failure> {
         self.enter();
         self.companions.guards.await_ready()?;
@@ -165,7 +167,8 @@ impl Launch<'_> {
     }
 }
 
-/// Waits until the process has executed the program, which closes its end of the pipe. Returns the failure if it could not.
+/// Waits until the process has executed the program, which closes its end of the pipe. Returns the failure if it could
+/// not.
 fn read_failure(pipe: OwnedFd) -> io::Result<Option<Failure>> {
     let mut report = Vec::new();
     File::from(pipe).read_to_end(&mut report)?;

@@ -1,10 +1,12 @@
 //! The program: prepares its process, executes it inside the tunnel, and supervises it until it ends.
 //!
-//! - `launch` is the launcher's side of the start, `child` that of the program's process: `enter` (namespaces), `view` and
-//!   `gnupg` (files), `privileges`, `environment` and `desktop`, `exec_failure`.
+//! - `launch` is the launcher's side of the start, `child` that of the program's process: `enter` (namespaces), `view`
+//!   and `gnupg` (files), `privileges`, `environment` and `desktop`, `exec_failure`.
 //! - `supervise` forwards signals and waits for the end; `notify` and `signal_probe` serve it under a service manager.
-//! - `guards` keep the program from handing its work to processes outside the tunnel: by unix sockets or the session bus.
-//! - [`identity`] chooses the user, [`terminal`] replaces the caller's terminal, [`compatibility`] and `closed_sockets` warn.
+//! - `guards` keep the program from handing its work to processes outside the tunnel: by unix sockets or the session
+//!   bus.
+//! - [`identity`] chooses the user, [`terminal`] replaces the caller's terminal, [`compatibility`] and `closed_sockets`
+//!   warn.
 
 mod child;
 pub(crate) mod closed_sockets;
@@ -32,6 +34,7 @@ use std::path::PathBuf;
 use crate::config::Buses;
 use crate::linux::capabilities::CapabilitySet;
 use crate::plan::{DnsPlan, SocketsPlan};
+pub use environment::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 use identity::Identity;
 pub use launch::{Launch, start};
 pub use supervise::forwarded_signals;

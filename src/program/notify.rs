@@ -1,8 +1,8 @@
-//! Relays messages of the program to its service manager (sd_notify(3)). To the manager, vpn-exec is the main process of the
-//! service, so by default it ignores messages of the program itself; and its socket may be hidden inside.
+//! Relays messages of the program to its service manager (sd_notify(3)). To the manager, vpn-exec is the main process
+//! of the service, so by default it ignores messages of the program itself; and its socket may be hidden inside.
 //!
-//! Messages of the program are relayed as those of vpn-exec. Messages of other processes are relayed with their sender's
-//! credentials, for the unit's `NotifyAccess=` to decide about them.
+//! Messages of the program are relayed as those of vpn-exec. Messages of other processes are relayed with their
+//! sender's credentials, for the unit's `NotifyAccess=` to decide about them.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -33,8 +33,8 @@ impl NotifyRelay {
         self.socket.bind(Path::new(SOCKET))
     }
 
-    /// Relays the available messages of the service, whose main process is `program`. Returns the PID of the last process that
-    /// the service has declared its main process, if any.
+    /// Relays the available messages of the service, whose main process is `program`. Returns the PID of the last
+    /// process that the service has declared its main process, if any.
     pub(super) fn relay(&self, program: i32) -> io::Result<Option<i32>> {
         let mut main = None;
         while let Some(message) = self.socket.receive()? {
@@ -71,8 +71,8 @@ impl AsFd for NotifyRelay {
     }
 }
 
-/// Splits a message into the message without `MAINPID=`, and that PID. To the manager, vpn-exec remains the main process: only its
-/// end is reported to the manager.
+/// Splits a message into the message without `MAINPID=`, and that PID. To the manager, vpn-exec remains the main
+/// process: only its end is reported to the manager.
 pub(crate) fn without_main_process(text: &[u8]) -> (Vec<u8>, Option<i32>) {
     let (mut kept, mut main): (Vec<&[u8]>, _) = (Vec::new(), None);
     for line in text.split(|byte| *byte == b'\n') {

@@ -10,9 +10,9 @@ use crate::linux::process;
 use crate::linux::seccomp::SyscallFilter;
 use crate::{fault, keeper};
 
-/// Returns the capabilities that root may have inside with `--new-privs`: those that sudo, runuser and apt-get need to become
-/// another user, and to access the files of other users. None of them allows to leave the network namespace, to mount, or to
-/// bypass the packet rules.
+/// Returns the capabilities that root may have inside with `--new-privs`: those that sudo, runuser and apt-get need to
+/// become another user, and to access the files of other users. None of them allows to leave the network namespace, to
+/// mount, or to bypass the packet rules.
 fn of_root() -> CapabilitySet {
     CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
@@ -33,7 +33,8 @@ pub(super) fn assume(program: &Program) -> Result<(), Failure> {
         return Ok(());
     }
     let kept = program.kept;
-    // Before capabilities are dropped: without no_new_privs, as with --new-privs, this needs CAP_SYS_ADMIN (seccomp(2)).
+    // Before capabilities are dropped: without no_new_privs, as with --new-privs, this needs CAP_SYS_ADMIN
+    // (seccomp(2)).
     SyscallFilter::for_programs().install_without_speculation_limits().doing("restrict the program's system calls")?;
     let gained = if program.new_privileges { of_root() } else { CapabilitySet::empty() };
     capabilities::limit_bounding_set(kept | gained, program.last_capability).doing("clear the bounding set")?;
@@ -63,8 +64,8 @@ pub(super) fn assume(program: &Program) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reduces the launcher's capabilities to those for signals to a program of another user, and, if the keeper dies, for starting
-/// another keeper or taking the tunnel down. All but CAP_KILL are ineffective until they are needed.
+/// Reduces the launcher's capabilities to those for signals to a program of another user, and, if the keeper dies, for
+/// starting another keeper or taking the tunnel down. All but CAP_KILL are ineffective until they are needed.
 ///
 /// # Errors
 /// Returns the error of the system call that failed.

@@ -1,7 +1,9 @@
-//! The signal probe: a process in the service's control group that reports the service manager's signals to the launcher.
+//! The signal probe: a process in the service's control group that reports the service manager's signals to the
+//! launcher.
 //!
-//! `systemctl stop` signals all processes of a service, or the main process alone, as the unit's `KillMode=` says; a process
-//! cannot see which. If the probe has received a signal, too, then so has the program, and the launcher does not forward it.
+//! `systemctl stop` signals all processes of a service, or the main process alone, as the unit's `KillMode=` says; a
+//! process cannot see which. If the probe has received a signal, too, then so has the program, and the launcher does
+//! not forward it.
 //!
 //! The probe has no capabilities and no files, and ends with the launcher.
 
@@ -20,8 +22,8 @@ use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::{ReceivedSignal, Signals};
 
-/// The maximum time for the probe to report a signal that the launcher has received. The manager signals the main process
-/// first, and then the others without a pause.
+/// The maximum time for the probe to report a signal that the launcher has received. The manager signals the main
+/// process first, and then the others without a pause.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The time after which a report is obsolete. It may have no counterpart, since the kernel merges pending signals.

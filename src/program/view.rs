@@ -1,5 +1,5 @@
-//! The program's view of the host's files: `/etc` with the tunnel's name resolution, and `/run` without the host's resolvers. Both
-//! are copies in memory ([`Mirror`]). A helper process keeps them up to date while the program runs.
+//! The program's view of the host's files: `/etc` with the tunnel's name resolution, and `/run` without the host's
+//! resolvers. Both are copies in memory ([`Mirror`]). A helper process keeps them up to date while the program runs.
 
 use std::fs;
 use std::io;
@@ -50,8 +50,8 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_umount2,
 ];
 
-/// Covers `/etc`, `/run` and others in the calling process's mount namespace by copies. Those lack what is hidden from the
-/// program, and have the tunnel's files for name resolution.
+/// Covers `/etc`, `/run` and others in the calling process's mount namespace by copies. Those lack what is hidden from
+/// the program, and have the tunnel's files for name resolution.
 ///
 /// # Errors
 /// Returns an error if a file cannot be read, or a copy not be made.
@@ -96,8 +96,8 @@ fn shows_host_names() -> bool {
     fault::is_broken("names")
 }
 
-/// Returns the directories that are symbolic links to other places, such as another disk, and their targets. On most systems
-/// `/var/run` is a link to `/run`, which is covered anyway.
+/// Returns the directories that are symbolic links to other places, such as another disk, and their targets. On most
+/// systems `/var/run` is a link to `/run`, which is covered anyway.
 fn linked_directories() -> Vec<(&'static Path, PathBuf)> {
     let is_covered = |target: &Path| COVERED.iter().any(|directory| Path::new(directory) == target);
     let links = COVERED.into_iter().map(Path::new).filter(|directory| directory.is_symlink());
@@ -119,8 +119,9 @@ fn hidden_paths(program: &Program, linked: &[(&Path, PathBuf)]) -> HiddenPaths {
     HiddenPaths(hidden)
 }
 
-/// Starts the process that keeps the copies up to date until `launcher`, the caller's parent, ends or closes the other end of
-/// `socket`. The process is the launcher's child: the program, which the caller becomes, must not have unknown children.
+/// Starts the process that keeps the copies up to date until `launcher`, the caller's parent, ends or closes the other
+/// end of `socket`. The process is the launcher's child: the program, which the caller becomes, must not have unknown
+/// children.
 ///
 /// # Errors
 /// Returns an error if the process cannot be created.
@@ -139,8 +140,8 @@ pub(super) fn keep_up_to_date(mirror: &mut Mirror, launcher: u32, last: u8, sock
     }
 }
 
-/// Leaves the calling process only the right to mount and to read directories. It reads names that the host's users choose: if
-/// that takes it over, it cannot reach further.
+/// Leaves the calling process only the right to mount and to read directories. It reads names that the host's users
+/// choose: if that takes it over, it cannot reach further.
 fn confine(mirror: &Mirror, launcher: u32, last: u8, socket: &OwnedFd) -> io::Result<()> {
     helpers::end_with_parent(launcher)?;
     let mut kept: Vec<i32> = mirror.descriptors().chain([socket.as_raw_fd()]).collect();

@@ -10,7 +10,8 @@ use rustix::fs::FlockOperation;
 
 use super::lookup_files::{HOSTS, NSSWITCH_CONF, read_host_file, write_mounted};
 use super::{
-    BASE, PLAN, PUBLIC_SOCKET, RESOLV_CONF, SOCKET, STATE, State, base, path_of, read_json, remove_file, temporary,
+    BASE, PLAN, PUBLIC_SOCKET, RESOLV_CONF, SOCKET, STATE, TunnelState, base, path_of, read_json, remove_file,
+    temporary,
 };
 use crate::failure::Failure;
 use crate::names::TunnelName;
@@ -27,14 +28,14 @@ const FILES: [&str; 9] =
 /// A claim on a tunnel's name: its locked directory.
 ///
 /// The lock is on the directory itself (flock(2)), so it ends with the last process that holds it, however that process
-/// ends. [`Directory::release`] removes the directory. If the process is killed, the next claim finds what is left.
+/// ends. [`TunnelDirectory::release`] removes the directory. If the process is killed, the next claim finds what is left.
 #[derive(Debug)]
-pub struct Directory {
+pub struct TunnelDirectory {
     path: PathBuf,
     lock: File,
 }
 
-impl Directory {
+impl TunnelDirectory {
     /// Claims a name: creates its directory and locks it. Returns None if another process holds the name.
     ///
     /// # Errors
@@ -104,7 +105,7 @@ impl Directory {
     ///
     /// # Errors
     /// If it cannot be read, or is damaged.
-    pub fn state(&self) -> io::Result<Option<State>> {
+    pub fn state(&self) -> io::Result<Option<TunnelState>> {
         read_json(&self.path.join(STATE))
     }
 
@@ -120,7 +121,7 @@ impl Directory {
     ///
     /// # Errors
     /// If it cannot be written. Then the former one stays.
-    pub fn write(&self, state: &State) -> io::Result<()> {
+    pub fn write(&self, state: &TunnelState) -> io::Result<()> {
         self.replace(STATE, 0o644, &serde_json::to_vec(state)?)
     }
 

@@ -1,8 +1,8 @@
 //! The files that describe the machine's tunnels, below `/run/vpn-exec`. None of them holds a key.
 //!
-//! Each tunnel has a directory of its name, which its keeper locks ([`Directory`]). The directory contains:
+//! Each tunnel has a directory of its name, which its keeper locks ([`TunnelDirectory`]). The directory contains:
 //!
-//! - `state`: the [`State`], which a successor of a killed keeper needs. It contains the [`Mark`] of the tunnel's own
+//! - `state`: the [`TunnelState`], which a successor of a killed keeper needs. It contains the [`Mark`] of the tunnel's own
 //!   objects.
 //! - `plan`: the [`Plan`], which also reserves the addresses and the interface's name among the machine's tunnels.
 //! - `socket`, `public`: the sockets at which clients connect to the keeper ([`crate::lease`]).
@@ -29,10 +29,10 @@ use crate::names::TunnelName;
 use crate::plan::{Plan, VethPlan};
 pub use base::PlanningLock;
 pub(crate) use base::{FORWARDING_FILE, change_shared};
-pub use directory::Directory;
+pub use directory::TunnelDirectory;
 pub use lookup_files::{HOSTS, NSSWITCH_CONF, read_host_file};
 pub use mark::Mark;
-pub use state::{Holder, State};
+pub use state::{Holder, TunnelState};
 
 /// The directory of all tunnels.
 pub const BASE: &str = "/run/vpn-exec";
@@ -68,7 +68,7 @@ pub fn resolv_conf_of(name: &TunnelName) -> PathBuf {
 ///
 /// # Errors
 /// If the file cannot be read, or is damaged.
-pub fn read(name: &TunnelName) -> io::Result<Option<State>> {
+pub fn read(name: &TunnelName) -> io::Result<Option<TunnelState>> {
     read_json(&path_of(name).join(STATE))
 }
 

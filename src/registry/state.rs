@@ -9,7 +9,7 @@ use crate::wireguard::Backend;
 
 /// The state of a tunnel. It is written before anything is created that could outlive the keeper, and at every change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
+pub struct TunnelState {
     /// The mark of the tunnel's own objects.
     pub mark: Mark,
     /// The tunnel's network namespace.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::failure::Failure;
 use crate::lease::{ANSWER_TIMEOUT, Lease};
 use crate::names::TunnelName;
-use crate::registry::{self, Directory};
+use crate::registry::{self, TunnelDirectory};
 
 /// How long a tunnel may take to come up or to go away. This includes the time that killed programs take to end.
 const PASSING: Duration = Duration::from_secs(10);
@@ -17,7 +17,7 @@ pub(crate) const SUCCESSION: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) enum Approach {
     /// There is no living tunnel: the name is claimed. Remains of a killed tunnel may still exist.
-    Claimed(Directory),
+    Claimed(TunnelDirectory),
     /// There is a living tunnel, with this lease on it.
     Joined(Lease),
 }
@@ -32,7 +32,7 @@ pub(crate) fn approach(name: &TunnelName) -> Result<Approach, Failure> {
         if let Some(lease) = join(name)? {
             return Ok(Approach::Joined(lease));
         }
-        if let Some(directory) = Directory::try_claim(name)? {
+        if let Some(directory) = TunnelDirectory::try_claim(name)? {
             return Ok(Approach::Claimed(directory));
         }
         if begin.elapsed() > PASSING {
@@ -56,7 +56,7 @@ pub(crate) fn is_passing(name: &TunnelName) -> Result<bool, Failure> {
     if held.is_some_and(|state| state.holders.iter().any(|holder| holder.process.is_alive())) {
         return Ok(true);
     }
-    let Some(directory) = Directory::try_claim(name)? else { return Ok(true) };
+    let Some(directory) = TunnelDirectory::try_claim(name)? else { return Ok(true) };
     if matches!(directory.state(), Ok(None)) {
         // The tunnel has ended since, and the claim has created its directory again.
         let _ = directory.release();
@@ -96,11 +96,11 @@ pub(crate) fn join(name: &TunnelName) -> Result<Option<Lease>, Failure> {
 ///
 /// # Errors
 /// If the registry cannot be used, or if another process keeps the lock without answering.
-pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<Directory>, Failure> {
+pub(crate) fn claim_dead(name: &TunnelName) -> Result<Option<TunnelDirectory>, Failure> {
     let begin = Instant::now();
     // Claiming would create the directory.
     while registry::path_of(name).is_dir() {
-        if let Some(directory) = Directory::try_claim(name)? {
+        if let Some(directory) = TunnelDirectory::try_claim(name)? {
             return Ok(Some(directory));
         }
         if !matches!(Lease::connect(name, ANSWER_TIMEOUT), Ok(None)) {

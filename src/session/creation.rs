@@ -5,10 +5,10 @@ use std::io;
 use super::{Origin, recovery};
 use crate::config::BackendChoice;
 use crate::failure::{Doing, Failure};
-use crate::keeper::{KeeperSpec, Start};
+use crate::keeper::{KeeperSpec, KeeperStart};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, Directory, PlanningLock, State};
+use crate::registry::{self, PlanningLock, TunnelDirectory, TunnelState};
 use crate::request::TunnelRequest;
 use crate::tunnel;
 use crate::wireguard::Backend;
@@ -22,7 +22,7 @@ use crate::wireguard::Backend;
 /// tunnel is released then.
 pub(crate) fn keeper_spec(
     request: Box<TunnelRequest>,
-    directory: Directory,
+    directory: TunnelDirectory,
     listen_fds: i32,
 ) -> Result<(KeeperSpec, Origin), Failure> {
     let left = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted);
@@ -30,7 +30,7 @@ pub(crate) fn keeper_spec(
         && let Some(plan) = directory.plan().map_err(Failure::new)?
     {
         require_changeable(&request, &state, &plan)?;
-        return Ok((spec(request, directory, plan, Start::TakeOver(state), listen_fds)?, Origin::Adopted));
+        return Ok((spec(request, directory, plan, KeeperStart::TakeOver(state), listen_fds)?, Origin::Adopted));
     }
     if let Err(failure) = tunnel::reclaim(&directory, &request.config.name) {
         // The state must stay for the next start if there is any.
@@ -41,7 +41,7 @@ pub(crate) fn keeper_spec(
     }
     // After the remains are gone: they are no facts about the host.
     match make_plan(&request, &directory) {
-        Ok(plan) => Ok((spec(request, directory, plan, Start::Create, listen_fds)?, Origin::New)),
+        Ok(plan) => Ok((spec(request, directory, plan, KeeperStart::Create, listen_fds)?, Origin::New)),
         Err(failure) => {
             let _ = directory.release();
             Err(failure)
@@ -50,7 +50,7 @@ pub(crate) fn keeper_spec(
 }
 
 /// Makes a plan and stores it before another launcher plans, whose addresses and names must differ.
-fn make_plan(request: &TunnelRequest, directory: &Directory) -> Result<Plan, Failure> {
+fn make_plan(request: &TunnelRequest, directory: &TunnelDirectory) -> Result<Plan, Failure> {
     let write = |error: io::Error| {
         let failure = Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
         if error.kind() == io::ErrorKind::StorageFull { failure.advise("free space in /run") } else { failure }
@@ -88,7 +88,7 @@ fn warn_of_shared_key(plan: &Plan) {
 
 /// Checks that a living tunnel can be changed to the requested configuration. Otherwise a keeper that adopts it would have other keys and
 /// peers than the interface has addresses and routes.
-fn require_changeable(request: &TunnelRequest, state: &State, living: &Plan) -> Result<(), Failure> {
+fn require_changeable(request: &TunnelRequest, state: &TunnelState, living: &Plan) -> Result<(), Failure> {
     let mut requested = request.plan()?;
     requested.keep_link(living);
     let backend = match state.made {
@@ -118,15 +118,15 @@ pub(crate) fn require_living_changeable(request: &TunnelRequest) -> Result<(), F
 
 fn spec(
     request: Box<TunnelRequest>,
-    directory: Directory,
+    directory: TunnelDirectory,
     plan: Plan,
-    start: Start,
+    start: KeeperStart,
     listen_fds: i32,
 ) -> Result<KeeperSpec, Failure> {
     let handover = match request.handover().seal().doing("make a file in memory") {
         Ok(handover) => handover,
         Err(failure) => {
-            if matches!(start, Start::Create) {
+            if matches!(start, KeeperStart::Create) {
                 let _ = directory.release();
             }
             return Err(failure);

@@ -18,7 +18,7 @@ use crate::lease::{self, Lease};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, Directory};
+use crate::registry::{self, TunnelDirectory};
 use crate::request::{RequestedTunnel, TunnelRequest};
 use approach::{Approach, approach};
 pub(crate) use creation::{keeper_spec, require_living_changeable};
@@ -84,7 +84,11 @@ pub(crate) fn needed_capabilities(tunnel: &RequestedTunnel) -> CapabilitySet {
 ///
 /// # Errors
 /// As [`acquire`].
-pub(crate) fn start(request: Box<TunnelRequest>, directory: Directory, listen_fds: i32) -> Result<Session, Failure> {
+pub(crate) fn start(
+    request: Box<TunnelRequest>,
+    directory: TunnelDirectory,
+    listen_fds: i32,
+) -> Result<Session, Failure> {
     let (spec, origin) = keeper_spec(request, directory, listen_fds)?;
     let plan = spec.plan.clone();
     let lease = keeper::start(spec).doing("start the keeper")?;

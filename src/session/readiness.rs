@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Origin, Session};
 use crate::failure::{Doing, Failure};
-use crate::lease::{Event, Lease, status};
+use crate::lease::{KeeperEvent, Lease, status};
 use crate::linux::poll::wait_for;
 use crate::names::TunnelName;
 
@@ -75,17 +75,17 @@ impl Readiness {
             return Ok(if is_late && !readable.contains(&true) { Progress::TimedOut } else { Progress::Other });
         }
         Ok(match lease.next_event().doing(HEAR)? {
-            Some(Event::Named) => Progress::Named,
-            Some(Event::Made) => {
+            Some(KeeperEvent::Named) => Progress::Named,
+            Some(KeeperEvent::Made) => {
                 self.made();
                 Progress::Made
             }
-            Some(Event::Connected) => {
+            Some(KeeperEvent::Connected) => {
                 self.is_connected = true;
                 Progress::Ready
             }
-            Some(Event::Failed(failure)) => return Err(failure),
-            Some(Event::Gone) | None => Progress::KeeperKilled,
+            Some(KeeperEvent::Failed(failure)) => return Err(failure),
+            Some(KeeperEvent::Gone) | None => Progress::KeeperKilled,
             Some(_) => Progress::Other,
         })
     }

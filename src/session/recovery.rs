@@ -7,12 +7,12 @@ use super::approach::{Approach, approach, claim_dead};
 use super::{Progress, Readiness};
 use crate::failure::Doing;
 use crate::failure::Failure;
-use crate::keeper::{self, KeeperSpec, Start};
+use crate::keeper::{self, KeeperSpec, KeeperStart};
 use crate::lease::Lease;
 use crate::lease::handover::Handover;
 use crate::linux::capabilities;
 use crate::names::TunnelName;
-use crate::registry::{Directory, State};
+use crate::registry::{TunnelDirectory, TunnelState};
 use crate::tunnel;
 
 /// How many successors are started in a row if each is killed before it has taken over.
@@ -20,7 +20,7 @@ const SUCCESSORS: usize = 10;
 
 /// Returns whether a tunnel whose keeper was killed is still in use: it stands, or another launcher with a lease is alive. A successor
 /// then takes it over; otherwise it is removed.
-pub(crate) fn is_wanted(state: &State) -> bool {
+pub(crate) fn is_wanted(state: &TunnelState) -> bool {
     let own = std::process::id().cast_signed();
     let mut others = state.holders.iter().filter(|holder| holder.process.pid != own);
     state.made.is_some() && (state.standing || others.any(|holder| holder.process.is_alive()))
@@ -53,13 +53,13 @@ pub(crate) fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, Failure>
 }
 
 /// Starts a keeper that takes over the remains in a claimed directory.
-fn start_successor(directory: Directory, lost: &Lease) -> io::Result<Lease> {
+fn start_successor(directory: TunnelDirectory, lost: &Lease) -> io::Result<Lease> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "its state is gone");
     let state = directory.state()?.ok_or_else(gone)?;
     let plan = directory.plan()?.ok_or_else(gone)?;
     let handover = lost.handover().ok_or_else(gone)?.try_clone_to_owned()?;
     let config = Handover::open(handover.as_fd())?.config().map_err(io::Error::other)?;
-    let start = Start::TakeOver(state);
+    let start = KeeperStart::TakeOver(state);
     keeper::start(KeeperSpec { plan, directory, config, handover, start, listen_fds: 0, reread: None })
 }
 

@@ -9,14 +9,14 @@ use std::io;
 
 use ipnet::IpNet;
 
-use super::{DeviceEvents, Inner, LOADING_RULES, Tunnel, device, host_rules, local_route};
+use super::{DeviceEvents, LOADING_RULES, OpenNamespace, Tunnel, device, host_rules, local_route};
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{self, NameLookup};
 use crate::linux::netlink::link::Link;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::plan::Plan;
-use crate::registry::State;
+use crate::registry::TunnelState;
 use crate::wireguard::{Backend, DeviceConfig};
 
 /// The operation that a failure names.
@@ -31,7 +31,7 @@ impl Tunnel {
     /// If the tunnel was not completely created, or differs from its state or its plan.
     pub fn adopt(
         &mut self,
-        state: State,
+        state: TunnelState,
         config: &DeviceConfig,
         on_data_path_start: fn() -> io::Result<()>,
     ) -> Result<DeviceEvents, Failure> {
@@ -53,7 +53,7 @@ impl Tunnel {
     }
 
     /// Opens the namespace, if it is the one in the state and as planned.
-    fn find(&mut self, state: &State) -> Result<Inner, Failure> {
+    fn find(&mut self, state: &TunnelState) -> Result<OpenNamespace, Failure> {
         let path = self.plan.namespace.clone();
         let foreign = |what: &str| {
             let error = io::Error::new(io::ErrorKind::InvalidData, format!("{} {what}", path.display()));
@@ -80,7 +80,7 @@ impl Tunnel {
         let mut rules = namespace.run(Nftables::open).doing(TAKING_OVER)?;
         rules.replace(&self.plan.firewall.inside, mark).doing(LOADING_RULES).map_err(host_rules::advise_on_kernel)?;
         self.host_rules.open(&self.plan, &self.mark)?;
-        Ok(Inner { namespace, netlink, rules })
+        Ok(OpenNamespace { namespace, netlink, rules })
     }
 }
 

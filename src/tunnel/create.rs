@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use ipnet::IpNet;
 
-use super::{DeviceEvents, Inner, LOADING_RULES, Tunnel, device, host_rules, local_route, parameters};
+use super::{DeviceEvents, LOADING_RULES, OpenNamespace, Tunnel, device, host_rules, local_route, parameters};
 use crate::config::HookKind;
 use crate::failure::{Doing, Failure};
 use crate::fault;
@@ -17,7 +17,7 @@ use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::names::InterfaceName;
 use crate::plan::Plan;
-use crate::registry::{Holder, State};
+use crate::registry::{Holder, TunnelState};
 use crate::wireguard::DeviceConfig;
 
 impl Tunnel {
@@ -81,7 +81,7 @@ impl Tunnel {
         // `lo` is the first interface of every network namespace (LOOPBACK_IFINDEX in the kernel's include/net/flow.h).
         let lo = vec![NetlinkRequest::set_alias(1, "lo", mark), NetlinkRequest::set_up(1, "lo")];
         netlink.execute(lo).doing("create a network namespace")?;
-        self.inner = Some(Inner { namespace, netlink, rules });
+        self.inner = Some(OpenNamespace { namespace, netlink, rules });
         tracing::debug!("created the namespace");
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Tunnel {
     fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
         let namespace = self.inner()?.namespace.id().doing("identify the namespace")?;
         let keeper = std::process::id();
-        self.write_state(State { mark: self.mark.clone(), namespace, keeper, made: None, standing, holders })
+        self.write_state(TunnelState { mark: self.mark.clone(), namespace, keeper, made: None, standing, holders })
     }
 
     fn name_namespace(&mut self) -> Result<(), Failure> {

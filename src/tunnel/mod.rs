@@ -49,7 +49,7 @@ use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::plan::{Plan, VethPlan};
-use crate::registry::{Directory, Holder, Mark, State};
+use crate::registry::{Holder, Mark, TunnelDirectory, TunnelState};
 use crate::wireguard::{Backend, Device};
 pub use device::DeviceEvents;
 use host_rules::HostRules;
@@ -65,14 +65,14 @@ const LOADING_RULES: &str = "load the packet rules";
 /// the next launcher removes it with [`reclaim`].
 pub struct Tunnel {
     plan: Plan,
-    directory: Directory,
+    directory: TunnelDirectory,
     /// A netlink socket in the host's namespace.
     host: Netlink,
     mark: Mark,
-    inner: Option<Inner>,
+    inner: Option<OpenNamespace>,
     device: Option<Box<dyn Device>>,
     /// The state that is written down, once it is.
-    state: Option<State>,
+    state: Option<TunnelState>,
     /// Whether the hooks of the end are to run.
     post_down_due: bool,
     /// A descriptor that is closed before the tunnel is taken down, which needs one even if the process has no others
@@ -84,7 +84,7 @@ pub struct Tunnel {
 }
 
 /// The namespace, and sockets in it.
-struct Inner {
+struct OpenNamespace {
     namespace: NetworkNamespace,
     netlink: Netlink,
     rules: Nftables,
@@ -101,7 +101,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// If a netlink socket cannot be opened.
-    pub fn new(plan: Plan, directory: Directory) -> Result<Self, Failure> {
+    pub fn new(plan: Plan, directory: TunnelDirectory) -> Result<Self, Failure> {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
         Self::with_mark(plan, directory, mark)
     }
@@ -110,11 +110,11 @@ impl Tunnel {
     ///
     /// # Errors
     /// If a netlink socket cannot be opened.
-    pub fn existing(plan: Plan, directory: Directory, state: &State) -> Result<Self, Failure> {
+    pub fn existing(plan: Plan, directory: TunnelDirectory, state: &TunnelState) -> Result<Self, Failure> {
         Self::with_mark(plan, directory, state.mark.clone())
     }
 
-    fn with_mark(plan: Plan, directory: Directory, mark: Mark) -> Result<Self, Failure> {
+    fn with_mark(plan: Plan, directory: TunnelDirectory, mark: Mark) -> Result<Self, Failure> {
         let reserve = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
         Ok(Self {
             plan,
@@ -132,7 +132,7 @@ impl Tunnel {
     }
 
     /// Returns the claimed directory, and forgets the tunnel.
-    pub fn into_directory(self) -> Directory {
+    pub fn into_directory(self) -> TunnelDirectory {
         self.directory
     }
 
@@ -140,7 +140,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// If it cannot be written. Then it stays as it was.
-    pub fn update_state(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Failure> {
+    pub fn update_state(&mut self, change: impl FnOnce(&mut TunnelState)) -> Result<(), Failure> {
         let Some(state) = &self.state else { return Ok(()) };
         let mut changed = state.clone();
         change(&mut changed);
@@ -150,7 +150,7 @@ impl Tunnel {
         Ok(())
     }
 
-    fn write_state(&mut self, state: State) -> Result<(), Failure> {
+    fn write_state(&mut self, state: TunnelState) -> Result<(), Failure> {
         self.directory.write(&state).doing(format!("write below {}", self.directory.path().display()))?;
         self.state = Some(state);
         Ok(())
@@ -307,7 +307,7 @@ impl Tunnel {
         }
     }
 
-    fn inner(&mut self) -> Result<&mut Inner, Failure> {
+    fn inner(&mut self) -> Result<&mut OpenNamespace, Failure> {
         self.inner.as_mut().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT)).doing("use the namespace")
     }
 

@@ -9,14 +9,14 @@ use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{self, NameLookup};
 use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
-use crate::registry::{Directory, Mark, State};
+use crate::registry::{Mark, TunnelDirectory, TunnelState};
 
 /// Removes what a killed tunnel of this name has left, programs included, and waits for the links of a tunnel that has
 /// ended properly.
 ///
 /// # Errors
 /// If a part cannot be removed.
-pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), Failure> {
+pub fn reclaim(directory: &TunnelDirectory, name: &TunnelName) -> Result<(), Failure> {
     let mut host = Netlink::open().doing("open a netlink socket")?;
     if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
         tracing::info!("removing what a killed tunnel {name} has left");
@@ -28,7 +28,7 @@ pub fn reclaim(directory: &Directory, name: &TunnelName) -> Result<(), Failure> 
     wait_for_links(&mut host, &Mark::of_name(name)).map(drop)
 }
 
-fn reclaim_namespace(state: &State, path: &Path) -> Result<(), Failure> {
+fn reclaim_namespace(state: &TunnelState, path: &Path) -> Result<(), Failure> {
     match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
         // The keeper was killed before the namespace was mounted here, or after it was unmounted, so no program is
         // inside. The namespace may have ended, and another may have its number by now, so nothing is killed by that

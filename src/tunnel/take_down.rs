@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::host_rules::HostRules;
-use super::{Inner, Tunnel};
+use super::{OpenNamespace, Tunnel};
 use crate::config::HookKind;
 use crate::failure::{Doing, Failure};
 use crate::fault;
@@ -91,7 +91,7 @@ pub struct Remains {
     host: Netlink,
     mark: Mark,
     wireguard_interface: InterfaceName,
-    inner: Option<Inner>,
+    inner: Option<OpenNamespace>,
     device: Option<Box<dyn Device>>,
     /// Closing its socket after rules were removed also takes the kernel some time.
     _host_rules: HostRules,

@@ -62,7 +62,7 @@ impl Desktop {
     /// Starts the bus, the services and a filter with this policy.
     pub(crate) fn start(policy: Policy) -> Result<Self> {
         if let Some(missing) = NEEDED.iter().find(|path| !Path::new(path).exists()) {
-            return Err(Skip { reason: format!("there is no {missing}"), unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
+            return Err(Skip::error(format!("there is no {missing}"), lab::variables::REQUIRE_PEERS));
         }
         for (name, text) in [
             ("service.py", include_str!("service.py")),

@@ -18,7 +18,7 @@ fn test<F: FnOnce(&mut Desktop) -> Result<()>>(body: F) {
 
 /// The same with another policy.
 fn test_with<F: FnOnce(&mut Desktop) -> Result<()>>(policy: Policy, body: F) {
-    world::test_as(std::any::type_name::<F>(), || {
+    world::test(|| {
         let mut desktop = Desktop::start(policy)?;
         body(&mut desktop)?;
         // Neither an error nor a panic.

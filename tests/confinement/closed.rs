@@ -1,4 +1,4 @@
-//! Closed whenever the tunnel is not there, not yet there, or not meant: errors, and never the host's network.
+//! The kill switch: without a working tunnel, or outside of its networks, a program gets errors and never the host's network.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,11 +8,11 @@ use lab::{LAN, Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVE
 
 use super::{assert_no_leak, finish, inside, outside, url, with_line};
 
-/// How long traffic may take to flow (again): WireGuard retries a handshake every 5 s.
+/// The time in which traffic flows again. WireGuard retries a handshake every 5 s.
 const FLOWS: Duration = Duration::from_secs(30);
 
-/// What programs do all day.
-fn everyday() -> Vec<String> {
+/// Returns acts that ordinary programs perform.
+fn ordinary_acts() -> Vec<String> {
     let mut acts = Vec::new();
     for address in WEB.both() {
         acts.push(format!("get {}", url(address)));
@@ -25,7 +25,7 @@ fn everyday() -> Vec<String> {
 }
 
 fn nothing_passes(agent: &mut lab::agent::Agent) -> Result<()> {
-    for act in everyday() {
+    for act in ordinary_acts() {
         agent.fail(&act)?;
     }
     Ok(())
@@ -39,10 +39,10 @@ fn encrypted_packets_sent(lab: &Lab) -> Result<usize> {
 }
 
 #[test]
-fn without_vpn_exec_everything_passes_and_is_seen() {
+fn without_vpn_exec_all_acts_succeed_and_are_seen() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = outside()?;
-        let passed = everyday().into_iter().filter(|act| agent.act(act).is_ok_and(|done| done.is_ok())).count();
+        let passed = ordinary_acts().into_iter().filter(|act| agent.act(act).is_ok_and(|done| done.is_ok())).count();
         assert_eq!(passed, 3, "two pages and a look-up");
         finish(agent)?;
         assert_no_leak(lab).expect_err("it is seen");
@@ -51,7 +51,7 @@ fn without_vpn_exec_everything_passes_and_is_seen() {
 }
 
 #[test]
-fn a_provider_that_never_answers() {
+fn nothing_passes_while_the_provider_never_answers() {
     lab::test(Peer::Ours, |lab| {
         lab.provider.stop()?;
         for reach in [Reach::Ipv4, Reach::Name] {
@@ -60,7 +60,7 @@ fn a_provider_that_never_answers() {
             finish(agent)?;
         }
         assert!(encrypted_packets_sent(lab)? > 0, "it was tried");
-        assert_eq!(lab.web.callers().len(), 0);
+        assert_eq!(lab.web.clients().len(), 0);
         assert_no_leak(lab)
     });
 }
@@ -73,7 +73,7 @@ fn a_provider_goes_and_comes_back(lab: &Lab, reach: Reach) -> Result<()> {
     lab.capture.forget()?;
     nothing_passes(&mut agent)?;
     assert!(encrypted_packets_sent(lab)? > 0, "the tunnel still tries");
-    assert_eq!(lab.web.callers(), [PROVIDER.both()[0]]);
+    assert_eq!(lab.web.clients(), [PROVIDER.both()[0]]);
     assert_no_leak(lab)?;
 
     lab.provider.restart()?;
@@ -83,22 +83,22 @@ fn a_provider_goes_and_comes_back(lab: &Lab, reach: Reach) -> Result<()> {
 }
 
 #[test]
-fn a_provider_that_goes_and_comes_back() {
+fn nothing_passes_while_the_provider_is_gone_over_ipv4() {
     lab::test(Peer::Ours, |lab| a_provider_goes_and_comes_back(lab, Reach::Ipv4));
 }
 
 #[test]
-fn a_provider_that_goes_and_comes_back_by_ipv6() {
+fn nothing_passes_while_the_provider_is_gone_over_ipv6() {
     lab::test(Peer::Ours, |lab| a_provider_goes_and_comes_back(lab, Reach::Ipv6));
 }
 
 #[test]
-fn wireguard_go_that_goes_and_comes_back() {
+fn nothing_passes_while_wireguard_go_is_gone() {
     lab::test(Peer::WireguardGo, |lab| a_provider_goes_and_comes_back(lab, Reach::Ipv4));
 }
 
 #[test]
-fn an_endpoint_whose_name_is_not_known_yet() {
+fn nothing_passes_while_the_endpoints_name_is_unknown() {
     lab::test(Peer::Ours, |lab| {
         lab.resolver.forget("vpn.example");
         let mut agent = inside(lab, &lab.wg_quick_text(Reach::Name), &[])?;
@@ -113,7 +113,7 @@ fn an_endpoint_whose_name_is_not_known_yet() {
 }
 
 #[test]
-fn a_tunnel_without_ipv6_leaves_no_ipv6() {
+fn a_program_in_a_tunnel_without_ipv6_has_no_ipv6() {
     lab::test(Peer::Ours, |lab| {
         let text =
             with_line(&lab.wg_quick_text(Reach::Ipv4), "Address", &format!("Address = {}/32", TUNNEL_CLIENT.ipv4));
@@ -135,7 +135,7 @@ fn a_tunnel_without_ipv6_leaves_no_ipv6() {
 }
 
 #[test]
-fn a_tunnel_without_ipv4_leaves_no_way_by_ipv4() {
+fn a_program_in_a_tunnel_without_ipv4_has_no_ipv4() {
     lab::test(Peer::Ours, |lab| {
         let text =
             with_line(&lab.wg_quick_text(Reach::Ipv6), "Address", &format!("Address = {}/128", TUNNEL_CLIENT.ipv6));
@@ -151,7 +151,7 @@ fn a_tunnel_without_ipv4_leaves_no_way_by_ipv4() {
 }
 
 #[test]
-fn what_a_split_tunnel_does_not_cover_is_unreachable() {
+fn addresses_outside_of_a_split_tunnel_are_unreachable() {
     lab::test(Peer::Ours, |lab| {
         let allowed = format!("AllowedIPs = {}/32, {}/128", WEB.ipv4, TUNNEL_RESOLVER.ipv6);
         let text = with_line(&lab.wg_quick_text(Reach::Ipv4), "AllowedIPs", &allowed);
@@ -169,9 +169,9 @@ fn what_a_split_tunnel_does_not_cover_is_unreachable() {
     });
 }
 
-/// The program's own names file sends it to the provider's resolver, which is silent: nothing goes to the host's.
+/// The program's /etc/resolv.conf names the provider's resolver, which is silent here.
 #[test]
-fn names_are_looked_up_in_the_tunnel_or_not_at_all() {
+fn dns_goes_through_the_tunnel_or_fails() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = inside(lab, &lab.wg_quick_text(Reach::Ipv4), &["--wait", "30"])?;
         assert_eq!(agent.succeed("resolve web.example")?, format!("{} {}", WEB.ipv4, WEB.ipv6));

@@ -1,53 +1,52 @@
-//! A program that wants out: it has no capability, but asks for everything that one may ask for without. The host is set up as
-//! badly as hosts are, as a router that answers for others; and the provider is silent, so that whatever arrives anywhere has
-//! found another way.
+//! A hostile program without capabilities that tries to leave the tunnel by everything that needs none. The host is badly
+//! configured, as a router with proxy ARP. The provider is silent, so any packet that arrives has found another way.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lab::agent::{Agent, Echo, launcher};
-use lab::{HOST, HOST_ON_LAN, LAN, Lab, Peer, ROUTER, Reach, Skip, WEB};
+use lab::agent::{Agent, Echo};
+use lab::launcher::agent_binary;
+use lab::{HOST, HOST_ON_LAN, LAN, Lab, Launcher, Peer, ROUTER, Reach, WEB, variables};
 use vpn_exec::linux::{mounts, sysctl};
 
-use super::{VPN_EXEC, assert_no_leak, finish, outside};
+use super::{assert_no_leak, finish, outside};
 
-/// The port at which the host answers whoever reaches it.
+/// The UDP port on which the host answers.
 const ECHO: u16 = 7;
 
-/// How long something may take that works.
+/// The time in which an action succeeds that works at all.
 const WORKS: Duration = Duration::from_secs(10);
 
-/// How long a packet may take to the host's interfaces.
+/// The time that a packet may take to the host's interfaces.
 const SOON: Duration = Duration::from_millis(200);
 
-/// All that the program must not reach: the Internet, the neighbours, and the host by its other addresses.
+/// Returns addresses that the program must not reach: the Internet, neighbours, and the host's other addresses.
 fn out_of_bounds() -> Vec<SocketAddr> {
     let far = [WEB, ROUTER, LAN].into_iter().flat_map(lab::Addresses::both).map(|to| SocketAddr::new(to, 80));
     let host = [HOST, HOST_ON_LAN].into_iter().flat_map(lab::Addresses::both).map(|to| SocketAddr::new(to, ECHO));
     far.chain(host).collect()
 }
 
-/// Attempts to send past the tunnel, by `device`.
-fn escapes(device: &str) -> Vec<String> {
+/// Returns acts that send past the tunnel by an interface.
+fn escapes(interface: &str) -> Vec<String> {
     let mut acts = Vec::new();
     for to in out_of_bounds() {
-        acts.push(format!("bound-send {device} {to}"));
-        acts.push(format!("bound-connect {device} {to}"));
-        acts.push(format!("packetinfo-send {device} {to}"));
+        acts.push(format!("bound-send {interface} {to}"));
+        acts.push(format!("bound-connect {interface} {to}"));
+        acts.push(format!("packetinfo-send {interface} {to}"));
         acts.push(format!("unrouted-send {to}"));
         if to.is_ipv4() {
-            acts.push(format!("unicast-interface-send {device} {to}"));
+            acts.push(format!("unicast-interface-send {interface} {to}"));
         }
     }
     acts
 }
 
-/// What is sent to everybody on the link may reach the host, but nobody behind it.
-fn calls_to_all(device: &str) -> Vec<String> {
+/// Returns acts that send by multicast or broadcast, which may reach the host, but no neighbour.
+fn multicasts(interface: &str) -> Vec<String> {
     [
         "224.0.0.251:5353",
         "239.255.255.250:1900",
@@ -56,22 +55,22 @@ fn calls_to_all(device: &str) -> Vec<String> {
         "[ff05::c]:1900",
         "[ff0e::114]:7",
     ]
-    .map(|to| format!("bound-send {device} {to}"))
+    .map(|to| format!("bound-send {interface} {to}"))
     .into()
 }
 
-/// A host that forwards, answers for others, and takes the routes that senders wish for.
+/// Makes the host forward, answer by proxy ARP, and accept source routes.
 fn misconfigure_host() -> Result<()> {
     for parameter in ["ipv4/ip_forward", "ipv4/conf/all/proxy_arp", "ipv4/conf/all/accept_source_route"] {
         sysctl::set(&format!("net/{parameter}"), "1")?;
     }
     sysctl::set("net/ipv6/conf/all/forwarding", "1")?;
-    // As when the switch is thrown while the tunnel is up: it then is thrown on every interface.
+    // A change of the global switch, as while the tunnel is up, applies to every interface.
     sysctl::set("net/ipv4/ip_forward", "0")?;
     Ok(sysctl::set("net/ipv4/ip_forward", "1")?)
 }
 
-/// The host's own namespace under a name, as a careless administrator would have it.
+/// Names the host's network namespace, as a careless administrator might.
 fn name_hosts_namespace() -> Result<PathBuf> {
     let path = Path::new(lab::world::FILES).join("host");
     File::create(&path)?;
@@ -79,14 +78,14 @@ fn name_hosts_namespace() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn what_must_be_refused(host: &Path) -> Vec<String> {
+fn forbidden_acts(host: &Path) -> Vec<String> {
     let mut acts: Vec<String> =
         ["ipv4", "ipv6", "packet", "packets"].map(|family| format!("raw-socket {family}")).into();
-    for device in ["host0", "wg0", "lo"] {
-        acts.push(format!("add-route {device} 198.51.100.64/26"));
-        acts.push(format!("add-route {device} 2001:db8:9::/64"));
-        acts.push(format!("add-address {device} 192.0.2.40/32"));
-        acts.push(format!("set-mtu {device} 1300"));
+    for interface in ["host0", "wg0", "lo"] {
+        acts.push(format!("add-route {interface} 198.51.100.64/26"));
+        acts.push(format!("add-route {interface} 2001:db8:9::/64"));
+        acts.push(format!("add-address {interface} 192.0.2.40/32"));
+        acts.push(format!("set-mtu {interface} 1300"));
     }
     acts.push("new-network".into());
     acts.push(format!("join {}", host.display()));
@@ -95,12 +94,12 @@ fn what_must_be_refused(host: &Path) -> Vec<String> {
     acts
 }
 
-fn stays_inside(lab: &Lab, start: impl FnOnce(Command) -> Result<Agent>, options: &[&str]) -> Result<()> {
+fn stays_inside(lab: &Lab, start: impl FnOnce(Launcher) -> Result<Agent>, options: &[&str]) -> Result<()> {
     lab.provider.stop()?;
     let echo = Echo::start(&lab.host, ECHO)?;
     let host = name_hosts_namespace()?;
     misconfigure_host()?;
-    let launcher = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, options);
+    let launcher = Launcher::new(lab.wg_quick_file(Reach::Ipv4)?).options(options);
     let mut agent = start(launcher)?.begun()?;
 
     let hosts = agent.succeed("resolve host.internal")?;
@@ -112,21 +111,21 @@ fn stays_inside(lab: &Lab, start: impl FnOnce(Command) -> Result<Agent>, options
             agent.fail(&format!("source-routed-send {host} {}", SocketAddr::new(WEB.ipv4.into(), 80)))?;
             agent.fail(&format!("source-routed-send {host} {}", SocketAddr::new(HOST.ipv4.into(), ECHO)))?;
         }
-        for act in calls_to_all("host0") {
-            // Whether it is heard by the host is not the question here.
+        for act in multicasts("host0") {
+            // The host may receive it.
             let _ = agent.act(&act)?;
         }
-        // What waits for a neighbour's address may be sent a little later.
+        // A packet that waits for the address of a neighbour is sent a little later.
         std::thread::sleep(lab::patience(SOON));
         assert_no_leak(lab).map_err(|error| error.context(round))?;
         misconfigure_host()?;
     }
-    for act in what_must_be_refused(&host) {
+    for act in forbidden_acts(&host) {
         let error = agent.fail(&act)?;
         ensure!(["EPERM", "EACCES"].contains(&error.as_str()), "{act}: {error}");
     }
     for host in hosts.split(' ') {
-        // That the host is heard at all by this link, or silence would prove nothing.
+        // The link to the host works, or silence would prove nothing.
         let to = SocketAddr::new(host.parse()?, ECHO);
         agent.succeed_within(WORKS, &format!("bound-send host0 {to}"))?;
     }
@@ -136,58 +135,39 @@ fn stays_inside(lab: &Lab, start: impl FnOnce(Command) -> Result<Agent>, options
     let seen = echo.seen();
     assert!(seen.len() >= 2, "{seen:?}");
     assert_eq!(seen.iter().filter(|text| forbidden.contains(text)).collect::<Vec<_>>(), [""; 0]);
-    assert_eq!((lab.web.callers(), lab.lan_page.callers()), (vec![], vec![]));
+    assert_eq!((lab.web.clients(), lab.lan_page.clients()), (vec![], vec![]));
     assert_no_leak(lab)
 }
 
 #[test]
-fn root_without_capabilities() {
-    lab::test(Peer::Ours, |lab| stays_inside(lab, |launcher| Agent::start(Some(launcher)), &[]));
+fn root_without_capabilities_stays_inside() {
+    lab::test(Peer::Ours, |lab| stays_inside(lab, Launcher::start_agent, &[]));
 }
 
 #[test]
-fn another_user() {
+fn another_user_stays_inside() {
     lab::test(Peer::Ours, |lab| {
-        let users = fs::read_to_string("/proc/self/uid_map")?;
-        if !users.lines().any(|line| line.split_ascii_whitespace().nth(2).is_some_and(|count| count.len() > 4)) {
-            let reason = "an ordinary user's world has one user only".into();
-            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_ROOT" }.into());
-        }
-        // Where everybody can execute it, wherever the project was built.
+        lab::require_users()?;
+        // A copy that every user can execute, wherever the project was built.
         let executable = Path::new(lab::world::FILES).join("agent");
-        fs::copy(std::env::current_exe()?, &executable)?;
-        stays_inside(
-            lab,
-            |launcher| Agent::start_from(Some(launcher), &executable),
-            &["--user", "65534", "--group", "65534"],
-        )
+        fs::copy(agent_binary(), &executable)?;
+        stays_inside(lab, |launcher| launcher.start_agent_at(&executable), &["--user", "65534", "--group", "65534"])
     });
 }
 
-fn require_unshare() -> Result<()> {
-    match Command::new("unshare").arg("--version").output() {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let reason = format!("unshare (util-linux) cannot be run: {error}");
-            Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
-        }
-    }
-}
-
-/// Who makes a user namespace has all capabilities in it, and none over the network that it came with.
+/// A process that creates a user namespace has all capabilities in it, but none over the network namespace that it came from.
 #[test]
-fn root_of_a_user_namespace_of_its_own() {
+fn root_of_its_own_user_namespace_stays_inside() {
     lab::test(Peer::Ours, |lab| {
-        require_unshare()?;
+        lab::require_program("unshare", variables::REQUIRE_PEERS)?;
         lab.provider.stop()?;
         let echo = Echo::start(&lab.host, ECHO)?;
         let host = name_hosts_namespace()?;
         misconfigure_host()?;
-        let mut launcher = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &[]);
-        launcher.args(["unshare", "--user", "--keep-caps"]);
-        let mut agent = Agent::start(Some(launcher))?.begun()?;
-        assert_eq!(agent.succeed("new-network")?, "made", "it has capabilities in its own namespace");
-        for act in what_must_be_refused(&host).iter().filter(|act| *act != "new-network") {
+        let launcher = Launcher::new(lab.wg_quick_file(Reach::Ipv4)?).program(["unshare", "--user", "--keep-caps"]);
+        let mut agent = Agent::start(&mut launcher.command())?.begun()?;
+        assert_eq!(agent.succeed("new-network")?, "made", "it must have capabilities in its own namespace");
+        for act in forbidden_acts(&host).iter().filter(|act| *act != "new-network") {
             let error = agent.fail(act)?;
             ensure!(["EPERM", "EACCES"].contains(&error.as_str()), "{act}: {error}");
         }
@@ -202,8 +182,8 @@ fn root_of_a_user_namespace_of_its_own() {
     });
 }
 
-/// Has the agent try something that brings no answer until the capture sees it: the first packet waits for its neighbour to be found, and
-/// the agent has given it up by then.
+/// Repeats an act without an answer until the capture sees its packet. The first packet waits for the neighbour's address, which
+/// may take longer than the act.
 fn must_be_seen(lab: &Lab, agent: &mut Agent, act: &str) -> Result<()> {
     lab.capture.forget()?;
     let deadline = Instant::now() + lab::patience(WORKS);
@@ -216,7 +196,7 @@ fn must_be_seen(lab: &Lab, agent: &mut Agent, act: &str) -> Result<()> {
     }
 }
 
-/// The twin of all above: on the host, the same acts succeed, and are seen.
+/// The twin of the tests above.
 #[test]
 fn on_the_host_the_same_acts_succeed_and_are_seen() {
     lab::test(Peer::Ours, |lab| {
@@ -232,11 +212,11 @@ fn on_the_host_the_same_acts_succeed_and_are_seen() {
         let router = SocketAddr::new(ROUTER.ipv4.into(), 80);
         must_be_seen(lab, &mut agent, &format!("unicast-interface-send eth0 {router}"))?;
         must_be_seen(lab, &mut agent, &format!("unrouted-send {router}"))?;
-        for act in calls_to_all("lan0") {
+        for act in multicasts("lan0") {
             must_be_seen(lab, &mut agent, &act)?;
         }
-        for act in what_must_be_refused(&host).iter().filter(|act| !act.contains("host0") && !act.contains("wg0")) {
-            // Joined is only who leaves: this one is at home, which is no error.
+        for act in forbidden_acts(&host).iter().filter(|act| !act.contains("host0") && !act.contains("wg0")) {
+            // "join" succeeds: the agent is in that namespace already.
             agent.succeed(act)?;
         }
         finish(agent)

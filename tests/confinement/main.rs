@@ -1,45 +1,35 @@
-//! The first invariant, with real packets: a program in a tunnel has a way out by the tunnel, and never one by anything else.
-//! What the program says is evidence of what works. Of leaks only the capture at the host's interfaces is, and each test that
-//! finds none has a twin in which the same acts, done without vpn-exec, are seen there.
+//! The first invariant, with real packets: a program in a tunnel sends through the tunnel, and never by any other way. The
+//! program's answers prove what works. Leaks are judged by the capture on the host's interfaces, and each test without a leak
+//! has a twin in which the capture sees the same acts without vpn-exec.
 
 mod closed;
 mod hostile;
-mod instants;
+mod moments;
 mod neighbours;
-mod way_out;
+mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use lab::Lab;
-use lab::agent::{Agent, launcher};
+use lab::agent::Agent;
+use lab::{Lab, Launcher};
 
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
-
-#[test]
-#[ignore = "the program that the other tests run"]
-fn agent() {
-    lab::agent::serve();
-}
-
-/// Runs the agent in a tunnel, and waits for it to begin.
+/// Starts the agent in a tunnel, and waits until it runs.
 fn inside(lab: &Lab, wg_quick: &str, options: &[&str]) -> Result<Agent> {
-    Agent::start(Some(launcher(VPN_EXEC, &lab.file(wg_quick)?, options)))?.begun()
+    Launcher::new(lab.file(wg_quick)?).options(options).start_agent()?.begun()
 }
 
-/// Runs the agent on the host, without vpn-exec.
+/// Starts the agent on the host, without vpn-exec.
 fn outside() -> Result<Agent> {
-    Agent::start(None)?.begun()
+    Agent::on_host()?.begun()
 }
 
-/// Ends the agent; it, and vpn-exec, must end well.
+/// Ends the agent. It and vpn-exec must succeed.
 fn finish(agent: Agent) -> Result<()> {
-    let (status, complaints) = agent.finish()?;
-    ensure!(status.success(), "{status}: {complaints}");
-    Ok(())
+    agent.finish_well().map(drop)
 }
 
-/// Nothing but encrypted packets to the provider, and the neighbourhood's own traffic, went over the host's interfaces.
+/// Requires that the host's interfaces carried only encrypted packets to the provider, and neighbour discovery.
 fn assert_no_leak(lab: &Lab) -> Result<()> {
     let found = lab.capture.leaks()?;
     ensure!(found.is_empty(), "leaks on the uplink and the local network: {found:#?}");
@@ -50,7 +40,7 @@ fn url(address: impl Into<IpAddr>) -> String {
     format!("http://{}/", SocketAddr::new(address.into(), 80))
 }
 
-/// Replaces a line of a text, found by how it begins.
+/// Replaces the lines of a text that have a certain beginning.
 fn with_line(text: &str, begin: &str, line: &str) -> String {
     assert!(text.lines().any(|old| old.starts_with(begin)), "no line begins with {begin:?}");
     text.lines().map(|old| if old.starts_with(begin) { line } else { old }).map(|line| format!("{line}\n")).collect()

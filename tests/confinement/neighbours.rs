@@ -1,4 +1,4 @@
-//! The host is a neighbour of the program: they reach each other. Nobody else is, in this version.
+//! The host and the program reach each other. The program reaches no other neighbour of the host.
 
 use anyhow::{Context, Result};
 use lab::http::{self, Page, WebServer};
@@ -6,7 +6,7 @@ use lab::{LAN, PROVIDER, Peer, Reach, WEB};
 
 use super::{assert_no_leak, finish, inside, url};
 
-/// The addresses of an interface, without their prefix lengths.
+/// Returns the addresses of an interface, without their prefix lengths.
 fn addresses_of(agent: &mut lab::agent::Agent, interface: &str) -> Result<Vec<String>> {
     let all = agent.succeed("addresses")?;
     let of = all.split(", ").filter_map(|line| line.strip_prefix(interface)?.trim().split_once('/'));
@@ -20,8 +20,8 @@ fn page(address: &str, port: u16) -> String {
 #[test]
 fn host_and_program_reach_each_other() {
     lab::test(Peer::Ours, |lab| {
-        let server = WebServer::start(&lab.host, 8080, Page::CallersAddress)?;
-        // Even while the tunnel has no way out.
+        let server = WebServer::start(&lab.host, 8080, Page::ClientAddress)?;
+        // Also while the provider does not answer.
         lab.provider.stop()?;
         let mut agent = inside(lab, &lab.wg_quick_text(Reach::Ipv4), &[])?;
         let own = addresses_of(&mut agent, "host0")?;
@@ -34,7 +34,7 @@ fn host_and_program_reach_each_other() {
             let seen = agent.succeed(&format!("get {}", page(host, 8080)))?;
             assert!(own.contains(&seen), "the host sees {seen}, not one of {own:?}");
         }
-        assert_eq!(agent.succeed("get http://host.internal:8080/")?, server.callers()[2].to_string());
+        assert_eq!(agent.succeed("get http://host.internal:8080/")?, server.clients()[2].to_string());
 
         agent.succeed("serve 8081 inside")?;
         for address in &own {
@@ -47,7 +47,7 @@ fn host_and_program_reach_each_other() {
 }
 
 #[test]
-fn the_local_network_is_not_reached() {
+fn the_program_does_not_reach_the_local_network() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = inside(lab, &lab.wg_quick_text(Reach::Ipv4), &["--wait", "30"])?;
         assert_eq!(agent.succeed(&format!("get {}", url(WEB.ipv4)))?, PROVIDER.ipv4.to_string());
@@ -55,7 +55,7 @@ fn the_local_network_is_not_reached() {
             agent.fail(&format!("get {}", url(address)))?;
         }
         finish(agent)?;
-        assert_eq!(lab.lan_page.callers().len(), 0);
+        assert_eq!(lab.lan_page.clients().len(), 0);
         assert_no_leak(lab)?;
 
         let mut agent = super::outside()?;

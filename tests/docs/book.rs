@@ -67,11 +67,18 @@ fn paths_in_the_book_exist() {
 }
 
 #[test]
-fn a_decision_has_a_context_and_consequences() {
-    for record in book().into_iter().filter(|page| page.path.starts_with("docs/decisions/0")) {
+fn a_decision_has_a_number_a_context_and_consequences() {
+    let pages = book();
+    let records = pages.iter().filter_map(|page| Some((page, page.path.strip_prefix("docs/decisions/")?)));
+    let records = records.filter(|(_, name)| *name != "README.md");
+    for (index, (record, name)) in records.enumerate() {
+        assert!(
+            name.starts_with(&format!("{:04}-", index + 1)),
+            "{name}: the numbers have a gap, or one is used twice"
+        );
         let headings: Vec<&str> =
             record.prose().into_iter().filter_map(|line| line.strip_prefix("## ")).take(3).collect();
-        assert_eq!(headings, ["Context", "Decision", "Consequences"], "{}", record.path);
+        assert_eq!(headings, ["Context", "Decision", "Consequences"], "{name}");
     }
 }
 

@@ -118,6 +118,29 @@ fn published_commands_and_units_have_valid_command_lines() {
 }
 
 #[test]
+fn published_profiles_are_valid() {
+    let pages = published();
+    let profiles: Vec<_> =
+        pages.iter().flat_map(|page| page.blocks("toml").into_iter().map(move |text| (page, text))).collect();
+    assert!(profiles.len() >= 4, "the documents have only {} profiles", profiles.len());
+    for (page, profile) in profiles {
+        let parsed = vpn_exec::config::profile::parse("profile.toml", profile.as_bytes());
+        assert!(parsed.is_ok(), "{}: {profile}", page.path);
+    }
+}
+
+/// `nix/tests/` evaluates the guide's.
+#[test]
+fn the_readme_configures_nixos_as_the_guide_does() {
+    let (readme, guide) = (page("README.md"), page("docs/how-to/nixos.md"));
+    let lines: Vec<&str> = readme.blocks("nix").into_iter().flat_map(str::lines).collect();
+    assert!(!lines.is_empty(), "the README has no example for NixOS");
+    for line in lines {
+        assert!(guide.blocks("nix")[0].lines().any(|other| other == line), "{line}");
+    }
+}
+
+#[test]
 fn the_readme_begins_with_the_demonstration_and_the_tests() {
     let readme = page("README.md");
     let commands = readme.commands();

@@ -118,7 +118,7 @@ impl Place {
         let sudo = "#!/bin/sh\ncase $1 in --*) shift ;; esac\nexec \"$@\"\n";
         place.write("bin/sudo", sudo, 0o755)?;
         symlink("/usr/bin/python3", place.path("bin/python3"))?;
-        symlink(lab::program!(), place.path("bin/vpn-exec"))?;
+        symlink(lab::launcher::binary(), place.path("bin/vpn-exec"))?;
         Ok(place)
     }
 

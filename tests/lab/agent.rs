@@ -1,206 +1,67 @@
-//! The lab's man inside: a program that does what a test tells it, line by line, and says what came of it. What it says is
-//! evidence of what works; of leaks, only the [`Capture`](crate::Capture) is.
+//! The lab's program inside a tunnel, `lab-agent`: it performs the acts that a test sends line by line, and answers with
+//! the results. Its answers prove what works; only the [`Capture`](crate::Capture) proves that nothing leaks.
 //!
-//! It is the test's own executable, run again, so nothing has to be installed for it. A test file that uses it has
-//!
-//! ```no_run
-//! #[test]
-//! #[ignore = "the program that other tests run"]
-//! fn agent() {
-//!     lab::agent::serve();
-//! }
-//! ```
-//!
-//! The acts that are nobody's ordinary business are in `trespass`.
+//! Its source is in `tests/agent`. [`Agent`] is the test's end of the conversation. A task, in contrast, is given to the
+//! agent as arguments (see [`task`]), and its result is a line on standard output.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::net::{Ipv6Addr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use vpn_exec::linux::namespace::NetworkNamespace;
-use vpn_exec::linux::netlink::Netlink;
 
-use crate::{dns, http, patience, trespass};
+use crate::launcher::agent_binary;
+use crate::patience;
+use crate::shared::protocol::{ANSWER, BEGUN, PATIENTLY, REPORT};
 
-/// What begins the agent's answers, to tell them from what the test harness prints.
-const ANSWER: &str = "agent: ";
-
-/// The first answer, which nobody has asked for.
-const BEGUN: &str = "begun";
-
-/// What a test puts before an act that must succeed.
-const PATIENTLY: &str = "patiently";
-
-/// Whether the act that is performed must succeed.
-static IS_PATIENT: AtomicBool = AtomicBool::new(false);
-
-/// How long an act waits for a packet. What may never come is waited for as long as usual; what must come as long as a machine may take
-/// that does other things meanwhile.
-pub(crate) fn reply_time(usual: Duration) -> Duration {
-    patience(if IS_PATIENT.load(Ordering::Relaxed) { MUST_COME.max(usual) } else { usual })
-}
-
-/// How long a packet is waited for that must come.
-const MUST_COME: Duration = Duration::from_secs(20);
-
-/// How long one is waited for that may never come.
-const MAY_COME: Duration = Duration::from_millis(700);
-
-/// How long a test waits for an answer of the agent: so long that only one that hangs is given up.
+/// The time in which the agent answers unless it hangs.
 const ANSWERED: Duration = Duration::from_secs(60);
 
-/// The arguments that make an executable with tests run its agent.
-pub const ARGUMENTS: [&str; 5] = ["agent", "--exact", "--ignored", "--nocapture", "--test-threads=1"];
-
-/// The agent's life: reads acts from standard input until that ends.
-pub fn serve() {
-    serve_with(perform);
+/// Returns the command line by which the agent performs a task, such as `exit 3`.
+pub fn task(words: &str) -> Vec<OsString> {
+    let mut line = vec![agent_binary().into(), "task".into()];
+    line.extend(words.split(' ').map(OsString::from));
+    line
 }
 
-/// [`serve`] for a test with acts of its own, of which each is given as its words.
-pub fn serve_with(mut perform: impl FnMut(&[&str]) -> io::Result<String>) {
-    // Not by `println`, which the test harness may keep to itself.
-    let mut out = io::stdout();
-    let mut say = |text: &str| writeln!(out, "\n{ANSWER}{text}").and_then(|()| out.flush());
-    if say(BEGUN).is_err() {
-        return;
-    }
-    for line in io::stdin().lines() {
-        let Ok(line) = line else { return };
-        let mut words: Vec<&str> = line.split(' ').collect();
-        let is_patient = words.first() == Some(&PATIENTLY);
-        IS_PATIENT.store(is_patient, Ordering::Relaxed);
-        words.drain(..usize::from(is_patient));
-        let answer = match perform(&words) {
-            Ok(text) => format!("ok {}", text.escape_default()),
-            Err(error) => format!("error {}", name_of(&error)),
-        };
-        if say(&answer).is_err() {
-            return;
+/// Returns a command that performs a task on the host, without any input or output.
+pub fn task_on_host(words: &str) -> Command {
+    let line = task(words);
+    let mut command = Command::new(&line[0]);
+    command.args(&line[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Reads a task's report from the standard output of a process. Returns `None` if the process ends without one.
+///
+/// # Errors
+/// If the report is not of that type.
+pub fn report_of<T: serde::de::DeserializeOwned>(child: &mut Child) -> Result<Option<T>> {
+    let stdout = child.stdout.take().context("standard output is a pipe")?;
+    for line in BufReader::new(stdout).lines() {
+        if let Some(report) = line?.strip_prefix(REPORT) {
+            return Ok(Some(serde_json::from_str(report)?));
         }
     }
+    Ok(None)
 }
 
-/// An error by the kernel's name where it has one.
-fn name_of(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(number) => format!("{:?}", nix::Error::from_raw(number)),
-        None => format!("{:?}: {error}", error.kind()),
-    }
-}
-
-/// Does what every agent can.
-pub fn perform(words: &[&str]) -> io::Result<String> {
-    match words {
-        ["get", url] => Ok(http::get(url, reply_time(MAY_COME))?.trim_end().to_owned()),
-        ["digest", url] => Ok(digest(&http::get(url, reply_time(10 * MAY_COME))?)),
-        ["lookup", server, name] => {
-            Ok(format!("{:?}", dns::lookup(parsed(server)?, name, dns::A, reply_time(MAY_COME))?))
-        }
-        ["resolve", name] => resolve(name),
-        ["echo", to, size] => echo(parsed(to)?, parsed(size)?),
-        ["links"] => links(),
-        ["addresses"] => addresses(),
-        ["routes"] => routes(),
-        ["serve", port, text] => serve_page(parsed(port)?, text),
-        _ => trespass::perform(words),
-    }
-}
-
-/// A word of an act, read.
-pub(crate) fn parsed<T: std::str::FromStr>(word: &str) -> io::Result<T> {
-    word.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{word:?} cannot be read")))
-}
-
-/// The length and a checksum (FNV-1a, 64 bits) of a text.
-pub fn digest(text: &str) -> String {
-    let sum = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    format!("{} bytes, {sum:016x}", text.len())
-}
-
-/// Looks a name up as every program does it.
-fn resolve(name: &str) -> io::Result<String> {
-    let mut found: Vec<IpAddr> = (name, 0).to_socket_addrs()?.map(|address| address.ip()).collect();
-    found.sort_unstable();
-    found.dedup();
-    Ok(found.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" "))
-}
-
-/// Sends a datagram with so many bytes of payload, which nobody may cut, and waits for it to come back.
-fn echo(to: SocketAddr, size: usize) -> io::Result<String> {
-    use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
-
-    let socket = UdpSocket::bind((unspecified(to), 0))?;
-    match to {
-        SocketAddr::V4(_) => sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?,
-        SocketAddr::V6(_) => sockopt::set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?,
-    }
-    socket.set_read_timeout(Some(reply_time(MAY_COME)))?;
-    socket.connect(to)?;
-    let sent: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-    socket.send(&sent)?;
-    let mut buffer = [0; 65536];
-    let length = socket.recv(&mut buffer)?;
-    Ok(if buffer[..length] == sent { "the same".into() } else { format!("{length} other bytes") })
-}
-
-/// The address that stands for any of the same family.
-pub(crate) fn unspecified(like: SocketAddr) -> IpAddr {
-    if like.is_ipv4() { [0, 0, 0, 0].into() } else { Ipv6Addr::UNSPECIFIED.into() }
-}
-
-fn links() -> io::Result<String> {
-    let links = Netlink::open()?.links()?;
-    Ok(links.iter().map(|link| format!("{} {}", link.name, link.mtu)).collect::<Vec<_>>().join(", "))
-}
-
-fn addresses() -> io::Result<String> {
-    let mut netlink = Netlink::open()?;
-    let links = netlink.links()?;
-    let name = |index| links.iter().find(|link| link.index == index).map_or("?", |link| &link.name);
-    let addresses = netlink.addresses()?;
-    Ok(addresses.iter().map(|(index, net)| format!("{} {net}", name(*index))).collect::<Vec<_>>().join(", "))
-}
-
-/// The routes of the main table: where to, and by which interface.
-fn routes() -> io::Result<String> {
-    let mut netlink = Netlink::open()?;
-    let links = netlink.links()?;
-    let name = |index| links.iter().find(|link| Some(link.index) == index).map_or("?", |link| &link.name);
-    let routes = netlink.routes()?.into_iter().filter(|route| route.table == u32::from(libc::RT_TABLE_MAIN));
-    Ok(routes.map(|route| format!("{} {}", name(route.interface), route.destination)).collect::<Vec<_>>().join(", "))
-}
-
-/// Serves a page at a port of all addresses, on a thread.
-fn serve_page(port: u16, text: &str) -> io::Result<String> {
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
-    let text = text.to_owned();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let mut lines = BufReader::new(&stream).lines();
-            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
-        }
-    });
-    Ok("serving".into())
-}
-
-/// Answers datagrams by sending them back, on a thread, and keeps a record of them.
+/// Sends datagrams back to their senders, on a thread, and keeps a record of them.
 #[derive(Debug)]
 pub struct Echo {
     seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl Echo {
-    /// Listens at a port of all addresses that a namespace has.
+    /// Starts on a port of all addresses of a namespace.
+    ///
+    /// # Errors
+    /// If the port is taken.
     pub fn start(site: &NetworkNamespace, port: u16) -> Result<Self> {
         let socket = site.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)))?;
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -217,38 +78,44 @@ impl Echo {
         Ok(Self { seen })
     }
 
-    /// How the datagrams that came so far begin, in order.
+    /// Returns the first 64 bytes of each datagram so far, in order.
     pub fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A running agent, or what runs it: vpn-exec. Killed when it is dropped.
+/// A running agent, or the vpn-exec that runs it. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
     input: Option<ChildStdin>,
     answers: mpsc::Receiver<String>,
-    complaints: Option<std::thread::JoinHandle<String>>,
+    errors: Option<std::thread::JoinHandle<String>>,
 }
 
 impl Agent {
-    /// Runs the agent of the calling executable with `launcher`, which gets its command line as its last arguments; without
-    /// a launcher (`None`) it runs where the test does.
-    pub fn start(launcher: Option<Command>) -> Result<Self> {
-        Self::start_from(launcher, &std::env::current_exe()?)
+    /// Starts the agent on the host.
+    ///
+    /// # Errors
+    /// If it cannot be executed.
+    pub fn on_host() -> Result<Self> {
+        Self::start(&mut Command::new("env"))
     }
 
-    /// [`Self::start`] with another copy of the executable.
-    pub fn start_from(launcher: Option<Command>, executable: &Path) -> Result<Self> {
-        let mut command = match launcher {
-            Some(mut launcher) => {
-                launcher.arg(executable);
-                launcher
-            }
-            None => Command::new(executable),
-        };
-        command.args(ARGUMENTS).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    /// Starts a command that executes its last arguments, to which the agent's command line is appended.
+    ///
+    /// # Errors
+    /// If it cannot be executed.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        Self::start_at(command, agent_binary())
+    }
+
+    /// [`Self::start`] with a copy of the agent.
+    ///
+    /// # Errors
+    /// If it cannot be executed.
+    pub fn start_at(command: &mut Command, agent: &Path) -> Result<Self> {
+        command.arg(agent).arg("act").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         let (sender, answers) = mpsc::channel();
         let output = child.stdout.take().context("standard output is a pipe")?;
@@ -262,55 +129,70 @@ impl Agent {
             }
         });
         let errors = child.stderr.take().context("standard error is a pipe")?;
-        let complaints = std::thread::spawn(move || io::read_to_string(errors).unwrap_or_default());
-        Ok(Self { input: child.stdin.take(), child, answers, complaints: Some(complaints) })
+        let errors = std::thread::spawn(move || io::read_to_string(errors).unwrap_or_default());
+        Ok(Self { input: child.stdin.take(), child, answers, errors: Some(errors) })
     }
 
-    /// The number of the process that was started.
+    /// Returns the ID of the process that was started: the launcher's, or the agent's own on the host.
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
-    /// Whether the program has begun by now, or begins within `patience`. Asked once.
+    /// Waits for the agent to begin, and returns whether it has. To be called once.
     pub fn begins_within(&self, patience: Duration) -> bool {
         self.answers.recv_timeout(patience).is_ok_and(|answer| answer == BEGUN)
     }
 
-    /// Waits for the program to begin.
+    /// Waits for the agent to begin.
+    ///
+    /// # Errors
+    /// If it does not.
     pub fn begun(self) -> Result<Self> {
         if self.begins_within(patience(ANSWERED)) {
             return Ok(self);
         }
-        bail!("the program did not begin: {:?}", self.finish()?)
+        bail!("the agent did not begin: {:?}", self.finish()?)
     }
 
-    /// Has the agent do something: what came of it, or the name of the error.
+    /// Performs an act, and returns its result or the name of its error.
+    ///
+    /// # Errors
+    /// If the agent does not answer.
     pub fn act(&mut self, act: &str) -> Result<Result<String, String>> {
-        writeln!(self.input.as_mut().context("the agent was told to end")?, "{act}")?;
+        writeln!(self.input.as_mut().context("the agent has been told to end")?, "{act}")?;
         let answer =
             self.answers.recv_timeout(patience(ANSWERED)).map_err(|error| anyhow!("no answer to {act:?}: {error}"))?;
         Ok(match answer.split_once(' ') {
             Some(("ok", text)) => Ok(text.to_owned()),
             Some((_, error)) => Err(error.to_owned()),
             None if answer == "ok" => Ok(String::new()),
-            None => bail!("the agent says {answer:?}"),
+            None => bail!("invalid answer of the agent: {answer:?}"),
         })
     }
 
-    /// [`Self::act`] of something that must succeed, and may take its time.
+    /// Performs an act that must succeed, however long it takes.
+    ///
+    /// # Errors
+    /// If it fails.
     pub fn succeed(&mut self, act: &str) -> Result<String> {
         self.act(&format!("{PATIENTLY} {act}"))?.map_err(|error| anyhow!("{act:?} fails: {error}"))
     }
 
-    /// [`Self::act`] of something that must fail: the name of the error.
+    /// Performs an act that must fail, and returns the name of its error.
+    ///
+    /// # Errors
+    /// If it succeeds.
     pub fn fail(&mut self, act: &str) -> Result<String> {
         match self.act(act)? {
             Err(error) => Ok(error),
-            Ok(text) => bail!("{act:?} must fail, and brought {text:?}"),
+            Ok(text) => bail!("{act:?} must fail, but succeeds: {text:?}"),
         }
     }
 
-    /// Has the agent try something until it succeeds, for so long on an ordinary machine.
+    /// Repeats an act until it succeeds.
+    ///
+    /// # Errors
+    /// If it does not succeed within `usual`, on an ordinary machine.
     pub fn succeed_within(&mut self, usual: Duration, act: &str) -> Result<String> {
         let deadline = Instant::now() + patience(usual);
         loop {
@@ -322,7 +204,10 @@ impl Agent {
         }
     }
 
-    /// Waits for the end without asking for it.
+    /// Waits for the end of the process, and returns its exit status and its standard error.
+    ///
+    /// # Errors
+    /// If it hangs.
     pub fn end(mut self) -> Result<(ExitStatus, String)> {
         let deadline = Instant::now() + patience(ANSWERED);
         let status = loop {
@@ -332,28 +217,36 @@ impl Agent {
                 None => std::thread::sleep(Duration::from_millis(2)),
             }
         };
-        let complaints = self.complaints.take().map(std::thread::JoinHandle::join);
-        Ok((status, complaints.and_then(std::result::Result::ok).unwrap_or_default()))
+        let errors = self.errors.take().map(std::thread::JoinHandle::join);
+        Ok((status, errors.and_then(std::result::Result::ok).unwrap_or_default()))
     }
 
-    /// Lets the agent end, and waits for that: the exit status, and what was written to standard error.
+    /// Tells the agent to end, and waits for it as [`Self::end`] does.
+    ///
+    /// # Errors
+    /// If it hangs.
     pub fn finish(mut self) -> Result<(ExitStatus, String)> {
         drop(self.input.take());
         self.end()
+    }
+
+    /// Tells the agent to end. It, and vpn-exec, must succeed; returns what they wrote to standard error.
+    ///
+    /// # Errors
+    /// If one of them fails or hangs.
+    pub fn finish_well(self) -> Result<String> {
+        let (status, errors) = self.finish()?;
+        if !status.success() {
+            bail!("the agent or its launcher failed, {status}: {errors}");
+        }
+        Ok(errors)
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It has ended already where the test went well.
+        // Where the test went well, the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A command line of vpn-exec that runs what is appended to it.
-pub fn launcher(vpn_exec: &str, config: &Path, options: &[&str]) -> Command {
-    let mut command = Command::new(vpn_exec);
-    command.arg("--config").arg(config).args(["--backend", crate::backend()]).args(options).arg(OsString::from("--"));
-    command
 }

@@ -1,4 +1,4 @@
-//! What goes over the host's interfaces, from the first packet on: the judge of leaks.
+//! The capture of all packets on the host's interfaces, by which leaks are judged.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,17 +18,17 @@ use crate::internet::packets_of;
 use crate::packet::{Flow, KEPT, Packet};
 use crate::patience;
 
-/// How long the capture may lag behind the interfaces' own counters.
+/// The time by which the capture may lag behind the counters of the interfaces.
 const LAG: Duration = Duration::from_secs(20);
 
-/// What is asked for as the socket's buffer, in bytes; the kernel may give less, and then says so by its counters.
+/// The socket's buffer size to request, in bytes. The kernel may grant less, and counts the packets that do not fit.
 const BUFFER: usize = 16 << 20;
 
-/// `sll_pkttype` of what the host itself sent (packet(7)).
+/// The `sll_pkttype` of packets that the host sent (packet(7)).
 const PACKET_OUTGOING: u8 = libc::PACKET_OUTGOING;
 
-/// A capture (packet(7)) of everything that the host sends and receives on any interface, which goes on until its world
-/// ends. It knows when it missed something, and then says so instead of judging.
+/// A capture (packet(7)) of all packets that the host sends and receives on any interface until its world ends. It detects
+/// missed packets, and returns an error then.
 #[derive(Debug)]
 pub struct Capture {
     host: NetworkNamespace,
@@ -41,11 +41,11 @@ pub struct Capture {
 #[derive(Debug, Default)]
 struct Seen {
     packets: Vec<Packet>,
-    /// How many packets at the beginning were there before the last [`Capture::forget`].
+    /// The number of packets before the last [`Capture::forget`].
     forgotten: usize,
-    /// How many there are of each interface: whoever waits asks often, and is not to hold up the one who collects.
+    /// The number of packets of each interface, so that a thread that waits need not count them under the lock.
     counts: BTreeMap<u32, u64>,
-    /// The number of the last mark.
+    /// The number of the last marker.
     mark: u32,
 }
 
@@ -57,13 +57,13 @@ impl Seen {
     }
 }
 
-/// The number of the mark that a packet is, if it is one.
+/// Returns the number of a marker, if the packet is one.
 fn mark_in(packet: &Packet) -> Option<u32> {
-    let payload = packet.flow.as_ref()?.payload.strip_prefix(MARK.as_bytes())?;
+    let payload = packet.flow.as_ref()?.payload.strip_prefix(MARKER.as_bytes())?;
     std::str::from_utf8(payload).ok()?.parse().ok()
 }
 
-/// Where a packet was captured.
+/// The place of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// `eth0`.
@@ -72,11 +72,11 @@ pub enum Side {
     Lan,
     /// The host's own `lo`.
     Loopback,
-    /// Any other of the host's interfaces: the host's end of a tunnel's veth.
+    /// Another interface of the host: the host's end of a tunnel's veth.
     Tunnel,
 }
 
-/// How many packets a socket has dropped since it was asked last (packet(7)).
+/// The number of packets that a socket has dropped since the last query (packet(7)).
 #[derive(Clone, Copy, Debug)]
 struct Statistics;
 nix::getsockopt_impl!(
@@ -87,13 +87,13 @@ nix::getsockopt_impl!(
     nix::sys::socket::sockopt::GetStruct<libc::tpacket_stats>
 );
 
-/// How a packet begins that is sent to see whether the capture is up to date.
-const MARK: &str = "the capture is here: ";
+/// The beginning of a marker's payload. A marker that was captured proves that the packets before it were, too.
+const MARKER: &str = "marker of the capture: ";
 
 impl Capture {
-    /// Starts in the calling thread's namespace; the two interfaces have not been up before.
+    /// Starts in the calling thread's network namespace, before the two interfaces come up.
     pub(crate) fn start(uplink: u32, lan: u32) -> Result<Self> {
-        // Without link-layer headers, and not bound to an interface: so it sees all of them, and those to come.
+        // Without link-layer headers, and not bound to an interface, so that it sees future interfaces, too.
         let socket = socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
         setsockopt(&socket, sockopt::RcvBuf, &BUFFER)?;
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -103,11 +103,11 @@ impl Capture {
         Ok(Self { host: NetworkNamespace::current()?, uplink, lan, socket, seen })
     }
 
-    /// What went over the uplink, `eth0`, or the local network's interface, `lan0`, and should not have if all that was done was to
-    /// run programs in the tunnel: see [`Packet::is_expected_on_uplink`].
+    /// Returns the packets on `eth0` and `lan0` that a host must not send or receive whose programs are all in the tunnel: see
+    /// [`Packet::is_expected_on_uplink`].
     ///
     /// # Errors
-    /// If an interface counted more packets than were captured: then nothing can be said.
+    /// If an interface counted more packets than were captured.
     pub fn leaks(&self) -> Result<Vec<Packet>> {
         let mut packets = self.uplink()?;
         packets.append(&mut self.lan()?);
@@ -115,38 +115,47 @@ impl Capture {
         Ok(packets)
     }
 
-    /// All that went over the uplink, `eth0`.
+    /// Returns the packets on the uplink, `eth0`.
+    ///
+    /// # Errors
+    /// As [`Self::leaks`].
     pub fn uplink(&self) -> Result<Vec<Packet>> {
         self.on(self.uplink)
     }
 
-    /// All that went over the interface of the local network, `lan0`.
+    /// Returns the packets on the interface of the local network, `lan0`.
+    ///
+    /// # Errors
+    /// As [`Self::leaks`].
     pub fn lan(&self) -> Result<Vec<Packet>> {
         self.on(self.lan)
     }
 
-    /// All that went over an interface since the last [`Self::forget`].
+    /// Returns the packets on an interface since the last [`Self::forget`].
+    ///
+    /// # Errors
+    /// As [`Self::leaks`].
     pub fn on(&self, interface: u32) -> Result<Vec<Packet>> {
         self.catch_up(interface)?;
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(seen.packets[seen.forgotten..].iter().filter(|packet| packet.interface == interface).cloned().collect())
     }
 
-    /// All that went over any interface of the host, also over one that is gone by now, since the last [`Self::forget`].
+    /// Returns the packets on all interfaces of the host since the last [`Self::forget`], including removed interfaces.
     ///
     /// # Errors
-    /// If a packet was missed: then nothing can be said.
+    /// If a packet was missed.
     pub fn everything(&self) -> Result<Vec<Packet>> {
         self.catch_up(self.uplink)?;
         self.catch_up(self.lan)?;
-        self.mark_and_meet()?;
+        self.wait_for_marker()?;
         let dropped = getsockopt(&self.socket, Statistics)?.tp_drops;
-        ensure!(dropped == 0, "the capture has missed {dropped} packets, so it cannot tell what leaked");
+        ensure!(dropped == 0, "the capture missed {dropped} packets and cannot judge leaks");
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(seen.packets[seen.forgotten..].iter().filter(|packet| mark_in(packet).is_none()).cloned().collect())
     }
 
-    /// Where a packet was captured.
+    /// Returns the place of a packet.
     pub fn side(&self, packet: &Packet) -> Side {
         match packet.interface {
             interface if interface == self.uplink => Side::Uplink,
@@ -157,24 +166,27 @@ impl Capture {
         }
     }
 
-    /// Sends a packet over `lo`, and waits until it is captured: what came before is captured then, too.
-    fn mark_and_meet(&self) -> Result<()> {
+    /// Sends a marker over `lo`, and waits until it is captured.
+    fn wait_for_marker(&self) -> Result<()> {
         static COUNT: AtomicU32 = AtomicU32::new(1);
         let mark = COUNT.fetch_add(1, Ordering::Relaxed);
         let socket = self.host.run(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))?;
-        // To itself, so that nobody is disturbed.
-        socket.send_to(format!("{MARK}{mark}").as_bytes(), socket.local_addr()?)?;
+        // To itself, so that no other socket receives it.
+        socket.send_to(format!("{MARKER}{mark}").as_bytes(), socket.local_addr()?)?;
         let deadline = Instant::now() + patience(LAG);
         loop {
             if self.seen.lock().unwrap_or_else(PoisonError::into_inner).mark >= mark {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "the capture lags behind, so it cannot tell what leaked");
+            ensure!(Instant::now() < deadline, "the capture lags behind and cannot judge leaks");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Lets the judgement begin anew: what came until now counts no longer.
+    /// Excludes the packets so far from later results.
+    ///
+    /// # Errors
+    /// As [`Self::leaks`].
     pub fn forget(&self) -> Result<()> {
         self.catch_up(self.uplink)?;
         self.catch_up(self.lan)?;
@@ -183,7 +195,7 @@ impl Capture {
         Ok(())
     }
 
-    /// Waits until as many packets are captured as the interface has counted by now.
+    /// Waits until the capture has as many packets as the interface has counted by now.
     fn catch_up(&self, interface: u32) -> Result<()> {
         let counted = self.host.run(|| packets_of(interface).map_err(io::Error::other))?;
         let deadline = Instant::now() + patience(LAG);
@@ -196,7 +208,7 @@ impl Capture {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("the capture has {captured} of {counted} packets, so it cannot tell what leaked");
+                bail!("the capture has {captured} of {counted} packets and cannot judge leaks");
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -206,13 +218,13 @@ impl Capture {
 fn collect(socket: &OwnedFd, seen: &Mutex<Seen>) {
     let mut buffer = [0; KEPT];
     loop {
-        // What does not fit into the buffer is cut off, as it should.
+        // The buffer truncates packets on purpose.
         let (length, from) = match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
             Ok((length, Some(from))) => (length, from),
-            // The interface went down; the capture goes on.
+            // An interface went down.
             Ok((_, None)) | Err(nix::Error::ENETDOWN | nix::Error::EINTR | nix::Error::ENOBUFS) => continue,
             Err(error) => {
-                // Whoever asks next finds packets missing.
+                // The next query finds packets missing.
                 eprintln!("the capture ended: {error}");
                 return;
             }

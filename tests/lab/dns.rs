@@ -1,46 +1,40 @@
-//! A name server that logs every question, and a client: as much of RFC 1035 and RFC 3596 as `A` and `AAAA` need, over UDP
-//! and TCP.
+//! A name server that logs every question, and a client, over UDP and TCP (RFC 1035, RFC 3596). The messages are
+//! hickory-proto's, so that the lab does not depend on vpn-exec's idea of them.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hickory_proto::op::{Header, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use vpn_exec::linux::namespace::NetworkNamespace;
 
-use crate::internet::Addresses;
+pub use hickory_proto::rr::RecordType;
 
-/// The type of a record with an IPv4 address.
-pub const A: u16 = 1;
-/// The type of a record with an IPv6 address.
-pub const AAAA: u16 = 28;
+use crate::shared::addresses::Addresses;
 
-const CLASS_INTERNET: u16 = 1;
-const HEADER: usize = 12;
-/// In the flags of an answer: it is one, with authority, and recursion was wanted and is available.
-const ANSWER: u16 = 0x8580;
-const NO_SUCH_NAME: u16 = 3;
-/// A pointer to the name of the question, right behind the header (RFC 1035 section 4.1.4).
-const NAME_OF_QUESTION: u16 = 0xc000 | HEADER as u16;
-/// How long an answer may be kept: not at all, so that a test which changes it is not misled.
+/// The time for which a resolver may cache an answer, in seconds: none, so that a test can change the answer.
 const LIFETIME: u32 = 0;
-/// How long somebody who has come may take to ask.
+
+/// The time that a TCP client may take for its next question.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What somebody asked a server.
+/// A question that a server received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Who asked.
+    /// The address of the client.
     pub from: IpAddr,
-    /// For which name, in lower case.
+    /// The host name in lower case.
     pub name: String,
-    /// For which type of record: [`A`], [`AAAA`] or another.
-    pub kind: u16,
+    /// The type of record.
+    pub kind: RecordType,
 }
 
-/// A name server on threads, until its world ends. It answers "no such name" for what it was not told.
+/// A name server on threads, which runs until its world ends. It answers "no such name" to questions for unknown names.
 #[derive(Debug)]
 pub struct DnsServer {
     state: Arc<Mutex<State>>,
@@ -53,12 +47,18 @@ struct State {
 }
 
 impl DnsServer {
-    /// Answers at port 53 of both addresses, which the namespace has.
+    /// Serves port 53 of two addresses of a namespace.
+    ///
+    /// # Errors
+    /// If the port is taken.
     pub fn start(site: &NetworkNamespace, at: Addresses) -> Result<Self> {
         Self::start_at(site, &at.both(), &[53])
     }
 
-    /// Answers at every address that the namespace has or will have, at these ports.
+    /// Serves ports of all present and future addresses of a namespace.
+    ///
+    /// # Errors
+    /// If a port is taken.
     pub fn start_everywhere(site: &NetworkNamespace, ports: &[u16]) -> Result<Self> {
         Self::start_at(site, &[Ipv6Addr::UNSPECIFIED.into()], ports)
     }
@@ -68,7 +68,7 @@ impl DnsServer {
         for address in addresses.iter().flat_map(|address| ports.iter().map(|port| SocketAddr::new(*address, *port))) {
             let (socket, listener) = site
                 .run(|| Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)))
-                .with_context(|| format!("cannot answer for names at {address}"))?;
+                .with_context(|| format!("cannot serve names at {address}"))?;
             let named = || std::thread::Builder::new().name("name server".into());
             let by_udp = Arc::clone(&state);
             named().spawn(move || serve(&socket, &by_udp))?;
@@ -76,7 +76,7 @@ impl DnsServer {
             named().spawn(move || {
                 for stream in listener.incoming().flatten() {
                     let state = Arc::clone(&by_tcp);
-                    // Whoever says nothing keeps nobody else waiting.
+                    // On a thread, so that a silent client does not delay the others.
                     std::thread::spawn(move || serve_stream(stream, &state));
                 }
             })?;
@@ -84,22 +84,22 @@ impl DnsServer {
         Ok(Self { state })
     }
 
-    /// From now on, a name has these addresses, given in this order; with none, the name exists and has no address.
+    /// Sets the addresses of a name, which are served in this order. Without any, the name exists but has no address.
     pub fn set(&self, name: &str, addresses: &[IpAddr]) {
         self.lock().names.insert(name.to_owned(), addresses.to_vec());
     }
 
-    /// From now on, there is no such name.
+    /// Removes a name.
     pub fn forget(&self, name: &str) {
         self.lock().names.remove(name);
     }
 
-    /// What was asked so far, in order.
+    /// Returns the questions so far, in order.
     pub fn questions(&self) -> Vec<Question> {
         self.lock().questions.clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -108,13 +108,13 @@ fn serve(socket: &UdpSocket, state: &Mutex<State>) {
     let mut buffer = [0; 1500];
     loop {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-        let Some(answer) = hear(&buffer[..length], from, state) else { continue };
-        // Whoever asked may be gone by now.
+        let Some(answer) = answer(&buffer[..length], from, state) else { continue };
+        // The client may be gone by now.
         let _ = socket.send_to(&answer, from);
     }
 }
 
-/// Over TCP, each message has its length before it (RFC 1035 section 4.2.2).
+/// Serves a TCP connection, on which the length precedes each message (RFC 1035 section 4.2.2).
 fn serve_stream(mut stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
     stream.set_read_timeout(Some(crate::patience(PATIENCE)))?;
     let from = stream.peer_addr()?;
@@ -123,117 +123,77 @@ fn serve_stream(mut stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
         stream.read_exact(&mut length)?;
         let mut query = vec![0; u16::from_be_bytes(length).into()];
         stream.read_exact(&mut query)?;
-        let Some(answer) = hear(&query, from, state) else { return Ok(()) };
+        let Some(answer) = answer(&query, from, state) else { return Ok(()) };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
         stream.write_all(&[&length.to_be_bytes()[..], &answer].concat())?;
     }
 }
 
-/// Writes a question down, and answers it.
-fn hear(query: &[u8], from: SocketAddr, state: &Mutex<State>) -> Option<Vec<u8>> {
-    let (name, kind) = question_of(query)?;
+/// Logs a question and returns the answer. `None` if the message is not one question.
+fn answer(message: &[u8], from: SocketAddr, state: &Mutex<State>) -> Option<Vec<u8>> {
+    let (header, question) = question_in(message)?;
+    let name = host_name(question.name());
+    let kind = question.query_type();
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     state.questions.push(Question { from: from.ip().to_canonical(), name: name.clone(), kind });
-    Some(answer_to(query, kind, state.names.get(&name).map(Vec::as_slice)))
-}
 
-/// The name and the type that a query or an answer is about.
-pub(crate) fn question_of(message: &[u8]) -> Option<(String, u16)> {
-    if u16_at(message, 4)? != 1 {
-        return None;
-    }
-    let (mut labels, mut at) = (Vec::new(), HEADER);
-    loop {
-        let length = usize::from(*message.get(at)?);
-        at += 1;
-        match length {
-            0 => return Some((labels.join("."), u16_at(message, at)?)),
-            1..=63 => {
-                let label = message.get(at..at + length)?;
-                labels.push(String::from_utf8_lossy(label).to_ascii_lowercase());
-                at += length;
-            }
-            _ => return None,
+    let mut answer = Message::new(header.metadata.id, MessageType::Response, OpCode::Query);
+    answer.metadata.authoritative = true;
+    answer.metadata.recursion_desired = true;
+    answer.metadata.recursion_available = true;
+    match state.names.get(&name) {
+        Some(addresses) => {
+            let of_kind = |address: &&IpAddr| kind == if address.is_ipv4() { RecordType::A } else { RecordType::AAAA };
+            let record = |address: &IpAddr| Record::from_rdata(question.name().clone(), LIFETIME, (*address).into());
+            answer.add_answers(addresses.iter().filter(of_kind).map(record).collect::<Vec<Record>>());
         }
+        None => answer.metadata.response_code = ResponseCode::NXDomain,
     }
+    answer.add_query(question);
+    answer.to_vec().ok()
 }
 
-fn answer_to(query: &[u8], kind: u16, addresses: Option<&[IpAddr]>) -> Vec<u8> {
-    let fitting: Vec<&IpAddr> = addresses
-        .unwrap_or_default()
-        .iter()
-        .filter(|address| kind == if address.is_ipv4() { A } else { AAAA })
-        .collect();
-    let flags = if addresses.is_some() { ANSWER } else { ANSWER | NO_SUCH_NAME };
-    let question_end = HEADER + query[HEADER..].iter().position(|byte| *byte == 0).unwrap_or_default() + 5;
-    let mut answer = query[..2].to_vec();
-    for number in [flags, 1, fitting.len() as u16, 0, 0] {
-        answer.extend(number.to_be_bytes());
-    }
-    answer.extend(&query[HEADER..question_end.min(query.len())]);
-    for address in fitting {
-        for number in [NAME_OF_QUESTION, kind, CLASS_INTERNET] {
-            answer.extend(number.to_be_bytes());
-        }
-        answer.extend(LIFETIME.to_be_bytes());
-        let bytes = match address {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
-        };
-        answer.extend((bytes.len() as u16).to_be_bytes());
-        answer.extend(bytes);
-    }
-    answer
+/// Returns the header and the only question of a message, which may be cut off behind that.
+fn question_in(message: &[u8]) -> Option<(Header, Query)> {
+    let mut decoder = BinDecoder::new(message);
+    let header = Header::read(&mut decoder).ok()?;
+    let mut questions = Message::read_queries(&mut decoder, header.counts.queries.into()).ok()?;
+    (questions.len() == 1).then_some((header, questions.pop()?))
 }
 
-/// Asks one server, from the calling thread's network namespace, for the addresses of a name.
+/// Returns the host name that a query or an answer is about, in lower case.
+pub(crate) fn name_in(message: &[u8]) -> Option<String> {
+    Some(host_name(question_in(message)?.1.name()))
+}
+
+fn host_name(name: &Name) -> String {
+    name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// Asks one server for the addresses of a host name, from the calling thread's network namespace.
 ///
 /// # Errors
-/// `NotFound` if the server knows no such name, and what the socket says, `WouldBlock` among it when there is no answer.
-pub fn lookup(server: IpAddr, name: &str, kind: u16, timeout: Duration) -> io::Result<Vec<IpAddr>> {
+/// `NotFound` if the server knows no such name, `WouldBlock` without an answer, and those of the socket.
+pub fn lookup(server: IpAddr, name: &str, kind: RecordType, timeout: Duration) -> io::Result<Vec<IpAddr>> {
     let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
     let socket = UdpSocket::bind(any)?;
     socket.set_read_timeout(Some(timeout))?;
     socket.connect((server, 53))?;
-    let query = query(name, kind)?;
-    socket.send(&query)?;
+    // The socket is connected and used once, so any ID identifies the answer.
+    let mut query = Message::new(1, MessageType::Query, OpCode::Query);
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::from_ascii(name).map_err(io::Error::other)?, kind));
+    socket.send(&query.to_vec().map_err(io::Error::other)?)?;
     let mut buffer = [0; 1500];
     let length = socket.recv(&mut buffer)?;
-    addresses_in(&buffer[..length], query.len()).unwrap_or_else(|| Err(io::ErrorKind::InvalidData.into()))
-}
-
-/// A question for a name, as it is sent over UDP.
-pub fn query(name: &str, kind: u16) -> io::Result<Vec<u8>> {
-    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        query.push(u8::try_from(label.len()).map_err(io::Error::other)?);
-        query.extend(label.as_bytes());
+    let answer = Message::from_vec(&buffer[..length]).map_err(io::Error::other)?;
+    if answer.metadata.response_code == ResponseCode::NXDomain {
+        return Err(io::ErrorKind::NotFound.into());
     }
-    query.push(0);
-    query.extend(kind.to_be_bytes());
-    query.extend(CLASS_INTERNET.to_be_bytes());
-    Ok(query)
-}
-
-/// The addresses in an answer of [`answer_to`], which begin at `at`. `None` if it is cut off.
-fn addresses_in(answer: &[u8], mut at: usize) -> Option<io::Result<Vec<IpAddr>>> {
-    if u16_at(answer, 2)? & 0xf == NO_SUCH_NAME {
-        return Some(Err(io::ErrorKind::NotFound.into()));
-    }
-    let mut found = Vec::new();
-    for _ in 0..u16_at(answer, 6)? {
-        let length = usize::from(u16_at(answer, at + 10)?);
-        let data = answer.get(at + 12..at + 12 + length)?;
-        if let Ok(octets) = <[u8; 4]>::try_from(data) {
-            found.push(octets.into());
-        } else if let Ok(octets) = <[u8; 16]>::try_from(data) {
-            found.push(octets.into());
-        }
-        at += 12 + length;
-    }
-    Some(Ok(found))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..at + 2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes)
+    let address = |record: &Record| match record.data {
+        RData::A(address) => Some(IpAddr::V4(address.0)),
+        RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+        _ => None,
+    };
+    Ok(answer.answers.iter().filter_map(address).collect())
 }

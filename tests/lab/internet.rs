@@ -1,9 +1,8 @@
-//! The network itself: who is where, and the cables between them. All addresses are for documentation (RFC 5737 and
-//! RFC 3849), but for those inside the tunnel, which are private (RFC 1918 and RFC 4193), as providers have it.
+//! The network of the lab: its namespaces and the cables between them.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -21,61 +20,11 @@ use crate::capture::Capture;
 use crate::dns::DnsServer;
 use crate::http::{Page, WebServer};
 use crate::provider::{PROVIDER_PORT, Peer, Provider};
+use crate::shared::addresses::{
+    Addresses, HOST, HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, PRIVATE_LAN, PROVIDER, ROUTER, ROUTER_TO_PROVIDER,
+    ROUTER_TO_WEB, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
+};
 use crate::{nat, world};
-
-/// The IPv4 and the IPv6 address of one place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses {
-    /// IPv4.
-    pub ipv4: Ipv4Addr,
-    /// IPv6.
-    pub ipv6: Ipv6Addr,
-}
-
-impl Addresses {
-    const fn new(ipv4: [u8; 4], network: u16, host: u16) -> Self {
-        let [a, b, c, d] = ipv4;
-        Self { ipv4: Ipv4Addr::new(a, b, c, d), ipv6: Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, host) }
-    }
-
-    /// Both, IPv4 first.
-    pub fn both(self) -> [IpAddr; 2] {
-        [self.ipv4.into(), self.ipv6.into()]
-    }
-}
-
-/// The host, on its uplink `eth0`.
-pub const HOST: Addresses = Addresses::new([192, 0, 2, 2], 1, 2);
-/// The router, on the host's side: the host's way out, and its resolver.
-pub const ROUTER: Addresses = Addresses::new([192, 0, 2, 1], 1, 1);
-/// A neighbour in the local network that the host has at `lan0`.
-pub const LAN: Addresses = Addresses::new([192, 0, 2, 66], 2, 2);
-/// The VPN's provider: where its WireGuard listens, and what servers see of its customers.
-pub const PROVIDER: Addresses = Addresses::new([198, 51, 100, 2], 3, 2);
-/// The server that tells callers their address.
-pub const WEB: Addresses = Addresses::new([203, 0, 113, 2], 4, 2);
-
-/// The host's own address in the local network.
-pub const HOST_ON_LAN: Addresses = Addresses::new([192, 0, 2, 65], 2, 1);
-/// The neighbour, in a private network on the same cable: see [`Lab::join_private_lan`].
-pub const PRIVATE_LAN: Addresses = private(2);
-/// The host in it.
-pub const HOST_ON_PRIVATE_LAN: Addresses = private(1);
-const ROUTER_TO_PROVIDER: Addresses = Addresses::new([198, 51, 100, 1], 3, 1);
-const ROUTER_TO_WEB: Addresses = Addresses::new([203, 0, 113, 1], 4, 1);
-
-/// The provider's resolver, inside the tunnel.
-pub const TUNNEL_RESOLVER: Addresses = inner(1);
-/// The customer's address inside the tunnel.
-pub const TUNNEL_CLIENT: Addresses = inner(2);
-
-const fn inner(host: u8) -> Addresses {
-    Addresses { ipv4: Ipv4Addr::new(10, 64, 0, host), ipv6: Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, host as u16) }
-}
-
-const fn private(host: u8) -> Addresses {
-    Addresses { ipv4: Ipv4Addr::new(192, 168, 7, host), ipv6: Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, host as u16) }
-}
 
 /// The prefix lengths of a private network.
 const PRIVATE_PREFIXES: (u8, u8) = (24, 64);
@@ -83,45 +32,45 @@ const PRIVATE_PREFIXES: (u8, u8) = (24, 64);
 /// The prefix lengths of every cable.
 const PREFIXES: (u8, u8) = (26, 64);
 
-/// How a provider's file says where the provider is.
+/// The form of the provider's endpoint in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// By its IPv4 address.
+    /// Its IPv4 address.
     Ipv4,
-    /// By its IPv6 address.
+    /// Its IPv6 address.
     Ipv6,
-    /// As `vpn.example`, which the host's resolver knows.
+    /// The name `vpn.example`, which the host's resolver knows.
     Name,
 }
 
-/// The whole lab, up and running. The calling thread's network namespace is the host.
+/// The whole lab, up and running. The network namespace of the thread that started it is the host.
 #[derive(Debug)]
 pub struct Lab {
     /// The namespace that vpn-exec runs in.
     pub host: NetworkNamespace,
     /// A neighbour in the local network.
     pub lan: NetworkNamespace,
-    /// Where [`Self::web`] is.
+    /// The namespace of [`Self::web`].
     pub web_site: NetworkNamespace,
     /// The WireGuard peer.
     pub provider: Provider,
-    /// Answers at [`WEB`], port 80, with the caller's address.
+    /// The web server at [`WEB`], port 80, which answers with the caller's address.
     pub web: WebServer,
-    /// A page at [`LAN`], port 80.
+    /// The web server of the neighbour at [`LAN`], port 80.
     pub lan_page: WebServer,
-    /// The host's resolver, at the router.
+    /// The host's resolver, on the router.
     pub resolver: DnsServer,
     /// The provider's resolver, inside the tunnel.
     pub tunnel_resolver: DnsServer,
-    /// What goes over the host's interfaces.
+    /// The packets on the host's interfaces.
     pub capture: Capture,
 }
 
 impl Lab {
-    /// Builds all of it, in a world that the calling process has for itself.
+    /// Builds the lab in the calling process's world.
     ///
     /// # Errors
-    /// [`crate::Skip`] where the machine has no usable TUN or not the program that `peer` asks for.
+    /// [`crate::Skip`] without a usable TUN device or without the program that `peer` needs.
     pub fn start(peer: Peer) -> Result<Self> {
         peer.check()?;
         let host = NetworkNamespace::current()?;
@@ -131,7 +80,7 @@ impl Lab {
 
         let uplink = Cable::lay((&host, "eth0", HOST), (&router, "host", ROUTER))?;
         let local = Cable::lay((&host, "lan0", HOST_ON_LAN), (&lan, "eth0", LAN))?;
-        // Before the first packet, so that none is missed.
+        // Before the interfaces come up, so that it misses no packet.
         let capture = Capture::start(uplink.near, local.near)?;
         uplink.take_up(Some(ROUTER))?;
         local.take_up(None)?;
@@ -139,7 +88,7 @@ impl Lab {
             .take_up(Some(ROUTER_TO_PROVIDER))?;
         Cable::lay((&web_site, "eth0", WEB), (&router, "web", ROUTER_TO_WEB))?.take_up(Some(ROUTER_TO_WEB))?;
 
-        provider.run(nat::masquerade).context("the provider cannot masquerade (nftables)")?;
+        provider.run(nat::masquerade).context("cannot masquerade with nftables")?;
         put_on_lo(&provider, TUNNEL_RESOLVER)?;
 
         let resolver = DnsServer::start(&router, ROUTER)?;
@@ -149,7 +98,7 @@ impl Lab {
             server.set("web.example", &WEB.both());
         }
         Ok(Self {
-            web: WebServer::start(&web_site, 80, Page::CallersAddress)?,
+            web: WebServer::start(&web_site, 80, Page::ClientAddress)?,
             lan_page: WebServer::start(&lan, 80, Page::Text("a page in the local network\n"))?,
             provider: Provider::start(peer, provider)?,
             host,
@@ -161,7 +110,11 @@ impl Lab {
         })
     }
 
-    /// Gives the host and its neighbour private addresses besides, as most local networks have them: 192.168.7.0/24 and fd07::/64.
+    /// Gives the host and its neighbour additional addresses in private networks, as most local networks have:
+    /// 192.168.7.0/24 and fd07::/64.
+    ///
+    /// # Errors
+    /// The kernel's.
     pub fn join_private_lan(&self) -> Result<()> {
         for (site, interface, at) in [(&self.host, "lan0", HOST_ON_PRIVATE_LAN), (&self.lan, "eth0", PRIVATE_LAN)] {
             site.run(|| {
@@ -170,7 +123,7 @@ impl Lab {
                 let (ipv4, ipv6) = networks(at, PRIVATE_PREFIXES);
                 let add = |net: IpNet| NetlinkRequest::add_address(index, interface, net);
                 netlink.execute(vec![add(ipv4.into()), add(ipv6.into())])?;
-                // The kernel makes this one's own route a little later.
+                // The kernel adds the route to the own IPv6 address a little later.
                 while !netlink.routes()?.iter().any(|route| route.destination == IpNet::from(IpAddr::from(at.ipv6))) {
                     std::thread::sleep(std::time::Duration::from_millis(1));
                 }
@@ -180,7 +133,7 @@ impl Lab {
         Ok(())
     }
 
-    /// The text of the file that the provider gives to its customer.
+    /// Returns the text of the file that the provider gives to its customer.
     pub fn wg_quick_text(&self, reach: Reach) -> String {
         let endpoint = match reach {
             Reach::Ipv4 => format!("{}:{PROVIDER_PORT}", PROVIDER.ipv4),
@@ -209,7 +162,10 @@ impl Lab {
         )
     }
 
-    /// Writes a text into a new file that only its owner can read, as a provider's file is kept.
+    /// Writes a text into a new file that only its owner can read, like a provider's file.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn file(&self, text: &str) -> Result<PathBuf> {
         static FILES: AtomicU32 = AtomicU32::new(0);
         let path = Path::new(world::FILES).join(format!("wg{}.conf", FILES.fetch_add(1, Ordering::Relaxed)));
@@ -217,13 +173,16 @@ impl Lab {
         Ok(path)
     }
 
-    /// The provider's file: [`Self::wg_quick_text`] in a [`Self::file`].
+    /// Writes [`Self::wg_quick_text`] into a new [`Self::file`].
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn wg_quick_file(&self, reach: Reach) -> Result<PathBuf> {
         self.file(&self.wg_quick_text(reach))
     }
 }
 
-/// Makes a namespace with `lo` up.
+/// Creates a network namespace with `lo` up.
 fn site(forwards: bool) -> Result<NetworkNamespace> {
     let (namespace, ()) = NetworkNamespace::create(|| {
         let forwards = if forwards { "1" } else { "0" };
@@ -250,20 +209,20 @@ fn put_on_lo(site: &NetworkNamespace, addresses: Addresses) -> Result<()> {
 }
 
 fn name(text: &str) -> InterfaceName {
-    text.parse().expect("the lab's names are the names of interfaces")
+    text.parse().expect("the lab's interface names are valid")
 }
 
 type End<'a> = (&'a NetworkNamespace, &'static str, Addresses);
 
-/// A veth pair between two places.
+/// A veth pair between two namespaces.
 struct Cable<'a> {
     ends: [End<'a>; 2],
-    /// The number of the first end's interface.
+    /// The index of the first end's interface.
     near: u32,
 }
 
 impl<'a> Cable<'a> {
-    /// Makes the pair, which is down.
+    /// Creates the pair, which is down.
     fn lay(near: End<'a>, far: End<'a>) -> Result<Self> {
         let index = near.0.run(|| {
             let mut netlink = Netlink::open()?;
@@ -274,12 +233,12 @@ impl<'a> Cable<'a> {
         Ok(Self { ends: [near, far], near: index })
     }
 
-    /// Gives both ends their addresses and takes them up; the near one sends what it does not know to `gateway`.
+    /// Gives both ends their addresses and takes them up. `gateway` becomes the near end's default gateway.
     fn take_up(self, gateway: Option<Addresses>) -> Result<()> {
         for (end, gateway) in self.ends.into_iter().zip([gateway, None]) {
             let (site, interface, addresses) = end;
             site.run(|| {
-                // Even the link-local address is usable at once.
+                // Makes the link-local address usable at once.
                 sysctl::set(&format!("net/ipv6/conf/{interface}/accept_dad"), "0")?;
                 let mut netlink = Netlink::open()?;
                 let index = netlink.link_index(&name(interface))?;
@@ -306,18 +265,18 @@ fn networks(addresses: Addresses, (length4, length6): (u8, u8)) -> (Ipv4Net, Ipv
     (Ipv4Net::new_assert(addresses.ipv4, length4), Ipv6Net::new_assert(addresses.ipv6, length6))
 }
 
-/// The packets that an interface has sent and received, in the calling thread's network namespace.
+/// Returns the number of packets that an interface of the calling thread's network namespace has sent and received.
 pub(crate) fn packets_of(interface: u32) -> Result<u64> {
     let mut netlink = Netlink::open()?;
     let link = netlink.links()?.into_iter().find(|link| link.index == interface);
-    let name = link.ok_or_else(|| anyhow!("interface {interface} is gone"))?.name;
+    let name = link.ok_or_else(|| anyhow!("no interface {interface}"))?.name;
     let table = fs::read_to_string("/proc/thread-self/net/dev")?;
-    // proc_pid_net(5): eight columns of what was received, of which the second counts packets, then eight of what was sent.
+    // proc_pid_net(5): eight columns for reception, of which the second counts packets, then eight for transmission.
     let line = table.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{name}:")));
     let numbers: Vec<u64> =
         line.unwrap_or_default().split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
     match numbers[..] {
         [_, received, _, _, _, _, _, _, _, sent, ..] => Ok(received + sent),
-        _ => Err(anyhow!("/proc/net/dev has no line for {name}")),
+        _ => Err(anyhow!("no line for {name} in /proc/net/dev")),
     }
 }

@@ -1,5 +1,5 @@
-//! Masquerading, as a provider does it: one nftables table for IPv4 and IPv6, with one chain and one rule, set over
-//! nfnetlink (the kernel's include/uapi/linux/netfilter/nf_tables.h).
+//! Masquerading, as a provider does it: one nftables table for IPv4 and IPv6 with one chain and one rule, sent over nfnetlink
+//! (the kernel's include/uapi/linux/netfilter/nf_tables.h).
 
 use std::io;
 
@@ -17,10 +17,10 @@ use crate::netlink;
 /// The priority of source NAT among the hooks (`NF_IP_PRI_NAT_SRC`).
 const SOURCE_NAT: u32 = 100;
 
-/// Hides what is forwarded in the calling thread's network namespace behind the address that it leaves by.
+/// Masquerades the packets that the calling thread's network namespace forwards.
 ///
 /// # Errors
-/// What the kernel says that has no nftables, or no NAT in it.
+/// The kernel's, if it lacks nftables or NAT.
 pub fn masquerade() -> io::Result<()> {
     let table = || "lab".to_owned();
     let chain = || "postrouting".to_owned();
@@ -48,16 +48,16 @@ pub fn masquerade() -> io::Result<()> {
     ])
 }
 
-/// Makes an empty table in the calling thread's network namespace.
+/// Adds an empty table in the calling thread's network namespace.
 ///
 /// # Errors
-/// What the kernel says that has no nftables.
+/// The kernel's, if it lacks nftables.
 pub fn add_table(name: &str) -> io::Result<()> {
     let table = TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] };
     change(vec![(NfTablesMessage::NewTable(table), NLM_F_CREATE | NLM_F_ACK)])
 }
 
-/// One transaction for IPv4 and IPv6.
+/// Sends one transaction for IPv4 and IPv6.
 fn change(messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
     let inet = |message| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), message);
     let batch = |message| {

@@ -1,12 +1,12 @@
-//! Starts a program in namespaces of its own, below a small init process. The only part of the lab with `unsafe` in it:
-//! a test has threads, a process with threads may not enter a user namespace, and so this is done between fork and exec.
+//! Starts a program in namespaces of its own, below a small init process. This is the only `unsafe` code of the lab: a test
+//! has threads, and a process with threads may not enter a user namespace, so it is done between fork and exec.
 //!
 //! ```text
 //! the test ─── guard: makes the namespaces, waits ─── init (PID 1): reaps ─── the program
 //! ```
 //!
-//! The guard dies with the thread that started it, init with the guard, and everything else with init. So nothing outlives
-//! the test, however it ends.
+//! The kernel kills the guard with the thread that started it, init with the guard, and all other processes with init. So
+//! no process outlives the test, however it ends.
 #![expect(unsafe_code, reason = "entering a user namespace needs code that runs between fork and exec")]
 
 use std::fs;
@@ -21,17 +21,17 @@ use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
-/// How many user IDs are mapped where that is possible: enough for every ordinary user and for `nobody`.
+/// The number of user IDs to map where possible: enough for every ordinary user and for `nobody`.
 const USERS: u32 = 65536;
 
-/// Starts `command` in new user, mount, PID and network namespaces, where it is root, and kills it after `seconds`.
+/// Starts `command` as root in new user, mount, PID and network namespaces, and kills it after `seconds`.
 ///
-/// The exit status of the child is the program's; one that was killed by signal N has the status 128 + N.
+/// The exit status of the child is the program's, or 128 + N if signal N killed the program.
 pub(crate) fn spawn(command: &mut Command, seconds: u32) -> io::Result<Child> {
     let (ours, theirs) = UnixStream::pair()?;
     let socket = theirs.as_raw_fd();
-    // SAFETY: `nest` allocates nothing and takes no lock; it only makes system calls and uses descriptors that are open in
-    // the child, as `theirs` lives until `spawn` has returned.
+    // SAFETY: `nest` allocates nothing and takes no lock. It only makes system calls, with a descriptor that is open in the
+    // child, as `theirs` lives until `spawn` has returned.
     unsafe { command.pre_exec(move || nest(socket, seconds)) };
     std::thread::scope(|scope| {
         let mapping = scope.spawn(|| map_users_when_asked(&ours));
@@ -44,11 +44,11 @@ pub(crate) fn spawn(command: &mut Command, seconds: u32) -> io::Result<Child> {
     })
 }
 
-/// Waits for the guard to say that it is in its user namespace, gives that its users, and lets the guard go on.
+/// Waits until the guard is in its user namespace, maps users into that, and lets the guard go on.
 fn map_users_when_asked(mut guard: &UnixStream) -> io::Result<()> {
     let mut pid = [0; 4];
     if guard.read_exact(&mut pid).is_err() {
-        // The guard failed before, and `spawn` returns why.
+        // The guard failed before, and `spawn` returns the reason.
         return Ok(());
     }
     let mapped = map_users(i32::from_ne_bytes(pid));
@@ -59,7 +59,7 @@ fn map_users_when_asked(mut guard: &UnixStream) -> io::Result<()> {
     mapped
 }
 
-/// Maps what may be mapped: for an ordinary user only itself, as root; for root every user that this machine's root has.
+/// Maps users: an ordinary user maps itself to root, root maps the users that it has on this machine.
 fn map_users(pid: i32) -> io::Result<()> {
     let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
     if user.is_root() {
@@ -73,7 +73,7 @@ fn map_users(pid: i32) -> io::Result<()> {
     fs::write(format!("/proc/{pid}/gid_map"), format!("0 {group} 1\n"))
 }
 
-/// The map (user_namespaces(7)) that keeps the numbers of those users below [`USERS`] that `own` has.
+/// Returns the map (user_namespaces(7)) that keeps the IDs of those users below [`USERS`] that `own` has.
 fn same_users(own: &str) -> String {
     own.lines()
         .filter_map(|line| {
@@ -85,7 +85,7 @@ fn same_users(own: &str) -> String {
         .collect()
 }
 
-/// Runs in the child: makes the namespaces and the two processes above the program, and returns in the program's.
+/// Runs in the child: creates the namespaces and the two processes above the program, and returns in the program's process.
 fn nest(socket: RawFd, seconds: u32) -> io::Result<()> {
     let parent = nix::unistd::getppid();
     let namespaces =
@@ -109,20 +109,20 @@ fn nest(socket: RawFd, seconds: u32) -> io::Result<()> {
     if let ForkResult::Parent { child } = fork()? {
         init(child);
     }
-    heed_signals();
+    reset_signals();
     Ok(())
 }
 
-/// Has every signal do what it does by default, whatever the tests were started by: a shell ignores SIGINT for what it runs in the
-/// background, nohup(1) ignores SIGHUP, and both would be inherited by all that a test runs.
-fn heed_signals() {
+/// Resets the disposition of every signal. A shell ignores SIGINT for its background jobs, and nohup(1) ignores SIGHUP; all
+/// programs that a test runs would inherit that.
+fn reset_signals() {
     for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: no handler is set, and those that cannot be changed (SIGKILL, SIGSTOP, the C library's own) are refused.
+        // SAFETY: no handler is installed. The kernel or the C library refuses the signals that cannot be changed.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
 }
 
-/// Waits for init and ends as it does.
+/// Waits for init, and ends with its status.
 fn guard(init: Pid) -> ! {
     close_all();
     loop {
@@ -132,7 +132,7 @@ fn guard(init: Pid) -> ! {
     }
 }
 
-/// Reaps whatever ends, and ends when the program does: the kernel then kills all that is left in the PID namespace.
+/// Reaps orphans, and ends when the program does. The kernel then kills all other processes of the PID namespace.
 fn init(program: Pid) -> ! {
     close_all();
     loop {
@@ -167,15 +167,15 @@ fn die_with_parent() -> io::Result<()> {
     }
 }
 
-/// Closes every descriptor, so that a pipe which the program had is closed when the program ends; among them is the pipe by
-/// which `Command::spawn` learns that the program was executed.
+/// Closes every descriptor, so that the program's pipes close when it ends. Among them is the pipe by which
+/// `Command::spawn` learns that the program was executed.
 fn close_all() {
-    // SAFETY: nothing in this process uses a descriptor any more.
+    // SAFETY: no code in this process uses a descriptor from here on.
     unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
 }
 
 fn exit(status: i32) -> ! {
-    // SAFETY: ends the process without running anything of the program that it is a copy of.
+    // SAFETY: ends the process without running exit handlers of the program that it is a copy of.
     unsafe { libc::_exit(status) }
 }
 
@@ -184,7 +184,7 @@ mod tests {
     use super::same_users;
 
     #[test]
-    fn users_keep_their_numbers() {
+    fn mapped_users_keep_their_ids() {
         assert_eq!(same_users("         0          0 4294967295\n"), "0 0 65536\n");
         assert_eq!(same_users("0 1000 1\n1 100000 65536\n"), "0 0 1\n1 1 65535\n");
     }

@@ -1,4 +1,4 @@
-//! Netlink without the library's wrappers: the judge shall not see with the eyes of the judged.
+//! Netlink without vpn-exec's wrappers, so that the judge does not depend on the code that it judges.
 
 use std::io;
 
@@ -26,7 +26,7 @@ fn append<M: NetlinkSerializable>(buffer: &mut Vec<u8>, message: M, flags: u16, 
     message.serialize(&mut buffer[start..]);
 }
 
-/// All that the kernel has of a kind, in the calling thread's network namespace.
+/// Returns all objects of a kind in the calling thread's network namespace.
 pub(crate) fn dump<M: NetlinkSerializable + NetlinkDeserializable>(protocol: isize, request: M) -> io::Result<Vec<M>> {
     let socket = open(protocol)?;
     let mut buffer = Vec::new();
@@ -50,8 +50,8 @@ pub(crate) fn dump<M: NetlinkSerializable + NetlinkDeserializable>(protocol: isi
     }
 }
 
-/// Sends messages, each with its flags, as one transaction (nfnetlink's batch) and waits for the acknowledgements of those
-/// that ask for one.
+/// Sends messages with their flags as one transaction (a batch of nfnetlink), and waits for the acknowledgements that they
+/// request.
 pub(crate) fn transact<M: NetlinkSerializable + NetlinkDeserializable>(
     protocol: isize,
     messages: Vec<(M, u16)>,

@@ -1,4 +1,4 @@
-//! Real name service cache daemons on the host: the C library asks them before it looks at any file.
+//! Real name service cache daemons on the host. The C library asks them before it reads any file.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,28 +9,30 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::world::{FILES, Skip};
+use crate::shared::variables;
+use crate::skip::Skip;
+use crate::world::FILES;
 
-/// Their directory, which is their own: Debian's removes and makes it at each start.
+/// The directory of the daemons. Debian's service removes and creates it at each start.
 const DIRECTORY: &str = "/run/nscd";
 const SOCKET: &str = "/run/nscd/socket";
 
-/// How long a daemon may take to begin.
+/// The time in which a daemon starts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const CONFIGURATION: &str = "debug-level 2\nparanoia no\nenable-cache hosts yes\nenable-cache passwd no\n\
     enable-cache group no\npersistent hosts no\nshared hosts no\n";
 
-/// Which daemon.
+/// A daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// glibc's own, Debian's package nscd: where `VPN_EXEC_NSCD` says, or installed.
+    /// glibc's, in Debian's package nscd: see [`variables::NSCD`].
     Nscd,
-    /// Debian's package unscd, which cannot be installed beside the other: where `VPN_EXEC_UNSCD` says.
+    /// The one in Debian's package unscd: see [`variables::UNSCD`].
     Unscd,
 }
 
-/// A daemon that writes down who asks for what. It can be stopped, and started again.
+/// A running daemon that logs its clients' questions.
 #[derive(Debug)]
 pub struct Nscd {
     executable: PathBuf,
@@ -42,25 +44,28 @@ impl Nscd {
     /// Starts one.
     ///
     /// # Errors
-    /// [`Skip`] where there is none.
+    /// [`Skip`] if it is not installed.
     pub fn start(kind: Kind) -> Result<Self> {
         let executable = match kind {
-            Kind::Nscd => std::env::var_os("VPN_EXEC_NSCD").or_else(|| Some("/usr/sbin/nscd".into())),
-            Kind::Unscd => std::env::var_os("VPN_EXEC_UNSCD"),
+            Kind::Nscd => std::env::var_os(variables::NSCD).or_else(|| Some("/usr/sbin/nscd".into())),
+            Kind::Unscd => std::env::var_os(variables::UNSCD),
         };
         let Some(executable) = executable.map(PathBuf::from).filter(|path| path.exists()) else {
             let reason = match kind {
-                Kind::Nscd => "there is no nscd: install that package, or unpack it and say where in VPN_EXEC_NSCD",
-                Kind::Unscd => "there is no unscd: unpack that package, and say where in VPN_EXEC_UNSCD",
+                Kind::Nscd => "nscd is not installed: install the package, or unpack it and set VPN_EXEC_NSCD",
+                Kind::Unscd => "unscd is not unpacked: unpack the package and set VPN_EXEC_UNSCD",
             };
-            return Err(Skip { reason: reason.into(), unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
+            return Err(Skip::error(reason, variables::REQUIRE_PEERS));
         };
         let mut nscd = Self { executable, log: Path::new(FILES).join("nscd.log"), running: None };
         nscd.start_again()?;
         Ok(nscd)
     }
 
-    /// Starts it, in a directory that is made anew.
+    /// Restarts it in a new directory.
+    ///
+    /// # Errors
+    /// If it does not start.
     pub fn start_again(&mut self) -> Result<()> {
         self.stop()?;
         fs::create_dir_all(DIRECTORY)?;
@@ -73,13 +78,16 @@ impl Nscd {
         self.running = Some(command.spawn().with_context(|| format!("cannot start {}", self.executable.display()))?);
         let deadline = Instant::now() + crate::patience(PATIENCE);
         while UnixStream::connect(SOCKET).is_err() {
-            ensure!(Instant::now() < deadline, "nscd does not listen: {}", self.log()?);
+            ensure!(Instant::now() < deadline, "nscd has not started: {}", self.log()?);
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
     }
 
     /// Stops it, and removes its directory, as its service does.
+    ///
+    /// # Errors
+    /// If the directory cannot be removed.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(mut child) = self.running.take() {
             child.kill()?;
@@ -91,7 +99,10 @@ impl Nscd {
         }
     }
 
-    /// All that it has written down: each question with the name that it is about.
+    /// Returns its log, which contains the names in all questions.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
     pub fn log(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
     }
@@ -99,7 +110,7 @@ impl Nscd {
 
 impl Drop for Nscd {
     fn drop(&mut self) {
-        // The world ends soon after, and takes it along.
+        // The end of the world ends it in any case.
         let _ = self.stop();
     }
 }

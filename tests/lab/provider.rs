@@ -1,4 +1,4 @@
-//! The VPN's provider: a WireGuard peer, of one of three implementations, in a namespace that forwards and masquerades.
+//! The VPN provider: a WireGuard peer of one of three implementations, in a namespace that forwards and masquerades.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -22,42 +22,44 @@ use vpn_exec::names::InterfaceName;
 use vpn_exec::wireguard::userspace::{Sockets, UserspaceDevice};
 use vpn_exec::wireguard::{DeviceConfig, PeerConfig};
 
-use crate::internet::TUNNEL_CLIENT;
-use crate::world::{self, Skip};
+use crate::shared::addresses::TUNNEL_CLIENT;
+use crate::shared::variables;
+use crate::skip::Skip;
+use crate::world;
 
-/// The UDP port at which the provider's WireGuard listens.
+/// The UDP port of the provider's WireGuard.
 pub const PROVIDER_PORT: u16 = 51820;
 
-/// The provider's interface, and its MTU in bytes, which is wg-quick's usual one.
+/// The provider's interface and its MTU in bytes, wg-quick's default.
 const INTERFACE: &str = "provider0";
 const MTU: u32 = 1420;
 
-/// Where wireguard-go makes its socket (<https://www.wireguard.com/xplatform/>).
+/// The control socket of wireguard-go (<https://www.wireguard.com/xplatform/>).
 const CONTROL: &str = "/var/run/wireguard/provider0.sock";
 
-/// How long wireguard-go may take to begin.
+/// The time in which wireguard-go starts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Which implementation of WireGuard the provider runs.
+/// The WireGuard implementation of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// The library's own.
+    /// The embedded one of vpn-exec.
     Ours,
-    /// Debian's wireguard-go: not ours, so that we do not agree with ourselves only.
+    /// wireguard-go, which shares no code with ours.
     WireguardGo,
-    /// The kernel's, configured by wg(8).
+    /// The kernel's, configured with wg(8).
     Kernel,
 }
 
-/// The environment variable that has another implementation take the place of [`Peer::Ours`]: `wireguard-go` or `kernel`.
-const CHOSEN: &str = "VPN_EXEC_TEST_PEER";
-
 impl Peer {
-    /// Whether this machine can run it.
+    /// Requires that this machine can run it.
+    ///
+    /// # Errors
+    /// [`Skip`] if the TUN device or the program is missing.
     pub fn check(self) -> Result<()> {
         if let Err(error) = File::options().read(true).write(true).open(tun::DEVICE) {
-            let reason = format!("{} cannot be opened: {error}", tun::DEVICE);
-            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_TUN" }.into());
+            let reason = format!("cannot open {}: {error}", tun::DEVICE);
+            return Err(Skip::error(reason, variables::REQUIRE_TUN));
         }
         let program = match self {
             Peer::Ours => return Ok(()),
@@ -67,24 +69,24 @@ impl Peer {
         match Command::new(program).arg("--version").stdin(Stdio::null()).output() {
             Ok(_) => Ok(()),
             Err(error) => {
-                let reason = format!("{program} cannot be run: {error}");
-                Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
+                let reason = format!("cannot run {program}: {error}");
+                Err(Skip::error(reason, variables::REQUIRE_PEERS))
             }
         }
     }
 
-    /// The one that is meant, unless the environment says otherwise.
+    /// Returns the implementation to use: the environment may replace [`Peer::Ours`].
     fn chosen(self) -> Result<Self> {
-        match (self, std::env::var(CHOSEN).as_deref()) {
+        match (self, std::env::var(variables::PEER).as_deref()) {
             (Peer::Ours, Ok("wireguard-go")) => Ok(Peer::WireguardGo),
             (Peer::Ours, Ok("kernel")) => Ok(Peer::Kernel),
-            (Peer::Ours, Ok(other)) if !other.is_empty() => bail!("{CHOSEN} is {other:?}"),
+            (Peer::Ours, Ok(other)) if !other.is_empty() => bail!("invalid {} {other:?}", variables::PEER),
             _ => Ok(self),
         }
     }
 }
 
-/// The keys in the file that the customer is given, as text.
+/// The keys in the customer's file, as text.
 #[derive(Clone)]
 pub(crate) struct CustomersKeys {
     pub(crate) private: String,
@@ -92,7 +94,7 @@ pub(crate) struct CustomersKeys {
     pub(crate) preshared: String,
 }
 
-/// The provider. It can be stopped and started again, by which it loses its sessions, as a server does that reboots.
+/// The provider. Stopping and restarting it drops its sessions, like a reboot of a server.
 #[derive(Debug)]
 pub struct Provider(Arc<Inner>);
 
@@ -134,12 +136,12 @@ impl Provider {
         Ok(provider)
     }
 
-    /// The namespace that the provider's WireGuard, its forwarding and its resolver are in.
+    /// Returns the namespace of the provider's WireGuard, its forwarding and its resolver.
     pub fn site(&self) -> &NetworkNamespace {
         &self.0.site
     }
 
-    /// The provider's public key.
+    /// Returns the provider's public key.
     pub fn public_key(&self) -> PublicKey {
         self.0.private.public_key()
     }
@@ -152,28 +154,34 @@ impl Provider {
         }
     }
 
-    /// A device's configuration that fits this provider, for a tunnel made by hand; the endpoint is left out.
+    /// Returns the customer's device configuration without an endpoint, for a tunnel that a test makes by hand.
     pub fn customers_device(&self) -> DeviceConfig {
         self.0.device(&self.0.customer, self.public_key(), everything(), 0)
     }
 
-    /// Stops the provider's WireGuard: nothing answers any more. Does nothing if it is stopped.
+    /// Stops the provider's WireGuard, which then does not answer.
+    ///
+    /// # Errors
+    /// If it cannot be stopped.
     pub fn stop(&self) -> Result<()> {
         self.0.stop()
     }
 
-    /// Starts the provider's WireGuard, anew if it was running, with the same keys.
+    /// Starts or restarts the provider's WireGuard with the same keys.
+    ///
+    /// # Errors
+    /// If it cannot be started.
     pub fn restart(&self) -> Result<()> {
         self.0.start()
     }
 
-    /// Starts the provider's WireGuard later, and returns at once: until then a stopped provider does not answer.
+    /// Restarts the provider's WireGuard after a delay. Returns at once.
     pub fn restart_after(&self, delay: Duration) {
         let inner = Arc::clone(&self.0);
         std::thread::spawn(move || {
             std::thread::sleep(delay);
             if let Err(error) = inner.start() {
-                eprintln!("the provider does not start again: {error:?}");
+                eprintln!("cannot restart the provider: {error:?}");
             }
         });
     }
@@ -265,20 +273,20 @@ impl Inner {
         self.site.run(|| {
             Netlink::open()?.execute_one(NetlinkRequest::add_wireguard(&interface(), TargetNamespace::Current))?;
             let status = Command::new("wg").args(["setconf", INTERFACE]).arg(&file).status()?;
-            if status.success() { Ok(()) } else { Err(io::Error::other("wg does not take its configuration")) }
+            if status.success() { Ok(()) } else { Err(io::Error::other("wg setconf failed")) }
         })?;
         fs::remove_file(&file)?;
         Ok(())
     }
 
-    /// Speaks the configuration protocol of <https://www.wireguard.com/xplatform/>.
+    /// Configures wireguard-go by the protocol of <https://www.wireguard.com/xplatform/>.
     fn configure_wireguard_go(&self) -> Result<()> {
         let deadline = Instant::now() + crate::patience(PATIENCE);
         let mut socket = loop {
             match UnixStream::connect(Path::new(CONTROL)) {
                 Ok(socket) => break socket,
                 Err(error) if Instant::now() > deadline => {
-                    return Err(error).context("wireguard-go did not make its socket");
+                    return Err(error).context("wireguard-go has not created its socket");
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
             }
@@ -298,7 +306,7 @@ impl Inner {
         let mut answer = String::new();
         socket.read_to_string(&mut answer)?;
         if answer.trim() != "errno=0" {
-            bail!("wireguard-go does not take its configuration: {answer:?}");
+            bail!("wireguard-go refused its configuration: {answer:?}");
         }
         Ok(())
     }
@@ -306,13 +314,13 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The world ends soon after, and takes with it what could not be stopped.
+        // The end of the world ends it in any case.
         let _ = self.stop();
     }
 }
 
 fn interface() -> InterfaceName {
-    INTERFACE.parse().expect("the provider's interface has a name that interfaces can have")
+    INTERFACE.parse().expect("the provider's interface name is valid")
 }
 
 fn customers_addresses() -> impl Iterator<Item = IpNet> {
@@ -333,7 +341,10 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A TUN interface that ends with its descriptor: a provider that is stopped has none.
+/// Creates a TUN interface that vanishes with its descriptor.
+///
+/// # Errors
+/// The kernel's.
 pub fn passing_tun(name: &InterfaceName) -> std::io::Result<std::os::fd::OwnedFd> {
     let tun = tun::create(name)?;
     tun::set_persistent(&tun, false)?;

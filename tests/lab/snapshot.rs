@@ -1,4 +1,4 @@
-//! The state of the host that vpn-exec must leave as it was, to be taken before and after, and compared.
+//! The state of the host that vpn-exec must leave as it was. Tests take it before and after, and compare.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
@@ -23,18 +23,21 @@ use crate::netlink;
 /// Parameters that change by themselves.
 const COUNTERS: [&str; 1] = ["/proc/sys/net/netfilter/nf_conntrack_count"];
 
-/// Made and removed by the lab's provider, which is not the host's business.
+/// The socket of the lab's provider, which is not part of the host.
 const PROVIDERS: &str = "/run/wireguard/provider0.sock";
 
-/// Of the host: links, addresses, routes of all tables, policy rules, mounts, kernel parameters of the network, nftables,
-/// the tree `/run`, the resolver's files and the programs that run. What changes by itself, such as counters, is left out.
+/// The state of the host: links, addresses, routes of all tables, policy rules, mounts, kernel parameters of the network,
+/// nftables, the tree `/run`, the resolver's files and the running programs, but no counters.
 ///
-/// Taken in the calling thread's network and mount namespace.
+/// Read in the calling thread's network and mount namespace.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Snapshot(BTreeMap<String, usize>);
 
 impl Snapshot {
     /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// If a part of the state cannot be read.
     pub fn take() -> Result<Self> {
         let mut lines = Lines::default();
         lines.network().context("cannot read the state of the network")?;
@@ -49,8 +52,8 @@ impl Snapshot {
         Ok(Self(lines.0))
     }
 
-    /// What has changed from this snapshot to a later one: a line for each thing that is gone, with `-`, and for each that
-    /// is new, with `+`. Empty if nothing has.
+    /// Returns the changes from this snapshot to a later one: a line with `-` for each removed thing, and one with `+` for
+    /// each new thing.
     pub fn changes_to(&self, later: &Self) -> Vec<String> {
         let more = |sign, here: &BTreeMap<String, usize>, there: &BTreeMap<String, usize>| {
             here.iter()
@@ -61,8 +64,11 @@ impl Snapshot {
         [more('-', &self.0, &later.0), more('+', &later.0, &self.0)].concat()
     }
 
-    /// What has changed from this snapshot to now. The kernel takes links away some time after the last program has left
-    /// their namespace, so what differs is given time to vanish: so much on an ordinary machine.
+    /// Returns the changes from this snapshot to now. Waits for them to vanish for `usual`, on an ordinary machine: the
+    /// kernel removes links some time after the last process has left their namespace.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
     pub fn changes_within(&self, usual: Duration) -> Result<Vec<String>> {
         let deadline = Instant::now() + crate::patience(usual);
         loop {
@@ -81,7 +87,7 @@ impl Debug for Snapshot {
     }
 }
 
-/// The state as lines, each with how many there are of it.
+/// The state as lines, each with its number of occurrences.
 #[derive(Default)]
 struct Lines(BTreeMap<String, usize>);
 
@@ -119,7 +125,7 @@ impl Lines {
         Ok(())
     }
 
-    /// A line for each attribute, so that a change is told from what it happened to.
+    /// Adds a line for each attribute, so that a change shows the attribute alone.
     fn link(&mut self, message: &LinkMessage) {
         let name = message.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name.as_str()),
@@ -142,19 +148,19 @@ impl Lines {
         for request in requests {
             let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
             let found = match netlink::dump(NETLINK_NETFILTER, NetfilterMessage::new(header, request)) {
-                // A kernel without nftables.
+                // The kernel has no nftables.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
                 found => found?,
             };
             for message in found {
-                // The header has the number of the ruleset's generation, which tells of changes that were taken back.
+                // Without the header's generation number, which also counts changes that were reverted.
                 self.add("nftables", format_args!("{:?} {:?}", message.header.family, message.inner));
             }
         }
         Ok(())
     }
 
-    /// Without the numbers of the mounts and of their peer groups, which a mount that was made and taken away uses up.
+    /// Adds the mounts without the IDs of mounts and peer groups, which a mount uses up even if it was removed.
     fn mounts(&mut self) -> Result<()> {
         for line in fs::read_to_string("/proc/thread-self/mountinfo")?.lines() {
             let fields = line.split(' ').skip(2).map(|field| {
@@ -170,13 +176,13 @@ impl Lines {
         Ok(())
     }
 
-    /// Every file below a directory: its kind, its mode, its owner and its text.
+    /// Adds every file below a directory: type, mode, owner and content.
     fn tree(&mut self, section: &str, directory: &Path) -> Result<()> {
         let mut directories = vec![directory.to_owned()];
         while let Some(directory) = directories.pop() {
             let entries = match fs::read_dir(&directory) {
                 Ok(entries) => entries,
-                // The parameters of an interface go away with it.
+                // The parameters of an interface vanish with it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 entries => entries.with_context(|| directory.display().to_string())?,
             };
@@ -189,12 +195,12 @@ impl Lines {
                 }
                 let kind = status.file_type();
                 let content = if kind.is_file() {
-                    // Some parameters can be written only, others have no value yet.
+                    // Some parameters are write-only, others have no value yet.
                     fs::read_to_string(&path).map_or_else(|error| error.to_string(), |text| text.trim_end().to_owned())
                 } else if kind.is_symlink() {
                     format!("-> {}", fs::read_link(&path)?.display())
                 } else if kind.is_socket() {
-                    "a socket".to_owned()
+                    "socket".to_owned()
                 } else {
                     String::new()
                 };
@@ -208,8 +214,7 @@ impl Lines {
         Ok(())
     }
 
-    /// The programs of the PID namespace, by name: nothing of vpn-exec may be left running. A zombie's end is its parent's
-    /// business, and does not count.
+    /// Adds the names of the processes in the PID namespace, except zombies, whose parents have yet to reap them.
     fn programs(&mut self) -> Result<()> {
         for entry in fs::read_dir("/proc")? {
             let path = entry?.path();
@@ -225,9 +230,9 @@ impl Lines {
     }
 }
 
-/// Whether an attribute of a link says what it is, not what has passed over it.
+/// Returns whether an attribute of a link is not a counter.
 fn is_lasting(attribute: &LinkAttribute) -> bool {
-    // The parameters among AF_SPEC are in /proc/sys/net, too, and its counters would change.
+    // AF_SPEC has counters, and parameters that are in /proc/sys/net, too.
     !matches!(
         attribute,
         LinkAttribute::Stats(_)

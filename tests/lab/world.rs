@@ -1,11 +1,10 @@
-//! A world for one test: new user, mount, PID and network namespaces, in which the test is root, and which end with it.
+//! A world for one test: new user, mount, PID and network namespaces, in which the test is root. All of it ends with the
+//! test.
 //!
-//! The test's executable is run again, for that one test, inside the world (see `nest`): what [`test()`] is given runs in
-//! that second process, and the first only waits for it and passes on what it says.
+//! The test's executable is run once more inside the world, for this one test (see `nest`). The body of the test runs in
+//! that second process. The first process waits for it and passes on its output.
 
-use std::fmt;
 use std::fs;
-use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -16,110 +15,100 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use vpn_exec::linux::mounts;
 use vpn_exec::linux::netlink::Netlink;
 
-use crate::internet::ROUTER;
+use crate::shared::addresses::ROUTER;
+use crate::shared::variables;
+use crate::skip::{self, SKIPPED, Skip};
 use crate::{nest, patience};
 
-/// A directory in the world for files of the lab's and of tests: it vanishes with the world, however that ends.
+/// The directory for files of the lab and of tests. It is part of the world and vanishes with it.
 pub const FILES: &str = "/run/lab";
 
-/// Tells a process that it is inside. Programs that the test starts inherit it, and do not care.
-const MARKER: &str = "VPN_EXEC_LAB";
-
-/// What the process inside prints when it begins with the test. If the executable has no test of the name, it never does.
+/// The line that the process inside prints before it runs the test's body. Without it, the executable has no such test.
 const BEGUN: &str = "lab: in a world of its own";
 
-/// What a test's output says when it was skipped.
-const SKIPPED: &str = "skipped: ";
-
-/// How long a test may take on an ordinary machine.
+/// The time that a test may take on an ordinary machine.
 pub const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// A limit on this machine, in seconds.
+/// Returns a limit on this machine, in seconds.
 fn seconds(limit: Duration) -> u32 {
     patience(limit).as_secs().try_into().unwrap_or(u32::MAX)
 }
 
-/// Why a test cannot be run on this machine.
-#[derive(Debug)]
-pub struct Skip {
-    /// What is missing.
-    pub reason: String,
-    /// The environment variable that, set to 1, makes this a failure.
-    pub unless: &'static str,
+/// Runs the body of the calling `#[test]` function in a world of its own. A [`Skip`] that it returns is reported, and is a
+/// failure only where its variable says so.
+///
+/// # Panics
+/// If the body fails.
+pub fn test(body: impl FnOnce() -> Result<()>) {
+    test_within(TIME_LIMIT, body);
 }
 
-impl fmt::Display for Skip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
-    }
-}
-
-impl std::error::Error for Skip {}
-
-/// Runs `body` in a world of its own, on behalf of the `#[test]` function whose closure it is: the function's name is taken
-/// from the closure's type. Panics if `body` fails. A [`Skip`] that it returns is printed and is no failure.
-pub fn test<F: FnOnce() -> Result<()>>(body: F) {
-    test_as(std::any::type_name::<F>(), body);
-}
-
-/// [`test()`] with the name of the closure's type: `crate::module::function::{{closure}}`.
-pub fn test_as(type_name: &str, body: impl FnOnce() -> Result<()>) {
-    test_within(TIME_LIMIT, type_name, body);
-}
-
-/// [`test_as`] for a test that may take another time than [`TIME_LIMIT`] on an ordinary machine.
-pub fn test_within(limit: Duration, type_name: &str, body: impl FnOnce() -> Result<()>) {
-    let path = type_name.split("::{{closure}}").next().unwrap_or(type_name);
-    let name = path.split_once("::").map_or(path, |(_, name)| name);
+/// [`test()`] for a test that may take another time than [`TIME_LIMIT`] on an ordinary machine.
+///
+/// # Panics
+/// If the body fails.
+pub fn test_within(limit: Duration, body: impl FnOnce() -> Result<()>) {
     if is_inside() {
         println!("{BEGUN}");
         match furnish().and_then(|()| body()) {
             Ok(()) => {}
             Err(error) => match error.downcast_ref::<Skip>() {
-                Some(skip) if std::env::var_os(skip.unless).is_none_or(|value| value != "1") => {
-                    println!("{SKIPPED}{skip}");
-                }
+                Some(skip) if !variables::is_set(skip.unless) => skip::skipped(skip),
                 _ => panic!("{error:#}"),
             },
         }
-    } else if let Err(error) = run_inside(name, limit) {
+    } else if let Err(error) = run_inside(&name_of_test(), limit) {
         panic!("{error:#}");
+    }
+}
+
+/// Returns the name of the calling test: libtest runs each test in a thread that has its name.
+///
+/// # Panics
+/// Outside the thread of a test.
+pub(crate) fn name_of_test() -> String {
+    let thread = std::thread::current();
+    match thread.name() {
+        Some(name) if name != "main" => name.to_owned(),
+        _ => panic!("call this from the thread of a test: its name is the test's"),
     }
 }
 
 fn run_inside(name: &str, limit: Duration) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args([name, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]);
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output = enter_for(command, limit)?.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     print!("{text}");
     eprint!("{}", String::from_utf8_lossy(&output.stderr));
-    for line in text.lines().filter(|line| line.starts_with(SKIPPED)) {
-        // Not by `eprintln`, which the test harness keeps to itself when a test passes.
-        writeln!(io::stderr(), "{line} ({name})")?;
+    for reason in text.lines().filter_map(|line| line.strip_prefix(SKIPPED)) {
+        skip::report(name, reason);
     }
     match output.status.code() {
         Some(0) if text.contains(BEGUN) => Ok(()),
-        Some(0) => bail!("there is no test {name:?} in this executable, so nothing was tested"),
+        Some(0) => bail!("this executable has no test {name:?}, so nothing was tested"),
         Some(_) => bail!("the test failed in its world: {}", output.status),
         None => bail!("the test was killed, perhaps after {} seconds: {}", seconds(limit), output.status),
     }
 }
 
-/// Whether this process is inside a world.
+/// Returns whether this process is inside a world.
 pub fn is_inside() -> bool {
-    std::env::var_os(MARKER).is_some()
+    std::env::var_os(variables::IN_WORLD).is_some()
 }
 
-/// Starts a command, usually one's own executable again, in a new world, where [`is_inside`] is true.
+/// Starts a command, usually the calling executable once more, in a new world, where [`is_inside`] is true.
+///
+/// # Errors
+/// If this machine does not allow the namespaces.
 pub fn enter(command: Command) -> Result<Child> {
     enter_for(command, TIME_LIMIT)
 }
 
 fn enter_for(mut command: Command, limit: Duration) -> Result<Child> {
-    command.env(MARKER, "1");
-    // The world has no such users, and vpn-exec would become them.
+    command.env(variables::IN_WORLD, "1");
+    // The world has no such users, and vpn-exec would run the program as one of them.
     for name in ["SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_COMMAND"] {
         command.env_remove(name);
     }
@@ -129,8 +118,8 @@ fn enter_for(mut command: Command, limit: Duration) -> Result<Child> {
     )
 }
 
-/// Runs a program's work in a world of its own, for which the program is executed once more, with the same arguments. `name` stands before
-/// an error.
+/// Runs the work of a program, such as a benchmark, in a world of its own: executes the program once more with the same
+/// arguments. `name` precedes an error message.
 pub fn run(name: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
     let again = || {
         crate::require_tun()?;
@@ -141,7 +130,7 @@ pub fn run(name: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
     let outcome = if is_inside() { furnish().and_then(|()| work()).map(|()| true) } else { again() };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
-        // It has said why.
+        // The process inside has reported the error.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("{name}: {error:#}");
@@ -150,10 +139,36 @@ pub fn run(name: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
     }
 }
 
-/// Makes a new world fit to live in: mounts that are its own, its own `/proc`, `/run` and resolver, and `lo` up.
+/// Returns whether the calling world has ordinary users (up to `nobody`, 65534) besides root. Only a world that root made
+/// has them.
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub fn has_users() -> Result<bool> {
+    const NOBODY: u32 = 65534;
+    let map = fs::read_to_string("/proc/self/uid_map")?;
+    Ok(map.lines().any(|line| {
+        let numbers: Vec<u32> = line.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
+        // user_namespaces(7): the first ID inside, the first outside, and the number of IDs.
+        matches!(numbers[..], [first, _, count] if first <= NOBODY && NOBODY - first < count)
+    }))
+}
+
+/// Requires a world with ordinary users.
+///
+/// # Errors
+/// [`Skip`] if it has none.
+pub fn require_users() -> Result<()> {
+    if has_users()? { Ok(()) } else { Err(Skip::error("this user has no other user IDs", variables::REQUIRE_USERS)) }
+}
+
+/// Furnishes a new world: mounts that no other namespace sees, its own `/proc` and `/run`, the lab's resolver, and `lo` up.
+///
+/// # Errors
+/// If one of these cannot be made.
 pub fn furnish() -> Result<()> {
-    // First cut off from the machine, then shared within, as systemd has it: what escapes from a mount namespace in a test
-    // shall be seen.
+    // First private, so that no mount reaches the machine; then shared inside, as systemd has it, so that a test sees a
+    // mount that escapes from a mount namespace.
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("cannot make the mounts private")?;
     rustix::mount::mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
@@ -161,10 +176,10 @@ pub fn furnish() -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("proc", "/proc", c"proc", flags | MountFlags::NOEXEC, None)
         .context("cannot mount /proc; in a container, its own must not be masked")?;
-    // Asked before /run is hidden: it may be where the links lead.
+    // Resolved before /run is covered: links may lead there.
     let resolv_conf = real_file("/etc/resolv.conf");
     rustix::mount::mount("lab-run", "/run", c"tmpfs", flags, Some(c"mode=0755")).context("cannot mount /run")?;
-    // wireguard-go makes it otherwise, and it would look like a change of the host.
+    // wireguard-go would create /run/wireguard, which would look like a change of the host.
     for directory in [FILES, "/run/wireguard"] {
         fs::create_dir(directory)?;
     }
@@ -175,7 +190,7 @@ pub fn furnish() -> Result<()> {
         }
     }
     let mut netlink = Netlink::open()?;
-    let lo = netlink.link("lo")?.ok_or_else(|| anyhow!("there is no lo"))?;
+    let lo = netlink.link("lo")?.ok_or_else(|| anyhow!("this network namespace has no lo"))?;
     netlink.execute_one(vpn_exec::linux::netlink::NetlinkRequest::set_up(lo.index, "lo"))?;
     Ok(())
 }
@@ -186,7 +201,7 @@ fn resolv_conf_text() -> String {
     format!("{lines}options timeout:1 attempts:2\n")
 }
 
-/// Where a path leads in the end, even if there is nothing.
+/// Resolves the links of a path, even if its target does not exist.
 fn real_file(path: &str) -> PathBuf {
     let path = Path::new(path);
     fs::canonicalize(path).unwrap_or_else(|_| match (fs::read_link(path), path.parent()) {
@@ -195,7 +210,7 @@ fn real_file(path: &str) -> PathBuf {
     })
 }
 
-/// Puts a text in a file's place, in this world only.
+/// Replaces the content of a file, in this world only.
 fn replace(file: &Path, text: &str) -> Result<()> {
     if let Ok(in_run) = file.strip_prefix("/run") {
         let file = Path::new("/run").join(in_run);
@@ -204,7 +219,7 @@ fn replace(file: &Path, text: &str) -> Result<()> {
         }
         return Ok(fs::write(file, text)?);
     }
-    let name = file.file_name().ok_or_else(|| anyhow!("{} is no file", file.display()))?;
+    let name = file.file_name().ok_or_else(|| anyhow!("{} is not a file", file.display()))?;
     let own = Path::new(FILES).join(name);
     fs::write(&own, text)?;
     Ok(mounts::bind(&own, file)?)

@@ -1,5 +1,5 @@
-//! The first instruction: a program that does nothing but send, from the first one that it executes on. It is made here, instruction by
-//! instruction, so that no loader and no library runs before.
+//! A program that does nothing but send, from its first instruction on. The test assembles it, so that no loader and no
+//! library runs before.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,27 +8,25 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::agent::launcher;
-use lab::{Peer, Reach, WEB};
+use lab::launcher::text_of;
+use lab::stamp::Stamp;
+use lab::{Launcher, Peer, Reach, WEB, variables};
 
-use crate::VPN_EXEC;
-use crate::judge::Witnesses;
-use crate::stages::BREAK;
-use crate::vectors::Stamp;
+use crate::judge::Judge;
 
 const STAGE: &str = "first-instruction";
 
-/// How many datagrams it sends where none is to be seen, and where so many have to be captured.
+/// The number of datagrams that it sends in the tunnel, and on the host, where all of them are captured.
 const MANY: u32 = 20_000;
 const FEW: u32 = 50;
 
-/// Where it is loaded, and how long the headers before its code are.
+/// The load address, and the length in bytes of the headers before the code.
 const BASE: u32 = 0x0040_0000;
 const HEADERS: u32 = 64 + 56;
 
 /// An executable (elf(5)) for Linux on x86-64: socket(2), sendto(2) to the web server again and again, exit(2).
 fn executable(times: u32) -> Vec<u8> {
-    let text = Stamp::new("udp4-internet", STAGE).text();
+    let text = Stamp::new("udp4-internet", STAGE).payload();
     let code_length = 75;
     let [text_at, address_at] = [0, text.len() as u32].map(|at| BASE + HEADERS + code_length + at);
     let [family, port] = [(libc::AF_INET as u16).to_le_bytes(), 9_u16.to_be_bytes()];
@@ -51,9 +49,9 @@ fn executable(times: u32) -> Vec<u8> {
         &with(&[0xbf], libc::AF_INET as u32),        // mov edi, AF_INET
         &with(&[0xbe], libc::SOCK_DGRAM as u32),     // mov esi, SOCK_DGRAM
         &[0x31, 0xd2, 0x0f, 0x05, 0x89, 0xc3],       // xor edx, edx; syscall; mov ebx, eax
-        &with(&[0x41, 0xbc], times),                 // mov r12d, how often
+        &with(&[0x41, 0xbc], times),                 // mov r12d, the number of datagrams
         &send,
-        &[0x75, back as u8],                   // jnz to the beginning of that
+        &[0x75, back as u8],                   // jnz to the beginning of the loop
         &[0x31, 0xff],                         // xor edi, edi
         &with(&[0xb8], libc::SYS_exit as u32), // mov eax, exit
         &[0x0f, 0x05],                         // syscall
@@ -63,12 +61,12 @@ fn executable(times: u32) -> Vec<u8> {
 
     let length = u64::from(HEADERS) + (code.len() + text.len() + address.len()) as u64;
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-    // The entry, the program headers, no sections, no flags; the sizes of the headers, and how many there are.
+    // Entry point, program headers, no sections, no flags; the sizes and the numbers of the headers.
     for number in [u64::from(BASE + HEADERS), 64, 0] {
         file.extend(number.to_le_bytes());
     }
     file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    // One segment, readable and executable: all of the file.
+    // One segment with the whole file, readable and executable.
     file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
     for number in [0, u64::from(BASE), u64::from(BASE), length, length, 0x1000] {
         file.extend(number.to_le_bytes());
@@ -76,7 +74,7 @@ fn executable(times: u32) -> Vec<u8> {
     [file, code, text, address].concat()
 }
 
-/// An instruction with a number of four bytes at its end.
+/// Returns an instruction that ends with a number of four bytes.
 fn with(operation: &[u8], number: u32) -> Vec<u8> {
     [operation, &number.to_le_bytes()].concat()
 }
@@ -91,29 +89,29 @@ fn write(times: u32) -> Result<PathBuf> {
 #[test]
 fn nothing_leaks_from_the_first_instruction_on() {
     if cfg!(not(target_arch = "x86_64")) {
-        // `stages` has a program that can be run everywhere, and begins a little later.
-        return;
+        // The agent of `stages` runs everywhere, but begins to send a little later.
+        return lab::skipped("the program is machine code for x86-64");
     }
     lab::test(Peer::Ours, |lab| {
         lab.provider.stop()?;
-        let witnesses = Witnesses::gather_in_network(lab)?;
+        let judge = Judge::of_network(lab)?;
         let (many, few) = (write(MANY)?, write(FEW)?);
         let config = lab.wg_quick_file(Reach::Ipv4)?;
         let run = |program: &Path, broken: &str| {
-            let output = launcher(VPN_EXEC, &config, &[]).arg(program).env(BREAK, broken).output()?;
-            ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+            let output = Launcher::new(&config).program([program]).env(variables::BREAK, broken).run()?;
+            ensure!(output.status.success(), "{}", text_of(&output));
             Ok(())
         };
         for _ in 0..5 {
             run(&many, "")?;
         }
         std::thread::sleep(lab::patience(Duration::from_millis(100)));
-        witnesses.verdict(STAGE)?.is_silence()?;
+        judge.verdict(STAGE)?.expect_no_leak()?;
 
         let sends = |vector: &crate::vectors::Vector| vector.name == "udp4-internet";
         run(&few, "namespace")?;
-        witnesses.verdict(STAGE)?.reports(sends)?;
+        judge.verdict(STAGE)?.expect_leaks(sends)?;
         ensure!(Command::new(&few).status()?.success());
-        witnesses.verdict(STAGE)?.reports(sends)
+        judge.verdict(STAGE)?.expect_leaks(sends)
     });
 }

@@ -1,4 +1,5 @@
-//! The stages of a tunnel's life, each with a program that tries all vectors; and the twin of each, which is found guilty.
+//! The stages of a tunnel's life, each with a program that tries all vectors, and the twin of each, in which the judge sees
+//! the leaks.
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -9,72 +10,65 @@ use std::slice::from_mut;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::agent::{Agent, launcher};
-use lab::{Lab, PRIVATE_LAN, PROVIDER, Peer, Reach, TUNNEL_CLIENT, WEB};
+use lab::agent::Agent;
+use lab::stamp::Protection;
+use lab::{Lab, Launcher, PRIVATE_LAN, PROVIDER, Peer, Reach, TUNNEL_CLIENT, WEB, variables};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::sysctl;
 use vpn_exec::{fault, registry};
 
-use crate::VPN_EXEC;
-use crate::judge::{Verdict, Witnesses};
-use crate::vectors::{AT_ONCE, By, LEFT_OPEN, Vector};
+use crate::judge::{Judge, Verdict};
+use crate::vectors::Vector;
 
 /// The tunnel's name.
 pub(crate) const NAME: &str = "leaks";
 
-/// The variables by which the test-only switches are chosen: see [`fault`].
-pub(crate) const BREAK: &str = "VPN_EXEC_TEST_BREAK";
-const FAIL: &str = "VPN_EXEC_TEST_FAIL";
+/// All protections that keep a program in its tunnel, except the routes (see [`fault::PROTECTIONS`]).
+pub(crate) const ALL_PROTECTIONS: &str = "namespace,names,privileges,descriptors,sockets";
 
-/// All that keeps a program in its tunnel, the routes apart.
-pub(crate) const ALL_BROKEN: &str = "namespace,names,privileges,descriptors,sockets";
-
-/// Tells hanging from working.
+/// The time after which a condition is taken for hanging.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a packet may take to the host's interfaces.
+/// The time that a packet may take to the host's interfaces.
 pub(crate) const SOON: Duration = Duration::from_millis(100);
 
-/// A socket of the host's, connected to a server, that whatever the test starts inherits.
-pub(crate) struct LeftOpen(OwnedFd);
+/// A socket in the host's network namespace, connected to a server, which every process that the test starts inherits.
+pub(crate) struct InheritedSocket(OwnedFd);
 
-impl LeftOpen {
+impl InheritedSocket {
     pub(crate) fn new() -> Result<Self> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(SocketAddr::from((WEB.ipv4, 9)))?;
-        // So high that a program which does not have it has nothing else there.
-        let left_open = rustix::io::fcntl_dupfd_cloexec(&socket, 99)?;
-        rustix::io::fcntl_setfd(&left_open, rustix::io::FdFlags::empty())?;
-        Ok(Self(left_open))
+        // A high number, so that a program without the socket has no other descriptor of that number.
+        let inherited = rustix::io::fcntl_dupfd_cloexec(&socket, 99)?;
+        rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())?;
+        Ok(Self(inherited))
     }
 
-    /// Says to a program which it is.
-    pub(crate) fn tell(&self, command: &mut Command) {
-        command.env(LEFT_OPEN, self.0.as_raw_fd().to_string());
+    /// The value of [`variables::INHERITED_SOCKET`] for the agent.
+    pub(crate) fn number(&self) -> String {
+        self.0.as_raw_fd().to_string()
     }
 }
 
-/// Starts the program in a tunnel, where it tries everything as soon as it runs; without some of the protections.
-pub(crate) fn inside(lab: &Lab, reach: Reach, left_open: &LeftOpen, stage: &str, broken: &str) -> Result<Agent> {
-    inside_by(launcher(VPN_EXEC, &lab.wg_quick_file(reach)?, &["--name", NAME]), left_open, stage, broken)
+/// Starts the agent in a tunnel, where it tries all vectors at once. `broken` names the protections to leave out.
+pub(crate) fn inside(lab: &Lab, reach: Reach, inherited: &InheritedSocket, stage: &str, broken: &str) -> Result<Agent> {
+    inside_by(Launcher::new(lab.wg_quick_file(reach)?).options(["--name", NAME]), inherited, stage, broken)
 }
 
-pub(crate) fn inside_by(mut command: Command, left_open: &LeftOpen, stage: &str, broken: &str) -> Result<Agent> {
-    command.env(AT_ONCE, stage).env(BREAK, broken);
-    left_open.tell(&mut command);
-    Agent::start(Some(command))?.begun()
+pub(crate) fn inside_by(launcher: Launcher, inherited: &InheritedSocket, stage: &str, broken: &str) -> Result<Agent> {
+    let launcher = launcher.env(variables::STAGE, stage).env(variables::BREAK, broken);
+    launcher.env(variables::INHERITED_SOCKET, inherited.number()).start_agent()?.begun()
 }
 
-/// Starts the program on the host.
-pub(crate) fn outside(left_open: &LeftOpen) -> Result<Agent> {
-    let mut command = Command::new("env");
-    left_open.tell(&mut command);
-    Agent::start(Some(command))?.begun()
+/// Starts the agent on the host.
+pub(crate) fn outside(inherited: &InheritedSocket) -> Result<Agent> {
+    Agent::start(Command::new("env").env(variables::INHERITED_SOCKET, inherited.number()))?.begun()
 }
 
-/// Lets everybody in the calling thread's network namespace send pings, as systemd has it on hosts.
+/// Allows unprivileged ICMP sockets in the calling thread's network namespace, as systemd does on hosts.
 pub(crate) fn allow_pings() -> std::io::Result<()> {
     sysctl::set("net/ipv4/ping_group_range", "0 0")
 }
@@ -89,23 +83,18 @@ pub(crate) fn send(pid: i32, signal: Signal) -> Result<()> {
 }
 
 pub(crate) fn keeper() -> Result<i32> {
-    let state = registry::read(&NAME.parse()?)?.context("the tunnel has written its state")?;
+    let state = registry::read(&NAME.parse()?)?.context("the tunnel has no state")?;
     Ok(state.keeper.cast_signed())
 }
 
 pub(crate) fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    lab::wait_until(lab::patience(PATIENCE), &format!("in vain: {what}"), condition)
+    lab::wait_until(lab::patience(PATIENCE), &format!("timed out: {what}"), condition)
 }
 
-/// Has everything tried once in a stage by each of these programs, and judges it. Where vectors are expected to be reported, it goes on
-/// until they are, or for long enough: on a busy machine, an attempt may come to nothing by itself.
-pub(crate) fn judged(
-    agents: &mut [Agent],
-    witnesses: &Witnesses<'_>,
-    stage: &str,
-    expected: Expected,
-) -> Result<Verdict> {
-    for act in ["begin", "lap"] {
+/// Lets each agent try all vectors once in a stage, and judges the stage. Where leaks are expected, repeats that until all are
+/// seen, for at most [`PATIENCE`]: on a busy machine a single attempt may fail by itself.
+pub(crate) fn judged(agents: &mut [Agent], judge: &Judge<'_>, stage: &str, expected: Expected) -> Result<Verdict> {
+    for act in ["begin-stage", "complete-stage"] {
         for agent in agents.iter_mut() {
             agent.succeed(&format!("{act} {stage}"))?;
         }
@@ -113,10 +102,10 @@ pub(crate) fn judged(
     let begin = Instant::now();
     let mut verdict = Verdict::none_yet(stage);
     loop {
-        // What waits for a neighbour's address may be sent a little later.
+        // A packet that waits for the address of a neighbour is sent a little later.
         std::thread::sleep(lab::patience(SOON));
-        verdict = verdict.and(witnesses.verdict(stage)?);
-        if verdict.reports(expected).is_ok() || begin.elapsed() > lab::patience(PATIENCE) {
+        verdict = verdict.and(judge.verdict(stage)?);
+        if verdict.expect_leaks(expected).is_ok() || begin.elapsed() > lab::patience(PATIENCE) {
             return Ok(verdict);
         }
     }
@@ -128,116 +117,118 @@ pub(crate) type Expected = fn(&Vector) -> bool;
 pub(crate) const NONE: Expected = |_| false;
 pub(crate) const ALL: Expected = |_| true;
 
-/// What is to be expected of a program without some of its protections.
+/// Returns the vectors that are expected to leak without some protections.
 pub(crate) fn expected(broken: &str) -> Expected {
     if broken.is_empty() { NONE } else { ALL }
 }
 
-/// A tunnel from its program's first instruction to its end.
-fn life(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdict>> {
+/// Judges a tunnel from its program's first instruction to its end.
+fn judge_life(lab: &Lab, judge: &Judge<'_>, broken: &str) -> Result<Vec<Verdict>> {
     let expected = expected(broken);
     lab.join_private_lan()?;
-    let left_open = LeftOpen::new()?;
+    let inherited = InheritedSocket::new()?;
     let mut verdicts = Vec::new();
-    let mut agent = inside(lab, Reach::Ipv4, &left_open, "first-instruction", broken)?;
+    let mut agent = inside(lab, Reach::Ipv4, &inherited, "first-instruction", broken)?;
     allow_pings_inside()?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "first-instruction", expected)?);
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "up", expected)?);
+    verdicts.push(judged(from_mut(&mut agent), judge, "first-instruction", expected)?);
+    verdicts.push(judged(from_mut(&mut agent), judge, "up", expected)?);
 
     lab.provider.stop()?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "provider-dead", expected)?);
+    verdicts.push(judged(from_mut(&mut agent), judge, "provider-dead", expected)?);
 
-    // Nobody takes over while the launcher is stopped.
+    // A stopped launcher starts no successor.
     let (parent, first) = (agent.pid(), keeper()?);
     send(parent, Signal::SIGSTOP)?;
     send(first, Signal::SIGKILL)?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "keeper-killed", expected)?);
+    verdicts.push(judged(from_mut(&mut agent), judge, "keeper-killed", expected)?);
     send(parent, Signal::SIGCONT)?;
-    wait_until("somebody takes over", || Ok(keeper()? != first))?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "keeper-replaced", expected)?);
+    wait_until("another keeper takes over", || Ok(keeper()? != first))?;
+    verdicts.push(judged(from_mut(&mut agent), judge, "keeper-replaced", expected)?);
 
-    let alive = judged(from_mut(&mut agent), witnesses, "launcher-killed", expected)?;
+    let alive = judged(from_mut(&mut agent), judge, "launcher-killed", expected)?;
     let program = agent.succeed("pid")?.parse()?;
     send(parent, Signal::SIGKILL)?;
     if !broken.is_empty() {
-        // The death signal of whoever gains privileges by exec(2) is cleared, and whoever is on the host is nobody's to end.
+        // A program that gains privileges by exec(2) has no parent-death signal, and vpn-exec does not end a program on the host.
         let _ = send(program, Signal::SIGKILL);
     }
     agent.end()?;
     wait_until("the tunnel is taken down", || Ok(!path_of(NAME).exists()))?;
     std::thread::sleep(lab::patience(SOON));
-    verdicts.push(alive.and(witnesses.verdict("launcher-killed")?));
-    // Later on the keeper itself asks for a name, on the host.
-    ensure!(!broken.is_empty() || witnesses.callers() == 0, "somebody has come to the host's sockets");
+    verdicts.push(alive.and(judge.verdict("launcher-killed")?));
+    // Checked here, because later the keeper itself asks the host's resolvers for the endpoint's name.
+    ensure!(!broken.is_empty() || judge.clients() == 0, "a process has connected to the host's sockets");
 
     lab.resolver.forget("vpn.example");
-    let mut agent = inside(lab, Reach::Name, &left_open, "endpoint-unresolved", broken)?;
+    let mut agent = inside(lab, Reach::Name, &inherited, "endpoint-unresolved", broken)?;
     allow_pings_inside()?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "endpoint-unresolved", expected)?);
+    verdicts.push(judged(from_mut(&mut agent), judge, "endpoint-unresolved", expected)?);
     agent.finish()?;
 
     let text = lab.wg_quick_text(Reach::Ipv4).replace(&format!(", {}/128", TUNNEL_CLIENT.ipv6), "");
-    let command = launcher(VPN_EXEC, &lab.file(&text)?, &["--name", NAME]);
-    let mut agent = inside_by(command, &left_open, "without-ipv6", broken)?;
+    let launcher = Launcher::new(lab.file(&text)?).options(["--name", NAME]);
+    let mut agent = inside_by(launcher, &inherited, "without-ipv6", broken)?;
     allow_pings_inside()?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "without-ipv6", expected)?);
+    verdicts.push(judged(from_mut(&mut agent), judge, "without-ipv6", expected)?);
     agent.finish()?;
 
-    // A neighbour is reached, and others are not, and nobody is asked for names.
-    let options = [&["--name", NAME], lab::local_networks()].concat();
-    let command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &options);
-    let mut agent = inside_by(command, &left_open, "local-networks", broken)?;
+    // The program reaches one local network, no other neighbour, and no resolver there.
+    let launcher = Launcher::new(lab.wg_quick_file(Reach::Ipv4)?).options(["--name", NAME]);
+    let mut agent = inside_by(launcher.options(lab::local_networks()), &inherited, "local-networks", broken)?;
     allow_pings_inside()?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "local-networks", expected)?);
+    verdicts.push(judged(from_mut(&mut agent), judge, "local-networks", expected)?);
     agent.succeed(&format!("get http://{}/", PRIVATE_LAN.ipv4))?;
     agent.finish()?;
     Ok(verdicts)
 }
 
 #[test]
-fn a_living_tunnel_leaks_nothing() {
+fn a_tunnel_leaks_nothing_in_any_stage() {
     lab::test(Peer::Ours, |lab| {
-        let witnesses = Witnesses::gather(lab, None)?;
-        for verdict in life(lab, &witnesses, "")? {
-            verdict.is_silence()?;
+        let judge = Judge::new(lab, None)?;
+        for verdict in judge_life(lab, &judge, "")? {
+            verdict.expect_no_leak()?;
         }
-        // Silence is not all: what the program may have, it has.
+        // The tunnel also works: names are resolved through it, and the server is reached.
         let asked = lab.tunnel_resolver.questions();
         for program in ["getent", "python", "curl"] {
             let name = format!("leak-{program}-at-up.example");
-            assert!(asked.iter().any(|question| question.name == name), "{program} asked for no name: {asked:?}");
+            assert!(
+                asked.iter().any(|question| question.name == name),
+                "{program} did not ask the tunnel's resolver: {asked:?}"
+            );
         }
-        assert!(lab.web.callers().contains(&PROVIDER.both()[0]), "the server was called through the tunnel");
+        assert!(lab.web.clients().contains(&PROVIDER.both()[0]), "no request reached the server through the tunnel");
         Ok(())
     });
 }
 
 #[test]
-fn a_living_tunnel_without_protections_leaks_by_every_vector_in_every_stage() {
+fn without_protections_a_tunnel_leaks_by_every_vector_in_every_stage() {
     lab::test(Peer::Ours, |lab| {
         allow_pings()?;
-        let witnesses = Witnesses::gather(lab, None)?;
-        for verdict in life(lab, &witnesses, ALL_BROKEN)? {
-            verdict.reports(|_| true)?;
+        let judge = Judge::new(lab, None)?;
+        for verdict in judge_life(lab, &judge, ALL_PROTECTIONS)? {
+            verdict.expect_leaks(|_| true)?;
         }
         Ok(())
     });
 }
 
 #[test]
-fn on_the_host_every_vector_is_seen() {
+fn the_judge_sees_every_vector_on_the_host() {
     lab::test(Peer::Ours, |lab| {
         allow_pings()?;
         lab.join_private_lan()?;
-        let witnesses = Witnesses::gather(lab, None)?;
-        let mut agent = outside(&LeftOpen::new()?)?;
-        judged(from_mut(&mut agent), &witnesses, "host", ALL)?.reports(|_| true)?;
+        let judge = Judge::new(lab, None)?;
+        let mut agent = outside(&InheritedSocket::new()?)?;
+        judged(from_mut(&mut agent), &judge, "host", ALL)?.expect_leaks(|_| true)?;
         agent.finish()?;
         Ok(())
     });
 }
 
-/// The first process among a launcher's children that is stopped: its keeper, at one of [`fault`]'s points.
+/// Returns a stopped child of a launcher: its keeper, at one of [`fault`]'s points.
 fn stopped_keeper(launcher: i32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).ok()?;
     children.split_ascii_whitespace().filter_map(|child| child.parse().ok()).find(|child: &i32| {
@@ -246,7 +237,7 @@ fn stopped_keeper(launcher: i32) -> Option<i32> {
     })
 }
 
-/// The namespace that a keeper holds, as a path.
+/// Returns a path to the network namespace that a keeper holds.
 fn namespace_of(keeper: i32) -> Result<PathBuf> {
     let own = NetworkNamespace::current()?.id()?;
     for entry in fs::read_dir(format!("/proc/{keeper}/fd"))? {
@@ -259,119 +250,117 @@ fn namespace_of(keeper: i32) -> Result<PathBuf> {
     bail!("the keeper {keeper} holds no namespace of its own")
 }
 
-/// A tunnel from the first instant of its namespace to the last. The keeper is stopped at every point of set-up and tear-down; whoever
-/// is in the namespace tries everything meanwhile, and goes on in between.
-fn set_up_and_tear_down(lab: &Lab, witnesses: &Witnesses<'_>, enters: bool) -> Result<Vec<Verdict>> {
-    let expected = if enters { NONE } else { concerns_visitors };
+/// Judges a tunnel from the creation of its namespace to its end. The keeper stops at every point of set-up and tear-down.
+/// Agents in the namespace (`inside`), or on the host, try all vectors at each point and in between.
+fn judge_set_up_and_tear_down(lab: &Lab, judge: &Judge<'_>, inside: bool) -> Result<Vec<Verdict>> {
+    let expected = if inside { NONE } else { applies_to_intruders };
     lab.join_private_lan()?;
-    let left_open = LeftOpen::new()?;
-    let mut visitors = vec![outside(&left_open)?];
-    let options = [&["--name", NAME], lab::local_networks()].concat();
-    let mut command = launcher(VPN_EXEC, &lab.wg_quick_file(Reach::Ipv4)?, &options);
-    let mut child = command.arg("true").env(FAIL, "stop").spawn()?;
+    let inherited = InheritedSocket::new()?;
+    let mut intruders = vec![outside(&inherited)?];
+    let launcher = Launcher::new(lab.wg_quick_file(Reach::Ipv4)?).options(["--name", NAME]);
+    let launcher = launcher.options(lab::local_networks()).program(["true"]);
+    let mut child = launcher.env(variables::FAIL, "stop").start()?;
     let launcher = child.id().cast_signed();
     let mut verdicts = Vec::new();
     for (number, point) in fault::SET_UP.into_iter().chain(fault::TAKE_DOWN).enumerate() {
         let mut keeper = None;
-        wait_until(&format!("the keeper comes to the point {point:?}"), || {
+        wait_until(&format!("the keeper stops at {point:?}"), || {
             keeper = stopped_keeper(launcher);
             Ok(keeper.is_some())
         })?;
         let keeper = keeper.context("stopped")?;
-        if number == 0 && enters {
+        if number == 0 && inside {
             let path = namespace_of(keeper)?;
             NetworkNamespace::from(OwnedFd::from(fs::File::open(&path)?)).run(allow_pings)?;
-            visitors[0].succeed(&format!("enter {}", path.display()))?;
+            intruders[0].succeed(&format!("enter {}", path.display()))?;
         }
-        if point == "after the name" && enters {
-            visitors.push(by_name()?);
+        if point == "after the name" && inside {
+            intruders.push(enter_by_name()?);
         }
-        verdicts.push(judged(&mut visitors, witnesses, &point.replace(|c: char| !c.is_alphanumeric(), "-"), expected)?);
-        // It runs when this returns (signal(7)), so it is not taken for stopped at the next point.
+        verdicts.push(judged(&mut intruders, judge, &point.replace(|c: char| !c.is_alphanumeric(), "-"), expected)?);
+        // The keeper runs when this returns (signal(7)), so the next iteration does not find it stopped.
         send(keeper, Signal::SIGCONT)?;
     }
-    ensure!(child.wait()?.success(), "vpn-exec has failed");
-    verdicts.push(judged(&mut visitors, witnesses, "afterwards", expected)?);
-    for visitor in visitors {
-        visitor.finish()?;
+    ensure!(child.wait()?.success(), "vpn-exec failed");
+    verdicts.push(judged(&mut intruders, judge, "afterwards", expected)?);
+    for intruder in intruders {
+        intruder.finish()?;
     }
     Ok(verdicts)
 }
 
-/// Somebody who comes in by the namespace's name, as soon as it has one.
-fn by_name() -> Result<Agent> {
+/// Starts an agent that enters the namespace by its name.
+fn enter_by_name() -> Result<Agent> {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", NAME]);
-    let mut visitor = Agent::start(Some(command))?.begun()?;
-    // He was root, and is in already: what he brings along is no matter here.
-    visitor.succeed("enter /proc/self/ns/net")?;
-    Ok(visitor)
+    let mut intruder = Agent::start(&mut command)?.begun()?;
+    // It is inside already. This makes it give up root's privileges, which are not what this test is about.
+    intruder.succeed("enter /proc/self/ns/net")?;
+    Ok(intruder)
 }
 
-/// What a visitor lacks is what keeps a program from the host's sockets and descriptors: he came from the host. He brings no privileges.
-fn concerns_visitors(vector: &Vector) -> bool {
-    matches!(vector.by, By::Network | By::Rules | By::Library | By::Privileges)
+/// Returns whether a vector must fail for an unprivileged process that enters from the host. Such a process sees the host's
+/// sockets and keeps its descriptors.
+fn applies_to_intruders(vector: &Vector) -> bool {
+    use Protection::{Library, Namespace, Privileges, Rules};
+
+    matches!(vector.protection, Namespace | Rules | Library | Privileges)
 }
 
 #[test]
 fn nothing_leaks_at_any_point_of_set_up_and_tear_down() {
     lab::test(Peer::Ours, |lab| {
-        let witnesses = Witnesses::gather_in_network(lab)?;
-        for verdict in set_up_and_tear_down(lab, &witnesses, true)? {
-            verdict.is_silence_of(concerns_visitors)?;
+        let judge = Judge::of_network(lab)?;
+        for verdict in judge_set_up_and_tear_down(lab, &judge, true)? {
+            verdict.expect_no_leak_by(applies_to_intruders)?;
         }
         Ok(())
     });
 }
 
 #[test]
-fn whoever_stays_on_the_host_is_seen_at_every_point_of_set_up_and_tear_down() {
+fn the_judge_sees_a_process_on_the_host_at_every_point_of_set_up_and_tear_down() {
     lab::test(Peer::Ours, |lab| {
         allow_pings()?;
-        let witnesses = Witnesses::gather_in_network(lab)?;
-        for verdict in set_up_and_tear_down(lab, &witnesses, false)? {
-            verdict.reports(concerns_visitors)?;
+        let judge = Judge::of_network(lab)?;
+        for verdict in judge_set_up_and_tear_down(lab, &judge, false)? {
+            verdict.expect_leaks(applies_to_intruders)?;
         }
         Ok(())
     });
 }
 
-/// Before there is a tunnel there is no program: it is not run when the set-up fails, at whatever point, nor in a tunnel that is not
-/// there. It would try everything at once.
+/// If the set-up fails at any point, or if the tunnel does not exist, vpn-exec does not run the program, which would try all
+/// vectors at once.
 #[test]
-fn nothing_runs_before_the_tunnel_is_there() {
+fn no_program_runs_without_its_tunnel() {
     lab::test(Peer::Ours, |lab| {
-        let witnesses = Witnesses::gather(lab, None)?;
+        let judge = Judge::new(lab, None)?;
         lab.join_private_lan()?;
-        let left_open = LeftOpen::new()?;
+        let inherited = InheritedSocket::new()?;
         let config = lab.wg_quick_file(Reach::Ipv4)?;
-        let mut commands = vec![Command::new(VPN_EXEC)];
-        commands[0].args(["--tunnel", "nowhere", "--"]);
+        let mut launchers = vec![Launcher::with_tunnel("nowhere")];
         for point in fault::SET_UP {
             for how in ["", "kill:"] {
-                let mut command = launcher(VPN_EXEC, &config, &["--name", NAME]);
-                command.env(FAIL, format!("{how}{point}"));
-                commands.push(command);
+                let launcher = Launcher::new(&config).options(["--name", NAME]);
+                launchers.push(launcher.env(variables::FAIL, format!("{how}{point}")));
             }
         }
-        for mut command in commands {
-            left_open.tell(&mut command);
-            command.env(AT_ONCE, "before");
-            let agent = Agent::start(Some(command))?;
-            let (status, complaints) = agent.end()?;
-            ensure!(status.code() == Some(125), "{status}: {complaints}");
+        for launcher in launchers {
+            let launcher = launcher.env(variables::INHERITED_SOCKET, inherited.number());
+            let (status, errors) = launcher.env(variables::STAGE, "before").start_agent()?.end()?;
+            ensure!(status.code() == Some(125), "{status}: {errors}");
         }
         std::thread::sleep(lab::patience(SOON));
-        witnesses.verdict("before")?.is_silence()?;
-        assert_eq!(witnesses.callers(), 0);
+        judge.verdict("before")?.expect_no_leak()?;
+        assert_eq!(judge.clients(), 0);
 
-        // The same program, with a tunnel of which it does not know.
+        // The twin: the same program on the host.
         allow_pings()?;
         let mut command = Command::new("env");
-        left_open.tell(&mut command);
-        command.env(AT_ONCE, "before");
-        let mut agent = Agent::start(Some(command))?.begun()?;
-        judged(from_mut(&mut agent), &witnesses, "before", ALL)?.reports(|_| true)?;
+        command.env(variables::INHERITED_SOCKET, inherited.number()).env(variables::STAGE, "before");
+        let mut agent = Agent::start(&mut command)?.begun()?;
+        judged(from_mut(&mut agent), &judge, "before", ALL)?.expect_leaks(|_| true)?;
         agent.finish()?;
         Ok(())
     });

@@ -1,85 +1,85 @@
-//! A standing tunnel, which a program joins, and what becomes of it meanwhile: it changes hands, and its rules are made anew.
+//! A standing tunnel that a program joins: the keeper is replaced, a keeper is killed and the tunnel adopted, and the
+//! configuration is reloaded.
 
 use std::path::Path;
 use std::process::Command;
 use std::slice::from_mut;
 
 use anyhow::{Result, ensure};
-use lab::{Lab, PRIVATE_LAN, Peer, Reach};
+use lab::launcher::text_of;
+use lab::{Lab, Launcher, PRIVATE_LAN, Peer, Reach, vpn_exec};
 use nix::sys::signal::Signal;
 
-use crate::VPN_EXEC;
-use crate::judge::{Verdict, Witnesses};
+use crate::judge::{Judge, Verdict};
 use crate::stages::{
-    ALL_BROKEN, LeftOpen, NAME, SOON, allow_pings, allow_pings_inside, expected, inside_by, judged, keeper, send,
+    ALL_PROTECTIONS, InheritedSocket, NAME, SOON, allow_pings, allow_pings_inside, expected, inside_by, judged, keeper,
+    send,
 };
 
-/// Has vpn-exec do something about the tunnel.
-fn order(what: &str, file: &Path, options: &[&str]) -> Result<()> {
-    let mut command = Command::new(VPN_EXEC);
-    command.arg(what).arg(file).args(["--name", NAME, "--backend", "userspace"]).args(options);
-    succeeds(&mut command)
+/// Runs `vpn-exec up` or `reload` for the tunnel.
+fn manage(subcommand: &str, file: &Path, options: &[&str]) -> Result<()> {
+    let mut command = vpn_exec([subcommand]);
+    command.arg(file).args(["--name", NAME, "--backend", "userspace"]).args(options);
+    must_succeed(command)
 }
 
-fn succeeds(command: &mut Command) -> Result<()> {
+fn must_succeed(mut command: Command) -> Result<()> {
     let output = command.output()?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?}: {}", text_of(&output));
     Ok(())
 }
 
-fn standing(lab: &Lab, witnesses: &Witnesses<'_>, broken: &str) -> Result<Vec<Verdict>> {
+fn judge_standing(lab: &Lab, judge: &Judge<'_>, broken: &str) -> Result<Vec<Verdict>> {
     let expected = expected(broken);
     lab.join_private_lan()?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
-    order("up", &file, &["--wait", "20"])?;
-    let mut joining = Command::new(VPN_EXEC);
-    joining.args(["--tunnel", NAME, "--"]);
-    let mut agent = inside_by(joining, &LeftOpen::new()?, "joined", broken)?;
+    manage("up", &file, &["--wait", "20"])?;
+    let mut agent = inside_by(Launcher::with_tunnel(NAME), &InheritedSocket::new()?, "joined", broken)?;
     allow_pings_inside()?;
-    let mut verdicts = vec![judged(from_mut(&mut agent), witnesses, "joined", expected)?];
+    let mut verdicts = vec![judged(from_mut(&mut agent), judge, "joined", expected)?];
 
-    order("up", &file, &["--replace"])?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "replaced", expected)?);
+    manage("up", &file, &["--replace"])?;
+    verdicts.push(judged(from_mut(&mut agent), judge, "replaced", expected)?);
     send(keeper()?, Signal::SIGKILL)?;
-    order("up", &file, &[])?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "adopted", expected)?);
+    manage("up", &file, &[])?;
+    verdicts.push(judged(from_mut(&mut agent), judge, "adopted", expected)?);
 
-    order("reload", &file, lab::local_networks())?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "opened", expected)?);
+    manage("reload", &file, lab::local_networks())?;
+    verdicts.push(judged(from_mut(&mut agent), judge, "opened", expected)?);
     agent.succeed(&format!("get http://{}/", PRIVATE_LAN.ipv4))?;
-    // This was meant to be seen, down to the last packet of the connection.
+    // The capture sees these packets rightly, including the last one of the connection.
     std::thread::sleep(lab::patience(SOON));
     lab.capture.forget()?;
-    order("reload", &file, &[])?;
-    verdicts.push(judged(from_mut(&mut agent), witnesses, "closed", expected)?);
+    manage("reload", &file, &[])?;
+    verdicts.push(judged(from_mut(&mut agent), judge, "closed", expected)?);
 
-    let alive = judged(from_mut(&mut agent), witnesses, "down", expected)?;
-    succeeds(Command::new(VPN_EXEC).args(["down", NAME, "--force"]))?;
+    let alive = judged(from_mut(&mut agent), judge, "down", expected)?;
+    must_succeed(vpn_exec(["down", NAME, "--force"]))?;
     agent.end()?;
     std::thread::sleep(lab::patience(SOON));
-    verdicts.push(alive.and(witnesses.verdict("down")?));
+    verdicts.push(alive.and(judge.verdict("down")?));
     Ok(verdicts)
 }
 
 #[test]
-fn a_standing_tunnel_leaks_nothing() {
+fn a_standing_tunnel_leaks_nothing_in_any_stage() {
     lab::test(Peer::Ours, |lab| {
-        let witnesses = Witnesses::gather(lab, None)?;
-        for verdict in standing(lab, &witnesses, "")? {
-            verdict.is_silence()?;
+        let judge = Judge::new(lab, None)?;
+        for verdict in judge_standing(lab, &judge, "")? {
+            verdict.expect_no_leak()?;
         }
-        assert_eq!(witnesses.callers(), 0, "somebody has come to the host's sockets");
+        assert_eq!(judge.clients(), 0, "a process has connected to the host's sockets");
         Ok(())
     });
 }
 
 #[test]
-fn whoever_joins_without_protections_leaks_by_every_vector_in_every_stage() {
+fn without_protections_a_standing_tunnel_leaks_by_every_vector_in_every_stage() {
     lab::test(Peer::Ours, |lab| {
         allow_pings()?;
-        let witnesses = Witnesses::gather(lab, None)?;
-        for verdict in standing(lab, &witnesses, ALL_BROKEN)? {
-            verdict.reports(|_| true)?;
+        let judge = Judge::new(lab, None)?;
+        for verdict in judge_standing(lab, &judge, ALL_PROTECTIONS)? {
+            verdict.expect_leaks(|_| true)?;
         }
         Ok(())
     });

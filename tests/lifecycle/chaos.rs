@@ -1,52 +1,52 @@
-//! Kills at random instants: the program never survives its launcher or its tunnel, and the next start finds a clean host.
+//! Kills at random moments: the program never outlives its launcher or its tunnel, and the next start finds a clean host.
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use lab::{LAN, Peer, Reach, Snapshot, WEB};
+use lab::{LAN, Peer, Reach, Snapshot, WEB, variables};
 use nix::sys::signal::Signal;
 use vpn_exec::registry;
 
 use crate::look_alikes::{make_names, plant_neighbours};
 use crate::support::{
-    SENDS, SOON, assert_none_soon, assert_unchanged, doing, ended, errors, output_of, prepare, run, send, start,
-    vpn_exec, write_config,
+    SOON, assert_none_soon, assert_unchanged, doing, ended, errors, output_of, prepare, run, send, start, vpn_exec,
+    write_config,
 };
 
-/// How many there are without `CHAOS_ROUNDS`, if there is time for as many.
+/// The number of rounds without [`variables::CHAOS_ROUNDS`], if there is time.
 const ROUNDS: u32 = 500;
 
-/// How long they may take without `CHAOS_ROUNDS`: a busy machine does fewer.
+/// The time for the rounds without [`variables::CHAOS_ROUNDS`]. A busy machine does fewer.
 const ENOUGH: Duration = Duration::from_secs(75);
 
-/// How long one round may take on average: several times what it takes on a busy machine of two cores.
+/// The average time that a round may take: several times that on a busy machine with two cores.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// How many rounds are wanted, if `CHAOS_ROUNDS` says so.
-fn wanted_rounds() -> Option<u32> {
-    let text = std::env::var("CHAOS_ROUNDS").ok()?;
+/// Returns the number of rounds in [`variables::CHAOS_ROUNDS`].
+fn chosen_rounds() -> Option<u32> {
+    let text = std::env::var(variables::CHAOS_ROUNDS).ok()?;
     Some(text.parse().unwrap_or_else(|error| panic!("CHAOS_ROUNDS={text}: {error}")))
 }
 
-/// How long so many rounds may take before the test is killed.
+/// Returns the time limit of the test for a number of rounds.
 fn time_limit(wanted: Option<u32>) -> Duration {
     lab::world::TIME_LIMIT.max(ROUND * wanted.unwrap_or(0))
 }
 
 #[test]
-fn more_rounds_have_more_time() {
+fn the_time_limit_grows_with_the_number_of_rounds() {
     assert_eq!(time_limit(None), lab::world::TIME_LIMIT);
     for rounds in [1, 2_000, 10_000] {
-        // Without CHAOS_ROUNDS, so many take this long at most.
+        // The same number of rounds, but without a limit of their time.
         let needed = ENOUGH * rounds / ROUNDS;
         assert!(time_limit(Some(rounds)) > needed, "{rounds} rounds may need {needed:?}");
     }
 }
 
 #[test]
-fn a_killed_launcher_takes_everything_with_it() {
+fn a_killed_launcher_leaves_nothing() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -65,7 +65,7 @@ fn a_killed_keeper_is_replaced_and_the_program_goes_on() {
         let before = Snapshot::take()?;
         let running = start("chaos", "wait")?;
         let mut keepers = vec![running.keeper()];
-        // A successor is replaced as the first one is.
+        // Successors are replaced, too.
         for _ in 0..3 {
             send(keepers[keepers.len() - 1], Signal::SIGKILL)?;
             let until = Instant::now() + lab::patience(SOON);
@@ -90,12 +90,12 @@ fn a_killed_keeper_is_replaced_and_the_program_goes_on() {
 }
 
 #[test]
-fn when_both_are_killed_the_program_dies_and_the_next_start_takes_the_rest() {
+fn when_launcher_and_keeper_are_killed_the_next_start_reclaims_the_tunnel() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("chaos", "daemon")?;
-        // The launcher is stopped, so that it cannot clean up in between.
+        // A stopped launcher cannot clean up in between.
         send(running.launcher(), Signal::SIGSTOP)?;
         send(running.keeper(), Signal::SIGKILL)?;
         send(running.launcher(), Signal::SIGKILL)?;
@@ -109,16 +109,16 @@ fn when_both_are_killed_the_program_dies_and_the_next_start_takes_the_rest() {
 }
 
 #[test]
-fn kills_at_random_instants_leave_nothing_and_leak_nothing() {
-    let wanted = wanted_rounds();
+fn kills_at_random_moments_leave_nothing_and_leak_nothing() {
+    let wanted = chosen_rounds();
     lab::test_within(time_limit(wanted), Peer::Ours, |lab| {
         prepare()?;
         write_config(&lab.wg_quick_text(Reach::Ipv4))?;
-        let seed = match std::env::var("CHAOS_SEED") {
+        let seed = match std::env::var(variables::CHAOS_SEED) {
             Ok(seed) => seed.parse()?,
             Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
         };
-        // Said when the test passes, too: not by `println`, which the test harness keeps to itself then.
+        // Past the test harness, which hides the output of a test that passes.
         writeln!(std::io::stderr(), "CHAOS_SEED={seed} replays this")?;
         let mut random = Random(seed);
         make_names()?;
@@ -143,53 +143,53 @@ fn kills_at_random_instants_leave_nothing_and_leak_nothing() {
     });
 }
 
-/// Starts a tunnel with a program that sends all the time, and kills the launcher, or both it and the keeper, at some instant.
-/// Says what was done.
+/// Starts a tunnel with a program that sends all the time, and kills the launcher, or launcher and keeper, at a random moment.
+/// Returns a description.
 fn kill_at_random(round: u32, random: &mut Random) -> Result<String> {
     let task = ["nap", "daemon"][random.below(2) as usize];
-    // In a build for tests a tunnel is up after some 20 ms, and the nap is over after 50.
+    // In a debug build, a tunnel is up after about 20 ms, and the nap is over after 50 ms.
     let delay = Duration::from_micros(random.below(80_000).into());
     let victims = 1 + random.below(3);
     let when = format!("round {round}: {task}, {delay:?}, victims {victims}");
 
-    let mut child = vpn_exec("tune", task).env(SENDS, targets()).spawn()?;
+    let mut child = vpn_exec("tune", task).env(variables::SEND_TO, targets()).spawn()?;
     let launcher = child.id().cast_signed();
     std::thread::sleep(delay);
     let keeper = first_child(launcher);
     if victims == 3 {
         let _ = send(launcher, Signal::SIGSTOP);
     }
-    // The launcher is not waited for yet, so its number is its own. The keeper's may be free by now, but is not used again so
-    // soon (there is nobody else in this world).
+    // The launcher is not reaped yet, so its process ID is still its own. The keeper's may be free, but is not reused so soon in
+    // a world without other processes.
     if let (2 | 3, Some(keeper)) = (victims, keeper) {
         let _ = send(keeper, Signal::SIGKILL);
     }
     if victims == 2 && keeper.is_some() {
-        // The program goes on with another keeper, until its launcher is killed at another instant.
+        // The program continues with another keeper until its launcher is killed at another moment.
         std::thread::sleep(Duration::from_micros(random.below(40_000).into()));
     }
-    // Of one that has ended there is a zombie still.
+    // A launcher that has ended is a zombie still.
     let _ = send(launcher, Signal::SIGKILL);
-    // Its output is not waited for: a daemon may hold it open.
+    // The end of its output is not waited for: a daemon may hold it open.
     drop((child.stdout.take(), child.stderr.take()));
     output_of(child)?;
     assert_none_soon(&["nap", "daemon"], &when)?;
     Ok(when)
 }
 
-/// Everybody whom a program may not reach but through the tunnel.
+/// Returns addresses that a program may reach through the tunnel only.
 fn targets() -> String {
     let all = [WEB, LAN].into_iter().flat_map(lab::Addresses::both);
     all.map(|to| SocketAddr::new(to, 9).to_string()).collect::<Vec<_>>().join(" ")
 }
 
-/// The first child of a process: of a launcher, its keeper.
+/// Returns the first child of a process. A launcher's is its keeper.
 fn first_child(pid: i32) -> Option<i32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     children.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// SplitMix64 (Steele, Lea and Flood 2014): small, and the same everywhere for the same seed.
+/// A random number generator, SplitMix64 (Steele, Lea and Flood 2014): small and reproducible.
 struct Random(u64);
 
 impl Random {

@@ -1,28 +1,27 @@
-//! The host while a tunnel is up, and after each way in which it can end.
+//! The state of the host while a tunnel is up, and after each way in which it ends.
 
 use std::os::unix::fs::PermissionsExt;
 
-use anyhow::Context;
 use lab::Snapshot;
 use nix::sys::signal::Signal;
 use vpn_exec::linux::netlink::Netlink;
 
 use crate::support::{
-    assert_none_soon, assert_refused, assert_unchanged, bare, ended, errors, output_of, prepare, run, send, start,
-    vpn_exec,
+    assert_none_soon, assert_refused, assert_unchanged, ended, errors, launcher, output_of, prepare, run, send, start,
+    vpn_exec, with_pipes,
 };
 
 #[test]
-fn the_host_is_as_it_was_however_the_program_ends() {
+fn the_host_is_unchanged_however_the_program_ends() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         for (task, expected) in [
             ("exit 0", Ok(0)),
             ("exit 3", Ok(3)),
-            ("die 15", Err(Signal::SIGTERM)),
-            ("die 9", Err(Signal::SIGKILL)),
-            ("die 6", Err(Signal::SIGABRT)),
+            ("die-by 15", Err(Signal::SIGTERM)),
+            ("die-by 9", Err(Signal::SIGKILL)),
+            ("die-by 6", Err(Signal::SIGABRT)),
         ] {
             let output = run(vpn_exec("ends", task))?;
             assert_eq!(ended(output.status), expected, "{task}: {}", errors(&output));
@@ -33,7 +32,7 @@ fn the_host_is_as_it_was_however_the_program_ends() {
 }
 
 #[test]
-fn the_host_is_as_it_was_when_there_is_no_program() {
+fn the_host_is_unchanged_if_the_program_cannot_be_executed() {
     lab::world::test(|| {
         prepare()?;
         std::fs::write("/run/lab/script", "#!/no/such/interpreter\n")?;
@@ -47,10 +46,9 @@ fn the_host_is_as_it_was_when_there_is_no_program() {
             ("/run/lab/data", 126),
             ("/run", 126),
         ] {
-            let mut command = bare("ends");
-            // A folder that may not be searched would turn "not found" into "not permitted", as execvp(3) has it.
-            command.args(["--", program]).env("PATH", "/usr/bin:/bin");
-            let output = run(command)?;
+            // An unsearchable folder in PATH would turn "not found" into "not permitted" (execvp(3)).
+            let launcher = launcher("ends").program([program]).env("PATH", "/usr/bin:/bin");
+            let output = run(with_pipes(launcher))?;
             assert_eq!(ended(output.status), Ok(expected), "{program}: {}", errors(&output));
             assert!(errors(&output).contains(program), "{program}: {}", errors(&output));
             assert_unchanged(&before, program)?;
@@ -75,12 +73,12 @@ fn signals_to_vpn_exec_end_the_program_and_the_tunnel() {
 }
 
 #[test]
-fn a_lost_device_ends_the_program_and_the_tunnel() {
+fn removing_the_wireguard_interface_ends_the_program_and_the_tunnel() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("ends", "daemon")?;
-        // Somebody removes WireGuard's interface from inside, who may.
+        // A privileged process inside removes the WireGuard interface.
         let inside = vpn_exec::linux::namespace::look_up("/run/netns/ends".as_ref())?;
         let vpn_exec::linux::namespace::NameLookup::Namespace(inside) = inside else { anyhow::bail!("{inside:?}") };
         inside.run(|| {
@@ -97,7 +95,7 @@ fn a_lost_device_ends_the_program_and_the_tunnel() {
 }
 
 #[test]
-fn while_it_runs_only_its_own_things_differ() {
+fn a_running_tunnel_changes_only_its_own_objects() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -106,8 +104,6 @@ fn while_it_runs_only_its_own_things_differ() {
         let link = running.host_link()?;
         assert_eq!(link.name, "ve-differ");
         let index = link.index;
-        let this = crate::support::this();
-        let this: String = this.file_name().context("a file")?.to_string_lossy().chars().take(15).collect::<String>();
 
         let own = |change: &str| -> bool {
             let Some((section, what)) = change.strip_prefix("+ ").and_then(|new| new.split_once(": ")) else {
@@ -122,15 +118,14 @@ fn while_it_runs_only_its_own_things_differ() {
                     .any(|place| what.starts_with(&format!("/proc/sys/net/{place}/ve-differ"))),
                 "mount" => what.contains(" /run/netns ") || what.contains(" /run/netns/differ "),
                 "run" => ["/run/netns", "/run/vpn-exec"].iter().any(|directory| what.starts_with(directory)),
-                // The launcher, the keeper, and the program, which is this executable.
-                "program" => what == "vpn-exec" || what == this,
+                "program" => ["vpn-exec", "lab-agent"].contains(&what),
                 _ => false,
             }
         };
         let changes = before.changes_to(&during);
         let foreign: Vec<&String> = changes.iter().filter(|change| !own(change)).collect();
         assert!(foreign.is_empty(), "{foreign:#?}");
-        // The judge has something to judge.
+        // The snapshots differ at all.
         for section in ["link", "address", "route", "sysctl", "mount", "run", "program"] {
             assert!(changes.iter().any(|change| change.starts_with(&format!("+ {section}: "))), "{section}");
         }

@@ -1,35 +1,31 @@
-//! A failure, and a kill, after every single step: the steps are [`fault`]'s, so that a new one cannot be forgotten here.
+//! A failure and a kill after every step. The steps are those of [`fault`], so a new step is tested automatically.
 
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::ensure;
-use lab::Snapshot;
+use lab::{Snapshot, variables};
 use nix::sys::signal::Signal;
 use vpn_exec::fault;
 
 use crate::support::{
-    PATIENCE, assert_none_soon, assert_refused, assert_unchanged, bare, ended, errors, prepare, run, run_this, send,
+    PATIENCE, assert_none_soon, assert_refused, assert_unchanged, ended, errors, launcher, prepare, run, send,
+    with_task,
 };
 
-const CHOSEN: &str = "VPN_EXEC_TEST_FAIL";
-
-/// A tunnel with all that one can have, so that there is something to undo for every step.
+/// Returns a command for a tunnel with every option that adds a step.
 fn whole(options: &[&str], task: &str) -> Command {
-    let mut command = bare("faults");
-    command.args(lab::local_networks()).args(options);
-    run_this(&mut command, task);
-    command
+    with_task(launcher("faults").options(lab::local_networks()).options(options), task)
 }
 
 #[test]
-fn a_failure_after_any_step_is_told_and_undone() {
+fn a_failure_after_any_step_is_reported_and_undone() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         for point in fault::SET_UP {
             let mut command = whole(&[], "exit 0");
-            command.env(CHOSEN, point);
+            command.env(variables::FAIL, point);
             let output = run(command)?;
             let message = assert_refused(&output);
             assert!(message.contains(point), "{message}");
@@ -42,21 +38,21 @@ fn a_failure_after_any_step_is_told_and_undone() {
 }
 
 #[test]
-fn a_keeper_killed_after_any_step_is_told_and_undone() {
+fn a_kill_of_the_keeper_after_any_step_is_reported_and_undone() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         for point in fault::SET_UP {
             let mut command = whole(&[], "exit 0");
-            command.env(CHOSEN, format!("kill:{point}"));
+            command.env(variables::FAIL, format!("kill:{point}"));
             let message = assert_refused(&run(command)?);
             assert!(message.contains("killed"), "{point}: {message}");
             assert_unchanged(&before, point)?;
         }
-        // Once the program has ended its status counts, whatever happens to the keeper.
+        // Once the program has ended, its status is the result, even if the keeper is killed.
         for point in fault::TAKE_DOWN {
             let mut command = whole(&["-vv"], "exit 3");
-            command.env(CHOSEN, format!("kill:{point}"));
+            command.env(variables::FAIL, format!("kill:{point}"));
             let output = run(command)?;
             assert_eq!(ended(output.status), Ok(3), "{point}: {}", errors(&output));
             assert!(errors(&output).contains("the keeper is gone"), "{point} is never passed: {}", errors(&output));
@@ -66,19 +62,18 @@ fn a_keeper_killed_after_any_step_is_told_and_undone() {
     });
 }
 
-/// The launcher is stopped, so that it cannot clean up, when the keeper is killed; then it is killed itself.
 #[test]
-fn when_both_are_killed_the_next_start_reclaims() {
+fn when_launcher_and_keeper_are_killed_after_any_step_the_next_start_reclaims_the_tunnel() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         for point in fault::SET_UP.into_iter().chain(fault::TAKE_DOWN) {
             let mut command = whole(&[], "nap");
-            command.env(CHOSEN, format!("kill:{point}"));
+            command.env(variables::FAIL, format!("kill:{point}"));
             let mut child = command.spawn()?;
             let launcher = child.id().cast_signed();
-            // The keeper is a child of the launcher, and a zombie once it is killed, as the launcher is stopped then. If the
-            // launcher is too fast for this, it has cleaned up, which is right, too.
+            // The killed keeper is a zombie until the launcher reaps it. A launcher that is faster than this test has cleaned
+            // up, which is right, too.
             let deadline = Instant::now() + lab::patience(PATIENCE);
             while !has_dead_child(launcher) && child.try_wait()?.is_none() {
                 ensure!(Instant::now() < deadline, "{point}: the keeper is never killed");

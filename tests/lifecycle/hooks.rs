@@ -1,14 +1,15 @@
-//! The file's hooks: run only where that is asked for, inside the namespace, at their time, and with few privileges.
+//! Hooks of the configuration file: run only with --allow-hooks, inside the namespace, in their order and with few privileges.
 
 use std::fs;
 
 use anyhow::Result;
-use lab::Snapshot;
+use lab::surroundings::Surroundings;
+use lab::{Snapshot, variables};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    ARGUMENTS, CONFIG_TEXT, Running, Seen, TASK, assert_refused, assert_unchanged, bare, ended, errors, is_there,
-    prepare, run, run_this, started, this, write_config,
+    CONFIG_TEXT, Running, assert_refused, assert_unchanged, ended, errors, is_there, launcher, prepare, run, started,
+    with_task, write_config,
 };
 
 const SEEN: &str = "/run/lab/hooks";
@@ -16,42 +17,37 @@ const SEEN: &str = "/run/lab/hooks";
 /// CAP_NET_ADMIN and CAP_NET_RAW (capabilities(7)).
 const FOR_NETWORKS: u64 = 1 << 12 | 1 << 13;
 
-/// A file in which each of the given hooks writes down what it sees; further lines follow.
+/// Writes a configuration in which each of the given hooks records its surroundings, and which has further lines.
 fn write_hooks(kinds: &[&str], further: &str) -> Result<()> {
-    let this = this();
-    let lines: String = kinds
-        .iter()
-        .map(|kind| {
-            format!(
-                "{kind} = WHICH={kind} {TASK}='hook {SEEN}' '{}' {} >/dev/null\n",
-                this.display(),
-                ARGUMENTS.join(" ")
-            )
-        })
-        .collect();
+    let task = lab::agent::task(&format!("hook {SEEN}"));
+    let task: Vec<String> = task.iter().map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let line = |kind: &&str| format!("{kind} = {}={kind} {} >/dev/null\n", variables::HOOK, task.join(" "));
+    let lines: String = kinds.iter().map(line).collect();
     write_config(&CONFIG_TEXT.replacen("[Peer]", &format!("{lines}{further}[Peer]"), 1))
 }
 
-fn seen() -> Result<Vec<Seen>> {
+fn seen() -> Result<Vec<Surroundings>> {
     fs::read_to_string(SEEN)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 fn with_hooks(task: &str) -> std::process::Command {
-    let mut command = bare("hooks");
-    run_this(command.arg("--allow-hooks"), task);
-    command
+    with_task(launcher("hooks").option("--allow-hooks"), task)
 }
 
 const ALL: [&str; 4] = ["PreUp", "PostUp", "PreDown", "PostDown"];
 
 #[test]
-fn hooks_are_not_run_unless_asked_for() {
+fn hooks_do_not_run_without_their_option() {
     lab::world::test(|| {
         prepare()?;
         write_hooks(&ALL, "")?;
         let output = run(crate::support::vpn_exec("hooks", "exit 0"))?;
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
-        assert!(errors(&output).contains("--allow-hooks"), "they are set aside without a word: {}", errors(&output));
+        assert!(
+            errors(&output).contains("--allow-hooks"),
+            "no message says that hooks are set aside: {}",
+            errors(&output)
+        );
         assert!(!is_there(SEEN), "{:?}", seen()?);
         Ok(())
     });
@@ -69,18 +65,18 @@ fn hooks_run_inside_in_their_order_with_few_privileges() {
         assert_eq!(ended(output.status), Err(Signal::SIGTERM), "{}", errors(&output));
 
         let seen = seen()?;
-        assert_eq!(seen.iter().map(|hook| hook.which.as_str()).collect::<Vec<_>>(), ALL);
+        assert_eq!(seen.iter().map(|hook| hook.hook.as_str()).collect::<Vec<_>>(), ALL);
         for hook in &seen {
-            assert_eq!(hook.namespace, program.namespace, "{} is run outside", hook.which);
+            assert_eq!(hook.namespace, program.namespace, "{} is run outside", hook.hook);
             let is_up = hook.interfaces.iter().find(|(name, _)| name == "wg0").map(|(_, up)| *up);
-            assert_eq!(is_up, Some(hook.which != "PreUp"), "{}", hook.which);
+            assert_eq!(is_up, Some(hook.hook != "PreUp"), "{}", hook.hook);
             for (set, capabilities) in &hook.capabilities {
-                assert_eq!(capabilities & !FOR_NETWORKS, 0, "{}: {set} {capabilities:x}", hook.which);
+                assert_eq!(capabilities & !FOR_NETWORKS, 0, "{}: {set} {capabilities:x}", hook.hook);
             }
             let (_, effective) = hook.capabilities.iter().find(|(set, _)| set == "CapEff").expect("the effective set");
-            assert_eq!(*effective, FOR_NETWORKS, "{} can configure the network", hook.which);
+            assert_eq!(*effective, FOR_NETWORKS, "{} can configure the network", hook.hook);
             let ours: Vec<_> = hook.descriptors.iter().filter(|(number, _)| *number > 2).collect();
-            assert!(ours.is_empty(), "{} has descriptors of the keeper's: {ours:?}", hook.which);
+            assert!(ours.is_empty(), "{} has descriptors of the keeper's: {ours:?}", hook.hook);
         }
         fs::remove_file(SEEN)?;
         assert_unchanged(&before, "at the end")
@@ -88,7 +84,7 @@ fn hooks_run_inside_in_their_order_with_few_privileges() {
 }
 
 #[test]
-fn a_failing_hook_before_the_program_undoes_everything() {
+fn a_hook_that_fails_before_the_program_undoes_the_tunnel() {
     lab::world::test(|| {
         prepare()?;
         for (kind, then) in [("PreUp", &["PreUp"] as &[&str]), ("PostUp", &["PreUp", "PostUp", "PreDown", "PostDown"])]
@@ -98,7 +94,7 @@ fn a_failing_hook_before_the_program_undoes_everything() {
             let message = assert_refused(&run(with_hooks("exit 0"))?);
             assert!(message.contains(kind) && message.contains('7'), "{message}");
             assert!(!message.contains("a-secret-word"), "its text may hold a secret: {message}");
-            let names: Vec<String> = seen()?.into_iter().map(|hook| hook.which).collect();
+            let names: Vec<String> = seen()?.into_iter().map(|hook| hook.hook).collect();
             assert_eq!(names, then, "{kind}");
             fs::remove_file(SEEN)?;
             assert_unchanged(&before, kind)?;
@@ -108,7 +104,7 @@ fn a_failing_hook_before_the_program_undoes_everything() {
 }
 
 #[test]
-fn a_failing_hook_after_the_program_is_told_and_keeps_nothing() {
+fn a_hook_that_fails_after_the_program_is_reported_and_keeps_nothing() {
     lab::world::test(|| {
         prepare()?;
         for kind in ["PreDown", "PostDown"] {

@@ -1,4 +1,4 @@
-//! What only looks like ours is never touched: nothing but the mark tells what is ours.
+//! Objects that only look like a tunnel's are never touched: the mark alone identifies a tunnel's objects.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,17 +13,17 @@ use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::process;
 
 use crate::support::{
-    assert_refused, assert_unchanged, doing, ended, errors, is_there, prepare, run, send, start, this, vpn_exec,
+    assert_refused, assert_unchanged, doing, ended, errors, is_there, prepare, run, send, start, vpn_exec,
 };
 
-/// Makes `/run/netns` as ip-netns(8) does.
+/// Creates `/run/netns` as ip-netns(8) does.
 pub(crate) fn make_names() -> Result<()> {
     fs::create_dir("/run/netns")?;
     rustix::mount::mount_bind("/run/netns", "/run/netns")?;
     Ok(rustix::mount::mount_change("/run/netns", rustix::mount::MountPropagationFlags::SHARED)?)
 }
 
-/// Gives a namespace a name as ip-netns(8) does.
+/// Names a namespace as ip-netns(8) does.
 fn name(namespace: &NetworkNamespace, name: &str) -> Result<()> {
     let path = Path::new("/run/netns").join(name);
     fs::File::create_new(&path)?;
@@ -52,13 +52,13 @@ fn forge_state(name: &str, mark: &str, namespace: &NetworkNamespace, wrong_by: u
         "holders": [],
     });
     fs::write(directory.join("state"), state.to_string())?;
-    // What is written here is what vpn-exec reads, or this would prove nothing.
+    // vpn-exec must be able to read the state, or the test would prove nothing.
     vpn_exec::registry::read(&name.parse()?)?.context("a forged state that can be read")?;
     Ok(())
 }
 
 #[test]
-fn a_foreign_namespace_of_the_same_name_is_left_alone() {
+fn a_foreign_namespace_of_the_same_name_is_not_touched() {
     lab::world::test(|| {
         prepare()?;
         make_names()?;
@@ -72,7 +72,7 @@ fn a_foreign_namespace_of_the_same_name_is_left_alone() {
 }
 
 #[test]
-fn a_forged_state_gives_no_right_to_a_foreign_namespace() {
+fn a_forged_state_does_not_expose_a_foreign_namespace() {
     lab::world::test(|| {
         prepare()?;
         make_names()?;
@@ -84,26 +84,19 @@ fn a_forged_state_gives_no_right_to_a_foreign_namespace() {
         ] {
             let foreign = with_alias_of_lo(alias)?;
             name(&foreign, "taken")?;
-            let mut inhabitant = foreign.run(|| {
-                std::process::Command::new(this())
-                    .args(crate::support::ARGUMENTS)
-                    .env(crate::support::TASK, "wait")
-                    .stdin(std::process::Stdio::null())
-                    .stdout(std::process::Stdio::null())
-                    .spawn()
-            })?;
+            let mut occupant = foreign.run(|| lab::agent::task_on_host("wait").spawn())?;
             let before = Snapshot::take()?;
             forge_state("taken", &mark, &foreign, wrong_by)?;
             let message = assert_refused(&run(vpn_exec("taken", "exit 0"))?);
             assert!(message.contains("already exists"), "{what}: {message}");
-            assert!(inhabitant.try_wait()?.is_none(), "{what}: its inhabitant was killed");
+            assert!(occupant.try_wait()?.is_none(), "{what}: a process inside was killed");
             assert_unchanged(&before, what)?;
 
-            inhabitant.kill()?;
-            inhabitant.wait()?;
+            occupant.kill()?;
+            occupant.wait()?;
             vpn_exec::linux::namespace::remove_name("/run/netns/taken".as_ref())?;
         }
-        // The judge can find somebody guilty: what carries all of the mark is taken away.
+        // The twin: a namespace with the complete mark is removed.
         let ours = with_alias_of_lo(&mark)?;
         name(&ours, "taken")?;
         forge_state("taken", &mark, &ours, 0)?;
@@ -115,7 +108,7 @@ fn a_forged_state_gives_no_right_to_a_foreign_namespace() {
 }
 
 #[test]
-fn a_foreign_file_or_link_in_the_names_place_is_left_alone() {
+fn a_foreign_file_or_link_of_the_same_name_is_not_touched() {
     lab::world::test(|| {
         prepare()?;
         make_names()?;
@@ -145,7 +138,7 @@ fn add_veth(name: &str, peer: &str) -> Result<u32> {
     Ok(netlink.link_index(&name.parse()?)?)
 }
 
-/// What others have, under names and with marks that come near to those of a tunnel `tune`.
+/// Creates objects whose names and marks are similar to those of a tunnel `tune`.
 pub(crate) fn plant_neighbours(suffix: &str) -> Result<()> {
     let (foreign, ()) = NetworkNamespace::create(|| Ok(()))?;
     for similar in ["tun", "tune1", "tune.", "tune:", "Tune"] {
@@ -157,7 +150,7 @@ pub(crate) fn plant_neighbours(suffix: &str) -> Result<()> {
     fs::create_dir_all(format!("/run/lab/mounts{suffix}/vpn-exec/tune"))?;
     mounts::mount_tmpfs(format!("/run/lab/mounts{suffix}/vpn-exec/tune").as_ref())?;
     lab::nat::add_table(&format!("vpn-exec-tune{suffix}"))?;
-    // A veth in the way, one with another tunnel's mark, one whose mark only begins alike.
+    // A veth of the same name, one with another tunnel's mark, one whose mark only has the same beginning.
     let veths =
         [("ve-tune", ""), ("ve-tun", "vpn-exec:tun:1"), ("ve-tunes", "vpn-exec:tunes:1"), ("ve-x", "vpn-exec:tune")];
     for (number, (veth, alias)) in veths.into_iter().enumerate() {
@@ -169,7 +162,7 @@ pub(crate) fn plant_neighbours(suffix: &str) -> Result<()> {
 }
 
 #[test]
-fn neighbours_of_similar_names_are_left_alone() {
+fn objects_with_similar_names_are_not_touched() {
     lab::world::test(|| {
         prepare()?;
         make_names()?;
@@ -181,7 +174,7 @@ fn neighbours_of_similar_names_are_left_alone() {
         assert_eq!(ended(output.status), Err(nix::sys::signal::Signal::SIGTERM), "{}", errors(&output));
         assert_unchanged(&before, "after a tunnel")?;
 
-        // And after a kill, which leaves it to the next start to tell what is whose.
+        // Also after a kill, when the next start must identify the tunnel's objects.
         let running = start("tune", "daemon")?;
         for victim in [running.launcher(), running.keeper()] {
             send(victim, nix::sys::signal::Signal::SIGKILL)?;
@@ -194,11 +187,11 @@ fn neighbours_of_similar_names_are_left_alone() {
 }
 
 #[test]
-fn neighbours_that_come_while_a_tunnel_is_up_are_left_alone() {
+fn objects_that_appear_while_a_tunnel_is_up_are_not_touched() {
     lab::world::test(|| {
         prepare()?;
         make_names()?;
-        // The same, with nobody else: what they would have been without the tunnel.
+        // The expected state: the same objects without a tunnel.
         let running = start("tune", "wait")?;
         let with_tunnel = Snapshot::take()?;
         plant_neighbours("2")?;
@@ -221,7 +214,7 @@ fn neighbours_that_come_while_a_tunnel_is_up_are_left_alone() {
 }
 
 #[test]
-fn somebody_who_takes_the_name_over_keeps_it() {
+fn a_process_that_takes_over_the_name_keeps_it() {
     lab::world::test(|| {
         prepare()?;
         make_names()?;

@@ -1,4 +1,4 @@
-//! A name is one tunnel's at a time, and a tunnel's addresses are its name's.
+//! A name belongs to one tunnel at a time, and determines the addresses of the tunnel's veth.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 #[test]
-fn a_tunnel_in_use_is_shared_by_who_wants_the_same_and_refused_to_others() {
+fn a_running_tunnel_accepts_the_same_configuration_and_refuses_another() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -30,7 +30,7 @@ fn a_tunnel_in_use_is_shared_by_who_wants_the_same_and_refused_to_others() {
         write_config(CONFIG_TEXT)?;
 
         running.end()?;
-        // Who holds a lease is written down, and is another now. What kept the first one's view ends a moment after its launcher.
+        // The state lists the holders of leases, which have changed. The first view helper ends a moment after its launcher.
         let begin = Instant::now();
         loop {
             let mut changes = during.changes_within(Duration::ZERO)?;
@@ -49,7 +49,7 @@ fn a_tunnel_in_use_is_shared_by_who_wants_the_same_and_refused_to_others() {
 }
 
 #[test]
-fn a_name_can_be_used_again_at_once() {
+fn a_name_can_be_reused_at_once() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -62,16 +62,16 @@ fn a_name_can_be_used_again_at_once() {
 }
 
 #[test]
-fn a_start_waits_for_a_tunnel_whose_launcher_was_killed() {
+fn a_start_waits_for_the_end_of_a_tunnel_whose_launcher_was_killed() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("abandoned", "wait")?;
-        // A keeper that takes its time, as on a busy machine, to notice.
+        // A stopped keeper notices late, as on a busy machine.
         send(running.keeper(), Signal::SIGSTOP)?;
         send(running.launcher(), Signal::SIGKILL)?;
         let keeper = running.keeper();
-        // Not until its output ends: that of the keeper is the same.
+        // Not until the end of its output, which the keeper has open, too.
         let mut child = running.child;
         child.wait()?;
         let next = vpn_exec("abandoned", "exit 0").spawn()?;
@@ -84,7 +84,7 @@ fn a_start_waits_for_a_tunnel_whose_launcher_was_killed() {
 }
 
 #[test]
-fn many_starts_of_a_name_at_once_all_work() {
+fn simultaneous_starts_of_one_name_all_work() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -108,7 +108,7 @@ fn addresses_of(running: &Running) -> Result<Vec<String>> {
 }
 
 #[test]
-fn many_tunnels_stand_side_by_side() {
+fn many_tunnels_run_side_by_side() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -132,7 +132,7 @@ fn many_tunnels_stand_side_by_side() {
         namespaces.dedup();
         assert_eq!(namespaces.len(), 8);
 
-        // They go all at once, too, so that several believe to be the last.
+        // They also end at the same time, so that several may take themselves for the last one.
         for one in &running {
             send(one.program.pid, Signal::SIGTERM)?;
         }
@@ -145,7 +145,7 @@ fn many_tunnels_stand_side_by_side() {
 }
 
 #[test]
-fn crowds_that_come_and_go_leave_nothing() {
+fn many_tunnels_that_start_and_end_at_once_leave_nothing() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -170,7 +170,7 @@ fn crowds_that_come_and_go_leave_nothing() {
 }
 
 #[test]
-fn a_names_addresses_are_the_same_each_time() {
+fn a_name_always_gets_the_same_addresses() {
     lab::world::test(|| {
         prepare()?;
         let mut seen = Vec::new();

@@ -1,28 +1,23 @@
-//! Surroundings in which a tunnel cannot be: each is told in one clear message, and nothing is left.
+//! Conditions under which a tunnel cannot be made: one clear message reports each, and nothing is left.
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::Snapshot;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, mount_remount, unmount};
+use lab::{Launcher, Snapshot};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use vpn_exec::linux::sysctl;
 
 use crate::support::{
-    CONFIG_TEXT, PATIENCE, assert_refused, assert_unchanged, bare, by_way_of, ended, errors, output_of, prepare, run,
-    run_this, start, vpn_exec,
+    CONFIG_TEXT, PATIENCE, assert_refused, assert_unchanged, by_way_of, ended, errors, output_of, prepare, run, start,
+    vpn_exec, with_task,
 };
 
-/// `vpn-exec` that reads its configuration from its input: whatever is the matter with `/run` is no matter of that.
+/// Returns a command that reads its configuration from standard input, which does not need `/run`.
 fn from_input(name: &str, task: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.args(["--config", "-", "--backend", lab::backend(), "--name", name]);
-    run_this(&mut command, task);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    with_task(Launcher::new("-").options(["--name", name]), task)
 }
 
 fn run_with_input(mut command: Command) -> Result<Output> {
@@ -32,7 +27,7 @@ fn run_with_input(mut command: Command) -> Result<Output> {
 }
 
 #[test]
-fn a_run_that_cannot_be_written_to_is_told() {
+fn a_read_only_run_is_reported() {
     lab::world::test(|| {
         prepare()?;
         let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
@@ -48,50 +43,24 @@ fn a_run_that_cannot_be_written_to_is_told() {
     });
 }
 
-/// Moves the calling process to where all is as it was, but for a `/run`. It must be alone in its mount namespace's use.
-pub(crate) fn leave_run() -> Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    mount_change("/", rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC)?;
-    let root = Path::new("/run/lab/root");
-    fs::create_dir_all(root)?;
-    mount("lab-root", root, c"tmpfs", MountFlags::empty(), None)?;
-    for entry in fs::read_dir("/")? {
-        let entry = entry?;
-        if entry.file_name() == "run" {
-            continue;
-        }
-        let there = root.join(entry.file_name());
-        if entry.file_type()?.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(entry.path())?, there)?;
-        } else if entry.file_type()?.is_dir() {
-            fs::create_dir(&there)?;
-            mount_bind_recursive(entry.path(), &there)?;
-        }
-    }
-    std::env::set_current_dir(root)?;
-    rustix::process::pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
-    Ok(std::env::set_current_dir("/")?)
-}
-
 #[test]
-fn a_missing_run_is_told() {
+fn a_missing_run_is_reported() {
     lab::world::test(|| {
         prepare()?;
         fs::create_dir("/run/lab/root")?;
         let before = Snapshot::take()?;
-        let message = assert_refused(&run_with_input(by_way_of("no-run", &from_input("obstacle", "exit 0"))?)?);
+        let message = assert_refused(&run_with_input(by_way_of("without-run", &from_input("obstacle", "exit 0")))?);
         assert!(message.contains("/run/vpn-exec"), "{message}");
         assert_unchanged(&before, "without /run")
     });
 }
 
 #[test]
-fn what_is_no_directory_in_run_is_told_and_left_as_it_is() {
+fn a_file_in_place_of_a_directory_in_run_is_reported_and_kept() {
     lab::world::test(|| {
         prepare()?;
         for path in ["/run/netns", "/run/vpn-exec"] {
-            fs::write(path, "somebody's")?;
+            fs::write(path, "foreign")?;
             let before = Snapshot::take()?;
             let message = assert_refused(&run(vpn_exec("obstacle", "exit 0"))?);
             assert!(message.contains("/run") && message.to_lowercase().contains("not a directory"), "{message}");
@@ -102,19 +71,19 @@ fn what_is_no_directory_in_run_is_told_and_left_as_it_is() {
     });
 }
 
-/// A `/run` of so many files and pages, over the world's own.
+/// Mounts a small `/run` over the world's own. `options` limit its files (nr_inodes) or its bytes (size).
 fn small_run(options: &str) -> Result<()> {
     let options = std::ffi::CString::new(format!("mode=0755,{options}"))?;
     Ok(mount("lab-small", "/run", c"tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(&*options))?)
 }
 
 #[test]
-fn a_full_run_is_told_at_whichever_file_it_is_full() {
+fn a_full_run_is_reported_at_whichever_file() {
     lab::world::test(|| {
         prepare()?;
         let mut worked = 0;
         let sizes = (1..=16).map(|files| format!("nr_inodes={files}"));
-        // The kernel rounds up to its own pages, of which 4096 bytes are the smallest.
+        // The kernel rounds up to pages, of at least 4096 bytes.
         let page = 4096;
         let sizes = sizes.chain((1..=9).map(|pages| format!("size={}", pages * page)));
         let mut refused = Vec::new();
@@ -137,7 +106,7 @@ fn a_full_run_is_told_at_whichever_file_it_is_full() {
 }
 
 #[test]
-fn a_missing_tun_device_is_told() {
+fn a_missing_tun_device_is_reported() {
     lab::world::test(|| {
         prepare()?;
         mount("lab-no-tun", "/dev/net", c"tmpfs", MountFlags::empty(), None)?;
@@ -156,10 +125,10 @@ fn a_missing_tun_device_is_told() {
 }
 
 #[test]
-fn limits_of_namespaces_are_told() {
+fn a_limit_of_namespaces_is_reported() {
     lab::world::test(|| {
         prepare()?;
-        // For each world on its own: they belong to its user namespace.
+        // The limits belong to the world's user namespace.
         let refuse = |limit: &str, expected: &str| -> Result<()> {
             let parameter = format!("user/{limit}");
             let usual = sysctl::get(&parameter)?;
@@ -171,7 +140,7 @@ fn limits_of_namespaces_are_told() {
             assert_unchanged(&before, parameter)
         };
         refuse("max_net_namespaces", "network namespace")?;
-        // The world has one itself, so this is enough for one tunnel, and not for two.
+        // The world itself has one, so this allows one tunnel.
         sysctl::set("user/max_net_namespaces", "2")?;
         let before = Snapshot::take()?;
         let running = start("one", "wait")?;
@@ -179,10 +148,10 @@ fn limits_of_namespaces_are_told() {
         assert!(message.contains("user.max_net_namespaces"), "{message}");
         running.end()?;
         assert_unchanged(&before, "after one of two")?;
-        // The kernel may still be about to remove the first one's.
+        // The kernel may not have removed the first namespace yet.
         let deadline = Instant::now() + lab::patience(PATIENCE);
         while ended(run(vpn_exec("two", "exit 0"))?.status) != Ok(0) {
-            ensure!(Instant::now() < deadline, "the first tunnel's namespace is never gone");
+            ensure!(Instant::now() < deadline, "the kernel does not remove the first tunnel's namespace");
         }
         assert_unchanged(&before, "after the other of two")?;
         sysctl::set("user/max_net_namespaces", "100")?;
@@ -191,13 +160,13 @@ fn limits_of_namespaces_are_told() {
 }
 
 #[test]
-fn too_few_files_are_told_however_few_they_are() {
+fn a_limit_of_open_files_is_reported_however_low() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         let (mut refused, mut worked) = (0, 0);
         for files in 6..=36 {
-            let output = run(by_way_of(&format!("files {files}"), &with_true_inside("obstacle"))?)?;
+            let output = run(by_way_of(&format!("with-open-files {files}"), &vpn_exec("obstacle", "exit 0")))?;
             if ended(output.status) == Ok(0) {
                 worked += 1;
             } else {
@@ -209,11 +178,4 @@ fn too_few_files_are_told_however_few_they_are() {
         assert!(refused >= 3 && worked >= 3, "{refused} refused, {worked} worked");
         Ok(())
     });
-}
-
-/// `vpn-exec` whose program is a mere `true`: the environment is taken by [`by_way_of`].
-fn with_true_inside(name: &str) -> Command {
-    let mut command = bare(name);
-    command.args(["--", "true"]);
-    command
 }

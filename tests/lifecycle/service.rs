@@ -1,20 +1,20 @@
-//! A keeper that is a service: what it tells its manager. Here a socket of the test's is the manager's; `tests/vm` has the real one.
+//! A keeper as a service: its messages to the service manager, whose socket is the test's. `tests/vm` has a real systemd.
 
 use std::os::unix::net::UnixDatagram;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::vpn_exec;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    CONFIG, CONFIG_TEXT, PATIENCE, assert_refused, bare, ended, errors, is_there, output_of, prepare, run, send,
-    write_config,
+    CONFIG, CONFIG_TEXT, PATIENCE, assert_refused, ended, errors, is_there, output_of, prepare, send, write_config,
 };
 
 const SOCKET: &str = "/run/lab/notify";
 
-/// The manager's side.
+/// The service manager's side of the notification socket (sd_notify(3)).
 struct Manager {
     socket: UnixDatagram,
 }
@@ -28,21 +28,20 @@ impl Manager {
 
     /// Starts a keeper as a service of this manager.
     fn start(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<Child> {
-        let mut command = std::process::Command::new(bare("service").get_program());
-        command.args(["up", "--foreground", CONFIG, "--backend", "userspace", "--name", "service"]).args(arguments);
+        let up = ["up", "--foreground", CONFIG, "--backend", "userspace", "--name", "service"];
+        let mut command = vpn_exec(up.iter().chain(arguments));
         command.env("NOTIFY_SOCKET", SOCKET).envs(variables.iter().copied());
-        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
-        Ok(command.stderr(std::process::Stdio::piped()).spawn()?)
+        Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
     }
 
-    /// The next message.
+    /// Returns the next message.
     fn hear(&self) -> Result<String> {
         let mut buffer = [0; 4096];
-        let length = self.socket.recv(&mut buffer).context("the manager hears nothing")?;
+        let length = self.socket.recv(&mut buffer).context("the keeper sends no message")?;
         Ok(String::from_utf8(buffer[..length].to_vec())?)
     }
 
-    /// Hears messages until one has a line that begins so; returns that line's rest.
+    /// Reads messages until one has a line with this beginning, and returns the rest of the line.
     fn hear_of(&self, beginning: &str) -> Result<String> {
         let until = Instant::now() + lab::patience(PATIENCE);
         while Instant::now() < until {
@@ -56,7 +55,7 @@ impl Manager {
 }
 
 #[test]
-fn a_service_manager_hears_of_a_keepers_life() {
+fn a_keeper_notifies_the_service_manager_of_its_states() {
     lab::world::test(|| {
         prepare()?;
         let manager = Manager::new()?;
@@ -73,7 +72,7 @@ fn a_service_manager_hears_of_a_keepers_life() {
         ensure!((before..=after).contains(&usec.parse()?), "{before} {usec} {after}");
         assert_eq!(manager.hear()?, "READY=1");
 
-        // A configuration that is refused leaves the service as ready as it was.
+        // A refused configuration leaves the service ready.
         write_config("[Interface]\n")?;
         send(child.id().cast_signed(), Signal::SIGHUP)?;
         ensure!(manager.hear()?.starts_with("RELOADING=1\n"), "it says that it reads again");
@@ -88,20 +87,16 @@ fn a_service_manager_hears_of_a_keepers_life() {
     });
 }
 
-/// What a unit's `ExecReload=` does.
+/// As a unit's `ExecReload=` does.
 #[test]
-fn a_keeper_reads_its_own_configuration_again_when_asked() {
+fn a_keeper_reloads_its_own_configuration_on_request() {
     lab::world::test(|| {
         prepare()?;
         let manager = Manager::new()?;
         let child = manager.start(&[], &["--dns", "192.0.2.77"])?;
         manager.hear_of("READY=1")?;
         let reload = |more: &[&str]| {
-            let mut command = std::process::Command::new(bare("service").get_program());
-            command.args(["reload", "--by-keeper", CONFIG, "--name", "service"]).args(more);
-            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
-            command.stderr(std::process::Stdio::piped());
-            run(command)
+            lab::launcher::run(vpn_exec(["reload", "--by-keeper", CONFIG, "--name", "service"].iter().chain(more)))
         };
         let names = || std::fs::read_to_string("/run/vpn-exec/service/resolv.conf");
         let output = reload(&[])?;
@@ -129,7 +124,7 @@ fn a_keeper_reads_its_own_configuration_again_when_asked() {
 }
 
 #[test]
-fn a_watchdog_is_fed_by_whom_it_watches() {
+fn a_keeper_feeds_its_own_watchdog_only() {
     lab::world::test(|| {
         prepare()?;
         let manager = Manager::new()?;
@@ -138,8 +133,12 @@ fn a_watchdog_is_fed_by_whom_it_watches() {
         for _ in 0..20 {
             manager.hear_of("WATCHDOG=1")?;
         }
-        // It takes 2 s; as rarely as the status is told, it would take 200 s.
-        ensure!(begin.elapsed() < lab::patience(PATIENCE), "it is fed too rarely: 20 times in {:?}", begin.elapsed());
+        // This takes 2 s. At the rate of the status messages, it would take 200 s.
+        ensure!(
+            begin.elapsed() < lab::patience(PATIENCE),
+            "the watchdog is fed too rarely: 20 times in {:?}",
+            begin.elapsed()
+        );
         send(child.id().cast_signed(), Signal::SIGTERM)?;
         manager.hear_of("STOPPING=")?;
         output_of(child)?;
@@ -147,7 +146,7 @@ fn a_watchdog_is_fed_by_whom_it_watches() {
         let child = manager.start(&[("WATCHDOG_USEC", "200000"), ("WATCHDOG_PID", "1")], &[])?;
         manager.hear_of("READY=1")?;
         manager.socket.set_read_timeout(Some(Duration::from_millis(400)))?;
-        ensure!(manager.hear().is_err(), "it is somebody else's watchdog");
+        ensure!(manager.hear().is_err(), "the watchdog is another process's");
         send(child.id().cast_signed(), Signal::SIGTERM)?;
         output_of(child).map(drop)
     });
@@ -162,7 +161,7 @@ fn a_keeper_that_waits_for_its_peer_is_ready_after_the_first_handshake() {
         let child = manager.start(&[], &["--wait", "7"])?;
         assert_eq!(manager.hear()?, "EXTEND_TIMEOUT_USEC=37000000");
         manager.hear_of("READY=1")?;
-        let status = std::process::Command::new(bare("service").get_program()).args(["status", "service"]).output()?;
+        let status = vpn_exec(["status", "service"]).output()?;
         ensure!(String::from_utf8(status.stdout)?.contains("up"), "it has had a handshake");
         send(child.id().cast_signed(), Signal::SIGTERM)?;
         output_of(child).map(drop)

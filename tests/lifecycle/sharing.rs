@@ -1,4 +1,4 @@
-//! `/run/netns` is shared with others: with ip-netns(8), with whoever is inside, and with other mount namespaces.
+//! `/run/netns` is shared with ip-netns(8), with processes in the namespaces, and with other mount namespaces.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -11,12 +11,10 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use vpn_exec::linux::namespace::{self, NameLookup, NetworkNamespace};
 use vpn_exec::linux::netlink::Netlink;
 
-use crate::support::{
-    ARGUMENTS, PATIENCE, TASK, assert_unchanged, ended, errors, is_there, prepare, run, start, this, vpn_exec,
-};
+use crate::support::{PATIENCE, assert_unchanged, ended, errors, is_there, prepare, run, start, vpn_exec};
 
 #[test]
-fn no_mount_remains_whether_mounts_are_shared_or_private() {
+fn no_mount_remains_with_shared_or_private_mounts() {
     lab::world::test(|| {
         prepare()?;
         for propagation in [MountPropagationFlags::SHARED, MountPropagationFlags::PRIVATE] {
@@ -24,7 +22,7 @@ fn no_mount_remains_whether_mounts_are_shared_or_private() {
             let before = Snapshot::take()?;
             assert_eq!(ended(run(vpn_exec("mounts", "exit 0"))?.status), Ok(0));
             assert_unchanged(&before, format_args!("{propagation:?}"))?;
-            // The same where the directory is there already, and is no mount.
+            // Also if the directory exists already and is not a mount.
             fs::create_dir("/run/netns")?;
             let before = Snapshot::take()?;
             assert_eq!(ended(run(vpn_exec("mounts", "exit 0"))?.status), Ok(0));
@@ -36,11 +34,11 @@ fn no_mount_remains_whether_mounts_are_shared_or_private() {
 }
 
 #[test]
-fn a_name_removed_is_removed_in_other_mount_namespaces() {
+fn a_removed_name_vanishes_in_other_mount_namespaces() {
     lab::world::test(|| {
         prepare()?;
         let running = start("mounts", "wait")?;
-        // The program's own mount namespace has the mount, as everybody's has that was made since.
+        // The program's mount namespace has the mount, as has any that was created since.
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", running.program.pid))?;
         assert!(mounts.contains(" /run/netns/mounts "), "{mounts}");
         let other = start("other", "wait")?;
@@ -53,7 +51,7 @@ fn a_name_removed_is_removed_in_other_mount_namespaces() {
 }
 
 #[test]
-fn names_that_others_add_meanwhile_survive_and_can_be_seen() {
+fn names_that_other_programs_add_survive_and_are_visible() {
     lab::world::test(|| {
         prepare()?;
         let running = start("ours", "wait")?;
@@ -69,7 +67,7 @@ fn names_that_others_add_meanwhile_survive_and_can_be_seen() {
         assert!(!is_there("/run/netns/ours"));
         assert!(!is_there("/run/vpn-exec"));
 
-        // Others still find them, and us.
+        // Other programs still find these names, and the tunnel's.
         let running = start("ours", "wait")?;
         assert!(is_theirs()? && is_there("/run/netns/ours"));
         running.end()?;
@@ -85,9 +83,7 @@ fn ip_netns_accepts_the_namespace() {
         prepare()?;
         let ip = |arguments: &[&str]| Command::new("ip").args(arguments).stdin(Stdio::null()).output();
         if let Err(error) = ip(&["-Version"]) {
-            return Err(
-                lab::Skip { reason: format!("ip cannot be run: {error}"), unless: "VPN_EXEC_REQUIRE_PEERS" }.into()
-            );
+            return Err(lab::Skip::error(format!("ip cannot be run: {error}"), lab::variables::REQUIRE_PEERS));
         }
         let running = start("accepted", "wait")?;
         let list = ip(&["netns", "list"])?;
@@ -102,38 +98,36 @@ fn ip_netns_accepts_the_namespace() {
     });
 }
 
-/// Somebody's shell in the namespace, as `ip netns exec` starts it: no child of ours.
-fn visitor(name: &str) -> Result<std::process::Child> {
+/// Starts a process in the namespace, as `ip netns exec` does, which is not a child of vpn-exec.
+fn guest(name: &str) -> Result<std::process::Child> {
     let path = namespace::path_of(name);
     let NameLookup::Namespace(inside) = namespace::look_up(&path)? else { anyhow::bail!("{} is gone", path.display()) };
-    Ok(inside.run(|| {
-        Command::new(this()).args(ARGUMENTS).env(TASK, "wait").stdin(Stdio::null()).stdout(Stdio::null()).spawn()
-    })?)
+    Ok(inside.run(|| lab::agent::task_on_host("wait").spawn())?)
 }
 
 #[test]
-fn a_visitor_outlives_the_tunnel_but_has_no_link_any_more() {
+fn a_foreign_process_outlives_the_tunnel_without_a_link() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("visited", "daemon")?;
-        let mut visitor = visitor("visited")?;
-        let pid = visitor.id().cast_signed();
+        let mut guest = guest("visited")?;
+        let pid = guest.id().cast_signed();
         let until = Instant::now() + lab::patience(PATIENCE);
-        // It is a visitor once it is a program of its own.
+        // Until it has executed the agent.
         while crate::support::doing("wait")?.is_empty() {
-            ensure!(Instant::now() < until, "the visitor never comes");
+            ensure!(Instant::now() < until, "the process does not start");
         }
-        // Its daemon would keep the tunnel up; who ends both ends the tunnel in order.
+        // The daemon would keep the tunnel up. Ending it and the program ends the tunnel regularly.
         for daemon in crate::support::doing("daemonized")? {
             crate::support::send(daemon, Signal::SIGTERM)?;
         }
         let output = running.end()?;
         assert_eq!(ended(output.status), Err(Signal::SIGTERM), "{}", errors(&output));
         assert!(!is_there("/run/netns/visited") && !is_there("/run/vpn-exec"));
-        assert!(visitor.try_wait()?.is_none(), "an orderly end kills nobody but its own");
+        assert!(guest.try_wait()?.is_none(), "an orderly end kills nobody but its own");
 
-        // The namespace lives on with its visitor, closed.
+        // The namespace lives on with the process, closed.
         let until = Instant::now() + lab::patience(PATIENCE);
         loop {
             let inside =
@@ -144,35 +138,35 @@ fn a_visitor_outlives_the_tunnel_but_has_no_link_any_more() {
             }
             ensure!(Instant::now() < until, "{links:?} are left");
         }
-        // Nobody waits for the visitor: the name can be used again meanwhile.
+        // The name can be reused meanwhile.
         assert_eq!(ended(run(vpn_exec("visited", "exit 0"))?.status), Ok(0));
-        visitor.kill()?;
-        visitor.wait()?;
-        assert_unchanged(&before, "when the visitor is gone, too")
+        guest.kill()?;
+        guest.wait()?;
+        assert_unchanged(&before, "when the guest is gone, too")
     });
 }
 
 #[test]
-fn a_visitor_ends_with_an_abandoned_tunnel() {
+fn reclaiming_an_abandoned_tunnel_ends_foreign_processes_in_it() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("visited", "wait")?;
-        let mut visitor = visitor("visited")?;
+        let mut guest = guest("visited")?;
         crate::support::send(running.launcher(), Signal::SIGKILL)?;
         crate::support::output_of(running.child)?;
         let until = Instant::now() + lab::patience(PATIENCE);
-        while visitor.try_wait()?.is_none() {
-            ensure!(Instant::now() < until, "the visitor lives on in what nobody holds");
+        while guest.try_wait()?.is_none() {
+            ensure!(Instant::now() < until, "the guest lives on in what nobody holds");
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         assert_unchanged(&before, "after an abandoned tunnel")
     });
 }
 
-/// A peer answers whichever of two interfaces with one key it has heard last.
+/// A peer answers only the interface with a key that it has heard last.
 #[test]
-fn a_private_key_that_two_tunnels_share_is_said() {
+fn a_private_key_of_two_tunnels_is_warned_about() {
     lab::world::test(|| {
         prepare()?;
         let words = "the tunnel one has the same private key and peer";

@@ -1,4 +1,4 @@
-//! Tunnels that stay: up, joined, asked, changed, taken over and down.
+//! Standing tunnels: up, join, status, reload, takeover and down.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::Snapshot;
+use lab::{Launcher, Snapshot};
 use nix::sys::signal::Signal;
 use rustix::mount::MountFlags;
 use vpn_exec::lease::status::{Condition, Status};
@@ -17,26 +17,24 @@ use vpn_exec::registry;
 
 use crate::support::{
     CONFIG, CONFIG_TEXT, PATIENCE, assert_none_soon, assert_refused, assert_unchanged, doing, ended, errors, is_there,
-    output_of, prepare, run, run_this, send, started, write_config,
+    output_of, prepare, run, send, started, vpn_exec, with_task, write_config,
 };
 
-/// `vpn-exec` with some arguments.
+/// Returns a command line of vpn-exec with its output in pipes.
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.args(arguments);
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
-    command.stderr(std::process::Stdio::piped());
+    let mut command = lab::vpn_exec(arguments);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     command
 }
 
-/// Runs a command that must work, and returns what it prints.
+/// Runs a command that must succeed, and returns its standard output.
 fn works(arguments: &[&str]) -> Result<String> {
     let output = run(command(arguments))?;
     ensure!(ended(output.status) == Ok(0), "{arguments:?}: {}", errors(&output));
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// How long to wait for a keeper that has no room.
+/// The time to wait for a keeper whose queue of connections is full.
 const BRIEFLY: Duration = Duration::from_millis(10);
 
 fn up() -> [&'static str; 6] {
@@ -53,9 +51,7 @@ fn status() -> Result<Status> {
 
 /// Joins the standing tunnel by its name alone.
 fn joined(task: &str) -> Command {
-    let mut joined = command(&["--tunnel", "stays"]);
-    run_this(&mut joined, task);
-    joined
+    with_task(Launcher::with_tunnel("stays"), task)
 }
 
 fn keeper() -> Result<i32> {
@@ -67,14 +63,14 @@ fn wait_for(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
 }
 
 #[test]
-fn a_tunnel_stays_until_it_is_taken_down() {
+fn a_standing_tunnel_stays_until_down() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
         assert!(assert_refused(&run(command(&["status", "stays"]))?).contains("there is no tunnel stays"));
         assert!(assert_refused(&run(command(&["down", "stays"]))?).contains("there is no tunnel stays"));
         works(&up())?;
-        // Once more is no harm.
+        // `up` again has no effect.
         works(&up())?;
         let first = keeper()?;
         for _ in 0..2 {
@@ -107,9 +103,8 @@ fn a_tunnel_stays_until_it_is_taken_down() {
     });
 }
 
-/// Beside the file's own, which stays as the provider has it: from the start, by a reload, and by a successor of the keeper's.
 #[test]
-fn an_mtu_beside_the_file_is_the_tunnels() {
+fn the_mtu_option_overrides_the_file_at_start_reload_and_takeover() {
     lab::world::test(|| {
         prepare()?;
         write_config(&CONFIG_TEXT.replace("DNS =", "MTU = 1400\nDNS ="))?;
@@ -126,7 +121,7 @@ fn an_mtu_beside_the_file_is_the_tunnels() {
         let joined = assert_refused(&run(command(&["--tunnel", "stays", "--mtu", "1380", "--", "true"]))?);
         assert!(joined.contains("--mtu") && joined.contains("cannot be applied"), "{joined}");
 
-        // The endpoint's name is known later than the plan, and the way to it decides about a computed MTU alone.
+        // The endpoint's address is known later than the plan. Its route determines only a computed MTU.
         write_config(&CONFIG_TEXT.replace("192.0.2.1:51820", "127.0.0.1:51820"))?;
         works(&wider)?;
         assert_eq!(mtu()?, 1410);
@@ -140,17 +135,17 @@ fn an_mtu_beside_the_file_is_the_tunnels() {
 }
 
 #[test]
-fn nobody_waits_for_the_output_of_a_keeper_in_the_background() {
+fn a_keeper_in_the_background_closes_its_output() {
     lab::world::test(|| {
         prepare()?;
-        // Its output ends when `up` does, or this hangs.
+        // Hangs if the output does not end with `up`.
         works(&up())?;
         works(&["down", "stays"]).map(drop)
     });
 }
 
 #[test]
-fn a_killed_launcher_takes_its_program_and_nobody_elses() {
+fn a_killed_launcher_ends_only_its_own_program() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -168,7 +163,7 @@ fn a_killed_launcher_takes_its_program_and_nobody_elses() {
 }
 
 #[test]
-fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
+fn a_changed_file_is_applied_without_interruption_or_refused_completely() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
@@ -184,7 +179,7 @@ fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
         for word in ["Address", "DNS servers", "MTU", "ListenPort", "AllowedIPs", "is now 192.0.2.9:51820"] {
             assert!(said.contains(word), "{word}: {said}");
         }
-        // The program is where it was, and sees what is new there.
+        // The program is in the same namespace, and sees the changes.
         let inside = format!("/proc/{}", running.program.pid);
         assert_eq!(fs::metadata(format!("{inside}/ns/net"))?.ino(), running.program.namespace);
         let names = fs::read_to_string(format!("{inside}/root/etc/resolv.conf"))?;
@@ -202,16 +197,14 @@ fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
         let destinations: Vec<String> = routes.iter().map(|route| route.destination.to_string()).collect();
         assert!(destinations.contains(&"10.0.0.0/8".into()) && !destinations.contains(&"0.0.0.0/0".into()));
 
-        // Without IPv6 the namespace would be another.
+        // Removing IPv6 would need another namespace.
         write_config(&changed.replace(", fd64::2/128", "").replace("MTU = 1300", "MTU = 1310"))?;
         let message = assert_refused(&run(command(&reload()))?);
         assert!(message.contains("IPv6") && message.contains("vpn-exec down stays"), "{message}");
         assert_eq!(status()?.living.context("a keeper")?.interface.mtu, 1300, "nothing has changed");
-        // Others join by what is in force.
+        // Another launcher joins with the applied configuration.
         write_config(&changed)?;
-        let mut same = command(&["--config", CONFIG, "--backend", lab::backend(), "--name", "stays"]);
-        run_this(&mut same, "exit 0");
-        let output = run(same)?;
+        let output = run(vpn_exec("stays", "exit 0"))?;
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
         running.end()?;
         works(&["down", "stays"]).map(drop)
@@ -219,7 +212,7 @@ fn a_changed_file_is_applied_alive_or_refused_as_a_whole() {
 }
 
 #[test]
-fn a_killed_or_replaced_keeper_has_a_successor() {
+fn a_killed_or_replaced_keeper_gets_a_successor() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -240,7 +233,7 @@ fn a_killed_or_replaced_keeper_has_a_successor() {
         assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
         assert_eq!(registry::read(&"stays".parse()?)?.context("a state")?.namespace, namespace);
 
-        // Of a standing tunnel that nobody is in, too, what a killed keeper has left can be taken away.
+        // `down` also removes a standing tunnel without programs whose keeper was killed.
         running.end()?;
         send(third, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
@@ -250,12 +243,12 @@ fn a_killed_or_replaced_keeper_has_a_successor() {
 }
 
 #[test]
-fn what_is_not_as_it_was_is_never_taken_over() {
+fn a_tunnel_that_was_tampered_with_is_not_taken_over() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
-        // The launcher would take over at once.
+        // A running launcher would take over at once.
         send(running.launcher(), Signal::SIGSTOP)?;
         send(keeper()?, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
@@ -271,7 +264,7 @@ fn what_is_not_as_it_was_is_never_taken_over() {
         })?;
         let message = assert_refused(&run(command(&up()))?);
         assert!(message.contains("routes 198.51.100.0/24 through host0"), "{message}");
-        // What cannot be trusted is ended.
+        // The programs in it are ended.
         assert_none_soon(&["wait"], "after it could not be taken over")?;
         send(running.launcher(), Signal::SIGCONT)?;
         assert!(assert_refused(&output_of(running.child)?).contains("tunnel has ended"));
@@ -281,7 +274,7 @@ fn what_is_not_as_it_was_is_never_taken_over() {
 }
 
 #[test]
-fn in_the_foreground_it_lasts_until_it_is_told_to_end() {
+fn a_keeper_in_the_foreground_runs_until_a_signal_or_down() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -305,7 +298,7 @@ fn in_the_foreground_it_lasts_until_it_is_told_to_end() {
 }
 
 #[test]
-fn with_wait_it_is_up_or_gone() {
+fn up_with_wait_fails_without_a_handshake_and_leaves_nothing() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -316,7 +309,7 @@ fn with_wait_it_is_up_or_gone() {
 }
 
 #[test]
-fn a_keeper_that_hangs_does_not_keep_others_from_being_listed() {
+fn list_shows_other_tunnels_if_one_keeper_hangs() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
@@ -332,12 +325,12 @@ fn a_keeper_that_hangs_does_not_keep_others_from_being_listed() {
 }
 
 #[test]
-fn those_who_connect_and_say_nothing_keep_nobody_out() {
+fn silent_clients_do_not_block_others() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
         let socket = registry::socket_of(&"stays".parse()?);
-        // More than a keeper hears at once. It hangs up on whoever says nothing, or nothing that it knows.
+        // More clients than a keeper serves at once. It disconnects those that send nothing or an invalid request.
         let silent: Vec<_> = (0..200).filter_map(|_| local_socket::connect(&socket, BRIEFLY).ok()).collect();
         for garbage in [b"{}".as_slice(), b"\xff\x00", &[b'['; 8000]] {
             if let Ok(connection) = local_socket::connect(&socket, BRIEFLY) {
@@ -358,7 +351,7 @@ fn those_who_connect_and_say_nothing_keep_nobody_out() {
 }
 
 #[test]
-fn a_file_that_is_replaced_during_a_start_counts_as_it_was_or_as_it_is() {
+fn a_file_that_is_replaced_during_a_start_is_read_in_one_of_its_versions() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
@@ -370,7 +363,7 @@ fn a_file_that_is_replaced_during_a_start_counts_as_it_was_or_as_it_is() {
                     if stop.load(std::sync::atomic::Ordering::Relaxed) {
                         break;
                     }
-                    // As editors and secret stores do it, and as a careless copy does.
+                    // As editors and secret stores do, and as a plain copy does.
                     let _ = fs::write(format!("{CONFIG}.new"), text)
                         .and_then(|()| fs::rename(format!("{CONFIG}.new"), CONFIG));
                     let _ = fs::write(CONFIG, CONFIG_TEXT);
@@ -379,7 +372,7 @@ fn a_file_that_is_replaced_during_a_start_counts_as_it_was_or_as_it_is() {
             let outcome = (0..30).try_for_each(|_| {
                 let output = run(crate::support::vpn_exec("stays", "exit 3"))?;
                 if ended(output.status) != Ok(3) {
-                    // It tells all that is wrong with a file, so it may be long.
+                    // The report has all errors of a file, so it may be long.
                     let text = errors(&output);
                     ensure!(ended(output.status) == Ok(125) && text.contains(CONFIG), "{text}");
                 }
@@ -394,13 +387,13 @@ fn a_file_that_is_replaced_during_a_start_counts_as_it_was_or_as_it_is() {
     });
 }
 
-/// Gives /run little room.
+/// Replaces /run by a small file system.
 fn limit_run() -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     Ok(rustix::mount::mount_remount("/run", flags, c"size=4m")?)
 }
 
-/// Leaves no room on a /run that has little, and returns what takes it.
+/// Fills a small /run, and returns the file that does.
 fn fill_run() -> Result<std::path::PathBuf> {
     let filler = std::path::PathBuf::from("/run/lab/filler");
     let mut file = fs::File::create(&filler)?;
@@ -409,7 +402,7 @@ fn fill_run() -> Result<std::path::PathBuf> {
 }
 
 #[test]
-fn without_room_nothing_is_changed_and_nothing_is_lost() {
+fn on_a_full_run_a_reload_changes_nothing_and_programs_continue() {
     lab::world::test(|| {
         prepare()?;
         limit_run()?;
@@ -430,7 +423,7 @@ fn without_room_nothing_is_changed_and_nothing_is_lost() {
         };
         assert!(has("10.64.0.2/32")? && !has("10.64.0.7/32")?, "nothing has changed");
 
-        // Nor is it a reason to end programs that the successor of a killed keeper cannot be written down.
+        // Programs also continue if the successor of a killed keeper cannot be recorded.
         let first = keeper()?;
         send(first, Signal::SIGKILL)?;
         wait_for("nobody takes over", || Ok(status()?.state == Condition::Connecting))?;
@@ -448,7 +441,7 @@ fn without_room_nothing_is_changed_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_keeper_in_the_background_cannot_read_its_configuration_again() {
+fn a_keeper_in_the_background_refuses_to_reload_by_itself() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
@@ -460,12 +453,12 @@ fn a_keeper_in_the_background_cannot_read_its_configuration_again() {
 }
 
 #[test]
-fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
+fn a_keeper_that_was_killed_during_a_reload_gets_a_successor() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
-        // What was written down is not done yet: as if it was killed in between.
+        // The state is ahead of the tunnel, as if the keeper was killed in between.
         send(running.launcher(), Signal::SIGSTOP)?;
         send(keeper()?, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
@@ -490,14 +483,14 @@ fn a_keeper_that_was_killed_while_it_reloaded_has_a_successor() {
 }
 
 #[test]
-fn a_keeper_is_not_replaced_by_one_of_another_mind() {
+fn a_keeper_is_not_replaced_by_one_with_an_incompatible_configuration() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
         let first = keeper()?;
         let before = status()?;
-        // Another peer could be had, but not another kind of namespace: so neither.
+        // The peer could be changed, but not the kind of namespace, so neither is.
         let changed = CONFIG_TEXT
             .replace(", fd64::2/128", "")
             .replace("xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=", "yTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=");
@@ -521,14 +514,14 @@ fn a_keeper_is_not_replaced_by_one_of_another_mind() {
 }
 
 #[test]
-fn a_keeper_gives_way_to_nobody_who_has_gone() {
+fn a_keeper_stays_if_its_would_be_successor_has_gone() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
         let first = keeper()?;
         send(first, Signal::SIGSTOP)?;
         let mut impatient = command(&[up().as_slice(), &["--replace"]].concat()).spawn()?;
-        // It waits for the answer by then; where it is later, there is nothing to be seen here.
+        // It waits for the answer by now. If it is later, the test sees nothing, and passes.
         std::thread::sleep(Duration::from_millis(300));
         impatient.kill()?;
         impatient.wait()?;
@@ -540,17 +533,17 @@ fn a_keeper_gives_way_to_nobody_who_has_gone() {
 }
 
 #[test]
-fn one_tunnel_that_cannot_be_asked_does_not_keep_others_from_being_listed() {
+fn list_shows_other_tunnels_if_one_cannot_be_queried() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
         works(&["up", CONFIG, "--backend", lab::backend(), "--name", "answers"])?;
-        // Nobody is let in any more.
+        // The socket accepts no more connections.
         send(keeper()?, Signal::SIGSTOP)?;
         let (socket, patience) = (registry::socket_of(&"stays".parse()?), Duration::from_millis(10));
         let connect = || vpn_exec::linux::local_socket::connect(&socket, patience).ok();
         let waiting: Vec<_> = std::iter::from_fn(connect).collect();
-        // And this is no tunnel at all.
+        // A directory without a tunnel.
         fs::create_dir("/run/vpn-exec/broken")?;
         fs::write("/run/vpn-exec/broken/state", "x")?;
         let listed: Vec<Status> = serde_json::from_str(&works(&["list", "--json"])?)?;
@@ -566,12 +559,12 @@ fn one_tunnel_that_cannot_be_asked_does_not_keep_others_from_being_listed() {
 }
 
 #[test]
-fn who_comes_between_a_killed_keeper_and_its_successor_waits() {
+fn a_client_between_a_killed_keeper_and_its_successor_waits() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
-        // The launcher would take over at once.
+        // A running launcher would take over at once.
         send(running.launcher(), Signal::SIGSTOP)?;
         send(keeper()?, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
@@ -599,14 +592,14 @@ fn who_comes_between_a_killed_keeper_and_its_successor_waits() {
 }
 
 #[test]
-fn whoever_waits_for_a_keeper_that_hangs_can_be_interrupted() {
+fn a_client_that_waits_for_a_hanging_keeper_can_be_interrupted() {
     lab::world::test(|| {
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
         let keeper = keeper()?;
         send(keeper, Signal::SIGSTOP)?;
-        // One that comes, and one that goes.
+        // A client that joins, and one that leaves.
         let coming = joined("exit 0").spawn()?;
         send(running.program.pid, Signal::SIGKILL)?;
         for mut waiting in [coming, running.child] {

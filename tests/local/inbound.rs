@@ -1,4 +1,4 @@
-//! What comes in through the tunnel: answers, and what was asked for.
+//! Inbound packets through the tunnel: answers, and connections to opened ports. Others are dropped.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -9,7 +9,7 @@ use lab::{Lab, Peer, TUNNEL_CLIENT, WEB};
 
 use super::{WORKS, file, finish, inside, url, works};
 
-/// How long a packet may take that never comes.
+/// The time to wait for a packet that must not come.
 const NEVER: Duration = Duration::from_millis(700);
 
 /// Connects from the provider's side of the tunnel.
@@ -18,14 +18,14 @@ fn connect(lab: &Lab, address: SocketAddr, usual: Duration) -> Result<TcpStream>
 }
 
 #[test]
-fn a_port_is_reached_through_the_tunnel_where_it_was_opened() {
+fn only_an_opened_port_is_reached_through_the_tunnel() {
     lab::test(Peer::Ours, |lab| {
         for (options, open) in
             [(&[][..], false), (&["--open", "8000-8002/tcp"], true), (&["--open", "8000/udp"], false)]
         {
             let mut agent = inside(lab, options)?;
             agent.succeed("serve 8001 inside")?;
-            // From now on the provider knows where the tunnel is.
+            // From now on, the provider knows the tunnel's endpoint.
             agent.succeed_within(WORKS, &format!("get {}", url(WEB.ipv4, 80)))?;
             for address in TUNNEL_CLIENT.both() {
                 let address = SocketAddr::new(address, 8001);
@@ -40,7 +40,7 @@ fn a_port_is_reached_through_the_tunnel_where_it_was_opened() {
 }
 
 #[test]
-fn datagrams_come_in_where_they_are_expected() {
+fn only_expected_datagrams_come_in() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = inside(lab, &["--open", "9000/udp", "--name", "datagrams"])?;
         agent.succeed_within(WORKS, &format!("get {}", url(WEB.ipv4, 80)))?;
@@ -90,7 +90,7 @@ fn opened_ports_change_while_programs_run() {
         let mut connection = connect(lab, address, WORKS)?;
         reload(&[])?;
         ensure!(connect(lab, address, NEVER).is_err());
-        // What was begun goes on.
+        // Established connections continue.
         connection.set_read_timeout(Some(lab::patience(WORKS)))?;
         connection.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
         let mut answer = [0; 4];

@@ -1,5 +1,5 @@
-//! The local network: what is asked for of it is reached, and nothing else is; no name is asked there; what comes in is what was asked
-//! for; and the host is no more of a router than before.
+//! Local networks: a program reaches those that were opened and no others, and sends no DNS there. Only opened ports accept
+//! inbound connections, and the host forwards no other packets than before.
 
 mod inbound;
 mod names;
@@ -8,34 +8,25 @@ mod others;
 mod rules;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::agent::{Agent, launcher};
-use lab::{Addresses, Lab, Reach, Skip, Snapshot, local_networks};
+use lab::agent::Agent;
+use lab::{Addresses, Lab, Launcher, Reach, Skip, Snapshot, local_networks};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::registry;
 
-const VPN_EXEC: &str = env!("CARGO_BIN_EXE_vpn-exec");
-
-/// How long something may take that works.
+/// The time in which an action succeeds that works at all.
 const WORKS: Duration = Duration::from_secs(10);
 
-/// One of the addresses that somebody has in that network, or both.
+/// Returns the addresses of a place in the private network that this kernel can open: IPv4, or both.
 fn reachable(at: Addresses) -> Vec<IpAddr> {
     at.both()[..local_networks().len() / 2].to_vec()
 }
 
-#[test]
-#[ignore = "the program that the other tests run"]
-fn agent() {
-    lab::agent::serve();
-}
-
-/// The provider's file, which is written once.
+/// Returns the path of the provider's file, which is written once.
 fn file(lab: &Lab) -> Result<&'static str> {
     static FILE: OnceLock<String> = OnceLock::new();
     if let Some(file) = FILE.get() {
@@ -45,7 +36,7 @@ fn file(lab: &Lab) -> Result<&'static str> {
     Ok(FILE.get_or_init(|| path.display().to_string()))
 }
 
-/// The host as it is before there is a tunnel.
+/// Returns the state of the host before there is a tunnel.
 fn untouched(lab: &Lab) -> Result<Snapshot> {
     file(lab)?;
     Snapshot::take()
@@ -57,20 +48,18 @@ fn assert_untouched(before: &Snapshot) -> Result<()> {
     Ok(())
 }
 
-/// Runs the agent in a tunnel, and waits for it to begin.
+/// Starts the agent in a tunnel, and waits until it runs.
 fn inside(lab: &Lab, options: &[&str]) -> Result<Agent> {
-    Agent::start(Some(launcher(VPN_EXEC, Path::new(file(lab)?), options)))?.begun()
+    Launcher::new(file(lab)?).options(options).start_agent()?.begun()
 }
 
-/// Ends the agent; it, and vpn-exec, must end well. Returns what was written to standard error.
+/// Ends the agent. It and vpn-exec must succeed. Returns their standard error.
 fn finish(agent: Agent) -> Result<String> {
-    let (status, complaints) = agent.finish()?;
-    ensure!(status.success(), "{status}: {complaints}");
-    Ok(complaints)
+    agent.finish_well()
 }
 
 fn vpn_exec(arguments: &[&str]) -> Result<Output> {
-    Ok(Command::new(VPN_EXEC).args(arguments).output()?)
+    Ok(lab::vpn_exec(arguments).output()?)
 }
 
 fn works(arguments: &[&str]) -> Result<Output> {
@@ -79,12 +68,12 @@ fn works(arguments: &[&str]) -> Result<Output> {
     Ok(output)
 }
 
-/// Runs nft(8) in a namespace: its output.
+/// Runs nft(8) in a namespace, and returns its output.
 fn nft(site: &NetworkNamespace, arguments: &[&str]) -> Result<String> {
     let output = match site.run(|| Command::new("nft").args(arguments).output()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let reason = "there is no nft (Debian's package nftables)".into();
-            return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into());
+            let reason = "nft is not installed";
+            return Err(Skip::error(reason, lab::variables::REQUIRE_PEERS));
         }
         other => other?,
     };

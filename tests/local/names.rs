@@ -1,4 +1,4 @@
-//! Names are not asked of anybody local but of a resolver that was named.
+//! DNS goes to no local resolver, except to one that is configured.
 
 use anyhow::{bail, ensure};
 use lab::agent::Echo;
@@ -8,7 +8,7 @@ use lab::{Addresses, PRIVATE_LAN, Peer, WEB};
 use super::{WORKS, finish, inside, local_networks, reachable};
 
 #[test]
-fn no_resolver_of_the_local_network_hears_of_any() {
+fn no_question_reaches_a_resolver_in_the_local_network() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let neighbours = DnsServer::start(&lab.lan, PRIVATE_LAN)?;
@@ -20,7 +20,7 @@ fn no_resolver_of_the_local_network_hears_of_any() {
         finish(agent)?;
         ensure!(neighbours.questions().is_empty(), "{:?}", neighbours.questions());
 
-        // One that is configured, and meant by itself, is asked.
+        // A resolver that is configured, and opened by its own address.
         let named: Vec<String> = reachable(PRIVATE_LAN).iter().map(|address| address.to_string()).collect();
         let all = |option| named.iter().flat_map(move |address| [option, address.as_str()]).collect::<Vec<_>>();
         let mut agent = inside(lab, &[all("--dns"), all("--local")].concat())?;
@@ -29,7 +29,7 @@ fn no_resolver_of_the_local_network_hears_of_any() {
         }
         finish(agent)?;
         ensure!(neighbours.questions().len() == named.len(), "{:?}", neighbours.questions());
-        // In a wider network it is found in the tunnel instead, as that routes everything.
+        // In a wider opened network, the tunnel takes precedence for it, as it routes everything.
         let mut agent = inside(lab, &[&all("--dns")[..], local_networks()].concat())?;
         for address in &named {
             agent.fail(&format!("lookup {address} web.example"))?;
@@ -40,9 +40,9 @@ fn no_resolver_of_the_local_network_hears_of_any() {
     });
 }
 
-/// A resolver of the host's that listens on its address on the link.
+/// The host's resolver listens on its address on the veth.
 #[test]
-fn nor_does_one_of_the_host() {
+fn no_question_reaches_a_resolver_of_the_host() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = inside(lab, &[])?;
         let addresses = agent.succeed("resolve host.internal")?;
@@ -53,8 +53,8 @@ fn nor_does_one_of_the_host() {
             agent.fail(&format!("lookup {address} web.example"))?;
         }
         ensure!(hosts.questions().is_empty(), "{:?}", hosts.questions());
-        // It hears who asks, and the host is reached otherwise.
-        lab::dns::lookup(ipv4.parse()?, "web.example", lab::dns::A, WORKS)?;
+        // The resolver works, and the program reaches other ports of the host.
+        lab::dns::lookup(ipv4.parse()?, "web.example", lab::dns::RecordType::A, WORKS)?;
         ensure!(hosts.questions().len() == 1);
         let _echo = Echo::start(&lab.host, 7)?;
         agent.succeed(&format!("echo {ipv4}:7 10"))?;

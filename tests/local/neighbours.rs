@@ -1,4 +1,4 @@
-//! Networks beyond the host.
+//! Local networks behind the host's interfaces.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -25,7 +25,7 @@ use super::{
 };
 
 #[test]
-fn what_was_asked_for_is_reached_and_nothing_else() {
+fn a_program_reaches_the_opened_network_and_no_other() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let echo = Echo::start(&lab.lan, 7)?;
@@ -36,23 +36,23 @@ fn what_was_asked_for_is_reached_and_nothing_else() {
             ensure!(page == "a page in the local network", "{page}");
             agent.succeed(&format!("echo {} 100", SocketAddr::new(address, 7)))?;
         }
-        // The neighbour needs no route back: it sees the host.
-        let callers = lab.lan_page.callers();
+        // The neighbour needs no route back, as it sees the host's address.
+        let callers = lab.lan_page.clients();
         ensure!(callers == reachable(HOST_ON_PRIVATE_LAN), "{callers:?}");
         for address in LAN.both() {
             agent.fail(&format!("get {}", url(address, 80)))?;
         }
         let reached = reachable(PRIVATE_LAN).len();
-        ensure!(lab.lan_page.callers().len() == reached && echo.seen().len() == reached);
+        ensure!(lab.lan_page.clients().len() == reached && echo.seen().len() == reached);
         let seen = agent.succeed_within(WORKS, &format!("get {}", url(WEB.ipv4, 80)))?;
         ensure!(seen == PROVIDER.ipv4.to_string(), "{seen}");
 
-        // Forwarding is on for single interfaces, and for nobody else's packets.
+        // Forwarding is on for single interfaces only, and only for packets of tunnels.
         ensure!(sysctl("net/ipv4/ip_forward")? == "0" && sysctl("net/ipv6/conf/all/forwarding")? == "0");
         ensure!(sysctl("net/ipv4/conf/lan0/forwarding")? == "1" && sysctl("net/ipv4/conf/eth0/forwarding")? == "0");
         ask_host_to_forward(lab)?;
         finish(agent)?;
-        // What of the neighbourhood's own went over these interfaces is to private addresses; of the rest, nothing may be plain.
+        // Packets in the private network are expected. All others must be encrypted.
         let leaks: Vec<_> =
             lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).collect();
         ensure!(leaks.is_empty(), "{leaks:#?}");
@@ -60,7 +60,7 @@ fn what_was_asked_for_is_reached_and_nothing_else() {
     });
 }
 
-/// A neighbour takes the host for a router, which it is for one interface.
+/// Lets a neighbour use the host as its router.
 fn ask_host_to_forward(lab: &Lab) -> Result<()> {
     lab.lan.run(|| {
         let mut netlink = Netlink::open()?;
@@ -79,7 +79,7 @@ fn ask_host_to_forward(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// That the test above can fail: were forwarding on for the interface alone, the host would be the neighbour's router.
+/// The twin of the test above: forwarding on the interface alone makes the host the neighbour's router.
 #[test]
 fn without_rules_the_host_would_be_a_router() {
     lab::test(Peer::Ours, |lab| {
@@ -92,7 +92,7 @@ fn without_rules_the_host_would_be_a_router() {
     });
 }
 
-/// Another's container on the host, whose link is named as nspawn(1) does, and who hears what is sent to it.
+/// Creates a container on the host, with a link named as systemd-nspawn(1) does and a socket that receives packets.
 fn container() -> Result<(NetworkNamespace, UdpSocket)> {
     let (inside, mut netlink) = NetworkNamespace::create(Netlink::open)?;
     let mut host = Netlink::open()?;
@@ -108,9 +108,9 @@ fn container() -> Result<(NetworkNamespace, UdpSocket)> {
     Ok((inside, heard))
 }
 
-/// The interfaces of other containers are not a tunnel's because their names begin as those do.
+/// The names of a tunnel's and of a container's interfaces have the same beginning.
 #[test]
-fn the_host_is_no_router_to_containers_of_others() {
+fn the_host_does_not_forward_to_other_containers() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let (_container, heard) = container()?;
@@ -127,14 +127,14 @@ fn the_host_is_no_router_to_containers_of_others() {
         let agent = inside(lab, &[local_networks(), &["--name", "beside"]].concat())?;
         ensure!(!send()?, "a neighbour has reached it");
         finish(agent)?;
-        // A host that is a router of IPv4 already stays one, whatever there is to switch on for IPv6.
+        // A host that forwards IPv4 already continues to, whatever IPv6 needs.
         vpn_exec::linux::sysctl::set("net/ipv4/ip_forward", "1")?;
         let agent = inside(lab, &[local_networks(), &["--name", "beside"]].concat())?;
         ensure!(send()?, "others' packets are not forwarded any more");
         finish(agent)?;
         vpn_exec::linux::sysctl::set("net/ipv4/ip_forward", "0")?;
         ensure!(!send()?);
-        // It can be reached: were forwarding on, and nothing else, it would be.
+        // The twin: with forwarding alone, the container is reached.
         vpn_exec::linux::sysctl::set("net/ipv4/conf/lan0/forwarding", "1")?;
         ensure!(send()?, "nothing was forwarded");
         Ok(())
@@ -142,11 +142,11 @@ fn the_host_is_no_router_to_containers_of_others() {
 }
 
 #[test]
-fn all_private_networks_of_the_host_can_be_asked_for() {
+fn the_option_lan_opens_all_private_networks_of_the_host() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let file = file(lab)?;
-        // To none of these the host is attached: a group, its own addresses, nowhere, and behind routers of either family.
+        // Not local networks: a multicast group, the host's own addresses, an unreachable one, and networks behind routers.
         for route in [
             "multicast 10.83.0.0/16 dev lan0",
             "local 10.84.0.0/16 dev lan0 table 78",
@@ -171,15 +171,15 @@ fn all_private_networks_of_the_host_can_be_asked_for() {
     });
 }
 
-/// The host would answer whoever asks from an address of the tunnel's, by its own way to that: in the clear.
+/// The host would answer a packet from the tunnel's inner address by its own default route: in the clear.
 #[test]
-fn the_host_is_not_asked_from_an_address_of_the_tunnels() {
+fn packets_to_the_host_never_have_the_tunnels_inner_address() {
     lab::test(Peer::Ours, |lab| {
         for (parameter, value) in [("all/rp_filter", "2"), ("default/rp_filter", "2")] {
-            // As systemd has it.
+            // systemd's setting.
             parameters::set(&format!("net/ipv4/conf/{parameter}"), value)?;
         }
-        // Of both families.
+        // For both families.
         echo("[::]:7".parse()?)?;
         works(&["up", file(lab)?, "--name", "asked", "--backend", lab::backend()])?;
         let link = registry::read_plan(&"asked".parse()?)?.context("there is a plan")?.veth;
@@ -208,7 +208,7 @@ fn the_host_is_not_asked_from_an_address_of_the_tunnels() {
     });
 }
 
-/// Says everything again, on the host.
+/// Echoes datagrams, on the host.
 fn echo(address: SocketAddr) -> std::io::Result<()> {
     let socket = UdpSocket::bind(address)?;
     std::thread::spawn(move || {
@@ -220,9 +220,9 @@ fn echo(address: SocketAddr) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A network may be so wide that it has another tunnel's link in it, whose program is reached from the host.
+/// An opened network may contain another tunnel's link, whose program the host reaches.
 #[test]
-fn the_program_in_another_tunnel_is_no_neighbour() {
+fn a_program_does_not_reach_a_program_in_another_tunnel() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         works(&["up", file(lab)?, "--name", "other", "--backend", lab::backend()])?;
@@ -233,7 +233,7 @@ fn the_program_in_another_tunnel_is_no_neighbour() {
         let program = namespace.run(|| UdpSocket::bind("0.0.0.0:7"))?;
         program.set_read_timeout(Some(lab::patience(Duration::from_millis(500))))?;
         let mut heard = [0; 100];
-        // It can be reached.
+        // The host reaches it.
         UdpSocket::bind("0.0.0.0:0")?.send_to(b"from the host", (other.inner_ipv4, 7))?;
         program.recv(&mut heard)?;
         let wide = format!("{}/8", std::net::Ipv4Addr::new(other.inner_ipv4.octets()[0], 0, 0, 0));
@@ -248,9 +248,10 @@ fn the_program_in_another_tunnel_is_no_neighbour() {
     });
 }
 
-/// A local network that holds the provider's resolver, whose file routes everything: names stay in the tunnel, also when that is gone.
+/// The opened network contains the provider's resolver, and the file routes everything. DNS stays in the tunnel, even if that is
+/// gone.
 #[test]
-fn the_tunnel_wins_over_a_local_network() {
+fn the_tunnel_takes_precedence_over_a_local_network() {
     lab::test(Peer::Ours, |lab| {
         let checked = works(&["check", "--config", file(lab)?, "--local", "10.0.0.0/8"])?;
         let said = String::from_utf8(checked.stdout)?;
@@ -261,7 +262,7 @@ fn the_tunnel_wins_over_a_local_network() {
         let lookup = format!("lookup {} web.example", TUNNEL_RESOLVER.ipv4);
         agent.succeed_within(WORKS, &lookup)?;
         lab.capture.forget()?;
-        // Nobody notices that the interface is gone, and ends the program.
+        // A stopped keeper does not notice that the interface is gone.
         let keeper = keeper_of("wins")?;
         kill(Pid::from_raw(keeper), Signal::SIGSTOP)?;
         let NameLookup::Namespace(namespace) = look_up(&path_of("wins"))? else {
@@ -278,7 +279,7 @@ fn the_tunnel_wins_over_a_local_network() {
             lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).collect();
         ensure!(plain.is_empty(), "{plain:#?}");
         kill(Pid::from_raw(keeper), Signal::SIGCONT)?;
-        // It notices now, and ends the program, too.
+        // It notices now, and ends the program.
         let (status, _) = agent.end()?;
         ensure!(!status.success(), "the tunnel has ended");
         Ok(())
@@ -321,13 +322,13 @@ fn local_networks_change_while_programs_run() {
     });
 }
 
-/// On a kernel that has all interfaces forward IPv6 or none (before Linux 6.17): no network, and no host that has become a router.
+/// Before Linux 6.17, a kernel forwards IPv6 on all interfaces or on none.
 #[test]
-fn an_ipv6_network_is_refused_where_all_would_be_forwarded() {
+fn an_ipv6_network_is_refused_if_the_kernel_would_forward_on_all_interfaces() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         if lab::forwards_ipv6_by_interface() {
-            // As such a kernel has it.
+            // As on such a kernel.
             let flags = rustix::mount::MountFlags::empty();
             rustix::mount::mount("lab-older", "/proc/sys/net/ipv6/conf/default", c"tmpfs", flags, None)?;
         }
@@ -339,12 +340,12 @@ fn an_ipv6_network_is_refused_where_all_would_be_forwarded() {
         ensure!(refused.status.code() == Some(125) && said.contains("fd07::/64 cannot be a local network"), "{said}");
         ensure!(said.contains("Linux 6.17") && said.contains("net.ipv6.conf.all.forwarding=1"), "{said}");
         assert_untouched(&before)?;
-        // Who asks for all that can be had gets IPv4, and is told.
+        // --lan opens the IPv4 networks, with a warning.
         let plan = works(&["plan", "--config", file(lab)?, "--lan"])?;
         let said = String::from_utf8(plan.stdout)?;
         ensure!(said.contains("fd07::/64 cannot be a local network"), "{said}");
 
-        // Where the host is a router anyway, nothing has to be switched.
+        // A host that forwards already needs no change.
         parameters::set("net/ipv6/conf/all/forwarding", "1")?;
         let mut agent = inside(lab, &["--local", "fd07::/64"])?;
         agent.succeed(&format!("get {}", url(PRIVATE_LAN.ipv6, 80)))?;
@@ -354,7 +355,7 @@ fn an_ipv6_network_is_refused_where_all_would_be_forwarded() {
 }
 
 #[test]
-fn what_cannot_be_local_is_refused() {
+fn networks_that_are_not_local_are_refused() {
     lab::test(Peer::Ours, |lab| {
         let file = file(lab)?;
         for (network, reason) in [

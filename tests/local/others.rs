@@ -1,10 +1,9 @@
-//! Local networks among what others do on the host: firewalls that drop, rules that are flushed, forwarding that is switched, and
-//! processes that are killed.
+//! Local networks on a host where other programs change things: firewalls, flushed rules, changed forwarding, killed processes.
 
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, PRIVATE_LAN, Peer, Skip};
+use lab::{Lab, PRIVATE_LAN, Peer, Skip, variables, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::NetworkNamespace;
@@ -24,9 +23,9 @@ fn neighbours_page() -> String {
     format!("get {}", url(PRIVATE_LAN.ipv4, 80))
 }
 
-/// As Docker and ufw set it.
+/// As Docker's and ufw's.
 #[test]
-fn a_firewall_that_drops_what_is_forwarded_is_told() {
+fn a_firewall_that_drops_forwarded_packets_is_reported() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
@@ -51,9 +50,9 @@ fn a_firewall_that_drops_what_is_forwarded_is_told() {
     });
 }
 
-/// As firewalld has it: the policy is to accept, but a rule lets nothing of what is left pass.
+/// As firewalld's: the policy accepts, but the last rule rejects.
 #[test]
-fn a_firewall_with_a_rule_that_rejects_the_rest_is_told() {
+fn a_firewall_whose_last_rule_rejects_is_reported() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
@@ -89,9 +88,9 @@ fn a_firewall_with_a_rule_that_rejects_the_rest_is_told() {
     });
 }
 
-/// Older systems have tables that nft(8) does not show.
+/// nft(8) does not show the tables of iptables-legacy.
 #[test]
-fn an_older_firewall_is_told_as_well() {
+fn an_older_firewall_is_reported() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         for (tool, at) in ["iptables-legacy", "ip6tables-legacy"].into_iter().zip(reachable(PRIVATE_LAN)) {
@@ -99,12 +98,12 @@ fn an_older_firewall_is_told_as_well() {
                 match Command::new(tool).args(arguments).output() {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         let reason = format!("there is no {tool} (Debian's package iptables)");
-                        Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_PEERS" }.into())
+                        Err(Skip::error(reason, lab::variables::REQUIRE_PEERS))
                     }
                     Ok(output) if !output.status.success() => {
                         let reason = format!("{tool}: {}", String::from_utf8_lossy(&output.stderr));
-                        // A kernel need not have it any more.
-                        Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_LEGACY_TABLES" }.into())
+                        // Newer kernels may lack it.
+                        Err(Skip::error(reason, lab::variables::REQUIRE_LEGACY_TABLES))
                     }
                     Ok(_) => Ok(()),
                     Err(error) => Err(error.into()),
@@ -130,7 +129,7 @@ fn an_older_firewall_is_told_as_well() {
 }
 
 #[test]
-fn flushed_rules_are_made_again() {
+fn flushed_rules_are_restored() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
@@ -153,14 +152,14 @@ fn flushed_rules_are_made_again() {
     });
 }
 
-/// Before the keeper hears of what becomes of them.
+/// Before the keeper monitors changes.
 #[test]
-fn rules_that_are_flushed_too_early_are_made_again() {
+fn rules_that_are_flushed_during_the_start_are_restored() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let up = [&["up", file(lab)?, "--name", "early", "--backend", lab::backend()], local_networks()].concat();
-        let mut child = Command::new(super::VPN_EXEC).args(up).env("VPN_EXEC_TEST_FAIL", "stop:at the end").spawn()?;
+        let mut child = vpn_exec(up).env(variables::FAIL, "stop:at the end").spawn()?;
         let is_stopped = |pid| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
@@ -175,7 +174,7 @@ fn rules_that_are_flushed_too_early_are_made_again() {
     });
 }
 
-/// Somebody makes the host a router while a tunnel is up, and later no router any more.
+/// Another program makes the host a router while a tunnel is up, and reverts that later.
 #[test]
 fn a_host_that_becomes_a_router_stays_one() {
     lab::test(Peer::Ours, |lab| {
@@ -201,9 +200,9 @@ fn a_host_that_becomes_a_router_stays_one() {
     });
 }
 
-/// Two tunnels need the same interface to forward; the first to go takes that from nobody.
+/// Two tunnels need forwarding on the same interface, and one ends.
 #[test]
-fn forwarding_stays_for_those_who_need_it() {
+fn forwarding_stays_on_while_another_tunnel_needs_it() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let before = untouched(lab)?;
@@ -217,9 +216,9 @@ fn forwarding_stays_for_those_who_need_it() {
     });
 }
 
-/// As udev does when a rule about its name was changed. The number stays.
+/// As udev does after a change of its rules. The index stays.
 #[test]
-fn an_interface_that_is_renamed_forwards_for_the_tunnel_alone_and_no_longer() {
+fn a_renamed_interface_forwards_only_for_the_tunnel_and_only_while_it_is_up() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
@@ -236,7 +235,7 @@ fn an_interface_that_is_renamed_forwards_for_the_tunnel_alone_and_no_longer() {
         ensure!(sysctl("net/ipv4/conf/lan9/forwarding")? == "1");
         agent.succeed(&neighbours_page())?;
         finish(agent)?;
-        // The addresses' labels have changed with the name, so the host as a whole is not what it was.
+        // The snapshots differ, as the labels of addresses have changed with the name.
         for parameter in ["net/ipv4/conf/lan9/forwarding", "net/ipv6/conf/lan9/force_forwarding"] {
             ensure!(sysctl(parameter).unwrap_or_default() != "1", "{parameter} was not put back");
         }
@@ -244,9 +243,9 @@ fn an_interface_that_is_renamed_forwards_for_the_tunnel_alone_and_no_longer() {
     });
 }
 
-/// Two namespaces share a `/run`, as after `ip netns exec`, and have interfaces of the same numbers.
+/// Two network namespaces share a `/run`, as after `ip netns exec`, and have interfaces with the same indexes.
 #[test]
-fn interfaces_of_another_namespace_are_none_of_ours() {
+fn interfaces_of_another_namespace_are_not_touched() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let (other, ()) = NetworkNamespace::create(|| Ok(()))?;
@@ -263,11 +262,11 @@ fn interfaces_of_another_namespace_are_none_of_ours() {
         let mut agent = inside(lab, &[local_networks(), &["--name", "here"]].concat())?;
         let there = ["--name", "there", "--backend", "userspace", "--local", "10.98.0.0/24"];
         let up = [&["up", file(lab)?], &there[..]].concat();
-        let output = other.run(|| Command::new(super::VPN_EXEC).args(&up).output())?;
+        let output = other.run(|| vpn_exec(&up).output())?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let is_on = |interface: &str| other.run(|| parameters::get(&format!("net/ipv4/conf/{interface}/forwarding")));
         ensure!(is_on("near")? == "1" && is_on("lan0")? == "0", "one that nobody there has asked for");
-        let output = other.run(|| Command::new(super::VPN_EXEC).args(["down", "there"]).output())?;
+        let output = other.run(|| vpn_exec(["down", "there"]).output())?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         ensure!(is_on("near")? == "0" && sysctl("net/ipv4/conf/lan0/forwarding")? == "1");
         agent.succeed(&neighbours_page())?;
@@ -284,7 +283,7 @@ fn killed(lab: &Lab, name: &str) -> Result<()> {
 }
 
 #[test]
-fn a_killed_keepers_forwarding_is_taken_over_and_taken_back() {
+fn a_successor_takes_over_forwarding_and_reverts_it_at_the_end() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let before = untouched(lab)?;
@@ -293,7 +292,7 @@ fn a_killed_keepers_forwarding_is_taken_over_and_taken_back() {
         agent.succeed(&neighbours_page())?;
         let keeper = keeper_of("lives")?;
         kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
-        // Nobody watches now.
+        // No keeper monitors changes now.
         nft(&host, &["flush ruleset"])?;
         wait_until("there is a successor", || Ok(keeper_of("lives")? != keeper))?;
         agent.succeed_within(WORKS, &neighbours_page())?;
@@ -306,9 +305,9 @@ fn a_killed_keepers_forwarding_is_taken_over_and_taken_back() {
     });
 }
 
-/// A table that bears our name, and not our mark, is somebody else's.
+/// A table with a tunnel's name but without its mark.
 #[test]
-fn anothers_table_is_left_alone() {
+fn a_foreign_table_of_the_same_name_is_not_touched() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;

@@ -1,4 +1,4 @@
-//! What the kernel is told are the rules that are printed: nft(8), which is not ours, reads the one and shows the other.
+//! The printed rules are those in the kernel: nft(8), which shares no code with vpn-exec, reads the text and lists the kernel's.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,9 +45,9 @@ fn every_kind() -> Result<Table> {
     })
 }
 
-/// Shows a table of a namespace of its own as nft sees it, and makes there another from the text.
+/// In a namespace of its own: a table that vpn-exec loads, and one that nft loads from the printed text.
 #[test]
-fn the_kernel_is_told_what_is_printed() {
+fn the_kernel_has_the_printed_rules() {
     world::test(|| {
         let site = NetworkNamespace::current()?;
         let table = every_kind()?;
@@ -60,7 +60,7 @@ fn the_kernel_is_told_what_is_printed() {
         let told = told.replace("\tcomment \"a comment\"\n", "").replace("table inet one", "table inet two");
         ensure!(told == printed, "told:\n{told}\nprinted:\n{printed}");
 
-        // A table is made once, replaced as a whole, and removed as a whole.
+        // A table is created, replaced and removed as a whole.
         let taken = rules.create(&table, "again").expect_err("it is there");
         ensure!(taken.kind() == std::io::ErrorKind::AlreadyExists, "{taken}");
         let smaller = Table { chains: table.chains[1..2].to_vec(), ..table };
@@ -76,9 +76,9 @@ fn the_kernel_is_told_what_is_printed() {
     });
 }
 
-/// A transaction that is refused has done nothing, whatever was before the refused part.
+/// A refused transaction has no effect, not even by its valid part.
 #[test]
-fn a_refused_table_leaves_nothing() {
+fn a_refused_table_changes_nothing() {
     world::test(|| {
         let mut rules = Nftables::open()?;
         let mut table = every_kind()?;
@@ -91,8 +91,7 @@ fn a_refused_table_leaves_nothing() {
     });
 }
 
-/// Sends all the time what a table drops, and has the table replaced by itself, so many times or until something has come through: whether it
-/// has.
+/// Sends packets that a table drops, and replaces the table by itself, `times` or until a packet passes. Returns whether one has.
 fn comes_through(table: &Table, times: usize) -> Result<bool> {
     let mut rules = Nftables::open()?;
     rules.create(table, "")?;
@@ -120,11 +119,11 @@ fn comes_through(table: &Table, times: usize) -> Result<bool> {
     comes
 }
 
-/// The kernel has new rules in force at one instant, and a new chain's policy a moment later.
+/// The kernel applies new rules at once, but a new chain's policy a moment later.
 #[test]
-fn a_table_that_is_replaced_drops_at_every_instant_what_it_drops() {
+fn a_table_that_is_replaced_drops_without_a_gap() {
     world::test(|| {
-        // What comes before the chain in the table makes the moment longer.
+        // Objects before the chain in the table prolong the moment.
         let input: Vec<Rule> = (1..700).map(|port| Rule::accept([Match::UdpPort(port..=port)])).collect();
         let output = || vec![Rule::accept([Match::TcpPort(1..=1)])];
         let table = |output| Table {

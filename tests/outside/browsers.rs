@@ -1,4 +1,4 @@
-//! Browsers that are open on the host already, with the same profile, on a display in memory.
+//! Browsers that run on the host already with the same profile, on a virtual display.
 
 use std::process::{Child, Command};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::support::*;
 
-/// A display for the host's programs, and for those inside.
+/// Starts a display for programs on the host and inside.
 fn display(desk: &Desk) -> Result<Child> {
     require("Xvfb")?;
     let child = serve(desk.on_host(&["Xvfb", ":7", "-nolisten", "tcp"]))?;
@@ -19,7 +19,7 @@ fn on_display(mut command: Command) -> Command {
     command
 }
 
-/// What a Chromium is called with that asks nobody for anything by itself.
+/// The options of a Chromium that makes no requests by itself.
 const CHROMIUM: [&str; 10] = [
     "chromium",
     "--no-sandbox",
@@ -34,7 +34,7 @@ const CHROMIUM: [&str; 10] = [
 ];
 
 #[test]
-fn chromium_ends_instead_of_handing_a_page_to_the_one_outside() {
+fn chromium_does_not_open_a_page_in_the_instance_outside() {
     test_at_desk(|desk| {
         require("chromium")?;
         let _display = display(desk)?;
@@ -45,23 +45,23 @@ fn chromium_ends_instead_of_handing_a_page_to_the_one_outside() {
         let host = words(&first);
         let host: Vec<&str> = host.iter().map(String::as_str).collect();
         let mut running = serve(on_display(desk.on_host(&host)))?;
-        lab::wait_until(PATIENCE, "the host's browser opens no page", || Ok(desk.heard("first")))?;
+        lab::wait_until(PATIENCE, "the host's browser opens no page", || Ok(desk.arrived("first")))?;
         let lock = std::fs::read_link("/tmp/home/profile/SingletonLock")?;
 
         let twin = words(&guilty);
         let twin: Vec<&str> = twin.iter().map(String::as_str).collect();
         run(on_display(desk.unguarded(&twin)))?;
-        lab::wait_until(PATIENCE, "the twin did not hand its page over", || Ok(desk.heard("guilty")))?;
+        lab::wait_until(PATIENCE, "the twin did not hand its page over", || Ok(desk.arrived("guilty")))?;
 
         let inside = words(&leak);
         let inside: Vec<&str> = inside.iter().map(String::as_str).collect();
         let output = run(on_display(desk.inside(&[], &inside)))?;
-        ensure!(output.status.code() == Some(125), "{}", said(&output));
-        let text = said(&output);
+        ensure!(output.status.code() == Some(125), "{}", text_of(&output));
+        let text = text_of(&output);
         let pid = running.id();
         ensure!(text.contains("already runs outside the tunnel") && text.contains("--user-data-dir=DIR"), "{text}");
         ensure!(text.contains(&format!("(pid {pid})")), "{text}");
-        ensure!(!desk.heard("leak"), "{text}");
+        ensure!(!desk.arrived("leak"), "{text}");
         ensure!(running.try_wait()?.is_none(), "the host's browser has ended: {text}");
         ensure!(std::fs::read_link("/tmp/home/profile/SingletonLock")? == lock, "the profile's lock is another one");
         run(on_display(desk.on_host(&twin)))?;
@@ -69,9 +69,9 @@ fn chromium_ends_instead_of_handing_a_page_to_the_one_outside() {
     });
 }
 
-/// A Firefox that looks for an instance to hand its page to asks on the session bus, or on the display.
+/// Firefox looks for a running instance on the session bus, or on the display.
 #[test]
-fn firefox_does_not_hand_a_page_to_the_one_outside() {
+fn firefox_does_not_open_a_page_in_the_instance_outside() {
     test_at_desk(|desk| {
         require("firefox-esr")?;
         desk.start_session_bus()?;
@@ -95,21 +95,21 @@ fn firefox_does_not_hand_a_page_to_the_one_outside() {
         let host = words(&page("first"));
         let host: Vec<&str> = host.iter().map(String::as_str).collect();
         let mut running = serve(on_display(desk.on_host(&host)))?;
-        lab::wait_until(PATIENCE, "the host's browser opens no page", || Ok(desk.heard("first")))?;
+        lab::wait_until(PATIENCE, "the host's browser opens no page", || Ok(desk.arrived("first")))?;
 
         let twin = words(&page("guilty"));
         let twin: Vec<&str> = twin.iter().map(String::as_str).collect();
         let output = run(on_display(desk.unguarded(&twin)))?;
-        println!("twin: {}", said(&output));
-        lab::wait_until(PATIENCE, "the twin did not hand its page over", || Ok(desk.heard("guilty")))?;
+        println!("twin: {}", text_of(&output));
+        lab::wait_until(PATIENCE, "the twin did not hand its page over", || Ok(desk.arrived("guilty")))?;
 
         let inside = words(&page("leak"));
         let inside: Vec<&str> = inside.iter().map(String::as_str).collect();
         let mut command = on_display(desk.inside(&["--kill-orphans"], &["timeout", "10"]));
         command.args(&inside);
         let output = run(command)?;
-        println!("inside: {}", said(&output));
-        ensure!(!desk.heard("leak"), "{}", said(&output));
+        println!("inside: {}", text_of(&output));
+        ensure!(!desk.arrived("leak"), "{}", text_of(&output));
         ensure!(running.try_wait()?.is_none(), "the host's browser has ended");
         Ok(())
     });

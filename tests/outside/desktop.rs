@@ -1,4 +1,4 @@
-//! The session bus inside: what starts outside is refused, what a desktop program needs works.
+//! The session bus inside: it starts no service outside, and desktop programs work.
 
 use anyhow::ensure;
 
@@ -8,37 +8,37 @@ use crate::support::*;
 const ACTIVATE: &str = "gdbus call --timeout 5 --session -d net.example.Fetcher -o / -m a.b.C";
 
 #[test]
-fn no_service_is_started_outside() {
+fn a_program_starts_no_service_outside() {
     test_at_desk(|desk| {
         require("gdbus")?;
         desk.start_session_bus()?;
         let call = ["sh", "-c", ACTIVATE];
         let output = run(desk.inside(&[], &call))?;
-        ensure!(!output.status.success() && said(&output).contains("outside the tunnel"), "{}", said(&output));
-        ensure!(said(&output).contains("--dbus-talk net.example.Fetcher"), "{}", said(&output));
-        ensure!(!desk.heard("activated"));
-        // Not on any other way to the same bus.
+        ensure!(!output.status.success() && text_of(&output).contains("outside the tunnel"), "{}", text_of(&output));
+        ensure!(text_of(&output).contains("--dbus-talk net.example.Fetcher"), "{}", text_of(&output));
+        ensure!(!desk.arrived("activated"));
+        // Also not by another address of the same bus.
         for address in ["unix:path=/run/user/0/bus", "unix:path=/proc/self/root/run/user/0/bus"] {
             let output =
                 run(desk.inside(&[], &["env", &format!("DBUS_SESSION_BUS_ADDRESS={address}"), "sh", "-c", ACTIVATE]))?;
-            ensure!(said(&output).contains("--dbus session"), "{address}: {}", said(&output));
+            ensure!(text_of(&output).contains("--dbus session"), "{address}: {}", text_of(&output));
         }
         let output = run(desk.inside(&["--dbus", "none"], &["sh", "-c", "echo \"[$DBUS_SESSION_BUS_ADDRESS]\""]))?;
-        ensure!(output.stdout == b"[]\n", "{}", said(&output));
-        ensure!(!desk.heard("activated"));
+        ensure!(output.stdout == b"[]\n", "{}", text_of(&output));
+        ensure!(!desk.arrived("activated"));
 
         run(desk.unguarded(&call))?;
-        lab::wait_until(PATIENCE, "the twin's service was not started", || Ok(desk.heard("activated")))
+        lab::wait_until(PATIENCE, "the twin's service was not started", || Ok(desk.arrived("activated")))
     });
 }
 
 #[test]
-fn a_service_on_the_session_bus_is_opened_by_its_name() {
+fn an_option_opens_a_service_on_the_session_bus() {
     test_at_desk(|desk| opened(desk, &["--dbus-talk", "net.example.Fetcher"]));
 }
 
 #[test]
-fn the_whole_session_bus_is_opened() {
+fn an_option_opens_the_whole_session_bus() {
     test_at_desk(|desk| opened(desk, &["--dbus", "session"]));
 }
 
@@ -46,10 +46,10 @@ fn opened(desk: &Desk, options: &[&str]) -> anyhow::Result<()> {
     require("gdbus")?;
     desk.start_session_bus()?;
     run(desk.inside(options, &["sh", "-c", ACTIVATE]))?;
-    lab::wait_until(PATIENCE, "the service was not started", || Ok(desk.heard("activated")))
+    lab::wait_until(PATIENCE, "the service was not started", || Ok(desk.arrived("activated")))
 }
 
-/// An application of GLib's that runs once only: the second instance has the first one open its files.
+/// A second instance of a GLib application opens its files in the first one.
 const APPLICATION: &str = "import sys,os,subprocess\n\
 from gi.repository import Gio\n\
 a=Gio.Application(application_id='net.example.App',flags=Gio.ApplicationFlags.HANDLES_OPEN)\n\
@@ -61,7 +61,7 @@ if sys.argv[1]=='host': a.hold()\n\
 sys.exit(a.run([sys.argv[0]]+sys.argv[2:]))";
 
 #[test]
-fn an_application_that_runs_once_only_runs_inside_as_well() {
+fn a_single_instance_application_also_runs_inside() {
     test_at_desk(|desk| {
         require("/usr/bin/python3")?;
         desk.start_session_bus()?;
@@ -72,19 +72,19 @@ fn an_application_that_runs_once_only_runs_inside_as_well() {
         };
         let check = run(desk.on_host(&["/usr/bin/python3", "-c", "from gi.repository import Gio"]))?;
         if !check.status.success() {
-            let reason = "python3-gi is not installed".into();
-            return Err(lab::Skip { reason, unless: "VPN_EXEC_REQUIRE_PROGRAMS" }.into());
+            let reason = "python3-gi is not installed";
+            return Err(lab::Skip::error(reason, lab::variables::REQUIRE_PROGRAMS));
         }
         let application = |role: &'static str, file: &'static str| ["/usr/bin/python3", "-c", APPLICATION, role, file];
         let mut running = serve(with_port(desk.on_host(&application("host", "/tmp/first"))))?;
-        lab::wait_until(PATIENCE, "the host's application opens nothing", || Ok(desk.heard("first")))?;
+        lab::wait_until(PATIENCE, "the host's application opens nothing", || Ok(desk.arrived("first")))?;
         run(with_port(desk.unguarded(&application("inside", "/tmp/guilty"))))?;
-        lab::wait_until(PATIENCE, "the twin did not hand its file over", || Ok(desk.heard("guilty")))?;
+        lab::wait_until(PATIENCE, "the twin did not hand its file over", || Ok(desk.arrived("guilty")))?;
         let output = run(with_port(desk.inside(&[], &application("inside", "/tmp/leak"))))?;
         let host = std::fs::read_link("/proc/self/ns/net")?;
-        let text = said(&output);
+        let text = text_of(&output);
         ensure!(text.contains("opened in net:") && !text.contains(&host.display().to_string()), "{text}");
-        ensure!(!desk.heard("leak") && running.try_wait()?.is_none(), "{text}");
+        ensure!(!desk.arrived("leak") && running.try_wait()?.is_none(), "{text}");
         Ok(())
     });
 }

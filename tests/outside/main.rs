@@ -1,12 +1,12 @@
-//! A program inside does not hand its work to a process outside the tunnel: a multiplexer's server, an open browser, a daemon.
+//! A program inside cannot use a process outside of the tunnel: the server of a multiplexer, a running browser, a daemon.
 //!
-//! Each test has the real program serve on the host first, and then a client of it inside. What the server is asked for is a connection
-//! to a port of the host's loopback, which nothing inside reaches: who comes there comes from outside. Each has a guilty twin, in which the
-//! protection is taken away, and the client gets out.
+//! Each test starts the real program on the host, and then a client of it inside. The client requests a connection to a port of the
+//! host's loopback interface, which no program inside reaches, so a connection there comes from outside. Each test has a twin without
+//! the protection, in which the request succeeds.
 //!
-//! - `support`: the desk at which a user of the host sits, and the judge.
-//! - `sockets`: what the rule is, with stand-ins.
-//! - `browsers`, `desktop`: programs of a desktop, on the session bus and on a display in memory.
+//! - `support`: the environment of a user of the host, and the judge.
+//! - `sockets`: the rule itself, with simple servers.
+//! - `browsers`, `desktop`: desktop programs, on the session bus and on a virtual display.
 //! - `programs`: multiplexers, editors, ssh, GnuPG, and other programs that run without a display.
 
 mod browsers;

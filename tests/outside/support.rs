@@ -1,16 +1,16 @@
-//! The desk at which a user of the host sits, and the judge of who got out.
+//! The environment of a user of the host, and the judge of requests that leave the tunnel.
 
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use lab::{Skip, world};
+use anyhow::{Context, Result, ensure};
+use lab::{Launcher, variables, world};
 
 const FILE: &str = "\
 [Interface]
@@ -24,23 +24,23 @@ AllowedIPs = 0.0.0.0/0, ::/0
 Endpoint = 127.0.0.1:9
 ";
 
-/// How long anything may take that does not hang.
+/// The time after which a process is taken for hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long is waited for what should not come.
+/// The time to wait for a request that must not come.
 const CALM: Duration = Duration::from_millis(300);
 
-/// A user's place on the host: a home directory, a runtime directory and a /tmp of this test's own.
+/// The environment of a user on the host: a home directory, a runtime directory and a /tmp of this test's own.
 pub(crate) struct Desk {
     config: PathBuf,
-    /// The port of the host's loopback that counts who got out.
+    /// The port on the host's loopback interface that records requests from outside.
     pub(crate) port: u16,
     visits: Arc<Mutex<Vec<String>>>,
 }
 
-/// Runs a test at a desk, in a world of its own.
+/// Runs a test in a world of its own, with a desk.
 pub(crate) fn test_at_desk<F: FnOnce(&Desk) -> Result<()>>(body: F) {
-    world::test_as(std::any::type_name::<F>(), || {
+    world::test(|| {
         lab::require_tun()?;
         body(&Desk::new()?)
     });
@@ -73,18 +73,18 @@ impl Desk {
         Ok(Self { config, port, visits })
     }
 
-    /// A shell command that tells the host's loopback a word.
-    pub(crate) fn errand(&self, word: &str) -> String {
+    /// Returns a shell command that sends a word to the port on the host's loopback interface.
+    pub(crate) fn request(&self, word: &str) -> String {
         format!("bash -c 'echo {word} >/dev/tcp/127.0.0.1/{}'", self.port)
     }
 
-    /// Whether somebody came to the host's loopback with a word.
-    pub(crate) fn heard(&self, word: &str) -> bool {
+    /// Returns whether a request with a word has arrived.
+    pub(crate) fn arrived(&self, word: &str) -> bool {
         let visits = self.visits.lock().unwrap_or_else(PoisonError::into_inner);
         visits.iter().any(|visit| visit.contains(word))
     }
 
-    /// A command of the user's, on the host.
+    /// Returns a command of the user on the host.
     pub(crate) fn on_host(&self, program: &[&str]) -> Command {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]);
@@ -92,30 +92,28 @@ impl Desk {
         command
     }
 
-    /// A command of the user's, in a tunnel.
+    /// Returns a command of the user in a tunnel.
     pub(crate) fn inside(&self, options: &[&str], program: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-        command.arg("--config").arg(&self.config).args(["--backend", lab::backend()]);
-        command.args(options).arg("--").args(program);
+        let mut command = Launcher::new(&self.config).options(options).program(program).command();
         self.furnish(&mut command);
         command
     }
 
-    /// The same without the protection: the guilty twin.
+    /// Returns the same command without the protection, for the twin.
     pub(crate) fn unguarded(&self, program: &[&str]) -> Command {
         let mut command = self.inside(&["--name", "twin"], program);
-        command.env("VPN_EXEC_TEST_BREAK", "sockets");
+        command.env(variables::BREAK, "sockets");
         command
     }
 
-    /// Starts a session bus of the user's, at which a service can be started by its name: it says "activated" to the host's loopback.
+    /// Starts a session bus with a service that the bus can start. The service sends the word "activated".
     ///
     /// # Errors
-    /// [`Skip`] without dbus-daemon.
+    /// [`lab::Skip`] without dbus-daemon.
     pub(crate) fn start_session_bus(&self) -> Result<()> {
         require("dbus-daemon")?;
         fs::create_dir("/tmp/services")?;
-        let service = format!("[D-BUS Service]\nName=net.example.Fetcher\nExec=/bin/{}\n", self.errand("activated"));
+        let service = format!("[D-BUS Service]\nName=net.example.Fetcher\nExec=/bin/{}\n", self.request("activated"));
         fs::write("/tmp/services/net.example.Fetcher.service", service)?;
         let config = "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
              \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n\
@@ -137,17 +135,17 @@ impl Desk {
         }
     }
 
-    /// Has a client hand over an errand, which arrives without the protection and does not arrive with it. `client` is a shell script with
-    /// `ERRAND` in it. Returns what the refused one said.
+    /// Runs a client that asks a process outside for a request, which must arrive only without the protection. `client` is a shell
+    /// script that contains `REQUEST`. Returns the output of the refused client.
     pub(crate) fn expect_refusal(&self, client: &str) -> Result<String> {
-        let script = |word: &str| client.replace("ERRAND", &self.errand(word));
+        let script = |word: &str| client.replace("REQUEST", &self.request(word));
         run(self.unguarded(&["sh", "-c", &script("guilty")]))?;
-        lab::wait_until(PATIENCE, "the twin's errand did not arrive", || Ok(self.heard("guilty")))?;
+        lab::wait_until(PATIENCE, "the twin's request did not arrive", || Ok(self.arrived("guilty")))?;
         let output = run(self.inside(&[], &["sh", "-c", &script("leak")]))?;
         std::thread::sleep(CALM);
-        ensure!(!self.heard("leak"), "the errand was done outside: {}", said(&output));
-        let said = said(&output);
-        ensure!(said.contains("outside the tunnel"), "nothing was said of it: {said}");
+        ensure!(!self.arrived("leak"), "the request was executed outside: {}", text_of(&output));
+        let said = text_of(&output);
+        ensure!(said.contains("outside the tunnel"), "no message about it: {said}");
         Ok(said)
     }
 }
@@ -156,64 +154,30 @@ pub(crate) const HOME: &str = "/tmp/home";
 pub(crate) const RUNTIME: &str = "/run/user/0";
 const BUS: &str = "/run/user/0/bus";
 
-/// Runs a command, and ends it if it hangs.
-pub(crate) fn run(mut command: Command) -> Result<Output> {
-    let child =
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| format!("{command:?}"))?;
-    let pid = child.id();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || sender.send(child.wait_with_output()));
-    match receiver.recv_timeout(PATIENCE) {
-        Ok(output) => Ok(output?),
-        Err(_) => {
-            let _ = vpn_exec::linux::process::kill(pid.cast_signed(), nix::sys::signal::Signal::SIGKILL);
-            bail!("{command:?} hangs")
-        }
-    }
-}
-
-/// Starts a server, which is killed at the end of the test with its world.
+/// Starts a server, which ends with the test's world.
 pub(crate) fn serve(mut command: Command) -> Result<Child> {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().with_context(|| format!("{command:?}"))
 }
 
-pub(crate) fn said(output: &Output) -> String {
-    format!("{}: {}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Requires a program that Debian has as a package.
+/// Requires a program from Debian's packages.
 ///
 /// # Errors
-/// [`Skip`] if it is not there.
+/// [`lab::Skip`] if it is not installed.
 pub(crate) fn require(program: &str) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|folder| folder.join(program).exists()) {
-        return Ok(());
-    }
-    Err(Skip { reason: format!("{program} is not installed"), unless: "VPN_EXEC_REQUIRE_PROGRAMS" }.into())
+    lab::require_program(program, variables::REQUIRE_PROGRAMS)
 }
 
-/// Waits until there is a file.
+/// Waits until a file exists.
 pub(crate) fn wait_for_file(path: &str) -> Result<()> {
     lab::wait_until(PATIENCE, &format!("{path} does not appear"), || Ok(Path::new(path).exists()))
 }
 
-/// Which file is at a path.
+/// Returns the inode of a file.
 pub(crate) fn inode(path: &str) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
 
     Ok(fs::symlink_metadata(path).with_context(|| path.to_owned())?.ino())
 }
 
-/// Requires other users than root in this world, which root alone can make.
-///
-/// # Errors
-/// [`Skip`] if there are none.
-pub(crate) fn require_users() -> Result<()> {
-    let map = fs::read_to_string("/proc/self/uid_map")?;
-    if map.split_whitespace().nth(2) == Some("1") && map.lines().count() == 1 {
-        let reason = "an ordinary user's world has no other users".into();
-        return Err(Skip { reason, unless: "VPN_EXEC_REQUIRE_USERS" }.into());
-    }
-    Ok(())
-}
+pub(crate) use lab::launcher::{run, text_of};
+pub(crate) use lab::require_users;

@@ -1,4 +1,4 @@
-//! How a program's life ends: exit status, signals, orphans.
+//! The end of a program: exit status, signals, orphans.
 
 use std::fs::{self};
 use std::io::{BufRead, BufReader, Read};
@@ -9,31 +9,29 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use lab::world;
+use lab::{Launcher, world};
 
 use crate::support::*;
 
 #[test]
-fn what_is_used_instead_of_the_kernels_wireguard_is_said() {
+fn verbose_output_names_the_backend() {
     test_with_file(|config| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-        command.arg("-v").arg("--config").arg(&config).args(["--backend", "auto", "--", "true"]).stdin(Stdio::null());
-        let output = command.output()?;
-        ensure!(output.status.success(), "{}", said(&output));
+        let output = Launcher::with_backend(&config, "auto").option("-v").program(["true"]).run()?;
+        ensure!(output.status.success(), "{}", text_of(&output));
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         let kernel = words.contains("using the kernel's WireGuard");
         let embedded = words.contains("using the embedded WireGuard instead");
-        ensure!(kernel != embedded, "one of them, and it is said: {words}");
+        ensure!(kernel != embedded, "exactly one backend must be named: {words}");
         Ok(())
     });
 }
 
 #[test]
-fn a_state_that_nobody_wrote_is_named_and_left_alone() {
+fn an_invalid_state_file_is_named_in_the_error_and_left_alone() {
     test_with_file(|config| {
         fs::create_dir_all("/run/vpn-exec/nowhere")?;
         fs::write("/run/vpn-exec/nowhere/state", "garbage")?;
-        let output = vpn_exec(&config, &[], &["true"]).output()?;
+        let output = Launcher::new(&config).program(["true"]).run()?;
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(125), "{words}");
         ensure!(words.contains("/run/vpn-exec/nowhere/state") && words.contains("remove the file"), "{words}");
@@ -43,7 +41,7 @@ fn a_state_that_nobody_wrote_is_named_and_left_alone() {
 }
 
 #[test]
-fn the_exit_status_is_the_programs() {
+fn vpn_exec_exits_with_the_programs_status() {
     test_with_file(|config| {
         for (program, code) in [
             (&["true"][..], 0),
@@ -53,19 +51,19 @@ fn the_exit_status_is_the_programs() {
             (&["/nonexistent/program"], 127),
             (&["no-such-program-anywhere"], 127),
         ] {
-            let output = vpn_exec(&config, &[], program).output()?;
-            ensure!(output.status.code() == Some(code), "{program:?}: {}", said(&output));
+            let output = Launcher::new(&config).program(program).run()?;
+            ensure!(output.status.code() == Some(code), "{program:?}: {}", text_of(&output));
         }
         for signal in [1, 2, 6, 9, 13, 15, 30, 35] {
-            let output = vpn_exec(&config, &[], &["sh", "-c", &format!("kill -{signal} $$")]).output()?;
-            ensure!(output.status.signal() == Some(signal), "{signal}: {}", said(&output));
+            let output = Launcher::new(&config).program(["sh", "-c", &format!("kill -{signal} $$")]).run()?;
+            ensure!(output.status.signal() == Some(signal), "{signal}: {}", text_of(&output));
         }
         Ok(())
     });
 }
 
 #[test]
-fn why_a_program_cannot_be_executed_is_told() {
+fn the_error_says_why_a_program_cannot_be_executed() {
     test_with_file(|config| {
         let script = Path::new(world::FILES).join("script");
         fs::write(&script, "#!/no/interpreter\n")?;
@@ -81,20 +79,20 @@ fn why_a_program_cannot_be_executed_is_told() {
             (&["/etc"], 126, "it is a directory"),
             (&["/etc/passwd"], 126, "chmod +x"),
         ] {
-            let output = vpn_exec(&config, &[], program).output()?;
-            ensure!(output.status.code() == Some(code), "{program:?}: {}", said(&output));
-            ensure!(String::from_utf8_lossy(&output.stderr).contains(told), "{program:?}: {}", said(&output));
+            let output = Launcher::new(&config).program(program).run()?;
+            ensure!(output.status.code() == Some(code), "{program:?}: {}", text_of(&output));
+            ensure!(String::from_utf8_lossy(&output.stderr).contains(told), "{program:?}: {}", text_of(&output));
         }
         Ok(())
     });
 }
 
 #[test]
-fn signals_reach_the_program() {
+fn vpn_exec_forwards_signals_to_the_program() {
     test_with_file(|config| {
         for signal in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "ABRT", "ALRM", "PWR", "37", "64"] {
             let script = format!("trap 'echo got; exit 3' {signal}; echo ready; while :; do sleep 0.05; done");
-            let mut child = vpn_exec(&config, &[], &["sh", "-c", &script]).stdout(Stdio::piped()).spawn()?;
+            let mut child = Launcher::new(&config).program(["sh", "-c", &script]).start()?;
             let mut output = BufReader::new(child.stdout.take().context("piped")?);
             let mut line = String::new();
             output.read_line(&mut line)?;
@@ -110,18 +108,15 @@ fn signals_reach_the_program() {
 }
 
 #[test]
-fn inherited_dispositions_and_the_mask_are_as_they_came() {
+fn the_program_inherits_signal_dispositions_and_the_signal_mask() {
     test_with_file(|config| {
+        let line = Launcher::new(&config).program(["cat", "/proc/self/status"]).line();
         let mut command = Command::new("sh");
-        let script = format!(
-            "trap '' HUP USR2; exec {} --config {} --backend userspace -- cat /proc/self/status",
-            env!("CARGO_BIN_EXE_vpn-exec"),
-            config.display()
-        );
+        let script = format!("trap '' HUP USR2; exec {line}");
         command.args(["-c", &script]).stdin(Stdio::null());
-        let status = stdout_of(command)?;
+        let status = stdout(command)?;
         let (hup, usr2) = (1 << 0, 1 << 11);
-        // The C library's own signals, 32 and 33, are as the test itself was started with.
+        // Without signals 32 and 33, which the C library uses itself.
         let standard = (1 << 31) - 1;
         ensure!(bits(&status, "SigIgn")? & standard == hup | usr2, "{}", field(&status, "SigIgn")?);
         ensure!(bits(&status, "SigBlk")? == 0, "{}", field(&status, "SigBlk")?);
@@ -130,14 +125,13 @@ fn inherited_dispositions_and_the_mask_are_as_they_came() {
 }
 
 #[test]
-fn the_program_ends_with_vpn_exec() {
+fn the_kernel_kills_the_program_of_a_killed_launcher() {
     test_with_file(|config| {
-        let mut child =
-            vpn_exec(&config, &[], &["sh", "-c", "echo $$; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+        let mut child = Launcher::new(&config).program(["sh", "-c", "echo $$; exec sleep 1000"]).start()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let program = PathBuf::from(format!("/proc/{}/cmdline", line.trim()));
-        // The keeper would end the program, too. It is kept from that, so this is the kernel's own doing.
+        // The keeper would kill the program, too. It is stopped, so the kernel's parent-death signal must do it.
         let state = vpn_exec::registry::read(&"nowhere".parse()?)?.context("a state")?;
         let keeper = state.keeper;
         kill(keeper, "STOP")?;
@@ -150,29 +144,32 @@ fn the_program_ends_with_vpn_exec() {
 }
 
 #[test]
-fn orphans_keep_the_tunnel_until_they_end() {
+fn a_tunnel_stays_up_until_orphans_have_ended() {
     test_with_file(|config| {
-        // The orphan has a session of its own, and looks at the tunnel after its parent has ended.
+        // The orphan, in a session of its own, looks at the tunnel after its parent has ended.
         let script = "setsid sh -c 'sleep 0.6; cat /sys/class/net/wg0/mtu; echo late' & exit 4";
-        let output = vpn_exec(&config, &[], &["sh", "-c", script]).output()?;
+        let output = Launcher::new(&config).program(["sh", "-c", script]).run()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.code() == Some(4), "{}", said(&output));
-        ensure!(text.ends_with("late\n") && text.lines().count() == 2, "{}", said(&output));
+        ensure!(output.status.code() == Some(4), "{}", text_of(&output));
+        ensure!(text.ends_with("late\n") && text.lines().count() == 2, "{}", text_of(&output));
 
         let begin = Instant::now();
-        let output = vpn_exec(&config, &["--kill-orphans"], &["sh", "-c", "setsid sleep 1000 & exit 5"]).output()?;
-        ensure!(output.status.code() == Some(5), "{}", said(&output));
+        let output = Launcher::new(&config)
+            .options(["--kill-orphans"])
+            .program(["sh", "-c", "setsid sleep 1000 & exit 5"])
+            .run()?;
+        ensure!(output.status.code() == Some(5), "{}", text_of(&output));
         ensure!(begin.elapsed() < PATIENCE);
         Ok(())
     });
 }
 
-/// The process that becomes the program has started one that keeps its view, of which the launcher knows nothing yet.
+/// The process that becomes the program is killed after it has started the view helper, before the launcher knows of that.
 #[test]
-fn a_helper_whose_starter_was_killed_is_not_waited_for() {
+fn the_launcher_does_not_wait_for_a_helper_of_a_killed_process() {
     test_with_file(|config| {
-        let mut command = vpn_exec(&config, &[], &["true"]);
-        command.env("VPN_EXEC_TEST_FAIL", "kill:after the process that keeps the view");
+        let mut command = Launcher::new(&config).program(["true"]).command();
+        command.env(lab::variables::FAIL, "kill:after the process that keeps the view");
         let mut child = command.stderr(Stdio::null()).spawn()?;
         let status = wait_for_end(&mut child)?;
         ensure!(status.signal() == Some(9), "{status}");
@@ -181,18 +178,19 @@ fn a_helper_whose_starter_was_killed_is_not_waited_for() {
 }
 
 #[test]
-fn what_is_waited_for_is_said() {
+fn vpn_exec_names_the_processes_that_it_waits_for() {
     test_with_file(|config| {
-        // A process that was left behind, of which nothing is said as long as the program runs.
+        // vpn-exec reports the orphan only after the program has ended.
         let script = "(until [ -e /run/lab/go ]; do sleep 0.1; done) & until [ -e /run/lab/end ]; do sleep 0.1; done";
-        let mut child = vpn_exec(&config, &[], &["sh", "-c", script]).stderr(Stdio::piped()).spawn()?;
+        let mut child =
+            Launcher::new(&config).program(["sh", "-c", script]).command().stderr(Stdio::piped()).spawn()?;
         let mut errors = BufReader::new(child.stderr.take().context("piped")?);
         let mut next = || -> anyhow::Result<String> {
             let mut line = String::new();
             errors.read_line(&mut line)?;
             Ok(line)
         };
-        // The peer is nobody.
+        // No peer answers.
         let line = next()?;
         ensure!(line.contains("no handshake with any peer within 10 s"), "{line}");
         fs::write("/run/lab/end", "")?;
@@ -201,7 +199,7 @@ fn what_is_waited_for_is_said() {
         fs::write("/run/lab/go", "")?;
         ensure!(wait_for_end(&mut child)?.success());
         let line = next()?;
-        ensure!(line.is_empty(), "nothing is said twice: {line}");
+        ensure!(line.is_empty(), "a message is repeated: {line}");
         Ok(())
     });
 }

@@ -1,22 +1,23 @@
-//! What the host does to its own files while a program runs, and what of the host's resolvers a program finds: nothing.
+//! Changes of the host's files while a program runs, and the host's resolvers, of which the program must see nothing.
 
 use std::fs;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use lab::stand_in::{StandIn, Tongue};
+use lab::Launcher;
+use lab::stand_in::{Protocol, StandIn};
 
 use crate::support::*;
 
-/// Somebody who listens at a path, as a resolver does.
+/// Starts a server at a path, in place of a resolver.
 pub(crate) fn listen(path: &str) -> Result<StandIn> {
-    StandIn::listen(path, Tongue::None)
+    StandIn::listen(path, Protocol::None)
 }
 
 const FILES: &str = "cat /etc/resolv.conf /etc/hosts; grep hosts: /etc/nsswitch.conf";
 
 #[test]
-fn the_hosts_files_may_be_replaced() {
+fn the_host_may_replace_its_name_files_without_effect_on_the_program() {
     test_with_file(|config| {
         if !loosen_etc()? {
             return Ok(());
@@ -38,16 +39,16 @@ fn the_hosts_files_may_be_replaced() {
             let before = shell.say(FILES)?;
             ensure!(before.contains("nameserver 10.64.0.1") && !before.contains("192.0.2.99"), "{what}: {before}");
             ensure!(before.contains("hosts: files dns"), "{what}: {before}");
-            // As resolver managers do it, and then the other ways.
+            // Replaces the files as resolver managers do, then removes them and makes them links.
             for file in ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"] {
                 fs::write(format!("{file}.new"), "nameserver 192.0.2.66\nhosts: resolve\n192.0.2.66 leak.example\n")?;
                 fs::rename(format!("{file}.new"), file)?;
-                ensure!(shell.say(FILES)? == before, "{what}: {file} was replaced by the host");
+                ensure!(shell.say(FILES)? == before, "{what}: after the host replaced {file}");
             }
             fs::remove_file("/etc/resolv.conf")?;
-            ensure!(shell.say(FILES)? == before, "{what}: it was removed by the host");
+            ensure!(shell.say(FILES)? == before, "{what}: after the host removed it");
             std::os::unix::fs::symlink("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf")?;
-            ensure!(shell.say(FILES)? == before, "{what}: it was made a link by the host");
+            ensure!(shell.say(FILES)? == before, "{what}: after the host made it a link");
             shell.end()?;
             fs::write("/etc/hosts", "127.0.0.1 localhost\n")?;
             fs::write("/etc/nsswitch.conf", "hosts: resolve dns\n")?;
@@ -56,7 +57,7 @@ fn the_hosts_files_may_be_replaced() {
     });
 }
 
-/// The sockets by which the host's resolvers are asked.
+/// The sockets of the host's resolvers.
 pub(crate) const SOCKETS: [&str; 8] = [
     "/run/nscd/socket",
     "/run/systemd/resolve/io.systemd.Resolve",
@@ -74,13 +75,13 @@ pub(crate) fn visible(shell: &mut Shell) -> Result<String> {
 }
 
 #[test]
-fn no_resolver_of_the_host_is_found_whatever_becomes_of_it() {
+fn a_program_finds_no_resolver_of_the_host_even_after_a_restart() {
     test_with_file(|config| {
         let first = SOCKETS.map(listen).into_iter().collect::<Result<Vec<_>>>()?;
         fs::create_dir_all("/run/user/0")?;
         let mut shell = Shell::start(&config, &[])?;
         ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
-        // A real C library, which asks nscd before it looks at nsswitch.conf.
+        // The C library asks nscd before it reads nsswitch.conf.
         let look_up =
             "RES_OPTIONS='timeout:1 attempts:1' getent ahosts nobody.example; getent passwd root | cut -d: -f1";
         ensure!(shell.say(look_up)? == "root\n");
@@ -90,36 +91,38 @@ fn no_resolver_of_the_host_is_found_whatever_becomes_of_it() {
         }
         let second = SOCKETS[..2].iter().map(|path| listen(path)).collect::<Result<Vec<_>>>()?;
         listen("/run/nscd.socket")?;
-        ensure!(visible(&mut shell)?.is_empty(), "after they were made again: {}", visible(&mut shell)?);
+        ensure!(visible(&mut shell)?.is_empty(), "after the restart: {}", visible(&mut shell)?);
         shell.say(look_up)?;
-        ensure!(shell.say("ls -d /run/nscd*")?.contains("cannot access"), "nor any of a similar name");
+        ensure!(shell.say("ls -d /run/nscd*")?.contains("cannot access"), "a similar name");
         shell.end()?;
-        let asked: Vec<usize> = first.iter().chain(&second).map(StandIn::callers).collect();
+        let asked: Vec<usize> = first.iter().chain(&second).map(StandIn::clients).collect();
         ensure!(asked.iter().all(|count| *count == 0), "asked: {asked:?}");
 
-        // The judge can find somebody guilty: without vpn-exec, the C library asks.
+        // The twin: without vpn-exec, the C library asks nscd.
         Command::new("getent")
             .args(["ahosts", "nobody.example"])
             .env("RES_OPTIONS", "timeout:1 attempts:1")
             .output()?;
-        wait_until("the host's own program asks nscd", || Ok(second[0].callers() > 0))
+        wait_until("a question to nscd", || Ok(second[0].clients() > 0))
     });
 }
 
 #[test]
-fn the_system_bus_is_there_where_it_is_asked_for() {
+fn the_system_bus_is_visible_only_with_its_option() {
     test_with_file(|config| {
         let _bus = listen("/run/dbus/system_bus_socket")?;
         let script = ["sh", "-c", "ls /run/dbus"];
-        ensure!(stdout_of(vpn_exec(&config, &[], &script))?.is_empty());
-        ensure!(stdout_of(vpn_exec(&config, &["--dbus", "system"], &script))? == "system_bus_socket\n");
+        ensure!(Launcher::new(&config).program(&script).stdout()?.is_empty());
+        ensure!(
+            Launcher::new(&config).options(["--dbus", "system"]).program(&script).stdout()? == "system_bus_socket\n"
+        );
         Ok(())
     });
 }
 
-/// sssd(8) is asked by pipes that are not in /run.
+/// sssd(8) listens at sockets below /var/lib.
 #[test]
-fn the_pipes_of_sssd_are_hidden_and_the_rest_of_it_is_not() {
+fn the_sockets_of_sssd_are_hidden_and_its_other_files_are_visible() {
     test_with_file(|config| {
         vpn_exec::linux::mounts::mount_tmpfs("/var/lib".as_ref())?;
         let _daemon = listen("/var/lib/sss/pipes/nss")?;
@@ -127,13 +130,13 @@ fn the_pipes_of_sssd_are_hidden_and_the_rest_of_it_is_not() {
         fs::write("/var/lib/sss/mc/passwd", "a cache")?;
         let mut shell = Shell::start(&config, &[])?;
         ensure!(shell.say("ls /var/lib/sss; cat /var/lib/sss/mc/passwd")? == "mc\na cache");
-        // As when its package is installed anew.
+        // As after a reinstallation of its package.
         fs::remove_dir_all("/var/lib/sss/pipes")?;
         let _again = listen("/var/lib/sss/pipes/nss")?;
         fs::write("/var/lib/sss/beside", "")?;
-        wait_until("what is beside is seen", || Ok(shell.say("ls /var/lib/sss")? == "beside\nmc\n"))?;
+        wait_until("another file becomes visible", || Ok(shell.say("ls /var/lib/sss")? == "beside\nmc\n"))?;
         shell.end()?;
-        // It may be made after the start, or made again as a whole.
+        // The directory appears after the program's start, or is replaced as a whole.
         for is_there in [true, false] {
             if !is_there {
                 fs::remove_dir_all("/var/lib/sss")?;
@@ -153,7 +156,7 @@ fn the_pipes_of_sssd_are_hidden_and_the_rest_of_it_is_not() {
 }
 
 #[test]
-fn what_programs_need_of_run_stays() {
+fn other_sockets_and_files_in_run_stay_visible() {
     test_with_file(|config| {
         let sockets = [
             "/run/user/1000/bus",
@@ -170,7 +173,7 @@ fn what_programs_need_of_run_stays() {
             ensure!(shell.say(&format!("[ -S {path} ] && echo yes"))? == "yes\n", "{path}");
         }
         ensure!(shell.say("readlink /run/current-system")? == "/nix/store/system\n");
-        // What is made later in a directory that is there.
+        // A file that appears in an existing directory.
         fs::write("/run/service/later", "")?;
         ensure!(shell.say("ls /run/service/later")? == "/run/service/later\n");
         shell.say("cd /run/service && echo x >from-inside")?;
@@ -182,20 +185,20 @@ fn what_programs_need_of_run_stays() {
 }
 
 #[test]
-fn nothing_is_found_by_way_of_the_working_directory() {
+fn a_working_directory_in_a_hidden_directory_does_not_show_it() {
     test_with_file(|config| {
         let _resolver = listen("/run/nscd/socket")?;
-        let mut command = vpn_exec(&config, &[], &["sh", "-c", "pwd; ls"]);
+        let mut command = Launcher::new(&config).program(["sh", "-c", "pwd; ls"]).command();
         command.current_dir("/run/nscd");
-        let text = stdout_of(command)?;
+        let text = stdout(command)?;
         ensure!(text.starts_with("/\n") && !text.contains("socket"), "{text}");
         Ok(())
     });
 }
 
-/// An administrator may have moved a folder to another disk.
+/// As if an administrator had moved the directory to another disk.
 #[test]
-fn a_resolver_whose_folder_is_a_link_is_not_found_either() {
+fn a_resolver_in_a_linked_directory_is_hidden() {
     test_with_file(|config| {
         vpn_exec::linux::mounts::mount_tmpfs("/var/lib".as_ref())?;
         let _daemon = listen("/var/lib/disk/moved/pipes/nss")?;
@@ -209,7 +212,7 @@ fn a_resolver_whose_folder_is_a_link_is_not_found_either() {
         fs::remove_dir_all("/var/lib/disk/moved/pipes")?;
         let _again = listen("/var/lib/disk/moved/pipes/nss")?;
         fs::write("/var/lib/disk/moved/later", "")?;
-        wait_until("what is beside is seen", || Ok(shell.say("ls /var/lib/sss/")? == "beside\nlater\n"))?;
+        wait_until("another file becomes visible", || Ok(shell.say("ls /var/lib/sss/")? == "beside\nlater\n"))?;
         shell.end()
     });
 }

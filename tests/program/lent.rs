@@ -1,12 +1,12 @@
-//! What a caller does not lend to a program of another user: the input of its terminal, and its keys.
+//! Resources of the caller that a program cannot use: the input of its terminal, and the keys of its session keyring.
 
 use anyhow::{Context, Result, ensure};
+use lab::Launcher;
 
-use crate::privileges::has_other_users;
 use crate::support::*;
 
-/// Says what becomes of the two commands of ioctl(2) that type on a terminal: on a file that is none, so that a kernel that
-/// forbids them by itself (`dev.tty.legacy_tiocsti`) is told from the filter.
+/// Prints the errors of the two ioctl(2) commands that insert input into a terminal, on a file that is not a terminal. That
+/// distinguishes the seccomp filter from a kernel that forbids them itself (`dev.tty.legacy_tiocsti`).
 const TYPE: &str = "
 import ctypes, errno, os, platform
 libc = ctypes.CDLL(None, use_errno=True)
@@ -21,22 +21,22 @@ print(*said)
 ";
 
 #[test]
-fn nothing_is_typed_on_a_terminal() {
+fn a_program_cannot_type_into_a_terminal() {
     test_with_file(|config| {
         let python = ["/usr/bin/python3", "-c", TYPE];
         for options in [&[][..], &["--new-privs"], &["--keep-cap", "sys_admin"]] {
-            let said = stdout_of(vpn_exec(&config, options, &python))?;
+            let said = Launcher::new(&config).options(options).program(&python).stdout()?;
             ensure!(said == "EPERM EPERM EPERM ENOTTY\n", "{options:?}: {said}");
         }
-        // The twin.
+        // The twin: outside, the kernel finds that the file is not a terminal.
         let mut outside = std::process::Command::new(python[0]);
         outside.args(&python[1..]);
-        ensure!(stdout_of(outside)? == "ENOTTY ENOTTY ENOTTY ENOTTY\n");
+        ensure!(stdout(outside)? == "ENOTTY ENOTTY ENOTTY ENOTTY\n");
         Ok(())
     });
 }
 
-/// Looks for a key in the session keyring.
+/// Searches the session keyring for a key.
 const SEARCH: &str = "
 import ctypes, errno, platform
 libc = ctypes.CDLL(None, use_errno=True)
@@ -47,10 +47,10 @@ def search():
 ";
 
 #[test]
-fn another_user_has_no_keys_of_the_callers() {
+fn a_program_of_another_user_has_no_keys_of_the_caller() {
     test_with_file(|config| {
         let inside = format!("{SEARCH}search()");
-        // A session of its own with a key, as pam_keyinit(8) and a login make it.
+        // A new session keyring with a key, as pam_keyinit(8) creates it at a login.
         let outside = format!(
             "{SEARCH}
 import os, sys
@@ -60,17 +60,17 @@ sys.stdout.flush()
 os.execv(sys.argv[1], sys.argv[1:])"
         );
         let seen_by = |options: &[&str]| -> Result<String> {
-            let inner = vpn_exec(&config, options, &["/usr/bin/python3", "-c", &inside]);
+            let inner = Launcher::new(&config).options(options).program(["/usr/bin/python3", "-c", &inside]);
             let mut command = std::process::Command::new("/usr/bin/python3");
-            command.args(["-c", &outside]).arg(inner.get_program()).args(inner.get_args());
-            stdout_of(command).context("a session with a key")
+            command.args(["-c", &outside]).args(inner.words());
+            stdout(command).context("a session with a key")
         };
-        ensure!(seen_by(&[])? == "found\n", "the same user's program is in the same session");
-        if has_other_users()? {
+        ensure!(seen_by(&[])? == "found\n", "a program of the same user shares the session keyring");
+        if lab::world::has_users()? {
             let seen = seen_by(&["--user", "4321"])?;
             ensure!(seen == "ENOKEY\n", "{seen}");
             let seen = seen_by(&["--user", "0"])?;
-            ensure!(seen == "ENOKEY\n", "as who was asked for: {seen}");
+            ensure!(seen == "ENOKEY\n", "with --user 0: {seen}");
         }
         Ok(())
     });

@@ -1,15 +1,16 @@
-//! What the program gets and what it does not: privileges, descriptors, identity, signals, the terminal, its own view of files;
-//! and what its caller gets back. The tunnels here lead nowhere, and need not.
+//! The environment of a program in a tunnel: privileges, identity, descriptors, signals, terminal and files. The tunnels here
+//! have no peer that answers, and need none.
 //!
-//! - `privileges`: what it may do, and as whom.
-//! - `view`: what it sees of files.
-//! - `hidden`: what it does not see of the host, whatever the host does meanwhile.
-//! - `terminal`: how it lives with one.
-//! - `lent`: what its caller does not lend it.
-//! - `service`: whom it names the main process of a service.
-//! - `expects`: what it may expect to work.
+//! - `privileges`: capabilities and identity.
+//! - `view`: files, working directory and umask.
+//! - `hidden`: files of the host that stay hidden.
+//! - `renewed`: files of the host that appear, change and vanish meanwhile.
+//! - `terminal`: keys, signals and job control.
+//! - `lent`: resources of the caller that it cannot use.
+//! - `service`: the main process of a systemd service.
+//! - `expects`: facilities that programs expect.
 //! - `gains`: programs that gain or change privileges.
-//! - `ends`: its exit status, its signals, and what it leaves behind.
+//! - `ends`: exit status, signals and orphans.
 
 mod ends;
 mod expects;
@@ -22,16 +23,3 @@ mod service;
 mod support;
 mod terminal;
 mod view;
-
-/// What [`probe`] runs inside. By itself it does nothing.
-#[test]
-#[ignore = "this is the program that other tests run in a tunnel"]
-fn probe_inside() {
-    let Ok(what) = std::env::var("VPN_EXEC_TEST_PROBE") else { return };
-    let report = match what.as_str() {
-        "secure-bits" => format!("{:#x}", rustix::thread::capabilities_secure_bits().expect("readable").bits()),
-        "key" => [None, Some(c"to whom")].map(|callout| lab::request_unknown_key(callout).to_string()).join(", "),
-        other => panic!("there is no probe {other}"),
-    };
-    println!("report: {report}");
-}

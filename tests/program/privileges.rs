@@ -1,4 +1,4 @@
-//! What a program may do, and as whom; and what our own processes may.
+//! Privileges and identity of the program, and of vpn-exec's own processes.
 
 use std::fs::{self};
 use std::io::{BufRead, BufReader};
@@ -6,20 +6,21 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use lab::Launcher;
 
 use crate::support::*;
 
 const CAP_NET_RAW: u64 = 1 << 13;
 
 #[test]
-fn the_program_has_no_privileges_and_no_way_to_any() {
+fn the_program_has_no_capabilities_and_cannot_gain_any() {
     test_with_file(|config| {
-        let status = stdout_of(vpn_exec(&config, &[], &["cat", "/proc/self/status"]))?;
+        let status = Launcher::new(&config).program(["cat", "/proc/self/status"]).stdout()?;
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             ensure!(bits(&status, set)? == 0, "{set} is {}", field(&status, set)?);
         }
         ensure!(field(&status, "NoNewPrivs")? == "1");
-        // The twin: without vpn-exec there would have been some.
+        // The twin: the test itself has some.
         let status = fs::read_to_string("/proc/self/status")?;
         ensure!(bits(&status, "CapEff")? != 0);
         Ok(())
@@ -27,17 +28,17 @@ fn the_program_has_no_privileges_and_no_way_to_any() {
 }
 
 #[test]
-fn root_keeps_what_was_asked_for_and_no_more() {
+fn root_keeps_only_the_capabilities_of_keep_cap() {
     test_with_file(|config| {
         let program = ["sh", "-c", "cat /proc/self/status"];
-        let status = stdout_of(vpn_exec(&config, &["--keep-cap", "net_raw"], &program))?;
+        let status = Launcher::new(&config).options(["--keep-cap", "net_raw"]).program(&program).stdout()?;
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             ensure!(bits(&status, set)? == CAP_NET_RAW, "{set} is {}", field(&status, set)?);
         }
         ensure!(bits(&status, "CapAmb")? == 0, "root needs no ambient capability");
-        let status = stdout_of(vpn_exec(&config, &["--new-privs"], &["cat", "/proc/self/status"]))?;
+        let status = Launcher::new(&config).options(["--new-privs"]).program(["cat", "/proc/self/status"]).stdout()?;
         ensure!(field(&status, "NoNewPrivs")? == "0");
-        // CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID and AUDIT_WRITE: none for networks, mounts or namespaces.
+        // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, AUDIT_WRITE: none for networks, mounts or namespaces.
         ensure!(bits(&status, "CapBnd")? == 0x2000_00fb, "{status}");
         Ok(())
     });
@@ -46,43 +47,42 @@ fn root_keeps_what_was_asked_for_and_no_more() {
 #[test]
 fn the_secure_bits_are_locked() {
     test_with_file(|config| {
-        let report = probe(&config, &[], "secure-bits")?;
-        // NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE, all locked (linux/securebits.h). KEEP_CAPS brings nothing.
+        let report: String = report(&config, &[], "secure-bits")?;
+        // NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, all of them locked (linux/securebits.h). KEEP_CAPS has no effect.
         ensure!(report == "0xcf", "{report}");
         Ok(())
     });
 }
 
-/// The kernel has a program of the host's make a key that is not there, outside of all namespaces; one that makes keys of the kind
-/// "dns_resolver" asks the host's resolvers. The kind that is asked for here is none, so that nobody is called.
+/// For a key that is missing, the kernel runs a program on the host, outside of all namespaces (request-key(8)). For keys of the
+/// type "dns_resolver", that program asks the host's resolvers. The type here does not exist, so no program runs.
 #[test]
-fn no_program_of_the_host_is_called_to_make_a_key() {
+fn a_program_cannot_make_the_kernel_run_request_key() {
     test_with_file(|config| {
-        let (refused, missing) =
-            (std::io::Error::from_raw_os_error(libc::EPERM), std::io::Error::from_raw_os_error(libc::ENOKEY));
+        let [refused, missing] =
+            [libc::EPERM, libc::ENOKEY].map(|number| std::io::Error::from_raw_os_error(number).to_string());
         for options in [&[][..], &["--new-privs"], &["--keep-cap", "sys_admin"]] {
-            let report = probe(&config, options, "key")?;
-            ensure!(report == format!("{missing}, {refused}"), "{options:?}: {report}");
+            let seen: [String; 2] = report(&config, options, "request-key")?;
+            ensure!(seen == [missing.clone(), refused.clone()], "{options:?}: {seen:?}");
         }
-        // The twin.
-        let outside = lab::request_unknown_key(Some(c"to whom"));
-        ensure!(outside.raw_os_error() == Some(libc::ENOKEY), "{outside}");
+        // The twin: on the host, both requests look for the program.
+        let mut child = lab::agent::task_on_host("request-key").stdout(Stdio::piped()).spawn()?;
+        let outside: Option<[String; 2]> = lab::agent::report_of(&mut child)?;
+        wait_for_end(&mut child)?;
+        ensure!(outside == Some([missing.clone(), missing]), "{outside:?}");
         Ok(())
     });
 }
 
-/// Runs this very executable as the program, in the function [`probe_inside`], and returns what it reports.
-fn probe(config: &Path, options: &[&str], what: &str) -> Result<String> {
-    let own = std::env::current_exe()?;
-    let own = own.to_str().context("a path in UTF-8")?;
-    let mut command = vpn_exec(config, options, &[own, "probe_inside", "--exact", "--ignored", "--nocapture"]);
-    command.env("VPN_EXEC_TEST_PROBE", what);
-    let output = stdout_of(command)?;
-    let report = output.split("report: ").nth(1).with_context(|| format!("no report in {output}"))?;
-    Ok(report.lines().next().unwrap_or_default().to_owned())
+/// Returns the report of the agent's task in a tunnel.
+fn report<T: serde::de::DeserializeOwned>(config: &Path, options: &[&str], task: &str) -> Result<T> {
+    let mut child = Launcher::new(config).options(options).program(lab::agent::task(task)).start()?;
+    let report = lab::agent::report_of(&mut child)?;
+    ensure!(wait_for_end(&mut child)?.success());
+    report.context("a report")
 }
 
-/// The permitted and the effective capabilities of all threads of a process, each once.
+/// Returns the distinct pairs of permitted and effective capabilities of a process's threads.
 fn capabilities_of(pid: u32) -> Result<Vec<(u64, u64)>> {
     let mut found = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -97,28 +97,27 @@ fn capabilities_of(pid: u32) -> Result<Vec<(u64, u64)>> {
 }
 
 #[test]
-fn each_process_may_do_what_its_next_step_takes() {
+fn each_process_has_only_the_capabilities_of_its_next_steps() {
     const KILL: u64 = 1 << 5;
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_PTRACE: u64 = 1 << 19;
     const SYS_ADMIN: u64 = 1 << 21;
     test_with_file(|config| {
-        let mut child =
-            vpn_exec(&config, &[], &["sh", "-c", "echo up; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+        let mut child = Launcher::new(&config).program(["sh", "-c", "echo up; exec sleep 1000"]).start()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let state = vpn_exec::registry::read(&"nowhere".parse()?)?.context("a state")?;
         let all = KILL | NET_ADMIN | SYS_PTRACE | SYS_ADMIN;
-        // Each raises what it has for the instant in which it takes that, as when it looks for the program's mounts.
-        let rests_with = |who, pid, wanted: &[(u64, u64)]| {
+        // A process raises a permitted capability for the moment in which it needs that, so this waits.
+        let comes_to_rest_with = |who, pid, wanted: &[(u64, u64)]| {
             wait_until(&format!("{who} with {wanted:x?} alone"), || Ok(capabilities_of(pid)? == wanted))
         };
-        rests_with("the launcher", child.id(), &[(all, KILL)])?;
-        // The thread of the data path, and the one that watches the tunnel.
-        rests_with("the keeper", state.keeper, &[(0, 0), (all, NET_ADMIN)])?;
+        comes_to_rest_with("the launcher", child.id(), &[(all, KILL)])?;
+        // The data path's thread, and the main thread.
+        comes_to_rest_with("the keeper", state.keeper, &[(0, 0), (all, NET_ADMIN)])?;
         let keeper = fs::read_to_string(format!("/proc/{}/status", state.keeper))?;
         ensure!(bits(&keeper, "CapBnd")? == 0, "{keeper}");
-        // The process that keeps the view and the gate are neither the keeper nor the program, which is another one by now.
+        // The other children are the view helper and the socket guard.
         let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let mut children = String::new();
         wait_until("the program", || {
@@ -128,7 +127,7 @@ fn each_process_may_do_what_its_next_step_takes() {
         let mut found = Vec::new();
         for pid in children.split_ascii_whitespace().filter(|pid| **pid != state.keeper.to_string()) {
             if name(pid) != "sleep\n" {
-                // Each has dropped what it does not need once it has begun with its work.
+                // Each has dropped other capabilities once it has begun its work.
                 let pid_number = pid.parse()?;
                 wait_until("a helper with one capability alone", || {
                     let sets = capabilities_of(pid_number)?;
@@ -148,20 +147,19 @@ fn each_process_may_do_what_its_next_step_takes() {
 }
 
 #[test]
-fn another_user_has_its_own_identity_and_what_it_keeps() {
+fn a_program_of_another_user_has_its_ids_and_kept_capabilities() {
     test_with_file(|config| {
-        if !has_other_users()? {
-            return Ok(());
-        }
+        lab::require_users()?;
         let options = ["--user", "4321", "--group", "8765", "--keep-cap", "CAP_NET_RAW"];
-        let status = stdout_of(vpn_exec(&config, &options, &["cat", "/proc/self/status"]))?;
+        let status = Launcher::new(&config).options(&options).program(["cat", "/proc/self/status"]).stdout()?;
         ensure!(field(&status, "Uid")? == "4321\t4321\t4321\t4321");
         ensure!(field(&status, "Gid")? == "8765\t8765\t8765\t8765");
-        ensure!(field(&status, "Groups")? == "8765", "no group of the caller's stays");
+        ensure!(field(&status, "Groups")? == "8765", "a group of the caller stays");
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             ensure!(bits(&status, set)? == CAP_NET_RAW, "{set} is {}", field(&status, set)?);
         }
-        let status = stdout_of(vpn_exec(&config, &["--user", "4321"], &["cat", "/proc/self/status"]))?;
+        let status =
+            Launcher::new(&config).options(["--user", "4321"]).program(["cat", "/proc/self/status"]).stdout()?;
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             ensure!(bits(&status, set)? == 0, "{set} is {}", field(&status, set)?);
         }
@@ -170,31 +168,28 @@ fn another_user_has_its_own_identity_and_what_it_keeps() {
 }
 
 #[test]
-fn under_sudo_the_program_is_its_caller() {
+fn under_sudo_the_program_runs_as_the_caller() {
     test_with_file(|config| {
-        if !has_other_users()? {
-            return Ok(());
-        }
-        let mut command = vpn_exec(&config, &[], &["sh", "-c", "id -u; id -g; echo $HOME; echo ${SUDO_UID-none}"]);
+        lab::require_users()?;
+        let mut command =
+            Launcher::new(&config).program(["sh", "-c", "id -u; id -g; echo $HOME; echo ${SUDO_UID-none}"]).command();
         let nobody = rustix::process::getuid();
         command.env("SUDO_UID", "65534").env("SUDO_USER", "nobody").env("HOME", "/root");
-        let text = stdout_of(command)?;
+        let text = stdout(command)?;
         let lines: Vec<&str> = text.lines().collect();
         ensure!(lines[0] == "65534" && lines[3] == "none", "{nobody:?}: {text}");
         ensure!(lines[2] != "/root", "HOME is the caller's: {text}");
-        let mut command = vpn_exec(&config, &["--user", "0"], &["id", "-u"]);
+        let mut command = Launcher::new(&config).options(["--user", "0"]).program(["id", "-u"]).command();
         command.env("SUDO_UID", "65534");
-        ensure!(stdout_of(command)? == "0\n", "--user goes before sudo");
+        ensure!(stdout(command)? == "0\n", "--user must take precedence over sudo");
         Ok(())
     });
 }
 
 #[test]
-fn sudos_caller_finds_the_sockets_of_its_desktop() {
+fn under_sudo_the_program_finds_the_callers_desktop_sockets() {
     test_with_file(|config| {
-        if !has_other_users()? {
-            return Ok(());
-        }
+        lab::require_users()?;
         let runtime = Path::new("/run/user/65534");
         fs::create_dir_all(runtime)?;
         let _bus = std::os::unix::net::UnixListener::bind(runtime.join("bus"))?;
@@ -205,49 +200,37 @@ fn sudos_caller_finds_the_sockets_of_its_desktop() {
         fs::set_permissions(runtime, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         let print = ["sh", "-c", "echo \"$DBUS_SESSION_BUS_ADDRESS\" \"${WAYLAND_DISPLAY-unset}\""];
         let under = |name: &str, value: &str, options: &[&str]| {
-            let mut command = vpn_exec(&config, options, &print);
+            let mut command = Launcher::new(&config).options(options).program(&print).command();
             command.env_remove("DBUS_SESSION_BUS_ADDRESS").env_remove("WAYLAND_DISPLAY").env(name, value);
-            stdout_of(command)
+            stdout(command)
         };
         ensure!(
             under("SUDO_UID", "65534", &["--dbus", "session"])? == "unix:path=/run/user/65534/bus unset\n",
             "root's socket is left out"
         );
-        // Filtered, it is at a place of the program's own, for every program of that user.
+        // The filtered bus has a socket of the program's own, for every program of that user.
         for (name, value, options) in [("SUDO_UID", "65534", &[][..]), ("NOTHING", "", &["--user", "65534"])] {
             ensure!(under(name, value, options)? == "unix:path=/run/vpn-exec.bus unset\n", "{name}");
         }
         let whole = ["--user", "65534", "--dbus", "session"];
-        ensure!(under("NOTHING", "", &whole)? == " unset\n", "nobody has called");
+        ensure!(under("NOTHING", "", &whole)? == " unset\n", "the program has no caller");
         Ok(())
     });
 }
 
-/// Whether the world has users other than root: it has only if an administrator made it.
-pub(crate) fn has_other_users() -> Result<bool> {
-    let map = fs::read_to_string("/proc/self/uid_map")?;
-    let has = map.split_ascii_whitespace().nth(2).is_some_and(|count| count != "1");
-    if !has {
-        println!("skipped: the world of an ordinary user has no other users");
-    }
-    Ok(has)
-}
-
 #[test]
-fn only_the_standard_descriptors_and_those_of_listen_fds_pass_on() {
+fn the_program_inherits_only_standard_descriptors_and_listen_fds() {
     test_with_file(|config| {
-        // Which descriptors of the program lead to the file that its callers have open.
+        // Lists the program's descriptors of the file that the caller has open.
         let list = "ls -l /proc/$$/fd | sed -n 's|.* \\([0-9]*\\) -> .*/nowhere.conf|\\1|p' | tr '\\n' ' '";
         let inherit = |setup: &str| -> Result<(String, String)> {
-            let vpn_exec = env!("CARGO_BIN_EXE_vpn-exec");
+            let program = "if [ \"$LISTEN_PID\" = $$ ]; then echo mine; else echo \"$LISTEN_PID\"; fi; eval \"$LIST\"";
+            let line = Launcher::new(&config).program(["sh", "-c", program]).line();
             let config = config.display();
-            let script = format!(
-                "exec 3<{config} 4<{config} 7<{config}; {setup} exec {vpn_exec} --config {config} --backend userspace -- \
-                 sh -c 'if [ \"$LISTEN_PID\" = $$ ]; then echo mine; else echo \"$LISTEN_PID\"; fi; eval \"$LIST\"'"
-            );
+            let script = format!("exec 3<{config} 4<{config} 7<{config}; {setup} exec {line}");
             let mut command = Command::new("bash");
             command.args(["-c", &script]).env("LIST", list).stdin(Stdio::null());
-            let text = stdout_of(command)?;
+            let text = stdout(command)?;
             let (listen, descriptors) = text.split_once('\n').context("two lines")?;
             Ok((listen.to_owned(), descriptors.trim_end().to_owned()))
         };
@@ -256,7 +239,7 @@ fn only_the_standard_descriptors_and_those_of_listen_fds_pass_on() {
         let passed = inherit("LISTEN_FDS=2 LISTEN_PID=$$")?;
         ensure!(passed == pair("mine", "3 4"), "{passed:?}");
         let others = inherit("LISTEN_FDS=2 LISTEN_PID=1")?;
-        ensure!(others == pair("1", ""), "they are somebody else's: {others:?}");
+        ensure!(others == pair("1", ""), "they belong to another process: {others:?}");
         Ok(())
     });
 }

@@ -1,4 +1,4 @@
-//! The program's view of /run and /etc is the host's of this instant, not of its start; and what is hidden stays so.
+//! The program's view of /run and /etc follows changes on the host, and hidden files stay hidden.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,9 +12,8 @@ use nix::sys::signal::Signal;
 use crate::hidden::{SOCKETS, listen, visible};
 use crate::support::*;
 
-/// What the host makes, replaces and removes at the top of /run and /etc while the program runs.
 #[test]
-fn what_becomes_of_run_and_etc_is_seen() {
+fn the_program_sees_files_that_the_host_creates_replaces_and_removes() {
     test_with_file(|config| {
         if !loosen_etc()? {
             return Ok(());
@@ -23,17 +22,17 @@ fn what_becomes_of_run_and_etc_is_seen() {
         let seen = |shell: &mut Shell, question: &str, answer: &str| {
             wait_until(question, || Ok(shell.say(question)? == answer))
         };
-        // A daemon that is started later, with a directory of its own (RuntimeDirectory= of systemd.exec(5)).
+        // A daemon that starts later, with its own directory (RuntimeDirectory= of systemd.exec(5)).
         let daemon = listen("/run/later/socket")?;
         seen(&mut shell, "[ -S /run/later/socket ] && echo there", "there\n")?;
         fs::write("/run/later/file", "one")?;
         ensure!(shell.say("cat /run/later/file")? == "one");
-        // A user who logs in later: a file system in a directory that is new.
+        // A user who logs in later: a file system in a new directory.
         fs::create_dir_all("/run/user/1000")?;
         vpn_exec::linux::mounts::mount_tmpfs(Path::new("/run/user/1000"))?;
         fs::write("/run/user/1000/bus", "")?;
         seen(&mut shell, "ls /run/user/1000", "bus\n")?;
-        // Files that are replaced, as by passwd(1) and package managers; each is always there.
+        // Files that are replaced, as by passwd(1) and package managers. Each exists at every moment.
         fs::write("/etc/shells.new", "one\n")?;
         fs::rename("/etc/shells.new", "/etc/shells")?;
         seen(&mut shell, "cat /etc/shells", "one\n")?;
@@ -45,7 +44,7 @@ fn what_becomes_of_run_and_etc_is_seen() {
             seen(&mut shell, "cat /etc/shells", text)?;
         }
         shell.say(&format!("kill {watcher}"))?;
-        ensure!(!Path::new("/run/later/gaps").exists(), "at some instant it was not there");
+        ensure!(!Path::new("/run/later/gaps").exists(), "at some moment the file did not exist");
         for number in 0..20 {
             let text = format!("{number}\n");
             fs::write("/etc/shells.new", &text)?;
@@ -58,14 +57,14 @@ fn what_becomes_of_run_and_etc_is_seen() {
         fs::remove_file("/run/link")?;
         std::os::unix::fs::symlink("two", "/run/link")?;
         seen(&mut shell, "readlink /run/link", "two\n")?;
-        // What is gone is gone, and what is of another kind is that.
+        // Removed files, and files of another type in their place.
         drop(daemon);
         fs::remove_dir_all("/run/later")?;
         fs::write("/run/later", "a file")?;
         seen(&mut shell, "cat /run/later", "a file")?;
         fs::remove_file("/run/later")?;
         seen(&mut shell, "ls /run/later 2>&1 | grep -c 'cannot access'", "1\n")?;
-        // Of many changes at once, none is missed.
+        // Many changes at once.
         for number in 0..3000 {
             fs::write(format!("/run/many{number}"), "")?;
         }
@@ -79,9 +78,8 @@ fn what_becomes_of_run_and_etc_is_seen() {
     });
 }
 
-/// Nothing of ours, and nothing that the host hides, is shown by way of what is made later.
 #[test]
-fn what_is_hidden_stays_so_whatever_is_made_later() {
+fn hidden_sockets_stay_hidden_when_the_host_creates_or_replaces_directories() {
     test_with_file(|config| {
         if !loosen_etc()? {
             return Ok(());
@@ -93,14 +91,14 @@ fn what_is_hidden_stays_so_whatever_is_made_later() {
             Ok(shell.say("ls -d /run/systemd/notify-later")? == "/run/systemd/notify-later\n")
         })?;
         ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
-        // A whole directory is replaced by another that has them.
+        // A whole directory is replaced by one with a resolver's socket.
         fs::rename("/run/systemd", "/run/systemd.old")?;
         fs::create_dir("/run/systemd")?;
         let again = listen("/run/systemd/resolve/io.systemd.Resolve")?;
         fs::create_dir("/run/systemd/again")?;
         wait_until("the new one is seen", || Ok(shell.say("ls /run/systemd")? == "again\n"))?;
         ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
-        // Who listened in the old one still does.
+        // The old directory still has a listening socket, under another name.
         let elsewhere = shell.say("find /run -name io.systemd.Resolve 2>/dev/null")?;
         ensure!(elsewhere.is_empty(), "{elsewhere}");
         for (name, text) in [("resolv.conf", "nameserver 192.0.2.1\n"), ("hosts", "192.0.2.9 web.example\n")] {
@@ -111,20 +109,19 @@ fn what_is_hidden_stays_so_whatever_is_made_later() {
         wait_until("what is beside is seen", || Ok(shell.say("ls /etc/beside")? == "/etc/beside\n"))?;
         ensure!(!shell.say("cat /etc/resolv.conf /etc/hosts")?.contains("192.0.2"));
         shell.end()?;
-        let asked: Vec<usize> = later.iter().chain([&again]).map(StandIn::callers).collect();
+        let asked: Vec<usize> = later.iter().chain([&again]).map(StandIn::clients).collect();
         ensure!(asked.iter().all(|count| *count == 0), "asked: {asked:?}");
         Ok(())
     });
 }
 
-/// The process that does all this may mount, and no more; it ends with the program, and with a killed launcher.
 #[test]
-fn who_keeps_the_view_may_do_little_and_ends_in_time() {
+fn the_view_helper_may_only_mount_and_ends_with_the_program_or_launcher() {
     test_with_file(|config| {
         for killed in [false, true] {
             let mut shell = Shell::start(&config, &[])?;
             let (launcher, inside, viewer) = viewer_of(&mut shell)?;
-            // It has begun a little before the program, and gives up what it has of it meanwhile.
+            // It drops its other privileges while the program starts.
             wait_until("it may mount, and no more", || {
                 let status = fs::read_to_string(format!("/proc/{viewer}/status"))?;
                 Ok(bits(&status, "CapPrm")? == 1 << 21 && field(&status, "Seccomp")? == "2")
@@ -132,8 +129,14 @@ fn who_keeps_the_view_may_do_little_and_ends_in_time() {
             let open =
                 fs::read_dir(format!("/proc/{viewer}/fd"))?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
             let open: Vec<String> = open.map(|target| target.display().to_string()).collect();
-            ensure!(!open.iter().any(|target| target.starts_with("pipe:")), "it keeps nobody's output open: {open:?}");
-            ensure!(!children_of(inside)?.contains(&viewer), "the program has a child that it does not know");
+            ensure!(
+                !open.iter().any(|target| target.starts_with("pipe:")),
+                "it holds another process's output open: {open:?}"
+            );
+            ensure!(
+                !children_of(inside)?.contains(&viewer),
+                "the helper is a child of the program, which does not know it"
+            );
             if killed {
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(launcher), Signal::SIGKILL)?;
                 shell.abandon()?;
@@ -146,9 +149,9 @@ fn who_keeps_the_view_may_do_little_and_ends_in_time() {
     });
 }
 
-/// A program that runs as root may kill it. Then another process may have its number, and nothing is done to that.
+/// A program that runs as root may kill the view helper. Another process may get its process ID.
 #[test]
-fn who_has_the_number_of_a_killed_one_is_left_alone() {
+fn a_process_with_the_id_of_a_killed_view_helper_is_not_killed() {
     test_with_file(|config| {
         let mut shell = Shell::start(&config, &[])?;
         let (.., viewer) = viewer_of(&mut shell)?;
@@ -176,7 +179,7 @@ fn who_has_the_number_of_a_killed_one_is_left_alone() {
     });
 }
 
-/// The launcher of a shell's, the shell itself, and the process that keeps its view.
+/// Returns the process IDs of a shell's launcher, the shell itself, and its view helper.
 fn viewer_of(shell: &mut Shell) -> Result<(i32, i32, i32)> {
     let inside: i32 = shell.say("echo $$")?.trim().parse()?;
     let launcher = shell.launcher();

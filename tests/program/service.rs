@@ -1,16 +1,17 @@
-//! A program that names another process the main one (sd_notify(3), MAINPID).
+//! A program that declares another process the service's main process (MAINPID of sd_notify(3)).
 
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use lab::Launcher;
 use vpn_exec::linux::process::parent_of;
 
 use crate::support::*;
 
-/// Starts a process that starts another, which is named the main one by the program, which ends. The main one ends when a file is
-/// there, and is waited for by its parent, which ends by SIGTERM.
+/// Starts a child whose child it declares the main process, and ends. The main process ends once a file exists. Its parent waits
+/// for it, and then for SIGTERM.
 const PROGRAM: &str = "
 import os, socket, sys, time
 def wait_for(path):
@@ -33,11 +34,11 @@ wait_for('/run/lab/go')
 ";
 
 #[test]
-fn no_other_process_is_signalled_in_place_of_a_main_one_that_has_ended() {
+fn a_process_with_the_id_of_an_ended_main_process_gets_no_signal() {
     test_with_file(|config| {
         let manager = UnixDatagram::bind("/run/lab/notify")?;
         manager.set_read_timeout(Some(PATIENCE))?;
-        let mut command = vpn_exec(&config, &[], &["/usr/bin/python3", "-c", PROGRAM]);
+        let mut command = Launcher::new(&config).program(["/usr/bin/python3", "-c", PROGRAM]).command();
         let mut child = command.env("NOTIFY_SOCKET", "/run/lab/notify").stdout(Stdio::piped()).spawn()?;
         let main = loop {
             let mut text = [0; 1000];
@@ -48,7 +49,7 @@ fn no_other_process_is_signalled_in_place_of_a_main_one_that_has_ended() {
         };
         let exists = |path: &str| std::path::Path::new(path).exists();
         std::fs::write("/run/lab/go", "")?;
-        // It has heard of the main process before it waits for the program.
+        // The launcher has read the notification before it waits for the program.
         let launcher = child.id().cast_signed();
         wait_until("the end of the program", || {
             let between = parent_of(main).context("the parent of the main process")?;
@@ -56,7 +57,7 @@ fn no_other_process_is_signalled_in_place_of_a_main_one_that_has_ended() {
         })?;
         std::fs::write("/run/lab/end", "")?;
         wait_until("the end of the main process", || Ok(exists("/run/lab/ended")))?;
-        // Another one has its number.
+        // Another process gets its ID.
         let mut other = with_number(main)?;
         kill(child.id(), "TERM")?;
         let status = wait_for_end(&mut child)?;
@@ -69,10 +70,11 @@ fn no_other_process_is_signalled_in_place_of_a_main_one_that_has_ended() {
     });
 }
 
-/// A process with a number that is free.
+/// Starts a process with a free process ID.
 fn with_number(number: i32) -> Result<std::process::Child> {
     for _ in 0..1000 {
-        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()).context("choose a number")?;
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())
+            .context("cannot choose a process ID")?;
         let mut child = Command::new("sleep").arg("1000").spawn()?;
         if child.id().cast_signed() == number {
             return Ok(child);
@@ -80,5 +82,5 @@ fn with_number(number: i32) -> Result<std::process::Child> {
         child.kill()?;
         child.wait()?;
     }
-    anyhow::bail!("the number {number} is always taken")
+    anyhow::bail!("the process ID {number} is always taken")
 }

@@ -1,13 +1,15 @@
-//! What the tests of this folder share.
+//! Helpers of the tests in this directory.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::world;
+use lab::{Launcher, skipped, world};
+
+pub(crate) use lab::launcher::{stdout, text_of, wait_for_end};
 
 pub(crate) const FILE: &str = "\
 [Interface]
@@ -21,12 +23,12 @@ AllowedIPs = 0.0.0.0/0, ::/0
 Endpoint = 127.0.0.1:9
 ";
 
-/// How long anything may take that does not hang.
+/// The time after which a condition is taken for hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs a test in a world of its own with a file of a tunnel that leads nowhere.
+/// Runs a test in a world of its own, with the configuration of a tunnel without a peer that answers.
 pub(crate) fn test_with_file<F: FnOnce(PathBuf) -> Result<()>>(body: F) {
-    world::test_as(std::any::type_name::<F>(), || {
+    world::test(|| {
         lab::require_tun()?;
         body(config_file()?)
     });
@@ -40,26 +42,7 @@ pub(crate) fn config_file() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A command that runs `program` in a tunnel.
-pub(crate) fn vpn_exec(config: &Path, options: &[&str], program: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vpn-exec"));
-    command.arg("--config").arg(config).args(["--backend", lab::backend()]).args(options).arg("--").args(program);
-    command.stdin(Stdio::null());
-    command
-}
-
-/// What a program that succeeds prints.
-pub(crate) fn stdout_of(mut command: Command) -> Result<String> {
-    let output = command.output()?;
-    ensure!(output.status.success(), "{command:?} failed: {}", said(&output));
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-pub(crate) fn said(output: &Output) -> String {
-    format!("{}: {}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// A field of `/proc/self/status`.
+/// Returns a field of `/proc/PID/status`.
 pub(crate) fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
     let line = status.lines().find(|line| line.starts_with(&format!("{name}:"))).context(name.to_owned())?;
     Ok(line.split_once(':').map(|(_, value)| value.trim()).unwrap_or_default())
@@ -70,16 +53,7 @@ pub(crate) fn bits(status: &str, name: &str) -> Result<u64> {
 }
 
 pub(crate) fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    lab::wait_until(PATIENCE, &format!("in vain: {what}"), condition)
-}
-
-pub(crate) fn wait_for_end(child: &mut Child) -> Result<std::process::ExitStatus> {
-    let mut status = None;
-    wait_until("the end of vpn-exec", || {
-        status = child.try_wait()?;
-        Ok(status.is_some())
-    })?;
-    status.context("ended")
+    lab::wait_until(PATIENCE, &format!("timed out: {what}"), condition)
 }
 
 pub(crate) fn kill(pid: u32, signal: &str) -> Result<()> {
@@ -88,7 +62,7 @@ pub(crate) fn kill(pid: u32, signal: &str) -> Result<()> {
     Ok(())
 }
 
-/// A layer in memory over the world's /etc, in which files can be replaced. False where that cannot be.
+/// Mounts a writable overlay over the world's /etc, so that tests can replace files there. Returns false without overlayfs.
 pub(crate) fn loosen_etc() -> Result<bool> {
     let layer = Path::new("/run/lab/layer");
     std::fs::create_dir(layer)?;
@@ -102,13 +76,13 @@ pub(crate) fn loosen_etc() -> Result<bool> {
     match rustix::mount::mount("layer", "/etc", c"overlay", flags, Some(&*options)) {
         Ok(()) => Ok(true),
         Err(error) => {
-            println!("skipped: no overlayfs here: {error}");
+            skipped(format_args!("no overlayfs: {error}"));
             Ok(false)
         }
     }
 }
 
-/// A shell inside, which does what it is told.
+/// A shell in a tunnel, which executes scripts of the test.
 pub(crate) struct Shell {
     child: Child,
     orders: ChildStdin,
@@ -117,7 +91,7 @@ pub(crate) struct Shell {
 
 impl Shell {
     pub(crate) fn start(config: &Path, options: &[&str]) -> Result<Self> {
-        let mut command = vpn_exec(config, options, &["sh"]);
+        let mut command = Launcher::new(config).options(options).program(["sh"]).command();
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let orders = child.stdin.take().context("a pipe")?;
         let answers = BufReader::new(child.stdout.take().context("a pipe")?);
@@ -126,7 +100,7 @@ impl Shell {
         Ok(shell)
     }
 
-    /// What a script prints, errors included.
+    /// Executes a script, and returns its output, including errors.
     pub(crate) fn say(&mut self, script: &str) -> Result<String> {
         writeln!(self.orders, "{{ {script}\n}} 2>&1; echo; echo ::end")?;
         let mut text = String::new();
@@ -144,12 +118,12 @@ impl Shell {
         Ok(())
     }
 
-    /// The launcher's process.
+    /// Returns the launcher's process ID.
     pub(crate) fn launcher(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
-    /// Waits for the end of a launcher that was killed.
+    /// Waits for the end of a killed launcher.
     pub(crate) fn abandon(mut self) -> Result<()> {
         wait_for_end(&mut self.child).map(drop)
     }

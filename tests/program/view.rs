@@ -1,46 +1,47 @@
-//! What a program sees of files, and how it makes them.
+//! Files, working directory and umask of a program.
 
 use std::fs::{self};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::ensure;
+use lab::Launcher;
 
 use crate::support::*;
 
 #[test]
-fn the_hosts_own_idea_of_host_internal_does_not_count() {
+fn a_line_for_host_internal_in_the_hosts_hosts_file_is_overridden() {
     test_with_file(|config| {
         let before = fs::read_to_string("/etc/hosts")?;
         fs::write("/etc/hosts", format!("203.0.113.99 host.internal\n{before}"))?;
-        let text = stdout_of(vpn_exec(&config, &[], &["getent", "ahostsv4", "host.internal"]))?;
+        let text = Launcher::new(&config).program(["getent", "ahostsv4", "host.internal"]).stdout()?;
         ensure!(text.starts_with("10."), "{text}");
         Ok(())
     });
 }
 
 #[test]
-fn the_files_that_tell_of_names_are_the_tunnels() {
+fn the_program_has_name_files_of_its_own() {
     test_with_file(|config| {
         let script = "cat /etc/resolv.conf; echo ---; cat /etc/hosts; echo ---; cat /etc/nsswitch.conf; echo ---; \
                       ls /sys/class/net | tr '\\n' ' '; echo; echo x 2>&- >/etc/resolv.conf && echo written; true";
         let before = fs::read_to_string("/etc/resolv.conf")?;
-        let text = stdout_of(vpn_exec(&config, &[], &["sh", "-c", script]))?;
+        let text = Launcher::new(&config).program(["sh", "-c", script]).stdout()?;
         let parts: Vec<&str> = text.split("---\n").collect();
         let servers: Vec<&str> = parts[0].lines().filter(|line| line.starts_with("nameserver")).collect();
         ensure!(servers == ["nameserver 10.64.0.1"], "{text}");
         ensure!(parts[0].contains("search vpn.example"), "{text}");
-        ensure!(parts[1].contains("127.0.0.1 localhost"), "the host's own lines stay: {text}");
+        ensure!(parts[1].contains("127.0.0.1 localhost"), "a line of the host's file is missing: {text}");
         ensure!(parts[1].lines().filter(|line| line.ends_with(" host.internal")).count() == 2, "{text}");
         ensure!(parts[2].lines().filter(|line| line.starts_with("hosts:")).eq(["hosts: files dns"]), "{text}");
         ensure!(parts[3].lines().eq(["host0 lo wg0 "]), "{text}");
-        ensure!(fs::read_to_string("/etc/resolv.conf")? == before, "the host's own is as it was");
+        ensure!(fs::read_to_string("/etc/resolv.conf")? == before, "the host's file has changed");
         Ok(())
     });
 }
 
 #[test]
-fn a_host_without_resolv_conf_is_served_too() {
+fn a_host_without_resolv_conf_works() {
     test_with_file(|config| {
         if !loosen_etc()? {
             return Ok(());
@@ -50,9 +51,9 @@ fn a_host_without_resolv_conf_is_served_too() {
             if dangling {
                 std::os::unix::fs::symlink("../run/nowhere/resolv.conf", "/etc/resolv.conf")?;
             }
-            let text = stdout_of(vpn_exec(&config, &[], &["cat", "/etc/resolv.conf", "/etc/hosts"]))?;
+            let text = Launcher::new(&config).program(["cat", "/etc/resolv.conf", "/etc/hosts"]).stdout()?;
             ensure!(text.contains("nameserver 10.64.0.1") && text.contains("host.internal"), "{text}");
-            ensure!(!Path::new("/etc/resolv.conf").exists(), "the host's own is as it was");
+            ensure!(!Path::new("/etc/resolv.conf").exists(), "the host's file has changed");
             if !dangling {
                 fs::write("/etc/resolv.conf", "")?;
             }
@@ -62,7 +63,7 @@ fn a_host_without_resolv_conf_is_served_too() {
 }
 
 #[test]
-fn what_is_no_file_of_the_hosts_is_none() {
+fn special_files_in_place_of_the_hosts_name_files_are_ignored() {
     test_with_file(|config| {
         if !loosen_etc()? {
             return Ok(());
@@ -79,8 +80,9 @@ fn what_is_no_file_of_the_hosts_is_none() {
             for (what, plant) in kinds {
                 fs::remove_file(file)?;
                 plant(file)?;
-                let text =
-                    stdout_of(vpn_exec(&config, &[], &["sh", "-c", "cd /etc; cat resolv.conf hosts nsswitch.conf"]))?;
+                let text = Launcher::new(&config)
+                    .program(["sh", "-c", "cd /etc; cat resolv.conf hosts nsswitch.conf"])
+                    .stdout()?;
                 for line in ["nameserver 10.64.0.1", " host.internal", "hosts: files dns"] {
                     ensure!(text.contains(line), "{file} is {what}: {text}");
                 }
@@ -93,16 +95,13 @@ fn what_is_no_file_of_the_hosts_is_none() {
 }
 
 #[test]
-fn working_directory_and_umask_stay() {
+fn the_program_keeps_working_directory_and_umask() {
     test_with_file(|config| {
+        let line = Launcher::new(&config).program(["sh", "-c", "pwd; umask"]).line();
         let mut command = Command::new("sh");
-        let script = format!(
-            "umask 031; cd /usr/lib; exec {} --config {} --backend userspace -- sh -c 'pwd; umask'",
-            env!("CARGO_BIN_EXE_vpn-exec"),
-            config.display()
-        );
+        let script = format!("umask 031; cd /usr/lib; exec {line}");
         command.args(["-c", &script]).stdin(Stdio::null());
-        ensure!(stdout_of(command)? == "/usr/lib\n0031\n");
+        ensure!(stdout(command)? == "/usr/lib\n0031\n");
         Ok(())
     });
 }
@@ -110,42 +109,40 @@ fn working_directory_and_umask_stay() {
 #[test]
 fn a_strict_umask_hides_nothing_from_the_program() {
     test_with_file(|config| {
+        let files = ["/etc/resolv.conf", "/etc/hosts", "/run/vpn-exec"];
+        let line = Launcher::new(&config).program(["stat", "-c", "%a"].iter().chain(&files)).line();
         let mut command = Command::new("sh");
-        let script = format!(
-            "umask 077; exec {} --config {} --backend userspace -- stat -c %a /etc/resolv.conf /etc/hosts /run/vpn-exec",
-            env!("CARGO_BIN_EXE_vpn-exec"),
-            config.display()
-        );
+        let script = format!("umask 077; exec {line}");
         command.args(["-c", &script]).stdin(Stdio::null());
-        ensure!(stdout_of(command)? == "644\n644\n711\n");
+        ensure!(stdout(command)? == "644\n644\n711\n");
         Ok(())
     });
 }
 
 #[test]
-fn a_large_hosts_file_is_shown_whole() {
+fn a_large_hosts_file_is_complete() {
     test_with_file(|config| {
         let before = fs::read_to_string("/etc/hosts")?;
         let many: String = (0..100_000).map(|number| format!("0.0.0.0 advertisement-{number}.example\n")).collect();
         fs::write("/etc/hosts", before + &many)?;
-        let text = stdout_of(vpn_exec(&config, &[], &["cat", "/etc/hosts"]))?;
+        let text = Launcher::new(&config).program(["cat", "/etc/hosts"]).stdout()?;
         ensure!(
             text.lines().next().is_some_and(|first| first.ends_with(" host.internal")),
-            "ours come first, and count"
+            "our lines must come first to take effect"
         );
         ensure!(text.ends_with("advertisement-99999.example\n"));
         Ok(())
     });
 }
 
-/// As a kernel has it that was started with `ipv6.disable=1`.
+/// As with the kernel parameter `ipv6.disable=1`.
 #[test]
-fn a_host_whose_kernel_has_no_ipv6_is_served_too() {
+fn a_kernel_without_ipv6_works() {
     test_with_file(|config| {
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount("without-ipv6", "/proc/sys/net/ipv6", c"tmpfs", flags, None)?;
-        let output = vpn_exec(&config, &[], &["cat", "/proc/net/if_inet6", "/etc/hosts"]).output()?;
-        let text = said(&output);
+        let output = Launcher::new(&config).program(["cat", "/proc/net/if_inet6", "/etc/hosts"]).run()?;
+        let text = text_of(&output);
         ensure!(output.status.success() && text.contains("This kernel has no IPv6"), "{text}");
         ensure!(
             !text.contains("fc00bbbb") && text.lines().filter(|line| line.ends_with(" host.internal")).count() == 1,

@@ -60,7 +60,7 @@ in
         no-resolv = true;
         log-queries = true;
         address = "/example/203.0.113.1";
-        # What else is asked of these names, it answers itself, too.
+        # Answers all other record types of these names itself.
         local = "/example/";
       };
     };
@@ -72,12 +72,12 @@ in
 
   remote = { };
 
-  # The tunnels `a`, `b` and `c` can be used; each test names those that it does use.
+  # Files for the tunnels `a`, `b` and `c`; each test declares the tunnels that it uses.
   machine =
     { pkgs, ... }:
     {
       imports = [ module ];
-      # The VM's own way out would be one.
+      # The VM's own uplink would be a second route.
       networking.useDHCP = false;
       networking.defaultGateway = addresses.provider;
       networking.nameservers = [ addresses.provider ];
@@ -103,13 +103,13 @@ in
       );
     };
 
-  # A service that waits to be looked into.
+  # A service that keeps running, so that a test can look inside.
   waiting = {
     wantedBy = [ "multi-user.target" ];
     script = "exec sleep infinity";
   };
 
-  # Before each test: a way to ask as a service would, and the provider's log of names.
+  # Helpers for each test: requests from a service's environment, and the provider's DNS log.
   prelude = ''
     start_all()
     provider.wait_for_unit("dnsmasq.service")

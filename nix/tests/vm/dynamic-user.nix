@@ -33,7 +33,7 @@ in
     assert "203.0.113.1" in inside("probe", "getent ahosts dynamic.example")
     assert asked("dynamic.example", "10.64.0.2")
     assert not asked("dynamic.example", "${common.addresses.machine}")
-    # After a restart of its name service, too.
+    # Also after a restart of its nscd.
     machine.succeed("systemctl restart vpn-exec-nscd-a")
     assert "probe" in inside("probe", "getent passwd probe")
   '';

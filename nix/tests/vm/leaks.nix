@@ -23,7 +23,7 @@ in
     interfaces = machine.succeed("ip netns exec a ls /sys/class/net").split()
     assert sorted(interfaces) == ["host0", "lo", "wg0"], interfaces
 
-    # That the log would show a leak.
+    # Proves that the log would show a leak.
     machine.succeed("getent ahosts control.example")
     assert asked("control.example", "${common.addresses.machine}")
 

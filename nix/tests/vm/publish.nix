@@ -22,7 +22,7 @@ in
         systemd.services.page = {
           wantedBy = [ "multi-user.target" ];
           serviceConfig.RuntimeDirectory = "page";
-          # It listens on its loopback alone.
+          # Listens on its loopback alone.
           script = ''
             cd /run/page
             echo a page inside >index.html
@@ -39,7 +39,7 @@ in
     assert "a page inside" in machine.succeed(page.format("127.0.0.1:8081"))
     assert "a page inside" in remote.succeed(page.format("${common.addresses.machine}:8080"))
     remote.fail("curl -sS -m 5 http://${common.addresses.machine}:8081/")
-    # By the tunnel nobody comes in who was not asked.
+    # Unsolicited packets from the tunnel are dropped.
     provider.fail("curl -sS -m 5 http://10.64.0.2/")
   '';
 }

@@ -29,7 +29,7 @@ in
     pid = main_pid("probe")
     system = machine.succeed("readlink -f /run/current-system").strip()
 
-    # Another service in the tunnel, and then none, is nothing to the first.
+    # Adding and removing another service does not affect the first.
     machine.succeed(f"{system}/specialisation/joined/bin/switch-to-configuration test")
     machine.wait_for_unit("second.service")
     assert main_pid("probe") == pid

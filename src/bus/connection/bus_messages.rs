@@ -196,7 +196,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Removes invisible names from a reply of the bus with a list of names. Adds the private names to one of `ListNames`.
+    /// Removes invisible names from a reply of the bus with a list of names. Adds the private names to one of
+    /// `ListNames`.
     fn filter_name_list(&mut self, shared: &Shared<'_>, header: &Header, body: &[u8]) -> Result<Delivery, Malformed> {
         let is_all = self.pending_lists.remove(&header.reply_serial.unwrap_or_default());
         // A list of strings from the bus is always one of names, whatever the call was.

@@ -1,13 +1,15 @@
-//! A client of the filter together with its own connection to the bus: decides about each message from one to the other.
+//! A client of the filter together with its own connection to the bus: decides about each message from one to the
+//! other.
 //!
-//! Each client has its own connection to the bus, so it has its own unique name there, and the bus keeps the order of its
-//! messages and applies its limits as usual.
+//! Each client has its own connection to the bus, so it has its own unique name there, and the bus keeps the order of
+//! its messages and applies its limits as usual.
 //!
 //! The filter calls methods of the bus itself only between the client's `Hello` and its next message, so the serial
-//! numbers of these calls cannot collide with the client's. Later it sends only replies and signals, which have no reply.
+//! numbers of these calls cannot collide with the client's. Later it sends only replies and signals, which have no
+//! reply.
 //!
-//! The filter learns about owners of names on the same connection (`NameOwnerChanged`). The bus sends that signal before
-//! the first message of the new owner.
+//! The filter learns about owners of names on the same connection (`NameOwnerChanged`). The bus sends that signal
+//! before the first message of the new owner.
 
 mod bus_messages;
 mod client_messages;
@@ -33,8 +35,9 @@ const BUS_PATH: &str = "/org/freedesktop/DBus";
 const PEER: &str = "org.freedesktop.DBus.Peer";
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 
-/// The number of bytes of output from which on a client counts as full: then nothing more is read from it or from the bus
-/// for it. It has room for some ten thousand replies, since many clients send a batch of calls before they read a reply.
+/// The number of bytes of output from which on a client counts as full: then nothing more is read from it or from the
+/// bus for it. It has room for some ten thousand replies, since many clients send a batch of calls before they read a
+/// reply.
 const CLIENT_LIMIT: usize = 4 << 20;
 
 /// The same for the bus.
@@ -81,8 +84,8 @@ enum Query {
 /// A connection outside that the client exchanges messages with.
 #[derive(Debug, Default)]
 struct Contact {
-    /// The names through which the client may call it. They remain until it disconnects: a client that has called a name
-    /// may use the owner's unique name from then on.
+    /// The names through which the client may call it. They remain until it disconnects: a client that has called a
+    /// name may use the owner's unique name from then on.
     names: BTreeSet<String>,
 }
 

@@ -45,7 +45,8 @@ pub(super) fn call_of_bus(serial: u32, member: &str, body: Writer, flags: u8) ->
     header.with_body(if body.is_empty() { "" } else { "s" }, &body)
 }
 
-/// Replies to the client, in place of the bus. Those to calls return [`Delivery::Drop`]: the call itself is not forwarded.
+/// Replies to the client, in place of the bus. Those to calls return [`Delivery::Drop`]: the call itself is not
+/// forwarded.
 impl Connection {
     fn from_bus(&self, header: Header) -> Header {
         Header { sender: Some(BUS.to_owned()), destination: Some(self.unique_name.clone()), ..header }
@@ -131,7 +132,8 @@ impl Connection {
         self.client.push(&header.with_body(signature, &body.into_bytes()), Vec::new());
     }
 
-    /// Tells the client that the owner of a private name has changed. `by` is the client whose request caused the change.
+    /// Tells the client that the owner of a private name has changed. `by` is the client whose request caused the
+    /// change.
     pub(in super::super) fn signal_owner_change(&mut self, shared: &Shared<'_>, change: &OwnerChange, by: ClientId) {
         if !matches!(self.phase, Phase::Open) || self.client.is_full() {
             return;

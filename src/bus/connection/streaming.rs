@@ -1,11 +1,11 @@
-//! Moves messages from one side of a connection to the other. Only headers, and as much of a body as a decision needs, are
-//! read into memory; the remainder of a body passes as it arrives.
+//! Moves messages from one side of a connection to the other. Only headers, and as much of a body as a decision needs,
+//! are read into memory; the remainder of a body passes as it arrives.
 
 use super::super::buffered_socket::{BufferedSocket, PendingBody};
 use super::super::message::{Header, Malformed, Parsed};
 
-/// The maximum length of the beginning of a body that is read for its first arguments, in bytes. The arguments that matter
-/// are shorter: names have at most 255 bytes, and match rules 1024 (D-Bus specification, "Match Rules").
+/// The maximum length of the beginning of a body that is read for its first arguments, in bytes. The arguments that
+/// matter are shorter: names have at most 255 bytes, and match rules 1024 (D-Bus specification, "Match Rules").
 const MAX_BEGINNING: usize = 16 * 1024;
 
 /// The maximum length of a list of names, in bytes.
@@ -83,7 +83,8 @@ pub(super) fn next(
     Ok(Some(Incoming { header, body, header_length }))
 }
 
-/// Carries out the decision about a message: consumes its header, and has [`pass_pending_body`] pass on or skip its body.
+/// Carries out the decision about a message: consumes its header, and has [`pass_pending_body`] pass on or skip its
+/// body.
 ///
 /// # Errors
 /// Returns an error if the message announces more descriptors than have arrived.

@@ -12,7 +12,7 @@ use crate::keys::PublicKey;
 
 /// The answer to one lookup.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ResolverAnswer {
     /// The peer whose endpoint was looked up.
     pub(super) peer: PublicKey,
     /// All addresses, in the order that the host's resolver prefers (getaddrinfo(3), RFC 6724).
@@ -22,8 +22,8 @@ pub(super) struct Answer {
 /// Looks up endpoints on threads, since the host's resolver may take long and the keeper must not wait for it.
 #[derive(Debug)]
 pub(super) struct Resolver {
-    answers: mpsc::Receiver<Answer>,
-    sender: mpsc::Sender<Answer>,
+    answers: mpsc::Receiver<ResolverAnswer>,
+    sender: mpsc::Sender<ResolverAnswer>,
     ready: OwnedFd,
 }
 
@@ -40,7 +40,7 @@ impl Resolver {
         std::thread::Builder::new().name("resolver".into()).spawn(move || {
             let addresses = look_up(&endpoint);
             // The receiver is gone when the tunnel is being taken down.
-            if sender.send(Answer { peer, addresses }).is_ok() {
+            if sender.send(ResolverAnswer { peer, addresses }).is_ok() {
                 let _ = rustix::io::write(&ready, &1_u64.to_ne_bytes());
             }
         })?;
@@ -48,7 +48,7 @@ impl Resolver {
     }
 
     /// Returns the next answer, if there is one.
-    pub(super) fn next_answer(&self) -> Option<Answer> {
+    pub(super) fn next_answer(&self) -> Option<ResolverAnswer> {
         let _ = rustix::io::read(&self.ready, &mut [0_u8; 8]);
         self.answers.try_recv().ok()
     }

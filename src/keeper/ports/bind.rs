@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::super::Start;
+use super::super::KeeperStart;
 use crate::config::{Protocol, Publish};
 use crate::failure::{Doing, Failure};
 use crate::linux::listening_sockets;
@@ -28,12 +28,12 @@ pub(super) fn descriptor_budget(plan: &Plan) -> Result<Option<Budget>, Failure> 
 }
 
 /// Binds to the published ports. If the keeper takes a tunnel over, waits until the former keeper has closed them.
-pub(super) fn bind_published(ports: &[Publish], start: &Start) -> Result<Vec<ListenSocket>, Failure> {
+pub(super) fn bind_published(ports: &[Publish], start: &KeeperStart) -> Result<Vec<ListenSocket>, Failure> {
     let ports: Vec<RelayedPort> = ports.iter().map(RelayedPort::from).collect();
     let begin = Instant::now();
     loop {
         match relay::bind(&ports) {
-            Err(_) if matches!(start, Start::TakeOver(_)) && begin.elapsed() < HANDOVER_TIMEOUT => {
+            Err(_) if matches!(start, KeeperStart::TakeOver(_)) && begin.elapsed() < HANDOVER_TIMEOUT => {
                 std::thread::sleep(RETRY_DELAY);
             }
             Ok(bound) => return Ok(bound),

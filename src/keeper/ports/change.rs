@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use super::{Ports, bind};
+use super::{PortRelays, bind};
 use crate::failure::{Doing, Failure};
 use crate::plan::Plan;
 use crate::relay::{self, ListenSocket, PortDiff, Relay, RelayedPort};
@@ -21,7 +21,7 @@ struct RelayChange {
     bound: Vec<ListenSocket>,
 }
 
-impl Ports {
+impl PortRelays {
     /// Binds to the ports that a changed plan adds.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ mod change;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::Start;
+use super::KeeperStart;
 use super::privileges::{limit_relay, with_all_capabilities};
 use crate::failure::{Doing, Failure};
 use crate::plan::Plan;
@@ -23,7 +23,7 @@ pub(super) struct ReservedPorts {
 
 impl ReservedPorts {
     /// Binds to the published ports.
-    pub(super) fn reserve(plan: &Plan, start: &Start) -> Result<Self, Failure> {
+    pub(super) fn reserve(plan: &Plan, start: &KeeperStart) -> Result<Self, Failure> {
         let descriptors = bind::descriptor_budget(plan)?;
         let published = bind::bind_published(&plan.publish, start)?;
         Ok(Self { published, host_ports: Vec::new(), descriptors })
@@ -41,8 +41,8 @@ impl ReservedPorts {
     }
 
     /// Starts the relays that are needed.
-    pub(super) fn start(self, tunnel: &Tunnel) -> Result<Ports, Failure> {
-        let mut ports = Ports { published: None, host_ports: None, descriptors: self.descriptors };
+    pub(super) fn start(self, tunnel: &Tunnel) -> Result<PortRelays, Failure> {
+        let mut ports = PortRelays { published: None, host_ports: None, descriptors: self.descriptors };
         if !self.published.is_empty() {
             ports.published = Some(ports.start_published(tunnel, self.published)?);
         }
@@ -54,7 +54,7 @@ impl ReservedPorts {
 }
 
 /// The running relays.
-pub(super) struct Ports {
+pub(super) struct PortRelays {
     /// The relay of published ports, if there are any.
     published: Option<Relay>,
     /// The relay to the host's loopback, if it has ports.
@@ -63,7 +63,7 @@ pub(super) struct Ports {
     descriptors: Option<Budget>,
 }
 
-impl Ports {
+impl PortRelays {
     /// Ends the relays and all their connections.
     pub(super) fn close(&mut self) {
         (self.published, self.host_ports, self.descriptors) = (None, None, None);

@@ -4,42 +4,32 @@
 //! entry would not be enough: when the host renames or removes the entry (rename(2), unlink(2)), the kernel removes
 //! that mount in all mount namespaces, and a new entry of the same name would be visible.
 
+mod directory;
 mod hidden_paths;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, inotify};
+use rustix::fs::{CWD, FileType, Mode, inotify};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 pub use hidden_paths::HiddenPaths;
 
 use super::mounts;
-
-/// The flag of move_mount(2) that places a mount beneath the topmost one (`MOVE_MOUNT_BENEATH`, since Linux 6.5).
-const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
-
-/// The maximum size in bytes of a file that [`copy_contents`] copies.
-const MAX_COPIED: u64 = 1 << 20;
+use directory::{FileIdentity, MirroredDirectory, MirroredEntry, PATH, READ, device};
 
 /// The events that change a directory's list of entries.
-const CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
+const ENTRY_CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
     .union(inotify::WatchFlags::DELETE)
     .union(inotify::WatchFlags::MOVED_FROM)
     .union(inotify::WatchFlags::MOVED_TO)
     .union(inotify::WatchFlags::ONLYDIR);
-
-/// The flags to open a directory for reading, and for working below it.
-const READ: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
-const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// Copies of directories in the calling process's mount namespace.
 #[derive(Debug)]
@@ -62,63 +52,24 @@ pub struct Mirror {
     withheld: HashSet<FileIdentity>,
 }
 
-/// The identity of a file: its device, inode number and creation time, since inode numbers are reused.
-type FileIdentity = (u32, u32, u64, i64, u32);
-
-/// A directory that is copied entry by entry.
-#[derive(Debug)]
-struct MirroredDirectory {
-    /// The original.
-    source: OwnedFd,
-    /// The copy as the program sees it, in which entries are mounted.
-    shown: OwnedFd,
-    /// The copy by a detached mount, in which entries are created: the visible mount may be read-only.
-    writable: OwnedFd,
-    entries: HashMap<OsString, MirroredEntry>,
-    watch: Option<i32>,
-}
-
 /// The entries of a directory that may have changed.
 enum ChangedNames {
     All,
     These(HashSet<OsString>),
 }
 
+/// The changes that inotify has reported.
+#[derive(Default)]
+struct Changes {
+    /// The copied directories with changed entries.
+    copied: HashMap<PathBuf, ChangedNames>,
+    /// The guarded names that may exist again, by the watches of their parents.
+    guarded: HashSet<(i32, OsString)>,
+}
+
 impl Default for ChangedNames {
     fn default() -> Self {
         Self::These(HashSet::new())
-    }
-}
-
-impl MirroredDirectory {
-    /// Returns the names of the original's entries.
-    fn names(&self) -> io::Result<Vec<OsString>> {
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&self.source)? {
-            let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
-            if name != "." && name != ".." {
-                names.push(name);
-            }
-        }
-        Ok(names)
-    }
-}
-
-/// An entry of the original, as it was copied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct MirroredEntry {
-    kind: FileType,
-    identity: FileIdentity,
-}
-
-impl MirroredEntry {
-    fn of(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<Self> {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::BTIME;
-        let found = rustix::fs::statx(directory, name, flags, wanted)?;
-        let born = found.stx_btime;
-        let identity = (found.stx_dev_major, found.stx_dev_minor, found.stx_ino, born.tv_sec, born.tv_nsec);
-        Ok(Self { kind: FileType::from_raw_mode(found.stx_mode.into()), identity })
     }
 }
 
@@ -160,7 +111,7 @@ impl Mirror {
         let Some(inotify) = &self.inotify else { return };
         let watched = rustix::fs::open(parent, PATH, Mode::empty()).and_then(|parent| {
             let by_descriptor = format!("/proc/self/fd/{}", parent.as_raw_fd());
-            Ok((inotify::add_watch(inotify, by_descriptor, CHANGES)?, parent))
+            Ok((inotify::add_watch(inotify, by_descriptor, ENTRY_CHANGES)?, parent))
         });
         match watched {
             Ok((watch, parent)) => {
@@ -200,43 +151,13 @@ impl Mirror {
     /// # Errors
     /// Fails if the changes cannot be read. An entry that cannot be shown is hidden instead.
     pub fn update(&mut self) -> io::Result<()> {
-        let mut changed: HashMap<PathBuf, ChangedNames> = HashMap::new();
-        let mut created: HashSet<(i32, OsString)> = HashSet::new();
-        if let Some(inotify) = &self.inotify {
-            let mut buffer = [const { MaybeUninit::uninit() }; 4096];
-            let mut events = inotify::Reader::new(inotify, &mut buffer);
-            loop {
-                match events.next() {
-                    Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
-                        changed.extend(self.directories.keys().map(|path| (path.clone(), ChangedNames::All)));
-                        let guarded = self.guarded.iter();
-                        created.extend(
-                            guarded.flat_map(|(watch, (_, names))| names.iter().map(|name| (*watch, name.clone()))),
-                        );
-                    }
-                    Ok(event) => {
-                        let Some(name) = event.file_name() else { continue };
-                        let name = OsString::from_vec(name.to_bytes().to_vec());
-                        if self.guarded.contains_key(&event.wd()) {
-                            created.insert((event.wd(), name));
-                        } else if let Some(path) = self.watches.get(&event.wd())
-                            && let ChangedNames::These(names) = changed.entry(path.clone()).or_default()
-                        {
-                            names.insert(name);
-                        }
-                    }
-                    Err(Errno::AGAIN) => break,
-                    Err(Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        for (watch, name) in created {
+        let Changes { copied, guarded } = self.read_changes()?;
+        for (watch, name) in guarded {
             if let Err(error) = self.cover_again(watch, &name) {
                 tracing::debug!(?name, %error, "cannot cover a directory again");
             }
         }
-        for (path, names) in changed {
+        for (path, names) in copied {
             if let Err(error) = self.reconcile(&path, names) {
                 tracing::debug!(path = %path.display(), %error, "a copy is out of date");
             }
@@ -244,12 +165,44 @@ impl Mirror {
         Ok(())
     }
 
+    /// Reads all pending events of inotify.
+    fn read_changes(&self) -> io::Result<Changes> {
+        let mut changes = Changes::default();
+        let Some(inotify) = &self.inotify else { return Ok(changes) };
+        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+        let mut events = inotify::Reader::new(inotify, &mut buffer);
+        loop {
+            match events.next() {
+                Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
+                    changes.copied.extend(self.directories.keys().map(|path| (path.clone(), ChangedNames::All)));
+                    for (watch, (_, names)) in &self.guarded {
+                        changes.guarded.extend(names.iter().map(|name| (*watch, name.clone())));
+                    }
+                }
+                Ok(event) => {
+                    let Some(name) = event.file_name() else { continue };
+                    let name = OsString::from_vec(name.to_bytes().to_vec());
+                    if self.guarded.contains_key(&event.wd()) {
+                        changes.guarded.insert((event.wd(), name));
+                    } else if let Some(path) = self.watches.get(&event.wd())
+                        && let ChangedNames::These(names) = changes.copied.entry(path.clone()).or_default()
+                    {
+                        names.insert(name);
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(changes),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Copies a directory entry by entry, and watches it.
     fn copy(&mut self, path: &Path, source: OwnedFd, shown: OwnedFd, writable: OwnedFd) -> io::Result<()> {
         // The watch is added before the directory is read, so that no change is missed.
         let watch = self.inotify.as_ref().and_then(|inotify| {
             let by_descriptor = format!("/proc/self/fd/{}", source.as_raw_fd());
-            inotify::add_watch(inotify, by_descriptor, CHANGES).ok()
+            inotify::add_watch(inotify, by_descriptor, ENTRY_CHANGES).ok()
         });
         self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
         let directory = MirroredDirectory { source, shown, writable, entries: HashMap::new(), watch };
@@ -295,19 +248,13 @@ impl Mirror {
                 directory.entries.insert(name, entry);
                 continue;
             }
-            let replaced = before.as_ref().is_some_and(|before| self.replace(directory, &whole, before, &entry));
-            if !replaced {
+            let is_replaceable = entry.is_file() && before.as_ref().is_some_and(MirroredEntry::is_file);
+            if !(is_replaceable && directory.replace_mount(&name)) {
                 if before.is_some() {
                     self.remove(directory, &whole);
                 }
                 match self.add(directory, &whole, entry.kind) {
-                    // As above, or the program has created an entry of that name, which it keeps then.
-                    Err(error)
-                        if matches!(
-                            error.raw_os_error(),
-                            Some(libc::ENOENT | libc::EACCES | libc::ESTALE | libc::EEXIST | libc::ELOOP)
-                        ) =>
-                    {
+                    Err(error) if is_hidden_by(&error) => {
                         tracing::debug!(path = %whole.display(), %error, "hidden from the program");
                         continue;
                     }
@@ -346,67 +293,17 @@ impl Mirror {
     fn add(&mut self, directory: &MirroredDirectory, path: &Path, kind: FileType) -> io::Result<()> {
         let name = path.file_name().unwrap_or_default();
         match kind {
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(&directory.source, name, Vec::new())?;
-                return Ok(rustix::fs::symlinkat(target, &directory.writable, name)?);
+            FileType::Symlink => directory.add_symlink(name),
+            FileType::Directory if self.hidden.is_below(path) => {
+                let (source, shown, writable) = directory.add_directory(name)?;
+                self.copy(path, source, shown, writable)
             }
-            FileType::Directory => {
-                rustix::fs::mkdirat(&directory.writable, name, Mode::from_raw_mode(0o755))?;
-                if self.hidden.is_below(path) {
-                    let source = rustix::fs::openat(&directory.source, name, READ, Mode::empty())?;
-                    let shown = rustix::fs::openat(&directory.shown, name, PATH, Mode::empty())?;
-                    let writable = rustix::fs::openat(&directory.writable, name, PATH, Mode::empty())?;
-                    let mode = Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
-                    rustix::fs::chmodat(&directory.writable, name, mode, AtFlags::empty())?;
-                    return self.copy(path, source, shown, writable);
-                }
-            }
-            _ => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                rustix::fs::openat(&directory.writable, name, flags, Mode::from_raw_mode(0o644))?;
-            }
+            // The staging area must not contain itself.
+            _ => directory.add_mount(name, kind, !self.staging.starts_with(path)),
         }
-        let mounted = self.mount(directory, path, MoveMountFlags::empty());
-        if mounted.is_err() {
-            unlink(directory, name);
-        }
-        mounted
     }
 
-    /// Replaces an entry without an instant in which it is missing, and returns whether it succeeded.
-    fn replace(&self, directory: &MirroredDirectory, path: &Path, before: &MirroredEntry, now: &MirroredEntry) -> bool {
-        let is_file = |entry: &MirroredEntry| !matches!(entry.kind, FileType::Directory | FileType::Symlink);
-        if !is_file(before) || !is_file(now) {
-            return false;
-        }
-        let name = path.file_name().unwrap_or_default();
-        if self.mount(directory, path, BENEATH).is_ok() {
-            return unmount(directory, name);
-        }
-        // Older kernels cannot mount beneath, nor on top of a removed file. So the file below the mount gets the new
-        // contents, since it is visible until the new mount is in place.
-        if let Err(error) = copy_contents(directory, name) {
-            tracing::debug!(?name, %error, "a file is empty for an instant");
-        }
-        while unmount(directory, name) {}
-        self.mount(directory, path, MoveMountFlags::empty()).is_ok()
-    }
-
-    fn mount(&self, directory: &MirroredDirectory, path: &Path, how: MoveMountFlags) -> io::Result<()> {
-        let name = path.file_name().unwrap_or_default();
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::from_bits_retain(AtFlags::SYMLINK_NOFOLLOW.bits());
-        // The staging area must not contain itself.
-        if !self.staging.starts_with(path) {
-            flags |= OpenTreeFlags::AT_RECURSIVE;
-        }
-        let tree = rustix::mount::open_tree(&directory.source, name, flags)?;
-        let how = how | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        Ok(rustix::mount::move_mount(tree, "", &directory.shown, name, how)?)
-    }
-
-    /// Removes an entry, as far as possible.
+    /// Removes an entry, as far as possible, and forgets it if it was copied.
     fn remove(&mut self, directory: &MirroredDirectory, path: &Path) {
         if let Some(mut copied) = self.directories.remove(path) {
             for name in std::mem::take(&mut copied.entries).into_keys() {
@@ -418,44 +315,13 @@ impl Mirror {
                 let _ = inotify::remove_watch(inotify, watch);
             }
         }
-        let name = path.file_name().unwrap_or_default();
-        while unmount(directory, name) {}
-        unlink(directory, name);
+        directory.remove(path.file_name().unwrap_or_default());
     }
 }
 
-/// Copies the contents of a file that all users may read to the file on which it is about to be mounted.
-fn copy_contents(directory: &MirroredDirectory, name: &OsStr) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mut source = File::from(rustix::fs::openat(&directory.source, name, flags, Mode::empty())?);
-    let found = source.metadata()?;
-    if !found.is_file() || found.len() > MAX_COPIED || found.mode() & 0o444 != 0o444 {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let mut text = Vec::new();
-    source.read_to_end(&mut text)?;
-    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    File::from(rustix::fs::openat(&directory.writable, name, flags, Mode::empty())?).write_all(&text)
-}
-
-/// Returns the device of a file.
-fn device(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<(u32, u32)> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
-    let found = rustix::fs::statx(directory, name, flags, StatxFlags::TYPE)?;
-    Ok((found.stx_dev_major, found.stx_dev_minor))
-}
-
-/// Unmounts the topmost mount of an entry, and returns whether there was one.
-fn unmount(directory: &MirroredDirectory, name: &OsStr) -> bool {
-    let place = Path::new("/proc/self/fd").join(directory.shown.as_raw_fd().to_string()).join(name);
-    rustix::mount::unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok()
-}
-
-fn unlink(directory: &MirroredDirectory, name: &OsStr) {
-    // A directory in which the program has created files stays.
-    let removed = rustix::fs::unlinkat(&directory.writable, name, AtFlags::empty());
-    if matches!(removed, Err(Errno::ISDIR | Errno::PERM)) {
-        let _ = rustix::fs::unlinkat(&directory.writable, name, AtFlags::REMOVEDIR);
-    }
-    tracing::trace!(name = %name.as_bytes().escape_ascii(), "an entry is gone");
+/// Returns whether an error of [`Mirror::add`] only concerns the entry: it is gone, it cannot be accessed, or the
+/// program has created an entry of that name, which it keeps then.
+fn is_hidden_by(error: &io::Error) -> bool {
+    let numbers = [libc::ENOENT, libc::EACCES, libc::ESTALE, libc::EEXIST, libc::ELOOP];
+    error.raw_os_error().is_some_and(|number| numbers.contains(&number))
 }

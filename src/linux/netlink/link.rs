@@ -149,7 +149,7 @@ impl NetlinkRequest {
     pub fn add_veth(name: &InterfaceName, peer: &InterfaceName, namespace: TargetNamespace<'_>) -> Self {
         let peer_link = in_namespace(LinkUnspec::new_with_name(peer.as_str()), namespace).build();
         let link = LinkVeth::new(name.as_str(), peer.as_str()).set_info_data(InfoData::Veth(InfoVeth::Peer(peer_link)));
-        Self::create(format!("make the veth pair {name} and {peer}"), RouteNetlinkMessage::NewLink(link.build()))
+        Self::create(format!("create the veth pair {name} and {peer}"), RouteNetlinkMessage::NewLink(link.build()))
     }
 
     /// Creates a WireGuard interface in `namespace`.
@@ -158,17 +158,17 @@ impl NetlinkRequest {
     /// kernel's drivers/net/wireguard/device.c).
     pub fn add_wireguard(name: &InterfaceName, namespace: TargetNamespace<'_>) -> Self {
         let link = in_namespace(LinkWireguard::new(name.as_str()), namespace);
-        Self::create(format!("make the WireGuard interface {name}"), RouteNetlinkMessage::NewLink(link.build()))
+        Self::create(format!("create the WireGuard interface {name}"), RouteNetlinkMessage::NewLink(link.build()))
     }
 
     /// Brings an interface up.
     pub fn set_up(index: u32, name: &str) -> Self {
-        Self::set_link(format!("take {name} up"), LinkUnspec::new_with_index(index).up())
+        Self::set_link(format!("bring {name} up"), LinkUnspec::new_with_index(index).up())
     }
 
     /// Clears the multicast flag of an interface, which the kernel's WireGuard interfaces do not have.
     pub fn clear_multicast(index: u32, name: &str) -> Self {
-        Self::set_link(format!("take {name} out of multicast"), LinkUnspec::new_with_index(index).multicast(false))
+        Self::set_link(format!("disable multicast on {name}"), LinkUnspec::new_with_index(index).multicast(false))
     }
 
     /// Sets the alias of an interface.

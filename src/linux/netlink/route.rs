@@ -134,7 +134,10 @@ impl NetlinkRequest {
             None if destination.addr().is_ipv4() => message = message.scope(RouteScope::Link),
             None => {}
         }
-        Self::create(format!("add the route {destination} by {name}"), RouteNetlinkMessage::NewRoute(message.build()))
+        Self::create(
+            format!("add the route {destination} through {name}"),
+            RouteNetlinkMessage::NewRoute(message.build()),
+        )
     }
 
     /// Removes a route from the main table, unless it is gone already.
@@ -143,7 +146,7 @@ impl NetlinkRequest {
         let message = route(destination).output_interface(index);
         let message = message.protocol(RouteProtocol::Unspec).scope(RouteScope::NoWhere).build();
         Self::remove(
-            format!("remove the route {destination} by {name}"),
+            format!("remove the route {destination} through {name}"),
             RouteNetlinkMessage::DelRoute(message),
             libc::ESRCH,
         )

@@ -1,6 +1,7 @@
 //! What `/proc` tells about processes: relatives, namespaces, command lines and sockets (proc(5)).
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -10,9 +11,10 @@ use nix::unistd::Uid;
 
 use crate::linux::namespace::NamespaceId;
 
-/// Returns the fields of `/proc/PID/stat` after the name, starting with the state (proc_pid_stat(5)).
-pub(in crate::linux) fn stat_fields(pid: i32) -> io::Result<Vec<String>> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+/// Returns the fields of `/proc/PID/stat` after the name, starting with the state (proc_pid_stat(5)). `process` is a
+/// process ID or `self`.
+pub(in crate::linux) fn stat_fields(process: impl Display) -> io::Result<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The name, in parentheses, may contain anything, so the fields begin after the last parenthesis.
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     Ok(fields.split_ascii_whitespace().map(str::to_owned).collect())

@@ -7,8 +7,7 @@ use crate::config::DbusAccess;
 use crate::names::ServiceName;
 use crate::plan::hidden_paths;
 
-/// Services that the whole machine asks for names, links or the bus. Inside a tunnel they would not serve the host any
-/// more.
+/// Services that the whole machine needs for names, links or the bus. In a tunnel they could not serve the host.
 const HOSTS_OWN: [&str; 20] = [
     "NetworkManager",
     "avahi-daemon",
@@ -32,8 +31,8 @@ const HOSTS_OWN: [&str; 20] = [
     "wpa_supplicant",
 ];
 
-/// Files without an address but those of resolvers, which are not reached from inside. Units bind them, as NixOS's tor
-/// does, since `/etc/resolv.conf` may be a link to them.
+/// Files that only contain addresses of resolvers, which a service in the tunnel cannot reach. Units such as NixOS's
+/// tor bind them, because `/etc/resolv.conf` may be a link to one of them.
 const HARMLESS: [&str; 5] = [
     "/run/NetworkManager/no-stub-resolv.conf",
     "/run/NetworkManager/resolv.conf",
@@ -42,16 +41,16 @@ const HARMLESS: [&str; 5] = [
     "/run/systemd/resolve/stub-resolv.conf",
 ];
 
-/// What systemd puts the name of an instance in the place of (systemd.unit(5), Specifiers).
+/// The specifiers that systemd replaces by the name of an instance (systemd.unit(5), Specifiers).
 const SPECIFIERS: [&str; 4] = ["%i", "%I", "%j", "%J"];
 
-/// Whether an engine runs a service's program in a container, and whether that engine is Docker.
+/// Returns whether a container engine that runs a service's program is Docker; `None` if there is no such engine.
 fn container(service: &ServiceName, facts: &ServiceFacts) -> Option<bool> {
     let name = service.as_str();
     let is = |engine: &str| {
         let runs = facts.programs.iter().any(|program| program == engine);
-        // NixOS's units for containers run scripts, so that they are known by their names alone. Its registry is no
-        // container.
+        // NixOS's units for containers run scripts, so they can only be recognized by their names. Its registry is
+        // not a container.
         runs || name.strip_prefix(engine).is_some_and(|rest| rest.starts_with('-') && rest != "-registry.service")
     };
     match (is("podman"), is("docker")) {
@@ -61,6 +60,8 @@ fn container(service: &ServiceName, facts: &ServiceFacts) -> Option<bool> {
     }
 }
 
+/// Returns all reasons why a drop-in cannot put a service into a tunnel. `shown` are the paths in `/run` that it would
+/// show.
 pub(super) fn errors(request: &DropInRequest, facts: &ServiceFacts, shown: &[PathBuf]) -> Vec<DropInError> {
     let DropInRequest { service, tunnel, dbus, .. } = request;
     let inside = Path::new("/run/netns").join(tunnel.as_str());
@@ -89,7 +90,7 @@ pub(super) fn errors(request: &DropInRequest, facts: &ServiceFacts, shown: &[Pat
     }
     errors.extend(facts.joins_namespace_of.iter().cloned().map(DropInError::JoinsNamespaceOf));
     for socket in facts.sockets.iter().filter(|socket| socket.network_namespace.as_ref() != Some(&inside)) {
-        // What is bound to a file, or to a name of its own, is reached by those on the machine.
+        // Only processes of this machine can connect to a socket that is bound to a file or an abstract name.
         let outside = socket.listens.iter().find(|address| !address.starts_with(['/', '@']));
         errors.extend(outside.map(|address| DropInError::ListensOutside {
             unit: socket.name.clone(),
@@ -110,12 +111,13 @@ pub(super) fn errors(request: &DropInRequest, facts: &ServiceFacts, shown: &[Pat
     if facts.used_paths.iter().any(|path| path == Path::new("/run")) {
         errors.push(DropInError::UsesRun);
     }
-    errors.extend(shown.iter().filter_map(|path| refusal_of_path(path, *dbus)));
-    errors.extend(facts.bind_paths.iter().filter_map(|entry| refusal_of_bind(entry, shown, *dbus)));
+    errors.extend(shown.iter().filter_map(|path| path_error(path, *dbus)));
+    errors.extend(facts.bind_paths.iter().filter_map(|entry| bind_error(entry, shown, *dbus)));
     errors
 }
 
-fn refusal_of_bind(entry: &str, shown: &[PathBuf], dbus: DbusAccess) -> Option<DropInError> {
+/// Returns why a service cannot keep an entry of `BindPaths=` or `BindReadOnlyPaths=`.
+fn bind_error(entry: &str, shown: &[PathBuf], dbus: DbusAccess) -> Option<DropInError> {
     let mut fields = entry.trim_start_matches(['-', '+']).split(':');
     let source = Path::new(fields.next().unwrap_or_default());
     let target = fields.next().map_or(source, Path::new);
@@ -123,26 +125,26 @@ fn refusal_of_bind(entry: &str, shown: &[PathBuf], dbus: DbusAccess) -> Option<D
     if target == Path::new("/run") {
         return Some(DropInError::BindsRun(entry.to_owned()));
     }
-    // Of what is asked for, all has been said; and what a drop-in of ours has written is there already where it is
-    // replaced by another.
-    let is_ours = |path: &str| is_optional && source == Path::new(path);
-    let ours = SHOWN.iter().chain(&SHOWN_READ_ONLY).chain([&SYSTEM_BUS]).any(|path| is_ours(path));
-    if source == target && (ours || shown.contains(&source)) || !target.starts_with("/run") {
+    // Requested paths are checked already. Entries of a drop-in that this one replaces are still in the unit.
+    let is_own_entry = |path: &&str| is_optional && source == Path::new(path);
+    let is_ours = SHOWN.iter().chain(&SHOWN_READ_ONLY).chain([&SYSTEM_BUS]).any(is_own_entry);
+    if source == target && (is_ours || shown.contains(&source)) || !target.starts_with("/run") {
         return None;
     }
-    match refusal_of_path(&source, dbus) {
+    match path_error(&source, dbus) {
         Some(DropInError::Resolver { .. }) => Some(DropInError::BindsResolver(entry.to_owned())),
         _ => None,
     }
 }
 
-fn refusal_of_path(path: &Path, dbus: DbusAccess) -> Option<DropInError> {
+/// Returns why a path cannot be shown to a service.
+fn path_error(path: &Path, dbus: DbusAccess) -> Option<DropInError> {
     let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@".contains(c));
     let is_dotted = path.components().any(|part| matches!(part, std::path::Component::ParentDir));
-    // In one way of writing it, without doubled slashes.
+    // Without doubled slashes.
     let written: PathBuf = path.components().collect();
     let written = written.to_string_lossy();
-    // What an instance's name may stand for.
+    // A specifier may stand for any instance's name.
     let rest = SPECIFIERS.iter().fold(written.to_string(), |text, specifier| text.replace(specifier, ""));
     if !path.starts_with("/run") || path == Path::new("/run") || is_dotted || !is_plain(&rest) {
         return Some(DropInError::Path(path.to_owned()));
@@ -151,13 +153,14 @@ fn refusal_of_path(path: &Path, dbus: DbusAccess) -> Option<DropInError> {
         return None;
     }
     let fixed = written.split('%').next().unwrap_or_default();
-    let is_open = fixed.len() < written.len();
-    let meets = |hidden: &&PathBuf| {
+    let has_specifier = fixed.len() < written.len();
+    let overlaps = |hidden: &&PathBuf| {
         let hidden = hidden.to_string_lossy();
-        let (beginning, is_pattern) = hidden.strip_suffix('*').map_or((hidden.as_ref(), false), |text| (text, true));
-        let is_around = Path::new(beginning).starts_with(path) || is_open && beginning.starts_with(fixed);
-        is_around || path.starts_with(beginning) || is_pattern && fixed.starts_with(beginning)
+        let (prefix, is_pattern) = hidden.strip_suffix('*').map_or((hidden.as_ref(), false), |text| (text, true));
+        let contains_it = Path::new(prefix).starts_with(path) || has_specifier && prefix.starts_with(fixed);
+        contains_it || path.starts_with(prefix) || is_pattern && fixed.starts_with(prefix)
     };
-    let hidden = hidden_paths(dbus == DbusAccess::System).iter().find(meets).map(|hidden| hidden.display().to_string());
+    let hidden =
+        hidden_paths(dbus == DbusAccess::System).iter().find(overlaps).map(|hidden| hidden.display().to_string());
     hidden.map(|hidden| DropInError::Resolver { path: path.to_owned(), hidden })
 }

@@ -1,5 +1,8 @@
-//! How an existing systemd service is put into a standing tunnel: the drop-in for its unit, or why that cannot work.
-//! Another implementation writes the same text: both are held to the files in `tests/unit/`.
+//! The systemd drop-in that puts an existing service into a running tunnel, for `vpn-exec unit`.
+//!
+//! - `checks` and `error`: whether that works for the service, and why not.
+//!
+//! `nix/unit.nix` implements the same for the NixOS module. The files in `tests/unit/` hold both to the same text.
 
 mod checks;
 mod error;
@@ -12,19 +15,19 @@ pub use self::error::DropInError;
 use crate::config::DbusAccess;
 use crate::names::{ServiceName, TunnelName};
 
-/// What of `/run` every service sees, read-write as far as its user may write: the journal, the manager's notify
-/// socket, the users that systemd makes up, and locks.
+/// The paths in `/run` that every service sees: the journal, systemd's notify socket, dynamic users, and locks. A
+/// service can write to them if its user may.
 const SHOWN: [&str; 4] = ["/run/lock", "/run/systemd/journal", "/run/systemd/notify", "/run/systemd/userdb"];
 
-/// What of `/run` every service sees, but cannot change: where NixOS keeps the running system, and secrets' managers
-/// what they manage.
+/// The paths in `/run` that every service sees read-only: the running NixOS system, and the files of secrets
+/// managers.
 const SHOWN_READ_ONLY: [&str; 6] =
     ["/run/agenix", "/run/booted-system", "/run/current-system", "/run/keys", "/run/opengl-driver", "/run/secrets"];
 
-/// The folder of the system bus.
+/// The directory of the system bus.
 const SYSTEM_BUS: &str = "/run/dbus";
 
-/// What is asked for.
+/// A request to put a service into a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DropInRequest {
@@ -32,28 +35,28 @@ pub struct DropInRequest {
     pub service: ServiceName,
     /// The tunnel.
     pub tunnel: TunnelName,
-    /// Whether it sees the system bus.
+    /// Whether the service sees the system bus.
     #[serde(default)]
     pub dbus: DbusAccess,
-    /// What it sees of `/run` besides.
+    /// More paths in `/run` that the service sees.
     #[serde(default)]
     pub show: Vec<PathBuf>,
 }
 
-/// What its unit says already. Nothing, of a unit that systemd knows nothing of yet.
+/// The existing settings of a service's unit; all empty if systemd does not know the unit yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceFacts {
     /// `Type=`.
     pub kind: String,
-    /// `RuntimeDirectory=`: folders below `/run` that are the service's own.
+    /// `RuntimeDirectory=`: the service's own directories, relative to `/run`.
     pub runtime_directories: Vec<String>,
     /// `ReadWritePaths=`, `ReadOnlyPaths=`, `ExecPaths=` and `NoExecPaths=`, as far as they must exist, and `/run`
     /// itself in any case.
     pub used_paths: Vec<PathBuf>,
-    /// `BindPaths=` and `BindReadOnlyPaths=`, an entry each: `[-]SOURCE[:TARGET[:OPTIONS]]`.
+    /// The entries of `BindPaths=` and `BindReadOnlyPaths=`: `[-]SOURCE[:TARGET[:OPTIONS]]`.
     pub bind_paths: Vec<String>,
-    /// The names of the programs of `ExecStart=`, without their folders.
+    /// The file names of the programs of `ExecStart=`.
     pub programs: Vec<String>,
     /// Whether it runs as root and keeps CAP_SYS_ADMIN.
     pub privileged: bool,
@@ -69,22 +72,23 @@ pub struct ServiceFacts {
     pub sockets: Vec<SocketFacts>,
 }
 
-/// What a socket unit says.
+/// The settings of a socket unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SocketFacts {
-    /// The unit.
+    /// Its name.
     pub name: String,
-    /// Where it listens: `[::]:80`, `/run/socket`, `@abstract`, and so on.
+    /// The addresses that it listens on: `[::]:80`, `/run/socket`, `@abstract`, and so on.
     pub listens: Vec<String>,
     /// `NetworkNamespacePath=`.
     pub network_namespace: Option<PathBuf>,
 }
 
-/// The drop-in that puts a service into a tunnel.
+/// Returns the text of the drop-in that puts a service into a tunnel.
 ///
 /// # Errors
-/// All that speaks against it.
+///
+/// Returns all reasons why a drop-in cannot do that.
 pub fn render(request: &DropInRequest, facts: &ServiceFacts) -> Result<String, Vec<DropInError>> {
     let DropInRequest { service, tunnel, dbus, show } = request;
     let mut shown: Vec<PathBuf> = facts.runtime_directories.iter().map(|name| Path::new("/run").join(name)).collect();
@@ -140,7 +144,7 @@ TemporaryFileSystem=/sys/class/net:ro /sys/devices/virtual/net:ro
     ))
 }
 
-/// What the administrator should know of a service that goes into a tunnel.
+/// Returns what the administrator should know about a service that is put into a tunnel.
 pub fn warnings(request: &DropInRequest, facts: &ServiceFacts) -> Vec<String> {
     let warning = || {
         format!(
@@ -152,7 +156,7 @@ pub fn warnings(request: &DropInRequest, facts: &ServiceFacts) -> Vec<String> {
     facts.privileged.then(warning).into_iter().collect()
 }
 
-/// What `/var/run` is another name of.
+/// Replaces `/var/run`, which is a link, by `/run`.
 fn below_real_run(path: &Path) -> PathBuf {
     path.strip_prefix("/var/run").map_or_else(|_| path.to_owned(), |rest| Path::new("/run").join(rest))
 }

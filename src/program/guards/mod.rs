@@ -1,8 +1,10 @@
-//! The guards of a program: two helper processes that keep it from handing its work to processes outside the tunnel. The socket
-//! guard decides about its connections to unix sockets; the session bus filter stands between it and the session bus.
+//! The guards of a program: two helper processes that keep it from handing its work to processes outside the tunnel.
+//! The socket guard decides about its connections to unix sockets; the session bus filter stands between it and the
+//! session bus.
 //!
-//! They run as the program's user, and report refusals to the launcher. They are processes of their own since the launcher may
-//! be unable to answer: stopped with its job, waiting for a keeper, or writing to a terminal that is not read.
+//! They run as the program's user, and report refusals to the launcher. They are processes of their own since the
+//! launcher may be unable to answer: stopped with its job, waiting for a keeper, or writing to a terminal that is not
+//! read.
 
 mod process;
 mod session_bus;
@@ -138,8 +140,8 @@ impl Guards {
     /// Starts the guards that a program needs.
     ///
     /// # Errors
-    /// Returns an error if a guard cannot be prepared, or its process not be created. A failure of the guard itself is returned
-    /// by [`Self::await_ready`].
+    /// Returns an error if a guard cannot be prepared, or its process not be created. A failure of the guard itself is
+    /// returned by [`Self::await_ready`].
     pub(super) fn start(program: &Program) -> Result<Self, Failure> {
         let mut guards = Self::default();
         if fault::is_broken("sockets") {
@@ -192,7 +194,8 @@ impl Guards {
         self.bus_filter.as_ref().map(|_| session_bus::ADDRESS)
     }
 
-    /// Subjects the calling process, which must be in the tunnel's network namespace, and its descendants to the socket guard.
+    /// Subjects the calling process, which must be in the tunnel's network namespace, and its descendants to the socket
+    /// guard.
     ///
     /// # Errors
     /// Returns the error of the system call that failed; `EBUSY` if the process has a similar supervisor already.
@@ -200,7 +203,8 @@ impl Guards {
         self.socket_guard.as_ref().map_or(Ok(()), SocketGuard::guard_caller)
     }
 
-    /// Drops the launcher's copies of what the program's process uses, so that the guards notice if that process ends early.
+    /// Drops the launcher's copies of what the program's process uses, so that the guards notice if that process ends
+    /// early.
     pub(super) fn leave_to_child(&mut self) {
         self.socket_guard = None;
         self.bus_filter = None;
@@ -230,7 +234,8 @@ impl Guards {
         self.guards.iter().map(|guard| guard.refused).sum()
     }
 
-    /// Returns the message for the user about a process that has ended, if that was a guard and its end has consequences.
+    /// Returns the message for the user about a process that has ended, if that was a guard and its end has
+    /// consequences.
     pub(super) fn describe_end(&mut self, pid: i32, status: WaitStatus) -> Option<String> {
         let index = self.guards.iter().position(|guard| guard.pid.as_raw() == pid)?;
         let guard = &mut self.guards[index];

@@ -1,5 +1,5 @@
-//! The session bus filter: a process that serves the program's session bus at a socket in its own `/run`, and filters the messages
-//! to the real one ([`crate::bus`]).
+//! The session bus filter: a process that serves the program's session bus at a socket in its own `/run`, and filters
+//! the messages to the real one ([`crate::bus`]).
 
 use std::collections::HashSet;
 use std::io;
@@ -48,7 +48,8 @@ pub(super) struct BusFilter {
 }
 
 impl BusFilter {
-    /// Prepares the filter if the program's session bus is to be filtered and there is one. Returns the work of its process.
+    /// Prepares the filter if the program's session bus is to be filtered and there is one. Returns the work of its
+    /// process.
     ///
     /// # Errors
     /// Returns an error if the socket or the pipe cannot be created.

@@ -1,5 +1,5 @@
-//! Looks up the file of a unix socket as a thread of the program sees it: from its root and working directories, which may
-//! differ from those of the calling process.
+//! Looks up the file of a unix socket as a thread of the program sees it: from its root and working directories, which
+//! may differ from those of the calling process.
 
 use std::ffi::OsStr;
 use std::io;
@@ -54,8 +54,8 @@ fn open_as(process: &Path, path: &[u8], flags: OFlags) -> rustix::io::Result<Own
         Start::Itself(name) => return rustix::fs::open(process.join(name), flags, Mode::empty()),
     };
     let Some(whole) = whole else {
-        // The directory has no path any more. Symbolic links could lead elsewhere here than for the process, so they are refused,
-        // and so are missing files.
+        // The directory has no path any more. Symbolic links could lead elsewhere here than for the process, so they
+        // are refused, and so are missing files.
         let directory = rustix::fs::open(process.join("cwd"), flags | OFlags::DIRECTORY, Mode::empty())?;
         return resolve(&directory, path, flags, ResolveFlags::NO_SYMLINKS).map_err(|error| match error {
             rustix::io::Errno::NOENT => rustix::io::Errno::ACCESS,
@@ -104,8 +104,8 @@ fn start_of(path: &[u8]) -> (Start<'_>, &[u8]) {
     }
 }
 
-/// Turns a path from one of a process's directories into one from its root directory. Returns `None` if the directory has no
-/// path any more.
+/// Turns a path from one of a process's directories into one from its root directory. Returns `None` if the directory
+/// has no path any more.
 fn from_root(process: &Path, name: &OsStr, path: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
     let link = |name: &OsStr| rustix::fs::readlinkat(CWD, process.join(name), Vec::new());
     let (root, directory) = (link(OsStr::new("root"))?, link(name)?);

@@ -1,8 +1,8 @@
-//! The socket guard: a process that decides about each connection of the program to a unix socket, so that no process outside
-//! the tunnel does the program's work.
+//! The socket guard: a process that decides about each connection of the program to a unix socket, so that no process
+//! outside the tunnel does the program's work.
 //!
-//! The seccomp filter by which the kernel asks the guard is in [`crate::linux::seccomp::connect`]. The policy for sockets of the
-//! host is in [`crate::plan::host_sockets`].
+//! The seccomp filter by which the kernel asks the guard is in [`crate::linux::seccomp::connect`]. The policy for
+//! sockets of the host is in [`crate::plan::host_sockets`].
 //!
 //! If the guard ends, every call that it would be asked about fails with `ENOSYS`.
 
@@ -68,7 +68,8 @@ impl SocketGuard {
     /// Prepares the guard of a program. Returns the work of its process.
     ///
     /// # Errors
-    /// Returns an error if the kernel does not list unix sockets. Without that list, sockets inside could not be told apart.
+    /// Returns an error if the kernel does not list unix sockets. Without that list, sockets inside could not be told
+    /// apart.
     pub(super) fn prepare(program: &Program) -> Result<(Self, Work), Failure> {
         UnixSockets::open().and_then(|sockets| sockets.bound()).map_err(|error| {
             Failure::new(format!("cannot guard unix sockets: the kernel does not list them (unix_diag): {error}"))

@@ -26,22 +26,24 @@ const FORWARDED: [Signal; 12] = [
 
 /// Returns the numbers of the signals that the launcher forwards to the program, and of SIGCHLD.
 ///
-/// These are all signals that another process may send to control a program. A service manager sends SIGABRT to a service
-/// that hangs (systemd.service(5), `WatchdogSignal=`), and any signal to stop it (systemd.kill(5), `KillSignal=`).
+/// These are all signals that another process may send to control a program. A service manager sends SIGABRT to a
+/// service that hangs (systemd.service(5), `WatchdogSignal=`), and any signal to stop it (systemd.kill(5),
+/// `KillSignal=`).
 pub fn forwarded_signals() -> impl Iterator<Item = i32> {
     let forwarded = FORWARDED.into_iter().chain([Signal::SIGCHLD]);
     forwarded.map(|signal| signal as i32).chain(signals::real_time_numbers())
 }
 
 impl Supervision<'_> {
-    /// Forwards a signal to the program, or after its end to the processes that it left behind, unless they have had it already.
+    /// Forwards a signal to the program, or after its end to the processes that it left behind, unless they have had it
+    /// already.
     pub(super) fn forward(&mut self, signal: ReceivedSignal) -> io::Result<()> {
         if signal.is(Signal::SIGCHLD) || signal.from_self {
             return Ok(());
         }
         if signal.from_kernel {
-            // A terminal signals its whole foreground process group, including the program. But when it hangs up, the kernel
-            // signals only the session's leader.
+            // A terminal signals its whole foreground process group, including the program. But when it hangs up, the
+            // kernel signals only the session's leader.
             let hung_up = [Signal::SIGHUP, Signal::SIGCONT].into_iter().find(|sent| signal.is(*sent));
             return match hung_up.filter(|_| is_session_leader()) {
                 Some(sent) => self.hang_up(sent),
@@ -66,8 +68,8 @@ impl Supervision<'_> {
         Ok(())
     }
 
-    /// Forwards a terminal's signal, once the program has ended, to the processes that it left behind in other process groups:
-    /// those have not received it.
+    /// Forwards a terminal's signal, once the program has ended, to the processes that it left behind in other process
+    /// groups: those have not received it.
     fn forward_to_other_groups(&self, number: i32) -> io::Result<()> {
         if self.outcome.is_none() {
             return Ok(());
@@ -81,7 +83,8 @@ impl Supervision<'_> {
         Ok(())
     }
 
-    /// Signals the launcher's process group and the program, as the kernel does when a session's leader ends with its terminal.
+    /// Signals the launcher's process group and the program, as the kernel does when a session's leader ends with its
+    /// terminal.
     fn hang_up(&self, signal: Signal) -> io::Result<()> {
         let own = nix::unistd::getpgrp();
         nix::sys::signal::killpg(own, signal)?;
@@ -92,8 +95,8 @@ impl Supervision<'_> {
     }
 }
 
-/// Stops the launcher as the program has stopped, so that the shell sees its job stop. The shell's SIGCONT goes to the whole
-/// process group, and continues both. A SIGCONT to the launcher alone is forwarded.
+/// Stops the launcher as the program has stopped, so that the shell sees its job stop. The shell's SIGCONT goes to the
+/// whole process group, and continues both. A SIGCONT to the launcher alone is forwarded.
 pub(super) fn stop_with_program(signal: i32) -> io::Result<()> {
     if [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].iter().any(|stops| *stops as i32 == signal) {
         signals::stop_self()?;

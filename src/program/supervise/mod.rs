@@ -1,5 +1,5 @@
-//! Supervises a running program: forwards signals to it, stops and continues with it, and waits for its end and for that of the
-//! processes that it left behind.
+//! Supervises a running program: forwards signals to it, stops and continues with it, and waits for its end and for
+//! that of the processes that it left behind.
 
 mod forwarding;
 mod notices;
@@ -17,7 +17,7 @@ use super::guards::RefusalReport;
 use super::launch::Companions;
 use super::{Outcome, Program, privileges};
 use crate::failure::{Doing, Failure};
-use crate::lease::{Event, Lease};
+use crate::lease::{KeeperEvent, Lease};
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, ProcessHandle};
 use crate::linux::signals::Signals;
@@ -134,7 +134,8 @@ impl Supervision<'_> {
         {
             return Ok(());
         }
-        // The handle is opened before the check, after which the PID can no longer pass to an unrelated process unnoticed.
+        // The handle is opened before the check, after which the PID can no longer pass to an unrelated process
+        // unnoticed.
         match ProcessHandle::of(declared) {
             Ok(handle) if is_descendant(declared) && !handle.has_ended()? => {
                 tracing::debug!("the main process is {declared} now");
@@ -258,7 +259,8 @@ impl Supervision<'_> {
         Ok(process::children()?.into_iter().filter(is_orphan).collect())
     }
 
-    /// Processes the available events of the keeper. If the keeper has killed the program, it has sent the reason before.
+    /// Processes the available events of the keeper. If the keeper has killed the program, it has sent the reason
+    /// before.
     fn drain_keeper_events(&mut self) -> io::Result<()> {
         while self.tunnel_end.is_none() && wait_for(&[self.lease.as_fd()], Some(Duration::ZERO))? == [true] {
             self.receive_keeper_event()?;
@@ -268,9 +270,9 @@ impl Supervision<'_> {
 
     fn receive_keeper_event(&mut self) -> io::Result<()> {
         let reason = match self.lease.next_event()? {
-            Some(Event::Failed(failure)) => failure,
-            Some(Event::Gone) => Failure::new("it was taken down"),
-            Some(Event::Connected) => {
+            Some(KeeperEvent::Failed(failure)) => failure,
+            Some(KeeperEvent::Gone) => Failure::new("it was taken down"),
+            Some(KeeperEvent::Connected) => {
                 self.notices.handshake_completed(self.tunnel);
                 return Ok(());
             }
@@ -287,7 +289,8 @@ impl Supervision<'_> {
         Ok(())
     }
 
-    /// Finds or starts a successor of a killed keeper. The program runs on meanwhile, and still has no way out but the tunnel.
+    /// Finds or starts a successor of a killed keeper. The program runs on meanwhile, and still has no way out but the
+    /// tunnel.
     fn recover(&mut self) -> Result<(), Failure> {
         let before = process::children().doing("list the children of this process")?;
         let recovered = recovery::recover(self.tunnel, self.lease);

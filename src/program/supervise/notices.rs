@@ -71,7 +71,8 @@ impl Notices {
         if self.handshake_due.is_some_and(|due| due <= Instant::now()) {
             (self.handshake_due, self.missed_handshake) = (None, true);
             tracing::warn!(
-                "no handshake with any peer within {} s, so the program has no network yet: see `vpn-exec status {tunnel}`",
+                "no handshake with any peer within {} s, so the program has no network yet: \
+                 see `vpn-exec status {tunnel}`",
                 HANDSHAKE_DELAY.as_secs()
             );
         }

@@ -157,7 +157,8 @@ impl Copier {
         }
     }
 
-    /// Stops, as the launcher has stopped or the program asks for input in the background. Continues the launcher afterwards.
+    /// Stops, as the launcher has stopped or the program asks for input in the background. Continues the launcher
+    /// afterwards.
     fn stop(&mut self, signal: Signal) -> io::Result<()> {
         self.restore();
         terminal::stop_group(signal)?;

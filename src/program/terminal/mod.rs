@@ -1,11 +1,11 @@
-//! Gives the program its own terminal, a pseudoterminal, instead of the caller's: with `--pty`, and wherever the caller's terminal
-//! belongs to another user than the program. A process that has a terminal open can read the input of later programs there, and
-//! write anything to it.
+//! Gives the program its own terminal, a pseudoterminal, instead of the caller's: with `--pty`, and wherever the
+//! caller's terminal belongs to another user than the program. A process that has a terminal open can read the input of
+//! later programs there, and write anything to it.
 //!
-//! The original process stays at the caller's terminal, copies input and output (`copier`), and forwards signals. Its child leads a
-//! session at the new terminal and is the launcher. The program is a job of that session, as in a shell: the foreground job at once
-//! if standard input and output are terminals, else as soon as it asks for input. So `vpn-exec -- PROGRAM | less` leaves the keys to
-//! less.
+//! The original process stays at the caller's terminal, copies input and output (`copier`), and forwards signals. Its
+//! child leads a session at the new terminal and is the launcher. The program is a job of that session, as in a shell:
+//! the foreground job at once if standard input and output are terminals, else as soon as it asks for input. So
+//! `vpn-exec -- PROGRAM | less` leaves the keys to less.
 
 mod copier;
 
@@ -61,9 +61,9 @@ fn standard_terminals() -> [(i32, Option<(u64, u32)>); 3] {
     [(0, of(io::stdin().as_fd())), (1, of(io::stdout().as_fd())), (2, of(io::stderr().as_fd()))]
 }
 
-/// Replaces the caller's terminal. Returns at once in a new process, which continues as the launcher, and in the calling process
-/// once the launcher has ended. The calling process calls `forget` to drop secrets, and closes the descriptors from 3 on, of which
-/// `passed` are the launcher's.
+/// Replaces the caller's terminal. Returns at once in a new process, which continues as the launcher, and in the
+/// calling process once the launcher has ended. The calling process calls `forget` to drop secrets, and closes the
+/// descriptors from 3 on, of which `passed` are the launcher's.
 ///
 /// # Errors
 /// Returns `ENOTTY` if the caller has no terminal; the error of the system call that failed.
@@ -118,8 +118,8 @@ impl OwnTerminal {
         if self.is_interactive { terminal::set_foreground(&self.terminal, program.as_raw()) } else { Ok(()) }
     }
 
-    /// Makes the process group of a process that has stopped to wait for the terminal the foreground job. Returns false if the process
-    /// has stopped for another reason.
+    /// Makes the process group of a process that has stopped to wait for the terminal the foreground job. Returns false
+    /// if the process has stopped for another reason.
     ///
     /// # Errors
     /// Returns the error of the system call that failed.
@@ -135,7 +135,8 @@ impl OwnTerminal {
         Ok(true)
     }
 
-    /// Makes the launcher the foreground job again. It forwards the terminal's signals to processes that the program left behind.
+    /// Makes the launcher the foreground job again. It forwards the terminal's signals to processes that the program
+    /// left behind.
     pub(super) fn end(&self) {
         if let Err(error) = terminal::set_foreground(&self.terminal, nix::unistd::getpgrp().as_raw()) {
             tracing::debug!(%error, "cannot become the foreground job of the terminal");

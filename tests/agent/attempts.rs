@@ -1,4 +1,4 @@
-//! One attempt by each vector. That it fails is what is hoped for; whether it got anywhere is for the judge to say.
+//! One attempt by each vector. The tests hope that it fails; the judge of the leak tests decides whether it got anywhere.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -9,9 +9,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::agent::ARGUMENTS;
-use lab::trespass::{bound, packet_send, packetinfo_send, unicast};
-use lab::{Addresses, HOST, LAN, PRIVATE_LAN, ROUTER, WEB, dns};
 use libc::AF_INET;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, send, sendto, setsockopt, socket,
@@ -20,7 +17,14 @@ use nix::sys::socket::{
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::Netlink;
 
-use crate::vectors::{ABSTRACT, AT_ONCE, LEFT_OPEN, Stamp};
+use crate::dns_client;
+use crate::shared::addresses::{Addresses, HOST, LAN, PRIVATE_LAN, ROUTER, WEB};
+use crate::shared::patience::patience;
+use crate::shared::sending::{INTERFACES, bound};
+use crate::shared::stamp::{ABSTRACT_SOCKET, Stamp};
+use crate::shared::variables;
+use crate::syscalls::send_by_io_uring;
+use crate::trespass::{packet_send, packetinfo_send, unicast};
 
 pub(crate) const WEB4: IpAddr = IpAddr::V4(WEB.ipv4);
 pub(crate) const WEB6: IpAddr = IpAddr::V6(WEB.ipv6);
@@ -32,19 +36,16 @@ pub(crate) const HOST4: IpAddr = IpAddr::V4(HOST.ipv4);
 pub(crate) const HOST6: IpAddr = IpAddr::V6(HOST.ipv6);
 pub(crate) const PRIVATE4: IpAddr = IpAddr::V4(PRIVATE_LAN.ipv4);
 pub(crate) const PRIVATE6: IpAddr = IpAddr::V6(PRIVATE_LAN.ipv6);
-/// systemd-resolved's, on a host's loopback.
+/// The stub resolver of systemd-resolved, on a host's loopback interface.
 pub(crate) const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 
-/// How long an answer is waited for.
+/// The time for which an attempt waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// How long another program may take: it sends its first question when it has begun, and what comes after is the same.
-const RUNS: Duration = Duration::from_millis(1500);
+/// The time that another program may take. It sends its first question at its start, and then repeats it.
+const RUNTIME: Duration = Duration::from_millis(1500);
 
-/// Every interface that there may be, inside or outside.
-const DEVICES: [&str; 4] = ["host0", "wg0", "eth0", "lan0"];
-
-/// A port where nobody is (RFC 863).
+/// The discard port (RFC 863), on which no process listens.
 const DISCARD: u16 = 9;
 
 fn any(like: IpAddr) -> SocketAddr {
@@ -53,13 +54,13 @@ fn any(like: IpAddr) -> SocketAddr {
 }
 
 pub(crate) fn udp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
-    UdpSocket::bind(any(to))?.send_to(&stamp.text(), (to, DISCARD)).map(drop)
+    UdpSocket::bind(any(to))?.send_to(&stamp.payload(), (to, DISCARD)).map(drop)
 }
 
 pub(crate) fn tcp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&(to, 80).into(), lab::patience(PATIENCE))?;
-    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
-    stream.write_all(&[b"GET /", &stamp.text()[..], b" HTTP/1.1\r\n\r\n"].concat())?;
+    let mut stream = TcpStream::connect_timeout(&(to, 80).into(), patience(PATIENCE))?;
+    stream.set_read_timeout(Some(patience(PATIENCE)))?;
+    stream.write_all(&[b"GET /", &stamp.payload()[..], b" HTTP/1.1\r\n\r\n"].concat())?;
     stream.read(&mut [0; 100]).map(drop)
 }
 
@@ -69,13 +70,13 @@ pub(crate) fn dns_udp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
 
 pub(crate) fn dns_udp_at(stamp: &Stamp, to: IpAddr, port: u16) -> io::Result<()> {
     let socket = UdpSocket::bind(any(to))?;
-    socket.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+    socket.set_read_timeout(Some(patience(PATIENCE)))?;
     socket.connect((to, port))?;
-    socket.send(&dns::query(&stamp.name(), dns::A)?)?;
+    socket.send(&dns_client::query(&stamp.host_name())?)?;
     socket.recv(&mut [0; 100]).map(drop)
 }
 
-/// A look-up by UDP-Lite (RFC 3828), whose ports rules for UDP do not see.
+/// Asks by UDP-Lite (RFC 3828), whose ports the rules for UDP do not match.
 pub(crate) fn dns_udplite(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 
@@ -83,7 +84,7 @@ pub(crate) fn dns_udplite(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDPLITE))?;
     let socket = UdpSocket::from(socket);
     socket.connect((to, 53))?;
-    socket.send(&dns::query(&stamp.name(), dns::A)?).map(drop)
+    socket.send(&dns_client::query(&stamp.host_name())?).map(drop)
 }
 
 pub(crate) fn dns_tcp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
@@ -91,14 +92,15 @@ pub(crate) fn dns_tcp(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
 }
 
 pub(crate) fn dns_tcp_at(stamp: &Stamp, to: IpAddr, port: u16) -> io::Result<()> {
-    let query = dns::query(&stamp.name(), dns::A)?;
-    let mut stream = TcpStream::connect_timeout(&(to, port).into(), lab::patience(PATIENCE))?;
-    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+    let query = dns_client::query(&stamp.host_name())?;
+    let mut stream = TcpStream::connect_timeout(&(to, port).into(), patience(PATIENCE))?;
+    stream.set_read_timeout(Some(patience(PATIENCE)))?;
     stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat())?;
     stream.read(&mut [0; 100]).map(drop)
 }
 
-/// The host's address on the link to it: the other one of the two that there are. On the host itself, its loopback.
+/// Returns the host's address on the veth: the other address of the link's network of two. On the host itself, returns the
+/// loopback address.
 pub(crate) fn gateway(family: i32) -> io::Result<IpAddr> {
     let mut netlink = Netlink::open()?;
     let Some(link) = netlink.link("host0")? else {
@@ -113,12 +115,12 @@ pub(crate) fn gateway(family: i32) -> io::Result<IpAddr> {
     })
 }
 
-/// Runs another program, for a while.
+/// Runs another program for at most [`RUNTIME`].
 fn run(command: &mut Command) -> io::Result<()> {
-    // One look-up is soon over, whoever does not answer.
+    // Ends a lookup soon if no server answers.
     command.env("RES_OPTIONS", "timeout:1 attempts:1");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let deadline = Instant::now() + lab::patience(RUNS);
+    let deadline = Instant::now() + patience(RUNTIME);
     while child.try_wait()?.is_none() {
         if Instant::now() > deadline {
             child.kill()?;
@@ -131,29 +133,29 @@ fn run(command: &mut Command) -> io::Result<()> {
 }
 
 pub(crate) fn getent(stamp: &Stamp) -> io::Result<()> {
-    run(Command::new("getent").args(["ahosts", &stamp.name()]))
+    run(Command::new("getent").args(["ahosts", &stamp.host_name()]))
 }
 
 pub(crate) fn python(stamp: &Stamp) -> io::Result<()> {
-    // Debian's own before one of the user's that may take its time.
+    // Debian's Python starts faster than one that a user may have installed.
     let debians = "/usr/bin/python3";
     let python = if Path::new(debians).exists() { debians } else { "python3" };
     let script = "import socket, sys; socket.getaddrinfo(sys.argv[1], 80)";
-    run(Command::new(python).args(["-I", "-S", "-c", script, &stamp.name()]))
+    run(Command::new(python).args(["-I", "-S", "-c", script, &stamp.host_name()]))
 }
 
 pub(crate) fn curl(stamp: &Stamp) -> io::Result<()> {
-    run(Command::new("curl").args(["--silent", "--max-time", "3", &format!("http://{}/", stamp.name())]))
+    run(Command::new("curl").args(["--silent", "--max-time", "3", &format!("http://{}/", stamp.host_name())]))
 }
 
-/// Tells somebody who listens at a path below `/run` or `/var/run`, and waits for an answer.
-fn tell(path: &str, messages: &[&[u8]]) -> io::Result<()> {
+/// Sends messages to a socket below `/run` or `/var/run`, and waits for an answer to each.
+fn send_to(path: &str, messages: &[&[u8]]) -> io::Result<()> {
     let stream = UnixStream::connect(Path::new("/run").join(path));
     converse(stream.or_else(|_| UnixStream::connect(Path::new("/var/run").join(path)))?, messages)
 }
 
 fn converse(mut stream: UnixStream, messages: &[&[u8]]) -> io::Result<()> {
-    stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
+    stream.set_read_timeout(Some(patience(PATIENCE)))?;
     for message in messages {
         stream.write_all(message)?;
         let _ = stream.read(&mut [0; 1000])?;
@@ -161,21 +163,21 @@ fn converse(mut stream: UnixStream, messages: &[&[u8]]) -> io::Result<()> {
     Ok(())
 }
 
-/// A question for addresses in the protocol of the C library (glibc's nscd/nscd-client.h).
+/// Asks nscd for addresses in glibc's protocol (nscd/nscd-client.h).
 pub(crate) fn nscd(stamp: &Stamp) -> io::Result<()> {
-    tell("nscd/socket", &[&nscd_question(stamp)])
+    send_to("nscd/socket", &[&nscd_question(stamp)])
 }
 
 fn nscd_question(stamp: &Stamp) -> Vec<u8> {
     const VERSION: u32 = 2;
     const GETAI: u32 = 14;
-    let name = [stamp.name().as_bytes(), b"\0"].concat();
+    let name = [stamp.host_name().as_bytes(), b"\0"].concat();
     let header = [VERSION, GETAI, name.len() as u32].map(u32::to_ne_bytes).concat();
     [header, name].concat()
 }
 
-/// Looks for the socket as every other process sees it, the host's among them.
-pub(crate) fn nscd_of_others(stamp: &Stamp) -> io::Result<()> {
+/// Looks for nscd's socket by `/proc/PID/root` of every process.
+pub(crate) fn nscd_by_proc(stamp: &Stamp) -> io::Result<()> {
     let mut last = Err(io::ErrorKind::NotFound.into());
     for entry in std::fs::read_dir("/proc")?.flatten() {
         match UnixStream::connect(entry.path().join("root/run/nscd/socket")) {
@@ -189,18 +191,18 @@ pub(crate) fn nscd_of_others(stamp: &Stamp) -> io::Result<()> {
 pub(crate) fn varlink(stamp: &Stamp) -> io::Result<()> {
     let call = format!(
         r#"{{"method":"io.systemd.Resolve.ResolveHostname","parameters":{{"name":"{}","family":2,"flags":0}}}}"#,
-        stamp.name()
+        stamp.host_name()
     );
-    tell("systemd/resolve/io.systemd.Resolve", &[&[call.as_bytes(), b"\0"].concat()])
+    send_to("systemd/resolve/io.systemd.Resolve", &[&[call.as_bytes(), b"\0"].concat()])
 }
 
 pub(crate) fn dbus(stamp: &Stamp) -> io::Result<()> {
-    // The number of the user, as text, in hexadecimal digits.
+    // The user ID as text, in hexadecimal digits.
     let user: String = nix::unistd::getuid().to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
     let manager = "org.freedesktop.resolve1";
     let hello = dbus_call(1, "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello", "", &[]);
     let mut body = 0_i32.to_le_bytes().to_vec();
-    dbus_string(&mut body, &stamp.name());
+    dbus_string(&mut body, &stamp.host_name());
     body.resize(body.len().next_multiple_of(4), 0);
     body.extend(2_i32.to_le_bytes());
     body.resize(body.len().next_multiple_of(8), 0);
@@ -208,7 +210,7 @@ pub(crate) fn dbus(stamp: &Stamp) -> io::Result<()> {
     let path = "/org/freedesktop/resolve1";
     let resolve = dbus_call(2, manager, path, "org.freedesktop.resolve1.Manager", "ResolveHostname", "isit", &body);
     let authentication = format!("\0AUTH EXTERNAL {user}\r\n");
-    tell("dbus/system_bus_socket", &[authentication.as_bytes(), &[b"BEGIN\r\n", &hello[..]].concat(), &resolve])
+    send_to("dbus/system_bus_socket", &[authentication.as_bytes(), &[b"BEGIN\r\n", &hello[..]].concat(), &resolve])
 }
 
 fn dbus_string(bytes: &mut Vec<u8>, text: &str) {
@@ -250,58 +252,58 @@ fn dbus_call(
 }
 
 pub(crate) fn avahi(stamp: &Stamp) -> io::Result<()> {
-    tell("avahi-daemon/socket", &[format!("RESOLVE-HOSTNAME {}\n", stamp.name()).as_bytes()])
+    send_to("avahi-daemon/socket", &[format!("RESOLVE-HOSTNAME {}\n", stamp.host_name()).as_bytes()])
 }
 
-/// A server that runs what it is told, as tmux's does, at a socket that is in no directory which is copied.
+/// A server that executes requests, as tmux's does, at a socket in a directory that the program's view shows.
 pub(crate) fn server(stamp: &Stamp) -> io::Result<()> {
-    tell("leaks/server", &[&stamp.text()])
+    send_to("leaks/server", &[&stamp.payload()])
 }
 
 pub(crate) fn server_by_link(stamp: &Stamp) -> io::Result<()> {
-    converse(UnixStream::connect("/proc/self/root/run/leaks/server")?, &[&stamp.text()])
+    converse(UnixStream::connect("/proc/self/root/run/leaks/server")?, &[&stamp.payload()])
 }
 
-/// A container engine's daemon.
+/// The daemon of a container engine.
 pub(crate) fn engine(stamp: &Stamp) -> io::Result<()> {
-    tell("docker.sock", &[&stamp.text()])
+    send_to("docker.sock", &[&stamp.payload()])
 }
 
-/// The user's own bus, past the filter that the environment names.
+/// The user's session bus itself, in place of the filter that the environment names.
 pub(crate) fn session_bus(stamp: &Stamp) -> io::Result<()> {
-    tell("user/0/bus", &[format!("\0AUTH EXTERNAL 30\r\n{}", stamp.name()).as_bytes()])
+    send_to("user/0/bus", &[format!("\0AUTH EXTERNAL 30\r\n{}", stamp.host_name()).as_bytes()])
 }
 
 pub(crate) fn abstract_socket(stamp: &Stamp) -> io::Result<()> {
-    let address = std::os::unix::net::SocketAddr::from_abstract_name(ABSTRACT)?;
-    UnixStream::connect_addr(&address)?.write_all(&stamp.text())
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(ABSTRACT_SOCKET)?;
+    UnixStream::connect_addr(&address)?.write_all(&stamp.payload())
 }
 
-/// Multicast and broadcast: as the routes have it, and by each device.
-fn to_all(text: &[u8], to: &str) -> io::Result<()> {
+/// Sends by multicast or broadcast, by the routes and by each interface.
+fn send_to_all(text: &[u8], to: &str) -> io::Result<()> {
     let to: SocketAddr = to.parse().map_err(io::Error::other)?;
     let call = |socket: io::Result<UdpSocket>| {
         let socket = socket?;
         socket.set_broadcast(true)?;
         socket.send_to(text, to).map(drop)
     };
-    let sent = DEVICES.map(|device| call(bound(device, to, SockType::Datagram).map(UdpSocket::from)));
+    let sent = INTERFACES.map(|interface| call(bound(interface, to, SockType::Datagram).map(UdpSocket::from)));
     call(UdpSocket::bind(any(to.ip()))).or(sent.into_iter().find(Result::is_ok).unwrap_or(Ok(())))
 }
 
-pub(crate) fn question_to_all(stamp: &Stamp, to: &str) -> io::Result<()> {
-    to_all(&dns::query(&stamp.name(), dns::A)?, to)
+pub(crate) fn multicast_question(stamp: &Stamp, to: &str) -> io::Result<()> {
+    send_to_all(&dns_client::query(&stamp.host_name())?, to)
 }
 
-pub(crate) fn call_to_all(stamp: &Stamp, to: &str) -> io::Result<()> {
-    to_all(&stamp.text(), to)
+pub(crate) fn multicast(stamp: &Stamp, to: &str) -> io::Result<()> {
+    send_to_all(&stamp.payload(), to)
 }
 
-/// Tries something with each device; it has succeeded if it has once.
-fn with_each_device(one: impl Fn(&str) -> io::Result<()>) -> io::Result<()> {
+/// Tries something with each interface. Succeeds if one attempt does.
+fn with_each_interface(one: impl Fn(&str) -> io::Result<()>) -> io::Result<()> {
     let mut last = Err(io::ErrorKind::NotFound.into());
-    for device in DEVICES {
-        match one(device) {
+    for interface in INTERFACES {
+        match one(interface) {
             Ok(()) => last = Ok(()),
             Err(error) if last.is_err() => last = Err(error),
             Err(_) => {}
@@ -310,32 +312,32 @@ fn with_each_device(one: impl Fn(&str) -> io::Result<()>) -> io::Result<()> {
     last
 }
 
-pub(crate) fn by_each_device(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
+pub(crate) fn by_each_interface(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     let to = SocketAddr::new(to, DISCARD);
-    with_each_device(|device| {
-        UdpSocket::from(bound(device, to, SockType::Datagram)?).send_to(&stamp.text(), to).map(drop)
+    with_each_interface(|interface| {
+        UdpSocket::from(bound(interface, to, SockType::Datagram)?).send_to(&stamp.payload(), to).map(drop)
     })
 }
 
 pub(crate) fn packet_information(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
-    with_each_device(|device| packetinfo_send(device, (to, DISCARD).into(), &stamp.text()).map(drop))
+    with_each_interface(|interface| packetinfo_send(interface, (to, DISCARD).into(), &stamp.payload()).map(drop))
 }
 
 pub(crate) fn unicast_interface(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     let to = SocketAddr::new(to, DISCARD);
-    with_each_device(|device| unicast(device, to)?.send_to(&stamp.text(), to).map(drop))
+    with_each_interface(|interface| unicast(interface, to)?.send_to(&stamp.payload(), to).map(drop))
 }
 
 pub(crate) fn unrouted(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     let socket = UdpSocket::bind(any(to))?;
     setsockopt(&socket, sockopt::DontRoute, &true)?;
-    socket.send_to(&stamp.text(), (to, DISCARD)).map(drop)
+    socket.send_to(&stamp.payload(), (to, DISCARD)).map(drop)
 }
 
-/// Asks for an echo by a socket as ping(8) has it, which takes no privilege (icmp(7)).
+/// Sends an echo request by an unprivileged ICMP socket (icmp(7)), as ping(8) does.
 fn ping(family: AddressFamily, protocol: SockProtocol, kind: u8, stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
-    let packet = [&[kind, 0, 0, 0, 0, 1, 0, 1][..], &stamp.text()].concat();
+    let packet = [&[kind, 0, 0, 0, 0, 1, 0, 1][..], &stamp.payload()].concat();
     Ok(sendto(socket.as_raw_fd(), &packet, &SockaddrStorage::from(SocketAddr::new(to, 0)), MsgFlags::empty())
         .map(drop)?)
 }
@@ -348,9 +350,9 @@ pub(crate) fn ping6(stamp: &Stamp) -> io::Result<()> {
     ping(AddressFamily::Inet6, SockProtocol::IcmpV6, 128, stamp, WEB6)
 }
 
-/// A UDP packet with all its headers, and no checksum over the payload.
+/// Returns a UDP packet with all its headers, without a UDP checksum.
 fn packet_to(to: Addresses, ipv6: bool, stamp: &Stamp) -> Vec<u8> {
-    let text = stamp.text();
+    let text = stamp.payload();
     let udp_length = (8 + text.len()) as u16;
     let ports = [DISCARD.to_be_bytes(), DISCARD.to_be_bytes(), udp_length.to_be_bytes(), [0, 0]].concat();
     let header = if ipv6 {
@@ -368,18 +370,18 @@ fn packet_to(to: Addresses, ipv6: bool, stamp: &Stamp) -> Vec<u8> {
     [header, ports, text].concat()
 }
 
-/// Sends by a raw socket, as the routes have it and by each device.
+/// Sends by a raw socket, by the routes and by each interface.
 fn raw(family: AddressFamily, protocol: SockProtocol, packet: &[u8], to: IpAddr) -> io::Result<()> {
     let to = SockaddrStorage::from(SocketAddr::new(to, 0));
-    let send = |device: Option<&str>| -> io::Result<()> {
+    let send = |interface: Option<&str>| -> io::Result<()> {
         let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        if let Some(device) = device {
-            setsockopt(&socket, sockopt::BindToDevice, &device.into())?;
+        if let Some(interface) = interface {
+            setsockopt(&socket, sockopt::BindToDevice, &interface.into())?;
         }
         Ok(sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty()).map(drop)?)
     };
     let plainly = send(None);
-    with_each_device(|device| send(Some(device))).or(plainly)
+    with_each_interface(|interface| send(Some(interface))).or(plainly)
 }
 
 pub(crate) fn raw4(stamp: &Stamp) -> io::Result<()> {
@@ -390,10 +392,10 @@ pub(crate) fn raw6(stamp: &Stamp) -> io::Result<()> {
     raw(AddressFamily::Inet6, SockProtocol::Raw, &packet_to(WEB, true, stamp), WEB6)
 }
 
-/// Asks all routers on the link to say who they are (RFC 4861 section 4.1).
+/// Sends a router solicitation (RFC 4861 section 4.1).
 pub(crate) fn router_solicitation(stamp: &Stamp) -> io::Result<()> {
     let mut option = vec![253, 0];
-    option.extend(stamp.text());
+    option.extend(stamp.payload());
     option.resize(option.len().next_multiple_of(8), 0);
     option[1] = (option.len() / 8) as u8;
     let packet = [&[133, 0, 0, 0, 0, 0, 0, 0][..], &option].concat();
@@ -402,34 +404,34 @@ pub(crate) fn router_solicitation(stamp: &Stamp) -> io::Result<()> {
 }
 
 pub(crate) fn packet(stamp: &Stamp) -> io::Result<()> {
-    with_each_device(|device| packet_send(device, &packet_to(WEB, false, stamp)))
+    with_each_interface(|interface| packet_send(interface, &packet_to(WEB, false, stamp)))
 }
 
 pub(crate) fn io_uring(stamp: &Stamp) -> io::Result<()> {
-    lab::send_by_io_uring((WEB4, DISCARD).into(), &stamp.text())
+    send_by_io_uring((WEB4, DISCARD).into(), &stamp.payload())
 }
 
 pub(crate) fn inherited(stamp: &Stamp) -> io::Result<()> {
-    let number: Option<RawFd> = std::env::var(LEFT_OPEN).ok().and_then(|number| number.parse().ok());
-    Ok(send(number.ok_or(io::ErrorKind::NotFound)?, &stamp.text(), MsgFlags::MSG_NOSIGNAL).map(drop)?)
+    let number: Option<RawFd> = std::env::var(variables::INHERITED_SOCKET).ok().and_then(|number| number.parse().ok());
+    Ok(send(number.ok_or(io::ErrorKind::NotFound)?, &stamp.payload(), MsgFlags::MSG_NOSIGNAL).map(drop)?)
 }
 
-/// Goes where the world's first process is, which is on the host, and sends there.
+/// Enters the network namespace of PID 1, which is the host's, and sends there.
 pub(crate) fn join_host(stamp: &Stamp) -> io::Result<()> {
     let host = NetworkNamespace::from(std::os::fd::OwnedFd::from(std::fs::File::open("/proc/1/ns/net")?));
     host.run(|| udp(stamp, WEB4))
 }
 
-/// In a user namespace of its own a program has all capabilities. Another copy of this one tries there what takes some, and sends
-/// then, wherever it has got to.
+/// A program has all capabilities in a user namespace of its own. Another agent in one tries the vectors that need some,
+/// and sends wherever it got to.
 pub(crate) fn user_namespace(stamp: &Stamp) -> io::Result<()> {
     let mut command = Command::new("unshare");
-    command.args(["--user", "--keep-caps"]).arg(std::env::current_exe()?).args(ARGUMENTS);
-    command.env_remove(AT_ONCE);
+    command.args(["--user", "--keep-caps"]).arg(std::env::current_exe()?).arg("act");
+    command.env_remove(variables::STAGE);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let mut orders = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
     for vector in ["join-host", "raw4", "raw6", "packet", "udp4-internet"] {
-        writeln!(orders, "stamped {vector} {}", stamp.label)?;
+        writeln!(orders, "try-vector {vector} {}", stamp.label)?;
     }
     drop(orders);
     child.wait().map(drop)

@@ -1,14 +1,13 @@
-//! What a hostile program tries, without any privilege or with those that it should not have: to leave by another interface
-//! than the tunnel's, to change the network, to get into another one.
+//! Acts of a hostile program: it sends by another interface than the tunnel's, changes the network, and enters other
+//! namespaces.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -18,10 +17,11 @@ use nix::sys::socket::{
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
-use crate::agent::{parsed, reply_time, unspecified};
+use crate::acts::{parsed, reply_time};
+use crate::shared::sending::{bound, send_storm, unspecified};
 use crate::syscalls;
 
-/// The interface of a socket's unicast datagrams (ip(7)), its number in the network's byte order.
+/// The interface of a socket's unicast datagrams (ip(7)): its index in network byte order.
 #[derive(Clone, Copy, Debug)]
 struct UnicastInterface;
 nix::setsockopt_impl!(
@@ -32,7 +32,7 @@ nix::setsockopt_impl!(
     nix::sys::socket::sockopt::SetStruct<'_, u32>
 );
 
-/// The options of a socket's IPv4 headers (ip(7)): here a route with one station in between (RFC 791 section 3.1).
+/// The options in a socket's IPv4 headers (ip(7)): here a source route over one router (RFC 791 section 3.1).
 #[derive(Clone, Copy, Debug)]
 struct SourceRoute;
 nix::setsockopt_impl!(
@@ -43,22 +43,23 @@ nix::setsockopt_impl!(
     nix::sys::socket::sockopt::SetStruct<'_, [u8; 12]>
 );
 
-/// How long an answer is waited for: not long, as what gets out is found by the capture, and there are many acts.
+/// The time for which an act waits for an answer. It is short: the capture finds packets that leave, and acts are many.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The type of the option "loose source and record route" (RFC 791 section 3.1).
 const LOOSE_SOURCE_ROUTE: u8 = 131;
 
-/// What storms send, so that a test can tell it.
-const STORM: &[u8] = b"storm";
-
 pub(crate) fn perform(words: &[&str]) -> io::Result<String> {
     match words {
         ["send", to] => exchange(&UdpSocket::bind((unspecified(parsed(to)?), 0))?, parsed(to)?),
-        ["bound-send", device, to] => exchange(&bound(device, parsed(to)?, SockType::Datagram)?.into(), parsed(to)?),
-        ["bound-connect", device, to] => bound_connect(device, parsed(to)?),
-        ["packetinfo-send", device, to] => answered(&packetinfo_send(device, parsed(to)?, &call(parsed(to)?))?),
-        ["unicast-interface-send", device, to] => exchange(&unicast(device, parsed(to)?)?, parsed(to)?),
+        ["bound-send", interface, to] => {
+            exchange(&bound(interface, parsed(to)?, SockType::Datagram)?.into(), parsed(to)?)
+        }
+        ["bound-connect", interface, to] => bound_connect(interface, parsed(to)?),
+        ["packetinfo-send", interface, to] => {
+            answered(&packetinfo_send(interface, parsed(to)?, &payload_for(parsed(to)?))?)
+        }
+        ["unicast-interface-send", interface, to] => exchange(&unicast(interface, parsed(to)?)?, parsed(to)?),
         ["unrouted-send", to] => {
             let socket = UdpSocket::bind((unspecified(parsed(to)?), 0))?;
             setsockopt(&socket, sockopt::DontRoute, &true)?;
@@ -66,36 +67,36 @@ pub(crate) fn perform(words: &[&str]) -> io::Result<String> {
         }
         ["source-routed-send", via, to] => source_routed_send(parsed(via)?, parsed(to)?),
         ["raw-socket", family] => raw_socket(family),
-        ["add-route", device, destination] => {
-            let index = index_of(device)?;
-            change(NetlinkRequest::add_route(index, device, parsed(destination)?, None))
+        ["add-route", interface, destination] => {
+            let index = index_of(interface)?;
+            change(NetlinkRequest::add_route(index, interface, parsed(destination)?, None))
         }
-        ["add-address", device, address] => {
-            let index = index_of(device)?;
-            change(NetlinkRequest::add_address(index, device, parsed(address)?))
+        ["add-address", interface, address] => {
+            let index = index_of(interface)?;
+            change(NetlinkRequest::add_address(index, interface, parsed(address)?))
         }
-        ["set-mtu", device, mtu] => change(NetlinkRequest::set_mtu(index_of(device)?, device, parsed(mtu)?)),
+        ["set-mtu", interface, mtu] => change(NetlinkRequest::set_mtu(index_of(interface)?, interface, parsed(mtu)?)),
         ["join", path] => NetworkNamespace::from(OwnedFd::from(File::open(path)?)).run(|| Ok("joined".into())),
         ["new-network"] => NetworkNamespace::create(|| Ok("made".into())).map(|(_, text)| text),
         ["run", program, arguments @ ..] => run(program, arguments),
         ["storm", targets @ ..] => storm(targets),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the agent knows no {words:?}"))),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("unknown act {words:?}"))),
     }
 }
 
-fn index_of(device: &str) -> io::Result<u32> {
-    Ok(nix::net::if_::if_nametoindex(device)?)
+fn index_of(interface: &str) -> io::Result<u32> {
+    Ok(nix::net::if_::if_nametoindex(interface)?)
 }
 
-/// Sends where to it sends, and waits for an answer.
+/// Sends a datagram that contains its destination, and waits for an answer.
 fn exchange(socket: &UdpSocket, to: SocketAddr) -> io::Result<String> {
     socket.set_broadcast(true)?;
-    socket.send_to(&call(to), to)?;
+    socket.send_to(&payload_for(to), to)?;
     answered(socket)
 }
 
-/// What is sent: where to.
-fn call(to: SocketAddr) -> Vec<u8> {
+/// Returns the payload of a datagram: its destination.
+fn payload_for(to: SocketAddr) -> Vec<u8> {
     format!("to {to}").into_bytes()
 }
 
@@ -106,24 +107,15 @@ fn answered(socket: &UdpSocket) -> io::Result<String> {
     Ok(format!("{length} bytes from {from}"))
 }
 
-/// A socket whose datagrams leave by a device (IP_UNICAST_IF).
-pub fn unicast(device: &str, like: SocketAddr) -> io::Result<UdpSocket> {
+/// Returns a socket whose datagrams leave by an interface (IP_UNICAST_IF).
+pub(crate) fn unicast(interface: &str, like: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((unspecified(like), 0))?;
-    setsockopt(&socket, UnicastInterface, &index_of(device)?.to_be())?;
+    setsockopt(&socket, UnicastInterface, &index_of(interface)?.to_be())?;
     Ok(socket)
 }
 
-/// A socket bound to a device, as an ordinary user may have it since Linux 5.7.
-pub fn bound(device: &str, like: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
-    let family = if like.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = if kind == SockType::Stream { SockFlag::SOCK_NONBLOCK } else { SockFlag::empty() };
-    let socket = socket(family, kind, flags | SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&socket, sockopt::BindToDevice, &OsString::from(device))?;
-    Ok(socket)
-}
-
-fn bound_connect(device: &str, to: SocketAddr) -> io::Result<String> {
-    let socket = bound(device, to, SockType::Stream)?;
+fn bound_connect(interface: &str, to: SocketAddr) -> io::Result<String> {
+    let socket = bound(interface, to, SockType::Stream)?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Err(nix::Error::EINPROGRESS) => {}
         other => other?,
@@ -139,9 +131,9 @@ fn bound_connect(device: &str, to: SocketAddr) -> io::Result<String> {
     }
 }
 
-/// Chooses the interface by a control message (IP_PKTINFO of ip(7), IPV6_PKTINFO of ipv6(7)).
-pub fn packetinfo_send(device: &str, to: SocketAddr, text: &[u8]) -> io::Result<UdpSocket> {
-    let index = index_of(device)?;
+/// Sends by an interface that a control message names (IP_PKTINFO of ip(7), IPV6_PKTINFO of ipv6(7)).
+pub(crate) fn packetinfo_send(interface: &str, to: SocketAddr, text: &[u8]) -> io::Result<UdpSocket> {
+    let index = index_of(interface)?;
     let socket = UdpSocket::bind((unspecified(to), 0))?;
     let payload = [IoSlice::new(text)];
     let address = SockaddrStorage::from(to);
@@ -166,17 +158,17 @@ pub fn packetinfo_send(device: &str, to: SocketAddr, text: &[u8]) -> io::Result<
     Ok(socket)
 }
 
-/// Sends an IP packet of one's own making to everybody on a device, by a packet socket (packet(7)).
-pub fn packet_send(device: &str, packet: &[u8]) -> io::Result<()> {
+/// Broadcasts an IP packet on an interface, by a packet socket (packet(7)).
+pub(crate) fn packet_send(interface: &str, packet: &[u8]) -> io::Result<()> {
     let socket = socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
-    syscalls::send_to_all_on(&socket, index_of(device)?, packet)
+    syscalls::send_to_all_on(&socket, index_of(interface)?, packet)
 }
 
-/// Sends to `via`, with the wish that it passes the packet on.
+/// Sends to `via` with a source route, which asks it to forward the packet.
 fn source_routed_send(via: Ipv4Addr, to: SocketAddr) -> io::Result<String> {
     let SocketAddr::V4(last) = to else { return Err(io::ErrorKind::InvalidInput.into()) };
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    // One station; the packet's own destination comes last, and the kernel puts both in their places.
+    // One router; the packet's destination comes last, and the kernel reorders both.
     let [a, b, c, d] = via.octets();
     setsockopt(&socket, SourceRoute, &[LOOSE_SOURCE_ROUTE, 7, 4, a, b, c, d, 0, 0, 0, 0, 0])?;
     exchange(&socket, last.into())
@@ -194,7 +186,7 @@ fn raw_socket(family: &str) -> io::Result<String> {
 }
 
 fn change(request: NetlinkRequest) -> io::Result<String> {
-    // By its number, so that a test sees which error it is.
+    // The error number tells the test which error it is.
     let number = |error: vpn_exec::linux::netlink::NetlinkError| match error.raw_os_error() {
         Some(number) => io::Error::from_raw_os_error(number),
         None => error.into(),
@@ -203,7 +195,7 @@ fn change(request: NetlinkRequest) -> io::Result<String> {
     Ok("changed".into())
 }
 
-/// Runs a program to its end; fails if it does.
+/// Runs a program until it ends. Fails if the program does.
 fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
     let output = Command::new(program).args(arguments).output()?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
@@ -213,33 +205,9 @@ fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
     Err(io::Error::other(format!("{}: {}", output.status, text(&output.stderr))))
 }
 
-/// Sends to all targets, plainly and by every interface that there is, without a pause, until the agent ends.
+/// Sends to all targets without a pause until the agent ends: see [`send_storm`].
 fn storm(targets: &[&str]) -> io::Result<String> {
     let targets: Vec<SocketAddr> = targets.iter().map(|target| parsed(target)).collect::<io::Result<_>>()?;
     std::thread::spawn(move || send_storm(&targets, || true));
-    Ok("raging".into())
-}
-
-/// Sends to all targets, plainly and by every interface that the calling thread's namespace has, while it `goes_on`; how many
-/// datagrams were tried.
-pub fn send_storm(targets: &[SocketAddr], goes_on: impl Fn() -> bool) -> u64 {
-    let mut tried = 0;
-    while goes_on() {
-        let begin = Instant::now();
-        for target in targets {
-            if let Ok(socket) = UdpSocket::bind((unspecified(*target), 0)) {
-                // That it fails is what is hoped for.
-                let _ = socket.send_to(STORM, target);
-            }
-            for device in ["host0", "wg0", "eth0", "lan0"] {
-                if let Ok(socket) = bound(device, *target, SockType::Datagram) {
-                    let _ = UdpSocket::from(socket).send_to(STORM, target);
-                }
-            }
-            tried += 5;
-        }
-        // On a small machine, whoever is to be disturbed must have a turn, too.
-        std::thread::sleep(begin.elapsed().max(Duration::from_micros(200)));
-    }
-    tried
+    Ok("sending".into())
 }

@@ -1,16 +1,17 @@
-//! The way out: servers see the provider, and everything arrives, whole.
+//! Traffic through the tunnel: servers see the provider's address, and data arrives complete.
 
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::agent::{Echo, digest};
+use lab::agent::Echo;
+use lab::http::digest;
 use lab::http::{Page, WebServer};
 use lab::{HOST, Lab, PROVIDER, Peer, Reach, TUNNEL_RESOLVER, WEB};
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
 use super::{assert_no_leak, finish, inside, outside, url, with_line};
 
-/// How long a tunnel may take for its first packet, the handshake included.
+/// The time in which a tunnel carries its first packet, with the handshake.
 const BEGIN: Duration = Duration::from_secs(10);
 
 fn servers_see_the_provider(lab: &Lab, reach: Reach) -> Result<()> {
@@ -21,9 +22,9 @@ fn servers_see_the_provider(lab: &Lab, reach: Reach) -> Result<()> {
     assert_eq!(lookup, format!("[{}]", WEB.ipv4));
     finish(agent)?;
     assert_no_leak(lab)?;
-    assert_eq!(lab.web.callers(), PROVIDER.both());
+    assert_eq!(lab.web.clients(), PROVIDER.both());
 
-    // The same without vpn-exec: the servers see the host, and so does the judge.
+    // The twin: without vpn-exec, servers see the host, and the capture sees the packets.
     let mut agent = outside()?;
     assert_eq!(agent.succeed(&format!("get {}", url(WEB.ipv4)))?, HOST.ipv4.to_string());
     assert_eq!(agent.succeed(&format!("get {}", url(WEB.ipv6)))?, HOST.ipv6.to_string());
@@ -33,47 +34,46 @@ fn servers_see_the_provider(lab: &Lab, reach: Reach) -> Result<()> {
 }
 
 #[test]
-fn over_ipv4() {
+fn servers_see_the_provider_over_ipv4() {
     lab::test(Peer::Ours, |lab| servers_see_the_provider(lab, Reach::Ipv4));
 }
 
 #[test]
-fn over_ipv6() {
+fn servers_see_the_provider_over_ipv6() {
     lab::test(Peer::Ours, |lab| servers_see_the_provider(lab, Reach::Ipv6));
 }
 
 #[test]
-fn to_a_name() {
+fn servers_see_the_provider_with_an_endpoint_by_name() {
     lab::test(Peer::Ours, |lab| servers_see_the_provider(lab, Reach::Name));
 }
 
 #[test]
-fn over_ipv4_to_wireguard_go() {
+fn servers_see_wireguard_go_over_ipv4() {
     lab::test(Peer::WireguardGo, |lab| servers_see_the_provider(lab, Reach::Ipv4));
 }
 
 #[test]
-fn over_ipv6_to_wireguard_go() {
+fn servers_see_wireguard_go_over_ipv6() {
     lab::test(Peer::WireguardGo, |lab| servers_see_the_provider(lab, Reach::Ipv6));
 }
 
 /// The lab's provider always has a preshared key, so the tests above show that the right one works.
 #[test]
-fn a_wrong_preshared_key_is_no_way_out() {
+fn a_wrong_preshared_key_connects_to_nothing() {
     lab::test(Peer::WireguardGo, |lab| {
         let wrong = "PresharedKey = FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE=";
         let text = with_line(&lab.wg_quick_text(Reach::Ipv4), "PresharedKey", wrong);
         let mut agent = inside(lab, &text, &[])?;
         agent.fail(&format!("get {}", url(WEB.ipv4)))?;
         finish(agent)?;
-        assert_eq!(lab.web.callers().len(), 0);
+        assert_eq!(lab.web.clients().len(), 0);
         assert_no_leak(lab)
     });
 }
 
-/// Several megabytes, and single datagrams as large as the MTU allows. Fragments would be found: the capture knows none that
-/// could be expected.
-fn everything_arrives_whole(lab: &Lab, reach: Reach, mtu: usize) -> Result<()> {
+/// Transfers several megabytes, and datagrams as large as the MTU allows. The capture would report fragments as leaks.
+fn data_arrives_complete(lab: &Lab, reach: Reach, mtu: usize) -> Result<()> {
     let page: String = (0..800_000).map(|number| format!("{number:06}")).collect();
     let expected = digest(&page);
     let _server = WebServer::start(&lab.web_site, 8000, Page::Text(page.leak()))?;
@@ -98,28 +98,28 @@ fn everything_arrives_whole(lab: &Lab, reach: Reach, mtu: usize) -> Result<()> {
 }
 
 #[test]
-fn everything_arrives_whole_by_ipv4() {
-    lab::test(Peer::Ours, |lab| everything_arrives_whole(lab, Reach::Ipv4, 1420));
+fn data_arrives_complete_by_ipv4() {
+    lab::test(Peer::Ours, |lab| data_arrives_complete(lab, Reach::Ipv4, 1420));
 }
 
 #[test]
-fn everything_arrives_whole_by_ipv6() {
-    lab::test(Peer::Ours, |lab| everything_arrives_whole(lab, Reach::Ipv6, 1420));
+fn data_arrives_complete_by_ipv6() {
+    lab::test(Peer::Ours, |lab| data_arrives_complete(lab, Reach::Ipv6, 1420));
 }
 
 #[test]
-fn everything_arrives_whole_by_wireguard_go() {
-    lab::test(Peer::WireguardGo, |lab| everything_arrives_whole(lab, Reach::Ipv6, 1420));
+fn data_arrives_complete_by_wireguard_go() {
+    lab::test(Peer::WireguardGo, |lab| data_arrives_complete(lab, Reach::Ipv6, 1420));
 }
 
-/// A narrow way to the provider: the tunnel is made narrower, instead of its packets being cut.
+/// On an uplink with a small MTU, the tunnel gets a smaller MTU, so that its packets are not fragmented.
 #[test]
-fn everything_arrives_whole_by_a_narrow_uplink() {
+fn data_arrives_complete_by_a_narrow_uplink() {
     lab::test(Peer::Ours, |lab| {
         let mut netlink = Netlink::open()?;
         let uplink = netlink.link_index(&"eth0".parse()?)?;
         netlink.execute_one(NetlinkRequest::set_mtu(uplink, "eth0", 1400))?;
-        // Not by IPv6: the lab's provider does not know of the narrow cable, and fills its packets up to a multiple of 16 bytes.
-        everything_arrives_whole(lab, Reach::Ipv4, 1320)
+        // Not by IPv6: the lab's provider does not know the small MTU, and pads its packets to a multiple of 16 bytes.
+        data_arrives_complete(lab, Reach::Ipv4, 1320)
     });
 }

@@ -1,5 +1,4 @@
-//! Every instant: set-up and tear-down are watched by those who wait for a gap, and the processes that hold the tunnel are
-//! killed.
+//! Every moment of a tunnel's life: processes wait for a gap during set-up and tear-down, and vpn-exec's processes are killed.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::agent::{Agent, launcher};
-use lab::{LAN, Lab, PROVIDER, Peer, ROUTER, Reach, Snapshot, WEB, send_storm};
+use lab::agent::Agent;
+use lab::{LAN, Lab, Launcher, PROVIDER, Peer, ROUTER, Reach, Snapshot, WEB, send_storm};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::linux::namespace::{NameLookup, look_up, path_of};
 
-use super::{VPN_EXEC, assert_no_leak, finish, inside, outside};
+use super::{assert_no_leak, finish, inside, outside};
 
-/// How long after the end of a tunnel something of it may be left.
+/// The time in which the kernel removes an ended tunnel's objects.
 const CLEAN: Duration = Duration::from_secs(10);
 
 fn targets() -> Vec<SocketAddr> {
@@ -28,25 +27,25 @@ fn storm() -> String {
     format!("storm {}", targets.join(" "))
 }
 
-/// A storm through a tunnel to a provider that is silent: what is seen of it anywhere is a leak.
+/// Starts a program that sends all the time in a tunnel with a silent provider, so that every packet seen is a leak.
 fn begin_storm(lab: &Lab) -> Result<(Agent, Before)> {
     lab.provider.stop()?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let before = Before { state: Snapshot::take()?, file: file.clone() };
-    let mut agent = Agent::start(Some(launcher(VPN_EXEC, &file, &["--name", "storm"])))?.begun()?;
+    let mut agent = Launcher::new(&file).options(["--name", "storm"]).start_agent()?.begun()?;
     agent.succeed(&storm())?;
     std::thread::sleep(lab::patience(Duration::from_millis(100)));
     Ok((agent, before))
 }
 
-/// What was before a storm.
+/// The state before a storm.
 struct Before {
     state: Snapshot,
     file: PathBuf,
 }
 
 impl Before {
-    /// The host is, or will be in a moment, as it was; and nothing has leaked.
+    /// Requires that the host is unchanged within [`CLEAN`], and that nothing has leaked.
     fn is_again(&self, lab: &Lab) -> Result<()> {
         assert_eq!(self.state.changes_within(CLEAN)?, [""; 0]);
         assert_no_leak(lab)
@@ -54,7 +53,7 @@ impl Before {
 }
 
 #[test]
-fn a_storm_on_the_host_is_seen() {
+fn the_capture_sees_a_storm_on_the_host() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = outside()?;
         agent.succeed(&storm())?;
@@ -67,9 +66,9 @@ fn a_storm_on_the_host_is_seen() {
     });
 }
 
-/// A process that joins the namespace as soon as it has a name, and stays in it longer than the tunnel.
+/// A process enters the namespace as soon as it has a name, and stays longer than the tunnel.
 #[test]
-fn whoever_waits_in_the_namespace_finds_no_gap() {
+fn a_process_that_waits_in_the_namespace_finds_no_gap() {
     lab::test(Peer::Ours, |lab| {
         lab.provider.stop()?;
         let text = lab.wg_quick_text(Reach::Ipv4);
@@ -88,7 +87,7 @@ fn whoever_waits_in_the_namespace_finds_no_gap() {
                     Ok(0)
                 });
                 let ran = inside(lab, &text, &["--name", "early"]).and_then(|agent| {
-                    // A busy machine may let the other thread have its first turn only now.
+                    // On a busy machine, the other thread may get its first turn only now.
                     let begin = std::time::Instant::now();
                     while !began.load(Ordering::Relaxed) && begin.elapsed() < lab::patience(Duration::from_secs(10)) {
                         std::thread::sleep(Duration::from_millis(1));
@@ -102,7 +101,7 @@ fn whoever_waits_in_the_namespace_finds_no_gap() {
             });
             ran?;
             let tried = tried.expect("the thread that waits does not panic")?;
-            assert!(began.load(Ordering::Relaxed) && tried > 0, "nobody was there in round {round}");
+            assert!(began.load(Ordering::Relaxed) && tried > 0, "the process was late in round {round}");
             assert_no_leak(lab)?;
         }
         Ok(())
@@ -128,7 +127,7 @@ fn ends_by(lab: &Lab, signal: Signal) -> Result<()> {
 }
 
 #[test]
-fn a_storm_ends_by_sigterm() {
+fn a_storm_ends_with_sigterm() {
     lab::test(Peer::Ours, |lab| ends_by(lab, Signal::SIGTERM));
 }
 
@@ -138,7 +137,7 @@ fn a_storm_ends_with_a_killed_launcher() {
 }
 
 #[test]
-fn a_storm_goes_on_inside_when_its_keeper_is_killed() {
+fn a_storm_stays_inside_when_the_keeper_is_killed() {
     lab::test(Peer::Ours, |lab| {
         let (agent, before) = begin_storm(lab)?;
         let keeper = || -> Result<i32> {
@@ -150,7 +149,7 @@ fn a_storm_goes_on_inside_when_its_keeper_is_killed() {
         kill(Pid::from_raw(first), Signal::SIGKILL)?;
         let until = std::time::Instant::now() + lab::patience(Duration::from_secs(10));
         while keeper()? == first {
-            anyhow::ensure!(std::time::Instant::now() < until, "nobody takes over");
+            anyhow::ensure!(std::time::Instant::now() < until, "no keeper takes over");
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_no_leak(lab)?;
@@ -159,20 +158,20 @@ fn a_storm_goes_on_inside_when_its_keeper_is_killed() {
     });
 }
 
-/// Keeper and launcher are killed at once: nobody is left to clean up. What remains is closed, and the next start takes it.
+/// With launcher and keeper killed at once, no process cleans up. The next start reclaims the tunnel.
 #[test]
-fn what_remains_when_all_are_killed_is_closed() {
+fn a_tunnel_without_launcher_and_keeper_stays_closed() {
     lab::test(Peer::Ours, |lab| {
         let (agent, before) = begin_storm(lab)?;
         let state = vpn_exec::registry::read(&"storm".parse()?)?.context("the tunnel has written its state")?;
-        // Stopped first, or whoever is killed last would clean up.
+        // Stopped first, so that the last one cannot clean up.
         for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
             for pid in [agent.pid(), state.keeper.cast_signed()] {
                 kill(Pid::from_raw(pid), signal)?;
             }
         }
         agent.end()?;
-        assert!(Path::new("/run/netns/storm").exists(), "nobody has cleaned up");
+        assert!(Path::new("/run/netns/storm").exists(), "a process has cleaned up");
         let NameLookup::Namespace(left) = look_up(&path_of("storm"))? else {
             anyhow::bail!("the name is a namespace's")
         };
@@ -181,7 +180,7 @@ fn what_remains_when_all_are_killed_is_closed() {
         drop(left);
         assert_no_leak(lab)?;
 
-        finish(Agent::start(Some(launcher(VPN_EXEC, &before.file, &["--name", "storm"])))?.begun()?)?;
+        finish(Launcher::new(&before.file).options(["--name", "storm"]).start_agent()?.begun()?)?;
         before.is_again(lab)
     });
 }

@@ -1,7 +1,7 @@
-//! System calls that no safe wrapper offers, for programs that try them: a packet by a packet socket, a datagram by io_uring.
+//! System calls without a safe wrapper: sending by a packet socket and by io_uring, and requesting a key.
 #![expect(
     unsafe_code,
-    reason = "packet sockets' addresses and io_uring have no safe wrapper among the lab's dependencies"
+    reason = "packet sockets' addresses, io_uring and request_key have no safe wrapper among the dependencies"
 )]
 
 use std::ffi::CStr;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
-/// Sends an IP packet by a packet socket of the kind `SOCK_DGRAM`, to everybody on an interface (packet(7)).
+/// Broadcasts an IP packet on an interface by a packet socket of the type `SOCK_DGRAM` (packet(7)).
 pub(crate) fn send_to_all_on(socket: &OwnedFd, interface: u32, packet: &[u8]) -> io::Result<()> {
     let is_ipv6 = packet.first().is_some_and(|first| first >> 4 == 6);
     let protocol = if is_ipv6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP };
@@ -26,7 +26,7 @@ pub(crate) fn send_to_all_on(socket: &OwnedFd, interface: u32, packet: &[u8]) ->
         sll_halen: 6,
         sll_addr: [0xff; 8],
     };
-    // SAFETY: both the packet and the address are read only, live until the call returns, and are as long as is said.
+    // SAFETY: the kernel only reads the packet and the address, which outlive the call and have the given lengths.
     let sent = unsafe {
         libc::sendto(
             socket.as_raw_fd(),
@@ -40,11 +40,11 @@ pub(crate) fn send_to_all_on(socket: &OwnedFd, interface: u32, packet: &[u8]) ->
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Asks for a key of a kind that there is not, and returns why there is none: with something to call out to whoever would make it, or
-/// without.
-pub fn request_unknown_key(callout: Option<&CStr>) -> io::Error {
-    let (kind, description) = (c"no-such-kind", c"nobody.example");
-    // SAFETY: the kernel reads the three texts, each up to its zero, and they live until the call returns.
+/// Requests a key of a type that does not exist (request_key(2)), with information for the program that would make it or
+/// without, and returns the error.
+pub(crate) fn request_unknown_key(callout: Option<&CStr>) -> io::Error {
+    let (kind, description) = (c"no-such-type", c"unknown.example");
+    // SAFETY: the kernel reads the three texts up to their terminating zeros, and they outlive the call.
     let key = unsafe {
         let callout = callout.map_or(ptr::null(), CStr::as_ptr);
         libc::syscall(libc::SYS_request_key, kind.as_ptr(), description.as_ptr(), callout, 0)
@@ -52,20 +52,20 @@ pub fn request_unknown_key(callout: Option<&CStr>) -> io::Error {
     if key < 0 { io::Error::last_os_error() } else { io::ErrorKind::AlreadyExists.into() }
 }
 
-/// Opens a datagram socket by io_uring, and sends by it in the same way: none of it is socket(2) or sendto(2).
-pub fn send_by_io_uring(to: SocketAddr, text: &[u8]) -> io::Result<()> {
+/// Opens a datagram socket and sends by it with io_uring, without socket(2) and sendto(2).
+pub(crate) fn send_by_io_uring(to: SocketAddr, text: &[u8]) -> io::Result<()> {
     let mut ring = Ring::new()?;
     let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let mut open = Entry::of(OP_SOCKET);
     open.fd = family;
     open.offset = libc::SOCK_DGRAM as u64;
     let socket = ring.perform(open)?;
-    // SAFETY: the kernel has just returned this descriptor, and nobody else knows of it.
+    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
 
     let address = SockaddrStorage::from(to);
     let mut payload = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
-    // SAFETY: zeros are a message without address, payload and control data.
+    // SAFETY: a zeroed msghdr is a valid message without address, payload and control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_name = address.as_ptr().cast_mut().cast();
     message.msg_namelen = address.len();
@@ -85,7 +85,7 @@ const FEATURE_SINGLE_MMAP: u32 = 1;
 const OFFSET_RING: libc::off_t = 0;
 const OFFSET_ENTRIES: libc::off_t = 0x1000_0000;
 
-/// What is to be done (`struct io_uring_sqe` of linux/io_uring.h), as far as the two operations above need it.
+/// An operation (`struct io_uring_sqe` of linux/io_uring.h), as far as the two operations above need it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Entry {
@@ -108,7 +108,7 @@ impl Entry {
     }
 }
 
-/// What came of it (`struct io_uring_cqe`).
+/// The result of an operation (`struct io_uring_cqe`).
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Completion {
@@ -117,7 +117,7 @@ struct Completion {
     flags: u32,
 }
 
-/// Where things are in the ring (`struct io_sqring_offsets`, `struct io_cqring_offsets`); the meaning of the last ones differs.
+/// The offsets of fields in the ring (`struct io_sqring_offsets`, `struct io_cqring_offsets`); the last ones differ in meaning.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Offsets {
@@ -164,7 +164,7 @@ struct Mapping {
 impl Mapping {
     fn of(fd: RawFd, length: usize, offset: libc::off_t) -> io::Result<Self> {
         let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that is in use.
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps no memory in use.
         let address = unsafe { libc::mmap(ptr::null_mut(), length, access, flags, fd, offset) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -172,17 +172,17 @@ impl Mapping {
         Ok(Self { address: address.cast(), length })
     }
 
-    /// A number in it that the kernel reads or writes, too.
+    /// Returns a number in the mapping that the kernel accesses, too.
     fn number(&self, offset: u32) -> &AtomicU32 {
         assert!(offset as usize + 4 <= self.length && offset.is_multiple_of(4));
-        // SAFETY: it lies in the mapping, is aligned, and lives as long as the mapping does; both sides use it atomically.
+        // SAFETY: the number is aligned, lies in the mapping and lives as long; both sides access it atomically.
         unsafe { AtomicU32::from_ptr(self.address.add(offset as usize).cast()) }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: it is this value's own, and whoever borrowed from it has ended.
+        // SAFETY: the mapping belongs to this value, and no borrow of it is left.
         unsafe { libc::munmap(self.address.cast(), self.length) };
     }
 }
@@ -190,12 +190,12 @@ impl Drop for Mapping {
 impl Ring {
     fn new() -> io::Result<Self> {
         let mut parameters = Parameters::default();
-        // SAFETY: the kernel writes the parameters, which are of the type that it expects.
+        // SAFETY: the kernel writes the parameters, which have the type that it expects.
         let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1_u32, &raw mut parameters) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just returned this descriptor, and nobody else knows of it.
+        // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) };
         if parameters.features & FEATURE_SINGLE_MMAP == 0 {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
@@ -209,7 +209,7 @@ impl Ring {
         Ok(Self { fd, parameters, ring, entries })
     }
 
-    /// Has one operation done, and waits for its result.
+    /// Performs one operation, and waits for its result.
     fn perform(&mut self, entry: Entry) -> io::Result<i32> {
         let Parameters { submission, completion, .. } = self.parameters;
         let tail = self.ring.number(submission.tail);
@@ -219,7 +219,7 @@ impl Ring {
         unsafe { self.entries.address.cast::<Entry>().add(at as usize).write(entry) };
         self.ring.number(submission.seventh + at * 4).store(at, Ordering::Release);
         tail.fetch_add(1, Ordering::Release);
-        // SAFETY: what the entry points to lives until this call returns, which is when the operation has ended.
+        // SAFETY: the data that the entry points to outlives this call, which returns when the operation has ended.
         let entered = unsafe {
             let fd = self.fd.as_raw_fd();
             libc::syscall(libc::SYS_io_uring_enter, fd, 1_u32, 1_u32, ENTER_GETEVENTS, ptr::null::<u8>(), 0_usize)
