@@ -300,8 +300,8 @@ proptest! {
         (one, two) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
         (from, to) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
         inserted in prop::sample::select(vec![
-            "", " ", "\u{a0}", "\u{200b}", "=", "\n", "\r", "#", "[", "]", "{", "<", "\u{1b}[2J", "\u{ff1d}", "\u{202e}",
-            "ü", "\0", "S1=1\n", "Name=", "PublicKey", "-",
+            "", " ", "\u{a0}", "\u{200b}", "=", "\n", "\r", "#", "[", "]", "{", "<", "\u{1b}[2J", "\u{ff1d}",
+            "\u{202e}", "ü", "\0", "S1=1\n", "Name=", "PublicKey", "-",
         ]),
     ) {
         let files = files();
