@@ -8,6 +8,12 @@ use crate::names::TunnelName;
 use crate::names::closest;
 use crate::registry;
 
+/// The environment variable that names a tunnel where the command line does not. A program finds its own tunnel's name in it.
+pub const TUNNEL_VARIABLE: &str = "VPN_EXEC_TUNNEL";
+
+/// The environment variable that names a provider's file where the command line names no tunnel.
+pub const CONFIG_VARIABLE: &str = "VPN_EXEC_CONFIG";
+
 /// The folder of the machine's profiles.
 pub(crate) const PROFILES: &str = "/etc/vpn-exec";
 

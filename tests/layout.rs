@@ -4,27 +4,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, from top to bottom. A room uses only itself and rooms below it.
-const ROOMS: [&str; 25] = [
+const ROOMS: [&str; 27] = [
     "commands",
     "program",
     "session",
     "request",
+    "logging",
+    "cli",
     "keeper",
     "lease",
     "tunnel",
+    "lookup",
     "registry",
     "wireguard",
     "bus",
     "systemctl",
     "plan",
     "relay",
-    "logging",
-    "cli",
     "config_file",
     "config",
     "fault",
     "failure",
     "linux",
+    "color",
     "escape",
     "ruleset",
     "names",

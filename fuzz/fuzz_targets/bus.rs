@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use vpn_exec::bus::address;
 use vpn_exec::bus::authentication::{self, BusAuthentication, ClientAuthentication};
-use vpn_exec::bus::message::{Endian, Header, MAX_HEADER, Parsed, Reader};
+use vpn_exec::bus::message::{BodyReader, Endian, Header, MAX_HEADER, Parsed};
 
 fuzz_target!(|bytes: &[u8]| {
     match Header::parse(bytes) {
@@ -14,13 +14,13 @@ fuzz_target!(|bytes: &[u8]| {
             let again = header.encode();
             assert_eq!(Header::parse(&again), Ok(Parsed::Complete(header.clone(), again.len())));
             let body = &bytes[length..];
-            let _ = Reader::new(body, header.endian).strings();
-            let _ = Reader::new(body, header.endian).string();
+            let _ = BodyReader::new(body, header.endian).strings();
+            let _ = BodyReader::new(body, header.endian).string();
         }
         Ok(Parsed::Incomplete(need)) => assert!(need > bytes.len() && need <= MAX_HEADER),
         Err(_) => {}
     }
-    let _ = Reader::new(bytes, Endian::Big).strings();
+    let _ = BodyReader::new(bytes, Endian::Big).strings();
     let (mut rest, mut client, mut bus, mut is_first) =
         (bytes, ClientAuthentication::default(), BusAuthentication::default(), true);
     while let Ok(Some((line, length))) = authentication::client_line(rest, is_first) {

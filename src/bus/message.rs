@@ -63,7 +63,7 @@ impl Endian {
 
 /// The type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MessageKind {
     /// A method call (`METHOD_CALL`).
     Call,
     /// The result of a call (`METHOD_RETURN`).
@@ -76,7 +76,7 @@ pub enum Kind {
     Unknown(u8),
 }
 
-impl Kind {
+impl MessageKind {
     fn from_code(code: u8) -> Result<Self, Malformed> {
         match code {
             0 => Err(Malformed("its type is 0")),
@@ -105,7 +105,7 @@ pub struct Header {
     /// The byte order of header and body.
     pub endian: Endian,
     /// The type.
-    pub kind: Kind,
+    pub kind: MessageKind,
     /// The flags: [`NO_REPLY`], [`NO_AUTO_START`] and others of the specification.
     pub flags: u8,
     /// The serial number, by which a reply refers to the message. Each sender counts its own.
@@ -143,7 +143,7 @@ pub enum Parsed {
 
 impl Header {
     /// Returns a header of the given type and serial number, without any fields.
-    pub fn new(kind: Kind, serial: u32) -> Self {
+    pub fn new(kind: MessageKind, serial: u32) -> Self {
         Self {
             endian: Endian::Little,
             kind,
@@ -193,8 +193,9 @@ impl Header {
         if bytes.len() < length {
             return Ok(Parsed::Incomplete(length));
         }
-        let mut header = Self { endian, flags: fixed[2], body_length, ..Self::new(Kind::from_code(fixed[1])?, serial) };
-        let mut reader = Reader { bytes: &bytes[..end], at: FIXED_LENGTH, endian };
+        let mut header =
+            Self { endian, flags: fixed[2], body_length, ..Self::new(MessageKind::from_code(fixed[1])?, serial) };
+        let mut reader = BodyReader { bytes: &bytes[..end], at: FIXED_LENGTH, endian };
         let mut seen = 0_u16;
         while reader.at < end {
             reader.align(8)?;
@@ -204,7 +205,7 @@ impl Header {
         Ok(Parsed::Complete(header, length))
     }
 
-    fn read_field(&mut self, reader: &mut Reader<'_>, seen: &mut u16) -> Result<(), Malformed> {
+    fn read_field(&mut self, reader: &mut BodyReader<'_>, seen: &mut u16) -> Result<(), Malformed> {
         let code = reader.u8()?;
         let kind = reader.signature()?;
         if let 1..=9 = code {
@@ -238,23 +239,23 @@ impl Header {
 
     fn require_fields(&self) -> Result<(), Malformed> {
         let complete = match self.kind {
-            Kind::Call => self.path.is_some() && self.member.is_some(),
-            Kind::Signal => self.path.is_some() && self.interface.is_some() && self.member.is_some(),
-            Kind::Return => self.reply_serial.is_some(),
-            Kind::Error => self.reply_serial.is_some() && self.error.is_some(),
-            Kind::Unknown(_) => true,
+            MessageKind::Call => self.path.is_some() && self.member.is_some(),
+            MessageKind::Signal => self.path.is_some() && self.interface.is_some() && self.member.is_some(),
+            MessageKind::Return => self.reply_serial.is_some(),
+            MessageKind::Error => self.reply_serial.is_some() && self.error.is_some(),
+            MessageKind::Unknown(_) => true,
         };
         if complete { Ok(()) } else { Err(Malformed("a required header field is missing")) }
     }
 
     /// Returns whether the message is a call whose sender waits for a reply.
     pub fn wants_reply(&self) -> bool {
-        self.kind == Kind::Call && self.flags & NO_REPLY == 0
+        self.kind == MessageKind::Call && self.flags & NO_REPLY == 0
     }
 
     /// Returns the header in wire format. It lacks the fields with unknown codes, which [`Header::parse`] skips.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new(self.endian);
+        let mut writer = BodyWriter::new(self.endian);
         let order = if self.endian == Endian::Little { b'l' } else { b'B' };
         writer.bytes.extend([order, self.kind.code(), self.flags, 1]);
         // A body is never longer than MAX_MESSAGE.
@@ -306,13 +307,13 @@ impl Header {
 
 /// A reader of the values in a body or a header. Alignment counts from its first byte.
 #[derive(Debug)]
-pub struct Reader<'a> {
+pub struct BodyReader<'a> {
     bytes: &'a [u8],
     at: usize,
     endian: Endian,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> BodyReader<'a> {
     /// Returns a reader of a body, or of the beginning of one.
     pub fn new(body: &'a [u8], endian: Endian) -> Self {
         Self { bytes: body, at: 0, endian }
@@ -407,12 +408,12 @@ impl<'a> Reader<'a> {
 
 /// A writer of the values of a body or a header.
 #[derive(Debug)]
-pub struct Writer {
+pub struct BodyWriter {
     bytes: Vec<u8>,
     endian: Endian,
 }
 
-impl Writer {
+impl BodyWriter {
     /// Returns an empty writer.
     pub fn new(endian: Endian) -> Self {
         Self { bytes: Vec::new(), endian }
@@ -492,7 +493,7 @@ mod tests {
     #[test]
     fn a_message_encoded_by_libdbus_is_parsed() {
         let (hello, length) = parse(HELLO).expect("a message");
-        assert_eq!((length, hello.body_length, hello.serial, hello.kind), (HELLO.len(), 0, 1, Kind::Call));
+        assert_eq!((length, hello.body_length, hello.serial, hello.kind), (HELLO.len(), 0, 1, MessageKind::Call));
         assert_eq!(hello.member.as_deref(), Some("Hello"));
         assert_eq!(hello.destination.as_deref(), Some("org.freedesktop.DBus"));
         assert!(hello.wants_reply());
@@ -538,11 +539,11 @@ mod tests {
     fn header() -> impl Strategy<Value = Header> {
         let name = || proptest::option::of("[a-z.:_-]{1,40}");
         let kinds = prop_oneof![
-            Just(Kind::Call),
-            Just(Kind::Return),
-            Just(Kind::Error),
-            Just(Kind::Signal),
-            Just(Kind::Unknown(9))
+            Just(MessageKind::Call),
+            Just(MessageKind::Return),
+            Just(MessageKind::Error),
+            Just(MessageKind::Signal),
+            Just(MessageKind::Unknown(9))
         ];
         let names = (proptest::option::of("/[a-z/é]{0,40}"), name(), name(), name(), name(), name());
         let numbers =
@@ -600,12 +601,12 @@ mod tests {
             number in any::<u32>(),
             texts in proptest::collection::vec("[^\0]{0,20}", 0..8),
         ) {
-            let mut writer = Writer::new(endian);
+            let mut writer = BodyWriter::new(endian);
             writer.strings(texts.iter().map(String::as_str));
             writer.u32(number);
             texts.iter().for_each(|text| writer.string(text));
             let bytes = writer.into_bytes();
-            let mut reader = Reader::new(&bytes, endian);
+            let mut reader = BodyReader::new(&bytes, endian);
             let read: Vec<&str> = reader.strings().expect("strings");
             prop_assert_eq!(&read, &texts);
             prop_assert_eq!(reader.u32(), Ok(number));
@@ -617,8 +618,8 @@ mod tests {
 
         #[test]
         fn arbitrary_bodies_do_not_panic(endian in endian(), bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Reader::new(&bytes, endian).strings();
-            let _ = Reader::new(&bytes, endian).string();
+            let _ = BodyReader::new(&bytes, endian).strings();
+            let _ = BodyReader::new(&bytes, endian).string();
         }
     }
 }

@@ -6,7 +6,7 @@
 //! connects to the real one once for each client.
 //!
 //! ```text
-//! program ─► listener ─► Connection: client ─ judge ─ bus ─► the session bus
+//! program ─► listener ─► BusConnection: client ─ judge ─ bus ─► the session bus
 //! ```
 //!
 //! - [`address`]: the address of the real bus.
@@ -39,12 +39,12 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 pub use address::BusAddress;
-pub use policy::{Pattern, Policy};
+pub use policy::{BusPolicy, Pattern};
 pub use refusal::BusRefusal;
 
 use buffered_socket::BufferedSocket;
-use connection::Connection;
-use private_names::ClientId;
+use connection::BusConnection;
+use private_names::BusClientId;
 use shared::Shared;
 
 /// The maximum number of clients at once. Further clients wait until one disconnects.
@@ -65,14 +65,14 @@ const MAX_CLIENTS: usize = 512;
 pub fn serve(
     listener: BorrowedFd<'_>,
     mut connect: impl FnMut() -> io::Result<OwnedFd>,
-    policy: &Policy,
+    policy: &BusPolicy,
     mut report: impl FnMut(&BusRefusal, u64),
     stop: BorrowedFd<'_>,
 ) -> io::Result<()> {
     rustix::io::ioctl_fionbio(listener, true)?;
     let mut shared = Shared::new(policy, &mut report);
-    let mut connections: Vec<Connection> = Vec::new();
-    let mut next: ClientId = 0;
+    let mut connections: Vec<BusConnection> = Vec::new();
+    let mut next: BusClientId = 0;
     // Set after accept(2) found no free descriptor: it is retried after any other event, which may have closed some.
     let mut exhausted = false;
     loop {
@@ -91,7 +91,7 @@ pub fn serve(
         if ready.listener {
             match accept(listener) {
                 Ok(Some(client)) => {
-                    let connection = connect().and_then(|bus| Connection::new(next, client, bus));
+                    let connection = connect().and_then(|bus| BusConnection::new(next, client, bus));
                     next += 1;
                     match connection {
                         Ok(mut connection) => {
@@ -129,7 +129,7 @@ fn wait(
     listener: BorrowedFd<'_>,
     stop: BorrowedFd<'_>,
     accepting: bool,
-    connections: &[Connection],
+    connections: &[BusConnection],
 ) -> io::Result<Ready> {
     let mut entries = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN)];
     if accepting {
@@ -173,9 +173,9 @@ fn add_side<'a>(entries: &mut Vec<PollFd<'a>>, side: &'a BufferedSocket, blocked
 }
 
 /// Removes closed connections, and tells the remaining clients about changes of owners of private names.
-fn remove_closed(connections: &mut Vec<Connection>, shared: &mut Shared<'_>) {
-    let left: Vec<ClientId> =
-        connections.iter().filter(|connection| connection.is_closed()).map(Connection::id).collect();
+fn remove_closed(connections: &mut Vec<BusConnection>, shared: &mut Shared<'_>) {
+    let left: Vec<BusClientId> =
+        connections.iter().filter(|connection| connection.is_closed()).map(BusConnection::id).collect();
     connections.retain(|connection| !connection.is_closed());
     for &id in &left {
         let changes = shared.names.forget(id);

@@ -162,7 +162,7 @@ impl AllowedCalls {
 
 /// The rules for a program inside. It may always call itself and the other clients of its filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Policy {
+pub struct BusPolicy {
     /// The services that it may call.
     pub talk: Vec<TalkRule>,
     /// The names that it may own on the real bus. Any other name is private to the clients of the filter.
@@ -240,7 +240,7 @@ const DESKTOP_MEMBERS: &[(&str, &str, &[&str])] = &[
 const DESKTOP_OWN: &[&str] =
     &["org.mpris.MediaPlayer2.*", "org.kde.StatusNotifierItem-*", "org.freedesktop.StatusNotifierItem-*"];
 
-impl Policy {
+impl BusPolicy {
     /// Returns the policy for desktop programs: notifications, secrets, accessibility, the tray, settings, inhibiting
     /// the screen saver, input methods, and the portals that neither run programs nor use the network outside.
     pub fn default_desktop() -> Self {
@@ -294,7 +294,7 @@ impl Policy {
     }
 }
 
-impl fmt::Display for Policy {
+impl fmt::Display for BusPolicy {
     /// Writes a line for each rule: first those for calls, then the names that may be owned.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for talk in &self.talk {
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn names_of_the_default_policy_are_valid() {
-        let policy = Policy::default_desktop();
+        let policy = BusPolicy::default_desktop();
         for talk in &policy.talk {
             assert_eq!(talk.name.to_string().parse(), Ok(talk.name.clone()));
             let AllowedCalls::Only(interfaces) = &talk.calls else {
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn portals_that_act_outside_are_refused() {
-        let policy = Policy::default_desktop();
+        let policy = BusPolicy::default_desktop();
         let portal = |interface: &str, member| {
             policy.allows(
                 ["org.freedesktop.portal.Desktop"],
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn only_the_interfaces_of_a_name_may_be_called() {
-        let policy = Policy::default_desktop();
+        let policy = BusPolicy::default_desktop();
         let shell = ["org.gnome.Shell", "org.freedesktop.Notifications"];
         assert!(policy.allows(shell, call("org.freedesktop.Notifications", "Notify")));
         assert!(policy.allows(shell, call("org.freedesktop.DBus.Peer", "Ping")));
@@ -412,8 +412,8 @@ mod tests {
 
     #[test]
     fn a_policy_can_be_printed() {
-        let policy = Policy {
-            talk: Policy::default_desktop()
+        let policy = BusPolicy {
+            talk: BusPolicy::default_desktop()
                 .talk
                 .into_iter()
                 .filter(|talk| talk.name.matches("org.gnome.SessionManager"))

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 /// An identifier of a client of the filter.
-pub(super) type ClientId = u64;
+pub(super) type BusClientId = u64;
 
 /// The maximum number of names that a client owns or waits for.
 const MAX_NAMES: usize = 512;
@@ -34,13 +34,13 @@ pub(super) mod name_result {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OwnerChange {
     pub(super) name: String,
-    pub(super) old: Option<ClientId>,
-    pub(super) new: Option<ClientId>,
+    pub(super) old: Option<BusClientId>,
+    pub(super) new: Option<BusClientId>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct QueueEntry {
-    client: ClientId,
+    client: BusClientId,
     flags: u32,
 }
 
@@ -50,17 +50,17 @@ pub(super) struct PrivateNames {
     /// The owner of each name, followed by the clients that wait for it.
     queues: HashMap<String, Vec<QueueEntry>>,
     /// The number of queues that each client is in.
-    counts: HashMap<ClientId, usize>,
+    counts: HashMap<BusClientId, usize>,
 }
 
 impl PrivateNames {
     /// Returns the owner of a name.
-    pub(super) fn owner(&self, name: &str) -> Option<ClientId> {
+    pub(super) fn owner(&self, name: &str) -> Option<BusClientId> {
         self.queues.get(name)?.first().map(|owner| owner.client)
     }
 
     /// Returns the owner of a name, followed by the clients that wait for it.
-    pub(super) fn queue(&self, name: &str) -> Option<impl Iterator<Item = ClientId> + '_> {
+    pub(super) fn queue(&self, name: &str) -> Option<impl Iterator<Item = BusClientId> + '_> {
         Some(self.queues.get(name)?.iter().map(|waiting| waiting.client))
     }
 
@@ -71,7 +71,12 @@ impl PrivateNames {
 
     /// Gives a client a name, or a place in its queue. Returns the result of `RequestName`, or `None` if the client has
     /// too many names already.
-    pub(super) fn request(&mut self, name: &str, client: ClientId, flags: u32) -> Option<(u32, Option<OwnerChange>)> {
+    pub(super) fn request(
+        &mut self,
+        name: &str,
+        client: BusClientId,
+        flags: u32,
+    ) -> Option<(u32, Option<OwnerChange>)> {
         let entry = QueueEntry { client, flags };
         let change = |old, new| Some(OwnerChange { name: name.to_owned(), old, new });
         let known = self.queues.get(name).is_some_and(|queue| queue.iter().any(|waiting| waiting.client == client));
@@ -111,7 +116,7 @@ impl PrivateNames {
     }
 
     /// Takes a name, or a place in its queue, from a client. Returns the result of `ReleaseName`.
-    pub(super) fn release(&mut self, name: &str, client: ClientId) -> (u32, Option<OwnerChange>) {
+    pub(super) fn release(&mut self, name: &str, client: BusClientId) -> (u32, Option<OwnerChange>) {
         let Some(queue) = self.queues.get_mut(name) else { return (name_result::NON_EXISTENT, None) };
         let Some(place) = queue.iter().position(|waiting| waiting.client == client) else {
             return (name_result::NOT_OWNER, None);
@@ -127,14 +132,14 @@ impl PrivateNames {
     }
 
     /// Takes all names from a client that has disconnected.
-    pub(super) fn forget(&mut self, client: ClientId) -> Vec<OwnerChange> {
+    pub(super) fn forget(&mut self, client: BusClientId) -> Vec<OwnerChange> {
         let has = |queue: &[QueueEntry]| queue.iter().any(|waiting| waiting.client == client);
         let names: Vec<String> =
             self.queues.iter().filter(|(_, queue)| has(queue)).map(|(name, _)| name.clone()).collect();
         names.iter().filter_map(|name| self.release(name, client).1).collect()
     }
 
-    fn uncount(&mut self, client: ClientId) {
+    fn uncount(&mut self, client: BusClientId) {
         if let Some(count) = self.counts.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
@@ -148,7 +153,7 @@ impl PrivateNames {
 mod tests {
     use super::*;
 
-    fn change(old: Option<ClientId>, new: Option<ClientId>) -> Option<OwnerChange> {
+    fn change(old: Option<BusClientId>, new: Option<BusClientId>) -> Option<OwnerChange> {
         Some(OwnerChange { name: "a.b".into(), old, new })
     }
 

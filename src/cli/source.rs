@@ -8,8 +8,8 @@ use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use thiserror::Error;
 
 use super::completion;
+use crate::lookup::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 use crate::names::{NameError, TunnelName};
-use crate::program::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 
 /// The arguments that name a tunnel.
 #[derive(Clone, Debug, Args)]

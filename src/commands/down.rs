@@ -65,6 +65,9 @@ enum Remains {
 
 /// Removes what a killed keeper has left.
 fn remove_remains(name: &TunnelName, force: bool) -> Result<Remains, Failure> {
+    if !path_of(name).is_dir() {
+        return Err(no_tunnel(name));
+    }
     session::require_privileges()?;
     session::limit_privileges(keeper::needed_capabilities())?;
     let Some(directory) = claim_dead(name)? else {

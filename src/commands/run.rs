@@ -17,7 +17,7 @@ use crate::plan;
 use crate::program::compatibility;
 use crate::program::identity::{self, Identity};
 use crate::program::terminal::{self, OwnTerminal, Replaced};
-use crate::program::{self, Launch, Outcome, Program};
+use crate::program::{self, Launch, Program, ProgramOutcome};
 use crate::request::RunRequest;
 use crate::session::{self, Progress, Session};
 use crate::{fault, keeper, registry};
@@ -72,7 +72,7 @@ pub(super) fn run(
 /// The two processes after the caller's terminal was replaced; only the launcher if it was not.
 enum AtTerminal {
     /// The process at the caller's terminal, whose launcher has ended.
-    Caller(Outcome),
+    Caller(ProgramOutcome),
     /// The launcher, with the program's own terminal if it has one.
     Launcher(Box<RunRequest>, Option<OwnTerminal>),
 }
@@ -102,11 +102,11 @@ fn run_program(
     session: &mut Session,
     mut signals: Signals,
     wait: Option<Duration>,
-) -> Result<Outcome, Failure> {
+) -> Result<ProgramOutcome, Failure> {
     session.admit(options, program.last_capability)?;
     let mut launch = program::start(program, &mut signals)?;
     if let Some(signal) = await_tunnel(session, &mut launch, &mut signals, wait)? {
-        return Ok(Outcome::Signaled(signal));
+        return Ok(ProgramOutcome::Signaled(signal));
     }
     let outcome = launch.run(&session.plan.name, &mut session.lease, signals)?;
     tracing::debug!("the program has ended");
@@ -230,10 +230,10 @@ fn no_terminal(error: std::io::Error) -> Failure {
 }
 
 /// Ends as the program did: returns its exit status, or dies by its signal.
-fn end_as(outcome: Outcome) -> ExitCode {
+fn end_as(outcome: ProgramOutcome) -> ExitCode {
     match outcome {
-        Outcome::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(FAILED)),
-        Outcome::Signaled(signal) => {
+        ProgramOutcome::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(FAILED)),
+        ProgramOutcome::Signaled(signal) => {
             if let Err(error) = signals::die_by_signal(signal) {
                 tracing::debug!(%error, "cannot die by the program's signal");
             }

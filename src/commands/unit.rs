@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &UnitArgs) -> Result<ExitCode, Failure> {
     let text = render(&request, &unit.facts).map_err(|errors| {
         let reasons: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let reasons = reasons.join("; ").replace(ANY, "%i");
-        Failure::new(format!("{service} cannot be put into the tunnel {tunnel}: {reasons}"))
+        Failure::new(format!("cannot put {service} into the tunnel {tunnel}: {reasons}"))
     })?;
     let text = text.replace(ANY, "%i");
     for warning in warnings(&request, &unit.facts) {

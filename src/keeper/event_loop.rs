@@ -175,8 +175,7 @@ impl Keeper {
                 self.service.ready_again();
                 continue;
             }
-            // A forked keeper ends with its leases. Whoever sends SIGTERM to all processes sends it to the launchers,
-            // too.
+            // A forked keeper ends with its leases. A SIGTERM to all processes also reaches the launchers.
             let lives_for_leases = !self.foreground && !self.tunnel.is_standing();
             if !(received.is(Signal::SIGTERM) && lives_for_leases) {
                 return Ok(Some(End::Requested));

@@ -133,11 +133,11 @@ mod tests {
     fn a_launcher_is_expected_for_a_limited_time() {
         let until = Duration::from_secs(100);
         let mut leases = expecting(&holder(std::process::id()), until);
-        let nobody_joined = KeeperClients::new();
-        assert!(!leases.stop_expecting(&nobody_joined, until - Duration::from_millis(1)));
+        let no_clients = KeeperClients::new();
+        assert!(!leases.stop_expecting(&no_clients, until - Duration::from_millis(1)));
         assert_eq!((leases.is_expecting(), leases.due()), (true, Some(until)));
-        assert!(leases.stop_expecting(&nobody_joined, until));
+        assert!(leases.stop_expecting(&no_clients, until));
         assert!(!leases.is_expecting());
-        assert!(!leases.stop_expecting(&nobody_joined, until), "the change is reported once");
+        assert!(!leases.stop_expecting(&no_clients, until), "the change is reported once");
     }
 }

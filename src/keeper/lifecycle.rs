@@ -54,22 +54,22 @@ pub(super) enum End {
 }
 
 /// Lives the life of a keeper.
-pub(super) fn live(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Result<(), Failure> {
+pub(super) fn live(spec: KeeperSpec, clients: KeeperClients, runtime: Runtime) -> Result<(), Failure> {
+    let mut keeper = set_up(spec, clients, runtime)?;
+    keeper.clients.broadcast(&KeeperEvent::Made);
+    let end = keeper.run().unwrap_or_else(|error| End::Broken(format!("its keeper failed: {error}")));
+    finish(keeper, end)
+}
+
+/// Brings the tunnel up, and leaves the process with the privileges that it needs from then on.
+fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Result<Keeper, Failure> {
     let has_hooks = spec.plan.hooks.iter().any(|hook| hook.run);
     let needed = needed_capabilities() | capabilities_for_ports(spec.config.listened_ports());
     privileges::drop_except(needed, has_hooks).doing("drop privileges")?;
     tracing::debug!("the keeper has started");
 
     // A port that is in use is the likeliest failure, so the ports come first.
-    let mut ports = match ReservedPorts::reserve(&spec.plan, &spec.start) {
-        Ok(ports) => ports,
-        Err(failure) => {
-            if matches!(spec.start, KeeperStart::Create) {
-                spec.directory.release().doing("release the tunnel's directory")?;
-            }
-            return Err(failure);
-        }
-    };
+    let (spec, mut ports) = reserve_ports(spec)?;
     clients.listen(&spec.directory.socket()).doing("listen at the keeper's socket")?;
     let public_clients =
         PublicClients::listen(&spec.directory.public_socket()).doing("listen at the keeper's public socket")?;
@@ -119,9 +119,20 @@ pub(super) fn live(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtim
         keeper.reload_own();
     }
     privileges::limit_to_running().doing("drop privileges")?;
-    keeper.clients.broadcast(&KeeperEvent::Made);
-    let end = keeper.run().unwrap_or_else(|error| End::Broken(format!("its keeper failed: {error}")));
-    finish(keeper, end)
+    Ok(keeper)
+}
+
+/// Binds to the published ports. Releases the name of a new tunnel after a failure.
+fn reserve_ports(spec: KeeperSpec) -> Result<(KeeperSpec, ReservedPorts), Failure> {
+    match ReservedPorts::reserve(&spec.plan, &spec.start) {
+        Ok(ports) => Ok((spec, ports)),
+        Err(failure) => {
+            if matches!(spec.start, KeeperStart::Create) {
+                spec.directory.release().doing("release the tunnel's directory")?;
+            }
+            Err(failure)
+        }
+    }
 }
 
 /// Creates the tunnel, and reserves the ports that lead from inside to the host's loopback. Undoes everything after a

@@ -11,9 +11,10 @@
 //!
 //! 1. `lifecycle` drops privileges, creates or takes over the tunnel, and takes it down at the end.
 //! 2. `event_loop` waits for events in between, and passes each to the part that deals with it.
-//! 3. `requests` answers the clients; `reload` changes the running tunnel to another configuration.
+//! 3. `requests` answers the clients. `reload` changes the running tunnel to another configuration, and `report`
+//!    describes its status.
 //!
-//! The parts own their state and know nothing of each other:
+//! Each of these parts owns its state:
 //!
 //! - `clients`: connections of the keeper's own user. `public_clients`: connections of users who may only query the
 //!   status.

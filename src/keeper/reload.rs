@@ -38,7 +38,7 @@ impl Keeper {
         self.change_to(&handover)
     }
 
-    /// Reads the configuration again, applies it, and logs the result: nobody waits for an answer.
+    /// Reads the configuration again, applies it, and logs the result, because no client waits for an answer.
     pub(super) fn reload_and_log(&mut self) {
         log(self.reload(None));
     }

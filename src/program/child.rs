@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use super::environment::{self, BusVariable, Context};
+use super::environment::{self, BusVariable, EnvironmentContext};
 use super::guards::Guards;
 use super::notify::{self, NotifyRelay};
 use super::{DEFAULT_PATH, Program, enter, exec_failure, helpers, privileges, view};
@@ -98,7 +98,7 @@ impl Child<'_> {
 
     /// Returns the program's environment as `NAME=VALUE` strings.
     fn environment(&self) -> impl Iterator<Item = Result<CString, std::ffi::NulError>> + use<> {
-        let context = Context {
+        let context = EnvironmentContext {
             tunnel: self.program.namespace.file_name(),
             launcher: self.parent,
             listens: self.program.listen_fds > 0,
@@ -114,10 +114,12 @@ impl Child<'_> {
     }
 
     fn session_bus(&self) -> BusVariable {
-        if self.program.buses.session == SessionBus::Whole || fault::is_broken("sockets") {
-            return BusVariable::Inherited;
+        match self.program.session_bus() {
+            SessionBus::Whole => BusVariable::Inherited,
+            SessionBus::Filtered | SessionBus::None => {
+                self.guards.session_bus().map_or(BusVariable::Unset, BusVariable::Address)
+            }
         }
-        self.guards.session_bus().map_or(BusVariable::Unset, BusVariable::Address)
     }
 }
 

@@ -30,15 +30,11 @@ pub(super) fn isolate(program: &Program) -> Result<Isolated, Failure> {
     let directory = std::env::current_dir();
     mounts::unshare().doing("make a mount namespace")?;
     let mirror = view::show(program)?;
-    if hides_host_services(program) {
+    // With `--socket any` the program is to use the host's services.
+    if program.has_guarded_sockets() {
         gnupg::hide_dirmngr(&program.identity).doing("hide GnuPG's dirmngr")?;
     }
     Ok(Isolated { names, directory, mirror })
-}
-
-/// Returns whether the host's own services are out of reach of the program. With `--socket any` it is to use them.
-fn hides_host_services(program: &Program) -> bool {
-    !program.sockets.any && !fault::is_broken("sockets")
 }
 
 /// Moves an isolated process into the tunnel's network namespace.

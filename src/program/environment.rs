@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::desktop;
 use super::identity::{Account, Identity};
+use crate::lookup::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 
 /// Variables that sudo, doas and pkexec set for vpn-exec. They do not apply to the program.
 const OF_CALLERS: [&str; 9] = [
@@ -21,15 +22,9 @@ const OF_CALLERS: [&str; 9] = [
     "MAIL",
 ];
 
-/// The environment variable that names a tunnel where the command line does not. A program finds its own tunnel's name in it.
-pub const TUNNEL_VARIABLE: &str = "VPN_EXEC_TUNNEL";
-
-/// The environment variable that names a provider's file where the command line names no tunnel.
-pub const CONFIG_VARIABLE: &str = "VPN_EXEC_CONFIG";
-
 /// The facts about a program that its environment reflects, besides its identity.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Context<'a> {
+pub(super) struct EnvironmentContext<'a> {
     /// The tunnel's name, if it is known.
     pub(super) tunnel: Option<&'a OsStr>,
     /// The launcher's PID.
@@ -57,7 +52,7 @@ pub(super) enum BusVariable {
 pub(super) fn for_program(
     identity: &Identity,
     inherited: Vec<(OsString, OsString)>,
-    context: Context<'_>,
+    context: EnvironmentContext<'_>,
 ) -> Vec<(OsString, OsString)> {
     let launcher = context.launcher.to_string();
     let names_launcher = |name: &str| inherited.iter().any(|(other, value)| other == name && *value == *launcher);
@@ -134,7 +129,7 @@ mod tests {
     use super::*;
     use crate::program::identity::UserEntry;
 
-    const NOTHING: Context<'_> = Context {
+    const NOTHING: EnvironmentContext<'_> = EnvironmentContext {
         tunnel: None,
         launcher: 42,
         listens: false,
@@ -154,9 +149,10 @@ mod tests {
             pair("LISTEN_PIDFDID", "7"),
             pair("NOTIFY_SOCKET", "/run/systemd/notify"),
         ];
-        let unchanged = for_program(&Identity::Unchanged, inherited.clone(), Context { launcher: 1, ..NOTHING });
+        let unchanged =
+            for_program(&Identity::Unchanged, inherited.clone(), EnvironmentContext { launcher: 1, ..NOTHING });
         assert_eq!(unchanged, inherited);
-        let context = Context { listens: true, notify_socket: Some("/inside"), ..NOTHING };
+        let context = EnvironmentContext { listens: true, notify_socket: Some("/inside"), ..NOTHING };
         let mut environment = for_program(&Identity::Unchanged, inherited, context);
         environment.sort();
         let own = std::process::id().to_string();
@@ -188,7 +184,7 @@ mod tests {
     #[test]
     fn the_program_finds_its_own_tunnel() {
         let inherited = vec![pair(TUNNEL_VARIABLE, "other"), pair(CONFIG_VARIABLE, "wg0.conf"), pair("LANG", "C")];
-        let context = Context { tunnel: Some("mullvad".as_ref()), ..NOTHING };
+        let context = EnvironmentContext { tunnel: Some("mullvad".as_ref()), ..NOTHING };
         let environment = for_program(&Identity::Unchanged, inherited, context);
         assert_eq!(environment, [pair("LANG", "C"), pair(TUNNEL_VARIABLE, "mullvad")]);
     }
@@ -197,7 +193,8 @@ mod tests {
     fn the_session_bus_is_inherited_replaced_or_unset() {
         let bus = |session_bus| {
             let inherited = vec![pair("DBUS_SESSION_BUS_ADDRESS", "unix:path=/outside")];
-            let environment = for_program(&Identity::Unchanged, inherited, Context { session_bus, ..NOTHING });
+            let environment =
+                for_program(&Identity::Unchanged, inherited, EnvironmentContext { session_bus, ..NOTHING });
             environment.into_iter().next().map(|(_, value)| value)
         };
         assert_eq!(bus(BusVariable::Inherited), Some("unix:path=/outside".into()));

@@ -16,7 +16,7 @@ use super::guards::Guards;
 use super::helpers::Helpers;
 use super::notify::NotifyRelay;
 use super::signal_probe::SignalProbe;
-use super::{Outcome, Program, privileges, supervise};
+use super::{Program, ProgramOutcome, privileges, supervise};
 use crate::failure::{Doing, FAILED, Failure};
 use crate::lease::Lease;
 use crate::linux::poll::wait_for;
@@ -148,7 +148,7 @@ impl Launch<'_> {
     /// # Errors
     /// Returns an error if the program cannot be executed, or was killed because of the tunnel. Processes that the
     /// program has started may still run then.
-    pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<Outcome, Failure> {
+    pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<ProgramOutcome, Failure> {
         self.enter();
         self.companions.guards.await_ready()?;
         if let Some(terminal) = &self.program.terminal {

@@ -31,10 +31,10 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use crate::config::Buses;
+use crate::config::{Buses, SessionBus};
+use crate::fault;
 use crate::linux::capabilities::CapabilitySet;
 use crate::plan::{DnsPlan, SocketsPlan};
-pub use environment::{CONFIG_VARIABLE, TUNNEL_VARIABLE};
 use identity::Identity;
 pub use launch::{Launch, start};
 pub use supervise::forwarded_signals;
@@ -83,6 +83,23 @@ pub struct Program {
     pub keeper_bounding_set: CapabilitySet,
 }
 
+impl Program {
+    /// Returns whether the program's connections to unix sockets are guarded.
+    fn has_guarded_sockets(&self) -> bool {
+        !self.sockets.any && !is_unguarded()
+    }
+
+    /// Returns the part of the session bus that the program can reach.
+    fn session_bus(&self) -> SessionBus {
+        if is_unguarded() { SessionBus::Whole } else { self.buses.session }
+    }
+}
+
+/// Returns whether a test has taken the guards away.
+fn is_unguarded() -> bool {
+    fault::is_broken("sockets")
+}
+
 /// Returns the capabilities that the launcher needs to become a program with this identity and these capabilities.
 pub fn needed_capabilities(identity: &Identity, kept: CapabilitySet) -> CapabilitySet {
     let mut needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP | kept;
@@ -94,7 +111,7 @@ pub fn needed_capabilities(identity: &Identity, kept: CapabilitySet) -> Capabili
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ProgramOutcome {
     /// It exited with this status.
     Exited(i32),
     /// It was killed by the signal with this number.

@@ -29,7 +29,7 @@ fn of_root() -> CapabilitySet {
 /// # Errors
 /// Returns an error if a privilege cannot be dropped.
 pub(super) fn assume(program: &Program) -> Result<(), Failure> {
-    if fault::is_broken("privileges") {
+    if keeps_privileges() {
         return Ok(());
     }
     let kept = program.kept;
@@ -62,6 +62,11 @@ pub(super) fn assume(program: &Program) -> Result<(), Failure> {
         return Err(io::Error::other("the system calls had no effect")).doing("drop capabilities");
     }
     Ok(())
+}
+
+/// Returns whether a test has the program keep all privileges.
+fn keeps_privileges() -> bool {
+    fault::is_broken("privileges")
 }
 
 /// Reduces the launcher's capabilities to those for signals to a program of another user, and, if the keeper dies, for

@@ -28,7 +28,8 @@ const FILES: [&str; 9] =
 /// A claim on a tunnel's name: its locked directory.
 ///
 /// The lock is on the directory itself (flock(2)), so it ends with the last process that holds it, however that process
-/// ends. [`TunnelDirectory::release`] removes the directory. If the process is killed, the next claim finds what is left.
+/// ends. [`TunnelDirectory::release`] removes the directory. If the process is killed, the next claim finds what is
+/// left.
 #[derive(Debug)]
 pub struct TunnelDirectory {
     path: PathBuf,

@@ -2,8 +2,8 @@
 //!
 //! Each tunnel has a directory of its name, which its keeper locks ([`TunnelDirectory`]). The directory contains:
 //!
-//! - `state`: the [`TunnelState`], which a successor of a killed keeper needs. It contains the [`Mark`] of the tunnel's own
-//!   objects.
+//! - `state`: the [`TunnelState`], which a successor of a killed keeper needs. It contains the [`Mark`] of the tunnel's
+//!   own objects.
 //! - `plan`: the [`Plan`], which also reserves the addresses and the interface's name among the machine's tunnels.
 //! - `socket`, `public`: the sockets at which clients connect to the keeper ([`crate::lease`]).
 //! - `resolv.conf`: the file that programs inside see as `/etc/resolv.conf`. `hosts` and `nsswitch.conf` are the same

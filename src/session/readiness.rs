@@ -12,6 +12,9 @@ use crate::names::TunnelName;
 /// The phrase for a broken connection to the keeper, as it follows "cannot".
 const HEAR: &str = "read from the connection to the keeper";
 
+/// The time without a handshake after which the user gets a notice, as long as the first handshake is waited for.
+const NOTICE_DELAY: Duration = Duration::from_secs(2);
+
 /// How far the wait for a tunnel is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
@@ -21,6 +24,8 @@ pub(crate) enum Progress {
     Made,
     /// Nothing is left to wait for.
     Ready,
+    /// The first handshake takes long enough for a notice.
+    Slow,
     /// No peer has completed a handshake in time.
     TimedOut,
     /// The keeper was killed.
@@ -37,12 +42,14 @@ pub(crate) struct Readiness {
     /// How long the first handshake may take once the tunnel is made. None if it is not waited for.
     wait: Option<Duration>,
     deadline: Option<Instant>,
+    /// When the notice about a missing handshake is due, if it still is.
+    notice_due: Option<Instant>,
 }
 
 impl Readiness {
     /// Begins to wait. Without `wait`, a tunnel is ready as soon as it is made.
     pub(crate) fn new(is_made: bool, wait: Option<Duration>) -> Self {
-        let mut readiness = Self { is_made: false, is_connected: false, wait, deadline: None };
+        let mut readiness = Self { is_made: false, is_connected: false, wait, deadline: None, notice_due: None };
         if is_made {
             readiness.made();
         }
@@ -52,6 +59,7 @@ impl Readiness {
     fn made(&mut self) {
         self.is_made = true;
         self.deadline = self.wait.map(|wait| Instant::now() + wait);
+        self.notice_due = self.wait.map(|_| Instant::now() + NOTICE_DELAY);
     }
 
     /// Returns whether the tunnel is made.
@@ -67,12 +75,18 @@ impl Readiness {
         if self.is_made && (self.is_connected || self.wait.is_none()) {
             return Ok(Progress::Ready);
         }
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let due = self.notice_due.into_iter().chain(self.deadline).min();
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         let watched: Vec<BorrowedFd<'_>> = [lease.as_fd()].into_iter().chain(others.iter().copied()).collect();
         let readable = wait_for(&watched, left).doing(HEAR)?;
         if !readable[0] {
-            let is_late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            return Ok(if is_late && !readable.contains(&true) { Progress::TimedOut } else { Progress::Other });
+            let is_past = |due: Option<Instant>| due.is_some_and(|due| Instant::now() >= due);
+            return Ok(match () {
+                () if readable.contains(&true) => Progress::Other,
+                () if is_past(self.deadline) => Progress::TimedOut,
+                () if is_past(self.notice_due.take_if(|due| Instant::now() >= *due)) => Progress::Slow,
+                () => Progress::Other,
+            });
         }
         Ok(match lease.next_event().doing(HEAR)? {
             Some(KeeperEvent::Named) => Progress::Named,
@@ -107,10 +121,17 @@ impl Session {
         others: &[BorrowedFd<'_>],
     ) -> Result<Progress, Failure> {
         let progress = readiness.advance(&mut self.lease, others)?;
+        let (name, wait) = (&self.plan.name, readiness.wait.unwrap_or_default());
         match progress {
             Progress::Made => self.bring_up_to_date()?,
-            Progress::TimedOut => return Err(no_handshake(&self.plan.name, readiness.wait.unwrap_or_default())),
+            Progress::Slow => {
+                tracing::warn!("no handshake with any peer yet: waiting for it up to {} s", wait.as_secs())
+            }
+            Progress::TimedOut => return Err(no_handshake(name, wait)),
             Progress::KeeperKilled => return Err(Failure::new("the tunnel's keeper was killed")),
+            Progress::Ready if readiness.wait.is_some() && readiness.notice_due.is_none() => {
+                tracing::warn!("a handshake was completed: the tunnel {name} is up now");
+            }
             Progress::Named | Progress::Ready | Progress::Other => {}
         }
         Ok(progress)

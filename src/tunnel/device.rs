@@ -48,7 +48,7 @@ pub(super) fn create(
 ) -> Result<CreatedDevice, Failure> {
     let name = &plan.wireguard.interface;
     if plan.backend != BackendChoice::Userspace {
-        match kernel::make(host, &namespace, name) {
+        match kernel::create(host, &namespace, name) {
             Ok(()) => {
                 let events = kernel_events(&namespace)?;
                 let device = KernelDevice::configure(namespace, name, config);

@@ -31,7 +31,7 @@ pub fn reclaim(directory: &TunnelDirectory, name: &TunnelName) -> Result<(), Fai
 fn reclaim_namespace(state: &TunnelState, path: &Path) -> Result<(), Failure> {
     match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
         // The keeper was killed before the namespace was mounted here, or after it was unmounted, so no program is
-        // inside. The namespace may have ended, and another may have its number by now, so nothing is killed by that
+        // inside. The namespace may have ended, and another may have its number now, so nothing is killed by that
         // number.
         NameLookup::File(text) if text == state.mark.text() => {}
         NameLookup::Namespace(namespace) => {

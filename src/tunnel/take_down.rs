@@ -105,7 +105,7 @@ impl Remains {
     /// If a link cannot be removed.
     pub fn settle(mut self) -> Result<(), Failure> {
         if let Some(device) = self.device.take() {
-            let ends_with_namespace = device.take_interface_along().doing("release WireGuard's interface")?;
+            let ends_with_namespace = device.remove_interface_on_drop().doing("release WireGuard's interface")?;
             match self.inner.take() {
                 // Without a reference from this process the namespace ends, and the kernel removes all its links at
                 // once. It waits for its other processors once instead of once a link, which halves the time until the

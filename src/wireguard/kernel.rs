@@ -1,15 +1,16 @@
-//! The kernel's WireGuard, through the `wireguard-control` crate.
+//! The kernel's WireGuard, configured through the `wireguard-control` crate.
 //!
-//! The interface is made inside the tunnel's namespace by a netlink socket of the host's: the kernel remembers where it was
-//! asked, and keeps the UDP socket there, so the encrypted packets leave by the host's routes though the interface never was
-//! in the host's namespace.
+//! A netlink socket of the host creates the interface inside the tunnel's namespace. The kernel keeps the UDP socket in
+//! the namespace of the request, so encrypted packets take the host's routes although the interface never was in the
+//! host's namespace.
 //!
-//! What the crate does not do: wipe the keys that pass through it, and keep them out of its error messages. Only the number
-//! and the kind of its errors are therefore passed on.
+//! The crate does not wipe keys, and includes them in its error messages. So only the number and the kind of its errors
+//! are passed on.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -24,72 +25,71 @@ use crate::linux::namespace::{NamespaceThread, NetworkNamespace};
 use crate::linux::netlink::link::TargetNamespace;
 use crate::linux::netlink::{Netlink, NetlinkError, NetlinkRequest};
 use crate::names::InterfaceName;
-use std::os::fd::AsFd;
 
-/// How many AllowedIPs go into one description of a peer, so that it fits into one netlink message.
+/// The maximum number of AllowedIPs in one description of a peer, which must fit into one netlink message.
 const ALLOWED_IPS_PER_MESSAGE: usize = 100;
 
-/// How long after its handshake a session may be used (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
+/// The lifetime of a session after its handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
 const SESSION: Duration = Duration::from_secs(180);
 
-/// A WireGuard interface of the kernel's.
+/// A WireGuard interface of the kernel.
 #[derive(Debug)]
 pub struct KernelDevice {
-    /// The thread in the tunnel's namespace, from where alone the kernel lets the interface be seen.
-    resident: NamespaceThread,
+    /// The thread in the tunnel's namespace. The kernel shows the interface only there.
+    thread: NamespaceThread,
     control_name: control::InterfaceName,
-    /// The peers as they were configured. Where they are is the kernel's to know.
+    /// The peers as configured. The kernel knows their current endpoints.
     peers: Vec<PeerConfig>,
-    /// What is known of them that the kernel does not say, or has forgotten.
-    seen: Mutex<Sightings>,
+    /// Observations about the peers that the kernel does not report, or has forgotten.
+    observed: Mutex<Observations>,
 }
 
-/// What was seen of the peers.
+/// Observations about the peers.
 #[derive(Debug, Default)]
-struct Sightings {
-    last_of: HashMap<PublicKey, Sighting>,
-    /// The bytes received from and sent to each peer that was made anew, until then.
+struct Observations {
+    last_handshakes: HashMap<PublicKey, ObservedHandshake>,
+    /// The bytes received from and sent to each peer before it was last recreated.
     carried: HashMap<PublicKey, (u64, u64)>,
-    /// When the device was last looked at, since boot.
-    looked_at: Option<Duration>,
+    /// The time since boot when the device was last queried.
+    queried_at: Option<Duration>,
 }
 
-/// When a handshake was, as it was seen: the kernel says at which time of day, which may jump.
+/// The time of a handshake. The kernel reports the time of day, which may jump.
 #[derive(Clone, Copy, Debug)]
-struct Sighting {
+struct ObservedHandshake {
     time_of_day: SystemTime,
-    /// Since boot.
+    /// The time since boot.
     at: Duration,
 }
 
-impl Sighting {
-    /// Takes note of what the kernel says now. What it has said before was at the time when it was first seen. What is new has been since
-    /// the last look, if there was one, whatever the time of day says.
-    fn update(before: Option<Self>, said: SystemTime, last_look: Option<Duration>, now: Duration) -> Self {
+impl ObservedHandshake {
+    /// Returns the observation of a handshake that the kernel reports. One that was observed before keeps its time. A
+    /// new one was after the last query, if there was one, whatever the time of day says.
+    fn update(before: Option<Self>, reported: SystemTime, last_query: Option<Duration>, now: Duration) -> Self {
         match before {
-            Some(before) if before.time_of_day == said => before,
+            Some(before) if before.time_of_day == reported => before,
             _ => {
-                let age = said.elapsed().unwrap_or_default();
-                let at = now.saturating_sub(age).max(last_look.unwrap_or_default());
-                Self { time_of_day: said, at }
+                let age = reported.elapsed().unwrap_or_default();
+                let at = now.saturating_sub(age).max(last_query.unwrap_or_default());
+                Self { time_of_day: reported, at }
             }
         }
     }
 }
 
-/// Makes a WireGuard interface in `namespace` whose UDP socket will be in the namespace of `host`.
+/// Creates a WireGuard interface in `namespace` whose UDP socket is in the namespace of `host`.
 ///
 /// # Errors
-/// `EOPNOTSUPP` if the kernel has no WireGuard.
-pub fn make(host: &mut Netlink, namespace: &NetworkNamespace, name: &InterfaceName) -> Result<(), NetlinkError> {
+/// Fails with `EOPNOTSUPP` if the kernel has no WireGuard.
+pub fn create(host: &mut Netlink, namespace: &NetworkNamespace, name: &InterfaceName) -> Result<(), NetlinkError> {
     host.execute_one(NetlinkRequest::add_wireguard(name, TargetNamespace::Other(namespace.as_fd())))
 }
 
 impl KernelDevice {
-    /// Configures the interface that [`make`] has made.
+    /// Configures an interface from [`create`].
     ///
     /// # Errors
-    /// What the kernel refuses, without the text of the request: it holds keys.
+    /// Fails if the kernel refuses the configuration. The error does not contain the request, which has keys.
     pub fn configure(
         namespace: NetworkNamespace,
         interface: &InterfaceName,
@@ -110,10 +110,10 @@ impl KernelDevice {
         Ok(device)
     }
 
-    /// Takes over an interface that is configured, as it stands.
+    /// Takes over a configured interface without changing it.
     ///
     /// # Errors
-    /// `InvalidData` if its key or its peers are not those of `config`.
+    /// Fails with `InvalidData` if the private key of the interface is not that of `config`.
     pub fn attach(
         namespace: NetworkNamespace,
         interface: &InterfaceName,
@@ -123,48 +123,49 @@ impl KernelDevice {
         let found = device.read()?;
         let own = found.public_key.map(|key| key.0);
         if own != Some(*config.private_key.public_key().as_bytes()) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "its key is another tunnel's"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the interface has a different private key"));
         }
         Ok(device)
     }
 
     fn open(namespace: NetworkNamespace, interface: &InterfaceName, config: &DeviceConfig) -> io::Result<KernelDevice> {
         Ok(KernelDevice {
-            resident: NamespaceThread::start(namespace, CapabilitySet::NET_ADMIN)?,
+            thread: NamespaceThread::start(namespace, CapabilitySet::NET_ADMIN)?,
             control_name: interface.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
             peers: config.peers.clone(),
-            seen: Mutex::default(),
+            observed: Mutex::default(),
         })
     }
 
     fn read(&self) -> io::Result<control::Device> {
         let name = self.control_name;
-        self.resident.run(move || control::Device::get(&name, control::Backend::Kernel))?.map_err(without_text)
+        self.thread.run(move || control::Device::get(&name, control::Backend::Kernel))?.map_err(without_text)
     }
 
     fn apply(&self, update: control::DeviceUpdate) -> io::Result<()> {
-        // The crate asks for the interface to be made first, in the namespace of the calling thread. It exists there, so this
-        // does nothing; elsewhere it would make a second one.
+        // The crate first requests that the interface be created in the namespace of the calling thread. There it
+        // exists, so nothing happens. In another namespace, the crate would create a second one.
         let name = self.control_name;
-        self.resident.run(move || update.apply(&name, control::Backend::Kernel))?.map_err(without_text)
+        self.thread.run(move || update.apply(&name, control::Backend::Kernel))?.map_err(without_text)
     }
 
-    /// Whether the kernel may have a session with a peer, by the last handshake.
+    /// Returns whether the kernel may have a session with a peer, according to the last handshake.
     fn has_session(&self, peer: &PublicKey, found: &control::PeerInfo) -> bool {
-        let Some(said) = found.stats.last_handshake_time else { return false };
-        let (now, mut seen) = (boot_time(), self.seen.lock().unwrap_or_else(PoisonError::into_inner));
-        let sighting = Sighting::update(seen.last_of.get(peer).copied(), said, seen.looked_at, now);
-        seen.last_of.insert(*peer, sighting);
-        now.saturating_sub(sighting.at) < SESSION
+        let Some(reported) = found.stats.last_handshake_time else { return false };
+        let (now, mut observed) = (boot_time(), self.observed.lock().unwrap_or_else(PoisonError::into_inner));
+        let known = observed.last_handshakes.get(peer).copied();
+        let handshake = ObservedHandshake::update(known, reported, observed.queried_at, now);
+        observed.last_handshakes.insert(*peer, handshake);
+        now.saturating_sub(handshake.at) < SESSION
     }
 
-    /// Has the kernel forget a peer's session, which it would use in place of a handshake: the peer is taken out and put back in one
-    /// request. Nothing else does that but to take the interface down, and with it its routes.
+    /// Makes the kernel drop a peer's session, which it would use instead of a new handshake: one request removes the
+    /// peer and adds it again. The only other way is to bring the interface down, which removes its routes.
     fn renew(&self, peer: &PeerConfig, found: &control::PeerInfo) -> io::Result<()> {
         let others = self.peers.iter().skip_while(|other| other.public_key != peer.public_key).skip(1);
-        let taken: HashSet<&IpNet> = others.flat_map(|other| &other.allowed_ips).collect();
-        // Of peers with the same network, the last one has it.
-        let allowed_ips = peer.allowed_ips.iter().filter(|net| !taken.contains(net)).copied().collect();
+        let claimed: HashSet<&IpNet> = others.flat_map(|other| &other.allowed_ips).collect();
+        // A network in the AllowedIPs of several peers belongs to the last one.
+        let allowed_ips = peer.allowed_ips.iter().filter(|net| !claimed.contains(net)).copied().collect();
         let again =
             PeerConfig { allowed_ips, endpoint: found.config.endpoint, persistent_keepalive: None, ..peer.clone() };
         let mut update = control::DeviceUpdate::new().remove_peer_by_key(&found.config.public_key);
@@ -172,8 +173,8 @@ impl KernelDevice {
             update = update.add_peer(description);
         }
         self.apply(update)?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let carried = seen.carried.entry(peer.public_key).or_default();
+        let mut observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
+        let carried = observed.carried.entry(peer.public_key).or_default();
         *carried = (carried.0 + found.stats.rx_bytes, carried.1 + found.stats.tx_bytes);
         Ok(())
     }
@@ -188,11 +189,11 @@ impl KernelDevice {
     }
 }
 
-/// A peer as one or more descriptions, each small enough for a message. The first replaces what there was.
+/// Describes a peer in one or more parts, each small enough for a message. The first replaces the peer's AllowedIPs.
 fn describe(peer: &PeerConfig) -> Vec<control::PeerConfigBuilder> {
     let key = control::Key(*peer.public_key.as_bytes());
     let mut first = control::PeerConfigBuilder::new(&key).replace_allowed_ips();
-    // A key of zeros is none, and takes away the one that there was.
+    // A key of zeros removes the preshared key.
     let preshared = peer.preshared_key.as_ref().map_or([0; KEY_LENGTH], |key| *key.as_bytes());
     first = first.set_preshared_key(control::Key(preshared));
     if let Some(endpoint) = peer.endpoint {
@@ -212,11 +213,11 @@ fn allow(mut description: control::PeerConfigBuilder, networks: &[IpNet]) -> con
     description
 }
 
-/// An error without its text, which may hold the request with its keys.
+/// Removes the text of an error, which may contain the request with its keys.
 fn without_text(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(number) => io::Error::from_raw_os_error(number),
-        None => io::Error::new(error.kind(), "the kernel's WireGuard could not be configured"),
+        None => io::Error::new(error.kind(), "the kernel's WireGuard cannot be configured"),
     }
 }
 
@@ -237,8 +238,9 @@ impl Device for KernelDevice {
         {
             self.renew(configured, found)?;
         }
-        // A keepalive interval that becomes non-zero makes the kernel send a keepalive at once, and so, without a session, begin a
-        // handshake (set_peer() in drivers/net/wireguard/netlink.c). Nothing else does without a packet.
+        // When the keepalive interval becomes non-zero, the kernel sends a keepalive at once, and so, without a
+        // session, starts a handshake (set_peer() in drivers/net/wireguard/netlink.c). There is no other way without a
+        // packet.
         let interval = configured.and_then(|configured| configured.persistent_keepalive);
         self.update_peer(|description| description.set_persistent_keepalive_interval(0), peer)?;
         self.update_peer(
@@ -254,22 +256,26 @@ impl Device for KernelDevice {
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
         let device = self.read()?;
         let now = boot_time();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let last_look = seen.looked_at.replace(now);
+        let mut observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
+        let last_query = observed.queried_at.replace(now);
         Ok(self
             .peers
             .iter()
             .filter_map(|PeerConfig { public_key, .. }| {
                 let info = device.peers.iter().find(|info| info.config.public_key.0 == *public_key.as_bytes())?;
-                if let Some(said) = info.stats.last_handshake_time {
-                    let sighting = Sighting::update(seen.last_of.get(public_key).copied(), said, last_look, now);
-                    seen.last_of.insert(*public_key, sighting);
+                if let Some(reported) = info.stats.last_handshake_time {
+                    let known = observed.last_handshakes.get(public_key).copied();
+                    let handshake = ObservedHandshake::update(known, reported, last_query, now);
+                    observed.last_handshakes.insert(*public_key, handshake);
                 }
-                let (rx_before, tx_before) = seen.carried.get(public_key).copied().unwrap_or_default();
+                let (rx_before, tx_before) = observed.carried.get(public_key).copied().unwrap_or_default();
                 Some(PeerStatus {
                     public_key: *public_key,
                     endpoint: info.config.endpoint,
-                    handshake_age: seen.last_of.get(public_key).map(|sighting| now.saturating_sub(sighting.at)),
+                    handshake_age: observed
+                        .last_handshakes
+                        .get(public_key)
+                        .map(|handshake| now.saturating_sub(handshake.at)),
                     rx_bytes: rx_before + info.stats.rx_bytes,
                     tx_bytes: tx_before + info.stats.tx_bytes,
                     unanswered_for: None,
@@ -281,7 +287,7 @@ impl Device for KernelDevice {
     fn reconfigure(&mut self, config: &DeviceConfig) -> io::Result<()> {
         let found = self.read()?;
         let mut update = control::DeviceUpdate::new();
-        // Setting a key ends all sessions, so it is set only where it is another.
+        // Setting the private key ends all sessions, so it is set only if it is different.
         if found.public_key.map(|key| key.0) != Some(*config.private_key.public_key().as_bytes()) {
             update = update.set_private_key(control::Key(*config.private_key.as_bytes()));
         }
@@ -298,22 +304,22 @@ impl Device for KernelDevice {
         }
         self.apply(update)?;
         self.peers.clone_from(&config.peers);
-        let seen = self.seen.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let observed = self.observed.get_mut().unwrap_or_else(PoisonError::into_inner);
         let is_peer = |key: &PublicKey| config.peers.iter().any(|peer| peer.public_key == *key);
-        seen.last_of.retain(|key, _| is_peer(key));
-        seen.carried.retain(|key, _| is_peer(key));
+        observed.last_handshakes.retain(|key, _| is_peer(key));
+        observed.carried.retain(|key, _| is_peer(key));
         Ok(())
     }
 
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
-        // The port first, by itself: the kernel would have set the mark already when the port is refused.
+        // The port is set first, by itself. In one request, the kernel would set the mark before it refuses the port.
         if listen_port != 0 {
             self.apply(control::DeviceUpdate::new().set_listen_port(listen_port))?;
         }
         self.apply(control::DeviceUpdate::new().set_fwmark(fwmark))
     }
 
-    fn take_interface_along(&self) -> io::Result<bool> {
+    fn remove_interface_on_drop(&self) -> io::Result<bool> {
         Ok(false)
     }
 }
@@ -323,22 +329,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_jumps_moves_no_handshake() {
+    fn a_jump_of_the_clock_does_not_move_handshakes() {
         let seconds = Duration::from_secs;
         let now = seconds(1000);
-        // Seen for the first time, the time of day is all there is.
-        let first = Sighting::update(None, SystemTime::now() - seconds(60), None, now);
+        // For the first observation, only the time of day is known.
+        let first = ObservedHandshake::update(None, SystemTime::now() - seconds(60), None, now);
         assert!((seconds(939)..=seconds(941)).contains(&first.at), "{first:?}");
-        // It is when it was, whatever the time of day is by now.
-        let later = Sighting::update(Some(first), first.time_of_day, Some(now), now + seconds(500));
+        // A known handshake keeps its time, whatever the time of day is now.
+        let later = ObservedHandshake::update(Some(first), first.time_of_day, Some(now), now + seconds(500));
         assert_eq!(later.at, first.at);
-        // Another one, long ago by a clock that was put forward since: it was after the last look.
+        // A new one that seems to be old, because the clock was moved forward: it was after the last query.
         let jumped = SystemTime::now() - seconds(86_400);
-        let second = Sighting::update(Some(first), jumped, Some(now + seconds(500)), now + seconds(510));
+        let second = ObservedHandshake::update(Some(first), jumped, Some(now + seconds(500)), now + seconds(510));
         assert_eq!(second.at, now + seconds(500));
-        // One in the future by a clock that was put back is now.
+        // One that seems to be in the future, because the clock was moved back: it is now.
         let ahead = SystemTime::now() + seconds(86_400);
-        let third = Sighting::update(Some(second), ahead, Some(now + seconds(510)), now + seconds(520));
+        let third = ObservedHandshake::update(Some(second), ahead, Some(now + seconds(510)), now + seconds(520));
         assert_eq!(third.at, now + seconds(520));
     }
 }

@@ -1,4 +1,4 @@
-//! WireGuard itself: one trait, two implementations. Knows nothing of files, plans or namespaces.
+//! WireGuard devices: one trait with two implementations. They know nothing of configuration files and plans.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 pub mod kernel;
 pub mod userspace;
 
-/// Which implementation a device is of.
+/// The implementation of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// The kernel's module.
     Kernel,
-    /// The embedded one: [`userspace`].
+    /// The embedded implementation, [`userspace`].
     Userspace,
 }
 
@@ -30,82 +30,97 @@ impl std::fmt::Display for Backend {
     }
 }
 
-/// What a WireGuard device is made from.
+/// The configuration of a device.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
-    /// The device's key.
+    /// The private key of the device.
     pub private_key: PrivateKey,
-    /// The UDP port to listen on; 0: any free one.
+    /// The UDP port to listen on. 0 means any free port.
     pub listen_port: u16,
-    /// The mark of the encrypted packets (`SO_MARK`, socket(7)); 0: none.
+    /// The mark of the encrypted packets (`SO_MARK` of socket(7)). 0 means none.
     pub fwmark: u32,
-    /// The interface's MTU in bytes, beyond which no packet is padded; 0: not known.
+    /// The MTU of the interface in bytes, up to which packets are padded. 0 means unknown.
     pub mtu: u32,
-    /// The peers, no two with the same public key.
+    /// The peers, which have different public keys.
     pub peers: Vec<PeerConfig>,
 }
 
-/// What a peer of a WireGuard device is made from.
+/// The configuration of a peer.
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
-    /// The peer's key, and its name.
+    /// The public key, which identifies the peer.
     pub public_key: PublicKey,
-    /// The key shared besides.
+    /// The preshared key.
     pub preshared_key: Option<PresharedKey>,
-    /// Which inner addresses are sent to this peer, and accepted from it. Longest prefix first wins among peers.
+    /// The inner addresses that are sent to this peer and accepted from it. Among peers, the longest prefix wins.
     pub allowed_ips: Vec<IpNet>,
-    /// Seconds between keepalives that are sent whether or not there is traffic.
+    /// The interval of persistent keepalives in seconds.
     pub persistent_keepalive: Option<u16>,
-    /// Where the peer is, if that is known yet.
+    /// The endpoint, if it is known yet.
     pub endpoint: Option<SocketAddr>,
 }
 
-/// What a peer is doing.
+/// The status of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// The peer's key.
+    /// The public key of the peer.
     pub public_key: PublicKey,
-    /// Where its packets come from or go to.
+    /// The current endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// How long ago the last handshake was completed.
+    /// The time since the last completed handshake.
     pub handshake_age: Option<Duration>,
-    /// Bytes received from it, encrypted.
+    /// The number of encrypted bytes received from the peer.
     pub rx_bytes: u64,
-    /// Bytes sent to it, encrypted.
+    /// The number of encrypted bytes sent to the peer.
     pub tx_bytes: u64,
-    /// For how long handshakes were begun that nobody has answered, from 5 s on. The kernel's device does not tell.
+    /// The time since the first handshake that the peer has not answered, from 5 s on. The kernel's device does not
+    /// report it.
     pub unanswered_for: Option<Duration>,
 }
 
-/// A living WireGuard device. Dropping it ends an embedded one, whose interface may stay; the kernel's lives on until its namespace
+/// A running WireGuard device.
+///
+/// Dropping it ends an embedded device, whose interface may stay. A device of the kernel lives until its namespace
 /// ends.
 pub trait Device: Send {
-    /// Which implementation it is of.
+    /// Returns the implementation of the device.
     fn backend(&self) -> Backend;
 
-    /// Points a peer at an endpoint, and forgets the former one.
+    /// Replaces the endpoint of a peer.
+    ///
+    /// # Errors
+    /// Fails if the device has no such peer, or has ended.
     fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> std::io::Result<()>;
 
-    /// Begins a handshake with a peer now, as if there were a packet for it. No error if the peer has no endpoint yet.
+    /// Starts a handshake with a peer now, as a packet for it would. Does nothing if the peer has no endpoint yet.
+    ///
+    /// # Errors
+    /// Fails if the device has no such peer, or has ended.
     fn initiate_handshake(&self, peer: &PublicKey) -> std::io::Result<()>;
 
-    /// What each peer is doing, in the order of [`DeviceConfig::peers`].
+    /// Returns the status of each peer, in the order of [`DeviceConfig::peers`].
+    ///
+    /// # Errors
+    /// Fails if the device has ended.
     fn peers(&self) -> std::io::Result<Vec<PeerStatus>>;
 
-    /// Becomes what a configuration says: the private key, the peers, their preshared keys, AllowedIPs and keepalives. A peer whose keys
-    /// are the same goes on with its session. Endpoints, the port and the mark stay as they are.
+    /// Applies a configuration: the private key, the peers, their preshared keys, AllowedIPs and keepalives. A peer
+    /// whose keys are the same keeps its session. Endpoints, the port and the mark stay as they are.
     ///
     /// # Errors
-    /// If no device can be made from it. An embedded one is then as it was.
+    /// Fails if the configuration is invalid. An embedded device is unchanged then.
     fn reconfigure(&mut self, config: &DeviceConfig) -> std::io::Result<()>;
 
-    /// Takes another UDP port (0: any, so the one it has will do) and another mark.
+    /// Replaces the UDP port and the mark. Port 0 means any port, so the device keeps its own.
     ///
     /// # Errors
-    /// `EADDRINUSE` if the port is taken. Then nothing has changed.
+    /// Fails with `EADDRINUSE` if the port is taken. Then nothing has changed.
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> std::io::Result<()>;
 
-    /// Has the interface end when this is dropped, instead of waiting for a successor. False if it stays all the same: the kernel's is
-    /// a link as any other.
-    fn take_interface_along(&self) -> std::io::Result<bool>;
+    /// Makes the interface end with this value, instead of waiting for a successor. Returns false for the kernel's
+    /// device, whose interface stays in any case.
+    ///
+    /// # Errors
+    /// Fails if the interface is gone already.
+    fn remove_interface_on_drop(&self) -> std::io::Result<bool>;
 }

@@ -1,4 +1,4 @@
-//! A client of the bus that puts each byte on the wire itself, in either byte order.
+//! A client of the bus that writes each byte itself, in either byte order.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut, Write};
@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
-use vpn_exec::bus::message::{Endian, Header, Kind, NO_REPLY, Parsed, Reader, Writer};
+use vpn_exec::bus::message::{BodyReader, BodyWriter, Endian, Header, MessageKind, NO_REPLY, Parsed};
 
-/// Tells hanging from working.
+/// The time after which a call is taken for hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Raw {
@@ -32,8 +32,8 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    pub(crate) fn arguments(&self) -> Reader<'_> {
-        Reader::new(&self.body, self.header.endian)
+    pub(crate) fn arguments(&self) -> BodyReader<'_> {
+        BodyReader::new(&self.body, self.header.endian)
     }
 
     pub(crate) fn text(&self) -> Result<String> {
@@ -41,12 +41,12 @@ impl Message {
     }
 
     pub(crate) fn is_signal(&self, member: &str) -> bool {
-        self.header.kind == Kind::Signal && self.header.member.as_deref() == Some(member)
+        self.header.kind == MessageKind::Signal && self.header.member.as_deref() == Some(member)
     }
 }
 
 impl Raw {
-    /// Connects, and is known to the bus when it returns.
+    /// Connects, authenticates and calls Hello.
     pub(crate) fn connect(address: &str, endian: Endian) -> Result<Self> {
         let path = address.strip_prefix("unix:path=").context("an address")?;
         let stream = UnixStream::connect(path)?;
@@ -64,7 +64,7 @@ impl Raw {
         Ok(raw)
     }
 
-    /// Connects and says all at once up to two messages, without waiting for an answer.
+    /// Connects and sends the authentication and up to two messages at once, without waiting for an answer.
     pub(crate) fn connect_at_once(address: &str, begin: &[u8], endian: Endian) -> Result<Self> {
         let path = address.strip_prefix("unix:path=").context("an address")?;
         let stream = UnixStream::connect(path)?;
@@ -74,7 +74,7 @@ impl Raw {
         let mut bytes = begin.to_vec();
         let bus = "org.freedesktop.DBus";
         for (member, signature, body) in [("Hello", "", raw.body()), ("NameHasOwner", "s", raw.strings(&["a.b"]))] {
-            let header = raw.header(Kind::Call, "/org/freedesktop/DBus", bus, member);
+            let header = raw.header(MessageKind::Call, "/org/freedesktop/DBus", bus, member);
             let header = Header { destination: Some(bus.to_owned()), ..header };
             bytes.extend(header.with_body(signature, &body.into_bytes()));
         }
@@ -85,11 +85,11 @@ impl Raw {
         Ok(raw)
     }
 
-    pub(crate) fn body(&self) -> Writer {
-        Writer::new(self.endian)
+    pub(crate) fn body(&self) -> BodyWriter {
+        BodyWriter::new(self.endian)
     }
 
-    pub(crate) fn strings(&self, texts: &[&str]) -> Writer {
+    pub(crate) fn strings(&self, texts: &[&str]) -> BodyWriter {
         let mut body = self.body();
         texts.iter().for_each(|text| body.string(text));
         body
@@ -106,7 +106,7 @@ impl Raw {
         }
     }
 
-    /// Reads what has come. False at the end.
+    /// Reads from the connection. Returns false at its end.
     fn read(&mut self) -> Result<bool> {
         let mut buffer = vec![0; 65536];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
@@ -126,7 +126,7 @@ impl Raw {
         Ok(count > 0)
     }
 
-    /// The next message, whatever it is. None at the end.
+    /// Returns the next message, or `None` at the end of the connection.
     pub(crate) fn receive(&mut self) -> Result<Option<Message>> {
         loop {
             if let Parsed::Complete(header, length) = Header::parse(&self.input)?
@@ -144,7 +144,7 @@ impl Raw {
         }
     }
 
-    /// Skips all messages until one is so.
+    /// Skips messages until one meets a condition.
     pub(crate) fn receive_until(&mut self, mut wanted: impl FnMut(&Message) -> bool) -> Result<Message> {
         loop {
             let message = self.receive()?.context("the connection is closed")?;
@@ -164,7 +164,7 @@ impl Raw {
         self.receive_until(|message| message.header.reply_serial == Some(serial))
     }
 
-    pub(crate) fn header(&mut self, kind: Kind, path: &str, interface: &str, member: &str) -> Header {
+    pub(crate) fn header(&mut self, kind: MessageKind, path: &str, interface: &str, member: &str) -> Header {
         self.serial += 1;
         let optional = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Header {
@@ -177,7 +177,7 @@ impl Raw {
     }
 
     /// Sends a message, and returns its serial number.
-    pub(crate) fn send(&mut self, header: Header, signature: &str, body: Writer) -> Result<u32> {
+    pub(crate) fn send(&mut self, header: Header, signature: &str, body: BodyWriter) -> Result<u32> {
         let serial = header.serial;
         self.stream.write_all(&header.with_body(signature, &body.into_bytes()))?;
         Ok(serial)
@@ -200,42 +200,43 @@ impl Raw {
         path: &str,
         method: (&str, &str),
         signature: &str,
-        body: Writer,
+        body: BodyWriter,
     ) -> Result<Message> {
         let (interface, member) = method;
-        let header = Header { destination: Some(name.to_owned()), ..self.header(Kind::Call, path, interface, member) };
+        let header =
+            Header { destination: Some(name.to_owned()), ..self.header(MessageKind::Call, path, interface, member) };
         let serial = self.send(header, signature, body)?;
         self.reply(serial)
     }
 
     /// Calls a method of the bus that must not fail.
-    pub(crate) fn bus(&mut self, member: &str, signature: &str, body: Writer) -> Result<Message> {
+    pub(crate) fn bus(&mut self, member: &str, signature: &str, body: BodyWriter) -> Result<Message> {
         let reply = self.try_bus(member, signature, body)?;
-        if reply.header.kind != Kind::Return {
+        if reply.header.kind != MessageKind::Return {
             bail!("{member}: {:?} {:?}", reply.header.error, reply.text());
         }
         Ok(reply)
     }
 
-    pub(crate) fn try_bus(&mut self, member: &str, signature: &str, body: Writer) -> Result<Message> {
+    pub(crate) fn try_bus(&mut self, member: &str, signature: &str, body: BodyWriter) -> Result<Message> {
         let bus = "org.freedesktop.DBus";
         self.call(bus, "/org/freedesktop/DBus", (bus, member), signature, body)
     }
 
-    /// Asks for a name, and returns the bus's number.
+    /// Requests a name, and returns the bus's result code.
     pub(crate) fn request(&mut self, name: &str, flags: u32) -> Result<u32> {
         let mut body = self.strings(&[name]);
         body.u32(flags);
         Ok(self.bus("RequestName", "su", body)?.arguments().u32()?)
     }
 
-    /// Replies to a call with a text.
+    /// Replies to a call with a string.
     pub(crate) fn answer(&mut self, call: &Message, text: &str) -> Result<()> {
         let header = Header {
             flags: NO_REPLY,
             destination: call.header.sender.clone(),
             reply_serial: Some(call.header.serial),
-            ..self.header(Kind::Return, "", "", "")
+            ..self.header(MessageKind::Return, "", "", "")
         };
         let body = self.strings(&[text]);
         self.send(header, "s", body).map(drop)

@@ -1,6 +1,9 @@
 //! The documents fit together: links, the summary, paths of the repository, placeholders and the recording.
 
+use std::fs;
 use std::path::{Component, Path, PathBuf};
+
+use vpn_exec::plan::host_sockets::{SocketOwner, refusal_message};
 
 use crate::pages::{all, book, page, root};
 
@@ -91,6 +94,49 @@ fn placeholders_are_explained_where_they_are() {
         assert_eq!(found, [place], "{placeholder}");
         assert!(page(place).prose().join(" ").contains(&format!("`{placeholder}`")), "{placeholder} is not explained");
     }
+}
+
+/// The messages in the guide's headings are vpn-exec's own. A word in capitals stands for a value.
+#[test]
+fn the_guide_about_messages_quotes_them() {
+    let mut source = String::new();
+    let mut folders = vec![root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder of the source") {
+            let path = entry.expect("an entry").path();
+            match path.extension() {
+                None if path.is_dir() => folders.push(path),
+                Some(extension) if extension == "rs" => source += &fs::read_to_string(path).expect("a file"),
+                _ => {}
+            }
+        }
+    }
+    // A string goes on in the next line.
+    let mut parts = source.split("\\\n");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let source = parts.fold(first, |text, part| text + part.trim_start());
+    let is_value = |word: &str| word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let guide = page("docs/how-to/troubleshooting.md");
+    let headings = guide.prose().into_iter().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'));
+    let headings: Vec<&str> = headings.collect();
+    assert!(headings.len() >= 8, "only {headings:?}");
+    for message in headings {
+        // Failures begin with this, whatever failed.
+        let message = message.strip_prefix("cannot ").unwrap_or(message).replace('"', " ");
+        let words: Vec<&str> = message.split_whitespace().map(|word| word.trim_end_matches(':')).collect();
+        for fragment in words.split(|word| is_value(word)) {
+            let fragment = fragment.join(" ").replace("/dev/net/tun", "");
+            assert!(source.contains(fragment.trim()), "no message has {fragment:?}: {message}");
+        }
+    }
+}
+
+#[test]
+fn the_explanation_quotes_a_refused_connection() {
+    let explanation = page("docs/explanation/running-programs.md");
+    let owner = SocketOwner { pid: 812, name: "tmux: server".to_owned() };
+    let message = refusal_message(Path::new("/tmp/tmux-1000/default"), Some(&owner));
+    assert_eq!(explanation.blocks("text"), [format!("vpn-exec: warning: {message}\n")]);
 }
 
 /// The labels of the recording are the demonstration's; `docs/recording/record` makes a new recording.

@@ -203,3 +203,15 @@ fn vpn_exec_names_the_processes_that_it_waits_for() {
         Ok(())
     });
 }
+
+#[test]
+fn a_wait_for_a_handshake_is_reported_in_a_log() {
+    test_with_file(|config| {
+        let output = Launcher::new(&config).options(["--wait", "3"]).program(["true"]).run()?;
+        let said = lab::launcher::errors_of(&output);
+        ensure!(output.status.code() == Some(125), "{said}");
+        ensure!(said.matches("no handshake with any peer yet: waiting for it up to 3 s").count() == 1, "{said}");
+        ensure!(said.contains("no handshake with any peer within 3 s"), "{said}");
+        Ok(())
+    });
+}

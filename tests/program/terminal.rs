@@ -360,3 +360,15 @@ fn keys_go_to_the_rest_of_a_pipeline_unless_the_program_reads_them() {
         leave(terminal, shell)
     });
 }
+
+#[test]
+fn a_user_at_a_terminal_soon_gets_a_notice_about_a_missing_handshake() {
+    test_with_file(|config| {
+        let words = Launcher::new(&config).program(["sh", "-c", "read line"]).words();
+        let (mut terminal, mut child) = Terminal::start(&words)?;
+        terminal.expect("no handshake with any peer within 2 s")?;
+        terminal.send("\n")?;
+        ensure!(wait_for_end(&mut child)?.success());
+        Ok(())
+    });
+}

@@ -2,22 +2,22 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::super::message::{Endian, Header, Kind, Malformed, NO_REPLY, Reader, Writer};
+use super::super::message::{BodyReader, BodyWriter, Endian, Header, Malformed, MessageKind, NO_REPLY};
 use super::super::shared::Shared;
 use super::replies::call_of_bus;
 use super::streaming::{BodyNeeded, Delivery};
-use super::{BUS, BUS_PATH, Connection, FIRST_CALL, Phase, Query};
+use super::{BUS, BUS_PATH, BusConnection, FIRST_CALL, Phase, Query};
 
 /// Returns the part of a message's body that its decision needs.
 pub(super) fn body_needed(header: &Header) -> BodyNeeded {
     match (header.kind, header.sender.as_deref()) {
-        (Kind::Return, Some(BUS)) if header.signature.starts_with("as") => BodyNeeded::Whole,
-        (Kind::Return | Kind::Signal, Some(BUS)) => BodyNeeded::Beginning,
+        (MessageKind::Return, Some(BUS)) if header.signature.starts_with("as") => BodyNeeded::Whole,
+        (MessageKind::Return | MessageKind::Signal, Some(BUS)) => BodyNeeded::Beginning,
         _ => BodyNeeded::Nothing,
     }
 }
 
-impl Connection {
+impl BusConnection {
     /// Decides about a message from the bus, for the client.
     ///
     /// # Errors
@@ -40,18 +40,18 @@ impl Connection {
         let is_known =
             shared.is_client(sender) || self.contacts.get(sender).is_some_and(|contact| !contact.names.is_empty());
         let delivery = match header.kind {
-            Kind::Return | Kind::Error => Delivery::Forward,
-            Kind::Call => {
+            MessageKind::Return | MessageKind::Error => Delivery::Forward,
+            MessageKind::Call => {
                 let is_public = !self.public_names.is_empty() || destination.is_some_and(|to| !to.starts_with(':'));
                 if is_known || is_public { Delivery::Forward } else { self.refuse_incoming(shared, header, sender) }
             }
-            Kind::Signal if is_known || destination.is_some() && self.contacts.contains_key(sender) => {
+            MessageKind::Signal if is_known || destination.is_some() && self.contacts.contains_key(sender) => {
                 Delivery::Forward
             }
-            Kind::Signal | Kind::Unknown(_) => Delivery::Drop,
+            MessageKind::Signal | MessageKind::Unknown(_) => Delivery::Drop,
         };
         // The sender of a reply was called, so a sender outside is a contact already.
-        let is_reply = matches!(header.kind, Kind::Return | Kind::Error);
+        let is_reply = matches!(header.kind, MessageKind::Return | MessageKind::Error);
         if delivery == Delivery::Forward && (!is_reply || shared.is_client(sender)) {
             // The client may reply to it, and learn when it disconnects.
             self.contacts.entry(sender.to_owned()).or_default();
@@ -65,26 +65,26 @@ impl Connection {
         header: &Header,
         body: &[u8],
     ) -> Result<Delivery, Malformed> {
-        let mut arguments = Reader::new(body, header.endian);
+        let mut arguments = BodyReader::new(body, header.endian);
         match (header.kind, header.member.as_deref()) {
-            (Kind::Return | Kind::Error, _) => self.judge_reply_of_bus(shared, header, body),
-            (Kind::Signal, Some("NameAcquired")) => {
+            (MessageKind::Return | MessageKind::Error, _) => self.judge_reply_of_bus(shared, header, body),
+            (MessageKind::Signal, Some("NameAcquired")) => {
                 let name = arguments.string()?;
                 if !name.starts_with(':') {
                     self.public_names.insert(name.to_owned());
                 }
                 Ok(Delivery::Forward)
             }
-            (Kind::Signal, Some("NameLost")) => {
+            (MessageKind::Signal, Some("NameLost")) => {
                 self.public_names.remove(arguments.string()?);
                 Ok(Delivery::Forward)
             }
-            (Kind::Signal, Some("NameOwnerChanged")) => {
+            (MessageKind::Signal, Some("NameOwnerChanged")) => {
                 let (name, _, new) = (arguments.string()?, arguments.string()?, arguments.string()?);
                 Ok(self.note_owner_change(shared, name, new))
             }
-            (Kind::Signal, _) => Ok(Delivery::Forward),
-            (Kind::Call | Kind::Unknown(_), _) => Ok(Delivery::Drop),
+            (MessageKind::Signal, _) => Ok(Delivery::Forward),
+            (MessageKind::Call | MessageKind::Unknown(_), _) => Ok(Delivery::Drop),
         }
     }
 
@@ -130,8 +130,8 @@ impl Connection {
         let serial = header.reply_serial.unwrap_or_default();
         match &mut self.phase {
             Phase::AwaitingHelloReply(hello) if *hello == serial => {
-                if header.kind == Kind::Return {
-                    self.unique_name = Reader::new(body, header.endian).string()?.to_owned();
+                if header.kind == MessageKind::Return {
+                    self.unique_name = BodyReader::new(body, header.endian).string()?.to_owned();
                     shared.set_unique_name(self.id, &self.unique_name);
                     self.start_queries();
                 } else {
@@ -141,8 +141,8 @@ impl Connection {
             }
             Phase::Querying(queries) => {
                 if let Some(query) = queries.remove(&serial) {
-                    if header.kind == Kind::Return {
-                        self.process_query_result(shared, query, Reader::new(body, header.endian))?;
+                    if header.kind == MessageKind::Return {
+                        self.process_query_result(shared, query, BodyReader::new(body, header.endian))?;
                     }
                     if matches!(&self.phase, Phase::Querying(queries) if queries.is_empty()) {
                         self.phase = Phase::Open;
@@ -158,12 +158,12 @@ impl Connection {
     fn start_queries(&mut self) {
         let rule =
             format!("type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',path='{BUS_PATH}'");
-        let rule = Writer::with_string(Endian::Little, &rule);
+        let rule = BodyWriter::with_string(Endian::Little, &rule);
         self.bus.push(&call_of_bus(FIRST_CALL - 1, "AddMatch", rule, NO_REPLY), Vec::new());
         let mut queries = HashMap::new();
         let methods = [("ListNames", Query::Names), ("ListActivatableNames", Query::ActivatableNames)];
         for (serial, (member, query)) in (FIRST_CALL..).zip(methods) {
-            self.bus.push(&call_of_bus(serial, member, Writer::new(Endian::Little), 0), Vec::new());
+            self.bus.push(&call_of_bus(serial, member, BodyWriter::new(Endian::Little), 0), Vec::new());
             queries.insert(serial, query);
         }
         self.phase = Phase::Querying(queries);
@@ -173,7 +173,7 @@ impl Connection {
         &mut self,
         shared: &Shared<'_>,
         query: Query,
-        mut result: Reader<'_>,
+        mut result: BodyReader<'_>,
     ) -> Result<(), Malformed> {
         match query {
             Query::ActivatableNames => {
@@ -186,7 +186,7 @@ impl Connection {
                 self.hidden_names.extend(hidden);
                 let Phase::Querying(queries) = &mut self.phase else { return Ok(()) };
                 for (serial, name) in (FIRST_CALL + 2..).zip(visible) {
-                    let body = Writer::with_string(Endian::Little, &name);
+                    let body = BodyWriter::with_string(Endian::Little, &name);
                     self.bus.push(&call_of_bus(serial, "GetNameOwner", body, 0), Vec::new());
                     queries.insert(serial, Query::Owner(name));
                 }
@@ -201,7 +201,7 @@ impl Connection {
     fn filter_name_list(&mut self, shared: &Shared<'_>, header: &Header, body: &[u8]) -> Result<Delivery, Malformed> {
         let is_all = self.pending_lists.remove(&header.reply_serial.unwrap_or_default());
         // A list of strings from the bus is always one of names, whatever the call was.
-        if header.kind != Kind::Return || !header.signature.starts_with("as") {
+        if header.kind != MessageKind::Return || !header.signature.starts_with("as") {
             return Ok(Delivery::Forward);
         }
         let is_visible = |name: &str| {
@@ -211,12 +211,12 @@ impl Connection {
                 || self.contacts.contains_key(name)
                 || shared.is_client(name)
         };
-        let listed = Reader::new(body, header.endian).strings()?;
+        let listed = BodyReader::new(body, header.endian).strings()?;
         let mut names: BTreeSet<&str> = listed.into_iter().filter(|name| is_visible(name)).collect();
         if is_all {
             names.extend(shared.names.all());
         }
-        let mut body = Writer::new(header.endian);
+        let mut body = BodyWriter::new(header.endian);
         body.strings(names);
         Ok(Delivery::Replace(header.clone().with_body("as", &body.into_bytes())))
     }

@@ -1,13 +1,13 @@
 //! Decisions about the messages of a client.
 
-use super::super::message::{Header, Kind, Malformed, NO_AUTO_START, Reader, Writer};
+use super::super::message::{BodyReader, BodyWriter, Header, Malformed, MessageKind, NO_AUTO_START};
 use super::super::policy::{MethodCall, PROPERTIES, check_name};
-use super::super::private_names::{ClientId, name_result};
+use super::super::private_names::{BusClientId, name_result};
 use super::super::refusal::BusRefusal;
 use super::super::shared::Shared;
 use super::replies::error_name;
 use super::streaming::{BodyNeeded, Delivery};
-use super::{BUS, Connection, INTROSPECTABLE, PEER, Phase};
+use super::{BUS, BusConnection, INTROSPECTABLE, PEER, Phase};
 
 /// The maximum number of calls of `ListNames` that wait for their reply.
 const MAX_PENDING_LISTS: usize = 256;
@@ -18,12 +18,12 @@ const SERVICE_ALREADY_RUNNING: u32 = 2;
 /// Returns the part of a message's body that its decision needs.
 pub(super) fn body_needed(header: &Header) -> BodyNeeded {
     match (header.kind, header.destination.as_deref(), header.interface.as_deref()) {
-        (Kind::Call, Some(BUS), _) | (Kind::Call, _, Some(PROPERTIES)) => BodyNeeded::Beginning,
+        (MessageKind::Call, Some(BUS), _) | (MessageKind::Call, _, Some(PROPERTIES)) => BodyNeeded::Beginning,
         _ => BodyNeeded::Nothing,
     }
 }
 
-impl Connection {
+impl BusConnection {
     /// Decides about a message of the client.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl Connection {
         body: &[u8],
     ) -> Result<Delivery, Malformed> {
         if matches!(self.phase, Phase::AwaitingHello) {
-            let is_hello = header.kind == Kind::Call
+            let is_hello = header.kind == MessageKind::Call
                 && header.destination.as_deref() == Some(BUS)
                 && header.member.as_deref() == Some("Hello")
                 && header.interface.as_deref().is_none_or(|interface| interface == BUS);
@@ -46,24 +46,24 @@ impl Connection {
             return Ok(Delivery::Forward);
         }
         Ok(match (header.kind, header.destination.as_deref()) {
-            (Kind::Call, Some(BUS)) => self.judge_call_of_bus(shared, header, body),
-            (Kind::Call, Some(destination)) => self.judge_call(shared, header, destination, body),
+            (MessageKind::Call, Some(BUS)) => self.judge_call_of_bus(shared, header, body),
+            (MessageKind::Call, Some(destination)) => self.judge_call(shared, header, destination, body),
             // It would reach every process with a match rule for it.
-            (Kind::Call, None) => {
+            (MessageKind::Call, None) => {
                 let member = header.member.clone().unwrap_or_default();
                 self.refuse(shared, header, BusRefusal::Bus { member }, error_name::ACCESS_DENIED)
             }
             // The bus itself drops replies to processes that have not called.
-            (Kind::Return | Kind::Error, Some(destination)) => {
+            (MessageKind::Return | MessageKind::Error, Some(destination)) => {
                 if shared.is_client(destination) || self.contacts.contains_key(destination) {
                     Delivery::Forward
                 } else {
                     Delivery::Drop
                 }
             }
-            (Kind::Signal, None) => Delivery::Forward,
-            (Kind::Signal, Some(destination)) => self.judge_signal(shared, header, destination),
-            (Kind::Return | Kind::Error, None) | (Kind::Unknown(_), _) => Delivery::Drop,
+            (MessageKind::Signal, None) => Delivery::Forward,
+            (MessageKind::Signal, Some(destination)) => self.judge_signal(shared, header, destination),
+            (MessageKind::Return | MessageKind::Error, None) | (MessageKind::Unknown(_), _) => Delivery::Drop,
         })
     }
 
@@ -71,7 +71,7 @@ impl Connection {
         let member = header.member.as_deref().unwrap_or_default();
         let interface = header.interface.as_deref();
         let properties_of = (interface == Some(PROPERTIES) && header.signature.starts_with('s'))
-            .then(|| Reader::new(body, header.endian).string().ok())
+            .then(|| BodyReader::new(body, header.endian).string().ok())
             .flatten();
         let call = MethodCall { interface, member, properties_of };
         if shared.is_client(destination) {
@@ -133,7 +133,7 @@ impl Connection {
 
     fn judge_call_of_bus(&mut self, shared: &mut Shared<'_>, header: &Header, body: &[u8]) -> Delivery {
         let member = header.member.as_deref().unwrap_or_default();
-        let mut arguments = Reader::new(body, header.endian);
+        let mut arguments = BodyReader::new(body, header.endian);
         let first = header.signature.starts_with('s').then(|| arguments.string().ok()).flatten();
         // For a call without an interface, the bus searches all of its own.
         match (header.interface.as_deref(), member) {
@@ -240,15 +240,15 @@ impl Connection {
             ("NameHasOwner", Some(_)) => self.reply_boolean(header, true),
             ("StartServiceByName", Some(_)) => self.reply_number(header, SERVICE_ALREADY_RUNNING),
             ("ListQueuedOwners", Some(_)) => {
-                let queue: Vec<ClientId> = shared.names.queue(name).into_iter().flatten().collect();
+                let queue: Vec<BusClientId> = shared.names.queue(name).into_iter().flatten().collect();
                 let owners = queue.iter().filter_map(|client| shared.unique_name(*client));
-                let mut body = Writer::new(header.endian);
+                let mut body = BodyWriter::new(header.endian);
                 body.strings(owners);
                 self.reply(header, "as", body)
             }
             // The bus knows the owner of a private name by its unique name.
             (_, Some(owner)) => {
-                let body = Writer::with_string(header.endian, &owner).into_bytes();
+                let body = BodyWriter::with_string(header.endian, &owner).into_bytes();
                 Delivery::Replace(header.clone().with_body("s", &body))
             }
             ("StartServiceByName", None) if name == BUS || shared.policy.talks_to(name) => Delivery::Forward,

@@ -24,10 +24,10 @@ use std::os::fd::OwnedFd;
 use super::authentication::{self, AuthReply, BusAuthentication, ClientAuthentication, MAX_AUTH_BYTES};
 use super::buffered_socket::BufferedSocket;
 use super::message::Malformed;
-use super::private_names::ClientId;
+use super::private_names::BusClientId;
 use super::refusal::BusRefusal;
 use super::shared::Shared;
-use streaming::Progress;
+use streaming::StreamProgress;
 
 /// The name, the path and the interfaces of the bus itself.
 const BUS: &str = "org.freedesktop.DBus";
@@ -91,8 +91,8 @@ struct Contact {
 
 /// A connection of a client through the filter to the bus.
 #[derive(Debug)]
-pub(super) struct Connection {
-    id: ClientId,
+pub(super) struct BusConnection {
+    id: BusClientId,
     pub(super) client: BufferedSocket,
     pub(super) bus: BufferedSocket,
     phase: Phase,
@@ -115,12 +115,12 @@ pub(super) struct Connection {
     pending_lists: HashSet<u32>,
 }
 
-impl Connection {
+impl BusConnection {
     /// Starts a connection with the socket of a client and one to the bus.
     ///
     /// # Errors
     /// Returns an error if a socket cannot be made non-blocking.
-    pub(super) fn new(id: ClientId, client: OwnedFd, bus: OwnedFd) -> std::io::Result<Self> {
+    pub(super) fn new(id: BusClientId, client: OwnedFd, bus: OwnedFd) -> std::io::Result<Self> {
         let mut bus = BufferedSocket::new(bus, BUS_LIMIT)?;
         bus.push(authentication::REQUEST_TO_BUS, Vec::new());
         Ok(Self {
@@ -139,7 +139,7 @@ impl Connection {
         })
     }
 
-    pub(super) fn id(&self) -> ClientId {
+    pub(super) fn id(&self) -> BusClientId {
         self.id
     }
 
@@ -192,13 +192,13 @@ impl Connection {
     fn process(
         &mut self,
         shared: &mut Shared<'_>,
-        process_input: impl FnOnce(&mut Self, &mut Shared<'_>) -> Result<Progress, BusRefusal>,
+        process_input: impl FnOnce(&mut Self, &mut Shared<'_>) -> Result<StreamProgress, BusRefusal>,
     ) -> bool {
         if self.is_closed() || self.is_blocked() {
             return false;
         }
         match process_input(self, shared) {
-            Ok(progress) => progress == Progress::Moved,
+            Ok(progress) => progress == StreamProgress::Moved,
             Err(refusal) => {
                 shared.refuse(refusal);
                 self.phase = Phase::Closed;
@@ -214,7 +214,7 @@ impl Connection {
         waits && !self.client.unread().is_empty()
     }
 
-    fn process_bus_input(&mut self, shared: &mut Shared<'_>) -> Result<Progress, BusRefusal> {
+    fn process_bus_input(&mut self, shared: &mut Shared<'_>) -> Result<StreamProgress, BusRefusal> {
         if matches!(self.phase, Phase::AuthenticatingToBus(_)) {
             return self.authenticate_to_bus();
         }
@@ -222,15 +222,15 @@ impl Connection {
             return Ok(progress);
         }
         let Some(message) = streaming::next(&mut self.bus, bus_messages::body_needed)? else {
-            return Ok(Progress::Blocked);
+            return Ok(StreamProgress::Blocked);
         };
         let delivery = self.judge_from_bus(shared, &message.header, &message.body)?;
         streaming::deliver(&mut self.bus, &mut self.client, message, delivery)?;
-        Ok(Progress::Moved)
+        Ok(StreamProgress::Moved)
     }
 
-    fn authenticate_to_bus(&mut self) -> Result<Progress, BusRefusal> {
-        let Phase::AuthenticatingToBus(state) = &mut self.phase else { return Ok(Progress::Blocked) };
+    fn authenticate_to_bus(&mut self) -> Result<StreamProgress, BusRefusal> {
+        let Phase::AuthenticatingToBus(state) = &mut self.phase else { return Ok(StreamProgress::Blocked) };
         match authentication::first_line(self.bus.unread()) {
             Ok(Some((line, length))) => {
                 let outcome = state.process_line(line);
@@ -241,42 +241,42 @@ impl Connection {
                     let (bus, client) = (std::mem::take(state), ClientAuthentication::default());
                     self.phase = Phase::AuthenticatingClient { bus, client, length: 0 };
                 }
-                Ok(Progress::Moved)
+                Ok(StreamProgress::Moved)
             }
             Ok(None) if self.bus.input_ended => {
                 Err(BusRefusal::NoBus("it closes the connection during authentication".to_owned()))
             }
             Ok(None) if self.bus.unread().len() < MAX_AUTH_BYTES => {
                 self.bus.need = self.bus.unread().len() + 1;
-                Ok(Progress::Blocked)
+                Ok(StreamProgress::Blocked)
             }
             _ => Err(BusRefusal::NoBus("it answers the authentication with something else than lines".to_owned())),
         }
     }
 
-    fn process_client_input(&mut self, shared: &mut Shared<'_>) -> Result<Progress, BusRefusal> {
+    fn process_client_input(&mut self, shared: &mut Shared<'_>) -> Result<StreamProgress, BusRefusal> {
         match &self.phase {
             Phase::AuthenticatingClient { .. } => return self.authenticate_client(),
             Phase::AwaitingHello | Phase::Open => {}
             Phase::AuthenticatingToBus(_) | Phase::AwaitingHelloReply(_) | Phase::Querying(_) | Phase::Closed => {
                 self.client.need = 1;
-                return Ok(Progress::Blocked);
+                return Ok(StreamProgress::Blocked);
             }
         }
         if let Some(progress) = streaming::pass_pending_body(&mut self.client, &mut self.bus) {
             return Ok(progress);
         }
         let Some(message) = streaming::next(&mut self.client, client_messages::body_needed)? else {
-            return Ok(Progress::Blocked);
+            return Ok(StreamProgress::Blocked);
         };
         let delivery = self.judge_from_client(shared, &message.header, &message.body)?;
         streaming::deliver(&mut self.client, &mut self.bus, message, delivery)?;
-        Ok(Progress::Moved)
+        Ok(StreamProgress::Moved)
     }
 
-    fn authenticate_client(&mut self) -> Result<Progress, BusRefusal> {
+    fn authenticate_client(&mut self) -> Result<StreamProgress, BusRefusal> {
         let Phase::AuthenticatingClient { bus, client, length: total } = &mut self.phase else {
-            return Ok(Progress::Blocked);
+            return Ok(StreamProgress::Blocked);
         };
         match authentication::client_line(self.client.unread(), *total == 0) {
             Ok(Some((line, length))) => {
@@ -292,11 +292,11 @@ impl Connection {
                     AuthReply::Begin => self.phase = Phase::AwaitingHello,
                     AuthReply::Close => self.phase = Phase::Closed,
                 }
-                Ok(Progress::Moved)
+                Ok(StreamProgress::Moved)
             }
             Ok(None) if self.client.unread().len() < MAX_AUTH_BYTES => {
                 self.client.need = self.client.unread().len() + 1;
-                Ok(Progress::Blocked)
+                Ok(StreamProgress::Blocked)
             }
             _ => Err(Malformed("the authentication is not lines of ASCII text").into()),
         }

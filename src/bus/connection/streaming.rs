@@ -13,7 +13,7 @@ const MAX_NAME_LIST: usize = 8 << 20;
 
 /// Whether input was processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum StreamProgress {
     /// Some input was processed.
     Moved,
     /// More input, or room for output, is needed.
@@ -119,17 +119,17 @@ pub(super) fn deliver(
 }
 
 /// Passes on or skips the available part of a body. Returns `None` if there is no such body.
-pub(super) fn pass_pending_body(from: &mut BufferedSocket, to: &mut BufferedSocket) -> Option<Progress> {
+pub(super) fn pass_pending_body(from: &mut BufferedSocket, to: &mut BufferedSocket) -> Option<StreamProgress> {
     let body = from.pending_body?;
     let count = body.left.min(from.unread().len());
     if count == 0 {
         from.need = 1;
-        return Some(Progress::Blocked);
+        return Some(StreamProgress::Blocked);
     }
     if body.pass {
         to.push(&from.unread()[..count], Vec::new());
     }
     from.consume(count);
     from.pending_body = (body.left > count).then_some(PendingBody { left: body.left - count, ..body });
-    Some(Progress::Moved)
+    Some(StreamProgress::Moved)
 }

@@ -3,14 +3,14 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 
-use super::super::message::{Endian, Header, Kind, Parsed, Reader, Writer};
-use super::super::policy::{PROPERTIES, Policy};
+use super::super::message::{BodyReader, BodyWriter, Endian, Header, MessageKind, Parsed};
+use super::super::policy::{BusPolicy, PROPERTIES};
 use super::replies::call_of_bus;
 use super::*;
 
 /// An open connection, and the sockets at both of its ends. On the bus, `:1.9` owns the notifications.
 struct Ends {
-    connection: Connection,
+    connection: BusConnection,
     client: UnixStream,
     bus: UnixStream,
 }
@@ -33,29 +33,29 @@ fn messages(mut bytes: &[u8]) -> Vec<(Header, Vec<u8>)> {
     found
 }
 
-fn reply_of_bus(reply_serial: u32, signature: &str, body: Writer) -> Vec<u8> {
+fn reply_of_bus(reply_serial: u32, signature: &str, body: BodyWriter) -> Vec<u8> {
     let header = Header {
         sender: Some(BUS.to_owned()),
         destination: Some(":1.7".to_owned()),
         reply_serial: Some(reply_serial),
-        ..Header::new(Kind::Return, 1)
+        ..Header::new(MessageKind::Return, 1)
     };
     header.with_body(signature, &body.into_bytes())
 }
 
-fn text(text: &str) -> Writer {
-    Writer::with_string(Endian::Little, text)
+fn text(text: &str) -> BodyWriter {
+    BodyWriter::with_string(Endian::Little, text)
 }
 
 fn open(shared: &mut Shared<'_>) -> Ends {
     let ((client, one), (bus, other)) = (UnixStream::pair().expect("a pair"), UnixStream::pair().expect("a pair"));
-    let connection = Connection::new(7, one.into(), other.into()).expect("a connection");
+    let connection = BusConnection::new(7, one.into(), other.into()).expect("a connection");
     let mut ends = Ends { connection, client, bus };
     ends.client.write_all(b"\0AUTH EXTERNAL 30\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n").expect("sent");
-    ends.client.write_all(&call_of_bus(1, "Hello", Writer::new(Endian::Little), 0)).expect("sent");
-    let mut names = Writer::new(Endian::Little);
+    ends.client.write_all(&call_of_bus(1, "Hello", BodyWriter::new(Endian::Little), 0)).expect("sent");
+    let mut names = BodyWriter::new(Endian::Little);
     names.strings([BUS, ":1.9", "org.freedesktop.Notifications", "org.freedesktop.systemd1"]);
-    let mut services = Writer::new(Endian::Little);
+    let mut services = BodyWriter::new(Endian::Little);
     services.strings([BUS, "org.freedesktop.systemd1"]);
     for (expected, answer) in [
         (&b"AUTH"[..], b"DATA\r\nOK ab\r\nAGREE_UNIX_FD\r\n".to_vec()),
@@ -110,10 +110,10 @@ const TEXTS: [&str; 5] =
 fn message() -> impl Strategy<Value = Vec<u8>> {
     let pick = |from: &'static [&'static str]| proptest::option::of(proptest::sample::select(from));
     let kind = prop_oneof![
-        4 => Just(Kind::Call),
-        1 => Just(Kind::Return),
-        1 => Just(Kind::Error),
-        1 => Just(Kind::Signal),
+        4 => Just(MessageKind::Call),
+        1 => Just(MessageKind::Return),
+        1 => Just(MessageKind::Error),
+        1 => Just(MessageKind::Signal),
     ];
     let endian = prop_oneof![Just(Endian::Little), Just(Endian::Big)];
     let names = (pick(&NAMES), pick(&NAMES), pick(&INTERFACES), proptest::sample::select(&MEMBERS[..]), pick(&TEXTS));
@@ -126,13 +126,13 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
             path: Some("/a".to_owned()),
             destination: owned(destination),
             sender: owned(sender),
-            interface: if kind == Kind::Signal { owned(interface.or(Some("a.b"))) } else { owned(interface) },
+            interface: if kind == MessageKind::Signal { owned(interface.or(Some("a.b"))) } else { owned(interface) },
             member: Some(member.to_owned()),
             error: Some("a.b.C".to_owned()),
             reply_serial: Some(serial),
             ..Header::new(kind, serial)
         };
-        let mut body = Writer::new(endian);
+        let mut body = BodyWriter::new(endian);
         let signature = argument.map_or("", |argument| {
             body.string(argument);
             body.u32(0);
@@ -158,7 +158,7 @@ fn stream() -> impl Strategy<Value = Vec<(bool, Vec<u8>)>> {
 proptest! {
     #[test]
     fn no_refused_call_reaches_the_bus(stream in stream()) {
-        let policy = Policy::default_desktop();
+        let policy = BusPolicy::default_desktop();
         let mut report = |refusal: &BusRefusal, _: u64| drop(refusal.to_string());
         let mut shared = Shared::new(&policy, &mut report);
         let mut ends = open(&mut shared);
@@ -176,9 +176,9 @@ proptest! {
         }
         for (header, body) in messages(&to_bus) {
             let destination = header.destination.as_deref().unwrap_or_default();
-            let argument = Reader::new(&body, header.endian).string().unwrap_or_default().to_owned();
+            let argument = BodyReader::new(&body, header.endian).string().unwrap_or_default().to_owned();
             let member = header.member.as_deref().unwrap_or_default();
-            if header.kind == Kind::Call {
+            if header.kind == MessageKind::Call {
                 let refused = ["", ":1.5", "org.freedesktop.systemd1", "net.example.Own"];
                 prop_assert!(!refused.contains(&destination), "{header:?}");
                 let of_systemd = header.interface.as_deref() == Some("org.freedesktop.systemd1.Manager");
@@ -194,7 +194,7 @@ proptest! {
         }
         for (header, _) in messages(&to_client) {
             // No message between other connections.
-            if header.kind == Kind::Call {
+            if header.kind == MessageKind::Call {
                 prop_assert!(header.destination.as_deref() != Some(":1.5"), "{header:?}");
             }
         }

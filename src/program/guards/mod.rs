@@ -21,7 +21,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Program;
 use crate::failure::{Doing, Failure};
-use crate::fault;
 use crate::linux::local_socket;
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self as linux_process, Forked};
@@ -36,7 +35,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A message of a guard to the launcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Message {
+enum GuardMessage {
     /// The guard works from now on.
     Ready,
     /// The guard has refused something.
@@ -63,15 +62,15 @@ struct Reporter(OwnedFd);
 impl Reporter {
     /// Reports that the guard works.
     fn ready(&self) -> Result<(), Failure> {
-        self.send(&Message::Ready).doing("report to the launcher")
+        self.send(&GuardMessage::Ready).doing("report to the launcher")
     }
 
     /// Reports refusals without waiting for the launcher. Returns whether the report was sent.
     fn refused(&self, report: RefusalReport) -> bool {
-        self.send(&Message::Refused(report)).is_ok()
+        self.send(&GuardMessage::Refused(report)).is_ok()
     }
 
-    fn send(&self, message: &Message) -> io::Result<()> {
+    fn send(&self, message: &GuardMessage) -> io::Result<()> {
         local_socket::send(&self.0, &serde_json::to_vec(message)?, None)
     }
 
@@ -81,16 +80,16 @@ impl Reporter {
 }
 
 /// The work of a guard's process. Its arguments are the connection to the launcher and the launcher's PID.
-type Work = Box<dyn FnOnce(&Reporter, u32) -> Result<(), Failure>>;
+type GuardWork = Box<dyn FnOnce(&Reporter, u32) -> Result<(), Failure>>;
 
 /// A kind of guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum GuardKind {
     Sockets,
     SessionBus,
 }
 
-impl Kind {
+impl GuardKind {
     /// Returns the guard's task, as it follows "cannot".
     fn task(self) -> &'static str {
         match self {
@@ -119,8 +118,9 @@ impl Kind {
 /// The launcher's record of a guard.
 #[derive(Debug)]
 struct Guard {
-    kind: Kind,
-    pid: Pid,
+    kind: GuardKind,
+    /// None once the guard has ended.
+    pid: Option<Pid>,
     /// The connection to the guard. None once the guard has closed it.
     socket: Option<OwnedFd>,
     /// The number of refusals in its last report.
@@ -144,22 +144,19 @@ impl Guards {
     /// returned by [`Self::await_ready`].
     pub(super) fn start(program: &Program) -> Result<Self, Failure> {
         let mut guards = Self::default();
-        if fault::is_broken("sockets") {
-            return Ok(guards);
-        }
-        if !program.sockets.any {
+        if program.has_guarded_sockets() {
             let (socket_guard, work) = SocketGuard::prepare(program)?;
-            guards.spawn(Kind::Sockets, work)?;
+            guards.spawn(GuardKind::Sockets, work)?;
             guards.socket_guard = Some(socket_guard);
         }
         if let Some((bus_filter, work)) = BusFilter::prepare(program)? {
-            guards.spawn(Kind::SessionBus, work)?;
+            guards.spawn(GuardKind::SessionBus, work)?;
             guards.bus_filter = Some(bus_filter);
         }
         Ok(guards)
     }
 
-    fn spawn(&mut self, kind: Kind, work: Work) -> Result<(), Failure> {
+    fn spawn(&mut self, kind: GuardKind, work: GuardWork) -> Result<(), Failure> {
         let (socket, reporter) = local_socket::pair().doing(kind.task())?;
         rustix::io::ioctl_fionbio(&reporter, true).doing(kind.task())?;
         let launcher = std::process::id();
@@ -170,12 +167,12 @@ impl Guards {
                 let reporter = Reporter(reporter);
                 let result = work(&reporter, launcher).map_err(io::Error::other).doing(kind.task());
                 if let Err(failure) = &result {
-                    let _ = reporter.send(&Message::Failed(failure.clone()));
+                    let _ = reporter.send(&GuardMessage::Failed(failure.clone()));
                 }
                 linux_process::exit_now(i32::from(result.is_err()))
             }
             Forked::Parent(pid) => {
-                self.guards.push(Guard { kind, pid, socket: Some(socket), refused: 0, failure: None });
+                self.guards.push(Guard { kind, pid: Some(pid), socket: Some(socket), refused: 0, failure: None });
                 Ok(())
             }
         }
@@ -237,8 +234,9 @@ impl Guards {
     /// Returns the message for the user about a process that has ended, if that was a guard and its end has
     /// consequences.
     pub(super) fn describe_end(&mut self, pid: i32, status: WaitStatus) -> Option<String> {
-        let index = self.guards.iter().position(|guard| guard.pid.as_raw() == pid)?;
-        let guard = &mut self.guards[index];
+        let guard = self.guards.iter_mut().find(|guard| guard.pid == Some(Pid::from_raw(pid)))?;
+        // Another process may get the PID now.
+        guard.pid = None;
         let reason = guard.failure.take().map(|failure| failure.message);
         let ending = match (status.terminating_signal(), status.exit_status()) {
             (Some(signal), _) => format!("was killed by signal {signal}"),
@@ -262,8 +260,8 @@ impl Guard {
         }
         match receive(socket) {
             // There are no refusals before the program runs.
-            Some(Message::Ready | Message::Refused(_)) => Ok(()),
-            Some(Message::Failed(failure)) => Err(failure),
+            Some(GuardMessage::Ready | GuardMessage::Refused(_)) => Ok(()),
+            Some(GuardMessage::Failed(failure)) => Err(failure),
             None => Err(ended()),
         }
     }
@@ -276,12 +274,12 @@ impl Guard {
                 break;
             }
             match receive(socket) {
-                Some(Message::Ready) => {}
-                Some(Message::Refused(report)) => {
+                Some(GuardMessage::Ready) => {}
+                Some(GuardMessage::Refused(report)) => {
                     self.refused = report.total;
                     reports.push(report);
                 }
-                Some(Message::Failed(failure)) => self.failure = Some(failure),
+                Some(GuardMessage::Failed(failure)) => self.failure = Some(failure),
                 None => self.socket = None,
             }
         }
@@ -290,7 +288,7 @@ impl Guard {
 }
 
 /// Receives a message of a guard. Returns `None` once the guard has ended, or if it sends anything else.
-fn receive(socket: &OwnedFd) -> Option<Message> {
+fn receive(socket: &OwnedFd) -> Option<GuardMessage> {
     let mut buffer = vec![0; MAX_MESSAGE];
     let (length, _) = local_socket::receive(socket, &mut buffer).ok()??;
     serde_json::from_slice(&buffer[..length]).ok()

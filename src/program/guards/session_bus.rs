@@ -11,8 +11,8 @@ use rustix::fs::{AtFlags, CWD, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::process::Confinement;
-use super::{Kind, RefusalReport, Reporter, Work};
-use crate::bus::{self, BusAddress, BusRefusal, Policy};
+use super::{GuardKind, GuardWork, RefusalReport, Reporter};
+use crate::bus::{self, BusAddress, BusPolicy, BusRefusal};
 use crate::config::SessionBus;
 use crate::failure::{Doing, Failure};
 use crate::fault;
@@ -53,20 +53,20 @@ impl BusFilter {
     ///
     /// # Errors
     /// Returns an error if the socket or the pipe cannot be created.
-    pub(super) fn prepare(program: &Program) -> Result<Option<(Self, Work)>, Failure> {
-        if program.buses.session != SessionBus::Filtered {
+    pub(super) fn prepare(program: &Program) -> Result<Option<(Self, GuardWork)>, Failure> {
+        if program.session_bus() != SessionBus::Filtered {
             return Ok(None);
         }
         let Some(addresses) = real_bus(&program.identity) else { return Ok(None) };
-        let task = Kind::SessionBus.task();
+        let task = GuardKind::SessionBus.task();
         let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
         let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).doing(task)?;
         let (wait, begin) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).doing(task)?;
         let listener = rustix::io::fcntl_dupfd_cloexec(&socket, 3).doing(task)?;
         let names = program.buses.talk.iter().filter_map(|name| name.parse().ok());
-        let policy = Policy::default_desktop().with_talk(names);
+        let policy = BusPolicy::default_desktop().with_talk(names);
         let identity = program.identity.clone();
-        let work: Work = Box::new(move |reporter, launcher| {
+        let work: GuardWork = Box::new(move |reporter, launcher| {
             fault::fail_at("in the session bus filter")?;
             process::raise_file_limit().doing("raise the limit of open files")?;
             let confinement = Confinement {
@@ -105,7 +105,7 @@ impl BusFilter {
 }
 
 /// Runs the filter until the launcher ends, which kills this process.
-fn filter(listener: &OwnedFd, addresses: &[BusAddress], policy: &Policy, reporter: &Reporter) -> io::Result<()> {
+fn filter(listener: &OwnedFd, addresses: &[BusAddress], policy: &BusPolicy, reporter: &Reporter) -> io::Result<()> {
     let (mut total, mut messages) = (0, HashSet::new());
     let report = |refusal: &BusRefusal, times: u64| {
         total += 1;

@@ -49,9 +49,9 @@ pub(super) fn look_up(thread: i32, path: &[u8]) -> io::Result<Option<FoundSocket
 fn open_as(process: &Path, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let (from, path) = start_of(path);
     let whole = match from {
-        Start::Root => Some([b"/", path].concat()),
-        Start::Directory(name) => from_root(process, name, path)?,
-        Start::Itself(name) => return rustix::fs::open(process.join(name), flags, Mode::empty()),
+        PathStart::Root => Some([b"/", path].concat()),
+        PathStart::Directory(name) => from_root(process, name, path)?,
+        PathStart::Itself(name) => return rustix::fs::open(process.join(name), flags, Mode::empty()),
     };
     let Some(whole) = whole else {
         // The directory has no path any more. Symbolic links could lead elsewhere here than for the process, so they
@@ -74,7 +74,7 @@ fn open_as(process: &Path, path: &[u8], flags: OFlags) -> rustix::io::Result<Own
 }
 
 /// The beginning of a path.
-enum Start<'a> {
+enum PathStart<'a> {
     /// The root directory.
     Root,
     /// A directory of the process, with this name below `/proc/PID`.
@@ -84,23 +84,23 @@ enum Start<'a> {
 }
 
 /// Splits a path into its beginning and the rest. For the process, `/proc/self` and the like lead to its own files.
-fn start_of(path: &[u8]) -> (Start<'_>, &[u8]) {
+fn start_of(path: &[u8]) -> (PathStart<'_>, &[u8]) {
     let own = [&b"/proc/self/"[..], b"/proc/thread-self/"].iter().find_map(|prefix| path.strip_prefix(*prefix));
     // `/dev/fd` is a link to `/proc/self/fd`.
     let own = own.or_else(|| path.starts_with(b"/dev/fd/").then(|| &path[b"/dev/".len()..]));
     let Some(own) = own else {
         return match path.strip_prefix(b"/") {
-            Some(rest) => (Start::Root, rest),
-            None => (Start::Directory(OsStr::new("cwd")), path),
+            Some(rest) => (PathStart::Root, rest),
+            None => (PathStart::Directory(OsStr::new("cwd")), path),
         };
     };
     // The directory is `cwd`, `root`, or the like of `fd/7`.
     let parts = if own.starts_with(b"fd/") { 2 } else { 1 };
     let end = own.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).nth(parts - 1);
     match end {
-        Some(end) if &own[..end] == b"root" => (Start::Root, &own[end + 1..]),
-        Some(end) => (Start::Directory(OsStr::from_bytes(&own[..end])), &own[end + 1..]),
-        None => (Start::Itself(OsStr::from_bytes(own)), b""),
+        Some(end) if &own[..end] == b"root" => (PathStart::Root, &own[end + 1..]),
+        Some(end) => (PathStart::Directory(OsStr::from_bytes(&own[..end])), &own[end + 1..]),
+        None => (PathStart::Itself(OsStr::from_bytes(own)), b""),
     }
 }
 

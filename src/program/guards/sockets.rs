@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use super::process::Confinement;
 use super::socket_file::{FileId, FoundSocket, look_up};
-use super::{Kind, RefusalReport, Reporter, Work};
+use super::{GuardKind, GuardWork, RefusalReport, Reporter};
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::capabilities::CapabilitySet;
@@ -70,14 +70,15 @@ impl SocketGuard {
     /// # Errors
     /// Returns an error if the kernel does not list unix sockets. Without that list, sockets inside could not be told
     /// apart.
-    pub(super) fn prepare(program: &Program) -> Result<(Self, Work), Failure> {
+    pub(super) fn prepare(program: &Program) -> Result<(Self, GuardWork), Failure> {
         UnixSockets::open().and_then(|sockets| sockets.bound()).map_err(|error| {
             Failure::new(format!("cannot guard unix sockets: the kernel does not list them (unix_diag): {error}"))
                 .advise("use a kernel with CONFIG_UNIX_DIAG, or give --socket any to open all sockets of the host")
         })?;
-        let (guard, program_end) = local_socket::pair().doing(Kind::Sockets.task())?;
+        let (guard, program_end) = local_socket::pair().doing(GuardKind::Sockets.task())?;
         let (open, identity) = (program.sockets.clone(), program.identity.clone());
-        let work: Work = Box::new(move |reporter, launcher| run(open, &identity, launcher, &program_end, reporter));
+        let work: GuardWork =
+            Box::new(move |reporter, launcher| run(open, &identity, launcher, &program_end, reporter));
         Ok((Self { guard }, work))
     }
 

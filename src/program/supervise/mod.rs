@@ -15,7 +15,7 @@ use rustix::process::{WaitOptions, WaitStatus};
 
 use super::guards::RefusalReport;
 use super::launch::Companions;
-use super::{Outcome, Program, privileges};
+use super::{Program, ProgramOutcome, privileges};
 use crate::failure::{Doing, Failure};
 use crate::lease::{KeeperEvent, Lease};
 use crate::linux::poll::wait_for;
@@ -34,9 +34,9 @@ struct Supervision<'a> {
     /// A handle of a declared main process.
     declared_main: Option<ProcessHandle>,
     /// How a program ended that has declared another main process.
-    former_outcome: Option<Outcome>,
+    former_outcome: Option<ProgramOutcome>,
     /// How the main process ended.
-    outcome: Option<Outcome>,
+    outcome: Option<ProgramOutcome>,
     tunnel: &'a TunnelName,
     lease: &'a mut Lease,
     /// Why the tunnel has ended under the program.
@@ -58,7 +58,7 @@ pub(super) fn supervise(
     tunnel: &TunnelName,
     lease: &mut Lease,
     mut signals: Signals,
-) -> Result<Outcome, Failure> {
+) -> Result<ProgramOutcome, Failure> {
     let mut supervision = Supervision {
         program,
         main_pid: pid,
@@ -73,7 +73,7 @@ pub(super) fn supervise(
         killed_instance: None,
     };
     supervision.watch(&mut signals).doing("watch the program")?;
-    let was_killed = supervision.outcome == Some(Outcome::Signaled(Signal::SIGKILL as i32));
+    let was_killed = supervision.outcome == Some(ProgramOutcome::Signaled(Signal::SIGKILL as i32));
     if was_killed {
         supervision.drain_keeper_events().doing("read from the connection to the keeper")?;
     }
@@ -139,7 +139,7 @@ impl Supervision<'_> {
         match ProcessHandle::of(declared) {
             Ok(handle) if is_descendant(declared) && !handle.has_ended()? => {
                 tracing::debug!("the main process is {declared} now");
-                self.former_outcome.get_or_insert(Outcome::Exited(0));
+                self.former_outcome.get_or_insert(ProgramOutcome::Exited(0));
                 self.main_pid = Pid::from_raw(declared);
                 self.declared_main = Some(handle);
             }
@@ -235,8 +235,8 @@ impl Supervision<'_> {
         if !self.is_main(pid) {
             return Ok(());
         }
-        let exited = status.exit_status().map(Outcome::Exited);
-        self.outcome = exited.or(status.terminating_signal().map(Outcome::Signaled)).or(self.outcome);
+        let exited = status.exit_status().map(ProgramOutcome::Exited);
+        self.outcome = exited.or(status.terminating_signal().map(ProgramOutcome::Signaled)).or(self.outcome);
         self.declared_main = None;
         if let Some(terminal) = &self.program.terminal {
             terminal.end();

@@ -1,12 +1,16 @@
 //! Notices for the user about waiting: for the first handshake, and for processes that the program left behind.
 
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use crate::linux::process;
 use crate::names::TunnelName;
 
-/// The time without a handshake after which the user gets a notice.
-const HANDSHAKE_DELAY: Duration = Duration::from_secs(10);
+/// The time without a handshake after which a user at a terminal gets a notice.
+const HANDSHAKE_DELAY_AT_TERMINAL: Duration = Duration::from_secs(2);
+
+/// The same time for a log, which a slow network is not to fill.
+const HANDSHAKE_DELAY_IN_LOG: Duration = Duration::from_secs(10);
 
 /// The time after the program's end after which the user gets a notice about the processes that it left behind.
 const ORPHANS_DELAY: Duration = Duration::from_secs(1);
@@ -20,6 +24,7 @@ const MAX_COMMAND: usize = 60;
 pub(super) struct Notices {
     /// When the notice about a missing handshake is due, if it is.
     handshake_due: Option<Instant>,
+    handshake_delay: Duration,
     /// Whether that notice was given: then the handshake is worth a notice, too.
     missed_handshake: bool,
     orphans: OrphansNotice,
@@ -37,8 +42,10 @@ enum OrphansNotice {
 impl Notices {
     /// Starts the wait for a handshake, unless there was one before the program was started.
     pub(super) fn new(had_handshake: bool) -> Self {
-        let handshake_due = (!had_handshake).then(|| Instant::now() + HANDSHAKE_DELAY);
-        Self { handshake_due, missed_handshake: false, orphans: OrphansNotice::NotNeeded }
+        let is_at_terminal = std::io::stderr().is_terminal();
+        let handshake_delay = if is_at_terminal { HANDSHAKE_DELAY_AT_TERMINAL } else { HANDSHAKE_DELAY_IN_LOG };
+        let handshake_due = (!had_handshake).then(|| Instant::now() + handshake_delay);
+        Self { handshake_due, handshake_delay, missed_handshake: false, orphans: OrphansNotice::NotNeeded }
     }
 
     /// Returns the time until the next notice is due.
@@ -73,7 +80,7 @@ impl Notices {
             tracing::warn!(
                 "no handshake with any peer within {} s, so the program has no network yet: \
                  see `vpn-exec status {tunnel}`",
-                HANDSHAKE_DELAY.as_secs()
+                self.handshake_delay.as_secs()
             );
         }
     }

@@ -12,7 +12,7 @@ use crate::failure::FAILED;
 use crate::linux::process;
 use crate::linux::signals::{ReceivedSignal, Signals};
 use crate::linux::terminal::{self, Modes};
-use crate::program::Outcome;
+use crate::program::ProgramOutcome;
 
 /// The maximum number of bytes that are held in each direction.
 const BUFFER: usize = 16 * 1024;
@@ -57,15 +57,15 @@ impl Copier {
     ///
     /// # Errors
     /// Returns the error of the system call that failed.
-    pub(super) fn copy(&mut self, mut signals: Signals) -> io::Result<Outcome> {
+    pub(super) fn copy(&mut self, mut signals: Signals) -> io::Result<ProgramOutcome> {
         loop {
             match waitpid(self.launcher, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
                 Ok(WaitStatus::Stopped(..)) => self.stop(Signal::SIGTSTP)?,
-                Ok(WaitStatus::Exited(_, status)) => return self.end(Outcome::Exited(status)),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return self.end(Outcome::Signaled(signal as i32)),
+                Ok(WaitStatus::Exited(_, status)) => return self.end(ProgramOutcome::Exited(status)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return self.end(ProgramOutcome::Signaled(signal as i32)),
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 // nix reports a death by a real-time signal so.
-                Err(nix::errno::Errno::EINVAL) => return self.end(Outcome::Exited(FAILED.into())),
+                Err(nix::errno::Errno::EINVAL) => return self.end(ProgramOutcome::Exited(FAILED.into())),
                 Err(error) => return Err(error.into()),
             }
             self.wait(&signals)?;
@@ -172,7 +172,7 @@ impl Copier {
     }
 
     /// Copies the remaining output, and restores the terminal.
-    fn end(&mut self, ended: Outcome) -> io::Result<Outcome> {
+    fn end(&mut self, ended: ProgramOutcome) -> io::Result<ProgramOutcome> {
         loop {
             let before = self.output.len();
             self.fill(|copier| (&copier.controller, &mut copier.output))?;

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::identity::Identity;
-use super::{Outcome, forwarded_signals, helpers};
+use super::{ProgramOutcome, forwarded_signals, helpers};
 use crate::failure::FAILED;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::process::{self, Forked};
@@ -28,7 +28,7 @@ use copier::Copier;
 #[derive(Debug)]
 pub enum Replaced {
     /// The original process, once the launcher has ended.
-    Caller(Outcome),
+    Caller(ProgramOutcome),
     /// The launcher, with the program's terminal.
     Launcher(OwnTerminal),
 }

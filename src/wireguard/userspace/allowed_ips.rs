@@ -1,12 +1,12 @@
-//! Which peer an inner address belongs to: the longest prefix that holds it decides, for packets to send and as the check
-//! of a received packet's source ("cryptokey routing", WireGuard paper section 2).
+//! Cryptokey routing (WireGuard paper, section 2): the longest prefix that contains an inner address determines its
+//! peer, for packets to send and to check the source of received packets.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
-/// The number of a peer in its device.
+/// The index of a peer in its device.
 pub(super) type PeerIndex = usize;
 
 /// The AllowedIPs of all peers. A prefix belongs to the last peer that claimed it, as in the kernel.
@@ -17,7 +17,7 @@ pub(super) struct AllowedIps {
 }
 
 impl AllowedIps {
-    /// Gives a prefix to a peer. Bits beyond the prefix have no meaning.
+    /// Assigns a prefix to a peer. Bits beyond the prefix are ignored.
     pub(super) fn claim(&mut self, prefix: IpNet, peer: PeerIndex) {
         match prefix {
             IpNet::V4(prefix) => self.ipv4.insert(prefix, peer),
@@ -25,7 +25,7 @@ impl AllowedIps {
         };
     }
 
-    /// The peer that an address belongs to.
+    /// Returns the peer of an address.
     pub(super) fn peer_of(&self, address: IpAddr) -> Option<PeerIndex> {
         match address {
             IpAddr::V4(address) => self.ipv4.get_lpm(&Ipv4Net::from(address)).map(|(_, peer)| *peer),
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_moves_to_the_last_that_claims_it() {
+    fn a_prefix_belongs_to_the_last_peer_that_claims_it() {
         let table = table(&[("2001:db8::/32", 0), ("2001:db8::1/32", 1), ("2001:db8::1/128", 0)]);
         assert_eq!(peer_of(&table, "2001:db8::2"), Some(1));
         assert_eq!(peer_of(&table, "2001:db8::1"), Some(0));
@@ -76,11 +76,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_linear_search(
+        fn the_table_agrees_with_a_linear_search(
             claims in prop::collection::vec((any::<u32>(), 0u8..=32, 0usize..4), 0..24),
             addresses in prop::collection::vec(any::<u32>(), 1..24),
         ) {
-            // Addresses that share high bits, so that prefixes do overlap.
+            // The addresses share high bits, so that prefixes overlap.
             let near = |bits: u32| std::net::Ipv4Addr::from(bits & 0x0303_0303);
             let mut table = AllowedIps::default();
             let mut list: Vec<(Ipv4Net, PeerIndex)> = Vec::new();
@@ -92,8 +92,8 @@ mod tests {
             }
             for bits in addresses {
                 let address = near(bits);
-                let expected =
-                    list.iter().filter(|(p, _)| p.contains(&address)).max_by_key(|(p, _)| p.prefix_len()).map(|(_, n)| *n);
+                let matching = list.iter().filter(|(prefix, _)| prefix.contains(&address));
+                let expected = matching.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer);
                 prop_assert_eq!(table.peer_of(address.into()), expected);
             }
         }

@@ -1,8 +1,8 @@
-//! The data-path thread: waits for the TUN, the sockets and commands, and moves what they have through the [`Core`].
+//! The thread of the data path: waits for packets, datagrams and commands, and passes them to the [`Core`].
 //!
-//! Reads are drained in batches, so that a wake-up is shared by many packets, and in turns, so that neither direction starves
-//! the other. Later offloads (packets of several segments on the TUN, several datagrams a system call on the sockets) change
-//! this file and [`Wire`], not what is behind [`Sink`].
+//! Packets are read in batches, so that many share a wake-up, and in turns, so that neither direction starves the
+//! other. Offloads (several segments in one packet of the TUN, several datagrams in one system call) would change this
+//! file and [`Wire`], but not the code behind [`Sink`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,22 +20,22 @@ use super::sockets::{self, Sockets};
 use crate::keys::PublicKey;
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
-/// How many packets are taken from one descriptor before the next has its turn.
+/// The maximum number of packets read from one descriptor before the next has its turn.
 const BATCH: usize = 64;
 
-/// How many errors in a row a socket may report without a datagram or a pause between. Errors of single datagrams (ICMP) are
-/// ordinary; a socket that does nothing else is broken, and would keep the thread spinning.
+/// The maximum number of consecutive errors of a socket without a datagram or a pause. Errors of single datagrams
+/// (ICMP) are common, but a socket that only reports errors is broken, and would keep the thread busy.
 const SOCKET_ERRORS: usize = 1_000;
 
-/// How many sockets there are at most: one for each family.
+/// The maximum number of sockets: one for each address family.
 const MAX_SOCKETS: usize = 2;
 
-// What an event is about: sockets have their number.
+// The sources of events. Sockets have their index.
 const TUN: u64 = u64::MAX;
 const COMMANDS: u64 = u64::MAX - 1;
 
-/// What the device's owner asks of the data path.
-pub(super) enum Command {
+/// A command of the device's owner to the data path.
+pub(super) enum DataPathCommand {
     SetEndpoint(PublicKey, SocketAddr),
     InitiateHandshake(PublicKey),
     Reconfigure(Box<DeviceConfig>, mpsc::Sender<io::Result<()>>),
@@ -44,20 +44,23 @@ pub(super) enum Command {
     Stop,
 }
 
-/// All that the data-path thread owns.
+/// The state of the data path's thread.
 pub(super) struct DataPath {
     pub(super) core: Core,
     pub(super) tun: OwnedFd,
     pub(super) sockets: Sockets,
-    pub(super) commands: mpsc::Receiver<Command>,
-    /// An eventfd, readable while there may be commands.
+    pub(super) commands: mpsc::Receiver<DataPathCommand>,
+    /// An eventfd that is readable while there may be commands.
     pub(super) wake: Arc<OwnedFd>,
-    /// An eventfd, readable after a handshake was completed, or is not answered.
+    /// An eventfd that is readable after a handshake was completed or not answered in time.
     pub(super) handshakes: Arc<OwnedFd>,
 }
 
 impl DataPath {
-    /// Moves packets until told to stop, which is `Ok`, or until the TUN is gone.
+    /// Moves packets until a command stops it.
+    ///
+    /// # Errors
+    /// Fails if the TUN is gone or a socket is broken.
     pub(super) fn run(&mut self) -> io::Result<()> {
         let Self { core, tun, sockets, commands, wake, handshakes } = self;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -87,23 +90,25 @@ impl DataPath {
                         clear(wake)?;
                         while let Ok(command) = commands.try_recv() {
                             match command {
-                                // Sockets go here, as what is sent by them does below.
-                                Command::Rebind(new, reply) => {
+                                // The loop itself replaces the sockets, which `wire` borrows elsewhere.
+                                DataPathCommand::Rebind(new, reply) => {
                                     let watched = watch(&epoll, &new);
                                     if watched.is_ok() {
-                                        // Closing them takes the former ones away.
+                                        // Closing the former sockets removes them from epoll.
                                         *sockets = new;
                                     }
                                     let _ = reply.send(watched);
                                 }
-                                Command::Stop => return Ok(()),
-                                other => obey(other, core, now, &mut Wire::new(tun, sockets, handshakes, &mut counts)),
+                                DataPathCommand::Stop => return Ok(()),
+                                other => {
+                                    execute(other, core, now, &mut Wire::new(tun, sockets, handshakes, &mut counts))
+                                }
                             }
                         }
                     }
                     number => {
                         let number = number as usize;
-                        // Those that were closed meanwhile are gone.
+                        // The event may be of a socket that was replaced meanwhile.
                         let (Some(socket), Some(errors)) = (sockets.descriptors().nth(number), errors.get_mut(number))
                         else {
                             continue;
@@ -117,7 +122,7 @@ impl DataPath {
     }
 }
 
-/// Has the sockets waited for.
+/// Adds the sockets to epoll.
 fn watch(epoll: &OwnedFd, sockets: &Sockets) -> io::Result<()> {
     for (number, socket) in sockets.descriptors().enumerate() {
         epoll::add(epoll, socket, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
@@ -125,20 +130,20 @@ fn watch(epoll: &OwnedFd, sockets: &Sockets) -> io::Result<()> {
     Ok(())
 }
 
-/// Does what the device's owner asks of its peers. Who asked may have stopped waiting for the answer.
-fn obey(command: Command, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
+/// Executes a command that concerns peers. The owner may have stopped waiting for the reply.
+fn execute(command: DataPathCommand, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
     match command {
-        Command::SetEndpoint(peer, endpoint) => {
+        DataPathCommand::SetEndpoint(peer, endpoint) => {
             if let Some(peer) = core.index_of(&peer) {
                 core.set_endpoint(peer, endpoint, now, wire);
             }
         }
-        Command::InitiateHandshake(peer) => {
+        DataPathCommand::InitiateHandshake(peer) => {
             if let Some(peer) = core.index_of(&peer) {
                 core.initiate_handshake(peer, now, wire);
             }
         }
-        Command::Reconfigure(config, reply) => {
+        DataPathCommand::Reconfigure(config, reply) => {
             let changed = core.reconfigure(&config, now).map(|new| {
                 for peer in new {
                     core.start_peer(peer, now, wire);
@@ -146,17 +151,20 @@ fn obey(command: Command, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
             });
             let _ = reply.send(changed);
         }
-        Command::Status(reply) => {
+        DataPathCommand::Status(reply) => {
             let dropped =
                 Dropped { not_sent: wire.counts.unsent, not_delivered: wire.counts.refused, ..core.dropped() };
             let _ = reply.send((core.status(now), dropped));
         }
-        Command::Rebind(..) | Command::Stop => {}
+        DataPathCommand::Rebind(..) | DataPathCommand::Stop => {}
     }
 }
 
-/// Takes packets from the TUN until it has none or others should have their turn. Any error but "none" means that the TUN is
-/// gone: tun.c answers `EBADFD` once the device is detached and `EIO` once it is unregistered.
+/// Reads packets from the TUN until it has none or the batch is full.
+///
+/// # Errors
+/// Fails if the TUN is gone: the kernel's drivers/net/tun.c returns `EBADFD` once the device is detached, and `EIO`
+/// once it is unregistered.
 fn drain_tun(core: &mut Core, buffer: &mut [u8], now: Duration, wire: &mut Wire<'_>) -> io::Result<()> {
     for _ in 0..BATCH {
         match rustix::io::read(wire.tun, &mut buffer[..MAX_PACKET]) {
@@ -170,7 +178,10 @@ fn drain_tun(core: &mut Core, buffer: &mut [u8], now: Duration, wire: &mut Wire<
     Ok(())
 }
 
-/// Takes datagrams from a socket until it has none or others should have their turn.
+/// Reads datagrams from a socket until it has none or the batch is full.
+///
+/// # Errors
+/// Fails after [`SOCKET_ERRORS`] consecutive errors of the socket.
 fn drain_socket(
     core: &mut Core,
     socket: BorrowedFd<'_>,
@@ -202,15 +213,14 @@ fn drain_socket(
     Ok(())
 }
 
-/// What was dropped on the way out.
+/// The number of packets that could not be written.
 #[derive(Default)]
 struct Counts {
     unsent: u64,
     refused: u64,
 }
 
-/// The real TUN and the real sockets. Neither is ever waited for: a packet for which there is no room now is dropped, as a
-/// network does.
+/// The real TUN and the real sockets. Writing to them never waits: a packet without room is dropped, as in a network.
 struct Wire<'a> {
     tun: BorrowedFd<'a>,
     sockets: &'a Sockets,
@@ -228,8 +238,8 @@ impl Sink for Wire<'_> {
     fn send(&mut self, endpoint: SocketAddr, datagram: &[u8]) -> bool {
         let result = self.sockets.send(endpoint, datagram);
         if let Err(errno) = result {
-            // No route, no permission, no room: all may pass, and none is a reason to stop.
-            tracing::trace!(%endpoint, %errno, "a datagram was not sent");
+            // No route, no permission or no room: all of them may be temporary.
+            tracing::trace!(%endpoint, %errno, "cannot send a datagram");
             self.counts.unsent += 1;
         }
         result.is_ok()
@@ -237,8 +247,8 @@ impl Sink for Wire<'_> {
 
     fn deliver(&mut self, packet: &[u8]) {
         if let Err(errno) = rustix::io::write(self.tun, packet) {
-            // A TUN that is down answers EIO; one that is gone is noticed by the next read.
-            tracing::trace!(%errno, "a packet was not delivered");
+            // A TUN that is down returns EIO. If the TUN is gone, the next read fails.
+            tracing::trace!(%errno, "cannot deliver a packet");
             self.counts.refused += 1;
         }
     }
@@ -248,7 +258,7 @@ impl Sink for Wire<'_> {
     }
 
     fn handshake_unanswered(&mut self) {
-        // The owner looks at both in the same way.
+        // The owner treats both events alike.
         notify(self.handshakes);
     }
 }
@@ -259,7 +269,7 @@ fn broken(what: &str, errno: Errno) -> io::Error {
 
 /// Makes an eventfd readable.
 pub(super) fn notify(eventfd: BorrowedFd<'_>) {
-    // The only error is a full counter, and that is readable already.
+    // The only error is a full counter, which is readable already.
     let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
 }
 

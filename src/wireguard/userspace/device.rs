@@ -1,5 +1,5 @@
-//! The device without its input and output: takes packets from the TUN and datagrams from the sockets, and says through a
-//! [`Sink`] what to send and what to deliver. Finds the peer that each belongs to; what a peer then does is its own affair.
+//! The device without its input and output: receives packets of the TUN and datagrams of the sockets, finds the peer of
+//! each, and sends and delivers through a [`Sink`].
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -14,61 +14,61 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519;
 
 use super::allowed_ips::{AllowedIps, PeerIndex};
-use super::peer::{Context, Peer, Verdict};
+use super::peer::{Context, DatagramVerdict, Peer};
 use crate::keys::PublicKey;
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
-/// The longest IP packet and the longest datagram: what 16 bits of length can say.
+/// The maximum length of an IP packet and of a datagram, whose length fields have 16 bits.
 pub(super) const MAX_PACKET: usize = 65_535;
 
-/// Packets are padded to a multiple of this (WireGuard paper, section 5.4.6).
+/// The multiple to which packets are padded (WireGuard paper, section 5.4.6).
 const PADDING_MULTIPLE: usize = 16;
 
-/// The size of a buffer that a packet is read into: it is padded in place.
+/// The size of a buffer for packets, which are padded in place.
 pub(super) const PACKET_BUFFER: usize = MAX_PACKET.next_multiple_of(PADDING_MULTIPLE);
 
-/// What a data message adds to its packet: header and authentication tag (WireGuard paper, section 5.4.6).
+/// The length of the header and the authentication tag of a data message (WireGuard paper, section 5.4.6).
 const DATA_OVERHEAD: usize = 32;
 
-/// A cookie reply's length (WireGuard paper, section 5.4.7).
+/// The length of a cookie reply (WireGuard paper, section 5.4.7).
 const COOKIE_REPLY: usize = 64;
 
-/// Handshake messages a second from which on the device counts as under load, and asks for cookies.
+/// The number of handshake messages per second above which the device is under load and demands cookies.
 const HANDSHAKES_PER_SECOND: u64 = 100;
 
-/// Session indices have 24 bits for the peer and 8 for the session, which `boringtun` counts up.
+/// The bits of a session index that identify the peer. `boringtun` numbers sessions in the other 8 bits.
 const PEER_INDEX_BITS: u32 = 24;
 
-/// The outside world: the TUN and the sockets, or what stands for them in a test.
+/// The output of the device: the TUN and the sockets, or their replacement in a test.
 pub(super) trait Sink {
-    /// Sends a datagram; whether it went out.
+    /// Sends a datagram, and returns whether it was sent.
     fn send(&mut self, endpoint: SocketAddr, datagram: &[u8]) -> bool;
-    /// Hands a packet to the TUN.
+    /// Delivers a packet to the TUN.
     fn deliver(&mut self, packet: &[u8]);
-    /// A handshake has just been completed.
+    /// Reports that a handshake was completed.
     fn handshake_completed(&mut self);
-    /// A handshake that was begun is not answered in its time.
+    /// Reports that a handshake was not answered in time.
     fn handshake_unanswered(&mut self);
 }
 
-/// How many packets and datagrams were dropped, and why.
+/// The number of dropped packets and datagrams, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// From the TUN: no peer has the destination among its AllowedIPs.
+    /// Packets of the TUN whose destination is in no peer's AllowedIPs.
     pub no_peer: u64,
-    /// From the TUN: not an IP packet.
+    /// Packets of the TUN that are not IP packets.
     pub not_ip: u64,
-    /// From a peer: the packet's source is not among its AllowedIPs.
+    /// Packets of a peer whose source is not in its AllowedIPs.
     pub source_not_allowed: u64,
-    /// From a peer: not an IP packet.
+    /// Packets of a peer that are not IP packets.
     pub malformed: u64,
-    /// From anybody: not WireGuard's, not for us, not authentic, or a replay.
+    /// Datagrams that are not WireGuard messages, not for this device, not authentic, or replayed.
     pub not_authentic: u64,
-    /// Handshake messages answered with a cookie, under load.
+    /// Handshake messages that were answered with a cookie, under load.
     pub cookie_demanded: u64,
-    /// The network refused to send it or had no room.
+    /// Datagrams that the network refused or had no room for.
     pub not_sent: u64,
-    /// The TUN refused it: it is down or has no room.
+    /// Packets that the TUN refused, because it is down or has no room.
     pub not_delivered: u64,
 }
 
@@ -77,11 +77,11 @@ pub(super) struct Core {
     private_key: x25519::StaticSecret,
     public_key: x25519::PublicKey,
     mtu: usize,
-    /// A peer keeps its place as long as it is one: the session indices on the wire have the place in them.
+    /// A peer keeps its index while it exists, since the session indices on the wire contain it.
     peers: Vec<Option<Peer>>,
     by_key: HashMap<PublicKey, PeerIndex>,
     allowed_ips: AllowedIps,
-    /// Hides the peers' numbers in the session indices that are on the wire.
+    /// Hides the peers' indices in the session indices on the wire.
     index_mask: u32,
     limiter: RateLimiter,
     scratch: Box<[u8]>,
@@ -109,10 +109,10 @@ impl Core {
         Ok(core)
     }
 
-    /// Becomes what another configuration says. Peers whose keys are the same go on with their sessions. Returns those that are new.
+    /// Applies another configuration, and returns the new peers. Peers whose keys are the same keep their sessions.
     ///
     /// # Errors
-    /// If no device can be made from it. Then nothing has changed.
+    /// Fails if the configuration is invalid. Then nothing has changed.
     pub(super) fn reconfigure(&mut self, config: &DeviceConfig, now: Duration) -> io::Result<Vec<PeerIndex>> {
         let former = (self.private_key.clone(), self.public_key);
         let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
@@ -125,7 +125,7 @@ impl Core {
         }
         if has_new_key {
             self.limiter = RateLimiter::new(&self.public_key, HANDSHAKES_PER_SECOND);
-            // No session outlives the key that it was made with. Where the peers are is known still.
+            // Sessions end with the private key. The peers keep their endpoints.
             for peer in self.peers.iter_mut().flatten() {
                 peer.forget_keys();
             }
@@ -136,7 +136,7 @@ impl Core {
 
     fn replace_peers(&mut self, config: &DeviceConfig, now: Duration) -> io::Result<Vec<PeerIndex>> {
         check_peers(&self.private_key, config)?;
-        // Each peer's `Tunn` checks the MAC again and counts again; the device's limiter is the one that decides.
+        // Each `Tunn` has a limiter that checks and counts again. The limiter of the device decides alone.
         let no_limit = Arc::new(RateLimiter::new(&self.public_key, u64::MAX));
         for peer in &mut self.peers {
             peer.take_if(|peer| !config.peers.iter().any(|wanted| wanted.public_key == *peer.public_key()));
@@ -163,7 +163,7 @@ impl Core {
                         self.private_key.clone(),
                         x25519::PublicKey::from(*wanted.public_key.as_bytes()),
                         wanted.preshared_key.as_ref().map(|key| *key.as_bytes()),
-                        // The persistent keepalive is the peer's own affair.
+                        // `Peer` sends the persistent keepalives.
                         None,
                         index as u32 ^ self.index_mask,
                         Some(Arc::clone(&no_limit)),
@@ -179,26 +179,26 @@ impl Core {
         Ok(new)
     }
 
-    /// The place of a peer.
+    /// Returns the index of a peer.
     pub(super) fn index_of(&self, peer: &PublicKey) -> Option<PeerIndex> {
         self.by_key.get(peer).copied()
     }
 
-    /// The device is up: peers with a persistent keepalive begin their handshakes.
+    /// Starts the handshakes of peers with a persistent keepalive.
     pub(super) fn start<S: Sink>(&mut self, now: Duration, sink: &mut S) {
         for peer in self.peers.iter_mut().flatten() {
             peer.start(&mut Context { now, scratch: &mut self.scratch, sink });
         }
     }
 
-    /// A peer is new: it begins its handshake if it has a persistent keepalive.
+    /// Starts the handshake of a new peer if it has a persistent keepalive.
     pub(super) fn start_peer<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
         if let Some(Some(peer)) = self.peers.get_mut(index) {
             peer.start(&mut Context { now, scratch: &mut self.scratch, sink });
         }
     }
 
-    /// Takes a packet from the TUN: the first `length` bytes of `buffer`. What follows is used for padding.
+    /// Processes a packet of the TUN: the first `length` bytes of `buffer`. The rest is room for padding.
     pub(super) fn on_packet<S: Sink>(&mut self, buffer: &mut [u8], length: usize, now: Duration, sink: &mut S) {
         let Some(destination) = Tunn::dst_address(&buffer[..length]) else {
             self.dropped.not_ip += 1;
@@ -215,7 +215,7 @@ impl Core {
         }
     }
 
-    /// Takes a datagram from one of the sockets.
+    /// Processes a datagram of a socket.
     pub(super) fn on_datagram<S: Sink>(&mut self, datagram: &[u8], from: SocketAddr, now: Duration, sink: &mut S) {
         let Ok(packet) = Tunn::parse_incoming_packet(datagram) else {
             self.dropped.not_authentic += 1;
@@ -227,7 +227,7 @@ impl Core {
             return;
         }
         let index = match &packet {
-            // Whose it is stands inside, encrypted to us.
+            // The message contains the peer's public key, encrypted for this device.
             Packet::HandshakeInit(initiation) => parse_handshake_anon(&self.private_key, &self.public_key, initiation)
                 .ok()
                 .and_then(|half| self.by_key.get(&PublicKey::from(half.peer_static_public)).copied()),
@@ -247,26 +247,26 @@ impl Core {
             Packet::PacketData(_) => peer.receive_data(from, datagram, &self.allowed_ips, &mut context),
         };
         match verdict {
-            Verdict::Accepted => {}
-            Verdict::NotAuthentic => self.dropped.not_authentic += 1,
-            Verdict::Malformed => self.dropped.malformed += 1,
-            Verdict::SourceNotAllowed => self.dropped.source_not_allowed += 1,
+            DatagramVerdict::Accepted => {}
+            DatagramVerdict::NotAuthentic => self.dropped.not_authentic += 1,
+            DatagramVerdict::Malformed => self.dropped.malformed += 1,
+            DatagramVerdict::SourceNotAllowed => self.dropped.source_not_allowed += 1,
         }
     }
 
-    /// When [`Self::tick`] is to be called next, whatever happens until then; `None` while nothing is pending.
+    /// Returns the time at which [`Self::tick`] must be called, or none while nothing is pending.
     pub(super) fn next_tick(&self) -> Option<Duration> {
         self.peers.iter().flatten().filter_map(Peer::next_tick).min()
     }
 
-    /// Does what is due: retransmissions, keepalives, new keys, the end of old ones.
+    /// Does what is due: retransmissions, keepalives, renewal and expiry of keys.
     pub(super) fn tick<S: Sink>(&mut self, now: Duration, sink: &mut S) {
         for peer in self.peers.iter_mut().flatten() {
             peer.tick(&mut Context { now, scratch: &mut self.scratch, sink });
         }
     }
 
-    /// Points a peer at an endpoint.
+    /// Replaces the endpoint of a peer.
     pub(super) fn set_endpoint<S: Sink>(
         &mut self,
         index: PeerIndex,
@@ -279,27 +279,27 @@ impl Core {
         }
     }
 
-    /// Begins a handshake with a peer, unless one is in flight or has just been completed.
+    /// Starts a handshake with a peer, unless one is in flight or was just completed.
     pub(super) fn initiate_handshake<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
         if let Some(Some(peer)) = self.peers.get_mut(index) {
             peer.initiate(&mut Context { now, scratch: &mut self.scratch, sink });
         }
     }
 
-    /// What each peer is doing.
+    /// Returns the status of each peer.
     pub(super) fn status(&self, now: Duration) -> Vec<PeerStatus> {
         self.peers.iter().flatten().map(|peer| peer.status(now)).collect()
     }
 
-    /// What was dropped here.
+    /// Returns the number of packets dropped here, by reason.
     pub(super) fn dropped(&self) -> Dropped {
         self.dropped
     }
 
-    /// Checks a handshake message's MAC, before anything expensive, and under load also that its sender can receive at its
-    /// address; asks for that with a cookie reply.
+    /// Checks the MAC of a handshake message before any expensive work. Under load, also checks with a cookie reply
+    /// that the sender receives packets at its address.
     fn passes_limiter<S: Sink>(&mut self, datagram: &[u8], from: SocketAddr, sink: &mut S) -> bool {
-        // Does nothing until a second has passed.
+        // This resets the count once per second.
         self.limiter.reset_count();
         let mut reply = [0; COOKIE_REPLY];
         match self.limiter.verify_packet(Some(from.ip()), datagram, &mut reply) {
@@ -316,15 +316,15 @@ impl Core {
         }
     }
 
-    /// Which peer a session index of ours was given to.
+    /// Returns the peer of a session index that this device has issued.
     fn peer_of_session(&self, session: u32) -> Option<PeerIndex> {
         let index = (session >> (u32::BITS - PEER_INDEX_BITS)) ^ self.index_mask;
         usize::try_from(index).ok()
     }
 }
 
-/// The length to which a packet is padded with zeros: a multiple of 16, but not beyond the MTU, as Linux has it. A packet
-/// that is longer than the MTU, which the TUN should not give us, is treated as Linux does: by what exceeds the MTU.
+/// Returns the length to which a packet is padded with zeros: a multiple of 16, but at most the MTU, as in Linux. Of a
+/// packet longer than the MTU, which the TUN should not produce, the part beyond the MTU is padded, as in Linux.
 fn padded_length(length: usize, mtu: usize) -> usize {
     let multiple = |length: usize| length.next_multiple_of(PADDING_MULTIPLE);
     if mtu == 0 {
@@ -334,16 +334,16 @@ fn padded_length(length: usize, mtu: usize) -> usize {
     whole + multiple(length - whole).min(mtu)
 }
 
-/// Refuses peers of which no device can be made.
+/// Refuses invalid peers.
 fn check_peers(private_key: &x25519::StaticSecret, config: &DeviceConfig) -> io::Result<()> {
     let mut seen = HashSet::with_capacity(config.peers.len());
     for peer in &config.peers {
         let peer_key = x25519::PublicKey::from(*peer.public_key.as_bytes());
         if !private_key.diffie_hellman(&peer_key).was_contributory() {
-            return Err(invalid(format!("no tunnel can be made with the peer {}: its key is weak", peer.public_key)));
+            return Err(invalid(format!("the public key of the peer {} is weak", peer.public_key)));
         }
         if !seen.insert(peer.public_key) {
-            return Err(invalid(format!("the peer {} is there twice", peer.public_key)));
+            return Err(invalid(format!("the peer {} is configured twice", peer.public_key)));
         }
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! The embedded device under a fuzzer: two devices that talk to each other, and a stranger whose messages have valid MACs.
+//! An entry point for fuzzing the embedded device: two devices that talk to each other, and an outsider whose messages
+//! have valid MACs.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,10 +12,10 @@ use super::device::{Core, PACKET_BUFFER, Sink};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::wireguard::{DeviceConfig, PeerConfig};
 
-/// The time that the devices start at.
+/// The start time of the devices.
 const START: Duration = Duration::from_secs(1000);
 
-/// More messages than any input of one step can cause.
+/// A number of messages that no input of a single step can cause.
 const MANY: usize = 300;
 
 #[derive(Default)]
@@ -29,7 +30,7 @@ impl Sink for Record {
     }
 
     fn deliver(&mut self, packet: &[u8]) {
-        assert!(packet.len() >= 20, "what is delivered has an IP header");
+        assert!(packet.len() >= 20, "a delivered packet has an IP header");
     }
 
     fn handshake_completed(&mut self) {}
@@ -45,7 +46,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
-/// A device of which the peer is another one.
+/// Returns the configuration of a device whose peer is the other one.
 fn config(own: u8, other: u8, allowed: &str) -> DeviceConfig {
     let endpoint = if own == 1 { "192.0.2.2:2" } else { "192.0.2.1:1" };
     let peer = PeerConfig {
@@ -58,7 +59,7 @@ fn config(own: u8, other: u8, allowed: &str) -> DeviceConfig {
     DeviceConfig { private_key: private(own), listen_port: 0, fwmark: 0, mtu: 1420, peers: vec![peer] }
 }
 
-/// Gives a message the first MAC that a receiver asks for (section 5.4.4 of the WireGuard paper), which any stranger can.
+/// Sets the first MAC of a message to the receiver (WireGuard paper, section 5.4.4), which any outsider can compute.
 fn sign(receiver: &PublicKey, message: &mut [u8]) {
     let Some(end) = message.len().checked_sub(32) else { return };
     let mut hash = Blake2s256::new();
@@ -69,7 +70,7 @@ fn sign(receiver: &PublicKey, message: &mut [u8]) {
     message[end..end + 16].copy_from_slice(&mac.finalize_fixed());
 }
 
-/// An IPv4 packet with a header between two addresses, of which all else is the input's.
+/// Returns an IPv4 packet between two addresses, and its length. The input determines everything after the header.
 fn packet(source: [u8; 4], destination: [u8; 4], body: &[u8]) -> (Vec<u8>, usize) {
     let mut buffer = vec![0xff; PACKET_BUFFER];
     buffer[..12].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 17, 0, 0]);
@@ -79,9 +80,10 @@ fn packet(source: [u8; 4], destination: [u8; 4], body: &[u8]) -> (Vec<u8>, usize
     (buffer, 20 + body.len())
 }
 
-/// Runs a script: of each step, a byte says what happens, a second one how long its data is.
+/// Runs a script. In each step, the first byte selects the action, and the second is the length of the data that
+/// follow.
 pub fn device(mut script: &[u8]) {
-    let (one, two, stranger) = (address("192.0.2.1:1"), address("192.0.2.2:2"), address("203.0.113.6:6"));
+    let (one, two, outsider) = (address("192.0.2.1:1"), address("192.0.2.2:2"), address("203.0.113.6:6"));
     let mut now = START;
     let mut ours = Core::new(&config(1, 2, "10.0.0.0/24"), now).expect("a device");
     let mut theirs = Core::new(&config(2, 1, "10.0.1.0/24"), now).expect("a device");
@@ -93,7 +95,7 @@ pub fn device(mut script: &[u8]) {
         script = rest;
         let first = body.first().copied().unwrap_or(0);
         match act % 9 {
-            0 => ours.on_datagram(body, stranger, now, &mut from_us),
+            0 => ours.on_datagram(body, outsider, now, &mut from_us),
             1 => {
                 let mut buffer = vec![0xff; PACKET_BUFFER];
                 buffer[..body.len()].copy_from_slice(body);
@@ -105,20 +107,20 @@ pub fn device(mut script: &[u8]) {
                 let size = [148, 92, 64].get(usize::from(kind) - 1).copied().unwrap_or(body.len().max(32));
                 message.resize(size, 0);
                 message[..4].copy_from_slice(&[kind, 0, 0, 0]);
-                // The index of the last session.
+                // The index of the last message's session.
                 let at = if kind == 2 { 8 } else { 4 };
                 if let Some(index) = last.get(4..8) {
                     message[at..at + 4].copy_from_slice(index);
                 }
                 sign(&our_key, &mut message);
-                ours.on_datagram(&message, stranger, now, &mut from_us);
+                ours.on_datagram(&message, outsider, now, &mut from_us);
             }
             3 => {
                 let (mut buffer, length) = packet([10, 0, 0, 1], [10, 0, 1, 1], body);
                 theirs.on_packet(&mut buffer, length, now, &mut from_them);
             }
             4 => {
-                // Routed to us, whatever else its header says.
+                // The packet is routed to us, whatever its header contains otherwise.
                 let (mut buffer, length) = packet([10, 0, 1, 1], [10, 0, 1, 1], body);
                 for (byte, change) in buffer.iter_mut().take(16).zip(body) {
                     *byte ^= change;
@@ -139,7 +141,7 @@ pub fn device(mut script: &[u8]) {
                 }
             }
             7 => {
-                // Genuine messages that are changed on the way.
+                // Authentic messages are modified on their way.
                 for (_, message) in &mut from_them.sent {
                     for (byte, change) in
                         message.iter_mut().skip(usize::from(first) % 16 * 8).zip(&body[1.min(body.len())..])
@@ -153,7 +155,7 @@ pub fn device(mut script: &[u8]) {
                 let _ = ours.reconfigure(&config(1, peer, "10.0.0.0/24"), now);
             }
         }
-        // On some steps the messages stay under way, so that they can be changed.
+        // In some steps, the messages stay on their way, so that they can be modified.
         if act & 0x80 == 0 {
             for _ in 0..4 {
                 for (to, message) in std::mem::take(&mut from_us.sent) {
@@ -167,7 +169,7 @@ pub fn device(mut script: &[u8]) {
                         ours.on_datagram(&message, two, now, &mut from_us);
                     }
                 }
-                assert!(from_us.sent.len() < MANY && from_them.sent.len() < MANY, "a message causes too many");
+                assert!(from_us.sent.len() < MANY && from_them.sent.len() < MANY, "a message causes too many others");
             }
         }
         from_us.sent.truncate(MANY);

@@ -1,31 +1,30 @@
-//! WireGuard without the kernel's module: the protocol's state machine and cryptography are `boringtun`'s, the device around
-//! them is ours. It needs an open TUN and nothing else: no capability, no configuration interface, no other file.
+//! WireGuard without the kernel's module. `boringtun` has the protocol's state machine and cryptography; the device
+//! around them is here. It only needs an open TUN: no capability, no configuration interface, no other file.
 //!
-//! - `device`: finds the peer that a packet or a datagram belongs to. Does no input or output itself.
-//! - `peer`: one peer: `boringtun`'s `Tunn`, and when to do what with it.
+//! - `device`: finds the peer of a packet or a datagram. Does no input or output itself.
+//! - `peer`: one peer: `boringtun`'s `Tunn` and its timers.
 //! - `allowed_ips`: longest-prefix routing in both directions.
-//! - `sockets`: the UDP sockets, born in the host's network namespace.
-//! - `data_path`: the one thread that moves packets.
+//! - `sockets`: the UDP sockets, which stay in the host's network namespace.
+//! - `data_path`: the thread that moves packets.
 //!
 //! # Threads
 //!
-//! [`UserspaceDevice::start`] starts a thread, so it belongs into a process that will not fork afterwards, and that has
-//! done whatever must be done by a process without threads (such as entering a user namespace). All signals are blocked in
-//! the thread, so they reach the others.
+//! [`UserspaceDevice::start`] starts a thread. A process must fork, and enter user namespaces, before that. All signals
+//! are blocked in the thread, so other threads receive them.
 //!
-//! # What it does not do
+//! # Differences from the kernel's WireGuard
 //!
-//! A packet that belongs to no peer is dropped and counted; the kernel's WireGuard also answers with an ICMP error, which a
-//! program would see as "no route to host" and here sees as a timeout. The bits for congestion (ECN) are not carried over
-//! between inner and outer header, and answers leave by whatever local address the host's routes choose.
+//! A packet for an address of no peer is dropped and counted. The kernel also answers it with an ICMP error, so that a
+//! program sees "no route to host" instead of a timeout. The congestion bits (ECN) are not copied between the inner and
+//! the outer header. The host's routes choose the local address of answers.
 //!
 //! # Keys in memory
 //!
-//! Our copies of the private key, `x25519-dalek`'s static, ephemeral and shared secrets are wiped when dropped, and the
-//! memory of each `Tunn`, with the preshared key and `ring`'s session keys in it, is overwritten when the device ends. What
-//! nobody wipes: the arrays on the stack from which `boringtun` derives session keys, the copies that moving a value leaves
-//! behind, and the keys of a session that is replaced or expires while the device lives on, whose bytes stay in the `Tunn`
-//! until a later session overwrites them.
+//! The copies of the private key here, and `x25519-dalek`'s static, ephemeral and shared secrets, are wiped when
+//! dropped. The memory of each `Tunn`, with the preshared key and `ring`'s session keys, is overwritten when the device
+//! ends. Not wiped are the arrays on the stack from which `boringtun` derives session keys, the copies that moves leave
+//! behind, and the keys of replaced or expired sessions, whose bytes stay in the `Tunn` until a later session
+//! overwrites them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,7 +35,7 @@ use std::thread::JoinHandle;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{EventfdFlags, eventfd};
 
-use self::data_path::{Command, DataPath};
+use self::data_path::{DataPath, DataPathCommand};
 use self::device::Core;
 use super::{Backend, Device, DeviceConfig, PeerStatus};
 use crate::keys::PublicKey;
@@ -58,10 +57,10 @@ mod tests;
 pub use self::device::Dropped;
 pub use self::sockets::Sockets;
 
-/// The data-path thread's name, which `ps -L` and `top -H` show.
+/// The name of the data path's thread, which `ps -L` and `top -H` show.
 const THREAD_NAME: &str = "wireguard";
 
-/// A WireGuard device in this process. Dropping it stops its thread and closes the TUN and the sockets.
+/// A WireGuard device in this process. Dropping it stops its thread, and closes the TUN and the sockets.
 pub struct UserspaceDevice {
     peers: Vec<PublicKey>,
     /// The same TUN as the thread's.
@@ -69,7 +68,7 @@ pub struct UserspaceDevice {
     port: u16,
     /// The same sockets as the thread's.
     bound: Sockets,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<DataPathCommand>,
     wake: Arc<OwnedFd>,
     handshakes: Arc<OwnedFd>,
     ended: Arc<Ended>,
@@ -77,13 +76,15 @@ pub struct UserspaceDevice {
 }
 
 impl UserspaceDevice {
-    /// Starts moving packets between `tun`, a descriptor of `IFF_TUN | IFF_NO_PI` or anything that reads and writes whole IP
-    /// packets, and `sockets`. The device takes over both; that the interface is down still does not matter.
+    /// Starts moving packets between `tun` and `sockets`. `tun` is a descriptor of `IFF_TUN | IFF_NO_PI`, or any other
+    /// descriptor that reads and writes whole IP packets. The interface may still be down.
     ///
-    /// `on_thread_start` runs first in the new thread: the place to drop the capabilities that the thread inherits and does
-    /// not need. If it fails, so does this, and no packet has been moved. See the module for what to mind about forks.
+    /// `on_thread_start` runs first in the new thread, to drop capabilities that the thread does not need. The process
+    /// must not fork afterwards. `config.listen_port` and `config.fwmark` are ignored: [`Sockets::bind`] has applied
+    /// them.
     ///
-    /// `config.listen_port` and `config.fwmark` are the affair of [`Sockets::bind`], and not looked at here.
+    /// # Errors
+    /// Fails if a peer is invalid, if the thread cannot be started, and as `on_thread_start` does.
     pub fn start(
         config: &DeviceConfig,
         tun: OwnedFd,
@@ -136,42 +137,48 @@ impl UserspaceDevice {
         Ok(device)
     }
 
-    /// The UDP port of the encrypted packets.
+    /// Returns the UDP port of the encrypted packets.
     pub fn listen_port(&self) -> u16 {
         self.port
     }
 
-    /// An eventfd that becomes readable whenever a handshake has been completed, with any peer, and whenever one that was begun is
-    /// not answered in its time. Reading it does not block.
+    /// Returns an eventfd that becomes readable when a handshake with any peer completes, and when a peer does not
+    /// answer a handshake in time. Reading it does not block.
     pub fn handshakes(&self) -> BorrowedFd<'_> {
         self.handshakes.as_fd()
     }
 
-    /// An eventfd that becomes, and stays, readable when the data path has ended by itself: the TUN is gone. From then on
-    /// every call returns why.
+    /// Returns an eventfd that becomes readable for good when the data path has ended by itself, because the TUN is
+    /// gone. From then on, every call fails with the reason.
     pub fn failed(&self) -> BorrowedFd<'_> {
         self.ended.signal.as_fd()
     }
 
-    /// How many packets were dropped so far, and why.
+    /// Returns the number of packets that were dropped so far, by reason.
+    ///
+    /// # Errors
+    /// Fails if the data path has ended.
     pub fn dropped(&self) -> io::Result<Dropped> {
         self.ask().map(|(_, dropped)| dropped)
     }
 
     fn ask(&self) -> io::Result<(Vec<PeerStatus>, Dropped)> {
         let (reply, answer) = mpsc::channel();
-        self.command(Command::Status(reply))?;
+        self.command(DataPathCommand::Status(reply))?;
         answer.recv().map_err(|_| self.ended.error())
     }
 
-    fn command(&self, command: Command) -> io::Result<()> {
+    fn command(&self, command: DataPathCommand) -> io::Result<()> {
         self.commands.send(command).map_err(|_| self.ended.error())?;
         data_path::notify(self.wake.as_fd());
         Ok(())
     }
 
-    /// Has the thread do something, and waits for how that went.
-    fn have_done(&self, command: impl FnOnce(mpsc::Sender<io::Result<()>>) -> Command) -> io::Result<()> {
+    /// Sends a command to the thread and waits for its result.
+    fn command_and_wait(
+        &self,
+        command: impl FnOnce(mpsc::Sender<io::Result<()>>) -> DataPathCommand,
+    ) -> io::Result<()> {
         let (reply, answer) = mpsc::channel();
         self.command(command(reply))?;
         answer.recv().map_err(|_| self.ended.error())?
@@ -189,11 +196,11 @@ impl Device for UserspaceDevice {
     }
 
     fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> io::Result<()> {
-        self.command(Command::SetEndpoint(self.known(peer)?, endpoint))
+        self.command(DataPathCommand::SetEndpoint(self.known(peer)?, endpoint))
     }
 
     fn initiate_handshake(&self, peer: &PublicKey) -> io::Result<()> {
-        self.command(Command::InitiateHandshake(self.known(peer)?))
+        self.command(DataPathCommand::InitiateHandshake(self.known(peer)?))
     }
 
     fn peers(&self) -> io::Result<Vec<PeerStatus>> {
@@ -205,13 +212,13 @@ impl Device for UserspaceDevice {
 
     fn reconfigure(&mut self, config: &DeviceConfig) -> io::Result<()> {
         let changed = Box::new(config.clone());
-        self.have_done(|reply| Command::Reconfigure(changed, reply))?;
+        self.command_and_wait(|reply| DataPathCommand::Reconfigure(changed, reply))?;
         self.peers = config.peers.iter().map(|peer| peer.public_key).collect();
         Ok(())
     }
 
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
-        // The port in use cannot be bound a second time, and need not be.
+        // The device's own port cannot be bound a second time.
         let sockets = if listen_port == self.port || listen_port == 0 {
             self.bound.try_clone()?
         } else {
@@ -219,12 +226,12 @@ impl Device for UserspaceDevice {
         };
         sockets.set_mark(fwmark)?;
         let (bound, port) = (sockets.try_clone()?, sockets.port());
-        self.have_done(|reply| Command::Rebind(sockets, reply))?;
+        self.command_and_wait(|reply| DataPathCommand::Rebind(sockets, reply))?;
         (self.bound, self.port) = (bound, port);
         Ok(())
     }
 
-    fn take_interface_along(&self) -> io::Result<bool> {
+    fn remove_interface_on_drop(&self) -> io::Result<bool> {
         tun::set_persistent(&self.tun, false).map(|()| true)
     }
 }
@@ -232,15 +239,15 @@ impl Device for UserspaceDevice {
 impl Drop for UserspaceDevice {
     fn drop(&mut self) {
         // An error means that the thread has ended already.
-        let _ = self.command(Command::Stop);
+        let _ = self.command(DataPathCommand::Stop);
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported when it happened, and `failed` says so.
+            // A panic of the thread was printed when it happened, and `failed` reports it.
             let _ = thread.join();
         }
     }
 }
 
-/// How the data path says that it is no more.
+/// The end of the data path.
 struct Ended {
     signal: OwnedFd,
     cause: OnceLock<String>,
@@ -253,7 +260,7 @@ impl Ended {
     }
 }
 
-/// Says so even if the thread panics.
+/// Signals the end of the data path, even if its thread panics.
 struct EndGuard(Option<Arc<Ended>>);
 
 impl EndGuard {
@@ -263,7 +270,7 @@ impl EndGuard {
 
     fn failed(self, error: &io::Error) {
         if let Some(ended) = &self.0 {
-            // Set by this thread alone, and once.
+            // Only this thread sets it, and only once.
             let _ = ended.cause.set(error.to_string());
         }
     }
@@ -281,7 +288,7 @@ fn new_eventfd() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Runs `action` with all signals blocked in the calling thread: a thread that it starts inherits that.
+/// Runs `action` with all signals blocked in the calling thread. Threads that it starts inherit the mask.
 fn without_signals<T>(action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let result = action();

@@ -1,19 +1,17 @@
-//! One peer: `boringtun`'s state machine for it, and around that what the kernel's WireGuard has and `boringtun` lacks or
-//! hides: roaming, the persistent keepalive that never gives up, what is in flight, when to look at the clock again, and
-//! the counters.
+//! One peer: `boringtun`'s state machine, and the parts of the kernel's WireGuard that `boringtun` lacks or hides:
+//! roaming, persistent keepalives without end, the handshake in flight, the time of the next timer, and counters.
 //!
-//! `boringtun`'s traps that this file exists to handle:
+//! Properties of `boringtun` that this file deals with:
 //!
-//! - Its idea of the time only moves in `update_timers`. Whoever does anything after a quiet time calls [`Peer::update`]
-//!   first, or a handshake that has just begun is taken for one that began long ago, and given up.
-//! - Between two calls of that, what was sent and what was received happened at the same time to it, so it may overlook that
-//!   an answer is owed; and the first packet after a silence looks unanswered to it at the next call. So the calls are
-//!   seldom, and who owes whom an answer is watched here, as in the kernel.
-//! - It gives up after 90 s without an answer, and 540 s after the last handshake, and stays so until somebody begins a
-//!   new handshake.
-//! - As a responder it may send only once the initiator has confirmed the session with a packet, so the packets that wait
-//!   are sent then and not together with the response.
-//! - It has no jitter for retransmissions and enforces no limit on a session's packets.
+//! - Its time only advances in `update_timers`. After a quiet period, every method calls [`Peer::update`] first.
+//!   Otherwise a new handshake would seem to have started long ago, and would be given up.
+//! - All messages between two calls of that have the same time. So it can overlook that a keepalive is due, and the
+//!   first packet after a silence seems unanswered at the next call. For this reason the calls are rare, and unanswered
+//!   packets and due keepalives are tracked here, as in the kernel.
+//! - It gives up after 90 s without an answer, and 540 s after the last handshake, until a new handshake is started.
+//! - A responder may only send after the initiator has confirmed the session with a packet, so queued packets are sent
+//!   then, and not together with the response.
+//! - It has no jitter for retransmissions, and does not limit the number of a session's packets.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -27,7 +25,7 @@ use super::wiped::Wiped;
 use crate::keys::{PresharedKey, PublicKey};
 use crate::wireguard::{PeerConfig, PeerStatus};
 
-// The WireGuard paper, section 6.1.
+// Constants of the WireGuard paper, section 6.1.
 const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
@@ -35,82 +33,83 @@ const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
-/// The jitter of a retransmission is below this (WireGuard paper, section 6.1), in milliseconds.
+/// The exclusive upper bound of a retransmission's jitter in milliseconds (WireGuard paper, section 6.1).
 const JITTER_MILLISECONDS: u16 = 334;
 
-/// How stale `boringtun`'s time may be when something happens.
+/// The maximum age of `boringtun`'s time when a message is processed.
 const CLOCK_STEP: Duration = Duration::from_secs(1);
 
-/// When `boringtun` has dropped a session for certain, counted from when it was made: it rounds to its own time.
+/// The age at which `boringtun` has certainly dropped a session, given that it rounds to its own time.
 const SESSION_GONE_AFTER: Duration = REJECT_AFTER_TIME.saturating_add(CLOCK_STEP);
 
-/// `boringtun`'s ring of sessions, by the low bits of their index.
+/// The size of `boringtun`'s ring of sessions, which the low bits of their index select.
 const SESSIONS: usize = 8;
 
 // Message types, the first byte of a message (WireGuard paper, section 5.4).
 const HANDSHAKE_INITIATION: u8 = 1;
 const DATA: u8 = 4;
 
-/// What a peer's methods work with: the time of the event, room for one message, and the outside world.
+/// The arguments of a peer's methods: the time of the event, a buffer for one message, and the output.
 pub(super) struct Context<'a, S> {
     pub(super) now: Duration,
     pub(super) scratch: &'a mut [u8],
     pub(super) sink: &'a mut S,
 }
 
-/// What became of a datagram that was handed to a peer.
+/// The result of processing a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It was authentic, and did what it should.
+pub(super) enum DatagramVerdict {
+    /// It was authentic and was processed.
     Accepted,
     /// It was not authentic, or not fresh.
     NotAuthentic,
-    /// It was authentic, but holds no IP packet.
+    /// It was authentic, but does not contain an IP packet.
     Malformed,
-    /// It was authentic, but its packet's source is not the peer's.
+    /// It was authentic, but the source of its packet is not in the peer's AllowedIPs.
     SourceNotAllowed,
 }
 
-/// A handshake that we began and that nobody has answered yet.
+/// A handshake that this device has started and the peer has not answered yet.
 struct Initiation {
     /// The session index that it offers.
     index: u32,
-    /// When the first one was sent that nobody answered.
+    /// The time of the first unanswered initiation.
     begun_at: Duration,
-    /// When it is to be sent again.
+    /// The time of the next retransmission.
     again_at: Duration,
 }
 
-/// A session as far as its times matter.
-struct Session {
-    /// When the newest one was made.
+/// The times of the newest session.
+struct SessionTimes {
+    /// The time of its handshake.
     made_at: Duration,
-    /// Whether we began it.
+    /// Whether this device was the initiator.
     initiator: bool,
 }
 
+/// A peer of the device.
 pub(super) struct Peer {
     index: PeerIndex,
     public_key: PublicKey,
-    /// The key that its sessions are made with besides; none once they are to be made with other keys.
+    /// The preshared key. The outer option is none once the private key was replaced.
     preshared_key: Option<Option<PresharedKey>>,
     tunn: Wiped<Tunn>,
     persistent_keepalive: Option<Duration>,
     endpoint: Option<SocketAddr>,
     endpoint_set_at: Option<Duration>,
-    /// Somebody wanted a session and there was none; a new endpoint is reason enough to try again.
+    /// Whether a session was needed and there was none. If so, a new endpoint starts another attempt.
     wanted: bool,
     initiation: Option<Initiation>,
-    /// The newest session, until all keys are past their time.
-    session: Option<Session>,
-    /// Sessions that we offered as a responder and that no packet has confirmed yet.
+    /// The newest session, until all keys have expired.
+    session: Option<SessionTimes>,
+    /// Sessions as a responder that no packet of the initiator has confirmed yet.
     unconfirmed: [Option<u32>; SESSIONS],
     updated_at: Duration,
-    /// The first packet with content that was sent since anything was received.
+    /// The time of the first non-empty packet sent since the last received message.
     unanswered_since: Option<Duration>,
-    /// The first packet with content that was received since anything was sent.
-    owed_since: Option<Duration>,
-    /// The last message, sent or received.
+    /// The time of the first non-empty packet received since the last sent message.
+    keepalive_owed_since: Option<Duration>,
+    /// The time of the last message, sent or received.
     traffic_at: Duration,
     handshake_at: Option<Duration>,
     rx_bytes: u64,
@@ -118,7 +117,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// A peer without a session. Where it is, and what was counted, it takes over from the one `before` it, of the same key.
+    /// Creates a peer without a session. It takes over the endpoint and the counters of the peer `before` it, which has
+    /// the same public key.
     pub(super) fn new(index: PeerIndex, config: &PeerConfig, tunn: Tunn, before: Option<&Peer>, now: Duration) -> Self {
         let endpoint = config.endpoint.or(before.and_then(|before| before.endpoint));
         Self {
@@ -135,7 +135,7 @@ impl Peer {
             unconfirmed: [None; SESSIONS],
             updated_at: now,
             unanswered_since: None,
-            owed_since: None,
+            keepalive_owed_since: None,
             traffic_at: now,
             handshake_at: None,
             rx_bytes: before.map_or(0, |before| before.rx_bytes),
@@ -147,12 +147,12 @@ impl Peer {
         &self.public_key
     }
 
-    /// Whether its sessions are made with this key besides.
+    /// Returns whether the peer's sessions use this preshared key.
     pub(super) fn has_key(&self, preshared_key: Option<&PresharedKey>) -> bool {
         self.preshared_key.as_ref().is_some_and(|key| key.as_ref() == preshared_key)
     }
 
-    /// Its sessions are to be made with other keys: [`Self::has_key`] none any more.
+    /// Makes [`Self::has_key`] return false, since the private key was replaced.
     pub(super) fn forget_keys(&mut self) {
         self.preshared_key = None;
     }
@@ -176,15 +176,15 @@ impl Peer {
         }
     }
 
-    /// The device is up: a peer with a persistent keepalive begins by itself.
+    /// Starts a handshake if the peer has a persistent keepalive.
     pub(super) fn start<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         if self.persistent_keepalive.is_some() {
             self.initiate(context);
         }
     }
 
-    /// Begins a handshake, unless one is in flight or has just been completed: a peer takes one begun too soon after another
-    /// for a flood, and drops it.
+    /// Starts a handshake, unless one is in flight or was just completed. Peers drop a handshake that follows another
+    /// one too soon as a flood.
     pub(super) fn initiate<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         self.update(context);
         if self.session.as_ref().is_some_and(|session| context.now < session.made_at + REKEY_TIMEOUT) {
@@ -194,7 +194,7 @@ impl Peer {
         self.send_initiation(false, context);
     }
 
-    /// Points the peer elsewhere. Whatever waits for an answer from the former endpoint is asked of the new one at once.
+    /// Replaces the endpoint. A handshake in flight is sent to the new endpoint at once.
     pub(super) fn set_endpoint<S: Sink>(&mut self, endpoint: SocketAddr, context: &mut Context<'_, S>) {
         let endpoint = canonical(endpoint);
         self.update(context);
@@ -209,7 +209,7 @@ impl Peer {
         }
     }
 
-    /// Sends a packet, padded already; queues it while there is no session.
+    /// Sends a padded packet, or queues it while there is no session.
     pub(super) fn send<S: Sink>(&mut self, packet: &[u8], context: &mut Context<'_, S>) {
         self.update(context);
         match self.tunn.encapsulate(packet, context.scratch) {
@@ -229,19 +229,19 @@ impl Peer {
         from: SocketAddr,
         message: &[u8],
         context: &mut Context<'_, S>,
-    ) -> Verdict {
+    ) -> DatagramVerdict {
         self.update(context);
         let TunnResult::WriteToNetwork(response) = self.tunn.decapsulate(None, message, context.scratch) else {
-            return Verdict::NotAuthentic;
+            return DatagramVerdict::NotAuthentic;
         };
         self.authenticated(from, message.len(), context.now);
-        // Its answer takes the place of whatever we had asked ourselves.
+        // The new session replaces a handshake of this device's own.
         self.initiation = None;
-        self.session = Some(Session { made_at: context.now, initiator: false });
+        self.session = Some(SessionTimes { made_at: context.now, initiator: false });
         let index = read_u32(response, 4);
         self.unconfirmed[index as usize % SESSIONS] = Some(index);
         self.transmit(response, context.now, context.sink);
-        Verdict::Accepted
+        DatagramVerdict::Accepted
     }
 
     /// Completes a handshake with its response, whose MAC has been checked.
@@ -250,49 +250,49 @@ impl Peer {
         from: SocketAddr,
         message: &[u8],
         context: &mut Context<'_, S>,
-    ) -> Verdict {
+    ) -> DatagramVerdict {
         self.update(context);
         let TunnResult::WriteToNetwork(keepalive) = self.tunn.decapsulate(None, message, context.scratch) else {
-            return Verdict::NotAuthentic;
+            return DatagramVerdict::NotAuthentic;
         };
         self.authenticated(from, message.len(), context.now);
-        // An answer to the initiation before the last leaves the last one in flight.
+        // An answer to an earlier initiation leaves the last one in flight.
         let answered = read_u32(message, 8);
         self.initiation.take_if(|initiation| initiation.index == answered);
-        self.session = Some(Session { made_at: context.now, initiator: true });
+        self.session = Some(SessionTimes { made_at: context.now, initiator: true });
         self.transmit(keepalive, context.now, context.sink);
         self.established(context);
-        Verdict::Accepted
+        DatagramVerdict::Accepted
     }
 
-    /// Takes a cookie, to be shown with the next handshake message. No reason to roam: it is not authenticated by the
-    /// peer's key.
-    pub(super) fn receive_cookie<S: Sink>(&mut self, message: &[u8], context: &mut Context<'_, S>) -> Verdict {
+    /// Stores a cookie for the next handshake message. The endpoint stays, since the peer's key does not authenticate a
+    /// cookie.
+    pub(super) fn receive_cookie<S: Sink>(&mut self, message: &[u8], context: &mut Context<'_, S>) -> DatagramVerdict {
         self.update(context);
         match self.tunn.decapsulate(None, message, context.scratch) {
-            TunnResult::Done => Verdict::Accepted,
-            _ => Verdict::NotAuthentic,
+            TunnResult::Done => DatagramVerdict::Accepted,
+            _ => DatagramVerdict::NotAuthentic,
         }
     }
 
-    /// Decrypts a data message and delivers the packet in it, if the peer may send from that source.
+    /// Decrypts a data message and delivers its packet if the source is in the peer's AllowedIPs.
     pub(super) fn receive_data<S: Sink>(
         &mut self,
         from: SocketAddr,
         message: &[u8],
         allowed_ips: &AllowedIps,
         context: &mut Context<'_, S>,
-    ) -> Verdict {
-        // Beyond the limit no counter is valid, and `boringtun`'s arithmetic would overflow.
+    ) -> DatagramVerdict {
+        // Counters beyond the limit are invalid, and would overflow in `boringtun`.
         if read_u64(message, 8) >= REJECT_AFTER_MESSAGES {
-            return Verdict::NotAuthentic;
+            return DatagramVerdict::NotAuthentic;
         }
         self.update(context);
         let mut has_content = true;
         let verdict = match self.tunn.decapsulate(None, message, context.scratch) {
             TunnResult::Done => {
                 has_content = false;
-                Verdict::Accepted
+                DatagramVerdict::Accepted
             }
             TunnResult::WriteToTunnelV4(packet, source) => {
                 deliver(self.index, packet, source.into(), allowed_ips, context.sink)
@@ -300,13 +300,13 @@ impl Peer {
             TunnResult::WriteToTunnelV6(packet, source) => {
                 deliver(self.index, packet, source.into(), allowed_ips, context.sink)
             }
-            // The message itself is well formed, so it is what it holds that is not.
-            TunnResult::Err(WireGuardError::InvalidPacket) => Verdict::Malformed,
-            _ => return Verdict::NotAuthentic,
+            // The message was parsed before, so its content is malformed.
+            TunnResult::Err(WireGuardError::InvalidPacket) => DatagramVerdict::Malformed,
+            _ => return DatagramVerdict::NotAuthentic,
         };
         self.authenticated(from, message.len(), context.now);
         if has_content {
-            self.owed_since.get_or_insert(context.now);
+            self.keepalive_owed_since.get_or_insert(context.now);
         }
         let index = read_u32(message, 4);
         if self.unconfirmed[index as usize % SESSIONS].take_if(|unconfirmed| *unconfirmed == index).is_some() {
@@ -315,7 +315,7 @@ impl Peer {
         verdict
     }
 
-    /// When [`Self::tick`] is to be called next; `None` while nothing is pending.
+    /// Returns the time at which [`Self::tick`] must be called, or none while nothing is pending.
     pub(super) fn next_tick(&self) -> Option<Duration> {
         let keys_expire = self.session.as_ref().map(|session| session.made_at + SESSION_GONE_AFTER);
         [
@@ -330,17 +330,17 @@ impl Peer {
         .min()
     }
 
-    /// Does what is due by now.
+    /// Does what is due.
     pub(super) fn tick<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         let now = context.now;
         if self.next_tick().is_none_or(|at| at > now) {
             return;
         }
-        // Before it is sent again, whoever does that.
+        // Reported before the retransmission, which `update` may do as well.
         if self.initiation.as_ref().is_some_and(|initiation| initiation.again_at <= now) {
             context.sink.handshake_unanswered();
         }
-        // Gives up what has been tried for too long, and drops old keys; may do some of the rest.
+        // Gives up attempts that took too long, drops old keys, and may do some of the rest.
         self.update(context);
         let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         if self.initiation.as_ref().is_some_and(|initiation| initiation.again_at <= now) {
@@ -351,7 +351,7 @@ impl Peer {
             self.send_initiation(false, context);
         }
         if due(self.answer_due()) {
-            self.owed_since = None;
+            self.keepalive_owed_since = None;
             self.send_keepalive(context);
         }
         if due(self.keepalive_due()) {
@@ -359,7 +359,7 @@ impl Peer {
         }
     }
 
-    /// Tells `boringtun` the time, and sends what that makes due.
+    /// Advances `boringtun`'s time, and sends what is due by that.
     fn update<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         if context.now < self.updated_at + CLOCK_STEP {
             return;
@@ -373,48 +373,48 @@ impl Peer {
         }
     }
 
-    /// `boringtun` has given up. As with the kernel, the next packet or persistent keepalive begins again. At once does so an
-    /// attempt that was not a full one, because it began shortly before all was reset for age, or because the endpoint is
-    /// newer than it.
+    /// Resets the peer after `boringtun` has given up. As in the kernel, the next packet or persistent keepalive starts
+    /// a new attempt. A new attempt starts at once if the last one was cut short: it started shortly before the reset,
+    /// or the endpoint is newer than the attempt.
     fn given_up<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         let cut_short = self.initiation.take().is_some_and(|initiation| {
             let tried_since = self.endpoint_set_at.unwrap_or_default().max(initiation.begun_at);
-            // Its beginning was as stale to `boringtun` as its time.
+            // To `boringtun`, the attempt may have started earlier by the age of its time.
             context.now + CLOCK_STEP < tried_since + REKEY_ATTEMPT_TIME
         });
         self.session = None;
         self.unanswered_since = None;
-        self.owed_since = None;
+        self.keepalive_owed_since = None;
         self.unconfirmed = [None; SESSIONS];
         if cut_short {
             self.send_initiation(false, context);
         }
     }
 
-    /// When a handshake is to find out why nothing answers what was sent.
+    /// Returns the time of a new handshake because the peer does not answer packets.
     fn answer_overdue(&self) -> Option<Duration> {
         self.unanswered_since.map(|at| at + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT)
     }
 
-    /// When the peer is to be told that what it sent has arrived.
+    /// Returns the time of the keepalive that confirms received packets.
     fn answer_due(&self) -> Option<Duration> {
-        self.owed_since.map(|at| at + KEEPALIVE_TIMEOUT)
+        self.keepalive_owed_since.map(|at| at + KEEPALIVE_TIMEOUT)
     }
 
-    /// When the persistent keepalive is to be sent: after silence in both directions.
+    /// Returns the time of the next persistent keepalive, which follows silence in both directions.
     fn keepalive_due(&self) -> Option<Duration> {
         self.endpoint?;
         self.persistent_keepalive.map(|interval| self.traffic_at + interval)
     }
 
-    /// Sends the persistent keepalive, or begins the handshake that it needs.
+    /// Sends the persistent keepalive, or starts the handshake that it needs.
     fn persist<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        // Whether or not it can be sent: the next one is due an interval later.
+        // The next one is due an interval later, even if this one cannot be sent.
         self.traffic_at = context.now;
         let Some(session) = &self.session else {
             return self.send_initiation(false, context);
         };
-        // `boringtun` renews a session for packets with content only; the kernel for any.
+        // `boringtun` renews a session for non-empty packets only, the kernel for all packets.
         let stale = session.initiator && context.now >= session.made_at + REKEY_AFTER_TIME;
         self.send_keepalive(context);
         if stale {
@@ -423,7 +423,7 @@ impl Peer {
     }
 
     fn send_keepalive<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        // Without a current session, as a responder that awaits confirmation has none, a keepalive would be queued.
+        // Without a current session, `boringtun` would queue the keepalive. A responder has none until it is confirmed.
         if self.tunn.time_since_last_handshake().is_some()
             && let TunnResult::WriteToNetwork(message) = self.tunn.encapsulate(&[], context.scratch)
         {
@@ -438,17 +438,17 @@ impl Peer {
         }
     }
 
-    /// Sends a message to the peer, if it is known where that is.
+    /// Sends a message to the peer if its endpoint is known.
     fn transmit<S: Sink>(&mut self, message: &[u8], now: Duration, sink: &mut S) {
         if message[0] == HANDSHAKE_INITIATION {
             self.wanted = true;
-            // Its first bytes after the index are those of a random public key, and as good a jitter as any.
+            // The bytes after the index belong to an ephemeral public key, so they are random.
             let jitter = u16::from_le_bytes([message[8], message[9]]) % JITTER_MILLISECONDS;
             let again_at = now + REKEY_TIMEOUT + Duration::from_millis(jitter.into());
             let begun_at = self.initiation.as_ref().map_or(now, |initiation| initiation.begun_at);
             self.initiation = Some(Initiation { index: read_u32(message, 4), begun_at, again_at });
         }
-        self.owed_since = None;
+        self.keepalive_owed_since = None;
         self.traffic_at = now;
         if let Some(endpoint) = self.endpoint
             && sink.send(endpoint, message)
@@ -457,7 +457,7 @@ impl Peer {
         }
     }
 
-    /// The peer's key vouches for a message: it may roam, and it counts.
+    /// Accounts for an authenticated message, and updates the endpoint (roaming).
     fn authenticated(&mut self, from: SocketAddr, length: usize, now: Duration) {
         self.endpoint = Some(from);
         self.unanswered_since = None;
@@ -465,7 +465,7 @@ impl Peer {
         self.rx_bytes += length as u64;
     }
 
-    /// A handshake is complete: packets that waited for it are sent.
+    /// Sends queued packets after a completed handshake.
     fn established<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         self.wanted = false;
         self.handshake_at = Some(context.now);
@@ -479,36 +479,36 @@ impl Peer {
     }
 }
 
-/// Hands a decrypted packet to the TUN, if its source belongs to the peer that sent it.
+/// Delivers a decrypted packet if its source is in the AllowedIPs of the peer that sent it.
 fn deliver<S: Sink>(
     index: PeerIndex,
     packet: &[u8],
     source: IpAddr,
     allowed_ips: &AllowedIps,
     sink: &mut S,
-) -> Verdict {
-    /// The shortest IPv4 header (RFC 791 section 3.1), which `boringtun` does not ask the packet's own length to cover.
+) -> DatagramVerdict {
+    /// The minimum length of an IPv4 header (RFC 791 section 3.1), which `boringtun` does not check.
     const IPV4_HEADER: usize = 20;
     if packet.len() < IPV4_HEADER {
-        return Verdict::Malformed;
+        return DatagramVerdict::Malformed;
     }
     if allowed_ips.peer_of(source) != Some(index) {
-        return Verdict::SourceNotAllowed;
+        return DatagramVerdict::SourceNotAllowed;
     }
     sink.deliver(packet);
-    Verdict::Accepted
+    DatagramVerdict::Accepted
 }
 
-/// The interval of a persistent keepalive. 0 is none.
+/// Returns the interval of a persistent keepalive. 0 means none.
 fn interval(seconds: Option<u16>) -> Option<Duration> {
     seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()))
 }
 
-/// An IPv4 address mapped into IPv6 belongs to the IPv4 socket.
+/// Converts an IPv4-mapped IPv6 address to IPv4, for the IPv4 socket.
 fn canonical(endpoint: SocketAddr) -> SocketAddr {
     match endpoint.ip().to_canonical() {
         address @ IpAddr::V4(_) => SocketAddr::new(address, endpoint.port()),
-        // As it was, with its scope.
+        // Unchanged, with its scope ID.
         IpAddr::V6(_) => endpoint,
     }
 }

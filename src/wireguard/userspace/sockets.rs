@@ -1,5 +1,5 @@
-//! The UDP sockets that carry the encrypted packets: one for IPv4 and one for IPv6, on the same port. They belong for ever
-//! to the network namespace that they were made in, which is what lets the device itself live in another one.
+//! The UDP sockets of the encrypted packets: one for IPv4 and one for IPv6, on the same port. They stay in the network
+//! namespace in which they were created, so the device itself can be in another one.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,11 +12,11 @@ use rustix::net::sockopt::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-/// What is asked for as the sockets' buffers, in bytes: what `wireguard-go` asks for. The kernel gives less
-/// (`net.core.rmem_max`, `wmem_max`) to those without `CAP_NET_ADMIN`.
+/// The requested size of the sockets' buffers in bytes, as in wireguard-go. Without CAP_NET_ADMIN, the kernel limits it
+/// (`net.core.rmem_max`, `wmem_max`).
 const BUFFER_SIZE: usize = 7 << 20;
 
-/// How often another random port is tried when IPv6 has no room on the one that IPv4 got.
+/// The number of random ports to try until one is free for IPv6 as well as IPv4.
 const PORT_ATTEMPTS: usize = 100;
 
 /// The device's UDP sockets.
@@ -28,9 +28,13 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Opens the sockets in the calling thread's network namespace, not blocking and closed on execve(2). A `listen_port`
-    /// of 0 takes any port that is free for both families; a `fwmark` other than 0 marks the packets (`SO_MARK`,
-    /// socket(7)), which needs `CAP_NET_ADMIN` or `CAP_NET_RAW`. A host without IPv6 gets IPv4 alone.
+    /// Opens the sockets in the calling thread's network namespace. They do not block and are closed on exec.
+    ///
+    /// A `listen_port` of 0 means any port that is free for both families. A `fwmark` other than 0 marks the packets
+    /// (`SO_MARK` of socket(7)), which needs CAP_NET_ADMIN or CAP_NET_RAW. On a host without IPv6, only IPv4 is used.
+    ///
+    /// # Errors
+    /// Fails with `EADDRINUSE` if the port is taken.
     pub fn bind(listen_port: u16, fwmark: u32) -> io::Result<Self> {
         let mut attempts = if listen_port == 0 { PORT_ATTEMPTS } else { 1 };
         loop {
@@ -46,18 +50,18 @@ impl Sockets {
         }
     }
 
-    /// The port that both are bound to.
+    /// Returns the port of both sockets.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Another handle to the same sockets.
+    /// Duplicates the descriptors of the sockets.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         let ipv6 = self.ipv6.as_ref().map(OwnedFd::try_clone).transpose()?;
         Ok(Self { ipv4: self.ipv4.try_clone()?, ipv6, port: self.port })
     }
 
-    /// Marks what is sent from now on, 0 being none.
+    /// Sets the mark of packets sent from now on. 0 means none.
     pub(super) fn set_mark(&self, fwmark: u32) -> io::Result<()> {
         for socket in self.descriptors() {
             if getsockopt(&socket, sockopt::Mark)? != fwmark {
@@ -67,7 +71,7 @@ impl Sockets {
         Ok(())
     }
 
-    /// The descriptors, to wait for.
+    /// Returns the descriptors, to wait for datagrams.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.ipv4.as_fd()).chain(self.ipv6.as_ref().map(OwnedFd::as_fd))
     }
@@ -105,7 +109,7 @@ fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
         SocketAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)?,
         SocketAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DONT)?,
     }
-    // Best effort: what is asked for, regardless of the limits; else as much as they allow.
+    // Best effort: the requested size regardless of the limits, or as much as they allow.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_SIZE)
         .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER_SIZE));
     let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER_SIZE)

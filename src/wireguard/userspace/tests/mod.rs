@@ -1,4 +1,4 @@
-//! The device against itself, without input or output and with a clock of its own: cores joined by a pretend network.
+//! Tests of the device against itself: cores joined by a simulated network, with a clock of their own.
 
 mod fuzz;
 mod network;

@@ -1,4 +1,4 @@
-//! A pretend network: devices at addresses, datagrams that arrive at once, and time that leaps to the next thing due.
+//! A simulated network: devices at addresses, datagrams that arrive at once, and a clock that jumps to the next event.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::wireguard::userspace::clock::{self, travel};
 use crate::wireguard::userspace::device::{Core, PACKET_BUFFER, Sink};
 use crate::wireguard::{DeviceConfig, PeerConfig, PeerStatus};
 
-/// The MTU of all devices here: not a multiple of 16, to see where padding ends.
+/// The MTU of all devices. It is not a multiple of 16, to show where padding ends.
 pub(super) const MTU: u32 = 1420 - 5;
 
-/// What a device wanted of the outside world.
+/// The output of a device.
 #[derive(Default)]
 pub(super) struct Recorder {
     pub(super) sent: Vec<(SocketAddr, Vec<u8>)>,
@@ -44,7 +44,7 @@ impl Sink for Recorder {
     }
 }
 
-/// A device and where it is.
+/// A device and its address.
 pub(super) struct Node {
     pub(super) core: Core,
     pub(super) sink: Recorder,
@@ -52,7 +52,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// From its beginning on, time passes by [`pass`] and [`travel::advance`] alone.
+    /// Creates a device. From then on, time passes by [`pass`] and [`travel::advance`] alone.
     pub(super) fn new(address: &str, config: &DeviceConfig) -> Self {
         travel::stand_still();
         let mut node = Node {
@@ -64,7 +64,7 @@ impl Node {
         node
     }
 
-    /// Takes a packet from the TUN.
+    /// Passes a packet of the TUN to the device.
     pub(super) fn send(&mut self, packet: &[u8]) {
         let mut buffer = vec![0xff; PACKET_BUFFER];
         buffer[..packet.len()].copy_from_slice(packet);
@@ -91,7 +91,7 @@ impl Node {
         self.core.status(clock::now()).swap_remove(peer)
     }
 
-    /// What it sent since the last time, and to whom.
+    /// Returns the datagrams sent since the last call, with their destinations.
     pub(super) fn take_sent(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
         std::mem::take(&mut self.sink.sent)
     }
@@ -101,7 +101,8 @@ impl Node {
     }
 }
 
-/// Carries datagrams until all is quiet, and says what there were: (from, to, datagram). Those to nobody's address are lost.
+/// Delivers datagrams until none is left, and returns them as (from, to, datagram). Those to an unknown address are
+/// lost.
 pub(super) fn settle(nodes: &mut [&mut Node]) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
     let mut log = Vec::new();
     loop {
@@ -125,23 +126,23 @@ pub(super) fn settle(nodes: &mut [&mut Node]) -> Vec<(SocketAddr, SocketAddr, Ve
     }
 }
 
-/// What happened while time passed.
+/// The events of [`pass`].
 #[derive(Debug, Default)]
 pub(super) struct Elapsed {
-    /// How often a device woke up.
+    /// The number of wake-ups.
     pub(super) wakeups: usize,
-    /// (when since the start, from, datagram).
+    /// The datagrams as (time since the start, from, datagram).
     pub(super) log: Vec<(Duration, SocketAddr, Vec<u8>)>,
 }
 
 impl Elapsed {
-    /// When messages of a type were sent, from an address, in milliseconds.
+    /// Returns the times in milliseconds at which an address sent messages of a type.
     pub(super) fn times(&self, kind: u8, from: SocketAddr) -> Vec<u128> {
         self.log.iter().filter(|(_, f, d)| *f == from && d[0] == kind).map(|(at, ..)| at.as_millis()).collect()
     }
 }
 
-/// Lets time pass: leaps to each moment that a device asked for, and wakes those whose time it is.
+/// Lets time pass: jumps to the next time that a device has asked for, and wakes the devices that are due.
 pub(super) fn pass(time: Duration, nodes: &mut [&mut Node]) -> Elapsed {
     let start = clock::now();
     let end = start + time;
@@ -180,12 +181,12 @@ pub(super) fn public_key(number: u8) -> PublicKey {
     private_key(number).public_key()
 }
 
-/// A device whose private key is of a number.
+/// Returns the configuration of a device whose private key is derived from a number.
 pub(super) fn device(number: u8, peers: Vec<PeerConfig>) -> DeviceConfig {
     DeviceConfig { private_key: private_key(number), listen_port: 0, fwmark: 0, mtu: MTU, peers }
 }
 
-/// A peer whose private key is of a number.
+/// Returns the configuration of a peer whose private key is derived from a number.
 pub(super) fn peer(number: u8, allowed_ips: &[&str], endpoint: Option<&str>) -> PeerConfig {
     PeerConfig {
         public_key: public_key(number),
@@ -199,7 +200,8 @@ pub(super) fn peer(number: u8, allowed_ips: &[&str], endpoint: Option<&str>) -> 
 pub(super) const CLIENT: &str = "192.0.2.1:1000";
 pub(super) const SERVER: &str = "198.51.100.1:51820";
 
-/// A client that knows where its server is, and sends all to it; and a server that does not know where its client is.
+/// Creates a client that knows the endpoint of its server and sends everything to it, and a server that does not know
+/// its client's endpoint.
 pub(super) fn client_and_server() -> (Node, Node) {
     client_and_server_with(peer(2, &["0.0.0.0/0", "::/0"], Some(SERVER)))
 }
@@ -211,7 +213,7 @@ pub(super) fn client_and_server_with(server: PeerConfig) -> (Node, Node) {
     (client, Node::new(SERVER, &device(2, vec![peer])))
 }
 
-/// An IP packet of a length in all, from and to addresses of one family.
+/// Returns an IP packet of a total length between two addresses of one family.
 pub(super) fn packet(from: &str, to: &str, length: usize) -> Vec<u8> {
     let mut packet = vec![0xaa; length];
     match (from.parse().expect("an address"), to.parse().expect("an address")) {
@@ -232,12 +234,12 @@ pub(super) fn packet(from: &str, to: &str, length: usize) -> Vec<u8> {
     packet
 }
 
-/// A packet from the client of [`client_and_server`] to its server's side.
+/// Returns a packet from the client of [`client_and_server`] to the server.
 pub(super) fn outbound() -> Vec<u8> {
     packet("10.0.0.1", "10.0.0.2", 100)
 }
 
-/// A packet the other way.
+/// Returns a packet from the server to the client.
 pub(super) fn inbound() -> Vec<u8> {
     packet("10.0.0.2", "10.0.0.1", 100)
 }

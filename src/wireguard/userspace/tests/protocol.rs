@@ -1,4 +1,4 @@
-//! What goes where: routing, roaming, padding, cookies, replays, endpoints that come late.
+//! Tests of the protocol: routing, roaming, padding, cookies, replays, and endpoints that become known late.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn address(text: &str) -> SocketAddr {
 }
 
 #[test]
-fn packets_that_waited_for_the_handshake_arrive_in_order_and_both_ways() {
+fn queued_packets_arrive_in_order_and_both_ways() {
     let (mut client, mut server) = client_and_server();
     let packets = [
         packet("10.0.0.1", "10.0.0.2", 20),
@@ -42,7 +42,7 @@ fn packets_that_waited_for_the_handshake_arrive_in_order_and_both_ways() {
 }
 
 #[test]
-fn counters_are_those_of_encrypted_bytes() {
+fn counters_count_encrypted_bytes() {
     let (mut client, mut server) = client_and_server();
     client.send(&packet("10.0.0.1", "10.0.0.2", 100));
     settle(&mut [&mut client, &mut server]);
@@ -59,7 +59,7 @@ fn counters_are_those_of_encrypted_bytes() {
 }
 
 #[test]
-fn the_longest_prefix_chooses_the_peer_and_the_same_rule_judges_sources() {
+fn the_longest_prefix_selects_the_peer_and_validates_sources() {
     let mut hub = Node::new(
         SERVER,
         &device(1, vec![peer(2, &["10.0.0.0/8"], Some("192.0.2.2:2")), peer(3, &["10.3.0.0/16"], Some("192.0.2.3:3"))]),
@@ -116,7 +116,7 @@ fn padding_is_to_16_bytes_but_not_beyond_the_mtu() {
 }
 
 #[test]
-fn a_peer_roams_with_authentic_messages_and_with_nothing_else() {
+fn a_peer_roams_by_authentic_messages_only() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
@@ -163,7 +163,7 @@ fn a_peer_roams_with_authentic_messages_and_with_nothing_else() {
 }
 
 #[test]
-fn a_cookie_reply_that_is_authentic_moves_no_endpoint() {
+fn an_authentic_cookie_reply_does_not_change_the_endpoint() {
     let (mut client, mut server) = client_and_server();
     exhaust(&mut server);
     client.send(&outbound());
@@ -176,7 +176,7 @@ fn a_cookie_reply_that_is_authentic_moves_no_endpoint() {
     assert_eq!(client.status(0).endpoint, Some(address(SERVER)));
 }
 
-/// Sends so many initiations with a valid first MAC that the device is under load.
+/// Sends enough initiations with a valid first MAC to put the device under load.
 fn exhaust(server: &mut Node) {
     let mut stranger = Node::new(ELSEWHERE, &device(9, vec![peer(2, &["0.0.0.0/0"], Some(SERVER))]));
     for _ in 0..100 {
@@ -190,7 +190,7 @@ fn exhaust(server: &mut Node) {
 }
 
 #[test]
-fn under_load_a_cookie_is_asked_for_and_accepted() {
+fn under_load_a_cookie_is_demanded_and_accepted() {
     let (mut client, mut server) = client_and_server();
     exhaust(&mut server);
     client.send(&outbound());
@@ -214,7 +214,7 @@ fn under_load_a_cookie_is_asked_for_and_accepted() {
 }
 
 #[test]
-fn the_load_passes() {
+fn the_load_ends() {
     let (mut client, mut server) = client_and_server();
     exhaust(&mut server);
     clock::travel::advance(Duration::from_secs(1));
@@ -238,7 +238,7 @@ fn a_replayed_packet_is_delivered_once() {
 }
 
 #[test]
-fn an_endpoint_that_comes_late_finds_the_packets_that_waited() {
+fn a_late_endpoint_receives_the_queued_packets() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
     client.send(&outbound());
     client.send(&outbound());
@@ -249,7 +249,7 @@ fn an_endpoint_that_comes_late_finds_the_packets_that_waited() {
 }
 
 #[test]
-fn an_endpoint_that_comes_very_late_still_gets_a_handshake() {
+fn a_very_late_endpoint_still_receives_a_handshake() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
     client.send(&outbound());
     pass(Duration::from_secs(600), &mut [&mut client, &mut server]);
@@ -259,14 +259,14 @@ fn an_endpoint_that_comes_very_late_still_gets_a_handshake() {
 }
 
 #[test]
-fn without_a_reason_a_new_endpoint_is_left_in_peace() {
+fn a_new_endpoint_receives_nothing_without_need() {
     let (mut client, _) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
     client.set_endpoint(0, SERVER);
     assert!(client.take_sent().is_empty());
 }
 
 #[test]
-fn a_handshake_in_flight_follows_the_endpoint_at_once() {
+fn a_handshake_in_flight_is_sent_to_a_new_endpoint_at_once() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], Some("198.51.100.66:66")));
     client.send(&outbound());
     assert_eq!(client.take_sent().len(), 1);
@@ -279,7 +279,7 @@ fn a_handshake_in_flight_follows_the_endpoint_at_once() {
 }
 
 #[test]
-fn an_answer_to_the_initiation_before_the_last_completes_the_handshake() {
+fn an_answer_to_an_earlier_initiation_completes_the_handshake() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     let (_, first) = client.take_sent().remove(0);
@@ -294,7 +294,7 @@ fn an_answer_to_the_initiation_before_the_last_completes_the_handshake() {
 }
 
 #[test]
-fn a_late_endpoint_gets_a_full_attempt() {
+fn a_late_endpoint_receives_a_full_attempt() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], None));
     client.send(&outbound());
     pass(Duration::from_secs(88), &mut [&mut client]);
@@ -306,7 +306,7 @@ fn a_late_endpoint_gets_a_full_attempt() {
 }
 
 #[test]
-fn a_persistent_keepalive_begins_by_itself() {
+fn a_persistent_keepalive_starts_a_handshake() {
     let keepalive = |endpoint| PeerConfig { persistent_keepalive: Some(25), ..peer(2, &["0.0.0.0/0"], endpoint) };
     let (mut client, mut server) = client_and_server_with(keepalive(Some(SERVER)));
     settle(&mut [&mut client, &mut server]);
@@ -320,7 +320,7 @@ fn a_persistent_keepalive_begins_by_itself() {
 }
 
 #[test]
-fn a_responder_keeps_its_packets_until_the_session_is_confirmed() {
+fn a_responder_queues_packets_until_the_session_is_confirmed() {
     let (mut client, mut server) = client_and_server();
     client.initiate(0);
     let (_, initiation) = client.take_sent().remove(0);
@@ -336,7 +336,7 @@ fn a_responder_keeps_its_packets_until_the_session_is_confirmed() {
 }
 
 #[test]
-fn a_handshake_that_has_just_been_completed_is_not_begun_again() {
+fn a_handshake_is_not_repeated_right_after_its_completion() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
@@ -350,7 +350,7 @@ fn a_handshake_that_has_just_been_completed_is_not_begun_again() {
 }
 
 #[test]
-fn what_is_no_ip_packet_goes_no_further() {
+fn packets_other_than_ip_are_dropped() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
@@ -388,7 +388,7 @@ fn a_different_preshared_key_makes_no_session() {
 }
 
 #[test]
-fn configurations_that_can_make_no_tunnel_are_refused() {
+fn invalid_configurations_are_refused() {
     let refuse = |config: &DeviceConfig| match Core::new(config, clock::now()) {
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput),
         Ok(_) => panic!("accepted"),

@@ -1,5 +1,5 @@
-//! The data path with real sockets on the loopback interface, and a pair of local sockets that keep packets apart in place of
-//! the TUN.
+//! Tests of the data path with real sockets on the loopback interface. A pair of unix sockets that preserve message
+//! boundaries replaces the TUN.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,10 +13,10 @@ use super::network::{device, inbound, outbound, peer, public_key};
 use crate::wireguard::userspace::{Dropped, Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
 
-/// As long as anything here may take on a machine that is busy with other things.
+/// The patience of all tests, enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Our end and the device's end of a TUN.
+/// Returns the test's end and the device's end of a TUN.
 fn tun() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a socket pair")
 }
@@ -42,7 +42,7 @@ fn start(config: &DeviceConfig) -> (OwnedFd, UserspaceDevice) {
     (ours, device)
 }
 
-/// A client and its server over the loopback of one family.
+/// Creates a client and its server on the loopback address of one family.
 fn pair(host: &str) -> ((OwnedFd, UserspaceDevice), (OwnedFd, UserspaceDevice)) {
     let server = start(&device(2, vec![peer(1, &["10.0.0.1/32"], None)]));
     let endpoint = format!("{host}:{}", server.1.listen_port());
@@ -75,7 +75,7 @@ fn packets_cross_the_loopback() {
 }
 
 #[test]
-fn a_completed_handshake_is_known_at_once_and_once() {
+fn a_completed_handshake_is_signalled_at_once_and_only_once() {
     let ((_client_tun, client), (_server_tun, _server)) = pair("127.0.0.1");
     assert!(!readable(client.handshakes(), Duration::ZERO));
     client.initiate_handshake(&public_key(2)).expect("initiate");
@@ -88,7 +88,7 @@ fn a_completed_handshake_is_known_at_once_and_once() {
 }
 
 #[test]
-fn an_endpoint_set_later_and_an_unknown_peer() {
+fn an_endpoint_can_be_set_later_and_an_unknown_peer_is_an_error() {
     let (_server_tun, server) = start(&device(2, vec![peer(1, &["10.0.0.1/32"], None)]));
     let (_client_tun, client) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
     client.initiate_handshake(&public_key(2)).expect("without an endpoint it is no error");
@@ -100,7 +100,7 @@ fn an_endpoint_set_later_and_an_unknown_peer() {
 }
 
 #[test]
-fn a_device_stops_promptly_and_closes_what_it_had() {
+fn a_device_stops_promptly_and_closes_its_descriptors() {
     let (tun, device) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
     let port = device.listen_port();
     let begin = Instant::now();
@@ -111,7 +111,7 @@ fn a_device_stops_promptly_and_closes_what_it_had() {
 }
 
 #[test]
-fn a_tun_that_is_gone_is_noticed() {
+fn the_loss_of_the_tun_is_noticed() {
     let (tun, device) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
     assert!(!readable(device.failed(), Duration::ZERO));
     drop(tun);
@@ -126,7 +126,7 @@ fn a_tun_that_is_gone_is_noticed() {
 }
 
 #[test]
-fn unreachable_and_refusing_networks_do_not_matter() {
+fn errors_of_the_network_do_not_stop_the_device() {
     let ((client_tun, client), (server_tun, server)) = pair("127.0.0.1");
     let right = server.listen_port();
     // A port where nobody listens (ICMP errors), an address that cannot be sent to, a family that may have no route.
@@ -145,7 +145,7 @@ fn unreachable_and_refusing_networks_do_not_matter() {
 }
 
 #[test]
-fn the_thread_begins_with_the_hook_has_a_name_and_no_signals() {
+fn the_thread_runs_the_hook_first_and_has_a_name_and_no_signals() {
     let before = SigSet::thread_get_mask().expect("a mask");
     let (_tun, theirs) = tun();
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -168,7 +168,7 @@ fn the_thread_begins_with_the_hook_has_a_name_and_no_signals() {
 }
 
 #[test]
-fn a_hook_that_fails_is_an_error_and_no_device() {
+fn a_failing_hook_is_an_error() {
     let (ours, theirs) = tun();
     let sockets = Sockets::bind(0, 0).expect("sockets");
     let hook = || Err(io::Error::from(io::ErrorKind::PermissionDenied));

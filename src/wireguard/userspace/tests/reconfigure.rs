@@ -1,4 +1,4 @@
-//! A device that becomes another while it lives: what stays goes on, what is new begins, what is gone is gone.
+//! Tests of reconfiguration: unchanged peers keep their sessions, new peers start, and removed peers are gone.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ fn reconfigure(node: &mut Node, config: &DeviceConfig) {
     }
 }
 
-/// What is sent when the client sends one packet: the types of the messages.
+/// Returns the types of the messages that are sent when the client sends one packet.
 fn kinds(client: &mut Node, server: &mut Node) -> Vec<u8> {
     client.send(&outbound());
     settle(&mut [client, server]).iter().map(|(_, _, datagram)| datagram[0]).collect()
 }
 
 #[test]
-fn a_peer_that_stays_keeps_its_session_its_endpoint_and_its_counters() {
+fn an_unchanged_peer_keeps_its_session_endpoint_and_counters() {
     let (mut client, mut server) = client_and_server();
     assert_eq!(kinds(&mut client, &mut server)[..2], [1, 2]);
     let before = client.status(0);
@@ -41,7 +41,7 @@ fn a_peer_that_stays_keeps_its_session_its_endpoint_and_its_counters() {
 }
 
 #[test]
-fn a_peer_that_is_gone_is_gone_in_both_directions_and_its_place_is_no_way_in() {
+fn a_removed_peer_is_gone_in_both_directions_and_its_index_admits_no_message() {
     let (mut client, mut server) = client_and_server();
     kinds(&mut client, &mut server);
     server.take_delivered();
@@ -56,7 +56,7 @@ fn a_peer_that_is_gone_is_gone_in_both_directions_and_its_place_is_no_way_in() {
 }
 
 #[test]
-fn other_keys_make_other_sessions() {
+fn other_keys_require_other_sessions() {
     let (mut client, mut server) = client_and_server();
     kinds(&mut client, &mut server);
     let shared = |number| Some(PresharedKey::from([number; 32]));
@@ -87,7 +87,7 @@ fn allowed_ips_move_from_one_peer_to_another() {
 }
 
 #[test]
-fn what_makes_no_device_changes_nothing() {
+fn an_invalid_configuration_changes_nothing() {
     let (mut client, mut server) = client_and_server();
     kinds(&mut client, &mut server);
     let mut weak = peer(3, &EVERYTHING, None);
@@ -102,7 +102,7 @@ fn what_makes_no_device_changes_nothing() {
 }
 
 #[test]
-fn a_handshake_that_nobody_answers_is_told_and_timed() {
+fn an_unanswered_handshake_is_reported_with_its_duration() {
     let (mut client, _) = client_and_server();
     client.send(&outbound());
     assert_eq!(client.status(0).unanswered_for, None, "it has its time");

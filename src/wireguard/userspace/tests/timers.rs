@@ -1,4 +1,4 @@
-//! What happens when, and how often a device wakes up for it.
+//! Tests of the timers, and of how often a device wakes up for them.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn with_keepalive(interval: u16) -> (Node, Node) {
     })
 }
 
-/// Whether a packet gets through both ways now.
+/// Returns whether packets pass in both directions now.
 fn works(client: &mut Node, server: &mut Node) -> bool {
     client.send(&outbound());
     settle(&mut [client, server]);
@@ -33,13 +33,13 @@ fn works(client: &mut Node, server: &mut Node) -> bool {
 }
 
 #[test]
-fn a_device_that_nobody_uses_never_wakes_up() {
+fn an_unused_device_never_wakes_up() {
     let (client, server) = client_and_server();
     assert_eq!((client.core.next_tick(), server.core.next_tick()), (None, None));
 }
 
 #[test]
-fn a_device_that_is_no_longer_used_falls_asleep() {
+fn a_device_without_traffic_stops_waking_up() {
     let (mut client, mut server) = client_and_server();
     assert!(works(&mut client, &mut server));
     let elapsed = pass(seconds(3_600), &mut [&mut client, &mut server]);
@@ -50,7 +50,7 @@ fn a_device_that_is_no_longer_used_falls_asleep() {
 }
 
 #[test]
-fn an_initiation_without_answer_is_repeated_with_jitter_and_given_up() {
+fn an_unanswered_initiation_is_repeated_with_jitter_and_given_up() {
     let (mut client, _) = client_and_server();
     client.send(&outbound());
     let elapsed = pass(seconds(600), &mut [&mut client]);
@@ -65,7 +65,7 @@ fn an_initiation_without_answer_is_repeated_with_jitter_and_given_up() {
 }
 
 #[test]
-fn what_was_given_up_begins_again_with_the_next_packet() {
+fn the_next_packet_starts_a_new_attempt() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     pass(seconds(120), &mut [&mut client]);
@@ -73,7 +73,7 @@ fn what_was_given_up_begins_again_with_the_next_packet() {
 }
 
 #[test]
-fn what_was_given_up_begins_again_with_a_new_endpoint() {
+fn a_new_endpoint_starts_a_new_attempt() {
     let (mut client, mut server) = client_and_server_with(peer(2, &["0.0.0.0/0"], Some("198.51.100.66:66")));
     client.send(&outbound());
     pass(seconds(120), &mut [&mut client]);
@@ -83,7 +83,7 @@ fn what_was_given_up_begins_again_with_a_new_endpoint() {
 }
 
 #[test]
-fn what_was_given_up_begins_again_when_the_other_side_calls() {
+fn an_initiation_of_the_other_side_starts_a_new_attempt() {
     let (mut client, mut server) = client_and_server();
     assert!(works(&mut client, &mut server));
     client.sink.unreachable = true;
@@ -111,7 +111,7 @@ fn a_persistent_keepalive_never_gives_up() {
 }
 
 #[test]
-fn a_clock_that_stood_still_does_not_end_a_handshake_that_has_just_begun() {
+fn a_quiet_period_does_not_end_a_new_handshake() {
     for pause in [60, 100, 200, 539, 541, 3_600, 100_000] {
         let (mut client, mut server) = client_and_server();
         // The device slept: nobody ticked.
@@ -174,7 +174,7 @@ fn the_persistent_keepalive_is_sent_after_silence_only() {
 }
 
 #[test]
-fn whoever_hears_its_peer_need_not_keep_anything_alive() {
+fn received_messages_make_persistent_keepalives_unnecessary() {
     let (mut client, mut server) = with_keepalive(5);
     settle(&mut [&mut client, &mut server]);
     for _ in 0..4 {
@@ -186,7 +186,7 @@ fn whoever_hears_its_peer_need_not_keep_anything_alive() {
 }
 
 #[test]
-fn a_tunnel_with_nothing_but_keepalives_is_never_without_a_session() {
+fn a_tunnel_with_keepalives_only_always_has_a_session() {
     let (mut client, mut server) = with_keepalive(25);
     settle(&mut [&mut client, &mut server]);
     for _ in 0..200 {
@@ -197,7 +197,7 @@ fn a_tunnel_with_nothing_but_keepalives_is_never_without_a_session() {
 }
 
 #[test]
-fn whoever_only_receives_says_that_it_is_there() {
+fn a_receiver_without_traffic_of_its_own_sends_keepalives() {
     let (mut client, mut server) = client_and_server();
     client.send(&outbound());
     settle(&mut [&mut client, &mut server]);
@@ -210,7 +210,7 @@ fn whoever_only_receives_says_that_it_is_there() {
 }
 
 #[test]
-fn a_peer_that_forgot_us_gets_a_new_handshake() {
+fn a_peer_that_lost_its_session_gets_a_new_handshake() {
     let (mut client, mut server) = client_and_server();
     assert!(works(&mut client, &mut server));
     let (_, mut restarted) = client_and_server();
@@ -223,7 +223,7 @@ fn a_peer_that_forgot_us_gets_a_new_handshake() {
 }
 
 #[test]
-fn a_session_that_is_too_old_is_not_used_even_if_nobody_looked() {
+fn an_expired_session_is_not_used_even_without_a_timer() {
     let (mut client, mut server) = client_and_server();
     assert!(works(&mut client, &mut server));
     travel::advance(seconds(181));
