@@ -310,9 +310,12 @@ fn an_unprivileged_user_is_advised_to_use_sudo() {
             Ok(())
         };
         let bare = "setpriv --bounding-set=-all --inh-caps=-all";
-        for arguments in [format!("--config {config} -- true"), format!("up {config}"), "down other".to_owned()] {
+        for arguments in [format!("--config {config} -- true"), format!("up {config}")] {
             told(&format!("{bare} {program} {arguments}"), "needs root")?;
         }
+        // Which tunnels exist is known to every user.
+        let other = run(&format!("{bare} {program} down other"))?;
+        ensure!(!other.status.success() && said(&other).contains("no tunnel other"), "{}", said(&other));
         let nobody = format!("{bare} --reuid 65534 --regid 65534 --clear-groups {program}");
         // Only root's world has other users.
         if run(&format!("{nobody} --version"))?.status.success() {

@@ -365,7 +365,7 @@ fn networks_that_are_not_local_are_refused() {
             ("8.0.0.0/7", "larger than any private network"),
             ("127.0.0.0/8", "loopback"),
             ("224.0.0.0/4", "multicast"),
-            ("169.254.0.0/16", "of a single link"),
+            ("169.254.0.0/16", "link-local"),
             ("10.64.0.2/32", "routed into the tunnel"),
         ] {
             let output = vpn_exec(&["check", "--config", file, "--local", network])?;
