@@ -76,7 +76,7 @@ fn acts() -> Vec<String> {
         acts.push(format!("lookup {resolver} web.example"));
     }
     acts.push("resolve web.example".into());
-    acts.push("resolve nobody.example".into());
+    acts.push("resolve unknown.example".into());
     for to in WEB.both() {
         for size in [0, 1, 1300, 1372, 1373, 1392, 1393, 1420] {
             acts.push(format!("echo {} {size}", SocketAddr::new(to, 7)));

@@ -149,13 +149,13 @@ fn no_argument_environment_file_or_message_contains_a_key() {
         files_with(&pieces, "/tmp".as_ref(), &[&build], &mut found)?;
         assert_eq!(found, [Path::new("/tmp/left")]);
         let key = fs::read_to_string(&file)?.lines().find(|line| line.starts_with("PrivateKey")).map(str::to_owned);
-        let mut guilty = Command::new("sleep").arg("1000").env("KEY", key.context("a key")?).spawn()?;
+        let mut with_key = Command::new("sleep").arg("1000").env("KEY", key.context("a key")?).spawn()?;
         // The kernel shows a new process's environment a little later.
-        let environment = Path::new("/proc").join(guilty.id().to_string()).join("environ");
+        let environment = Path::new("/proc").join(with_key.id().to_string()).join("environ");
         lab::wait_until(lab::patience(PATIENCE), "it has no environment", || Ok(!fs::read(&environment)?.is_empty()))?;
         assert_eq!(processes_with(&pieces)?, [environment]);
-        guilty.kill()?;
-        guilty.wait()?;
+        with_key.kill()?;
+        with_key.wait()?;
 
         let errors = running.end()?;
         let text = String::from_utf8_lossy(&errors);

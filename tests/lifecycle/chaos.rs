@@ -75,7 +75,7 @@ fn a_killed_keeper_is_replaced_and_the_program_goes_on() {
                 if !keepers.contains(&keeper) && registry::socket_of(&"chaos".parse()?).exists() {
                     break keeper;
                 }
-                ensure!(Instant::now() < until, "nobody takes over from {keepers:?}");
+                ensure!(Instant::now() < until, "no keeper takes over from {keepers:?}");
                 std::thread::sleep(Duration::from_millis(1));
             };
             keepers.push(successor);

@@ -361,7 +361,7 @@ fn networks_that_are_not_local_are_refused() {
         for (network, reason) in [
             ("0.0.0.0/0", "the whole Internet"),
             ("192.168.1.7/24", "non-zero host part"),
-            ("8.0.0.0/7", "wider than any private one"),
+            ("8.0.0.0/7", "larger than any private network"),
             ("127.0.0.0/8", "loopback"),
             ("224.0.0.0/4", "multicast"),
             ("169.254.0.0/16", "of a single link"),
