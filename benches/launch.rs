@@ -1,10 +1,11 @@
-//! The duration of a launch and of its phases: `cargo bench --bench launch [-- ROUNDS] [kernel]`. With the embedded WireGuard, or the
-//! kernel's, if the machine has it (`benches/in-vm`).
+//! The duration of a launch and of its phases: `cargo bench --bench launch [-- ROUNDS] [kernel]`. With the embedded
+//! WireGuard, or the kernel's, if the machine has it (`benches/in-vm`).
 //!
-//! It runs in a world of its own (user, mount, PID and network namespaces, an own `/run` and a layer over `/etc`), as an ordinary user
-//! and without effect on the machine. The endpoint is a documentation address behind a link without a router. All candidates take
-//! turns within each round, after everything of the former one has ended, so that a busy machine affects all of them alike. Ratios
-//! are computed per round. Nothing is asserted, as absolute times depend on the machine.
+//! It runs in a world of its own (user, mount, PID and network namespaces, an own `/run` and a layer over `/etc`), as
+//! an ordinary user and without effect on the machine. The endpoint is a documentation address behind a link without a
+//! router. All candidates take turns within each round, after everything of the former one has ended, so that a busy
+//! machine affects all of them alike. Ratios are computed per round. Nothing is asserted, as absolute times depend on
+//! the machine.
 
 mod measure;
 
@@ -237,7 +238,8 @@ fn clear_the_way(candidate: Candidate, turn: usize) -> Outcome<()> {
     Ok(())
 }
 
-/// Waits for the processes that former launches have left, such as keepers. As PID 1 of this world, this process is their parent.
+/// Waits for the processes that former launches have left, such as keepers. As PID 1 of this world, this process is
+/// their parent.
 fn settle() -> Outcome<()> {
     loop {
         match wait() {

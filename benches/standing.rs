@@ -1,10 +1,10 @@
-//! The costs of a standing tunnel: `cargo bench --bench standing [-- ROUNDS] [kernel]`. With the embedded WireGuard, or the kernel's, if
-//! the machine has it (`benches/in-vm`).
+//! The costs of a standing tunnel: `cargo bench --bench standing [-- ROUNDS] [kernel]`. With the embedded WireGuard, or
+//! the kernel's, if the machine has it (`benches/in-vm`).
 //!
 //! Three measurements in a pretended Internet, as an ordinary user and without effect on the machine:
 //!
-//! - The start of a program in a standing tunnel, compared with `ip netns exec` and `nsenter`, which confine nothing. All candidates
-//!   take turns within each round, and ratios are computed per round.
+//! - The start of a program in a standing tunnel, compared with `ip netns exec` and `nsenter`, which confine nothing.
+//!   All candidates take turns within each round, and ratios are computed per round.
 //! - The start of the hundredth tunnel, compared with the first.
 //! - The memory and the wake-ups of an idle keeper, compared with `wireguard-go` at the other end of the same tunnel.
 //!

@@ -1,8 +1,9 @@
 //! The throughput of the kernel's WireGuard in a tunnel of vpn-exec: `cargo bench --bench throughput [-- ROUNDS]`.
 //!
-//! A program in the tunnel sends to a server behind the provider. The comparison is a namespace with the same addresses and a WireGuard
-//! interface made with ip(8) and wg(8), and nothing else. Both take turns, each with a new tunnel, and the ratio is computed per round.
-//! It needs a kernel with WireGuard, which `benches/in-vm` has. It runs in a pretended Internet, and asserts nothing.
+//! A program in the tunnel sends to a server behind the provider. The comparison is a namespace with the same addresses
+//! and a WireGuard interface made with ip(8) and wg(8), and nothing else. Both take turns, each with a new tunnel, and
+//! the ratio is computed per round. It needs a kernel with WireGuard, which `benches/in-vm` has. It runs in a pretended
+//! Internet, and asserts nothing.
 
 mod measure;
 

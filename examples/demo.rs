@@ -1,8 +1,8 @@
 //! The demonstration: `cargo run --release --example demo`.
 //!
-//! Runs the real `vpn-exec` in a pretended Internet of namespaces, without root, a VPN account, an Internet connection or any effect on
-//! the machine. Each printed line is a check that passed; the first one that fails ends the demonstration with an error. A capture of
-//! the host's packets shows what leaves the host.
+//! Runs the real `vpn-exec` in a pretended Internet of namespaces, without root, a VPN account, an Internet connection
+//! or any effect on the machine. Each printed line is a check that passed; the first one that fails ends the
+//! demonstration with an error. A capture of the host's packets shows what leaves the host.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -246,7 +246,8 @@ impl Inside {
     }
 }
 
-/// Runs the program inside, which knows nothing of VPNs: reads orders from standard input, one a line, and answers each.
+/// Runs the program inside, which knows nothing of VPNs: reads orders from standard input, one a line, and answers
+/// each.
 fn program() -> Result<()> {
     for line in stdin().lines() {
         let outcome = match line?.split_once(' ') {

@@ -1,5 +1,5 @@
-//! The search for a provider's endpoint: several addresses, a name that is unknown yet, a neighbour, and a peer that moves; and the
-//! moment at which the program starts. Time limits are generous, so that only hanging fails.
+//! The search for a provider's endpoint: several addresses, a name that is unknown yet, a neighbour, and a peer that
+//! moves; and the moment at which the program starts. Time limits are generous, so that only hanging fails.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -38,14 +38,15 @@ fn eventually(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     lab::wait_until(lab::patience(WORKS), &format!("{what} does not happen"), is_so)
 }
 
-/// Counts handshake initiations that the host has sent to an address (the kernel's `MESSAGE_HANDSHAKE_INITIATION` is 1).
+/// Counts handshake initiations that the host has sent to an address (the kernel's `MESSAGE_HANDSHAKE_INITIATION` is
+/// 1).
 fn initiations(packets: &[Packet], to: IpAddr) -> usize {
     let flows = packets.iter().filter(|packet| packet.outgoing).filter_map(|packet| packet.flow.as_ref());
     flows.filter(|flow| flow.destination.ip() == to && flow.payload.starts_with(&[1, 0, 0, 0])).count()
 }
 
-/// Counts questions to the host's resolver for the provider's IPv4 addresses. musl, the C library of a static build, always asks both
-/// of the resolver's addresses, so only questions over IPv4 count.
+/// Counts questions to the host's resolver for the provider's IPv4 addresses. musl, the C library of a static build,
+/// always asks both of the resolver's addresses, so only questions over IPv4 count.
 fn questions(lab: &Lab) -> usize {
     let questions = lab.resolver.questions();
     let counts = |question: &&lab::dns::Question| question.kind == lab::dns::RecordType::A && question.from.is_ipv4();

@@ -1,5 +1,6 @@
-//! A tunnel's keys are only in the provider's file and in the memory of vpn-exec's processes, which other processes of the same
-//! user cannot inspect. They are not in arguments, environments, files, messages, plans, descriptors or the program.
+//! A tunnel's keys are only in the provider's file and in the memory of vpn-exec's processes, which other processes of
+//! the same user cannot inspect. They are not in arguments, environments, files, messages, plans, descriptors or the
+//! program.
 
 use std::fs;
 use std::io::Read;
@@ -236,8 +237,8 @@ fn no_process_keeps_the_base64_text_of_a_key() {
     });
 }
 
-/// A process of an ordinary user can be inspected, and dumps core, if that user owns its files in /proc (proc(5)). So an ordinary
-/// user with the necessary capabilities runs vpn-exec here.
+/// A process of an ordinary user can be inspected, and dumps core, if that user owns its files in /proc (proc(5)). So
+/// an ordinary user with the necessary capabilities runs vpn-exec here.
 #[test]
 fn vpn_execs_processes_cannot_be_inspected_by_their_own_user() {
     const USER: u32 = 1000;

@@ -42,7 +42,8 @@ pub(super) fn configuration_of(name: &TunnelName) -> Result<Profile, Failure> {
     }
 }
 
-/// Creates the failure of a name that has no configuration. `unreadable` is the error of looking into the folder of wg-quick's files.
+/// Creates the failure of a name that has no configuration. `unreadable` is the error of looking into the folder of
+/// wg-quick's files.
 fn no_configuration(name: &TunnelName, unreadable: Option<&io::Error>) -> Failure {
     let wg_quick = wg_quick_path(name);
     let missing = profile_paths(name).chain(unreadable.is_none().then(|| wg_quick.clone()));
@@ -90,9 +91,9 @@ fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Chooses the home that `~` stands for in a profile. In `/etc/vpn-exec` it is root's: the profile means the same file for every user and
-/// every service. In a user's own profile it is that user's, also under a sudo that keeps XDG_CONFIG_HOME but not HOME. `variable`
-/// reads the environment, `entry` the user database.
+/// Chooses the home that `~` stands for in a profile. In `/etc/vpn-exec` it is root's: the profile means the same file
+/// for every user and every service. In a user's own profile it is that user's, also under a sudo that keeps
+/// XDG_CONFIG_HOME but not HOME. `variable` reads the environment, `entry` the user database.
 fn choose_home(
     profile: &Path,
     user: u32,
@@ -125,9 +126,9 @@ pub(super) fn credential_path(id: &str) -> Result<PathBuf, Failure> {
         return Err(Failure::new(format!("{id:?} is not a valid name of a credential")));
     }
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        let what = format!("the provider's file is the credential {id} of a service, but CREDENTIALS_DIRECTORY is not set");
+        let what = format!("cannot read the credential {id} of the service: CREDENTIALS_DIRECTORY is not set");
         Failure::new(what).advise(
-            "start the tunnel as a service: `systemctl start vpn-exec@NAME`; run programs in it with `vpn-exec NAME -- PROGRAM`",
+            "start the tunnel as a service: `systemctl start vpn-exec@NAME`; then `vpn-exec NAME -- PROGRAM` joins it",
         )
     })?;
     Ok(PathBuf::from(folder).join(id))

@@ -1,5 +1,5 @@
-//! The session bus filter, between a real bus with real programs and clients that write each byte themselves. Each refused act
-//! is also done without the filter, where it must succeed.
+//! The session bus filter, between a real bus with real programs and clients that write each byte themselves. Each
+//! refused act is also done without the filter, where it must succeed.
 
 mod desktop;
 mod programs;

@@ -1,4 +1,5 @@
-//! Hooks of the configuration file: run only with --allow-hooks, inside the namespace, in their order and with few privileges.
+//! Hooks of the configuration file: run only with --allow-hooks, inside the namespace, in their order and with few
+//! privileges.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! A keeper as a service: its messages to the service manager, whose socket is the test's. `tests/vm` has a real systemd.
+//! A keeper as a service: its messages to the service manager, whose socket is the test's. `tests/vm` has a real
+//! systemd.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};

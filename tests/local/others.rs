@@ -1,4 +1,5 @@
-//! Local networks on a host where other programs change things: firewalls, flushed rules, changed forwarding, killed processes.
+//! Local networks on a host where other programs change things: firewalls, flushed rules, changed forwarding, killed
+//! processes.
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
-//! The printed rules are those in the kernel: nft(8), which shares no code with vpn-exec, reads the text and lists the kernel's.
+//! The printed rules are those in the kernel: nft(8), which shares no code with vpn-exec, reads the text and lists the
+//! kernel's.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,7 +92,8 @@ fn a_refused_table_changes_nothing() {
     });
 }
 
-/// Sends packets that a table drops, and replaces the table by itself, `times` or until a packet passes. Returns whether one has.
+/// Sends packets that a table drops, and replaces the table by itself, `times` or until a packet passes. Returns
+/// whether one has.
 fn comes_through(table: &Table, times: usize) -> Result<bool> {
     let mut rules = Nftables::open()?;
     rules.create(table, "")?;

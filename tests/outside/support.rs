@@ -135,8 +135,8 @@ impl Desk {
         }
     }
 
-    /// Runs a client that asks a process outside for a request, which must arrive only without the protection. `client` is a shell
-    /// script that contains `REQUEST`. Returns the output of the refused client.
+    /// Runs a client that asks a process outside for a request, which must arrive only without the protection. `client`
+    /// is a shell script that contains `REQUEST`. Returns the output of the refused client.
     pub(crate) fn expect_refusal(&self, client: &str) -> Result<String> {
         let script = |word: &str| client.replace("REQUEST", &self.request(word));
         run(self.unguarded(&["sh", "-c", &script("allowed")]))?;
