@@ -1,9 +1,10 @@
 #!/bin/sh
 # What vpn-exec does, by hand: by-hand.sh [--no-nft] [--kernel FILE] NAME PROGRAM [ARG]...
 #
-# Batched as well as it can be: one `ip -batch` for the host's side, one for the inside, and a single `ip netns exec` for the
-# firewall and the program. A TUN interface stands for WireGuard's, which takes two more commands (`wg setconf` and a move): with
-# --kernel it is WireGuard's, configured by that file. Run by launch.rs in a world of its own; it writes below /etc/netns and /run.
+# Batched as well as it can be: one `ip -batch` for the host's side, one for the inside, and a single `ip netns exec`
+# for the firewall and the program. A TUN interface stands for WireGuard's, which takes two more commands (`wg setconf`
+# and a move): with --kernel it is WireGuard's, configured by that file. Run by launch.rs in a world of its own; it
+# writes below /etc/netns and /run.
 set -e
 nft=yes
 if [ "$1" = --no-nft ]; then

@@ -1,11 +1,11 @@
-//! How long a launch takes, and where the time goes: `cargo bench --bench launch [-- ROUNDS] [kernel]`. It is the embedded WireGuard's,
-//! or the kernel's, where there is one (`benches/in-vm`).
+//! The duration of a launch and of its phases: `cargo bench --bench launch [-- ROUNDS] [kernel]`. With the embedded
+//! WireGuard, or the kernel's, if the machine has it (`benches/in-vm`).
 //!
-//! Everything happens in a world of its own (user, mount, PID and network namespaces, an own `/run` and an own layer over
-//! `/etc`), so an ordinary user can run it and nothing of the machine is touched. The endpoint is a documentation address behind
-//! a link without a router. All candidates take turns within each round, and before each turn everything of the former one has
-//! ended, so that a busy machine troubles all of them alike; ratios are taken round by round. Nothing is asserted: what is slow
-//! on one machine is fast on another.
+//! It runs in a world of its own (user, mount, PID and network namespaces, an own `/run` and a layer over `/etc`), as
+//! an ordinary user and without effect on the machine. The endpoint is a documentation address behind a link without a
+//! router. All candidates take turns within each round, after everything of the former one has ended, so that a busy
+//! machine affects all of them alike. Ratios are computed per round. Nothing is asserted, as absolute times depend on
+//! the machine.
 
 mod measure;
 
@@ -33,19 +33,19 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const BY_HAND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/by-hand.sh");
 const CONFIG: &str = "/run/bench/wg.conf";
-/// The same, of which wg(8) takes all.
+/// The same file for wg(8).
 const SETCONF: &str = "/run/bench/setconf";
 
-/// How many rounds, unless the command line says otherwise.
+/// The default number of rounds.
 const ROUNDS: usize = 40;
 
-/// Rounds that are not counted: files come into the page cache, slabs grow.
+/// The rounds before the measurement, which fill the page cache and the kernel's slabs.
 const WARM_UP: usize = 3;
 
-/// How long the kernel gets to end a namespace in the background, before the next candidate has its turn.
+/// The pause in which the kernel removes a namespace in the background, before the next candidate's turn.
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// This program's modes, when it runs itself.
+/// The modes of this program when it runs itself.
 const WORLD: &str = "--in-its-own-world";
 const STAMP: &str = "--say-when-it-begins";
 
@@ -65,14 +65,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// The program whose first instruction is waited for: says what the time was when it began.
+/// Runs as the measured program: prints the time at which it began.
 fn say_when_it_begins() -> ExitCode {
     let now = now();
     println!("{}", now.as_nanos());
     ExitCode::SUCCESS
 }
 
-/// Runs this program again in namespaces of its own, or says what is missing for that.
+/// Runs this program again in namespaces of its own, or reports what is missing for that.
 fn enter_world(arguments: &[String]) -> Outcome<ExitCode> {
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
         return Err(format!(
@@ -101,19 +101,19 @@ fn enter_world(arguments: &[String]) -> Outcome<ExitCode> {
     Err(command.exec().into())
 }
 
-/// Makes the mounts, the network and the tunnel's file.
+/// Creates the mounts, the network and the tunnel's file.
 fn furnish() -> Outcome<()> {
     let tmpfs = |target: &str| mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::empty(), None::<&str>);
     tmpfs("/run").map_err(|error| format!("cannot mount an own /run: {error}"))?;
     for directory in ["/run/bench", "/run/etc/upper", "/run/etc/work"] {
         fs::create_dir_all(directory)?;
     }
-    // The script writes to /etc/netns, so it gets a layer for that.
+    // The script writes to /etc/netns, which needs an overlay.
     let layer = Some("lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work");
     mount(Some("layer"), "/etc", Some("overlay"), MsFlags::empty(), layer)
         .map_err(|error| format!("cannot put a layer over /etc: {error}"))?;
     if !Path::new("/etc/resolv.conf").exists() {
-        // A link into the host's /run, which is not here.
+        // A link into the host's /run, which is covered.
         let _ = fs::remove_file("/etc/resolv.conf");
         fs::write("/etc/resolv.conf", "nameserver 192.0.2.1\n")?;
     }
@@ -148,12 +148,12 @@ fn furnish() -> Outcome<()> {
     Ok(())
 }
 
-/// Whose WireGuard it is.
+/// Returns the backend to measure.
 fn backend() -> &'static str {
     if std::env::args().any(|argument| argument == "kernel") { "kernel" } else { "userspace" }
 }
 
-/// What is measured.
+/// A candidate to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Candidate {
     Nothing,
@@ -180,7 +180,7 @@ impl Candidate {
         }
     }
 
-    /// The command that runs `program`. `turn` makes names that were not used just before.
+    /// Returns the command that runs `program`. `turn` makes names that were not used just before.
     fn command(self, turn: usize, program: &[&str]) -> Command {
         let name = format!("b{}", turn % 8);
         let backend = backend();
@@ -200,7 +200,7 @@ impl Candidate {
     }
 }
 
-/// One launch.
+/// The durations of one launch.
 struct Launch {
     /// From before the fork to the end of the process.
     total: f64,
@@ -232,14 +232,14 @@ fn launch(candidate: Candidate, turn: usize, own: &str) -> Outcome<Launch> {
 fn clear_the_way(candidate: Candidate, turn: usize) -> Outcome<()> {
     settle()?;
     if candidate == VpnExecSameName {
-        // The launch before it, whose links the kernel is still removing when this one begins.
+        // The launch before, whose links the kernel is still removing when this one begins.
         candidate.command(turn, &["true"]).status()?;
     }
     Ok(())
 }
 
-/// Waits for the end of all that former launches have left: as the first process of this world it is the parent of whatever has
-/// lost its own, the keepers among them.
+/// Waits for the processes that former launches have left, such as keepers. As PID 1 of this world, this process is
+/// their parent.
 fn settle() -> Outcome<()> {
     loop {
         match wait() {
@@ -326,7 +326,7 @@ fn report(candidates: &[Candidate], launches: &[Vec<Launch>]) {
     }
 }
 
-/// Where the time of a launch goes: what vpn-exec says that it has done, and when.
+/// The phases of a launch: the messages of vpn-exec, and their times.
 #[derive(Default)]
 struct Phases(Vec<(String, Vec<f64>)>);
 
@@ -357,7 +357,7 @@ impl Phases {
     fn report(self) {
         println!("\n{:<74}   median (min - max) ms", "where the time goes: how long after exec vpn-exec says so");
         let mut spreads: Vec<_> = self.0.into_iter().map(|(what, times)| (what, Spread::of(times))).collect();
-        // Its processes work side by side, so their words need not come in the same order each time.
+        // The processes run in parallel, so the order of their messages varies.
         spreads.sort_by(|(_, one), (_, other)| one.median.total_cmp(&other.median));
         for (what, spread) in spreads {
             println!("  {what:<72}   {:6.2} ({:.2} - {:.2})", spread.median, spread.least, spread.most);

@@ -1,16 +1,14 @@
-//! What a standing tunnel costs: `cargo bench --bench standing [-- ROUNDS] [kernel]`. It is the embedded WireGuard's, or the kernel's, where
-//! there is one (`benches/in-vm`).
+//! The costs of a standing tunnel: `cargo bench --bench standing [-- ROUNDS] [kernel]`. With the embedded WireGuard, or
+//! the kernel's, if the machine has it (`benches/in-vm`).
 //!
-//! Three questions, each answered in a pretend Internet of this process alone (an ordinary user can run it, nothing of the machine
-//! is touched):
+//! Three measurements in a pretended Internet, as an ordinary user and without effect on the machine:
 //!
-//! - How long does it take to start a program in a tunnel that stands, against `ip netns exec` and `nsenter`, which confine
-//!   nothing? All candidates take turns within each round, and ratios are taken round by round.
-//! - Does the hundredth tunnel take longer to start than the first?
-//! - What does a keeper need while nothing happens: memory, and how often it wakes up, against the `wireguard-go` at the other end
-//!   of the same tunnel.
+//! - The start of a program in a standing tunnel, compared with `ip netns exec` and `nsenter`, which confine nothing.
+//!   All candidates take turns within each round, and ratios are computed per round.
+//! - The start of the hundredth tunnel, compared with the first.
+//! - The memory and the wake-ups of an idle keeper, compared with `wireguard-go` at the other end of the same tunnel.
 //!
-//! Nothing is asserted: what is slow on one machine is fast on another.
+//! Nothing is asserted, as absolute times depend on the machine.
 
 mod measure;
 
@@ -24,23 +22,23 @@ use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
 use measure::{Spread, load, milliseconds, now};
 use vpn_exec::registry;
 
-/// How many rounds, unless the command line says otherwise.
+/// The default number of rounds.
 const ROUNDS: usize = 60;
 
-/// Rounds that are not counted: files come into the page cache, slabs grow.
+/// The rounds before the measurement, which fill the page cache and the kernel's slabs.
 const WARM_UP: usize = 5;
 
-/// The tunnel that stands.
+/// The name of the standing tunnel.
 const NAME: &str = "standing";
 
-/// How many tunnels are started one after the other, and how often all of them.
+/// The number of tunnels to start one after the other, and the repetitions of that.
 const MANY: usize = 100;
 const SERIES: usize = 3;
 
-/// How long a keeper is watched doing nothing.
+/// The time for which an idle keeper is observed.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// After the last handshake, data and answer, until both ends have nothing more to say (KEEPALIVE_TIMEOUT is 10 s).
+/// The time after the last handshake until both ends are silent (KEEPALIVE_TIMEOUT is 10 s).
 const CALM: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
@@ -48,7 +46,7 @@ fn main() -> ExitCode {
     world::run("standing", || measure(rounds))
 }
 
-/// Whose WireGuard it is.
+/// Returns the backend to measure.
 fn backend() -> &'static str {
     if std::env::args().any(|argument| argument == "kernel") { "kernel" } else { "userspace" }
 }
@@ -60,11 +58,11 @@ fn measure(rounds: usize) -> Result<()> {
     let file = file.to_str().context("a path in UTF-8")?;
     vpn_exec(&["up", file, "--name", NAME, "--backend", backend(), "--wait", "20"])?;
     join(rounds)?;
-    // Before there are a hundred, which the kernel's own threads would still be cleaning up after.
+    // Before the hundred tunnels, which kernel threads would still be removing.
     idle(peer)?;
     vpn_exec(&["down", NAME])?;
     if backend() == "userspace" {
-        // What differs is the same for both, and three hundred would take an emulated machine too long.
+        // The backend makes no difference here, and an emulated machine would take too long.
         many(file)?;
     }
     println!("\nload {}", load()?);
@@ -77,7 +75,7 @@ fn vpn_exec(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Ways to start a program in the tunnel's namespace.
+/// Returns the ways to start a program in the tunnel's namespace.
 fn ways() -> Vec<(&'static str, Vec<String>)> {
     let namespace = format!("--net=/run/netns/{NAME}");
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
@@ -146,7 +144,7 @@ fn many(file: &str) -> Result<()> {
         // The kernel removes a hundred namespaces in the background.
         thread::sleep(Duration::from_secs(5));
     }
-    // A single start is too little to tell a difference by, so its neighbours count, too.
+    // A single start varies too much, so its neighbours count, too.
     let around = |number: usize| {
         let range = number.saturating_sub(2)..(number + 3).min(MANY);
         Spread::of(times[range].iter().flatten().copied().collect())
@@ -199,7 +197,7 @@ fn process_called(name: &str) -> Result<i32> {
     bail!("there is no {name}")
 }
 
-/// How often the threads of a process went to sleep, or had to wait for others, so far.
+/// Returns the number of context switches of a process's threads so far.
 fn switches(pid: i32) -> Result<u64> {
     let mut sum = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -210,7 +208,7 @@ fn switches(pid: i32) -> Result<u64> {
     Ok(sum)
 }
 
-/// A line of `/proc/PID/smaps_rollup`, in KiB (proc_pid_smaps(5)).
+/// Returns a value of `/proc/PID/smaps_rollup`, in KiB (proc_pid_smaps(5)).
 fn rollup(pid: i32, what: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(Path::new(&path)).with_context(|| path.clone())?;

@@ -1,9 +1,9 @@
-//! What the kernel's WireGuard carries in a tunnel of vpn-exec's: `cargo bench --bench throughput [-- ROUNDS]`.
+//! The throughput of the kernel's WireGuard in a tunnel of vpn-exec: `cargo bench --bench throughput [-- ROUNDS]`.
 //!
-//! A program in the tunnel sends to a server behind the provider; the same in a namespace with the same addresses whose WireGuard
-//! interface was made by hand, with ip(8) and wg(8), and with nothing else in it. Both take turns, each with a tunnel made anew, and the
-//! ratio is taken round by round. It takes a kernel with WireGuard: `benches/in-vm` runs it in one. In a pretend Internet of this process
-//! alone; nothing is asserted.
+//! A program in the tunnel sends to a server behind the provider. The comparison is a namespace with the same addresses
+//! and a WireGuard interface made with ip(8) and wg(8), and nothing else. Both take turns, each with a new tunnel, and
+//! the ratio is computed per round. It needs a kernel with WireGuard, which `benches/in-vm` has. It runs in a pretended
+//! Internet, and asserts nothing.
 
 mod measure;
 
@@ -18,13 +18,13 @@ use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of}
 
 const NAME: &str = "throughput";
 
-/// How many rounds, unless the command line says otherwise.
+/// The default number of rounds.
 const ROUNDS: usize = 10;
 
-/// How long each sends in a round.
+/// The time for which each sends in a round.
 const TURN: Duration = Duration::from_secs(3);
 
-/// Where the server listens.
+/// The server's port.
 const PORT: u16 = 5001;
 
 fn main() -> ExitCode {
@@ -43,7 +43,7 @@ fn measure(rounds: usize) -> Result<()> {
     let text = lab.wg_quick_text(Reach::Ipv4);
     let file = lab.file(&text)?;
     let file = file.to_str().context("a path in UTF-8")?;
-    // What wg(8) takes of it.
+    // The part of the file that wg(8) accepts.
     let only_wg = |line: &&str| !["Address", "DNS"].iter().any(|key| line.starts_with(key));
     let for_wg = lab.file(&text.lines().filter(only_wg).map(|line| format!("{line}\n")).collect::<String>())?;
     let for_wg = for_wg.to_str().context("a path in UTF-8")?;
@@ -51,7 +51,7 @@ fn measure(rounds: usize) -> Result<()> {
     let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let turns: [&dyn Fn() -> Result<f64>; 2] = [&|| in_vpn_exec(file), &|| in_one_made_by_hand(for_wg)];
-        // Nobody is always the first.
+        // The order alternates.
         let (first, second) = (turns[round % 2]()?, turns[1 - round % 2]()?);
         let (mine, theirs) = if round % 2 == 0 { (first, second) } else { (second, first) };
         ours.push(mine);
@@ -104,12 +104,12 @@ fn in_one_made_by_hand(file: &str) -> Result<f64> {
     Ok(rate)
 }
 
-/// How fast a program in a namespace of this name sends, in Mbit/s: what has arrived, by when that is said.
+/// Returns the rate at which a program in a named namespace sends, in Mbit/s, by the bytes that the server received.
 fn send_from(name: &str) -> Result<f64> {
     let NameLookup::Namespace(inside) = look_up(&path_of(name))? else { bail!("{name} is no namespace's name") };
     let to = SocketAddr::from((WEB.ipv4, PORT));
     let connect = |inside: &NetworkNamespace| inside.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(60)));
-    // The handshake, and what is known of the way, come first.
+    // The handshake and the path MTU come before the measurement.
     drop(connect(&inside)?);
     let mut stream = connect(&inside)?;
     let buffer = vec![0; 1 << 16];
@@ -123,14 +123,14 @@ fn send_from(name: &str) -> Result<f64> {
     Ok(u64::from_le_bytes(arrived) as f64 * 8.0 / 1e3 / milliseconds(now() - begin))
 }
 
-/// Reads all there is, and says how much it was.
+/// Reads all bytes, and answers with their number.
 fn count(mut connection: TcpStream) {
     let mut buffer = vec![0; 1 << 18];
     let mut arrived = 0_u64;
     while let Ok(length @ 1..) = connection.read(&mut buffer) {
         arrived += length as u64;
     }
-    // Who has only knocked is gone.
+    // The warm-up's connection may be closed already.
     let _ = connection.write_all(&arrived.to_le_bytes());
 }
 

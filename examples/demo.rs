@@ -1,29 +1,30 @@
 //! The demonstration: `cargo run --release --example demo`.
 //!
-//! Runs the real `vpn-exec` in a pretend Internet that is made of namespaces of this process alone: it needs no root, no
-//! VPN account and no Internet, and touches nothing of the machine. Each line that it prints is a check that was passed; the
-//! first that is not ends it with an error. What leaves the host is judged by a capture of its packets.
+//! Runs the real `vpn-exec` in a pretended Internet of namespaces, without root, a VPN account, an Internet connection
+//! or any effect on the machine. Each printed line is a check that passed; the first one that fails ends the
+//! demonstration with an error. A capture of the host's packets shows what leaves the host.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write, stdin};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::dns::DnsServer;
 use lab::http::{self, Page, WebServer};
 use lab::stand_in::{Protocol, StandIn};
-use lab::{Context, HOST, Lab, PROVIDER, Peer, Reach, Result, Snapshot, WEB, bail, ensure, world};
+use lab::{Context, HOST, Lab, Launcher, PROVIDER, Peer, Reach, Result, Snapshot, WEB, bail, ensure, world};
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::tun;
 
-/// How long the program inside waits for an answer, and how long when it is sure to get none.
+/// The time that the program inside waits for an answer, and for one that must not come.
 const PATIENCE: Duration = Duration::from_secs(3);
 const BRIEFLY: Duration = Duration::from_secs(1);
 
-/// The argument that makes this executable the program that runs inside the tunnel.
+/// The argument with which this executable is the program inside the tunnel.
 const PROGRAM: &str = "--program";
 
 fn main() -> ExitCode {
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes sure that there is what the demonstration needs, and runs it in a world of its own.
+/// Checks the requirements of the demonstration, and runs it in a world of its own.
 fn prepare() -> Result<ExitCode> {
     if let Err(error) = File::options().read(true).write(true).open(tun::DEVICE) {
         bail!(
@@ -58,33 +59,21 @@ fn prepare() -> Result<ExitCode> {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(ExitCode::SUCCESS),
         (_, Some(signal)) => bail!("it took too long, or was killed, by signal {signal}"),
-        // It has said why.
+        // The process inside has reported the error.
         _ => Ok(ExitCode::FAILURE),
     }
 }
 
-/// The real binary, beside this executable's directory.
-fn vpn_exec() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let directory = own.parent().and_then(Path::parent).context("this executable is nowhere")?;
-    Ok(directory.join("vpn-exec"))
-}
-
-/// Has cargo build the real binary, as `cargo run --example` does not; nothing happens if it is fresh.
+/// Lets cargo bring the real binary up to date, which `cargo run --example` does not.
 fn build() -> Result<()> {
-    let binary = vpn_exec()?;
     if let Some(cargo) = std::env::var_os("CARGO") {
-        if !binary.exists() {
-            eprintln!("building vpn-exec ...");
-        }
         let mut command = Command::new(cargo);
         command.args(["build", "--quiet", "--bin", "vpn-exec"]);
-        if binary.parent().is_some_and(|directory| directory.ends_with("release")) {
+        if !cfg!(debug_assertions) {
             command.arg("--release");
         }
-        ensure!(command.status()?.success(), "vpn-exec cannot be built");
+        ensure!(command.status()?.success(), "cannot build vpn-exec");
     }
-    ensure!(binary.exists(), "there is no {}: run `cargo build --release --bin vpn-exec` first", binary.display());
     Ok(())
 }
 
@@ -103,7 +92,7 @@ fn demonstrate() -> Result<()> {
     say("without vpn-exec", format_args!("the server sees the host:      {} and {}", HOST.ipv4, HOST.ipv6));
     let resolvers = HostsResolvers::start(&lab)?;
     http::get("http://web.example/", PATIENCE)?;
-    ensure!(resolvers.told() > 0, "the host's own look-up of web.example is noticed by nobody");
+    ensure!(resolvers.questions() > 0, "no resolver has logged the host's own lookup of web.example");
 
     lab.capture.forget()?;
     let config = lab.wg_quick_file(Reach::Name)?;
@@ -114,11 +103,11 @@ fn demonstrate() -> Result<()> {
     }
     say("with vpn-exec", format_args!("the server sees the provider:  {} and {}", PROVIDER.ipv4, PROVIDER.ipv6));
 
-    let told = resolvers.told();
+    let told = resolvers.questions();
     program.get("http://web.example/")??;
     let answered = lab.tunnel_resolver.questions().iter().any(|question| question.name == "web.example");
     ensure!(answered, "the provider's resolver was not asked for web.example");
-    ensure!(resolvers.told() == told, "the program's question for web.example went to a resolver of the host's");
+    ensure!(resolvers.questions() == told, "the program's question for web.example went to a resolver of the host's");
     say("", "web.example is looked up by the provider's resolver, and seen by none of the host's");
     say("", format_args!("(which are {RESOLVERS})"));
 
@@ -153,16 +142,16 @@ fn demonstrate() -> Result<()> {
     Ok(())
 }
 
-/// Whom the host's programs ask for names, or may.
+/// The resolvers that the host's programs use, or could.
 struct HostsResolvers<'a> {
-    /// The one that the host's /etc/resolv.conf names.
+    /// The resolver in the host's /etc/resolv.conf.
     routers: &'a DnsServer,
-    /// One on all of the host's own addresses.
+    /// A resolver on all addresses of the host.
     own: DnsServer,
     daemons: Vec<StandIn>,
 }
 
-/// What they are, for people.
+/// Their names, for the output.
 const RESOLVERS: &str = "nscd, systemd-resolved by varlink and by D-Bus, Avahi, a server on the host, the router's";
 
 impl<'a> HostsResolvers<'a> {
@@ -177,8 +166,8 @@ impl<'a> HostsResolvers<'a> {
         Ok(Self { routers: &lab.resolver, own: DnsServer::start_everywhere(&lab.host, &[53])?, daemons })
     }
 
-    /// How often any of them was asked something.
-    fn told(&self) -> usize {
+    /// Returns the number of questions and connections to all of them.
+    fn questions(&self) -> usize {
         let questions: usize = [self.routers, &self.own].map(|server| server.questions().len()).iter().sum();
         questions + self.daemons.iter().map(StandIn::clients).sum::<usize>()
     }
@@ -199,7 +188,7 @@ fn ensure_no_leaks(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The program's address on its link to the host: the other one of the /31 that the host's end has.
+/// Returns the program's address on the veth: the other address of the host's /31.
 fn inner_address() -> Result<IpAddr> {
     let mut netlink = Netlink::open()?;
     let link = netlink.links()?.into_iter().find(|link| link.name.starts_with("ve-"));
@@ -213,7 +202,7 @@ fn inner_address() -> Result<IpAddr> {
     Ok(Ipv4Addr::from(u32::from(host_end) ^ 1).into())
 }
 
-/// The program in the tunnel, and `vpn-exec` around it. It does what it is told, line by line.
+/// `vpn-exec` with the program in the tunnel, which performs orders line by line.
 struct Inside {
     process: Child,
     orders: ChildStdin,
@@ -222,16 +211,17 @@ struct Inside {
 
 impl Inside {
     fn start(config: &Path) -> Result<Self> {
-        let mut command = Command::new(vpn_exec()?);
-        command.arg("--config").arg(config).args(["--backend", "userspace", "--"]);
-        command.arg(std::env::current_exe()?).arg(PROGRAM).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().context("vpn-exec cannot be started")?;
+        let own = std::env::current_exe()?;
+        let launcher = Launcher::with_backend(config, "userspace").program([own.as_os_str(), OsStr::new(PROGRAM)]);
+        let mut command = launcher.command();
+        let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut process = process.context("cannot start vpn-exec")?;
         let (orders, answers) = (process.stdin.take(), process.stdout.take());
         let (orders, answers) = orders.zip(answers).context("vpn-exec has no standard input and output")?;
         Ok(Self { process, orders, answers: BufReader::new(answers) })
     }
 
-    /// Tells the program to do something. Its own error is the inner one.
+    /// Sends an order to the program. The inner error is the program's.
     fn tell(&mut self, order: &str) -> Result<Result<String>> {
         writeln!(self.orders, "{order}").context("the program inside is gone")?;
         let mut line = String::new();
@@ -256,7 +246,8 @@ impl Inside {
     }
 }
 
-/// The program itself, which knows nothing of VPNs: it takes orders from standard input, one a line, and answers each.
+/// Runs the program inside, which knows nothing of VPNs: reads orders from standard input, one a line, and answers
+/// each.
 fn program() -> Result<()> {
     for line in stdin().lines() {
         let outcome = match line?.split_once(' ') {
@@ -277,7 +268,7 @@ fn serve(port: u16) -> std::io::Result<String> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            // The caller's question is no matter: there is one page.
+            // There is only one page, so the request does not matter.
             let mut reader = BufReader::new(&stream);
             let mut line = String::new();
             while reader.read_line(&mut line).is_ok_and(|_| !line.trim_end().is_empty()) {

@@ -13,8 +13,8 @@ pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 /// The style of headings.
 pub(crate) const HEADING: Style = Style::new().bold();
 
-/// Returns whether text for a stream is colored: the stream is a terminal, and the environment does not forbid it by `NO_COLOR`
-/// (<https://no-color.org>) or `TERM=dumb`.
+/// Returns whether text for a stream is colored: the stream is a terminal, and the environment does not forbid it by
+/// `NO_COLOR` (<https://no-color.org>) or `TERM=dumb`.
 pub(crate) fn is_wanted(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && is_allowed(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
 }

@@ -1,5 +1,6 @@
-//! Reads a configuration: a file, a pipe, a descriptor (`/proc/self/fd/N`) or standard input (`-`). What was read is wiped
-//! from memory when dropped; what it means is [`crate::config`]'s to say.
+//! Reads a configuration from a file, a pipe, a descriptor (`/proc/self/fd/N`) or standard input (`-`).
+//!
+//! The contents are wiped from memory when dropped. The parsers are in [`crate::config`].
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,21 +13,21 @@ use zeroize::Zeroizing;
 
 use crate::config::{MAX_BYTES, wg_quick};
 
-/// The room to begin with: more than a provider's file needs, so that the common one is read with one call.
-const FIRST_ROOM: usize = 16 * 1024;
+/// The initial size of the buffer in bytes. It holds any typical file, so that a single call reads it.
+const INITIAL_CAPACITY: usize = 16 * 1024;
 
-/// A configuration that was read.
+/// The contents of a configuration file, with its name.
 #[derive(Debug)]
 pub struct ConfigFile {
-    /// What it is called in messages.
+    /// The name for messages.
     pub name: String,
-    /// Its contents.
+    /// The contents.
     pub contents: Contents,
-    /// Who else can read or change it, and what to do about that, as a sentence; only of regular files.
+    /// A warning if other users can read or change the file. For regular files only.
     pub warning: Option<String>,
 }
 
-/// The contents of a configuration: wiped when dropped, and never printed.
+/// The bytes of a configuration file. Wiped when dropped, and never printed.
 pub struct Contents(Zeroizing<Vec<u8>>);
 
 impl std::ops::Deref for Contents {
@@ -43,51 +44,51 @@ impl std::fmt::Debug for Contents {
     }
 }
 
-/// Why a configuration cannot be read.
+/// The reason why a configuration cannot be read.
 #[derive(Debug, Error)]
 pub enum ReadError {
-    /// It cannot be opened, or not read.
+    /// Opening or reading failed.
     #[error("cannot read {name}")]
     Io {
-        /// What it is called.
+        /// The name of the file.
         name: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It is a directory, a socket or the like.
+    /// The file has an unsuitable type, such as a directory.
     #[error("cannot read {name}: it is a {kind}, not a file")]
     Kind {
-        /// What it is called.
+        /// The name of the file.
         name: String,
-        /// What it is.
+        /// The type of the file.
         kind: &'static str,
     },
-    /// It is far too large to be a configuration.
-    #[error("cannot read {name}: it is {what} of more than {MAX_BYTES} bytes, not a configuration")]
+    /// The file is too large for a configuration.
+    #[error("cannot read {name}: it is {format} of more than {MAX_BYTES} bytes, not a configuration")]
     TooLarge {
-        /// What it is called.
+        /// The name of the file.
         name: String,
-        /// What it is, as far as its first bytes say.
-        what: &'static str,
+        /// The format, as far as the first bytes tell.
+        format: &'static str,
     },
 }
 
-/// Reads a configuration to its end, which for a pipe is when its last writer closes it. `-` is standard input.
+/// Reads a configuration to its end. A pipe ends when its last writer closes it. The path `-` is standard input.
 ///
 /// # Errors
 ///
-/// If it cannot be opened or read, is no file or pipe, or has more than [`MAX_BYTES`].
+/// Fails if the file cannot be opened or read, is neither a file nor a pipe, or has more than [`MAX_BYTES`].
 pub fn read(path: &Path) -> Result<ConfigFile, ReadError> {
     if path == Path::new("-") {
         let input = io::stdin();
-        // The descriptor itself, since the standard library's buffer around it is never wiped.
+        // Read from the descriptor, because the buffer of `io::Stdin` is never wiped.
         let input = input.as_fd().try_clone_to_owned();
         return input
             .map_err(|source| ReadError::Io { name: "standard input".to_owned(), source })
             .and_then(|input| read_open(File::from(input), "standard input", None));
     }
     let name = path.display().to_string();
-    // No terminal becomes ours by opening it. A pipe is opened as any reader does: it waits for a writer.
+    // O_NOCTTY: a terminal must not become the controlling one. Opening a pipe waits for a writer.
     let open = File::options().read(true).custom_flags(nix::libc::O_NOCTTY).open(path);
     match open {
         Ok(file) => read_open(file, &name, Some(path)),
@@ -108,19 +109,19 @@ fn read_open(mut file: File, name: &str, path: Option<&Path>) -> Result<ConfigFi
     if let Some(kind) = unfit {
         return Err(ReadError::Kind { name: name.to_owned(), kind });
     }
-    // Of the file that was opened, not of what the path means by now.
+    // The mode is that of the opened file: the path may lead to another one by now.
     let warning = if kind.is_file() { exposure(metadata.mode(), name, path) } else { None };
     let contents = read_wiped(&mut file).map_err(failed)?;
     if contents.len() > MAX_BYTES {
-        let what = wg_quick::binary_format(&contents).unwrap_or("a file");
-        return Err(ReadError::TooLarge { name: name.to_owned(), what });
+        let format = wg_quick::binary_format(&contents).unwrap_or("a file");
+        return Err(ReadError::TooLarge { name: name.to_owned(), format });
     }
     Ok(ConfigFile { name: name.to_owned(), contents: Contents(contents), warning })
 }
 
-/// Reads to the end, or one byte more than [`MAX_BYTES`], and wipes each buffer that became too small.
+/// Reads to the end, at most one byte more than [`MAX_BYTES`]. Wipes each buffer that it outgrows.
 fn read_wiped(file: &mut impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut buffer = Zeroizing::new(vec![0; FIRST_ROOM]);
+    let mut buffer = Zeroizing::new(vec![0; INITIAL_CAPACITY]);
     let mut length = 0;
     loop {
         if length == buffer.len() {
@@ -142,7 +143,7 @@ fn read_wiped(file: &mut impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(buffer)
 }
 
-/// Who besides its owner can do what with a file of this mode.
+/// Returns a warning if a file with this mode can be read or changed by users other than its owner.
 fn exposure(mode: u32, name: &str, path: Option<&Path>) -> Option<String> {
     let rights = |shift: u32| match (mode >> shift) & 0o6 {
         0o4 => Some("read"),
@@ -152,16 +153,16 @@ fn exposure(mode: u32, name: &str, path: Option<&Path>) -> Option<String> {
     };
     let who = match (rights(3), rights(0)) {
         (None, None) => return None,
-        (Some(group), Some(others)) if group == others => format!("its group (g) and all others (o) can {group} it"),
-        (Some(group), Some(others)) => format!("its group (g) can {group} it, all others (o) can {others} it"),
+        (Some(group), Some(others)) if group == others => format!("its group (g) and other users (o) can {group} it"),
+        (Some(group), Some(others)) => format!("its group (g) can {group} it, other users (o) can {others} it"),
         (Some(group), None) => format!("its group (g) can {group} it"),
-        (None, Some(others)) => format!("all others (o) can {others} it"),
+        (None, Some(others)) => format!("other users (o) can {others} it"),
     };
     let remedy = path.map_or(String::new(), |path| format!("; try: chmod go-rwx {}", shell_word(path)));
     Some(format!("{name} has mode {:04o}: {who}, and it may hold a private key{remedy}", mode & 0o7777))
 }
 
-/// A path that a shell takes for one word.
+/// Quotes a path for a shell, if necessary.
 fn shell_word(path: &Path) -> String {
     let path = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=@%:,".contains(c);
@@ -184,26 +185,26 @@ mod tests {
     }
 
     #[test]
-    fn says_which_bits_are_too_open() {
-        let said = |mode| exposure(mode, "wg0.conf", Some(Path::new("wg0.conf")));
-        assert_eq!(said(0o100600), None);
-        assert_eq!(said(0o100711), None);
+    fn warning_names_the_permissions() {
+        let warning = |mode| exposure(mode, "wg0.conf", Some(Path::new("wg0.conf")));
+        assert_eq!(warning(0o100600), None);
+        assert_eq!(warning(0o100711), None);
         assert_eq!(
-            said(0o100644).as_deref(),
+            warning(0o100644).as_deref(),
             Some(
-                "wg0.conf has mode 0644: its group (g) and all others (o) can read it, and it may hold a private key; \
+                "wg0.conf has mode 0644: its group (g) and other users (o) can read it, and it may hold a private key; \
                  try: chmod go-rwx wg0.conf"
             )
         );
-        assert!(said(0o640).is_some_and(|text| text.contains("0640: its group (g) can read it,")));
-        assert!(said(0o604).is_some_and(|text| text.contains("0604: all others (o) can read it,")));
-        assert!(said(0o620).is_some_and(|text| text.contains("its group (g) can change it,")));
-        assert!(said(0o666).is_some_and(|text| text.contains("can read and change it,")));
+        assert!(warning(0o640).is_some_and(|text| text.contains("0640: its group (g) can read it,")));
+        assert!(warning(0o604).is_some_and(|text| text.contains("0604: other users (o) can read it,")));
+        assert!(warning(0o620).is_some_and(|text| text.contains("its group (g) can change it,")));
+        assert!(warning(0o666).is_some_and(|text| text.contains("can read and change it,")));
         assert_eq!(shell_word(Path::new("a b'c")), r"'a b'\''c'");
     }
 
     #[test]
-    fn a_file_is_read_with_its_warning() {
+    fn file_is_read_with_a_warning() {
         let open = file(0o640);
         let read_back = read(open.path()).expect("readable");
         assert_eq!(&*read_back.contents, b"[Interface]\n");
@@ -212,10 +213,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_read_by_its_descriptor() {
+    fn pipe_is_read_by_descriptor() {
         let (reader, mut writer) = io::pipe().expect("a pipe");
         let sender = std::thread::spawn(move || {
-            // Longer than a pipe holds, and than the first buffer.
+            // More than the capacity of a pipe and of the initial buffer.
             writer.write_all(&vec![b'#'; 300_000]).expect("written");
         });
         let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_configuration_is_refused() {
+    fn unsuitable_files_are_refused() {
         assert!(matches!(read(Path::new("/")), Err(ReadError::Kind { kind: "directory", .. })));
         assert!(matches!(read(Path::new("/dev/zero")), Err(ReadError::TooLarge { .. })));
         assert!(matches!(read(Path::new("/nonexistent")), Err(ReadError::Io { .. })));
@@ -235,12 +236,12 @@ mod tests {
         assert_eq!(read_wiped(&mut &over[..]).expect("readable").len(), MAX_BYTES + 1);
         let photograph = file(0o600);
         std::fs::write(photograph.path(), [b"\xff\xd8\xff\xe0", &over[..]].concat()).expect("written");
-        let named = read(photograph.path()).expect_err("too large").to_string();
-        assert!(named.contains("it is a JPEG image of more than"), "{named}");
+        let message = read(photograph.path()).expect_err("too large").to_string();
+        assert!(message.contains("it is a JPEG image of more than"), "{message}");
     }
 
     #[test]
-    fn contents_are_never_printed() {
+    fn contents_are_not_printed() {
         let secret = ConfigFile {
             name: "f".to_owned(),
             contents: Contents(Zeroizing::new(b"PrivateKey = x".to_vec())),

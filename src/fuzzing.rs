@@ -1,5 +1,6 @@
-//! What the fuzz targets run (see fuzz/README.md): each takes any bytes, and panics where a promise is broken. Not part of a build, but of
-//! tests and of fuzzers, which are built with `--cfg fuzzing`.
+//! The fuzz targets (see fuzz/README.md). Each accepts any bytes, and panics if the code violates an invariant.
+//!
+//! Compiled for tests, and for fuzzers with `--cfg fuzzing`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -8,7 +9,7 @@ pub use crate::linux::fuzzing::{iptables, netlink};
 pub use crate::wireguard::userspace::fuzzing::device;
 use crate::{config, lease, linux, names, plan, program, registry, relay};
 
-/// What comes from other processes and from files of the machine. The first byte says which of the parsers has the rest.
+/// Parses messages of other processes and files of the host. The first byte selects the parser of the rest.
 pub fn messages(input: &[u8]) {
     let Some((kind, data)) = input.split_first() else { return };
     let text = String::from_utf8_lossy(data);
@@ -69,7 +70,7 @@ pub fn messages(input: &[u8]) {
     }
 }
 
-/// An address out of 19 bytes.
+/// Makes an address from 19 bytes.
 fn address(bytes: &[u8]) -> SocketAddr {
     let ip = match <[u8; 16]>::try_from(&bytes[1..17]) {
         Ok(octets) if bytes[0] % 2 == 1 => IpAddr::from(octets),
@@ -78,7 +79,7 @@ fn address(bytes: &[u8]) -> SocketAddr {
     SocketAddr::new(ip, u16::from_be_bytes([bytes[17], bytes[18]]))
 }
 
-/// What systemctl prints about a service (`systemctl show`), up to the drop-in that is made of it.
+/// Parses the output of `systemctl show` and makes a drop-in from it.
 pub fn systemctl(output: &[u8]) {
     let text = String::from_utf8_lossy(output);
     let properties = crate::systemctl::properties(&text);
@@ -116,22 +117,26 @@ pub fn systemctl(output: &[u8]) {
 mod tests {
     use super::*;
 
-    /// Whatever a fuzzer starts from. Real ones first.
+    /// The inputs to start from, with real ones first.
     const SEEDS: [&[u8]; 9] = [
         b"\0\"Join\"",
         b"\x03READY=1\nMAINPID=12\nSTATUS=x",
         b"\x05127.0.0.1:8000-8009:9000-9009/udp,proxy-protocol=v2",
         b"\x07passwd: files\nhosts: files resolve\n",
-        b"Type=notify\nRuntimeDirectory=a b\nReadWritePaths=-/run /var/lib/a\nBindPaths=/run/a:/run/b:rbind -/etc\nPIDFile=/run/a/pid\n",
-        // An acknowledgement with a text, and the beginning of a rule.
-        &[44, 0, 0, 0, 2, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 36, 0, 0, 0, 0, 10, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1, 0, b'n', b'o', 0, 0],
-        &[48, 0, 0, 0, 6, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 1, 0, b'a', b'b', b'c', 0, 12, 0, 4, 0, 8, 0, 1, 0, 4, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        b"Type=notify\nRuntimeDirectory=a b\nReadWritePaths=-/run /var/lib/a\nBindPaths=/run/a:/run/b:rbind -/etc\n\
+          PIDFile=/run/a/pid\n",
+        // A netlink acknowledgement with a text, and the beginning of a rule.
+        b"\x2c\0\0\0\x02\0\0\x03\x01\0\0\0\0\0\0\0\xff\xff\xff\xff\x24\0\0\0\0\x0a\x05\0\x01\0\0\0\0\0\0\0\
+          \x08\0\x01\0no\0\0",
+        b"\x30\0\0\0\x06\x0a\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x08\0\x01\0abc\0\x0c\0\x04\0\x08\0\x01\0\x04\0\x01\0\
+          \0\0\0\0\0\0\0\0",
         &[1, 0x70, 0, 0x98, 0, 0, 0, 0, 0, 0, 0],
-        // A handshake, packets both ways, messages changed on the way, and a stranger's.
-        &[6, 0, 3, 2, 1, 2, 0x83, 3, 1, 2, 3, 7, 3, 1, 0xff, 3, 4, 1, 9, 5, 1, 130, 2, 2, 0, 9, 2, 1, 1, 2, 1, 2, 2, 1, 3, 8, 1, 0, 5, 1, 10, 6, 0],
+        // A handshake, packets in both directions, messages changed on the way, and one of a stranger.
+        b"\x06\0\x03\x02\x01\x02\x83\x03\x01\x02\x03\x07\x03\x01\xff\x03\x04\x01\x09\x05\x01\x82\x02\x02\0\x09\x02\x01\
+          \x01\x02\x01\x02\x02\x01\x03\x08\x01\0\x05\x01\x0a\x06\0",
     ];
 
-    /// Each seed, and each with changes that a small generator makes, always the same ones: without a fuzzer's tools, at least this.
+    /// Runs a target with each seed and with changed seeds. The changes are reproducible, and need no fuzzer.
     fn run(target: fn(&[u8]), rounds: u32) {
         let mut state = 0x2545_f491_u32;
         let mut random = move |below: usize| {
@@ -163,22 +168,22 @@ mod tests {
     }
 
     #[test]
-    fn the_embedded_device_keeps_its_promises() {
+    fn embedded_device_keeps_its_invariants() {
         run(device, 100);
     }
 
     #[test]
-    fn messages_of_others_are_read_or_refused() {
+    fn messages_are_parsed_or_refused() {
         run(messages, 500);
     }
 
     #[test]
-    fn what_systemctl_prints_becomes_no_other_setting() {
+    fn systemctl_output_adds_no_section_to_a_drop_in() {
         run(systemctl, 500);
     }
 
     #[test]
-    fn answers_of_the_kernel_are_read_or_refused() {
+    fn kernel_answers_are_parsed_or_refused() {
         run(netlink, 1000);
         run(iptables, 1000);
     }

@@ -1,5 +1,7 @@
-//! WireGuard's keys: Curve25519 private and public keys and preshared keys, 32 bytes each, in base64 (RFC 4648 section 4)
-//! as wg(8) writes them. Secret ones are wiped from memory when dropped and print as dots.
+//! WireGuard keys: Curve25519 private and public keys, and preshared keys.
+//!
+//! Each has 32 bytes, written in base64 (RFC 4648 section 4) like wg(8). Secret keys are wiped from memory when
+//! dropped, and their bytes are never printed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,27 +11,27 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// The length of each key in bytes.
+/// The length of a key in bytes.
 pub const KEY_LENGTH: usize = 32;
 
-/// The length of a key's base64 text, its one `=` included.
+/// The length of a key in base64, including the `=` at the end.
 pub const KEY_TEXT_LENGTH: usize = 44;
 
-/// Why a text is no key. Never holds any of the text: it may be a secret with one wrong character.
+/// The reason why a text is not a valid key. Contains no part of the text, which may be a secret with a typing error.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum KeyError {
-    /// It has not 44 characters.
-    #[error("a key has {KEY_TEXT_LENGTH} characters, this has {found}")]
+    /// The text does not have 44 characters.
+    #[error("expected {KEY_TEXT_LENGTH} characters, found {found}")]
     Length {
-        /// How many it has.
+        /// The number of characters.
         found: usize,
     },
-    /// It is not base64 at all, or not that of 32 bytes.
-    #[error("a key is base64 of 32 bytes: letters, digits, '+' and '/', and one '=' at the end")]
+    /// The text is not base64, or not of 32 bytes.
+    #[error("expected 32 bytes in base64: letters, digits, '+' and '/', with one '=' at the end")]
     Encoding,
 }
 
-/// A secret's bytes: on the heap, since moving a value leaves a copy of it behind, which nobody wipes.
+/// The bytes of a secret key. They are on the heap, because moving a value leaves an unwiped copy behind.
 type Secret = Box<Zeroizing<[u8; KEY_LENGTH]>>;
 
 fn decode(text: &str) -> Result<Secret, KeyError> {
@@ -55,12 +57,12 @@ macro_rules! secret_key {
         pub struct $name(Secret);
 
         impl $name {
-            /// The key's bytes. Copies of them are the caller's to wipe.
+            /// Returns the bytes. The caller wipes any copies.
             pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
                 &self.0
             }
 
-            /// Whether all bytes are zero, which stands for "no key" in WireGuard's interfaces.
+            /// Returns whether all bytes are zero, which means "no key" in WireGuard's interfaces.
             pub fn is_zero(&self) -> bool {
                 self.0.iter().all(|byte| *byte == 0)
             }
@@ -94,24 +96,24 @@ secret_key! {
 }
 
 secret_key! {
-    /// The symmetric key that two peers share besides their key pairs.
+    /// A symmetric key that two peers share in addition to their key pairs.
     PresharedKey
 }
 
 impl PrivateKey {
-    /// The public key that belongs to this private key.
+    /// Computes the public key.
     pub fn public_key(&self) -> PublicKey {
         let secret = x25519_dalek::StaticSecret::from(**self.0);
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 }
 
-/// The public key of a peer: its name in WireGuard, and no secret.
+/// The public key of a peer, which identifies it. Not secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PublicKey([u8; KEY_LENGTH]);
 
 impl PublicKey {
-    /// The key's bytes.
+    /// Returns the bytes.
     pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
         &self.0
     }
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_never_print() {
+    fn secret_keys_are_not_printed() {
         let text = STANDARD.encode(ALICE);
         let key: PrivateKey = text.parse().expect("a key");
         assert_eq!(format!("{key:?}"), "PrivateKey(…)");
@@ -179,10 +181,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_says_why() {
+    fn invalid_keys_are_refused_with_a_reason() {
         assert_eq!("abc".parse::<PublicKey>(), Err(KeyError::Length { found: 3 }));
         assert_eq!("!".repeat(44).parse::<PublicKey>(), Err(KeyError::Encoding));
-        // The last character before '=' carries two unused bits, which must be zero, as wg(8) demands.
+        // The last character before '=' has two unused bits. They must be zero, as in wg(8).
         assert_eq!("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmp=".parse::<PublicKey>(), Err(KeyError::Encoding));
     }
 }

@@ -1,4 +1,4 @@
-//! What is said on standard error, and how.
+//! Writes messages to standard error: as plain text, for the journal, or as JSON.
 
 use std::fmt;
 use std::io::Write;
@@ -24,8 +24,10 @@ use crate::failure::Failure;
 use crate::linux::service_manager;
 use crate::linux::stderr::{self, QueuedStderr};
 
-/// Starts to log: warnings always, unless only errors are wanted; what is done with `-v`; all of ours with `-vv`, and the time of
-/// each; with `-vvv` the libraries' own, too.
+/// Sets up logging for the level and format of the command line.
+///
+/// Warnings are the default. `-v` adds information, `-vv` adds debug messages and times, and `-vvv` adds the messages
+/// of libraries.
 pub fn start(verbosity: Verbosity) {
     let level = match verbosity {
         Verbosity { quiet: true, .. } => Level::ERROR,
@@ -34,103 +36,102 @@ pub fn start(verbosity: Verbosity) {
         Verbosity { verbose: 2, .. } => Level::DEBUG,
         Verbosity { .. } => Level::TRACE,
     };
-    let form = match verbosity.log {
-        LogFormat::Plain => Form::Plain { timed: level >= Level::DEBUG },
-        LogFormat::Journal => Form::Journal,
-        LogFormat::Json => Form::Json,
-        LogFormat::Auto if service_manager::is_journal(std::io::stderr().as_fd()) => Form::Journal,
-        LogFormat::Auto => Form::Plain { timed: level >= Level::DEBUG },
+    let format = match verbosity.log {
+        LogFormat::Plain => MessageFormat::Plain { timed: level >= Level::DEBUG },
+        LogFormat::Journal => MessageFormat::Journal,
+        LogFormat::Json => MessageFormat::Json,
+        LogFormat::Auto if service_manager::is_journal(std::io::stderr().as_fd()) => MessageFormat::Journal,
+        LogFormat::Auto => MessageFormat::Plain { timed: level >= Level::DEBUG },
     };
-    let form = *FORM.get_or_init(|| form);
-    stderr::set_loss_message(lost);
-    // The libraries call an error what is an ordinary event for a tunnel, such as a peer that does not answer.
+    let format = *FORMAT.get_or_init(|| format);
+    stderr::set_loss_message(loss_message);
+    // Libraries log ordinary events of a tunnel as errors, such as a peer that does not answer.
     let targets = tracing_subscriber::filter::Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let targets = if level == Level::TRACE { targets.with_default(level) } else { targets };
-    let output = tracing_subscriber::fmt::layer().with_writer(|| QueuedStderr).event_format(form);
-    // Fails only if there is a subscriber already, which then serves.
+    let output = tracing_subscriber::fmt::layer().with_writer(|| QueuedStderr).event_format(format);
+    // Fails only if a subscriber is set already.
     let _ = tracing_subscriber::registry().with(targets).with(output).try_init();
 }
 
-/// Tells the user of a failure: a line of what and why, and one of what to do.
+/// Reports a failure: a line with the message, and one with the advice.
 pub fn report(failure: &Failure) {
     let message = &escape::message(failure.message.trim_end());
     let advice = failure.advice.as_deref().map(escape::message);
-    let text = match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
-        Form::Plain { .. } => {
-            // A report of a file's problems says "error" by itself, with the file's name and line.
+    let text = match FORMAT.get().copied().unwrap_or(MessageFormat::Plain { timed: false }) {
+        MessageFormat::Plain { .. } => {
+            // A rendered diagnostic begins with "error" itself.
             let is_report = ["error", "warning", "\x1b"].iter().any(|start| message.starts_with(start));
             let label = color::paint("vpn-exec:", color::BAD, color::is_wanted(&std::io::stderr())) + " ";
             let label = if is_report && message.contains('\n') { "" } else { &label };
             let advice = advice.map(|advice| format!("vpn-exec: {advice}\n")).unwrap_or_default();
             format!("{label}{message}\n{advice}")
         }
-        Form::Journal => {
-            let advice = advice.map(|advice| in_journal(Level::ERROR, &advice)).unwrap_or_default();
-            in_journal(Level::ERROR, message) + &advice
+        MessageFormat::Journal => {
+            let advice = advice.map(|advice| journal_lines(Level::ERROR, &advice)).unwrap_or_default();
+            journal_lines(Level::ERROR, message) + &advice
         }
-        Form::Json => {
+        MessageFormat::Json => {
             let advice = failure.advice.iter().map(|advice| ("advice".to_owned(), advice.as_str().into())).collect();
-            in_json(Level::ERROR, failure.message.trim_end(), advice)
+            json_line(Level::ERROR, failure.message.trim_end(), advice)
         }
     };
     let _ = QueuedStderr.write(text.as_bytes());
 }
 
-/// Gives the reader of standard error time for the last messages of a process that did not wait for it until then.
+/// Waits until the reader of standard error has read the last messages, or a second has passed. Before that, the
+/// process never waits for the reader.
 pub fn finish() {
-    stderr::flush(LAST_WORDS);
+    stderr::flush(FLUSH_TIMEOUT);
 }
 
-/// How much time that is.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The maximum time that [`finish`] waits.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The message that others were lost, because standard error was not read.
-fn lost(count: u64) -> String {
-    let what = format!("{count} messages were lost, because standard error was not read");
-    match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
-        Form::Plain { .. } => format!("vpn-exec: warning: {what}\n"),
-        Form::Journal => in_journal(Level::WARN, &what),
-        Form::Json => in_json(Level::WARN, &what, Map::new()),
+/// Returns the message that other messages were lost because standard error was not read.
+fn loss_message(count: u64) -> String {
+    let message = format!("{count} messages were lost because standard error was not read");
+    match FORMAT.get().copied().unwrap_or(MessageFormat::Plain { timed: false }) {
+        MessageFormat::Plain { .. } => format!("vpn-exec: warning: {message}\n"),
+        MessageFormat::Journal => journal_lines(Level::WARN, &message),
+        MessageFormat::Json => json_line(Level::WARN, &message, Map::new()),
     }
 }
 
-/// The target of events that are whole reports, which say by themselves whose they are and how bad.
+/// The target of events that are rendered diagnostics, which are written without a prefix.
 const REPORT: &str = concat!(env!("CARGO_CRATE_NAME"), "::report");
 
-/// Tells the user of the warnings about a file: as a report with excerpts on a terminal or in a file, one line for each
-/// problem in the journal and as JSON.
+/// Reports the warnings about a file: with excerpts as plain text, and as a line for each in the journal and in JSON.
 pub fn report_warnings(found: &Diagnostics) {
     if found.is_empty() {
         return;
     }
-    match FORM.get().copied().unwrap_or(Form::Plain { timed: false }) {
-        Form::Plain { .. } => {
-            // Each of them says "warning" by itself.
+    match FORMAT.get().copied().unwrap_or(MessageFormat::Plain { timed: false }) {
+        MessageFormat::Plain { .. } => {
             let color = color::is_wanted(&std::io::stderr());
             tracing::warn!(target: REPORT, "{}", found.render(color));
         }
-        Form::Journal | Form::Json => found.lines().for_each(|(_, line)| tracing::warn!("{line}")),
+        MessageFormat::Journal | MessageFormat::Json => found.lines().for_each(|(_, line)| tracing::warn!("{line}")),
     }
 }
 
-/// The form in which all is said, once that is known.
-static FORM: OnceLock<Form> = OnceLock::new();
+/// The format of messages, once it is known.
+static FORMAT: OnceLock<MessageFormat> = OnceLock::new();
 
-/// How a message is written.
+/// The format of messages.
 #[derive(Clone, Copy, Debug)]
-enum Form {
-    /// One line for each event: `vpn-exec: warning: what`.
+enum MessageFormat {
+    /// A line for each event: `vpn-exec: warning: message`.
     Plain {
-        /// Whether each line says when, in seconds as dmesg(1) does: `vpn-exec: [5.123456] what`.
+        /// Whether each line has a time in seconds, as in dmesg(1): `vpn-exec: [5.123456] message`.
         timed: bool,
     },
-    /// For the journal, which knows who says it and when, and is told how bad it is: `<4>what` (sd-daemon(3)).
+    /// Lines for the journal, with the syslog priority: `<4>message` (sd-daemon(3)). The journal adds sender and time.
     Journal,
-    /// For programs: one object for each event.
+    /// A JSON object for each event.
     Json,
 }
 
-impl<S, N> FormatEvent<S, N> for Form
+impl<S, N> FormatEvent<S, N> for MessageFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -155,14 +156,14 @@ where
                 })?;
                 writeln!(writer, "{fields}")
             }
-            Self::Journal => writer.write_str(&in_journal(level, &fields.to_string())),
-            Self::Json => writer.write_str(&in_json(level, &fields.message, fields.others)),
+            Self::Journal => writer.write_str(&journal_lines(level, &fields.to_string())),
+            Self::Json => writer.write_str(&json_line(level, &fields.message, fields.others)),
         }
     }
 }
 
 /// A message for the journal: a level for each of its lines, since each is an entry there.
-fn in_journal(level: Level, text: &str) -> String {
+fn journal_lines(level: Level, text: &str) -> String {
     // syslog(3)'s.
     let number = match level {
         Level::ERROR => 3,
@@ -174,7 +175,7 @@ fn in_journal(level: Level, text: &str) -> String {
 }
 
 /// A message as an object of JSON: `time` in seconds since 1970, `level`, `message`, and what else belongs to it.
-fn in_json(level: Level, message: &str, others: Map<String, Value>) -> String {
+fn json_line(level: Level, message: &str, others: Map<String, Value>) -> String {
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let level = match level {
         Level::ERROR => "error",
@@ -240,9 +241,9 @@ mod tests {
 
     #[test]
     fn each_line_in_the_journal_has_its_level() {
-        assert_eq!(in_journal(Level::WARN, "one\n\n  two\n"), "<4>one\n<4>  two\n");
-        assert_eq!(in_journal(Level::ERROR, "what"), "<3>what\n");
-        assert_eq!(in_journal(Level::INFO, "what"), "<6>what\n");
-        assert_eq!(in_journal(Level::DEBUG, "what"), "<7>what\n");
+        assert_eq!(journal_lines(Level::WARN, "one\n\n  two\n"), "<4>one\n<4>  two\n");
+        assert_eq!(journal_lines(Level::ERROR, "what"), "<3>what\n");
+        assert_eq!(journal_lines(Level::INFO, "what"), "<6>what\n");
+        assert_eq!(journal_lines(Level::DEBUG, "what"), "<7>what\n");
     }
 }

@@ -8,7 +8,8 @@ use crate::names::TunnelName;
 use crate::names::closest;
 use crate::registry;
 
-/// The environment variable that names a tunnel where the command line does not. A program finds its own tunnel's name in it.
+/// The environment variable that names a tunnel where the command line does not. A program finds its own tunnel's name
+/// in it.
 pub const TUNNEL_VARIABLE: &str = "VPN_EXEC_TUNNEL";
 
 /// The environment variable that names a provider's file where the command line names no tunnel.
@@ -31,8 +32,8 @@ pub(crate) fn wg_quick_path(name: &TunnelName) -> PathBuf {
     Path::new(WIREGUARD).join(format!("{name}.conf"))
 }
 
-/// Returns the names that can be given for a tunnel: those of running tunnels, of profiles and of files in `/etc/wireguard`, as far as
-/// this process may list them.
+/// Returns the names that can be given for a tunnel: those of running tunnels, of profiles and of files in
+/// `/etc/wireguard`, as far as this process may list them.
 pub fn names() -> Vec<String> {
     let mut names: BTreeSet<String> = running().into_iter().collect();
     for folder in profile_folders() {

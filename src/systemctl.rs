@@ -101,8 +101,8 @@ pub(crate) fn used_path(entry: &str) -> Option<PathBuf> {
     (path == Path::new("/run") || path == Path::new(entry)).then(|| path.to_owned())
 }
 
-/// Queries systemd about a socket unit that is in use. If `accepts`, only one that starts an instance of its service for each connection
-/// counts (systemd.socket(5), Accept=).
+/// Queries systemd about a socket unit that is in use. If `accepts`, only one that starts an instance of its service
+/// for each connection counts (systemd.socket(5), Accept=).
 fn socket(unit: &str, accepts: bool) -> Result<Option<SocketFacts>, Failure> {
     let Some(properties) = show(unit)? else { return Ok(None) };
     let is = |name: &str, values: &[&str]| values.contains(&properties.get(name).map_or("", String::as_str));

@@ -1,5 +1,5 @@
-//! A program sees the same with both backends: interfaces, addresses, routes, kernel parameters, files and the results of its acts.
-//! The exceptions are listed here with their reasons.
+//! A program sees the same with both backends: interfaces, addresses, routes, kernel parameters, files and the results
+//! of its acts. The exceptions are listed here with their reasons.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -76,7 +76,7 @@ fn acts() -> Vec<String> {
         acts.push(format!("lookup {resolver} web.example"));
     }
     acts.push("resolve web.example".into());
-    acts.push("resolve nobody.example".into());
+    acts.push("resolve unknown.example".into());
     for to in WEB.both() {
         for size in [0, 1, 1300, 1372, 1373, 1392, 1393, 1420] {
             acts.push(format!("echo {} {size}", SocketAddr::new(to, 7)));
@@ -124,7 +124,8 @@ fn seen(lab: &Lab, backend: &str) -> Result<BTreeMap<String, String>> {
         let outcome = agent.act(&act)?;
         note(act, outcome);
     }
-    // Traffic counters. The bytes of a packet depend on the layer at which the interface counts, so packets are compared.
+    // Traffic counters. The bytes of a packet depend on the layer at which the interface counts, so packets are
+    // compared.
     for path in ["/sys/class/net/wg0/statistics/rx_packets", "/sys/class/net/wg0/statistics/tx_packets"] {
         let count: u64 = agent.succeed(&format!("read {path}"))?.trim_end_matches("\\n").parse()?;
         note(format!("{path}, more than 10"), Ok((count > 10).to_string()));

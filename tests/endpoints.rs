@@ -1,5 +1,5 @@
-//! The search for a provider's endpoint: several addresses, a name that is unknown yet, a neighbour, and a peer that moves; and the
-//! moment at which the program starts. Time limits are generous, so that only hanging fails.
+//! The search for a provider's endpoint: several addresses, a name that is unknown yet, a neighbour, and a peer that
+//! moves; and the moment at which the program starts. Time limits are generous, so that only hanging fails.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -38,14 +38,15 @@ fn eventually(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     lab::wait_until(lab::patience(WORKS), &format!("{what} does not happen"), is_so)
 }
 
-/// Counts handshake initiations that the host has sent to an address (the kernel's `MESSAGE_HANDSHAKE_INITIATION` is 1).
+/// Counts handshake initiations that the host has sent to an address (the kernel's `MESSAGE_HANDSHAKE_INITIATION` is
+/// 1).
 fn initiations(packets: &[Packet], to: IpAddr) -> usize {
     let flows = packets.iter().filter(|packet| packet.outgoing).filter_map(|packet| packet.flow.as_ref());
     flows.filter(|flow| flow.destination.ip() == to && flow.payload.starts_with(&[1, 0, 0, 0])).count()
 }
 
-/// Counts questions to the host's resolver for the provider's IPv4 addresses. musl, the C library of a static build, always asks both
-/// of the resolver's addresses, so only questions over IPv4 count.
+/// Counts questions to the host's resolver for the provider's IPv4 addresses. musl, the C library of a static build,
+/// always asks both of the resolver's addresses, so only questions over IPv4 count.
 fn questions(lab: &Lab) -> usize {
     let questions = lab.resolver.questions();
     let counts = |question: &&lab::dns::Question| question.kind == lab::dns::RecordType::A && question.from.is_ipv4();
@@ -117,7 +118,7 @@ fn an_unknown_name_is_resolved_again_with_growing_delays() {
         assert_eq!(agent.succeed_within(WORKS, &get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
         let asked = questions(lab);
         std::thread::sleep(Duration::from_secs(2));
-        assert_eq!(questions(lab), asked, "nobody asks for the address of a provider that has answered");
+        assert_eq!(questions(lab), asked, "the name was resolved again although the provider has answered");
         finish(agent)
     });
 }
@@ -156,7 +157,7 @@ fn with_wait_the_program_starts_after_the_handshake() {
         lab.provider.stop()?;
         let agent = start(lab, &lab.wg_quick_text(Reach::Ipv4), &["--wait", "100"])?;
         eventually("a handshake", || Ok(initiations(&lab.capture.uplink()?, PROVIDER.ipv4.into()) > 0))?;
-        assert!(!agent.begins_within(Duration::from_secs(1)), "nobody has answered yet");
+        assert!(!agent.begins_within(Duration::from_secs(1)), "the program began before an answer");
         lab.provider.restart()?;
         let mut agent = agent.begun()?;
         // Without a retry.
@@ -191,7 +192,7 @@ fn wait_gives_up_when_the_name_remains_unknown() {
     lab::test(Peer::Ours, |lab| {
         lab.resolver.forget("vpn.example");
         let said = gives_up(lab, Reach::Name)?;
-        assert!(said.contains("the endpoint vpn.example") && said.contains("resolved yet"), "{said}");
+        assert!(said.contains("cannot resolve the endpoint vpn.example"), "{said}");
         Ok(())
     });
 }

@@ -277,7 +277,8 @@ fn a_client_that_has_vanished_is_noticed() {
         let client = connect()?;
         let (mut program, _) = listener.accept()?;
         let vanish = format!(
-            "add table ip gone; add chain ip gone out {{ type filter hook output priority 0; }}; add rule ip gone out tcp sport {} drop",
+            "add table ip gone; add chain ip gone out {{ type filter hook output priority 0; }}; add rule ip gone out \
+             tcp sport {} drop",
             client.local_addr()?.port()
         );
         match Command::new("nft").arg(vanish).output() {

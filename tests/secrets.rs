@@ -1,5 +1,6 @@
-//! A tunnel's keys are only in the provider's file and in the memory of vpn-exec's processes, which other processes of the same
-//! user cannot inspect. They are not in arguments, environments, files, messages, plans, descriptors or the program.
+//! A tunnel's keys are only in the provider's file and in the memory of vpn-exec's processes, which other processes of
+//! the same user cannot inspect. They are not in arguments, environments, files, messages, plans, descriptors or the
+//! program.
 
 use std::fs;
 use std::io::Read;
@@ -149,13 +150,13 @@ fn no_argument_environment_file_or_message_contains_a_key() {
         files_with(&pieces, "/tmp".as_ref(), &[&build], &mut found)?;
         assert_eq!(found, [Path::new("/tmp/left")]);
         let key = fs::read_to_string(&file)?.lines().find(|line| line.starts_with("PrivateKey")).map(str::to_owned);
-        let mut guilty = Command::new("sleep").arg("1000").env("KEY", key.context("a key")?).spawn()?;
+        let mut with_key = Command::new("sleep").arg("1000").env("KEY", key.context("a key")?).spawn()?;
         // The kernel shows a new process's environment a little later.
-        let environment = Path::new("/proc").join(guilty.id().to_string()).join("environ");
+        let environment = Path::new("/proc").join(with_key.id().to_string()).join("environ");
         lab::wait_until(lab::patience(PATIENCE), "it has no environment", || Ok(!fs::read(&environment)?.is_empty()))?;
         assert_eq!(processes_with(&pieces)?, [environment]);
-        guilty.kill()?;
-        guilty.wait()?;
+        with_key.kill()?;
+        with_key.wait()?;
 
         let errors = running.end()?;
         let text = String::from_utf8_lossy(&errors);
@@ -236,8 +237,8 @@ fn no_process_keeps_the_base64_text_of_a_key() {
     });
 }
 
-/// A process of an ordinary user can be inspected, and dumps core, if that user owns its files in /proc (proc(5)). So an ordinary
-/// user with the necessary capabilities runs vpn-exec here.
+/// A process of an ordinary user can be inspected, and dumps core, if that user owns its files in /proc (proc(5)). So
+/// an ordinary user with the necessary capabilities runs vpn-exec here.
 #[test]
 fn vpn_execs_processes_cannot_be_inspected_by_their_own_user() {
     const USER: u32 = 1000;

@@ -212,7 +212,7 @@ fn a_change_of_the_hosts_network_starts_a_handshake() {
         while age()? >= 6 {
             ensure!(
                 begin.elapsed() < lab::patience(PATIENCE),
-                "nobody has noticed: nothing was sent, so nothing else would begin one"
+                "no handshake: nothing was sent, so only the keeper could begin one"
             );
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -10,7 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
     match Header::parse(bytes) {
         Ok(Parsed::Complete(header, length)) => {
             assert!(length <= bytes.len());
-            // What is written anew is read as the same.
+            // Parsing the encoded header gives the same header.
             let again = header.encode();
             assert_eq!(Header::parse(&again), Ok(Parsed::Complete(header.clone(), again.len())));
             let body = &bytes[length..];

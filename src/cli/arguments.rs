@@ -42,12 +42,13 @@ pub struct TunnelArgs {
     #[arg(long, value_name = "DOMAIN")]
     pub search: Vec<String>,
 
-    /// Forward a host port to a port in the tunnel: `[ADDRESS:]PORT:PORT[/udp]`; ranges are allowed (repeatable). Append
-    /// `,proxy-protocol=v2` to tell the program its client's address
+    /// Forward a host port to a port in the tunnel: `[ADDRESS:]PORT:PORT[/udp]`; ranges are allowed (repeatable).
+    /// Append `,proxy-protocol=v2` to tell the program its client's address
     #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
     pub publish: Vec<Ports>,
 
-    /// Let the program reach a port of the host's loopback at host.internal: `PORT[/udp]`; ranges are allowed (repeatable)
+    /// Let the program reach a port of the host's loopback at host.internal: `PORT[/udp]`; ranges are allowed
+    /// (repeatable)
     #[arg(long, value_name = "PORTS", value_parser = parse_host_ports)]
     pub host_port: Vec<HostPorts>,
 
@@ -59,7 +60,8 @@ pub struct TunnelArgs {
     #[arg(long)]
     pub lan: bool,
 
-    /// Accept connections through the tunnel to a port of the program: `PORT[/tcp|/udp]`; ranges are allowed (repeatable)
+    /// Accept connections through the tunnel to a port of the program: `PORT[/tcp|/udp]`; ranges are allowed
+    /// (repeatable)
     #[arg(long, value_name = "PORTS", value_parser = parse_open)]
     pub open: Vec<OpenPorts>,
 
@@ -97,7 +99,8 @@ pub struct ProgramArgs {
     #[arg(long, value_name = "NAME", value_parser = parse_bus_name)]
     pub dbus_talk: Vec<String>,
 
-    /// Let the program connect to a unix socket outside the tunnel; a trailing `*` matches any rest; `any` allows all (repeatable)
+    /// Let the program connect to a unix socket outside the tunnel; a trailing `*` matches any rest; `any` allows all
+    /// (repeatable)
     #[arg(long, value_name = "PATH", value_parser = parse_socket, value_hint = ValueHint::AnyPath)]
     pub socket: Vec<String>,
 }
@@ -206,7 +209,8 @@ pub struct UpArgs {
     #[arg(short, long, value_name = "SECONDS", value_parser = parse_wait)]
     pub wait: Option<u32>,
 
-    /// Stay in the foreground and hold the tunnel until SIGTERM or SIGINT, for service managers; SIGHUP reloads the configuration
+    /// Stay in the foreground and hold the tunnel until SIGTERM or SIGINT, for service managers; SIGHUP reloads the
+    /// configuration
     #[arg(short, long)]
     pub foreground: bool,
 
@@ -246,7 +250,8 @@ pub struct DownArgs {
     #[arg(short, long)]
     pub force: bool,
 
-    /// For ExecStopPost= of a service: remove the remains of its keeper, unless the keeper was killed and will be restarted
+    /// For ExecStopPost= of a service: remove the remains of its keeper, unless the keeper was killed and will be
+    /// restarted
     #[arg(long, conflicts_with = "force")]
     pub after_service: bool,
 }

@@ -1,7 +1,8 @@
 //! Completion of a command line that a user is typing.
 //!
-//! The script of `vpn-exec completions SHELL` calls vpn-exec with [`VARIABLE`] set to the shell's name, `--`, and the words so far.
-//! The answer is on standard output. A completion needs no privileges and never prints an error: what cannot be read is not offered.
+//! The script of `vpn-exec completions SHELL` calls vpn-exec with [`VARIABLE`] set to the shell's name, `--`, and the
+//! words so far. The answer is on standard output. A completion needs no privileges and never prints an error: what
+//! cannot be read is not offered.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -16,11 +17,12 @@ use clap_complete::env::Shells;
 use super::Cli;
 use crate::lookup;
 
-/// The environment variable that asks for a completion. It is not `COMPLETE`, the default of `clap_complete`: a variable of that name
-/// in a user's environment would keep vpn-exec from running programs.
+/// The environment variable that asks for a completion. It is not `COMPLETE`, the default of `clap_complete`: a
+/// variable of that name in a user's environment would keep vpn-exec from running programs.
 const VARIABLE: &str = "_VPN_EXEC_COMPLETE";
 
-/// The environment variable in which bash and zsh pass the index of the word to complete. Other shells complete the last word.
+/// The environment variable in which bash and zsh pass the index of the word to complete. Other shells complete the
+/// last word.
 const INDEX_VARIABLE: &str = "_CLAP_COMPLETE_INDEX";
 
 /// The folders of systemd's units (systemd.unit(5)).
@@ -63,8 +65,8 @@ pub fn write_registration(shell: &str, script: &mut impl Write) -> io::Result<()
     shell.write_registration(VARIABLE, "vpn-exec", "vpn-exec", "vpn-exec", script)
 }
 
-/// Returns the command and the words with which the engine of `clap_complete` completes the word at `index`. The engine does not know
-/// what follows `--`: it takes a program for the tunnel, or for a command of vpn-exec.
+/// Returns the command and the words with which the engine of `clap_complete` completes the word at `index`. The engine
+/// does not know what follows `--`: it takes a program for the tunnel, or for a command of vpn-exec.
 fn request(mut words: Vec<OsString>, index: usize) -> (Command, Vec<OsString>) {
     let dashes = words.iter().position(|word| word == "--").filter(|dashes| (1..index).contains(dashes));
     let Some(dashes) = dashes else { return (Cli::command(), words) };

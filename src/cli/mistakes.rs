@@ -39,8 +39,8 @@ struct Words<'a> {
     has_tunnel_option: bool,
 }
 
-/// Returns what is wrong with a command line that Clap has parsed, but that has neither a command nor a program; or whose tunnel is called
-/// like a command of another program, and does not exist.
+/// Returns what is wrong with a command line that Clap has parsed, but that has neither a command nor a program; or
+/// whose tunnel is called like a command of another program, and does not exist.
 pub(super) fn missing_program(cli: &Cli, arguments: &[OsString], names: &dyn Fn() -> Vec<String>) -> Option<Failure> {
     let word = cli.run.launch.source.target.as_ref().and_then(|word| word.to_str());
     let other_name = word.filter(|word| other_name(word).is_some());

@@ -52,8 +52,8 @@ pub enum NotParsed {
 }
 
 impl Cli {
-    /// Parses a command line whose first word is the program's name. `names` lists the tunnels and profiles of this machine; it is
-    /// called only to explain a mistake.
+    /// Parses a command line whose first word is the program's name. `names` lists the tunnels and profiles of this
+    /// machine; it is called only to explain a mistake.
     ///
     /// # Errors
     /// [`NotParsed::Help`] if the command line asks for help, [`NotParsed::Invalid`] if it is invalid.
@@ -78,8 +78,8 @@ impl Cli {
     }
 }
 
-/// Refuses options and a tunnel that stand before a command, where they would be ignored. Clap's `args_conflicts_with_subcommands`
-/// would refuse `vpn-exec -v plan` as well.
+/// Refuses options and a tunnel that stand before a command, where they would be ignored. Clap's
+/// `args_conflicts_with_subcommands` would refuse `vpn-exec -v plan` as well.
 fn require_order(command: &mut clap::Command, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
     let Some((name, _)) = matches.subcommand() else { return Ok(()) };
     let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
@@ -97,8 +97,8 @@ fn require_order(command: &mut clap::Command, matches: &clap::ArgMatches) -> Res
 const LONG_ABOUT: &str = "\
 Run a program in a network namespace whose only way to the Internet is a WireGuard tunnel.
 
-The namespace holds the WireGuard interface wg0 and a link to the host, and nothing else. While the tunnel is down, the program \
-has no Internet access (kill switch). The host and all other programs keep their network (split tunnel).";
+The namespace holds the WireGuard interface wg0 and a link to the host, and nothing else. While the tunnel is down, the \
+program has no Internet access (kill switch). The host and all other programs keep their network (split tunnel).";
 
 const SHORT_AFTER_HELP: &str = "\
 Example: sudo vpn-exec wg0.conf -- curl https://ifconfig.me

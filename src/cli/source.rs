@@ -14,7 +14,8 @@ use crate::names::{NameError, TunnelName};
 /// The arguments that name a tunnel.
 #[derive(Clone, Debug, Args)]
 pub struct SourceArgs {
-    /// The tunnel's name, or the provider's wg-quick file: a word with a `/` or with `.conf` at its end; `-` is standard input
+    /// The tunnel's name, or the provider's wg-quick file: a word with a `/` or with `.conf` at its end; `-` is
+    /// standard input
     #[arg(
         value_name = "NAME|FILE",
         conflicts_with_all = ["config", "tunnel"],
@@ -71,7 +72,8 @@ impl SourceError {
 }
 
 impl SourceArgs {
-    /// Returns the tunnel that the command line names, else the one that the environment names. `variable` reads the environment.
+    /// Returns the tunnel that the command line names, else the one that the environment names. `variable` reads the
+    /// environment.
     ///
     /// # Errors
     /// If there is none, or its name is invalid.

@@ -37,7 +37,8 @@ pub(super) fn run(arguments: &DownArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Removes the remains of a keeper whose service has ended. Can be repeated, and does not touch the tunnel of a running keeper.
+/// Removes the remains of a keeper whose service has ended. Can be repeated, and does not touch the tunnel of a running
+/// keeper.
 fn clean_up_after_service(name: &TunnelName) -> Result<ExitCode, Failure> {
     // The result of the service (systemd.exec(5)). A killed keeper is restarted, and takes its tunnel over.
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
@@ -65,6 +66,9 @@ enum Remains {
 
 /// Removes what a killed keeper has left.
 fn remove_remains(name: &TunnelName, force: bool) -> Result<Remains, Failure> {
+    if !path_of(name).is_dir() {
+        return Err(no_tunnel(name));
+    }
     session::require_privileges()?;
     session::limit_privileges(keeper::needed_capabilities())?;
     let Some(directory) = claim_dead(name)? else {

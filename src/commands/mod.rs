@@ -26,8 +26,8 @@ use crate::failure::Failure;
 use crate::lookup;
 use crate::names::TunnelName;
 
-/// Refuses to run with the privileges of a set-user-ID or set-group-ID file. Its caller chooses the environment and the files, which
-/// vpn-exec trusts.
+/// Refuses to run with the privileges of a set-user-ID or set-group-ID file. Its caller chooses the environment and the
+/// files, which vpn-exec trusts.
 ///
 /// # Errors
 /// If the real and the effective user or group differ.
@@ -95,7 +95,8 @@ fn print(text: &str) -> Result<(), Failure> {
     print_raw(escape::multiline(text).as_bytes())
 }
 
-/// Writes text of this program's own to standard output as it is. A reader that leaves early, as head(1) does, is not a failure.
+/// Writes text of this program's own to standard output as it is. A reader that leaves early, as head(1) does, is not a
+/// failure.
 fn print_raw(text: &[u8]) -> Result<(), Failure> {
     match write_out(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(cannot_print(&error)),

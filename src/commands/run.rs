@@ -77,7 +77,8 @@ enum AtTerminal {
     Launcher(Box<RunRequest>, Option<OwnTerminal>),
 }
 
-/// Gives the program a terminal of its own if the caller asks for it, or if the caller's terminal belongs to another user.
+/// Gives the program a terminal of its own if the caller asks for it, or if the caller's terminal belongs to another
+/// user.
 fn replace_terminal(request: RunRequest, identity: &Identity, listen_fds: i32) -> Result<AtTerminal, Failure> {
     let mut request = Some(Box::new(request));
     let is_needed = request.as_ref().is_some_and(|request| request.pty) || terminal::is_lent(identity);
@@ -113,8 +114,8 @@ fn run_program(
     Ok(outcome)
 }
 
-/// Waits until the tunnel is ready, and lets the program's process enter the namespace as soon as that exists. Returns the signal that
-/// ended the wait, if any: there is no program yet to forward it to.
+/// Waits until the tunnel is ready, and lets the program's process enter the namespace as soon as that exists. Returns
+/// the signal that ended the wait, if any: there is no program yet to forward it to.
 fn await_tunnel(
     session: &mut Session,
     launch: &mut Launch<'_>,
@@ -129,8 +130,8 @@ fn await_tunnel(
         if let Some(signal) = take_signal(signals).doing("read signals")? {
             return Ok(Some(signal));
         }
-        // Until the tunnel is made, a process that cannot enter it may only be the first to notice that the keeper has failed, whose
-        // reason is the better one.
+        // Until the tunnel is made, a process that cannot enter it may only be the first to notice that the keeper has
+        // failed, whose reason is the better one.
         let is_failure_final = readiness.is_made();
         let watched = [signals.as_fd(), launch.failure()];
         match session.advance(&mut readiness, &watched[..1 + usize::from(is_failure_final)])? {
@@ -144,7 +145,8 @@ fn await_tunnel(
     }
 }
 
-/// Applies the default action of the pending signals to this process, except for those that end it: returns the first of these.
+/// Applies the default action of the pending signals to this process, except for those that end it: returns the first
+/// of these.
 fn take_signal(signals: &mut Signals) -> std::io::Result<Option<i32>> {
     while let Some(received) = signals.receive()? {
         let is_harmless =
@@ -190,12 +192,14 @@ fn warn_of_incompatibility(
     }
 }
 
-/// Returns a variable of the environment. A value that is not UTF-8 is kept as far as it can be: it must not count as unset.
+/// Returns a variable of the environment. A value that is not UTF-8 is kept as far as it can be: it must not count as
+/// unset.
 fn environment(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
-/// Returns the number of descriptors that were passed to this process (sd_listen_fds(3)), and closes all other inherited ones.
+/// Returns the number of descriptors that were passed to this process (sd_listen_fds(3)), and closes all other
+/// inherited ones.
 fn take_passed_descriptors() -> Result<i32, Failure> {
     let count = listen_fds()?;
     // This process has no descriptors of its own yet.

@@ -18,8 +18,8 @@ pub(super) fn run(arguments: &ShellArgs) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Returns the shell of the program's user: `$SHELL` if that is the caller, else the login shell (passwd(5)), else /bin/sh. `entry` reads
-/// the user database.
+/// Returns the shell of the program's user: `$SHELL` if that is the caller, else the login shell (passwd(5)), else
+/// /bin/sh. `entry` reads the user database.
 fn shell_of(identity: &Identity, variable: Option<OsString>, entry: impl Fn(u32) -> Option<PathBuf>) -> PathBuf {
     let shell = match identity {
         Identity::Unchanged => {

@@ -25,7 +25,8 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 /// The width of the labels, in columns.
 const LABEL: usize = 14;
 
-/// The exit status of `--check` for a tunnel that is not up, and for one that does not exist. They are those of `systemctl status`.
+/// The exit status of `--check` for a tunnel that is not up, and for one that does not exist. They are those of
+/// `systemctl status`.
 const NOT_UP: u8 = 3;
 const NO_TUNNEL: u8 = 4;
 

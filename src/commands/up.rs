@@ -27,7 +27,8 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Ends the keeper of a running tunnel for this one, and returns its claim on the name. None if there is no such tunnel.
+/// Ends the keeper of a running tunnel for this one, and returns its claim on the name. None if there is no such
+/// tunnel.
 fn replace(request: &TunnelRequest) -> Result<Option<TunnelDirectory>, Failure> {
     let name = &request.config.name;
     session::require_living_changeable(request)?;

@@ -50,7 +50,8 @@ pub(super) struct LineView {
 }
 
 impl LineView {
-    /// Copies the characters of a line for which `keep` returns `true`. Its arguments are a byte offset and the character.
+    /// Copies the characters of a line for which `keep` returns `true`. Its arguments are a byte offset and the
+    /// character.
     pub(super) fn new(line: &str, keep: impl Fn(usize, char) -> bool) -> Self {
         // The full capacity is allocated at once: growing would leave an unwiped copy behind.
         let mut view = LineView { text: Zeroizing::new(String::with_capacity(line.len())), columns: Vec::new() };

@@ -1,6 +1,7 @@
 //! The user's configuration: the provider's `wg-quick` file and the TOML profile, parsed and checked.
 //!
-//! Nothing here reads a file or asks the system: the parsers get text, and return a value or all diagnostics of the file.
+//! Nothing here reads a file or asks the system: the parsers get text, and return a value or all diagnostics of the
+//! file.
 
 pub mod capability;
 pub mod diagnostic;
@@ -253,8 +254,8 @@ pub struct ProgramOptions {
     pub new_privileges: bool,
     /// The message buses of the host that the program can reach.
     pub buses: Buses,
-    /// The unix sockets of the host that the program can connect to, besides the default ones. Each is a path, which may
-    /// end with `*`, or `any`.
+    /// The unix sockets of the host that the program can connect to, besides the default ones. Each is a path, which
+    /// may end with `*`, or `any`.
     pub sockets: Vec<String>,
 }
 

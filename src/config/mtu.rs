@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::fragment::Fragment;
 use super::value::{ValueError, decimal, parse_argument};
 
-/// The valid MTUs in bytes. The minimum is that of an IPv4 link (RFC 791 section 3.2). The maximum is the largest value of
-/// the length fields of IPv4 and IPv6, and the maximum MTU of a TUN device. The plan refuses MTUs that are too small for
-/// the tunnel's addresses.
+/// The valid MTUs in bytes. The minimum is that of an IPv4 link (RFC 791 section 3.2). The maximum is the largest value
+/// of the length fields of IPv4 and IPv6, and the maximum MTU of a TUN device. The plan refuses MTUs that are too small
+/// for the tunnel's addresses.
 pub(super) const RANGE: RangeInclusive<u32> = 68..=65535;
 
 /// An MTU that the user has set.

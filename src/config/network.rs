@@ -112,8 +112,8 @@ fn strip_leading_zeros(text: &str) -> Option<String> {
     (plain != ip && rest.bytes().all(|byte| byte == b'/' || byte.is_ascii_digit())).then(|| plain + rest)
 }
 
-/// Returns whether a text is a valid domain name. The lengths are those of RFC 1035 section 2.3.4. Underscores are allowed,
-/// because they are in common use.
+/// Returns whether a text is a valid domain name. The lengths are those of RFC 1035 section 2.3.4. Underscores are
+/// allowed, because they are in common use.
 pub(super) fn is_domain(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
     let is_label = |label: &str| {

@@ -414,7 +414,8 @@ impl Reader<'_> {
         start + byte(columns.start)..start + byte(columns.end)
     }
 
-    /// Returns the file up to a byte. Rounds down an offset inside a character, which the TOML parser should not return.
+    /// Returns the file up to a byte. Rounds down an offset inside a character, which the TOML parser should not
+    /// return.
     fn before(&self, byte: usize) -> &str {
         let mut end = byte.min(self.text.len());
         while !self.text.is_char_boundary(end) {

@@ -1,7 +1,7 @@
 //! Stray characters: invisible ones, and those that look like ASCII characters.
 //!
-//! They come from web pages, word processors and input methods. In a `wg-quick` file or a profile they are valid only in
-//! comments, commands and strings.
+//! They come from web pages, word processors and input methods. In a `wg-quick` file or a profile they are valid only
+//! in comments, commands and strings.
 
 use std::ops::Range;
 

@@ -12,7 +12,7 @@ use rustix::event::Timespec;
 use super::poller::{Event, Poller, WAKEUP};
 use super::tcp::TcpConnections;
 use super::udp::UdpFlows;
-use super::{Command, Limits, ListenSocket, RelayedPort};
+use super::{Limits, ListenSocket, RelayCommand, RelayedPort};
 use crate::config::Protocol;
 
 /// How long to wait before accepting again after the process has run out of descriptors.
@@ -29,7 +29,7 @@ pub(super) struct EventLoop {
     connections: TcpConnections,
     flows: UdpFlows,
     wakeup: OwnedFd,
-    commands: mpsc::Receiver<(Command, mpsc::SyncSender<()>)>,
+    commands: mpsc::Receiver<(RelayCommand, mpsc::SyncSender<()>)>,
     /// Ports where more clients may wait than were accepted in one turn.
     unfinished: Vec<u64>,
     /// Ports where clients wait for descriptors.
@@ -46,7 +46,7 @@ impl EventLoop {
         targets: Vec<IpAddr>,
         limits: Limits,
         wakeup: OwnedFd,
-        commands: mpsc::Receiver<(Command, mpsc::SyncSender<()>)>,
+        commands: mpsc::Receiver<(RelayCommand, mpsc::SyncSender<()>)>,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add_wakeup(wakeup.as_fd())?;
@@ -114,15 +114,15 @@ impl EventLoop {
         }
     }
 
-    fn run_command(&mut self, command: Command) -> io::Result<()> {
+    fn run_command(&mut self, command: RelayCommand) -> io::Result<()> {
         match command {
-            Command::Release(ports) => {
+            RelayCommand::Release(ports) => {
                 let tokens = self.tokens();
                 for token in ports.iter().filter_map(|port| tokens.get(port).copied()) {
                     self.released.extend(self.sockets.remove(&token).map(|socket| (token, socket.port)));
                 }
             }
-            Command::Restore(sockets) => {
+            RelayCommand::Restore(sockets) => {
                 for socket in sockets {
                     // The port keeps its token, which identifies its connections.
                     let released = self.released.iter().find(|(_, port)| **port == socket.port);
@@ -133,7 +133,7 @@ impl EventLoop {
                     }
                 }
             }
-            Command::Apply(diff, sockets) => {
+            RelayCommand::Apply(diff, sockets) => {
                 let tokens = self.tokens();
                 for token in diff.close.iter().filter_map(|port| tokens.get(port).copied()) {
                     self.sockets.remove(&token);
@@ -154,7 +154,7 @@ impl EventLoop {
                     self.listen(socket)?;
                 }
             }
-            Command::SetTargets(targets) => self.targets = targets,
+            RelayCommand::SetTargets(targets) => self.targets = targets,
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ impl Limits {
 pub struct Relay {
     ports: Vec<RelayedPort>,
     /// Each command comes with a channel on which the thread reports that it is done.
-    commands: Option<mpsc::Sender<(Command, mpsc::SyncSender<()>)>>,
+    commands: Option<mpsc::Sender<(RelayCommand, mpsc::SyncSender<()>)>>,
     /// An eventfd(2) that wakes the thread when a command was sent.
     wakeup: OwnedFd,
     thread: Option<JoinHandle<()>>,
@@ -84,7 +84,7 @@ pub struct Relay {
 
 /// A command from a [`Relay`] to its thread.
 #[derive(Debug)]
-enum Command {
+enum RelayCommand {
     /// Close the sockets that listen on these ports; their connections continue.
     Release(Vec<RelayedPort>),
     /// Listen again on ports that were released.
@@ -148,7 +148,7 @@ impl Relay {
     ///
     /// Returns an error if the relay's thread has ended.
     pub fn release(&self, ports: &[RelayedPort]) -> io::Result<()> {
-        self.send(Command::Release(ports.to_vec()))
+        self.send(RelayCommand::Release(ports.to_vec()))
     }
 
     /// Listens again on ports that [`Self::release`] released.
@@ -157,7 +157,7 @@ impl Relay {
     ///
     /// Returns an error if the relay's thread has ended.
     pub fn restore(&self, sockets: Vec<ListenSocket>) -> io::Result<()> {
-        self.send(Command::Restore(sockets))
+        self.send(RelayCommand::Restore(sockets))
     }
 
     /// Applies a diff. `sockets` listen on the ports that it opens; a port without a socket is left out.
@@ -176,7 +176,7 @@ impl Relay {
         let kept = self.ports.iter().filter(|port| !closed.contains(port));
         let mut ports: Vec<RelayedPort> = kept.map(|port| (*retargeted.get(port).unwrap_or(&port)).clone()).collect();
         ports.extend(sockets.iter().map(|socket| socket.port.clone()));
-        self.send(Command::Apply(diff, sockets))?;
+        self.send(RelayCommand::Apply(diff, sockets))?;
         self.ports = ports;
         Ok(())
     }
@@ -187,11 +187,11 @@ impl Relay {
     ///
     /// Returns an error if the relay's thread has ended.
     pub fn set_targets(&self, targets: Vec<IpAddr>) -> io::Result<()> {
-        self.send(Command::SetTargets(targets))
+        self.send(RelayCommand::SetTargets(targets))
     }
 
     /// Sends a command to the thread, and waits until it is done.
-    fn send(&self, command: Command) -> io::Result<()> {
+    fn send(&self, command: RelayCommand) -> io::Result<()> {
         let ended = || io::Error::other("the relay has ended");
         let (sender, done) = mpsc::sync_channel(1);
         self.commands.as_ref().and_then(|commands| commands.send((command, sender)).ok()).ok_or_else(ended)?;

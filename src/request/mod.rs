@@ -133,7 +133,8 @@ fn running_tunnel(arguments: &SourceArgs) -> Result<Option<TunnelName>, Failure>
     }
 }
 
-/// Returns whether the tunnel of a name has a profile, and this process can read the provider's file if that is a service's credential.
+/// Returns whether the tunnel of a name has a profile, and this process can read the provider's file if that is a
+/// service's credential.
 fn can_load(name: &TunnelName) -> bool {
     if !profile_paths(name).any(|path| path.exists()) {
         return false;
@@ -142,8 +143,8 @@ fn can_load(name: &TunnelName) -> bool {
     credential.is_none_or(|id| credential_path(&id).is_ok_and(|path| path.exists()))
 }
 
-/// Returns whether the provider's file of a tunnel is a service's credential that this process does not have. Of the processes of a
-/// service, systemd gives credentials to the main one; since version 257, `ExecReload=` gets none.
+/// Returns whether the provider's file of a tunnel is a service's credential that this process does not have. Of the
+/// processes of a service, systemd gives credentials to the main one; since version 257, `ExecReload=` gets none.
 pub(crate) fn only_the_keeper_can_load(arguments: &SourceArgs) -> bool {
     let Ok(Source::Name(name)) = source_of(arguments) else { return false };
     let profile = read_profile(&name).ok().flatten();
@@ -163,22 +164,23 @@ pub(crate) fn name_of_source(arguments: &SourceArgs) -> Result<TunnelName, Failu
     }
 }
 
-/// Returns the options of a program in a tunnel whose configuration cannot be read: those of the profile, if it can be read, and of the
-/// command line.
+/// Returns the options of a program in a tunnel whose configuration cannot be read: those of the profile, if it can be
+/// read, and of the command line.
 fn load_program(name: &TunnelName, identity: &ProgramArgs) -> Result<ProgramOptions, Failure> {
     let mut program = read_profile(name)?.map(|profile| profile.program).unwrap_or_default();
     overrule_program(&mut program, identity);
     Ok(program)
 }
 
-/// Refuses options that say how a tunnel is made, for a tunnel that is up and whose configuration this process cannot read.
+/// Refuses options that say how a tunnel is made, for a tunnel that is up and whose configuration this process cannot
+/// read.
 fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
     if !has_overrides(tunnel) {
         return Ok(());
     }
     Err(Failure::new(
-        "this tunnel is up already: --backend, --mtu, --dns, --search, --publish, --host-port, --local, --lan, --open and --allow-hooks \
-         cannot be applied",
+        "this tunnel is up already: --backend, --mtu, --dns, --search, --publish, --host-port, --local, --lan, --open and \
+         --allow-hooks cannot be applied",
     )
     .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
 }
@@ -271,8 +273,8 @@ fn overrule(dns: &mut Dns, tunnel: &TunnelArgs) {
     }
 }
 
-/// Returns the name of a tunnel that has a file and no profile: the file's name without its extension, changed where it is
-/// not a valid tunnel name.
+/// Returns the name of a tunnel that has a file and no profile: the file's name without its extension, changed where it
+/// is not a valid tunnel name.
 fn name_of_file(file: &Path) -> TunnelName {
     TunnelName::from_file_stem(stem_of(file))
 }

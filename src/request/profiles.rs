@@ -1,6 +1,7 @@
 //! Profiles: how a name's is found and read, and the provider's file that it names.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Uid, User};
@@ -36,26 +37,33 @@ pub(super) fn configuration_of(name: &TunnelName) -> Result<Profile, Failure> {
     let path = wg_quick_path(name);
     match path.try_exists() {
         Ok(true) => Ok(Profile { wireguard: path, ..Profile::default() }),
-        Ok(false) => Err(no_configuration(name)),
-        Err(error) => {
-            let what = format!("there is no profile {name}, and {} cannot be read: {error}", path.display());
-            Err(Failure::new(what).advise("run this as root (`sudo vpn-exec …`), or as a user who may read it"))
-        }
+        Ok(false) => Err(no_configuration(name, None)),
+        Err(error) => Err(no_configuration(name, Some(&error))),
     }
 }
 
-/// Creates the failure of a name that has no configuration.
-fn no_configuration(name: &TunnelName) -> Failure {
-    let places = profile_paths(name).chain([wg_quick_path(name)]).map(|path| path.display().to_string());
-    let places = places.collect::<Vec<_>>().join(", ");
+/// Creates the failure of a name that has no configuration. `unreadable` is the error of looking into the folder of
+/// wg-quick's files.
+fn no_configuration(name: &TunnelName, unreadable: Option<&io::Error>) -> Failure {
+    let wg_quick = wg_quick_path(name);
+    let missing = profile_paths(name).chain(unreadable.is_none().then(|| wg_quick.clone()));
+    let missing: Vec<String> = missing.map(|path| path.display().to_string()).collect();
+    let mut places = format!("not found: {}", missing.join(", "));
+    if let Some(error) = unreadable {
+        places += &format!("; cannot look for {}: {error}", wg_quick.display());
+    }
     let what = match registry::read(name) {
-        Ok(Some(_)) => format!("the tunnel {name} is running, but its configuration is in none of {places}"),
-        _ => format!("there is no tunnel and no profile '{name}': none of {places} exists"),
+        Ok(Some(_)) => format!("the configuration of the running tunnel {name} is unknown"),
+        _ => format!("there is no tunnel and no profile '{name}'"),
     };
-    Failure::new(what).advise(match lookup::similar(name, &lookup::names()) {
-        Some(similar) => format!("a similar name exists: {similar}"),
-        None => "check the name, or name the provider's file: ./FILE, or --config FILE".to_owned(),
-    })
+    let advice = match (lookup::similar(name, &lookup::names()), unreadable) {
+        (Some(similar), _) => format!("a similar name exists: {similar}"),
+        (None, Some(_)) => {
+            "run this as root (`sudo vpn-exec …`), or name the provider's file: --config FILE".to_owned()
+        }
+        (None, None) => "check the name, or name the provider's file: ./FILE, or --config FILE".to_owned(),
+    };
+    Failure::new(format!("{what} ({places})")).advise(advice)
 }
 
 /// Reads the profile of a name, if there is one: the machine's, else the user's own.
@@ -83,9 +91,9 @@ fn home_of(profile: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Chooses the home that `~` stands for in a profile. In `/etc/vpn-exec` it is root's: the profile means the same file for every user and
-/// every service. In a user's own profile it is that user's, also under a sudo that keeps XDG_CONFIG_HOME but not HOME. `variable`
-/// reads the environment, `entry` the user database.
+/// Chooses the home that `~` stands for in a profile. In `/etc/vpn-exec` it is root's: the profile means the same file
+/// for every user and every service. In a user's own profile it is that user's, also under a sudo that keeps
+/// XDG_CONFIG_HOME but not HOME. `variable` reads the environment, `entry` the user database.
 fn choose_home(
     profile: &Path,
     user: u32,
@@ -118,9 +126,9 @@ pub(super) fn credential_path(id: &str) -> Result<PathBuf, Failure> {
         return Err(Failure::new(format!("{id:?} is not a valid name of a credential")));
     }
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        let what = format!("the provider's file is the credential {id} of a service, but CREDENTIALS_DIRECTORY is not set");
+        let what = format!("cannot read the credential {id} of the service: CREDENTIALS_DIRECTORY is not set");
         Failure::new(what).advise(
-            "start the tunnel as a service: `systemctl start vpn-exec@NAME`; run programs in it with `vpn-exec NAME -- PROGRAM`",
+            "start the tunnel as a service: `systemctl start vpn-exec@NAME`; then `vpn-exec NAME -- PROGRAM` joins it",
         )
     })?;
     Ok(PathBuf::from(folder).join(id))

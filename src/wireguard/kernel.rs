@@ -293,7 +293,7 @@ impl Device for KernelDevice {
         }
         for peer in &found.peers {
             let key = &peer.config.public_key;
-            if !config.peers.iter().any(|wanted| *wanted.public_key.as_bytes() == key.0) {
+            if !config.peers.iter().any(|configured| *configured.public_key.as_bytes() == key.0) {
                 update = update.remove_peer_by_key(key);
             }
         }

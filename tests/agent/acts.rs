@@ -25,8 +25,8 @@ const MUST_COME: Duration = Duration::from_secs(20);
 /// The time for which an act waits for a packet that may never come.
 const MAY_COME: Duration = Duration::from_millis(700);
 
-/// Returns the time for which an act waits for a packet: `usual`, or longer if the act must succeed, since the machine may
-/// be busy.
+/// Returns the time for which an act waits for a packet: `usual`, or longer if the act must succeed, since the machine
+/// may be busy.
 pub(crate) fn reply_time(usual: Duration) -> Duration {
     patience(if MUST_SUCCEED.load(Ordering::Relaxed) { MUST_COME.max(usual) } else { usual })
 }
@@ -147,8 +147,8 @@ fn serve_page(port: u16, text: &str) -> io::Result<String> {
     Ok("serving".into())
 }
 
-/// Files that change by themselves, or that differ between two tunnels of the same name: random properties of a veth, and
-/// the mark.
+/// Files that change by themselves, or that differ between two tunnels of the same name: random properties of a veth,
+/// and the mark.
 const CHANGING: [&str; 7] = [
     "statistics",
     "carrier_changes",

@@ -1,4 +1,5 @@
-//! One attempt by each vector. The tests hope that it fails; the judge of the leak tests decides whether it got anywhere.
+//! One attempt by each vector. The tests hope that it fails; the judge of the leak tests decides whether it got
+//! anywhere.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -99,8 +100,8 @@ pub(crate) fn dns_tcp_at(stamp: &Stamp, to: IpAddr, port: u16) -> io::Result<()>
     stream.read(&mut [0; 100]).map(drop)
 }
 
-/// Returns the host's address on the veth: the other address of the link's network of two. On the host itself, returns the
-/// loopback address.
+/// Returns the host's address on the veth: the other address of the link's network of two. On the host itself, returns
+/// the loopback address.
 pub(crate) fn gateway(family: i32) -> io::Result<IpAddr> {
     let mut netlink = Netlink::open()?;
     let Some(link) = netlink.link("host0")? else {
@@ -422,8 +423,8 @@ pub(crate) fn join_host(stamp: &Stamp) -> io::Result<()> {
     host.run(|| udp(stamp, WEB4))
 }
 
-/// A program has all capabilities in a user namespace of its own. Another agent in one tries the vectors that need some,
-/// and sends wherever it got to.
+/// A program has all capabilities in a user namespace of its own. Another agent in one tries the vectors that need
+/// some, and sends wherever it got to.
 pub(crate) fn user_namespace(stamp: &Stamp) -> io::Result<()> {
     let mut command = Command::new("unshare");
     command.args(["--user", "--keep-caps"]).arg(std::env::current_exe()?).arg("act");

@@ -37,8 +37,8 @@ pub(crate) fn lookup(server: IpAddr, name: &str, timeout: Duration) -> io::Resul
     addresses_in(&buffer[..length], query.len()).unwrap_or_else(|| Err(io::ErrorKind::InvalidData.into()))
 }
 
-/// Returns the addresses in an answer whose records begin at `at`, each with a compressed name (RFC 1035 section 4.1.4).
-/// `None` if it is cut off.
+/// Returns the addresses in an answer whose records begin at `at`, each with a compressed name (RFC 1035 section
+/// 4.1.4). `None` if it is cut off.
 fn addresses_in(answer: &[u8], mut at: usize) -> Option<io::Result<Vec<IpAddr>>> {
     let number = |at: usize| Some(u16::from_be_bytes(answer.get(at..at + 2)?.try_into().ok()?));
     if number(2)? & 0xf == NO_SUCH_NAME {

@@ -40,8 +40,8 @@ pub(crate) fn send_to_all_on(socket: &OwnedFd, interface: u32, packet: &[u8]) ->
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Requests a key of a type that does not exist (request_key(2)), with information for the program that would make it or
-/// without, and returns the error.
+/// Requests a key of a type that does not exist (request_key(2)), with information for the program that would make it
+/// or without, and returns the error.
 pub(crate) fn request_unknown_key(callout: Option<&CStr>) -> io::Error {
     let (kind, description) = (c"no-such-type", c"unknown.example");
     // SAFETY: the kernel reads the three texts up to their terminating zeros, and they outlive the call.
@@ -117,7 +117,8 @@ struct Completion {
     flags: u32,
 }
 
-/// The offsets of fields in the ring (`struct io_sqring_offsets`, `struct io_cqring_offsets`); the last ones differ in meaning.
+/// The offsets of fields in the ring (`struct io_sqring_offsets`, `struct io_cqring_offsets`); the last ones differ in
+/// meaning.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Offsets {
@@ -214,8 +215,8 @@ impl Ring {
         let Parameters { submission, completion, .. } = self.parameters;
         let tail = self.ring.number(submission.tail);
         let at = tail.load(Ordering::Acquire) & self.ring.number(submission.mask).load(Ordering::Relaxed);
-        // SAFETY: the place is within the mapping, as `at` is below the number of entries, and the kernel does not look at it
-        // before the tail has moved.
+        // SAFETY: the place is within the mapping, as `at` is below the number of entries, and the kernel does not look
+        // at it before the tail has moved.
         unsafe { self.entries.address.cast::<Entry>().add(at as usize).write(entry) };
         self.ring.number(submission.seventh + at * 4).store(at, Ordering::Release);
         tail.fetch_add(1, Ordering::Release);

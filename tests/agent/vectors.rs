@@ -1,5 +1,5 @@
-//! The vectors: ways by which a program may try to send past the tunnel or to look up a name. The agent tries all of them
-//! at once and again and again while a stage of the tunnel's life lasts.
+//! The vectors: ways by which a program may try to send past the tunnel or to look up a name. The agent tries all of
+//! them at once and again and again while a stage of the tunnel's life lasts.
 
 use std::fs::File;
 use std::io;
@@ -42,8 +42,8 @@ const VECTORS: &[Vector] = &[
     vector("udp6-router", Protection::Namespace, |stamp| udp(stamp, ROUTER6)),
     vector("udp4-host", Protection::Namespace, |stamp| udp(stamp, HOST4)),
     vector("udp6-host", Protection::Namespace, |stamp| udp(stamp, HOST6)),
-    // DNS by hand: to the resolver in the host's /etc/resolv.conf, to the host, where a resolver listens on all addresses, and
-    // to the stub of systemd-resolved.
+    // DNS by hand: to the resolver in the host's /etc/resolv.conf, to the host, where a resolver listens on all
+    // addresses, and to the stub of systemd-resolved.
     vector("dns-udp4-resolver", Protection::Namespace, |stamp| dns_udp(stamp, ROUTER4)),
     vector("dns-udp6-resolver", Protection::Namespace, |stamp| dns_udp(stamp, ROUTER6)),
     vector("dns-tcp4-resolver", Protection::Namespace, |stamp| dns_tcp(stamp, ROUTER4)),

@@ -1,4 +1,4 @@
-//! A session bus with what a desktop has on it, and the filter before it.
+//! A session bus with the services of a desktop, and the filter before it.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -15,12 +15,12 @@ use lab::world::FILES;
 use lab::{Skip, patience, wait_until};
 use vpn_exec::bus::{self, BusPolicy, BusRefusal, address};
 
-/// Tells hanging from working.
+/// The time after which a process is taken for hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The real bus.
 pub(crate) const BUS: &str = "unix:path=/run/lab/bus";
-/// What the program inside has for its bus.
+/// The address of the program's bus inside, the filter's.
 pub(crate) const FILTER: &str = "unix:path=/run/lab/filter";
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -33,7 +33,7 @@ const NEEDED: [&str; 6] = [
     "/usr/lib/python3/dist-packages/gi",
 ];
 
-/// The bus that a desktop's session has. It lets everything through, and starts two services.
+/// A desktop's session bus, which allows everything and starts two services.
 const CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>session</type><listen>unix:path=/run/lab/bus</listen><servicedir>/run/lab/services</servicedir>
@@ -69,7 +69,7 @@ impl Desktop {
             ("app.py", include_str!("app.py")),
             ("bus.conf", CONFIGURATION),
             ("log", ""),
-            // What the bus starts.
+            // Services that the bus starts.
             ("start", "#!/bin/sh\necho \"$1\" >>/run/lab/started\nexit 1\n"),
             ("started", ""),
         ] {
@@ -97,25 +97,25 @@ impl Desktop {
         Ok(Self { daemon, service, filter })
     }
 
-    /// The calls that reached the services, and starts a new list.
+    /// Returns the calls that reached the services, and empties the list.
     pub(crate) fn calls(&self) -> Result<String> {
         let text = fs::read_to_string(file("log"))?;
         File::create(file("log"))?;
         Ok(text)
     }
 
-    /// What was refused until now, without repetitions.
+    /// Returns the refusals so far, without repetitions.
     pub(crate) fn refusals(&self) -> Vec<BusRefusal> {
         let all = self.filter.as_ref().map(|filter| filter.refusals.lock().expect("not poisoned").clone());
         all.into_iter().flatten().filter(|(_, times)| *times == 1).map(|(refusal, _)| refusal).collect()
     }
 
-    /// How many were refused in all.
+    /// Returns the number of refusals.
     pub(crate) fn refused(&self) -> usize {
         self.filter.as_ref().map_or(0, |filter| filter.refusals.lock().expect("not poisoned").len())
     }
 
-    /// Ends the filter, which must have had no trouble.
+    /// Ends the filter, which must not have failed.
     pub(crate) fn stop_filter(&mut self) -> Result<()> {
         let Some(mut filter) = self.filter.take() else { return Ok(()) };
         drop(filter.stop.take());
@@ -156,7 +156,7 @@ fn make_executable(path: &Path) -> Result<()> {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
 }
 
-/// A program that has this address for its session bus. It is killed should it hang.
+/// Returns a command that uses a session bus. timeout(1) kills it if it hangs.
 pub(crate) fn client(address: &str, command: &[&str]) -> Command {
     let mut client = Command::new("timeout");
     client.arg(patience(PATIENCE).as_secs().to_string()).args(command).stdin(Stdio::null());
@@ -169,14 +169,14 @@ pub(crate) fn run(address: &str, command: &[&str]) -> Result<Output> {
     client(address, command).output().with_context(|| format!("{command:?}"))
 }
 
-/// What a program prints, which must end well.
+/// Returns the output of a program that must succeed.
 pub(crate) fn ask(address: &str, command: &[&str]) -> Result<String> {
     let output = run(address, command)?;
     ensure!(output.status.success(), "{command:?} at {address}: {}", said(&output));
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// What a program says that must fail.
+/// Returns the output of a program that must fail.
 pub(crate) fn fail(address: &str, command: &[&str]) -> Result<String> {
     let output = run(address, command)?;
     ensure!(!output.status.success(), "{command:?} at {address} ends well: {}", said(&output));
@@ -189,19 +189,19 @@ pub(crate) fn said(output: &Output) -> String {
     format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr))
 }
 
-/// A call by gdbus(1).
+/// Returns a method call by gdbus(1).
 pub(crate) fn call<'a>(name: &'a str, path: &'a str, method: &'a str, arguments: &[&'a str]) -> Vec<&'a str> {
     let mut command = vec!["gdbus", "call", "--session", "--dest", name, "--object-path", path, "--method", method];
     command.extend(arguments);
     command
 }
 
-/// A call of the bus itself.
+/// Returns a method call of the bus itself.
 pub(crate) fn call_of_bus<'a>(method: &'a str, arguments: &[&'a str]) -> Vec<&'a str> {
     call("org.freedesktop.DBus", "/org/freedesktop/DBus", method, arguments)
 }
 
-/// A call by dbus-send(1), which asks for nothing else before.
+/// Returns a method call by dbus-send(1), which sends nothing else before.
 pub(crate) fn send(name: &str, path: &str, method: &str) -> Vec<String> {
     let to = format!("--dest={name}");
     ["dbus-send", "--session", "--print-reply", &to, path, method].map(ToOwned::to_owned).into()

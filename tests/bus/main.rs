@@ -1,5 +1,5 @@
-//! The filter of the session bus, between a real bus with real programs, and clients that put each byte on the wire
-//! themselves. Whatever is refused is done once without the filter, too, where it works.
+//! The session bus filter, between a real bus with real programs and clients that write each byte themselves. Each
+//! refused act is also done without the filter, where it must succeed.
 
 mod desktop;
 mod programs;
@@ -11,7 +11,7 @@ use desktop::Desktop;
 use lab::world;
 use vpn_exec::bus::BusPolicy;
 
-/// Runs a test in a world of its own, in which there is a desktop's session bus and the filter with the default policy.
+/// Runs a test in a world of its own, with a desktop's session bus and the filter with the default policy.
 fn test<F: FnOnce(&mut Desktop) -> Result<()>>(body: F) {
     test_with(BusPolicy::default_desktop(), body);
 }
@@ -21,7 +21,7 @@ fn test_with<F: FnOnce(&mut Desktop) -> Result<()>>(policy: BusPolicy, body: F) 
     world::test(|| {
         let mut desktop = Desktop::start(policy)?;
         body(&mut desktop)?;
-        // Neither an error nor a panic.
+        // The filter must end without an error or a panic.
         desktop.stop_filter()
     });
 }

@@ -1,4 +1,4 @@
-//! Programs as people have them.
+//! Real programs and libraries.
 
 use std::fs;
 use std::path::Path;
@@ -30,12 +30,12 @@ fn app<'a>(whereabouts: &'a str, arguments: &[&'a str]) -> Vec<&'a str> {
     command
 }
 
-/// A program that stays. It ends when this is dropped.
+/// A running program. Dropping it ends the program.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A signal to timeout(1), which passes it on.
+        // timeout(1) forwards the signal.
         let _ = vpn_exec::linux::process::kill(self.0.id().cast_signed(), nix::sys::signal::Signal::SIGTERM);
         let _ = self.0.wait();
     }
@@ -45,7 +45,7 @@ fn opened() -> String {
     fs::read_to_string(file("opened")).unwrap_or_default()
 }
 
-/// Starts the program that runs once, and waits until it does.
+/// Starts the single-instance program, and waits until it runs.
 fn hold(address: &str, whereabouts: &str) -> Result<Running> {
     let running = Running(client(address, &app(whereabouts, &["hold", "/first"])).spawn()?);
     let line = format!("{whereabouts} opens file:///first\n");
@@ -54,12 +54,12 @@ fn hold(address: &str, whereabouts: &str) -> Result<Running> {
 }
 
 #[test]
-fn a_program_that_runs_outside_already_starts_inside() {
+fn a_single_instance_program_that_runs_outside_starts_inside() {
     test(|_| {
         let _outside = hold(BUS, "outside")?;
         ask(FILTER, &app("inside", &["http://example.org/a"]))?;
         ensure!(opened().ends_with("inside opens http://example.org/a\n"), "{}", opened());
-        // Without the filter, it hands over.
+        // The twin: without the filter, the instance outside takes over.
         ask(BUS, &app("inside", &["http://example.org/b"]))?;
         ensure!(opened().ends_with("outside opens http://example.org/b\n"), "{}", opened());
         Ok(())
@@ -67,13 +67,13 @@ fn a_program_that_runs_outside_already_starts_inside() {
 }
 
 #[test]
-fn a_second_one_inside_finds_the_first_one_inside() {
+fn a_second_instance_inside_finds_the_first_one_inside() {
     test(|desktop| {
         let _outside = hold(BUS, "outside")?;
         let _first = hold(FILTER, "first")?;
         ask(FILTER, &app("second", &["http://example.org/a"]))?;
         ensure!(opened().ends_with("first opens http://example.org/a\n"), "{}", opened());
-        // It is found by gdbus and busctl, too.
+        // gdbus and busctl find it, too.
         let owner = ask(FILTER, &call_of_bus("org.freedesktop.DBus.GetNameOwner", &["net.example.App"]))?;
         ensure!(owner.starts_with("(':1."), "{owner}");
         let names = ask(FILTER, &call_of_bus("org.freedesktop.DBus.ListNames", &[]))?;
@@ -87,7 +87,7 @@ fn a_second_one_inside_finds_the_first_one_inside() {
 }
 
 #[test]
-fn notifications_pass() {
+fn notifications_work() {
     test(|desktop| {
         ask(FILTER, &["notify-send", "hello"])?;
         ensure!(desktop.calls()?.contains("org.freedesktop.Notifications.Notify"), "it does not arrive");
@@ -97,7 +97,7 @@ fn notifications_pass() {
 }
 
 #[test]
-fn clients_of_other_libraries_are_let_in() {
+fn clients_of_other_libraries_connect() {
     test(|desktop| {
         let to = format!("--dest={NOTIFICATIONS}");
         let reply = ask(
@@ -112,7 +112,7 @@ fn clients_of_other_libraries_are_let_in() {
             ],
         )?;
         ensure!(reply.contains("string \"1.2\""), "{reply}");
-        // It says all that it has to say before its first message at once, and that message, too.
+        // It sends the whole authentication and its first message at once.
         if Path::new("/usr/bin/busctl").exists() {
             let address = format!("--address={FILTER}");
             let call =
@@ -122,7 +122,7 @@ fn clients_of_other_libraries_are_let_in() {
             let list = ask(FILTER, &["busctl", &address, "--acquired", "list"])?;
             ensure!(list.contains(NOTIFICATIONS) && !list.contains(SYSTEMD), "{list}");
         }
-        // It does not wait for what becomes of its message.
+        // It does not wait for a reply.
         let member = "org.freedesktop.Notifications.GetCapabilities";
         desktop.calls()?;
         ask(FILTER, &["dbus-send", "--session", "--type=method_call", &to, NOTIFICATIONS_PATH, member])?;
@@ -135,7 +135,7 @@ fn clients_of_other_libraries_are_let_in() {
 }
 
 #[test]
-fn the_service_manager_is_out_of_reach() {
+fn the_service_manager_cannot_be_called() {
     test(|desktop| {
         let run_unit = send(SYSTEMD, SYSTEMD_PATH, "org.freedesktop.systemd1.Manager.StartTransientUnit");
         let run_unit: Vec<&str> = run_unit.iter().map(String::as_str).collect();
@@ -152,13 +152,13 @@ fn the_service_manager_is_out_of_reach() {
 }
 
 #[test]
-fn the_number_behind_a_name_is_out_of_reach_too() {
+fn the_service_manager_cannot_be_called_by_its_unique_name() {
     test(|desktop| {
         let owner = call_of_bus("org.freedesktop.DBus.GetNameOwner", &[SYSTEMD]);
         let text = ask(BUS, &owner)?;
         let unique = text.split('\'').nth(1).context("a number")?;
         ensure!(fail(FILTER, &owner)?.contains("NameHasNoOwner"), "it is known");
-        // The same process has names that may be called, but not with this interface.
+        // The process has names that may be called, but not with this interface.
         let run_unit = call(unique, SYSTEMD_PATH, "org.freedesktop.systemd1.Manager.StartTransientUnit", &[]);
         ensure!(fail(FILTER, &run_unit)?.contains("AccessDenied"), "it is another error");
         let shell = call(NOTIFICATIONS, NOTIFICATIONS_PATH, "org.example.Shell.Run", &[]);
@@ -168,7 +168,7 @@ fn the_number_behind_a_name_is_out_of_reach_too() {
         ask(BUS, &run_unit)?;
         ask(BUS, &shell)?;
         ensure!(desktop.calls()?.contains("org.example.Shell.Run"), "without a filter");
-        // One of whom nothing is known.
+        // A unique name without a known owner.
         let stranger = Raw::connect(BUS, Endian::Little)?;
         let ping = call(&stranger.unique, "/", "org.freedesktop.DBus.Peer.Ping", &[]);
         ensure!(fail(FILTER, &ping)?.contains("NameHasNoOwner"), "it is another error");
@@ -177,7 +177,7 @@ fn the_number_behind_a_name_is_out_of_reach_too() {
 }
 
 #[test]
-fn portals_that_act_outside_are_closed() {
+fn portals_that_act_outside_cannot_be_called() {
     test(|desktop| {
         let open = call(PORTAL, PORTAL_PATH, "org.freedesktop.portal.OpenURI.OpenURI", &["http://example.org/"]);
         let read = call(PORTAL, PORTAL_PATH, "org.freedesktop.portal.Settings.Read", &["colour"]);
@@ -200,7 +200,7 @@ fn portals_that_act_outside_are_closed() {
 }
 
 #[test]
-fn services_are_not_started() {
+fn unlisted_services_are_not_started() {
     test(|desktop| {
         let start = |name| call_of_bus("org.freedesktop.DBus.StartServiceByName", &[name, "0"]);
         let fetch = call("net.example.Fetcher", "/", "a.b.C", &[]);
@@ -208,7 +208,7 @@ fn services_are_not_started() {
         ensure!(fail(FILTER, &fetch)?.contains("ServiceUnknown"), "it is another error");
         let listed = ask(FILTER, &call_of_bus("org.freedesktop.DBus.ListActivatableNames", &[]))?;
         ensure!(listed.contains("org.freedesktop.secrets") && !listed.contains("net.example.Fetcher"), "{listed}");
-        // One that may be called is started by the bus. It ends without taking its name, which is an error.
+        // The bus starts a listed service. This one ends without taking its name, which is an error.
         fail(FILTER, &start("org.freedesktop.secrets"))?;
         let started = || fs::read_to_string(file("started"));
         ensure!(started()? == "org.freedesktop.secrets\n", "{}", started()?);
@@ -223,7 +223,7 @@ fn services_are_not_started() {
 }
 
 #[test]
-fn the_bus_itself_obeys_within_limits() {
+fn only_listed_methods_of_the_bus_can_be_called() {
     test(|desktop| {
         let update = call_of_bus("org.freedesktop.DBus.UpdateActivationEnvironment", &["{'A':'b'}"]);
         let monitor = call_of_bus("org.freedesktop.DBus.Monitoring.BecomeMonitor", &["@as []", "0"]);
@@ -237,13 +237,13 @@ fn the_bus_itself_obeys_within_limits() {
         for allowed in [&update, &listen] {
             ask(BUS, allowed)?;
         }
-        // A name that does not exist is not refused: the program would not find it outside, either.
+        // A name without an owner is not refused: the program would not find it outside, either.
         let before = desktop.refused();
         let text = fail(FILTER, &call("net.example.Nowhere", "/", "a.b.C", &[]))?;
         ensure!(text.contains("ServiceUnknown") && desktop.refused() == before, "{text}");
         fail(FILTER, &call_of_bus("org.freedesktop.DBus.StartServiceByName", &["net.example.Nowhere", "0"]))?;
         ensure!(desktop.refused() == before, "{:?}", desktop.refusals());
-        // It becomes one and hears nothing but that any more, so that gdbus fails.
+        // BecomeMonitor succeeds without the filter, so that gdbus gets no reply and fails.
         let text = said(&run(BUS, &monitor)?);
         ensure!(!text.contains("AccessDenied"), "without a filter: {text}");
         for (method, arguments) in
@@ -261,12 +261,12 @@ fn the_bus_itself_obeys_within_limits() {
 }
 
 #[test]
-fn a_name_is_opened_by_name() {
+fn an_option_opens_a_name() {
     let policy = BusPolicy::default_desktop().with_talk([SYSTEMD.parse().expect("a name")]);
     test_with(policy, |desktop| {
         ask(FILTER, &call(SYSTEMD, SYSTEMD_PATH, "org.freedesktop.systemd1.Manager.StartTransientUnit", &[]))?;
         ensure!(desktop.calls()?.contains("StartTransientUnit"), "it does not arrive");
-        // It has an owner already, who stays.
+        // Its owner outside keeps it.
         let mut client = Raw::connect(FILTER, Endian::Little)?;
         ensure!(client.request(SYSTEMD, 4)? == 3, "it is granted");
         Ok(())
@@ -274,7 +274,7 @@ fn a_name_is_opened_by_name() {
 }
 
 #[test]
-fn a_player_inside_is_controlled_from_outside() {
+fn a_media_player_inside_is_controlled_from_outside() {
     test(|desktop| {
         let name = "org.mpris.MediaPlayer2.test";
         let mut player = Raw::connect(FILTER, Endian::Little)?;
@@ -286,7 +286,7 @@ fn a_player_inside_is_controlled_from_outside() {
                 .stderr(std::process::Stdio::piped())
                 .spawn()
         };
-        // One without a name outside is not called, and who calls is told.
+        // A program without a name outside cannot be called, and the caller gets an error.
         let text = said(&next(&number)?.wait_with_output()?);
         ensure!(text.contains("AccessDenied") && text.contains("vpn-exec"), "{text}");
         ensure!(player.request(name, 4)? == 1, "the name is free");
@@ -298,7 +298,7 @@ fn a_player_inside_is_controlled_from_outside() {
             let text = said(&caller.wait_with_output()?);
             ensure!(text.contains("string \"done\""), "{text}");
         }
-        // What another player outside could fetch is not its own.
+        // It cannot take the name of another player outside.
         let mut outside = Raw::connect(BUS, Endian::Little)?;
         outside.request("org.mpris.MediaPlayer2.outside", 4)?;
         let open = call(
@@ -309,7 +309,7 @@ fn a_player_inside_is_controlled_from_outside() {
         );
         ensure!(fail(FILTER, &open)?.contains("ServiceUnknown"), "it is another error");
         ensure!(!desktop.refusals().is_empty(), "nothing is told");
-        // Without the filter, a program without a name is called.
+        // The twin: without the filter, a program without a name can be called.
         let mut bare = Raw::connect(BUS, Endian::Little)?;
         let caller = next(&bare.unique.clone())?;
         let called = bare.receive_until(|message| message.header.kind == MessageKind::Call)?;

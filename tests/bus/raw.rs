@@ -1,4 +1,4 @@
-//! A client of the bus that puts each byte on the wire itself, in either byte order.
+//! A client of the bus that writes each byte itself, in either byte order.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut, Write};
@@ -13,7 +13,7 @@ use rustix::net::{
 };
 use vpn_exec::bus::message::{BodyReader, BodyWriter, Endian, Header, MessageKind, NO_REPLY, Parsed};
 
-/// Tells hanging from working.
+/// The time after which a call is taken for hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Raw {
@@ -46,7 +46,7 @@ impl Message {
 }
 
 impl Raw {
-    /// Connects, and is known to the bus when it returns.
+    /// Connects, authenticates and calls Hello.
     pub(crate) fn connect(address: &str, endian: Endian) -> Result<Self> {
         let path = address.strip_prefix("unix:path=").context("an address")?;
         let stream = UnixStream::connect(path)?;
@@ -64,7 +64,7 @@ impl Raw {
         Ok(raw)
     }
 
-    /// Connects and says all at once up to two messages, without waiting for an answer.
+    /// Connects and sends the authentication and up to two messages at once, without waiting for an answer.
     pub(crate) fn connect_at_once(address: &str, begin: &[u8], endian: Endian) -> Result<Self> {
         let path = address.strip_prefix("unix:path=").context("an address")?;
         let stream = UnixStream::connect(path)?;
@@ -106,7 +106,7 @@ impl Raw {
         }
     }
 
-    /// Reads what has come. False at the end.
+    /// Reads from the connection. Returns false at its end.
     fn read(&mut self) -> Result<bool> {
         let mut buffer = vec![0; 65536];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
@@ -126,7 +126,7 @@ impl Raw {
         Ok(count > 0)
     }
 
-    /// The next message, whatever it is. None at the end.
+    /// Returns the next message, or `None` at the end of the connection.
     pub(crate) fn receive(&mut self) -> Result<Option<Message>> {
         loop {
             if let Parsed::Complete(header, length) = Header::parse(&self.input)?
@@ -144,7 +144,7 @@ impl Raw {
         }
     }
 
-    /// Skips all messages until one is so.
+    /// Skips messages until one meets a condition.
     pub(crate) fn receive_until(&mut self, mut wanted: impl FnMut(&Message) -> bool) -> Result<Message> {
         loop {
             let message = self.receive()?.context("the connection is closed")?;
@@ -223,14 +223,14 @@ impl Raw {
         self.call(bus, "/org/freedesktop/DBus", (bus, member), signature, body)
     }
 
-    /// Asks for a name, and returns the bus's number.
+    /// Requests a name, and returns the bus's result code.
     pub(crate) fn request(&mut self, name: &str, flags: u32) -> Result<u32> {
         let mut body = self.strings(&[name]);
         body.u32(flags);
         Ok(self.bus("RequestName", "su", body)?.arguments().u32()?)
     }
 
-    /// Replies to a call with a text.
+    /// Replies to a call with a string.
     pub(crate) fn answer(&mut self, call: &Message, text: &str) -> Result<()> {
         let header = Header {
             flags: NO_REPLY,

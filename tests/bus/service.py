@@ -1,4 +1,4 @@
-# What a desktop has on its session bus. usage: service.py LOG. Writes each call that arrives to LOG and "ready" to standard output.
+# The services of a desktop on its session bus. Usage: service.py LOG. Appends each call to LOG, and prints "ready".
 import os
 import sys
 

@@ -1,4 +1,4 @@
-//! Clients that put each byte on the wire themselves.
+//! Clients that write each byte themselves.
 
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,19 +38,19 @@ fn both_byte_orders_are_understood() {
         for endian in BOTH {
             let mut client = Raw::connect(FILTER, endian)?;
             ensure!(read(&mut client, "text")? == "text", "another text");
-            // What the filter answers itself.
+            // A call that the filter answers itself.
             ensure!(client.request("net.example.Own", 4)? == 1, "granted");
             ensure!(client.request("net.example.Own", 4)? == 4, "already granted");
             let name = client.strings(&["net.example.Own"]);
             let owner = client.bus("GetNameOwner", "s", name)?;
             ensure!(owner.text()? == client.unique && owner.header.endian == endian, "another owner");
-            // What it reads and rewrites.
+            // A call that the filter rewrites.
             let nothing = client.body();
             let names = client.bus("ListNames", "", nothing)?;
             let names = names.arguments().strings()?.join(" ");
             ensure!(names.contains("net.example.Own") && names.contains(PORTAL), "{names}");
             ensure!(!names.contains("systemd1"), "{names}");
-            // A call that goes to the client itself, by a name that the bus does not know.
+            // A call of the client itself, by a name that the real bus does not know.
             let header = Header {
                 destination: Some("net.example.Own".to_owned()),
                 ..client.header(MessageKind::Call, "/a", "a.b", "Loop")
@@ -69,7 +69,7 @@ fn both_byte_orders_are_understood() {
 }
 
 #[test]
-fn a_client_may_say_all_at_once() {
+fn a_client_may_send_authentication_and_messages_at_once() {
     test(|_| {
         for begin in [
             &b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"[..],
@@ -87,7 +87,7 @@ fn a_client_may_say_all_at_once() {
 
 #[test]
 fn names_inside_follow_the_rules_of_the_bus() {
-    // The same with the filter as with the bus itself.
+    // The same with the filter and with the bus itself.
     test(|_| {
         for address in [FILTER, BUS] {
             let mut first = Raw::connect(address, Endian::Little)?;
@@ -111,7 +111,7 @@ fn names_inside_follow_the_rules_of_the_bus() {
             ensure!(queue.arguments().strings()? == [first.unique.as_str(), &second.unique], "the queue");
             let acquired =
                 |message: &Message| message.is_signal("NameAcquired") && message.text().is_ok_and(|text| text == name);
-            // The first dies, and the second is its heir.
+            // The first owner disconnects, and the next in the queue gets the name.
             drop(first);
             second.receive_until(acquired)?;
             let argument = second.strings(&[name]);
@@ -127,7 +127,7 @@ fn names_inside_follow_the_rules_of_the_bus() {
                 let reply = third.try_bus("RequestName", "su", body)?;
                 ensure!(reply.header.error.as_deref() == Some("org.freedesktop.DBus.Error.InvalidArgs"), "{invalid}");
             }
-            // Who owns it is asked for by name.
+            // GetNameOwner returns the owner.
             let argument = third.strings(&[name]);
             ensure!(third.bus("GetConnectionUnixUser", "s", argument)?.arguments().u32()? == 0, "another user");
         }
@@ -136,11 +136,11 @@ fn names_inside_follow_the_rules_of_the_bus() {
 }
 
 #[test]
-fn descriptors_come_with_their_messages() {
+fn descriptors_arrive_with_their_messages() {
     test(|_| {
         for endian in BOTH {
             let mut client = Raw::connect(FILTER, endian)?;
-            // All at once, so that one read brings several messages, of which some have descriptors.
+            // All at once, so that one read returns several messages, of which some have descriptors.
             let mut expected = Vec::new();
             for number in 0..50 {
                 let (one, other) = (file(&format!("one{number}"))?, file(&format!("other{number}"))?);
@@ -154,7 +154,7 @@ fn descriptors_come_with_their_messages() {
                 body.u32(0);
                 body.u32(1);
                 client.send_with(&header.with_body("hh", &body.into_bytes()), &[one.as_fd(), other.as_fd()])?;
-                // One that is refused takes its own along.
+                // A refused message loses its descriptors.
                 let header = Header {
                     destination: Some("net.example.Nowhere".to_owned()),
                     descriptors: 1,
@@ -180,16 +180,16 @@ fn descriptors_come_with_their_messages() {
 }
 
 #[test]
-fn descriptors_without_a_message_are_bounded() {
+fn descriptors_without_a_complete_message_are_limited() {
     test(|desktop| {
         let mut client = Raw::connect(FILTER, Endian::Little)?;
         let one = file("x")?;
         let many = vec![one.as_fd(); 250];
-        // A header that never ends, byte by byte.
+        // A header that never ends, sent byte by byte.
         let header = client.header(MessageKind::Call, "/", "a.b", "C").with_body("", &[]);
         let ended = (0..4).any(|at| client.send_with(&header[at..=at], &many).is_err());
         ensure!(ended || client.is_ended()?, "it is still served");
-        // Fewer than the header says.
+        // Fewer descriptors than the header states.
         let mut client = Raw::connect(FILTER, Endian::Little)?;
         let header = Header { descriptors: 2, ..client.header(MessageKind::Signal, "/", "a.b", "C") };
         client.send_with(&header.with_body("", &[]), &[one.as_fd()])?;
@@ -212,12 +212,12 @@ fn long_messages_pass_in_both_directions() {
             let text = "y".repeat(length);
             ensure!(read(&mut client, &text)? == text, "another text");
             ensure!(read(&mut client, &length.to_string())?.len() == length, "another length");
-            // One that is refused is swallowed, and the next one is found behind it.
+            // A refused message is skipped, and the next one is read.
             let body = client.strings(&[&text]);
             let refused = client.call("org.freedesktop.systemd1", "/", ("a.b", "C"), "s", body)?;
             ensure!(refused.header.kind == MessageKind::Error, "it is let through");
             ensure!(read(&mut client, "next")? == "next", "another text");
-            // A call of the bus of which only the beginning matters.
+            // A call of the bus whose body is longer than the filter reads.
             let body = client.strings(&[PORTAL, &text]);
             ensure!(client.try_bus("NameHasOwner", "ss", body)?.header.kind == MessageKind::Error, "two arguments");
         }
@@ -232,7 +232,7 @@ fn many_messages_at_once_are_answered() {
         let mut client = Raw::connect(FILTER, Endian::Little)?;
         let mut serials = Vec::new();
         for number in 0..1000 {
-            // Some are answered by the service, some by the bus and some by the filter.
+            // The service, the bus and the filter answer some each.
             let (name, path, interface, member, text) = match number % 3 {
                 0 => (PORTAL, PORTAL_PATH, SETTINGS, "Read", "text"),
                 1 => ("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "NameHasOwner", PORTAL),
@@ -268,7 +268,7 @@ fn many_messages_at_once_are_answered() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_not_listened_to_for_ever() {
+fn a_client_that_does_not_read_is_not_read_without_limit() {
     test(|_| {
         let mut mute = Raw::connect(FILTER, Endian::Little)?;
         let header = Header {
@@ -278,7 +278,7 @@ fn a_client_that_does_not_read_is_not_listened_to_for_ever() {
         let body = mute.strings(&["net.example.Nobody"]).into_bytes();
         let calls = header.with_body("s", &body).repeat(100);
         mute.stream.set_nonblocking(true)?;
-        // Once there is no room for longer than others need for all they do, there is none for ever.
+        // A socket that stays full for longer than other tests take is full for good.
         let mut sent = 0;
         let mut full = 0;
         while full < 20 {
@@ -295,7 +295,7 @@ fn a_client_that_does_not_read_is_not_listened_to_for_ever() {
             }
             ensure!(sent < 64 << 20, "no end of it is taken");
         }
-        // Nothing of what was taken is lost.
+        // No message that was accepted is lost.
         mute.stream.set_nonblocking(false)?;
         let length = calls.len() / 100;
         for number in 0..sent / length {
@@ -307,7 +307,7 @@ fn a_client_that_does_not_read_is_not_listened_to_for_ever() {
 }
 
 #[test]
-fn a_client_that_dies_ends_its_own_connection_alone() {
+fn a_client_that_disconnects_ends_only_its_own_connection() {
     test(|_| {
         let mut other = Raw::connect(FILTER, Endian::Little)?;
         let mut outside = Raw::connect(BUS, Endian::Little)?;
@@ -315,7 +315,7 @@ fn a_client_that_dies_ends_its_own_connection_alone() {
             let name = outside.strings(&[unique]);
             Ok(outside.bus("NameHasOwner", "s", name)?.arguments().u32()? == 1)
         };
-        // In the middle of a message, of a header, and between two.
+        // Within a message, within a header, and between two messages.
         for cut in [10, 100, 0] {
             let mut dying = Raw::connect(FILTER, Endian::Little)?;
             let unique = dying.unique.clone();
@@ -330,7 +330,7 @@ fn a_client_that_dies_ends_its_own_connection_alone() {
             wait_until(patience(PATIENCE), "it is still on the bus", || Ok(!is_there(&mut outside, &unique)?))?;
             ensure!(read(&mut other, "others")? == "others", "another text");
         }
-        // One that says what no client says.
+        // A client that sends invalid data.
         for nonsense in
             [&b"\0AUTH EXTERNAL 30\r\nBEGIN\r\nnonsense, which is not a message"[..], b"GET / HTTP/1.1\r\n\r\n"]
         {
@@ -349,7 +349,7 @@ fn a_client_that_dies_ends_its_own_connection_alone() {
 }
 
 #[test]
-fn signals_come_from_those_that_may_be_called_alone() {
+fn only_signals_of_listed_services_arrive() {
     test(|_| {
         for address in [FILTER, BUS] {
             let mut client = Raw::connect(address, Endian::Little)?;
@@ -361,7 +361,7 @@ fn signals_come_from_those_that_may_be_called_alone() {
                 let body = outside.strings(&["x"]);
                 outside.send(header, "s", body)?;
             }
-            // Two from the portal come after those: the bus keeps the order, if the sender of the first ones is done.
+            // Two signals of the portal come after those, as the bus keeps the order once the first sender has ended.
             let nothing = outside.body();
             outside.bus("GetId", "", nothing)?;
             let body = client.strings(&["news"]);
@@ -383,7 +383,7 @@ fn signals_come_from_those_that_may_be_called_alone() {
 }
 
 #[test]
-fn services_that_come_later_are_known() {
+fn services_that_start_later_can_be_called() {
     test(|desktop| {
         let mut client = Raw::connect(FILTER, Endian::Little)?;
         let rule = client.strings(&["sender='org.freedesktop.DBus',member='NameOwnerChanged'"]);
@@ -393,14 +393,14 @@ fn services_that_come_later_are_known() {
         for name in [hidden, listed] {
             ensure!(service.request(name, 4)? == 1, "the name is free");
         }
-        // Of the two, the client hears about one.
+        // The client gets a signal about one of the two.
         let changed = client.receive_until(|message| message.is_signal("NameOwnerChanged"))?;
         let mut arguments = changed.arguments();
         ensure!(
             [arguments.string()?, arguments.string()?, arguments.string()?] == [listed, "", &service.unique],
             "another"
         );
-        // It calls the service by the name and by the number behind it.
+        // It calls the service by its name and by its unique name.
         for to in [listed, service.unique.clone().as_str()] {
             let header = Header {
                 destination: Some(to.to_owned()),
@@ -419,7 +419,7 @@ fn services_that_come_later_are_known() {
             desktop.refusals() == [BusRefusal::Name { name: hidden.into(), member: "C".into() }],
             "another refusal"
         );
-        // It calls back, and is heard to leave.
+        // The service calls back, and the client gets the signal of its end.
         let unique = service.unique.clone();
         let header = Header {
             destination: Some(client.unique.clone()),

@@ -11,6 +11,13 @@ const KEYS: [&str; 5] = [
     "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=",
 ];
 
+const ADDRESSES: [&str; 6] =
+    ["10.0.0.1", "10.0.0.1/24, fd00::1/64", "10.0.0.1 10.0.0.2", "", ",", "10.0.0.1/255.0.0.0"];
+
+/// Lines without a setting, or with an unusual form.
+const ODD_LINES: [&str; 10] =
+    ["", "# comment", "   ", "MTU", "Address", "nonsense", "= 5", "PublicKey", "[Peer]=x", "[Interface]=x"];
+
 fn pick(texts: &'static [&'static str]) -> impl Strategy<Value = String> {
     proptest::sample::select(texts).prop_map(str::to_owned)
 }
@@ -130,7 +137,7 @@ fn line() -> impl Strategy<Value = String> {
         1 => value("PrivateKey", keys()),
         1 => value("ListenPort", numbers()),
         1 => value("FwMark", numbers()),
-        1 => value("Address", pick(&["10.0.0.1", "10.0.0.1/24, fd00::1/64", "10.0.0.1 10.0.0.2", "", ",", "10.0.0.1/255.0.0.0"]).boxed()),
+        1 => value("Address", pick(&ADDRESSES).boxed()),
         1 => value("DNS", pick(&["10.0.0.1", "10.0.0.1, example.com", "fd00::1 lab", "", "~.", "1"]).boxed()),
         1 => value("MTU", pick(&["1420", "", "0068", "auto"]).boxed()),
         1 => value("Table", pick(&["off", "auto", "", "51820", "a b"]).boxed()),
@@ -161,7 +168,7 @@ fn line() -> impl Strategy<Value = String> {
     prop_oneof![
         12 => spelled,
         2 => heading,
-        1 => pick(&["", "# comment", "   ", "MTU", "Address", "nonsense", "= 5", "PublicKey", "[Peer]=x", "[Interface]=x"])
+        1 => pick(&ODD_LINES)
     ]
 }
 

@@ -1,5 +1,5 @@
-//! Compares the parser of `wg-quick` files with wireguard-tools: both accept the same files with the same meaning, except
-//! for the [`EXCEPTIONS`].
+//! Compares the parser of `wg-quick` files with wireguard-tools: both accept the same files with the same meaning,
+//! except for the [`EXCEPTIONS`].
 //!
 //! The tools run in user, mount and network namespaces of their own, where a socket of this test stands for a WireGuard
 //! device. `wg setconf` sends it the configuration in canonical form, in the protocol of
@@ -239,8 +239,8 @@ fn hosts(text: &[u8]) -> Vec<String> {
     squeezed(text).iter().filter_map(host).collect()
 }
 
-/// Returns whether the installed tools may refuse an accepted file: it has a byte-order mark, signs, keys without a value,
-/// or endpoints that cannot be resolved here.
+/// Returns whether the installed tools may refuse an accepted file: it has a byte-order mark, signs, keys without a
+/// value, or endpoints that cannot be resolved here.
 fn may_be_refused(text: &[u8]) -> bool {
     let signed = squeezed(text).iter().any(|line| line.starts_with("allowedips=") && line.contains(['+', '-']));
     // The only interface is lo. The hosts file cannot have names that are very long or end with a dot.

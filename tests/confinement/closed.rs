@@ -1,4 +1,5 @@
-//! The kill switch: without a working tunnel, or outside of its networks, a program gets errors and never the host's network.
+//! The kill switch: without a working tunnel, or outside of its networks, a program gets errors and never the host's
+//! network.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -1,5 +1,6 @@
-//! A hostile program without capabilities that tries to leave the tunnel by everything that needs none. The host is badly
-//! configured, as a router with proxy ARP. The provider is silent, so any packet that arrives has found another way.
+//! A hostile program without capabilities that tries to leave the tunnel by everything that needs none. The host is
+//! badly configured, as a router with proxy ARP. The provider is silent, so any packet that arrives has found another
+//! way.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
@@ -155,7 +156,8 @@ fn another_user_stays_inside() {
     });
 }
 
-/// A process that creates a user namespace has all capabilities in it, but none over the network namespace that it came from.
+/// A process that creates a user namespace has all capabilities in it, but none over the network namespace that it came
+/// from.
 #[test]
 fn root_of_its_own_user_namespace_stays_inside() {
     lab::test(Peer::Ours, |lab| {
@@ -182,8 +184,8 @@ fn root_of_its_own_user_namespace_stays_inside() {
     });
 }
 
-/// Repeats an act without an answer until the capture sees its packet. The first packet waits for the neighbour's address, which
-/// may take longer than the act.
+/// Repeats an act without an answer until the capture sees its packet. The first packet waits for the neighbour's
+/// address, which may take longer than the act.
 fn must_be_seen(lab: &Lab, agent: &mut Agent, act: &str) -> Result<()> {
     lab.capture.forget()?;
     let deadline = Instant::now() + lab::patience(WORKS);

@@ -1,6 +1,6 @@
-//! The first invariant, with real packets: a program in a tunnel sends through the tunnel, and never by any other way. The
-//! program's answers prove what works. Leaks are judged by the capture on the host's interfaces, and each test without a leak
-//! has a twin in which the capture sees the same acts without vpn-exec.
+//! The first invariant, with real packets: a program in a tunnel sends through the tunnel, and never by any other way.
+//! The program's answers prove what works. Leaks are judged by the capture on the host's interfaces, and each test
+//! without a leak has a twin in which the capture sees the same acts without vpn-exec.
 
 mod closed;
 mod hostile;

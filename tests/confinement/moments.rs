@@ -1,4 +1,5 @@
-//! Every moment of a tunnel's life: processes wait for a gap during set-up and tear-down, and vpn-exec's processes are killed.
+//! Every moment of a tunnel's life: processes wait for a gap during set-up and tear-down, and vpn-exec's processes are
+//! killed.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

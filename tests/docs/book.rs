@@ -70,6 +70,19 @@ fn paths_in_the_book_exist() {
 }
 
 #[test]
+fn the_architecture_has_every_module() {
+    let architecture = page("docs/explanation/architecture.md");
+    let (_, table) = architecture.text.split_once("## The modules").expect("the section");
+    let (table, _) = table.split_once("\n## ").expect("another section");
+    let library = page("src/lib.rs").text;
+    let modules =
+        library.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
+    for module in modules.filter(|module| *module != "fuzzing") {
+        assert!(table.contains(&format!("`{module}`")), "{module}");
+    }
+}
+
+#[test]
 fn a_decision_has_a_number_a_context_and_consequences() {
     let pages = book();
     let records = pages.iter().filter_map(|page| Some((page, page.path.strip_prefix("docs/decisions/")?)));

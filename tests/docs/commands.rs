@@ -1,4 +1,5 @@
-//! Every published command is accounted for: a test runs it, or a reason says why none does. All of vpn-exec's are valid.
+//! Every published command is accounted for: a test runs it, or a reason says why none does. All of vpn-exec's are
+//! valid.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

@@ -1,5 +1,5 @@
-//! The examples of the documents, run as they are written, in the lab. The lab adapts this: the files are in a folder of the test's own, a
-//! web site that shows the caller's address is the lab's, and some programs are stand-ins.
+//! The examples of the documents, run as they are written, in the lab. The lab adapts this: the files are in a folder
+//! of the test's own, a web site that shows the caller's address is the lab's, and some programs are stand-ins.
 
 use std::fs;
 use std::io::{Read, Write};

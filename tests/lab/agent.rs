@@ -1,8 +1,8 @@
-//! The lab's program inside a tunnel, `lab-agent`: it performs the acts that a test sends line by line, and answers with
-//! the results. Its answers prove what works; only the [`Capture`](crate::Capture) proves that nothing leaks.
+//! The lab's program inside a tunnel, `lab-agent`: it performs the acts that a test sends line by line, and answers
+//! with the results. Its answers prove what works; only the [`Capture`](crate::Capture) proves that nothing leaks.
 //!
-//! Its source is in `tests/agent`. [`Agent`] is the test's end of the conversation. A task, in contrast, is given to the
-//! agent as arguments (see [`task`]), and its result is a line on standard output.
+//! Its source is in `tests/agent`. [`Agent`] is the test's end of the conversation. A task, in contrast, is given to
+//! the agent as arguments (see [`task`]), and its result is a line on standard output.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};

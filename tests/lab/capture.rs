@@ -27,8 +27,8 @@ const BUFFER: usize = 16 << 20;
 /// The `sll_pkttype` of packets that the host sent (packet(7)).
 const PACKET_OUTGOING: u8 = libc::PACKET_OUTGOING;
 
-/// A capture (packet(7)) of all packets that the host sends and receives on any interface until its world ends. It detects
-/// missed packets, and returns an error then.
+/// A capture (packet(7)) of all packets that the host sends and receives on any interface until its world ends. It
+/// detects missed packets, and returns an error then.
 #[derive(Debug)]
 pub struct Capture {
     host: NetworkNamespace,
@@ -103,8 +103,8 @@ impl Capture {
         Ok(Self { host: NetworkNamespace::current()?, uplink, lan, socket, seen })
     }
 
-    /// Returns the packets on `eth0` and `lan0` that a host must not send or receive whose programs are all in the tunnel: see
-    /// [`Packet::is_expected_on_uplink`].
+    /// Returns the packets on `eth0` and `lan0` that a host must not send or receive whose programs are all in the
+    /// tunnel: see [`Packet::is_expected_on_uplink`].
     ///
     /// # Errors
     /// If an interface counted more packets than were captured.

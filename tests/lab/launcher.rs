@@ -15,8 +15,8 @@ use crate::shared::variables;
 /// The time in which a program that does not hang ends on an ordinary machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Returns the vpn-exec under test: the one in the variable [`variables::BIN`], else the one that cargo has built with the
-/// calling test, benchmark or example.
+/// Returns the vpn-exec under test: the one in the variable [`variables::BIN`], else the one that cargo has built with
+/// the calling test, benchmark or example.
 ///
 /// # Panics
 /// If there is no such file.

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! - [`world`]: the user, mount, PID and network namespaces in which one test runs, and which end with it.
-//! - [`Lab`]: the network above. The world's own network namespace is `host`, so a command that a test starts is on the host.
+//! - [`Lab`]: the network above. The world's own network namespace is `host`, so a command that a test starts is on the
+//!   host.
 //! - [`Provider`]: the WireGuard peer that masquerades: our own implementation, wireguard-go or the kernel's.
 //! - [`Launcher`]: the vpn-exec under test; [`agent`]: a program to run inside, which does what a test tells it.
 //! - [`Capture`]: the packets that left or reached the host. Leaks are judged by it, never by what a program says.
@@ -32,8 +33,8 @@
 //! }
 //! ```
 //!
-//! The lab is a package of its own so that it is compiled once and not for each test, and so that code which one test does
-//! not use causes no warning.
+//! The lab is a package of its own so that it is compiled once and not for each test, and so that code which one test
+//! does not use causes no warning.
 
 pub mod agent;
 mod capture;
@@ -84,8 +85,8 @@ pub fn backend() -> &'static str {
 /// Waits until a condition holds.
 ///
 /// # Errors
-/// `otherwise`, if the condition does not hold within `patience`, which is not adapted to the machine here; and any error
-/// of the condition.
+/// `otherwise`, if the condition does not hold within `patience`, which is not adapted to the machine here; and any
+/// error of the condition.
 pub fn wait_until(patience: Duration, otherwise: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let begin = std::time::Instant::now();
     while !condition()? {
@@ -95,13 +96,14 @@ pub fn wait_until(patience: Duration, otherwise: &str, mut condition: impl FnMut
     Ok(())
 }
 
-/// Returns whether this kernel can forward IPv6 on single interfaces, as Linux can since 6.17. Before, a host that is not
-/// a router has no local IPv6 networks.
+/// Returns whether this kernel can forward IPv6 on single interfaces, as Linux can since 6.17. Before, a host that is
+/// not a router has no local IPv6 networks.
 pub fn forwards_ipv6_by_interface() -> bool {
     Path::new("/proc/sys/net/ipv6/conf/default/force_forwarding").exists()
 }
 
-/// Returns the options for a tunnel with the networks of [`Lab::join_private_lan`], as far as this kernel supports them.
+/// Returns the options for a tunnel with the networks of [`Lab::join_private_lan`], as far as this kernel supports
+/// them.
 pub fn local_networks() -> &'static [&'static str] {
     const OPTIONS: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
     if forwards_ipv6_by_interface() { &OPTIONS } else { &OPTIONS[..2] }

@@ -1,5 +1,5 @@
-//! Masquerading, as a provider does it: one nftables table for IPv4 and IPv6 with one chain and one rule, sent over nfnetlink
-//! (the kernel's include/uapi/linux/netfilter/nf_tables.h).
+//! Masquerading, as a provider does it: one nftables table for IPv4 and IPv6 with one chain and one rule, sent over
+//! nfnetlink (the kernel's include/uapi/linux/netfilter/nf_tables.h).
 
 use std::io;
 

@@ -1,12 +1,12 @@
-//! Starts a program in namespaces of its own, below a small init process. This is the only `unsafe` code of the lab: a test
-//! has threads, and a process with threads may not enter a user namespace, so it is done between fork and exec.
+//! Starts a program in namespaces of its own, below a small init process. This is the only `unsafe` code of the lab: a
+//! test has threads, and a process with threads may not enter a user namespace, so it is done between fork and exec.
 //!
 //! ```text
 //! the test ─── guard: makes the namespaces, waits ─── init (PID 1): reaps ─── the program
 //! ```
 //!
-//! The kernel kills the guard with the thread that started it, init with the guard, and all other processes with init. So
-//! no process outlives the test, however it ends.
+//! The kernel kills the guard with the thread that started it, init with the guard, and all other processes with init.
+//! So no process outlives the test, however it ends.
 #![expect(unsafe_code, reason = "entering a user namespace needs code that runs between fork and exec")]
 
 use std::fs;
@@ -30,8 +30,8 @@ const USERS: u32 = 65536;
 pub(crate) fn spawn(command: &mut Command, seconds: u32) -> io::Result<Child> {
     let (ours, theirs) = UnixStream::pair()?;
     let socket = theirs.as_raw_fd();
-    // SAFETY: `nest` allocates nothing and takes no lock. It only makes system calls, with a descriptor that is open in the
-    // child, as `theirs` lives until `spawn` has returned.
+    // SAFETY: `nest` allocates nothing and takes no lock. It only makes system calls, with a descriptor that is open in
+    // the child, as `theirs` lives until `spawn` has returned.
     unsafe { command.pre_exec(move || nest(socket, seconds)) };
     std::thread::scope(|scope| {
         let mapping = scope.spawn(|| map_users_when_asked(&ours));
@@ -85,7 +85,8 @@ fn same_users(own: &str) -> String {
         .collect()
 }
 
-/// Runs in the child: creates the namespaces and the two processes above the program, and returns in the program's process.
+/// Runs in the child: creates the namespaces and the two processes above the program, and returns in the program's
+/// process.
 fn nest(socket: RawFd, seconds: u32) -> io::Result<()> {
     let parent = nix::unistd::getppid();
     let namespaces =
@@ -113,8 +114,8 @@ fn nest(socket: RawFd, seconds: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Resets the disposition of every signal. A shell ignores SIGINT for its background jobs, and nohup(1) ignores SIGHUP; all
-/// programs that a test runs would inherit that.
+/// Resets the disposition of every signal. A shell ignores SIGINT for its background jobs, and nohup(1) ignores SIGHUP;
+/// all programs that a test runs would inherit that.
 fn reset_signals() {
     for number in 1..=libc::SIGRTMAX() {
         // SAFETY: no handler is installed. The kernel or the C library refuses the signals that cannot be changed.

@@ -50,8 +50,8 @@ pub(crate) fn dump<M: NetlinkSerializable + NetlinkDeserializable>(protocol: isi
     }
 }
 
-/// Sends messages with their flags as one transaction (a batch of nfnetlink), and waits for the acknowledgements that they
-/// request.
+/// Sends messages with their flags as one transaction (a batch of nfnetlink), and waits for the acknowledgements that
+/// they request.
 pub(crate) fn transact<M: NetlinkSerializable + NetlinkDeserializable>(
     protocol: isize,
     messages: Vec<(M, u16)>,

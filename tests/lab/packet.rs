@@ -44,9 +44,9 @@ pub struct Flow {
 }
 
 impl Packet {
-    /// Returns whether a host whose programs are all in the tunnel may send or receive this packet on its uplink: encrypted
-    /// packets from and to the provider, questions for the provider's name, ICMP errors about either, ARP, neighbour
-    /// discovery (RFC 4861) and multicast listener reports (RFC 3810).
+    /// Returns whether a host whose programs are all in the tunnel may send or receive this packet on its uplink:
+    /// encrypted packets from and to the provider, questions for the provider's name, ICMP errors about either, ARP,
+    /// neighbour discovery (RFC 4861) and multicast listener reports (RFC 3810).
     pub fn is_expected_on_uplink(&self) -> bool {
         match (self.ethertype, &self.flow) {
             (ethertype, _) if i32::from(ethertype) == libc::ETH_P_ARP => true,
@@ -111,8 +111,8 @@ impl Flow {
         })
     }
 
-    /// Returns whether this is a WireGuard message between host and provider. There are four, which begin with their number
-    /// and three zero bytes (<https://www.wireguard.com/protocol/>).
+    /// Returns whether this is a WireGuard message between host and provider. There are four, which begin with their
+    /// number and three zero bytes (<https://www.wireguard.com/protocol/>).
     fn is_encrypted(&self) -> bool {
         let between = |here: SocketAddr, there: SocketAddr| {
             HOST.both().contains(&here.ip()) && PROVIDER.both().contains(&there.ip()) && there.port() == PROVIDER_PORT

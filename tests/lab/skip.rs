@@ -47,8 +47,8 @@ pub fn skipped(reason: impl Display) {
 
 /// Writes the line about a skipped test.
 pub(crate) fn report(test: &str, reason: &str) {
-    // `eprintln` would leave it to the harness, which shows nothing of a test that passes. A line that cannot be written
-    // is no reason to fail.
+    // `eprintln` would leave it to the harness, which shows nothing of a test that passes. A line that cannot be
+    // written is no reason to fail.
     let _ = writeln!(io::stderr(), "{SKIPPED}{test}: {reason}");
     let Some(path) = std::env::var_os(variables::SKIPS).filter(|path| !path.is_empty()) else { return };
     let line = format!("{}: {reason}\n", in_executable(test));

@@ -26,8 +26,8 @@ const COUNTERS: [&str; 1] = ["/proc/sys/net/netfilter/nf_conntrack_count"];
 /// The socket of the lab's provider, which is not part of the host.
 const PROVIDERS: &str = "/run/wireguard/provider0.sock";
 
-/// The state of the host: links, addresses, routes of all tables, policy rules, mounts, kernel parameters of the network,
-/// nftables, the tree `/run`, the resolver's files and the running programs, but no counters.
+/// The state of the host: links, addresses, routes of all tables, policy rules, mounts, kernel parameters of the
+/// network, nftables, the tree `/run`, the resolver's files and the running programs, but no counters.
 ///
 /// Read in the calling thread's network and mount namespace.
 #[derive(Clone, PartialEq, Eq)]
@@ -52,8 +52,8 @@ impl Snapshot {
         Ok(Self(lines.0))
     }
 
-    /// Returns the changes from this snapshot to a later one: a line with `-` for each removed thing, and one with `+` for
-    /// each new thing.
+    /// Returns the changes from this snapshot to a later one: a line with `-` for each removed thing, and one with `+`
+    /// for each new thing.
     pub fn changes_to(&self, later: &Self) -> Vec<String> {
         let more = |sign, here: &BTreeMap<String, usize>, there: &BTreeMap<String, usize>| {
             here.iter()

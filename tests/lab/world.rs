@@ -1,8 +1,8 @@
-//! A world for one test: new user, mount, PID and network namespaces, in which the test is root. All of it ends with the
-//! test.
+//! A world for one test: new user, mount, PID and network namespaces, in which the test is root. All of it ends with
+//! the test.
 //!
-//! The test's executable is run once more inside the world, for this one test (see `nest`). The body of the test runs in
-//! that second process. The first process waits for it and passes on its output.
+//! The test's executable is run once more inside the world, for this one test (see `nest`). The body of the test runs
+//! in that second process. The first process waits for it and passes on its output.
 
 use std::fs;
 use std::net::IpAddr;
@@ -34,8 +34,8 @@ fn seconds(limit: Duration) -> u32 {
     patience(limit).as_secs().try_into().unwrap_or(u32::MAX)
 }
 
-/// Runs the body of the calling `#[test]` function in a world of its own. A [`Skip`] that it returns is reported, and is a
-/// failure only where its variable says so.
+/// Runs the body of the calling `#[test]` function in a world of its own. A [`Skip`] that it returns is reported, and
+/// is a failure only where its variable says so.
 ///
 /// # Panics
 /// If the body fails.
@@ -139,8 +139,8 @@ pub fn run(name: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
     }
 }
 
-/// Returns whether the calling world has ordinary users (up to `nobody`, 65534) besides root. Only a world that root made
-/// has them.
+/// Returns whether the calling world has ordinary users (up to `nobody`, 65534) besides root. Only a world that root
+/// made has them.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
@@ -162,7 +162,8 @@ pub fn require_users() -> Result<()> {
     if has_users()? { Ok(()) } else { Err(Skip::error("this user has no other user IDs", variables::REQUIRE_USERS)) }
 }
 
-/// Furnishes a new world: mounts that no other namespace sees, its own `/proc` and `/run`, the lab's resolver, and `lo` up.
+/// Furnishes a new world: mounts that no other namespace sees, its own `/proc` and `/run`, the lab's resolver, and `lo`
+/// up.
 ///
 /// # Errors
 /// If one of these cannot be made.

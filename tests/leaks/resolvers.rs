@@ -1,5 +1,5 @@
-//! Real name service cache daemons, which the C library asks first. A program in a tunnel does not reach them, even after they
-//! were stopped and started again in a new directory.
+//! Real name service cache daemons, which the C library asks first. A program in a tunnel does not reach them, even
+//! after they were stopped and started again in a new directory.
 
 use anyhow::Result;
 use lab::nscd::{Kind, Nscd};

@@ -1,5 +1,5 @@
-//! The stages of a tunnel's life, each with a program that tries all vectors, and the twin of each, in which the judge sees
-//! the leaks.
+//! The stages of a tunnel's life, each with a program that tries all vectors, and the twin of each, in which the judge
+//! sees the leaks.
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -91,8 +91,8 @@ pub(crate) fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) ->
     lab::wait_until(lab::patience(PATIENCE), &format!("timed out: {what}"), condition)
 }
 
-/// Lets each agent try all vectors once in a stage, and judges the stage. Where leaks are expected, repeats that until all are
-/// seen, for at most [`PATIENCE`]: on a busy machine a single attempt may fail by itself.
+/// Lets each agent try all vectors once in a stage, and judges the stage. Where leaks are expected, repeats that until
+/// all are seen, for at most [`PATIENCE`]: on a busy machine a single attempt may fail by itself.
 pub(crate) fn judged(agents: &mut [Agent], judge: &Judge<'_>, stage: &str, expected: Expected) -> Result<Verdict> {
     for act in ["begin-stage", "complete-stage"] {
         for agent in agents.iter_mut() {
@@ -149,7 +149,8 @@ fn judge_life(lab: &Lab, judge: &Judge<'_>, broken: &str) -> Result<Vec<Verdict>
     let program = agent.succeed("pid")?.parse()?;
     send(parent, Signal::SIGKILL)?;
     if !broken.is_empty() {
-        // A program that gains privileges by exec(2) has no parent-death signal, and vpn-exec does not end a program on the host.
+        // A program that gains privileges by exec(2) has no parent-death signal, and vpn-exec does not end a program on
+        // the host.
         let _ = send(program, Signal::SIGKILL);
     }
     agent.end()?;
@@ -250,8 +251,8 @@ fn namespace_of(keeper: i32) -> Result<PathBuf> {
     bail!("the keeper {keeper} holds no namespace of its own")
 }
 
-/// Judges a tunnel from the creation of its namespace to its end. The keeper stops at every point of set-up and tear-down.
-/// Agents in the namespace (`inside`), or on the host, try all vectors at each point and in between.
+/// Judges a tunnel from the creation of its namespace to its end. The keeper stops at every point of set-up and
+/// tear-down. Agents in the namespace (`inside`), or on the host, try all vectors at each point and in between.
 fn judge_set_up_and_tear_down(lab: &Lab, judge: &Judge<'_>, inside: bool) -> Result<Vec<Verdict>> {
     let expected = if inside { NONE } else { applies_to_intruders };
     lab.join_private_lan()?;
@@ -299,8 +300,8 @@ fn enter_by_name() -> Result<Agent> {
     Ok(intruder)
 }
 
-/// Returns whether a vector must fail for an unprivileged process that enters from the host. Such a process sees the host's
-/// sockets and keeps its descriptors.
+/// Returns whether a vector must fail for an unprivileged process that enters from the host. Such a process sees the
+/// host's sockets and keeps its descriptors.
 fn applies_to_intruders(vector: &Vector) -> bool {
     use Protection::{Library, Namespace, Privileges, Rules};
 
@@ -330,8 +331,8 @@ fn the_judge_sees_a_process_on_the_host_at_every_point_of_set_up_and_tear_down()
     });
 }
 
-/// If the set-up fails at any point, or if the tunnel does not exist, vpn-exec does not run the program, which would try all
-/// vectors at once.
+/// If the set-up fails at any point, or if the tunnel does not exist, vpn-exec does not run the program, which would
+/// try all vectors at once.
 #[test]
 fn no_program_runs_without_its_tunnel() {
     lab::test(Peer::Ours, |lab| {

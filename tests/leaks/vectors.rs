@@ -1,5 +1,5 @@
-//! The vectors as the judge knows them: their names, and the protections that stop them. The attempts are the agent's, in
-//! `tests/agent/vectors.rs`, which has the list.
+//! The vectors as the judge knows them: their names, and the protections that stop them. The attempts are the agent's,
+//! in `tests/agent/vectors.rs`, which has the list.
 
 use std::sync::OnceLock;
 

@@ -1,4 +1,5 @@
-//! Kills at random moments: the program never outlives its launcher or its tunnel, and the next start finds a clean host.
+//! Kills at random moments: the program never outlives its launcher or its tunnel, and the next start finds a clean
+//! host.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -75,7 +76,7 @@ fn a_killed_keeper_is_replaced_and_the_program_goes_on() {
                 if !keepers.contains(&keeper) && registry::socket_of(&"chaos".parse()?).exists() {
                     break keeper;
                 }
-                ensure!(Instant::now() < until, "nobody takes over from {keepers:?}");
+                ensure!(Instant::now() < until, "no keeper takes over from {keepers:?}");
                 std::thread::sleep(Duration::from_millis(1));
             };
             keepers.push(successor);
@@ -143,8 +144,8 @@ fn kills_at_random_moments_leave_nothing_and_leak_nothing() {
     });
 }
 
-/// Starts a tunnel with a program that sends all the time, and kills the launcher, or launcher and keeper, at a random moment.
-/// Returns a description.
+/// Starts a tunnel with a program that sends all the time, and kills the launcher, or launcher and keeper, at a random
+/// moment. Returns a description.
 fn kill_at_random(round: u32, random: &mut Random) -> Result<String> {
     let task = ["nap", "daemon"][random.below(2) as usize];
     // In a debug build, a tunnel is up after about 20 ms, and the nap is over after 50 ms.
@@ -159,8 +160,8 @@ fn kill_at_random(round: u32, random: &mut Random) -> Result<String> {
     if victims == 3 {
         let _ = send(launcher, Signal::SIGSTOP);
     }
-    // The launcher is not reaped yet, so its process ID is still its own. The keeper's may be free, but is not reused so soon in
-    // a world without other processes.
+    // The launcher is not reaped yet, so its process ID is still its own. The keeper's may be free, but is not reused
+    // so soon in a world without other processes.
     if let (2 | 3, Some(keeper)) = (victims, keeper) {
         let _ = send(keeper, Signal::SIGKILL);
     }

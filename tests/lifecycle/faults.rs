@@ -72,8 +72,8 @@ fn when_launcher_and_keeper_are_killed_after_any_step_the_next_start_reclaims_th
             command.env(variables::FAIL, format!("kill:{point}"));
             let mut child = command.spawn()?;
             let launcher = child.id().cast_signed();
-            // The killed keeper is a zombie until the launcher reaps it. A launcher that is faster than this test has cleaned
-            // up, which is right, too.
+            // The killed keeper is a zombie until the launcher reaps it. A launcher that is faster than this test has
+            // cleaned up, which is right, too.
             let deadline = Instant::now() + lab::patience(PATIENCE);
             while !has_dead_child(launcher) && child.try_wait()?.is_none() {
                 ensure!(Instant::now() < deadline, "{point}: the keeper is never killed");

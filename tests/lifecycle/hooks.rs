@@ -1,4 +1,5 @@
-//! Hooks of the configuration file: run only with --allow-hooks, inside the namespace, in their order and with few privileges.
+//! Hooks of the configuration file: run only with --allow-hooks, inside the namespace, in their order and with few
+//! privileges.
 
 use std::fs;
 
@@ -112,7 +113,7 @@ fn a_hook_that_fails_after_the_program_is_reported_and_keeps_nothing() {
             let before = Snapshot::take()?;
             let output = run(with_hooks("exit 3"))?;
             assert_eq!(ended(output.status), Ok(3), "the program's own status: {}", errors(&output));
-            assert!(errors(&output).contains(kind), "nobody tells that it failed: {:?}", errors(&output));
+            assert!(errors(&output).contains(kind), "no message about the failure: {:?}", errors(&output));
             assert_unchanged(&before, kind)?;
         }
         Ok(())

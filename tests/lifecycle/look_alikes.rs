@@ -112,10 +112,10 @@ fn a_foreign_file_or_link_of_the_same_name_is_not_touched() {
     lab::world::test(|| {
         prepare()?;
         make_names()?;
-        fs::write("/run/lab/target", "somebody's")?;
+        fs::write("/run/lab/target", "foreign")?;
         type Plant = fn() -> std::io::Result<()>;
         let plant: [(&str, Plant); 4] = [
-            ("a file", || fs::write("/run/netns/taken", "somebody's")),
+            ("a file", || fs::write("/run/netns/taken", "foreign")),
             ("an empty file, as ip-netns(8) makes it first", || fs::write("/run/netns/taken", "")),
             ("a symbolic link", || std::os::unix::fs::symlink("/run/lab/target", "/run/netns/taken")),
             ("a symbolic link to nowhere", || std::os::unix::fs::symlink("/run/lab/none", "/run/netns/taken")),
@@ -144,9 +144,9 @@ pub(crate) fn plant_neighbours(suffix: &str) -> Result<()> {
     for similar in ["tun", "tune1", "tune.", "tune:", "Tune"] {
         name(&foreign, &format!("{similar}{suffix}"))?;
     }
-    fs::write(format!("/run/netns/tun-{suffix}.file"), "somebody's")?;
+    fs::write(format!("/run/netns/tun-{suffix}.file"), "foreign")?;
     fs::create_dir_all(format!("/run/vpn-exec/other{suffix}"))?;
-    fs::write(format!("/run/vpn-exec/other{suffix}/state"), "somebody's")?;
+    fs::write(format!("/run/vpn-exec/other{suffix}/state"), "foreign")?;
     fs::create_dir_all(format!("/run/lab/mounts{suffix}/vpn-exec/tune"))?;
     mounts::mount_tmpfs(format!("/run/lab/mounts{suffix}/vpn-exec/tune").as_ref())?;
     lab::nat::add_table(&format!("vpn-exec-tune{suffix}"))?;

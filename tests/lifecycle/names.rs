@@ -30,7 +30,8 @@ fn a_running_tunnel_accepts_the_same_configuration_and_refuses_another() {
         write_config(CONFIG_TEXT)?;
 
         running.end()?;
-        // The state lists the holders of leases, which have changed. The first view helper ends a moment after its launcher.
+        // The state lists the holders of leases, which have changed. The first view helper ends a moment after its
+        // launcher.
         let begin = Instant::now();
         loop {
             let mut changes = during.changes_within(Duration::ZERO)?;

@@ -1,4 +1,5 @@
-//! A keeper as a service: its messages to the service manager, whose socket is the test's. `tests/vm` has a real systemd.
+//! A keeper as a service: its messages to the service manager, whose socket is the test's. `tests/vm` has a real
+//! systemd.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
@@ -62,7 +63,7 @@ fn a_keeper_notifies_the_service_manager_of_its_states() {
         let child = manager.start(&[], &[])?;
         let first = manager.hear()?;
         assert_eq!(first, "READY=1\nSTATUS=Connecting, no handshake yet");
-        ensure!(is_there("/run/netns/service"), "it is ready only when the tunnel is there");
+        ensure!(is_there("/run/netns/service"), "ready before the tunnel exists");
 
         let before = vpn_exec::linux::service_manager::monotonic_usec();
         send(child.id().cast_signed(), Signal::SIGHUP)?;

@@ -125,7 +125,7 @@ fn a_foreign_process_outlives_the_tunnel_without_a_link() {
         let output = running.end()?;
         assert_eq!(ended(output.status), Err(Signal::SIGTERM), "{}", errors(&output));
         assert!(!is_there("/run/netns/visited") && !is_there("/run/vpn-exec"));
-        assert!(guest.try_wait()?.is_none(), "an orderly end kills nobody but its own");
+        assert!(guest.try_wait()?.is_none(), "a regular end has killed a foreign process");
 
         // The namespace lives on with the process, closed.
         let until = Instant::now() + lab::patience(PATIENCE);
@@ -157,7 +157,7 @@ fn reclaiming_an_abandoned_tunnel_ends_foreign_processes_in_it() {
         crate::support::output_of(running.child)?;
         let until = Instant::now() + lab::patience(PATIENCE);
         while guest.try_wait()?.is_none() {
-            ensure!(Instant::now() < until, "the guest lives on in what nobody holds");
+            ensure!(Instant::now() < until, "the foreign process lives on in an abandoned namespace");
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         assert_unchanged(&before, "after an abandoned tunnel")

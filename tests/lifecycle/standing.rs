@@ -304,7 +304,7 @@ fn up_with_wait_fails_without_a_handshake_and_leaves_nothing() {
         let before = Snapshot::take()?;
         let message = assert_refused(&run(command(&[up().as_slice(), &["--wait", "1"]].concat()))?);
         assert!(message.contains("no handshake"), "{message}");
-        assert_unchanged(&before, "after nobody has answered")
+        assert_unchanged(&before, "after no peer has answered")
     });
 }
 
@@ -426,7 +426,7 @@ fn on_a_full_run_a_reload_changes_nothing_and_programs_continue() {
         // Programs also continue if the successor of a killed keeper cannot be recorded.
         let first = keeper()?;
         send(first, Signal::SIGKILL)?;
-        wait_for("nobody takes over", || Ok(status()?.state == Condition::Connecting))?;
+        wait_for("no keeper takes over", || Ok(status()?.state == Condition::Connecting))?;
         assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
 
         fs::remove_file(filler)?;
@@ -466,7 +466,7 @@ fn a_keeper_that_was_killed_during_a_reload_gets_a_successor() {
         let text = fs::read_to_string(plan)?;
         fs::write(plan, text.replace("10.64.0.2/32", "10.64.0.7/32").replace("0.0.0.0/0", "10.0.0.0/8"))?;
         send(running.launcher(), Signal::SIGCONT)?;
-        wait_for("nobody takes over", || Ok(status()?.state == Condition::Connecting))?;
+        wait_for("no keeper takes over", || Ok(status()?.state == Condition::Connecting))?;
         assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
         let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
             anyhow::bail!("the name is a namespace's")
@@ -603,7 +603,7 @@ fn a_client_that_waits_for_a_hanging_keeper_can_be_interrupted() {
         let coming = joined("exit 0").spawn()?;
         send(running.program.pid, Signal::SIGKILL)?;
         for mut waiting in [coming, running.child] {
-            wait_for("nobody can end who waits", || {
+            wait_for("the waiting client cannot be interrupted", || {
                 let _ = send(waiting.id().cast_signed(), Signal::SIGINT);
                 Ok(waiting.try_wait()?.is_some())
             })?;

@@ -20,8 +20,8 @@ use vpn_exec::registry::{self, TunnelState};
 /// The time after which a process is taken for hanging. Nothing takes a tenth of it on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The time in which abandoned objects vanish. That takes milliseconds, but the kernel removes the namespaces of the whole
-/// machine one after another.
+/// The time in which abandoned objects vanish. That takes milliseconds, but the kernel removes the namespaces of the
+/// whole machine one after another.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// The provider's file. No peer answers at its endpoint.
@@ -164,8 +164,8 @@ pub(crate) fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Requires that vpn-exec itself has failed with one clear message: a line with the error, and at most one with advice. Returns
-/// the message.
+/// Requires that vpn-exec itself has failed with one clear message: a line with the error, and at most one with advice.
+/// Returns the message.
 pub(crate) fn assert_refused(output: &Output) -> String {
     let text = errors(output);
     assert_eq!(ended(output.status), Ok(125), "{text}");

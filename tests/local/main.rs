@@ -1,5 +1,5 @@
-//! Local networks: a program reaches those that were opened and no others, and sends no DNS there. Only opened ports accept
-//! inbound connections, and the host forwards no other packets than before.
+//! Local networks: a program reaches those that were opened and no others, and sends no DNS there. Only opened ports
+//! accept inbound connections, and the host forwards no other packets than before.
 
 mod inbound;
 mod names;

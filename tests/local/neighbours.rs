@@ -146,7 +146,8 @@ fn the_option_lan_opens_all_private_networks_of_the_host() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         let file = file(lab)?;
-        // Not local networks: a multicast group, the host's own addresses, an unreachable one, and networks behind routers.
+        // Not local networks: a multicast group, the host's own addresses, an unreachable one, and networks behind
+        // routers.
         for route in [
             "multicast 10.83.0.0/16 dev lan0",
             "local 10.84.0.0/16 dev lan0 table 78",
@@ -248,8 +249,8 @@ fn a_program_does_not_reach_a_program_in_another_tunnel() {
     });
 }
 
-/// The opened network contains the provider's resolver, and the file routes everything. DNS stays in the tunnel, even if that is
-/// gone.
+/// The opened network contains the provider's resolver, and the file routes everything. DNS stays in the tunnel, even
+/// if that is gone.
 #[test]
 fn the_tunnel_takes_precedence_over_a_local_network() {
     lab::test(Peer::Ours, |lab| {
@@ -361,10 +362,10 @@ fn networks_that_are_not_local_are_refused() {
         for (network, reason) in [
             ("0.0.0.0/0", "the whole Internet"),
             ("192.168.1.7/24", "non-zero host part"),
-            ("8.0.0.0/7", "wider than any private one"),
+            ("8.0.0.0/7", "larger than any private network"),
             ("127.0.0.0/8", "loopback"),
             ("224.0.0.0/4", "multicast"),
-            ("169.254.0.0/16", "of a single link"),
+            ("169.254.0.0/16", "link-local"),
             ("10.64.0.2/32", "routed into the tunnel"),
         ] {
             let output = vpn_exec(&["check", "--config", file, "--local", network])?;

@@ -1,4 +1,5 @@
-//! Local networks on a host where other programs change things: firewalls, flushed rules, changed forwarding, killed processes.
+//! Local networks on a host where other programs change things: firewalls, flushed rules, changed forwarding, killed
+//! processes.
 
 use std::process::Command;
 
@@ -265,7 +266,7 @@ fn interfaces_of_another_namespace_are_not_touched() {
         let output = other.run(|| vpn_exec(&up).output())?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let is_on = |interface: &str| other.run(|| parameters::get(&format!("net/ipv4/conf/{interface}/forwarding")));
-        ensure!(is_on("near")? == "1" && is_on("lan0")? == "0", "one that nobody there has asked for");
+        ensure!(is_on("near")? == "1" && is_on("lan0")? == "0", "an interface that no tunnel there needs");
         let output = other.run(|| vpn_exec(["down", "there"]).output())?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         ensure!(is_on("near")? == "0" && sysctl("net/ipv4/conf/lan0/forwarding")? == "1");

@@ -1,4 +1,5 @@
-//! The printed rules are those in the kernel: nft(8), which shares no code with vpn-exec, reads the text and lists the kernel's.
+//! The printed rules are those in the kernel: nft(8), which shares no code with vpn-exec, reads the text and lists the
+//! kernel's.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,7 +62,7 @@ fn the_kernel_has_the_printed_rules() {
         ensure!(told == printed, "told:\n{told}\nprinted:\n{printed}");
 
         // A table is created, replaced and removed as a whole.
-        let taken = rules.create(&table, "again").expect_err("it is there");
+        let taken = rules.create(&table, "again").expect_err("the table exists");
         ensure!(taken.kind() == std::io::ErrorKind::AlreadyExists, "{taken}");
         let smaller = Table { chains: table.chains[1..2].to_vec(), ..table };
         rules.replace(&smaller, "replaced")?;
@@ -83,7 +84,7 @@ fn a_refused_table_changes_nothing() {
         let mut rules = Nftables::open()?;
         let mut table = every_kind()?;
         table.chains.push(Chain { hook: Hook::Input, ..table.chains[3].clone() });
-        ensure!(rules.create(&table, "").is_err(), "nobody can masquerade what comes in");
+        ensure!(rules.create(&table, "").is_err(), "masquerading on input must be refused");
         ensure!(rules.comment("one").is_err(), "it is not there");
         table.chains.pop();
         rules.create(&table, "")?;
@@ -91,7 +92,8 @@ fn a_refused_table_changes_nothing() {
     });
 }
 
-/// Sends packets that a table drops, and replaces the table by itself, `times` or until a packet passes. Returns whether one has.
+/// Sends packets that a table drops, and replaces the table by itself, `times` or until a packet passes. Returns
+/// whether one has.
 fn comes_through(table: &Table, times: usize) -> Result<bool> {
     let mut rules = Nftables::open()?;
     rules.create(table, "")?;

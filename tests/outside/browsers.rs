@@ -39,7 +39,7 @@ fn chromium_does_not_open_a_page_in_the_instance_outside() {
         require("chromium")?;
         let _display = display(desk)?;
         let page = |word: &str| format!("http://127.0.0.1:{}/{word}", desk.port);
-        let (first, guilty, leak) = (page("first"), page("guilty"), page("leak"));
+        let (first, allowed, leak) = (page("first"), page("allowed"), page("leak"));
         let chromium = |page: &str| CHROMIUM.iter().copied().chain([page]).map(str::to_owned).collect::<Vec<_>>();
         let words = |page: &str| chromium(page);
         let host = words(&first);
@@ -48,10 +48,10 @@ fn chromium_does_not_open_a_page_in_the_instance_outside() {
         lab::wait_until(PATIENCE, "the host's browser opens no page", || Ok(desk.arrived("first")))?;
         let lock = std::fs::read_link("/tmp/home/profile/SingletonLock")?;
 
-        let twin = words(&guilty);
+        let twin = words(&allowed);
         let twin: Vec<&str> = twin.iter().map(String::as_str).collect();
         run(on_display(desk.unguarded(&twin)))?;
-        lab::wait_until(PATIENCE, "the twin did not hand its page over", || Ok(desk.arrived("guilty")))?;
+        lab::wait_until(PATIENCE, "the twin did not open its page outside", || Ok(desk.arrived("allowed")))?;
 
         let inside = words(&leak);
         let inside: Vec<&str> = inside.iter().map(String::as_str).collect();
@@ -97,11 +97,11 @@ fn firefox_does_not_open_a_page_in_the_instance_outside() {
         let mut running = serve(on_display(desk.on_host(&host)))?;
         lab::wait_until(PATIENCE, "the host's browser opens no page", || Ok(desk.arrived("first")))?;
 
-        let twin = words(&page("guilty"));
+        let twin = words(&page("allowed"));
         let twin: Vec<&str> = twin.iter().map(String::as_str).collect();
         let output = run(on_display(desk.unguarded(&twin)))?;
         println!("twin: {}", text_of(&output));
-        lab::wait_until(PATIENCE, "the twin did not hand its page over", || Ok(desk.arrived("guilty")))?;
+        lab::wait_until(PATIENCE, "the twin did not open its page outside", || Ok(desk.arrived("allowed")))?;
 
         let inside = words(&page("leak"));
         let inside: Vec<&str> = inside.iter().map(String::as_str).collect();

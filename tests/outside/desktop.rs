@@ -78,8 +78,8 @@ fn a_single_instance_application_also_runs_inside() {
         let application = |role: &'static str, file: &'static str| ["/usr/bin/python3", "-c", APPLICATION, role, file];
         let mut running = serve(with_port(desk.on_host(&application("host", "/tmp/first"))))?;
         lab::wait_until(PATIENCE, "the host's application opens nothing", || Ok(desk.arrived("first")))?;
-        run(with_port(desk.unguarded(&application("inside", "/tmp/guilty"))))?;
-        lab::wait_until(PATIENCE, "the twin did not hand its file over", || Ok(desk.arrived("guilty")))?;
+        run(with_port(desk.unguarded(&application("inside", "/tmp/allowed"))))?;
+        lab::wait_until(PATIENCE, "the twin did not open its file outside", || Ok(desk.arrived("allowed")))?;
         let output = run(with_port(desk.inside(&[], &application("inside", "/tmp/leak"))))?;
         let host = std::fs::read_link("/proc/self/ns/net")?;
         let text = text_of(&output);

@@ -97,10 +97,10 @@ fn ssh_uses_no_shared_connection_from_outside() {
         let output = run(desk.inside(&[], &client))?;
         ensure!(master.clients() == 0 && text_of(&output).contains("ControlPath=none"), "{}", text_of(&output));
         // The twin: with the socket opened, ssh uses it.
-        let mut guilty = serve(desk.unguarded(&client))?;
+        let mut allowed = serve(desk.unguarded(&client))?;
         lab::wait_until(PATIENCE, "the twin did not ask the master", || Ok(master.clients() > 0))?;
-        vpn_exec::linux::process::kill(guilty.id().cast_signed(), nix::sys::signal::Signal::SIGTERM)?;
-        guilty.wait()?;
+        vpn_exec::linux::process::kill(allowed.id().cast_signed(), nix::sys::signal::Signal::SIGTERM)?;
+        allowed.wait()?;
         Ok(())
     });
 }
@@ -120,7 +120,7 @@ fn dirmngr(desk: &Desk, socket: &str) -> anyhow::Result<()> {
     };
     let outside = pid(&run(desk.on_host(&ask))?);
     ensure!(outside.is_some(), "dirmngr does not answer on the host");
-    ensure!(pid(&run(desk.unguarded(&ask))?) == outside, "the twin is answered by the host's");
+    ensure!(pid(&run(desk.unguarded(&ask))?) == outside, "the twin must use the dirmngr outside");
     // Another dirmngr, inside, performs the request.
     let script = "gpg-connect-agent --dirmngr 'getinfo pid' /bye; gpg-connect-agent --dirmngr 'getinfo pid' /bye; \
                   gpg-connect-agent --dirmngr killdirmngr /bye";
@@ -191,8 +191,8 @@ fn qbittorrent_adds_no_download_to_the_instance_outside() {
             Ok(std::net::TcpStream::connect(("127.0.0.1", 18080)).is_ok())
         })?;
         let with = |word: &str| format!("http://127.0.0.1:{}/{word}.torrent", desk.port);
-        run(desk.unguarded(&[client[0], client[1], &with("guilty")]))?;
-        lab::wait_until(PATIENCE, "the twin did not hand its download over", || Ok(desk.arrived("guilty")))?;
+        run(desk.unguarded(&[client[0], client[1], &with("allowed")]))?;
+        lab::wait_until(PATIENCE, "the twin did not add its download outside", || Ok(desk.arrived("allowed")))?;
         // The refused instance may run inside.
         let script = format!("timeout 5 {} {} {}", client[0], client[1], with("leak"));
         let output = run(desk.inside(&["--kill-orphans"], &["sh", "-c", &script]))?;

@@ -135,12 +135,12 @@ impl Desk {
         }
     }
 
-    /// Runs a client that asks a process outside for a request, which must arrive only without the protection. `client` is a shell
-    /// script that contains `REQUEST`. Returns the output of the refused client.
+    /// Runs a client that asks a process outside for a request, which must arrive only without the protection. `client`
+    /// is a shell script that contains `REQUEST`. Returns the output of the refused client.
     pub(crate) fn expect_refusal(&self, client: &str) -> Result<String> {
         let script = |word: &str| client.replace("REQUEST", &self.request(word));
-        run(self.unguarded(&["sh", "-c", &script("guilty")]))?;
-        lab::wait_until(PATIENCE, "the twin's request did not arrive", || Ok(self.arrived("guilty")))?;
+        run(self.unguarded(&["sh", "-c", &script("allowed")]))?;
+        lab::wait_until(PATIENCE, "the twin's request did not arrive", || Ok(self.arrived("allowed")))?;
         let output = run(self.inside(&[], &["sh", "-c", &script("leak")]))?;
         std::thread::sleep(CALM);
         ensure!(!self.arrived("leak"), "the request was executed outside: {}", text_of(&output));

@@ -164,7 +164,8 @@ fn a_tunnel_stays_up_until_orphans_have_ended() {
     });
 }
 
-/// The process that becomes the program is killed after it has started the view helper, before the launcher knows of that.
+/// The process that becomes the program is killed after it has started the view helper, before the launcher knows of
+/// that.
 #[test]
 fn the_launcher_does_not_wait_for_a_helper_of_a_killed_process() {
     test_with_file(|config| {

@@ -1,4 +1,5 @@
-//! Real programs that gain or change privileges: they work with `--new-privs`, and vpn-exec explains why they fail without.
+//! Real programs that gain or change privileges: they work with `--new-privs`, and vpn-exec explains why they fail
+//! without.
 
 use std::fs;
 

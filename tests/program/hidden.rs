@@ -83,7 +83,7 @@ fn a_program_finds_no_resolver_of_the_host_even_after_a_restart() {
         ensure!(visible(&mut shell)?.is_empty(), "{}", visible(&mut shell)?);
         // The C library asks nscd before it reads nsswitch.conf.
         let look_up =
-            "RES_OPTIONS='timeout:1 attempts:1' getent ahosts nobody.example; getent passwd root | cut -d: -f1";
+            "RES_OPTIONS='timeout:1 attempts:1' getent ahosts unknown.example; getent passwd root | cut -d: -f1";
         ensure!(shell.say(look_up)? == "root\n");
 
         for directory in ["/run/nscd", "/run/systemd/resolve", "/run/avahi-daemon"] {
@@ -100,7 +100,7 @@ fn a_program_finds_no_resolver_of_the_host_even_after_a_restart() {
 
         // The twin: without vpn-exec, the C library asks nscd.
         Command::new("getent")
-            .args(["ahosts", "nobody.example"])
+            .args(["ahosts", "unknown.example"])
             .env("RES_OPTIONS", "timeout:1 attempts:1")
             .output()?;
         wait_until("a question to nscd", || Ok(second[0].clients() > 0))

@@ -5,8 +5,8 @@ use lab::Launcher;
 
 use crate::support::*;
 
-/// Prints the errors of the two ioctl(2) commands that insert input into a terminal, on a file that is not a terminal. That
-/// distinguishes the seccomp filter from a kernel that forbids them itself (`dev.tty.legacy_tiocsti`).
+/// Prints the errors of the two ioctl(2) commands that insert input into a terminal, on a file that is not a terminal.
+/// That distinguishes the seccomp filter from a kernel that forbids them itself (`dev.tty.legacy_tiocsti`).
 const TYPE: &str = "
 import ctypes, errno, os, platform
 libc = ctypes.CDLL(None, use_errno=True)

@@ -1,5 +1,5 @@
-//! The environment of a program in a tunnel: privileges, identity, descriptors, signals, terminal and files. The tunnels here
-//! have no peer that answers, and need none.
+//! The environment of a program in a tunnel: privileges, identity, descriptors, signals, terminal and files. The
+//! tunnels here have no peer that answers, and need none.
 //!
 //! - `privileges`: capabilities and identity.
 //! - `view`: files, working directory and umask.

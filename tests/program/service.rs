@@ -10,8 +10,8 @@ use vpn_exec::linux::process::parent_of;
 
 use crate::support::*;
 
-/// Starts a child whose child it declares the main process, and ends. The main process ends once a file exists. Its parent waits
-/// for it, and then for SIGTERM.
+/// Starts a child whose child it declares the main process, and ends. The main process ends once a file exists. Its
+/// parent waits for it, and then for SIGTERM.
 const PROGRAM: &str = "
 import os, socket, sys, time
 def wait_for(path):

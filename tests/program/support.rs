@@ -62,7 +62,8 @@ pub(crate) fn kill(pid: u32, signal: &str) -> Result<()> {
     Ok(())
 }
 
-/// Mounts a writable overlay over the world's /etc, so that tests can replace files there. Returns false without overlayfs.
+/// Mounts a writable overlay over the world's /etc, so that tests can replace files there. Returns false without
+/// overlayfs.
 pub(crate) fn loosen_etc() -> Result<bool> {
     let layer = Path::new("/run/lab/layer");
     std::fs::create_dir(layer)?;

@@ -1,5 +1,6 @@
-//! How a service is put into a tunnel. `NAME.json` is what is asked for and what the unit says already; `NAME.conf` is the drop-in, or
-//! `NAME.refused` why there is none, a line for each reason. A `# warning: ` ends a drop-in that is to be warned of. Every implementation must agree with these files.
+//! How a service is put into a tunnel. `NAME.json` has the request and the unit's present settings. `NAME.conf` is the
+//! drop-in, or `NAME.refused` the reasons for a refusal, one a line. `# warning: ` lines at the end of a drop-in are
+//! warnings. Every implementation must agree with these files.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -48,14 +48,15 @@ pub(super) fn call_of_bus(serial: u32, member: &str, body: BodyWriter, flags: u8
 /// Replies to the client, in place of the bus. Those to calls return [`Delivery::Drop`]: the call itself is not
 /// forwarded.
 impl BusConnection {
-    fn from_bus(&self, header: Header) -> Header {
+    /// Returns a header with the bus as the sender and the client as the destination.
+    fn sent_by_bus(&self, header: Header) -> Header {
         Header { sender: Some(BUS.to_owned()), destination: Some(self.unique_name.clone()), ..header }
     }
 
     /// Replies to a call with a result.
     pub(super) fn reply(&mut self, call: &Header, signature: &str, body: BodyWriter) -> Delivery {
         if call.wants_reply() {
-            let header = self.from_bus(reply_header(call, MessageKind::Return));
+            let header = self.sent_by_bus(reply_header(call, MessageKind::Return));
             self.client.push(&header.with_body(signature, &body.into_bytes()), Vec::new());
         }
         Delivery::Drop
@@ -80,7 +81,7 @@ impl BusConnection {
     /// Replies to a call with an error.
     pub(super) fn fail(&mut self, call: &Header, error: &str, text: &str) -> Delivery {
         if call.wants_reply() {
-            let header = self.from_bus(reply_header(call, MessageKind::Error));
+            let header = self.sent_by_bus(reply_header(call, MessageKind::Error));
             self.client.push(&error_reply(header, error, text), Vec::new());
         }
         Delivery::Drop
@@ -122,7 +123,7 @@ impl BusConnection {
     }
 
     fn signal(&mut self, member: &str, signature: &str, body: BodyWriter) {
-        let header = self.from_bus(Header {
+        let header = self.sent_by_bus(Header {
             flags: NO_REPLY,
             path: Some(BUS_PATH.to_owned()),
             interface: Some(BUS.to_owned()),

@@ -1,6 +1,7 @@
 //! Keys that other programs add to a `wg-quick` file.
 //!
-//! - Some change the protocol, except with neutral values: the sizes and headers of AmneziaWG, the reserved bytes of WARP.
+//! - Some change the protocol, except with neutral values: the sizes and headers of AmneziaWG, the reserved bytes of
+//!   WARP.
 //! - Some affect only the client: timers, and junk packets before a handshake, which every WireGuard server drops.
 //! - Some configure the app that wrote the file, and have no meaning here.
 

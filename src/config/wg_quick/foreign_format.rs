@@ -215,8 +215,8 @@ impl<'a> Text<'a> {
         if self.lines().any(is_wg_quick) {
             return false;
         }
-        // A misspelled key, or one with stray characters, is better reported in its line. The search takes time, so it is
-        // limited to a hundred lines.
+        // A misspelled key, or one with stray characters, is better reported in its line. The search takes time, so it
+        // is limited to a hundred lines.
         let is_near = |line: &str| {
             let key = line.split('=').next().unwrap_or_default().trim();
             closest(key, SETTINGS.map(Setting::name)).is_some()
@@ -325,7 +325,8 @@ fn sections(text: &Text<'_>) -> Option<FileFormat> {
                 "a NetworkManager connection profile",
                 format!(
                     "get the provider's file; or, while the connection is up, save what `sudo wg showconf {name}` \
-                     prints, and add below `[Interface]` a line `Address = …` from `address1` and a line `DNS = …` from `dns`"
+                     prints, and add below `[Interface]` a line `Address = …` from `address1` and \
+                     a line `DNS = …` from `dns`"
                 ),
             )
         }

@@ -14,8 +14,8 @@ use crate::config::fragment::LineView;
 use crate::config::redact::{is_plain_name, mask, mask_keys};
 use crate::config::stray_character::{self, StrayCharacter};
 
-/// Returns whether a character is white space to wg(8) (`char_is_space` of its ctype.h) and to bash's `[[:space:]]` in the
-/// C locale.
+/// Returns whether a character is white space to wg(8) (`char_is_space` of its ctype.h) and to bash's `[[:space:]]` in
+/// the C locale.
 pub(super) fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t'..='\r')
 }

@@ -62,8 +62,8 @@ impl<'a> PeerSection<'a> {
 /// The owner of each allowed IP: the peer's index, and the number of the entry that assigned it.
 type Owners = HashMap<IpNet, (usize, usize)>;
 
-/// A peer during the merge, with its allowed IPs in order and the numbers of their entries. An allowed IP that has another
-/// owner by now does not count.
+/// A peer during the merge, with its allowed IPs in order and the numbers of their entries. An allowed IP that has
+/// another owner by now does not count.
 struct MergedPeer {
     peer: Peer,
     networks: Vec<(IpNet, usize)>,

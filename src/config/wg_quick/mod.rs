@@ -1,8 +1,8 @@
 //! The parser of the provider's `wg-quick` file.
 //!
-//! It reads a file as wg-quick(8) and wg(8) do: it accepts the files that `wg-quick strip` and `wg setconf` accept, with
-//! the same meaning, and refuses the others. `tests/config_differential` compares it with wireguard-tools, and lists the
-//! few intended differences.
+//! It reads a file as wg-quick(8) and wg(8) do: it accepts the files that `wg-quick strip` and `wg setconf` accept,
+//! with the same meaning, and refuses the others. `tests/config_differential` compares it with wireguard-tools, and
+//! lists the few intended differences.
 //!
 //! - `parser`: sections and settings; here a line becomes a part of the result.
 //! - `values`: the values of the settings.

@@ -83,8 +83,8 @@ impl Setting {
         matches!(self, Address | Dns | Mtu | Table | SaveConfig | Hook(_))
     }
 
-    /// Returns whether the value is a key or a command, and must not be shown. A public key is included: the value may be
-    /// a private key in the wrong line.
+    /// Returns whether the value is a key or a command, and must not be shown. A public key is included: the value may
+    /// be a private key in the wrong line.
     pub(super) fn is_secret(self) -> bool {
         matches!(self, Setting::PrivateKey | Setting::PresharedKey | Setting::PublicKey | Setting::Hook(_))
     }

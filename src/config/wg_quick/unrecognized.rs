@@ -104,8 +104,8 @@ impl<'a> Parser<'a> {
                 let names = keys.names_with_lines();
                 let help = "delete each such line if the account works without it (many do), or use a client for WARP";
                 Diagnostic::error(format!(
-                    "this file is for Cloudflare's WARP: {names} adds a client ID to each packet, which plain WireGuard \
-                     does not have"
+                    "this file is for Cloudflare's WARP: {names} adds a client ID to each packet, which plain \
+                     WireGuard does not have"
                 ))
                 .help(help.to_owned())
             }),

@@ -144,8 +144,8 @@ pub(super) enum DnsWord {
     Routing,
 }
 
-/// Parses a word of a `DNS` line: an address, or else a search domain (wg-quick(8)). A word that looks like an address must be
-/// valid.
+/// Parses a word of a `DNS` line: an address, or else a search domain (wg-quick(8)). A word that looks like an address
+/// must be valid.
 pub(super) fn dns(word: Fragment<'_>) -> Result<DnsWord, ValueError> {
     let text = word.text;
     if let Ok(server) = text.parse() {

@@ -148,8 +148,8 @@ impl TcpConnections {
                 self.eviction_logged = Some(Instant::now());
                 tracing::warn!(
                     "cannot open more connections for port {port} of the host: the limit of open files is reached. \
-                     From now on the longest-idle connection of the address that holds most is closed for each new one, \
-                     now of {client}. To allow for more, raise the hard limit (`ulimit -Hn`, LimitNOFILE= of a \
+                     From now on the longest-idle connection of the address that holds most is closed for each new \
+                     one, now of {client}. To allow for more, raise the hard limit (`ulimit -Hn`, LimitNOFILE= of a \
                      service)"
                 );
             }

@@ -14,7 +14,7 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519;
 
 use super::allowed_ips::{AllowedIps, PeerIndex};
-use super::peer::{Context, DatagramVerdict, Peer};
+use super::peer::{Context, DatagramVerdict, PeerState};
 use crate::keys::PublicKey;
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
@@ -78,7 +78,7 @@ pub(super) struct Core {
     public_key: x25519::PublicKey,
     mtu: usize,
     /// A peer keeps its index while it exists, since the session indices on the wire contain it.
-    peers: Vec<Option<Peer>>,
+    peers: Vec<Option<PeerState>>,
     by_key: HashMap<PublicKey, PeerIndex>,
     allowed_ips: AllowedIps,
     /// Hides the peers' indices in the session indices on the wire.
@@ -139,13 +139,15 @@ impl Core {
         // Each `Tunn` has a limiter that checks and counts again. The limiter of the device decides alone.
         let no_limit = Arc::new(RateLimiter::new(&self.public_key, u64::MAX));
         for peer in &mut self.peers {
-            peer.take_if(|peer| !config.peers.iter().any(|wanted| wanted.public_key == *peer.public_key()));
+            peer.take_if(|peer| !config.peers.iter().any(|configured| configured.public_key == *peer.public_key()));
         }
         self.by_key.clear();
         self.allowed_ips = AllowedIps::default();
         let mut new = Vec::new();
-        for wanted in &config.peers {
-            let is_it = |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| *peer.public_key() == wanted.public_key);
+        for configured in &config.peers {
+            let is_it = |peer: &Option<PeerState>| {
+                peer.as_ref().is_some_and(|peer| *peer.public_key() == configured.public_key)
+            };
             let free = || self.peers.iter().position(Option::is_none);
             let index = self.peers.iter().position(is_it).or_else(free).unwrap_or(self.peers.len());
             if index == self.peers.len() {
@@ -153,26 +155,26 @@ impl Core {
             }
             let before = self.peers[index].take();
             self.peers[index] = Some(match before {
-                Some(mut peer) if peer.has_key(wanted.preshared_key.as_ref()) => {
-                    peer.set_persistent_keepalive(wanted.persistent_keepalive);
+                Some(mut peer) if peer.has_key(configured.preshared_key.as_ref()) => {
+                    peer.set_persistent_keepalive(configured.persistent_keepalive);
                     peer
                 }
                 before => {
                     new.push(index);
                     let tunn = Tunn::new(
                         self.private_key.clone(),
-                        x25519::PublicKey::from(*wanted.public_key.as_bytes()),
-                        wanted.preshared_key.as_ref().map(|key| *key.as_bytes()),
-                        // `Peer` sends the persistent keepalives.
+                        x25519::PublicKey::from(*configured.public_key.as_bytes()),
+                        configured.preshared_key.as_ref().map(|key| *key.as_bytes()),
+                        // `PeerState` sends the persistent keepalives.
                         None,
                         index as u32 ^ self.index_mask,
                         Some(Arc::clone(&no_limit)),
                     );
-                    Peer::new(index, wanted, tunn, before.as_ref(), now)
+                    PeerState::new(index, configured, tunn, before.as_ref(), now)
                 }
             });
-            self.by_key.insert(wanted.public_key, index);
-            for prefix in &wanted.allowed_ips {
+            self.by_key.insert(configured.public_key, index);
+            for prefix in &configured.allowed_ips {
                 self.allowed_ips.claim(*prefix, index);
             }
         }
@@ -256,7 +258,7 @@ impl Core {
 
     /// Returns the time at which [`Self::tick`] must be called, or none while nothing is pending.
     pub(super) fn next_tick(&self) -> Option<Duration> {
-        self.peers.iter().flatten().filter_map(Peer::next_tick).min()
+        self.peers.iter().flatten().filter_map(PeerState::next_tick).min()
     }
 
     /// Does what is due: retransmissions, keepalives, renewal and expiry of keys.

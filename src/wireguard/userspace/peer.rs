@@ -3,7 +3,7 @@
 //!
 //! Properties of `boringtun` that this file deals with:
 //!
-//! - Its time only advances in `update_timers`. After a quiet period, every method calls [`Peer::update`] first.
+//! - Its time only advances in `update_timers`. After a quiet period, every method calls [`PeerState::update`] first.
 //!   Otherwise a new handshake would seem to have started long ago, and would be given up.
 //! - All messages between two calls of that have the same time. So it can overlook that a keepalive is due, and the
 //!   first packet after a silence seems unanswered at the next call. For this reason the calls are rare, and unanswered
@@ -88,7 +88,7 @@ struct SessionTimes {
 }
 
 /// A peer of the device.
-pub(super) struct Peer {
+pub(super) struct PeerState {
     index: PeerIndex,
     public_key: PublicKey,
     /// The preshared key. The outer option is none once the private key was replaced.
@@ -98,7 +98,7 @@ pub(super) struct Peer {
     endpoint: Option<SocketAddr>,
     endpoint_set_at: Option<Duration>,
     /// Whether a session was needed and there was none. If so, a new endpoint starts another attempt.
-    wanted: bool,
+    session_needed: bool,
     initiation: Option<Initiation>,
     /// The newest session, until all keys have expired.
     session: Option<SessionTimes>,
@@ -116,10 +116,16 @@ pub(super) struct Peer {
     tx_bytes: u64,
 }
 
-impl Peer {
+impl PeerState {
     /// Creates a peer without a session. It takes over the endpoint and the counters of the peer `before` it, which has
     /// the same public key.
-    pub(super) fn new(index: PeerIndex, config: &PeerConfig, tunn: Tunn, before: Option<&Peer>, now: Duration) -> Self {
+    pub(super) fn new(
+        index: PeerIndex,
+        config: &PeerConfig,
+        tunn: Tunn,
+        before: Option<&PeerState>,
+        now: Duration,
+    ) -> Self {
         let endpoint = config.endpoint.or(before.and_then(|before| before.endpoint));
         Self {
             index,
@@ -129,7 +135,7 @@ impl Peer {
             persistent_keepalive: interval(config.persistent_keepalive),
             endpoint: endpoint.map(canonical),
             endpoint_set_at: endpoint.map(|_| now),
-            wanted: false,
+            session_needed: false,
             initiation: None,
             session: None,
             unconfirmed: [None; SESSIONS],
@@ -190,7 +196,7 @@ impl Peer {
         if self.session.as_ref().is_some_and(|session| context.now < session.made_at + REKEY_TIMEOUT) {
             return;
         }
-        self.wanted = true;
+        self.session_needed = true;
         self.send_initiation(false, context);
     }
 
@@ -204,7 +210,7 @@ impl Peer {
             if changed {
                 self.send_initiation(true, context);
             }
-        } else if self.session.is_none() && (self.wanted || self.persistent_keepalive.is_some()) {
+        } else if self.session.is_none() && (self.session_needed || self.persistent_keepalive.is_some()) {
             self.send_initiation(false, context);
         }
     }
@@ -219,7 +225,7 @@ impl Peer {
                 }
                 self.transmit(message, context.now, context.sink);
             }
-            _ => self.wanted = true,
+            _ => self.session_needed = true,
         }
     }
 
@@ -441,7 +447,7 @@ impl Peer {
     /// Sends a message to the peer if its endpoint is known.
     fn transmit<S: Sink>(&mut self, message: &[u8], now: Duration, sink: &mut S) {
         if message[0] == HANDSHAKE_INITIATION {
-            self.wanted = true;
+            self.session_needed = true;
             // The bytes after the index belong to an ephemeral public key, so they are random.
             let jitter = u16::from_le_bytes([message[8], message[9]]) % JITTER_MILLISECONDS;
             let again_at = now + REKEY_TIMEOUT + Duration::from_millis(jitter.into());
@@ -467,7 +473,7 @@ impl Peer {
 
     /// Sends queued packets after a completed handshake.
     fn established<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        self.wanted = false;
+        self.session_needed = false;
         self.handshake_at = Some(context.now);
         while let TunnResult::WriteToNetwork(message) = self.tunn.decapsulate(None, &[], context.scratch) {
             if message[0] == DATA {

@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-/// Requests a page from the calling thread's network namespace and returns it. Looks the host name up as the system does,
-/// and tries each of its addresses for as long as `timeout`.
+/// Requests a page from the calling thread's network namespace and returns it. Looks the host name up as the system
+/// does, and tries each of its addresses for as long as `timeout`.
 ///
 /// # Errors
 /// That of the last address.

@@ -31,8 +31,8 @@ pub fn bound(interface: &str, like: SocketAddr, kind: SockType) -> io::Result<Ow
     Ok(socket)
 }
 
-/// Sends to all targets while `goes_on`, by the routes and by every interface of the calling thread's network namespace.
-/// Returns the number of datagrams that it tried to send.
+/// Sends to all targets while `goes_on`, by the routes and by every interface of the calling thread's network
+/// namespace. Returns the number of datagrams that it tried to send.
 pub fn send_storm(targets: &[SocketAddr], goes_on: impl Fn() -> bool) -> u64 {
     let mut tried = 0;
     while goes_on() {

@@ -1,5 +1,5 @@
-//! Every environment variable that tests, benchmarks and their helper programs read. CONTRIBUTING.md has a table of those
-//! that a person sets; a test compares the two.
+//! Every environment variable that tests, benchmarks and their helper programs read. CONTRIBUTING.md has a table of
+//! those that a person sets; a test compares the two.
 
 /// The vpn-exec that tests run in place of the one that cargo built with them, for example a static one.
 pub const BIN: &str = "VPN_EXEC_BIN";

@@ -271,7 +271,7 @@ fn a_handshake_in_flight_is_sent_to_a_new_endpoint_at_once() {
     client.send(&outbound());
     assert_eq!(client.take_sent().len(), 1);
     client.set_endpoint(0, "198.51.100.66:66");
-    assert!(client.take_sent().is_empty(), "it is there already");
+    assert!(client.take_sent().is_empty(), "the endpoint has not changed");
     client.set_endpoint(0, "[::ffff:198.51.100.1]:51820");
     assert_eq!(client.status(0).endpoint, Some(address(SERVER)), "a mapped address is the address");
     settle(&mut [&mut client, &mut server]);

@@ -91,7 +91,7 @@ fn a_completed_handshake_is_signalled_at_once_and_only_once() {
 fn an_endpoint_can_be_set_later_and_an_unknown_peer_is_an_error() {
     let (_server_tun, server) = start(&device(2, vec![peer(1, &["10.0.0.1/32"], None)]));
     let (_client_tun, client) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
-    client.initiate_handshake(&public_key(2)).expect("without an endpoint it is no error");
+    client.initiate_handshake(&public_key(2)).expect("a missing endpoint is no error");
     let endpoint = format!("127.0.0.1:{}", server.listen_port()).parse().expect("an endpoint");
     client.set_endpoint(&public_key(2), endpoint).expect("set");
     assert!(readable(client.handshakes(), PATIENCE));
@@ -129,7 +129,7 @@ fn the_loss_of_the_tun_is_noticed() {
 fn errors_of_the_network_do_not_stop_the_device() {
     let ((client_tun, client), (server_tun, server)) = pair("127.0.0.1");
     let right = server.listen_port();
-    // A port where nobody listens (ICMP errors), an address that cannot be sent to, a family that may have no route.
+    // A closed port (ICMP errors), an address that cannot be sent to, a family that may have no route.
     let closed = Sockets::bind(0, 0).expect("sockets").port();
     for endpoint in
         [format!("127.0.0.1:{closed}"), "255.255.255.255:9".into(), "[2001:db8::1]:9".into(), "127.0.0.1:0".into()]
@@ -160,7 +160,7 @@ fn the_thread_runs_the_hook_first_and_has_a_name_and_no_signals() {
         status.lines().find_map(|line| line.strip_prefix(name)).expect("a field").trim_matches([':', '\t']).to_owned()
     };
     assert_eq!(field("Name"), "wireguard");
-    // All but SIGKILL and SIGSTOP, which cannot be blocked, and glibc's own two, which it does not let anybody block.
+    // All except SIGKILL and SIGSTOP, which cannot be blocked, and two that glibc reserves.
     let blocked = u64::from_str_radix(&field("SigBlk"), 16).expect("a mask");
     let (kill, stop, internal) = (1 << 8, 1 << 18, 0b11 << 31);
     assert_eq!(blocked | kill | stop | internal, u64::MAX);

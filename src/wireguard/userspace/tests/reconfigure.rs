@@ -48,7 +48,7 @@ fn a_removed_peer_is_gone_in_both_directions_and_its_index_admits_no_message() {
     // Somebody else takes its place, and its addresses.
     reconfigure(&mut server, &device(2, vec![peer(5, &["10.0.0.1/32", "2001:db8::1/128"], None)]));
     assert_eq!(server.core.status(clock::now()).len(), 1);
-    assert_eq!(kinds(&mut client, &mut server), [4], "nobody answers");
+    assert_eq!(kinds(&mut client, &mut server), [4], "the removed peer got a response");
     assert!(server.take_delivered().is_empty(), "and nothing comes in");
     assert_eq!(server.core.dropped().not_authentic, 1);
     server.send(&inbound());

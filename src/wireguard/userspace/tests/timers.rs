@@ -114,7 +114,7 @@ fn a_persistent_keepalive_never_gives_up() {
 fn a_quiet_period_does_not_end_a_new_handshake() {
     for pause in [60, 100, 200, 539, 541, 3_600, 100_000] {
         let (mut client, mut server) = client_and_server();
-        // The device slept: nobody ticked.
+        // The machine was suspended, so there were no ticks.
         travel::advance(seconds(pause));
         client.send(&outbound());
         client.take_sent();
