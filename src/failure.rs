@@ -1,7 +1,7 @@
 //! The one error type that a user sees: what failed, why, and what to do about it.
 //!
-//! A failure keeps its shape from the kernel's answer to the terminal: [`Doing::doing`] makes it of a system error, the keeper sends it to
-//! its clients as it is, and `main` prints it.
+//! A failure keeps its shape from the kernel's answer to the terminal: [`Doing::doing`] makes it of a system error, the
+//! keeper sends it to its clients as it is, and `main` prints it.
 
 use std::fmt;
 use std::io;
@@ -32,7 +32,8 @@ impl Failure {
         Self { message: message.to_string(), advice: None, errno: None, status: FAILED }
     }
 
-    /// Creates the failure of an operation that the system refused: `cannot WHAT: ERROR`, with advice for common errors.
+    /// Creates the failure of an operation that the system refused: `cannot WHAT: ERROR`, with advice for common
+    /// errors.
     ///
     /// A failure inside of the error, as from [`io::Error::other`], keeps its advice and its error number.
     pub fn of(what: impl fmt::Display, error: &io::Error) -> Self {

@@ -1,26 +1,30 @@
 //! vpn-exec runs a program whose only way to the Internet is a WireGuard tunnel.
 //!
-//! The rooms, from top to bottom. A room uses only rooms below it; a test checks that (`tests/layout.rs`).
+//! The modules, from top to bottom. A module uses only modules below it; `tests/layout.rs` checks that.
 //!
-//! | room | what it is |
+//! | module | subject |
 //! |---|---|
-//! | [`cli`] | the command line's grammar |
 //! | [`commands`] | one file per command |
 //! | [`program`] | the program's process: enters the tunnel, gets its view of files, drops privileges, runs |
-//! | `session` | getting hold of a tunnel: join, claim, take over, create; recovery after a killed keeper |
+//! | `session` | getting hold of a tunnel: join, claim, adopt, create; recovery after a killed keeper |
 //! | `request` | file, profile and command line brought together |
+//! | [`logging`], [`cli`] | messages; the grammar of the command line |
 //! | [`keeper`] | the daemon that owns a tunnel: event loop, clients, endpoints, ports, service manager |
 //! | [`lease`] | the protocol between the keeper and its clients, with status and handover |
-//! | [`tunnel`] | the kernel objects of a tunnel: make, take over, change, remove |
+//! | [`tunnel`] | the kernel objects of a tunnel: create, adopt, change, remove |
+//! | `lookup` | where profiles are, and the names of tunnels and profiles |
 //! | [`registry`] | the files below `/run/vpn-exec` |
-//! | [`relay`] | published ports |
-//! | [`bus`] | the filter of the session bus |
 //! | [`wireguard`] | the kernel's and the embedded WireGuard behind one trait |
+//! | [`bus`] | the filter of the session bus |
+//! | `systemctl` | the properties of units, as systemd reports them |
 //! | [`plan`] | the decisions, as a pure function of a configuration and of facts about the host |
-//! | [`config`], [`config_file`] | the user's files, parsed and checked |
+//! | [`relay`] | published ports |
+//! | [`config_file`], [`config`] | the user's files, read, parsed and checked |
+//! | [`fault`] | the switches by which tests make a step fail or take a protection away |
+//! | [`failure`] | the one error type |
 //! | [`linux`] | thin, safe wrappers of kernel interfaces, without knowledge of VPNs |
-//! | [`failure`], [`logging`], [`escape`] | errors, messages, and escaping for terminals |
-//! | [`names`], [`keys`], [`ruleset`] | checked names, wiped keys, and packet rules as data |
+//! | `color`, [`escape`] | colour and escaping for terminals |
+//! | [`ruleset`], [`names`], [`keys`] | packet rules as data, checked names, wiped keys |
 
 #![deny(unsafe_code)]
 

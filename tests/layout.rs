@@ -1,10 +1,10 @@
-//! The rooms of the source: imports run one way, from top to bottom.
+//! The modules of the source: imports run one way, from top to bottom.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms, from top to bottom. A room uses only itself and rooms below it.
-const ROOMS: [&str; 27] = [
+/// The modules, from top to bottom. A module uses only itself and modules below it.
+const MODULES: [&str; 27] = [
     "commands",
     "program",
     "session",
@@ -38,13 +38,13 @@ const ROOMS: [&str; 27] = [
 fn imports_run_from_top_to_bottom() {
     let mut wrong = Vec::new();
     for file in files(Path::new("src")) {
-        let room = room_of(&file);
+        let module = module_of(&file);
         // The fuzzers' entry points and the main function reach everywhere.
-        if ["main", "lib", "fuzzing"].contains(&room.as_str()) {
+        if ["main", "lib", "fuzzing"].contains(&module.as_str()) {
             continue;
         }
-        let rank = rank(&room).unwrap_or_else(|| panic!("{} is in no room of the list", file.display()));
-        for used in used_rooms(&fs::read_to_string(&file).expect("a source file")) {
+        let rank = rank(&module).unwrap_or_else(|| panic!("{} is in no module of the list", file.display()));
+        for used in used_modules(&fs::read_to_string(&file).expect("a source file")) {
             if rank_or_panic(&used, &file) < rank {
                 wrong.push(format!("{} uses crate::{used}", file.display()));
             }
@@ -54,25 +54,25 @@ fn imports_run_from_top_to_bottom() {
 }
 
 #[test]
-fn every_room_of_the_list_exists() {
-    for room in ROOMS {
-        let (file, directory) = (format!("src/{room}.rs"), format!("src/{room}"));
-        assert!(Path::new(&file).exists() || Path::new(&directory).exists(), "there is no room {room}");
+fn every_module_of_the_list_exists() {
+    for module in MODULES {
+        let (file, directory) = (format!("src/{module}.rs"), format!("src/{module}"));
+        assert!(Path::new(&file).exists() || Path::new(&directory).exists(), "there is no module {module}");
     }
 }
 
 #[test]
 fn an_import_is_found_in_each_of_its_forms() {
     let text = "use crate::keeper::start;\nuse crate::{\n    fault, keeper::{self, Mission},\n    registry,\n};\n// crate::relay\nlet x = crate::config::y();";
-    assert_eq!(used_rooms(text), ["keeper", "fault", "keeper", "registry", "config"]);
+    assert_eq!(used_modules(text), ["keeper", "fault", "keeper", "registry", "config"]);
 }
 
-fn rank(room: &str) -> Option<usize> {
-    ROOMS.iter().position(|known| *known == room)
+fn rank(module: &str) -> Option<usize> {
+    MODULES.iter().position(|known| *known == module)
 }
 
-fn rank_or_panic(room: &str, file: &Path) -> usize {
-    rank(room).unwrap_or_else(|| panic!("{} uses crate::{room}, which is in no room of the list", file.display()))
+fn rank_or_panic(module: &str, file: &Path) -> usize {
+    rank(module).unwrap_or_else(|| panic!("{} uses crate::{module}, which is in no module of the list", file.display()))
 }
 
 fn files(directory: &Path) -> Vec<PathBuf> {
@@ -89,13 +89,13 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// The first component below `src`, without `.rs`.
-fn room_of(file: &Path) -> String {
+fn module_of(file: &Path) -> String {
     let first = file.components().nth(1).expect("a path below src").as_os_str().to_string_lossy().into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// The rooms that a source names after `crate::`, outside of comments.
-fn used_rooms(text: &str) -> Vec<String> {
+/// The modules that a source names after `crate::`, outside of comments.
+fn used_modules(text: &str) -> Vec<String> {
     let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let code = code.join("\n");
     let mut used = Vec::new();

@@ -1,8 +1,8 @@
 //! Completion of a command line that a user is typing.
 //!
-//! The script of `vpn-exec completions SHELL` calls vpn-exec with [`VARIABLE`] set to the shell's name, `--`, and the
-//! words so far. The answer is on standard output. A completion needs no privileges and never prints an error: what
-//! cannot be read is not offered.
+//! The script of `vpn-exec completions SHELL` calls vpn-exec with `_VPN_EXEC_COMPLETE` set to the shell's name, `--`,
+//! and the words so far. The answer is on standard output. A completion needs no privileges and never prints an error:
+//! what cannot be read is not offered.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

@@ -1,4 +1,5 @@
-//! A session: a lease on a living tunnel. The launcher joins a tunnel that is up, adopts one whose keeper was killed, or has one made.
+//! A session: a lease on a living tunnel. The launcher joins a tunnel that is up, adopts one whose keeper was killed,
+//! or has one made.
 //!
 //! - [`acquire`], [`acquire_requested`]: the ways to a session.
 //! - `approach`: finding out which of the ways is open. `creation`: preparing a keeper.
@@ -44,8 +45,8 @@ pub(crate) struct Session {
 
 /// Acquires the tunnel that a request describes. The caller has the privileges of a launcher, and no more.
 ///
-/// The request is consumed, so that this process has no copy of its keys left: a keeper is a fork of this process, and nothing would wipe
-/// its parent's stacks in the fork.
+/// The request is consumed, so that this process has no copy of its keys left: a keeper is a fork of this process, and
+/// nothing would wipe its parent's stacks in the fork.
 ///
 /// # Errors
 /// If the tunnel is up with another configuration, or cannot be joined, adopted or made.
@@ -140,8 +141,8 @@ fn living_plan(name: &TunnelName) -> Result<Plan, Failure> {
 }
 
 impl Session {
-    /// Checks that a program may run in the tunnel as it asks to, and logs warnings. A tunnel that is made for the program is planned for
-    /// it.
+    /// Checks that a program may run in the tunnel as it asks to, and logs warnings. A tunnel that is made for the
+    /// program is planned for it.
     ///
     /// # Errors
     /// If the tunnel's plan does not allow an option of the program.
@@ -164,8 +165,8 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the session and waits until the tunnel is gone, or stays for others. Returns whether the keeper was still there; otherwise
-    /// this process has taken the tunnel down.
+    /// Ends the session and waits until the tunnel is gone, or stays for others. Returns whether the keeper was still
+    /// there; otherwise this process has taken the tunnel down.
     ///
     /// After a failure (`is_clean` is false) the keeper kills the processes that the program left in the tunnel.
     ///

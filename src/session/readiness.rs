@@ -111,7 +111,8 @@ impl Session {
         Readiness::new(self.origin == Origin::Joined, wait)
     }
 
-    /// Takes the next step of the wait, as [`Readiness::advance`]. A tunnel that was adopted is brought up to date once it is made.
+    /// Takes the next step of the wait, as [`Readiness::advance`]. A tunnel that was adopted is brought up to date once
+    /// it is made.
     ///
     /// # Errors
     /// As [`Readiness::advance`]; also if the keeper was killed, or if there was no handshake in time.
