@@ -107,7 +107,7 @@ in
       type = strings;
       default = [ ];
       example = [ "192.168.1.0/24" ];
-      description = "Networks that services inside reach through the host instead of the tunnel (split tunnelling), and that reach them.";
+      description = "Networks that services inside reach through the host instead of the tunnel (split tunnelling). To let these networks connect to a service, use `publish`.";
     };
 
     local.lan = mkOption {

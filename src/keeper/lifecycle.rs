@@ -186,7 +186,7 @@ fn take_over(
         device_config(config, mtu).and_then(|device| tunnel.adopt(state, &device, privileges::limit_data_path));
     match adopted {
         Ok(events) => {
-            tracing::info!("took over the tunnel {name}, whose keeper was killed");
+            tracing::info!("took over the tunnel {name} from its former keeper");
             ports.take_over_host_ports(tunnel.plan());
             Ok((tunnel, events))
         }

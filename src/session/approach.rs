@@ -42,8 +42,8 @@ pub(crate) fn approach(name: &TunnelName) -> Result<Approach, Failure> {
     }
 }
 
-/// Returns whether a keeper that cannot be reached is about to have a successor: a process holds its lock, or a living launcher has not
-/// noticed its end yet.
+/// Returns whether a keeper that cannot be reached is about to have a successor: a process holds its lock, or a living
+/// launcher has not noticed its end yet.
 ///
 /// # Errors
 /// If the registry cannot be used.
@@ -91,8 +91,8 @@ pub(crate) fn join(name: &TunnelName) -> Result<Option<Lease>, Failure> {
 
 /// Claims a name whose keeper is dead. None if there is no tunnel of that name, or a living one.
 ///
-/// The kernel closes the descriptors of a killed process one after the other, and the TUN may take 20 ms: its socket is closed that long
-/// before its lock. This function waits for the lock.
+/// The kernel closes the descriptors of a killed process one after the other, and the TUN may take 20 ms: its socket is
+/// closed that long before its lock. This function waits for the lock.
 ///
 /// # Errors
 /// If the registry cannot be used, or if another process keeps the lock without answering.

@@ -13,13 +13,14 @@ use crate::request::TunnelRequest;
 use crate::tunnel;
 use crate::wireguard::Backend;
 
-/// Prepares a keeper for a claimed name: it adopts what a killed keeper left if that is still in use, or makes the tunnel anew.
+/// Prepares a keeper for a claimed name: it adopts what a killed keeper left if that is still in use, or makes the
+/// tunnel anew.
 ///
 /// The request is consumed: of the provider's file, this process keeps only what the keeper gets.
 ///
 /// # Errors
-/// If the remains cannot be removed, or cannot be changed to what is requested, or if no plan can be made. A claim on a name without a
-/// tunnel is released then.
+/// If the remains cannot be removed, or cannot be changed to what is requested, or if no plan can be made. A claim on a
+/// name without a tunnel is released then.
 pub(crate) fn keeper_spec(
     request: Box<TunnelRequest>,
     directory: TunnelDirectory,
@@ -67,8 +68,8 @@ fn make_plan(request: &TunnelRequest, directory: &TunnelDirectory) -> Result<Pla
     Ok(plan)
 }
 
-/// Warns if another tunnel of this machine has the same private key and a peer in common. A peer answers the endpoint that it heard last,
-/// so each tunnel would take the other's packets.
+/// Warns if another tunnel of this machine has the same private key and a peer in common. A peer answers the endpoint
+/// that it heard last, so each tunnel would take the other's packets.
 fn warn_of_shared_key(plan: &Plan) {
     let Some(key) = plan.wireguard.public_key else { return };
     for name in registry::names().unwrap_or_default().into_iter().filter(|name| *name != plan.name) {
@@ -86,8 +87,8 @@ fn warn_of_shared_key(plan: &Plan) {
     }
 }
 
-/// Checks that a living tunnel can be changed to the requested configuration. Otherwise a keeper that adopts it would have other keys and
-/// peers than the interface has addresses and routes.
+/// Checks that a living tunnel can be changed to the requested configuration. Otherwise a keeper that adopts it would
+/// have other keys and peers than the interface has addresses and routes.
 fn require_changeable(request: &TunnelRequest, state: &TunnelState, living: &Plan) -> Result<(), Failure> {
     let mut requested = request.plan()?;
     requested.keep_link(living);

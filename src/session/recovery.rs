@@ -18,16 +18,17 @@ use crate::tunnel;
 /// How many successors are started in a row if each is killed before it has taken over.
 const SUCCESSORS: usize = 10;
 
-/// Returns whether a tunnel whose keeper was killed is still in use: it stands, or another launcher with a lease is alive. A successor
-/// then takes it over; otherwise it is removed.
+/// Returns whether a tunnel whose keeper was killed is still in use: it stands, or another launcher with a lease is
+/// alive. A successor then takes it over; otherwise it is removed.
 pub(crate) fn is_wanted(state: &TunnelState) -> bool {
     let own = std::process::id().cast_signed();
     let mut others = state.holders.iter().filter(|holder| holder.process.pid != own);
     state.made.is_some() && (state.standing || others.any(|holder| holder.process.is_alive()))
 }
 
-/// Acquires a new lease on a tunnel whose keeper was killed: from the successor that another launcher has started, or from one that is
-/// started here. A successor that is killed as well is replaced. Raises the capabilities that this needs.
+/// Acquires a new lease on a tunnel whose keeper was killed: from the successor that another launcher has started, or
+/// from one that is started here. A successor that is killed as well is replaced. Raises the capabilities that this
+/// needs.
 ///
 /// # Errors
 /// If the tunnel is gone, or cannot be taken over. Its remains still exist then: [`clean_up()`] removes them.

@@ -88,7 +88,7 @@ fn removing_the_wireguard_interface_ends_the_program_and_the_tunnel() {
         })?;
         drop(inside);
         let output = output_of(running.child)?;
-        assert!(assert_refused(&output).contains("device"), "{}", errors(&output));
+        assert!(assert_refused(&output).contains("WireGuard"), "{}", errors(&output));
         assert_none_soon(&["daemon", "daemonized"], "after the loss of the device")?;
         assert_unchanged(&before, "after the loss of the device")
     });
