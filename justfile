@@ -4,7 +4,7 @@
 default:
     @just --list
 
-# Show a program whose traffic leaves through a tunnel, without a VPN account (about a minute to build)
+# Show a program whose traffic leaves through a tunnel, without a VPN account (some minutes to build)
 demo:
     cargo run --release --example demo
 
