@@ -57,6 +57,20 @@ const DATA: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
+/// The calls of a thread that relays connections: sockets of the families that its filter allows, and pipes.
+const CONNECTIONS: &[libc::c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_shutdown,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_splice,
+    libc::SYS_pipe2,
+    libc::SYS_fcntl,
+];
+
 /// The further calls of the main thread and of the C library's resolver.
 const KEEPER: &[libc::c_long] = &[
     // Files.
@@ -83,25 +97,14 @@ const KEEPER: &[libc::c_long] = &[
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_flock,
-    libc::SYS_fcntl,
     libc::SYS_ioctl,
     libc::SYS_dup,
     libc::SYS_dup3,
-    libc::SYS_pipe2,
     libc::SYS_memfd_create,
     libc::SYS_close_range,
     // Sockets of the families in FAMILIES.
-    libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
-    libc::SYS_accept4,
-    libc::SYS_shutdown,
-    libc::SYS_getsockname,
-    libc::SYS_getpeername,
-    libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
-    // Relaying published ports.
-    libc::SYS_splice,
     // Waiting.
     libc::SYS_ppoll,
     libc::SYS_pselect6,
@@ -178,24 +181,12 @@ const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6
 /// Returns the filter of the main thread and of the threads that it starts later. A keeper that runs hooks at its end
 /// has no filter, because the hooks would inherit it.
 pub(super) fn keeper() -> io::Result<SyscallFilter> {
-    SyscallFilter::allow_only(&[DATA, legacy::DATA, KEEPER, legacy::KEEPER].concat(), &FAMILIES)
+    SyscallFilter::allow_only(&[DATA, legacy::DATA, CONNECTIONS, KEEPER, legacy::KEEPER].concat(), &FAMILIES)
 }
 
 /// Returns the filter of a thread that relays ports: it opens connections and pipes.
 pub(super) fn relay() -> io::Result<SyscallFilter> {
-    let own = [
-        libc::SYS_accept4,
-        libc::SYS_connect,
-        libc::SYS_shutdown,
-        libc::SYS_getsockname,
-        libc::SYS_getpeername,
-        libc::SYS_getsockopt,
-        libc::SYS_setsockopt,
-        libc::SYS_splice,
-        libc::SYS_pipe2,
-        libc::SYS_fcntl,
-    ];
-    SyscallFilter::allow_only(&[DATA, legacy::DATA, &own].concat(), &[libc::AF_INET, libc::AF_INET6])
+    SyscallFilter::allow_only(&[DATA, legacy::DATA, CONNECTIONS].concat(), &[libc::AF_INET, libc::AF_INET6])
 }
 
 /// Returns the filter of the data path's thread.

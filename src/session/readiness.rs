@@ -80,12 +80,15 @@ impl Readiness {
         let watched: Vec<BorrowedFd<'_>> = [lease.as_fd()].into_iter().chain(others.iter().copied()).collect();
         let readable = wait_for(&watched, left).doing(HEAR)?;
         if !readable[0] {
-            let is_past = |due: Option<Instant>| due.is_some_and(|due| Instant::now() >= due);
-            return Ok(match () {
-                () if readable.contains(&true) => Progress::Other,
-                () if is_past(self.deadline) => Progress::TimedOut,
-                () if is_past(self.notice_due.take_if(|due| Instant::now() >= *due)) => Progress::Slow,
-                () => Progress::Other,
+            let now = Instant::now();
+            return Ok(if readable.contains(&true) {
+                Progress::Other
+            } else if self.deadline.is_some_and(|due| now >= due) {
+                Progress::TimedOut
+            } else if self.notice_due.take_if(|due| now >= *due).is_some() {
+                Progress::Slow
+            } else {
+                Progress::Other
             });
         }
         Ok(match lease.next_event().doing(HEAR)? {
