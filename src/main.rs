@@ -19,13 +19,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(NotParsed::Invalid(failure)) => return report(&failure),
         Err(NotParsed::Help(help)) => {
-            return match help.print() {
-                // A reader that leaves early, as head(1) does, is not a failure.
-                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                    report(&Failure::new(format!("cannot write to standard output: {error}")))
-                }
-                _ => ExitCode::SUCCESS,
-            };
+            return commands::print_help(&help).map_or_else(|failure| report(&failure), |()| ExitCode::SUCCESS);
         }
     };
     logging::start(cli.verbosity);

@@ -599,7 +599,13 @@ fn colors_are_for_terminals_that_do_not_forbid_them() {
     };
     for arguments in [&["staus"][..], &["check", "/no/such/file.conf"], &["help", "up"], &["--help"]] {
         assert!(run(arguments, &[], true).contains("\x1b["), "{arguments:?}");
-        for (variables, on_terminal) in [(&[][..], false), (&[("NO_COLOR", "1")], true), (&[("TERM", "dumb")], true)] {
+        let never: [(&[(&str, &str)], bool); 4] = [
+            (&[], false),
+            (&[("CLICOLOR_FORCE", "1")], false),
+            (&[("NO_COLOR", "1")], true),
+            (&[("TERM", "dumb"), ("CI", "true")], true),
+        ];
+        for (variables, on_terminal) in never {
             let said = run(arguments, variables, on_terminal);
             assert!(!said.contains('\x1b') && said.len() > 20, "{arguments:?} {variables:?}: {said:?}");
         }

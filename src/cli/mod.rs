@@ -7,6 +7,7 @@ mod source;
 
 use std::ffi::OsString;
 
+use clap::builder::StyledStr;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -45,8 +46,8 @@ pub struct Cli {
 /// The reason why a command line yields no [`Cli`].
 #[derive(Debug)]
 pub enum NotParsed {
-    /// The user asked for the help or the version, which this error prints.
-    Help(clap::Error),
+    /// The user asked for the help or the version, which is this text.
+    Help(StyledStr),
     /// The command line is invalid.
     Invalid(Failure),
 }
@@ -72,7 +73,7 @@ impl Cli {
                 Some(failure) => Err(NotParsed::Invalid(failure)),
                 None => Ok(cli),
             },
-            Err(error) if !error.use_stderr() => Err(NotParsed::Help(error)),
+            Err(error) if !error.use_stderr() => Err(NotParsed::Help(error.render())),
             Err(error) => Err(NotParsed::Invalid(mistakes::explain(&error, &command, &arguments, &names))),
         }
     }
@@ -207,7 +208,7 @@ mod tests {
         Cli::parse_checked(["vpn-exec"].iter().chain(arguments).map(OsString::from), names).map_err(|error| match error
         {
             NotParsed::Invalid(failure) => failure,
-            NotParsed::Help(error) => Failure::new(error),
+            NotParsed::Help(text) => Failure::new(text),
         })
     }
 

@@ -26,6 +26,8 @@ use crate::failure::Failure;
 use crate::lookup;
 use crate::names::TunnelName;
 
+pub use help::print_help;
+
 /// Refuses to run with the privileges of a set-user-ID or set-group-ID file. Its caller chooses the environment and the
 /// files, which vpn-exec trusts.
 ///
