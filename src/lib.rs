@@ -9,7 +9,8 @@
 //! | `session` | getting hold of a tunnel: join, claim, adopt, create; recovery after a killed keeper |
 //! | `request` | file, profile and command line brought together |
 //! | [`logging`], [`cli`] | messages; the grammar of the command line |
-//! | [`keeper`] | the daemon that owns a tunnel: event loop, clients, endpoints, ports, service manager |
+//! | [`keeper`] | the daemon that owns a tunnel: event loop, clients, ports, service manager |
+//! | [`endpoints`] | the address of each peer: look-ups, the search for an address that answers, the MTU |
 //! | [`lease`] | the protocol between the keeper and its clients, with status and handover |
 //! | [`tunnel`] | the kernel objects of a tunnel: create, adopt, change, remove |
 //! | `lookup` | where profiles are, and the names of tunnels and profiles |
@@ -34,6 +35,7 @@ mod color;
 pub mod commands;
 pub mod config;
 pub mod config_file;
+pub mod endpoints;
 pub mod escape;
 pub mod failure;
 #[doc(hidden)]

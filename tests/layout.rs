@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, from top to bottom. A module uses only itself and modules below it.
-const MODULES: [&str; 27] = [
+const MODULES: [&str; 28] = [
     "commands",
     "program",
     "session",
@@ -12,6 +12,7 @@ const MODULES: [&str; 27] = [
     "logging",
     "cli",
     "keeper",
+    "endpoints",
     "lease",
     "tunnel",
     "lookup",

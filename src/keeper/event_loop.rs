@@ -8,7 +8,6 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::clients::{ConnectionId, KeeperClients};
-use super::endpoints::Endpoints;
 use super::host_network::{self, HostNetwork};
 use super::leases::Leases;
 use super::lifecycle::End;
@@ -16,6 +15,7 @@ use super::ports::PortRelays;
 use super::public_clients::PublicClients;
 use super::reload::Configuration;
 use super::service::ServiceNotifier;
+use crate::endpoints::Endpoints;
 use crate::failure::Failure;
 use crate::lease::KeeperEvent;
 use crate::linux::clock::{Timer, boot_time};

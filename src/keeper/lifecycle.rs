@@ -1,10 +1,10 @@
 //! The life of a keeper: it creates or takes over the tunnel, serves until the end, and takes the tunnel down.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::KeeperClients;
-use super::endpoints::Endpoints;
 use super::event_loop::Keeper;
 use super::host_network::HostNetwork;
 use super::leases::Leases;
@@ -15,6 +15,7 @@ use super::reload::Configuration;
 use super::service::ServiceNotifier;
 use super::{KeeperSpec, KeeperStart, close_standard_error};
 use crate::config::Config;
+use crate::endpoints::{self, Endpoints};
 use crate::failure::{Doing, Failure};
 use crate::lease::KeeperEvent;
 use crate::linux::capabilities;
@@ -81,7 +82,9 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         KeeperStart::TakeOver(state) => take_over(plan, directory, &config, state, &clients, &mut ports)?,
     };
 
-    let endpoints = Endpoints::new(&tunnel, &config).doing("look up the peers' endpoints")?;
+    let mtu = tunnel.plan().wireguard.mtu;
+    let endpoints = Endpoints::new(&tunnel, &config, mtu, Arc::new(endpoints::look_up));
+    let endpoints = endpoints.doing("look up the peers' endpoints")?;
     let leases = Leases::inherit(&tunnel, &clients)?;
     if runtime.foreground {
         tunnel.update_state(|state| state.standing = true)?;

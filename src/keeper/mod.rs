@@ -19,15 +19,15 @@
 //! - `clients`: connections of the keeper's own user. `public_clients`: connections of users who may only query the
 //!   status.
 //! - `leases`: which launchers hold the tunnel, and which are expected back after a takeover.
-//! - `endpoints`: the address of each peer, and the MTU that results from it.
+//! - `carrier`: the tunnel as [`crate::endpoints`] sees it.
 //! - `ports`: published ports, and ports of the host's loopback.
 //! - `host_network`: changes of the host's network and firewall rules.
 //! - `service`: notifications to systemd.
 //!
 //! `privileges` and `system_calls` limit what a compromised keeper could do.
 
+mod carrier;
 mod clients;
-mod endpoints;
 mod event_loop;
 mod host_network;
 mod leases;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::endpoints::Summary;
+use crate::endpoints::Summary;
 use crate::lease::status::Condition;
 use crate::linux::clock::boot_time;
 use crate::linux::service_manager::{ServiceManager, monotonic_usec};

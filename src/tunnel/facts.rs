@@ -1,7 +1,6 @@
 //! Reads the facts about the host that a plan needs. Changes nothing, and needs no privileges.
 
 use std::io;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -88,17 +87,4 @@ fn forward_drops() -> Vec<ForwardDrop> {
 fn is_attached(route: &Route) -> bool {
     let is_network = (1..route.destination.max_prefix_len()).contains(&route.destination.prefix_len());
     route.kind == RouteKind::Unicast && route.gateway.is_none() && route.table != Route::LOCAL && is_network
-}
-
-/// Returns the MTU of the host's route to an address, in bytes.
-///
-/// # Errors
-/// If there is no route.
-pub(crate) fn path_mtu(host: &mut Netlink, address: IpAddr) -> io::Result<u32> {
-    let route = host.route_to(address)?;
-    if let Some(mtu) = route.mtu {
-        return Ok(mtu);
-    }
-    let link = host.links()?.into_iter().find(|link| Some(link.index) == route.interface);
-    link.map(|link| link.mtu).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 
 use rustix::event::EventfdFlags;
 
+use super::LookUp;
 use crate::config::Endpoint;
 use crate::keys::PublicKey;
 
@@ -19,24 +20,24 @@ pub(super) struct ResolverAnswer {
     pub(super) addresses: io::Result<Vec<SocketAddr>>,
 }
 
-/// Looks up endpoints on threads, since the host's resolver may take long and the keeper must not wait for it.
-#[derive(Debug)]
+/// Looks up endpoints on threads, since a resolver may take long and the caller must not wait for it.
 pub(super) struct Resolver {
+    look_up: LookUp,
     answers: mpsc::Receiver<ResolverAnswer>,
     sender: mpsc::Sender<ResolverAnswer>,
     ready: OwnedFd,
 }
 
 impl Resolver {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(look_up: LookUp) -> io::Result<Self> {
         let (sender, answers) = mpsc::channel();
         let ready = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { answers, sender, ready })
+        Ok(Self { look_up, answers, sender, ready })
     }
 
     /// Starts to look up a peer's endpoint.
     pub(super) fn resolve(&self, peer: PublicKey, endpoint: Endpoint) -> io::Result<()> {
-        let (sender, ready) = (self.sender.clone(), self.ready.try_clone()?);
+        let (look_up, sender, ready) = (self.look_up.clone(), self.sender.clone(), self.ready.try_clone()?);
         std::thread::Builder::new().name("resolver".into()).spawn(move || {
             let addresses = look_up(&endpoint);
             // The receiver is gone when the tunnel is being taken down.
@@ -61,8 +62,11 @@ impl AsFd for Resolver {
     }
 }
 
-/// Looks up an endpoint in the calling thread's network namespace.
-fn look_up(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
+/// Looks up an endpoint with the C library's resolver, in the calling thread's network namespace.
+///
+/// # Errors
+/// If the name does not resolve, or the address's zone is not the name of an interface.
+pub fn look_up(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
     match endpoint {
         Endpoint::Name { host, port } => Ok((host.as_str(), *port).to_socket_addrs()?.collect()),
         Endpoint::Address { address, zone: None } => Ok(vec![*address]),

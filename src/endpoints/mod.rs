@@ -1,5 +1,7 @@
-//! The endpoint of each peer. The keeper resolves names, sets the device's endpoints, fits the MTU to the route, and
-//! searches again when a peer does not answer or the host's network changes.
+//! The endpoint of each peer. [`Endpoints`] resolves names, sets the device's endpoints, fits the MTU to the route, and
+//! searches again when a peer does not answer or the network changes.
+//!
+//! It knows the tunnel only as a [`Carrier`], so that it serves every placement of a tunnel.
 
 mod resolver;
 mod search;
@@ -8,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, Endpoint};
@@ -15,9 +18,9 @@ use crate::keys::PublicKey;
 use crate::lease::status::Condition;
 use crate::linux::clock::boot_time;
 use crate::linux::netlink::route::Route;
-use crate::tunnel::{Tunnel, facts};
-use crate::wireguard::{Backend, PeerStatus};
+use crate::wireguard::{Backend, Device, PeerStatus};
 use resolver::Resolver;
+pub use resolver::look_up;
 use search::{Health, Search, SearchAction};
 
 /// How long the search tries one address with an embedded device. Three initiations fit: REKEY_TIMEOUT is 5 s, but a
@@ -41,8 +44,44 @@ const POLL_EAGERLY_FOR: Duration = Duration::from_secs(10);
 /// The delay between two polls at all other times.
 const POLL_IDLE: Duration = Duration::from_secs(10);
 
+/// A function that looks up an endpoint. It runs on a thread of its own, and may take long.
+pub type LookUp = Arc<dyn Fn(&Endpoint) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
+
+/// What carries the encrypted packets of a tunnel: its WireGuard device, and the network of the device's UDP socket.
+pub trait Carrier {
+    /// Returns the WireGuard device, once it exists.
+    fn device(&self) -> Option<&dyn Device>;
+
+    /// Returns the route of encrypted packets to an address.
+    ///
+    /// # Errors
+    /// If there is no route.
+    fn route_to(&mut self, address: IpAddr) -> io::Result<Route>;
+
+    /// Returns the MTU of the interface with an index, in bytes.
+    ///
+    /// # Errors
+    /// If there is no such interface.
+    fn link_mtu(&mut self, index: Option<u32>) -> io::Result<u32>;
+
+    /// Lets encrypted packets to exactly these addresses pass, where packet rules decide about them.
+    ///
+    /// # Errors
+    /// If the rules cannot be changed.
+    fn admit(&mut self, addresses: &[SocketAddr]) -> io::Result<()>;
+
+    /// Sets the MTU of WireGuard's interface, in bytes.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn set_mtu(&mut self, mtu: u32) -> io::Result<()>;
+
+    /// Returns whether WireGuard's interface has IPv6.
+    fn has_ipv6(&self) -> bool;
+}
+
 /// The endpoints of all peers.
-pub(super) struct Endpoints {
+pub struct Endpoints {
     peers: HashMap<PublicKey, PeerPath>,
     resolver: Resolver,
     backend: Backend,
@@ -57,7 +96,7 @@ pub(super) struct Endpoints {
     /// Whether the MTU follows from the routes to the endpoints, instead of the configuration.
     fits_mtu: bool,
     /// The MTU of WireGuard's interface, in bytes.
-    pub(super) mtu: u32,
+    pub mtu: u32,
     /// The last problem, until a handshake is completed.
     problem: Option<String>,
 }
@@ -97,18 +136,22 @@ impl PollSchedule {
 
 /// The state of the tunnel as a whole, for reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Summary {
-    pub(super) condition: Condition,
+pub struct Summary {
+    /// Its condition.
+    pub condition: Condition,
     /// The time since the last handshake with any peer.
-    pub(super) handshake_age: Option<Duration>,
+    pub handshake_age: Option<Duration>,
     /// The last problem, until a handshake is completed.
-    pub(super) problem: Option<String>,
+    pub problem: Option<String>,
 }
 
 impl Endpoints {
-    /// Starts to look for the peers of a configuration.
-    pub(super) fn new(tunnel: &Tunnel, config: &Config) -> io::Result<Self> {
-        let backend = tunnel.device().map_or(Backend::Userspace, |device| device.backend());
+    /// Starts to look for the peers of a configuration. `mtu` is that of WireGuard's interface in bytes.
+    ///
+    /// # Errors
+    /// If the resolver's descriptor cannot be created.
+    pub fn new(carrier: &dyn Carrier, config: &Config, mtu: u32, look_up: LookUp) -> io::Result<Self> {
+        let backend = carrier.device().map_or(Backend::Userspace, |device| device.backend());
         let try_for = match backend {
             Backend::Kernel => TRY_KERNEL,
             Backend::Userspace => TRY_USERSPACE,
@@ -116,7 +159,7 @@ impl Endpoints {
         let now = boot_time();
         let mut endpoints = Self {
             peers: HashMap::new(),
-            resolver: Resolver::new()?,
+            resolver: Resolver::new(look_up)?,
             backend,
             try_for,
             poll: PollSchedule { next: now, delay: POLL_FIRST, eager_until: now + POLL_EAGERLY_FOR },
@@ -124,16 +167,16 @@ impl Endpoints {
             new_handshakes: 0,
             handshake_at: None,
             fits_mtu: true,
-            mtu: tunnel.plan().wireguard.mtu,
+            mtu,
             problem: None,
         };
         endpoints.configure(config);
-        endpoints.read_device(tunnel);
+        endpoints.read_device(carrier);
         Ok(endpoints)
     }
 
     /// Switches to another configuration. The search for a peer goes on if its endpoint is unchanged.
-    pub(super) fn configure(&mut self, config: &Config) {
+    pub fn configure(&mut self, config: &Config) {
         self.fits_mtu = config.mtu().is_none();
         let mut before = std::mem::take(&mut self.peers);
         for peer in &config.wireguard.peers {
@@ -155,37 +198,44 @@ impl Endpoints {
     }
 
     /// Returns a descriptor that is readable when the resolver may have an answer.
-    pub(super) fn resolver(&self) -> BorrowedFd<'_> {
+    pub fn resolver(&self) -> BorrowedFd<'_> {
         self.resolver.as_fd()
     }
 
     /// Returns whether any peer has completed a handshake.
-    pub(super) fn is_connected(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         !self.connected.is_empty()
     }
 
     /// Returns the number of peers that have completed their first handshake since the last call.
-    pub(super) fn take_new_handshakes(&mut self) -> usize {
+    pub fn take_new_handshakes(&mut self) -> usize {
         std::mem::take(&mut self.new_handshakes)
     }
 
     /// Returns the time since boot of the next work that does not depend on a descriptor.
-    pub(super) fn due(&self) -> Option<Duration> {
+    pub fn due(&self) -> Option<Duration> {
         let poll = (self.backend == Backend::Kernel).then_some(self.poll.next);
         self.peers.values().filter_map(|path| path.search.due()).chain(poll).min()
     }
 
     /// Does the work that is due for each peer.
-    pub(super) fn work(&mut self, tunnel: &mut Tunnel) {
+    pub fn work(&mut self, carrier: &mut dyn Carrier) {
         let now = boot_time();
         if self.due().is_some_and(|due| due <= now) {
-            self.read_device(tunnel);
+            self.read_device(carrier);
         }
-        for (peer, address) in self.next_attempts(now) {
+        let attempts = self.next_attempts(now);
+        if !attempts.is_empty() {
+            let in_use: Vec<SocketAddr> = self.peers.values().filter_map(|path| path.address).collect();
+            if let Err(error) = carrier.admit(&in_use) {
+                tracing::warn!("cannot let packets to the endpoints pass: {error}");
+            }
+        }
+        for (peer, address) in attempts {
             tracing::info!("trying the endpoint {address}");
             self.poll = PollSchedule::start(now);
-            self.follow_route(peer, address.ip(), tunnel);
-            let Some(device) = tunnel.device() else { continue };
+            self.follow_route(peer, address.ip(), carrier);
+            let Some(device) = carrier.device() else { continue };
             // Setting an address of a family that the host lacks fails. The search goes on with the next one.
             if let Err(error) = device.set_endpoint(&peer, address).and_then(|()| device.initiate_handshake(&peer)) {
                 tracing::warn!("cannot try the endpoint {address}: {error}");
@@ -216,7 +266,7 @@ impl Endpoints {
     }
 
     /// Takes the resolver's answers.
-    pub(super) fn take_answers(&mut self) {
+    pub fn take_answers(&mut self) {
         while let Some(answer) = self.resolver.next_answer() {
             let Some(path) = self.peers.get_mut(&answer.peer) else { continue };
             let addresses = match answer.addresses {
@@ -238,10 +288,10 @@ impl Endpoints {
     }
 
     /// Reads the peers' status from the device.
-    pub(super) fn read_device(&mut self, tunnel: &Tunnel) {
+    pub fn read_device(&mut self, carrier: &dyn Carrier) {
         let now = boot_time();
         self.poll.advance(now);
-        let Some(device) = tunnel.device() else { return };
+        let Some(device) = carrier.device() else { return };
         let statuses = match device.peers() {
             Ok(statuses) => statuses,
             Err(error) => {
@@ -269,10 +319,10 @@ impl Endpoints {
     }
 
     /// Searches again for each peer to which the host's route has changed.
-    pub(super) fn network_changed(&mut self, tunnel: &mut Tunnel) {
+    pub fn network_changed(&mut self, carrier: &mut dyn Carrier) {
         let now = boot_time();
         for path in self.peers.values_mut() {
-            let route = path.address.and_then(|address| tunnel.host().route_to(address.ip()).ok());
+            let route = path.address.and_then(|address| carrier.route_to(address.ip()).ok());
             if path.address.is_none() || route != path.route {
                 tracing::info!("the host's route to {} has changed", path.endpoint);
                 path.route = route;
@@ -282,7 +332,7 @@ impl Endpoints {
     }
 
     /// Searches again for all peers. After a sleep, the machine may be in another network.
-    pub(super) fn search_again(&mut self) {
+    pub fn search_again(&mut self) {
         let now = boot_time();
         for path in self.peers.values_mut() {
             path.search.network_changed(now);
@@ -290,7 +340,7 @@ impl Endpoints {
     }
 
     /// Returns the state of the tunnel as a whole, which is that of its best peer.
-    pub(super) fn summary(&self) -> Summary {
+    pub fn summary(&self) -> Summary {
         let now = boot_time();
         let health: Vec<Health> = self.peers.values().map(|path| path.search.health(now)).collect();
         let condition = match () {
@@ -306,21 +356,22 @@ impl Endpoints {
 
     /// Notes the route to an address, and fits the MTU to it. The route was unknown when the plan was made, or has
     /// changed.
-    fn follow_route(&mut self, peer: PublicKey, address: IpAddr, tunnel: &mut Tunnel) {
+    fn follow_route(&mut self, peer: PublicKey, address: IpAddr, carrier: &mut dyn Carrier) {
         let Some(path) = self.peers.get_mut(&peer) else { return };
-        path.route = tunnel.host().route_to(address).ok();
-        let Ok(mtu) = facts::path_mtu(tunnel.host(), address) else { return };
+        path.route = carrier.route_to(address).ok();
+        let Some(route) = &path.route else { return };
+        let Some(mtu) = route.mtu.or_else(|| carrier.link_mtu(route.interface).ok()) else { return };
         path.mtu = Some(mtu);
         if !self.fits_mtu {
             return;
         }
         let narrowest = self.peers.values().filter_map(|path| path.mtu).min().unwrap_or(mtu);
-        let mtu = crate::plan::wireguard_mtu(narrowest, tunnel.plan().wireguard.ipv6);
+        let mtu = crate::plan::wireguard_mtu(narrowest, carrier.has_ipv6());
         if mtu == self.mtu {
             return;
         }
         tracing::info!("setting the MTU to {mtu}: the narrowest route to an endpoint has {narrowest}");
-        match tunnel.set_mtu(mtu) {
+        match carrier.set_mtu(mtu) {
             Ok(()) => self.mtu = mtu,
             Err(error) => tracing::warn!("cannot change the MTU from {}: {error}", self.mtu),
         }
