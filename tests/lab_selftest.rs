@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use lab::dns::RecordType::{A, AAAA};
 use lab::dns::{Question, lookup};
 use lab::{
-    Context, HOST, LAN, Lab, PROVIDER, PROVIDER_PORT, Peer, ROUTER, Reach, Result, Snapshot, TUNNEL_CLIENT,
-    TUNNEL_RESOLVER, WEB,
+    CLUSTER_RESOLVER, CLUSTER_SERVICE, Context, HOST, HOST_ON_LAN, LAN, Lab, POD, POD_GATEWAY, PROVIDER, PROVIDER_PORT,
+    Peer, Pod, ROUTER, Reach, Result, Snapshot, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
 };
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
@@ -319,3 +319,67 @@ fn every_variable_of_tests_is_listed_and_documented() -> Result<()> {
 
 /// The environment variables that vpn-exec itself reads or sets.
 const PRODUCT_VARIABLES: [&str; 3] = ["VPN_EXEC_TUNNEL", "VPN_EXEC_CONFIG", "VPN_EXEC_COMPLETE"];
+
+#[test]
+fn a_pod_reaches_the_internet_the_neighbours_and_its_cluster() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        pod.namespace.run(|| {
+            assert_eq!(get(&format!("http://{}/", WEB.ipv4))?, format!("{}\n", HOST.ipv4));
+            assert_eq!(get(&format!("http://[{}]/", WEB.ipv6))?, format!("{}\n", HOST.ipv6));
+            assert_eq!(get(&format!("http://{}/", LAN.ipv4))?, "a page in the local network\n");
+            assert_eq!(get(&format!("http://{}/", CLUSTER_SERVICE.ipv4))?, "a service of the cluster\n");
+            assert_eq!(get(&format!("http://[{}]/", CLUSTER_SERVICE.ipv6))?, "a service of the cluster\n");
+            for server in [POD_GATEWAY.both(), CLUSTER_RESOLVER.both(), ROUTER.both()].concat() {
+                assert_eq!(lookup(server, "web.example", A, PATIENCE)?, [WEB.ipv4], "{server}");
+            }
+            let of_cluster = lookup(CLUSTER_RESOLVER.ipv4.into(), lab::pod::SERVICE_NAME, A, PATIENCE)?;
+            assert_eq!(of_cluster, [CLUSTER_SERVICE.ipv4]);
+            Ok(())
+        })?;
+        assert_eq!(lab.lan_page.clients(), [IpAddr::from(HOST_ON_LAN.ipv4)], "the host masquerades");
+        // The capture sees them on the pod's cable.
+        let sent = lab.capture.everything()?;
+        let from_pod = sent.iter().filter_map(|packet| packet.flow.as_ref());
+        let seen: BTreeSet<IpAddr> =
+            from_pod.map(|flow| flow.source.ip()).filter(|ip| POD.both().contains(ip)).collect();
+        assert_eq!(seen, BTreeSet::from(POD.both()));
+        Ok(())
+    });
+}
+
+#[test]
+fn the_host_the_neighbours_and_the_internet_reach_a_pod() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let mut agent = lab::agent::Agent::start(&mut pod.application(["env"]))?.begun()?;
+        agent.succeed("serve 80 page")?;
+        for site in [&lab.host, &lab.web_site] {
+            for address in POD.both() {
+                let url = format!("http://{}/", std::net::SocketAddr::new(address, 80));
+                assert_eq!(site.run(|| get(&url))?, "page", "{url}");
+            }
+        }
+        agent.finish_well()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pods_containers_have_only_the_privileges_of_real_ones() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let show = "grep -E 'Cap(Eff|Bnd)|NoNewPrivs' /proc/self/status; cat /etc/resolv.conf; \
+                    echo 1 2>/dev/null >/proc/sys/net/ipv4/ip_forward || echo refused";
+        let shown = |command: Command| lab::launcher::stdout(command);
+        let resolv_conf = format!("nameserver {}\noptions timeout:1 attempts:2\n", POD_GATEWAY.ipv4);
+        for (command, capabilities) in [
+            (pod.sidecar(["sh", "-c", show]), "0000000000001000"),
+            (pod.application(["sh", "-c", show]), "0000000000000000"),
+        ] {
+            let sets = format!("CapEff:\t{capabilities}\nCapBnd:\t{capabilities}\nNoNewPrivs:\t1\n");
+            assert_eq!(shown(command)?, format!("{sets}{resolv_conf}refused\n"));
+        }
+        Ok(())
+    });
+}

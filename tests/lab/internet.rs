@@ -64,6 +64,8 @@ pub struct Lab {
     pub tunnel_resolver: DnsServer,
     /// The packets on the host's interfaces.
     pub capture: Capture,
+    /// The namespace between all others.
+    pub router: NetworkNamespace,
 }
 
 impl Lab {
@@ -107,6 +109,7 @@ impl Lab {
             resolver,
             tunnel_resolver,
             capture,
+            router,
         })
     }
 
@@ -183,7 +186,7 @@ impl Lab {
 }
 
 /// Creates a network namespace with `lo` up.
-fn site(forwards: bool) -> Result<NetworkNamespace> {
+pub(crate) fn site(forwards: bool) -> Result<NetworkNamespace> {
     let (namespace, ()) = NetworkNamespace::create(|| {
         let forwards = if forwards { "1" } else { "0" };
         sysctl::set("net/ipv4/ip_forward", forwards)?;
@@ -208,14 +211,14 @@ fn put_on_lo(site: &NetworkNamespace, addresses: Addresses) -> Result<()> {
     Ok(())
 }
 
-fn name(text: &str) -> InterfaceName {
+pub(crate) fn name(text: &str) -> InterfaceName {
     text.parse().expect("the lab's interface names are valid")
 }
 
-type End<'a> = (&'a NetworkNamespace, &'static str, Addresses);
+pub(crate) type End<'a> = (&'a NetworkNamespace, &'static str, Addresses);
 
 /// A veth pair between two namespaces.
-struct Cable<'a> {
+pub(crate) struct Cable<'a> {
     ends: [End<'a>; 2],
     /// The index of the first end's interface.
     near: u32,
@@ -223,7 +226,7 @@ struct Cable<'a> {
 
 impl<'a> Cable<'a> {
     /// Creates the pair, which is down.
-    fn lay(near: End<'a>, far: End<'a>) -> Result<Self> {
+    pub(crate) fn lay(near: End<'a>, far: End<'a>) -> Result<Self> {
         let index = near.0.run(|| {
             let mut netlink = Netlink::open()?;
             let place = TargetNamespace::Other(far.0.as_fd());
@@ -234,7 +237,7 @@ impl<'a> Cable<'a> {
     }
 
     /// Gives both ends their addresses and takes them up. `gateway` becomes the near end's default gateway.
-    fn take_up(self, gateway: Option<Addresses>) -> Result<()> {
+    pub(crate) fn take_up(self, gateway: Option<Addresses>) -> Result<()> {
         for (end, gateway) in self.ends.into_iter().zip([gateway, None]) {
             let (site, interface, addresses) = end;
             site.run(|| {

@@ -12,6 +12,7 @@
 //! - [`Lab`]: the network above. The world's own network namespace is `host`, so a command that a test starts is on the
 //!   host.
 //! - [`Provider`]: the WireGuard peer that masquerades: our own implementation, wireguard-go or the kernel's.
+//! - [`Pod`]: a network namespace with an uplink of its own, as container engines make it, for `vpn-exec attach`.
 //! - [`Launcher`]: the vpn-exec under test; [`agent`]: a program to run inside, which does what a test tells it.
 //! - [`Capture`]: the packets that left or reached the host. Leaks are judged by it, never by what a program says.
 //! - [`Snapshot`]: the state of the host, for comparisons.
@@ -47,6 +48,7 @@ mod nest;
 mod netlink;
 pub mod nscd;
 mod packet;
+pub mod pod;
 mod provider;
 pub mod shared;
 mod skip;
@@ -64,10 +66,11 @@ pub use capture::{Capture, Side};
 pub use internet::{Lab, Reach};
 pub use launcher::{Launcher, vpn_exec};
 pub use packet::{Flow, Packet};
+pub use pod::Pod;
 pub use provider::{PROVIDER_PORT, Peer, Provider, passing_tun};
 pub use shared::addresses::{
-    Addresses, HOST, HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, PRIVATE_LAN, PROVIDER, ROUTER, TUNNEL_CLIENT,
-    TUNNEL_RESOLVER, WEB,
+    Addresses, CLUSTER_RESOLVER, CLUSTER_SERVICE, HOST, HOST_ON_LAN, HOST_ON_PRIVATE_LAN, LAN, POD, POD_GATEWAY,
+    PRIVATE_LAN, PROVIDER, ROUTER, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
 };
 pub use shared::patience::patience;
 pub use shared::sending::send_storm;

@@ -5,8 +5,8 @@ use std::io;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Expressions, Hook, InetHookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
-    TableAttribute, TableMessage,
+    ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, InetHookNumber, Meta, MetaKey,
+    NfTablesMessage, Operator, Register, RuleAttribute, RuleMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -22,6 +22,32 @@ const SOURCE_NAT: u32 = 100;
 /// # Errors
 /// The kernel's, if it lacks nftables or NAT.
 pub fn masquerade() -> io::Result<()> {
+    masquerade_where(&[Vec::new()])
+}
+
+/// Masquerades the packets that the calling thread's network namespace sends by some interfaces, as a host of containers
+/// does.
+///
+/// # Errors
+/// As [`masquerade`].
+pub fn masquerade_by(interfaces: &[&str]) -> io::Result<()> {
+    let sent_by = |interface: &&str| {
+        // The kernel compares with the zero byte at the end, as its interface names have one.
+        let name = [interface.as_bytes(), &[0]].concat();
+        vec![
+            Expressions::Meta(vec![Meta::Key(MetaKey::Oifname), Meta::DestinationRegister(Register::Reg1)]),
+            Expressions::Cmp(vec![
+                Cmp::SourceRegister(Register::Reg1),
+                Cmp::Op(Operator::Equal),
+                Cmp::Data(DataAttribute::Value(name)),
+            ]),
+        ]
+    };
+    masquerade_where(&interfaces.iter().map(sent_by).collect::<Vec<_>>())
+}
+
+/// Adds a rule for each list of matches.
+fn masquerade_where(matches: &[Vec<Expressions>]) -> io::Result<()> {
     let table = || "lab".to_owned();
     let chain = || "postrouting".to_owned();
     let new_table = TableMessage { attributes: vec![TableAttribute::Name(table())] };
@@ -34,18 +60,18 @@ pub fn masquerade() -> io::Result<()> {
         ],
     };
     let masquerade = Expressions::Other { expression_type: "masq".to_owned(), attributes: Vec::new() };
-    let new_rule = RuleMessage {
-        attributes: vec![
-            RuleAttribute::Table(table()),
-            RuleAttribute::Chain(chain()),
-            RuleAttribute::Expressions(vec![masquerade.into()]),
-        ],
+    let new_rule = |matches: &Vec<Expressions>| {
+        let expressions = matches.iter().chain([&masquerade]).cloned().map(Into::into).collect();
+        let attributes =
+            vec![RuleAttribute::Table(table()), RuleAttribute::Chain(chain()), RuleAttribute::Expressions(expressions)];
+        (NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND | NLM_F_ACK)
     };
-    change(vec![
+    let mut messages = vec![
         (NfTablesMessage::NewTable(new_table), NLM_F_CREATE | NLM_F_ACK),
         (NfTablesMessage::NewChain(new_chain), NLM_F_CREATE | NLM_F_ACK),
-        (NfTablesMessage::NewRule(new_rule), NLM_F_CREATE | NLM_F_APPEND | NLM_F_ACK),
-    ])
+    ];
+    messages.extend(matches.iter().map(new_rule));
+    change(messages)
 }
 
 /// Adds an empty table in the calling thread's network namespace.

@@ -7,7 +7,7 @@ use etherparse::{IpNumber, Ipv6ExtensionSlice, LaxNetSlice, LaxSlicedPacket, Tcp
 
 use crate::dns;
 use crate::provider::PROVIDER_PORT;
-use crate::shared::addresses::{HOST, PROVIDER, ROUTER};
+use crate::shared::addresses::{HOST, POD, PROVIDER, ROUTER};
 
 /// The number of bytes of a packet to keep: all headers and the beginning of the payload.
 pub(crate) const KEPT: usize = 256;
@@ -111,11 +111,13 @@ impl Flow {
         })
     }
 
-    /// Returns whether this is a WireGuard message between host and provider. There are four, which begin with their
-    /// number and three zero bytes (<https://www.wireguard.com/protocol/>).
+    /// Returns whether this is a WireGuard message between the provider and the host, or a pod whose address has not
+    /// been masqueraded yet. There are four, which begin with their number and three zero bytes
+    /// (<https://www.wireguard.com/protocol/>).
     fn is_encrypted(&self) -> bool {
         let between = |here: SocketAddr, there: SocketAddr| {
-            HOST.both().contains(&here.ip()) && PROVIDER.both().contains(&there.ip()) && there.port() == PROVIDER_PORT
+            let is_here = HOST.both().contains(&here.ip()) || POD.both().contains(&here.ip());
+            is_here && PROVIDER.both().contains(&there.ip()) && there.port() == PROVIDER_PORT
         };
         self.protocol == UDP
             && (between(self.source, self.destination) || between(self.destination, self.source))

@@ -51,6 +51,25 @@ pub const TUNNEL_RESOLVER: Addresses = inner(1);
 /// The customer's address inside the tunnel.
 pub const TUNNEL_CLIENT: Addresses = inner(2);
 
+/// A pod, on its interface `eth0` (see `Pod`).
+pub const POD: Addresses = pod(42, 2);
+/// The host on the pod's cable: the pod's default gateway, and the resolver that container engines offer.
+pub const POD_GATEWAY: Addresses = pod(42, 1);
+/// The resolver of the pod's cluster, behind the gateway.
+pub const CLUSTER_RESOLVER: Addresses = pod(43, 10);
+/// A service of the pod's cluster, behind the gateway.
+pub const CLUSTER_SERVICE: Addresses = pod(43, 20);
+/// The gateway on the cable to the cluster.
+pub const CLUSTER_GATEWAY: Addresses = pod(43, 1);
+
+const fn pod(network: u8, host: u8) -> Addresses {
+    let network6 = 0xfd00 + network as u16;
+    Addresses {
+        ipv4: Ipv4Addr::new(10, network, 0, host),
+        ipv6: Ipv6Addr::new(network6, 0, 0, 0, 0, 0, 0, host as u16),
+    }
+}
+
 const fn inner(host: u8) -> Addresses {
     Addresses { ipv4: Ipv4Addr::new(10, 64, 0, host), ipv6: Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, host as u16) }
 }
