@@ -29,16 +29,24 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// Which packets a chain receives.
+/// Which packets a chain receives, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Hook {
+    /// All packets that arrive, before the routing decision.
+    Prerouting,
     /// Packets to a process of the namespace.
     Input,
     /// Packets that are forwarded.
     Forward,
     /// Packets from a process of the namespace.
     Output,
+    /// Packets from a process of the namespace, before [`Self::Output`]. A packet whose mark a rule changes is routed
+    /// again.
+    Reroute,
+    /// The first packet of each connection from a process of the namespace, to translate its destination. Runs after
+    /// [`Self::Reroute`] and before [`Self::Output`].
+    OutputNat,
     /// All packets that leave, to translate their source address.
     Postrouting,
 }
@@ -70,6 +78,8 @@ pub struct Rule {
 pub enum Match {
     /// It has arrived by an interface.
     From(Interface),
+    /// It has arrived by any other interface.
+    NotFrom(Interface),
     /// It leaves by an interface.
     To(Interface),
     /// It leaves by any other interface.
@@ -91,6 +101,15 @@ pub enum Match {
     /// It belongs to a connection that was accepted before, or is an ICMP error about one.
     #[serde(rename = "answers")]
     Replies,
+    /// Its direction is opposite to that of its connection's first packet. On output, these are the replies to
+    /// connections that another host has opened.
+    ReplyDirection,
+    /// It is the first packet of a connection, or follows it before any reply.
+    NewConnection,
+    /// It has a mark (`SO_MARK` of socket(7), or [`Verdict::SetMark`]).
+    Mark(u32),
+    /// It belongs to a connection that has a mark.
+    ConnectionMark(u32),
 }
 
 /// An address family.
@@ -136,7 +155,7 @@ pub enum Interface {
 
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It is accepted.
     Accept,
@@ -144,6 +163,13 @@ pub enum Verdict {
     Drop,
     /// It is accepted, and its source becomes the address of the interface that it leaves by.
     Masquerade,
+    /// It gets a mark. The rules that follow decide whether it is accepted.
+    SetMark(u32),
+    /// Its connection gets a mark. The rules that follow decide whether the packet is accepted.
+    SetConnectionMark(u32),
+    /// It is accepted, and goes to this port of the namespace itself. Needs a match of [`Match::TcpPort`] or
+    /// [`Match::UdpPort`] and a chain that translates destinations.
+    RedirectTo(u16),
 }
 
 impl Rule {
@@ -155,6 +181,21 @@ impl Rule {
     /// Returns a rule that drops packets.
     pub fn drop(matches: impl Into<Vec<Match>>) -> Self {
         Self { matches: matches.into(), verdict: Verdict::Drop }
+    }
+
+    /// Returns a rule that sets the mark of packets.
+    pub fn set_mark(mark: u32, matches: impl Into<Vec<Match>>) -> Self {
+        Self { matches: matches.into(), verdict: Verdict::SetMark(mark) }
+    }
+
+    /// Returns a rule that sets the mark of the packets' connections.
+    pub fn set_connection_mark(mark: u32, matches: impl Into<Vec<Match>>) -> Self {
+        Self { matches: matches.into(), verdict: Verdict::SetConnectionMark(mark) }
+    }
+
+    /// Returns a rule that redirects packets to a port of the namespace.
+    pub fn redirect_to(port: u16, matches: impl Into<Vec<Match>>) -> Self {
+        Self { matches: matches.into(), verdict: Verdict::RedirectTo(port) }
     }
 }
 
@@ -182,16 +223,22 @@ impl Display for Table {
 
 impl Display for Chain {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let (kind, priority) = match self.hook {
-            Hook::Postrouting => ("nat", "srcnat"),
-            Hook::Input | Hook::Forward | Hook::Output => ("filter", "filter"),
+        let (kind, hook, priority) = match self.hook {
+            Hook::Prerouting => ("filter", "prerouting", "mangle"),
+            Hook::Input => ("filter", "input", "filter"),
+            Hook::Forward => ("filter", "forward", "filter"),
+            Hook::Output => ("filter", "output", "filter"),
+            Hook::Reroute => ("route", "output", "mangle"),
+            // nft(8) has a word for this priority on prerouting, but not on output.
+            Hook::OutputNat => ("nat", "output", "-100"),
+            Hook::Postrouting => ("nat", "postrouting", "srcnat"),
         };
         let policy = match self.policy {
             Policy::Accept => "accept",
             Policy::Drop => "drop",
         };
         writeln!(f, "\tchain {} {{", self.hook)?;
-        writeln!(f, "\t\ttype {kind} hook {} priority {priority}; policy {policy};", self.hook)?;
+        writeln!(f, "\t\ttype {kind} hook {hook} priority {priority}; policy {policy};")?;
         for rule in &self.rules {
             writeln!(f, "\t\t{rule}")?;
         }
@@ -202,9 +249,12 @@ impl Display for Chain {
 impl Display for Hook {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Prerouting => "prerouting",
             Self::Input => "input",
             Self::Forward => "forward",
             Self::Output => "output",
+            Self::Reroute => "reroute",
+            Self::OutputNat => "output_nat",
             Self::Postrouting => "postrouting",
         })
     }
@@ -215,11 +265,14 @@ impl Display for Rule {
         for condition in &self.matches {
             write!(f, "{condition} ")?;
         }
-        f.write_str(match self.verdict {
-            Verdict::Accept => "accept",
-            Verdict::Drop => "drop",
-            Verdict::Masquerade => "masquerade",
-        })
+        match self.verdict {
+            Verdict::Accept => f.write_str("accept"),
+            Verdict::Drop => f.write_str("drop"),
+            Verdict::Masquerade => f.write_str("masquerade"),
+            Verdict::SetMark(mark) => write!(f, "meta mark set {mark:#010x}"),
+            Verdict::SetConnectionMark(mark) => write!(f, "ct mark set {mark:#010x}"),
+            Verdict::RedirectTo(port) => write!(f, "redirect to :{port}"),
+        }
     }
 }
 
@@ -228,6 +281,7 @@ impl Display for Match {
         let family = |net: &IpNet| if net.addr().is_ipv4() { "ip" } else { "ip6" };
         match self {
             Self::From(interface) => write!(f, "iifname {interface}"),
+            Self::NotFrom(interface) => write!(f, "iifname != {interface}"),
             Self::To(interface) => write!(f, "oifname {interface}"),
             Self::NotTo(interface) => write!(f, "oifname != {interface}"),
             Self::Source(net) => write!(f, "{} saddr {}", family(net), Net(net)),
@@ -239,6 +293,10 @@ impl Display for Match {
             Self::NotTransport(protocol) => write!(f, "meta l4proto != {protocol}"),
             Self::Icmpv6(kind) => write!(f, "icmpv6 type {kind}"),
             Self::Replies => f.write_str("ct state established,related"),
+            Self::ReplyDirection => f.write_str("ct direction reply"),
+            Self::NewConnection => f.write_str("ct state new"),
+            Self::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
+            Self::ConnectionMark(mark) => write!(f, "ct mark {mark:#010x}"),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::linux::capabilities;
 use crate::linux::iptables;
 use crate::linux::netlink::Netlink;
 use crate::linux::netlink::link::Link;
-use crate::linux::netlink::route::Route;
+use crate::linux::netlink::route::{Route, RouteKind};
 use crate::linux::nftables::{DroppingChain, Nftables};
 use crate::linux::sysctl;
 use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute};
@@ -86,5 +86,5 @@ fn forward_drops() -> Vec<ForwardDrop> {
 /// Returns whether a route leads to a network that one of the host's interfaces is in.
 fn is_attached(route: &Route) -> bool {
     let is_network = (1..route.destination.max_prefix_len()).contains(&route.destination.prefix_len());
-    route.unicast && route.gateway.is_none() && route.table != Route::LOCAL && is_network
+    route.kind == RouteKind::Unicast && route.gateway.is_none() && route.table != Route::LOCAL && is_network
 }

@@ -30,6 +30,15 @@ fn every_kind() -> Result<Table> {
         Rule::accept([Match::NotTo(Interface::Prefix("ve-".into())), Match::Destination("2001:db8::1/128".parse()?)]),
         Rule::drop([Match::NotTo(named("wg0")?), Match::Source("192.168.4.0/22".parse()?)]),
     ];
+    let prerouting = vec![
+        Rule::set_connection_mark(0x7665, [Match::NotFrom(named("wg0")?), Match::NewConnection]),
+        Rule::accept([Match::NotFrom(Interface::Loopback), Match::ConnectionMark(1)]),
+    ];
+    let reroute = vec![Rule::set_mark(0x7665, [Match::ConnectionMark(0x7665), Match::ReplyDirection])];
+    let output_nat = vec![
+        Rule::redirect_to(5300, [Match::Destination("10.0.0.1/32".parse()?), Match::UdpPort(53..=53)]),
+        Rule::redirect_to(53, [Match::TcpPort(53..=53), Match::Mark(u32::MAX)]),
+    ];
     let hide = Rule {
         matches: vec![Match::Source("10.1.2.3/32".parse()?), Match::NotTo(named("wg0")?)],
         verdict: Verdict::Masquerade,
@@ -38,9 +47,12 @@ fn every_kind() -> Result<Table> {
     Ok(Table {
         name: "one".into(),
         chains: vec![
+            chain(Hook::Prerouting, Policy::Accept, prerouting),
             chain(Hook::Input, Policy::Drop, input),
             chain(Hook::Forward, Policy::Accept, vec![]),
             chain(Hook::Output, Policy::Accept, output),
+            chain(Hook::Reroute, Policy::Accept, reroute),
+            chain(Hook::OutputNat, Policy::Accept, output_nat),
             chain(Hook::Postrouting, Policy::Accept, vec![hide]),
         ],
     })
@@ -64,7 +76,7 @@ fn the_kernel_has_the_printed_rules() {
         // A table is created, replaced and removed as a whole.
         let taken = rules.create(&table, "again").expect_err("the table exists");
         ensure!(taken.kind() == std::io::ErrorKind::AlreadyExists, "{taken}");
-        let smaller = Table { chains: table.chains[1..2].to_vec(), ..table };
+        let smaller = Table { chains: table.chains[2..3].to_vec(), ..table };
         rules.replace(&smaller, "replaced")?;
         ensure!(rules.comment("one")?.as_deref() == Some("replaced"));
         let listed = nft(&site, &["list", "table", "inet", "one"])?;
@@ -83,7 +95,7 @@ fn a_refused_table_changes_nothing() {
     world::test(|| {
         let mut rules = Nftables::open()?;
         let mut table = every_kind()?;
-        table.chains.push(Chain { hook: Hook::Input, ..table.chains[3].clone() });
+        table.chains.push(Chain { hook: Hook::Input, ..table.chains[6].clone() });
         ensure!(rules.create(&table, "").is_err(), "masquerading on input must be refused");
         ensure!(rules.comment("one").is_err(), "it is not there");
         table.chains.pop();

@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, InfoData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkWireguard};
 
 use super::{Netlink, NetlinkRequest};
@@ -76,6 +78,26 @@ impl Netlink {
             _ => None,
         });
         Ok(counters.unwrap_or_default())
+    }
+
+    /// Returns whether an interface cannot have IPv6 addresses: because of its `disable_ipv6` parameter, or because the
+    /// kernel has no IPv6 for it at all.
+    ///
+    /// # Errors
+    /// Fails with `ENODEV` if there is no such interface.
+    pub fn is_ipv6_disabled(&mut self, name: &str) -> io::Result<bool> {
+        let families = self.link_message(name)?.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::AfSpecUnspec(families) => Some(families),
+            _ => None,
+        });
+        let parameters = families.unwrap_or_default().into_iter().find_map(|family| match family {
+            AfSpecUnspec::Inet6(parts) => parts.into_iter().find_map(|part| match part {
+                AfSpecInet6::DevConf(parameters) => Some(parameters),
+                _ => None,
+            }),
+            _ => None,
+        });
+        Ok(parameters.is_none_or(|parameters| parameters.disable_ipv6 != 0))
     }
 
     fn link_message(&mut self, name: &str) -> io::Result<LinkMessage> {

@@ -1,4 +1,4 @@
-//! Route netlink (rtnetlink(7)): interfaces, addresses and routes, read and changed by batches of requests.
+//! Route netlink (rtnetlink(7)): interfaces, addresses, routes and policy rules, read and changed by batches of requests.
 //!
 //! The sockets are synchronous: a set-up is a short list of requests in a fixed order, and one system call sends the
 //! whole list. A socket stays in the network namespace in which it was opened, so one thread can hold a socket for each
@@ -9,6 +9,7 @@ pub(super) mod channel;
 pub mod link;
 pub mod monitor;
 pub mod route;
+pub mod rule;
 
 use std::fmt;
 use std::io;

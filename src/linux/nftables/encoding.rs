@@ -14,8 +14,10 @@ use super::{NF_ACCEPT, NF_DROP};
 use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Transport, Verdict};
 
 /// The priorities of a hook's chains (`enum nf_ip_hook_priorities`).
-const PRIORITY_FILTER: u32 = 0;
-const PRIORITY_SOURCE_NAT: u32 = 100;
+const PRIORITY_MANGLE: i32 = -150;
+const PRIORITY_DESTINATION_NAT: i32 = -100;
+const PRIORITY_FILTER: i32 = 0;
+const PRIORITY_SOURCE_NAT: i32 = 100;
 
 /// The families of packets (`NFPROTO_*` of linux/netfilter.h).
 const NFPROTO_IPV4: u8 = 2;
@@ -31,13 +33,21 @@ const ICMPV6: u8 = 58;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
-/// The attributes of a ct expression, the key of the connection state, and two bits of the state
-/// (`enum nft_ct_attributes`, `enum nft_ct_keys`, `NF_CT_STATE_BIT`).
+/// The attributes and keys of a ct expression, bits of the connection state, and a direction
+/// (`enum nft_ct_attributes`, `enum nft_ct_keys`, `NF_CT_STATE_BIT`, `enum ip_conntrack_dir`).
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
+const NFTA_CT_SREG: u16 = 4;
 const NFT_CT_STATE: u32 = 0;
+const NFT_CT_DIRECTION: u32 = 1;
+const NFT_CT_MARK: u32 = 3;
 const ESTABLISHED: u32 = 1 << 1;
 const RELATED: u32 = 1 << 2;
+const NEW: u32 = 1 << 3;
+const IP_CT_DIR_REPLY: u8 = 1;
+
+/// The attribute of a redir expression that names the register of the port (`enum nft_redir_attributes`).
+const NFTA_REDIR_REG_PROTO_MIN: u16 = 1;
 
 /// The type of a comment in a table's user data (`NFTNL_UDATA_TABLE_COMMENT` of libnftnl).
 const UDATA_TABLE_COMMENT: u8 = 0;
@@ -94,9 +104,12 @@ fn user_data(comment: &str) -> Vec<u8> {
 
 fn chain_message(table: &str, chain: &Chain) -> ChainMessage {
     let (number, kind, priority) = match chain.hook {
+        Hook::Prerouting => (InetHookNumber::PreRouting, "filter", PRIORITY_MANGLE),
         Hook::Input => (InetHookNumber::LocalIn, "filter", PRIORITY_FILTER),
         Hook::Forward => (InetHookNumber::Forward, "filter", PRIORITY_FILTER),
         Hook::Output => (InetHookNumber::LocalOut, "filter", PRIORITY_FILTER),
+        Hook::Reroute => (InetHookNumber::LocalOut, "route", PRIORITY_MANGLE),
+        Hook::OutputNat => (InetHookNumber::LocalOut, "nat", PRIORITY_DESTINATION_NAT),
         Hook::Postrouting => (InetHookNumber::PostRouting, "nat", PRIORITY_SOURCE_NAT),
     };
     let policy = match chain.policy {
@@ -107,7 +120,10 @@ fn chain_message(table: &str, chain: &Chain) -> ChainMessage {
         attributes: vec![
             ChainAttribute::Table(table.to_owned()),
             ChainAttribute::Name(chain.hook.to_string()),
-            ChainAttribute::Hook(vec![HookAttribute::Number(number.into()), HookAttribute::Priority(priority)]),
+            ChainAttribute::Hook(vec![
+                HookAttribute::Number(number.into()),
+                HookAttribute::Priority(priority.cast_unsigned()),
+            ]),
             ChainAttribute::Policy(policy),
             ChainAttribute::Type(kind.to_owned()),
         ],
@@ -115,22 +131,40 @@ fn chain_message(table: &str, chain: &Chain) -> ChainMessage {
 }
 
 fn expressions(rule: &Rule) -> Vec<Expressions> {
-    let mut expressions: Vec<Expressions> = rule.matches.iter().flat_map(match_expressions).collect();
-    let verdict = |code| {
+    rule.matches.iter().flat_map(match_expressions).chain(verdict_expressions(rule.verdict)).collect()
+}
+
+fn verdict_expressions(verdict: Verdict) -> Vec<Expressions> {
+    let code = |code| {
         let data = DataAttribute::Verdict(vec![VerdictAttribute::Code(Code::Other(code))]);
         Expressions::Immediate(vec![Immediate::DestinationRegister(Register::Verdict), Immediate::Data(data)])
     };
-    expressions.push(match rule.verdict {
-        Verdict::Accept => verdict(NF_ACCEPT),
-        Verdict::Drop => verdict(NF_DROP),
-        Verdict::Masquerade => Expressions::Other { expression_type: "masq".to_owned(), attributes: Vec::new() },
-    });
-    expressions
+    match verdict {
+        Verdict::Accept => vec![code(NF_ACCEPT)],
+        Verdict::Drop => vec![code(NF_DROP)],
+        Verdict::Masquerade => vec![other("masq", [])],
+        Verdict::SetMark(mark) => {
+            let set = Expressions::Meta(vec![Meta::Key(MetaKey::Mark), Meta::SourceRegister(Register::Reg1)]);
+            vec![load(mark.to_ne_bytes()), set]
+        }
+        Verdict::SetConnectionMark(mark) => {
+            vec![
+                load(mark.to_ne_bytes()),
+                other("ct", [(NFTA_CT_KEY, NFT_CT_MARK), (NFTA_CT_SREG, Register::Reg1.into())]),
+            ]
+        }
+        Verdict::RedirectTo(port) => {
+            vec![load(port.to_be_bytes()), other("redir", [(NFTA_REDIR_REG_PROTO_MIN, Register::Reg1.into())])]
+        }
+    }
 }
 
 fn match_expressions(matched: &Match) -> Vec<Expressions> {
     match matched {
         Match::From(interface) => vec![meta(MetaKey::Iifname), compare(Operator::Equal, interface_value(interface))],
+        Match::NotFrom(interface) => {
+            vec![meta(MetaKey::Iifname), compare(Operator::NotEqual, interface_value(interface))]
+        }
         Match::To(interface) => vec![meta(MetaKey::Oifname), compare(Operator::Equal, interface_value(interface))],
         Match::NotTo(interface) => {
             vec![meta(MetaKey::Oifname), compare(Operator::NotEqual, interface_value(interface))]
@@ -153,18 +187,17 @@ fn match_expressions(matched: &Match) -> Vec<Expressions> {
             payload(TRANSPORT_HEADER, 0, 1),
             compare(Operator::Equal, [*kind]),
         ],
-        Match::Replies => {
-            let attributes = vec![
-                DefaultNla::new(NFTA_CT_DREG, u32::from(Register::Reg1).to_be_bytes().to_vec()),
-                DefaultNla::new(NFTA_CT_KEY, NFT_CT_STATE.to_be_bytes().to_vec()),
-            ];
-            vec![
-                Expressions::Other { expression_type: "ct".to_owned(), attributes },
-                mask((ESTABLISHED | RELATED).to_ne_bytes()),
-                compare(Operator::NotEqual, [0; 4]),
-            ]
-        }
+        Match::Replies => state(ESTABLISHED | RELATED),
+        Match::NewConnection => state(NEW),
+        Match::ReplyDirection => vec![connection(NFT_CT_DIRECTION), compare(Operator::Equal, [IP_CT_DIR_REPLY])],
+        Match::Mark(mark) => vec![meta(MetaKey::Mark), compare(Operator::Equal, mark.to_ne_bytes())],
+        Match::ConnectionMark(mark) => vec![connection(NFT_CT_MARK), compare(Operator::Equal, mark.to_ne_bytes())],
     }
+}
+
+/// Matches connections in one of several states.
+fn state(bits: u32) -> Vec<Expressions> {
+    vec![connection(NFT_CT_STATE), mask(bits.to_ne_bytes()), compare(Operator::NotEqual, [0; 4])]
 }
 
 /// Returns the value that an interface's name is compared with: the whole name with zeros after it, or a prefix.
@@ -223,6 +256,24 @@ fn port(protocol: u8, ports: &RangeInclusive<u16>) -> Vec<Expressions> {
 /// Loads metadata of a packet into the register.
 fn meta(key: MetaKey) -> Expressions {
     Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)])
+}
+
+/// Loads a property of a packet's connection into the register.
+fn connection(key: u32) -> Expressions {
+    other("ct", [(NFTA_CT_DREG, Register::Reg1.into()), (NFTA_CT_KEY, key)])
+}
+
+/// Loads a constant into the register.
+fn load(value: impl Into<Vec<u8>>) -> Expressions {
+    let data = DataAttribute::Value(value.into());
+    Expressions::Immediate(vec![Immediate::DestinationRegister(Register::Reg1), Immediate::Data(data)])
+}
+
+/// Returns an expression of a type that the library does not know, with its attributes and their numbers.
+fn other(kind: &str, attributes: impl IntoIterator<Item = (u16, u32)>) -> Expressions {
+    let attribute = |(kind, value): (u16, u32)| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let attributes = attributes.into_iter().map(attribute).collect();
+    Expressions::Other { expression_type: kind.to_owned(), attributes }
 }
 
 /// Loads a field of a packet into the register.
