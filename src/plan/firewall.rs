@@ -28,7 +28,7 @@ const RESOLVER_PORTS: [u16; 2] = [53, 853];
 pub(super) const NEIGHBOR_DISCOVERY: [u8; 2] = [135, 136];
 
 /// The name of the table in the namespace, and the prefix of that on the host.
-pub(super) const TABLE: &str = "vpn-exec";
+pub const RULES_TABLE: &str = "vpn-exec";
 
 /// The packet rules of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +121,7 @@ impl Inputs<'_> {
         input.extend(open_rules(&tunnel(), self.open));
         let chains = [(Hook::Input, input), (Hook::Forward, Vec::new()), (Hook::Output, output)];
         Table {
-            name: TABLE.into(),
+            name: RULES_TABLE.into(),
             chains: chains.into_iter().map(|(hook, rules)| Chain::closed(hook, rules)).collect(),
         }
     }
@@ -192,7 +192,7 @@ impl Inputs<'_> {
         };
         let chain = |hook, rules| Chain { hook, policy: Policy::Accept, rules };
         Table {
-            name: format!("{TABLE}-{}", self.name),
+            name: format!("{RULES_TABLE}-{}", self.name),
             chains: vec![chain(Hook::Forward, forward), chain(Hook::Postrouting, inner.map(masquerade).collect())],
         }
     }

@@ -48,7 +48,7 @@ pub use diff::{PlanDiff, diff};
 pub use dns::DnsPlan;
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
-pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS};
+pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS, RULES_TABLE};
 pub use hidden_paths::hidden_paths;
 pub use hooks::HookPlan;
 pub use host_sockets::SocketsPlan;

@@ -3,8 +3,8 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::{FirewallPlan, Parameter, Plan, WireguardPlan};
-use crate::ruleset::Table;
 use crate::config::{BackendChoice, SessionBus};
+use crate::ruleset::Table;
 
 /// The width of the column of labels, in characters.
 const LABEL: usize = 15;

@@ -19,13 +19,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::error::PlanErrors;
-use super::{Facts, Findings, dns, firewall, interface_names, local_networks, mtu, wireguard};
 use super::{DnsPlan, WireguardPlan};
+use super::{Facts, Findings, dns, firewall, interface_names, local_networks, mtu, wireguard};
 use crate::config::{BackendChoice, Config, Endpoint, OpenPorts};
 use crate::keys::PrivateKey;
-use crate::names::TunnelName;
+use crate::linux::netlink::rule::PolicyRule;
+use crate::names::{InterfaceName, TunnelName};
 use crate::ruleset::Table;
-pub use routing::{AttachedRoute, PRIORITIES, RoutingRule, RoutingTable, Selector, TABLE};
+pub use routing::{AttachedRoute, PRIORITIES, TABLE};
 
 /// The mark of packets that take the container's own routes: WireGuard's encrypted packets, and replies to inbound
 /// connections. In ASCII it reads "ve".
@@ -79,7 +80,7 @@ pub struct AttachmentPlan {
     /// The packet rules.
     pub rules: Table,
     /// The policy rules, in the order in which the kernel tries them.
-    pub routing_rules: Vec<RoutingRule>,
+    pub routing_rules: Vec<PolicyRule>,
     /// The routes of the tunnel's own table, [`TABLE`].
     pub routes: Vec<AttachedRoute>,
     /// How programs resolve names.
@@ -160,7 +161,7 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
         wireguard,
         local_networks,
         open: config.open.clone(),
-        rules: Table { name: firewall::TABLE.into(), chains: Vec::new() },
+        rules: Table { name: firewall::RULES_TABLE.into(), chains: Vec::new() },
         routing_rules: Vec::new(),
         routes: Vec::new(),
         dns,
@@ -171,6 +172,11 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
     plan.routing_rules = routing::rules(&plan, &facts.addresses, has_ipv6);
     plan.routes = routing::routes(&plan, has_ipv6);
     Ok(plan)
+}
+
+/// Returns the name of the WireGuard interface of every attached tunnel.
+pub fn interface() -> InterfaceName {
+    interface_names::wireguard()
 }
 
 /// Returns the addresses of the endpoints that need no look-up.

@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::{AttachedRoute, AttachmentPlan, MARK, Placement, TABLE};
 use crate::plan::render::{Escaped, backend, notes, row, rows, rules, wireguard};
+use crate::ruleset::Family;
 
 impl Display for AttachmentPlan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -30,7 +31,8 @@ impl Display for AttachmentPlan {
         rules("Packet rules", &self.rules, f)?;
         writeln!(f, "\nPolicy rules")?;
         for rule in &self.routing_rules {
-            writeln!(f, "  {rule}")?;
+            let family = if rule.family == Family::Ipv4 { "IPv4" } else { "IPv6" };
+            row(f, family, rule)?;
         }
         writeln!(f, "\nRoutes of the table {TABLE}")?;
         for route in &self.routes {

@@ -11,7 +11,6 @@
 //!
 //! The packet rules drop all other packets that these rules let past the tunnel.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -19,14 +18,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{AttachmentPlan, MARK};
+use crate::linux::netlink::route::Route;
+use crate::linux::netlink::rule::{PolicyRule, Selector};
 use crate::plan::firewall;
 use crate::ruleset::Family;
 
 /// The number of the tunnel's own routing table.
 pub const TABLE: u32 = 30309;
-
-/// The number of the main routing table, which has the container's own routes (`RT_TABLE_MAIN` of rtnetlink(7)).
-const MAIN: u32 = 254;
 
 /// The priorities of the rules. Each prefix length of IPv6 has one, and that of the longest prefix is the first.
 const MARKED: u32 = 30300;
@@ -36,53 +34,6 @@ const ALL: u32 = LONGEST + 129;
 
 /// The priorities at which an attached tunnel has rules.
 pub const PRIORITIES: RangeInclusive<u32> = MARKED..=ALL;
-
-/// A policy rule: packets that it selects are looked up in a table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RoutingRule {
-    /// The family of the packets.
-    pub family: Family,
-    /// Its priority; the lowest comes first.
-    pub priority: u32,
-    /// The packets that it selects.
-    pub selector: Selector,
-    /// The table in which they are looked up.
-    pub table: RoutingTable,
-}
-
-/// The packets that a policy rule selects.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Selector {
-    /// All packets.
-    All,
-    /// Packets with a mark.
-    Mark(u32),
-    /// Packets from a network.
-    From(IpNet),
-    /// Packets to a network.
-    To(IpNet),
-}
-
-/// A routing table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RoutingTable {
-    /// That of the container's own routes.
-    Main,
-    /// That of the tunnel, [`TABLE`].
-    Tunnel,
-}
-
-impl RoutingTable {
-    /// Returns the number of the table.
-    pub fn number(self) -> u32 {
-        match self {
-            Self::Main => MAIN,
-            Self::Tunnel => TABLE,
-        }
-    }
-}
 
 /// A route of the tunnel's table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,21 +46,21 @@ pub enum AttachedRoute {
 }
 
 /// Returns the policy rules. `own` are the addresses of the container's interfaces, as far as they are known.
-pub(super) fn rules(plan: &AttachmentPlan, own: &[IpAddr], has_ipv6: bool) -> Vec<RoutingRule> {
+pub(super) fn rules(plan: &AttachmentPlan, own: &[IpAddr], has_ipv6: bool) -> Vec<PolicyRule> {
     let networks = firewall::by_prefix(&plan.local_networks, firewall::tunnel_routes(&plan.wireguard));
     let mut rules = Vec::new();
     for family in families(has_ipv6) {
-        let mut add = |priority, selector, table| rules.push(RoutingRule { family, priority, selector, table });
-        add(MARKED, Selector::Mark(MARK), RoutingTable::Main);
+        let mut add = |priority, selector, table| rules.push(PolicyRule { family, priority, selector, table });
+        add(MARKED, Selector::Mark(MARK), Route::MAIN);
         for address in own.iter().filter(|address| is_of(family, address)) {
-            add(OWN, Selector::From((*address).into()), RoutingTable::Main);
+            add(OWN, Selector::From((*address).into()), Route::MAIN);
         }
         for (net, is_local) in networks.iter().filter(|(net, _)| is_of(family, &net.addr())) {
             let priority = LONGEST + u32::from(net.max_prefix_len() - net.prefix_len());
-            let table = if *is_local { RoutingTable::Main } else { RoutingTable::Tunnel };
+            let table = if *is_local { Route::MAIN } else { TABLE };
             add(priority, Selector::To(*net), table);
         }
-        add(ALL, Selector::All, RoutingTable::Tunnel);
+        add(ALL, Selector::All, TABLE);
     }
     rules
 }
@@ -132,26 +83,4 @@ fn families(has_ipv6: bool) -> impl Iterator<Item = Family> {
 
 fn is_of(family: Family, address: &IpAddr) -> bool {
     address.is_ipv4() == (family == Family::Ipv4)
-}
-
-impl fmt::Display for RoutingRule {
-    /// Writes the rule as ip-rule(8) shows it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.priority)?;
-        match &self.selector {
-            Selector::All => f.write_str("from all")?,
-            Selector::Mark(mark) => write!(f, "from all fwmark {mark:#x}")?,
-            Selector::From(net) => write!(f, "from {}", short(net))?,
-            Selector::To(net) => write!(f, "from all to {}", short(net))?,
-        }
-        match self.table {
-            RoutingTable::Main => f.write_str(" lookup main"),
-            RoutingTable::Tunnel => write!(f, " lookup {TABLE}"),
-        }
-    }
-}
-
-/// Returns a network as text; a single address without its prefix length.
-fn short(net: &IpNet) -> String {
-    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }

@@ -21,7 +21,7 @@ pub(super) fn decide(plan: &AttachmentPlan) -> Table {
     let closed = [(Hook::Input, input(plan)), (Hook::Forward, Vec::new()), (Hook::Output, output(plan))];
     let mut chains = marking(plan);
     chains.extend(closed.into_iter().map(|(hook, rules)| Chain::closed(hook, rules)));
-    Table { name: firewall::TABLE.into(), chains }
+    Table { name: firewall::RULES_TABLE.into(), chains }
 }
 
 /// Returns the chains that mark connections which come in by the container's interfaces, and the replies to them.
