@@ -42,7 +42,7 @@ pub enum Hook {
     /// Packets from a process of the namespace.
     Output,
     /// Packets from a process of the namespace, before [`Self::Output`]. A packet whose mark a rule changes is routed
-    /// again.
+    /// again. A packet for which there was no route, or an unreachable one, does not get here.
     Reroute,
     /// The first packet of each connection from a process of the namespace, to translate its destination. Runs after
     /// [`Self::Reroute`] and before [`Self::Output`].
@@ -167,8 +167,9 @@ pub enum Verdict {
     SetMark(u32),
     /// Its connection gets a mark. The rules that follow decide whether the packet is accepted.
     SetConnectionMark(u32),
-    /// It is accepted, and goes to this port of the namespace itself. Needs a match of [`Match::TcpPort`] or
-    /// [`Match::UdpPort`] and a chain that translates destinations.
+    /// It is accepted, and goes to this port of the namespace's loopback address. Needs a match of [`Match::TcpPort`]
+    /// or [`Match::UdpPort`], a chain that translates destinations, and a server that is bound to the loopback address:
+    /// another one would answer the sender from an address for which there is no connection.
     RedirectTo(u16),
 }
 

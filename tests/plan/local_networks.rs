@@ -162,7 +162,7 @@ fn forwarding_interfaces(plan: &Plan) -> Vec<ForwardingInterface> {
     plan.local.interfaces.iter().flat_map(of).collect()
 }
 
-/// What rules match on a packet. `from` and `to` are interfaces; an empty name means that there is none.
+/// What rules match on an unmarked packet of an unmarked connection. `from` and `to` are interfaces; an empty name means that there is none.
 #[derive(Clone, Debug)]
 struct Packet {
     from: &'static str,
@@ -184,6 +184,7 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
     };
     let holds = |condition: &Match| match condition {
         Match::From(interface) => is(interface, packet.from),
+        Match::NotFrom(interface) => !is(interface, packet.from),
         Match::To(interface) => is(interface, packet.to),
         Match::NotTo(interface) => !is(interface, packet.to),
         Match::Source(net) => net.contains(&packet.source),
@@ -196,7 +197,9 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
         },
         Match::Icmpv6(_) => false,
         Match::Of(family) => (*family == Family::Ipv4) == packet.source.is_ipv4(),
-        Match::Replies => packet.is_reply,
+        Match::Replies | Match::ReplyDirection => packet.is_reply,
+        Match::NewConnection => !packet.is_reply,
+        Match::Mark(mark) | Match::ConnectionMark(mark) => *mark == 0,
     };
     let decisive = chain.rules.iter().find(|rule| rule.matches.iter().all(&holds));
     match decisive {

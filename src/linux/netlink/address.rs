@@ -68,6 +68,6 @@ impl NetlinkRequest {
     /// Removes an address from an interface, unless it is gone already.
     pub fn delete_address(index: u32, name: &str, address: IpNet) -> Self {
         let what = format!("remove the address {address} from {name}");
-        Self::remove(what, RouteNetlinkMessage::DelAddress(message(index, address)), libc::EADDRNOTAVAIL)
+        Self::remove(what, RouteNetlinkMessage::DelAddress(message(index, address)), &[libc::EADDRNOTAVAIL])
     }
 }

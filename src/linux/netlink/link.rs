@@ -210,6 +210,6 @@ impl NetlinkRequest {
     /// Removes an interface, unless it is gone already.
     pub fn delete_link(index: u32, name: &str) -> Self {
         let link = LinkUnspec::new_with_index(index).build();
-        Self::remove(format!("remove {name}"), RouteNetlinkMessage::DelLink(link), libc::ENODEV)
+        Self::remove(format!("remove {name}"), RouteNetlinkMessage::DelLink(link), &[libc::ENODEV])
     }
 }

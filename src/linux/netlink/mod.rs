@@ -35,31 +35,31 @@ pub struct NetlinkRequest {
     what: String,
     message: RouteNetlinkMessage,
     flags: u16,
-    /// An error number that counts as success, such as `EEXIST` if the object may exist already.
-    tolerated: Option<i32>,
+    /// The error numbers that count as success, such as `EEXIST` if the object may exist already.
+    tolerated: &'static [i32],
 }
 
 impl NetlinkRequest {
     /// Creates a request that makes a new object.
     fn create(what: String, message: RouteNetlinkMessage) -> Self {
-        Self { what, message, flags: NLM_F_CREATE | NLM_F_EXCL, tolerated: None }
+        Self { what, message, flags: NLM_F_CREATE | NLM_F_EXCL, tolerated: &[] }
     }
 
     /// Creates a request that changes an object.
     fn change(what: String, message: RouteNetlinkMessage) -> Self {
-        Self { what, message, flags: 0, tolerated: None }
+        Self { what, message, flags: 0, tolerated: &[] }
     }
 
-    /// Creates a request that removes an object. `missing` is the error number for one that does not exist, which
-    /// counts as success.
-    fn remove(what: String, message: RouteNetlinkMessage, missing: i32) -> Self {
-        Self { what, message, flags: 0, tolerated: Some(missing) }
+    /// Creates a request that removes an object. `missing` are the error numbers for one that does not exist, which
+    /// count as success.
+    fn remove(what: String, message: RouteNetlinkMessage, missing: &'static [i32]) -> Self {
+        Self { what, message, flags: 0, tolerated: missing }
     }
 
     /// Makes the request succeed if the object exists already.
     #[must_use]
     pub fn or_exists(self) -> Self {
-        Self { tolerated: Some(libc::EEXIST), ..self }
+        Self { tolerated: &[libc::EEXIST], ..self }
     }
 }
 
@@ -148,7 +148,7 @@ impl Netlink {
         };
         for ((what, tolerated), ack) in names.into_iter().zip(acks) {
             match ack {
-                Some((error, explanation)) if error.raw_os_error() != tolerated => {
+                Some((error, explanation)) if !error.raw_os_error().is_some_and(|it| tolerated.contains(&it)) => {
                     return Err(NetlinkError { what, error, explanation });
                 }
                 _ => {}

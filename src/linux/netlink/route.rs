@@ -230,6 +230,8 @@ impl NetlinkRequest {
     fn remove_route(what: String, message: RouteMessageBuilder<IpAddr>) -> Self {
         // The kernel itself adds the route to the network of an address, so the protocol and the scope must not count.
         let message = message.protocol(RouteProtocol::Unspec).scope(RouteScope::NoWhere).build();
-        Self::remove(what, RouteNetlinkMessage::DelRoute(message), libc::ESRCH)
+        // In place of a missing default route, IPv6 finds its built-in route that refuses (`__ip6_del_rt()` in the
+        // kernel's net/ipv6/route.c) and answers ENOENT.
+        Self::remove(what, RouteNetlinkMessage::DelRoute(message), &[libc::ESRCH, libc::ENOENT])
     }
 }

@@ -154,6 +154,6 @@ impl NetlinkRequest {
     /// The kernel removes the first rule that has all properties of the request, and a rule for all packets has no
     /// selector to compare. So the priority of such a rule must be its own.
     pub fn delete_rule(rule: &PolicyRule) -> Self {
-        Self::remove(rule.what("remove"), RouteNetlinkMessage::DelRule(rule.message()), libc::ENOENT)
+        Self::remove(rule.what("remove"), RouteNetlinkMessage::DelRule(rule.message()), &[libc::ENOENT])
     }
 }
