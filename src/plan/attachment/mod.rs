@@ -219,7 +219,10 @@ fn note_ignored(config: &Config, is_attached: bool, findings: &mut Findings) {
     let is_table = |table: &String| !table.eq_ignore_ascii_case("auto");
     let ignored = [
         (interface.table.as_ref().is_some_and(is_table), "Table (the tunnel has a routing table of its own)"),
-        (is_attached && interface.fwmark.is_some_and(|mark| mark != 0), "FwMark (the encrypted packets have a mark)"),
+        (
+            is_attached && interface.fwmark.is_some_and(|mark| mark != 0),
+            "FwMark (the encrypted packets carry a mark of their own)",
+        ),
         (interface.save_config == Some(true), "SaveConfig (the file is never written)"),
         (!interface.hooks.is_empty(), "PreUp, PostUp, PreDown and PostDown (a container's tunnel runs no hooks)"),
         (config.local.lan, "lan (name each local network)"),
