@@ -25,8 +25,8 @@ pub fn masquerade() -> io::Result<()> {
     masquerade_where(&[Vec::new()])
 }
 
-/// Masquerades the packets that the calling thread's network namespace sends by some interfaces, as a host of containers
-/// does.
+/// Masquerades the packets that the calling thread's network namespace sends by some interfaces, as a host of
+/// containers does.
 ///
 /// # Errors
 /// As [`masquerade`].

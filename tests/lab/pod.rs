@@ -35,8 +35,8 @@ pub const SERVICE_NAME: &str = "service.cluster.local";
 /// The networks of the pod and its cluster, as the values of `--local`.
 pub const CLUSTER_NETWORKS: [&str; 4] = ["10.42.0.0/24", "fd2a::/64", "10.43.0.0/24", "fd2b::/64"];
 
-/// The set-up of a container's process: `/proc/sys` is read-only, and `/etc/resolv.conf` is the pod's. Its arguments are
-/// the path of that file and the command line.
+/// The set-up of a container's process: `/proc/sys` is read-only, and `/etc/resolv.conf` is the pod's. Its arguments
+/// are the path of that file and the command line.
 const CONTAINER: &str = "mount --bind \"$0\" /etc/resolv.conf && mount --bind /proc/sys /proc/sys && \
                          mount -o remount,bind,ro,nosuid,nodev,noexec /proc/sys && exec \"$@\"";
 

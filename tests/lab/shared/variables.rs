@@ -38,6 +38,9 @@ pub const REQUIRE_PEERS: &str = "VPN_EXEC_REQUIRE_PEERS";
 /// 1 makes a missing program of everyday use (tmux, emacs, browsers and others) a failure instead of a skip.
 pub const REQUIRE_PROGRAMS: &str = "VPN_EXEC_REQUIRE_PROGRAMS";
 
+/// 1 makes a missing container engine (podman, crun, Docker, containerd and others) a failure instead of a skip.
+pub const REQUIRE_ENGINES: &str = "VPN_EXEC_REQUIRE_ENGINES";
+
 /// 1 makes a user without other user IDs, as an ordinary user is, a failure instead of a skip. For root.
 pub const REQUIRE_USERS: &str = "VPN_EXEC_REQUIRE_USERS";
 
