@@ -31,6 +31,9 @@ pub enum PlanError {
     /// All addresses are IPv6 addresses, and the kernel has no IPv6.
     #[error("the tunnel has only IPv6 addresses, and this kernel has no IPv6")]
     KernelWithoutIpv6,
+    /// All addresses are IPv6 addresses, and IPv6 is switched off in the namespace.
+    #[error("the tunnel has only IPv6 addresses, and IPv6 is switched off in this network namespace")]
+    Ipv6SwitchedOff,
     /// An address that no interface can have.
     #[error("the tunnel cannot have the address {address}: it is {what}")]
     UnusableAddress {
@@ -200,6 +203,10 @@ impl PlanError {
             Self::NoAddress => "add the provider's `Address = …` to [Interface]",
             Self::KernelWithoutIpv6 => {
                 "start the kernel without `ipv6.disable=1`, or add the provider's IPv4 Address to [Interface]"
+            }
+            Self::Ipv6SwitchedOff => {
+                "set the sysctl net.ipv6.conf.all.disable_ipv6=0 for the container or the pod, or add the provider's \
+                 IPv4 Address to [Interface]"
             }
             Self::UnusableAddress { .. } => "use the address that the provider assigned to this tunnel",
             Self::NothingRouted => "add AllowedIPs to a peer; `AllowedIPs = 0.0.0.0/0, ::/0` routes everything",

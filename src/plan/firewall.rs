@@ -25,10 +25,10 @@ pub const NAME_PORTS: [u16; 4] = [53, 853, 5353, 5355];
 const RESOLVER_PORTS: [u16; 2] = [53, 853];
 
 /// Neighbor solicitation and advertisement (RFC 4861 section 4), which IPv6 needs on a link.
-const NEIGHBOR_DISCOVERY: [u8; 2] = [135, 136];
+pub(super) const NEIGHBOR_DISCOVERY: [u8; 2] = [135, 136];
 
 /// The name of the table in the namespace, and the prefix of that on the host.
-const TABLE: &str = "vpn-exec";
+pub const RULES_TABLE: &str = "vpn-exec";
 
 /// The packet rules of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,15 +118,10 @@ impl Inputs<'_> {
             input.push(Rule::accept([Match::From(link()), Match::Icmpv6(kind)]));
             output.push(Rule::accept([Match::To(link()), Match::Icmpv6(kind)]));
         }
-        for OpenPorts { first, last, protocol } in self.open {
-            let ports =
-                [(Protocol::Tcp, Match::TcpPort(*first..=*last)), (Protocol::Udp, Match::UdpPort(*first..=*last))];
-            let open = ports.into_iter().filter(|(of, _)| protocol.is_none_or(|only| only == *of));
-            input.extend(open.map(|(_, port)| Rule::accept([Match::From(tunnel()), port])));
-        }
+        input.extend(open_rules(&tunnel(), self.open));
         let chains = [(Hook::Input, input), (Hook::Forward, Vec::new()), (Hook::Output, output)];
         Table {
-            name: TABLE.into(),
+            name: RULES_TABLE.into(),
             chains: chains.into_iter().map(|(hook, rules)| Chain::closed(hook, rules)).collect(),
         }
     }
@@ -135,19 +130,9 @@ impl Inputs<'_> {
     /// routed into the tunnel are excepted: their packets must not take the link when the WireGuard interface is gone,
     /// and its routes with it. `matches` returns what the packets of a network have in common, which is local or not.
     fn local_rules(&self, matches: impl Fn(IpNet, bool) -> Vec<Match>) -> Vec<Rule> {
-        let local = &self.local.networks;
-        let is_within = |route: &IpNet| local.iter().any(|net| net.contains(route));
-        let routed: BTreeSet<IpNet> = self.tunnel_routes().filter(is_within).collect();
-        let mut networks: Vec<(IpNet, bool)> = local.iter().map(|net| (*net, true)).collect();
-        networks.extend(routed.into_iter().map(|route| (route, false)));
-        // As in a routing table, the longest prefix decides.
-        networks.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         let host = self.host_addresses().map(|address| (IpNet::from(address), true));
-        let rule = |(net, is_local)| {
-            let matches = matches(net, is_local);
-            if is_local { Rule::accept(matches) } else { Rule::drop(matches) }
-        };
-        host.chain(networks).map(rule).collect()
+        let networks = by_prefix(&self.local.networks, tunnel_routes(self.wireguard));
+        network_rules(host.chain(networks), matches)
     }
 
     /// Returns the namespace's address on the link, of the family of another address.
@@ -161,32 +146,17 @@ impl Inputs<'_> {
         [Some(IpAddr::from(self.veth.host_ipv4)), self.veth.host_ipv6.map(IpAddr::from)].into_iter().flatten()
     }
 
-    /// Returns the networks that are routed into the tunnel.
-    fn tunnel_routes(&self) -> impl Iterator<Item = IpNet> {
-        self.wireguard.routes.iter().copied().chain(self.wireguard.addresses.iter().map(IpNet::trunc))
-    }
-
     /// Returns rules that accept queries on the link to configured resolvers which are not reached through the tunnel,
     /// and drop all other queries. `on_link` returns what packets on the link have in common, to an address if there is
     /// one.
     fn dns_rules(&self, on_link: impl Fn(Option<IpAddr>) -> Vec<Match>) -> Vec<Rule> {
-        let both = |port| [Match::TcpPort(port..=port), Match::UdpPort(port..=port)];
-        let servers = self.servers.iter().filter(|server| self.is_on_link(server));
-        let allowed =
-            servers.flat_map(|server| RESOLVER_PORTS.into_iter().flat_map(both).map(|port| (Some(*server), port)));
-        let others = NAME_PORTS.into_iter().flat_map(both).map(|port| (None, port));
-        let rule = |(server, port): (Option<IpAddr>, Match)| {
-            let mut matches = on_link(server);
-            matches.extend(server.map(|server| Match::Destination(server.into())));
-            matches.push(port);
-            if server.is_some() { Rule::accept(matches) } else { Rule::drop(matches) }
-        };
-        allowed.chain(others).map(rule).collect()
+        name_rules(self.servers.iter().filter(|server| self.is_on_link(server)), on_link)
     }
 
     fn is_on_link(&self, server: &IpAddr) -> bool {
         let is_host = self.host_addresses().any(|address| address == *server);
-        is_host || local_networks::is_local(&self.local.networks, &self.tunnel_routes().collect::<Vec<_>>(), server)
+        let tunnel: Vec<IpNet> = tunnel_routes(self.wireguard).collect();
+        is_host || local_networks::is_local(&self.local.networks, &tunnel, server)
     }
 
     /// Returns the rules of the host: it forwards packets between the tunnel and the local networks under its own
@@ -222,15 +192,75 @@ impl Inputs<'_> {
         };
         let chain = |hook, rules| Chain { hook, policy: Policy::Accept, rules };
         Table {
-            name: format!("{TABLE}-{}", self.name),
+            name: format!("{RULES_TABLE}-{}", self.name),
             chains: vec![chain(Hook::Forward, forward), chain(Hook::Postrouting, inner.map(masquerade).collect())],
         }
     }
 }
 
-/// Returns a rule that drops all transport protocols on the link except TCP, UDP and ICMP. The DNS rules only match
-/// ports of TCP and UDP, so another protocol with ports (UDP-Lite, SCTP, DCCP) could carry a query past them.
-fn other_transports(on_link: Match) -> Rule {
+/// Returns the networks that are routed into the tunnel.
+pub(super) fn tunnel_routes(wireguard: &WireguardPlan) -> impl Iterator<Item = IpNet> {
+    wireguard.routes.iter().copied().chain(wireguard.addresses.iter().map(IpNet::trunc))
+}
+
+/// Returns the local networks, and the networks within them that are routed into the tunnel, each with whether it is
+/// local. The longest prefix comes first, which decides as in a routing table.
+pub(super) fn by_prefix(local: &[IpNet], tunnel: impl Iterator<Item = IpNet>) -> Vec<(IpNet, bool)> {
+    let is_within = |route: &IpNet| local.iter().any(|net| net.contains(route));
+    let routed: BTreeSet<IpNet> = tunnel.filter(is_within).collect();
+    let mut networks: Vec<(IpNet, bool)> = local.iter().map(|net| (*net, true)).collect();
+    networks.extend(routed.into_iter().map(|route| (route, false)));
+    networks.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
+    networks
+}
+
+/// Returns rules that accept the packets of local networks and drop those of others. `matches` returns what the packets
+/// of a network have in common, which is local or not.
+pub(super) fn network_rules(
+    networks: impl IntoIterator<Item = (IpNet, bool)>,
+    matches: impl Fn(IpNet, bool) -> Vec<Match>,
+) -> Vec<Rule> {
+    let rule = |(net, is_local)| {
+        let matches = matches(net, is_local);
+        if is_local { Rule::accept(matches) } else { Rule::drop(matches) }
+    };
+    networks.into_iter().map(rule).collect()
+}
+
+/// Returns rules that accept queries outside the tunnel to these resolvers, and drop all other queries there. `outside`
+/// returns what packets outside the tunnel have in common, to an address if there is one.
+pub(super) fn name_rules<'a>(
+    servers: impl Iterator<Item = &'a IpAddr>,
+    outside: impl Fn(Option<IpAddr>) -> Vec<Match>,
+) -> Vec<Rule> {
+    let both = |port| [Match::TcpPort(port..=port), Match::UdpPort(port..=port)];
+    let allowed =
+        servers.flat_map(|server| RESOLVER_PORTS.into_iter().flat_map(both).map(|port| (Some(*server), port)));
+    let others = NAME_PORTS.into_iter().flat_map(both).map(|port| (None, port));
+    let rule = |(server, port): (Option<IpAddr>, Match)| {
+        let mut matches = outside(server);
+        matches.extend(server.map(|server| Match::Destination(server.into())));
+        matches.push(port);
+        if server.is_some() { Rule::accept(matches) } else { Rule::drop(matches) }
+    };
+    allowed.chain(others).map(rule).collect()
+}
+
+/// Returns rules that accept packets which arrive through the tunnel at the program's open ports.
+pub(super) fn open_rules(tunnel: &Interface, open: &[OpenPorts]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for OpenPorts { first, last, protocol } in open {
+        let ports = [(Protocol::Tcp, Match::TcpPort(*first..=*last)), (Protocol::Udp, Match::UdpPort(*first..=*last))];
+        let open = ports.into_iter().filter(|(of, _)| protocol.is_none_or(|only| only == *of));
+        rules.extend(open.map(|(_, port)| Rule::accept([Match::From(tunnel.clone()), port])));
+    }
+    rules
+}
+
+/// Returns a rule that drops all transport protocols outside the tunnel except TCP, UDP and ICMP. The DNS rules only
+/// match ports of TCP and UDP, so another protocol with ports (UDP-Lite, SCTP, DCCP) could carry a query past them.
+/// `outside` is what packets outside the tunnel have in common.
+pub(super) fn other_transports(outside: Match) -> Rule {
     let others = Transport::ALL.map(Match::NotTransport);
-    Rule::drop([vec![on_link], others.to_vec()].concat())
+    Rule::drop([vec![outside], others.to_vec()].concat())
 }

@@ -35,7 +35,12 @@ pub(super) fn derive(name: &TunnelName, facts: &Facts, findings: &mut Findings) 
     let plain = Some(format!("{HOST_PREFIX}{name}")).filter(|plain| plain.len() <= InterfaceName::MAX);
     let derived = (0..ATTEMPTS).map(|attempt| shortened(name, attempt));
     let host = first_free(plain.into_iter().chain(derived), facts, findings);
-    Some(InterfaceNames { wireguard: checked(WIREGUARD), host: host?, inner: checked(INNER) })
+    Some(InterfaceNames { wireguard: wireguard(), host: host?, inner: checked(INNER) })
+}
+
+/// Returns the name of the WireGuard interface.
+pub(super) fn wireguard() -> InterfaceName {
+    checked(WIREGUARD)
 }
 
 fn shortened(name: &TunnelName, attempt: u32) -> String {

@@ -72,8 +72,24 @@ pub(super) fn decide(
     LocalNetworksPlan { networks, interfaces }
 }
 
-/// Returns why a network cannot be local.
+/// Returns why a network cannot be reached through the host.
 fn refusal(net: IpNet, facts: &Facts, routing: &Routing, link_ipv6: bool) -> Option<PlanError> {
+    if let Some(error) = unusable(net, routing) {
+        return Some(error);
+    }
+    if net.addr().is_ipv6() {
+        if !link_ipv6 {
+            return Some(PlanError::LocalWithoutIpv6 { network: net });
+        }
+        if facts.ipv6_forwarding == Ipv6Forwarding::Never {
+            return Some(PlanError::LocalIpv6NotForwarded { network: net });
+        }
+    }
+    None
+}
+
+/// Returns why a network cannot be local, whatever the way to it.
+pub(super) fn unusable(net: IpNet, routing: &Routing) -> Option<PlanError> {
     let address = net.addr();
     let unusable = match address {
         _ if address.is_loopback() => Some("a loopback network"),
@@ -88,18 +104,7 @@ fn refusal(net: IpNet, facts: &Facts, routing: &Routing, link_ipv6: bool) -> Opt
     if net.prefix_len() < min_prefix_len(&net) {
         return Some(PlanError::LocalTooWide { network: net });
     }
-    if tunnel_routes(routing).any(|route| route == net) {
-        return Some(PlanError::LocalIsTunnels { network: net });
-    }
-    if address.is_ipv6() {
-        if !link_ipv6 {
-            return Some(PlanError::LocalWithoutIpv6 { network: net });
-        }
-        if facts.ipv6_forwarding == Ipv6Forwarding::Never {
-            return Some(PlanError::LocalIpv6NotForwarded { network: net });
-        }
-    }
-    None
+    tunnel_routes(routing).any(|route| route == net).then_some(PlanError::LocalIsTunnels { network: net })
 }
 
 /// Returns the networks that are routed into the tunnel: by AllowedIPs, or as the network of an address.
@@ -123,7 +128,7 @@ fn is_external(interface: &super::HostInterface) -> bool {
 }
 
 /// Returns whether a network is in private space (RFC 1918, RFC 4193).
-fn is_private(net: &IpNet) -> bool {
+pub(super) fn is_private(net: &IpNet) -> bool {
     let blocks: [(IpAddr, u8); 4] = [
         (Ipv4Addr::new(10, 0, 0, 0).into(), 8),
         (Ipv4Addr::new(172, 16, 0, 0).into(), 12),
@@ -135,7 +140,7 @@ fn is_private(net: &IpNet) -> bool {
 
 /// Adds notes about the parts of local networks that are reached through the tunnel, and adds routes for resolvers in
 /// them.
-fn keep_in_tunnel(networks: &[IpNet], servers: &[IpAddr], routing: &mut Routing, findings: &mut Findings) {
+pub(super) fn keep_in_tunnel(networks: &[IpNet], servers: &[IpAddr], routing: &mut Routing, findings: &mut Findings) {
     for net in networks {
         let inside: BTreeSet<IpNet> = tunnel_routes(routing).filter(|route| net.contains(route)).collect();
         if !inside.is_empty() {

@@ -3,6 +3,7 @@
 //! [`plan()`] is a pure function of the [`Config`] and of [`Facts`] that were read once from the host. It decides
 //! everything and touches nothing, so all decisions are tested without root. Each module decides about one subject:
 //!
+//! - [`attachment`]: the plan of a tunnel in a namespace that is not the tunnel's own.
 //! - `wireguard`: the interface's addresses, routes and peers.
 //! - `mtu`: the interface's MTU.
 //! - `interface_names`: the names of the interfaces.
@@ -18,6 +19,7 @@
 //! compares two plans for a reload. [`mod@drop_in`] is separate from plans: it writes a systemd drop-in that puts a
 //! service into a tunnel.
 
+pub mod attachment;
 mod diff;
 mod dns;
 pub mod drop_in;
@@ -46,7 +48,7 @@ pub use diff::{PlanDiff, diff};
 pub use dns::DnsPlan;
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
-pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS};
+pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS, RULES_TABLE};
 pub use hidden_paths::hidden_paths;
 pub use hooks::HookPlan;
 pub use host_sockets::SocketsPlan;
@@ -171,8 +173,10 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
     let mut findings = Findings::default();
     let file = &config.wireguard;
 
-    wireguard::check(config, &mut findings);
-    let mut routing = wireguard::routing(file, facts, &mut findings);
+    wireguard::check(config, "the host", &mut findings);
+    wireguard::note_mark(config, &mut findings);
+    let without_ipv6 = facts.without_ipv6.then_some(wireguard::WithoutIpv6::Kernel);
+    let mut routing = wireguard::routing(file, without_ipv6, &mut findings);
     let mtu = mtu::decide(config.mtu(), routing.ipv6, facts, &mut findings);
     let interfaces = interface_names::derive(&config.name, facts, &mut findings);
     let servers = dns::servers(config);

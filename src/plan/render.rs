@@ -2,8 +2,9 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{FirewallPlan, Parameter, Plan};
+use super::{FirewallPlan, Parameter, Plan, WireguardPlan};
 use crate::config::{BackendChoice, SessionBus};
+use crate::ruleset::Table;
 
 /// The width of the column of labels, in characters.
 const LABEL: usize = 15;
@@ -17,21 +18,29 @@ impl Display for Plan {
         dns(self, f)?;
         program(self, f)?;
         hooks(self, f)?;
-        notes(self, f)
+        notes(&self.notes, f)
     }
 }
 
 fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(f, "Tunnel {}", plan.name)?;
     row(f, "namespace", plan.namespace.display())?;
-    let backend = match plan.backend {
+    backend(plan.backend, f)?;
+    wireguard(&plan.wireguard, f)
+}
+
+/// Writes which WireGuard implementation is used.
+pub(super) fn backend(backend: BackendChoice, f: &mut Formatter<'_>) -> fmt::Result {
+    let backend = match backend {
         BackendChoice::Auto => "auto: kernel if it has WireGuard, else userspace",
         BackendChoice::Kernel => "kernel",
         BackendChoice::Userspace => "userspace: embedded in vpn-exec",
     };
-    row(f, "backend", backend)?;
+    row(f, "backend", backend)
+}
 
-    let wireguard = &plan.wireguard;
+/// Writes the interface and its peers.
+pub(super) fn wireguard(wireguard: &WireguardPlan, f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nWireGuard")?;
     row(f, "interface", &wireguard.interface)?;
     rows(f, "addresses", &wireguard.addresses)?;
@@ -87,10 +96,16 @@ fn firewall(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     let FirewallPlan { inside, host } = &plan.firewall;
     for (place, table) in [("Packet rules in the tunnel", Some(inside)), ("Packet rules on the host", host.as_ref())] {
         let Some(table) = table else { continue };
-        writeln!(f, "\n{place}")?;
-        for line in table.to_string().lines() {
-            writeln!(f, "  {}", Escaped(line.replace('\t', "  ")))?;
-        }
+        rules(place, table, f)?;
+    }
+    Ok(())
+}
+
+/// Writes packet rules below a title.
+pub(super) fn rules(title: &str, table: &Table, f: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\n{title}")?;
+    for line in table.to_string().lines() {
+        writeln!(f, "  {}", Escaped(line.replace('\t', "  ")))?;
     }
     Ok(())
 }
@@ -159,23 +174,24 @@ fn hooks(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-fn notes(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
-    if !plan.notes.is_empty() {
+/// Writes the notes, if there are any.
+pub(super) fn notes(notes: &[String], f: &mut Formatter<'_>) -> fmt::Result {
+    if !notes.is_empty() {
         writeln!(f, "\nNotes")?;
     }
-    for note in &plan.notes {
+    for note in notes {
         writeln!(f, "  - {}", Escaped(note))?;
     }
     Ok(())
 }
 
 /// Writes a line with a label and a value.
-fn row(f: &mut Formatter<'_>, label: &str, value: impl Display) -> fmt::Result {
+pub(super) fn row(f: &mut Formatter<'_>, label: &str, value: impl Display) -> fmt::Result {
     writeln!(f, "  {label:LABEL$} {}", Escaped(value))
 }
 
 /// Writes a line for each value, with the label on the first.
-fn rows<T: Display>(f: &mut Formatter<'_>, label: &str, values: &[T]) -> fmt::Result {
+pub(super) fn rows<T: Display>(f: &mut Formatter<'_>, label: &str, values: &[T]) -> fmt::Result {
     if values.is_empty() {
         return row(f, label, "none");
     }
@@ -190,7 +206,7 @@ fn if_set(set: bool, value: impl Display, otherwise: &str) -> String {
 }
 
 /// Displays a value with control characters escaped, as those in a file could make a terminal show something else.
-struct Escaped<T>(T);
+pub(super) struct Escaped<T>(pub(super) T);
 
 impl<T: Display> Display for Escaped<T> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Findings;
 use super::error::PlanError;
-use super::facts::Facts;
 use crate::config::{Config, WgQuick};
 use crate::keys::PublicKey;
 use crate::names::InterfaceName;
@@ -61,8 +60,8 @@ pub(super) struct Routing {
     pub(super) ipv6: bool,
 }
 
-/// Checks keys, peers and endpoints.
-pub(super) fn check(config: &Config, findings: &mut Findings) {
+/// Checks keys, peers and endpoints. `place` is where WireGuard's UDP socket is: "the host".
+pub(super) fn check(config: &Config, place: &str, findings: &mut Findings) {
     let WgQuick { interface, peers } = &config.wireguard;
     match &interface.private_key {
         None => findings.refuse(PlanError::NoPrivateKey),
@@ -98,8 +97,13 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         }
     }
     if listens && let Some(port) = interface.listen_port {
-        findings.note(format!("WireGuard listens on UDP port {port} on all addresses of the host."));
+        findings.note(format!("WireGuard listens on UDP port {port} on all addresses of {place}."));
     }
+}
+
+/// Adds a note if the encrypted packets carry a mark, which may concern rules of the host.
+pub(super) fn note_mark(config: &Config, findings: &mut Findings) {
+    let interface = &config.wireguard.interface;
     if let Some(mark) = interface.fwmark.filter(|mark| *mark != 0) {
         findings.note(format!(
             "The encrypted packets carry the firewall mark {mark:#x}, which rules of the host may match."
@@ -107,17 +111,46 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Decides the addresses and the routes. There are none of IPv6 if the kernel has no IPv6.
-pub(super) fn routing(file: &WgQuick, facts: &Facts, findings: &mut Findings) -> Routing {
+/// Why a tunnel can have no IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WithoutIpv6 {
+    /// The kernel has none.
+    Kernel,
+    /// It is switched off in the namespace, where it cannot be switched on.
+    SwitchedOff,
+}
+
+impl WithoutIpv6 {
+    fn error(self) -> PlanError {
+        match self {
+            Self::Kernel => PlanError::KernelWithoutIpv6,
+            Self::SwitchedOff => PlanError::Ipv6SwitchedOff,
+        }
+    }
+
+    /// Returns a main clause.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Kernel => "This kernel has no IPv6",
+            Self::SwitchedOff => {
+                "IPv6 is switched off here (net.ipv6.conf.default.disable_ipv6), and /proc/sys cannot be written"
+            }
+        }
+    }
+}
+
+/// Decides the addresses and the routes. There are none of IPv6 if there is a reason for that.
+pub(super) fn routing(file: &WgQuick, without_ipv6: Option<WithoutIpv6>, findings: &mut Findings) -> Routing {
     let mut addresses = addresses(&file.interface.addresses, findings);
-    if facts.without_ipv6 {
+    if let Some(without) = without_ipv6 {
         let (of_ipv6, of_ipv4): (Vec<IpNet>, Vec<IpNet>) = addresses.iter().partition(|net| net.addr().is_ipv6());
         let list: Vec<String> = of_ipv6.iter().map(IpNet::to_string).collect();
         if !of_ipv6.is_empty() && of_ipv4.is_empty() {
-            findings.refuse(PlanError::KernelWithoutIpv6);
+            findings.refuse(without.error());
         } else if !of_ipv6.is_empty() {
             findings.note(format!(
-                "This kernel has no IPv6, so the tunnel has no IPv6, and its address {} is not used.",
+                "{}, so the tunnel has no IPv6, and its address {} is not used.",
+                without.reason(),
                 list.join(", ")
             ));
         }

@@ -40,7 +40,8 @@ impl Tunnel {
         let Some(backend) = state.made else {
             return Err(io::Error::other("its keeper was killed while it created the tunnel")).doing(TAKING_OVER);
         };
-        let (device, events) = device::take_over(backend, &self.plan, namespace, config, on_data_path_start)?;
+        let (device, events) =
+            device::take_over(backend, &self.plan.wireguard.interface, namespace, config, on_data_path_start)?;
         self.inner = Some(inner);
         self.device = Some(device);
         self.post_down_due = true;

@@ -141,7 +141,8 @@ impl Tunnel {
         on_data_path_start: fn() -> io::Result<()>,
     ) -> Result<DeviceEvents, Failure> {
         let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
-        let (device, events) = device::create(&mut self.host, &self.plan, namespace, config, on_data_path_start)?;
+        let choice = (&self.plan.wireguard.interface, self.plan.backend);
+        let (device, events) = device::create(&mut self.host, choice, namespace, config, on_data_path_start)?;
         self.device = Some(device);
         tracing::debug!("created the WireGuard device");
         Ok(events)

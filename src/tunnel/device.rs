@@ -10,7 +10,7 @@ use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
 use crate::linux::netlink::monitor::Monitor;
 use crate::linux::tun;
-use crate::plan::Plan;
+use crate::names::InterfaceName;
 use crate::wireguard::kernel::{self, KernelDevice};
 use crate::wireguard::userspace::{Sockets, UserspaceDevice};
 use crate::wireguard::{Backend, Device, DeviceConfig};
@@ -33,21 +33,24 @@ pub struct DeviceEvents {
     pub links: Option<Monitor>,
 }
 
-type CreatedDevice = (Box<dyn Device>, DeviceEvents);
+/// A device, and the descriptors by which it reports events.
+pub type CreatedDevice = (Box<dyn Device>, DeviceEvents);
 
 /// Creates a device in a namespace. `host` is a netlink socket in the host's namespace, which is where the encrypted
 /// packets leave.
 ///
 /// `on_data_path_start` runs first in the thread of an embedded device.
-pub(super) fn create(
+///
+/// # Errors
+/// If the kernel has no WireGuard and the choice is the kernel's, or if there is no TUN device or the port is taken.
+pub fn create(
     host: &mut Netlink,
-    plan: &Plan,
+    (name, backend): (&InterfaceName, BackendChoice),
     namespace: NetworkNamespace,
     config: &DeviceConfig,
     on_data_path_start: fn() -> io::Result<()>,
 ) -> Result<CreatedDevice, Failure> {
-    let name = &plan.wireguard.interface;
-    if plan.backend != BackendChoice::Userspace {
+    if backend != BackendChoice::Userspace {
         match kernel::create(host, &namespace, name) {
             Ok(()) => {
                 let events = kernel_events(&namespace)?;
@@ -56,7 +59,7 @@ pub(super) fn create(
                 tracing::info!("using the kernel's WireGuard");
                 return Ok((Box::new(device), events));
             }
-            Err(error) if plan.backend == BackendChoice::Kernel => {
+            Err(error) if backend == BackendChoice::Kernel => {
                 return Err(error).doing("use the kernel's WireGuard").map_err(|failure| match failure.errno {
                     Some(libc::EOPNOTSUPP) => failure.advise(
                         "this kernel has no WireGuard (module wireguard, Linux 5.6 or newer): use --backend userspace",
@@ -83,14 +86,16 @@ pub(super) fn create(
 /// its data path.
 ///
 /// `on_data_path_start` runs first in the thread of an embedded device.
-pub(super) fn take_over(
+///
+/// # Errors
+/// If the device has another private key, or another process uses it.
+pub fn take_over(
     backend: Backend,
-    plan: &Plan,
+    name: &InterfaceName,
     namespace: NetworkNamespace,
     config: &DeviceConfig,
     on_data_path_start: fn() -> io::Result<()>,
 ) -> Result<CreatedDevice, Failure> {
-    let name = &plan.wireguard.interface;
     match backend {
         Backend::Kernel => {
             let events = kernel_events(&namespace)?;

@@ -16,14 +16,16 @@
 //! - `create`, `adopt`, `apply`, `take_down`: creates a tunnel, takes it over from a keeper that was killed, changes
 //!   it, and removes it.
 //! - `reclaim`: removes what a killed tunnel has left.
+//! - [`attachment`]: applies the plan of a tunnel in a namespace that is not its own.
 //! - `device`, `hooks`, `parameters`, `processes`: the parts that these use.
 //! - `host_rules`, `forwarding`: what the host does for local networks.
 //! - [`facts`]: what a plan needs to know of the host.
 
 mod adopt;
 mod apply;
+pub mod attachment;
 mod create;
-mod device;
+pub mod device;
 pub mod facts;
 mod forwarding;
 mod hooks;

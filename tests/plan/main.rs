@@ -1,6 +1,7 @@
 //! Tests of the planner: the decisions for usual and unusual tunnels, what is refused, and that derived names and
 //! addresses never collide.
 
+mod attachment;
 mod decisions;
 mod local_networks;
 mod properties;

@@ -100,11 +100,16 @@ impl NetworkNamespace {
         })
     }
 
-    /// Moves the calling thread into the namespace for good.
+    /// Moves the calling thread into the namespace for good. Does nothing if the thread is there already, which needs
+    /// no capability.
     ///
     /// # Errors
     /// Fails with `EPERM` without CAP_SYS_ADMIN in the namespace's user namespace and in the caller's.
     pub fn enter(&self) -> io::Result<()> {
+        let own = self.id()?;
+        if Self::current().and_then(|current| current.id()).is_ok_and(|current| current == own) {
+            return Ok(());
+        }
         Ok(rustix::thread::move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))?)
     }
 }

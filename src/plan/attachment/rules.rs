@@ -1,0 +1,91 @@
+//! The packet rules of an attached tunnel. They say the same as its routes, and more: they also cover sockets that are
+//! bound to an interface or an address, inbound packets, and queries to resolvers. They hold before WireGuard's
+//! interface exists and after it is gone.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::{AttachmentPlan, MARK, Placement};
+use crate::plan::firewall::{self, NEIGHBOR_DISCOVERY};
+use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table};
+
+/// The port on which the names of endpoints are looked up (RFC 1035).
+const DNS: u16 = 53;
+
+/// Router solicitation (RFC 4861 section 4.1). The kernel sends it for the container's own IPv6 routes.
+const ROUTER_SOLICITATION: u8 = 133;
+
+/// Returns the packet rules.
+pub(super) fn decide(plan: &AttachmentPlan) -> Table {
+    let closed = [(Hook::Input, input(plan)), (Hook::Forward, Vec::new()), (Hook::Output, output(plan))];
+    let mut chains = marking(plan);
+    chains.extend(closed.into_iter().map(|(hook, rules)| Chain::closed(hook, rules)));
+    Table { name: firewall::RULES_TABLE.into(), chains }
+}
+
+/// Returns the chains that mark connections which come in by the container's interfaces, and the replies to them.
+/// Replies leave by the container's own routes, whatever address they come from.
+fn marking(plan: &AttachmentPlan) -> Vec<Chain> {
+    let inbound = vec![
+        Match::NotFrom(Interface::Loopback),
+        Match::NotFrom(Interface::Named(plan.wireguard.interface.clone())),
+        Match::NewConnection,
+    ];
+    let replies = vec![Match::ConnectionMark(MARK), Match::ReplyDirection];
+    let chain = |hook, rule| Chain { hook, policy: Policy::Accept, rules: vec![rule] };
+    vec![
+        chain(Hook::Prerouting, Rule::set_connection_mark(MARK, inbound)),
+        chain(Hook::Reroute, Rule::set_mark(MARK, replies)),
+    ]
+}
+
+fn input(plan: &AttachmentPlan) -> Vec<Rule> {
+    let tunnel = Interface::Named(plan.wireguard.interface.clone());
+    let mut rules = vec![
+        Rule::accept([Match::From(Interface::Loopback)]),
+        Rule::accept([Match::From(tunnel.clone()), Match::Replies]),
+    ];
+    rules.extend(firewall::open_rules(&tunnel, &plan.open));
+    rules.push(Rule::drop([Match::From(tunnel)]));
+    // A neighbor must not reach the tunnel's own addresses by the container's interfaces.
+    rules.extend(own_addresses(plan).map(|address| Rule::drop([Match::Destination(address)])));
+    rules.push(Rule::accept([]));
+    rules
+}
+
+fn output(plan: &AttachmentPlan) -> Vec<Rule> {
+    let tunnel = || Interface::Named(plan.wireguard.interface.clone());
+    let mut rules = vec![Rule::accept([Match::To(Interface::Loopback)]), Rule::accept([Match::To(tunnel())])];
+    if let Placement::Attached { endpoints, resolvers } = &plan.placement {
+        rules.extend(endpoints.iter().map(encrypted));
+        rules.extend(resolvers.iter().flat_map(endpoint_queries));
+    }
+    // No packet of the tunnel leaves by the container's interfaces, not even as a reply.
+    rules.extend(own_addresses(plan).map(|address| Rule::drop([Match::Source(address)])));
+    rules.push(Rule::accept([Match::ReplyDirection, Match::Replies]));
+    let discovery = [ROUTER_SOLICITATION].into_iter().chain(NEIGHBOR_DISCOVERY);
+    rules.extend(discovery.map(|kind| Rule::accept([Match::Icmpv6(kind)])));
+    rules.push(firewall::other_transports(Match::NotTo(tunnel())));
+    rules.extend(firewall::name_rules(plan.local_servers(), |_| Vec::new()));
+    let networks = firewall::by_prefix(&plan.local_networks, firewall::tunnel_routes(&plan.wireguard));
+    rules.extend(firewall::network_rules(networks, |net, _| vec![Match::Destination(net)]));
+    rules
+}
+
+/// Returns the rule that accepts encrypted packets to an endpoint.
+fn encrypted(endpoint: &SocketAddr) -> Rule {
+    let port = endpoint.port();
+    Rule::accept([Match::Mark(MARK), Match::Destination(endpoint.ip().into()), Match::UdpPort(port..=port)])
+}
+
+/// Returns the rules that accept the queries for the names of endpoints to a resolver. Programs cannot set the mark.
+fn endpoint_queries(resolver: &IpAddr) -> [Rule; 2] {
+    [Match::UdpPort(DNS..=DNS), Match::TcpPort(DNS..=DNS)]
+        .map(|port| Rule::accept([Match::Mark(MARK), Match::Destination((*resolver).into()), port]))
+}
+
+/// Returns the tunnel's own addresses.
+fn own_addresses(plan: &AttachmentPlan) -> impl Iterator<Item = IpNet> {
+    plan.wireguard.addresses.iter().map(|address| address.addr().into())
+}

@@ -1,0 +1,193 @@
+//! Applies the plan of an attached tunnel to a network namespace that is not the tunnel's own: a pod's or a
+//! container's.
+//!
+//! [`close`] comes first, and closes the namespace without any WireGuard interface. [`open`] gives the interface its
+//! addresses and routes. Both can be repeated: they add what is missing, remove what a former plan has left, and leave
+//! the rest alone. Only what an attached tunnel has added is ever removed.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{LOADING_RULES, host_rules};
+use crate::failure::{Doing, Failure};
+use crate::fault;
+use crate::linux::netlink::route::{Route, RouteKind};
+use crate::linux::netlink::rule::PolicyRule;
+use crate::linux::netlink::{Netlink, NetlinkRequest};
+use crate::linux::nftables::{self, Nftables};
+use crate::names::InterfaceName;
+use crate::plan::RULES_TABLE;
+use crate::plan::attachment::{AttachedRoute, AttachmentPlan, PRIORITIES, TABLE};
+use crate::ruleset::Family;
+
+/// The metric of the last resort: any other route of the table wins.
+const LAST_METRIC: u32 = u32::MAX;
+
+/// The protection of a namespace to which a tunnel is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// The packet rules and the routing are in place.
+    Closed,
+    /// There are no packet rules of an attached tunnel.
+    Open,
+    /// Another program has changed the packet rules, or removed a policy rule or the last resort.
+    Damaged,
+}
+
+/// Closes a namespace: no packet leaves it but through WireGuard's interface, and to local networks. `netlink` and
+/// `rules` are sockets in the namespace, and `owner` is a text by which the packet rules are recognized later.
+///
+/// # Errors
+/// If the kernel refuses, or the packet rules of that name belong to another owner. After a failure to load the rules
+/// nothing has changed.
+pub fn close(netlink: &mut Netlink, rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> Result<(), Failure> {
+    const ROUTING: &str = "route the container's packets";
+    if !fault::is_broken("rules") {
+        load_rules(rules, plan, owner)?;
+    }
+    if fault::is_broken("routes") {
+        return Ok(());
+    }
+    // First the last resort and the rule that leads to it, so that no packet meets a half of the routing.
+    let last = plan.routes.iter().filter_map(|route| match route {
+        AttachedRoute::Unreachable(net) => Some(*net),
+        AttachedRoute::Tunnel(_) => None,
+    });
+    let mut requests: Vec<NetlinkRequest> =
+        last.map(|net| NetlinkRequest::add_unreachable_route(TABLE, net, LAST_METRIC).or_exists()).collect();
+    requests.extend(plan.routing_rules.iter().rev().map(NetlinkRequest::add_rule));
+    let present = netlink.policy_rules().doing(ROUTING)?;
+    let is_stale = |rule: &&PolicyRule| is_own(rule) && !plan.routing_rules.contains(rule);
+    requests.extend(present.iter().filter(is_stale).map(NetlinkRequest::delete_rule));
+    netlink.execute(requests).doing(ROUTING)
+}
+
+/// Loads the packet rules of a plan in place of those of a former one, in one transaction.
+///
+/// # Errors
+/// If the kernel refuses, or the packet rules of that name belong to another owner. Then nothing has changed.
+pub fn load_rules(rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> Result<(), Failure> {
+    let table = &plan.rules;
+    match rules.comment(&table.name) {
+        Ok(comment) if comment.as_deref().is_some_and(|comment| recorded_count(comment, owner).is_some()) => {}
+        Ok(_) => {
+            return Err(Failure::new(format!(
+                "cannot {LOADING_RULES}: a table inet {} of another owner exists in this network namespace",
+                table.name
+            ))
+            .advise("attach a tunnel to a container or a pod that has none"));
+        }
+        Err(error) if nftables::is_missing(&error) => {}
+        Err(error) => return Err(error).doing(LOADING_RULES),
+    }
+    let count: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
+    let loaded = rules.replace(table, &format!("{owner} {count}")).doing(LOADING_RULES);
+    loaded.map_err(host_rules::advise_on_kernel)
+}
+
+/// Gives WireGuard's interface its MTU and addresses, brings it up, and adds the tunnel's routes. The caller has created
+/// the interface.
+///
+/// # Errors
+/// If the kernel refuses a step. The namespace stays closed then.
+pub fn open(netlink: &mut Netlink, plan: &AttachmentPlan) -> Result<(), Failure> {
+    const OPENING: &str = "configure WireGuard's interface";
+    let wireguard = &plan.wireguard;
+    let name = wireguard.interface.as_str();
+    let index = netlink.link_index(&wireguard.interface).doing(format!("find {name}"))?;
+    let addresses: Vec<IpNet> = wireguard.addresses.iter().map(alone).collect();
+    let present = netlink.addresses().doing(OPENING)?;
+    let present: Vec<IpNet> = present.into_iter().filter(|(of, _)| *of == index).map(|(_, address)| address).collect();
+
+    // Without this, a TUN would take part in multicast, which no peer forwards.
+    let mut requests =
+        vec![NetlinkRequest::set_mtu(index, name, wireguard.mtu), NetlinkRequest::clear_multicast(index, name)];
+    let missing = addresses.iter().filter(|address| !present.contains(address));
+    requests.extend(missing.map(|address| NetlinkRequest::add_address(index, name, *address).or_exists()));
+    let stale = present.iter().filter(|address| !addresses.contains(address) && !is_link_local(address));
+    requests.extend(stale.map(|address| NetlinkRequest::delete_address(index, name, *address)));
+    requests.push(NetlinkRequest::set_up(index, name));
+    let routes: Vec<IpNet> = plan.routes.iter().filter_map(through_tunnel).collect();
+    requests.extend(routes.iter().map(|net| NetlinkRequest::add_route_in(TABLE, index, name, *net).or_exists()));
+    let present = netlink.routes_of(TABLE).doing(OPENING)?;
+    let stale = present.iter().filter(|route| route.interface == Some(index) && !routes.contains(&route.destination));
+    requests.extend(stale.map(|route| NetlinkRequest::delete_route_in(TABLE, index, name, route.destination)));
+    netlink.execute(requests).doing(OPENING)
+}
+
+/// Returns the addresses of a container's interfaces: of all interfaces except `lo` and WireGuard's. Link-local IPv6
+/// addresses are left out.
+///
+/// # Errors
+/// If the kernel cannot be queried.
+pub fn container_addresses(netlink: &mut Netlink, wireguard: &InterfaceName) -> io::Result<Vec<IpAddr>> {
+    let others: Vec<u32> = netlink
+        .links()?
+        .into_iter()
+        .filter(|link| link.name != "lo" && link.name != wireguard.as_str())
+        .map(|link| link.index)
+        .collect();
+    let own = netlink.addresses()?.into_iter().filter(|(of, net)| others.contains(of) && !is_link_local(net));
+    let mut own: Vec<IpAddr> = own.map(|(_, net)| net.addr()).collect();
+    own.sort_unstable();
+    own.dedup();
+    Ok(own)
+}
+
+/// Returns whether a namespace is closed for a tunnel that `owner` has attached.
+///
+/// # Errors
+/// If the kernel cannot be queried.
+pub fn protection(netlink: &mut Netlink, rules: &mut Nftables, owner: &str) -> Result<Protection, Failure> {
+    const CHECKING: &str = "read the packet rules";
+    let count = match rules.comment(RULES_TABLE) {
+        Ok(comment) => comment.and_then(|comment| recorded_count(&comment, owner)),
+        Err(error) if nftables::is_missing(&error) => None,
+        Err(error) => return Err(error).doing(CHECKING),
+    };
+    let Some(count) = count else { return Ok(Protection::Open) };
+    if rules.count_rules(RULES_TABLE).doing(CHECKING)? != count {
+        return Ok(Protection::Damaged);
+    }
+    let present = netlink.policy_rules().doing("read the policy rules")?;
+    let routes = netlink.routes_of(TABLE).doing("read the routes")?;
+    let is_last = |route: &&Route| route.kind == RouteKind::Unreachable && route.destination.prefix_len() == 0;
+    // A kernel without IPv6 has neither.
+    let is_covered = routes.iter().filter(is_last).all(|last| {
+        let ipv4 = last.destination.addr().is_ipv4();
+        let is_all = |rule: &&PolicyRule| rule.priority == *PRIORITIES.end() && rule.table == TABLE;
+        present.iter().filter(is_all).any(|rule| (rule.family == Family::Ipv4) == ipv4)
+    });
+    let has_ipv4 = routes.iter().filter(is_last).any(|route| route.destination.addr().is_ipv4());
+    Ok(if has_ipv4 && is_covered { Protection::Closed } else { Protection::Damaged })
+}
+
+/// Returns the number of rules that a table's comment records, if the table belongs to `owner`.
+fn recorded_count(comment: &str, owner: &str) -> Option<usize> {
+    comment.strip_prefix(owner)?.strip_prefix(' ')?.parse().ok()
+}
+
+/// Returns whether a policy rule is one that an attached tunnel has added.
+fn is_own(rule: &PolicyRule) -> bool {
+    PRIORITIES.contains(&rule.priority) && [TABLE, Route::MAIN].contains(&rule.table)
+}
+
+/// Returns an address without its network. The kernel would add a route to the network to the main table, which has the
+/// container's own routes.
+fn alone(address: &IpNet) -> IpNet {
+    address.addr().into()
+}
+
+fn through_tunnel(route: &AttachedRoute) -> Option<IpNet> {
+    match route {
+        AttachedRoute::Tunnel(net) => Some(*net),
+        AttachedRoute::Unreachable(_) => None,
+    }
+}
+
+/// Returns whether an address is a link-local one, which the kernel itself adds.
+fn is_link_local(address: &IpNet) -> bool {
+    matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local())
+}
