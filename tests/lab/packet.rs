@@ -131,8 +131,8 @@ impl Flow {
             && matches!(self.payload[..], [1..=4, 0, 0, 0, ..])
     }
 
-    /// Returns whether this is a question for the provider's name, of the host to its resolver or of a pod to its own, or
-    /// the answer.
+    /// Returns whether this is a question for the provider's name, of the host to its resolver or of a pod to its own,
+    /// or the answer.
     fn asks_for_provider(&self) -> bool {
         let resolvers = [ROUTER.both(), POD_GATEWAY.both(), CLUSTER_RESOLVER.both()].concat();
         let resolver = |address: SocketAddr| resolvers.contains(&address.ip()) && address.port() == 53;

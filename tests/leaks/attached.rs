@@ -3,7 +3,6 @@
 
 use std::slice::from_mut;
 
-use anyhow::Result;
 use lab::agent::Agent;
 use lab::stamp::Protection;
 use lab::{Peer, Pod};
