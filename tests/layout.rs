@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, from top to bottom. A module uses only itself and modules below it.
-const MODULES: [&str; 28] = [
+const MODULES: [&str; 29] = [
     "commands",
     "program",
     "session",
@@ -19,6 +19,7 @@ const MODULES: [&str; 28] = [
     "registry",
     "wireguard",
     "bus",
+    "dns_forwarder",
     "systemctl",
     "plan",
     "relay",

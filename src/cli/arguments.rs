@@ -10,10 +10,11 @@ use ipnet::IpNet;
 
 use super::completion;
 use super::source::SourceArgs;
+use crate::config::dns_for::parse_dns_for;
 use crate::config::host_access::{self, BusChoice};
 use crate::config::network::parse_local;
 use crate::config::ports::{parse_host_ports, parse_open, parse_publish};
-use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish, parse_mtu};
+use crate::config::{BackendChoice, DbusAccess, DomainResolvers, HostPort, OpenPorts, Publish, parse_mtu};
 use crate::names::{ServiceName, TunnelName};
 
 /// The ports of a single `--publish`.
@@ -37,6 +38,11 @@ pub struct TunnelArgs {
     /// DNS server for the program, instead of the file's (repeatable)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver)]
     pub dns: Vec<IpAddr>,
+
+    /// DNS server for a domain and all names below it, such as cluster.local=10.43.0.10: in a local network, or one of
+    /// the tunnel's (repeatable)
+    #[arg(long, value_name = "DOMAIN=ADDRESS", value_parser = parse_dns_for)]
+    pub dns_for: Vec<DomainResolvers>,
 
     /// DNS search domain for the program, instead of the file's (repeatable)
     #[arg(long, value_name = "DOMAIN")]

@@ -21,6 +21,7 @@
 //! - `leases`: which launchers hold the tunnel, and which are expected back after a takeover.
 //! - `carrier`: the tunnel as [`crate::endpoints`] sees it.
 //! - `ports`: published ports, and ports of the host's loopback.
+//! - `dns`: the forwarder of DNS questions.
 //! - `host_network`: changes of the host's network and firewall rules.
 //! - `service`: notifications to systemd.
 //!
@@ -28,6 +29,7 @@
 
 mod carrier;
 mod clients;
+mod dns;
 mod event_loop;
 mod host_network;
 mod leases;
@@ -59,7 +61,7 @@ use crate::plan::Plan;
 use crate::registry::{Holder, TunnelDirectory, TunnelState};
 use clients::KeeperClients;
 use lifecycle::{Runtime, live};
-pub use privileges::{capabilities_for_ports, gained_by_hooks, needed_capabilities};
+pub use privileges::{capabilities_for_ports, gained_by_hooks, limit_dns_forwarder, needed_capabilities};
 
 /// How long the keeper waits for the reader of standard error to read the last messages.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
