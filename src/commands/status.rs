@@ -100,7 +100,12 @@ pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
 }
 
 fn describe(tunnel: &Status, is_colored: bool) -> String {
-    let kind = if tunnel.standing { "standing" } else { "removed after its last program" };
+    let kind = match &tunnel.container {
+        Some(container) if container.network.is_some() => "for a pod",
+        Some(_) => "for a container",
+        None if tunnel.standing => "standing",
+        None => "removed after its last program",
+    };
     let backend = tunnel.backend.map(|backend| format!(", {backend} WireGuard")).unwrap_or_default();
     let state = color::paint(&tunnel.state.to_string(), style_of(tunnel.state), is_colored);
     let name = color::paint(tunnel.name.as_str(), color::HEADING, is_colored);
@@ -119,6 +124,9 @@ fn describe(tunnel: &Status, is_colored: bool) -> String {
         ),
     }
     lines.row("namespace", tunnel.namespace.display());
+    if let Some(container) = &tunnel.container {
+        lines.row("container", container);
+    }
     for (number, program) in tunnel.programs.iter().enumerate() {
         let label = if number == 0 { "programs" } else { "" };
         lines.row(label, format_args!("{} {} {}", program.pid, program.user, program.command));
@@ -150,10 +158,11 @@ fn describe_living(lines: &mut Lines, living: &LiveStatus) {
     if !living.dns.search.is_empty() {
         lines.row("search", list(&living.dns.search));
     }
-    let link = &living.link;
     let ipv6 = |address: Option<std::net::Ipv6Addr>| address.map(|address| format!(", {address}")).unwrap_or_default();
-    lines.row("host, inside", format_args!("{}{}", link.host_ipv4, ipv6(link.host_ipv6)));
-    lines.row("from the host", format_args!("{}{} by {}", link.inner_ipv4, ipv6(link.inner_ipv6), link.interface));
+    if let Some(link) = &living.link {
+        lines.row("host, inside", format_args!("{}{}", link.host_ipv4, ipv6(link.host_ipv6)));
+        lines.row("from the host", format_args!("{}{} by {}", link.inner_ipv4, ipv6(link.inner_ipv6), link.interface));
+    }
     if !living.local_networks.is_empty() {
         lines.row("local networks", list(&living.local_networks));
     }
