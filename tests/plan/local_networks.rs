@@ -190,6 +190,7 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
         Match::Source(net) => net.contains(&packet.source),
         Match::Destination(net) => net.contains(&packet.destination),
         Match::TcpPort(ports) => packet.protocol == Protocol::Tcp && ports.contains(&packet.port),
+        Match::OpensTcp => packet.protocol == Protocol::Tcp && !packet.is_reply,
         Match::UdpPort(ports) => packet.protocol == Protocol::Udp && ports.contains(&packet.port),
         Match::NotTransport(protocol) => match packet.protocol {
             Protocol::Tcp => *protocol != Transport::Tcp,
