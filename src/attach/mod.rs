@@ -1,0 +1,122 @@
+//! `vpn-exec attach`: the process that puts a tunnel into the network namespace it runs in, a pod's or a container's.
+//!
+//! It has CAP_NET_ADMIN and nothing else: no file that it can write except `/etc/resolv.conf`, no other namespace, no
+//! kernel parameters. [`run`] is the story:
+//!
+//! 1. `endpoints` looks up the names of endpoints, and `facts` reads the namespace. The planner decides.
+//! 2. [`crate::tunnel::attachment`] closes the namespace.
+//! 3. `device` creates WireGuard's interface, or takes over the one that a former process has left.
+//! 4. The interface gets its addresses and routes, and `resolv_conf` writes the resolvers.
+//! 5. With the kernel's WireGuard the process exits. Otherwise it drops its capabilities (`privileges`) and stays
+//!    (`serve`): it moves packets, follows the endpoints, and answers queries of the status (`status`).
+//!
+//! Nothing is undone at the end: the namespace stays closed, and another process opens the tunnel again. `check` tells
+//! a probe whether the namespace is closed and the tunnel works. `requirements` explains what a container lacks.
+
+mod carrier;
+pub mod check;
+mod device;
+mod names;
+mod facts;
+mod privileges;
+mod requirements;
+mod resolv_conf;
+mod serve;
+pub mod status;
+
+use std::io;
+
+use crate::config::Config;
+use crate::failure::{Doing, Failure};
+use crate::linux::namespace::NetworkNamespace;
+use crate::linux::netlink::Netlink;
+use crate::linux::nftables::Nftables;
+use crate::linux::sysctl;
+use crate::plan::attachment::{self, AttachmentPlan, Placement};
+use crate::tunnel::attachment::{close, open};
+use crate::wireguard::Backend;
+use names::EndpointResolver;
+
+/// The text by which the packet rules of an attached tunnel are recognized.
+const OWNER: &str = "vpn-exec attach";
+
+/// A namespace to which a tunnel is being attached: the one that this process is in.
+struct Site {
+    namespace: NetworkNamespace,
+    netlink: Netlink,
+    rules: Nftables,
+}
+
+impl Site {
+    /// Opens sockets in the namespace of this process.
+    fn open() -> Result<Self, Failure> {
+        requirements::require_net_admin()?;
+        Ok(Self {
+            namespace: NetworkNamespace::current().doing("open the network namespace")?,
+            netlink: Netlink::open().doing("open a netlink socket")?,
+            rules: Nftables::open().doing("open a socket for nftables").map_err(requirements::explain_rules)?,
+        })
+    }
+}
+
+/// Plans a tunnel for the namespace of this process, without changing anything.
+///
+/// # Errors
+/// If the namespace cannot be read, or there is no plan for this configuration in it.
+pub fn plan(config: &Config) -> Result<AttachmentPlan, Failure> {
+    let mut netlink = Netlink::open().doing("open a netlink socket")?;
+    let resolver = EndpointResolver::read(config);
+    let known = attachment::known_endpoints(config);
+    let facts = facts::read(&mut netlink, &known).doing("read the network configuration")?;
+    let placement = Placement::Attached { endpoints: known, resolvers: resolver.servers().to_vec() };
+    let mut plan = attachment::plan(config, &facts, placement)?;
+    resolv_conf::keep_former(&mut plan, resolver.former());
+    Ok(plan)
+}
+
+/// Attaches a tunnel to the namespace of this process. With `only_close`, closes the namespace without a tunnel.
+///
+/// With the kernel's WireGuard, returns as soon as the tunnel is set up. With the embedded one, stays until SIGTERM or
+/// SIGINT. The namespace stays closed in any case.
+///
+/// # Errors
+/// If the container lacks a capability or a device, or the kernel refuses a step.
+pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
+    let mut site = Site::open()?;
+    let resolver = EndpointResolver::read(config);
+    let found = resolver.look_up_all(config);
+    let facts = facts::read(&mut site.netlink, &found).doing("read the network configuration")?;
+    let placement = Placement::Attached { endpoints: Vec::new(), resolvers: resolver.servers().to_vec() };
+    let mut plan = attachment::plan(config, &facts, placement)?;
+    plan.admit(&found);
+    resolv_conf::keep_former(&mut plan, resolver.former());
+    for note in &plan.notes {
+        tracing::info!("{note}");
+    }
+    close(&mut site.netlink, &mut site.rules, &plan, OWNER).map_err(requirements::explain_rules)?;
+    tracing::info!("closed the network namespace: packets leave by the tunnel and to local networks only");
+    if only_close {
+        return Ok(());
+    }
+
+    let signals = serve::block_signals()?;
+    let (device, events) = device::obtain(&mut site, &plan, config)?;
+    enable_ipv6(&plan).doing("switch IPv6 on for WireGuard's interface")?;
+    open(&mut site.netlink, &plan)?;
+    resolv_conf::write(&plan)?;
+    let backend = device.backend();
+    tracing::info!("attached the tunnel {} with the {backend} WireGuard", plan.name);
+    let server = serve::Server::new(site, plan, config, resolver, device, events, signals)?;
+    match backend {
+        Backend::Kernel => server.set_endpoints(),
+        Backend::Userspace => server.serve(),
+    }
+}
+
+/// Switches IPv6 on for WireGuard's interface, if the tunnel has IPv6 and the namespace has it switched off.
+fn enable_ipv6(plan: &AttachmentPlan) -> io::Result<()> {
+    if !plan.wireguard.ipv6 {
+        return Ok(());
+    }
+    sysctl::set_if_present(&format!("net/ipv6/conf/{}/disable_ipv6", plan.wireguard.interface), "0")
+}
