@@ -324,6 +324,7 @@ const PRODUCT_VARIABLES: [&str; 3] = ["VPN_EXEC_TUNNEL", "VPN_EXEC_CONFIG", "VPN
 fn a_pod_reaches_the_internet_the_neighbours_and_its_cluster() {
     lab::test(Peer::Ours, |lab| {
         let pod = Pod::start(lab)?;
+        Pod::start_gateway_resolver(lab)?;
         pod.namespace.run(|| {
             assert_eq!(get(&format!("http://{}/", WEB.ipv4))?, format!("{}\n", HOST.ipv4));
             assert_eq!(get(&format!("http://[{}]/", WEB.ipv6))?, format!("{}\n", HOST.ipv6));

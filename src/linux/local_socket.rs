@@ -1,9 +1,10 @@
-//! Unix sockets that preserve message boundaries and pass descriptors (SOCK_SEQPACKET of unix(7)).
+//! Unix sockets that preserve message boundaries and pass descriptors (SOCK_SEQPACKET of unix(7)), at paths and under
+//! abstract names.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
@@ -26,11 +27,11 @@ const BACKLOG: i32 = 128;
 #[derive(Debug)]
 pub struct LocalListener {
     socket: OwnedFd,
-    path: PathBuf,
 }
 
-/// The process at the other end of a connection, as of when it connected (`SO_PEERCRED` of unix(7)). IDs that the
-/// reader's namespaces do not have are 0.
+/// The process at the other end of a connection, as of when it connected or began to listen (`SO_PEERCRED` of unix(7)).
+/// A process ID that the reader's PID namespace does not have is 0. A user or group that its user namespace does not
+/// have is the overflow ID, which is 65534 as a rule (user_namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerCredentials {
     /// The process ID.
@@ -55,18 +56,26 @@ impl LocalListener {
         if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
             std::fs::remove_file(path)?;
         }
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let socket = new_socket(SocketFlags::NONBLOCK)?;
         rustix::net::bind(&socket, &address)?;
         // No client can connect before listen(2), so the former mode does no harm.
         rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
         rustix::net::listen(&socket, BACKLOG)?;
-        Ok(Self { socket, path: path.to_owned() })
+        Ok(Self { socket })
     }
 
-    /// Returns the path of the socket.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Listens under an abstract name in the network namespace of the calling thread. Such a name needs no file.
+    ///
+    /// All processes of the namespace may connect. The name is free again as soon as the socket is closed, and any
+    /// process may take it then, so a client has to check the listener by [`peer_credentials`].
+    ///
+    /// # Errors
+    /// Fails with `EADDRINUSE` if another socket has the name.
+    pub fn bind_abstract(name: &str) -> io::Result<Self> {
+        let socket = new_socket(SocketFlags::NONBLOCK)?;
+        rustix::net::bind(&socket, &abstract_address(name)?)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        Ok(Self { socket })
     }
 
     /// Makes the kernel refuse descriptors passed to this socket and to its future connections: sending one fails with
@@ -136,6 +145,17 @@ fn address(path: &Path) -> io::Result<SocketAddrUnix> {
     })
 }
 
+fn abstract_address(name: &str) -> io::Result<SocketAddrUnix> {
+    SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("the name of the abstract socket is too long: {name}"))
+    })
+}
+
+/// Creates a socket that is closed on exec.
+fn new_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | flags, None)?)
+}
+
 /// Returns the credentials of the process at the other end: the one that connected, or that listened at that time
 /// (`SO_PEERCRED` of unix(7)).
 ///
@@ -152,10 +172,22 @@ pub fn peer_credentials(socket: &OwnedFd) -> io::Result<PeerCredentials> {
 /// Fails with `ENOENT` if there is no such file, with `ECONNREFUSED` if no process listens any more, and with
 /// `WouldBlock` if the backlog stays full for `patience`.
 pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
-    let address = address(path)?;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    connect_to(&address(path)?, patience)
+}
+
+/// Connects to the socket with an abstract name in the network namespace of the calling thread. The connection blocks
+/// and is closed on exec.
+///
+/// # Errors
+/// Fails with `ECONNREFUSED` if no process listens, and with `WouldBlock` if the backlog stays full for `patience`.
+pub fn connect_abstract(name: &str, patience: Duration) -> io::Result<OwnedFd> {
+    connect_to(&abstract_address(name)?, patience)
+}
+
+fn connect_to(address: &SocketAddrUnix, patience: Duration) -> io::Result<OwnedFd> {
+    let socket = new_socket(SocketFlags::empty())?;
     set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
-    rustix::net::connect(&socket, &address)?;
+    rustix::net::connect(&socket, address)?;
     set_socket_timeout(&socket, Timeout::Send, None)?;
     Ok(socket)
 }
@@ -301,5 +333,30 @@ mod tests {
         assert_eq!(LocalListener::bind(&path, 0o600).expect_err("a file").kind(), io::ErrorKind::AddrInUse);
         let long = directory.path().join("x".repeat(200));
         assert_eq!(connect(&long, PATIENCE).expect_err("too long").kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn an_abstract_name_belongs_to_one_listener_that_its_clients_can_check() {
+        let name = format!("vpn-exec-test-{}", std::process::id());
+        let refused = connect_abstract(&name, PATIENCE).expect_err("no process listens");
+        assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
+        let listener = LocalListener::bind_abstract(&name).expect("a listener");
+        let second = LocalListener::bind_abstract(&name).expect_err("the name is taken");
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+        let connection = connect_abstract(&name, PATIENCE).expect("connected");
+        let (accepted, client) = listener.accept().expect("accepted").expect("a connection");
+        let this = PeerCredentials {
+            pid: std::process::id().cast_signed(),
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+        };
+        assert_eq!((client, peer_credentials(&connection).expect("the listener")), (this, this));
+        send(&accepted, b"status", None).expect("sent");
+        assert_eq!(receive(&connection, &mut [0; 8]).expect("received").expect("a message").0, 6);
+        assert!(!Path::new(&name).exists(), "there is no file");
+        drop(listener);
+        drop(LocalListener::bind_abstract(&name).expect("the name is free again"));
+        let long = connect_abstract(&"x".repeat(200), PATIENCE).expect_err("too long");
+        assert_eq!(long.kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -3,10 +3,12 @@
 
 pub mod background_close;
 pub mod capabilities;
+pub mod children;
 pub mod clock;
 pub mod dynamic_user;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+pub mod in_place;
 pub mod iptables;
 pub mod listening_sockets;
 pub mod local_socket;

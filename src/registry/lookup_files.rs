@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use crate::linux::in_place;
 
 /// The host's names of hosts (hosts(5)).
 pub const HOSTS: &str = "/etc/hosts";
@@ -42,17 +44,10 @@ pub fn read_host_file(path: &Path) -> io::Result<String> {
 
 /// Writes a file that is mounted over one of the host's inside. An existing file is overwritten in place, since the
 /// mounts show that very file.
-///
-/// A program that reads it at the same instant gets the old text, the new text, or the new text followed by empty
-/// lines: one call writes as many bytes as the longer of the two has, and only then the file is truncated.
 pub(super) fn write_mounted(path: &Path, text: &str) -> io::Result<()> {
     let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(0o644))?;
-    let before = usize::try_from(file.metadata()?.len()).unwrap_or_default();
-    let mut padded = text.as_bytes().to_vec();
-    padded.resize(padded.len().max(before), b'\n');
-    file.write_all_at(&padded, 0)?;
-    if padded.len() > text.len() { file.set_len(text.len() as u64) } else { Ok(()) }
+    in_place::overwrite(&file, text)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::Netlink;
 
 use crate::dns_client;
-use crate::shared::addresses::{Addresses, HOST, LAN, PRIVATE_LAN, ROUTER, WEB};
+use crate::shared::addresses::{Addresses, CLUSTER_RESOLVER, HOST, LAN, POD, POD_GATEWAY, PRIVATE_LAN, ROUTER, WEB};
 use crate::shared::patience::patience;
 use crate::shared::sending::{INTERFACES, bound};
 use crate::shared::stamp::{ABSTRACT_SOCKET, Stamp};
@@ -37,6 +37,8 @@ pub(crate) const HOST4: IpAddr = IpAddr::V4(HOST.ipv4);
 pub(crate) const HOST6: IpAddr = IpAddr::V6(HOST.ipv6);
 pub(crate) const PRIVATE4: IpAddr = IpAddr::V4(PRIVATE_LAN.ipv4);
 pub(crate) const PRIVATE6: IpAddr = IpAddr::V6(PRIVATE_LAN.ipv6);
+pub(crate) const CLUSTER4: IpAddr = IpAddr::V4(CLUSTER_RESOLVER.ipv4);
+pub(crate) const CLUSTER6: IpAddr = IpAddr::V6(CLUSTER_RESOLVER.ipv6);
 /// The stub resolver of systemd-resolved, on a host's loopback interface.
 pub(crate) const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 
@@ -100,10 +102,13 @@ pub(crate) fn dns_tcp_at(stamp: &Stamp, to: IpAddr, port: u16) -> io::Result<()>
     stream.read(&mut [0; 100]).map(drop)
 }
 
-/// Returns the host's address on the veth: the other address of the link's network of two. On the host itself, returns
-/// the loopback address.
+/// Returns the host's address on the veth: the other address of the link's network of two, or the gateway of a pod. On
+/// the host itself, returns the loopback address.
 pub(crate) fn gateway(family: i32) -> io::Result<IpAddr> {
     let mut netlink = Netlink::open()?;
+    if is_in_pod(&mut netlink)? {
+        return Ok(POD_GATEWAY.both()[usize::from(family != AF_INET)]);
+    }
     let Some(link) = netlink.link("host0")? else {
         return Ok(if family == AF_INET { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
     };
@@ -114,6 +119,23 @@ pub(crate) fn gateway(family: i32) -> io::Result<IpAddr> {
         IpAddr::V4(own) => Ipv4Addr::from_bits(own.to_bits() ^ 1).into(),
         IpAddr::V6(own) => Ipv6Addr::from_bits(own.to_bits() ^ 1).into(),
     })
+}
+
+/// Returns whether this namespace is a pod's.
+fn is_in_pod(netlink: &mut Netlink) -> io::Result<bool> {
+    Ok(netlink.addresses()?.iter().any(|(_, net)| net.addr() == IpAddr::from(POD.ipv4)))
+}
+
+/// Sends from each address of this namespace's interfaces.
+pub(crate) fn from_each_address(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
+    let addresses = Netlink::open()?.addresses()?.into_iter().map(|(_, net)| net.addr());
+    let usable = addresses.filter(|own| own.is_ipv4() == to.is_ipv4() && !own.is_loopback() && !is_link_local(*own));
+    let sent = |own| UdpSocket::bind((own, 0))?.send_to(&stamp.payload(), (to, DISCARD)).map(drop);
+    usable.map(sent).fold(Err(io::ErrorKind::AddrNotAvailable.into()), |so_far, one| so_far.or(one))
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Runs another program for at most [`RUNTIME`].
@@ -329,7 +351,9 @@ pub(crate) fn unicast_interface(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     with_each_interface(|interface| unicast(interface, to)?.send_to(&stamp.payload(), to).map(drop))
 }
 
-pub(crate) fn unrouted(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
+/// Sends to a router without a route: the next one, which is on the same link.
+pub(crate) fn unrouted(stamp: &Stamp) -> io::Result<()> {
+    let to = if is_in_pod(&mut Netlink::open()?)? { POD_GATEWAY.ipv4.into() } else { ROUTER4 };
     let socket = UdpSocket::bind(any(to))?;
     setsockopt(&socket, sockopt::DontRoute, &true)?;
     socket.send_to(&stamp.payload(), (to, DISCARD)).map(drop)

@@ -71,6 +71,9 @@ const VECTORS: &[Vector] = &[
     vector("dot-neighbour", Protection::Namespace, |stamp| dns_tcp_at(stamp, PRIVATE4, 853)),
     vector("mdns-neighbour", Protection::Namespace, |stamp| dns_udp_at(stamp, PRIVATE4, 5353)),
     vector("llmnr-neighbour", Protection::Namespace, |stamp| dns_udp_at(stamp, PRIVATE6, 5355)),
+    // The resolver of a pod's cluster.
+    vector("dns-udp4-cluster", Protection::Namespace, |stamp| dns_udp(stamp, CLUSTER4)),
+    vector("dns-udp6-cluster", Protection::Namespace, |stamp| dns_udp(stamp, CLUSTER6)),
     // Lookups by the C library.
     vector("getent", Protection::Library, getent),
     vector("python", Protection::Library, python),
@@ -102,7 +105,9 @@ const VECTORS: &[Vector] = &[
     vector("packet-information4", Protection::Namespace, |stamp| packet_information(stamp, WEB4)),
     vector("packet-information6", Protection::Namespace, |stamp| packet_information(stamp, WEB6)),
     vector("unicast-interface", Protection::Namespace, |stamp| unicast_interface(stamp, WEB4)),
-    vector("unrouted", Protection::Namespace, |stamp| unrouted(stamp, ROUTER4)),
+    vector("unrouted", Protection::Namespace, unrouted),
+    vector("from-each-address4", Protection::Namespace, |stamp| from_each_address(stamp, WEB4)),
+    vector("from-each-address6", Protection::Namespace, |stamp| from_each_address(stamp, WEB6)),
     // Other kinds of sockets.
     vector("ping4", Protection::Namespace, ping4),
     vector("ping6", Protection::Namespace, ping6),

@@ -52,7 +52,7 @@ impl Engine {
         fs::create_dir_all(state)?;
         let cgroups = match runtime {
             Runtime::Runc => "",
-            // Without the rights for cgroups: crun cannot use a hierarchy that mixes both versions, as some machines have.
+            // crun cannot use a hierarchy of control groups that mixes both versions, as some machines have.
             Runtime::Crun => {
                 let mount = "mount -t cgroup2 cgroup2 /sys/fs/cgroup";
                 let mut command = Command::new("unshare");

@@ -1,13 +1,13 @@
 //! vpn-exec with real container engines. Each test runs an engine of its own in a world of the lab: its networks, its
-//! images and its state vanish with the world. The leaks are judged by the capture on the lab's host, as everywhere.
+//! images and its state vanish with the world. The capture on the lab's host judges leaks, as everywhere.
 //!
 //! - [`images`]: the images, made without a registry. The application's has no files of its own: the host's `/usr` is
 //!   mounted into its containers, so that they have all programs that the tests' agent runs.
 //! - [`engine`]: podman with runc or crun, as root or as an ordinary user, and Docker.
 //! - [`named_namespace`]: containers that join a tunnel by the name of its network namespace.
 //!
-//! Root only: an ordinary user's world has no other users, which engines need. Where an engine is missing, its tests are
-//! skipped, unless `VPN_EXEC_REQUIRE_ENGINES` is 1.
+//! Root only: an ordinary user's world has no other users, which engines need. Where an engine is missing, its tests
+//! are skipped, unless `VPN_EXEC_REQUIRE_ENGINES` is 1.
 
 mod engine;
 mod images;

@@ -7,7 +7,7 @@ use etherparse::{IpNumber, Ipv6ExtensionSlice, LaxNetSlice, LaxSlicedPacket, Tcp
 
 use crate::dns;
 use crate::provider::PROVIDER_PORT;
-use crate::shared::addresses::{HOST, POD, PROVIDER, ROUTER};
+use crate::shared::addresses::{CLUSTER_RESOLVER, HOST, POD, POD_GATEWAY, PROVIDER, ROUTER};
 
 /// The number of bytes of a packet to keep: all headers and the beginning of the payload.
 pub(crate) const KEPT: usize = 256;
@@ -62,6 +62,13 @@ impl Packet {
     /// Returns whether this is ARP, neighbour discovery (RFC 4861) or a multicast listener report (RFC 3810).
     pub fn is_neighbourhood(&self) -> bool {
         i32::from(self.ethertype) == libc::ETH_P_ARP || self.flow.as_ref().is_some_and(Flow::is_neighbourhood)
+    }
+
+    /// Returns whether a pod sent or receives this packet.
+    pub fn is_of_pod(&self) -> bool {
+        self.flow
+            .as_ref()
+            .is_some_and(|flow| [flow.source, flow.destination].into_iter().any(|end| POD.both().contains(&end.ip())))
     }
 
     /// Returns whether this is an encrypted packet between the host and the provider.
@@ -124,9 +131,11 @@ impl Flow {
             && matches!(self.payload[..], [1..=4, 0, 0, 0, ..])
     }
 
-    /// Returns whether this is a question of the host to its resolver for the provider's name, or the answer.
+    /// Returns whether this is a question for the provider's name, of the host to its resolver or of a pod to its own,
+    /// or the answer.
     fn asks_for_provider(&self) -> bool {
-        let resolver = |address: SocketAddr| ROUTER.both().contains(&address.ip()) && address.port() == 53;
+        let resolvers = [ROUTER.both(), POD_GATEWAY.both(), CLUSTER_RESOLVER.both()].concat();
+        let resolver = |address: SocketAddr| resolvers.contains(&address.ip()) && address.port() == 53;
         self.protocol == UDP
             && (resolver(self.source) || resolver(self.destination))
             && dns::name_in(&self.payload).is_some_and(|name| name == "vpn.example")

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The Internet reaches the pod by its own addresses, which stands for a published port. The engine's resolver listens
-//! at the gateway, and the pod's `/etc/resolv.conf` names it.
+//! at the gateway if a test starts it, and the pod's `/etc/resolv.conf` names it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -26,7 +26,9 @@ use vpn_exec::linux::sysctl;
 use crate::dns::DnsServer;
 use crate::http::{Page, WebServer};
 use crate::internet::{Cable, Lab, name, site};
-use crate::shared::addresses::{CLUSTER_GATEWAY, CLUSTER_RESOLVER, CLUSTER_SERVICE, HOST, POD, POD_GATEWAY, WEB};
+use crate::shared::addresses::{
+    CLUSTER_GATEWAY, CLUSTER_RESOLVER, CLUSTER_SERVICE, HOST, POD, POD_GATEWAY, PROVIDER, WEB,
+};
 use crate::{nat, world};
 
 /// The name of [`CLUSTER_SERVICE`], which only the cluster's resolver knows.
@@ -47,8 +49,6 @@ pub struct Pod {
     pub namespace: NetworkNamespace,
     /// The pod's file `/etc/resolv.conf`, which all its containers share.
     pub resolv_conf: PathBuf,
-    /// The engine's resolver at [`POD_GATEWAY`].
-    pub gateway_resolver: DnsServer,
     /// The cluster's resolver at [`CLUSTER_RESOLVER`].
     pub cluster_resolver: DnsServer,
     /// The web server at [`CLUSTER_SERVICE`], port 80.
@@ -82,16 +82,24 @@ impl Pod {
         put_on_interface(&cluster, CLUSTER_RESOLVER)?;
         route_to_pod(&lab.router)?;
 
-        let gateway_resolver = DnsServer::start(&lab.host, POD_GATEWAY)?;
         let cluster_resolver = DnsServer::start(&cluster, CLUSTER_RESOLVER)?;
         cluster_resolver.set(SERVICE_NAME, &CLUSTER_SERVICE.both());
-        for server in [&gateway_resolver, &cluster_resolver] {
-            server.set("web.example", &WEB.both());
-        }
+        cluster_resolver.set("web.example", &WEB.both());
         let resolv_conf = PathBuf::from(world::FILES).join("pod-resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {}\noptions timeout:1 attempts:2\n", POD_GATEWAY.ipv4))?;
         let service = WebServer::start(&cluster, 80, Page::Text("a service of the cluster\n"))?;
-        Ok(Self { namespace, resolv_conf, gateway_resolver, cluster_resolver, service })
+        Ok(Self { namespace, resolv_conf, cluster_resolver, service })
+    }
+
+    /// Starts the engine's resolver at [`POD_GATEWAY`].
+    ///
+    /// # Errors
+    /// If another one listens on the host.
+    pub fn start_gateway_resolver(lab: &Lab) -> Result<DnsServer> {
+        let resolver = DnsServer::start(&lab.host, POD_GATEWAY)?;
+        resolver.set("web.example", &WEB.both());
+        resolver.set("vpn.example", &PROVIDER.both());
+        Ok(resolver)
     }
 
     /// Returns a path to the network namespace, which is valid while this process lives.

@@ -108,8 +108,8 @@ fn is_allowed(side: Side, packet: &Packet) -> bool {
         Side::Uplink | Side::Lan => packet.is_expected_on_uplink(),
         // Traffic of the host with itself.
         Side::Loopback => true,
-        // Address resolution between the ends of the veth.
-        Side::Tunnel => packet.is_neighbourhood(),
+        // Address resolution between the ends of the veth. A pod's cable carries encrypted packets, too.
+        Side::Tunnel => packet.is_neighbourhood() || (packet.is_of_pod() && packet.is_expected_on_uplink()),
     }
 }
 

@@ -6,6 +6,7 @@
 //! program. Each cell has a twin that proves that the judge sees leaks: the same program in the same stage without
 //! vpn-exec's protections, or without vpn-exec.
 
+mod attached;
 mod first;
 mod judge;
 mod protections;

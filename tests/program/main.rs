@@ -11,7 +11,9 @@
 //! - `expects`: facilities that programs expect.
 //! - `gains`: programs that gain or change privileges.
 //! - `ends`: exit status, signals and orphans.
+//! - `children`: waiting for orphans, as PID 1 of a container must.
 
+mod children;
 mod ends;
 mod expects;
 mod gains;
