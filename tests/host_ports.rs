@@ -53,7 +53,7 @@ fn finish(agent: Agent) -> Result<()> {
 
 fn link() -> Result<HostLink> {
     let status = status::of(&NAME.parse()?)?.context("a tunnel")?;
-    Ok(status.living.context("a keeper")?.link)
+    status.living.context("a keeper")?.link.context("a link")
 }
 
 /// Returns the host's addresses on the link.

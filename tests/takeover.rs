@@ -165,7 +165,7 @@ fn a_hundred_tunnels_start_at_once_with_different_addresses() {
         // A query does not wait. 60 times its usual duration shows that one did.
         assert!(begin.elapsed() < lab::patience(PATIENCE), "{:?}", begin.elapsed());
         assert_eq!(listed.len(), MANY);
-        let links = listed.iter().map(|status| status.living.as_ref().map(|living| &living.link));
+        let links = listed.iter().map(|status| status.living.as_ref().and_then(|living| living.link.as_ref()));
         let links = links.collect::<Option<Vec<_>>>().context("all keepers live")?;
         let mut addresses: Vec<_> = links.iter().flat_map(|link| [link.host_ipv4, link.inner_ipv4]).collect();
         let mut interfaces: Vec<_> = links.iter().map(|link| link.interface.clone()).collect();

@@ -3,8 +3,8 @@
 //! It has CAP_NET_ADMIN and nothing else: no file that it can write except `/etc/resolv.conf`, no other namespace, no
 //! kernel parameters. [`run`] is the story:
 //!
-//! 1. `endpoints` looks up the names of endpoints, and `facts` reads the namespace. The planner decides.
-//! 2. [`crate::tunnel::attachment`] closes the namespace.
+//! 1. `facts` reads the namespace, the planner decides, and [`crate::tunnel::attachment`] closes the namespace.
+//! 2. `names` looks up the names of endpoints, and the rules let packets to these addresses pass.
 //! 3. `device` creates WireGuard's interface, or takes over the one that a former process has left.
 //! 4. The interface gets its addresses and routes, and `resolv_conf` writes the resolvers.
 //! 5. With the kernel's WireGuard the process exits. Otherwise it drops its capabilities (`privileges`) and stays
@@ -16,8 +16,8 @@
 mod carrier;
 pub mod check;
 mod device;
-mod names;
 mod facts;
+mod names;
 mod privileges;
 mod requirements;
 mod resolv_conf;
@@ -25,6 +25,7 @@ mod serve;
 pub mod status;
 
 use std::io;
+use std::net::SocketAddr;
 
 use crate::config::Config;
 use crate::failure::{Doing, Failure};
@@ -33,7 +34,7 @@ use crate::linux::netlink::Netlink;
 use crate::linux::nftables::Nftables;
 use crate::linux::sysctl;
 use crate::plan::attachment::{self, AttachmentPlan, Placement};
-use crate::tunnel::attachment::{close, open};
+use crate::tunnel::attachment::{close, load_rules, open};
 use crate::wireguard::Backend;
 use names::EndpointResolver;
 
@@ -65,12 +66,21 @@ impl Site {
 /// If the namespace cannot be read, or there is no plan for this configuration in it.
 pub fn plan(config: &Config) -> Result<AttachmentPlan, Failure> {
     let mut netlink = Netlink::open().doing("open a netlink socket")?;
-    let resolver = EndpointResolver::read(config);
-    let known = attachment::known_endpoints(config);
-    let facts = facts::read(&mut netlink, &known).doing("read the network configuration")?;
-    let placement = Placement::Attached { endpoints: known, resolvers: resolver.servers().to_vec() };
+    plan_with(&mut netlink, config, &EndpointResolver::read(config), &attachment::known_endpoints(config))
+}
+
+/// Plans a tunnel whose endpoints have these addresses, as far as they are known.
+fn plan_with(
+    netlink: &mut Netlink,
+    config: &Config,
+    resolver: &EndpointResolver,
+    endpoints: &[SocketAddr],
+) -> Result<AttachmentPlan, Failure> {
+    let facts = facts::read(netlink, endpoints).doing("read the network configuration")?;
+    let placement = Placement::Attached { endpoints: Vec::new(), resolvers: resolver.servers().to_vec() };
     let mut plan = attachment::plan(config, &facts, placement)?;
-    resolv_conf::keep_former(&mut plan, resolver.former());
+    plan.admit(endpoints);
+    resolv_conf::keep_former(&mut plan, resolver.engine());
     Ok(plan)
 }
 
@@ -84,17 +94,19 @@ pub fn plan(config: &Config) -> Result<AttachmentPlan, Failure> {
 pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     let mut site = Site::open()?;
     let resolver = EndpointResolver::read(config);
-    let found = resolver.look_up_all(config);
-    let facts = facts::read(&mut site.netlink, &found).doing("read the network configuration")?;
-    let placement = Placement::Attached { endpoints: Vec::new(), resolvers: resolver.servers().to_vec() };
-    let mut plan = attachment::plan(config, &facts, placement)?;
-    plan.admit(&found);
-    resolv_conf::keep_former(&mut plan, resolver.former());
-    for note in &plan.notes {
+    let known = attachment::known_endpoints(config);
+    let first = plan_with(&mut site.netlink, config, &resolver, &known)?;
+    for note in &first.notes {
         tracing::info!("{note}");
     }
-    close(&mut site.netlink, &mut site.rules, &plan, OWNER).map_err(requirements::explain_rules)?;
+    close(&mut site.netlink, &mut site.rules, &first, OWNER).map_err(requirements::explain_rules)?;
     tracing::info!("closed the network namespace: packets leave by the tunnel and to local networks only");
+    // The rules let the queries pass, and the route to an endpoint decides the MTU.
+    let mut plan = first;
+    if names::has_names(config) {
+        plan = plan_with(&mut site.netlink, config, &resolver, &resolver.look_up_all(config))?;
+        load_rules(&mut site.rules, &plan, OWNER)?;
+    }
     if only_close {
         return Ok(());
     }
@@ -103,10 +115,10 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     let (device, events) = device::obtain(&mut site, &plan, config)?;
     enable_ipv6(&plan).doing("switch IPv6 on for WireGuard's interface")?;
     open(&mut site.netlink, &plan)?;
-    resolv_conf::write(&plan)?;
+    resolv_conf::write(&plan);
     let backend = device.backend();
     tracing::info!("attached the tunnel {} with the {backend} WireGuard", plan.name);
-    let server = serve::Server::new(site, plan, config, resolver, device, events, signals)?;
+    let server = serve::Server::new(site, plan, config, &resolver, (device, events), signals)?;
     match backend {
         Backend::Kernel => server.set_endpoints(),
         Backend::Userspace => server.serve(),

@@ -4,11 +4,11 @@
 //! The former nameservers stay in the file as a comment. A process that is started again needs them to look up the
 //! names of endpoints.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 
-use crate::failure::Failure;
+use crate::linux::in_place;
 use crate::plan::attachment::AttachmentPlan;
 
 /// The file.
@@ -51,22 +51,15 @@ pub(super) fn keep_former(plan: &mut AttachmentPlan, former: &[IpAddr]) {
 ///
 /// A file that cannot be written is no reason to fail, because no query reaches another resolver: a warning says what to
 /// set instead.
-///
-/// # Errors
-/// If the file can be written in part only.
-pub(super) fn write(plan: &AttachmentPlan) -> Result<(), Failure> {
+pub(super) fn write(plan: &AttachmentPlan) {
     let (servers, text) = (nameservers(&plan.dns.resolv_conf), &plan.dns.resolv_conf);
     if servers.is_empty() {
-        tracing::info!("the tunnel has no DNS server, so {PATH} stays as it is");
-        return Ok(());
+        return tracing::info!("the tunnel has no DNS server, so {PATH} stays as it is");
     }
+    let Err(error) = in_place::set_text(Path::new(PATH), text) else { return };
     let present = fs::read_to_string(PATH).unwrap_or_default();
-    if present == *text {
-        return Ok(());
-    }
-    let Err(error) = overwrite(text.as_bytes()) else { return Ok(()) };
     if nameservers(&present) == servers {
-        return Ok(());
+        return;
     }
     let list: Vec<String> = servers.iter().map(IpAddr::to_string).collect();
     let options: Vec<String> = servers.iter().map(|server| format!("--dns {server}")).collect();
@@ -76,20 +69,12 @@ pub(super) fn write(plan: &AttachmentPlan) -> Result<(), Failure> {
         list.join(", "),
         options.join(" ")
     );
-    Ok(())
 }
 
 /// Returns the nameservers of a text, without the comment.
 fn nameservers(text: &str) -> Vec<IpAddr> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(FORMER)).collect();
     parse(&lines.join("\n"))
-}
-
-/// Replaces the content of the file. A reader never sees an empty file.
-fn overwrite(text: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(PATH)?;
-    file.write_all(text)?;
-    file.set_len(text.len() as u64)
 }
 
 #[cfg(test)]

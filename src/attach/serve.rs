@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::carrier::Attached;
 use super::names::{self, EndpointResolver};
@@ -15,6 +14,7 @@ use crate::config::Config;
 use crate::endpoints::Endpoints;
 use crate::failure::{Doing, Failure};
 use crate::keeper::{ConnectionId, PublicClients};
+use crate::linux::children;
 use crate::linux::clock::{Timer, boot_time};
 use crate::linux::netlink::monitor::Monitor;
 use crate::linux::poll::{Interest, wait_for_each};
@@ -193,17 +193,7 @@ impl Server {
         while let Some(received) = self.signals.receive()? {
             ends |= received.is(Signal::SIGTERM) || received.is(Signal::SIGINT);
         }
-        reap();
+        children::reap()?;
         Ok(ends)
-    }
-}
-
-/// Reaps the children that have ended. The kernel gives the orphans of a PID namespace to its first process.
-fn reap() {
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(_) => return,
-            Ok(_) => {}
-        }
     }
 }

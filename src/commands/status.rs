@@ -9,6 +9,7 @@ use anstyle::Style;
 use serde::Serialize;
 
 use super::{cannot_print, no_tunnel, print_raw, write_out};
+use crate::attach;
 use crate::cli::StatusArgs;
 use crate::color;
 use crate::escape;
@@ -78,10 +79,17 @@ pub(super) fn style_of(state: Condition) -> Style {
 }
 
 fn report(name: Option<&TunnelName>, as_json: bool, is_colored: bool) -> Result<String, Failure> {
-    let tunnels = status::of_all(name.map(std::slice::from_ref)).map_err(|error| match (error.kind(), name) {
-        (io::ErrorKind::NotFound, Some(name)) => no_tunnel(name),
-        _ => Failure::new(error),
-    })?;
+    let attached = attach::status::of_this_namespace().unwrap_or_else(|failure| {
+        tracing::warn!("{failure}");
+        None
+    });
+    let tunnels = match attached {
+        Some(attached) if name.is_none_or(|name| attached.name == *name) => vec![attached],
+        _ => status::of_all(name.map(std::slice::from_ref)).map_err(|error| match (error.kind(), name) {
+            (io::ErrorKind::NotFound, Some(name)) => no_tunnel(name),
+            _ => Failure::new(error),
+        })?,
+    };
     match (as_json, name) {
         // A named tunnel is an object, all tunnels are a list.
         (true, Some(_)) => json(&tunnels.first()),
@@ -100,7 +108,12 @@ pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
 }
 
 fn describe(tunnel: &Status, is_colored: bool) -> String {
-    let kind = if tunnel.standing { "standing" } else { "removed after its last program" };
+    let is_attached = tunnel.living.as_ref().is_some_and(|living| living.link.is_none());
+    let kind = match () {
+        () if is_attached => "attached to this network namespace",
+        () if tunnel.standing => "standing",
+        () => "removed after its last program",
+    };
     let backend = tunnel.backend.map(|backend| format!(", {backend} WireGuard")).unwrap_or_default();
     let state = color::paint(&tunnel.state.to_string(), style_of(tunnel.state), is_colored);
     let name = color::paint(tunnel.name.as_str(), color::HEADING, is_colored);
@@ -117,6 +130,9 @@ fn describe(tunnel: &Status, is_colored: bool) -> String {
                 tunnel.keeper
             ),
         ),
+    }
+    if is_attached {
+        return lines.0;
     }
     lines.row("namespace", tunnel.namespace.display());
     for (number, program) in tunnel.programs.iter().enumerate() {
@@ -147,10 +163,11 @@ fn describe_living(lines: &mut Lines, living: &LiveStatus) {
     if !living.dns.search.is_empty() {
         lines.row("search", list(&living.dns.search));
     }
-    let link = &living.link;
     let ipv6 = |address: Option<std::net::Ipv6Addr>| address.map(|address| format!(", {address}")).unwrap_or_default();
-    lines.row("host, inside", format_args!("{}{}", link.host_ipv4, ipv6(link.host_ipv6)));
-    lines.row("from the host", format_args!("{}{} by {}", link.inner_ipv4, ipv6(link.inner_ipv6), link.interface));
+    if let Some(link) = &living.link {
+        lines.row("host, inside", format_args!("{}{}", link.host_ipv4, ipv6(link.host_ipv6)));
+        lines.row("from the host", format_args!("{}{} by {}", link.inner_ipv4, ipv6(link.inner_ipv6), link.interface));
+    }
     if !living.local_networks.is_empty() {
         lines.row("local networks", list(&living.local_networks));
     }

@@ -12,13 +12,13 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
     let interface = interface(&mut keeper.tunnel, keeper.endpoints.mtu);
     let plan = keeper.tunnel.plan();
     let veth = &plan.veth;
-    let link = HostLink {
+    let link = Some(HostLink {
         interface: veth.host_interface.clone(),
         host_ipv4: veth.host_ipv4,
         inner_ipv4: veth.inner_ipv4,
         host_ipv6: veth.host_ipv6,
         inner_ipv6: veth.inner_ipv6,
-    };
+    });
     let living = LiveStatus {
         interface,
         peers: peers(&keeper.tunnel),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -80,8 +81,8 @@ pub struct LiveStatus {
     pub peers: Vec<PeerReport>,
     /// How the programs inside resolve names.
     pub dns: DnsReport,
-    /// The link between the host and the namespace.
-    pub link: HostLink,
+    /// The link between the host and the namespace. None for a container's, which keeps its own interfaces.
+    pub link: Option<HostLink>,
     /// Networks that are reached through the host instead of the tunnel.
     pub local_networks: Vec<IpNet>,
     /// Ports inside that peers reach through the tunnel.
@@ -182,6 +183,19 @@ pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
         Some((KeeperEvent::Done, file)) => Ok(Some(read_answer(file)?)),
         Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
         _ => Ok(registry::read(name)?.map(|state| without_keeper(name, &state))),
+    }
+}
+
+/// Queries the status of the tunnel whose process listens at the other end of a connection. Returns None if the process
+/// ends first.
+///
+/// # Errors
+/// If the process refuses, or does not answer in time.
+pub fn over(connection: OwnedFd) -> io::Result<Option<Status>> {
+    match client::request_over(connection, ClientRequest::Report)? {
+        Some((KeeperEvent::Done, file)) => Ok(Some(read_answer(file)?)),
+        Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
+        _ => Ok(None),
     }
 }
 
