@@ -58,6 +58,7 @@ pub fn messages(input: &[u8]) {
         _ => {
             let names = plan::DnsPlan {
                 servers: Vec::new(),
+                forwarder: None,
                 search: Vec::new(),
                 options: Vec::new(),
                 resolv_conf: String::new(),

@@ -18,6 +18,7 @@
 //! | [`registry`] | the files below `/run/vpn-exec` |
 //! | [`wireguard`] | the kernel's and the embedded WireGuard behind one trait |
 //! | [`bus`] | the filter of the session bus |
+//! | [`dns_forwarder`] | split DNS: which resolver answers which names |
 //! | `systemctl` | the properties of units, as systemd reports them |
 //! | [`plan`] | the decisions, as a pure function of a configuration and of facts about the host |
 //! | [`relay`] | published ports |
@@ -37,6 +38,7 @@ mod color;
 pub mod commands;
 pub mod config;
 pub mod config_file;
+pub mod dns_forwarder;
 pub mod endpoints;
 pub mod escape;
 pub mod failure;

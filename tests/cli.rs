@@ -507,7 +507,8 @@ fn the_reference_and_the_manual_show_a_profile_with_every_key() {
     for (table, keys) in vpn_exec::config::profile::TABLES {
         assert!(table.is_empty() || PROFILE.contains(&format!("\n[{table}]\n")), "[{table}] is missing");
         for key in keys {
-            let is_there = |line: &str| line.starts_with(&format!("{key} = ")) || line == format!("[{key}]");
+            let heading = if table.is_empty() { format!("[{key}]") } else { format!("[{table}.{key}]") };
+            let is_there = |line: &str| line.starts_with(&format!("{key} = ")) || line.starts_with(&heading);
             assert!(PROFILE.lines().any(is_there), "{key} is missing");
         }
     }

@@ -32,6 +32,9 @@ fn all_keys_are_parsed() {
         servers = ["10.64.0.1", "fc00::1"]
         search = ["example.com"]
         options = ["edns0", "ndots:2"]
+        [dns.for]
+        "Cluster.Local." = ["10.43.0.10", "fd00::a"]
+        lan = ["192.168.1.1"]
         [local]
         networks = ["10.0.0.0/8", "192.168.1.7", "fd00::/8"]
         publish = ["8080:80", "53:5353/udp", "127.0.0.1:9000:9000/TCP", "[::1]:1:2", "7000-7001:80-81/udp",
@@ -50,6 +53,8 @@ fn all_keys_are_parsed() {
     assert_eq!(format!("{:?}", profile.dns.servers), "Some([10.64.0.1, fc00::1])");
     assert_eq!(profile.dns.search.as_deref(), Some(&["example.com".to_owned()][..]));
     assert_eq!(profile.dns.options, ["edns0", "ndots:2"]);
+    let domains: Vec<_> = profile.dns.domains.iter().map(ToString::to_string).collect();
+    assert_eq!(domains, ["cluster.local=10.43.0.10,fd00::a", "lan=192.168.1.1"]);
     assert_eq!(format!("{:?}", profile.local.networks), "[10.0.0.0/8, 192.168.1.7/32, fd00::/8]");
     let publish: Vec<_> = profile
         .local
@@ -88,6 +93,25 @@ fn all_keys_except_wireguard_have_defaults() {
     assert_eq!(parse("wireguard = 'x'\n[dns]\nservers = []").dns.servers, Some(Vec::new()));
     assert_eq!(parse("wireguard = 'x'\nwait = 0").wait, None);
     assert_eq!(parse("wireguard = 'x'\nwait = 2.5").wait, Some(Duration::from_millis(2500)));
+}
+
+#[test]
+fn mistakes_in_domains_with_resolvers_are_explained() {
+    for (table, complaint) in [
+        ("cluster.local = ['10.0.0.1']", "write `\"cluster.local\" = [\"10.43.0.10\"]`"),
+        ("'a..b' = ['10.0.0.1']", "is not a valid domain"),
+        ("'*.corp' = ['10.0.0.1']", "did you mean `corp`?"),
+        ("'.' = ['10.0.0.1']", "the resolvers of all other names are those of `--dns`"),
+        ("corp = '10.0.0.1'", "is not an array of strings"),
+        ("corp = []", "corp has no resolver"),
+        ("corp = ['10.0.0.1:53']", "a resolver is an address without a port"),
+        ("corp = ['10.0.0.1']\n'CORP.' = ['10.0.0.2']", "the domain corp is listed twice"),
+    ] {
+        let shown = refused(format!("wireguard = 'x'\n[dns.for]\n{table}\n"));
+        assert!(shown.contains(complaint), "{table}:\n{shown}");
+    }
+    let shown = refused("wireguard = 'x'\n[dns]\nfor = 'corp=10.0.0.1'\n");
+    assert!(shown.contains("write `[dns.for]` on a line of its own"), "{shown}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! 2. `names` looks up the names of endpoints, and the rules let packets to these addresses pass.
 //! 3. `device` creates WireGuard's interface, or takes over the one that a former process has left.
 //! 4. The interface gets its addresses and routes, and `resolv_conf` writes the resolvers.
-//! 5. With the kernel's WireGuard the process exits. Otherwise it drops its capabilities (`privileges`) and stays
+//! 5. With the kernel's WireGuard the process exits, unless it answers DNS questions (`forwarder`). Otherwise it drops its capabilities (`privileges`) and stays
 //!    (`serve`): it moves packets, follows the endpoints, and answers queries of the status (`status`).
 //!
 //! Nothing is undone at the end: the namespace stays closed, and another process opens the tunnel again. `check` tells
@@ -17,6 +17,7 @@ mod carrier;
 pub mod check;
 mod device;
 mod facts;
+mod forwarder;
 mod names;
 mod privileges;
 mod requirements;
@@ -118,10 +119,11 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     resolv_conf::write(&plan);
     let backend = device.backend();
     tracing::info!("attached the tunnel {} with the {backend} WireGuard", plan.name);
+    let forwarder = forwarder::start(&plan)?;
     let server = serve::Server::new(site, plan, config, &resolver, (device, events), signals)?;
-    match backend {
-        Backend::Kernel => server.set_endpoints(),
-        Backend::Userspace => server.serve(),
+    match (backend, forwarder) {
+        (Backend::Kernel, None) => server.set_endpoints(),
+        (_, forwarder) => server.serve(forwarder),
     }
 }
 

@@ -11,6 +11,7 @@ use super::carrier::Attached;
 use super::names::{self, EndpointResolver};
 use super::{Site, privileges, status};
 use crate::config::Config;
+use crate::dns_forwarder::DnsForwarder;
 use crate::endpoints::Endpoints;
 use crate::failure::{Doing, Failure};
 use crate::keeper::{ConnectionId, PublicClients};
@@ -102,13 +103,14 @@ impl Server {
     ///
     /// # Errors
     /// If privileges cannot be dropped, or the data path fails.
-    pub(super) fn serve(mut self) -> Result<(), Failure> {
+    pub(super) fn serve(mut self, forwarder: Option<DnsForwarder>) -> Result<(), Failure> {
         match status::listen() {
             Ok(clients) => self.clients = Some(clients),
             Err(error) => tracing::warn!("cannot answer queries of the status: {error}"),
         }
         privileges::limit(self.attached.follows_names).doing("drop privileges")?;
         self.run().doing("keep the tunnel up")?;
+        drop(forwarder);
         tracing::info!("the tunnel has ended; the network namespace stays closed");
         Ok(())
     }

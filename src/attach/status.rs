@@ -61,7 +61,11 @@ fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
     let living = LiveStatus {
         interface: interface(endpoints.mtu, plan.wireguard.addresses.clone(), counters),
         peers: statuses.iter().map(|peer| peer_report(peer, configured(peer))).collect(),
-        dns: DnsReport { servers: plan.dns.servers.clone(), search: plan.dns.search.clone() },
+        dns: DnsReport {
+            servers: plan.dns.servers.clone(),
+            search: plan.dns.search.clone(),
+            domains: plan.dns.forwarder.iter().flat_map(|forwarder| forwarder.domains.clone()).collect(),
+        },
         link: None,
         local_networks: plan.local_networks.clone(),
         open_ports: plan.open.clone(),
@@ -160,7 +164,7 @@ pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
             site.netlink.counters(&name).unwrap_or_default(),
         ),
         peers: peers.iter().map(|peer| peer_report(peer, None)).collect(),
-        dns: DnsReport { servers: Vec::new(), search: Vec::new() },
+        dns: DnsReport { servers: Vec::new(), search: Vec::new(), domains: Vec::new() },
         link: None,
         local_networks: Vec::new(),
         open_ports: Vec::new(),

@@ -10,10 +10,11 @@ use ipnet::IpNet;
 
 use super::completion;
 use super::source::SourceArgs;
+use crate::config::dns_for::parse_dns_for;
 use crate::config::host_access::{self, BusChoice};
 use crate::config::network::parse_local;
 use crate::config::ports::{parse_host_ports, parse_open, parse_publish};
-use crate::config::{BackendChoice, DbusAccess, HostPort, OpenPorts, Publish, parse_mtu};
+use crate::config::{BackendChoice, DbusAccess, DomainResolvers, HostPort, OpenPorts, Publish, parse_mtu};
 use crate::names::{ServiceName, TunnelName};
 
 /// The ports of a single `--publish`.
@@ -40,6 +41,11 @@ pub struct TunnelArgs {
     /// DNS server for the program, instead of the file's (repeatable)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver)]
     pub dns: Vec<IpAddr>,
+
+    /// DNS server for a domain and all names below it, such as cluster.local=10.43.0.10: in a local network, or one of
+    /// the tunnel's (repeatable)
+    #[arg(long, value_name = "DOMAIN=ADDRESS", value_parser = parse_dns_for)]
+    pub dns_for: Vec<DomainResolvers>,
 
     /// DNS search domain for the program, instead of the file's (repeatable)
     #[arg(long, value_name = "DOMAIN")]
@@ -170,7 +176,7 @@ pub struct AttachArgs {
     /// Print the state of the namespace, for probes; needs no tunnel's name
     #[arg(
         long,
-        conflicts_with_all = ["SourceArgs", "closed", "backend", "mtu", "dns", "search", "local", "open"]
+        conflicts_with_all = ["SourceArgs", "closed", "backend", "mtu", "dns", "dns_for", "search", "local", "open"]
     )]
     pub check: bool,
 
@@ -185,6 +191,11 @@ pub struct AttachArgs {
     /// DNS server, instead of the file's (repeatable)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver, help_heading = TUNNEL_OPTIONS)]
     pub dns: Vec<IpAddr>,
+
+    /// DNS server for a domain and all names below it, such as cluster.local=10.43.0.10: in a local network, or one of
+    /// the tunnel's (repeatable)
+    #[arg(long, value_name = "DOMAIN=ADDRESS", value_parser = parse_dns_for, help_heading = TUNNEL_OPTIONS)]
+    pub dns_for: Vec<DomainResolvers>,
 
     /// DNS search domain, instead of the file's (repeatable)
     #[arg(long, value_name = "DOMAIN", help_heading = TUNNEL_OPTIONS)]
@@ -202,11 +213,12 @@ pub struct AttachArgs {
 impl AttachArgs {
     /// Returns the options of the tunnel.
     pub fn tunnel(&self) -> TunnelArgs {
-        let Self { backend, mtu, dns, search, local, open, .. } = self;
+        let Self { backend, mtu, dns, dns_for, search, local, open, .. } = self;
         TunnelArgs {
             backend: *backend,
             mtu: *mtu,
             dns: dns.clone(),
+            dns_for: dns_for.clone(),
             search: search.clone(),
             publish: Vec::new(),
             host_port: Vec::new(),

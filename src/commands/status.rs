@@ -160,6 +160,9 @@ fn describe_living(lines: &mut Lines, living: &LiveStatus) {
     lines.row("received", counted(interface.rx_bytes, interface.rx_packets));
     lines.row("sent", counted(interface.tx_bytes, interface.tx_packets));
     lines.row("DNS", list(&living.dns.servers));
+    for domain in &living.dns.domains {
+        lines.row("DNS", domain);
+    }
     if !living.dns.search.is_empty() {
         lines.row("search", list(&living.dns.search));
     }

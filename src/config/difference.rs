@@ -59,6 +59,10 @@ pub fn difference(running: &Config, other: &Config) -> Vec<Difference> {
         list(config.dns.search.as_ref().unwrap_or(&config.wireguard.interface.dns_search))
     });
     compare_with("resolver options", &|config| list(&config.dns.options));
+    // The order of domains has no effect.
+    compare_with("DNS for", &|config| {
+        list(config.dns.domains.iter().map(ToString::to_string).collect::<BTreeSet<_>>())
+    });
     compare_with("local networks", &|config| networks(&config.local));
     compare_with("open ports", &|config| list(&config.open));
     compare_with("published ports", &|config| list(&config.local.publish));

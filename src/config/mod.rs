@@ -6,6 +6,7 @@
 pub mod capability;
 pub mod diagnostic;
 mod difference;
+pub mod dns_for;
 mod fragment;
 pub mod host_access;
 pub mod listen_addresses;
@@ -27,6 +28,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use difference::{Difference, difference};
+pub use dns_for::{Domain, DomainResolvers};
 pub use host_access::{Buses, DbusAccess, SessionBus};
 pub use mtu::{Mtu, MtuSource, parse_mtu};
 pub use ports::{HostPort, OpenPorts, Protocol, ProxyProtocol, Publish};
@@ -225,6 +227,9 @@ pub struct Dns {
     pub search: Option<Vec<String>>,
     /// Options of resolv.conf(5), such as `edns0`.
     pub options: Vec<String>,
+    /// Domains whose names have resolvers of their own; each domain once.
+    #[serde(default)]
+    pub domains: Vec<DomainResolvers>,
 }
 
 /// The networks and ports that are reached through the host instead of the tunnel.

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::capability;
 use super::diagnostic::{Diagnostic, Diagnostics, Location, Severity};
+use super::dns_for::{self, DomainResolvers};
 use super::fragment::{Fragment, LineView};
 use super::host_access::{self, BusChoice};
 use super::network;
@@ -24,7 +25,7 @@ use crate::names::closest;
 /// The tables of a profile with their keys. The first is the top level of the file.
 pub const TABLES: [(&str, &[&str]); 4] = [
     ("", &["wireguard", "backend", "mtu", "wait", "open", "dns", "local", "program"]),
-    ("dns", &["servers", "search", "options"]),
+    ("dns", &["servers", "search", "options", "for"]),
     ("local", &["networks", "lan", "publish", "host-ports"]),
     ("program", &["user", "group", "capabilities", "new-privileges", "dbus", "dbus-talk", "sockets"]),
 ];
@@ -114,9 +115,10 @@ impl Reader<'_> {
         for (key, value) in inner {
             let name = key.get_ref().as_ref();
             match (table, name) {
-                ("dns", "servers") => self.profile.dns.servers = Some(self.list(value, Self::server)),
+                ("dns", "servers") => self.profile.dns.servers = Some(self.list(value, dns_for::server)),
                 ("dns", "search") => self.profile.dns.search = Some(self.list(value, Self::domain)),
                 ("dns", "options") => self.profile.dns.options = self.list(value, Self::resolver_option),
+                ("dns", "for") => self.dns_for(value),
                 ("local", "networks") => self.profile.local.networks = self.list(value, network::local),
                 ("local", "lan") => self.boolean(value, |profile| &mut profile.local.lan),
                 ("local", "publish") => self.publish(value),
@@ -293,13 +295,39 @@ impl Reader<'_> {
             .ok()
     }
 
-    fn server(text: Fragment<'_>) -> Result<std::net::IpAddr, ValueError> {
-        text.text.parse().map_err(|_| {
-            let message = format!("{} is not an IP address", quoted(text.text));
-            let port = text.text.parse::<std::net::SocketAddr>().is_ok();
-            ValueError::new(text, message, "expected the address of a resolver")
-                .help(port.then(|| "a resolver is an address without a port".to_owned()))
-        })
+    /// Reads the table of the domains whose names have resolvers of their own.
+    fn dns_for(&mut self, value: &Value<'_>) {
+        let DeValue::Table(table) = value.get_ref() else {
+            let help = "write `[dns.for]` on a line of its own, and below it `\"DOMAIN\" = [\"ADDRESS\"]`";
+            return self.wrong_type(value, "a table", Some(help.to_owned()));
+        };
+        for (key, value) in table {
+            let name = key.get_ref().as_ref();
+            if matches!(value.get_ref(), DeValue::Table(_)) {
+                let message = format!("{} is only a part of a domain", quoted(name));
+                let help = "TOML splits keys at dots: write `\"cluster.local\" = [\"10.43.0.10\"]`".to_owned();
+                self.error(key.span(), message, "expected a whole domain in quotation marks", Some(help));
+                continue;
+            }
+            let domain = match dns_for::domain(LineView::new(name, |_, _| true).fragment()) {
+                Ok(domain) => domain,
+                Err(error) => {
+                    self.error(key.span(), error.message, error.label, error.help);
+                    continue;
+                }
+            };
+            let servers = self.list(value, dns_for::server);
+            if matches!(value.get_ref(), DeValue::Array(array) if array.is_empty()) {
+                self.error(value.span(), format!("{domain} has no resolver"), "expected at least one address", None);
+            }
+            let domains = &mut self.profile.dns.domains;
+            if domains.iter().any(|known| known.domain == domain) {
+                let message = format!("the domain {domain} is listed twice");
+                self.error(key.span(), message, "letter case and a trailing dot make no difference", None);
+                continue;
+            }
+            domains.push(DomainResolvers { domain, servers });
+        }
     }
 
     fn domain(text: Fragment<'_>) -> Result<String, ValueError> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::clients::{ConnectionId, KeeperClients};
+use super::dns::DnsForwarding;
 use super::host_network::{self, HostNetwork};
 use super::leases::Leases;
 use super::lifecycle::End;
@@ -33,6 +34,7 @@ pub(super) struct Keeper {
     pub(super) leases: Leases,
     pub(super) endpoints: Endpoints,
     pub(super) ports: PortRelays,
+    pub(super) dns: DnsForwarding,
     pub(super) host_network: HostNetwork,
     pub(super) service: ServiceNotifier,
     pub(super) foreground: bool,
@@ -156,6 +158,7 @@ impl Keeper {
         if self.host_network.drain_network()? {
             self.endpoints.network_changed(&mut self.tunnel);
             host_network::update_local_networks(&mut self.tunnel, &self.configuration.config);
+            self.dns.follow(&self.tunnel);
             self.host_network.watch_rules(&mut self.tunnel);
         }
         // Drained second, to absorb the messages about the keeper's own changes.

@@ -114,6 +114,7 @@ fn try_update(tunnel: &mut Tunnel, config: &Config) -> Result<(), Failure> {
     let mut changed = running.clone();
     changed.local = now.local;
     changed.wireguard.routes = now.wireguard.routes;
+    changed.dns.forwarder = now.dns.forwarder;
     changed.keep_link(running);
     let change =
         plan::diff(running, &changed, tunnel.running_backend()).map_err(|reasons| Failure::new(reasons.join("; ")))?;

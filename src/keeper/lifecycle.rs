@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::KeeperClients;
+use super::dns::DnsForwarding;
 use super::event_loop::Keeper;
 use super::host_network::HostNetwork;
 use super::leases::Leases;
@@ -100,6 +101,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
     // has a stricter system call filter of its own, and the keeper's is installed in all threads.
     stderr::start_queue(privileges::limit_data_path).doing("start the thread that writes messages")?;
     let ports = ports.start(&tunnel)?;
+    let dns = if is_taken_over { DnsForwarding::take_over(&tunnel) } else { DnsForwarding::start(&tunnel)? };
 
     let mut keeper = Keeper {
         tunnel,
@@ -109,6 +111,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         leases,
         endpoints,
         ports,
+        dns,
         host_network,
         service: ServiceNotifier::new(runtime.service_manager, runtime.wait),
         foreground: runtime.foreground,
@@ -215,6 +218,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), Failure> {
     };
     keeper.service.stopping();
     keeper.ports.close();
+    keeper.dns.close();
     // Killing programs takes time. New launchers must not join meanwhile: they wait for the name.
     let closed = keeper.close_sockets();
     if let Some(reason) = reason {

@@ -21,6 +21,7 @@
 //! - `leases`: which launchers hold the tunnel, and which are expected back after a takeover.
 //! - `carrier`: the tunnel as [`crate::endpoints`] sees it.
 //! - `ports`: published ports, and ports of the host's loopback.
+//! - `dns`: the forwarder of DNS questions.
 //! - `host_network`: changes of the host's network and firewall rules.
 //! - `service`: notifications to systemd.
 //!
@@ -28,6 +29,7 @@
 
 mod carrier;
 mod clients;
+mod dns;
 mod event_loop;
 mod host_network;
 mod leases;
@@ -61,7 +63,7 @@ pub(crate) use clients::ConnectionId;
 use clients::KeeperClients;
 pub(crate) use lifecycle::device_config;
 use lifecycle::{Runtime, live};
-pub use privileges::{capabilities_for_ports, gained_by_hooks, needed_capabilities};
+pub use privileges::{capabilities_for_ports, gained_by_hooks, limit_dns_forwarder, needed_capabilities};
 pub(crate) use privileges::{limit_attached_process, limit_data_path};
 pub(crate) use public_clients::PublicClients;
 

@@ -72,6 +72,16 @@ pub(super) fn limit_relay() -> io::Result<()> {
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
 }
 
+/// Limits the calling thread to the work of the DNS forwarder: accepting clients, and connecting sockets that are open
+/// already.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn limit_dns_forwarder() -> io::Result<()> {
+    system_calls::dns_forwarder()?.install()?;
+    capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -75,11 +75,19 @@ impl Keeper {
 
         // Binding to a port is the likeliest step to fail, so it comes first.
         let ports = self.ports.prepare(&self.tunnel, &plan)?;
+        let dns = match self.dns.prepare(&self.tunnel, &plan) {
+            Ok(dns) => dns,
+            Err(failure) => {
+                self.ports.abandon(ports);
+                return Err(failure);
+            }
+        };
         if let Err(failure) = change_tunnel(&mut self.tunnel, &change, plan, &former, &device) {
             self.ports.abandon(ports);
             return Err(failure);
         }
         self.ports.commit(&self.tunnel, ports);
+        self.dns.commit(dns);
         let configuration = &mut self.configuration;
         (configuration.config, configuration.handover) = (config, sealed);
         self.endpoints.configure(&configuration.config);

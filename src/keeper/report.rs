@@ -22,7 +22,11 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
     let living = LiveStatus {
         interface,
         peers: peers(&keeper.tunnel),
-        dns: DnsReport { servers: plan.dns.servers.clone(), search: plan.dns.search.clone() },
+        dns: DnsReport {
+            servers: plan.dns.servers.clone(),
+            search: plan.dns.search.clone(),
+            domains: plan.dns.forwarder.as_ref().map(|forwarder| forwarder.domains.clone()).unwrap_or_default(),
+        },
         link,
         local_networks: plan.local.networks.clone(),
         open_ports: plan.open.clone(),

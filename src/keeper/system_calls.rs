@@ -71,6 +71,9 @@ const CONNECTIONS: &[libc::c_long] = &[
     libc::SYS_fcntl,
 ];
 
+/// The calls of the DNS forwarder's thread. It opens no sockets: those that it has are in the tunnel's namespace.
+const DNS_FORWARDER: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_connect, libc::SYS_ppoll, libc::SYS_fcntl];
+
 /// The further calls of the main thread and of the C library's resolver.
 const KEEPER: &[libc::c_long] = &[
     // Files.
@@ -147,6 +150,8 @@ const KEEPER: &[libc::c_long] = &[
 mod legacy {
     pub(super) const DATA: &[libc::c_long] = &[libc::SYS_epoll_wait];
 
+    pub(super) const DNS_FORWARDER: &[libc::c_long] = &[libc::SYS_poll];
+
     pub(super) const KEEPER: &[libc::c_long] = &[
         libc::SYS_open,
         libc::SYS_stat,
@@ -171,6 +176,7 @@ mod legacy {
 #[cfg(not(target_arch = "x86_64"))]
 mod legacy {
     pub(super) const DATA: &[libc::c_long] = &[];
+    pub(super) const DNS_FORWARDER: &[libc::c_long] = &[];
     pub(super) const KEEPER: &[libc::c_long] = &[];
 }
 
@@ -195,6 +201,11 @@ pub(super) fn attached() -> io::Result<SyscallFilter> {
 /// Returns the filter of a thread that relays ports: it opens connections and pipes.
 pub(super) fn relay() -> io::Result<SyscallFilter> {
     SyscallFilter::allow_only(&[DATA, legacy::DATA, CONNECTIONS].concat(), &[libc::AF_INET, libc::AF_INET6])
+}
+
+/// Returns the filter of the DNS forwarder's thread.
+pub(super) fn dns_forwarder() -> io::Result<SyscallFilter> {
+    SyscallFilter::allow_only(&[DATA, legacy::DATA, DNS_FORWARDER, legacy::DNS_FORWARDER].concat(), &[])
 }
 
 /// Returns the filter of the data path's thread.

@@ -15,6 +15,7 @@ use crate::config::{HostPort, OpenPorts, Publish};
 use crate::linux::namespace;
 use crate::linux::process;
 use crate::names::{InterfaceName, TunnelName};
+use crate::plan::DomainPlan;
 use crate::registry::{self, TunnelState};
 use crate::wireguard::Backend;
 
@@ -142,6 +143,9 @@ pub struct DnsReport {
     pub servers: Vec<IpAddr>,
     /// The search domains.
     pub search: Vec<String>,
+    /// The domains with resolvers of their own.
+    #[serde(default)]
+    pub domains: Vec<DomainPlan>,
 }
 
 /// The link between the host and the tunnel's namespace.

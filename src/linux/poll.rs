@@ -32,6 +32,8 @@ pub fn wait_with_signals_unblocked(descriptor: BorrowedFd<'_>, timeout: Duration
 pub enum Interest {
     /// There is data to read, or the other end is closed.
     Readable,
+    /// There is room for data to write, a connection was made, or the other end is closed.
+    Writable,
     /// The other end is closed. Data to read does not count.
     Closed,
 }
@@ -52,6 +54,7 @@ pub fn wait_for(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io
 pub fn wait_for_each(descriptors: &[(BorrowedFd<'_>, Interest)], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let flags = |interest| match interest {
         Interest::Readable => PollFlags::IN,
+        Interest::Writable => PollFlags::OUT,
         // The kernel always reports POLLHUP (poll(2)).
         Interest::Closed => PollFlags::empty(),
     };

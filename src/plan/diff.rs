@@ -107,6 +107,8 @@ fn unsupported_changes(current: &Plan, new: &Plan, backend: BackendChoice) -> Ve
     let link = [Some(veth.host_ipv4.into()), Some(veth.inner_ipv4.into()), veth.host_ipv6.map(Into::into)];
     let link: Vec<IpAddr> = link.into_iter().chain([veth.inner_ipv6.map(Into::into)]).flatten().collect();
     let own = new.wireguard.addresses.iter().map(IpNet::addr).chain(new.dns.servers.iter().copied());
+    let domains = new.dns.forwarder.iter().flat_map(|forwarder| forwarder.resolvers());
+    let own = own.chain(domains.map(|resolver| resolver.address));
     reasons.extend(
         own.filter(|address| link.contains(address)).map(|address| format!("{address} is on the link to the host")),
     );

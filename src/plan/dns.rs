@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::Findings;
+use super::dns_forwarding::{self, FORWARDER_ADDRESSES, ForwarderPlan};
 use super::error::PlanError;
 use super::veth_addresses::Addresses;
+use super::wireguard::Routing;
+use super::{Findings, local_networks};
 use crate::config::Config;
 
 /// The name by which the program reaches the host.
@@ -30,6 +32,9 @@ pub struct DnsPlan {
     pub search: Vec<String>,
     /// The options.
     pub options: Vec<String>,
+    /// The forwarder that the program asks, if some domains have resolvers of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwarder: Option<ForwarderPlan>,
     /// The text of `/etc/resolv.conf` (resolv.conf(5)).
     pub resolv_conf: String,
     /// The lines that precede those of the host's `/etc/hosts`: the addresses of `host.internal`.
@@ -70,12 +75,16 @@ pub(super) fn servers(config: &Config) -> Vec<IpAddr> {
     servers
 }
 
-/// Decides how the program resolves names. `routes` are those into the tunnel, `local` the networks reached through the
-/// host.
+/// Returns all resolvers: those of all names, and those of single domains.
+pub(super) fn all_resolvers(config: &Config, servers: &[IpAddr]) -> Vec<IpAddr> {
+    servers.iter().chain(config.dns.domains.iter().flat_map(|domain| &domain.servers)).copied().collect()
+}
+
+/// Decides how the program resolves names. `local` are the networks reached through the host.
 pub(super) fn decide(
     config: &Config,
     servers: Vec<IpAddr>,
-    routes: &[IpNet],
+    routing: &Routing,
     local: &[IpNet],
     veth: Option<&Addresses>,
     findings: &mut Findings,
@@ -89,22 +98,29 @@ pub(super) fn decide(
             }
         }
     }
-    note_servers(&servers, routes, local, findings);
+    note_servers(&servers, !config.dns.domains.is_empty(), &routing.routes, local, findings);
+    let tunnel: Vec<IpNet> = local_networks::tunnel_routes(routing).collect();
+    let forwarder = dns_forwarding::decide(config, &servers, &tunnel, local, findings);
+    // The C library asks the resolvers of a file in order, so the forwarder must be the only one.
+    let forwarder_address = FORWARDER_ADDRESSES[0].ip();
+    let asked = if forwarder.is_some() { std::slice::from_ref(&forwarder_address) } else { &servers };
     DnsPlan {
-        resolv_conf: resolv_conf(&servers, &search, &options),
+        resolv_conf: resolv_conf(asked, &search, &options),
         hosts: veth.map(hosts).unwrap_or_default(),
         nsswitch_hosts: NSSWITCH_HOSTS.into(),
         servers,
         search,
         options,
+        forwarder,
     }
 }
 
-fn note_servers(servers: &[IpAddr], routes: &[IpNet], local: &[IpNet], findings: &mut Findings) {
+fn note_servers(servers: &[IpAddr], has_forwarder: bool, routes: &[IpNet], local: &[IpNet], findings: &mut Findings) {
     if servers.is_empty() {
-        findings.note("There is no DNS server, so the program can only resolve names in /etc/hosts.".into());
+        let more = if has_forwarder { ", and those of the domains with resolvers of their own" } else { "" };
+        findings.note(format!("There is no DNS server, so the program can only resolve names in /etc/hosts{more}."));
     }
-    if servers.len() > MAX_SERVERS {
+    if servers.len() > MAX_SERVERS && !has_forwarder {
         let unused: Vec<String> = servers[MAX_SERVERS..].iter().map(IpAddr::to_string).collect();
         findings
             .note(format!("The C library only uses the first {MAX_SERVERS} DNS servers, not {}.", unused.join(", ")));
@@ -167,6 +183,7 @@ mod tests {
             servers: Vec::new(),
             search: Vec::new(),
             options: Vec::new(),
+            forwarder: None,
             resolv_conf: String::new(),
             hosts: String::new(),
             nsswitch_hosts: "hosts: files dns".into(),

@@ -1,12 +1,13 @@
 //! The reasons why a tunnel cannot be made or joined, each with what the user can do about it.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use thiserror::Error;
 
 use super::mtu::{MAX_MTU, MIN_IPV4_MTU, MIN_IPV6_MTU};
-use crate::config::HookKind;
+use crate::config::{Domain, HookKind};
 use crate::failure::Failure;
 use crate::names::TunnelName;
 
@@ -91,6 +92,20 @@ pub enum PlanError {
         text: String,
         /// What the text was to be: "option".
         what: &'static str,
+    },
+    /// A resolver of a domain that is neither in a local network nor the tunnel's.
+    #[error("cannot ask {address} for the names of {domain}: it is in no local network")]
+    ForeignResolver {
+        /// The address.
+        address: IpAddr,
+        /// The domain.
+        domain: Domain,
+    },
+    /// A domain with resolvers in local networks and in the tunnel.
+    #[error("some resolvers of {domain} are in a local network, and others are reached through the tunnel")]
+    ResolversOnBothSides {
+        /// The domain.
+        domain: Domain,
     },
     /// A network of a kind that is not forwarded.
     #[error("{network} cannot be a local network: it is {what}")]
@@ -223,6 +238,12 @@ impl PlanError {
             Self::UnknownCapability { .. } => "use a name from capabilities(7), such as CAP_NET_RAW or net_raw",
             Self::CapabilityNotInKernel { .. } => "leave it out; no program needs it on this kernel",
             Self::ResolverText { .. } => "write each domain or option as an item of its own",
+            Self::ForeignResolver { .. } => {
+                "name its network, or its address alone, with --local (`local.networks` in a profile)"
+            }
+            Self::ResolversOnBothSides { .. } => {
+                "name resolvers of one side; a failed question is never repeated on the other side"
+            }
             Self::LocalUnusable { .. } => "name a network that the host is attached to, such as 192.168.1.0/24",
             Self::LocalTooWide { .. } => "name the networks that the program needs, such as 192.168.1.0/24",
             Self::LocalIsTunnels { .. } => {

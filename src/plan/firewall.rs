@@ -11,8 +11,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::dns_forwarding::{DNS_PORT, RESOLVER_MARK};
 use super::local_networks::{self, LocalNetworksPlan};
-use super::{Plan, VethPlan, WireguardPlan, interface_names};
+use super::{DnsPlan, Plan, VethPlan, WireguardPlan, interface_names};
 use crate::config::{OpenPorts, Protocol};
 use crate::names::{InterfaceName, TunnelName};
 use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Transport, Verdict};
@@ -55,7 +56,7 @@ pub(super) struct Inputs<'a> {
     pub(super) wireguard: &'a WireguardPlan,
     pub(super) veth: &'a VethPlan,
     pub(super) local: &'a LocalNetworksPlan,
-    pub(super) servers: &'a [IpAddr],
+    pub(super) dns: &'a DnsPlan,
     pub(super) open: &'a [OpenPorts],
 }
 
@@ -63,7 +64,7 @@ impl FirewallPlan {
     /// Returns the rules for a plan whose other parts are decided.
     pub(super) fn of(plan: &Plan) -> Self {
         let Plan { name, wireguard, veth, local, dns, open, .. } = plan;
-        Self::new(&Inputs { name, wireguard, veth, local, servers: &dns.servers, open })
+        Self::new(&Inputs { name, wireguard, veth, local, dns, open })
     }
 
     pub(super) fn new(inputs: &Inputs<'_>) -> Self {
@@ -101,15 +102,16 @@ impl Inputs<'_> {
             Rule::accept([Match::Replies]),
         ];
         input.extend(self.local_rules(|net, _| vec![Match::From(link()), Match::Source(net)]));
-        let mut output = vec![
-            Rule::accept([Match::To(Interface::Loopback)]),
-            Rule::accept([Match::To(tunnel())]),
-            other_transports(Match::To(link())),
-        ];
+        let mut output = vec![Rule::accept([Match::To(Interface::Loopback)])];
+        output.extend(forwarder_rule(&tunnel(), self.dns));
+        output.push(Rule::accept([Match::To(tunnel())]));
+        output.push(other_transports(Match::To(link())));
         // Only from the link's own address: replies to one of the tunnel's addresses would leave by the host's default
         // route, in the clear.
         let from_link = |to: IpAddr| [Match::To(link())].into_iter().chain(self.inner_address(to).map(Match::Source));
-        output.extend(self.dns_rules(|to| to.map_or_else(|| vec![Match::To(link())], |to| from_link(to).collect())));
+        let resolvers = AllowedResolvers::of(self.dns, |server| self.is_on_link(server));
+        let on_link = |to: Option<IpAddr>| to.map_or_else(|| vec![Match::To(link())], |to| from_link(to).collect());
+        output.extend(name_rules(&resolvers, on_link));
         output.extend(self.local_rules(|net, is_local| {
             let source = if is_local { from_link(net.addr()).collect() } else { vec![Match::To(link())] };
             [source, vec![Match::Destination(net)]].concat()
@@ -146,13 +148,6 @@ impl Inputs<'_> {
         [Some(IpAddr::from(self.veth.host_ipv4)), self.veth.host_ipv6.map(IpAddr::from)].into_iter().flatten()
     }
 
-    /// Returns rules that accept queries on the link to configured resolvers which are not reached through the tunnel,
-    /// and drop all other queries. `on_link` returns what packets on the link have in common, to an address if there is
-    /// one.
-    fn dns_rules(&self, on_link: impl Fn(Option<IpAddr>) -> Vec<Match>) -> Vec<Rule> {
-        name_rules(self.servers.iter().filter(|server| self.is_on_link(server)), on_link)
-    }
-
     fn is_on_link(&self, server: &IpAddr) -> bool {
         let is_host = self.host_addresses().any(|address| address == *server);
         let tunnel: Vec<IpNet> = tunnel_routes(self.wireguard).collect();
@@ -174,7 +169,9 @@ impl Inputs<'_> {
                 .collect::<Vec<_>>()
         };
         let mut forward = vec![other_transports(Match::From(link())), other_transports(Match::To(link()))];
-        forward.extend(self.dns_rules(|to| to.map_or_else(|| vec![Match::From(link())], from_tunnel)));
+        // Marks do not leave the namespace, whose rules have checked them.
+        let resolvers = AllowedResolvers::of(self.dns, |server| self.is_on_link(server)).with_any_mark();
+        forward.extend(name_rules(&resolvers, |to| to.map_or_else(|| vec![Match::From(link())], from_tunnel)));
         forward.extend(self.local.networks.iter().map(|net| {
             let mut matches = from_tunnel(net.addr());
             matches.push(Match::Destination(*net));
@@ -227,23 +224,56 @@ pub(super) fn network_rules(
     networks.into_iter().map(rule).collect()
 }
 
+/// The resolvers outside the tunnel that may be asked.
+pub(super) struct AllowedResolvers {
+    servers: Vec<IpAddr>,
+    ports: &'static [u16],
+    /// The mark that queries to them carry.
+    mark: Option<u32>,
+}
+
+impl AllowedResolvers {
+    /// Returns those of a plan. `is_outside` says whether a resolver is reached outside the tunnel. If there is a
+    /// forwarder, only its queries are allowed.
+    pub(super) fn of(dns: &DnsPlan, is_outside: impl Fn(&IpAddr) -> bool) -> Self {
+        match &dns.forwarder {
+            Some(forwarder) => {
+                Self { servers: forwarder.local_resolvers(), ports: &[DNS_PORT], mark: Some(RESOLVER_MARK) }
+            }
+            None => {
+                let servers = dns.servers.iter().copied().filter(is_outside).collect();
+                Self { servers, ports: &RESOLVER_PORTS, mark: None }
+            }
+        }
+    }
+
+    /// Allows queries without a mark.
+    pub(super) fn with_any_mark(self) -> Self {
+        Self { mark: None, ..self }
+    }
+}
+
 /// Returns rules that accept queries outside the tunnel to these resolvers, and drop all other queries there. `outside`
 /// returns what packets outside the tunnel have in common, to an address if there is one.
-pub(super) fn name_rules<'a>(
-    servers: impl Iterator<Item = &'a IpAddr>,
-    outside: impl Fn(Option<IpAddr>) -> Vec<Match>,
-) -> Vec<Rule> {
+pub(super) fn name_rules(resolvers: &AllowedResolvers, outside: impl Fn(Option<IpAddr>) -> Vec<Match>) -> Vec<Rule> {
     let both = |port| [Match::TcpPort(port..=port), Match::UdpPort(port..=port)];
-    let allowed =
-        servers.flat_map(|server| RESOLVER_PORTS.into_iter().flat_map(both).map(|port| (Some(*server), port)));
-    let others = NAME_PORTS.into_iter().flat_map(both).map(|port| (None, port));
-    let rule = |(server, port): (Option<IpAddr>, Match)| {
-        let mut matches = outside(server);
-        matches.extend(server.map(|server| Match::Destination(server.into())));
-        matches.push(port);
-        if server.is_some() { Rule::accept(matches) } else { Rule::drop(matches) }
+    let AllowedResolvers { servers, ports, mark } = resolvers;
+    let allowed = servers.iter().flat_map(|server| ports.iter().copied().flat_map(both).map(|port| (*server, port)));
+    let allow = |(server, port): (IpAddr, Match)| {
+        let mut matches = outside(Some(server));
+        matches.extend([Match::Destination(server.into()), port]);
+        matches.extend(mark.map(Match::Mark));
+        Rule::accept(matches)
     };
-    allowed.chain(others).map(rule).collect()
+    let others = NAME_PORTS.into_iter().flat_map(both);
+    let drop = |port| Rule::drop([outside(None), vec![port]].concat());
+    allowed.map(allow).chain(others.map(drop)).collect()
+}
+
+/// Returns the rule that keeps the forwarder's questions for resolvers in local networks out of the tunnel, also while
+/// the route to their network is missing.
+pub(super) fn forwarder_rule(tunnel: &Interface, dns: &DnsPlan) -> Option<Rule> {
+    dns.forwarder.is_some().then(|| Rule::drop([Match::To(tunnel.clone()), Match::Mark(RESOLVER_MARK)]))
 }
 
 /// Returns rules that accept packets which arrive through the tunnel at the program's open ports.

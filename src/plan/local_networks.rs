@@ -30,7 +30,7 @@ pub struct LocalNetworksPlan {
 
 /// Returns the shortest prefix length of a local network: that of the largest private ones, 10.0.0.0/8 (RFC 1918) and
 /// fc00::/7 (RFC 4193).
-fn min_prefix_len(net: &IpNet) -> u8 {
+pub(super) fn min_prefix_len(net: &IpNet) -> u8 {
     if net.addr().is_ipv4() { 8 } else { 7 }
 }
 
@@ -108,7 +108,7 @@ pub(super) fn unusable(net: IpNet, routing: &Routing) -> Option<PlanError> {
 }
 
 /// Returns the networks that are routed into the tunnel: by AllowedIPs, or as the network of an address.
-fn tunnel_routes(routing: &Routing) -> impl Iterator<Item = IpNet> {
+pub(super) fn tunnel_routes(routing: &Routing) -> impl Iterator<Item = IpNet> {
     routing.routes.iter().copied().chain(routing.addresses.iter().map(IpNet::trunc))
 }
 

@@ -11,6 +11,7 @@
 //! - `local_networks`: networks that the program reaches through the host.
 //! - `firewall`: the packet rules.
 //! - `dns`: the resolvers, and the files in `/etc` that name them.
+//! - `dns_forwarding`: domains whose names have resolvers of their own.
 //! - `host_sockets` and `hidden_paths`: which unix sockets of the host the program may use.
 //! - `privileges`: the program's capabilities.
 //! - `hooks`: which hooks of the file are run.
@@ -22,6 +23,7 @@
 pub mod attachment;
 mod diff;
 mod dns;
+mod dns_forwarding;
 pub mod drop_in;
 mod error;
 mod facts;
@@ -46,6 +48,7 @@ use serde::{Deserialize, Serialize};
 
 pub use diff::{PlanDiff, diff};
 pub use dns::DnsPlan;
+pub use dns_forwarding::{DNS_PORT, DomainPlan, FORWARDER_ADDRESSES, ForwarderPlan, RESOLVER_MARK, ResolverPlan, Side};
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
 pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS, RULES_TABLE};
@@ -181,12 +184,13 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
     let interfaces = interface_names::derive(&config.name, facts, &mut findings);
     let servers = dns::servers(config);
     let veth_ipv6 = routing.ipv6 && !privileges::could_use_host_as_router(&config.program, &mut findings);
-    let veth = veth_addresses::derive(config, facts, &servers, veth_ipv6, &mut findings);
+    let resolvers = dns::all_resolvers(config, &servers);
+    let veth = veth_addresses::derive(config, facts, &resolvers, veth_ipv6, &mut findings);
     let local = local_networks::decide(config, facts, &servers, &mut routing, veth_ipv6, &mut findings);
     if let (Some(names), false) = (&interfaces, local.networks.is_empty()) {
         local_networks::note_firewalls(&local, &names.host, facts, &mut findings);
     }
-    let dns = dns::decide(config, servers, &routing.routes, &local.networks, veth.as_ref(), &mut findings);
+    let dns = dns::decide(config, servers, &routing, &local.networks, veth.as_ref(), &mut findings);
     check_published_ports(&config.local.publish, file.interface.listen_port, &mut findings);
     let host_ports = decide_host_ports(&config.local, &mut findings);
     let sockets = host_sockets::decide(&config.program, &mut findings);
@@ -222,7 +226,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
         wireguard: &wireguard,
         veth: &veth,
         local: &local,
-        servers: &dns.servers,
+        dns: &dns,
         open: &config.open,
     });
     Ok(Plan {

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{FirewallPlan, Parameter, Plan, WireguardPlan};
+use super::{DnsPlan, FirewallPlan, Parameter, Plan, WireguardPlan};
 use crate::config::{BackendChoice, SessionBus};
 use crate::ruleset::Table;
 
@@ -118,8 +118,17 @@ fn parameters(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
+/// Writes which resolvers a forwarder asks, if there is one.
+pub(super) fn forwarder(dns: &DnsPlan, f: &mut Formatter<'_>) -> fmt::Result {
+    let Some(forwarder) = &dns.forwarder else { return Ok(()) };
+    rows(f, "resolvers", &forwarder.domains)?;
+    let others: Vec<String> = forwarder.others.iter().map(|resolver| resolver.address.to_string()).collect();
+    row(f, "", format_args!("{} for all other names", list(&others)))
+}
+
 fn dns(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nName resolution (DNS)")?;
+    forwarder(&plan.dns, f)?;
     for (file, text) in [
         ("/etc/resolv.conf", plan.dns.resolv_conf.as_str()),
         ("/etc/hosts, before the host's lines", &plan.dns.hosts),
@@ -199,6 +208,10 @@ pub(super) fn rows<T: Display>(f: &mut Formatter<'_>, label: &str, values: &[T])
         row(f, if index == 0 { label } else { "" }, value)?;
     }
     Ok(())
+}
+
+fn list(values: &[String]) -> String {
+    if values.is_empty() { "none".to_owned() } else { values.join(", ") }
 }
 
 fn if_set(set: bool, value: impl Display, otherwise: &str) -> String {

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::{LaunchArgs, ProgramArgs, Source, SourceArgs, SourceError, TunnelArgs};
+use crate::config::dns_for::replace_domains;
 use crate::config::{Config, Dns, Mtu, MtuSource, Profile, ProgramOptions, Protocol, wg_quick};
 use crate::config_file::ConfigFile;
 use crate::failure::{Doing, Failure};
@@ -179,7 +180,7 @@ fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(
-        "this tunnel is up already: --backend, --mtu, --dns, --search, --publish, --host-port, --local, --lan, --open and \
+        "this tunnel is up already: --backend, --mtu, --dns, --dns-for, --search, --publish, --host-port, --local, --lan, --open and \
          --allow-hooks cannot be applied",
     )
     .advise("leave them out, or change the tunnel with `vpn-exec reload`"))
@@ -187,9 +188,9 @@ fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
 
 /// Returns whether the command line has options that say how a tunnel is made.
 pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
-    let TunnelArgs { backend, mtu, dns, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
+    let TunnelArgs { backend, mtu, dns, dns_for, search, publish, host_port, local, lan, open, allow_hooks } = tunnel;
     let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
-    let lists = [dns.is_empty(), search.is_empty(), local.is_empty()].into_iter().chain(ports);
+    let lists = [dns.is_empty(), dns_for.is_empty(), search.is_empty(), local.is_empty()].into_iter().chain(ports);
     backend.is_some() || mtu.is_some() || !lists.into_iter().all(|is_empty| is_empty) || *lan || *allow_hooks
 }
 
@@ -271,6 +272,7 @@ fn overrule(dns: &mut Dns, tunnel: &TunnelArgs) {
     if !tunnel.search.is_empty() {
         dns.search = Some(tunnel.search.clone());
     }
+    replace_domains(&mut dns.domains, &tunnel.dns_for);
 }
 
 /// Returns the name of a tunnel that has a file and no profile: the file's name without its extension, changed where it

@@ -10,7 +10,7 @@ use crate::examples::RUN;
 use crate::pages::{page, published};
 
 /// The published commands that no test here runs, with the place of their test or the reason.
-const NOT_RUN: [(&str, &str); 29] = [
+const NOT_RUN: [(&str, &str); 30] = [
     ("cargo run --release --example demo", ".ci/run runs it"),
     ("cargo test", "this runs in it"),
     ("cargo build --release", ".ci/run builds it"),
@@ -41,6 +41,10 @@ const NOT_RUN: [(&str, &str); 29] = [
     ("sudo kill -9 \"$(vpn-exec status mullvad --json | jq .keeper)\"", "tests/lifecycle/ kills keepers"),
     ("sudo vpn-exec mullvad --user crawler -- /srv/crawler/run", "needs a user of that name; tests/program/"),
     ("sudo vpn-exec mullvad.conf --local 192.168.1.10/32 -- curl http://192.168.1.10/", "tests/local/"),
+    (
+        "sudo vpn-exec mullvad.conf --lan --dns-for home.arpa=192.168.1.1 -- curl http://nas.home.arpa/",
+        "tests/local/split_dns.rs",
+    ),
     ("sudo vpn-exec mullvad.conf --host-port 5432 -- psql --host host.internal", "tests/host_ports.rs"),
     ("sudo vpn-exec mullvad.conf --host-port 5432 -- ./crawl --database host.internal:5432", "the same"),
     (

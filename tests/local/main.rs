@@ -6,6 +6,7 @@ mod names;
 mod neighbours;
 mod others;
 mod rules;
+mod split_dns;
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output};

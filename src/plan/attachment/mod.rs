@@ -106,10 +106,10 @@ impl AttachmentPlan {
         true
     }
 
-    /// Returns the resolvers in local networks, which programs may query outside the tunnel.
-    fn local_servers(&self) -> impl Iterator<Item = &IpAddr> {
+    /// Returns whether an address is reached outside the tunnel.
+    fn is_local(&self, address: &IpAddr) -> bool {
         let tunnel: Vec<IpNet> = firewall::tunnel_routes(&self.wireguard).collect();
-        self.dns.servers.iter().filter(move |server| local_networks::is_local(&self.local_networks, &tunnel, server))
+        local_networks::is_local(&self.local_networks, &tunnel, address)
     }
 }
 
@@ -136,7 +136,7 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
     let mtu = mtu::decide(config.mtu(), routing.ipv6, &facts.underlay, &mut findings);
     let servers = dns::servers(config);
     let local_networks = decide_local_networks(config, &servers, &mut routing, &mut findings);
-    let dns = dns::decide(config, servers, &routing.routes, &local_networks, None, &mut findings);
+    let dns = dns::decide(config, servers, &routing, &local_networks, None, &mut findings);
     note_ignored(config, is_attached, &mut findings);
     if !findings.errors.is_empty() {
         return Err(PlanErrors { what: format!("attach the tunnel {}", config.name), reasons: findings.errors });

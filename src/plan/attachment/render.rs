@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::{AttachedRoute, AttachmentPlan, MARK, Placement, TABLE};
-use crate::plan::render::{Escaped, backend, notes, row, rows, rules, wireguard};
+use crate::plan::render::{Escaped, backend, forwarder, notes, row, rows, rules, wireguard};
 use crate::ruleset::Family;
 
 impl Display for AttachmentPlan {
@@ -42,7 +42,9 @@ impl Display for AttachmentPlan {
             }
         }
         wireguard(&self.wireguard, f)?;
-        writeln!(f, "\nName resolution (DNS)\n  /etc/resolv.conf")?;
+        writeln!(f, "\nName resolution (DNS)")?;
+        forwarder(&self.dns, f)?;
+        writeln!(f, "  /etc/resolv.conf")?;
         for line in self.dns.resolv_conf.lines() {
             writeln!(f, "    {}", Escaped(line))?;
         }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::{AttachmentPlan, MARK, Placement};
-use crate::plan::firewall::{self, NEIGHBOR_DISCOVERY};
+use crate::plan::firewall::{self, AllowedResolvers, NEIGHBOR_DISCOVERY};
 use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table};
 
 /// The port on which the names of endpoints are looked up (RFC 1035).
@@ -56,7 +56,9 @@ fn input(plan: &AttachmentPlan) -> Vec<Rule> {
 
 fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     let tunnel = || Interface::Named(plan.wireguard.interface.clone());
-    let mut rules = vec![Rule::accept([Match::To(Interface::Loopback)]), Rule::accept([Match::To(tunnel())])];
+    let mut rules = vec![Rule::accept([Match::To(Interface::Loopback)])];
+    rules.extend(firewall::forwarder_rule(&tunnel(), &plan.dns));
+    rules.push(Rule::accept([Match::To(tunnel())]));
     if let Placement::Attached { endpoints, resolvers } = &plan.placement {
         rules.extend(endpoints.iter().map(encrypted));
         rules.extend(resolvers.iter().flat_map(endpoint_queries));
@@ -67,7 +69,8 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     let discovery = [ROUTER_SOLICITATION].into_iter().chain(NEIGHBOR_DISCOVERY);
     rules.extend(discovery.map(|kind| Rule::accept([Match::Icmpv6(kind)])));
     rules.push(firewall::other_transports(Match::NotTo(tunnel())));
-    rules.extend(firewall::name_rules(plan.local_servers(), |_| Vec::new()));
+    let resolvers = AllowedResolvers::of(&plan.dns, |server| plan.is_local(server));
+    rules.extend(firewall::name_rules(&resolvers, |_| Vec::new()));
     let networks = firewall::by_prefix(&plan.local_networks, firewall::tunnel_routes(&plan.wireguard));
     rules.extend(firewall::network_rules(networks, |net, _| vec![Match::Destination(net)]));
     rules
