@@ -22,6 +22,7 @@
 //! | `systemctl` | the properties of units, as systemd reports them |
 //! | [`plan`] | the decisions, as a pure function of a configuration and of facts about the host |
 //! | [`relay`] | published ports |
+//! | [`container`] | the formats of container engines: hooks, devices, network plugins |
 //! | [`config_file`], [`config`] | the user's files, read, parsed and checked |
 //! | [`fault`] | the switches by which tests make a step fail or take a protection away |
 //! | [`failure`] | the one error type |
@@ -38,6 +39,7 @@ mod color;
 pub mod commands;
 pub mod config;
 pub mod config_file;
+pub mod container;
 pub mod dns_forwarder;
 pub mod endpoints;
 pub mod escape;

@@ -43,6 +43,13 @@ pub fn names() -> Vec<String> {
     names.into_iter().collect()
 }
 
+/// Returns the names of the machine's profiles in order, as far as this process may list them.
+pub(crate) fn machine_profiles() -> Vec<TunnelName> {
+    let names: BTreeSet<TunnelName> =
+        stems(Path::new(PROFILES), "toml").iter().filter_map(|stem| stem.parse().ok()).collect();
+    names.into_iter().collect()
+}
+
 /// Returns the names of running tunnels, as far as this process may list them.
 pub(crate) fn running() -> Vec<String> {
     registry::names().unwrap_or_default().iter().map(ToString::to_string).collect()

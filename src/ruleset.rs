@@ -92,6 +92,8 @@ pub enum Match {
     Destination(IpNet),
     /// It is a TCP packet to one of these ports.
     TcpPort(RangeInclusive<u16>),
+    /// It opens a TCP connection: it has the flag SYN, and neither ACK, FIN nor RST (RFC 9293 section 3.1).
+    OpensTcp,
     /// It is a UDP packet to one of these ports.
     UdpPort(RangeInclusive<u16>),
     /// Its transport protocol is not this one.
@@ -104,7 +106,8 @@ pub enum Match {
     /// Its direction is opposite to that of its connection's first packet. On output, these are the replies to
     /// connections that another host has opened.
     ReplyDirection,
-    /// It is the first packet of a connection, or follows it before any reply.
+    /// It is the first packet of a connection that the kernel tracks, or follows it before any reply. For TCP, that
+    /// may be any packet of an older connection (`nf_conntrack_tcp_loose` of the kernel's nf_conntrack-sysctl.rst).
     NewConnection,
     /// It has a mark (`SO_MARK` of socket(7), or [`Verdict::SetMark`]).
     Mark(u32),
@@ -288,6 +291,7 @@ impl Display for Match {
             Self::Source(net) => write!(f, "{} saddr {}", family(net), Net(net)),
             Self::Destination(net) => write!(f, "{} daddr {}", family(net), Net(net)),
             Self::TcpPort(ports) => write!(f, "tcp dport {}", Ports(ports)),
+            Self::OpensTcp => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
             Self::UdpPort(ports) => write!(f, "udp dport {}", Ports(ports)),
             Self::Of(Family::Ipv4) => f.write_str("meta nfproto ipv4"),
             Self::Of(Family::Ipv6) => f.write_str("meta nfproto ipv6"),

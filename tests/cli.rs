@@ -383,13 +383,16 @@ fn each_command_has_a_man_page() {
         .collect();
     pages.sort();
     let commands = [
+        "-cdi",
         "-check",
+        "-cni",
         "-completions",
         "-down",
         "-help",
         "-list",
         "-logs",
         "-man",
+        "-oci-hook",
         "-plan",
         "-reload",
         "-shell",

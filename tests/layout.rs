@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, from top to bottom. A module uses only itself and modules below it.
-const MODULES: [&str; 30] = [
+const MODULES: [&str; 31] = [
     "commands",
     "program",
     "session",
@@ -24,6 +24,7 @@ const MODULES: [&str; 30] = [
     "systemctl",
     "plan",
     "relay",
+    "container",
     "config_file",
     "config",
     "fault",

@@ -82,6 +82,7 @@ fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
         namespace: NAMESPACE.into(),
         keeper: std::process::id(),
         leases: 0,
+        container: None,
         living: Some(living),
         programs: Vec::new(),
     }
@@ -186,6 +187,7 @@ pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
         namespace: NAMESPACE.into(),
         keeper: 0,
         leases: 0,
+        container: None,
         living: Some(living),
         programs: Vec::new(),
     }))

@@ -27,7 +27,7 @@ pub type HostPorts = Vec<HostPort>;
 const TUNNEL_OPTIONS: &str = "Tunnel options";
 
 /// The options of a tunnel, which supplement or override its file and profile.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = TUNNEL_OPTIONS)]
 pub struct TunnelArgs {
     /// WireGuard implementation [default: auto, the kernel's where available]
@@ -220,12 +220,9 @@ impl AttachArgs {
             dns: dns.clone(),
             dns_for: dns_for.clone(),
             search: search.clone(),
-            publish: Vec::new(),
-            host_port: Vec::new(),
             local: local.clone(),
-            lan: false,
             open: open.clone(),
-            allow_hooks: false,
+            ..TunnelArgs::default()
         }
     }
 }
@@ -403,6 +400,41 @@ pub struct UnitArgs {
     /// Write the drop-in to /etc/systemd/system and reload systemd
     #[arg(long)]
     pub install: bool,
+}
+
+/// The arguments of `vpn-exec oci-hook`.
+#[derive(Debug, Args)]
+pub struct OciHookArgs {
+    /// The stage at which the runtime runs the hook
+    #[arg(value_enum)]
+    pub stage: OciHookStage,
+
+    /// The tunnel's name: that of a profile, or of a file in /etc/wireguard [default: the container's annotation]
+    #[arg(add = ArgValueCandidates::new(completion::names))]
+    pub name: Option<TunnelName>,
+}
+
+/// A stage at which an OCI runtime runs hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OciHookStage {
+    /// The container's namespaces exist: make the tunnel
+    #[value(name = "createRuntime")]
+    CreateRuntime,
+    /// The container has ended: remove the tunnel
+    #[value(name = "poststop")]
+    Poststop,
+}
+
+/// The arguments of `vpn-exec cdi`.
+#[derive(Debug, Args)]
+pub struct CdiArgs {
+    /// The tunnels' names: those of profiles, or of files in /etc/wireguard [default: all profiles in /etc/vpn-exec]
+    #[arg(value_name = "NAME", add = ArgValueCandidates::new(completion::names))]
+    pub names: Vec<TunnelName>,
+
+    /// Write the resolv.conf files that the containers mount to this directory; it must persist as long as the CDI file
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/etc/cdi/vpn-exec")]
+    pub resolv_conf_dir: PathBuf,
 }
 
 /// The arguments of `vpn-exec completions`.

@@ -5,7 +5,8 @@ pub mod completion;
 mod mistakes;
 mod source;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use clap::builder::StyledStr;
 use clap::error::ErrorKind;
@@ -63,7 +64,7 @@ impl Cli {
         names: impl Fn() -> Vec<String>,
     ) -> Result<Self, NotParsed> {
         let mut command = Self::command();
-        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let arguments = with_command_of_link(arguments.into_iter().collect());
         let parsed = command.try_get_matches_from_mut(&arguments).and_then(|matches| {
             require_order(&mut command, &matches)?;
             Self::from_arg_matches(&matches)
@@ -77,6 +78,18 @@ impl Cli {
             Err(error) => Err(NotParsed::Invalid(mistakes::explain(&error, &command, &arguments, &names))),
         }
     }
+}
+
+/// The name of the link by which container runtimes run vpn-exec as a network plugin, without arguments.
+const CNI_LINK: &str = "vpn-exec-cni";
+
+/// Returns the command line that a link to the program stands for.
+fn with_command_of_link(arguments: Vec<OsString>) -> Vec<OsString> {
+    let called = arguments.first().and_then(|path| Path::new(path).file_name());
+    if called == Some(OsStr::new(CNI_LINK)) {
+        return ["vpn-exec".into(), "cni".into()].into_iter().chain(arguments.into_iter().skip(1)).collect();
+    }
+    arguments
 }
 
 /// Refuses options and a tunnel that stand before a command, where they would be ignored. Clap's
@@ -168,6 +181,15 @@ pub enum Command {
     Check(CheckArgs),
     /// Print the systemd drop-in that puts a service into a standing tunnel
     Unit(UnitArgs),
+    /// Make or remove the tunnel of a container, as a hook of its OCI runtime
+    #[command(after_help = OCI_HOOK_AFTER_HELP)]
+    OciHook(OciHookArgs),
+    /// Print the CDI file that makes tunnels devices of containers: `--device vpn-exec.io/tunnel=NAME`
+    #[command(after_help = CDI_AFTER_HELP)]
+    Cdi(CdiArgs),
+    /// Make or remove the tunnel of a pod, as a plugin in a chain of network plugins (CNI)
+    #[command(after_help = CNI_AFTER_HELP)]
+    Cni,
     /// Print the script that sets up a shell's completions
     #[command(after_help = COMPLETIONS_AFTER_HELP)]
     Completions(CompletionsArgs),
@@ -209,6 +231,20 @@ Exit status of --check:
   3    the tunnel exists, but is connecting, stale, busy or failed
   4    there is no such tunnel
   125  vpn-exec failed";
+
+const OCI_HOOK_AFTER_HELP: &str = "\
+The runtime passes the container's state on standard input. Without NAME, the container's annotation
+vpn-exec.tunnel names a profile in /etc/vpn-exec; without an annotation, nothing happens.";
+
+const CDI_AFTER_HELP: &str = "\
+Examples:
+  sudo vpn-exec cdi | sudo tee /etc/cdi/vpn-exec.json
+  podman run --device vpn-exec.io/tunnel=mullvad IMAGE
+  docker run --device vpn-exec.io/tunnel=mullvad IMAGE";
+
+const CNI_AFTER_HELP: &str = "\
+The runtime passes the request in CNI_ variables and on standard input. It runs the plugin without arguments, so install
+a symbolic link named vpn-exec-cni to vpn-exec, which runs this command.";
 
 const COMPLETIONS_AFTER_HELP: &str = "\
 Examples:
@@ -293,6 +329,15 @@ mod tests {
             let failure = parse(&["-c", "f", &option, "--", "true"]).expect_err("an invalid time");
             assert!(failure.message.contains("whole seconds, from 1 to 86400"), "{failure}");
         }
+    }
+
+    #[test]
+    fn a_link_stands_for_the_network_plugin() {
+        for program in ["vpn-exec-cni", "/opt/cni/bin/vpn-exec-cni"] {
+            let cli = Cli::parse_checked([OsString::from(program)], Vec::new);
+            assert!(matches!(cli, Ok(Cli { command: Some(Command::Cni), .. })), "{program}");
+        }
+        assert!(Cli::parse_checked([OsString::from("/usr/bin/vpn-exec")], Vec::new).is_err());
     }
 
     #[test]

@@ -75,7 +75,10 @@ fn remove_remains(name: &TunnelName, force: bool) -> Result<Remains, Failure> {
         return if path_of(name).is_dir() { Ok(Remains::TakenOver) } else { Err(no_tunnel(name)) };
     };
     let state = directory.state().map_err(Failure::new)?;
-    let inside = match &state {
+    if let (Some(container), false) = (state.as_ref().and_then(|state| state.container.as_ref()), force) {
+        container.require_ended(name)?;
+    }
+    let inside = match state.as_ref().filter(|state| state.container.is_none()) {
         Some(state) => process::in_namespace(state.namespace).doing("list the programs inside")?,
         None => Vec::new(),
     };

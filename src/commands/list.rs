@@ -10,8 +10,10 @@ use crate::color;
 use crate::failure::Failure;
 use crate::lease::status::{self, Status};
 
-/// The headings of the columns. With a usual name and an IPv4 endpoint, all but the last fit into 80 columns.
-const HEADINGS: [&str; 8] = ["NAME", "STATE", "HANDSHAKE", "RECEIVED", "SENT", "PROGRAMS", "ENDPOINT", "BACKEND"];
+/// The headings of the columns. With a usual name and an IPv4 endpoint, those before the backend fit into 80 columns.
+/// The last is left out if no tunnel has a container.
+const HEADINGS: [&str; 9] =
+    ["NAME", "STATE", "HANDSHAKE", "RECEIVED", "SENT", "PROGRAMS", "ENDPOINT", "BACKEND", "CONTAINER"];
 
 /// The column of the state, which is colored.
 const STATE: usize = 1;
@@ -31,10 +33,12 @@ fn table(tunnels: &[Status], is_colored: bool) -> String {
     let rows: Vec<_> = tunnels.iter().map(row).collect();
     let width = |column: usize| rows.iter().chain([&headings]).map(|row| row[column].chars().count()).max();
     let widths: [usize; HEADINGS.len()] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let has_containers = tunnels.iter().any(|tunnel| tunnel.container.is_some());
+    let columns = if has_containers { HEADINGS.len() } else { HEADINGS.len() - 1 };
     let line = |row: &[String; HEADINGS.len()], style: Option<anstyle::Style>| {
-        let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
+        let cells = row.iter().zip(widths).take(columns).enumerate().map(|(column, (cell, width))| {
             // Behind the last column there is nothing to align.
-            let cell = if column + 1 == HEADINGS.len() { cell.clone() } else { format!("{cell:width$}") };
+            let cell = if column + 1 == columns { cell.clone() } else { format!("{cell:width$}") };
             match style.filter(|_| column == STATE) {
                 Some(style) => color::paint(&cell, style, is_colored),
                 None => cell,
@@ -64,6 +68,7 @@ fn row(tunnel: &Status) -> [String; HEADINGS.len()] {
         tunnel.programs.len().to_string(),
         peer.and_then(|peer| peer.endpoint).map_or_else(none, |endpoint| endpoint.to_string()),
         tunnel.backend.map_or_else(none, |backend| backend.to_string()),
+        tunnel.container.as_ref().map_or_else(none, |container| container.id.short().to_owned()),
     ]
 }
 
@@ -88,5 +93,11 @@ mod tests {
         let colored = table(&tunnels, true);
         assert!(colored.contains("\x1b[32mup    \x1b[0m  ") && colored.contains("failed\x1b[0m"), "{colored:?}");
         assert_eq!(table(&[], true), "no tunnel is up\n");
+        let mut of_container = status("c", "up");
+        of_container.container =
+            serde_json::from_value(serde_json::json!({"id": "0123456789abcdef".repeat(4)})).expect("a container");
+        let both = table(&[of_container, status("a", "up")], false);
+        let lines: Vec<&str> = both.lines().collect();
+        assert!(lines[0].ends_with("BACKEND  CONTAINER") && lines[1].ends_with("-        0123456789ab"), "{both}");
     }
 }

@@ -1,13 +1,17 @@
 //! One file per command. Each reads like a recipe, from top to bottom.
 
 mod attach;
+mod cdi;
 mod check;
+mod cni;
 mod completions;
+mod containers;
 mod down;
 mod help;
 mod list;
 mod logs;
 mod man;
+mod oci_hook;
 mod plan;
 mod reload;
 mod run;
@@ -60,6 +64,9 @@ pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Check(arguments)) => check::run(&arguments),
         Some(Command::Unit(arguments)) => unit::run(&arguments),
+        Some(Command::OciHook(arguments)) => oci_hook::run(&arguments),
+        Some(Command::Cdi(arguments)) => cdi::run(&arguments),
+        Some(Command::Cni) => cni::run(),
         Some(Command::Completions(arguments)) => completions::run(arguments.shell),
         Some(Command::Man(arguments)) => man::run(&arguments),
         Some(Command::Help(arguments)) => help::run(&arguments),

@@ -108,11 +108,13 @@ pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
 }
 
 fn describe(tunnel: &Status, is_colored: bool) -> String {
-    let is_attached = tunnel.living.as_ref().is_some_and(|living| living.link.is_none());
-    let kind = match () {
-        () if is_attached => "attached to this network namespace",
-        () if tunnel.standing => "standing",
-        () => "removed after its last program",
+    let is_attached = tunnel.container.is_none() && tunnel.living.as_ref().is_some_and(|living| living.link.is_none());
+    let kind = match &tunnel.container {
+        Some(container) if container.network.is_some() => "for a pod",
+        Some(_) => "for a container",
+        None if is_attached => "attached to this network namespace",
+        None if tunnel.standing => "standing",
+        None => "removed after its last program",
     };
     let backend = tunnel.backend.map(|backend| format!(", {backend} WireGuard")).unwrap_or_default();
     let state = color::paint(&tunnel.state.to_string(), style_of(tunnel.state), is_colored);
@@ -135,6 +137,9 @@ fn describe(tunnel: &Status, is_colored: bool) -> String {
         return lines.0;
     }
     lines.row("namespace", tunnel.namespace.display());
+    if let Some(container) = &tunnel.container {
+        lines.row("container", container);
+    }
     for (number, program) in tunnel.programs.iter().enumerate() {
         let label = if number == 0 { "programs" } else { "" };
         lines.row(label, format_args!("{} {} {}", program.pid, program.user, program.command));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::clients::{ConnectionId, KeeperClients};
+use super::container::ContainerWatch;
 use super::dns::DnsForwarding;
 use super::host_network::{self, HostNetwork};
 use super::leases::Leases;
@@ -36,6 +37,7 @@ pub(super) struct Keeper {
     pub(super) ports: PortRelays,
     pub(super) dns: DnsForwarding,
     pub(super) host_network: HostNetwork,
+    pub(super) container: ContainerWatch,
     pub(super) service: ServiceNotifier,
     pub(super) foreground: bool,
     /// The time since boot by which there must have been a handshake.
@@ -49,6 +51,7 @@ pub(super) struct Keeper {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EventSource {
     Timer,
+    Container,
     HostNetwork,
     Resolver,
     DeviceFailed,
@@ -88,6 +91,8 @@ impl Keeper {
         let mut sources: Vec<(EventSource, BorrowedFd<'_>, Interest)> = Vec::new();
         let mut add = |source, descriptor| sources.push((source, descriptor, Interest::Readable));
         add(EventSource::Timer, self.timer.as_fd());
+        // Before the clients: the next container of this name need not be refused.
+        self.container.descriptor().into_iter().for_each(|fd| add(EventSource::Container, fd));
         add(EventSource::Resolver, self.endpoints.resolver());
         add(EventSource::Signals, self.signals.as_fd());
         self.host_network.descriptors().for_each(|fd| add(EventSource::HostNetwork, fd));
@@ -112,6 +117,10 @@ impl Keeper {
     fn handle(&mut self, source: EventSource) -> io::Result<Option<End>> {
         match source {
             EventSource::Timer => self.handle_timer()?,
+            EventSource::Container => {
+                tracing::info!("the container has ended");
+                return Ok(Some(End::ContainerEnded));
+            }
             EventSource::HostNetwork => self.host_network.note_change(boot_time()),
             EventSource::Resolver => self.endpoints.take_answers(),
             EventSource::DeviceFailed => {
@@ -195,6 +204,9 @@ impl Keeper {
         }
         if self.handshake_deadline.is_some_and(|deadline| deadline <= now) {
             return Some(End::Broken("no handshake with any peer in time".into()));
+        }
+        if self.container.has_ended() {
+            return Some(End::ContainerEnded);
         }
         if self.leases.stop_expecting(&self.clients, now) {
             self.write_down_holders();

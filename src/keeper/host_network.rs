@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use super::reload::plan_again;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::linux::clock::boot_time;
@@ -100,7 +99,9 @@ impl HostNetwork {
 /// Adapts the tunnel's local networks to the host's changed network: the interfaces that lead to them, and the networks
 /// themselves if the configuration asks for all of the host's.
 pub(super) fn update_local_networks(tunnel: &mut Tunnel, config: &Config) {
-    if config.local.networks.is_empty() && !config.local.lan {
+    // A container reaches local networks by its own interfaces.
+    let has_none = config.local.networks.is_empty() && !config.local.lan;
+    if has_none || tunnel.container().is_some() {
         return;
     }
     if let Err(failure) = try_update(tunnel, config) {
@@ -109,7 +110,7 @@ pub(super) fn update_local_networks(tunnel: &mut Tunnel, config: &Config) {
 }
 
 fn try_update(tunnel: &mut Tunnel, config: &Config) -> Result<(), Failure> {
-    let now = plan_again(tunnel, config)?;
+    let now = tunnel.plan_again(config)?;
     let running = tunnel.plan();
     let mut changed = running.clone();
     changed.local = now.local;

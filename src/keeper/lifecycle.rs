@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::KeeperClients;
+use super::container::ContainerWatch;
 use super::dns::DnsForwarding;
 use super::event_loop::Keeper;
 use super::host_network::HostNetwork;
@@ -26,7 +27,7 @@ use crate::linux::signals::Signals;
 use crate::linux::stderr;
 use crate::plan::Plan;
 use crate::registry::{TunnelDirectory, TunnelState};
-use crate::tunnel::{self, DeviceEvents, Remains, Tunnel};
+use crate::tunnel::{self, ContainerPlace, DeviceEvents, Remains, Tunnel};
 use crate::wireguard::{Device, DeviceConfig, PeerConfig};
 
 /// The circumstances that a keeper runs in.
@@ -47,6 +48,8 @@ pub(super) enum End {
     Unused,
     /// No lease is left, and a launcher has ended without leaving: its program's processes may still run.
     Abandoned,
+    /// The container that the tunnel was made for has ended.
+    ContainerEnded,
     /// A user or a signal asked for it.
     Requested,
     /// The tunnel broke.
@@ -79,7 +82,10 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
     let KeeperSpec { plan, directory, config, handover, start, reread, .. } = spec;
     let is_taken_over = matches!(start, KeeperStart::TakeOver(_));
     let (mut tunnel, device_events) = match start {
-        KeeperStart::Create => create(plan, directory, &config, runtime.foreground, &mut clients, &mut ports)?,
+        KeeperStart::Create => create(plan, directory, None, &config, runtime.foreground, &mut clients, &mut ports)?,
+        KeeperStart::CreateIn(place) => {
+            create(plan, directory, Some(place), &config, runtime.foreground, &mut clients, &mut ports)?
+        }
         KeeperStart::TakeOver(state) => take_over(plan, directory, &config, state, &clients, &mut ports)?,
     };
 
@@ -91,6 +97,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         tunnel.update_state(|state| state.standing = true)?;
     }
     let host_network = HostNetwork::watch(&mut tunnel).doing("watch the host's network")?;
+    let container = ContainerWatch::open(tunnel.container()).doing("watch the container")?;
     let timer = Timer::new().doing("create a timer")?;
     // Hooks at the end would inherit the filter, and they are the user's own commands.
     if !has_hooks {
@@ -113,6 +120,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         ports,
         dns,
         host_network,
+        container,
         service: ServiceNotifier::new(runtime.service_manager, runtime.wait),
         foreground: runtime.foreground,
         handshake_deadline: runtime.wait.map(|wait| boot_time() + wait),
@@ -133,7 +141,7 @@ fn reserve_ports(spec: KeeperSpec) -> Result<(KeeperSpec, ReservedPorts), Failur
     match ReservedPorts::reserve(&spec.plan, &spec.start) {
         Ok(ports) => Ok((spec, ports)),
         Err(failure) => {
-            if matches!(spec.start, KeeperStart::Create) {
+            if !matches!(spec.start, KeeperStart::TakeOver(_)) {
                 spec.directory.release().doing("release the tunnel's directory")?;
             }
             Err(failure)
@@ -146,12 +154,13 @@ fn reserve_ports(spec: KeeperSpec) -> Result<(KeeperSpec, ReservedPorts), Failur
 fn create(
     plan: Plan,
     directory: TunnelDirectory,
+    place: Option<ContainerPlace>,
     config: &Config,
     foreground: bool,
     clients: &mut KeeperClients,
     ports: &mut ReservedPorts,
 ) -> Result<(Tunnel, DeviceEvents), Failure> {
-    let mut tunnel = Tunnel::new(plan, directory)?;
+    let mut tunnel = Tunnel::new(plan, directory, place)?;
     let mtu = tunnel.plan().wireguard.mtu;
     let created = device_config(config, mtu).and_then(|device| {
         tunnel.create(&device, foreground, clients.holders(), privileges::limit_data_path, || {
@@ -214,7 +223,7 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), Failure> {
         End::HandedOver => return Ok(()),
         End::Broken(reason) => Some(reason.clone()),
         End::Requested => Some("it was taken down".into()),
-        End::Unused | End::Abandoned => None,
+        End::Unused | End::Abandoned | End::ContainerEnded => None,
     };
     keeper.service.stopping();
     keeper.ports.close();

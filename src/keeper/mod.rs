@@ -21,6 +21,7 @@
 //! - `leases`: which launchers hold the tunnel, and which are expected back after a takeover.
 //! - `carrier`: the tunnel as [`crate::endpoints`] sees it.
 //! - `ports`: published ports, and ports of the host's loopback.
+//! - `container`: the end of the container whose namespace the tunnel is in.
 //! - `dns`: the forwarder of DNS questions.
 //! - `host_network`: changes of the host's network and firewall rules.
 //! - `service`: notifications to systemd.
@@ -29,6 +30,7 @@
 
 mod carrier;
 mod clients;
+mod container;
 mod dns;
 mod event_loop;
 mod host_network;
@@ -59,6 +61,7 @@ use crate::linux::signals::Signals;
 use crate::linux::stderr;
 use crate::plan::Plan;
 use crate::registry::{Holder, TunnelDirectory, TunnelState};
+use crate::tunnel::ContainerPlace;
 pub(crate) use clients::ConnectionId;
 use clients::KeeperClients;
 pub(crate) use lifecycle::device_config;
@@ -95,6 +98,8 @@ pub type Reread = Box<dyn FnMut() -> Result<Handover, Failure>>;
 pub enum KeeperStart {
     /// The keeper creates the tunnel.
     Create,
+    /// The keeper creates the tunnel in the network namespace of a container.
+    CreateIn(ContainerPlace),
     /// The keeper takes over the tunnel of a keeper that was killed or has handed over.
     TakeOver(TunnelState),
 }
@@ -114,7 +119,7 @@ pub fn start(spec: KeeperSpec) -> io::Result<Lease> {
     let (launcher, (lease, keeper_end), side) = match forked {
         Ok(forked) => forked,
         Err(error) => {
-            if matches!(spec.start, KeeperStart::Create) {
+            if !matches!(spec.start, KeeperStart::TakeOver(_)) {
                 let _ = spec.directory.release();
             }
             return Err(error);

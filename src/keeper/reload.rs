@@ -12,7 +12,7 @@ use crate::lease::KeeperEvent;
 use crate::lease::handover::Handover;
 use crate::linux::capabilities;
 use crate::plan::{self, Plan};
-use crate::tunnel::{Tunnel, facts};
+use crate::tunnel::Tunnel;
 use crate::wireguard::DeviceConfig;
 
 /// The configuration of a running tunnel.
@@ -67,7 +67,7 @@ impl Keeper {
         let sealed = handover.seal().doing("keep the configuration")?;
         let differences = config::difference(&current.config, &config);
         let former = device_config(&current.config, self.endpoints.mtu)?;
-        let mut plan = plan_again(&mut self.tunnel, &config)?;
+        let mut plan = self.tunnel.plan_again(&config)?;
         plan.keep_link(self.tunnel.plan());
         let device = device_config(&config, plan.wireguard.mtu)?;
         let change = plan::diff(self.tunnel.plan(), &plan, self.tunnel.running_backend())
@@ -137,12 +137,6 @@ fn require_port(port: u16) -> Result<(), Failure> {
 fn unchangeable(reasons: &[String], config: &Config) -> Failure {
     Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
         .advise(format!("take it down with `vpn-exec down {}`, and up again", config.name))
-}
-
-/// Plans a running tunnel again from the host's present state.
-pub(super) fn plan_again(tunnel: &mut Tunnel, config: &Config) -> Result<Plan, Failure> {
-    let facts = facts::read(tunnel.host(), config).doing("read the host's network configuration")?;
-    Ok(plan::plan(config, &facts)?)
 }
 
 /// Logs the result of a change that no client waits for.

@@ -1,7 +1,7 @@
 //! The status of a running tunnel, as its keeper reports it.
 
 use super::event_loop::Keeper;
-use crate::lease::status::{DnsReport, HostLink, InterfaceReport, LiveStatus, PeerReport, Status};
+use crate::lease::status::{ContainerReport, DnsReport, HostLink, InterfaceReport, LiveStatus, PeerReport, Status};
 use crate::tunnel::Tunnel;
 use crate::wireguard::PeerStatus;
 
@@ -11,8 +11,7 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
     let summary = keeper.endpoints.summary();
     let interface = interface(&mut keeper.tunnel, keeper.endpoints.mtu);
     let plan = keeper.tunnel.plan();
-    let veth = &plan.veth;
-    let link = Some(HostLink {
+    let link = plan.veth.as_ref().map(|veth| HostLink {
         interface: veth.host_interface.clone(),
         host_ipv4: veth.host_ipv4,
         inner_ipv4: veth.inner_ipv4,
@@ -28,7 +27,10 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
             domains: plan.dns.forwarder.as_ref().map(|forwarder| forwarder.domains.clone()).unwrap_or_default(),
         },
         link,
-        local_networks: plan.local.networks.clone(),
+        local_networks: match &plan.attachment {
+            Some(attachment) => attachment.local_networks.clone(),
+            None => plan.local.networks.clone(),
+        },
         open_ports: plan.open.clone(),
         published_ports: plan.publish.clone(),
         host_ports: plan.host_ports.clone(),
@@ -43,6 +45,7 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
         namespace: plan.namespace.clone(),
         keeper: std::process::id(),
         leases: keeper.clients.leases(),
+        container: keeper.tunnel.container().map(ContainerReport::from),
         living: Some(living),
         programs: Vec::new(),
     }

@@ -84,6 +84,10 @@ impl Keeper {
         if !matches!(client.role, Role::Idle(_)) {
             return self.refuse(id, Failure::new("this connection already has a lease"));
         }
+        if let Some(container) = self.tunnel.container() {
+            let failure = container.refuse_other_use(&self.tunnel.plan().name);
+            return self.refuse(id, failure);
+        }
         let holder = ProcessId::of(client.pid).ok().map(|process| Holder { process, mounts: None });
         client.role = Role::Lease(holder);
         if let Err(failure) = self.leases.write_down(&mut self.tunnel, &self.clients) {
@@ -163,8 +167,11 @@ impl Keeper {
         Some(if force { End::Requested } else { End::Unused })
     }
 
-    /// Fails if programs are inside or about to start.
+    /// Fails if programs are inside or about to start, or if the container of the tunnel is running.
     fn require_empty(&self) -> Result<(), Failure> {
+        if let Some(container) = self.tunnel.container() {
+            return container.require_ended(&self.tunnel.plan().name);
+        }
         let programs = self
             .tunnel
             .programs()

@@ -10,7 +10,7 @@ use crate::linux::local_socket;
 use crate::linux::memory_file;
 use crate::linux::poll::{wait_for, wait_with_signals_unblocked};
 use crate::names::TunnelName;
-use crate::registry;
+use crate::registry::{self, TunnelState};
 
 /// How long a keeper may take to answer. Before its first answer it creates its tunnel and runs the hooks.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -210,6 +210,17 @@ impl Lease {
         self.wait_for_end(ANSWER_TIMEOUT)
     }
 
+    /// Requests the end of the tunnel, and waits for it. Returns whether the keeper was still there.
+    fn take_down(mut self, force: bool) -> Result<bool, Failure> {
+        match self.request(ClientRequest::Down { force }, None) {
+            // With force, the keeper first tells why the programs are killed.
+            Ok(Some((KeeperEvent::Failed(_), _))) if force => {
+                self.wait_for_end(ANSWER_TIMEOUT).doing(TALKING).map(|()| true)
+            }
+            answer => Ok(expect_done(answer)?.is_some()),
+        }
+    }
+
     /// Waits until the tunnel is gone or stays up for others. `timeout` is the longest time between two events.
     fn wait_for_end(mut self, timeout: Duration) -> io::Result<()> {
         loop {
@@ -307,14 +318,24 @@ pub fn reload(name: &TunnelName, handover: Option<BorrowedFd<'_>>) -> Result<Opt
 /// # Errors
 /// If the keeper refuses because programs are inside, or does not answer.
 pub fn take_down(name: &TunnelName, force: bool) -> Result<bool, Failure> {
-    let Some(mut connection) = Lease::connect(name, ANSWER_TIMEOUT).doing(TALKING)? else { return Ok(false) };
-    match connection.request(ClientRequest::Down { force }, None) {
-        // With force, the keeper first tells why the programs are killed.
-        Ok(Some((KeeperEvent::Failed(_), _))) if force => {
-            connection.wait_for_end(ANSWER_TIMEOUT).doing(TALKING).map(|()| true)
-        }
-        answer => Ok(expect_done(answer)?.is_some()),
+    let Some(connection) = Lease::connect(name, ANSWER_TIMEOUT).doing(TALKING)? else { return Ok(false) };
+    connection.take_down(force)
+}
+
+/// Asks the keeper of a tunnel to take it down, with its programs, if `is_meant` selects its state. Waits until the tunnel
+/// is gone. Returns whether there was such a keeper.
+///
+/// # Errors
+/// If the state cannot be read, or the keeper does not answer.
+pub fn take_down_if(name: &TunnelName, is_meant: &dyn Fn(&TunnelState) -> bool) -> Result<bool, Failure> {
+    let Some(connection) = Lease::connect(name, ANSWER_TIMEOUT).doing(TALKING)? else { return Ok(false) };
+    // Read after the connection is made: it is one to the keeper of this state, or to a former one that is ending. So
+    // no other tunnel that gets the name meanwhile is removed.
+    let state = registry::read(name).map_err(Failure::new)?;
+    if !state.is_some_and(|state| is_meant(&state)) {
+        return Ok(false);
     }
+    connection.take_down(true)
 }
 
 /// Asks the keeper of a tunnel to hand it over: the keeper passes the lock of the tunnel's directory, and ends. Returns

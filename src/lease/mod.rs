@@ -15,6 +15,6 @@ pub mod handover;
 mod messages;
 pub mod status;
 
-pub use client::{ANSWER_TIMEOUT, Lease, hand_over, not_up, reload, take_down};
+pub use client::{ANSWER_TIMEOUT, Lease, hand_over, not_up, reload, take_down, take_down_if};
 pub use messages::KeeperEvent;
 pub(crate) use messages::{ClientRequest, MAX_MESSAGE, Received, answer_file, receive_request, send};

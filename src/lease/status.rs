@@ -14,9 +14,9 @@ use super::messages::{ClientRequest, KeeperEvent, read_answer};
 use crate::config::{HostPort, OpenPorts, Publish};
 use crate::linux::namespace;
 use crate::linux::process;
-use crate::names::{InterfaceName, TunnelName};
+use crate::names::{ContainerId, InterfaceName, TunnelName};
 use crate::plan::DomainPlan;
-use crate::registry::{self, TunnelState};
+use crate::registry::{self, Container, TunnelState};
 use crate::wireguard::Backend;
 
 /// The condition of a tunnel.
@@ -65,12 +65,49 @@ pub struct Status {
     pub keeper: u32,
     /// The number of launchers that hold a lease.
     pub leases: usize,
+    /// The container, or the pod, whose network namespace the tunnel is in.
+    #[serde(default)]
+    pub container: Option<ContainerReport>,
     /// The part that only a running keeper can report.
     #[serde(flatten)]
     pub living: Option<LiveStatus>,
     /// The processes inside that the calling user may see.
     #[serde(default)]
     pub programs: Vec<RunningProgram>,
+}
+
+/// A container, or a pod, that has a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerReport {
+    /// Its engine's identifier of the container or of the pod's sandbox.
+    pub id: ContainerId,
+    /// The process ID of the container's first process. None for a pod.
+    pub pid: Option<i32>,
+    /// The network of a pod.
+    pub network: Option<String>,
+    /// The interface of a pod in its network.
+    pub interface: Option<String>,
+}
+
+impl From<&Container> for ContainerReport {
+    fn from(container: &Container) -> Self {
+        let attachment = container.attachment.as_ref();
+        Self {
+            id: container.id.clone(),
+            pid: container.process.map(|process| process.pid),
+            network: attachment.map(|attachment| attachment.network.clone()),
+            interface: attachment.map(|attachment| attachment.interface.clone()),
+        }
+    }
+}
+
+impl fmt::Display for ContainerReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.network, &self.interface) {
+            (Some(network), Some(interface)) => write!(f, "pod {} ({interface} in {network})", self.id),
+            _ => write!(f, "{}", self.id),
+        }
+    }
 }
 
 /// The part of a status that only a running keeper can report.
@@ -215,6 +252,7 @@ fn without_keeper(name: &TunnelName, state: &TunnelState) -> Status {
         namespace: namespace::path_of(name.as_str()),
         keeper: state.keeper,
         leases: 0,
+        container: state.container.as_ref().map(ContainerReport::from),
         living: None,
         programs: Vec::new(),
     }

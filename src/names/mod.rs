@@ -1,5 +1,6 @@
-//! Validated names of tunnels, services and network interfaces, and suggestions for misspelled ones.
+//! Validated names of tunnels, services, network interfaces and containers, and suggestions for misspelled ones.
 
+mod container;
 mod interface;
 mod service;
 mod suggestion;
@@ -7,12 +8,13 @@ mod tunnel;
 
 use thiserror::Error;
 
+pub use container::ContainerId;
 pub use interface::InterfaceName;
 pub use service::ServiceName;
 pub use suggestion::closest;
 pub use tunnel::TunnelName;
 
-/// The reason why a text is not a valid [`TunnelName`], [`ServiceName`] or [`InterfaceName`].
+/// The reason why a text is not a valid [`TunnelName`], [`ServiceName`], [`InterfaceName`] or [`ContainerId`].
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum NameError {
     /// The name has no characters.

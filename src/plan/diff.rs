@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{DnsPlan, FirewallPlan, HookPlan, Plan};
+use super::{DnsPlan, FirewallPlan, HookPlan, Plan, VethPlan};
 use crate::config::BackendChoice;
 
 /// What changes in a running tunnel when its configuration is reloaded.
@@ -31,7 +31,8 @@ pub struct PlanDiff {
     pub add_local: Vec<IpNet>,
     /// Local networks to remove.
     pub remove_local: Vec<IpNet>,
-    /// Whether the packet rules or the forwarding interfaces of the host have changed.
+    /// Whether the packet rules or the forwarding interfaces of the host have changed, or the rules and routes of a
+    /// container's namespace.
     pub firewall: bool,
 }
 
@@ -69,7 +70,8 @@ pub fn diff(current: &Plan, new: &Plan, backend: BackendChoice) -> Result<PlanDi
         dns: (current.dns != new.dns).then(|| new.dns.clone()),
         add_local: without(&new.local.networks, &current.local.networks),
         remove_local: without(&current.local.networks, &new.local.networks),
-        firewall: (&current.firewall, &current.local) != (&new.firewall, &new.local),
+        firewall: (&current.firewall, &current.local, &current.attachment)
+            != (&new.firewall, &new.local, &new.attachment),
     })
 }
 
@@ -79,6 +81,11 @@ fn without(all: &[IpNet], except: &[IpNet]) -> Vec<IpNet> {
 
 fn unsupported_changes(current: &Plan, new: &Plan, backend: BackendChoice) -> Vec<String> {
     let mut reasons = Vec::new();
+    match (&current.attachment, &new.attachment) {
+        (Some(_), None) => reasons.push("the tunnel is in the network namespace of a container".into()),
+        (None, Some(_)) => reasons.push("the tunnel is in a network namespace of its own".into()),
+        _ => {}
+    }
     if new.backend != BackendChoice::Auto && new.backend != backend {
         let name = |choice| match choice {
             BackendChoice::Kernel => "kernel",
@@ -96,16 +103,15 @@ fn unsupported_changes(current: &Plan, new: &Plan, backend: BackendChoice) -> Ve
         reasons.push(format!("the WireGuard interface is {}", current.wireguard.interface));
     }
     let ipv6_network = new.local.networks.iter().find(|net| net.addr().is_ipv6());
-    if let (Some(net), None) = (ipv6_network, current.veth.host_ipv6) {
+    let link_ipv6 = current.veth.as_ref().and_then(|veth| veth.host_ipv6);
+    if let (Some(net), None) = (ipv6_network, link_ipv6) {
         reasons.push(format!("{net} cannot be a local network: the link to the host has no IPv6"));
     }
     let run = |plan: &Plan| -> Vec<HookPlan> { plan.hooks.iter().filter(|hook| hook.run).cloned().collect() };
     if run(current) != run(new) {
         reasons.push("the hooks have changed, and hooks are only run when a tunnel is made or removed".into());
     }
-    let veth = &current.veth;
-    let link = [Some(veth.host_ipv4.into()), Some(veth.inner_ipv4.into()), veth.host_ipv6.map(Into::into)];
-    let link: Vec<IpAddr> = link.into_iter().chain([veth.inner_ipv6.map(Into::into)]).flatten().collect();
+    let link: Vec<IpAddr> = current.veth.as_ref().map(VethPlan::addresses).unwrap_or_default();
     let own = new.wireguard.addresses.iter().map(IpNet::addr).chain(new.dns.servers.iter().copied());
     let domains = new.dns.forwarder.iter().flat_map(|forwarder| forwarder.resolvers());
     let own = own.chain(domains.map(|resolver| resolver.address));
@@ -178,7 +184,7 @@ mod tests {
     #[test]
     fn all_unsupported_changes_are_reported_at_once() {
         let current = planned(FILE, true);
-        let link = current.veth.host_ipv4.to_string();
+        let link = current.veth.as_ref().expect("a link").host_ipv4.to_string();
         let without_ipv6 =
             FILE.replace(", fd64::2/128", "").replace("DNS = 10.64.0.1", &format!("PostUp = true\nDNS = {link}"));
         let mut new = planned(&without_ipv6, true);

@@ -61,9 +61,10 @@ pub(super) struct Inputs<'a> {
 }
 
 impl FirewallPlan {
-    /// Returns the rules for a plan whose other parts are decided.
+    /// Returns the rules for a plan whose other parts are decided. Those of a container do not follow from a link.
     pub(super) fn of(plan: &Plan) -> Self {
-        let Plan { name, wireguard, veth, local, dns, open, .. } = plan;
+        let Plan { name, wireguard, veth, local, dns, open, firewall, .. } = plan;
+        let Some(veth) = veth else { return firewall.clone() };
         Self::new(&Inputs { name, wireguard, veth, local, dns, open })
     }
 

@@ -3,7 +3,8 @@
 //! [`plan()`] is a pure function of the [`Config`] and of [`Facts`] that were read once from the host. It decides
 //! everything and touches nothing, so all decisions are tested without root. Each module decides about one subject:
 //!
-//! - [`attachment`]: the plan of a tunnel in a namespace that is not the tunnel's own.
+//! - [`attachment`]: the plan of a tunnel in a namespace that is not the tunnel's own. `container`: the same for a
+//!   keeper's tunnel.
 //! - `wireguard`: the interface's addresses, routes and peers.
 //! - `mtu`: the interface's MTU.
 //! - `interface_names`: the names of the interfaces.
@@ -21,6 +22,7 @@
 //! service into a tunnel.
 
 pub mod attachment;
+mod container;
 mod diff;
 mod dns;
 mod dns_forwarding;
@@ -41,11 +43,12 @@ mod veth_addresses;
 mod wireguard;
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use container::plan_in_container;
 pub use diff::{PlanDiff, diff};
 pub use dns::DnsPlan;
 pub use dns_forwarding::{DNS_PORT, DomainPlan, FORWARDER_ADDRESSES, ForwarderPlan, RESOLVER_MARK, ResolverPlan, Side};
@@ -59,6 +62,8 @@ pub use local_networks::LocalNetworksPlan;
 pub use mtu::wireguard_mtu;
 pub use privileges::PrivilegesPlan;
 pub use wireguard::{PeerPlan, WireguardPlan};
+
+use attachment::AttachmentPlan;
 
 use crate::config::listen_addresses::ListenAddresses;
 use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
@@ -81,8 +86,9 @@ pub struct Plan {
     pub backend: BackendChoice,
     /// The WireGuard interface.
     pub wireguard: WireguardPlan,
-    /// The pair of interfaces that links the namespace to the host.
-    pub veth: VethPlan,
+    /// The pair of interfaces that links the namespace to the host. A container's namespace has none: it keeps its own
+    /// interfaces.
+    pub veth: Option<VethPlan>,
     /// The networks that are reached through the host.
     pub local: LocalNetworksPlan,
     /// The ports of the host that are published: relayed to the program.
@@ -111,6 +117,9 @@ pub struct Plan {
     pub hooks: Vec<HookPlan>,
     /// Decisions that the user may not expect; each is a sentence.
     pub notes: Vec<String>,
+    /// The rules and routes of a container's namespace, if the tunnel is made in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<AttachmentPlan>,
 }
 
 /// A kernel parameter (sysctl(8)).
@@ -148,6 +157,20 @@ pub struct VethPlan {
     pub host_ipv6: Option<Ipv6Addr>,
     /// The namespace's IPv6 address on the link: the upper address of that /127.
     pub inner_ipv6: Option<Ipv6Addr>,
+}
+
+impl VethPlan {
+    /// Returns the addresses of both ends.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let ipv4 = [self.host_ipv4, self.inner_ipv4].map(IpAddr::from);
+        let ipv6 = [self.host_ipv6, self.inner_ipv6].into_iter().flatten().map(IpAddr::from);
+        ipv4.into_iter().chain(ipv6).collect()
+    }
+
+    /// Returns the addresses of the end in the namespace.
+    pub fn inner_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [Some(IpAddr::from(self.inner_ipv4)), self.inner_ipv6.map(IpAddr::from)].into_iter().flatten()
+    }
 }
 
 /// The errors and notes that the modules of a plan collect.
@@ -234,7 +257,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
         namespace: Path::new(NAMESPACES).join(config.name.as_str()),
         backend: config.backend,
         wireguard,
-        veth,
+        veth: Some(veth),
         local,
         publish: config.local.publish.clone(),
         host_ports,
@@ -247,6 +270,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
         privileges,
         hooks,
         notes: findings.notes,
+        attachment: None,
     })
 }
 
@@ -258,7 +282,8 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
 /// programs without such capabilities.
 pub fn join(running: &Plan, program: &ProgramOptions, last_capability: u8) -> Result<Vec<String>, PlanErrors> {
     let mut findings = Findings::default();
-    if running.veth.host_ipv6.is_some() && privileges::could_use_host_as_router(program, &mut findings) {
+    let has_ipv6 = running.veth.as_ref().is_some_and(|veth| veth.host_ipv6.is_some());
+    if has_ipv6 && privileges::could_use_host_as_router(program, &mut findings) {
         findings.refuse(PlanError::OpenLink { tunnel: running.name.clone() });
     }
     findings.notes.clear();

@@ -68,7 +68,7 @@ pub(super) fn wireguard(wireguard: &WireguardPlan, f: &mut Formatter<'_>) -> fmt
 }
 
 fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
-    let veth = &plan.veth;
+    let Some(veth) = &plan.veth else { return Ok(()) };
     let end = |name: &dyn Display, ipv4: &dyn Display, ipv6: Option<std::net::Ipv6Addr>| {
         let ipv6 = ipv6.map(|address| format!(", {address}/127")).unwrap_or_default();
         format!("{name}: {ipv4}/31{ipv6}")

@@ -35,6 +35,13 @@ impl Mark {
         &self.0
     }
 
+    /// Returns the name of the tunnel that an object with a text in place of a mark belongs to, or none if the text is
+    /// not a mark.
+    pub fn name_in(text: &str) -> Option<TunnelName> {
+        let (name, _) = text.strip_prefix("vpn-exec:")?.split_once(':')?;
+        name.parse().ok()
+    }
+
     /// Returns the prefix of all marks of tunnels with a name. It is no prefix of another name's marks, because a name
     /// has no colon.
     pub fn of_name(name: &TunnelName) -> String {
@@ -53,6 +60,8 @@ mod tests {
         assert_ne!(one, other);
         let number = one.text().strip_prefix("vpn-exec:wg0:").expect("the prefix");
         assert_eq!((number.len(), Mark::of_name(&name).as_str()), (32, "vpn-exec:wg0:"));
+        assert_eq!(Mark::name_in(one.text()), Some(name));
+        assert_eq!(["", "wg0", "vpn-exec:wg0", "vpn-exec:a b:0"].map(Mark::name_in), [None, None, None, None]);
         assert!(!one.text().starts_with(&Mark::of_name(&"wg".parse().expect("a name"))));
     }
 }

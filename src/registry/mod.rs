@@ -32,7 +32,7 @@ pub(crate) use base::{FORWARDING_FILE, change_shared};
 pub use directory::TunnelDirectory;
 pub use lookup_files::{HOSTS, NSSWITCH_CONF, read_host_file};
 pub use mark::Mark;
-pub use state::{Holder, TunnelState};
+pub use state::{Container, Holder, NetworkAttachment, TunnelState};
 
 /// The directory of all tunnels.
 pub const BASE: &str = "/run/vpn-exec";
@@ -111,7 +111,7 @@ pub fn names() -> io::Result<Vec<TunnelName>> {
 pub fn chosen_by_others(own: &TunnelName) -> io::Result<Vec<VethPlan>> {
     let others = names()?.into_iter().filter(|name| name != own);
     // If a plan cannot be read, the interface itself shows what is in use.
-    Ok(others.filter_map(|name| Some(read_plan(&name).ok()??.veth)).collect())
+    Ok(others.filter_map(|name| read_plan(&name).ok()??.veth).collect())
 }
 
 /// Reads a JSON file. Returns None if it does not exist.

@@ -1,10 +1,14 @@
 //! The state of a tunnel.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::Mark;
+use crate::failure::Failure;
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
+use crate::names::{ContainerId, TunnelName};
 use crate::wireguard::Backend;
 
 /// The state of a tunnel. It is written before anything is created that could outlive the keeper, and at every change.
@@ -22,6 +26,64 @@ pub struct TunnelState {
     pub standing: bool,
     /// The launchers that hold a lease.
     pub holders: Vec<Holder>,
+    /// The container whose network namespace the tunnel is in. None if the namespace is the tunnel's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+}
+
+/// The container, or the pod, that a tunnel was made for. Its network namespace belongs to its engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The engine's identifier of the container or of the pod's sandbox.
+    pub id: ContainerId,
+    /// The container's first process, with which the tunnel ends. None for a pod, whose network exists before its
+    /// processes.
+    pub process: Option<ProcessId>,
+    /// The pod's attachment to a network, if a network plugin (CNI) made the tunnel.
+    pub attachment: Option<NetworkAttachment>,
+}
+
+/// A pod's attachment to a network, by which its engine removes the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkAttachment {
+    /// The network's name.
+    pub network: String,
+    /// The name of the interface in the pod.
+    pub interface: String,
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.attachment.is_some() { "pod" } else { "container" };
+        write!(f, "{kind} {}", self.id)
+    }
+}
+
+impl Container {
+    /// Returns whether the container still exists, as far as this machine knows: the engine reports the end of a pod.
+    pub fn is_alive(&self) -> bool {
+        self.process.is_none_or(|process| process.is_alive())
+    }
+
+    /// Returns the refusal of another use of the container's tunnel.
+    pub fn refuse_other_use(&self, name: &TunnelName) -> Failure {
+        Failure::new(format!("the tunnel {name} serves the {self}: a key cannot serve two")).advise(
+            "give each container a profile with a key of its own; to run a program in that container, use its engine, \
+             for example `podman exec`",
+        )
+    }
+
+    /// Fails if the container is still running.
+    ///
+    /// # Errors
+    /// The refusal to remove its tunnel.
+    pub fn require_ended(&self, name: &TunnelName) -> Result<(), Failure> {
+        if !self.is_alive() {
+            return Ok(());
+        }
+        Err(Failure::new(format!("the {self} is running in the tunnel {name}"))
+            .advise("stop it first; with --force, the tunnel is removed, and the container stays cut off"))
+    }
 }
 
 /// A launcher that holds a lease on a tunnel.

@@ -26,7 +26,7 @@ use crate::plan::{self, Plan};
 use crate::registry;
 use crate::tunnel::facts;
 use files::{read, render};
-use profiles::{configuration_of, credential_of, credential_path, read_profile};
+use profiles::{configuration_of, credential_of, credential_path, machine_configuration_of, read_profile};
 
 pub(crate) use profiles::check_profile;
 
@@ -194,6 +194,30 @@ pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
     backend.is_some() || mtu.is_some() || !lists.into_iter().all(|is_empty| is_empty) || *lan || *allow_hooks
 }
 
+/// Who has named the tunnel of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NamedBy {
+    /// The machine's administrator, in the configuration of an engine. Names a profile or a file in `/etc/wireguard`.
+    Administrator,
+    /// A user who may create containers. Names a profile: the files in `/etc/wireguard` serve the machine itself, and a
+    /// container with the same key would take its packets.
+    Annotation,
+}
+
+/// Reads and checks the configuration of a container's tunnel. Only the machine's own configuration counts, and not
+/// that of the user who runs the engine.
+///
+/// # Errors
+/// If there is no such configuration, or it is invalid.
+pub(crate) fn load_for_container(name: &TunnelName, named_by: NamedBy) -> Result<TunnelRequest, Failure> {
+    let profile = machine_configuration_of(name, named_by == NamedBy::Administrator)?;
+    let path = match credential_of(&profile.wireguard) {
+        Some(id) => credential_path(&id)?,
+        None => profile.wireguard.clone(),
+    };
+    complete(profile, &path, name.clone(), &TunnelArgs::default())
+}
+
 /// Reads and checks the configuration of a tunnel. Warnings are logged at once.
 pub(crate) fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<TunnelRequest, Failure> {
     let (profile, path, default_name) = match source_of(source)? {
@@ -217,7 +241,12 @@ pub(crate) fn load_tunnel(source: &SourceArgs, tunnel: &TunnelArgs) -> Result<Tu
         }
         name
     });
-    let file = read(&path)?;
+    complete(profile, &path, name, tunnel)
+}
+
+/// Reads the provider's file of a profile, and brings both together with the command line.
+fn complete(profile: Profile, path: &Path, name: TunnelName, tunnel: &TunnelArgs) -> Result<TunnelRequest, Failure> {
+    let file = read(path)?;
     let (wireguard, warnings) = wg_quick::parse(&file.name, &file.contents).map_err(|found| {
         let failure = Failure::new(render(&found));
         // A profile that is given as a provider's file has nothing but errors.

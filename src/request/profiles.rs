@@ -42,6 +42,24 @@ pub(super) fn configuration_of(name: &TunnelName) -> Result<Profile, Failure> {
     }
 }
 
+/// Returns the machine's configuration of a name: its profile in `/etc/vpn-exec`, else, with `or_wg_quick`, the file
+/// that wg-quick would use.
+pub(super) fn machine_configuration_of(name: &TunnelName, or_wg_quick: bool) -> Result<Profile, Failure> {
+    let profile = Path::new(PROFILES).join(format!("{name}.toml"));
+    if profile.exists() {
+        return read_profile_at(&profile);
+    }
+    let wg_quick = wg_quick_path(name);
+    if or_wg_quick && wg_quick.exists() {
+        return Ok(Profile { wireguard: wg_quick, ..Profile::default() });
+    }
+    Err(Failure::new(format!("there is no profile '{name}' for a container ({} not found)", profile.display())).advise(
+        format!(
+            "write it: at least `wireguard = \"FILE\"`, with the provider's file; check it with `vpn-exec check {name}`"
+        ),
+    ))
+}
+
 /// Creates the failure of a name that has no configuration. `unreadable` is the error of looking into the folder of
 /// wg-quick's files.
 fn no_configuration(name: &TunnelName, unreadable: Option<&io::Error>) -> Failure {
@@ -68,18 +86,21 @@ fn no_configuration(name: &TunnelName, unreadable: Option<&io::Error>) -> Failur
 
 /// Reads the profile of a name, if there is one: the machine's, else the user's own.
 pub(super) fn read_profile(name: &TunnelName) -> Result<Option<Profile>, Failure> {
-    let Some(path) = profile_paths(name).find(|path| path.exists()) else { return Ok(None) };
-    let mut profile = parse_profile(&path)?;
+    profile_paths(name).find(|path| path.exists()).map(|path| read_profile_at(&path)).transpose()
+}
+
+fn read_profile_at(path: &Path) -> Result<Profile, Failure> {
+    let mut profile = parse_profile(path)?;
     if credential_of(&profile.wireguard).is_some() {
-        return Ok(Some(profile));
+        return Ok(profile);
     }
     if let Ok(rest) = profile.wireguard.strip_prefix("~") {
-        profile.wireguard = home_of(&path)?.join(rest);
+        profile.wireguard = home_of(path)?.join(rest);
     } else if let Some(folder) = path.parent() {
         // Relative to the profile, not to the working directory.
         profile.wireguard = folder.join(&profile.wireguard);
     }
-    Ok(Some(profile))
+    Ok(profile)
 }
 
 /// Finds the home that `~` stands for in a profile.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::failure::Failure;
+use crate::failure::{Doing, Failure};
 use crate::lease::{ANSWER_TIMEOUT, Lease};
 use crate::names::TunnelName;
 use crate::registry::{self, TunnelDirectory};
@@ -86,7 +86,7 @@ pub(crate) fn join_soon(name: &TunnelName) -> Result<Option<Lease>, Failure> {
 pub(crate) fn join(name: &TunnelName) -> Result<Option<Lease>, Failure> {
     Lease::connect(name, ANSWER_TIMEOUT)
         .and_then(|connection| connection.map_or(Ok(None), Lease::join))
-        .map_err(|error| Failure::new(format!("cannot join the tunnel {name}: {error}")))
+        .doing(format!("join the tunnel {name}"))
 }
 
 /// Claims a name whose keeper is dead. None if there is no tunnel of that name, or a living one.

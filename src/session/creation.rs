@@ -6,11 +6,12 @@ use super::{Origin, recovery};
 use crate::config::BackendChoice;
 use crate::failure::{Doing, Failure};
 use crate::keeper::{KeeperSpec, KeeperStart};
+use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
 use crate::registry::{self, PlanningLock, TunnelDirectory, TunnelState};
 use crate::request::TunnelRequest;
-use crate::tunnel;
+use crate::tunnel::{self, ContainerPlace};
 use crate::wireguard::Backend;
 
 /// Prepares a keeper for a claimed name: it adopts what a killed keeper left if that is still in use, or makes the
@@ -33,15 +34,9 @@ pub(crate) fn keeper_spec(
         require_changeable(&request, &state, &plan)?;
         return Ok((spec(request, directory, plan, KeeperStart::TakeOver(state), listen_fds)?, Origin::Adopted));
     }
-    if let Err(failure) = tunnel::reclaim(&directory, &request.config.name) {
-        // The state must stay for the next start if there is any.
-        if matches!(directory.state(), Ok(None)) {
-            let _ = directory.release();
-        }
-        return Err(failure);
-    }
+    let directory = clear(directory, &request.config.name)?;
     // After the remains are gone: they are no facts about the host.
-    match make_plan(&request, &directory) {
+    match make_plan(|| request.plan(), &directory) {
         Ok(plan) => Ok((spec(request, directory, plan, KeeperStart::Create, listen_fds)?, Origin::New)),
         Err(failure) => {
             let _ = directory.release();
@@ -50,14 +45,57 @@ pub(crate) fn keeper_spec(
     }
 }
 
+/// Prepares a keeper for a claimed name, whose tunnel is in a container's namespace.
+///
+/// # Errors
+/// If a killed keeper's tunnel of that name is still in use, or as [`keeper_spec`].
+pub(crate) fn keeper_spec_in(
+    request: Box<TunnelRequest>,
+    directory: TunnelDirectory,
+    place: ContainerPlace,
+) -> Result<KeeperSpec, Failure> {
+    let name = request.config.name.clone();
+    if let Some(state) = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted) {
+        return Err(match state.container {
+            Some(container) => container.refuse_other_use(&name),
+            None => super::serves_this_machine(&name),
+        });
+    }
+    let directory = clear(directory, &name)?;
+    let planned = Netlink::open()
+        .doing("open a netlink socket")
+        .and_then(|mut host| make_plan(|| tunnel::plan_in(&mut host, &place.namespace, &request.config), &directory));
+    match planned {
+        Ok(plan) => spec(request, directory, plan, KeeperStart::CreateIn(place), 0),
+        Err(failure) => {
+            let _ = directory.release();
+            Err(failure)
+        }
+    }
+}
+
+/// Removes what a killed keeper has left of a tunnel that is not in use any more.
+fn clear(directory: TunnelDirectory, name: &TunnelName) -> Result<TunnelDirectory, Failure> {
+    match tunnel::reclaim(&directory, name) {
+        Ok(()) => Ok(directory),
+        Err(failure) => {
+            // The state must stay for the next start if there is any.
+            if matches!(directory.state(), Ok(None)) {
+                let _ = directory.release();
+            }
+            Err(failure)
+        }
+    }
+}
+
 /// Makes a plan and stores it before another launcher plans, whose addresses and names must differ.
-fn make_plan(request: &TunnelRequest, directory: &TunnelDirectory) -> Result<Plan, Failure> {
+fn make_plan(plan: impl FnOnce() -> Result<Plan, Failure>, directory: &TunnelDirectory) -> Result<Plan, Failure> {
     let write = |error: io::Error| {
         let failure = Failure::new(format!("cannot write below {}: {error}", directory.path().display()));
         if error.kind() == io::ErrorKind::StorageFull { failure.advise("free space in /run") } else { failure }
     };
     let lock = PlanningLock::take().map_err(write)?;
-    let plan = request.plan()?;
+    let plan = plan()?;
     directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.dns)).map_err(write)?;
     drop(lock);
     tracing::debug!("the tunnel is planned");
@@ -90,7 +128,7 @@ fn warn_of_shared_key(plan: &Plan) {
 /// Checks that a living tunnel can be changed to the requested configuration. Otherwise a keeper that adopts it would
 /// have other keys and peers than the interface has addresses and routes.
 fn require_changeable(request: &TunnelRequest, state: &TunnelState, living: &Plan) -> Result<(), Failure> {
-    let mut requested = request.plan()?;
+    let mut requested = plan_like(request, living)?;
     requested.keep_link(living);
     let backend = match state.made {
         Some(Backend::Kernel) => BackendChoice::Kernel,
@@ -102,6 +140,16 @@ fn require_changeable(request: &TunnelRequest, state: &TunnelState, living: &Pla
         Failure::new(format!("this cannot be changed while the tunnel is up: {}", reasons.join("; ")))
             .advise(format!("take it down with `vpn-exec down {name}`, and up again"))
     })
+}
+
+/// Plans a tunnel in the namespace of a living one: its own, or a container's.
+fn plan_like(request: &TunnelRequest, living: &Plan) -> Result<Plan, Failure> {
+    if living.attachment.is_none() {
+        return request.plan();
+    }
+    let namespace = tunnel::open_namespace(&living.namespace)?;
+    let mut host = Netlink::open().doing("open a netlink socket")?;
+    tunnel::plan_in(&mut host, &namespace, &request.config)
 }
 
 /// Checks that the tunnel that is up can be changed to the requested configuration, if there is one.
@@ -127,7 +175,7 @@ fn spec(
     let handover = match request.handover().seal().doing("make a file in memory") {
         Ok(handover) => handover,
         Err(failure) => {
-            if matches!(start, KeeperStart::Create) {
+            if !matches!(start, KeeperStart::TakeOver(_)) {
                 let _ = directory.release();
             }
             return Err(failure);

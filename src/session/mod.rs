@@ -19,8 +19,9 @@ use crate::lease::{self, Lease};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, TunnelDirectory};
+use crate::registry::{self, Container, TunnelDirectory};
 use crate::request::{RequestedTunnel, TunnelRequest};
+use crate::tunnel::ContainerPlace;
 use approach::{Approach, approach};
 pub(crate) use creation::{keeper_spec, require_living_changeable};
 pub(crate) use readiness::{Progress, Readiness};
@@ -94,6 +95,37 @@ pub(crate) fn start(
     let plan = spec.plan.clone();
     let lease = keeper::start(spec).doing("start the keeper")?;
     Ok(Session { lease, plan, origin })
+}
+
+/// Starts a keeper whose tunnel is in the network namespace of a container.
+///
+/// # Errors
+/// If the tunnel serves another container or this machine, or if it cannot be made.
+pub(crate) fn start_in(request: Box<TunnelRequest>, place: ContainerPlace) -> Result<Session, Failure> {
+    let name = request.config.name.clone();
+    let state = registry::read(&name).map_err(Failure::new)?;
+    if let Some(container) = state.and_then(|state| state.container).filter(Container::is_alive) {
+        return Err(container.refuse_other_use(&name));
+    }
+    let directory = match approach(&name)? {
+        Approach::Claimed(directory) => directory,
+        Approach::Joined(lease) => {
+            let _ = lease.leave();
+            return Err(serves_this_machine(&name));
+        }
+    };
+    let spec = creation::keeper_spec_in(request, directory, place)?;
+    let plan = spec.plan.clone();
+    let lease = keeper::start(spec).doing("start the keeper")?;
+    Ok(Session { lease, plan, origin: Origin::New })
+}
+
+/// Returns the refusal of a tunnel for a container that is up with a namespace of its own.
+fn serves_this_machine(name: &TunnelName) -> Failure {
+    Failure::new(format!(
+        "the tunnel {name} is up for programs of this machine: a key cannot serve a container as well"
+    ))
+    .advise(format!("take it down with `vpn-exec down {name}`, or give the container a profile with a key of its own"))
 }
 
 /// Joins the living tunnel of a name, whose configuration this process need not know. None if there is no such tunnel.

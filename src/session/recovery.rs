@@ -12,18 +12,20 @@ use crate::lease::Lease;
 use crate::lease::handover::Handover;
 use crate::linux::capabilities;
 use crate::names::TunnelName;
-use crate::registry::{TunnelDirectory, TunnelState};
+use crate::registry::{Container, TunnelDirectory, TunnelState};
 use crate::tunnel;
 
 /// How many successors are started in a row if each is killed before it has taken over.
 const SUCCESSORS: usize = 10;
 
 /// Returns whether a tunnel whose keeper was killed is still in use: it stands, or another launcher with a lease is
-/// alive. A successor then takes it over; otherwise it is removed.
+/// alive. A container's tunnel is in use as long as the container. A successor then takes it over; otherwise it is
+/// removed.
 pub(crate) fn is_wanted(state: &TunnelState) -> bool {
     let own = std::process::id().cast_signed();
     let mut others = state.holders.iter().filter(|holder| holder.process.pid != own);
-    state.made.is_some() && (state.standing || others.any(|holder| holder.process.is_alive()))
+    let has_namespace = state.container.as_ref().is_none_or(Container::is_alive);
+    state.made.is_some() && has_namespace && (state.standing || others.any(|holder| holder.process.is_alive()))
 }
 
 /// Acquires a new lease on a tunnel whose keeper was killed: from the successor that another launcher has started, or

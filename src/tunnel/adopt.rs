@@ -9,13 +9,13 @@ use std::io;
 
 use ipnet::IpNet;
 
-use super::{DeviceEvents, LOADING_RULES, OpenNamespace, Tunnel, device, host_rules, local_route};
+use super::{DeviceEvents, LOADING_RULES, OpenNamespace, Tunnel, container, device, host_rules, local_route};
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{self, NameLookup};
 use crate::linux::netlink::link::Link;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
-use crate::plan::Plan;
+use crate::plan::{Plan, VethPlan};
 use crate::registry::TunnelState;
 use crate::wireguard::{Backend, DeviceConfig};
 
@@ -68,31 +68,49 @@ impl Tunnel {
         }
         let mut netlink = namespace.run(Netlink::open).doing(TAKING_OVER)?;
         let mark = state.mark.text();
-        let host_end = self.host.link(self.plan.veth.host_interface.as_str()).doing(TAKING_OVER)?;
         let is_marked = |link: &Option<Link>| link.as_ref().and_then(|link| link.alias.as_deref()) == Some(mark);
-        if !is_marked(&netlink.link("lo").doing(TAKING_OVER)?) || !is_marked(&host_end) {
+        let mut has_marks = is_marked(&netlink.link("lo").doing(TAKING_OVER)?);
+        if let Some(veth) = &self.plan.veth {
+            has_marks &= is_marked(&self.host.link(veth.host_interface.as_str()).doing(TAKING_OVER)?);
+        }
+        if !has_marks {
             return Err(foreign("does not carry the tunnel's mark"));
         }
-        if let Some(deviation) = deviation(&mut netlink, &self.plan, state.made).doing(TAKING_OVER)? {
+        let deviation = match &self.plan.veth {
+            Some(veth) => deviation(&mut netlink, &self.plan, veth, state.made),
+            None => container::deviation(&mut netlink, &self.plan, state.made),
+        };
+        if let Some(deviation) = deviation.doing(TAKING_OVER)? {
             return Err(foreign(&deviation));
         }
-        complete(&mut netlink, &self.plan).doing(TAKING_OVER)?;
         // Another program may have changed the rules.
         let mut rules = namespace.run(Nftables::open).doing(TAKING_OVER)?;
-        rules.replace(&self.plan.firewall.inside, mark).doing(LOADING_RULES).map_err(host_rules::advise_on_kernel)?;
+        match &self.plan.veth {
+            Some(veth) => {
+                complete(&mut netlink, &self.plan, veth).doing(TAKING_OVER)?;
+                let loaded = rules.replace(&self.plan.firewall.inside, mark);
+                loaded.doing(LOADING_RULES).map_err(host_rules::advise_on_kernel)?;
+            }
+            None => container::complete(&mut netlink, &mut rules, &self.plan)?,
+        }
         self.host_rules.open(&self.plan, &self.mark)?;
         Ok(OpenNamespace { namespace, netlink, rules })
     }
 }
 
-/// Returns how a namespace differs from its plan, if packets could leave by the difference, or the tunnel could not
-/// work.
-fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::Result<Option<String>> {
-    let (inner, wireguard) = (&plan.veth.inner_interface, &plan.wireguard.interface);
-    let kind = match made {
+/// Returns the kind of WireGuard's interface, as the kernel names it.
+pub(super) fn kind_of(made: Option<Backend>) -> &'static str {
+    match made {
         Some(Backend::Kernel) => "wireguard",
         _ => "tun",
-    };
+    }
+}
+
+/// Returns how a namespace differs from its plan, if packets could leave by the difference, or the tunnel could not
+/// work.
+fn deviation(netlink: &mut Netlink, plan: &Plan, veth: &VethPlan, made: Option<Backend>) -> io::Result<Option<String>> {
+    let (inner, wireguard) = (&veth.inner_interface, &plan.wireguard.interface);
+    let kind = kind_of(made);
     let expected = [("lo", None), (inner.as_str(), Some("veth")), (wireguard.as_str(), Some(kind))];
     let links = netlink.links()?;
     for link in &links {
@@ -108,7 +126,7 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
 
     let addresses = netlink.addresses()?;
     let at = |index: u32| addresses.iter().filter(move |(of, _)| *of == index).map(|(_, address)| *address);
-    let veth = veth_networks(plan);
+    let veth = veth_networks(veth);
     let is_local = |net: &IpNet| plan.local.networks.contains(net);
     if let Some(foreign) = at(inner_index).find(|address| !veth.contains(&address.trunc())) {
         return Ok(Some(format!("has the address {foreign} on {inner}")));
@@ -125,8 +143,8 @@ fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::R
 
 /// Adds the planned addresses and routes that are missing. A keeper that was killed while it applied a change had
 /// written the changed plan first. None of them leads out of the tunnel.
-fn complete(netlink: &mut Netlink, plan: &Plan) -> io::Result<()> {
-    let (wireguard, veth) = (&plan.wireguard, &plan.veth);
+fn complete(netlink: &mut Netlink, plan: &Plan, veth: &VethPlan) -> io::Result<()> {
+    let wireguard = &plan.wireguard;
     let link = netlink.link_index(&veth.inner_interface)?;
     let (name, index) = (wireguard.interface.as_str(), netlink.link_index(&wireguard.interface)?);
     let (addresses, routes) = (netlink.addresses()?, netlink.routes()?);
@@ -145,8 +163,8 @@ fn complete(netlink: &mut Netlink, plan: &Plan) -> io::Result<()> {
 }
 
 /// Returns the networks of the veth's addresses.
-fn veth_networks(plan: &Plan) -> Vec<IpNet> {
-    let ipv4 = IpNet::new(plan.veth.inner_ipv4.into(), 31).ok();
-    let ipv6 = plan.veth.inner_ipv6.and_then(|address| IpNet::new(address.into(), 127).ok());
+fn veth_networks(veth: &VethPlan) -> Vec<IpNet> {
+    let ipv4 = IpNet::new(veth.inner_ipv4.into(), 31).ok();
+    let ipv6 = veth.inner_ipv6.and_then(|address| IpNet::new(address.into(), 127).ok());
     [ipv4, ipv6].into_iter().flatten().map(|net| net.trunc()).collect()
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::{Tunnel, local_route};
+use super::{Tunnel, container, local_route};
 use crate::failure::{Doing, Failure};
 use crate::linux::netlink::NetlinkRequest;
 use crate::plan::{self, Plan, PlanDiff};
@@ -43,7 +43,8 @@ impl Tunnel {
     fn change_network(&mut self, change: &PlanDiff, changed: &Plan) -> io::Result<()> {
         let mark = self.mark.text();
         let Some(inner) = &mut self.inner else { return Ok(()) };
-        let link = &changed.veth.inner_interface;
+        let Some(veth) = &changed.veth else { return container::change(inner, change, changed) };
+        let link = &veth.inner_interface;
         let (name, interface) = (changed.wireguard.interface.as_str(), &changed.wireguard.interface);
         let (index, link_index) = (inner.netlink.link_index(interface)?, inner.netlink.link_index(link)?);
         let closing = change
@@ -67,7 +68,7 @@ impl Tunnel {
         requests.extend(
             change.remove_addresses.iter().map(|address| NetlinkRequest::delete_address(index, name, *address)),
         );
-        requests.extend(change.add_local.iter().map(|net| local_route(link_index, &changed.veth, *net).or_exists()));
+        requests.extend(change.add_local.iter().map(|net| local_route(link_index, veth, *net).or_exists()));
         Ok(inner.netlink.execute(requests)?)
     }
 }

@@ -16,9 +16,12 @@ use crate::linux::netlink::link::TargetNamespace;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::names::InterfaceName;
-use crate::plan::Plan;
+use crate::plan::{Plan, WireguardPlan};
 use crate::registry::{Holder, TunnelState};
 use crate::wireguard::DeviceConfig;
+
+/// The operation that a failure to open WireGuard's interface names.
+pub(super) const OPENING: &str = "configure WireGuard's interface";
 
 impl Tunnel {
     /// Creates the tunnel. After a failure the parts that were created remain: call [`Tunnel::take_down`].
@@ -36,7 +39,10 @@ impl Tunnel {
         on_data_path_start: fn() -> io::Result<()>,
         on_named: impl FnOnce(),
     ) -> Result<DeviceEvents, Failure> {
-        self.create_namespace()?;
+        match self.place.take() {
+            Some(namespace) => self.close_container(namespace)?,
+            None => self.create_namespace()?,
+        }
         fault::point("after the namespace")?;
         self.write_first_state(standing, holders)?;
         fault::point("after the state")?;
@@ -45,7 +51,7 @@ impl Tunnel {
         self.name_namespace()?;
         on_named();
         fault::point("after the name")?;
-        self.create_veth()?;
+        self.create_link()?;
         fault::point("after the veth pair")?;
         self.refresh_host_rules()?;
         fault::point("after the host's rules")?;
@@ -53,7 +59,10 @@ impl Tunnel {
         fault::point("after the WireGuard device")?;
         self.run_hooks(HookKind::PreUp)?;
         self.post_down_due = true;
-        self.open_wireguard()?;
+        match self.container {
+            Some(_) => self.open_container()?,
+            None => self.open_wireguard()?,
+        }
         fault::point("after the routes")?;
         self.run_hooks(HookKind::PostUp)?;
         let backend = self.device.as_ref().map(|device| device.backend());
@@ -87,13 +96,13 @@ impl Tunnel {
     }
 
     /// Writes the state down before anything exists that could outlive the keeper.
-    fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
+    pub(super) fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
         let namespace = self.inner()?.namespace.id().doing("identify the namespace")?;
-        let keeper = std::process::id();
-        self.write_state(TunnelState { mark: self.mark.clone(), namespace, keeper, made: None, standing, holders })
+        let (mark, keeper, container) = (self.mark.clone(), std::process::id(), self.container.clone());
+        self.write_state(TunnelState { mark, namespace, keeper, made: None, standing, holders, container })
     }
 
-    fn name_namespace(&mut self) -> Result<(), Failure> {
+    pub(super) fn name_namespace(&mut self) -> Result<(), Failure> {
         let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
         let named = namespace::bind_name(&self.inner()?.namespace, &path, mark.text());
         let is_taken = matches!(&named, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
@@ -110,9 +119,9 @@ impl Tunnel {
     }
 
     /// Creates the veth pair, with one end inside. Its only route leads to the host's end.
-    fn create_veth(&mut self) -> Result<(), Failure> {
+    fn create_link(&mut self) -> Result<(), Failure> {
         const CONNECTING: &str = "connect the namespace to the host";
-        let veth = self.plan.veth.clone();
+        let Some(veth) = self.plan.veth.clone() else { return Ok(()) };
         let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
         let mark = self.mark.clone();
         let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
@@ -135,7 +144,7 @@ impl Tunnel {
         Ok(())
     }
 
-    fn create_device(
+    pub(super) fn create_device(
         &mut self,
         config: &DeviceConfig,
         on_data_path_start: fn() -> io::Result<()>,
@@ -156,28 +165,41 @@ impl Tunnel {
         let name = plan.interface.as_str();
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
-        // Without this, a TUN would take part in multicast, which no peer forwards.
-        let mut requests =
-            vec![NetlinkRequest::set_mtu(index, name, plan.mtu), NetlinkRequest::clear_multicast(index, name)];
-        requests.extend(plan.addresses.iter().map(|address| NetlinkRequest::add_address(index, name, *address)));
-        requests.push(NetlinkRequest::set_up(index, name));
+        let mut requests = open_interface(index, &plan);
         requests.extend(tunnel_routes.iter().map(|route| {
             let request = NetlinkRequest::add_route(index, name, *route, None);
             // The kernel adds the route to the network of each IPv4 address when the interface is taken up.
             let is_connected = plan.addresses.iter().any(|address| address.trunc() == *route);
             if is_connected { request.or_exists() } else { request }
         }));
-        if !local_routes.is_empty() {
+        if let Some(veth) = veth.filter(|_| !local_routes.is_empty()) {
             let link = netlink.link_index(&veth.inner_interface).doing(format!("find {}", veth.inner_interface))?;
             requests.extend(local_routes.iter().map(|net| local_route(link, &veth, *net)));
         }
-        netlink.execute(requests).doing("configure WireGuard's interface").map_err(|failure| match failure.errno {
-            Some(libc::EADDRINUSE) => failure
-                .advise("another program uses the ListenPort of the file: leave that line out, or stop the program"),
-            _ => failure,
-        })?;
+        netlink.execute(requests).doing(OPENING).map_err(advise_on_port)?;
         tracing::debug!("opened the tunnel");
         Ok(())
+    }
+}
+
+/// Returns the requests that give WireGuard's interface its MTU and its addresses, and take it up.
+pub(super) fn open_interface(index: u32, plan: &WireguardPlan) -> Vec<NetlinkRequest> {
+    let name = plan.interface.as_str();
+    // Without clearing the flag, a TUN would take part in multicast, which no peer forwards.
+    let mut requests =
+        vec![NetlinkRequest::set_mtu(index, name, plan.mtu), NetlinkRequest::clear_multicast(index, name)];
+    requests.extend(plan.addresses.iter().map(|address| NetlinkRequest::add_address(index, name, *address)));
+    requests.push(NetlinkRequest::set_up(index, name));
+    requests
+}
+
+/// Explains that WireGuard's port is in use, which the kernel's device reports when it is taken up.
+pub(super) fn advise_on_port(failure: Failure) -> Failure {
+    match failure.errno {
+        Some(libc::EADDRINUSE) => {
+            failure.advise("another program uses the ListenPort of the file: leave that line out, or stop the program")
+        }
+        _ => failure,
     }
 }
 

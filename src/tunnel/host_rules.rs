@@ -39,7 +39,10 @@ impl HostRules {
             self.table = Some(table);
         }
         forwarding::switch_on()
-            .and_then(|()| forwarding::switch_on_link(&plan.veth.host_interface, &plan.local))
+            .and_then(|()| match &plan.veth {
+                Some(veth) => forwarding::switch_on_link(&veth.host_interface, &plan.local),
+                None => Ok(()),
+            })
             .doing("forward to the local networks")
     }
 

@@ -15,6 +15,7 @@
 //!
 //! - `create`, `adopt`, `apply`, `take_down`: creates a tunnel, takes it over from a keeper that was killed, changes
 //!   it, and removes it.
+//! - `container`: the differences of a tunnel in a container's namespace, which belongs to the container's engine.
 //! - `reclaim`: removes what a killed tunnel has left.
 //! - [`attachment`]: applies the plan of a tunnel in a namespace that is not its own.
 //! - `device`, `hooks`, `parameters`, `processes`: the parts that these use.
@@ -24,6 +25,7 @@
 mod adopt;
 mod apply;
 pub mod attachment;
+mod container;
 mod create;
 pub mod device;
 pub mod facts;
@@ -51,8 +53,9 @@ use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::linux::process;
 use crate::plan::{Plan, VethPlan};
-use crate::registry::{Holder, Mark, TunnelDirectory, TunnelState};
+use crate::registry::{Container, Holder, Mark, TunnelDirectory, TunnelState};
 use crate::wireguard::{Backend, Device};
+pub use container::{ContainerPlace, open_namespace, plan_in};
 pub use device::DeviceEvents;
 use host_rules::HostRules;
 pub use reclaim::reclaim;
@@ -83,6 +86,10 @@ pub struct Tunnel {
     /// Whether removing the namespace's name has failed.
     name_left: bool,
     host_rules: HostRules,
+    /// The container whose namespace the tunnel is in. None if the namespace is the tunnel's own.
+    container: Option<Container>,
+    /// That namespace, until the tunnel is created in it.
+    place: Option<NetworkNamespace>,
 }
 
 /// The namespace, and sockets in it.
@@ -99,13 +106,18 @@ impl fmt::Debug for Tunnel {
 }
 
 impl Tunnel {
-    /// Prepares to create a tunnel in a claimed directory. Nothing is created yet.
+    /// Prepares to create a tunnel in a claimed directory, in a namespace of its own or in a container's. Nothing is
+    /// created yet.
     ///
     /// # Errors
     /// If a netlink socket cannot be opened.
-    pub fn new(plan: Plan, directory: TunnelDirectory) -> Result<Self, Failure> {
+    pub fn new(plan: Plan, directory: TunnelDirectory, place: Option<ContainerPlace>) -> Result<Self, Failure> {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
-        Self::with_mark(plan, directory, mark)
+        let mut tunnel = Self::with_mark(plan, directory, mark)?;
+        if let Some(ContainerPlace { namespace, container }) = place {
+            (tunnel.place, tunnel.container) = (Some(namespace), Some(container));
+        }
+        Ok(tunnel)
     }
 
     /// Prepares to take over the tunnel of a claimed directory. Nothing is changed yet.
@@ -113,7 +125,9 @@ impl Tunnel {
     /// # Errors
     /// If a netlink socket cannot be opened.
     pub fn existing(plan: Plan, directory: TunnelDirectory, state: &TunnelState) -> Result<Self, Failure> {
-        Self::with_mark(plan, directory, state.mark.clone())
+        let mut tunnel = Self::with_mark(plan, directory, state.mark.clone())?;
+        tunnel.container.clone_from(&state.container);
+        Ok(tunnel)
     }
 
     fn with_mark(plan: Plan, directory: TunnelDirectory, mark: Mark) -> Result<Self, Failure> {
@@ -130,6 +144,8 @@ impl Tunnel {
             reserve: Some(reserve.doing("keep a descriptor in reserve")?),
             name_left: false,
             host_rules: HostRules::default(),
+            container: None,
+            place: None,
         })
     }
 
@@ -197,6 +213,11 @@ impl Tunnel {
         self.state.as_ref().is_some_and(|state| state.standing)
     }
 
+    /// Returns the container that the tunnel was made for.
+    pub fn container(&self) -> Option<&Container> {
+        self.container.as_ref()
+    }
+
     /// Returns the lock of the tunnel's directory. A process that gets this descriptor shares the lock, and has it
     /// alone once this process ends.
     pub fn lock(&self) -> BorrowedFd<'_> {
@@ -221,7 +242,7 @@ impl Tunnel {
         let plan = &self.plan;
         // `lo` has IPv6 even if the tunnel does not.
         let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-        let veth = [IpAddr::from(plan.veth.inner_ipv4)].into_iter().chain(plan.veth.inner_ipv6.map(IpAddr::from));
+        let veth = plan.veth.iter().flat_map(VethPlan::inner_addresses);
         let tunnel = plan.wireguard.addresses.iter().map(IpNet::addr);
         let all = veth.chain(tunnel).chain(loopback).collect();
         Ok((all, inner.namespace.try_clone()?))
@@ -286,13 +307,14 @@ impl Tunnel {
         capabilities::with_raised(CapabilitySet::SYS_PTRACE, || process::in_namespace(id))?
     }
 
-    /// Kills every process in the namespace, and waits until all are gone.
+    /// Kills every process in the namespace, and waits until all are gone. A container's processes belong to its engine
+    /// and are left alone.
     ///
     /// # Errors
     /// If one cannot be killed, or does not end in time.
     pub fn kill_programs(&mut self) -> io::Result<()> {
         self.reserve = None;
-        match &self.inner {
+        match self.own_namespace() {
             Some(inner) => processes::kill_all(inner.namespace.id()?),
             None => Ok(()),
         }
@@ -303,10 +325,15 @@ impl Tunnel {
     /// # Errors
     /// If one cannot be killed, or does not end in time.
     pub fn kill_left_behind(&self, mounts: NamespaceId) -> io::Result<()> {
-        match &self.inner {
+        match self.own_namespace() {
             Some(inner) => processes::kill_left_behind(inner.namespace.id()?, mounts),
             None => Ok(()),
         }
+    }
+
+    /// Returns the namespace if it is the tunnel's own.
+    fn own_namespace(&self) -> Option<&OpenNamespace> {
+        self.inner.as_ref().filter(|_| self.container.is_none())
     }
 
     fn inner(&mut self) -> Result<&mut OpenNamespace, Failure> {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::container;
 use super::host_rules::HostRules;
 use super::processes;
 use super::take_down::{remove_links, wait_for_links};
@@ -11,7 +12,7 @@ use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::registry::{Mark, TunnelDirectory, TunnelState};
 
-/// Removes what a killed tunnel of this name has left, programs included, and waits for the links of a tunnel that has
+/// Removes what a killed tunnel of this name has left, programs included unless they are a container's, and waits for the links of a tunnel that has
 /// ended properly.
 ///
 /// # Errors
@@ -20,7 +21,7 @@ pub fn reclaim(directory: &TunnelDirectory, name: &TunnelName) -> Result<(), Fai
     let mut host = Netlink::open().doing("open a netlink socket")?;
     if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
         tracing::info!("removing what a killed tunnel {name} has left");
-        reclaim_namespace(&state, &namespace::path_of(name.as_str()))?;
+        reclaim_namespace(&state, directory, &namespace::path_of(name.as_str()))?;
         HostRules::default().close(name, &state.mark)?;
         remove_links(&mut host, state.mark.text())?;
     }
@@ -28,7 +29,7 @@ pub fn reclaim(directory: &TunnelDirectory, name: &TunnelName) -> Result<(), Fai
     wait_for_links(&mut host, &Mark::of_name(name)).map(drop)
 }
 
-fn reclaim_namespace(state: &TunnelState, path: &Path) -> Result<(), Failure> {
+fn reclaim_namespace(state: &TunnelState, directory: &TunnelDirectory, path: &Path) -> Result<(), Failure> {
     match namespace::look_up(path).doing(format!("look at {}", path.display()))? {
         // The keeper was killed before the namespace was mounted here, or after it was unmounted, so no program is
         // inside. The namespace may have ended, and another may have its number now, so nothing is killed by that
@@ -41,7 +42,10 @@ fn reclaim_namespace(state: &TunnelState, path: &Path) -> Result<(), Failure> {
             if !is_own {
                 return Ok(());
             }
-            processes::kill_all(state.namespace).doing("kill the programs of a killed tunnel")?;
+            match &state.container {
+                None => processes::kill_all(state.namespace).doing("kill the programs of a killed tunnel")?,
+                Some(_) => container::remove_interface(&namespace, directory)?,
+            }
         }
         NameLookup::Free | NameLookup::File(_) => return Ok(()),
     }

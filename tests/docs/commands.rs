@@ -10,7 +10,7 @@ use crate::examples::RUN;
 use crate::pages::{page, published};
 
 /// The published commands that no test here runs, with the place of their test or the reason.
-const NOT_RUN: [(&str, &str); 30] = [
+const NOT_RUN: [(&str, &str); 36] = [
     ("cargo run --release --example demo", ".ci/run runs it"),
     ("cargo test", "this runs in it"),
     ("cargo build --release", ".ci/run builds it"),
@@ -60,6 +60,19 @@ const NOT_RUN: [(&str, &str); 30] = [
         "sed 's:/usr/bin/:/usr/local/bin/:' units/vpn-exec@.service | sudo tee /etc/systemd/system/vpn-exec@.service",
         "changes the machine; examples.rs runs the first half",
     ),
+    ("sudo mkdir -p /etc/cdi", "changes the machine"),
+    ("sudo sh -c 'vpn-exec cdi >/etc/cdi/vpn-exec.json'", "changes the machine; tests/container_hooks.rs"),
+    (
+        "sudo podman run --device vpn-exec.io/tunnel=mullvad docker.io/library/alpine wget -qO- https://ifconfig.me",
+        "needs an image; tests/containers/",
+    ),
+    ("sudo docker run --device vpn-exec.io/tunnel=mullvad alpine wget -qO- https://ifconfig.me", "the same"),
+    (
+        "sudo podman run --annotation vpn-exec.tunnel=mullvad --dns 10.64.0.1 docker.io/library/alpine wget -qO- \
+         https://ifconfig.me",
+        "the same",
+    ),
+    ("sudo ln -s /usr/local/bin/vpn-exec /opt/cni/bin/vpn-exec-cni", "changes the machine"),
 ];
 
 #[test]

@@ -183,7 +183,7 @@ fn packets_to_the_host_never_have_the_tunnels_inner_address() {
         // For both families.
         echo("[::]:7".parse()?)?;
         works(&["up", file(lab)?, "--name", "asked", "--backend", lab::backend()])?;
-        let link = registry::read_plan(&"asked".parse()?)?.context("there is a plan")?.veth;
+        let link = registry::read_plan(&"asked".parse()?)?.context("there is a plan")?.veth.context("a link")?;
         let NameLookup::Namespace(namespace) = look_up(&path_of("asked"))? else {
             anyhow::bail!("there is a namespace")
         };
@@ -227,7 +227,7 @@ fn a_program_does_not_reach_a_program_in_another_tunnel() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
         works(&["up", file(lab)?, "--name", "other", "--backend", lab::backend()])?;
-        let other = registry::read_plan(&"other".parse()?)?.context("there is a plan")?.veth;
+        let other = registry::read_plan(&"other".parse()?)?.context("there is a plan")?.veth.context("a link")?;
         let NameLookup::Namespace(namespace) = look_up(&path_of("other"))? else {
             anyhow::bail!("there is a namespace")
         };

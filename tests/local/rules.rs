@@ -33,6 +33,7 @@ fn every_kind() -> Result<Table> {
     let prerouting = vec![
         Rule::set_connection_mark(0x7665, [Match::NotFrom(named("wg0")?), Match::NewConnection]),
         Rule::accept([Match::NotFrom(Interface::Loopback), Match::ConnectionMark(1)]),
+        Rule::accept([Match::OpensTcp, Match::NewConnection]),
     ];
     let reroute = vec![Rule::set_mark(0x7665, [Match::ConnectionMark(0x7665), Match::ReplyDirection])];
     let output_nat = vec![

@@ -157,6 +157,8 @@ struct Packet {
     destination: SocketAddr,
     tcp: bool,
     mark: u32,
+    /// The mark of the connection.
+    connection: u32,
     is_reply: bool,
     to: &'static str,
 }
@@ -177,6 +179,7 @@ fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
             transport.to_string() != own
         }
         Match::Mark(mark) => packet.mark == *mark,
+        Match::ConnectionMark(mark) => packet.connection == *mark,
         Match::ReplyDirection | Match::Replies => packet.is_reply,
         Match::Icmpv6(_) => false,
         other => panic!("{other}"),
@@ -188,7 +191,7 @@ fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
 
 fn packet(to: &'static str, source: &str, destination: &str) -> Packet {
     let (source, destination) = (source.parse().expect("an address"), destination.parse().expect("an address"));
-    Packet { source, destination, tcp: true, mark: 0, is_reply: false, to }
+    Packet { source, destination, tcp: true, mark: 0, connection: 0, is_reply: false, to }
 }
 
 #[test]
@@ -197,11 +200,15 @@ fn only_intended_packets_leave_by_the_pods_interface() {
     let pod = |destination| packet("eth0", "10.42.0.7", destination);
     let udp = |packet: Packet| Packet { tcp: false, ..packet };
     let marked = |packet: Packet| Packet { mark: MARK, ..packet };
-    let reply = |packet: Packet| Packet { is_reply: true, ..packet };
+    let unmarked_reply = |packet: Packet| Packet { is_reply: true, ..packet };
+    let reply = |packet: Packet| Packet { is_reply: true, connection: MARK, ..packet };
     for (what, packet, passes_rules) in [
         ("the Internet", pod("203.0.113.80:80"), false),
         ("the Internet, marked", marked(pod("203.0.113.80:80")), false),
         ("the Internet, as a reply", reply(pod("203.0.113.80:80")), true),
+        ("a reply to a connection that did not come from outside", unmarked_reply(pod("203.0.113.80:80")), false),
+        ("the other direction of an inbound connection", Packet { connection: MARK, ..pod("203.0.113.80:80") }, false),
+        ("a query as a reply", reply(udp(pod("203.0.113.80:53"))), false),
         ("the Internet from the tunnel's address", packet("eth0", "10.66.1.2", "203.0.113.80:80"), false),
         ("a reply from the tunnel's address", reply(packet("eth0", "10.66.1.2", "203.0.113.80:80")), false),
         ("the tunnel", packet("wg0", "10.66.1.2", "203.0.113.80:80"), true),

@@ -75,7 +75,10 @@ fn without_an_ipv6_address_there_is_no_ipv6() {
     let plan = planned(&config(&["10.66.1.2/32"], &["10.64.0.1"], &["0.0.0.0/0", "::/0"]), &host());
     assert!(!plan.wireguard.ipv6);
     assert_eq!(plan.wireguard.routes, nets(&["0.0.0.0/0"]));
-    assert_eq!((plan.veth.host_ipv6, plan.veth.inner_ipv6), (None, None));
+    assert_eq!(
+        (plan.veth.as_ref().expect("a link").host_ipv6, plan.veth.as_ref().expect("a link").inner_ipv6),
+        (None, None)
+    );
     assert_eq!(plan.dns.hosts.lines().count(), 1);
     assert_eq!(plan.notes, ["The tunnel has no IPv6 address, so ::/0 is not routed."]);
     // WireGuard still accepts all packets from the peer that the file allows.
@@ -183,7 +186,7 @@ fn partial_routes_are_noted() {
 fn on_a_kernel_without_ipv6_a_tunnel_has_no_ipv6() {
     let facts = Facts { without_ipv6: true, ..host() };
     let planned = planned(&both(), &facts);
-    assert!(!planned.wireguard.ipv6 && planned.veth.host_ipv6.is_none());
+    assert!(!planned.wireguard.ipv6 && planned.veth.expect("a link").host_ipv6.is_none());
     let all = planned.wireguard.addresses.iter().chain(&planned.wireguard.routes);
     assert!(all.clone().count() > 0 && all.clone().all(|net| net.addr().is_ipv4()));
     assert!(planned.notes.iter().any(|note| note.contains("This kernel has no IPv6")), "{:?}", planned.notes);

@@ -190,6 +190,7 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
         Match::Source(net) => net.contains(&packet.source),
         Match::Destination(net) => net.contains(&packet.destination),
         Match::TcpPort(ports) => packet.protocol == Protocol::Tcp && ports.contains(&packet.port),
+        Match::OpensTcp => packet.protocol == Protocol::Tcp && !packet.is_reply,
         Match::UdpPort(ports) => packet.protocol == Protocol::Udp && ports.contains(&packet.port),
         Match::NotTransport(protocol) => match packet.protocol {
             Protocol::Tcp => *protocol != Transport::Tcp,
@@ -211,8 +212,8 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
 /// Returns the interface by which a packet leaves the namespace: that of the longest prefix.
 fn route_to(plan: &Plan, destination: &IpAddr) -> Option<&'static str> {
     let link = [
-        Some(IpNet::new(plan.veth.host_ipv4.into(), 31)),
-        plan.veth.host_ipv6.map(|address| IpNet::new(address.into(), 127)),
+        Some(IpNet::new(plan.veth.as_ref().expect("a link").host_ipv4.into(), 31)),
+        plan.veth.as_ref().expect("a link").host_ipv6.map(|address| IpNet::new(address.into(), 127)),
     ];
     let link = link.into_iter().flatten().flatten().map(|net| (net.trunc(), "host0"));
     let local = plan.local.networks.iter().map(|net| (*net, "host0"));
@@ -252,13 +253,13 @@ proptest! {
         let Ok(plan) = vpn_exec::plan::plan(&config, &at_home()) else { return Ok(()) };
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let source = if to.addr().is_ipv4() {
-            IpAddr::from(plan.veth.inner_ipv4)
+            IpAddr::from(plan.veth.as_ref().expect("a link").inner_ipv4)
         } else {
-            plan.veth.inner_ipv6.map_or(to.addr(), IpAddr::from)
+            plan.veth.as_ref().expect("a link").inner_ipv6.map_or(to.addr(), IpAddr::from)
         };
         let destination = to.addr();
         let packet = |from, to| Packet { from, to, source, destination, protocol, port, is_reply: false };
-        let hosts = [Some(IpAddr::from(plan.veth.host_ipv4)), plan.veth.host_ipv6.map(IpAddr::from)];
+        let hosts = [Some(IpAddr::from(plan.veth.as_ref().expect("a link").host_ipv4)), plan.veth.as_ref().expect("a link").host_ipv6.map(IpAddr::from)];
         let is_host = hosts.contains(&Some(destination));
         let by = route_to(&plan, &destination);
         let is_in_local_network = plan.local.networks.iter().any(|net| net.contains(&destination));
@@ -271,7 +272,7 @@ proptest! {
         prop_assert!(!accepts(&plan.firewall.inside, Hook::Output, &packet("", "eth0")));
         prop_assert!(!accepts(&plan.firewall.inside, Hook::Forward, &packet("wg0", "host0")));
         // The host forwards the packets that the namespace lets out, if they come from the namespace's address.
-        let link = plan.veth.host_interface.as_str();
+        let link = plan.veth.as_ref().expect("a link").host_interface.as_str();
         let link: &'static str = if link == "ve-mullvad" { "ve-mullvad" } else { return Ok(()) };
         if let Some(host) = plan.firewall.host_with(&forwarding_interfaces(&plan)) {
             let is_allowed = is_in_local_network && (!NAME_PORTS.contains(&port) || is_resolver && is_local);
@@ -319,7 +320,7 @@ proptest! {
         };
         prop_assert!(by("lo"));
         prop_assert_eq!(by("wg0"), is_reply || !udp && (first..=last).contains(&port));
-        let is_host = from.addr() == IpAddr::from(plan.veth.host_ipv4);
+        let is_host = from.addr() == IpAddr::from(plan.veth.as_ref().expect("a link").host_ipv4);
         let neighbour = is_host || nets(&["192.168.1.0/24"])[0].contains(&from.addr());
         prop_assert_eq!(by("host0"), is_reply || neighbour);
         prop_assert_eq!(by("eth0"), is_reply);

@@ -59,8 +59,8 @@ proptest! {
         facts.routes.extend(routes.iter().map(|net| route(&net.to_string(), 2)));
         match plan(&config, &facts) {
             Ok(plan) => {
-                let ipv4 = IpNet::new(plan.veth.host_ipv4.into(), 31).expect("a length");
-                let ipv6 = IpNet::new(plan.veth.host_ipv6.expect("IPv6").into(), 127).expect("a length");
+                let ipv4 = IpNet::new(plan.veth.as_ref().expect("a link").host_ipv4.into(), 31).expect("a length");
+                let ipv6 = IpNet::new(plan.veth.as_ref().expect("a link").host_ipv6.expect("IPv6").into(), 127).expect("a length");
                 for net in routes.iter().chain(&nets(&["10.66.1.2/32", "fd00:6::2/128", "10.64.0.1/32"])) {
                     // A route that is larger than any private block replaces a default route.
                     let wide = net.prefix_len() < if net.addr().is_ipv4() { 8 } else { 7 };
@@ -96,14 +96,14 @@ proptest! {
         for round in 0..=taken {
             let first = planned(&config, &facts);
             prop_assert_eq!(&first, &planned(&config, &facts));
-            let derived = first.veth.host_interface;
+            let derived = &first.veth.as_ref().expect("a link").host_interface;
             prop_assert!(derived.as_str().starts_with("ve-"));
             if round == 0 && name.len() <= 12 {
                 prop_assert_eq!(derived.as_str(), format!("ve-{name}"));
             }
-            prop_assert!(!seen.contains(&derived), "{derived} was taken");
+            prop_assert!(!seen.contains(derived), "{derived} was taken");
             facts.interfaces.push(HostInterface { name: derived.to_string(), index: 9, mtu: 1500 });
-            seen.push(derived);
+            seen.push(derived.clone());
         }
     }
 

@@ -15,14 +15,14 @@ fn with_routes(routes: &[&str]) -> Facts {
 }
 
 fn veth_ipv4(config: &Config, facts: &Facts) -> Ipv4Addr {
-    let veth = planned(config, facts).veth;
+    let veth = planned(config, facts).veth.expect("a link");
     assert_eq!(u32::from(veth.inner_ipv4), u32::from(veth.host_ipv4) + 1);
     assert_eq!(u32::from(veth.host_ipv4) % 2, 0);
     veth.host_ipv4
 }
 
 fn veth_ipv6(config: &Config, facts: &Facts) -> Ipv6Addr {
-    let veth = planned(config, facts).veth;
+    let veth = planned(config, facts).veth.expect("a link");
     let host = veth.host_ipv6.expect("IPv6");
     assert_eq!(u128::from(veth.inner_ipv6.expect("IPv6")), u128::from(host) + 1);
     assert_eq!(u128::from(host) % 2, 0);
@@ -82,7 +82,7 @@ fn networks_of_the_tunnel_are_avoided() {
         ("198.18.0.2/32", "198.18.0.1", "0.0.0.0/1", "10.89.60.16"),
     ] {
         let plan = planned(&config(&[address], &[dns], &[allowed]), &host());
-        assert_eq!(plan.veth.host_ipv4.to_string(), expected, "{address} {dns} {allowed}");
+        assert_eq!(plan.veth.as_ref().expect("a link").host_ipv4.to_string(), expected, "{address} {dns} {allowed}");
         assert!(!plan.notes.iter().any(|note| note.contains("lead to the host")), "{:?}", plan.notes);
     }
 }
@@ -103,8 +103,12 @@ fn endpoints_are_avoided() {
 fn if_the_tunnel_routes_all_private_space_the_largest_networks_are_given_up() {
     let all = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "10.89.60.0/24", "fc00::/7"];
     let plan = planned(&config(&["10.1.1.1/32", "fd00::1/128"], &[], &all), &host());
-    assert_eq!(plan.veth.host_ipv4.to_string(), "10.241.199.238", "the /24 is avoided although the /8 is given up");
-    assert_eq!(plan.veth.host_ipv6.expect("IPv6").to_string(), "fdb0:ab2a:7ad7::2");
+    assert_eq!(
+        plan.veth.as_ref().expect("a link").host_ipv4.to_string(),
+        "10.241.199.238",
+        "the /24 is avoided although the /8 is given up"
+    );
+    assert_eq!(plan.veth.as_ref().expect("a link").host_ipv6.expect("IPv6").to_string(), "fdb0:ab2a:7ad7::2");
     let noted: Vec<_> = plan.notes.iter().filter(|note| note.contains("lead to the host")).collect();
     assert_eq!(noted.len(), 2, "{:?}", plan.notes);
     assert!(
@@ -148,6 +152,9 @@ fn it_is_an_error_only_if_no_address_is_free() {
 #[test]
 fn a_tunnel_without_ipv6_needs_no_ipv6_addresses() {
     let plan = planned(&ipv4(), &with_routes(&["fc00::/7"]));
-    assert_eq!(plan.veth.host_ipv6, None);
-    assert!(nets(&["10.0.0.0/8"])[0].contains(&IpNet::from(std::net::IpAddr::from(plan.veth.host_ipv4))));
+    assert_eq!(plan.veth.as_ref().expect("a link").host_ipv6, None);
+    assert!(
+        nets(&["10.0.0.0/8"])[0]
+            .contains(&IpNet::from(std::net::IpAddr::from(plan.veth.as_ref().expect("a link").host_ipv4)))
+    );
 }

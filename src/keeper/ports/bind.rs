@@ -77,7 +77,7 @@ pub(super) fn rebind_host_ports(plan: &Plan) -> Vec<ListenSocket> {
 
 /// Returns the addresses and ports at which a program reaches the host's loopback.
 pub(super) fn relayed_host_ports(plan: &Plan) -> Vec<RelayedPort> {
-    let veth = &plan.veth;
+    let Some(veth) = &plan.veth else { return Vec::new() };
     let ipv4 = (IpAddr::from(veth.host_ipv4), IpAddr::from(veth.inner_ipv4));
     let ipv6 = veth.host_ipv6.zip(veth.inner_ipv6).map(|(host, inner)| (host.into(), inner.into()));
     let of_port = |port| {

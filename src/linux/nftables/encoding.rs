@@ -29,6 +29,12 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
+/// The flags of a TCP header (RFC 9293 section 3.1).
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
 /// The headers in which a payload expression counts offsets (`enum nft_payload_bases`).
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
@@ -173,6 +179,14 @@ fn match_expressions(matched: &Match) -> Vec<Expressions> {
         Match::Source(net) => address(net, 12, 8),
         Match::Destination(net) => address(net, 16, 24),
         Match::TcpPort(ports) => port(TCP, ports),
+        // The flags are at offset 13 of the TCP header (RFC 9293 section 3.1).
+        Match::OpensTcp => vec![
+            meta(MetaKey::L4Proto),
+            compare(Operator::Equal, [TCP]),
+            payload(TRANSPORT_HEADER, 13, 1),
+            mask([FIN | SYN | RST | ACK]),
+            compare(Operator::Equal, [SYN]),
+        ],
         Match::UdpPort(ports) => port(UDP, ports),
         Match::Of(Family::Ipv4) => vec![meta(MetaKey::Nfproto), compare(Operator::Equal, [NFPROTO_IPV4])],
         Match::Of(Family::Ipv6) => vec![meta(MetaKey::Nfproto), compare(Operator::Equal, [NFPROTO_IPV6])],

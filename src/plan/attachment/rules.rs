@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::{AttachmentPlan, MARK, Placement};
-use crate::plan::firewall::{self, AllowedResolvers, NEIGHBOR_DISCOVERY};
-use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table};
+use crate::plan::firewall::{self, AllowedResolvers, NAME_PORTS, NEIGHBOR_DISCOVERY};
+use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Transport};
 
 /// The port on which the names of endpoints are looked up (RFC 1035).
 const DNS: u16 = 53;
@@ -26,18 +26,29 @@ pub(super) fn decide(plan: &AttachmentPlan) -> Table {
 
 /// Returns the chains that mark connections which come in by the container's interfaces, and the replies to them.
 /// Replies leave by the container's own routes, whatever address they come from.
+///
+/// The kernel also takes a TCP connection to the Internet from before the rules for an inbound one, if the first packet
+/// that it tracks comes from the other end. So only the packet that opens a TCP connection counts.
 fn marking(plan: &AttachmentPlan) -> Vec<Chain> {
-    let inbound = vec![
-        Match::NotFrom(Interface::Loopback),
-        Match::NotFrom(Interface::Named(plan.wireguard.interface.clone())),
-        Match::NewConnection,
-    ];
-    let replies = vec![Match::ConnectionMark(MARK), Match::ReplyDirection];
-    let chain = |hook, rule| Chain { hook, policy: Policy::Accept, rules: vec![rule] };
-    vec![
-        chain(Hook::Prerouting, Rule::set_connection_mark(MARK, inbound)),
-        chain(Hook::Reroute, Rule::set_mark(MARK, replies)),
-    ]
+    let inbound = |kind| {
+        let matches = [
+            Match::NotFrom(Interface::Loopback),
+            Match::NotFrom(Interface::Named(plan.wireguard.interface.clone())),
+            Match::NewConnection,
+            kind,
+        ];
+        Rule::set_connection_mark(MARK, matches)
+    };
+    let inbound = vec![inbound(Match::OpensTcp), inbound(Match::NotTransport(Transport::Tcp))];
+    let replies = vec![Rule::set_mark(MARK, replies())];
+    let chain = |hook, rules| Chain { hook, policy: Policy::Accept, rules };
+    vec![chain(Hook::Prerouting, inbound), chain(Hook::Reroute, replies)]
+}
+
+/// Returns what the replies to inbound connections have in common. The direction alone says too little: a program may
+/// send the first packet of a connection to itself in the name of another host (`IPV6_FREEBIND` of linux/in6.h).
+fn replies() -> [Match; 2] {
+    [Match::ConnectionMark(MARK), Match::ReplyDirection]
 }
 
 fn input(plan: &AttachmentPlan) -> Vec<Rule> {
@@ -59,13 +70,16 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     let mut rules = vec![Rule::accept([Match::To(Interface::Loopback)])];
     rules.extend(firewall::forwarder_rule(&tunnel(), &plan.dns));
     rules.push(Rule::accept([Match::To(tunnel())]));
-    if let Placement::Attached { endpoints, resolvers } = &plan.placement {
-        rules.extend(endpoints.iter().map(encrypted));
-        rules.extend(resolvers.iter().flat_map(endpoint_queries));
-    }
+    let (endpoints, resolvers) = match &plan.placement {
+        Placement::Attached { endpoints, resolvers } => (endpoints.as_slice(), resolvers.as_slice()),
+        Placement::Container => (&[][..], &[][..]),
+    };
+    rules.extend(endpoints.iter().map(encrypted));
+    rules.extend(NAME_PORTS.map(query_as_reply));
+    rules.extend(resolvers.iter().flat_map(endpoint_queries));
     // No packet of the tunnel leaves by the container's interfaces, not even as a reply.
     rules.extend(own_addresses(plan).map(|address| Rule::drop([Match::Source(address)])));
-    rules.push(Rule::accept([Match::ReplyDirection, Match::Replies]));
+    rules.push(Rule::accept([replies().as_slice(), &[Match::Replies]].concat()));
     let discovery = [ROUTER_SOLICITATION].into_iter().chain(NEIGHBOR_DISCOVERY);
     rules.extend(discovery.map(|kind| Rule::accept([Match::Icmpv6(kind)])));
     rules.push(firewall::other_transports(Match::NotTo(tunnel())));
@@ -80,6 +94,12 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
 fn encrypted(endpoint: &SocketAddr) -> Rule {
     let port = endpoint.port();
     Rule::accept([Match::Mark(MARK), Match::Destination(endpoint.ip().into()), Match::UdpPort(port..=port)])
+}
+
+/// Returns the rule that drops a query which passes for a reply: to a resolver whose answer to a query from before the
+/// rules seems to open a connection.
+fn query_as_reply(port: u16) -> Rule {
+    Rule::drop([replies().as_slice(), &[Match::UdpPort(port..=port)]].concat())
 }
 
 /// Returns the rules that accept the queries for the names of endpoints to a resolver. Programs cannot set the mark.

@@ -1,0 +1,38 @@
+//! The plan of a tunnel in the network namespace of a container. The container keeps its own interfaces, so there is no
+//! link to the host. The encrypted packets leave in the host's namespace.
+
+use std::path::Path;
+
+use super::attachment::{self, AttachmentFacts, Placement};
+use super::{Findings, FirewallPlan, LocalNetworksPlan, NAMESPACES, Plan, PlanErrors, SocketsPlan, privileges};
+use crate::config::{Config, ProgramOptions};
+
+/// Plans a tunnel in a container's namespace.
+///
+/// # Errors
+///
+/// Returns all reasons why the tunnel cannot be made.
+pub fn plan_in_container(config: &Config, facts: &AttachmentFacts) -> Result<Plan, PlanErrors> {
+    let attachment = attachment::plan(config, facts, Placement::Container)?;
+    let no_program = ProgramOptions::default();
+    Ok(Plan {
+        name: attachment.name.clone(),
+        namespace: Path::new(NAMESPACES).join(config.name.as_str()),
+        backend: attachment.backend,
+        wireguard: attachment.wireguard.clone(),
+        veth: None,
+        local: LocalNetworksPlan::default(),
+        publish: Vec::new(),
+        host_ports: Vec::new(),
+        open: attachment.open.clone(),
+        firewall: FirewallPlan { inside: attachment.rules.clone(), host: None },
+        parameters: Vec::new(),
+        dns: attachment.dns.clone(),
+        hidden: Vec::new(),
+        sockets: SocketsPlan::default(),
+        privileges: privileges::decide(&no_program, facts.underlay.last_capability, &mut Findings::default()),
+        hooks: Vec::new(),
+        notes: attachment.notes.clone(),
+        attachment: Some(attachment),
+    })
+}

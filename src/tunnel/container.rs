@@ -1,0 +1,191 @@
+//! A tunnel in the network namespace of a container, which belongs to the container's engine. The differences to a
+//! namespace of the tunnel's own:
+//!
+//! - It has interfaces already, and may get more. So it is closed first, by packet rules and policy routing, before
+//!   anything else is done ([`super::routing`]).
+//! - Its processes are the engine's: the keeper never kills them.
+//! - It outlives the tunnel. The packet rules and the policy routing stay there, so it stays closed.
+
+use std::io;
+use std::path::Path;
+
+use super::adopt::kind_of;
+use super::create::{OPENING, advise_on_port};
+use super::{OpenNamespace, Tunnel, attachment, facts};
+use crate::config::Config;
+use crate::failure::{Doing, Failure};
+use crate::linux::namespace::{self, NameLookup, NetworkNamespace};
+use crate::linux::netlink::{Netlink, NetlinkRequest};
+use crate::linux::nftables::Nftables;
+use crate::linux::sysctl;
+use crate::names::{InterfaceName, TunnelName};
+use crate::plan::attachment::{AttachmentFacts, AttachmentPlan};
+use crate::plan::{self, Plan, PlanDiff};
+use crate::registry::{self, Container, Mark, TunnelDirectory};
+use crate::wireguard::Backend;
+
+/// The text by which the packet rules in a container's namespace are recognized. The rules outlive their tunnel, and the
+/// next one in the same namespace replaces them.
+const OWNER: &str = "vpn-exec:container";
+
+/// The operation that a failure to prepare the namespace names.
+const CLOSING: &str = "close the container's network namespace";
+
+/// A container's network namespace, in which a tunnel is to be made.
+#[derive(Debug)]
+pub struct ContainerPlace {
+    /// The namespace.
+    pub namespace: NetworkNamespace,
+    /// The container.
+    pub container: Container,
+}
+
+/// Opens a container's network namespace.
+///
+/// # Errors
+/// If there is no namespace at the path, or it is the calling process's own.
+pub fn open_namespace(path: &Path) -> Result<NetworkNamespace, Failure> {
+    let what = || format!("open the container's network namespace {}", path.display());
+    let NameLookup::Namespace(found) = namespace::look_up(path).doing(what())? else {
+        return Err(Failure::of(what(), &io::Error::new(io::ErrorKind::NotFound, "there is no namespace")));
+    };
+    let own = NetworkNamespace::current().and_then(|own| own.id()).doing(what())?;
+    if found.id().doing(what())? == own {
+        return Err(Failure::new("the container shares the host's network, which cannot have a tunnel")
+            .advise("give the container a network of its own: not --network host, not hostNetwork: true"));
+    }
+    Ok(found)
+}
+
+/// Plans a tunnel in a container's namespace. `host` is a netlink socket in the host's namespace.
+///
+/// # Errors
+/// If the facts cannot be read, or if there is no plan for this configuration.
+pub fn plan_in(host: &mut Netlink, namespace: &NetworkNamespace, config: &Config) -> Result<Plan, Failure> {
+    let mut inside = namespace.run(Netlink::open).doing("enter the container's network namespace")?;
+    plan_with(host, &mut inside, config)
+}
+
+/// [`plan_in`] with a netlink socket in the container's namespace.
+fn plan_with(host: &mut Netlink, inside: &mut Netlink, config: &Config) -> Result<Plan, Failure> {
+    let underlay = facts::read(host, config).doing("read the host's network configuration")?;
+    let addresses = attachment::container_addresses(inside, &plan::attachment::interface());
+    let addresses = addresses.doing("read the container's network configuration")?;
+    // An engine may have switched IPv6 off in the namespace, but this process can switch it on for one interface.
+    let facts = AttachmentFacts { underlay, addresses, ipv6_is_off: false };
+    Ok(plan::plan_in_container(config, &facts)?)
+}
+
+impl Tunnel {
+    /// Plans the tunnel again from the present state of the host and, if it has one, of its container.
+    ///
+    /// # Errors
+    /// If the facts cannot be read, or if there is no plan for this configuration.
+    pub fn plan_again(&mut self, config: &Config) -> Result<Plan, Failure> {
+        match &mut self.inner {
+            Some(inner) if self.container.is_some() => plan_with(&mut self.host, &mut inner.netlink, config),
+            _ => {
+                let facts = facts::read(&mut self.host, config).doing("read the host's network configuration")?;
+                Ok(plan::plan(config, &facts)?)
+            }
+        }
+    }
+
+    /// Closes a container's namespace, before anything else is done in it, and marks it.
+    pub(super) fn close_container(&mut self, namespace: NetworkNamespace) -> Result<(), Failure> {
+        let sockets = namespace.run(|| Ok((Netlink::open()?, Nftables::open()?)));
+        let (mut netlink, mut rules) = sockets.doing("enter the container's network namespace")?;
+        require_free(&mut netlink, &self.plan)?;
+        attachment::close(&mut netlink, &mut rules, attachment_of(&self.plan)?, OWNER)?;
+        netlink.execute_one(NetlinkRequest::set_alias(1, "lo", self.mark.text())).doing(CLOSING)?;
+        self.inner = Some(OpenNamespace { namespace, netlink, rules });
+        tracing::debug!("closed the container's namespace");
+        Ok(())
+    }
+
+    /// Opens WireGuard's interface in the container's namespace.
+    pub(super) fn open_container(&mut self) -> Result<(), Failure> {
+        let plan = attachment_of(&self.plan)?.clone();
+        let inner = self.inner()?;
+        let wireguard = &plan.wireguard;
+        inner.namespace.run(|| prepare_interface(&wireguard.interface, wireguard.ipv6)).doing(OPENING)?;
+        attachment::open(&mut inner.netlink, &plan).map_err(advise_on_port)?;
+        tracing::debug!("opened the tunnel");
+        Ok(())
+    }
+}
+
+/// Sets the parameters of WireGuard's interface. An engine may have switched IPv6 off for all interfaces. A link-local
+/// address would be one of the tunnel's that no rule knows.
+fn prepare_interface(name: &InterfaceName, ipv6: bool) -> io::Result<()> {
+    let conf = format!("net/ipv6/conf/{name}");
+    sysctl::set_if_present(&format!("{conf}/accept_ra"), "0")?;
+    sysctl::set_if_present(&format!("{conf}/addr_gen_mode"), "1")?;
+    sysctl::set_if_present(&format!("{conf}/disable_ipv6"), if ipv6 { "0" } else { "1" })
+}
+
+/// Fails if a tunnel is in the container's namespace already.
+fn require_free(netlink: &mut Netlink, plan: &Plan) -> Result<(), Failure> {
+    let alias = netlink.link("lo").doing(CLOSING)?.and_then(|lo| lo.alias);
+    // A former tunnel of this name is gone: this process holds the name.
+    let other = alias.as_deref().and_then(Mark::name_in).filter(|name| *name != plan.name);
+    let is_up = |name: &TunnelName| {
+        let state = registry::read(name).ok().flatten();
+        state.is_some_and(|state| Some(state.mark.text()) == alias.as_deref())
+    };
+    if let Some(name) = other.filter(is_up) {
+        return Err(Failure::new(format!("the container's network namespace has the tunnel {name} already"))
+            .advise("name one tunnel for all containers that share a network namespace"));
+    }
+    let interface = &plan.wireguard.interface;
+    if netlink.link(interface.as_str()).doing(CLOSING)?.is_some() {
+        return Err(Failure::new(format!("the container's network namespace has an interface {interface} already"))
+            .advise("if `vpn-exec attach` made it, the container needs no other tunnel"));
+    }
+    Ok(())
+}
+
+/// Returns how a container's namespace differs from the plan, if the tunnel could not work.
+pub(super) fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend>) -> io::Result<Option<String>> {
+    let interface = &plan.wireguard.interface;
+    let link = netlink.link(interface.as_str())?;
+    Ok(match link {
+        Some(link) if link.up && link.kind.as_deref() == Some(kind_of(made)) => None,
+        Some(_) => Some(format!("holds another interface {interface}, or it is down")),
+        None => Some(format!("has no interface {interface} any more")),
+    })
+}
+
+/// Brings a container's namespace into the state of a plan. Closes first, and opens last.
+pub(super) fn complete(netlink: &mut Netlink, rules: &mut Nftables, plan: &Plan) -> Result<(), Failure> {
+    let attachment = attachment_of(plan)?;
+    attachment::close(netlink, rules, attachment, OWNER)?;
+    attachment::open(netlink, attachment)
+}
+
+/// Changes a container's namespace to another plan.
+pub(super) fn change(inner: &mut OpenNamespace, change: &PlanDiff, changed: &Plan) -> io::Result<()> {
+    if *change == PlanDiff::default() {
+        return Ok(());
+    }
+    complete(&mut inner.netlink, &mut inner.rules, changed).map_err(io::Error::from)
+}
+
+/// Removes the WireGuard interface that a killed keeper has left in a container's namespace, which carries the tunnel's
+/// mark.
+pub(super) fn remove_interface(namespace: &NetworkNamespace, directory: &TunnelDirectory) -> Result<(), Failure> {
+    let plan = directory.plan().doing(format!("read the plan below {}", directory.path().display()))?;
+    let Some(interface) = plan.map(|plan| plan.wireguard.interface) else { return Ok(()) };
+    let removed = namespace.run(|| {
+        let mut netlink = Netlink::open()?;
+        match netlink.link(interface.as_str())? {
+            Some(link) => Ok(netlink.execute_one(NetlinkRequest::delete_link(link.index, &link.name))?),
+            None => Ok(()),
+        }
+    });
+    removed.doing(format!("remove the interface {interface} of the container"))
+}
+
+fn attachment_of(plan: &Plan) -> Result<&AttachmentPlan, Failure> {
+    plan.attachment.as_ref().ok_or_else(|| Failure::new("the plan of the tunnel is not one for a container"))
+}

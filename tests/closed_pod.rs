@@ -1,0 +1,217 @@
+//! A closed pod: what programs in it try to send past its rules, without capabilities and with CAP_NET_RAW, and judged
+//! at the host's end of its interface. There is no tunnel, so each packet to the Internet is a leak.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{CLUSTER_SERVICE, Lab, POD, PROVIDER, Packet, Peer, Pod, WEB};
+use nix::sys::socket::sockopt::BindToDevice;
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use vpn_exec::config::{self, Config, Endpoint, Interface, WgQuick};
+use vpn_exec::keys::{PrivateKey, PublicKey};
+use vpn_exec::linux::capabilities::{self, CapabilitySet};
+use vpn_exec::linux::netlink::Netlink;
+use vpn_exec::linux::nftables::Nftables;
+use vpn_exec::plan::RULES_TABLE;
+use vpn_exec::plan::attachment::{AttachmentFacts, Placement, interface, plan};
+use vpn_exec::tunnel::attachment;
+
+/// The time in which a packet arrives that arrives at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A port on which no server listens.
+const PORT: u16 = 7777;
+
+/// The payload of packets that must not leave the pod.
+const SECRET: &[u8] = b"a packet that must not leave";
+
+/// Closes a pod as `vpn-exec attach --closed` does.
+fn close(pod: &Pod) -> Result<()> {
+    let wireguard = WgQuick {
+        interface: Interface {
+            private_key: Some(PrivateKey::from([0x42; 32])),
+            addresses: vec!["10.66.1.2/32".parse()?, "fc00:bbbb::2/128".parse()?],
+            dns_servers: vec!["10.64.0.1".parse()?],
+            ..Interface::default()
+        },
+        peers: vec![config::Peer {
+            public_key: PublicKey::from([7; 32]),
+            preshared_key: None,
+            allowed_ips: vec!["0.0.0.0/0".parse()?, "::/0".parse()?],
+            endpoint: Some(Endpoint::Address { address: (PROVIDER.ipv4, 51820).into(), zone: None }),
+            persistent_keepalive: None,
+        }],
+    };
+    let mut config = Config::new("closed".parse()?, wireguard);
+    config.local.networks = vec!["10.43.0.0/24".parse()?, "fd2b::/64".parse()?];
+    pod.namespace.run(|| {
+        let (mut netlink, mut rules) = (Netlink::open()?, Nftables::open()?);
+        let addresses = attachment::container_addresses(&mut netlink, &interface())?;
+        let facts = AttachmentFacts { addresses, ..AttachmentFacts::default() };
+        let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new() };
+        let plan = plan(&config, &facts, placement).map_err(|errors| io::Error::other(errors.to_string()))?;
+        attachment::close(&mut netlink, &mut rules, &plan, "vpn-exec")
+            .map_err(|error| io::Error::other(error.to_string()))
+    })?;
+    Ok(())
+}
+
+/// Runs a part of a program in the pod, on a thread with these capabilities.
+fn inside<T: Send>(pod: &Pod, kept: CapabilitySet, program: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
+    Ok(pod.namespace.run(|| {
+        capabilities::limit(kept, kept)?;
+        program()
+    })?)
+}
+
+/// Returns the packets with [`SECRET`] that have left the pod.
+fn leaked(lab: &Lab) -> Result<Vec<Packet>> {
+    let index = lab.host.run(|| Netlink::open()?.link_index(&"pod0".parse().expect("a name")))?;
+    let mut packets = lab.capture.on(index)?;
+    packets.retain(|it| !it.outgoing && it.flow.as_ref().is_some_and(|flow| flow.payload.starts_with(SECRET)));
+    Ok(packets)
+}
+
+fn expect_none(lab: &Lab, what: &str) -> Result<()> {
+    let leaked = leaked(lab)?;
+    ensure!(leaked.is_empty(), "{what}: {leaked:#?}");
+    Ok(())
+}
+
+/// Makes the connection tracker of the pod believe that `far` has sent a datagram to `near`, by sending it over `lo`.
+/// IPv6 needs no capability for this (`IPV6_FREEBIND` of linux/in6.h), IPv4 a raw socket.
+fn pretend_inbound(far: SocketAddr, near: SocketAddr) -> io::Result<()> {
+    match (far, near) {
+        (SocketAddr::V6(_), _) => {
+            let socket = rustix::net::socket(AddressFamily::INET6, SocketType::DGRAM, None)?;
+            sockopt::set_ipv6_freebind(&socket, true)?;
+            rustix::net::bind(&socket, &far)?;
+            rustix::net::sendto(&socket, b"hello", rustix::net::SendFlags::empty(), &near)?;
+        }
+        (SocketAddr::V4(far), SocketAddr::V4(near)) => {
+            let raw = rustix::net::RawProtocol::new(255).map(rustix::net::Protocol::from_raw);
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, raw)?;
+            let mut packet = vec![0x45, 0, 0, 33, 0, 0, 0, 0, 64, 17, 0, 0];
+            packet.extend(far.ip().octets());
+            packet.extend(near.ip().octets());
+            for number in [far.port(), near.port(), 13, 0] {
+                packet.extend(number.to_be_bytes());
+            }
+            packet.extend(b"hello");
+            rustix::net::sendto(&socket, &packet, rustix::net::SendFlags::empty(), &near)?;
+        }
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
+    }
+    Ok(())
+}
+
+/// A "reply" to a datagram that the pod itself has sent in the name of another host does not leave.
+#[test]
+fn replies_answer_other_hosts_alone() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        close(&pod)?;
+        let ends = [(WEB.ipv6.into(), POD.ipv6.into()), (WEB.ipv4.into(), POD.ipv4.into())];
+        for ((far, near), kept) in ends.into_iter().zip([CapabilitySet::empty(), CapabilitySet::NET_RAW]) {
+            let (far, near): (IpAddr, IpAddr) = (far, near);
+            let (far, near) = (SocketAddr::new(far, PORT), SocketAddr::new(near, PORT));
+            inside(&pod, kept, || {
+                let socket = UdpSocket::bind(near)?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                pretend_inbound(far, near)?;
+                let (_, from) = socket.recv_from(&mut [0; 16])?;
+                assert_eq!(from, far, "the datagram came over the loopback interface");
+                // By the pod's own routes, and bound to the interface.
+                let _ = socket.send_to(SECRET, far);
+                nix::sys::socket::setsockopt(&socket, BindToDevice, &"eth0".into())?;
+                let _ = socket.send_to(SECRET, far);
+                Ok(())
+            })?;
+            expect_none(lab, "a reply to the pod itself")?;
+        }
+        Ok(())
+    });
+}
+
+/// TCP connections to the Internet from before the pod was closed do not go on, though the other end sends.
+#[test]
+fn connections_from_before_do_not_go_on() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        for to in WEB.both() {
+            let to = SocketAddr::new(to, PORT);
+            let listener = lab.web_site.run(|| TcpListener::bind(to))?;
+            let mut stream = inside(&pod, CapabilitySet::empty(), || TcpStream::connect_timeout(&to, PATIENCE))?;
+            let (mut accepted, _) = listener.accept()?;
+            close(&pod)?;
+            for _ in 0..3 {
+                accepted.write_all(b"hello")?;
+                std::thread::sleep(Duration::from_millis(50));
+                stream.write_all(SECRET)?;
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            expect_none(lab, "a connection from before")?;
+            pod.namespace.run(|| Nftables::open()?.delete(RULES_TABLE))?;
+        }
+        Ok(())
+    });
+}
+
+/// A datagram from a resolver's port opens no way for queries to it: it may be the answer to one from before.
+#[test]
+fn queries_do_not_pass_as_replies() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        close(&pod)?;
+        for (resolver, near) in WEB.both().into_iter().zip(POD.both()) {
+            for port in [53, 853, 5353] {
+                let (far, near) = (SocketAddr::new(resolver, port), SocketAddr::new(near, PORT));
+                let socket = pod.namespace.run(|| UdpSocket::bind(near))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                let answering = lab.web_site.run(|| UdpSocket::bind(far))?;
+                answering.send_to(b"answer", near)?;
+                let (_, from) = socket.recv_from(&mut [0; 16]).context("an inbound datagram")?;
+                let _ = socket.send_to(SECRET, from);
+            }
+            expect_none(lab, "a query as a reply")?;
+        }
+        Ok(())
+    });
+}
+
+/// The pod serves clients on the Internet and in the cluster, and reaches the cluster: the judge can see packets.
+#[test]
+fn a_closed_pod_serves_and_reaches_the_cluster() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        close(&pod)?;
+        for (near, far) in POD.both().into_iter().zip(CLUSTER_SERVICE.both()) {
+            let near = SocketAddr::new(near, PORT);
+            let (tcp, udp) = pod.namespace.run(|| Ok((TcpListener::bind(near)?, UdpSocket::bind(near)?)))?;
+            udp.set_read_timeout(Some(PATIENCE))?;
+            lab.web_site.run(|| {
+                let mut stream = TcpStream::connect_timeout(&near, PATIENCE)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                let (mut accepted, _) = tcp.accept()?;
+                accepted.write_all(SECRET)?;
+                let mut buffer = vec![0; SECRET.len()];
+                stream.read_exact(&mut buffer)?;
+                stream.write_all(b"more")?;
+                accepted.read_exact(&mut buffer[..4])?;
+                let client = UdpSocket::bind(if near.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+                client.set_read_timeout(Some(PATIENCE))?;
+                client.send_to(b"hello", near)?;
+                let (_, from) = udp.recv_from(&mut buffer)?;
+                udp.send_to(SECRET, from)?;
+                client.recv_from(&mut buffer)?;
+                Ok(())
+            })?;
+            ensure!(leaked(lab)?.len() >= 2, "the judge sees the replies");
+            inside(&pod, CapabilitySet::empty(), || TcpStream::connect_timeout(&SocketAddr::new(far, 80), PATIENCE))
+                .context("a service of the cluster")?;
+        }
+        Ok(())
+    });
+}
