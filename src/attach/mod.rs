@@ -7,8 +7,9 @@
 //! 2. `names` looks up the names of endpoints, and the rules let packets to these addresses pass.
 //! 3. `device` creates WireGuard's interface, or takes over the one that a former process has left.
 //! 4. The interface gets its addresses and routes, and `resolv_conf` writes the resolvers.
-//! 5. With the kernel's WireGuard the process exits, unless it answers DNS questions (`forwarder`). Otherwise it drops its capabilities (`privileges`) and stays
-//!    (`serve`): it moves packets, follows the endpoints, and answers queries of the status (`status`).
+//! 5. With the kernel's WireGuard the process exits, unless it answers DNS questions (`forwarder`). Otherwise it drops
+//!    its capabilities (`privileges`) and stays (`serve`): it moves packets, follows the endpoints, and answers queries
+//!    of the status (`status`).
 //!
 //! Nothing is undone at the end: the namespace stays closed, and another process opens the tunnel again. `check` tells
 //! a probe whether the namespace is closed and the tunnel works. `requirements` explains what a container lacks.

@@ -1,5 +1,5 @@
-//! Looks up the names of endpoints. The container's own resolvers answer, over sockets with a mark that the packet rules
-//! let pass to exactly these resolvers. The C library's resolver cannot be used: it asks the tunnel's.
+//! Looks up the names of endpoints. The container's own resolvers answer, over sockets with a mark that the packet
+//! rules let pass to exactly these resolvers. The C library's resolver cannot be used: it asks the tunnel's.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -64,7 +64,8 @@ impl EndpointResolver {
         Arc::new(move |endpoint| look_up(endpoint, &servers))
     }
 
-    /// Looks up all endpoints of a configuration. Endpoints that do not resolve are left out, and looked up again later.
+    /// Looks up all endpoints of a configuration. Endpoints that do not resolve are left out, and looked up again
+    /// later.
     pub(super) fn look_up_all(&self, config: &Config) -> Vec<SocketAddr> {
         let endpoints = config.wireguard.peers.iter().filter_map(|peer| peer.endpoint.clone());
         let look_ups = endpoints.map(|endpoint| {

@@ -1,5 +1,5 @@
-//! The resolvers of the container: the file `/etc/resolv.conf`, which a container engine mounts into each container of a
-//! pod. It can only be written in place.
+//! The resolvers of the container: the file `/etc/resolv.conf`, which a container engine mounts into each container of
+//! a pod. It can only be written in place.
 //!
 //! The former nameservers stay in the file as a comment. A process that is started again needs them to look up the
 //! names of endpoints.
@@ -49,8 +49,8 @@ pub(super) fn keep_former(plan: &mut AttachmentPlan, former: &[IpAddr]) {
 
 /// Writes the planned text, unless the tunnel has no resolvers or the file names them already.
 ///
-/// A file that cannot be written is no reason to fail, because no query reaches another resolver: a warning says what to
-/// set instead.
+/// A file that cannot be written is no reason to fail, because no query reaches another resolver: a warning says what
+/// to set instead.
 pub(super) fn write(plan: &AttachmentPlan) {
     let (servers, text) = (nameservers(&plan.dns.resolv_conf), &plan.dns.resolv_conf);
     if servers.is_empty() {

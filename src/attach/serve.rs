@@ -81,8 +81,8 @@ impl Server {
         })
     }
 
-    /// Sets the endpoints of the kernel's device, which then works without a process. An endpoint with several addresses
-    /// gets the one that answers.
+    /// Sets the endpoints of the kernel's device, which then works without a process. An endpoint with several
+    /// addresses gets the one that answers.
     pub(super) fn set_endpoints(mut self) -> Result<(), Failure> {
         let deadline = boot_time() + SEARCH_TIMEOUT;
         loop {

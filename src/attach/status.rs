@@ -1,5 +1,5 @@
-//! The status of an attached tunnel. The process of the embedded WireGuard answers queries at an abstract unix socket of
-//! the network namespace, since it has no directory to write to. The kernel's WireGuard is asked itself.
+//! The status of an attached tunnel. The process of the embedded WireGuard answers queries at an abstract unix socket
+//! of the network namespace, since it has no directory to write to. The kernel's WireGuard is asked itself.
 
 use std::io;
 use std::time::Duration;
@@ -135,8 +135,8 @@ pub fn of_this_namespace() -> Result<Option<Status>, Failure> {
 
 /// Asks the process that serves the tunnel. Returns None if there is none.
 ///
-/// Any process of the namespace may take the name of the socket, so only a process of the same user and of a visible PID
-/// namespace is believed.
+/// Any process of the namespace may take the name of the socket, so only a process of the same user and of a visible
+/// PID namespace is believed.
 pub(super) fn ask_process() -> io::Result<Option<Status>> {
     let socket = match local_socket::connect_abstract(ADDRESS, PATIENCE) {
         Ok(socket) => socket,

@@ -87,8 +87,8 @@ pub fn load_rules(rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> R
     loaded.map_err(host_rules::advise_on_kernel)
 }
 
-/// Gives WireGuard's interface its MTU and addresses, brings it up, and adds the tunnel's routes. The caller has created
-/// the interface.
+/// Gives WireGuard's interface its MTU and addresses, brings it up, and adds the tunnel's routes. The caller has
+/// created the interface.
 ///
 /// # Errors
 /// If the kernel refuses a step. The namespace stays closed then.
