@@ -12,10 +12,10 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 use vpn_exec::config::{self, Config, Endpoint, Interface, WgQuick};
 use vpn_exec::keys::{PrivateKey, PublicKey};
 use vpn_exec::linux::capabilities::{self, CapabilitySet};
-use vpn_exec::linux::netlink::Netlink;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::nftables::Nftables;
 use vpn_exec::plan::RULES_TABLE;
-use vpn_exec::plan::attachment::{AttachmentFacts, Placement, interface, plan};
+use vpn_exec::plan::attachment::{AttachmentFacts, AttachmentPlan, Placement, interface, plan};
 use vpn_exec::tunnel::attachment;
 
 /// The time in which a packet arrives that arrives at all.
@@ -28,7 +28,7 @@ const PORT: u16 = 7777;
 const SECRET: &[u8] = b"a packet that must not leave";
 
 /// Closes a pod as `vpn-exec attach --closed` does.
-fn close(pod: &Pod) -> Result<()> {
+fn close(pod: &Pod) -> Result<AttachmentPlan> {
     let wireguard = WgQuick {
         interface: Interface {
             private_key: Some(PrivateKey::from([0x42; 32])),
@@ -46,14 +46,24 @@ fn close(pod: &Pod) -> Result<()> {
     };
     let mut config = Config::new("closed".parse()?, wireguard);
     config.local.networks = vec!["10.43.0.0/24".parse()?, "fd2b::/64".parse()?];
-    pod.namespace.run(|| {
+    let plan = pod.namespace.run(|| {
         let (mut netlink, mut rules) = (Netlink::open()?, Nftables::open()?);
         let addresses = attachment::container_addresses(&mut netlink, &interface())?;
         let facts = AttachmentFacts { addresses, ..AttachmentFacts::default() };
         let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new() };
         let plan = plan(&config, &facts, placement).map_err(|errors| io::Error::other(errors.to_string()))?;
         attachment::close(&mut netlink, &mut rules, &plan, "vpn-exec")
-            .map_err(|error| io::Error::other(error.to_string()))
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(plan)
+    })?;
+    Ok(plan)
+}
+
+/// Undoes [`close`].
+fn reopen(pod: &Pod, plan: &AttachmentPlan) -> Result<()> {
+    pod.namespace.run(|| {
+        Netlink::open()?.execute(plan.routing_rules.iter().map(NetlinkRequest::delete_rule).collect())?;
+        Nftables::open()?.delete(RULES_TABLE)
     })?;
     Ok(())
 }
@@ -135,9 +145,10 @@ fn replies_answer_other_hosts_alone() {
     });
 }
 
-/// TCP connections to the Internet from before the pod was closed do not go on, though the other end sends.
+/// TCP connections to the Internet from before the pod was closed do not go on, though the other end sends and the
+/// kernel cannot end them.
 #[test]
-fn connections_from_before_do_not_go_on() {
+fn tcp_connections_from_before_do_not_go_on() {
     lab::test(Peer::Ours, |lab| {
         let pod = Pod::start(lab)?;
         for to in WEB.both() {
@@ -145,7 +156,7 @@ fn connections_from_before_do_not_go_on() {
             let listener = lab.web_site.run(|| TcpListener::bind(to))?;
             let mut stream = inside(&pod, CapabilitySet::empty(), || TcpStream::connect_timeout(&to, PATIENCE))?;
             let (mut accepted, _) = listener.accept()?;
-            close(&pod)?;
+            let plan = close(&pod)?;
             for _ in 0..3 {
                 accepted.write_all(b"hello")?;
                 std::thread::sleep(Duration::from_millis(50));
@@ -153,7 +164,59 @@ fn connections_from_before_do_not_go_on() {
             }
             std::thread::sleep(Duration::from_millis(300));
             expect_none(lab, "a connection from before")?;
-            pod.namespace.run(|| Nftables::open()?.delete(RULES_TABLE))?;
+            reopen(&pod, &plan)?;
+        }
+        Ok(())
+    });
+}
+
+/// Sockets from before the pod was closed are ended, except those that stay in it or in local networks. The twin shows
+/// that the rules alone would not be enough.
+#[test]
+fn datagrams_of_sockets_from_before_do_not_leave() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        for (is_ended, to) in [(false, WEB.ipv4.into()), (true, WEB.ipv4.into()), (true, IpAddr::from(WEB.ipv6))] {
+            let to = SocketAddr::new(to, PORT);
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let (listener, remote) = lab.web_site.run(|| Ok((TcpListener::bind(to)?, UdpSocket::bind(to)?)))?;
+            remote.set_read_timeout(Some(PATIENCE))?;
+            let service = SocketAddr::new(CLUSTER_SERVICE.ipv4.into(), 80);
+            let (stream, mut local, connected, free, server) = inside(&pod, CapabilitySet::empty(), || {
+                let (connected, free) = (UdpSocket::bind(any)?, UdpSocket::bind(any)?);
+                connected.connect(to)?;
+                connected.send(b"hello")?;
+                free.send_to(b"hello", to)?;
+                let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+                let local = TcpStream::connect_timeout(&service, PATIENCE)?;
+                Ok((stream, local, connected, free, UdpSocket::bind(SocketAddr::new(POD.ipv4.into(), PORT))?))
+            })?;
+            let (_accepted, _) = listener.accept()?;
+            let mut from = [remote.recv_from(&mut [0; 16])?.1, remote.recv_from(&mut [0; 16])?.1];
+            from.sort_unstable();
+            let plan = close(&pod)?;
+            if is_ended {
+                let ended = pod.namespace.run(|| attachment::end_connections(&mut Netlink::open()?, &plan))?;
+                ensure!(ended == 3, "{ended}");
+                let error = stream.take_error()?.context("the connection has ended")?;
+                ensure!(error.kind() == io::ErrorKind::ConnectionAborted, "{error}");
+            }
+            for _ in 0..3 {
+                for from in from {
+                    remote.send_to(b"hello", from)?;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+                let _ = (connected.send(SECRET), connected.send_to(SECRET, to), free.send_to(SECRET, to));
+            }
+            let leaked = leaked(lab)?.len();
+            ensure!(is_ended == (leaked == 0), "{leaked} packets; ended: {is_ended}");
+            lab.capture.forget()?;
+            // The rest is untouched.
+            local.set_read_timeout(Some(PATIENCE))?;
+            ensure!(server.take_error()?.is_none() && local.take_error()?.is_none());
+            reopen(&pod, &plan)?;
+            local.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+            ensure!(local.read(&mut [0; 16])? > 0, "the local connection goes on");
         }
         Ok(())
     });
@@ -177,6 +240,28 @@ fn queries_do_not_pass_as_replies() {
             }
             expect_none(lab, "a query as a reply")?;
         }
+        Ok(())
+    });
+}
+
+/// Docker's resolver listens on a loopback address of the container, and asks the host's resolvers.
+#[test]
+fn dockers_resolver_is_not_asked() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let resolver: SocketAddr = "127.0.0.11:53".parse()?;
+        let (udp, tcp) = pod.namespace.run(|| Ok((UdpSocket::bind(resolver)?, TcpListener::bind(resolver)?)))?;
+        udp.set_nonblocking(true)?;
+        let ask = || {
+            inside(&pod, CapabilitySet::empty(), || {
+                let sent = UdpSocket::bind("127.0.0.1:0")?.send_to(SECRET, resolver).is_ok();
+                Ok((sent, TcpStream::connect_timeout(&resolver, Duration::from_millis(500)).is_ok()))
+            })
+        };
+        ensure!(ask()? == (true, true) && udp.recv(&mut [0; 64]).is_ok(), "the twin: before the pod is closed");
+        close(&pod)?;
+        ensure!(ask()? == (false, false) && udp.recv(&mut [0; 64]).is_err());
+        drop(tcp);
         Ok(())
     });
 }

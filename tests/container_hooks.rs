@@ -3,18 +3,21 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::http::{Page, WebServer};
 use lab::launcher::text_of;
-use lab::{Lab, PROVIDER, Peer, Pod, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
+use lab::{Lab, POD, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use vpn_exec::fault;
-use vpn_exec::linux::namespace::NamespaceId;
+use vpn_exec::linux::namespace::{NamespaceId, bind_name, remove_name};
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
+use vpn_exec::linux::nftables::Nftables;
 use vpn_exec::registry;
 
 /// The profile that the tests use.
@@ -167,7 +170,7 @@ fn a_container_has_the_tunnel_of_its_annotation_as_long_as_it_runs() {
         ensure!(status["link"].is_null() && status["standing"] == true, "{status}");
         let listed = succeed(vpn_exec(["list"]).output()?)?;
         ensure!(listed.contains("CONTAINER") && listed.contains("c1"), "{listed}");
-        let addresses = pod.namespace.run(|| Ok(vpn_exec::linux::netlink::Netlink::open()?.addresses()?))?;
+        let addresses = pod.namespace.run(|| Ok(Netlink::open()?.addresses()?))?;
         ensure!(addresses.iter().any(|(_, net)| net.addr() == TUNNEL_CLIENT.ipv6), "{addresses:?}");
 
         let first = container.poststop()?;
@@ -258,6 +261,76 @@ fn a_killed_keeper_leaves_the_container_closed_until_another_takes_over() {
     });
 }
 
+/// Docker runs createRuntime before the container has an interface, with IPv6 switched off.
+#[test]
+fn a_container_whose_network_comes_later_has_the_tunnel_from_its_first_packet() {
+    test(|lab, pod| {
+        let index = pod.namespace.run(|| {
+            vpn_exec::linux::sysctl::set("net/ipv6/conf/all/disable_ipv6", "1")?;
+            vpn_exec::linux::sysctl::set("net/ipv6/conf/default/disable_ipv6", "1")?;
+            let mut netlink = Netlink::open()?;
+            let index = netlink.link("eth0")?.map_or(0, |link| link.index);
+            netlink.execute_one(NetlinkRequest::delete_address(index, "eth0", address(POD.ipv4)))?;
+            Ok(index)
+        })?;
+        let container = Container::start(pod, "c1")?;
+        succeed(container.create(NAME)?)?;
+        pod.namespace.run(|| {
+            let router = Some(POD_GATEWAY.ipv4.into());
+            let everywhere = "0.0.0.0/0".parse().map_err(std::io::Error::other)?;
+            let requests = vec![
+                NetlinkRequest::add_address(index, "eth0", address(POD.ipv4)),
+                NetlinkRequest::add_route(index, "eth0", everywhere, router).or_exists(),
+            ];
+            Ok(Netlink::open()?.execute(requests)?)
+        })?;
+        require_tunnel(pod)?;
+        let page = pod.namespace.run(|| lab::http::get(&format!("http://[{}]/", WEB.ipv6), lab::patience(PATIENCE)))?;
+        ensure!(page.trim() == PROVIDER.ipv6.to_string(), "IPv6 works in the tunnel: {page}");
+        require_no_leaks(lab)?;
+
+        // Replies to inbound connections leave as they came in. Their packets are no leaks.
+        let _service = WebServer::start(&pod.namespace, 80, Page::ClientAddress)?;
+        let url = format!("http://{}/", POD.ipv4);
+        let seen = lab.web_site.run(|| lab::http::get(&url, lab::patience(PATIENCE)))?;
+        ensure!(seen.trim() == WEB.ipv4.to_string(), "the container saw {seen:?}");
+        container.end()
+    });
+}
+
+fn address(ipv4: std::net::Ipv4Addr) -> ipnet::IpNet {
+    ipnet::Ipv4Net::new_assert(ipv4, 24).into()
+}
+
+/// The guilty twins: without the packet rules, packets from the container's own address leave by its interface.
+#[test]
+fn without_its_protections_a_container_leaks() {
+    test(|lab, pod| {
+        for (broken, is_guilty) in [("", false), ("routes", false), ("rules", true), ("rules,routes", true)] {
+            let container = Container::start(pod, "c1")?;
+            let environment = [("VPN_EXEC_TEST_BREAK", broken)];
+            let output = hook(&["createRuntime"], &container.state(Some(NAME)), &environment)?;
+            succeed(output)?;
+            lab.capture.forget()?;
+            pod.namespace.run(|| {
+                let socket = std::net::UdpSocket::bind((POD.ipv4, 0))?;
+                // The rules refuse the packet with an error.
+                let _ = socket.send_to(b"leak", (WEB.ipv4, 9));
+                Ok(())
+            })?;
+            let leaks = lab.capture.leaks()?;
+            ensure!(leaks.is_empty() != is_guilty, "broken: {broken:?}: {leaks:?}");
+            container.end()?;
+            require_nothing_left()?;
+            // The rules of the last container stay, so the twin needs them gone.
+            if !broken.contains("rules") {
+                pod.namespace.run(|| Nftables::open()?.delete("vpn-exec"))?;
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn only_profiles_of_the_machine_can_be_named() {
     test(|lab, pod| {
@@ -309,6 +382,11 @@ fn nothing_is_left_after_a_failure_or_a_kill_at_any_step() {
     });
 }
 
+/// Returns the engine's path of a pod's network namespace.
+fn pod_path(id: &str) -> PathBuf {
+    format!("/run/lab/cni-{id}").into()
+}
+
 /// Runs the network plugin as a runtime does. Returns its answer if it succeeds.
 fn cni(command: &str, id: &str, pod: &Pod, more: Value) -> Result<Result<String, Value>> {
     let mut configuration = json!({
@@ -321,7 +399,11 @@ fn cni(command: &str, id: &str, pod: &Pod, more: Value) -> Result<Result<String,
     let mut plugin = vpn_exec(["cni"]);
     plugin.env_clear().env("CNI_COMMAND", command).env("CNI_CONTAINERID", id).env("CNI_IFNAME", "eth0");
     if command == "ADD" || command == "CHECK" {
-        plugin.env("CNI_NETNS", pod.path());
+        let path = pod_path(id);
+        plugin.env("CNI_NETNS", &path);
+        if !path.exists() {
+            bind_name(&pod.namespace, &path, "")?;
+        }
     }
     let output = run_with_input(plugin, &configuration.to_string())?;
     let answer = String::from_utf8(output.stdout.clone())?;
@@ -367,6 +449,22 @@ fn a_pod_has_the_tunnel_of_its_annotation_until_its_network_is_removed() {
         let error = cni("ADD", "pod1", pod, annotated("other"))?.expect_err("no such profile");
         ensure!(error["msg"].to_string().contains("there is no profile 'other'"), "{error}");
         require_no_leaks(lab)
+    });
+}
+
+#[test]
+fn the_tunnel_of_a_pod_that_is_gone_does_not_stay() {
+    test(|lab, pod| {
+        let done = |answer: Result<String, Value>| answer.map_err(|error| anyhow::anyhow!("{error}"));
+        done(cni("ADD", "pod1", pod, annotated(NAME))?)?;
+        // The engine removes the pod, and crashes before DEL. The next pod need not wait for the keeper.
+        remove_name(&pod_path("pod1"))?;
+        done(cni("ADD", "pod2", pod, annotated(NAME))?)?;
+        require_tunnel(pod)?;
+        ensure!(status()?["container"]["id"] == "pod2");
+        remove_name(&pod_path("pod2"))?;
+        require_nothing_left()?;
+        require_closed(lab, pod)
     });
 }
 

@@ -9,6 +9,7 @@ use crate::container::cni::{Attachment, Error, ErrorCode, Operation, Request, ve
 use crate::container::read_limited;
 use crate::failure::{Doing, Failure};
 use crate::lease::status::{self, Condition};
+use crate::linux::namespace::NamespaceId;
 use crate::linux::process;
 use crate::names::TunnelName;
 use crate::registry::{self, Container, NetworkAttachment};
@@ -88,9 +89,11 @@ fn add(name: &TunnelName, network: &str, attachment: &Attachment, namespace: &Pa
         return Ok(());
     }
     let Attachment { container, interface } = attachment.clone();
-    let attachment = NetworkAttachment { network: network.to_owned(), interface };
-    let container = Container { id: container, process: None, attachment: Some(attachment) };
+    let path = namespace.to_owned();
     let namespace = tunnel::open_namespace(namespace)?;
+    let id = namespace.id().doing("identify the pod's network namespace")?;
+    let attachment = NetworkAttachment { network: network.to_owned(), interface, path, namespace: id };
+    let container = Container { id: container, process: None, attachment: Some(attachment) };
     containers::create_tunnel(name, NamedBy::Annotation, ContainerPlace { namespace, container })
 }
 
@@ -114,7 +117,7 @@ fn check(name: &TunnelName, attachment: &Attachment, namespace: &Path) -> Result
 }
 
 /// Returns the namespace of a tunnel if it serves the pod of an attachment.
-fn serves(name: &TunnelName, attachment: &Attachment) -> Result<Option<crate::linux::namespace::NamespaceId>, Failure> {
+fn serves(name: &TunnelName, attachment: &Attachment) -> Result<Option<NamespaceId>, Failure> {
     let state = registry::read(name).map_err(Failure::new)?;
     let is_its = |container: &Container| container.id == attachment.container && container.attachment.is_some();
     Ok(state.filter(|state| state.container.as_ref().is_some_and(is_its)).map(|state| state.namespace))

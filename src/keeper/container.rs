@@ -2,43 +2,71 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
+use crate::linux::clock::boot_time;
 use crate::linux::process::ProcessHandle;
 use crate::registry::Container;
 
+/// The interval at which the keeper looks whether a pod still exists. Usually the pod's engine reports its end.
+const POD_INTERVAL: Duration = Duration::from_secs(10);
+
 /// A watch for the end of a container.
-#[derive(Debug, Default)]
-pub(super) struct ContainerWatch {
-    process: Option<ProcessHandle>,
-    has_ended: bool,
+#[derive(Debug)]
+pub(super) enum ContainerWatch {
+    /// The tunnel is no container's.
+    Off,
+    /// The container's first process.
+    Process(ProcessHandle),
+    /// A pod, and when to look for it again, as time since boot.
+    Pod(Container, Duration),
+    /// The container had ended before the watch began.
+    Ended,
 }
 
 impl ContainerWatch {
-    /// Begins to watch the first process of a container. A pod without a known process is not watched: its engine
-    /// reports its end.
+    /// Begins to watch a container, if there is one.
     ///
     /// # Errors
-    /// If the process cannot be watched, except that it has ended.
+    /// If its first process cannot be watched, except that it has ended.
     pub(super) fn open(container: Option<&Container>) -> io::Result<Self> {
-        let Some(process) = container.and_then(|container| container.process) else { return Ok(Self::default()) };
+        let Some(container) = container else { return Ok(Self::Off) };
+        let Some(process) = container.process else {
+            return Ok(Self::Pod(container.clone(), boot_time() + POD_INTERVAL));
+        };
         let handle = match ProcessHandle::of(process.pid) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
-            other => Some(other?),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Self::Ended),
+            other => other?,
         };
         // The handle was opened by a number, which another process may have by now.
-        Ok(match handle.filter(|_| process.is_alive()) {
-            Some(handle) => Self { process: Some(handle), has_ended: false },
-            None => Self { process: None, has_ended: true },
-        })
+        Ok(if process.is_alive() { Self::Process(handle) } else { Self::Ended })
     }
 
     /// Returns the descriptor that is readable once the container has ended.
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.process.as_ref().map(AsFd::as_fd)
+        match self {
+            Self::Process(handle) => Some(handle.as_fd()),
+            Self::Off | Self::Pod(..) | Self::Ended => None,
+        }
     }
 
-    /// Returns whether the container had ended before the watch began.
-    pub(super) fn has_ended(&self) -> bool {
-        self.has_ended
+    /// Returns when to look for the container again, as time since boot.
+    pub(super) fn due(&self) -> Option<Duration> {
+        match self {
+            Self::Pod(_, due) => Some(*due),
+            Self::Off | Self::Process(_) | Self::Ended => None,
+        }
+    }
+
+    /// Returns whether the container has ended, as far as that is known at a time since boot without the descriptor.
+    pub(super) fn has_ended(&mut self, now: Duration) -> bool {
+        match self {
+            Self::Ended => true,
+            Self::Pod(pod, due) if *due <= now => {
+                *due = now + POD_INTERVAL;
+                !pod.is_alive()
+            }
+            Self::Off | Self::Process(_) | Self::Pod(..) => false,
+        }
     }
 }

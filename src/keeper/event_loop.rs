@@ -205,7 +205,8 @@ impl Keeper {
         if self.handshake_deadline.is_some_and(|deadline| deadline <= now) {
             return Some(End::Broken("no handshake with any peer in time".into()));
         }
-        if self.container.has_ended() {
+        if self.container.has_ended(now) {
+            tracing::info!("the container has ended");
             return Some(End::ContainerEnded);
         }
         if self.leases.stop_expecting(&self.clients, now) {
@@ -233,6 +234,7 @@ impl Keeper {
             self.host_network.due(),
             self.handshake_deadline,
             self.leases.due(),
+            self.container.due(),
             self.service.due(),
         ];
         all.into_iter().flatten().min()

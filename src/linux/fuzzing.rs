@@ -5,11 +5,12 @@ use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 
 use super::netlink::channel::{AnswerHeader, Messages, refusal};
-use super::{iptables, nftables, unix_sockets};
+use super::{internet_sockets, iptables, nftables, unix_sockets};
 
-/// Parses a netlink datagram as answers about links, addresses and routes, about packet rules, and about unix sockets.
+/// Parses a netlink datagram as answers about links, addresses and routes, about packet rules, and about sockets.
 pub fn netlink(datagram: &[u8]) {
     unix_sockets::inspect_datagram(datagram);
+    internet_sockets::inspect_datagram(datagram);
     for message in Messages(datagram) {
         let _ = AnswerHeader::of(message);
         let _ = refusal(message);

@@ -9,6 +9,7 @@ pub mod dynamic_user;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod in_place;
+pub mod internet_sockets;
 pub mod iptables;
 pub mod listening_sockets;
 pub mod local_socket;

@@ -1,12 +1,13 @@
 //! The state of a tunnel.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::Mark;
 use crate::failure::Failure;
-use crate::linux::namespace::NamespaceId;
+use crate::linux::namespace::{self, NameLookup, NamespaceId};
 use crate::linux::process::ProcessId;
 use crate::names::{ContainerId, TunnelName};
 use crate::wireguard::Backend;
@@ -50,6 +51,22 @@ pub struct NetworkAttachment {
     pub network: String,
     /// The name of the interface in the pod.
     pub interface: String,
+    /// The engine's path of the pod's network namespace. The engine removes it with the pod.
+    pub path: PathBuf,
+    /// That namespace.
+    pub namespace: NamespaceId,
+}
+
+impl NetworkAttachment {
+    /// Returns whether the engine's path still leads to the pod's namespace. When in doubt, the answer is yes.
+    fn exists(&self) -> bool {
+        match namespace::look_up(&self.path) {
+            Ok(NameLookup::Namespace(found)) => found.id().map_or(true, |id| id == self.namespace),
+            Ok(NameLookup::Free | NameLookup::File(_)) => false,
+            // Not every process may look at every path.
+            Err(_) => true,
+        }
+    }
 }
 
 impl fmt::Display for Container {
@@ -60,9 +77,10 @@ impl fmt::Display for Container {
 }
 
 impl Container {
-    /// Returns whether the container still exists, as far as this machine knows: the engine reports the end of a pod.
+    /// Returns whether the container's first process is alive, or the pod's network namespace exists.
     pub fn is_alive(&self) -> bool {
-        self.process.is_none_or(|process| process.is_alive())
+        let has_network = || self.attachment.as_ref().is_none_or(NetworkAttachment::exists);
+        self.process.map_or_else(has_network, |process| process.is_alive())
     }
 
     /// Returns the refusal of another use of the container's tunnel.

@@ -19,7 +19,7 @@ use crate::lease::{self, Lease};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, Container, TunnelDirectory};
+use crate::registry::{self, TunnelDirectory};
 use crate::request::{RequestedTunnel, TunnelRequest};
 use crate::tunnel::ContainerPlace;
 use approach::{Approach, approach};
@@ -104,8 +104,12 @@ pub(crate) fn start(
 pub(crate) fn start_in(request: Box<TunnelRequest>, place: ContainerPlace) -> Result<Session, Failure> {
     let name = request.config.name.clone();
     let state = registry::read(&name).map_err(Failure::new)?;
-    if let Some(container) = state.and_then(|state| state.container).filter(Container::is_alive) {
-        return Err(container.refuse_other_use(&name));
+    if let Some(former) = state.and_then(|state| state.container) {
+        if former.is_alive() {
+            return Err(former.refuse_other_use(&name));
+        }
+        // Its keeper may not have noticed the end yet.
+        lease::take_down_if(&name, &|state| state.container.as_ref() == Some(&former))?;
     }
     let directory = match approach(&name)? {
         Approach::Claimed(directory) => directory,

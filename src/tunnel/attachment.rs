@@ -7,16 +7,19 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
 use super::{LOADING_RULES, host_rules};
 use crate::failure::{Doing, Failure};
 use crate::fault;
+use crate::linux::internet_sockets::{InternetSocket, InternetSockets, SocketProtocol};
 use crate::linux::netlink::route::{Route, RouteKind};
 use crate::linux::netlink::rule::PolicyRule;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::{self, Nftables};
+use crate::linux::sysctl;
 use crate::names::InterfaceName;
 use crate::plan::RULES_TABLE;
 use crate::plan::attachment::{AttachedRoute, AttachmentPlan, PRIORITIES, TABLE};
@@ -62,6 +65,45 @@ pub fn close(netlink: &mut Netlink, rules: &mut Nftables, plan: &AttachmentPlan,
     let is_stale = |rule: &&PolicyRule| is_own(rule) && !plan.routing_rules.contains(rule);
     requests.extend(present.iter().filter(is_stale).map(NetlinkRequest::delete_rule));
     netlink.execute(requests).doing(ROUTING)
+}
+
+/// Ends the connections of programs that were in a namespace before it was closed, except those to the namespace itself
+/// and to local networks. Returns their number. The calling thread must be in the namespace, and `netlink` be one of it.
+///
+/// The packet rules stop what goes out, but cannot tell everything apart: the next datagram from the other end of an
+/// older UDP "connection" looks like the first of an inbound one, and the program's answers like replies. So its socket
+/// is disconnected. A UDP socket that sends to anybody loses its port, if the kernel has chosen the port.
+///
+/// # Errors
+/// Fails with `NotFound` or `EOPNOTSUPP` on a kernel that cannot list or end sockets.
+pub fn end_connections(netlink: &mut Netlink, plan: &AttachmentPlan) -> io::Result<usize> {
+    let own: Vec<IpAddr> = netlink.addresses()?.into_iter().map(|(_, address)| address.addr()).collect();
+    let stays = |address: IpAddr| address.is_loopback() || own.contains(&address) || plan.is_local(&address);
+    let chosen_by_kernel = kernel_chosen_ports()?;
+    let sockets = InternetSockets::open()?;
+    let leads_out = |socket: &InternetSocket| match (socket.protocol, socket.remote) {
+        (_, Some(remote)) => !stays(remote.ip()),
+        (SocketProtocol::Tcp, None) => false,
+        (SocketProtocol::Udp, None) => {
+            !socket.local.ip().is_loopback() && chosen_by_kernel.contains(&socket.local.port())
+        }
+    };
+    let ended: Vec<InternetSocket> = sockets.all()?.into_iter().filter(leads_out).collect();
+    for socket in &ended {
+        tracing::debug!("ending the {:?} connection {} to {:?}", socket.protocol, socket.local, socket.remote);
+        sockets.end(socket)?;
+    }
+    Ok(ended.len())
+}
+
+/// Returns the ports that the kernel gives to sockets which do not choose one (`ip_local_port_range` of ip(7)).
+fn kernel_chosen_ports() -> io::Result<RangeInclusive<u16>> {
+    let text = sysctl::get("net/ipv4/ip_local_port_range")?;
+    let mut numbers = text.split_ascii_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok(first..=last),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("ip_local_port_range is not a range: {text:?}"))),
+    }
 }
 
 /// Loads the packet rules of a plan in place of those of a former one, in one transaction.

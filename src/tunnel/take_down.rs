@@ -23,7 +23,7 @@ const LINKS_POLL: Duration = Duration::from_micros(500);
 
 impl Tunnel {
     /// Removes the tunnel's names, and the host's rules. Works at any point of [`Tunnel::create`], and goes on after a
-    /// failure. The links remain until the namespace is closed by [`Tunnel::release`].
+    /// failure. The links of a namespace of the tunnel's own remain until [`Tunnel::release`] closes it.
     ///
     /// # Errors
     /// The first failure of a step.
@@ -41,8 +41,30 @@ impl Tunnel {
         self.post_down_due = false;
         fault::point("after the name is gone")?;
         let host = self.remove_host_rules();
+        let interface = self.remove_from_container();
         fault::point("after the host's rules are gone")?;
-        closed.and(pre_down).and(unnamed).and(post_down).and(host)
+        closed.and(pre_down).and(unnamed).and(post_down).and(host).and(interface)
+    }
+
+    /// Removes WireGuard's interface from a container's namespace, which does not end with the tunnel. The next tunnel
+    /// in that namespace needs the interface's name.
+    fn remove_from_container(&mut self) -> Result<(), Failure> {
+        const REMOVING: &str = "remove WireGuard's interface from the container";
+        if self.container.is_none() {
+            return Ok(());
+        }
+        let Some(device) = self.device.take() else { return Ok(()) };
+        let ends_with_device = device.remove_interface_on_drop().doing(REMOVING)?;
+        drop(device);
+        if ends_with_device {
+            return Ok(());
+        }
+        let interface = self.plan.wireguard.interface.clone();
+        let netlink = &mut self.inner()?.netlink;
+        match netlink.link(interface.as_str()).doing(REMOVING)? {
+            Some(link) => netlink.execute_one(NetlinkRequest::delete_link(link.index, &link.name)).doing(REMOVING),
+            None => Ok(()),
+        }
     }
 
     fn remove_host_rules(&mut self) -> Result<(), Failure> {

@@ -107,7 +107,7 @@ impl AttachmentPlan {
     }
 
     /// Returns whether an address is reached outside the tunnel.
-    fn is_local(&self, address: &IpAddr) -> bool {
+    pub fn is_local(&self, address: &IpAddr) -> bool {
         let tunnel: Vec<IpNet> = firewall::tunnel_routes(&self.wireguard).collect();
         local_networks::is_local(&self.local_networks, &tunnel, address)
     }
