@@ -31,6 +31,7 @@ use std::net::SocketAddr;
 
 use crate::config::Config;
 use crate::failure::{Doing, Failure};
+use crate::fault;
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
 use crate::linux::nftables::Nftables;
@@ -107,6 +108,7 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     }
     close(&mut site.netlink, &mut site.rules, &first, OWNER).map_err(requirements::explain_rules)?;
     tracing::info!("closed the network namespace: packets leave by the tunnel and to local networks only");
+    fault::point("after closing the namespace")?;
     // The rules let the queries pass, and the route to an endpoint decides the MTU.
     let mut plan = first;
     if names::has_names(config) {
@@ -118,9 +120,12 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     }
 
     let (device, events) = device::obtain(&mut site, &plan, config)?;
+    fault::point("after the attached device")?;
     enable_ipv6(&plan).doing("switch IPv6 on for WireGuard's interface")?;
     open(&mut site.netlink, &plan)?;
+    fault::point("after the attached routes")?;
     resolv_conf::write(&plan);
+    fault::point("after the resolvers")?;
     let backend = device.backend();
     tracing::info!("attached the tunnel {} with the {backend} WireGuard", plan.name);
     let forwarder = forwarder::start(&plan)?;
