@@ -31,6 +31,7 @@ use std::net::SocketAddr;
 
 use crate::config::Config;
 use crate::failure::{Doing, Failure};
+use crate::fault;
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
 use crate::linux::nftables::Nftables;
@@ -94,7 +95,11 @@ fn plan_with(
 /// # Errors
 /// If the container lacks a capability or a device, or the kernel refuses a step.
 pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
+    // The first process of a container loses signals that it does not block.
+    let signals = serve::block_signals()?;
     let mut site = Site::open()?;
+    requirements::require_container()?;
+    refuse_second_process()?;
     let resolver = EndpointResolver::read(config);
     let known = attachment::known_endpoints(config);
     let first = plan_with(&mut site.netlink, config, &resolver, &known)?;
@@ -107,6 +112,7 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
         end_former_connections(&mut site, &first);
     }
     tracing::info!("closed the network namespace: packets leave by the tunnel and to local networks only");
+    fault::point("after closing the namespace")?;
     // The rules let the queries pass, and the route to an endpoint decides the MTU.
     let mut plan = first;
     if names::has_names(config) {
@@ -117,11 +123,13 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
         return Ok(());
     }
 
-    let signals = serve::block_signals()?;
     let (device, events) = device::obtain(&mut site, &plan, config)?;
+    fault::point("after the attached device")?;
     enable_ipv6(&plan).doing("switch IPv6 on for WireGuard's interface")?;
     open(&mut site.netlink, &plan)?;
+    fault::point("after the attached routes")?;
     resolv_conf::write(&plan);
+    fault::point("after the resolvers")?;
     let backend = device.backend();
     tracing::info!("attached the tunnel {} with the {backend} WireGuard", plan.name);
     let forwarder = forwarder::start(&plan)?;
@@ -143,6 +151,23 @@ fn end_former_connections(site: &mut Site, plan: &AttachmentPlan) {
         Err(error) => tracing::warn!(
             "cannot end the connections of programs that ran here before: {error}; restart these programs"
         ),
+    }
+}
+
+/// Fails if another process of this container serves a tunnel. Its packet rules would be replaced otherwise. A process
+/// of another container is found by its interface, which is in use.
+fn refuse_second_process() -> Result<(), Failure> {
+    match status::ask_process() {
+        Ok(Some(other)) => Err(Failure::new(format!(
+            "process {} has attached the tunnel {} to this network namespace already",
+            other.keeper, other.name
+        ))
+        .advise("end that process first")),
+        Ok(None) => Ok(()),
+        Err(error) => {
+            tracing::debug!(%error, "cannot query a process at the status socket");
+            Ok(())
+        }
     }
 }
 
