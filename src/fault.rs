@@ -31,6 +31,10 @@ pub const TAKE_DOWN: [&str; 4] = [
     "before the state is gone",
 ];
 
+/// The points of attaching a tunnel to the namespace of the process, in order.
+pub const ATTACHING: [&str; 4] =
+    ["after closing the namespace", "after the attached device", "after the attached routes", "after the resolvers"];
+
 /// The points at which the start of a program's guard can fail.
 pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter"];
 
@@ -49,7 +53,7 @@ mod enabled {
 
     use nix::sys::signal::{Signal, raise};
 
-    use super::{GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN};
+    use super::{ATTACHING, GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN};
     use crate::failure::{Doing, Failure};
 
     /// The points of creating or taking down a tunnel: `POINT` makes the point fail, `kill:POINT` kills the process
@@ -61,7 +65,8 @@ mod enabled {
 
     /// Fails, kills the process or stops it, if the test has chosen this point.
     pub(crate) fn point(name: &str) -> Result<(), Failure> {
-        assert!(SET_UP.contains(&name) || TAKE_DOWN.contains(&name), "{name:?} is missing in the lists of points");
+        let is_listed = SET_UP.iter().chain(&TAKE_DOWN).chain(&ATTACHING).any(|point| *point == name);
+        assert!(is_listed, "{name:?} is missing in the lists of points");
         let Ok(chosen) = std::env::var(FAIL) else { return Ok(()) };
         match chosen.as_str() {
             chosen if chosen == name => Err(io::Error::other("a test made it fail")).doing(format!("continue {name}")),

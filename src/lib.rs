@@ -9,6 +9,7 @@
 //! | `session` | getting hold of a tunnel: join, claim, adopt, create; recovery after a killed keeper |
 //! | `request` | file, profile and command line brought together |
 //! | [`logging`], [`cli`] | messages; the grammar of the command line |
+//! | [`attach`] | the process that attaches a tunnel to a container's namespace |
 //! | [`keeper`] | the daemon that owns a tunnel: event loop, clients, ports, service manager |
 //! | [`endpoints`] | the address of each peer: look-ups, the search for an address that answers, the MTU |
 //! | [`lease`] | the protocol between the keeper and its clients, with status and handover |
@@ -31,6 +32,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod attach;
 pub mod bus;
 pub mod cli;
 mod color;

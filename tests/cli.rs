@@ -383,6 +383,7 @@ fn each_command_has_a_man_page() {
         .collect();
     pages.sort();
     let commands = [
+        "-attach",
         "-cdi",
         "-check",
         "-cni",

@@ -244,6 +244,28 @@ fn queries_do_not_pass_as_replies() {
     });
 }
 
+/// Docker's resolver listens on a loopback address of the container, and asks the host's resolvers.
+#[test]
+fn dockers_resolver_is_not_asked() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let resolver: SocketAddr = "127.0.0.11:53".parse()?;
+        let (udp, tcp) = pod.namespace.run(|| Ok((UdpSocket::bind(resolver)?, TcpListener::bind(resolver)?)))?;
+        udp.set_nonblocking(true)?;
+        let ask = || {
+            inside(&pod, CapabilitySet::empty(), || {
+                let sent = UdpSocket::bind("127.0.0.1:0")?.send_to(SECRET, resolver).is_ok();
+                Ok((sent, TcpStream::connect_timeout(&resolver, Duration::from_millis(500)).is_ok()))
+            })
+        };
+        ensure!(ask()? == (true, true) && udp.recv(&mut [0; 64]).is_ok(), "the twin: before the pod is closed");
+        close(&pod)?;
+        ensure!(ask()? == (false, false) && udp.recv(&mut [0; 64]).is_err());
+        drop(tcp);
+        Ok(())
+    });
+}
+
 /// The pod serves clients on the Internet and in the cluster, and reaches the cluster: the judge can see packets.
 #[test]
 fn a_closed_pod_serves_and_reaches_the_cluster() {

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, from top to bottom. A module uses only itself and modules below it.
-const MODULES: [&str; 30] = [
+const MODULES: [&str; 31] = [
     "commands",
     "program",
     "session",
     "request",
     "logging",
     "cli",
+    "attach",
     "keeper",
     "endpoints",
     "lease",

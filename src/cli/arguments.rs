@@ -23,9 +23,12 @@ pub type Ports = Vec<Publish>;
 /// The ports of a single `--host-port`.
 pub type HostPorts = Vec<HostPort>;
 
+/// The heading of the options of a tunnel in the help.
+const TUNNEL_OPTIONS: &str = "Tunnel options";
+
 /// The options of a tunnel, which supplement or override its file and profile.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Tunnel options")]
+#[command(next_help_heading = TUNNEL_OPTIONS)]
 pub struct TunnelArgs {
     /// WireGuard implementation [default: auto, the kernel's where available]
     #[arg(long, value_enum, value_name = "BACKEND", hide_possible_values = false)]
@@ -159,6 +162,71 @@ pub struct ShellArgs {
     pub launch: LaunchArgs,
 }
 
+/// The arguments of `vpn-exec attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The tunnel.
+    #[command(flatten)]
+    pub source: SourceArgs,
+
+    /// Only close the namespace, without a tunnel
+    #[arg(long)]
+    pub closed: bool,
+
+    /// Print the state of the namespace, for probes; needs no tunnel's name
+    #[arg(
+        long,
+        conflicts_with_all = ["SourceArgs", "closed", "backend", "mtu", "dns", "dns_for", "search", "local", "open"]
+    )]
+    pub check: bool,
+
+    /// WireGuard implementation [default: auto, the kernel's where available]
+    #[arg(long, value_enum, value_name = "BACKEND", help_heading = TUNNEL_OPTIONS)]
+    pub backend: Option<BackendChoice>,
+
+    /// MTU of the WireGuard interface in bytes [default: the file's, else computed from the route to the endpoint]
+    #[arg(long, value_name = "BYTES", value_parser = parse_mtu, help_heading = TUNNEL_OPTIONS)]
+    pub mtu: Option<u32>,
+
+    /// DNS server, instead of the file's (repeatable)
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver, help_heading = TUNNEL_OPTIONS)]
+    pub dns: Vec<IpAddr>,
+
+    /// DNS server for a domain and all names below it, such as cluster.local=10.43.0.10: in a local network, or one of
+    /// the tunnel's (repeatable)
+    #[arg(long, value_name = "DOMAIN=ADDRESS", value_parser = parse_dns_for, help_heading = TUNNEL_OPTIONS)]
+    pub dns_for: Vec<DomainResolvers>,
+
+    /// DNS search domain, instead of the file's (repeatable)
+    #[arg(long, value_name = "DOMAIN", help_heading = TUNNEL_OPTIONS)]
+    pub search: Vec<String>,
+
+    /// Reach a network outside the tunnel, such as the cluster's 10.43.0.0/16 (repeatable)
+    #[arg(long, value_name = "NETWORK", value_parser = parse_local, help_heading = TUNNEL_OPTIONS)]
+    pub local: Vec<IpNet>,
+
+    /// Accept connections through the tunnel to a port: `PORT[/tcp|/udp]`; ranges are allowed (repeatable)
+    #[arg(long, value_name = "PORTS", value_parser = parse_open, help_heading = TUNNEL_OPTIONS)]
+    pub open: Vec<OpenPorts>,
+}
+
+impl AttachArgs {
+    /// Returns the options of the tunnel.
+    pub fn tunnel(&self) -> TunnelArgs {
+        let Self { backend, mtu, dns, dns_for, search, local, open, .. } = self;
+        TunnelArgs {
+            backend: *backend,
+            mtu: *mtu,
+            dns: dns.clone(),
+            dns_for: dns_for.clone(),
+            search: search.clone(),
+            local: local.clone(),
+            open: open.clone(),
+            ..TunnelArgs::default()
+        }
+    }
+}
+
 /// The arguments of `vpn-exec plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
@@ -169,6 +237,10 @@ pub struct PlanArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Show what `vpn-exec attach` would do in the network namespace of this process
+    #[arg(long)]
+    pub attach: bool,
 
     /// The options of the program.
     #[command(flatten)]

@@ -170,6 +170,9 @@ pub enum Command {
     Status(StatusArgs),
     /// List all tunnels, one per line
     List(ListArgs),
+    /// Put a tunnel into the network namespace of this process: that of a container or a pod
+    #[command(after_help = ATTACH_AFTER_HELP)]
+    Attach(AttachArgs),
     /// Show the messages of a tunnel's keeper
     Logs(LogsArgs),
     /// Show all that would be done, and change nothing
@@ -202,6 +205,25 @@ const SHELL_AFTER_HELP: &str = "\
 Prompt:
   The variable VPN_EXEC_TUNNEL holds the tunnel's name. For a prompt of bash that shows it, add to ~/.bashrc:
     PS1=\"${VPN_EXEC_TUNNEL:+($VPN_EXEC_TUNNEL) }$PS1\"";
+
+const ATTACH_AFTER_HELP: &str = "\
+Needs:
+  the capability NET_ADMIN; the embedded WireGuard also needs /dev/net/tun. Nothing else: no other capability, no
+  writable file system, no kernel parameter.
+
+What it does:
+  Closes the namespace first. Then packets leave it by the tunnel and to the networks of --local only. With the
+  kernel's WireGuard it exits when the tunnel is set up. Otherwise it stays until SIGTERM or SIGINT, and the
+  namespace stays closed after it.
+
+Exit status of --check:
+  0    the namespace is closed, and the last handshake is at most 135 s old
+  3    the namespace is closed, but the tunnel is connecting, stale or not running; or the rules were changed
+  4    no tunnel is attached
+  125  vpn-exec failed
+
+Example of a pod's sidecar:
+  vpn-exec attach /etc/wireguard/wg0.conf --local 10.42.0.0/16 --local 10.43.0.0/16";
 
 const STATUS_AFTER_HELP: &str = "\
 Exit status of --check:

@@ -1,5 +1,6 @@
 //! One file per command. Each reads like a recipe, from top to bottom.
 
+mod attach;
 mod cdi;
 mod check;
 mod cni;
@@ -59,6 +60,7 @@ pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Some(Command::Status(arguments)) => status::run(&arguments, cli.verbosity.quiet),
         Some(Command::List(arguments)) => list::run(&arguments),
         Some(Command::Logs(arguments)) => logs::run(&arguments),
+        Some(Command::Attach(arguments)) => attach::run(&arguments, cli.verbosity.quiet),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Check(arguments)) => check::run(&arguments),
         Some(Command::Unit(arguments)) => unit::run(&arguments),

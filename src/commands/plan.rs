@@ -1,8 +1,12 @@
 //! `vpn-exec plan`: shows all that would be done, and changes nothing.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
+use serde::Serialize;
+
 use super::print;
+use crate::attach;
 use crate::cli::PlanArgs;
 use crate::failure::{Doing, Failure};
 use crate::plan;
@@ -12,6 +16,9 @@ use crate::request;
 
 pub(super) fn run(arguments: &PlanArgs) -> Result<ExitCode, Failure> {
     let request = request::load(&arguments.source, &arguments.tunnel, &arguments.identity)?;
+    if arguments.attach {
+        return show(&attach::plan(&request.config)?, arguments.json);
+    }
     let mut plan = request.plan()?;
     let options = &request.config.program;
     let variable = |name: &str| std::env::var(name).ok();
@@ -23,10 +30,13 @@ pub(super) fn run(arguments: &PlanArgs) -> Result<ExitCode, Failure> {
             Err(error) => tracing::debug!(%error, "cannot list the host's unix sockets"),
         }
     }
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&plan).doing("write the plan as JSON")? + "\n"
-    } else {
-        plan.to_string()
+    show(&plan, arguments.json)
+}
+
+fn show(plan: &(impl Serialize + Display), as_json: bool) -> Result<ExitCode, Failure> {
+    let text = match as_json {
+        true => serde_json::to_string_pretty(plan).doing("write the plan as JSON")? + "\n",
+        false => plan.to_string(),
     };
     print(&text)?;
     Ok(ExitCode::SUCCESS)

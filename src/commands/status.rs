@@ -9,6 +9,7 @@ use anstyle::Style;
 use serde::Serialize;
 
 use super::{cannot_print, no_tunnel, print_raw, write_out};
+use crate::attach;
 use crate::cli::StatusArgs;
 use crate::color;
 use crate::escape;
@@ -78,10 +79,17 @@ pub(super) fn style_of(state: Condition) -> Style {
 }
 
 fn report(name: Option<&TunnelName>, as_json: bool, is_colored: bool) -> Result<String, Failure> {
-    let tunnels = status::of_all(name.map(std::slice::from_ref)).map_err(|error| match (error.kind(), name) {
-        (io::ErrorKind::NotFound, Some(name)) => no_tunnel(name),
-        _ => Failure::new(error),
-    })?;
+    let attached = attach::status::of_this_namespace().unwrap_or_else(|failure| {
+        tracing::warn!("{failure}");
+        None
+    });
+    let tunnels = match attached {
+        Some(attached) if name.is_none_or(|name| attached.name == *name) => vec![attached],
+        _ => status::of_all(name.map(std::slice::from_ref)).map_err(|error| match (error.kind(), name) {
+            (io::ErrorKind::NotFound, Some(name)) => no_tunnel(name),
+            _ => Failure::new(error),
+        })?,
+    };
     match (as_json, name) {
         // A named tunnel is an object, all tunnels are a list.
         (true, Some(_)) => json(&tunnels.first()),
@@ -100,9 +108,11 @@ pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
 }
 
 fn describe(tunnel: &Status, is_colored: bool) -> String {
+    let is_attached = tunnel.container.is_none() && tunnel.living.as_ref().is_some_and(|living| living.link.is_none());
     let kind = match &tunnel.container {
         Some(container) if container.network.is_some() => "for a pod",
         Some(_) => "for a container",
+        None if is_attached => "attached to this network namespace",
         None if tunnel.standing => "standing",
         None => "removed after its last program",
     };
@@ -122,6 +132,9 @@ fn describe(tunnel: &Status, is_colored: bool) -> String {
                 tunnel.keeper
             ),
         ),
+    }
+    if is_attached {
+        return lines.0;
     }
     lines.row("namespace", tunnel.namespace.display());
     if let Some(container) = &tunnel.container {

@@ -21,6 +21,7 @@ use crate::linux::netlink::route::Route;
 use crate::wireguard::{Backend, Device, PeerStatus};
 use resolver::Resolver;
 pub use resolver::look_up;
+pub use search::STALE;
 use search::{Health, Search, SearchAction};
 
 /// How long the search tries one address with an embedded device. Three initiations fit: REKEY_TIMEOUT is 5 s, but a
@@ -210,6 +211,11 @@ impl Endpoints {
     /// Returns the number of peers that have completed their first handshake since the last call.
     pub fn take_new_handshakes(&mut self) -> usize {
         std::mem::take(&mut self.new_handshakes)
+    }
+
+    /// Returns whether a peer's search has not come to its last known address, or waits for a lookup.
+    pub fn has_alternatives(&self) -> bool {
+        self.peers.values().any(|path| path.search.has_alternatives())
     }
 
     /// Returns the time since boot of the next work that does not depend on a descriptor.

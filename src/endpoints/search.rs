@@ -20,7 +20,7 @@ use crate::wireguard::PeerStatus;
 /// The age at which a handshake is stale. A tunnel in use repeats the handshake after 120 s (REKEY_AFTER_TIME,
 /// WireGuard paper, section 6.1). 15 s later it has had time for three attempts. `reresolve-dns.sh` of wireguard-tools
 /// uses the same limit.
-pub(super) const STALE: Duration = Duration::from_secs(135);
+pub const STALE: Duration = Duration::from_secs(135);
 
 /// The delay before the first repeated lookup of a name that does not resolve. Each further delay is twice as long.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -199,6 +199,13 @@ impl Search {
     pub(super) fn network_changed(&mut self, now: Duration) {
         self.begin(now);
         self.candidates = self.in_use.into_iter().collect();
+    }
+
+    /// Returns whether there is an address that was not tried yet, or a lookup that may find one.
+    pub(super) fn has_alternatives(&self) -> bool {
+        let next = self.trying.map_or(0, |(index, _)| index + 1);
+        let is_looking_up = self.candidates.is_empty() && self.trying.is_none();
+        self.searching_since.is_some() && (next < self.candidates.len() || is_looking_up)
     }
 
     /// Returns the state of the peer.

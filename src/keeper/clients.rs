@@ -21,7 +21,7 @@ const MAX_UNTRUSTED: usize = 128;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The number of a connection, unique in the life of a keeper.
-pub(super) type ConnectionId = u64;
+pub(crate) type ConnectionId = u64;
 
 /// A connection.
 #[derive(Debug)]

@@ -267,7 +267,7 @@ fn say_goodbye(clients: &KeeperClients, events: &[KeeperEvent], foreground: bool
 }
 
 /// Returns the configuration of the tunnel's device, without endpoints: [`Endpoints`] sets those.
-pub(super) fn device_config(config: &Config, mtu: u32) -> Result<DeviceConfig, Failure> {
+pub(crate) fn device_config(config: &Config, mtu: u32) -> Result<DeviceConfig, Failure> {
     let interface = &config.wireguard.interface;
     let private_key = interface.private_key.clone().ok_or_else(|| io::Error::other("the file has no PrivateKey"));
     Ok(DeviceConfig {

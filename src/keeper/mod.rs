@@ -62,9 +62,13 @@ use crate::linux::stderr;
 use crate::plan::Plan;
 use crate::registry::{Holder, TunnelDirectory, TunnelState};
 use crate::tunnel::ContainerPlace;
+pub(crate) use clients::ConnectionId;
 use clients::KeeperClients;
+pub(crate) use lifecycle::device_config;
 use lifecycle::{Runtime, live};
 pub use privileges::{capabilities_for_ports, gained_by_hooks, limit_dns_forwarder, needed_capabilities};
+pub(crate) use privileges::{limit_attached_process, limit_data_path};
+pub(crate) use public_clients::PublicClients;
 
 /// How long the keeper waits for the reader of standard error to read the last messages.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(100);

@@ -56,9 +56,14 @@ pub(super) fn limit_system_calls(backend: Option<Backend>) -> io::Result<()> {
 }
 
 /// Limits the calling thread to the data path's work: moving bytes between descriptors that are open already.
-pub(super) fn limit_data_path() -> io::Result<()> {
+pub(crate) fn limit_data_path() -> io::Result<()> {
     system_calls::data_path()?.install()?;
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
+}
+
+/// Installs the system call filter of a process that has attached a tunnel to a container's namespace.
+pub(crate) fn limit_attached_process() -> io::Result<()> {
+    system_calls::attached()?.install()
 }
 
 /// Limits the calling thread to a port relay's work: accepting and opening connections, and moving bytes between them.

@@ -54,7 +54,7 @@ struct PublicClient {
 }
 
 /// All clients of users who may only query the status.
-pub(super) struct PublicClients {
+pub(crate) struct PublicClients {
     listener: Option<LocalListener>,
     all: BTreeMap<ConnectionId, PublicClient>,
     next: ConnectionId,
@@ -62,8 +62,12 @@ pub(super) struct PublicClients {
 
 impl PublicClients {
     /// Listens at the public socket.
-    pub(super) fn listen(path: &Path) -> io::Result<Self> {
-        let listener = LocalListener::bind(path, SOCKET_MODE)?;
+    pub(crate) fn listen(path: &Path) -> io::Result<Self> {
+        Self::listen_on(LocalListener::bind(path, SOCKET_MODE)?)
+    }
+
+    /// Listens with a socket.
+    pub(crate) fn listen_on(listener: LocalListener) -> io::Result<Self> {
         if !fault::is_broken("passrights") && !listener.refuse_descriptors()? {
             tracing::debug!("this kernel cannot reject descriptors that other users pass");
         }
@@ -71,12 +75,12 @@ impl PublicClients {
     }
 
     /// The socket at which clients connect, unless there are too many connections.
-    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
         self.listener.as_ref().filter(|_| self.all.len() < MAX_OPEN).map(AsFd::as_fd)
     }
 
     /// Accepts some of the connections that wait.
-    pub(super) fn accept(&mut self, now: Duration) -> io::Result<()> {
+    pub(crate) fn accept(&mut self, now: Duration) -> io::Result<()> {
         for _ in 0..MAX_ACCEPTED_AT_ONCE {
             let Some(listener) = self.listener.as_ref().filter(|_| self.all.len() < MAX_OPEN) else { break };
             let Some((socket, credentials)) = listener.accept()? else { break };
@@ -97,7 +101,7 @@ impl PublicClients {
     }
 
     /// The connections, and what the keeper waits for on each.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = (ConnectionId, BorrowedFd<'_>, Interest)> {
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = (ConnectionId, BorrowedFd<'_>, Interest)> {
         self.all.iter().map(|(id, client)| {
             let interest = if client.is_answered { Interest::Closed } else { Interest::Readable };
             (*id, client.socket.as_fd(), interest)
@@ -105,7 +109,7 @@ impl PublicClients {
     }
 
     /// Returns a client's request. Closes the connection if the client has, or if its message is not a request.
-    pub(super) fn receive(&mut self, id: ConnectionId) -> Option<Received> {
+    pub(crate) fn receive(&mut self, id: ConnectionId) -> Option<Received> {
         let client = self.all.get(&id)?;
         let mut message = vec![0; MAX_MESSAGE];
         let request = match local_socket::peek(&client.socket, &mut message) {
@@ -121,7 +125,7 @@ impl PublicClients {
     }
 
     /// Answers a client with an event, and a text that may be empty.
-    pub(super) fn answer(&mut self, id: ConnectionId, event: &KeeperEvent, text: &[u8]) {
+    pub(crate) fn answer(&mut self, id: ConnectionId, event: &KeeperEvent, text: &[u8]) {
         if let Some(client) = self.all.get_mut(&id) {
             client.answer(event, text);
         }
@@ -134,12 +138,12 @@ impl PublicClients {
     }
 
     /// Returns the time since boot at which the next connection is closed.
-    pub(super) fn due(&self) -> Option<Duration> {
+    pub(crate) fn due(&self) -> Option<Duration> {
         self.all.values().map(|client| client.until).min()
     }
 
     /// Closes the connections that have been open for too long.
-    pub(super) fn close_idle(&mut self, now: Duration) {
+    pub(crate) fn close_idle(&mut self, now: Duration) {
         let late: Vec<ConnectionId> =
             self.all.iter().filter(|(_, client)| client.until <= now).map(|(id, _)| *id).collect();
         late.into_iter().for_each(|id| self.close(id));

@@ -190,6 +190,14 @@ pub(super) fn keeper() -> io::Result<SyscallFilter> {
     SyscallFilter::allow_only(&[DATA, legacy::DATA, CONNECTIONS, KEEPER, legacy::KEEPER].concat(), &FAMILIES)
 }
 
+/// Returns the filter of the main thread of an attached tunnel's process and of its resolver's threads. As the first
+/// process of a container, it reaps children that it has not started.
+pub(super) fn attached() -> io::Result<SyscallFilter> {
+    let reaping = [libc::SYS_wait4, libc::SYS_waitid];
+    let calls = [DATA, legacy::DATA, CONNECTIONS, KEEPER, legacy::KEEPER, &reaping].concat();
+    SyscallFilter::allow_only(&calls, &FAMILIES)
+}
+
 /// Returns the filter of a thread that relays ports: it opens connections and pipes.
 pub(super) fn relay() -> io::Result<SyscallFilter> {
     SyscallFilter::allow_only(&[DATA, legacy::DATA, CONNECTIONS].concat(), &[libc::AF_INET, libc::AF_INET6])

@@ -276,6 +276,12 @@ pub(super) fn request(
     }
 }
 
+/// Sends a request over a connection to a public socket and waits for the answer. Returns None if the process at the
+/// other end ends first.
+pub(super) fn request_over(socket: OwnedFd, request: ClientRequest) -> io::Result<Option<Reply>> {
+    Lease { socket, handover: None, is_public: true }.request(request, None)
+}
+
 /// Returns the file of an answer, if the request was carried out. The outer None means that there is no keeper.
 fn expect_done(answer: io::Result<Option<Reply>>) -> Result<Option<Option<OwnedFd>>, Failure> {
     match answer.doing(TALKING)? {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -223,6 +224,19 @@ pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
         Some((KeeperEvent::Done, file)) => Ok(Some(read_answer(file)?)),
         Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
         _ => Ok(registry::read(name)?.map(|state| without_keeper(name, &state))),
+    }
+}
+
+/// Queries the status of the tunnel whose process listens at the other end of a connection. Returns None if the process
+/// ends first.
+///
+/// # Errors
+/// If the process refuses, or does not answer in time.
+pub fn over(connection: OwnedFd) -> io::Result<Option<Status>> {
+    match client::request_over(connection, ClientRequest::Report)? {
+        Some((KeeperEvent::Done, file)) => Ok(Some(read_answer(file)?)),
+        Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
+        _ => Ok(None),
     }
 }
 

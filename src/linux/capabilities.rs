@@ -69,6 +69,14 @@ pub fn permitted() -> io::Result<CapabilitySet> {
     Ok(rustix::thread::capabilities(None)?.permitted)
 }
 
+/// Returns the effective set of the calling thread.
+///
+/// # Errors
+/// Fails as capget(2) does.
+pub fn effective() -> io::Result<CapabilitySet> {
+    Ok(rustix::thread::capabilities(None)?.effective)
+}
+
 /// Removes all capabilities but `kept` from the bounding set, up to the kernel's `last` capability. A program that is
 /// executed later cannot gain them from a file.
 ///

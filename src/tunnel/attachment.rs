@@ -68,7 +68,8 @@ pub fn close(netlink: &mut Netlink, rules: &mut Nftables, plan: &AttachmentPlan,
 }
 
 /// Ends the connections of programs that were in a namespace before it was closed, except those to the namespace itself
-/// and to local networks. Returns their number. The calling thread must be in the namespace, and `netlink` be one of it.
+/// and to local networks. Returns their number. The calling thread must be in the namespace, and `netlink` be one of
+/// it.
 ///
 /// The packet rules stop what goes out, but cannot tell everything apart: the next datagram from the other end of an
 /// older UDP "connection" looks like the first of an inbound one, and the program's answers like replies. So its socket
@@ -129,8 +130,8 @@ pub fn load_rules(rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> R
     loaded.map_err(host_rules::advise_on_kernel)
 }
 
-/// Gives WireGuard's interface its MTU and addresses, brings it up, and adds the tunnel's routes. The caller has created
-/// the interface.
+/// Gives WireGuard's interface its MTU and addresses, brings it up, and adds the tunnel's routes. The caller has
+/// created the interface.
 ///
 /// # Errors
 /// If the kernel refuses a step. The namespace stays closed then.

@@ -85,6 +85,25 @@ pub fn create(host: &mut Netlink, namespace: &NetworkNamespace, name: &Interface
     host.execute_one(NetlinkRequest::add_wireguard(name, TargetNamespace::Other(namespace.as_fd())))
 }
 
+/// Returns the status of the peers of an interface in the calling thread's namespace. The ages of handshakes follow the
+/// time of day, which may jump.
+///
+/// # Errors
+/// Fails without CAP_NET_ADMIN, or if the interface is not WireGuard's.
+pub fn peers_of(name: &InterfaceName) -> io::Result<Vec<PeerStatus>> {
+    let control_name = name.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let device = control::Device::get(&control_name, control::Backend::Kernel).map_err(without_text)?;
+    let peer = |info: &control::PeerInfo| PeerStatus {
+        public_key: PublicKey::from(info.config.public_key.0),
+        endpoint: info.config.endpoint,
+        handshake_age: info.stats.last_handshake_time.map(|at| at.elapsed().unwrap_or_default()),
+        rx_bytes: info.stats.rx_bytes,
+        tx_bytes: info.stats.tx_bytes,
+        unanswered_for: None,
+    };
+    Ok(device.peers.iter().map(peer).collect())
+}
+
 impl KernelDevice {
     /// Configures an interface from [`create`].
     ///

@@ -19,7 +19,7 @@ use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::Netlink;
 
 use crate::dns_client;
-use crate::shared::addresses::{Addresses, CLUSTER_RESOLVER, HOST, LAN, POD, POD_GATEWAY, PRIVATE_LAN, ROUTER, WEB};
+use crate::shared::addresses::{Addresses, CLUSTER_RESOLVER, HOST, LAN, PRIVATE_LAN, ROUTER, WEB};
 use crate::shared::patience::patience;
 use crate::shared::sending::{INTERFACES, bound};
 use crate::shared::stamp::{ABSTRACT_SOCKET, Stamp};
@@ -102,12 +102,12 @@ pub(crate) fn dns_tcp_at(stamp: &Stamp, to: IpAddr, port: u16) -> io::Result<()>
     stream.read(&mut [0; 100]).map(drop)
 }
 
-/// Returns the host's address on the veth: the other address of the link's network of two, or the gateway of a pod. On
-/// the host itself, returns the loopback address.
+/// Returns the host's address on the veth: the other address of the link's network of two, or the default gateway of a
+/// pod or container. On the host itself, returns the loopback address.
 pub(crate) fn gateway(family: i32) -> io::Result<IpAddr> {
     let mut netlink = Netlink::open()?;
-    if is_in_pod(&mut netlink)? {
-        return Ok(POD_GATEWAY.both()[usize::from(family != AF_INET)]);
+    if let Some(gateway) = container_gateway(&mut netlink, family == AF_INET)? {
+        return Ok(gateway);
     }
     let Some(link) = netlink.link("host0")? else {
         return Ok(if family == AF_INET { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
@@ -121,9 +121,17 @@ pub(crate) fn gateway(family: i32) -> io::Result<IpAddr> {
     })
 }
 
-/// Returns whether this namespace is a pod's.
-fn is_in_pod(netlink: &mut Netlink) -> io::Result<bool> {
-    Ok(netlink.addresses()?.iter().any(|(_, net)| net.addr() == IpAddr::from(POD.ipv4)))
+/// Returns the default gateway in the main table, unless this namespace is a tunnel's or the host's.
+fn container_gateway(netlink: &mut Netlink, ipv4: bool) -> io::Result<Option<IpAddr>> {
+    let is_host = netlink.addresses()?.iter().any(|(_, net)| net.addr() == HOST4);
+    if is_host || netlink.link("host0")?.is_some() {
+        return Ok(None);
+    }
+    let gateways = netlink
+        .routes()?
+        .into_iter()
+        .filter(|route| route.table == u32::from(libc::RT_TABLE_MAIN) && route.destination.prefix_len() == 0);
+    Ok(gateways.filter_map(|route| route.gateway).find(|gateway| gateway.is_ipv4() == ipv4))
 }
 
 /// Sends from each address of this namespace's interfaces.
@@ -353,7 +361,7 @@ pub(crate) fn unicast_interface(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
 
 /// Sends to a router without a route: the next one, which is on the same link.
 pub(crate) fn unrouted(stamp: &Stamp) -> io::Result<()> {
-    let to = if is_in_pod(&mut Netlink::open()?)? { POD_GATEWAY.ipv4.into() } else { ROUTER4 };
+    let to = container_gateway(&mut Netlink::open()?, true)?.unwrap_or(ROUTER4);
     let socket = UdpSocket::bind(any(to))?;
     setsockopt(&socket, sockopt::DontRoute, &true)?;
     socket.send_to(&stamp.payload(), (to, DISCARD)).map(drop)

@@ -4,11 +4,16 @@
 //! - [`images`]: the images, made without a registry. The application's has no files of its own: the host's `/usr` is
 //!   mounted into its containers, so that they have all programs that the tests' agent runs.
 //! - [`engine`]: podman with runc or crun, as root or as an ordinary user, and Docker.
+//! - [`containerd`], [`cri`]: containerd, and a client of its CRI in place of the kubelet.
+//! - [`attached`]: `vpn-exec attach` in a sidecar.
 //! - [`named_namespace`]: containers that join a tunnel by the name of its network namespace.
 //!
 //! Root only: an ordinary user's world has no other users, which engines need. Where an engine is missing, its tests
 //! are skipped, unless `VPN_EXEC_REQUIRE_ENGINES` is 1.
 
+mod attached;
+mod containerd;
+mod cri;
 mod engine;
 mod images;
 mod named_namespace;

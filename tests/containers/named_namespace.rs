@@ -143,7 +143,7 @@ fn a_tunnel_is_not_taken_down_under_a_container() {
         stdout(vpn_exec(["down", "lab", "--force"]))?;
         agent.end()?;
         // A container does not start without the tunnel: podman does not fall back to another network.
-        engine.fail(["run", "--rm", "--pull=never", NETWORK, crate::images::APP, "true"])?;
+        engine.fail(["run", "--rm", NETWORK, crate::images::APP, "true"])?;
         Ok(())
     });
 }

@@ -9,7 +9,7 @@ use lab::dns::DnsServer;
 use lab::nscd::Nscd;
 use lab::stamp::{ABSTRACT_SOCKET, stamps_in};
 use lab::stand_in::{Protocol, StandIn};
-use lab::{Flow, HOST, Lab, PROVIDER, Packet, Side, TUNNEL_CLIENT, variables};
+use lab::{Flow, HOST, Lab, POD_GATEWAY, PROVIDER, Packet, Side, TUNNEL_CLIENT, variables};
 use vpn_exec::plan::NAME_PORTS;
 
 use crate::vectors::{self, Vector};
@@ -132,8 +132,9 @@ const IO_URING: &str = "/proc/sys/kernel/io_uring_disabled";
 /// Returns whether a packet is from the provider to the host, or an answer to one. Packets that leave the tunnel at the
 /// provider may be addressed to the host, and reach it as those of any other customer.
 fn came_by_tunnel(packet: &Packet) -> bool {
-    let provider = |address: SocketAddr| PROVIDER.both().contains(&address.ip());
-    let host = |address: SocketAddr| HOST.both().contains(&address.ip());
+    // The provider masquerades TCP, UDP and ICMP, but not UDP-Lite.
+    let provider = |address: SocketAddr| [PROVIDER, TUNNEL_CLIENT].iter().any(|end| end.both().contains(&address.ip()));
+    let host = |address: SocketAddr| [HOST, POD_GATEWAY].iter().any(|host| host.both().contains(&address.ip()));
     let is_request = |flow: &Flow| provider(flow.source) && host(flow.destination);
     // In an ICMP error, the provider quotes a packet as it would have forwarded it: to its customer.
     let is_answer = |flow: &Flow| {

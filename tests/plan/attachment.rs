@@ -228,6 +228,7 @@ fn only_intended_packets_leave_by_the_pods_interface() {
         ("an IPv6 neighbor", packet("eth0", "fd00:42::7", "[fd00:42::1]:80"), true),
         ("the IPv6 Internet", packet("eth0", "fd00:42::7", "[2001:db8:2::80]:80"), false),
         ("loopback", packet("lo", "127.0.0.1", "127.0.0.1:53"), true),
+        ("Docker's resolver", udp(packet("lo", "127.0.0.1", "127.0.0.11:40123")), false),
     ] {
         assert_eq!(passes(&plan, &packet), passes_rules, "{what}");
     }
@@ -242,6 +243,11 @@ fn resolvers_of_endpoint_names_may_be_asked_with_the_mark_only() {
     let query = packet("eth0", "10.42.0.7", "10.43.0.10:53");
     assert!(!passes(&plan, &query));
     assert!(passes(&plan, &Packet { mark: MARK, ..query }));
+    assert!(!passes(&plan, &packet("lo", "127.0.0.1", "127.0.0.11:40123")));
+    let docker = Placement::Attached { endpoints: Vec::new(), resolvers: ips(&["127.0.0.11"]) };
+    let in_docker = vpn_exec::plan::attachment::plan(&config, &pod(), docker).expect("a plan");
+    assert!(!passes(&in_docker, &packet("lo", "127.0.0.1", "127.0.0.11:40123")));
+    assert!(passes(&in_docker, &Packet { mark: MARK, ..packet("lo", "127.0.0.1", "127.0.0.11:40123") }));
     // The rules follow the endpoint.
     let endpoint = || Packet { mark: MARK, tcp: false, ..packet("eth0", "10.42.0.7", "192.0.2.9:51820") };
     assert!(!passes(&plan, &endpoint()));

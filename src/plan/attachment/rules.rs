@@ -2,7 +2,7 @@
 //! bound to an interface or an address, inbound packets, and queries to resolvers. They hold before WireGuard's
 //! interface exists and after it is gone.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -12,6 +12,9 @@ use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Transpo
 
 /// The port on which the names of endpoints are looked up (RFC 1035).
 const DNS: u16 = 53;
+
+/// The address of Docker's resolver in every container of a network that the user has made.
+const DOCKER_RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Router solicitation (RFC 4861 section 4.1). The kernel sends it for the container's own IPv6 routes.
 const ROUTER_SOLICITATION: u8 = 133;
@@ -67,13 +70,14 @@ fn input(plan: &AttachmentPlan) -> Vec<Rule> {
 
 fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     let tunnel = || Interface::Named(plan.wireguard.interface.clone());
-    let mut rules = vec![Rule::accept([Match::To(Interface::Loopback)])];
-    rules.extend(firewall::forwarder_rule(&tunnel(), &plan.dns));
-    rules.push(Rule::accept([Match::To(tunnel())]));
     let (endpoints, resolvers) = match &plan.placement {
         Placement::Attached { endpoints, resolvers } => (endpoints.as_slice(), resolvers.as_slice()),
         Placement::Container => (&[][..], &[][..]),
     };
+    let mut rules = docker_rules(resolvers);
+    rules.push(Rule::accept([Match::To(Interface::Loopback)]));
+    rules.extend(firewall::forwarder_rule(&tunnel(), &plan.dns));
+    rules.push(Rule::accept([Match::To(tunnel())]));
     rules.extend(endpoints.iter().map(encrypted));
     rules.extend(NAME_PORTS.map(query_as_reply));
     rules.extend(resolvers.iter().flat_map(endpoint_queries));
@@ -94,6 +98,14 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
 fn encrypted(endpoint: &SocketAddr) -> Rule {
     let port = endpoint.port();
     Rule::accept([Match::Mark(MARK), Match::Destination(endpoint.ip().into()), Match::UdpPort(port..=port)])
+}
+
+/// Returns the rules for Docker's resolver, which listens in the container and asks the host's resolvers: only the
+/// process that looks up the names of endpoints may use it. Docker has redirected the queries to another port before.
+fn docker_rules(resolvers: &[IpAddr]) -> Vec<Rule> {
+    let is_it = || Match::Destination(IpAddr::from(DOCKER_RESOLVER).into());
+    let allowed = resolvers.contains(&DOCKER_RESOLVER.into()).then(|| Rule::accept([Match::Mark(MARK), is_it()]));
+    allowed.into_iter().chain([Rule::drop([is_it()])]).collect()
 }
 
 /// Returns the rule that drops a query which passes for a reply: to a resolver whose answer to a query from before the

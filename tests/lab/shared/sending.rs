@@ -11,8 +11,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, so
 /// The payload of a storm, by which a test recognizes it.
 const STORM: &[u8] = b"storm";
 
-/// The interfaces that a program may find, inside a tunnel or on the host.
-pub const INTERFACES: [&str; 4] = ["host0", "wg0", "eth0", "lan0"];
+/// The interfaces that a program may find: inside a tunnel, on the host, or in a container (slirp4netns makes `tap0`).
+pub const INTERFACES: [&str; 5] = ["host0", "wg0", "eth0", "lan0", "tap0"];
 
 /// Returns the unspecified address of the same family.
 pub fn unspecified(like: SocketAddr) -> IpAddr {

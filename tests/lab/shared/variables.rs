@@ -29,6 +29,9 @@ pub const NSCD: &str = "VPN_EXEC_NSCD";
 /// Debian's unscd, which cannot be installed beside nscd.
 pub const UNSCD: &str = "VPN_EXEC_UNSCD";
 
+/// Docker's package, where it is not installed but unpacked: the directory with `usr`.
+pub const DOCKER: &str = "VPN_EXEC_DOCKER";
+
 /// 1 makes a missing or unusable /dev/net/tun a failure instead of a skip.
 pub const REQUIRE_TUN: &str = "VPN_EXEC_REQUIRE_TUN";
 

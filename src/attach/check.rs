@@ -1,0 +1,59 @@
+//! `vpn-exec attach --check`: the answer for probes. It follows from the namespace alone.
+
+use std::fmt;
+
+use super::{OWNER, Site, status};
+use crate::failure::{Doing, Failure};
+use crate::lease::status::Condition;
+use crate::tunnel::attachment::{Protection, protection};
+
+/// The state of the namespace of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// No tunnel is attached.
+    Open,
+    /// Another program has changed the packet rules or the routing of the attached tunnel.
+    Damaged,
+    /// The namespace is closed, and no WireGuard interface works in it: [`Condition::Failed`], or the tunnel is in this
+    /// condition.
+    Closed(Condition),
+}
+
+impl Health {
+    /// Returns whether the namespace is closed and the last handshake is fresh.
+    pub fn is_good(self) -> bool {
+        self == Self::Closed(Condition::Up)
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open => f.write_str("open"),
+            Self::Damaged => f.write_str("damaged"),
+            Self::Closed(Condition::Failed) => f.write_str("closed"),
+            Self::Closed(condition) => condition.fmt(f),
+        }
+    }
+}
+
+/// Checks the namespace of this process.
+///
+/// # Errors
+/// If the process lacks CAP_NET_ADMIN, or the kernel cannot be queried.
+pub fn check() -> Result<Health, Failure> {
+    let mut site = Site::open()?;
+    match protection(&mut site.netlink, &mut site.rules, OWNER)? {
+        Protection::Open => return Ok(Health::Open),
+        Protection::Damaged => return Ok(Health::Damaged),
+        Protection::Closed => {}
+    }
+    let tunnel = match status::ask_kernel(&mut site).doing("query the kernel's WireGuard")? {
+        Some(status) => Some(status),
+        None => status::ask_process().unwrap_or_else(|error| {
+            tracing::warn!("the process of the attached tunnel does not answer: {error}");
+            None
+        }),
+    };
+    Ok(Health::Closed(tunnel.map_or(Condition::Failed, |status| status.state)))
+}

@@ -1,0 +1,66 @@
+//! Explains what a container lacks, each time with the line of the manifest or the option that adds it.
+
+use crate::failure::{Doing, Failure};
+use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::nftables;
+use crate::linux::sysctl;
+use crate::linux::tun;
+
+/// How to add the capability in a manifest and on a command line.
+const NET_ADMIN: &str = "add `capabilities: {add: [NET_ADMIN]}` to the container's securityContext, or \
+                         `--cap-add NET_ADMIN` to the engine's options";
+
+/// How to add the TUN device.
+const TUN: &str = "mount the host's /dev/net/tun (a hostPath volume of type CharDevice), or add \
+                   `--device /dev/net/tun` to the engine's options";
+
+/// Fails unless this process has CAP_NET_ADMIN.
+pub(super) fn require_net_admin() -> Result<(), Failure> {
+    let effective = capabilities::effective().doing("read the capabilities")?;
+    if effective.contains(CapabilitySet::NET_ADMIN) {
+        return Ok(());
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    let advice = match is_root {
+        true => NET_ADMIN.to_owned(),
+        false => format!("{NET_ADMIN}; and run the container as user 0, since another user gets no capabilities"),
+    };
+    Err(Failure::new("attaching a tunnel needs the capability NET_ADMIN").advise(advice))
+}
+
+/// A kernel parameter that only the machine's first network namespace has (`net_core_table` in the kernel's
+/// net/core/sysctl_net_core.c).
+const OF_FIRST_NAMESPACE: &str = "net/core/dev_weight";
+
+/// Fails in the network namespace of the machine itself. Closing that would cut the machine off.
+pub(super) fn require_container() -> Result<(), Failure> {
+    let is_first = sysctl::get_if_present(OF_FIRST_NAMESPACE).doing("read /proc/sys")?.is_some();
+    if !is_first {
+        return Ok(());
+    }
+    Err(Failure::new("this is the network namespace of the machine itself, which would lose its network").advise(
+        "run it in a container or a pod without `hostNetwork` or `--network host`; on a machine, use \
+         `vpn-exec NAME|FILE -- PROGRAM`",
+    ))
+}
+
+/// Adds advice to a failure to load packet rules.
+pub(super) fn explain_rules(failure: Failure) -> Failure {
+    match failure.errno {
+        Some(libc::EPERM | libc::EACCES) => failure.advise(NET_ADMIN),
+        Some(errno) if nftables::is_missing(&std::io::Error::from_raw_os_error(errno)) => failure.advise(
+            "load the kernel modules nf_tables, nft_ct and nf_conntrack on the host: a container cannot load modules",
+        ),
+        _ => failure,
+    }
+}
+
+/// Adds advice to a failure to create WireGuard's interface.
+pub(super) fn explain_device(failure: Failure) -> Failure {
+    let is_tun = failure.message.contains(tun::DEVICE);
+    match failure.errno {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EACCES | libc::EPERM) if is_tun => failure.advise(TUN),
+        Some(libc::EPERM) => failure.advise(NET_ADMIN),
+        _ => failure,
+    }
+}

@@ -1,0 +1,102 @@
+//! The resolvers of the container: the file `/etc/resolv.conf`, which a container engine mounts into each container of
+//! a pod. It can only be written in place.
+//!
+//! The former nameservers stay in the file as a comment. A process that is started again needs them to look up the
+//! names of endpoints.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::linux::in_place;
+use crate::plan::attachment::AttachmentPlan;
+
+/// The file.
+const PATH: &str = "/etc/resolv.conf";
+
+/// The beginning of the comment with the former nameservers.
+const FORMER: &str = "# Former nameservers, which vpn-exec asks for the names of endpoints:";
+
+/// Returns the nameservers that the engine has written. Returns none if there is no such file.
+pub(super) fn engine_nameservers() -> Vec<IpAddr> {
+    match fs::read_to_string(PATH) {
+        Ok(text) => parse(&text),
+        Err(error) => {
+            tracing::debug!(%error, "cannot read {PATH}");
+            Vec::new()
+        }
+    }
+}
+
+/// Returns the former nameservers of a file that vpn-exec has written, else the nameservers (resolv.conf(5)).
+fn parse(text: &str) -> Vec<IpAddr> {
+    let addresses = |words: &str| words.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<_>>();
+    if let Some(former) = text.lines().find_map(|line| line.strip_prefix(FORMER)) {
+        return addresses(former);
+    }
+    let servers = text.lines().filter_map(|line| line.trim_start().strip_prefix("nameserver"));
+    let servers = servers.filter(|rest| rest.starts_with(char::is_whitespace));
+    servers.filter_map(|rest| rest.split_whitespace().next()?.parse().ok()).collect()
+}
+
+/// Adds the comment with the former nameservers to the planned text.
+pub(super) fn keep_former(plan: &mut AttachmentPlan, former: &[IpAddr]) {
+    if !former.is_empty() {
+        let list: Vec<String> = former.iter().map(IpAddr::to_string).collect();
+        plan.dns.resolv_conf.push_str(&format!("{FORMER} {}\n", list.join(" ")));
+    }
+}
+
+/// Writes the planned text, unless the tunnel has no resolvers or the file names them already.
+///
+/// A file that cannot be written is no reason to fail, because no query reaches another resolver: a warning says what
+/// to set instead.
+pub(super) fn write(plan: &AttachmentPlan) {
+    let (servers, text) = (nameservers(&plan.dns.resolv_conf), &plan.dns.resolv_conf);
+    if servers.is_empty() {
+        return tracing::info!("the tunnel has no DNS server, so {PATH} stays as it is");
+    }
+    let Err(error) = in_place::set_text(Path::new(PATH), text) else { return };
+    let present = fs::read_to_string(PATH).unwrap_or_default();
+    if nameservers(&present) == servers {
+        return;
+    }
+    let list: Vec<String> = servers.iter().map(IpAddr::to_string).collect();
+    let options: Vec<String> = servers.iter().map(|server| format!("--dns {server}")).collect();
+    tracing::warn!(
+        "cannot write {PATH}: {error}; names do not resolve until the pod has `dnsPolicy: None` and `dnsConfig: \
+         {{nameservers: [{}]}}`, or the container `{}`",
+        list.join(", "),
+        options.join(" ")
+    );
+}
+
+/// Returns the nameservers of a text, without the comment.
+fn nameservers(text: &str) -> Vec<IpAddr> {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(FORMER)).collect();
+    parse(&lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|address| address.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn nameservers_are_read_as_the_c_library_does() {
+        let text = "# nameserver 192.0.2.1\nsearch example\n nameserver\t10.43.0.10 # the cluster's\nnameserver x\n\
+                    nameserver 2001:db8::53\nnameservers 192.0.2.2\noptions ndots:5\n";
+        assert_eq!(parse(text), addresses(&["10.43.0.10", "2001:db8::53"]));
+        assert_eq!(parse(""), addresses(&[]));
+    }
+
+    #[test]
+    fn the_former_nameservers_survive_a_restart() {
+        let written = format!("nameserver 10.64.0.1\n{FORMER} 10.43.0.10 fd00::10\n");
+        assert_eq!(parse(&written), addresses(&["10.43.0.10", "fd00::10"]));
+        assert_eq!(nameservers(&written), addresses(&["10.64.0.1"]));
+    }
+}

@@ -1,0 +1,194 @@
+//! The status of an attached tunnel. The process of the embedded WireGuard answers queries at an abstract unix socket
+//! of the network namespace, since it has no directory to write to. The kernel's WireGuard is asked itself.
+
+use std::io;
+use std::time::Duration;
+
+use super::carrier::Attached;
+use super::{OWNER, Site};
+use crate::endpoints::{Carrier, Endpoints, STALE};
+use crate::failure::{Doing, Failure};
+use crate::keeper::PublicClients;
+use crate::lease::status::{self, Condition, DnsReport, InterfaceReport, LiveStatus, PeerReport, Status};
+use crate::lease::{ClientRequest, KeeperEvent, Received};
+use crate::linux::local_socket::{self, LocalListener};
+use crate::linux::netlink::Netlink;
+use crate::linux::netlink::link::LinkCounters;
+use crate::plan::attachment;
+use crate::tunnel::attachment::{Protection, protection};
+use crate::wireguard::{Backend, PeerStatus, kernel};
+
+/// The abstract name of the socket.
+const ADDRESS: &str = "vpn-exec";
+
+/// The path of the network namespace of any process that reads it.
+const NAMESPACE: &str = "/proc/self/ns/net";
+
+/// How long the process may take to accept a connection.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Listens for queries of the status.
+///
+/// # Errors
+/// If another process has the name.
+pub(super) fn listen() -> io::Result<PublicClients> {
+    PublicClients::listen_on(LocalListener::bind_abstract(ADDRESS)?)
+}
+
+/// Returns the answer to a client's request: only the status is reported.
+pub(super) fn answer(request: &Received, attached: &mut Attached, endpoints: &mut Endpoints) -> (KeeperEvent, Vec<u8>) {
+    match request {
+        Received::Known(ClientRequest::Report) => match serde_json::to_vec(&report(attached, endpoints)) {
+            Ok(text) => (KeeperEvent::Done, text),
+            Err(error) => {
+                (KeeperEvent::refused(Failure::new(format!("cannot report the status: {error}"))), Vec::new())
+            }
+        },
+        _ => (KeeperEvent::refused(Failure::new("an attached tunnel only reports its status")), Vec::new()),
+    }
+}
+
+fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
+    endpoints.read_device(attached);
+    let summary = endpoints.summary();
+    let statuses = attached.device().and_then(|device| device.peers().ok()).unwrap_or_default();
+    let plan = &attached.plan;
+    let counters = attached.site.netlink.counters(&plan.wireguard.interface).unwrap_or_default();
+    let configured = |peer: &PeerStatus| {
+        let planned = plan.wireguard.peers.iter().find(|planned| planned.public_key == peer.public_key);
+        planned.and_then(|planned| planned.endpoint.clone())
+    };
+    let living = LiveStatus {
+        interface: interface(endpoints.mtu, plan.wireguard.addresses.clone(), counters),
+        peers: statuses.iter().map(|peer| peer_report(peer, configured(peer))).collect(),
+        dns: DnsReport {
+            servers: plan.dns.servers.clone(),
+            search: plan.dns.search.clone(),
+            domains: plan.dns.forwarder.iter().flat_map(|forwarder| forwarder.domains.clone()).collect(),
+        },
+        link: None,
+        local_networks: plan.local_networks.clone(),
+        open_ports: plan.open.clone(),
+        published_ports: Vec::new(),
+        host_ports: Vec::new(),
+        refused_connections: 0,
+        problem: summary.problem,
+    };
+    Status {
+        name: plan.name.clone(),
+        state: summary.condition,
+        standing: true,
+        backend: Some(attached.device.backend()),
+        namespace: NAMESPACE.into(),
+        keeper: std::process::id(),
+        leases: 0,
+        container: None,
+        living: Some(living),
+        programs: Vec::new(),
+    }
+}
+
+fn interface(mtu: u32, addresses: Vec<ipnet::IpNet>, counters: LinkCounters) -> InterfaceReport {
+    InterfaceReport {
+        name: attachment::interface(),
+        mtu,
+        addresses,
+        rx_bytes: counters.rx_bytes,
+        rx_packets: counters.rx_packets,
+        tx_bytes: counters.tx_bytes,
+        tx_packets: counters.tx_packets,
+    }
+}
+
+fn peer_report(status: &PeerStatus, configured_endpoint: Option<String>) -> PeerReport {
+    PeerReport {
+        public_key: status.public_key.to_string(),
+        configured_endpoint,
+        endpoint: status.endpoint,
+        handshake_age: status.handshake_age.map(|age| age.as_secs()),
+        rx_bytes: status.rx_bytes,
+        tx_bytes: status.tx_bytes,
+    }
+}
+
+/// Returns the status of the tunnel that is attached to the namespace of this process. Returns None if there is none
+/// that this process may see.
+///
+/// # Errors
+/// If the process that serves the tunnel does not answer, or the kernel cannot be queried.
+pub fn of_this_namespace() -> Result<Option<Status>, Failure> {
+    // The process is asked only where its interface is: on a host, a stranger may listen there.
+    let link = Netlink::open().and_then(|mut netlink| netlink.link(attachment::interface().as_str()));
+    let link = link.doing("list the interfaces")?;
+    if link.is_some_and(|link| link.kind.as_deref() == Some("tun"))
+        && let Some(status) = ask_process().doing("query the attached tunnel")?
+    {
+        return Ok(Some(status));
+    }
+    // Reading the rules and the kernel's WireGuard needs CAP_NET_ADMIN.
+    let Ok(mut site) = Site::open() else { return Ok(None) };
+    match protection(&mut site.netlink, &mut site.rules, OWNER)? {
+        Protection::Open => Ok(None),
+        Protection::Closed | Protection::Damaged => ask_kernel(&mut site).doing("query the kernel's WireGuard"),
+    }
+}
+
+/// Asks the process that serves the tunnel. Returns None if there is none.
+///
+/// Any process of the namespace may take the name of the socket, so only a process of the same user and of a visible
+/// PID namespace is believed.
+pub(super) fn ask_process() -> io::Result<Option<Status>> {
+    let socket = match local_socket::connect_abstract(ADDRESS, PATIENCE) {
+        Ok(socket) => socket,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let peer = local_socket::peer_credentials(&socket)?;
+    if peer.pid == 0 || peer.uid != nix::unistd::geteuid().as_raw() {
+        tracing::warn!("ignoring a process of another user or container at the abstract socket @{ADDRESS}");
+        return Ok(None);
+    }
+    status::over(socket)
+}
+
+/// Returns the status of the kernel's WireGuard, which no process serves. Returns None if there is none.
+pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
+    let name = attachment::interface();
+    let link = site.netlink.link(name.as_str())?;
+    let Some(link) = link.filter(|link| link.kind.as_deref() == Some("wireguard")) else { return Ok(None) };
+    let peers = kernel::peers_of(&name)?;
+    let addresses = site.netlink.addresses()?.into_iter().filter(|(of, _)| *of == link.index);
+    let living = LiveStatus {
+        interface: interface(
+            link.mtu,
+            addresses.map(|(_, address)| address).collect(),
+            site.netlink.counters(&name).unwrap_or_default(),
+        ),
+        peers: peers.iter().map(|peer| peer_report(peer, None)).collect(),
+        dns: DnsReport { servers: Vec::new(), search: Vec::new(), domains: Vec::new() },
+        link: None,
+        local_networks: Vec::new(),
+        open_ports: Vec::new(),
+        published_ports: Vec::new(),
+        host_ports: Vec::new(),
+        refused_connections: 0,
+        problem: None,
+    };
+    let state = match peers.iter().filter_map(|peer| peer.handshake_age).min() {
+        None => Condition::Connecting,
+        Some(age) if age <= STALE => Condition::Up,
+        Some(_) => Condition::Stale,
+    };
+    Ok(Some(Status {
+        name: name.as_str().parse().map_err(io::Error::other)?,
+        state,
+        standing: true,
+        backend: Some(Backend::Kernel),
+        namespace: NAMESPACE.into(),
+        keeper: 0,
+        leases: 0,
+        container: None,
+        living: Some(living),
+        programs: Vec::new(),
+    }))
+}

@@ -1,0 +1,36 @@
+//! `vpn-exec attach`: puts a tunnel into the network namespace of this process, a container's or a pod's.
+
+use std::process::ExitCode;
+
+use super::print;
+use crate::attach::{self, check::Health};
+use crate::cli::AttachArgs;
+use crate::failure::Failure;
+use crate::request;
+
+/// The exit status of `--check` for a namespace that is closed without a working tunnel, and for one that is open. They
+/// are those of `status --check`.
+const NOT_UP: u8 = 3;
+const OPEN: u8 = 4;
+
+pub(super) fn run(arguments: &AttachArgs, is_quiet: bool) -> Result<ExitCode, Failure> {
+    if arguments.check {
+        return check(is_quiet);
+    }
+    let request = request::load_tunnel(&arguments.source, &arguments.tunnel())?;
+    attach::run(&request.config, arguments.closed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the state of the namespace in one word, and returns it as an exit status.
+fn check(is_quiet: bool) -> Result<ExitCode, Failure> {
+    let health = attach::check::check()?;
+    if !is_quiet {
+        print(&format!("{health}\n"))?;
+    }
+    Ok(match health {
+        Health::Open => ExitCode::from(OPEN),
+        health if health.is_good() => ExitCode::SUCCESS,
+        Health::Damaged | Health::Closed(_) => ExitCode::from(NOT_UP),
+    })
+}

@@ -1,0 +1,58 @@
+//! Endpoints that are names: looked up by the container's own resolvers, before and after the tunnel is attached.
+
+use std::fs;
+
+use lab::{PROVIDER, Peer, Pod, Reach, WEB};
+use nix::sys::signal::Signal;
+
+use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, wait_until_up};
+
+#[test]
+fn an_endpoints_name_is_looked_up_and_followed() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let gateway_resolver = Pod::start_gateway_resolver(lab)?;
+        gateway_resolver.set("vpn.example", &[PROVIDER.ipv4.into()]);
+        let file = lab.wg_quick_file(Reach::Name)?;
+        let first = Sidecar::start(&pod, &file, &cluster())?;
+        wait_until_up(&pod)?;
+        let mut app = application(&pod)?;
+        assert_eq!(app.succeed_within(WORKS, &get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
+        // A program cannot ask the same resolver.
+        lab.capture.forget()?;
+        app.fail(&format!("lookup {} web.example", lab::POD_GATEWAY.ipv4))?;
+        require_closed(lab, &[])?;
+
+        // A restart finds the former nameserver, which the file does not name any more.
+        first.end_by(Signal::SIGKILL)?;
+        assert!(!fs::read_to_string(&pod.resolv_conf)?.contains("nameserver 10.42.0.1"));
+        gateway_resolver.set("vpn.example", &[PROVIDER.ipv6.into()]);
+        let _second = Sidecar::start(&pod, &file, &cluster())?;
+        wait_until_up(&pod)?;
+        assert_eq!(app.succeed_within(WORKS, &get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
+        let asked: Vec<String> = gateway_resolver.questions().into_iter().map(|asked| asked.name).collect();
+        assert!(asked.iter().all(|name| name == "vpn.example") && asked.len() >= 4, "{asked:?}");
+        app.finish_well().map(drop)
+    });
+}
+
+#[test]
+fn a_name_that_does_not_resolve_yet_keeps_the_pod_closed() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let gateway_resolver = Pod::start_gateway_resolver(lab)?;
+        gateway_resolver.forget("vpn.example");
+        lab.capture.forget()?;
+        let _sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Name)?, &[])?;
+        lab::wait_until(lab::patience(WORKS), "the pod is not closed", || {
+            Ok(crate::support::check(&pod)?.0 == "connecting")
+        })?;
+        let mut app = application(&pod)?;
+        app.fail(&get(WEB.ipv4))?;
+        require_closed(lab, &[lab::POD_GATEWAY.ipv4.into()])?;
+        // The dead address comes first; the rules follow the search.
+        gateway_resolver.set("vpn.example", &["198.51.100.33".parse()?, PROVIDER.ipv4.into()]);
+        assert_eq!(app.succeed_within(WORKS, &get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
+        app.finish_well().map(drop)
+    });
+}
