@@ -95,7 +95,11 @@ fn plan_with(
 /// # Errors
 /// If the container lacks a capability or a device, or the kernel refuses a step.
 pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
+    // The first process of a container loses signals that it does not block.
+    let signals = serve::block_signals()?;
     let mut site = Site::open()?;
+    requirements::require_container()?;
+    refuse_second_process()?;
     let resolver = EndpointResolver::read(config);
     let known = attachment::known_endpoints(config);
     let first = plan_with(&mut site.netlink, config, &resolver, &known)?;
@@ -115,7 +119,6 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
         return Ok(());
     }
 
-    let signals = serve::block_signals()?;
     let (device, events) = device::obtain(&mut site, &plan, config)?;
     fault::point("after the attached device")?;
     enable_ipv6(&plan).doing("switch IPv6 on for WireGuard's interface")?;
@@ -130,6 +133,23 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     match (backend, forwarder) {
         (Backend::Kernel, None) => server.set_endpoints(),
         (_, forwarder) => server.serve(forwarder),
+    }
+}
+
+/// Fails if another process of this container serves a tunnel. Its packet rules would be replaced otherwise. A process
+/// of another container is found by its interface, which is in use.
+fn refuse_second_process() -> Result<(), Failure> {
+    match status::ask_process() {
+        Ok(Some(other)) => Err(Failure::new(format!(
+            "process {} has attached the tunnel {} to this network namespace already",
+            other.keeper, other.name
+        ))
+        .advise("end that process first")),
+        Ok(None) => Ok(()),
+        Err(error) => {
+            tracing::debug!(%error, "cannot query a process at the status socket");
+            Ok(())
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::failure::{Doing, Failure};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::nftables;
+use crate::linux::sysctl;
 use crate::linux::tun;
 
 /// How to add the capability in a manifest and on a command line.
@@ -25,6 +26,22 @@ pub(super) fn require_net_admin() -> Result<(), Failure> {
         false => format!("{NET_ADMIN}; and run the container as user 0, since another user gets no capabilities"),
     };
     Err(Failure::new("attaching a tunnel needs the capability NET_ADMIN").advise(advice))
+}
+
+/// A kernel parameter that only the machine's first network namespace has (`net_core_table` in the kernel's
+/// net/core/sysctl_net_core.c).
+const OF_FIRST_NAMESPACE: &str = "net/core/dev_weight";
+
+/// Fails in the network namespace of the machine itself. Closing that would cut the machine off.
+pub(super) fn require_container() -> Result<(), Failure> {
+    let is_first = sysctl::get_if_present(OF_FIRST_NAMESPACE).doing("read /proc/sys")?.is_some();
+    if !is_first {
+        return Ok(());
+    }
+    Err(Failure::new("this is the network namespace of the machine itself, which would lose its network").advise(
+        "run it in a container or a pod without `hostNetwork` or `--network host`; on a machine, use \
+         `vpn-exec NAME|FILE -- PROGRAM`",
+    ))
 }
 
 /// Adds advice to a failure to load packet rules.

@@ -83,17 +83,28 @@ impl Server {
 
     /// Sets the endpoints of the kernel's device, which then works without a process. An endpoint with several
     /// addresses gets the one that answers.
+    ///
+    /// # Errors
+    /// If the name of an endpoint does not resolve in time.
     pub(super) fn set_endpoints(mut self) -> Result<(), Failure> {
+        const WAITING: &str = "wait for a handshake";
         let deadline = boot_time() + SEARCH_TIMEOUT;
         loop {
             self.endpoints.work(&mut self.attached);
             let is_settled = self.endpoints.is_connected() || !self.endpoints.has_alternatives();
             if is_settled || boot_time() >= deadline {
-                return Ok(());
+                // No process will look the name up again, so the caller has to.
+                return match self.endpoints.summary().problem {
+                    Some(problem) => Err(Failure::new(problem).advise("the namespace is closed: run this again")),
+                    None => Ok(()),
+                };
             }
             let due = self.endpoints.due().map_or(deadline, |due| due.min(deadline));
-            self.timer.set(Some(due)).and_then(|()| self.wait()).doing("wait for a handshake")?;
-            let _ = self.timer.clear();
+            self.timer.set(Some(due)).and_then(|()| self.wait()).doing(WAITING)?;
+            if self.handle_signals().doing(WAITING)? {
+                return Ok(());
+            }
+            self.timer.clear().doing(WAITING)?;
             self.endpoints.take_answers();
             self.endpoints.read_device(&self.attached);
         }

@@ -68,7 +68,8 @@ pub fn close(netlink: &mut Netlink, rules: &mut Nftables, plan: &AttachmentPlan,
 }
 
 /// Ends the connections of programs that were in a namespace before it was closed, except those to the namespace itself
-/// and to local networks. Returns their number. The calling thread must be in the namespace, and `netlink` be one of it.
+/// and to local networks. Returns their number. The calling thread must be in the namespace, and `netlink` be one of
+/// it.
 ///
 /// The packet rules stop what goes out, but cannot tell everything apart: the next datagram from the other end of an
 /// older UDP "connection" looks like the first of an inbound one, and the program's answers like replies. So its socket

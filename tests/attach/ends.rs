@@ -105,7 +105,8 @@ fn two_at_once_are_refused() {
         wait_until_up(&pod)?;
         let second = sidecar_runs(&pod, &["attach", file.to_str().context("a path")?, "--backend", lab::backend()])?;
         assert_eq!(second.status.code(), Some(125));
-        assert!(errors_of(&second).contains("another process has attached a tunnel"), "{}", errors_of(&second));
+        // Both are processes of one container here.
+        assert!(errors_of(&second).contains("has attached the tunnel"), "{}", errors_of(&second));
         let mut app = application(&pod)?;
         app.succeed_within(WORKS, &get(WEB.ipv4))?;
         app.finish_well().map(drop)
@@ -156,4 +157,52 @@ fn each_missing_thing_is_named_with_the_line_to_add() {
         assert_eq!(check(&pod)?.0, "closed", "the namespace was closed first");
         Ok(())
     });
+}
+
+/// The machine's own network namespace is recognized by a parameter that no other has. It is not tried for real.
+#[test]
+fn a_container_is_told_from_the_machine() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let parameter = std::path::Path::new("/proc/sys/net/core/dev_weight");
+        assert!(pod.namespace.run(|| Ok(!parameter.exists()))?);
+        Ok(())
+    });
+}
+
+#[test]
+fn as_the_first_process_it_reaps_orphans_and_obeys_sigterm() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let words = [binary().to_str().context("a path")?, "attach", file.to_str().context("a path")?];
+        // The shell leaves an orphan behind, and becomes vpn-exec.
+        let script = "(sleep 1 & exit); exec \"$@\"";
+        let pid1 = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh"];
+        let mut command = pod.container("+all", pid1);
+        command.args(["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"]).args(words);
+        command.args(["--backend", lab::backend()]);
+        let mut child = command.stderr(std::process::Stdio::null()).spawn()?;
+        let outer = child.id().cast_signed();
+        wait_until_up_by_handshake(&pod)?;
+        let first = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?;
+        let first: i32 = first.split_whitespace().next().context("the first process")?.parse()?;
+        // Its only child is the orphan, which is gone once it was reaped.
+        let children = format!("/proc/{first}/task/{first}/children");
+        lab::wait_until(lab::patience(WORKS), "the orphan is not reaped", || {
+            Ok(fs::read_to_string(&children)?.trim().is_empty())
+        })?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), Signal::SIGTERM)?;
+        assert_eq!(lab::launcher::wait_for_end(&mut child)?.code(), Some(0));
+        assert_eq!(check(&pod)?, ("closed".into(), Some(3)));
+        Ok(())
+    });
+}
+
+/// Waits until the application reaches the Internet. A check from outside of the PID namespace would not be answered.
+fn wait_until_up_by_handshake(pod: &Pod) -> Result<()> {
+    let mut app = application(pod)?;
+    lab::wait_until(lab::patience(WORKS), "the pod is not closed", || Ok(check(pod)?.0 != "open"))?;
+    app.succeed_within(WORKS, &get(WEB.ipv4))?;
+    app.finish_well().map(drop)
 }

@@ -1,6 +1,7 @@
 //! The pod of a test, its sidecar, and the packets on the pod's cable.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
@@ -18,10 +19,20 @@ pub(crate) struct Sidecar(pub(crate) Option<Child>);
 
 impl Sidecar {
     /// Starts the sidecar without waiting for it.
-    pub(crate) fn start(pod: &Pod, file: &std::path::Path, options: &[&str]) -> Result<Self> {
+    pub(crate) fn start(pod: &Pod, file: &Path, options: &[&str]) -> Result<Self> {
+        Self::start_with(pod, file, options, "")
+    }
+
+    /// Starts the sidecar without protections ([`vpn_exec::fault::PROTECTIONS`]).
+    pub(crate) fn broken(pod: &Pod, file: &Path, protections: &str) -> Result<Self> {
+        Self::start_with(pod, file, &[], protections)
+    }
+
+    fn start_with(pod: &Pod, file: &Path, options: &[&str], protections: &str) -> Result<Self> {
         let file = file.to_str().context("a path")?;
         let words = [binary().to_str().context("a path")?, "attach", file, "--backend", lab::backend()];
         let mut command = pod.sidecar(words.iter().chain(options));
+        command.env("VPN_EXEC_TEST_BREAK", protections);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         Ok(Self(Some(child)))
     }
@@ -79,8 +90,8 @@ pub(crate) fn get(address: impl Into<IpAddr>) -> String {
     format!("get http://{}/", SocketAddr::new(address.into(), 80))
 }
 
-/// Returns the packets from the pod that neither are encrypted packets to the provider nor stay on the cable: those that
-/// a leak would consist of. Packets to the pod's cluster count as well.
+/// Returns the packets from the pod that neither are encrypted packets to the provider nor stay on the cable: those
+/// that a leak would consist of. Packets to the pod's cluster count as well.
 pub(crate) fn left_the_pod(lab: &Lab) -> Result<Vec<Packet>> {
     let cable = lab.host.run(|| Netlink::open()?.link_index(&"pod0".parse().expect("a name")))?;
     let packets = lab.capture.on(cable)?;

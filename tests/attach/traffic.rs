@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 
 use lab::dns::DnsServer;
+use lab::launcher::{errors_of, run};
 use lab::{
     CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, Result, TUNNEL_CLIENT, WEB,
 };
@@ -181,5 +182,81 @@ fn without_a_tunnel_the_pod_is_open() {
         app.succeed(&format!("lookup {} web.example", POD_GATEWAY.ipv4))?;
         assert!(require_closed(lab, &[]).is_err());
         app.finish_well().map(drop)
+    });
+}
+
+/// A program that sends by the pod's interface: bound to its name, or to its address. It prints whether it connected.
+const BOUND: &str = "import socket, sys
+family = socket.AF_INET6 if ':' in sys.argv[2] else socket.AF_INET
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    s = socket.socket(family, kind)
+    s.settimeout(1)
+    if sys.argv[1] == 'device':
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'eth0')
+    else:
+        s.bind((sys.argv[1], 0))
+    try:
+        s.connect((sys.argv[2], 80))
+        s.send(b'leak')
+        print('sent')
+    except OSError as error:
+        print('refused:', error.errno)
+";
+
+/// Tries to send by the pod's interface to the Internet in all ways.
+fn try_bound(pod: &Pod) -> Result<()> {
+    for (bound, to) in [
+        ("device".to_owned(), WEB.ipv4.to_string()),
+        ("device".to_owned(), WEB.ipv6.to_string()),
+        (POD.ipv4.to_string(), WEB.ipv4.to_string()),
+        (POD.ipv6.to_string(), WEB.ipv6.to_string()),
+    ] {
+        let output = run(pod.application(["/usr/bin/python3", "-I", "-S", "-c", BOUND, &bound, &to]))?;
+        lab::ensure!(output.stdout.iter().filter(|byte| **byte == b'\n').count() == 2, "{}", errors_of(&output));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_bound_to_the_pods_interface_or_address_sends_nothing() {
+    in_pod(Peer::Ours, Reach::Ipv4, |lab, pod, _| {
+        try_bound(pod)?;
+        require_closed(lab, &[])
+    });
+}
+
+/// The twin: without the packet rules, these packets leave the pod. So routes alone do not close it.
+#[test]
+fn without_the_rules_bound_programs_leak() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let _sidecar = Sidecar::broken(&pod, &lab.wg_quick_file(Reach::Ipv4)?, "rules")?;
+        let mut app = application(&pod)?;
+        lab::wait_until(lab::patience(WORKS), "the tunnel is not up", || {
+            Ok(app.act(&get(WEB.ipv4))? == Ok(PROVIDER.ipv4.to_string()))
+        })?;
+        app.finish_well()?;
+        lab.capture.forget()?;
+        try_bound(&pod)?;
+        assert!(require_closed(lab, &[]).is_err());
+        Ok(())
+    });
+}
+
+/// The twin: without the routes, nothing goes into the tunnel, and the rules drop all packets.
+#[test]
+fn without_the_routes_the_rules_alone_close_the_pod() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let _sidecar = Sidecar::broken(&pod, &lab.wg_quick_file(Reach::Ipv4)?, "routes")?;
+        lab::wait_until(lab::patience(WORKS), "the rules are not loaded", || {
+            Ok(crate::support::check(&pod)?.0 == "damaged")
+        })?;
+        lab.capture.forget()?;
+        let mut app = application(&pod)?;
+        app.fail(&get(WEB.ipv4))?;
+        app.finish_well()?;
+        try_bound(&pod)?;
+        require_closed(lab, &[])
     });
 }
