@@ -3,7 +3,6 @@ let
   inherit (builtins)
     any
     attrNames
-    attrValues
     concatLists
     concatMap
     concatStringsSep
@@ -191,9 +190,7 @@ let
   ipv6Entries =
     profile:
     filter (text: match ".*:.*" text != null) (
-      (profile.local.networks or [ ])
-      ++ (profile.dns.servers or [ ])
-      ++ concatLists (attrValues (profile.dns.for or { }))
+      (profile.local.networks or [ ]) ++ (profile.dns.servers or [ ])
     )
     ++ filter (text: match "\\[.*" text != null) (profile.local.publish or [ ]);
 
