@@ -30,6 +30,8 @@
         vpn-exec = pkgs.callPackage ./nix/package.nix { };
         # One file that runs on any distribution.
         static = pkgs.pkgsStatic.callPackage ./nix/package.nix { };
+        # For pods and containers: `podman load -i` takes it.
+        image = pkgs.callPackage ./nix/image.nix { vpn-exec = static; };
         demo = pkgs.callPackage ./nix/demo.nix { inherit vpn-exec; };
         options = pkgs.writeText "options.md" (import ./nix/reference.nix { inherit lib; });
       });

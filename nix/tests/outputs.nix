@@ -104,9 +104,48 @@ let
       expected = {
         default = "package.nix";
         demo = "demo.nix";
+        image = "image.nix";
         options = "options.md";
         static = "static-package.nix";
         vpn-exec = "package.nix";
+      };
+    };
+    "the image is the one of deploy/image/build" = {
+      actual =
+        let
+          image = import ../image.nix {
+            dockerTools.buildLayeredImage = it: it;
+            runCommand =
+              name: _: script:
+              "${name}: ${script}";
+            vpn-exec = package "vpn-exec" // {
+              version = "1.2.3";
+              meta = {
+                license = [ ];
+                platforms = systems;
+              };
+            };
+          };
+          script = builtins.readFile ../../deploy/image/build;
+          isIn = text: builtins.length (builtins.split text script) > 1;
+        in
+        {
+          inherit (image) name tag;
+          inherit (image.config) Entrypoint;
+          labels = map (label: isIn "${label}=") (attrNames image.config.Labels);
+          description = isIn image.config.Labels."org.opencontainers.image.description";
+        };
+      expected = {
+        name = "localhost/vpn-exec";
+        tag = "1.2.3";
+        Entrypoint = [ "/vpn-exec" ];
+        labels = [
+          true
+          true
+          true
+          true
+        ];
+        description = true;
       };
     };
     "an overlay" = {

@@ -8,7 +8,8 @@ use vpn_exec::plan::host_sockets::{SocketOwner, refusal_message};
 use crate::pages::{all, book, page, root};
 
 /// Folders of the repository, whose files the documents name in code spans.
-const FOLDERS: [&str; 9] = ["src/", "tests/", "nix/", "units/", "benches/", "docs/", ".ci/", "fuzz/", "examples/"];
+const FOLDERS: [&str; 10] =
+    ["deploy/", "src/", "tests/", "nix/", "units/", "benches/", "docs/", ".ci/", "fuzz/", "examples/"];
 
 /// Returns a path without `.` and `..`.
 fn normalized(path: &Path) -> PathBuf {

@@ -10,7 +10,7 @@ use crate::examples::RUN;
 use crate::pages::{page, published};
 
 /// The published commands that no test here runs, with the place of their test or the reason.
-const NOT_RUN: [(&str, &str); 36] = [
+const NOT_RUN: [(&str, &str); 55] = [
     ("cargo run --release --example demo", ".ci/run runs it"),
     ("cargo test", "this runs in it"),
     ("cargo build --release", ".ci/run builds it"),
@@ -43,7 +43,7 @@ const NOT_RUN: [(&str, &str); 36] = [
     ("sudo vpn-exec mullvad.conf --local 192.168.1.10/32 -- curl http://192.168.1.10/", "tests/local/"),
     (
         "sudo vpn-exec mullvad.conf --lan --dns-for home.arpa=192.168.1.1 -- curl http://nas.home.arpa/",
-        "tests/local/split_dns.rs",
+        "tests/local/split_dns/",
     ),
     ("sudo vpn-exec mullvad.conf --host-port 5432 -- psql --host host.internal", "tests/host_ports.rs"),
     ("sudo vpn-exec mullvad.conf --host-port 5432 -- ./crawl --database host.internal:5432", "the same"),
@@ -73,6 +73,34 @@ const NOT_RUN: [(&str, &str); 36] = [
         "the same",
     ),
     ("sudo ln -s /usr/local/bin/vpn-exec /opt/cni/bin/vpn-exec-cni", "changes the machine"),
+    ("sudo systemctl enable --now vpn-exec@airvpn", "tests/vm/inside/cases/keeper"),
+    ("sudo vpn-exec unit transmission-daemon --tunnel airvpn --install", "tests/vm/inside/cases/confined"),
+    ("deploy/image/build", "builds for minutes"),
+    ("podman load -i target/image/vpn-exec-0.1.0-amd64.tar", "needs the built image"),
+    ("kubectl create secret generic wg --from-file=wg0.conf=airvpn.conf", "needs a cluster"),
+    ("kubectl apply -k deploy/kubernetes/base", "needs a cluster; deploy/check builds the overlays"),
+    ("kubectl apply -f deploy/admission/settings.yaml", "needs a cluster; deploy/admission/test/run evaluates it"),
+    ("kubectl apply -f deploy/admission/validating.yaml", "the same"),
+    ("kubectl apply -f deploy/admission/mutating.yaml", "the same"),
+    ("podman pod create --name torrent --publish 9091:9091 --dns 10.64.0.1", "tests/containers/ runs such a pod"),
+    (
+        "podman run -d --pod torrent --name vpn --cap-drop all --cap-add NET_ADMIN --read-only --device /dev/net/tun \
+         --volume ./wg0.conf:/etc/wireguard/wg0.conf:ro localhost/vpn-exec:0.1.0 attach /etc/wireguard/wg0.conf \
+         --open 51413",
+        "the same",
+    ),
+    ("podman run -d --pod torrent --cap-drop NET_RAW lscr.io/linuxserver/transmission:4.0.6", "needs a registry"),
+    ("docker compose -f deploy/compose.yaml up -d", "needs a registry; deploy/check checks the file"),
+    ("sudo podman secret create wg0.conf airvpn.conf", "changes the machine"),
+    ("sudo cp deploy/quadlet/torrent* /etc/containers/systemd/", "changes the machine"),
+    ("sudo systemctl start torrent-pod", "needs a registry; deploy/check checks the units"),
+    ("podman kube play deploy/kubernetes/secret.example.yaml", "the file has placeholders"),
+    ("podman kube play deploy/podman/pod.yaml", "needs a registry; deploy/check checks the file"),
+    (
+        "sudo podman run --rm --network ns:/run/netns/mullvad --dns 10.64.0.1 docker.io/curlimages/curl \
+         https://ifconfig.me",
+        "needs a registry; tests/containers/ joins tunnels by their names",
+    ),
 ];
 
 #[test]

@@ -23,8 +23,9 @@ const THROUGH_A_FILE: &str = "sudo vpn-exec mullvad.conf -- curl https://ifconfi
 const OUTSIDE: &str = "curl https://ifconfig.me";
 const THROUGH_A_TUNNEL: &str = "sudo vpn-exec mullvad -- curl https://ifconfig.me";
 
-const TORRENT_CLIENT: &str = "sudo vpn-exec mullvad.conf --open 51413 -- qbittorrent";
-const CHECK_PROFILE: &str = "sudo vpn-exec check mullvad";
+const TORRENT_CLIENT: &str = "sudo vpn-exec airvpn.conf --open 51413 -- qbittorrent";
+const CHECK_PROFILE: &str = "sudo vpn-exec check airvpn";
+const THROUGH_THE_PROFILE: &str = "sudo vpn-exec airvpn -- curl https://ifconfig.me";
 const STATUS: &str = "vpn-exec status";
 const DOWN: &str = "sudo vpn-exec down mullvad";
 const PLAN_TUNNEL: &str = "vpn-exec plan mullvad";
@@ -60,12 +61,13 @@ const STAND_INS: [&str; 6] = [
 const UP_FILE_AND_WAIT: &str = "sudo vpn-exec up mullvad.conf --wait 20";
 
 /// All commands that tests here run.
-pub(crate) const RUN: [&str; 28] = [
+pub(crate) const RUN: [&str; 29] = [
     THROUGH_A_FILE,
     OUTSIDE,
     THROUGH_A_TUNNEL,
     TORRENT_CLIENT,
     CHECK_PROFILE,
+    THROUGH_THE_PROFILE,
     STATUS,
     DOWN,
     PLAN_TUNNEL,
@@ -113,6 +115,7 @@ impl Place {
         let text = format!("{}PersistentKeepalive = 1\n", lab.wg_quick_text(Reach::Ipv4));
         place.write("mullvad.conf", &text, 0o600)?;
         place.write("proton.conf", &text, 0o600)?;
+        place.write("airvpn.conf", &text, 0o600)?;
         fs::create_dir(place.path("bin"))?;
         // The lab's root has no sudo. Debian's Python, whatever else is in PATH.
         let sudo = "#!/bin/sh\ncase $1 in --*) shift ;; esac\nexec \"$@\"\n";
@@ -128,10 +131,14 @@ impl Place {
         let [profile] = guide.blocks("toml")[..] else {
             anyhow::bail!("{} has another number of profiles", guide.path)
         };
-        let published = "/etc/wireguard/mullvad.conf";
+        let published = "/etc/wireguard/airvpn.conf";
         ensure!(profile.contains(published), "the profile names another file");
         fs::create_dir(self.path("vpn-exec"))?;
-        self.write("vpn-exec/mullvad.toml", &profile.replace(published, &self.path("mullvad.conf")), 0o644)?;
+        // Other pages call the same profile mullvad.
+        for name in ["airvpn", "mullvad"] {
+            let profile = profile.replace(published, &self.path(&format!("{name}.conf")));
+            self.write(&format!("vpn-exec/{name}.toml"), &profile, 0o644)?;
+        }
         Ok(self)
     }
 
@@ -244,6 +251,7 @@ fn the_guide_about_leaks_shows_what_it_says() {
         require("ip", "iproute2")?;
         let place = Place::prepare(lab)?.with_profile()?;
         place.works(UP_AND_WAIT)?;
+        place.works(RELOAD)?;
         ensure!(place.works(THROUGH_A_TUNNEL)?.trim() == PROVIDER.ipv4.to_string());
         // It fails where the tunnel has no IPv6.
         let over_ipv6 = String::from_utf8(place.run(OVER_IPV6)?.stdout)?;
@@ -336,23 +344,23 @@ fn debians_transmission_answers_at_its_page_and_others_do_not_reach_it() {
         require("transmission-daemon", "transmission-daemon")?;
         require("curl", "curl")?;
         let place = Place::prepare(lab)?.with_profile()?;
-        ensure!(place.works(CHECK_PROFILE)?.trim() == "mullvad: the configuration is valid");
-        // As `systemctl enable --now vpn-exec@mullvad` does.
-        place.works("vpn-exec up mullvad")?;
-        let address = place.works(THROUGH_A_TUNNEL)?;
+        ensure!(place.works(CHECK_PROFILE)?.trim() == "airvpn: the configuration is valid");
+        // As `systemctl enable --now vpn-exec@airvpn` does.
+        place.works("vpn-exec up airvpn")?;
+        let address = place.works(THROUGH_THE_PROFILE)?;
         ensure!(address.trim() == PROVIDER.ipv4.to_string(), "{address}");
         let status = place.works(STATUS)?;
-        ensure!(status.contains("mullvad") && status.contains("up"), "{status}");
+        ensure!(status.contains("airvpn") && status.contains("up"), "{status}");
 
         fs::create_dir(place.path("transmission"))?;
         place.write("transmission/settings.json", TRANSMISSION, 0o600)?;
-        let daemon = "vpn-exec mullvad -- transmission-daemon --foreground --config-dir transmission";
+        let daemon = "vpn-exec airvpn -- transmission-daemon --foreground --config-dir transmission";
         let daemon = place.command(daemon)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let at = |address: IpAddr, port| SocketAddr::new(address, port);
         // 409: the client lacks the session ID that this answer carries. 403: the client is not on the whitelist.
         let page = answered(&lab.host, at(Ipv4Addr::LOCALHOST.into(), 9091), "/transmission/rpc")?;
         ensure!(page.contains(" 409 "), "{page}");
-        place.works(&format!("{RELOAD} --publish 9092:9091"))?;
+        place.works("vpn-exec reload airvpn --publish 9092:9091")?;
         // A port that is published for all does not lead to the program's loopback.
         for (from, to) in [(&lab.lan, HOST_ON_LAN.ipv4.into()), (&lab.host, IpAddr::from(Ipv4Addr::LOCALHOST))] {
             let page = answered(from, at(to, 9092), "/transmission/rpc")?;
@@ -363,7 +371,7 @@ fn debians_transmission_answers_at_its_page_and_others_do_not_reach_it() {
             "this port is for the host alone"
         );
         end(daemon)?;
-        place.works(DOWN).map(drop)
+        place.works("vpn-exec down airvpn").map(drop)
     });
 }
 

@@ -2,5 +2,6 @@
 
 mod book;
 mod commands;
+mod deploy;
 mod examples;
 mod pages;

@@ -11,7 +11,8 @@ pub(crate) struct Page {
 }
 
 /// The documents beside the book.
-const OUTSIDE_THE_BOOK: [&str; 5] = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "RELEASING.md", "SECURITY.md"];
+const OUTSIDE_THE_BOOK: [&str; 6] =
+    ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "RELEASING.md", "SECURITY.md", "deploy/README.md"];
 
 /// The repository's root.
 pub(crate) fn root() -> &'static Path {
