@@ -1,9 +1,12 @@
-//! Endpoints that are names: looked up by the container's own resolvers, before and after the tunnel is attached.
+//! Names in a pod: those of endpoints, which the container's own resolvers look up before and after the tunnel is
+//! attached, and split DNS.
 
 use std::fs;
 
-use lab::{PROVIDER, Peer, Pod, Reach, WEB};
+use lab::pod::SERVICE_NAME;
+use lab::{CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, PROVIDER, Peer, Pod, Reach, Result, WEB};
 use nix::sys::signal::Signal;
+use vpn_exec::linux::sysctl;
 
 use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, wait_until_up};
 
@@ -55,4 +58,36 @@ fn a_name_that_does_not_resolve_yet_keeps_the_pod_closed() {
         assert_eq!(app.succeed_within(WORKS, &get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
         app.finish_well().map(drop)
     });
+}
+
+#[test]
+fn names_of_the_cluster_and_all_others_have_resolvers_of_their_own() {
+    lab::test(Peer::Ours, |lab| split_dns(lab, "0"));
+}
+
+/// In containers of podman, and in pods of older containerd.
+#[test]
+fn split_dns_needs_no_privilege_for_port_53() {
+    lab::test(Peer::Ours, |lab| split_dns(lab, "1024"));
+}
+
+fn split_dns(lab: &Lab, first_port: &str) -> Result<()> {
+    let pod = Pod::start(lab)?;
+    let start = "net/ipv4/ip_unprivileged_port_start";
+    pod.namespace.run(|| sysctl::set(start, first_port))?;
+    let split = format!("--dns-for=cluster.local={}", CLUSTER_RESOLVER.ipv4);
+    let options = [cluster(), vec![split.as_str()]].concat();
+    let _sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &options)?;
+    wait_until_up(&pod)?;
+    let mut app = application(&pod)?;
+    let service = app.succeed_within(WORKS, &format!("resolve {SERVICE_NAME}"))?;
+    assert!(service.contains(&CLUSTER_SERVICE.ipv4.to_string()), "{service}");
+    let web = app.succeed_within(WORKS, "resolve web.example")?;
+    assert!(web.contains(&WEB.ipv4.to_string()), "{web}");
+    app.succeed(&format!("lookup ::1 {SERVICE_NAME}"))?;
+    app.fail(&format!("lookup {} web.example", CLUSTER_RESOLVER.ipv4))?;
+    let asked = |server: &lab::dns::DnsServer, name: &str| server.questions().iter().any(|it| it.name == name);
+    assert!(asked(&pod.cluster_resolver, SERVICE_NAME) && !asked(&pod.cluster_resolver, "web.example"));
+    assert!(asked(&lab.tunnel_resolver, "web.example") && !asked(&lab.tunnel_resolver, SERVICE_NAME));
+    app.finish_well().map(drop)
 }
