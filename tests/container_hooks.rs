@@ -3,14 +3,20 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hickory_proto::rr::RecordType;
+use lab::dns::DnsServer;
 use lab::http::{Page, WebServer};
 use lab::launcher::text_of;
-use lab::{Lab, POD, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
+use lab::{
+    CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, TUNNEL_CLIENT, WEB, pod,
+    vpn_exec,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -378,6 +384,76 @@ fn nothing_is_left_after_a_failure_or_a_kill_at_any_step() {
                 require_nothing_left()?;
             }
         }
+        require_no_leaks(lab)
+    });
+}
+
+#[test]
+fn poststop_completes_the_end_that_a_killed_keeper_has_begun() {
+    test(|lab, pod| {
+        for point in fault::TAKE_DOWN {
+            let container = Container::start(pod, "c1")?;
+            let fault = format!("kill:{point}");
+            let environment = [("VPN_EXEC_TEST_FAIL", fault.as_str())];
+            succeed(hook(&["createRuntime"], &container.state(Some(NAME)), &environment)?)?;
+            require_tunnel(pod)?;
+            succeed(container.poststop()?).context(fault.clone())?;
+            require_nothing_left().context(fault)?;
+            container.end()?;
+        }
+        require_closed(lab, pod)
+    });
+}
+
+/// A dead provider must not keep the engine waiting: its patience with hooks is limited.
+#[test]
+fn a_container_starts_closed_if_the_provider_does_not_answer() {
+    test(|lab, pod| {
+        lab.provider.stop()?;
+        let container = Container::start(pod, "c1")?;
+        succeed(container.create(NAME)?)?;
+        ensure!(status()?["state"] == "connecting");
+        require_closed(lab, pod)?;
+        container.end()?;
+        require_nothing_left()
+    });
+}
+
+#[test]
+fn a_container_resolves_the_names_of_its_cluster_and_all_others_through_the_tunnel() {
+    test(|lab, pod| {
+        let profile = format!("/etc/vpn-exec/{NAME}.toml");
+        let text = fs::read_to_string(&profile)?;
+        let networks = pod::CLUSTER_NETWORKS.map(|net| format!("\"{net}\"")).join(", ");
+        fs::write(
+            &profile,
+            format!(
+                "{text}[dns]\nfor = {{ \"cluster.local\" = [\"{}\"] }}\n[local]\nnetworks = [{networks}]\n",
+                CLUSTER_RESOLVER.ipv4
+            ),
+        )?;
+        let container = Container::start(pod, "c1")?;
+        succeed(container.create(NAME)?)?;
+        require_tunnel(pod)?;
+        let lookup = |server: IpAddr, name: &str| {
+            let found = pod.namespace.run(|| lab::dns::lookup(server, name, RecordType::A, BRIEFLY * 3));
+            found.map_err(|error| anyhow::anyhow!("{name}: {error}"))
+        };
+        let forwarder = vpn_exec::plan::FORWARDER_ADDRESSES[0].ip();
+        ensure!(lookup(forwarder, pod::SERVICE_NAME)? == [IpAddr::from(CLUSTER_SERVICE.ipv4)]);
+        ensure!(lookup(forwarder, "web.example")? == [IpAddr::from(WEB.ipv4)]);
+        let asked = |server: &DnsServer| server.questions().iter().map(|question| question.name.clone()).collect();
+        let (cluster, tunnel): (Vec<String>, Vec<String>) = (asked(&pod.cluster_resolver), asked(&lab.tunnel_resolver));
+        ensure!(cluster.iter().all(|name| name.starts_with("service.")) && !cluster.is_empty(), "{cluster:?}");
+        ensure!(tunnel.iter().all(|name| name.starts_with("web.")) && !tunnel.is_empty(), "{tunnel:?}");
+        for server in [CLUSTER_RESOLVER, POD_GATEWAY] {
+            ensure!(lookup(server.ipv4.into(), "web.example").is_err(), "a DNS leak to {server:?}");
+        }
+        let page = pod
+            .namespace
+            .run(|| lab::http::get(&format!("http://{}/", CLUSTER_SERVICE.ipv4), lab::patience(PATIENCE)))?;
+        ensure!(page.contains("cluster"), "{page}");
+        container.end()?;
         require_no_leaks(lab)
     });
 }

@@ -58,16 +58,20 @@ fn remove(name: &TunnelName, is_its: &dyn Fn(&TunnelState) -> bool) -> Result<()
     let begin = Instant::now();
     session::require_privileges()?;
     loop {
-        if lease::take_down_if(name, is_its)? {
-            return Ok(());
-        }
+        let failure = match lease::take_down_if(name, is_its) {
+            Ok(true) => return Ok(()),
+            Ok(false) => None,
+            // The keeper may have been killed meanwhile. Then the rest is removed here.
+            Err(failure) => Some(failure),
+        };
         let Some(directory) = claim_dead(name)? else {
             // It has ended by itself, or another keeper has the name by now.
             if !registry::read(name).map_err(Failure::new)?.is_some_and(|state| is_its(&state)) {
                 return Ok(());
             }
             if begin.elapsed() > SUCCESSION {
-                return Err(Failure::new(format!("cannot remove the tunnel {name}: its keeper does not answer")));
+                let hangs = || Failure::new(format!("cannot remove the tunnel {name}: its keeper does not answer"));
+                return Err(failure.unwrap_or_else(hangs));
             }
             std::thread::sleep(RETRY);
             continue;

@@ -97,6 +97,7 @@ impl Tunnel {
         let (mut netlink, mut rules) = sockets.doing("enter the container's network namespace")?;
         require_free(&mut netlink, &self.plan)?;
         attachment::close(&mut netlink, &mut rules, attachment_of(&self.plan)?, OWNER)?;
+        end_former_connections(&namespace, attachment_of(&self.plan)?);
         netlink.execute_one(NetlinkRequest::set_alias(1, "lo", self.mark.text())).doing(CLOSING)?;
         self.inner = Some(OpenNamespace { namespace, netlink, rules });
         tracing::debug!("closed the container's namespace");
@@ -112,6 +113,15 @@ impl Tunnel {
         attachment::open(&mut inner.netlink, &plan).map_err(advise_on_port)?;
         tracing::debug!("opened the tunnel");
         Ok(())
+    }
+}
+
+/// Ends the connections of other containers that share the namespace and were there before it was closed.
+fn end_former_connections(namespace: &NetworkNamespace, plan: &AttachmentPlan) {
+    match namespace.run(|| attachment::end_connections(&mut Netlink::open()?, plan)) {
+        Ok(0) => {}
+        Ok(count) => tracing::info!("ended {count} connections from before the namespace was closed"),
+        Err(error) => tracing::warn!("cannot end the connections from before the namespace was closed: {error}"),
     }
 }
 

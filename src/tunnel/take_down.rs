@@ -32,6 +32,8 @@ impl Tunnel {
         let closed = self.remove_sockets();
         fault::point("after the socket is gone")?;
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
+        // Before the name, by which another process would find the interface if this one is killed.
+        let interface = self.remove_from_container();
         let path = &self.plan.namespace;
         let unnamed = namespace::look_up(path)
             .and_then(|found| if self.is_own(&found) { namespace::remove_name(path) } else { Ok(()) })
@@ -41,7 +43,6 @@ impl Tunnel {
         self.post_down_due = false;
         fault::point("after the name is gone")?;
         let host = self.remove_host_rules();
-        let interface = self.remove_from_container();
         fault::point("after the host's rules are gone")?;
         closed.and(pre_down).and(unnamed).and(post_down).and(host).and(interface)
     }

@@ -142,6 +142,30 @@ pub(crate) fn from_each_address(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     usable.map(sent).fold(Err(io::ErrorKind::AddrNotAvailable.into()), |so_far, one| so_far.or(one))
 }
 
+/// Sends itself a datagram in the name of another host, which needs no capability in IPv6 (`IPV6_FREEBIND` of
+/// linux/in6.h), and answers it: by the routes, and by each interface.
+pub(crate) fn reply_to_pretended_host(stamp: &Stamp) -> io::Result<()> {
+    let addresses = Netlink::open()?.addresses()?.into_iter().map(|(_, net)| net.addr());
+    let usable = addresses.filter(|own| own.is_ipv6() && !own.is_loopback() && !is_link_local(*own));
+    let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
+    for own in usable {
+        let answering = UdpSocket::bind((own, 0))?;
+        let pretending = rustix::net::socket(rustix::net::AddressFamily::INET6, rustix::net::SocketType::DGRAM, None)?;
+        rustix::net::sockopt::set_ipv6_freebind(&pretending, true)?;
+        // A port for each address, as the one of a former socket may still be in use.
+        let port = answering.local_addr()?.port();
+        rustix::net::bind(&pretending, &SocketAddr::new(WEB6, port))?;
+        UdpSocket::from(pretending).send_to(b"hello", answering.local_addr()?)?;
+        result = result.or(answering.send_to(&stamp.payload(), (WEB6, port)).map(drop));
+        let by_interface = |interface: &str| {
+            setsockopt(&answering, sockopt::BindToDevice, &interface.into())?;
+            answering.send_to(&stamp.payload(), (WEB6, port)).map(drop)
+        };
+        result = result.or(with_each_interface(by_interface));
+    }
+    result
+}
+
 fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

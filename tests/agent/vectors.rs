@@ -108,6 +108,7 @@ const VECTORS: &[Vector] = &[
     vector("unrouted", Protection::Namespace, unrouted),
     vector("from-each-address4", Protection::Namespace, |stamp| from_each_address(stamp, WEB4)),
     vector("from-each-address6", Protection::Namespace, |stamp| from_each_address(stamp, WEB6)),
+    vector("reply-to-pretended-host", Protection::Namespace, reply_to_pretended_host),
     // Other kinds of sockets.
     vector("ping4", Protection::Namespace, ping4),
     vector("ping6", Protection::Namespace, ping6),

@@ -277,11 +277,16 @@ impl Pod<'_> {
     }
 
     /// Starts the application, whose programs are the host's.
-    pub(crate) fn start_application(&self, command: &[&str], environment: &[(&str, &str)]) -> Result<String> {
+    pub(crate) fn start_application(
+        &self,
+        name: &str,
+        command: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<String> {
         let agent = agent_binary().to_string_lossy().into_owned();
         let mounts = vec![("/usr", "/usr"), (&agent[..], &agent[..])];
         self.start(&Container {
-            name: "app",
+            name,
             image: images::APP,
             command: command.to_vec(),
             environment: environment.to_vec(),
@@ -317,22 +322,4 @@ impl Pod<'_> {
         self.cri.call("StopPodSandbox", &Message::default().text(1, &self.id))?;
         self.cri.call("RemovePodSandbox", &Message::default().text(1, &self.id)).map(drop)
     }
-}
-
-#[test]
-fn a_pod_of_containerd_without_a_tunnel_is_seen_by_the_capture() {
-    use lab::{HOST, Peer, WEB};
-
-    lab::test(Peer::Ours, |lab| {
-        let cri = Cri::start(&[])?;
-        let pod = cri.run_pod(&[], &["10.64.0.1"])?;
-        println!("{}", pod.address()?);
-        let app = pod.start_application(&["sleep", "1000"], &[])?;
-        let got = pod.execute(&app, &["curl", "-sS", "-m5", &format!("http://{}/", WEB.ipv4)])?;
-        assert_eq!((got.status, got.output), (0, HOST.ipv4.to_string()));
-        ensure!(!lab.capture.leaks()?.is_empty(), "the capture does not see a pod");
-        pod.stop(&app, 0)?;
-        assert!(pod.exit_status(&app)?.is_some());
-        pod.remove()
-    });
 }

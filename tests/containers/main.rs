@@ -6,6 +6,7 @@
 //! - [`engine`]: podman with runc or crun, as root or as an ordinary user, and Docker.
 //! - [`containerd`], [`cri`]: containerd, and a client of its CRI in place of the kubelet.
 //! - [`attached`]: `vpn-exec attach` in a sidecar.
+//! - [`kube_play`], [`kubernetes`]: pods by `podman kube play`, and as the kubelet makes them.
 //! - [`named_namespace`]: containers that join a tunnel by the name of its network namespace.
 //!
 //! Root only: an ordinary user's world has no other users, which engines need. Where an engine is missing, its tests
@@ -16,4 +17,6 @@ mod containerd;
 mod cri;
 mod engine;
 mod images;
+mod kube_play;
+mod kubernetes;
 mod named_namespace;
