@@ -22,7 +22,7 @@ pub const RESOLVER_MARK: u32 = 0x7666;
 pub const DNS_PORT: u16 = 53;
 
 /// The addresses that the forwarder answers at: the loopback of the namespace.
-pub(super) const FORWARDER_ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+pub const FORWARDER_ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// The port of a forwarder that may not bind to [`DNS_PORT`].
 const UNPRIVILEGED_PORT: u16 = 30353;

@@ -51,7 +51,7 @@ use serde::{Deserialize, Serialize};
 pub use container::plan_in_container;
 pub use diff::{PlanDiff, diff};
 pub use dns::DnsPlan;
-pub use dns_forwarding::{DNS_PORT, DomainPlan, ForwarderPlan, RESOLVER_MARK, ResolverPlan, Side};
+pub use dns_forwarding::{DNS_PORT, DomainPlan, FORWARDER_ADDRESSES, ForwarderPlan, RESOLVER_MARK, ResolverPlan, Side};
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
 pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS, RULES_TABLE};
