@@ -3,6 +3,7 @@ let
   inherit (builtins)
     any
     attrNames
+    attrValues
     concatLists
     concatMap
     concatStringsSep
@@ -190,7 +191,9 @@ let
   ipv6Entries =
     profile:
     filter (text: match ".*:.*" text != null) (
-      (profile.local.networks or [ ]) ++ (profile.dns.servers or [ ])
+      (profile.local.networks or [ ])
+      ++ (profile.dns.servers or [ ])
+      ++ concatLists (attrValues (profile.dns.for or { }))
     )
     ++ filter (text: match "\\[.*" text != null) (profile.local.publish or [ ]);
 

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 pub use crate::linux::fuzzing::{iptables, netlink};
 pub use crate::wireguard::userspace::fuzzing::device;
-use crate::{config, lease, linux, names, plan, program, registry, relay};
+use crate::{config, dns_forwarder, lease, linux, names, plan, program, registry, relay};
 
 /// Parses messages of other processes and files of the host. The first byte selects the parser of the rest.
 pub fn messages(input: &[u8]) {
@@ -80,6 +80,41 @@ fn address(bytes: &[u8]) -> SocketAddr {
     SocketAddr::new(ip, u16::from_be_bytes([bytes[17], bytes[18]]))
 }
 
+/// Reads a client's DNS message, and the same bytes as a resolver's answer. Whatever is forwarded has the same side for
+/// every reader, whatever its ID is.
+pub fn dns(input: &[u8]) {
+    let resolver = |last, side| plan::ResolverPlan { address: [10, 0, 0, last].into(), side };
+    let domain = "b.c".to_owned().try_into().expect("a domain");
+    let local = plan::DomainPlan { domain, resolvers: vec![resolver(1, plan::Side::Local)] };
+    let forwarder = plan::ForwarderPlan { domains: vec![local], others: vec![resolver(2, plan::Side::Tunnel)] };
+    let routes = dns_forwarder::Routes::new(&forwarder);
+    let Some((id, rest)) = input.split_first_chunk() else { return };
+    let id = u16::from_be_bytes(*id);
+    let Ok(question) = dns_forwarder::Question::read(rest.to_vec()) else { return };
+    let forwarded = question.with_id(id);
+    assert_eq!(forwarded[2..], rest[2..]);
+    let again = dns_forwarder::Question::read(forwarded.clone()).expect("a question, as before");
+    assert!(question.labels().eq(again.labels()));
+    assert_eq!(routes.resolvers(question.labels()), routes.resolvers(again.labels()));
+    // The labels as they are written out in the message, which any reader finds.
+    let (mut at, mut written) = (12, Vec::new());
+    while let Some(length) = forwarded.get(at).map(|length| usize::from(*length)).filter(|length| *length > 0) {
+        written.push(&forwarded[at + 1..at + 1 + length]);
+        at += 1 + length;
+    }
+    assert!(question.labels().eq(written.iter().copied()));
+    let is_local = written.len() > 1
+        && written[written.len() - 2].eq_ignore_ascii_case(b"b")
+        && written[written.len() - 1].eq_ignore_ascii_case(b"c");
+    let side = routes.resolvers(question.labels())[0].side;
+    assert_eq!(side == plan::Side::Local, is_local);
+    let _ = question.reply(rest, id);
+    let mut reply = forwarded;
+    reply[2] |= 0x80;
+    assert_ne!(question.reply(&reply, id), dns_forwarder::Reply::Stray);
+    assert_eq!(question.reply(&reply, !id), dns_forwarder::Reply::Stray);
+}
+
 /// Parses the output of `systemctl show` and makes a drop-in from it.
 pub fn systemctl(output: &[u8]) {
     let text = String::from_utf8_lossy(output);
@@ -119,7 +154,7 @@ mod tests {
     use super::*;
 
     /// The inputs to start from, with real ones first.
-    const SEEDS: [&[u8]; 9] = [
+    const SEEDS: [&[u8]; 10] = [
         b"\0\"Join\"",
         b"\x03READY=1\nMAINPID=12\nSTATUS=x",
         b"\x05127.0.0.1:8000-8009:9000-9009/udp,proxy-protocol=v2",
@@ -132,6 +167,8 @@ mod tests {
         b"\x30\0\0\0\x06\x0a\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x08\0\x01\0abc\0\x0c\0\x04\0\x08\0\x01\0\x04\0\x01\0\
           \0\0\0\0\0\0\0\0",
         &[1, 0x70, 0, 0x98, 0, 0, 0, 0, 0, 0, 0],
+        // A DNS question with EDNS.
+        b"\x12\x34\0\x07\x01\0\0\x01\0\0\0\0\0\x01\x03www\x01B\x01c\0\0\x01\0\x01\0\0\x29\x04\xd0\0\0\0\0\0\0",
         // A handshake, packets in both directions, messages changed on the way, and one of a stranger.
         b"\x06\0\x03\x02\x01\x02\x83\x03\x01\x02\x03\x07\x03\x01\xff\x03\x04\x01\x09\x05\x01\x82\x02\x02\0\x09\x02\x01\
           \x01\x02\x01\x02\x02\x01\x03\x08\x01\0\x05\x01\x0a\x06\0",
@@ -176,6 +213,11 @@ mod tests {
     #[test]
     fn messages_are_parsed_or_refused() {
         run(messages, 500);
+    }
+
+    #[test]
+    fn forwarded_questions_have_one_side() {
+        run(dns, 2000);
     }
 
     #[test]

@@ -103,6 +103,18 @@ in
       description = "The resolvers inside. By default the provider's file's.";
     };
 
+    dnsFor = mkOption {
+      type = types.attrsOf strings;
+      default = { };
+      example = {
+        "home.arpa" = [ "192.168.1.1" ];
+      };
+      description = ''
+        Resolvers for a domain and all names below it (split DNS). They must be in a local network, or be the tunnel's. Names of the domain
+        are asked of these resolvers alone, and all other names of the tunnel's.
+      '';
+    };
+
     local.networks = mkOption {
       type = strings;
       default = [ ];
@@ -186,6 +198,7 @@ in
             servers = unset strings "See `dns`. With an empty list there is no resolver.";
             search = unset strings "Search domains.";
             options = unset strings "Options of resolv.conf(5).";
+            for = unset (types.attrsOf strings) "See `dnsFor`.";
           };
           local = table "The table `[local]`." {
             networks = unset strings "See `local.networks`.";
@@ -241,6 +254,7 @@ in
         inherit (config) backend mtu wait;
         open = given (map toString config.openPorts);
         dns.servers = given config.dns;
+        dns.for = lib.mkIf (config.dnsFor != { }) config.dnsFor;
         local = {
           networks = given config.local.networks;
           lan = lib.mkIf config.local.lan true;

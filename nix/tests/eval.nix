@@ -318,6 +318,7 @@ let
       mtu = 1380;
       wait = 20;
       dns = [ "10.64.0.1" ];
+      dnsFor."home.arpa" = [ "192.168.1.1" ];
       local = {
         networks = [ "192.168.1.0/24" ];
         lan = true;
@@ -677,6 +678,7 @@ let
         dns = {
           servers = [ "10.64.0.1" ];
           options = [ "edns0" ];
+          for."home.arpa" = [ "192.168.1.1" ];
         };
         local = {
           networks = [ "192.168.1.0/24" ];

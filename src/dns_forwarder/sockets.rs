@@ -162,3 +162,70 @@ pub(super) fn connect(socket: &OwnedFd, resolver: IpAddr) -> io::Result<()> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn pool() -> (ResolverSockets, ResolverPlan) {
+        let resolver = ResolverPlan { address: Ipv4Addr::LOCALHOST.into(), side: Side::Tunnel };
+        let plan = ForwarderPlan { domains: Vec::new(), others: vec![resolver] };
+        (ResolverSockets::open(&plan).expect("sockets"), resolver)
+    }
+
+    fn port(socket: &OwnedFd) -> u16 {
+        SocketAddr::try_from(rustix::net::getsockname(socket).expect("a name")).expect("an address").port()
+    }
+
+    #[test]
+    fn each_question_has_another_port() {
+        let (mut sockets, resolver) = pool();
+        let kind = Kind::of(&resolver, Transport::Udp);
+        let mut ports = BTreeSet::new();
+        for _ in 0..100 {
+            let socket = sockets.take(kind).expect("a socket");
+            assert_eq!(port(&socket), 0, "an unused socket has no port");
+            connect(&socket, resolver.address).expect("a route");
+            ports.insert(port(&socket));
+            sockets.put_back(kind, socket);
+        }
+        // The kernel chooses among 28,232 ports by default, so few are equal.
+        assert!(ports.len() > 90, "{ports:?}");
+    }
+
+    #[test]
+    fn an_unused_socket_holds_no_late_answers() {
+        let (mut sockets, resolver) = pool();
+        let kind = Kind::of(&resolver, Transport::Udp);
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+        let socket = sockets.take(kind).expect("a socket");
+        rustix::net::connect(&socket, &server.local_addr().expect("an address")).expect("a route");
+        for _ in 0..3 {
+            server.send_to(b"late", (Ipv4Addr::LOCALHOST, port(&socket))).expect("room");
+        }
+        sockets.put_back(kind, socket);
+        let socket = sockets.take(kind).expect("a socket");
+        let received = rustix::net::recv(&socket, &mut [0_u8; 4][..], RecvFlags::DONTWAIT).map(|(length, _)| length);
+        assert_eq!(received, Err(Errno::AGAIN));
+    }
+
+    #[test]
+    fn a_pool_has_an_end() {
+        let (mut sockets, resolver) = pool();
+        let kind = Kind::of(&resolver, Transport::Tcp);
+        let taken: Vec<OwnedFd> = std::iter::from_fn(|| sockets.take(kind)).collect();
+        assert_eq!((taken.len(), sockets.has(kind)), (TCP_SOCKETS, false));
+        let none = Kind::of(&ResolverPlan { side: Side::Local, ..resolver }, Transport::Tcp);
+        assert!(sockets.take(none).is_none(), "no resolver is in a local network");
+    }
+
+    #[test]
+    fn udp_and_tcp_listen_at_the_same_port() {
+        let listeners = Listeners::bind(&[SocketAddr::from((Ipv4Addr::LOCALHOST, 0))]).expect("a port");
+        let addresses = listeners.addresses().expect("addresses");
+        assert_eq!(addresses, [listeners.tcp[0].local_addr().expect("an address")]);
+        assert_ne!(addresses[0].port(), 0);
+    }
+}

@@ -2,6 +2,7 @@
 //! and nothing else. What leaves the pod is judged at the pod's cable, never by what a program says.
 
 mod check;
+mod closed;
 mod ends;
 mod names;
 mod support;

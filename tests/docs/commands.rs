@@ -43,7 +43,7 @@ const NOT_RUN: [(&str, &str); 55] = [
     ("sudo vpn-exec mullvad.conf --local 192.168.1.10/32 -- curl http://192.168.1.10/", "tests/local/"),
     (
         "sudo vpn-exec mullvad.conf --lan --dns-for home.arpa=192.168.1.1 -- curl http://nas.home.arpa/",
-        "tests/local/split_dns.rs",
+        "tests/local/split_dns/",
     ),
     ("sudo vpn-exec mullvad.conf --host-port 5432 -- psql --host host.internal", "tests/host_ports.rs"),
     ("sudo vpn-exec mullvad.conf --host-port 5432 -- ./crawl --database host.internal:5432", "the same"),

@@ -7,5 +7,6 @@ mod local_networks;
 mod properties;
 mod refusals;
 mod snapshots;
+mod split_dns;
 mod veth_addresses;
 mod world;

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{CLUSTER_SERVICE, Lab, POD, PROVIDER, Packet, Peer, Pod, WEB};
+use lab::launcher::errors_of;
+use lab::{CLUSTER_SERVICE, Lab, POD, PROVIDER, Packet, Peer, Pod, Reach, WEB};
 use nix::sys::socket::sockopt::BindToDevice;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vpn_exec::config::{self, Config, Endpoint, Interface, WgQuick};
@@ -17,6 +18,8 @@ use vpn_exec::linux::nftables::Nftables;
 use vpn_exec::plan::RULES_TABLE;
 use vpn_exec::plan::attachment::{AttachmentFacts, AttachmentPlan, Placement, interface, plan};
 use vpn_exec::tunnel::attachment;
+
+use crate::support::sidecar_runs;
 
 /// The time in which a packet arrives that arrives at all.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -218,6 +221,38 @@ fn datagrams_of_sockets_from_before_do_not_leave() {
             local.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
             ensure!(local.read(&mut [0; 16])? > 0, "the local connection goes on");
         }
+        Ok(())
+    });
+}
+
+/// The command ends the connections of programs that ran before, but only when it closes the namespace.
+#[test]
+fn attaching_ends_connections_from_before_once() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let attach = || sidecar_runs(&pod, &["attach", file.to_str().context("a path")?, "--closed"]);
+        let to = SocketAddr::new(WEB.ipv4.into(), PORT);
+        let remote = lab.web_site.run(|| UdpSocket::bind(to))?;
+        let socket = inside(&pod, CapabilitySet::empty(), || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(to)?;
+            socket.send(b"hello")?;
+            Ok(socket)
+        })?;
+        let (_, from) = remote.recv_from(&mut [0; 16])?;
+        let output = attach()?;
+        let text = errors_of(&output);
+        ensure!(output.status.success() && text.contains("programs that ran here before (1)"), "{text}");
+        remote.send_to(b"hello", from)?;
+        std::thread::sleep(Duration::from_millis(100));
+        let _ = (socket.send(SECRET), socket.send_to(SECRET, to));
+        expect_none(lab, "a datagram of a socket from before")?;
+
+        // A server's connection stays when the command is repeated.
+        let server = pod.namespace.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+        let text = errors_of(&attach()?);
+        ensure!(server.take_error()?.is_none() && !text.contains("ran here before"), "{text}");
         Ok(())
     });
 }
