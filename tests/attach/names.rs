@@ -3,18 +3,12 @@
 
 use std::fs;
 
-<<<<<<< HEAD
 use lab::pod::SERVICE_NAME;
-use lab::{CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, PROVIDER, Peer, Pod, Reach, Result, WEB};
-=======
-use lab::launcher::errors_of;
-use lab::pod::SERVICE_NAME;
-use lab::{CLUSTER_RESOLVER, Context, PROVIDER, Peer, Pod, Reach, WEB};
->>>>>>> main
+use lab::{CLUSTER_RESOLVER, Lab, PROVIDER, Peer, Pod, Reach, Result, WEB};
 use nix::sys::signal::Signal;
 use vpn_exec::linux::sysctl;
 
-use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, sidecar_runs, wait_until_up};
+use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, wait_until_up};
 
 #[test]
 fn an_endpoints_name_is_looked_up_and_followed() {
@@ -67,8 +61,7 @@ fn a_name_that_does_not_resolve_yet_keeps_the_pod_closed() {
 }
 
 #[test]
-<<<<<<< HEAD
-fn names_of_the_cluster_and_all_others_have_resolvers_of_their_own() {
+fn names_of_the_cluster_are_answered_by_its_resolver_and_no_others() {
     lab::test(Peer::Ours, |lab| split_dns(lab, "0"));
 }
 
@@ -78,62 +71,26 @@ fn split_dns_needs_no_privilege_for_port_53() {
     lab::test(Peer::Ours, |lab| split_dns(lab, "1024"));
 }
 
-fn split_dns(lab: &Lab, first_port: &str) -> Result<()> {
+fn split_dns(lab: &Lab, first_unprivileged_port: &str) -> Result<()> {
     let pod = Pod::start(lab)?;
-    let start = "net/ipv4/ip_unprivileged_port_start";
-    pod.namespace.run(|| sysctl::set(start, first_port))?;
-    let split = format!("--dns-for=cluster.local={}", CLUSTER_RESOLVER.ipv4);
-    let options = [cluster(), vec![split.as_str()]].concat();
-    let _sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &options)?;
+    pod.namespace.run(|| sysctl::set("net/ipv4/ip_unprivileged_port_start", first_unprivileged_port))?;
+    let domain = format!("cluster.local={}", CLUSTER_RESOLVER.ipv4);
+    let options = [cluster().as_slice(), &["--dns-for", &domain]].concat();
+    let sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &options)?;
     wait_until_up(&pod)?;
     let mut app = application(&pod)?;
-    let service = app.succeed_within(WORKS, &format!("resolve {SERVICE_NAME}"))?;
-    assert!(service.contains(&CLUSTER_SERVICE.ipv4.to_string()), "{service}");
-    let web = app.succeed_within(WORKS, "resolve web.example")?;
-    assert!(web.contains(&WEB.ipv4.to_string()), "{web}");
+    let service = app.succeed_within(WORKS, &format!("get http://{SERVICE_NAME}/"))?;
+    assert_eq!(service, "a service of the cluster");
+    assert_eq!(app.succeed("get http://web.example/")?, PROVIDER.ipv4.to_string());
     app.succeed(&format!("lookup ::1 {SERVICE_NAME}"))?;
-    app.fail(&format!("lookup {} web.example", CLUSTER_RESOLVER.ipv4))?;
-    let asked = |server: &lab::dns::DnsServer, name: &str| server.questions().iter().any(|it| it.name == name);
-    assert!(asked(&pod.cluster_resolver, SERVICE_NAME) && !asked(&pod.cluster_resolver, "web.example"));
-    assert!(asked(&lab.tunnel_resolver, "web.example") && !asked(&lab.tunnel_resolver, SERVICE_NAME));
-    app.finish_well().map(drop)
-=======
-fn names_of_the_cluster_are_answered_by_its_resolver_and_no_others() {
-    lab::test(Peer::Ours, |lab| {
-        let pod = Pod::start(lab)?;
-        let domain = format!("cluster.local={}", CLUSTER_RESOLVER.ipv4);
-        let options = [cluster().as_slice(), &["--dns-for", &domain]].concat();
-        let sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &options)?;
-        wait_until_up(&pod)?;
-        let mut app = application(&pod)?;
-        let service = app.succeed_within(WORKS, &format!("get http://{SERVICE_NAME}/"))?;
-        assert_eq!(service, "a service of the cluster");
-        assert_eq!(app.succeed("get http://web.example/")?, PROVIDER.ipv4.to_string());
-        let asked: Vec<String> = pod.cluster_resolver.questions().into_iter().map(|asked| asked.name).collect();
-        assert!(!asked.is_empty() && asked.iter().all(|name| name == SERVICE_NAME), "{asked:?}");
-        let through_tunnel = lab.tunnel_resolver.questions();
-        assert!(through_tunnel.iter().all(|asked| asked.name != SERVICE_NAME), "{through_tunnel:?}");
-        // Only the forwarder may ask the cluster's resolver.
-        app.fail(&format!("lookup {} {SERVICE_NAME}", CLUSTER_RESOLVER.ipv4))?;
-        app.finish_well()?;
-        let (code, messages) = sidecar.end_by(Signal::SIGTERM)?;
-        assert_eq!(code, Some(0), "{messages}");
-        Ok(())
-    });
-}
-
-#[test]
-fn without_the_right_to_port_53_it_says_what_to_add() {
-    lab::test(Peer::Ours, |lab| {
-        let pod = Pod::start(lab)?;
-        pod.namespace.run(|| vpn_exec::linux::sysctl::set("net/ipv4/ip_unprivileged_port_start", "1024"))?;
-        let file = lab.wg_quick_file(Reach::Ipv4)?;
-        let domain = format!("cluster.local={}", CLUSTER_RESOLVER.ipv4);
-        let words = ["attach", file.to_str().context("a path")?, "--backend", lab::backend(), "--dns-for", &domain];
-        let output = sidecar_runs(&pod, &[words.as_slice(), &cluster()].concat())?;
-        assert_eq!(output.status.code(), Some(125));
-        assert!(errors_of(&output).contains("net.ipv4.ip_unprivileged_port_start=0"), "{}", errors_of(&output));
-        Ok(())
-    });
->>>>>>> main
+    let asked: Vec<String> = pod.cluster_resolver.questions().into_iter().map(|asked| asked.name).collect();
+    assert!(!asked.is_empty() && asked.iter().all(|name| name == SERVICE_NAME), "{asked:?}");
+    let through_tunnel = lab.tunnel_resolver.questions();
+    assert!(through_tunnel.iter().all(|asked| asked.name != SERVICE_NAME), "{through_tunnel:?}");
+    // Only the forwarder may ask the cluster's resolver.
+    app.fail(&format!("lookup {} {SERVICE_NAME}", CLUSTER_RESOLVER.ipv4))?;
+    app.finish_well()?;
+    let (code, messages) = sidecar.end_by(Signal::SIGTERM)?;
+    assert_eq!(code, Some(0), "{messages}");
+    Ok(())
 }
