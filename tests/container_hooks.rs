@@ -176,7 +176,7 @@ fn a_container_has_the_tunnel_of_its_annotation_as_long_as_it_runs() {
         ensure!(status["link"].is_null() && status["standing"] == true, "{status}");
         let listed = succeed(vpn_exec(["list"]).output()?)?;
         ensure!(listed.contains("CONTAINER") && listed.contains("c1"), "{listed}");
-        let addresses = pod.namespace.run(|| Ok(Netlink::open()?.addresses()?))?;
+        let addresses = pod.namespace.run(|| Netlink::open()?.addresses())?;
         ensure!(addresses.iter().any(|(_, net)| net.addr() == TUNNEL_CLIENT.ipv6), "{addresses:?}");
 
         let first = container.poststop()?;
@@ -346,6 +346,7 @@ fn only_profiles_of_the_machine_can_be_named() {
         refused(&annotated("../etc/passwd")?, "does not name a tunnel")?;
         refused(&annotated("/run/lab/wg0.conf")?, "does not name a tunnel")?;
         refused(&annotated("")?, "does not name a tunnel")?;
+        succeed(hook(&["poststop"], &container.state(Some("../x")), &[])?)?;
         // A file of the machine's own tunnel, which only the administrator may give to a container.
         refused(&annotated("host")?, "there is no profile 'host'")?;
         succeed(hook(&["createRuntime"], &container.state(None), &[])?)?;

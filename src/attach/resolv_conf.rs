@@ -58,7 +58,7 @@ pub(super) fn write(plan: &AttachmentPlan) {
     }
     let Err(error) = in_place::set_text(Path::new(PATH), text) else { return };
     let present = fs::read_to_string(PATH).unwrap_or_default();
-    if nameservers(&present) == servers {
+    if suffices(&nameservers(&present), &servers) {
         return;
     }
     let list: Vec<String> = servers.iter().map(IpAddr::to_string).collect();
@@ -69,6 +69,12 @@ pub(super) fn write(plan: &AttachmentPlan) {
         list.join(", "),
         options.join(" ")
     );
+}
+
+/// Returns whether a file with these nameservers needs no other: it has some of the tunnel's, and none that the packet
+/// rules keep the container from asking.
+fn suffices(present: &[IpAddr], of_tunnel: &[IpAddr]) -> bool {
+    !present.is_empty() && present.iter().all(|server| of_tunnel.contains(server))
 }
 
 /// Returns the nameservers of a text, without the comment.
@@ -91,6 +97,14 @@ mod tests {
                     nameserver 2001:db8::53\nnameservers 192.0.2.2\noptions ndots:5\n";
         assert_eq!(parse(text), addresses(&["10.43.0.10", "2001:db8::53"]));
         assert_eq!(parse(""), addresses(&[]));
+    }
+
+    #[test]
+    fn a_file_with_some_of_the_tunnels_nameservers_suffices() {
+        let of_tunnel = addresses(&["10.64.0.1", "fd64::1"]);
+        assert!(suffices(&addresses(&["10.64.0.1"]), &of_tunnel));
+        assert!(!suffices(&addresses(&["10.64.0.1", "10.43.0.10"]), &of_tunnel));
+        assert!(!suffices(&[], &of_tunnel));
     }
 
     #[test]

@@ -49,13 +49,14 @@ fn create(state: &State, argument: Option<&TunnelName>) -> Result<(), Failure> {
 
 /// Returns the tunnel that the container's annotation names: in its state, else in its configuration.
 fn annotated(state: &State) -> Result<Option<TunnelName>, Failure> {
-    if let (None, Some(bundle)) = (&state.tunnel, &state.bundle) {
+    let annotated = state.tunnel()?;
+    if let (None, Some(bundle)) = (&annotated, &state.bundle) {
         let path = bundle.join(oci::CONFIG);
         let what = path.display().to_string();
         let file = File::open(&path).doing(format!("read the annotation {ANNOTATION} in {what}"))?;
         return oci::tunnel_of_config(&read_limited(file, &what)?);
     }
-    Ok(state.tunnel.clone())
+    Ok(annotated)
 }
 
 /// Finds the namespace of the container's first process. A runtime has moved the process there before it runs this

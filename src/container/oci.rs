@@ -23,8 +23,7 @@ pub struct State {
     pub pid: Option<i32>,
     /// The directory with the container's configuration.
     pub bundle: Option<PathBuf>,
-    /// The tunnel that the container's annotation names.
-    pub tunnel: Option<TunnelName>,
+    annotation: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -49,7 +48,7 @@ impl State {
     /// Parses the state.
     ///
     /// # Errors
-    /// If the text is not a state, or its identifier, its process ID or the annotation is invalid.
+    /// If the text is not a state, or its identifier or its process ID is invalid.
     pub fn parse(text: &[u8]) -> Result<Self, Failure> {
         let raw: RawState = serde_json::from_slice(text).map_err(|error| {
             Failure::new(format!("standard input is not the state of an OCI container: {error}"))
@@ -65,10 +64,18 @@ impl State {
                     Failure::new(format!("the process ID {pid} of the container's state is invalid"))
                 })?),
             };
-        let tunnel = annotated(raw.annotations)?;
+        let annotation = raw.annotations.and_then(|mut annotations| annotations.remove(ANNOTATION));
         // The specification asks for an absolute path.
         let bundle = raw.bundle.filter(|bundle| bundle.is_absolute());
-        Ok(Self { id, pid, bundle, tunnel })
+        Ok(Self { id, pid, bundle, annotation })
+    }
+
+    /// Returns the tunnel that the container's annotation names.
+    ///
+    /// # Errors
+    /// If the annotation is invalid. The end of such a container is no failure, so this is not an error of the state.
+    pub fn tunnel(&self) -> Result<Option<TunnelName>, Failure> {
+        self.annotation.as_ref().map(parse_annotation).transpose()
     }
 }
 
@@ -80,11 +87,7 @@ impl State {
 pub fn tunnel_of_config(text: &[u8]) -> Result<Option<TunnelName>, Failure> {
     let raw: RawConfig = serde_json::from_slice(text)
         .map_err(|error| Failure::new(format!("{CONFIG} is not the configuration of an OCI container: {error}")))?;
-    annotated(raw.annotations)
-}
-
-fn annotated(annotations: Option<HashMap<String, Value>>) -> Result<Option<TunnelName>, Failure> {
-    annotations.unwrap_or_default().get(ANNOTATION).map(parse_annotation).transpose()
+    raw.annotations.unwrap_or_default().get(ANNOTATION).map(parse_annotation).transpose()
 }
 
 #[cfg(test)]
@@ -100,7 +103,7 @@ mod tests {
         let state = State::parse(text).expect("a state");
         assert_eq!((state.id.as_str(), state.pid), ("0f1e", Some(4711)));
         assert_eq!(state.bundle.as_deref(), Some(std::path::Path::new("/run/containers/0f1e")));
-        assert_eq!(state.tunnel.as_ref().map(TunnelName::as_str), Some("mullvad"));
+        assert_eq!(state.tunnel().map(|tunnel| tunnel.map(String::from)), Ok(Some("mullvad".into())));
     }
 
     #[test]
@@ -111,7 +114,7 @@ mod tests {
             r#"{"id":"a"}"#,
         ] {
             let state = State::parse(text.as_bytes()).expect("a state");
-            assert_eq!((state.pid, state.tunnel), (None, None), "{text}");
+            assert_eq!((state.pid, state.tunnel()), (None, Ok(None)), "{text}");
         }
     }
 
@@ -124,11 +127,14 @@ mod tests {
             (r#"{"id":"../x"}"#, "identifier"),
             (r#"{"id":"a","pid":-1}"#, "process ID"),
             (r#"{"id":"a","pid":4294967296}"#, "process ID"),
-            (r#"{"id":"a","annotations":{"vpn-exec.tunnel":"/etc/passwd"}}"#, "annotation"),
-            (r#"{"id":"a","annotations":{"vpn-exec.tunnel":7}}"#, "annotation"),
         ] {
             let failure = State::parse(text.as_bytes()).expect_err(text);
             assert!(failure.message.contains(reason), "{text}: {failure}");
+        }
+        for value in [r#""/etc/passwd""#, "7", "null"] {
+            let text = format!(r#"{{"id":"a","annotations":{{"vpn-exec.tunnel":{value}}}}}"#);
+            let failure = State::parse(text.as_bytes()).expect("a state").tunnel().expect_err("an annotation");
+            assert!(failure.message.contains("annotation"), "{failure}");
         }
         let state = State::parse(br#"{"id":"a","bundle":"b"}"#).expect("a state");
         assert_eq!(state.bundle, None, "a relative bundle is not opened");
@@ -153,8 +159,9 @@ mod tests {
         #[test]
         fn whatever_is_annotated_the_tunnel_is_a_plain_file_name(value in any::<String>(), id in any::<String>()) {
             let text = serde_json::json!({"id": id, "pid": 1, "annotations": {ANNOTATION: value}}).to_string();
-            if let Ok(state) = State::parse(text.as_bytes()) {
-                let tunnel = state.tunnel.expect("the annotation is there");
+            let Ok(state) = State::parse(text.as_bytes()) else { return Ok(()) };
+            if let Ok(tunnel) = state.tunnel() {
+                let tunnel = tunnel.expect("the annotation is there");
                 let (tunnel, id) = (tunnel.as_str(), state.id.as_str());
                 prop_assert!(!tunnel.is_empty() && !tunnel.starts_with('.') && !tunnel.contains(['/', '\0', '\n']));
                 prop_assert!(!id.is_empty() && !id.contains(['/', '\0', '\n', '\x1b']));

@@ -322,8 +322,8 @@ pub fn take_down(name: &TunnelName, force: bool) -> Result<bool, Failure> {
     connection.take_down(force)
 }
 
-/// Asks the keeper of a tunnel to take it down, with its programs, if `is_meant` selects its state. Waits until the tunnel
-/// is gone. Returns whether there was such a keeper.
+/// Asks the keeper of a tunnel to take it down, with its programs, if `is_meant` selects its state. Waits until the
+/// tunnel is gone. Returns whether there was such a keeper.
 ///
 /// # Errors
 /// If the state cannot be read, or the keeper does not answer.

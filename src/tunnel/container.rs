@@ -24,8 +24,8 @@ use crate::plan::{self, Plan, PlanDiff};
 use crate::registry::{self, Container, Mark, TunnelDirectory};
 use crate::wireguard::Backend;
 
-/// The text by which the packet rules in a container's namespace are recognized. The rules outlive their tunnel, and the
-/// next one in the same namespace replaces them.
+/// The text by which the packet rules in a container's namespace are recognized. The rules outlive their tunnel, and
+/// the next one in the same namespace replaces them.
 const OWNER: &str = "vpn-exec:container";
 
 /// The operation that a failure to prepare the namespace names.
@@ -98,7 +98,9 @@ impl Tunnel {
         require_free(&mut netlink, &self.plan)?;
         attachment::close(&mut netlink, &mut rules, attachment_of(&self.plan)?, OWNER)?;
         end_former_connections(&namespace, attachment_of(&self.plan)?);
-        netlink.execute_one(NetlinkRequest::set_alias(1, "lo", self.mark.text())).doing(CLOSING)?;
+        // A container without a network may have `lo` down.
+        let lo = vec![NetlinkRequest::set_alias(1, "lo", self.mark.text()), NetlinkRequest::set_up(1, "lo")];
+        netlink.execute(lo).doing(CLOSING)?;
         self.inner = Some(OpenNamespace { namespace, netlink, rules });
         tracing::debug!("closed the container's namespace");
         Ok(())

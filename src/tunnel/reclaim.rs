@@ -12,8 +12,8 @@ use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::registry::{Mark, TunnelDirectory, TunnelState};
 
-/// Removes what a killed tunnel of this name has left, programs included unless they are a container's, and waits for the links of a tunnel that has
-/// ended properly.
+/// Removes what a killed tunnel of this name has left, programs included unless they are a container's. Waits for the
+/// links of a tunnel that has ended properly.
 ///
 /// # Errors
 /// If a part cannot be removed.

@@ -3,11 +3,12 @@
 //! curl(1) for HTTP/2.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use lab::launcher::{agent_binary, stdout};
+use lab::launcher::{agent_binary, binary, stdout};
 use lab::{require_program, require_users, variables};
 
 use crate::containerd::Containerd;
@@ -151,8 +152,6 @@ impl Cri {
     /// # Errors
     /// [`lab::Skip`] where it cannot run.
     pub(crate) fn start(plugins: &[serde_json::Value]) -> Result<Self> {
-        const PLUGINS: &str = "/usr/lib/cni";
-
         require_users()?;
         for program in ["containerd", "ctr", "curl", "runc", "/usr/lib/cni/bridge"] {
             require_program(program, variables::REQUIRE_ENGINES)?;
@@ -161,6 +160,13 @@ impl Cri {
         for directory in ["cni", "logs"] {
             fs::create_dir_all(state.join(directory))?;
         }
+        // Debian's plugins, and vpn-exec's by its name.
+        let plugins_at = state.join("plugins");
+        fs::create_dir(&plugins_at)?;
+        for plugin in ["loopback", "bridge", "host-local"] {
+            symlink(Path::new("/usr/lib/cni").join(plugin), plugins_at.join(plugin))?;
+        }
+        symlink(binary(), plugins_at.join("vpn-exec-cni"))?;
         let bridge = serde_json::json!({
             "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
             "ipam": {
@@ -177,7 +183,7 @@ impl Cri {
         }
         let more = format!(
             "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{}\"\nrestrict_oom_score_adj = true\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = \"{STATE}/cni\"\nbin_dir = \"{PLUGINS}\"\n",
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = \"{STATE}/cni\"\nbin_dir = \"{STATE}/plugins\"\n",
             images::APP
         );
         let containerd = Containerd::start(state, &more)?;

@@ -157,6 +157,12 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Adds options that precede every command.
+    pub(crate) fn with_options(mut self, options: &[&str]) -> Self {
+        self.words.extend(options.iter().map(OsString::from));
+        self
+    }
+
     /// Returns whether containers can share a pod.
     pub(crate) fn has_pods(&self) -> bool {
         self.kind != Kind::Docker

@@ -1,5 +1,6 @@
-//! `podman kube play` of deploy/podman/pod.yaml: an init container closes the namespace, and the tunnel's container runs
-//! beside the application. podman 4.3 leaves the values of Secrets encoded, so a directory takes the place of the Secret.
+//! `podman kube play` of deploy/podman/pod.yaml: an init container closes the namespace, and the tunnel's container
+//! runs beside the application. podman 4.3 leaves the values of Secrets encoded, so a directory takes the place of the
+//! Secret.
 
 use std::fs;
 use std::path::Path;

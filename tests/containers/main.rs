@@ -7,6 +7,8 @@
 //! - [`containerd`], [`cri`]: containerd, and a client of its CRI in place of the kubelet.
 //! - [`attached`]: `vpn-exec attach` in a sidecar.
 //! - [`kube_play`], [`kubernetes`]: pods by `podman kube play`, and as the kubelet makes them.
+//! - [`docker`]: what is particular to Docker.
+//! - [`hooks`]: tunnels of the host in containers, by the OCI hook, CDI and CNI.
 //! - [`named_namespace`]: containers that join a tunnel by the name of its network namespace.
 //!
 //! Root only: an ordinary user's world has no other users, which engines need. Where an engine is missing, its tests
@@ -15,7 +17,9 @@
 mod attached;
 mod containerd;
 mod cri;
+mod docker;
 mod engine;
+mod hooks;
 mod images;
 mod kube_play;
 mod kubernetes;
