@@ -2,10 +2,12 @@
 
 use std::fs;
 
-use lab::{PROVIDER, Peer, Pod, Reach, WEB};
+use lab::launcher::errors_of;
+use lab::pod::SERVICE_NAME;
+use lab::{CLUSTER_RESOLVER, Context, PROVIDER, Peer, Pod, Reach, WEB};
 use nix::sys::signal::Signal;
 
-use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, wait_until_up};
+use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, sidecar_runs, wait_until_up};
 
 #[test]
 fn an_endpoints_name_is_looked_up_and_followed() {
@@ -54,5 +56,45 @@ fn a_name_that_does_not_resolve_yet_keeps_the_pod_closed() {
         gateway_resolver.set("vpn.example", &["198.51.100.33".parse()?, PROVIDER.ipv4.into()]);
         assert_eq!(app.succeed_within(WORKS, &get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
         app.finish_well().map(drop)
+    });
+}
+
+#[test]
+fn names_of_the_cluster_are_answered_by_its_resolver_and_no_others() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let domain = format!("cluster.local={}", CLUSTER_RESOLVER.ipv4);
+        let options = [cluster().as_slice(), &["--dns-for", &domain]].concat();
+        let sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &options)?;
+        wait_until_up(&pod)?;
+        let mut app = application(&pod)?;
+        let service = app.succeed_within(WORKS, &format!("get http://{SERVICE_NAME}/"))?;
+        assert_eq!(service, "a service of the cluster");
+        assert_eq!(app.succeed("get http://web.example/")?, PROVIDER.ipv4.to_string());
+        let asked: Vec<String> = pod.cluster_resolver.questions().into_iter().map(|asked| asked.name).collect();
+        assert!(!asked.is_empty() && asked.iter().all(|name| name == SERVICE_NAME), "{asked:?}");
+        let through_tunnel = lab.tunnel_resolver.questions();
+        assert!(through_tunnel.iter().all(|asked| asked.name != SERVICE_NAME), "{through_tunnel:?}");
+        // Only the forwarder may ask the cluster's resolver.
+        app.fail(&format!("lookup {} {SERVICE_NAME}", CLUSTER_RESOLVER.ipv4))?;
+        app.finish_well()?;
+        let (code, messages) = sidecar.end_by(Signal::SIGTERM)?;
+        assert_eq!(code, Some(0), "{messages}");
+        Ok(())
+    });
+}
+
+#[test]
+fn without_the_right_to_port_53_it_says_what_to_add() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        pod.namespace.run(|| vpn_exec::linux::sysctl::set("net/ipv4/ip_unprivileged_port_start", "1024"))?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let domain = format!("cluster.local={}", CLUSTER_RESOLVER.ipv4);
+        let words = ["attach", file.to_str().context("a path")?, "--backend", lab::backend(), "--dns-for", &domain];
+        let output = sidecar_runs(&pod, &[words.as_slice(), &cluster()].concat())?;
+        assert_eq!(output.status.code(), Some(125));
+        assert!(errors_of(&output).contains("net.ipv4.ip_unprivileged_port_start=0"), "{}", errors_of(&output));
+        Ok(())
     });
 }

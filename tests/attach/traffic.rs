@@ -10,6 +10,7 @@ use lab::{
     CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, Result, TUNNEL_CLIENT, WEB,
 };
 use nix::sys::signal::Signal;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
 
 use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, wait_until_up};
@@ -102,6 +103,14 @@ fn inbound_connections_of_any_network_are_answered() {
             }
         }
         // The tunnel's own addresses are not reached by the pod's interface, nor open ports through the tunnel.
+        lab.host.run(|| {
+            let mut netlink = Netlink::open()?;
+            let index = netlink.link_index(&"pod0".parse().expect("a name"))?;
+            for (own, pod) in TUNNEL_CLIENT.both().into_iter().zip(POD.both()) {
+                netlink.execute_one(NetlinkRequest::add_route(index, "pod0", own.into(), Some(pod)))?;
+            }
+            Ok(())
+        })?;
         for address in TUNNEL_CLIENT.both() {
             let url = format!("http://{}/", SocketAddr::new(address, 8080));
             assert!(lab.host.run(|| lab::http::get(&url, std::time::Duration::from_secs(1))).is_err(), "{url}");
