@@ -440,7 +440,7 @@ fn a_container_resolves_the_names_of_its_cluster_and_all_others_through_the_tunn
             let found = pod.namespace.run(|| lab::dns::lookup(server, name, RecordType::A, BRIEFLY * 3));
             found.map_err(|error| anyhow::anyhow!("{name}: {error}"))
         };
-        let forwarder = vpn_exec::plan::FORWARDER_ADDRESSES[0].ip();
+        let forwarder = vpn_exec::plan::FORWARDER_ADDRESSES[0];
         ensure!(lookup(forwarder, pod::SERVICE_NAME)? == [IpAddr::from(CLUSTER_SERVICE.ipv4)]);
         ensure!(lookup(forwarder, "web.example")? == [IpAddr::from(WEB.ipv4)]);
         let asked = |server: &DnsServer| server.questions().iter().map(|question| question.name.clone()).collect();
