@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 
+use lab::agent::Echo;
 use lab::dns::DnsServer;
 use lab::launcher::{errors_of, run};
 use lab::{
@@ -117,6 +118,20 @@ fn inbound_connections_of_any_network_are_answered() {
             let through_tunnel = lab.provider.site().run(|| lab::http::get(&url, std::time::Duration::from_secs(1)));
             assert!(through_tunnel.is_err(), "{url}");
         }
+        // A datagram needs no reply.
+        let echo = Echo::start(&pod.namespace, 9000)?;
+        let send = |to: std::net::IpAddr, text: &'static str| {
+            lab.host.run(|| {
+                let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                std::net::UdpSocket::bind(any)?.send_to(text.as_bytes(), (to, 9000)).map(drop)
+            })
+        };
+        for (own, pod) in TUNNEL_CLIENT.both().into_iter().zip(POD.both()) {
+            send(own, "to the tunnel")?;
+            send(pod, "to the pod")?;
+        }
+        lab::wait_until(lab::patience(WORKS), "no datagram arrives", || Ok(echo.seen().len() >= 2))?;
+        assert_eq!(echo.seen(), ["to the pod", "to the pod"]);
         app.finish_well().map(drop)
     });
 }
