@@ -20,8 +20,8 @@ pub(super) fn run(arguments: &HelpArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints a help text, with colors if they are wanted. Clap's own printing would color it by rules of its own: in a pipe
-/// with `CLICOLOR_FORCE`, and with `TERM=dumb` where `CI` is set.
+/// Prints a help text, with colors if they are wanted. Clap's own printing would color it by rules of its own: in a
+/// pipe with `CLICOLOR_FORCE`, and with `TERM=dumb` where `CI` is set.
 ///
 /// # Errors
 /// If standard output cannot be written.
