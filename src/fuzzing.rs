@@ -86,7 +86,8 @@ pub fn dns(input: &[u8]) {
     let resolver = |last, side| plan::ResolverPlan { address: [10, 0, 0, last].into(), side };
     let domain = "b.c".to_owned().try_into().expect("a domain");
     let local = plan::DomainPlan { domain, resolvers: vec![resolver(1, plan::Side::Local)] };
-    let forwarder = plan::ForwarderPlan { domains: vec![local], others: vec![resolver(2, plan::Side::Tunnel)] };
+    let forwarder =
+        plan::ForwarderPlan { domains: vec![local], others: vec![resolver(2, plan::Side::Tunnel)], port: 0 };
     let routes = dns_forwarder::Routes::new(&forwarder);
     let Some((id, rest)) = input.split_first_chunk() else { return };
     let id = u16::from_be_bytes(*id);

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 
 use rustix::fs::{Access, access};
 
+use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::netlink::Netlink;
 use crate::linux::sysctl;
 use crate::plan::attachment::{self, AttachmentFacts, MARK, TABLE};
-use crate::plan::{EndpointRoute, Facts, HostInterface, HostRoute};
+use crate::plan::{DNS_PORT, EndpointRoute, Facts, HostInterface, HostRoute};
 use crate::tunnel::attachment::container_addresses;
 
 /// Reads the facts. `netlink` is a socket in the namespace, and `endpoints` are the known addresses of endpoints.
@@ -44,7 +45,20 @@ pub(super) fn read(netlink: &mut Netlink, endpoints: &[SocketAddr]) -> io::Resul
         ..Facts::default()
     };
     let addresses = container_addresses(netlink, &wireguard)?;
-    Ok(AttachmentFacts { underlay, addresses, ipv6_is_off: ipv6_is_off(wireguard.as_str())? })
+    Ok(AttachmentFacts {
+        underlay,
+        addresses,
+        ipv6_is_off: ipv6_is_off(wireguard.as_str())?,
+        dns_port_is_privileged: dns_port_is_privileged()?,
+    })
+}
+
+/// Returns whether this process may not bind to the port of resolvers (`ip_unprivileged_port_start` of the kernel's
+/// ip-sysctl.rst).
+fn dns_port_is_privileged() -> io::Result<bool> {
+    let first = sysctl::get_if_present("net/ipv4/ip_unprivileged_port_start")?;
+    let is_privileged = first.and_then(|first| first.parse().ok()).is_none_or(|first: u16| first > DNS_PORT);
+    Ok(is_privileged && !capabilities::effective()?.contains(CapabilitySet::NET_BIND_SERVICE))
 }
 
 /// Returns whether IPv6 is switched off for WireGuard's interface and cannot be switched on.

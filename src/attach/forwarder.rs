@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::dns_forwarder::{DnsForwarder, Listeners, ResolverSockets};
 use crate::failure::{Doing, Failure};
 use crate::keeper;
+use crate::plan::ForwarderPlan;
 use crate::plan::attachment::AttachmentPlan;
-use crate::plan::{FORWARDER_ADDRESSES, ForwarderPlan};
 
 /// How long a killed process may take to release the port.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,18 +28,16 @@ pub(super) fn start(plan: &AttachmentPlan) -> Result<Option<DnsForwarder>, Failu
         }
     };
     let forwarder =
-        started.doing("answer DNS questions at port 53 of the loopback").map_err(|failure| match failure.errno {
-            Some(libc::EADDRINUSE) => failure.advise("another program of the container or the pod uses the port"),
-            Some(libc::EACCES) => failure.advise(
-                "set the sysctl net.ipv4.ip_unprivileged_port_start=0 for the pod or the container (Kubernetes counts \
-                 it as safe), or add the capability NET_BIND_SERVICE",
-            ),
-            _ => failure,
+        started.doing(format!("answer DNS questions at port {} of the loopback", plan.port)).map_err(|failure| {
+            match failure.errno {
+                Some(libc::EADDRINUSE) => failure.advise("another program of the container or the pod uses the port"),
+                _ => failure,
+            }
         })?;
     Ok(Some(forwarder))
 }
 
 fn try_start(plan: &ForwarderPlan) -> io::Result<DnsForwarder> {
-    let listeners = Listeners::bind(&FORWARDER_ADDRESSES)?;
+    let listeners = Listeners::bind(&plan.listen_addresses())?;
     DnsForwarder::start(plan, listeners, ResolverSockets::open(plan)?, keeper::limit_dns_forwarder)
 }

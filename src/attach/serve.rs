@@ -17,6 +17,7 @@ use crate::failure::{Doing, Failure};
 use crate::keeper::{ConnectionId, PublicClients};
 use crate::linux::children;
 use crate::linux::clock::{Timer, boot_time};
+use crate::linux::code_pages;
 use crate::linux::netlink::monitor::Monitor;
 use crate::linux::poll::{Interest, wait_for_each};
 use crate::linux::signals::Signals;
@@ -118,6 +119,10 @@ impl Server {
         match status::listen() {
             Ok(clients) => self.clients = Some(clients),
             Err(error) => tracing::warn!("cannot answer queries of the status: {error}"),
+        }
+        // What follows needs a small part of the program.
+        if let Err(error) = code_pages::unmap() {
+            tracing::debug!(%error, "cannot unmap the code of the start");
         }
         privileges::limit(self.attached.follows_names).doing("drop privileges")?;
         self.run().doing("keep the tunnel up")?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use super::exchange::{Client, Exchange, Next};
+use super::exchange::{Client, Exchange, Step};
 use super::message::{Question, Refusal};
 use super::routes::Routes;
 use super::sockets::{Kind, Listeners, ResolverSockets};
@@ -254,9 +254,9 @@ impl EventLoop {
     fn proceed(&mut self, number: u64, now: Instant) {
         let Some(exchange) = self.exchanges.get_mut(&number) else { return };
         match exchange.proceed() {
-            Next::Wait => {}
-            Next::AskNext => self.ask_next(number, now),
-            Next::Finish(answer) => {
+            Step::Wait => {}
+            Step::AskNext => self.ask_next(number, now),
+            Step::Finish(answer) => {
                 if let Some(attempt) = &exchange.attempt {
                     self.distrusted.remove(&attempt.resolver.address);
                 }

@@ -70,7 +70,7 @@ pub(super) struct Exchange {
 
 /// What follows from an event.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum Step {
     Wait,
     AskNext,
     Finish(Vec<u8>),
@@ -110,24 +110,24 @@ impl Exchange {
     }
 
     /// Reads what has arrived, or continues to send.
-    pub(super) fn proceed(&mut self) -> Next {
-        let Some(attempt) = &mut self.attempt else { return Next::Wait };
+    pub(super) fn proceed(&mut self) -> Step {
+        let Some(attempt) = &mut self.attempt else { return Step::Wait };
         let reply = match attempt.proceed(&self.question) {
-            Ok(None) => return Next::Wait,
+            Ok(None) => return Step::Wait,
             Ok(Some(reply)) => reply,
             Err(error) => {
                 tracing::debug!("the resolver {} does not answer: {error}", attempt.resolver.address);
-                return Next::AskNext;
+                return Step::AskNext;
             }
         };
         match reply {
-            Reply::Answer(answer) => Next::Finish(answer),
+            Reply::Answer(answer) => Step::Finish(answer),
             Reply::Failure(answer) => {
                 self.failure = answer.or(self.failure.take());
                 // A resolver that cannot answer is not asked again.
-                if self.tries < self.resolvers.len() { Next::AskNext } else { Next::Finish(self.failed()) }
+                if self.tries < self.resolvers.len() { Step::AskNext } else { Step::Finish(self.failed()) }
             }
-            Reply::Stray => Next::AskNext,
+            Reply::Stray => Step::AskNext,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The messages of clients and resolvers (RFC 1035 section 4). Only headers and questions are read; everything else,
 //! such as EDNS options and records, is passed on as it is.
 
-use hickory_proto::op::{Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Header, HeaderCounts, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable};
 
@@ -125,22 +125,22 @@ fn with_id(message: &[u8], id: u16) -> Vec<u8> {
 
 /// Returns an answer without records.
 fn failure(question: &Metadata, query: Option<&Query>, code: ResponseCode) -> Vec<u8> {
-    let mut answer = Message::new(question.id, MessageType::Response, question.op_code);
-    answer.metadata = Metadata::response_from_request(question);
-    answer.metadata.recursion_available = true;
-    answer.metadata.response_code = code;
-    if let Some(query) = query {
-        answer.add_query(query.clone());
-    }
-    // A header and a name that was read can be written.
-    answer.to_vec().unwrap_or_default()
+    let mut metadata = Metadata::response_from_request(question);
+    metadata.recursion_available = true;
+    metadata.response_code = code;
+    let counts = HeaderCounts { queries: u16::from(query.is_some()), ..HeaderCounts::default() };
+    // A header and a question that were read can be written. Without `Message`, the code for records is left out of the
+    // binary.
+    let mut answer = Header { metadata, counts }.to_bytes().unwrap_or_default();
+    answer.extend(query.and_then(|query| query.to_bytes().ok()).unwrap_or_default());
+    answer
 }
 
 #[cfg(test)]
 mod tests {
     use std::str::FromStr;
 
-    use hickory_proto::op::Edns;
+    use hickory_proto::op::{Edns, Message};
     use hickory_proto::rr::{Name, RData, Record};
     use proptest::prelude::*;
 

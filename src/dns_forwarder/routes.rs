@@ -59,7 +59,7 @@ mod tests {
             resolvers: vec![resolver(u8::try_from(index + 1).expect("few domains"), Side::Local)],
         };
         let domains = domains.iter().enumerate().map(domain).collect();
-        Routes::new(&ForwarderPlan { domains, others: vec![resolver(0, Side::Tunnel)] })
+        Routes::new(&ForwarderPlan { domains, others: vec![resolver(0, Side::Tunnel)], port: 0 })
     }
 
     /// Returns the number of the domain that a name is in, 0 for none.

@@ -171,7 +171,7 @@ mod tests {
 
     fn pool() -> (ResolverSockets, ResolverPlan) {
         let resolver = ResolverPlan { address: Ipv4Addr::LOCALHOST.into(), side: Side::Tunnel };
-        let plan = ForwarderPlan { domains: Vec::new(), others: vec![resolver] };
+        let plan = ForwarderPlan { domains: Vec::new(), others: vec![resolver], port: 0 };
         (ResolverSockets::open(&plan).expect("sockets"), resolver)
     }
 

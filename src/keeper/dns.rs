@@ -7,7 +7,7 @@ use super::privileges::{limit_dns_forwarder, with_all_capabilities};
 use crate::dns_forwarder::{DnsForwarder, Listeners, ResolverSockets};
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::NetworkNamespace;
-use crate::plan::{FORWARDER_ADDRESSES, ForwarderPlan, Plan};
+use crate::plan::{ForwarderPlan, Plan};
 use crate::tunnel::Tunnel;
 
 /// How long a keeper that hands over, or was killed, may take to close its sockets.
@@ -83,7 +83,7 @@ impl DnsForwarding {
                 .map(|sockets| DnsChange::Follow(plan.clone(), sockets)),
             (None, Some(plan)) => {
                 let start = |namespace: &NetworkNamespace| {
-                    let open = || Ok((Listeners::bind(&FORWARDER_ADDRESSES)?, ResolverSockets::open(plan)?));
+                    let open = || Ok((Listeners::bind(&plan.listen_addresses())?, ResolverSockets::open(plan)?));
                     let (listeners, sockets) = namespace.run(open)?;
                     DnsForwarder::start(plan, listeners, sockets, limit_dns_forwarder)
                 };

@@ -5,6 +5,7 @@ pub mod background_close;
 pub mod capabilities;
 pub mod children;
 pub mod clock;
+pub mod code_pages;
 pub mod dynamic_user;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;

@@ -102,7 +102,7 @@ pub(super) fn decide(
     let tunnel: Vec<IpNet> = local_networks::tunnel_routes(routing).collect();
     let forwarder = dns_forwarding::decide(config, &servers, &tunnel, local, findings);
     // The C library asks the resolvers of a file in order, so the forwarder must be the only one.
-    let forwarder_address = FORWARDER_ADDRESSES[0].ip();
+    let forwarder_address = FORWARDER_ADDRESSES[0];
     let asked = if forwarder.is_some() { std::slice::from_ref(&forwarder_address) } else { &servers };
     DnsPlan {
         resolv_conf: resolv_conf(asked, &search, &options),

@@ -21,11 +21,11 @@ pub const RESOLVER_MARK: u32 = 0x7666;
 /// The port of resolvers, and of the forwarder (RFC 1035 section 4.2).
 pub const DNS_PORT: u16 = 53;
 
-/// Where the forwarder listens: at the loopback of the namespace.
-pub const FORWARDER_ADDRESSES: [SocketAddr; 2] = [
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DNS_PORT),
-    SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), DNS_PORT),
-];
+/// The addresses that the forwarder answers at: the loopback of the namespace.
+pub const FORWARDER_ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// The port of a forwarder that may not bind to [`DNS_PORT`].
+const UNPRIVILEGED_PORT: u16 = 30353;
 
 /// Options of resolv.conf(5) that make the C library append search domains to names with this many dots and fewer.
 const NDOTS: &str = "ndots:";
@@ -37,6 +37,8 @@ pub struct ForwarderPlan {
     pub domains: Vec<DomainPlan>,
     /// The resolvers of all other names.
     pub others: Vec<ResolverPlan>,
+    /// The port of the loopback at which it listens. If it is not [`DNS_PORT`], a packet rule redirects questions.
+    pub port: u16,
 }
 
 /// A domain with resolvers of its own. They answer questions about it and about all names below it, except those in a
@@ -80,6 +82,16 @@ impl fmt::Display for DomainPlan {
 }
 
 impl ForwarderPlan {
+    /// Returns the addresses at which the forwarder listens.
+    pub fn listen_addresses(&self) -> [SocketAddr; 2] {
+        FORWARDER_ADDRESSES.map(|address| SocketAddr::new(address, self.port))
+    }
+
+    /// Lets the forwarder listen at a port that needs no privilege.
+    pub(super) fn use_unprivileged_port(&mut self) {
+        self.port = UNPRIVILEGED_PORT;
+    }
+
     /// Returns all resolvers.
     pub fn resolvers(&self) -> impl Iterator<Item = ResolverPlan> {
         self.domains.iter().flat_map(|domain| &domain.resolvers).chain(&self.others).copied()
@@ -133,7 +145,7 @@ pub(super) fn decide(
         }
         domains.push(DomainPlan { domain: domain.clone(), resolvers });
     }
-    let plan = ForwarderPlan { domains, others: servers.iter().map(resolver).collect() };
+    let plan = ForwarderPlan { domains, others: servers.iter().map(resolver).collect(), port: DNS_PORT };
     note_search_domains(config, &plan, findings);
     Some(plan)
 }

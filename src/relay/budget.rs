@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How many descriptors are left to the rest of the process, if its limit is at least twice that. A keeper accepts 128
-/// clients of other users, besides those that hold its tunnel.
-const RESERVED_FOR_PROCESS: usize = 256;
+/// clients of other users, besides those that hold its tunnel, and the DNS forwarder has up to 157 sockets.
+const RESERVED_FOR_PROCESS: usize = 448;
 
 /// The fraction of a budget that is reserved for its ports, in equal shares: a half. So clients of one port never use
 /// up what another port needs, and most of the budget is available to the port that is in use.

@@ -139,7 +139,11 @@ pub(crate) fn from_each_address(stamp: &Stamp, to: IpAddr) -> io::Result<()> {
     let addresses = Netlink::open()?.addresses()?.into_iter().map(|(_, net)| net.addr());
     let usable = addresses.filter(|own| own.is_ipv4() == to.is_ipv4() && !own.is_loopback() && !is_link_local(*own));
     let sent = |own| UdpSocket::bind((own, 0))?.send_to(&stamp.payload(), (to, DISCARD)).map(drop);
-    usable.map(sent).fold(Err(io::ErrorKind::AddrNotAvailable.into()), |so_far, one| so_far.or(one))
+    let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
+    for own in usable {
+        result = result.or(sent(own));
+    }
+    result
 }
 
 /// Sends itself a datagram in the name of another host, which needs no capability in IPv6 (`IPV6_FREEBIND` of

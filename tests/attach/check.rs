@@ -90,3 +90,18 @@ fn the_plan_is_what_the_kernel_gets() {
         Ok(())
     });
 }
+
+/// Any process of the namespace may take the address of the status. One of another PID namespace is not believed.
+#[test]
+fn a_stranger_at_the_status_socket_is_not_believed() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let _sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &["--name", "mullvad"])?;
+        wait_until_up(&pod)?;
+        let program = binary().to_str().context("a path")?;
+        let apart = ["unshare", "--pid", "--fork", program, "status"];
+        let text = printed(run(pod.container("+all", apart))?)?;
+        assert_eq!(text.trim(), "no tunnel is up");
+        Ok(())
+    });
+}

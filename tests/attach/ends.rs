@@ -84,7 +84,7 @@ fn attaching_again_gives_the_same_result() {
         first.end_by(Signal::SIGKILL)?;
         // Another configuration, and the first one again.
         let other = lab.file(&fs::read_to_string(&file)?.replace("10.64.0.2/32", "10.64.0.2/24"))?;
-        let second = Sidecar::start(&pod, &other, &["--local", "10.43.0.0/24"])?;
+        let second = Sidecar::start(&pod, &other, &["--local", "192.168.0.0/16", "--local", "fd99::/64"])?;
         wait_until_up(&pod)?;
         assert_ne!(state(&pod)?, before);
         second.end_by(Signal::SIGTERM)?;

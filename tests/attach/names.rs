@@ -1,9 +1,12 @@
-//! Endpoints that are names: looked up by the container's own resolvers, before and after the tunnel is attached.
+//! Names in a pod: those of endpoints, which the container's own resolvers look up before and after the tunnel is
+//! attached, and split DNS.
 
 use std::fs;
 
-use lab::{PROVIDER, Peer, Pod, Reach, WEB};
+use lab::pod::SERVICE_NAME;
+use lab::{CLUSTER_RESOLVER, Lab, PROVIDER, Peer, Pod, Reach, Result, WEB};
 use nix::sys::signal::Signal;
+use vpn_exec::linux::sysctl;
 
 use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, wait_until_up};
 
@@ -55,4 +58,39 @@ fn a_name_that_does_not_resolve_yet_keeps_the_pod_closed() {
         assert_eq!(app.succeed_within(WORKS, &get(WEB.ipv4))?, PROVIDER.ipv4.to_string());
         app.finish_well().map(drop)
     });
+}
+
+#[test]
+fn names_of_the_cluster_are_answered_by_its_resolver_and_no_others() {
+    lab::test(Peer::Ours, |lab| split_dns(lab, "0"));
+}
+
+/// In containers of podman, and in pods of older containerd.
+#[test]
+fn split_dns_needs_no_privilege_for_port_53() {
+    lab::test(Peer::Ours, |lab| split_dns(lab, "1024"));
+}
+
+fn split_dns(lab: &Lab, first_unprivileged_port: &str) -> Result<()> {
+    let pod = Pod::start(lab)?;
+    pod.namespace.run(|| sysctl::set("net/ipv4/ip_unprivileged_port_start", first_unprivileged_port))?;
+    let domain = format!("cluster.local={}", CLUSTER_RESOLVER.ipv4);
+    let options = [cluster().as_slice(), &["--dns-for", &domain]].concat();
+    let sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &options)?;
+    wait_until_up(&pod)?;
+    let mut app = application(&pod)?;
+    let service = app.succeed_within(WORKS, &format!("get http://{SERVICE_NAME}/"))?;
+    assert_eq!(service, "a service of the cluster");
+    assert_eq!(app.succeed("get http://web.example/")?, PROVIDER.ipv4.to_string());
+    app.succeed(&format!("lookup ::1 {SERVICE_NAME}"))?;
+    let asked: Vec<String> = pod.cluster_resolver.questions().into_iter().map(|asked| asked.name).collect();
+    assert!(!asked.is_empty() && asked.iter().all(|name| name == SERVICE_NAME), "{asked:?}");
+    let through_tunnel = lab.tunnel_resolver.questions();
+    assert!(through_tunnel.iter().all(|asked| asked.name != SERVICE_NAME), "{through_tunnel:?}");
+    // Only the forwarder may ask the cluster's resolver.
+    app.fail(&format!("lookup {} {SERVICE_NAME}", CLUSTER_RESOLVER.ipv4))?;
+    app.finish_well()?;
+    let (code, messages) = sidecar.end_by(Signal::SIGTERM)?;
+    assert_eq!(code, Some(0), "{messages}");
+    Ok(())
 }

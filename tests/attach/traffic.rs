@@ -4,12 +4,14 @@
 use std::fs;
 use std::net::SocketAddr;
 
+use lab::agent::Echo;
 use lab::dns::DnsServer;
 use lab::launcher::{errors_of, run};
 use lab::{
     CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, Result, TUNNEL_CLIENT, WEB,
 };
 use nix::sys::signal::Signal;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
 
 use crate::support::{Sidecar, WORKS, application, cluster, get, require_closed, wait_until_up};
@@ -102,12 +104,34 @@ fn inbound_connections_of_any_network_are_answered() {
             }
         }
         // The tunnel's own addresses are not reached by the pod's interface, nor open ports through the tunnel.
+        lab.host.run(|| {
+            let mut netlink = Netlink::open()?;
+            let index = netlink.link_index(&"pod0".parse().expect("a name"))?;
+            for (own, pod) in TUNNEL_CLIENT.both().into_iter().zip(POD.both()) {
+                netlink.execute_one(NetlinkRequest::add_route(index, "pod0", own.into(), Some(pod)))?;
+            }
+            Ok(())
+        })?;
         for address in TUNNEL_CLIENT.both() {
             let url = format!("http://{}/", SocketAddr::new(address, 8080));
             assert!(lab.host.run(|| lab::http::get(&url, std::time::Duration::from_secs(1))).is_err(), "{url}");
             let through_tunnel = lab.provider.site().run(|| lab::http::get(&url, std::time::Duration::from_secs(1)));
             assert!(through_tunnel.is_err(), "{url}");
         }
+        // A datagram needs no reply.
+        let echo = Echo::start(&pod.namespace, 9000)?;
+        let send = |to: std::net::IpAddr, text: &'static str| {
+            lab.host.run(|| {
+                let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                std::net::UdpSocket::bind(any)?.send_to(text.as_bytes(), (to, 9000)).map(drop)
+            })
+        };
+        for (own, pod) in TUNNEL_CLIENT.both().into_iter().zip(POD.both()) {
+            send(own, "to the tunnel")?;
+            send(pod, "to the pod")?;
+        }
+        lab::wait_until(lab::patience(WORKS), "no datagram arrives", || Ok(echo.seen().len() >= 2))?;
+        assert_eq!(echo.seen(), ["to the pod", "to the pod"]);
         app.finish_well().map(drop)
     });
 }

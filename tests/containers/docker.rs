@@ -1,5 +1,5 @@
-//! What is particular to Docker: the sidecar owns the namespace, as in deploy/compose.yaml, and networks of users have a
-//! resolver of Docker's at 127.0.0.11.
+//! What is particular to Docker: the sidecar owns the namespace, as in deploy/compose.yaml, and networks of users have
+//! a resolver of Docker's at 127.0.0.11.
 
 use std::time::Duration;
 

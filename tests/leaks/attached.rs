@@ -10,9 +10,12 @@ use anyhow::{Context, Result, ensure};
 use lab::agent::Agent;
 use lab::launcher::{binary, stdout};
 use lab::stamp::Protection;
-use lab::{CLUSTER_SERVICE, Lab, PRIVATE_LAN, PROVIDER, Peer, Pod, Reach, TUNNEL_CLIENT, variables};
+use lab::{CLUSTER_SERVICE, Lab, PRIVATE_LAN, PROVIDER, Peer, Pod, Reach, TUNNEL_CLIENT, WEB, variables};
 use nix::sys::signal::Signal;
 use vpn_exec::fault;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 
 use crate::judge::{Judge, Verdict};
 use crate::stages::{NONE, SOON, judged, send, wait_until};
@@ -169,6 +172,43 @@ fn nothing_leaks_at_any_point_of_attaching() {
 fn is_stopped(pid: i32) -> Result<bool> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     Ok(stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+}
+
+/// With the kernel's WireGuard, no process stays: an init container is enough.
+#[test]
+fn an_init_container_with_the_kernels_wireguard_leaks_nothing() {
+    lab::test(Peer::Ours, |lab| {
+        require_kernel_wireguard()?;
+        lab.join_private_lan()?;
+        let judge = Judge::of_network(lab)?;
+        let pod = Pod::start(lab)?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let mut init = in_sidecar(&pod, &["attach"]);
+        init.arg(&file).args(["--backend", "kernel", "--local", "192.168.7.0/24"]);
+        stdout(init)?;
+        let mut command = pod.application(["env"]);
+        let mut application = Agent::start(command.env(variables::STAGE, "kernel"))?.begun()?;
+        judged(from_mut(&mut application), &judge, "kernel", NONE)?.expect_no_leak_by(applies)?;
+        assert_eq!(application.succeed(&format!("get http://{}/", WEB.ipv4))?, PROVIDER.ipv4.to_string());
+        assert_eq!(application.succeed(&format!("get http://[{}]/", WEB.ipv6))?, PROVIDER.ipv6.to_string());
+        stdout(in_sidecar(&pod, &["attach", "--check"]))?;
+        lab.provider.stop()?;
+        judged(from_mut(&mut application), &judge, "kernel-provider-dead", NONE)?.expect_no_leak_by(applies)?;
+        application.finish()?;
+        Ok(())
+    });
+}
+
+/// Requires the kernel's WireGuard.
+fn require_kernel_wireguard() -> Result<()> {
+    let made = NetworkNamespace::create(|| {
+        let name = "wg0".parse().map_err(std::io::Error::other)?;
+        Ok(Netlink::open()?.execute_one(NetlinkRequest::add_wireguard(&name, TargetNamespace::Current))?)
+    });
+    made.map(drop).map_err(|error| {
+        let reason = format!("this kernel has no WireGuard: {error}");
+        lab::Skip::error(reason, variables::REQUIRE_KERNEL_WIREGUARD)
+    })
 }
 
 /// The twin of all stages: a privileged container in a pod without a tunnel.

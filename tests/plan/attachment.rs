@@ -16,7 +16,12 @@ use crate::world::{both, config, host, ips, ipv4, nets, peer};
 
 /// A pod with an address of each family.
 fn pod() -> AttachmentFacts {
-    AttachmentFacts { underlay: host(), addresses: ips(&["10.42.0.7", "fd00:42::7"]), ipv6_is_off: false }
+    AttachmentFacts {
+        underlay: host(),
+        addresses: ips(&["10.42.0.7", "fd00:42::7"]),
+        ipv6_is_off: false,
+        ..AttachmentFacts::default()
+    }
 }
 
 fn attached(config: &Config) -> AttachmentPlan {

@@ -162,7 +162,8 @@ fn forwarding_interfaces(plan: &Plan) -> Vec<ForwardingInterface> {
     plan.local.interfaces.iter().flat_map(of).collect()
 }
 
-/// What rules match on an unmarked packet of an unmarked connection. `from` and `to` are interfaces; an empty name means that there is none.
+/// What rules match on an unmarked packet of an unmarked connection. `from` and `to` are interfaces; an empty name
+/// means that there is none.
 #[derive(Clone, Debug)]
 struct Packet {
     from: &'static str,

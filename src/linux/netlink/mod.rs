@@ -1,4 +1,5 @@
-//! Route netlink (rtnetlink(7)): interfaces, addresses, routes and policy rules, read and changed by batches of requests.
+//! Route netlink (rtnetlink(7)): interfaces, addresses, routes and policy rules, read and changed by batches of
+//! requests.
 //!
 //! The sockets are synchronous: a set-up is a short list of requests in a fixed order, and one system call sends the
 //! whole list. A socket stays in the network namespace in which it was opened, so one thread can hold a socket for each

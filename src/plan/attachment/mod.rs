@@ -57,6 +57,8 @@ pub struct AttachmentFacts {
     pub addresses: Vec<IpAddr>,
     /// Whether IPv6 is switched off in the namespace and cannot be switched on.
     pub ipv6_is_off: bool,
+    /// Whether a privilege that vpn-exec lacks is needed to listen at the port of resolvers.
+    pub dns_port_is_privileged: bool,
 }
 
 /// A tunnel as it will be attached, without any secret.
@@ -136,7 +138,10 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
     let mtu = mtu::decide(config.mtu(), routing.ipv6, &facts.underlay, &mut findings);
     let servers = dns::servers(config);
     let local_networks = decide_local_networks(config, &servers, &mut routing, &mut findings);
-    let dns = dns::decide(config, servers, &routing, &local_networks, None, &mut findings);
+    let mut dns = dns::decide(config, servers, &routing, &local_networks, None, &mut findings);
+    if let Some(forwarder) = dns.forwarder.as_mut().filter(|_| facts.dns_port_is_privileged) {
+        forwarder.use_unprivileged_port();
+    }
     note_ignored(config, is_attached, &mut findings);
     if !findings.errors.is_empty() {
         return Err(PlanErrors { what: format!("attach the tunnel {}", config.name), reasons: findings.errors });

@@ -7,11 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 
 use super::{AttachmentPlan, MARK, Placement};
+use crate::plan::dns_forwarding::{DNS_PORT, FORWARDER_ADDRESSES, ForwarderPlan};
 use crate::plan::firewall::{self, AllowedResolvers, NAME_PORTS, NEIGHBOR_DISCOVERY};
 use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Transport};
-
-/// The port on which the names of endpoints are looked up (RFC 1035).
-const DNS: u16 = 53;
 
 /// The address of Docker's resolver in every container of a network that the user has made.
 const DOCKER_RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
@@ -23,6 +21,7 @@ const ROUTER_SOLICITATION: u8 = 133;
 pub(super) fn decide(plan: &AttachmentPlan) -> Table {
     let closed = [(Hook::Input, input(plan)), (Hook::Forward, Vec::new()), (Hook::Output, output(plan))];
     let mut chains = marking(plan);
+    chains.extend(plan.dns.forwarder.as_ref().and_then(redirection));
     chains.extend(closed.into_iter().map(|(hook, rules)| Chain::closed(hook, rules)));
     Table { name: firewall::RULES_TABLE.into(), chains }
 }
@@ -52,6 +51,17 @@ fn marking(plan: &AttachmentPlan) -> Vec<Chain> {
 /// send the first packet of a connection to itself in the name of another host (`IPV6_FREEBIND` of linux/in6.h).
 fn replies() -> [Match; 2] {
     [Match::ConnectionMark(MARK), Match::ReplyDirection]
+}
+
+/// Returns the chain that redirects questions to a forwarder which may not listen at the port of resolvers.
+fn redirection(forwarder: &ForwarderPlan) -> Option<Chain> {
+    let redirect = |address: IpAddr| {
+        [Match::UdpPort(DNS_PORT..=DNS_PORT), Match::TcpPort(DNS_PORT..=DNS_PORT)]
+            .map(|port| Rule::redirect_to(forwarder.port, [Match::Destination(address.into()), port]))
+    };
+    let rules = FORWARDER_ADDRESSES.into_iter().flat_map(redirect).collect();
+    let chain = Chain { hook: Hook::OutputNat, policy: Policy::Accept, rules };
+    (forwarder.port != DNS_PORT).then_some(chain)
 }
 
 fn input(plan: &AttachmentPlan) -> Vec<Rule> {
@@ -116,7 +126,7 @@ fn query_as_reply(port: u16) -> Rule {
 
 /// Returns the rules that accept the queries for the names of endpoints to a resolver. Programs cannot set the mark.
 fn endpoint_queries(resolver: &IpAddr) -> [Rule; 2] {
-    [Match::UdpPort(DNS..=DNS), Match::TcpPort(DNS..=DNS)]
+    [Match::UdpPort(DNS_PORT..=DNS_PORT), Match::TcpPort(DNS_PORT..=DNS_PORT)]
         .map(|port| Rule::accept([Match::Mark(MARK), Match::Destination((*resolver).into()), port]))
 }
 
