@@ -61,7 +61,7 @@ const NOT_RUN: [(&str, &str); 55] = [
         "changes the machine; examples.rs runs the first half",
     ),
     ("sudo mkdir -p /etc/cdi", "changes the machine"),
-    ("sudo sh -c 'vpn-exec cdi >/etc/cdi/vpn-exec.json'", "changes the machine; tests/container_hooks.rs"),
+    ("sudo sh -c 'vpn-exec cdi >/etc/cdi/vpn-exec.json'", "changes the machine; tests/container_hooks/"),
     (
         "sudo podman run --device vpn-exec.io/tunnel=mullvad docker.io/library/alpine wget -qO- https://ifconfig.me",
         "needs an image; tests/containers/",
