@@ -1,9 +1,9 @@
 //! The sidecar of a pod (`vpn-exec attach`): `cargo bench --bench sidecar [-- ROUNDS]`.
 //!
-//! Measures, each in a new pod: the time from the sidecar's exec until `attach --check` succeeds, and until the
-//! application has a page; the sidecar's memory (PSS); and the rate at which the application sends to a server behind the
-//! provider. The comparison sends from the same pod through wireguard-go, which other images run, with a default route and
-//! no packet rules. The provider is wireguard-go. It runs in a pretended Internet, and asserts nothing.
+//! Measures, each time with a new sidecar: the time from its exec until `attach --check` succeeds, and until the
+//! application has a page; its memory (PSS); and the rate at which the application sends to a server behind the
+//! provider. The comparison sends from the same pod through wireguard-go, which other images run, with a default route
+//! and no packet rules. The provider is wireguard-go. It runs in a pretended Internet, and asserts nothing.
 
 mod measure;
 

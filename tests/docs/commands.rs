@@ -95,7 +95,7 @@ const NOT_RUN: [(&str, &str); 55] = [
     ("sudo cp deploy/quadlet/torrent* /etc/containers/systemd/", "changes the machine"),
     ("sudo systemctl start torrent-pod", "needs a registry; deploy/check checks the units"),
     ("podman kube play deploy/kubernetes/secret.example.yaml", "the file has placeholders"),
-    ("podman kube play deploy/podman/pod.yaml", "needs a registry; deploy/check checks the file"),
+    ("podman kube play --network podman deploy/podman/pod.yaml", "needs a registry; deploy/check checks the file"),
     (
         "sudo podman run --rm --network ns:/run/netns/mullvad --dns 10.64.0.1 docker.io/curlimages/curl \
          https://ifconfig.me",

@@ -21,7 +21,7 @@ fn orphans_are_waited_for() {
             ended.extend(reap()?);
             Ok(ended.len() >= 3)
         })?;
-        ensure!(ended.iter().any(|child| *child == EndedChild { pid: shell, code: 3 }), "{ended:?}");
+        ensure!(ended.contains(&EndedChild { pid: shell, code: 3 }), "{ended:?}");
         let mut codes: Vec<i32> = ended.iter().map(|child| child.code).collect();
         codes.sort_unstable();
         ensure!(codes == [3, 5, 128 + libc::SIGTERM], "{ended:?}");
