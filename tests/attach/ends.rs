@@ -121,7 +121,7 @@ fn without_ipv6_in_the_namespace_it_goes_on_with_ipv4_and_says_so() {
             vpn_exec::linux::sysctl::set("net/ipv6/conf/all/disable_ipv6", "1")?;
             vpn_exec::linux::sysctl::set("net/ipv6/conf/default/disable_ipv6", "1")
         })?;
-        let sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &["-v"])?;
+        let sidecar = Sidecar::start(&pod, &lab.wg_quick_file(Reach::Ipv4)?, &[])?;
         wait_until_up(&pod)?;
         let mut app = application(&pod)?;
         app.succeed_within(WORKS, &get(WEB.ipv4))?;
