@@ -26,12 +26,13 @@ use crate::linux::stderr::{self, QueuedStderr};
 
 /// Sets up logging for the level and format of the command line.
 ///
-/// Warnings are the default. `-v` adds information, `-vv` adds debug messages and times, and `-vvv` adds the messages
-/// of libraries.
-pub fn start(verbosity: Verbosity) {
+/// Warnings are the default, and for a daemon whose log is read afterwards, information. `-v` adds information, `-vv`
+/// adds debug messages and times, and `-vvv` adds the messages of libraries.
+pub fn start(verbosity: Verbosity, is_daemon: bool) {
     let level = match verbosity {
         Verbosity { quiet: true, .. } => Level::ERROR,
-        Verbosity { verbose: 0, .. } => Level::WARN,
+        Verbosity { verbose: 0, .. } if !is_daemon => Level::WARN,
+        Verbosity { verbose: 0, .. } => Level::INFO,
         Verbosity { verbose: 1, .. } => Level::INFO,
         Verbosity { verbose: 2, .. } => Level::DEBUG,
         Verbosity { .. } => Level::TRACE,

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             return commands::print_help(&help).map_or_else(|failure| report(&failure), |()| ExitCode::SUCCESS);
         }
     };
-    logging::start(cli.verbosity);
+    logging::start(cli.verbosity, cli.is_daemon());
     // Before the first secret is read, whatever the command.
     if let Err(error) = process::disable_ptrace_and_core_dumps() {
         tracing::warn!("cannot disable core dumps and ptrace: {error}");

@@ -8,6 +8,7 @@ use rustix::fs::{Access, access};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::netlink::Netlink;
 use crate::linux::sysctl;
+use crate::linux::tun;
 use crate::plan::attachment::{self, AttachmentFacts, MARK, TABLE};
 use crate::plan::{DNS_PORT, EndpointRoute, Facts, HostInterface, HostRoute};
 use crate::tunnel::attachment::container_addresses;
@@ -49,6 +50,7 @@ pub(super) fn read(netlink: &mut Netlink, endpoints: &[SocketAddr]) -> io::Resul
         underlay,
         addresses,
         ipv6_is_off: ipv6_is_off(wireguard.as_str())?,
+        has_tun: access(tun::DEVICE, Access::READ_OK | Access::WRITE_OK).is_ok(),
         dns_port_is_privileged: dns_port_is_privileged()?,
     })
 }

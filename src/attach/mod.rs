@@ -103,9 +103,8 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     let resolver = EndpointResolver::read(config);
     let known = attachment::known_endpoints(config);
     let first = plan_with(&mut site.netlink, config, &resolver, &known)?;
-    // The log of a container is where its user looks for them.
     for note in &first.notes {
-        tracing::warn!("{note}");
+        tracing::info!("{note}");
     }
     let was_open = protection(&mut site.netlink, &mut site.rules, OWNER)? == Protection::Open;
     close(&mut site.netlink, &mut site.rules, &first, OWNER).map_err(requirements::explain_rules)?;

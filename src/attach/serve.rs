@@ -28,6 +28,9 @@ use crate::wireguard::Device;
 /// How long the set-up of the kernel's WireGuard tries the addresses of an endpoint that has several.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long the peers may take to answer before the log says that they do not.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// The process of an attached tunnel that is up.
 pub(super) struct Server {
     attached: Attached,
@@ -132,17 +135,34 @@ impl Server {
     }
 
     fn run(&mut self) -> io::Result<()> {
+        let mut silence_due = Some(boot_time() + SILENCE);
         loop {
             self.endpoints.work(&mut self.attached);
             let _ = self.endpoints.take_new_handshakes();
+            if self.endpoints.is_connected() {
+                silence_due = None;
+            }
+            if silence_due.take_if(|due| *due <= boot_time()).is_some() {
+                self.warn_of_silence();
+            }
             let clients = self.clients.as_ref().and_then(PublicClients::due);
-            self.timer.set([self.endpoints.due(), clients].into_iter().flatten().min())?;
+            self.timer.set([self.endpoints.due(), clients, silence_due].into_iter().flatten().min())?;
             for source in self.wait()? {
                 if self.handle(source)? {
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// Warns that no peer has answered yet, with the reason if it is known.
+    fn warn_of_silence(&self) {
+        let reason = self.endpoints.summary().problem.map(|problem| format!(": {problem}")).unwrap_or_default();
+        tracing::warn!(
+            "no handshake with any peer within {} s{reason}; check that the endpoint can be reached from here, and that \
+             the provider knows this key",
+            SILENCE.as_secs()
+        );
     }
 
     /// Waits for the next events.

@@ -180,7 +180,7 @@ pub struct AttachArgs {
     )]
     pub check: bool,
 
-    /// WireGuard implementation [default: auto, the kernel's where available]
+    /// WireGuard implementation [default: auto, the embedded one if there is /dev/net/tun, else the kernel's]
     #[arg(long, value_enum, value_name = "BACKEND", help_heading = TUNNEL_OPTIONS)]
     pub backend: Option<BackendChoice>,
 

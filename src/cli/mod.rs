@@ -54,6 +54,11 @@ pub enum NotParsed {
 }
 
 impl Cli {
+    /// Returns whether the command is a container's process, whose log is all that its user sees of it.
+    pub fn is_daemon(&self) -> bool {
+        matches!(&self.command, Some(Command::Attach(arguments)) if !arguments.check)
+    }
+
     /// Parses a command line whose first word is the program's name. `names` lists the tunnels and profiles of this
     /// machine; it is called only to explain a mistake.
     ///

@@ -72,7 +72,7 @@ fn plan_with(host: &mut Netlink, inside: &mut Netlink, config: &Config) -> Resul
     let addresses = attachment::container_addresses(inside, &plan::attachment::interface());
     let addresses = addresses.doing("read the container's network configuration")?;
     // An engine may have switched IPv6 off in the namespace, but this process can switch it on for one interface.
-    let facts = AttachmentFacts { underlay, addresses, ipv6_is_off: false, dns_port_is_privileged: false };
+    let facts = AttachmentFacts { underlay, addresses, ..AttachmentFacts::default() };
     Ok(plan::plan_in_container(config, &facts)?)
 }
 

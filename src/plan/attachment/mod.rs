@@ -57,6 +57,9 @@ pub struct AttachmentFacts {
     pub addresses: Vec<IpAddr>,
     /// Whether IPv6 is switched off in the namespace and cannot be switched on.
     pub ipv6_is_off: bool,
+    /// Whether the namespace's own process can open a TUN device. It shows that the process is meant to stay, as the
+    /// embedded WireGuard needs.
+    pub has_tun: bool,
     /// Whether a privilege that vpn-exec lacks is needed to listen at the port of resolvers.
     pub dns_port_is_privileged: bool,
 }
@@ -162,7 +165,10 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
     let mut plan = AttachmentPlan {
         name: config.name.clone(),
         placement,
-        backend: config.backend,
+        backend: match config.backend {
+            BackendChoice::Auto if facts.has_tun => BackendChoice::Userspace,
+            backend => backend,
+        },
         wireguard,
         local_networks,
         open: config.open.clone(),
