@@ -32,8 +32,13 @@ pub const TAKE_DOWN: [&str; 4] = [
 ];
 
 /// The points of attaching a tunnel to the namespace of the process, in order.
-pub const ATTACHING: [&str; 4] =
-    ["after closing the namespace", "after the attached device", "after the attached routes", "after the resolvers"];
+pub const ATTACHING: [&str; 5] = [
+    "after the attached rules",
+    "after closing the namespace",
+    "after the attached device",
+    "after the attached routes",
+    "after the resolvers",
+];
 
 /// The points at which the start of a program's guard can fail.
 pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter"];

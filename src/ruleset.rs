@@ -88,6 +88,8 @@ pub enum Match {
     Of(Family),
     /// Its source is in a network.
     Source(IpNet),
+    /// It is of the network's family, and its source is outside the network.
+    NotSource(IpNet),
     /// Its destination is in a network.
     Destination(IpNet),
     /// It is a TCP packet to one of these ports.
@@ -289,6 +291,7 @@ impl Display for Match {
             Self::To(interface) => write!(f, "oifname {interface}"),
             Self::NotTo(interface) => write!(f, "oifname != {interface}"),
             Self::Source(net) => write!(f, "{} saddr {}", family(net), Net(net)),
+            Self::NotSource(net) => write!(f, "{} saddr != {}", family(net), Net(net)),
             Self::Destination(net) => write!(f, "{} daddr {}", family(net), Net(net)),
             Self::TcpPort(ports) => write!(f, "tcp dport {}", Ports(ports)),
             Self::OpensTcp => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),

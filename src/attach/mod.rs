@@ -37,7 +37,7 @@ use crate::linux::netlink::Netlink;
 use crate::linux::nftables::Nftables;
 use crate::linux::sysctl;
 use crate::plan::attachment::{self, AttachmentPlan, Placement};
-use crate::tunnel::attachment::{Protection, close, end_connections, load_rules, open, protection};
+use crate::tunnel::attachment::{close, end_connections, load_rules, open};
 use crate::wireguard::Backend;
 use names::EndpointResolver;
 
@@ -106,11 +106,9 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     for note in &first.notes {
         tracing::info!("{note}");
     }
-    let was_open = protection(&mut site.netlink, &mut site.rules, OWNER)? == Protection::Open;
-    close(&mut site.netlink, &mut site.rules, &first, OWNER).map_err(requirements::explain_rules)?;
-    if was_open {
-        end_former_connections(&mut site, &first);
-    }
+    let Site { netlink, rules, .. } = &mut site;
+    close(netlink, rules, &first, OWNER, |netlink| end_former_connections(netlink, &first))
+        .map_err(requirements::explain_rules)?;
     tracing::info!("closed the network namespace: packets leave by the tunnel and to local networks only");
     fault::point("after closing the namespace")?;
     // The rules let the queries pass, and the route to an endpoint decides the MTU.
@@ -142,8 +140,8 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
 
 /// Ends the connections of programs that ran before the namespace was closed. The packet rules stop all of them but
 /// exchanges of datagrams that go on, so a kernel that cannot end connections is no reason to fail.
-fn end_former_connections(site: &mut Site, plan: &AttachmentPlan) {
-    match end_connections(&mut site.netlink, plan) {
+fn end_former_connections(netlink: &mut Netlink, plan: &AttachmentPlan) {
+    match end_connections(netlink, plan) {
         Ok(0) => {}
         Ok(count) => tracing::warn!(
             "ended the connections of programs that ran here before ({count}): attach the tunnel before they start"

@@ -42,13 +42,28 @@ pub enum Protection {
 /// Closes a namespace: no packet leaves it but through WireGuard's interface, and to local networks. `netlink` and
 /// `rules` are sockets in the namespace, and `owner` is a text by which the packet rules are recognized later.
 ///
+/// `end_former` ends connections from before, by [`end_connections`]. It is called when the packet rules are loaded,
+/// unless the namespace was closed already. If the process is killed meanwhile, the namespace is not closed yet, and
+/// the next one ends them.
+///
 /// # Errors
 /// If the kernel refuses, or the packet rules of that name belong to another owner. After a failure to load the rules
 /// nothing has changed.
-pub fn close(netlink: &mut Netlink, rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> Result<(), Failure> {
+pub fn close(
+    netlink: &mut Netlink,
+    rules: &mut Nftables,
+    plan: &AttachmentPlan,
+    owner: &str,
+    end_former: impl FnOnce(&mut Netlink),
+) -> Result<(), Failure> {
     const ROUTING: &str = "route the container's packets";
+    let before = protection(netlink, rules, owner)?;
     if !fault::is_broken("rules") {
         load_rules(rules, plan, owner)?;
+    }
+    fault::point("after the attached rules")?;
+    if before != Protection::Closed {
+        end_former(netlink);
     }
     if fault::is_broken("routes") {
         return Ok(());

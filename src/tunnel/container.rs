@@ -96,8 +96,8 @@ impl Tunnel {
         let sockets = namespace.run(|| Ok((Netlink::open()?, Nftables::open()?)));
         let (mut netlink, mut rules) = sockets.doing("enter the container's network namespace")?;
         require_free(&mut netlink, &self.plan)?;
-        attachment::close(&mut netlink, &mut rules, attachment_of(&self.plan)?, OWNER)?;
-        end_former_connections(&namespace, attachment_of(&self.plan)?);
+        let plan = attachment_of(&self.plan)?;
+        attachment::close(&mut netlink, &mut rules, plan, OWNER, |_| end_former_connections(&namespace, plan))?;
         // A container without a network may have `lo` down.
         let lo = vec![NetlinkRequest::set_alias(1, "lo", self.mark.text()), NetlinkRequest::set_up(1, "lo")];
         netlink.execute(lo).doing(CLOSING)?;
@@ -171,7 +171,8 @@ pub(super) fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend
 /// Brings a container's namespace into the state of a plan. Closes first, and opens last.
 pub(super) fn complete(netlink: &mut Netlink, rules: &mut Nftables, plan: &Plan) -> Result<(), Failure> {
     let attachment = attachment_of(plan)?;
-    attachment::close(netlink, rules, attachment, OWNER)?;
+    // The connections of the container are the tunnel's own by now.
+    attachment::close(netlink, rules, attachment, OWNER, |_| ())?;
     attachment::open(netlink, attachment)
 }
 

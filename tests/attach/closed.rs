@@ -55,7 +55,7 @@ fn close(pod: &Pod) -> Result<AttachmentPlan> {
         let facts = AttachmentFacts { addresses, ..AttachmentFacts::default() };
         let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new() };
         let plan = plan(&config, &facts, placement).map_err(|errors| io::Error::other(errors.to_string()))?;
-        attachment::close(&mut netlink, &mut rules, &plan, "vpn-exec")
+        attachment::close(&mut netlink, &mut rules, &plan, "vpn-exec", |_| ())
             .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(plan)
     })?;
@@ -118,6 +118,26 @@ fn pretend_inbound(far: SocketAddr, near: SocketAddr) -> io::Result<()> {
         _ => return Err(io::ErrorKind::InvalidInput.into()),
     }
     Ok(())
+}
+
+/// Local networks are reached from the pod's own addresses alone: they would answer to any other on the Internet.
+#[test]
+fn local_networks_see_no_foreign_source() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        close(&pod)?;
+        let service = SocketAddr::new(CLUSTER_SERVICE.ipv6.into(), PORT);
+        let sent = inside(&pod, CapabilitySet::empty(), || {
+            let socket = rustix::net::socket(AddressFamily::INET6, SocketType::DGRAM, None)?;
+            sockopt::set_ipv6_freebind(&socket, true)?;
+            rustix::net::bind(&socket, &SocketAddr::new(WEB.ipv6.into(), PORT))?;
+            Ok(rustix::net::sendto(&socket, SECRET, rustix::net::SendFlags::empty(), &service))
+        })?;
+        expect_none(lab, "a datagram in the name of another host")?;
+        ensure!(sent.is_err(), "the rules drop it: {sent:?}");
+        inside(&pod, CapabilitySet::empty(), || UdpSocket::bind("[::]:0")?.send_to(SECRET, service))?;
+        lab::wait_until(PATIENCE, "the pod's own datagram does not arrive", || Ok(leaked(lab)?.len() == 1))
+    });
 }
 
 /// A "reply" to a datagram that the pod itself has sent in the name of another host does not leave.

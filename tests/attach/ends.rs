@@ -1,6 +1,7 @@
 //! The end of the process, its privileges, repetitions, and what a container may lack.
 
 use std::fs;
+use std::net::UdpSocket;
 
 use lab::launcher::{binary, errors_of, run};
 use lab::{Context, Peer, Pod, Reach, Result, WEB};
@@ -205,4 +206,27 @@ fn wait_until_up_by_handshake(pod: &Pod) -> Result<()> {
     lab::wait_until(lab::patience(WORKS), "the pod is not closed", || Ok(check(pod)?.0 != "open"))?;
     app.succeed_within(WORKS, &get(WEB.ipv4))?;
     app.finish_well().map(drop)
+}
+
+/// A process that was killed before the namespace was closed leaves the rest to the next one.
+#[test]
+fn connections_from_before_are_ended_after_a_kill_while_closing() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let former = pod.namespace.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect((WEB.ipv4, 7777))?;
+            Ok(socket)
+        })?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let words = [binary().to_str().context("a path")?, "attach", file.to_str().context("a path")?, "--closed"];
+        let mut killed = pod.sidecar(words);
+        killed.env("VPN_EXEC_TEST_FAIL", "kill:after the attached rules");
+        assert!(!run(killed)?.status.success(), "it was not killed");
+        assert!(former.peer_addr().is_ok(), "the connection was not ended before");
+        let output = run(pod.sidecar(words))?;
+        assert!(output.status.success(), "{}", errors_of(&output));
+        assert!(former.peer_addr().is_err() || former.take_error()?.is_some(), "the connection goes on");
+        Ok(())
+    });
 }

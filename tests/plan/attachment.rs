@@ -176,6 +176,7 @@ fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
         Match::To(interface) => is_named(interface),
         Match::NotTo(interface) => !is_named(interface),
         Match::Source(net) => net.contains(&packet.source),
+        Match::NotSource(net) => net.addr().is_ipv4() == packet.source.is_ipv4() && !net.contains(&packet.source),
         Match::Destination(net) => net.contains(&packet.destination.ip()),
         Match::TcpPort(ports) => packet.tcp && ports.contains(&packet.destination.port()),
         Match::UdpPort(ports) => !packet.tcp && ports.contains(&packet.destination.port()),

@@ -189,6 +189,7 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
         Match::To(interface) => is(interface, packet.to),
         Match::NotTo(interface) => !is(interface, packet.to),
         Match::Source(net) => net.contains(&packet.source),
+        Match::NotSource(net) => net.addr().is_ipv4() == packet.source.is_ipv4() && !net.contains(&packet.source),
         Match::Destination(net) => net.contains(&packet.destination),
         Match::TcpPort(ports) => packet.protocol == Protocol::Tcp && ports.contains(&packet.port),
         Match::OpensTcp => packet.protocol == Protocol::Tcp && !packet.is_reply,

@@ -176,8 +176,9 @@ fn match_expressions(matched: &Match) -> Vec<Expressions> {
             vec![meta(MetaKey::Oifname), compare(Operator::NotEqual, interface_value(interface))]
         }
         // The offsets of addresses in the headers of IPv4 (RFC 791 section 3.1) and IPv6 (RFC 8200 section 3).
-        Match::Source(net) => address(net, 12, 8),
-        Match::Destination(net) => address(net, 16, 24),
+        Match::Source(net) => address(net, 12, 8, Operator::Equal),
+        Match::NotSource(net) => address(net, 12, 8, Operator::NotEqual),
+        Match::Destination(net) => address(net, 16, 24, Operator::Equal),
         Match::TcpPort(ports) => port(TCP, ports),
         // The flags are at offset 13 of the TCP header (RFC 9293 section 3.1).
         Match::OpensTcp => vec![
@@ -228,7 +229,7 @@ pub(super) fn interface_value(interface: &Interface) -> Vec<u8> {
     }
 }
 
-fn address(net: &IpNet, ipv4_offset: u32, ipv6_offset: u32) -> Vec<Expressions> {
+fn address(net: &IpNet, ipv4_offset: u32, ipv6_offset: u32, operator: Operator) -> Vec<Expressions> {
     let (family, offset, bytes, bits) = match net {
         IpNet::V4(net) => (NFPROTO_IPV4, ipv4_offset, net.network().octets().to_vec(), net.netmask().octets().to_vec()),
         IpNet::V6(net) => (NFPROTO_IPV6, ipv6_offset, net.network().octets().to_vec(), net.netmask().octets().to_vec()),
@@ -241,7 +242,7 @@ fn address(net: &IpNet, ipv4_offset: u32, ipv6_offset: u32) -> Vec<Expressions> 
     if net.prefix_len() < net.max_prefix_len() {
         expressions.push(mask(bits));
     }
-    expressions.push(compare(Operator::Equal, bytes));
+    expressions.push(compare(operator, bytes));
     expressions
 }
 

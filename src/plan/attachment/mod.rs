@@ -80,6 +80,8 @@ pub struct AttachmentPlan {
     pub wireguard: WireguardPlan,
     /// The networks that are reached outside the tunnel.
     pub local_networks: Vec<IpNet>,
+    /// The addresses of the container's interfaces, as far as they are known. Only these reach the local networks.
+    pub container_addresses: Vec<IpAddr>,
     /// The program's ports that are reachable through the tunnel.
     pub open: Vec<OpenPorts>,
     /// The packet rules.
@@ -171,6 +173,7 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
         },
         wireguard,
         local_networks,
+        container_addresses: facts.addresses.clone(),
         open: config.open.clone(),
         rules: Table { name: firewall::RULES_TABLE.into(), chains: Vec::new() },
         routing_rules: Vec::new(),
@@ -180,7 +183,7 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
     };
     plan.rules = rules::decide(&plan);
     let has_ipv6 = !facts.underlay.without_ipv6;
-    plan.routing_rules = routing::rules(&plan, &facts.addresses, has_ipv6);
+    plan.routing_rules = routing::rules(&plan, has_ipv6);
     plan.routes = routing::routes(&plan, has_ipv6);
     Ok(plan)
 }

@@ -45,14 +45,14 @@ pub enum AttachedRoute {
     Tunnel(IpNet),
 }
 
-/// Returns the policy rules. `own` are the addresses of the container's interfaces, as far as they are known.
-pub(super) fn rules(plan: &AttachmentPlan, own: &[IpAddr], has_ipv6: bool) -> Vec<PolicyRule> {
+/// Returns the policy rules.
+pub(super) fn rules(plan: &AttachmentPlan, has_ipv6: bool) -> Vec<PolicyRule> {
     let networks = firewall::by_prefix(&plan.local_networks, firewall::tunnel_routes(&plan.wireguard));
     let mut rules = Vec::new();
     for family in families(has_ipv6) {
         let mut add = |priority, selector, table| rules.push(PolicyRule { family, priority, selector, table });
         add(MARKED, Selector::Mark(MARK), Route::MAIN);
-        for address in own.iter().filter(|address| is_of(family, address)) {
+        for address in plan.container_addresses.iter().filter(|address| is_of(family, address)) {
             add(OWN, Selector::From((*address).into()), Route::MAIN);
         }
         for (net, is_local) in networks.iter().filter(|(net, _)| is_of(family, &net.addr())) {

@@ -97,11 +97,21 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     let discovery = [ROUTER_SOLICITATION].into_iter().chain(NEIGHBOR_DISCOVERY);
     rules.extend(discovery.map(|kind| Rule::accept([Match::Icmpv6(kind)])));
     rules.push(firewall::other_transports(Match::NotTo(tunnel())));
+    rules.extend([true, false].into_iter().filter_map(|is_ipv4| foreign_sources(plan, is_ipv4)));
     let resolvers = AllowedResolvers::of(&plan.dns, |server| plan.is_local(server));
     rules.extend(firewall::name_rules(&resolvers, |_| Vec::new()));
     let networks = firewall::by_prefix(&plan.local_networks, firewall::tunnel_routes(&plan.wireguard));
     rules.extend(firewall::network_rules(networks, |net, _| vec![Match::Destination(net)]));
     rules
+}
+
+/// Returns the rule that drops the packets of a family from an address that is not the container's, if the container
+/// has a known one. A program may choose any source in IPv6 (`IPV6_FREEBIND` of linux/in6.h): a local network would
+/// answer to that address on the Internet, or bring the packet back as an inbound connection from there.
+fn foreign_sources(plan: &AttachmentPlan, is_ipv4: bool) -> Option<Rule> {
+    let own = plan.container_addresses.iter().filter(|address| address.is_ipv4() == is_ipv4);
+    let others: Vec<Match> = own.map(|address| Match::NotSource((*address).into())).collect();
+    (!others.is_empty()).then(|| Rule::drop(others))
 }
 
 /// Returns the rule that accepts encrypted packets to an endpoint.
@@ -124,7 +134,8 @@ fn query_as_reply(port: u16) -> Rule {
     Rule::drop([replies().as_slice(), &[Match::UdpPort(port..=port)]].concat())
 }
 
-/// Returns the rules that accept the queries for the names of endpoints to a resolver. Programs cannot set the mark.
+/// Returns the rules that accept the queries for the names of endpoints to a resolver. The mark needs
+/// CAP_NET_ADMIN or CAP_NET_RAW.
 fn endpoint_queries(resolver: &IpAddr) -> [Rule; 2] {
     [Match::UdpPort(DNS_PORT..=DNS_PORT), Match::TcpPort(DNS_PORT..=DNS_PORT)]
         .map(|port| Rule::accept([Match::Mark(MARK), Match::Destination((*resolver).into()), port]))
