@@ -91,15 +91,19 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     }
 }
 
+/// The general advice on a refused step.
+pub const MISSING_PRIVILEGE: &str = "run vpn-exec as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP";
+
+/// The general advice on a file system that cannot be written.
+pub const READ_ONLY: &str = "/run and /proc/sys must be writable; in a container, give it more privileges";
+
 fn advice_for(error: &io::Error) -> Option<&'static str> {
     if error.kind() == io::ErrorKind::NotADirectory {
         return Some("move away the file that stands where a directory is needed");
     }
     match errno_of(error)? {
-        libc::EPERM | libc::EACCES => {
-            Some("run vpn-exec as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP")
-        }
-        libc::EROFS => Some("/run and /proc/sys must be writable; in a container, give it more privileges"),
+        libc::EPERM | libc::EACCES => Some(MISSING_PRIVILEGE),
+        libc::EROFS => Some(READ_ONLY),
         libc::ENOSPC => Some("a limit is reached: see user.max_net_namespaces in sysctl, and free space in /run"),
         _ => None,
     }

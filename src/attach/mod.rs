@@ -21,7 +21,7 @@ mod facts;
 mod forwarder;
 mod names;
 mod privileges;
-mod requirements;
+pub mod requirements;
 mod resolv_conf;
 mod serve;
 pub mod status;

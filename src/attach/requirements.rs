@@ -1,6 +1,6 @@
 //! Explains what a container lacks, each time with the line of the manifest or the option that adds it.
 
-use crate::failure::{Doing, Failure};
+use crate::failure::{self, Doing, Failure};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::nftables;
 use crate::linux::sysctl;
@@ -42,6 +42,22 @@ pub(super) fn require_container() -> Result<(), Failure> {
         "run it in a container or a pod without `hostNetwork` or `--network host`; on a machine, use \
          `vpn-exec NAME|FILE -- PROGRAM`",
     ))
+}
+
+/// Replaces general advice, which is for a machine, by what helps in a container. The process has CAP_NET_ADMIN: a
+/// refused step means that another user namespace owns the network namespace, or that a file belongs to another user.
+pub fn explain_in_container(mut failure: Failure) -> Failure {
+    match failure.advice.as_deref() {
+        Some(failure::MISSING_PRIVILEGE) => failure.advise(
+            "check that the container owns its network namespace (no `--network host`, no namespace of another user), \
+             and that its user 0 may read the files that it mounts",
+        ),
+        Some(failure::READ_ONLY) => {
+            failure.advice = None;
+            failure
+        }
+        _ => failure,
+    }
 }
 
 /// Adds advice to a failure to load packet rules.

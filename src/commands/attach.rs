@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::print;
-use crate::attach::{self, check::Health};
+use crate::attach::{self, check::Health, requirements::explain_in_container};
 use crate::cli::AttachArgs;
 use crate::failure::Failure;
 use crate::request;
@@ -14,12 +14,13 @@ const NOT_UP: u8 = 3;
 const OPEN: u8 = 4;
 
 pub(super) fn run(arguments: &AttachArgs, is_quiet: bool) -> Result<ExitCode, Failure> {
-    if arguments.check {
-        return check(is_quiet);
-    }
-    let request = request::load_tunnel(&arguments.source, &arguments.tunnel())?;
-    attach::run(&request.config, arguments.closed)?;
-    Ok(ExitCode::SUCCESS)
+    let result = match arguments.check {
+        true => check(is_quiet),
+        false => request::load_tunnel(&arguments.source, &arguments.tunnel())
+            .and_then(|request| attach::run(&request.config, arguments.closed))
+            .map(|()| ExitCode::SUCCESS),
+    };
+    result.map_err(explain_in_container)
 }
 
 /// Prints the state of the namespace in one word, and returns it as an exit status.

@@ -67,7 +67,7 @@ fn answer(request: &Request) -> Result<Option<serde_json::Value>, Error> {
         }
         Operation::Status => {
             let is_ready = session::require_privileges().and_then(|()| match &request.tunnel {
-                Some(name) => request::load_for_container(name, NamedBy::Administrator).map(drop),
+                Some(name) => request::load_for_container(name, NamedBy::Annotation).map(drop),
                 None => Ok(()),
             });
             is_ready.map_err(|failure| Error::new(ErrorCode::NotAvailable, failure))?;

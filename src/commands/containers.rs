@@ -43,14 +43,16 @@ pub(super) fn create_tunnel(name: &TunnelName, named_by: NamedBy, place: Contain
 /// If the tunnels cannot be listed, or one cannot be removed.
 pub(super) fn remove_tunnels(is_meant: impl Fn(&Container) -> bool) -> Result<(), Failure> {
     let is_its = |state: &TunnelState| state.container.as_ref().is_some_and(&is_meant);
+    let mut result = Ok(());
     for name in registry::names().map_err(Failure::new)? {
         match registry::read(&name) {
-            Ok(Some(state)) if is_its(&state) => remove(&name, &is_its)?,
+            // One that cannot be removed does not keep the others. The first failure is reported.
+            Ok(Some(state)) if is_its(&state) => result = result.and(remove(&name, &is_its)),
             Ok(_) => {}
             Err(error) => tracing::warn!("cannot read the state of the tunnel {name}: {error}"),
         }
     }
-    Ok(())
+    result
 }
 
 /// Removes a tunnel if it still is one that `is_its` selects.

@@ -11,6 +11,10 @@ const HEADER: usize = 12;
 /// The most additional records of a question: those of EDNS (RFC 6891) and of a signature (RFC 8945).
 const MAX_ADDITIONAL: u16 = 2;
 
+/// The longest question. A name has at most 255 bytes (RFC 1035 section 2.3.4), and padding fills up a few hundred
+/// (RFC 8467). Many questions wait at a time, so a client could make the forwarder use a lot of memory.
+const MAX_LENGTH: usize = 4096;
+
 /// A question of a client.
 #[derive(Clone, Debug)]
 pub struct Question {
@@ -59,7 +63,7 @@ impl Question {
             return refuse(None, ResponseCode::NotImp);
         }
         let is_question = counts.queries == 1 && counts.answers == 0 && counts.authorities == 0;
-        if !is_question || counts.additionals > MAX_ADDITIONAL {
+        if !is_question || counts.additionals > MAX_ADDITIONAL || message.len() > MAX_LENGTH {
             return refuse(None, ResponseCode::FormErr);
         }
         let Ok(query) = Query::read(&mut decoder) else { return refuse(None, ResponseCode::FormErr) };
@@ -170,6 +174,15 @@ mod tests {
                 Some(answer.metadata.response_code)
             }
         }
+    }
+
+    #[test]
+    fn a_question_that_would_fill_the_memory_is_refused() {
+        let mut padded = bytes(&message("web.example.", 7));
+        padded.resize(MAX_LENGTH, 0);
+        assert!(Question::read(padded.clone()).is_ok());
+        padded.push(0);
+        assert_eq!(refused(padded), Some(ResponseCode::FormErr));
     }
 
     #[test]

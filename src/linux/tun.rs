@@ -33,6 +33,15 @@ nix::ioctl_write_int_bad!(
     libc::TUNSETPERSIST
 );
 
+nix::ioctl_write_int_bad!(
+    /// Sets the user that may attach to the interface without CAP_NET_ADMIN.
+    tun_set_owner,
+    libc::TUNSETOWNER
+);
+
+/// A user ID that no user has: the last one is invalid (credentials(7)), and this is the one before it.
+const NO_USER: i32 = -2;
+
 /// Creates a TUN interface in the calling thread's network namespace, and returns a descriptor for its packets.
 ///
 /// The descriptor does not block. Each read or write is one IP packet without a header of TUN's own. The interface
@@ -48,8 +57,22 @@ pub fn create(name: &InterfaceName) -> io::Result<OwnedFd> {
         // The interface existed already. Closing the descriptor leaves it as it was.
         return Err(io::Error::from_raw_os_error(libc::EEXIST));
     }
+    set_owner(&device)?;
     set_persistent(&device, true)?;
     Ok(device)
+}
+
+/// Keeps processes without CAP_NET_ADMIN from attaching to an interface whose own process has ended. Without an owner,
+/// everyone who can open [`DEVICE`] may (`tun_not_capable()` in the kernel's drivers/net/tun.c).
+fn set_owner(device: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the request takes a number.
+    let set = |user| unsafe { tun_set_owner(device.as_raw_fd(), user) };
+    match set(NO_USER) {
+        // The user namespace has no such ID.
+        Err(nix::errno::Errno::EINVAL) => set(nix::unistd::geteuid().as_raw().cast_signed())?,
+        other => other?,
+    };
+    Ok(())
 }
 
 /// Attaches to a TUN interface from [`create`] whose descriptor is closed. Never creates an interface.
@@ -98,6 +121,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::linux::capabilities::{self, CapabilitySet};
     use crate::linux::namespace::NetworkNamespace;
     use crate::linux::netlink::{Netlink, NetlinkRequest};
     use crate::linux::poll::wait_for;
@@ -139,6 +163,14 @@ mod tests {
             assert_eq!(addresses.iter().filter(|(of, address)| *of == index && !is_link_local(address)).count(), 2);
             assert!(netlink.routes()?.iter().any(|route| route.destination == default));
             assert_eq!(create(&name).expect_err("the name is taken").raw_os_error(), Some(libc::EEXIST));
+            let without_privilege = std::thread::scope(|scope| {
+                let stranger = scope.spawn(|| {
+                    capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty()).expect("fewer capabilities");
+                    attach(&name).map(drop)
+                });
+                stranger.join().expect("a thread")
+            });
+            assert_eq!(without_privilege.expect_err("a stranger").raw_os_error(), Some(libc::EPERM));
 
             let second = attach(&name)?;
             let socket = std::net::UdpSocket::bind("192.0.2.1:0")?;
