@@ -109,7 +109,7 @@ fn the_kernel_has_the_displayed_policy_rules() {
             "iif lo lookup 5",
             "fwmark 1/0xff lookup 5",
             "not from 10.0.0.0/8 lookup 5",
-            "uidrange 0-5 lookup 5",
+            "uidrange 0-0 lookup 5",
             "to 10.0.0.0/8 dport 53 lookup 5",
             "from all unreachable",
             "from all lookup main suppress_prefixlength 0",
