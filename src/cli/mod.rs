@@ -212,18 +212,16 @@ Prompt:
     PS1=\"${VPN_EXEC_TUNNEL:+($VPN_EXEC_TUNNEL) }$PS1\"";
 
 const ATTACH_AFTER_HELP: &str = "\
-Needs:
-  the capability NET_ADMIN; the embedded WireGuard also needs /dev/net/tun. Nothing else: no other capability, no
-  writable file system, no kernel parameter.
+It needs the capability NET_ADMIN, and /dev/net/tun for the embedded WireGuard. It needs no other capability, no \
+writable file system and no kernel parameter.
 
-What it does:
-  Closes the namespace first. Then packets leave it by the tunnel and to the networks of --local only. With the
-  kernel's WireGuard it exits when the tunnel is set up. Otherwise it stays until SIGTERM or SIGINT, and the
-  namespace stays closed after it.
+It closes the namespace first. Then packets leave it by the tunnel and to the networks of --local only. With the \
+kernel's WireGuard it exits when the tunnel is set up, unless --dns-for is given. Otherwise it stays until SIGTERM or \
+SIGINT, and the namespace stays closed after it.
 
 Exit status of --check:
   0    the namespace is closed, and the last handshake is at most 135 s old
-  3    the namespace is closed, but the tunnel is connecting, stale or not running; or the rules were changed
+  3    the namespace is closed, but the tunnel is not up; or the rules were changed
   4    no tunnel is attached
   125  vpn-exec failed
 
@@ -238,8 +236,8 @@ Exit status of --check:
   125  vpn-exec failed";
 
 const OCI_HOOK_AFTER_HELP: &str = "\
-The runtime passes the container's state on standard input. Without NAME, the container's annotation
-vpn-exec.tunnel names a profile in /etc/vpn-exec; without an annotation, nothing happens.";
+The runtime passes the container's state on standard input. Without NAME, the container's annotation vpn-exec.tunnel \
+names a profile in /etc/vpn-exec; without an annotation, nothing happens.";
 
 const CDI_AFTER_HELP: &str = "\
 Examples:
@@ -248,8 +246,8 @@ Examples:
   docker run --device vpn-exec.io/tunnel=mullvad IMAGE";
 
 const CNI_AFTER_HELP: &str = "\
-The runtime passes the request in CNI_ variables and on standard input. It runs the plugin without arguments, so install
-a symbolic link named vpn-exec-cni to vpn-exec, which runs this command.";
+The runtime passes the request in CNI_ variables and on standard input. It runs the plugin without arguments, so \
+install a symbolic link named vpn-exec-cni to vpn-exec, which runs this command.";
 
 const COMPLETIONS_AFTER_HELP: &str = "\
 Examples:

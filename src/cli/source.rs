@@ -31,7 +31,7 @@ pub struct SourceArgs {
     #[arg(short, long, value_name = "NAME", add = ArgValueCandidates::new(completion::names))]
     pub tunnel: Option<TunnelName>,
 
-    /// Name the tunnel and its namespace /run/netns/NAME [default: the name of the file or profile]
+    /// Name the tunnel [default: the name of the file or profile]
     #[arg(long, value_name = "NAME")]
     pub name: Option<TunnelName>,
 }

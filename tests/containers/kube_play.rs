@@ -19,10 +19,13 @@ use crate::images::{APP, BINARY, VPN_EXEC};
 fn manifest(file: &str) -> Result<String> {
     let agent = agent_binary().display();
     let deployed = concat!("localhost/vpn-exec:", env!("CARGO_PKG_VERSION"));
-    let app = format!(
-        "image: {APP}\n    command: [sleep, \"1000\"]\n    volumeMounts:\n    \
+    let app = format!("image: {APP}\n    command: [sleep, \"1000\"]\n");
+    let downloads = "    volumeMounts:\n    - name: downloads\n";
+    let mounts = format!(
+        "    volumeMounts:\n    \
          - {{ name: usr, mountPath: /usr, readOnly: true }}\n    \
-         - {{ name: agent, mountPath: {agent}, readOnly: true }}\n"
+         - {{ name: agent, mountPath: {agent}, readOnly: true }}\n    \
+         - name: downloads\n"
     );
     let volumes = format!(
         "    hostPath: {{ path: {file}, type: Directory }}\n  \
@@ -36,6 +39,7 @@ fn manifest(file: &str) -> Result<String> {
         (deployed, VPN_EXEC),
         ("192.168.1.0/24", "192.168.7.0/24"),
         ("image: lscr.io/linuxserver/transmission:4.0.6\n", &app),
+        (downloads, &mounts),
         ("9091", "80"),
         ("hostPort: 80", "hostPort: 8080"),
         (secret, &volumes),

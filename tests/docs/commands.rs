@@ -10,7 +10,7 @@ use crate::examples::RUN;
 use crate::pages::{page, published};
 
 /// The published commands that no test here runs, with the place of their test or the reason.
-const NOT_RUN: [(&str, &str); 55] = [
+const NOT_RUN: [(&str, &str); 74] = [
     ("cargo run --release --example demo", ".ci/run runs it"),
     ("cargo test", "this runs in it"),
     ("cargo build --release", ".ci/run builds it"),
@@ -63,20 +63,35 @@ const NOT_RUN: [(&str, &str); 55] = [
     ("sudo mkdir -p /etc/cdi", "changes the machine"),
     ("sudo sh -c 'vpn-exec cdi >/etc/cdi/vpn-exec.json'", "changes the machine; tests/container_hooks/"),
     (
-        "sudo podman run --device vpn-exec.io/tunnel=mullvad docker.io/library/alpine wget -qO- https://ifconfig.me",
+        "sudo podman run --device vpn-exec.io/tunnel=mullvad --cap-drop NET_RAW docker.io/library/alpine wget -qO- \
+         https://ifconfig.me",
         "needs an image; tests/containers/",
     ),
-    ("sudo docker run --device vpn-exec.io/tunnel=mullvad alpine wget -qO- https://ifconfig.me", "the same"),
     (
-        "sudo podman run --annotation vpn-exec.tunnel=mullvad --dns 10.64.0.1 docker.io/library/alpine wget -qO- \
-         https://ifconfig.me",
-        "the same",
+        "sudo docker run --device vpn-exec.io/tunnel=mullvad --cap-drop NET_RAW alpine wget -qO- https://ifconfig.me",
+        "needs an image; no test has Docker's CDI",
+    ),
+    (
+        "sudo podman run --annotation vpn-exec.tunnel=mullvad --cap-drop NET_RAW --dns 10.64.0.1 \
+         docker.io/library/alpine wget -qO- https://ifconfig.me",
+        "needs an image; tests/containers/",
     ),
     ("sudo ln -s /usr/local/bin/vpn-exec /opt/cni/bin/vpn-exec-cni", "changes the machine"),
     ("sudo systemctl enable --now vpn-exec@airvpn", "tests/vm/inside/cases/keeper"),
     ("sudo vpn-exec unit transmission-daemon --tunnel airvpn --install", "tests/vm/inside/cases/confined"),
     ("deploy/image/build", "builds for minutes"),
     ("podman load -i target/image/vpn-exec-0.1.0-amd64.tar", "needs the built image"),
+    ("sudo podman load -i target/image/vpn-exec-0.1.0-amd64.tar", "the same"),
+    ("sudo docker load -i target/image/vpn-exec-0.1.0-amd64.tar", "the same"),
+    (
+        "skopeo copy oci-archive:target/image/vpn-exec-0.1.0-amd64.tar \
+         docker-archive:vpn-exec.tar:localhost/vpn-exec:0.1.0",
+        "the same",
+    ),
+    ("sudo docker load -i vpn-exec.tar", "the same"),
+    ("podman push localhost/vpn-exec:0.1.0 registry.example.org/vpn-exec:0.1.0", "needs a registry"),
+    ("sudo k3s ctr images import vpn-exec-0.1.0-amd64.tar", "needs k3s"),
+    ("sudo chown root: wg0.conf && sudo chmod 600 wg0.conf", "changes the machine"),
     ("kubectl create secret generic wg --from-file=wg0.conf=airvpn.conf", "needs a cluster"),
     ("kubectl apply -k deploy/kubernetes/base", "needs a cluster; deploy/check builds the overlays"),
     ("kubectl apply -f deploy/admission/settings.yaml", "needs a cluster; deploy/admission/test/run evaluates it"),
@@ -84,12 +99,33 @@ const NOT_RUN: [(&str, &str); 55] = [
     ("kubectl apply -f deploy/admission/mutating.yaml", "the same"),
     ("podman pod create --name torrent --publish 9091:9091 --dns 10.64.0.1", "tests/containers/ runs such a pod"),
     (
-        "podman run -d --pod torrent --name vpn --cap-drop all --cap-add NET_ADMIN --read-only --device /dev/net/tun \
+        "podman create --init-ctr always --pod torrent --cap-drop all --cap-add NET_ADMIN --read-only --volume \
+         ./wg0.conf:/etc/wireguard/wg0.conf:ro localhost/vpn-exec:0.1.0 attach /etc/wireguard/wg0.conf --open 51413 \
+         --closed",
+        "the same; kube_play.rs has such an init container",
+    ),
+    (
+        "podman create --pod torrent --name vpn --cap-drop all --cap-add NET_ADMIN --read-only --device /dev/net/tun \
          --volume ./wg0.conf:/etc/wireguard/wg0.conf:ro localhost/vpn-exec:0.1.0 attach /etc/wireguard/wg0.conf \
          --open 51413",
         "the same",
     ),
-    ("podman run -d --pod torrent --cap-drop NET_RAW lscr.io/linuxserver/transmission:4.0.6", "needs a registry"),
+    (
+        "podman create --pod torrent --cap-drop NET_RAW --volume downloads:/downloads \
+         lscr.io/linuxserver/transmission:4.0.6",
+        "needs a registry",
+    ),
+    ("podman pod start torrent", "the same"),
+    ("kubectl describe pod -l app=torrent", "needs a cluster"),
+    ("kubectl logs deploy/torrent -c vpn-exec", "the same"),
+    ("kubectl exec deploy/torrent -c vpn-exec -- /vpn-exec status", "the same"),
+    ("kubectl exec deploy/torrent -c vpn-exec -- /vpn-exec attach --check", "the same"),
+    ("kubectl exec deploy/torrent -c transmission -- curl https://ifconfig.me", "the same"),
+    ("kubectl exec deploy/torrent -c transmission -- cat /etc/resolv.conf", "the same"),
+    ("docker compose -f deploy/compose.yaml exec transmission curl https://ifconfig.me", "needs a registry"),
+    ("docker compose -f deploy/compose.yaml stop vpn", "the same"),
+    ("docker compose -f deploy/compose.yaml exec transmission curl --max-time 10 https://ifconfig.me", "the same"),
+    ("docker compose -f deploy/compose.yaml up -d --force-recreate", "the same"),
     ("docker compose -f deploy/compose.yaml up -d", "needs a registry; deploy/check checks the file"),
     ("sudo podman secret create wg0.conf airvpn.conf", "changes the machine"),
     ("sudo cp deploy/quadlet/torrent* /etc/containers/systemd/", "changes the machine"),
