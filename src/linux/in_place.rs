@@ -29,7 +29,8 @@ pub fn set_text(path: &Path, text: &str) -> io::Result<bool> {
 ///
 /// A process that reads it at the same instant never gets an empty file or a part of a text: one call writes as many
 /// bytes as the longer of the two texts has, and only then the file is truncated. It may get the beginning of one text
-/// and the rest of the other, as most file systems do not lock a file that is read.
+/// and the rest of the other, and empty lines or zero bytes behind a shorter text, as most file systems do not lock a
+/// file that is read.
 ///
 /// # Errors
 /// Fails as write(2) and ftruncate(2) do.
@@ -97,7 +98,9 @@ mod tests {
                     let is_whole = text.len() >= texts[1].len();
                     let byte_of = |text: &str, place: usize| text.as_bytes().get(place).copied().unwrap_or(b'\n');
                     let mut bytes = text.iter().enumerate();
-                    let is_known = bytes.all(|(at, byte)| texts.iter().any(|text| byte_of(text, at) == *byte));
+                    let is_padding = |at: usize, byte: u8| byte == 0 && at >= texts[1].len();
+                    let is_known = bytes
+                        .all(|(at, byte)| is_padding(at, *byte) || texts.iter().any(|text| byte_of(text, at) == *byte));
                     assert!(is_whole && is_known, "{:?}", String::from_utf8_lossy(&text));
                 }
             });
