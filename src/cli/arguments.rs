@@ -34,6 +34,10 @@ pub struct TunnelArgs {
     #[arg(long, value_enum, value_name = "BACKEND", hide_possible_values = false)]
     pub backend: Option<BackendChoice>,
 
+    /// Make the tunnel in a user namespace, without privileges [default: unless run as root]
+    #[arg(long)]
+    pub rootless: bool,
+
     /// MTU of the WireGuard interface in bytes [default: the file's, else computed from the route to the endpoint]
     #[arg(long, value_name = "BYTES", value_parser = parse_mtu)]
     pub mtu: Option<u32>,

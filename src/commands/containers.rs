@@ -26,7 +26,7 @@ pub(super) fn create_tunnel(name: &TunnelName, named_by: NamedBy, place: Contain
     session::require_privileges()?;
     process::set_umask(0o022);
     let ports = keeper::capabilities_for_ports(request.config.listened_ports());
-    session::limit_privileges(keeper::needed_capabilities() | ports | capabilities::CapabilitySet::SETPCAP)?;
+    session::Privileges::limit(keeper::needed_capabilities() | ports | capabilities::CapabilitySet::SETPCAP)?;
     let mut session = session::start_in(request, place)?;
     let made = session.wait_until_ready(None).and_then(|()| session.lease.stand(name));
     let is_kept = session.end(made.is_ok())?;

@@ -70,7 +70,7 @@ fn remove_remains(name: &TunnelName, force: bool) -> Result<Remains, Failure> {
         return Err(no_tunnel(name));
     }
     session::require_privileges()?;
-    session::limit_privileges(keeper::needed_capabilities())?;
+    session::Privileges::limit(keeper::needed_capabilities())?;
     let Some(directory) = claim_dead(name)? else {
         return if path_of(name).is_dir() { Ok(Remains::TakenOver) } else { Err(no_tunnel(name)) };
     };

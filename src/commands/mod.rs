@@ -25,11 +25,12 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, StatusArgs};
 use crate::escape;
 use crate::failure::Failure;
 use crate::lookup;
 use crate::names::TunnelName;
+use crate::session;
 
 pub use help::print_help;
 
@@ -51,6 +52,7 @@ pub fn refuse_set_user_id() -> Result<(), Failure> {
 /// # Errors
 /// The failure of the command.
 pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
+    choose_scope(&cli)?;
     match cli.command {
         None => run::run(&cli.run.launch, |_| cli.run.program.clone()),
         Some(Command::Up(arguments)) => up::run(&arguments),
@@ -71,6 +73,20 @@ pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Some(Command::Man(arguments)) => man::run(&arguments),
         Some(Command::Help(arguments)) => help::run(&arguments),
         Some(Command::Version) => version(),
+    }
+}
+
+/// Chooses whose tunnels the command deals with: the machine's, or those of a user without the privileges for these.
+fn choose_scope(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        None => session::choose_scope(cli.run.launch.tunnel.rootless),
+        Some(Command::Shell(arguments)) => session::choose_scope(arguments.launch.tunnel.rootless),
+        Some(Command::Up(arguments)) => session::choose_scope(arguments.tunnel.rootless),
+        Some(Command::Plan(arguments)) => session::choose_scope(arguments.tunnel.rootless && !arguments.attach),
+        Some(Command::Reload(arguments)) => session::choose_scope(arguments.tunnel.rootless),
+        Some(Command::Down(arguments)) => session::choose_scope_of(&arguments.name),
+        Some(Command::Status(StatusArgs { name: Some(name), .. })) => session::choose_scope_of(name),
+        _ => Ok(()),
     }
 }
 

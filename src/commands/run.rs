@@ -18,9 +18,14 @@ use crate::program::compatibility;
 use crate::program::identity::{self, Identity};
 use crate::program::terminal::{self, OwnTerminal, Replaced};
 use crate::program::{self, Launch, Program, ProgramOutcome};
+use crate::registry::Scope;
 use crate::request::RunRequest;
 use crate::session::{self, Progress, Session};
 use crate::{fault, keeper, registry};
+
+/// The directory at which a user's program builds its copies. It must be the root of no mount that the user's namespace
+/// has inherited together with others below it, as `/run` often is (mount_namespaces(7)).
+const STAGING: &str = "/tmp";
 
 /// Runs a program in a tunnel. `command` returns the program and its arguments for its identity.
 pub(super) fn run(
@@ -38,21 +43,24 @@ pub(super) fn run(
     };
     let RunRequest { tunnel, program: options, wait, .. } = *request;
     let kept = kept_capabilities(&options);
-    session::limit_privileges(session::needed_capabilities(&tunnel) | program::needed_capabilities(&identity, kept))?;
+    let needed = session::needed_capabilities(&tunnel) | program::needed_capabilities(&identity, kept);
+    let privileges = session::Privileges::limit(needed)?;
     warn_of_incompatibility(&command, &options, &identity, |port| tunnel.has_host_port(port));
     // All users can read the files made for the tunnel, whatever the caller's mask. The program gets that mask back.
     let umask = process::set_umask(0o022);
     let signals = Signals::block(program::forwarded_signals()).doing("watch for signals")?;
-    let mut session = session::acquire_requested(tunnel, listen_fds)?;
+    let mut session = session::acquire_requested(tunnel, listen_fds, &privileges)?;
     let program = Program {
         command,
+        tunnel: session.plan.name.clone(),
         namespace: session.plan.namespace.clone(),
         resolv_conf: registry::resolv_conf_of(&session.plan.name),
-        staging: registry::path_of(&session.plan.name),
+        staging: if session.plan.rootless { STAGING.into() } else { registry::path_of(&session.plan.name) },
         names: session.plan.dns.clone(),
         sockets: plan::host_sockets::for_program(&options, environment),
         buses: options.buses.clone(),
         hidden: plan::hidden_paths(options.buses.system),
+        emptied: session.plan.rootless.then(|| Scope::User.directory()),
         identity,
         kept,
         last_capability: capabilities::last().doing("read /proc")?,
@@ -124,7 +132,7 @@ fn await_tunnel(
 ) -> Result<Option<i32>, Failure> {
     let mut readiness = session.readiness(wait);
     if readiness.is_made() {
-        launch.enter();
+        launch.enter(session.lease.namespace());
     }
     loop {
         if let Some(signal) = take_signal(signals).doing("read signals")? {
@@ -136,7 +144,7 @@ fn await_tunnel(
         let watched = [signals.as_fd(), launch.failure()];
         match session.advance(&mut readiness, &watched[..1 + usize::from(is_failure_final)])? {
             Progress::Ready => return take_signal(signals).doing("read signals"),
-            Progress::Named => launch.enter(),
+            Progress::Named => launch.enter(session.lease.namespace()),
             Progress::Other if is_failure_final && launch.has_failed().doing("watch the program's process")? => {
                 return Ok(None);
             }

@@ -136,7 +136,10 @@ fn describe(tunnel: &Status, is_colored: bool) -> String {
     if is_attached {
         return lines.0;
     }
-    lines.row("namespace", tunnel.namespace.display());
+    match &tunnel.namespace {
+        Some(namespace) => lines.row("namespace", namespace.display()),
+        None => lines.row("namespace", "without a name: the tunnel is rootless"),
+    }
     if let Some(container) = &tunnel.container {
         lines.row("container", container);
     }

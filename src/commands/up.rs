@@ -7,6 +7,7 @@ use crate::cli::UpArgs;
 use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease;
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::{capabilities, process};
 use crate::registry::TunnelDirectory;
 use crate::request::{self, TunnelRequest};
@@ -18,36 +19,42 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
     session::require_privileges()?;
     process::set_umask(0o022);
     let ports = keeper::capabilities_for_ports(request.config.listened_ports());
-    session::limit_privileges(keeper::needed_capabilities() | ports | capabilities::CapabilitySet::SETPCAP)?;
+    let needed = keeper::needed_capabilities() | ports | capabilities::CapabilitySet::SETPCAP;
+    let privileges = session::Privileges::limit(needed)?;
     let wait = arguments.wait.map(|seconds| Duration::from_secs(seconds.into())).or(request.wait);
     let claim = if arguments.replace { replace(&request)? } else { None };
     match arguments.foreground {
-        true => keep(arguments, request, claim, wait),
-        false => start(request, claim, wait),
+        true => keep(arguments, request, claim, wait, &privileges),
+        false => start(request, claim, wait, &privileges),
     }
 }
 
+/// The claim on the name of a running tunnel, and the tunnel's namespace if it is rootless.
+type Claim = (TunnelDirectory, Option<NetworkNamespace>);
+
 /// Ends the keeper of a running tunnel for this one, and returns its claim on the name. None if there is no such
 /// tunnel.
-fn replace(request: &TunnelRequest) -> Result<Option<TunnelDirectory>, Failure> {
+fn replace(request: &TunnelRequest) -> Result<Option<Claim>, Failure> {
     let name = &request.config.name;
     session::require_living_changeable(request)?;
-    let Some(lock) = lease::hand_over(name)? else { return Ok(None) };
-    TunnelDirectory::from_lock(name, lock).map(Some).doing(format!("take over the tunnel {name}"))
+    let Some((lock, namespace)) = lease::hand_over(name)? else { return Ok(None) };
+    let directory = TunnelDirectory::from_lock(name, lock).doing(format!("take over the tunnel {name}"))?;
+    Ok(Some((directory, namespace)))
 }
 
 /// Runs the keeper in the foreground until it exits.
 fn keep(
     arguments: &UpArgs,
     request: Box<TunnelRequest>,
-    claim: Option<TunnelDirectory>,
+    claim: Option<Claim>,
     wait: Option<Duration>,
+    privileges: &session::Privileges,
 ) -> Result<ExitCode, Failure> {
     let name = &request.config.name.clone();
-    let directory = match claim {
-        Some(directory) => directory,
+    let (directory, namespace) = match claim {
+        Some(claim) => claim,
         None => match approach(name)? {
-            Approach::Claimed(directory) => directory,
+            Approach::Claimed(directory) => (directory, None),
             Approach::Joined(lease) => {
                 let _ = lease.leave();
                 return Err(Failure::new(format!("the tunnel {name} is up already, held by another process")).advise(
@@ -56,7 +63,7 @@ fn keep(
             }
         },
     };
-    let (mut spec, _) = session::keeper_spec(request, directory, 0)?;
+    let (mut spec, _) = session::keeper_spec(request, directory, namespace, 0, privileges)?;
     let (source, tunnel) = (arguments.source.clone(), arguments.tunnel.clone());
     spec.reread = Some(Box::new(move || request::load_tunnel(&source, &tunnel).map(|request| request.handover())));
     keeper::run(spec, wait).inspect_err(|_| {
@@ -69,12 +76,13 @@ fn keep(
 /// Starts a keeper in the background unless one runs, and makes its tunnel stay.
 fn start(
     request: Box<TunnelRequest>,
-    claim: Option<TunnelDirectory>,
+    claim: Option<Claim>,
     wait: Option<Duration>,
+    privileges: &session::Privileges,
 ) -> Result<ExitCode, Failure> {
     let mut session = match claim {
-        Some(directory) => session::start(request, directory, 0)?,
-        None => session::acquire(request, 0)?,
+        Some((directory, namespace)) => session::start(request, directory, namespace, 0, privileges)?,
+        None => session::acquire(request, 0, privileges)?,
     };
     let name = session.plan.name.clone();
     let up = session.wait_until_ready(wait).and_then(|()| session.lease.stand(&name));

@@ -1,6 +1,7 @@
 //! The life of a keeper: it creates or takes over the tunnel, serves until the end, and takes the tunnel down.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::failure::{Doing, Failure};
 use crate::lease::KeeperEvent;
 use crate::linux::capabilities;
 use crate::linux::clock::{Timer, boot_time};
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
 use crate::linux::stderr;
@@ -79,14 +81,16 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
     let public_clients =
         PublicClients::listen(&spec.directory.public_socket()).doing("listen at the keeper's public socket")?;
 
-    let KeeperSpec { plan, directory, config, handover, start, reread, .. } = spec;
+    let KeeperSpec { plan, directory, config, handover, start, namespace, reread, .. } = spec;
     let is_taken_over = matches!(start, KeeperStart::TakeOver(_));
     let (mut tunnel, device_events) = match start {
         KeeperStart::Create => create(plan, directory, None, &config, runtime.foreground, &mut clients, &mut ports)?,
         KeeperStart::CreateIn(place) => {
             create(plan, directory, Some(place), &config, runtime.foreground, &mut clients, &mut ports)?
         }
-        KeeperStart::TakeOver(state) => take_over(plan, directory, &config, state, &clients, &mut ports)?,
+        KeeperStart::TakeOver(state) => {
+            take_over(plan, directory, &config, (state, namespace), &clients, &mut ports)?
+        }
     };
 
     let mtu = tunnel.plan().wireguard.mtu;
@@ -160,14 +164,17 @@ fn create(
     clients: &mut KeeperClients,
     ports: &mut ReservedPorts,
 ) -> Result<(Tunnel, DeviceEvents), Failure> {
+    let is_rootless = plan.rootless;
     let mut tunnel = Tunnel::new(plan, directory, place)?;
     let mtu = tunnel.plan().wireguard.mtu;
     let created = device_config(config, mtu).and_then(|device| {
-        tunnel.create(&device, foreground, clients.holders(), privileges::limit_data_path, || {
-            clients.broadcast(&KeeperEvent::Named);
+        tunnel.create(&device, foreground, clients.holders(), privileges::limit_data_path, |namespace| {
+            // A rootless tunnel's namespace has no name by which it could be found.
+            let passed = Some(namespace.as_fd()).filter(|_| is_rootless);
+            clients.broadcast_with(&KeeperEvent::Named, passed);
         })
     });
-    let created = created.and_then(|events| ports.reserve_host_ports(tunnel.plan()).map(|()| events));
+    let created = created.and_then(|events| ports.reserve_host_ports(&tunnel).map(|()| events));
     let failure = match created {
         Ok(events) => return Ok((tunnel, events)),
         Err(failure) => failure,
@@ -190,19 +197,19 @@ fn take_over(
     plan: Plan,
     directory: TunnelDirectory,
     config: &Config,
-    state: TunnelState,
+    (state, namespace): (TunnelState, Option<NetworkNamespace>),
     clients: &KeeperClients,
     ports: &mut ReservedPorts,
 ) -> Result<(Tunnel, DeviceEvents), Failure> {
     let name = plan.name.clone();
     let mtu = plan.wireguard.mtu;
-    let mut tunnel = Tunnel::existing(plan, directory, &state)?;
+    let mut tunnel = Tunnel::existing(plan, directory, &state, namespace)?;
     let adopted =
         device_config(config, mtu).and_then(|device| tunnel.adopt(state, &device, privileges::limit_data_path));
     match adopted {
         Ok(events) => {
             tracing::info!("took over the tunnel {name} from its former keeper");
-            ports.take_over_host_ports(tunnel.plan());
+            ports.take_over_host_ports(&tunnel)?;
             Ok((tunnel, events))
         }
         Err(failure) => {

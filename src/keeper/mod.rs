@@ -55,6 +55,7 @@ use crate::config::Config;
 use crate::failure::{Doing, Failure};
 use crate::lease::handover::Handover;
 use crate::lease::{KeeperEvent, Lease};
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::process::{self, Forked, ProcessId};
 use crate::linux::service_manager::ServiceManager;
 use crate::linux::signals::Signals;
@@ -85,6 +86,8 @@ pub struct KeeperSpec {
     pub handover: OwnedFd,
     /// Whether to create the tunnel or to take it over.
     pub start: KeeperStart,
+    /// The namespace of a rootless tunnel that is taken over.
+    pub namespace: Option<NetworkNamespace>,
     /// The number of descriptors, from 3 on, that belong to the program. The keeper closes them.
     pub listen_fds: i32,
     /// How to read the configuration again after SIGHUP or a reload request. None if the keeper cannot.

@@ -97,8 +97,20 @@ impl Keeper {
             return;
         }
         self.clients.send(id, &KeeperEvent::Welcome, Some(self.configuration.handover.as_fd()));
+        self.pass_namespace(id);
         if self.endpoints.is_connected() {
             self.clients.send(id, &KeeperEvent::Connected, None);
+        }
+    }
+
+    /// Passes the namespace of a rootless tunnel, which has no name by which a client could find it.
+    fn pass_namespace(&self, id: ConnectionId) {
+        if !self.tunnel.plan().rootless {
+            return;
+        }
+        match self.tunnel.inner_addresses() {
+            Ok((_, namespace)) => drop(self.clients.send(id, &KeeperEvent::Named, Some(namespace.as_fd()))),
+            Err(error) => tracing::debug!(%error, "cannot pass the namespace to a client"),
         }
     }
 
@@ -187,6 +199,7 @@ impl Keeper {
     /// keeper.
     fn hand_over_to(&mut self, id: ConnectionId) -> Option<End> {
         // A client that has gone meanwhile takes nothing over.
+        self.pass_namespace(id);
         let is_passed = self.clients.send(id, &KeeperEvent::Done, Some(self.tunnel.lock()));
         is_passed.then_some(End::HandedOver)
     }

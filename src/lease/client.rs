@@ -8,9 +8,10 @@ use super::messages::{ClientRequest, KeeperEvent, MAX_MESSAGE, read_answer, rece
 use crate::failure::{Doing, Failure};
 use crate::linux::local_socket;
 use crate::linux::memory_file;
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::poll::{wait_for, wait_with_signals_unblocked};
 use crate::names::TunnelName;
-use crate::registry::{self, TunnelState};
+use crate::registry::{self, Scope, TunnelState};
 
 /// How long a keeper may take to answer. Before its first answer it creates its tunnel and runs the hooks.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -39,6 +40,8 @@ pub struct Lease {
     socket: OwnedFd,
     /// The file that a successor of the keeper needs.
     handover: Option<OwnedFd>,
+    /// The tunnel's network namespace, if it has no name by which it could be found.
+    namespace: Option<NetworkNamespace>,
     /// Whether the connection is to the public socket, where users may only query the status.
     is_public: bool,
 }
@@ -51,7 +54,7 @@ impl Lease {
     /// If the sockets cannot be created.
     pub(crate) fn pair(handover: OwnedFd) -> io::Result<(Self, OwnedFd)> {
         let (socket, keeper_end) = local_socket::pair()?;
-        Ok((Self { socket, handover: Some(handover), is_public: false }, keeper_end))
+        Ok((Self { socket, handover: Some(handover), namespace: None, is_public: false }, keeper_end))
     }
 
     /// Connects to the keeper of a tunnel. Returns None if there is no keeper.
@@ -66,7 +69,7 @@ impl Lease {
             other => other.map(|socket| (socket, false)),
         };
         match connected {
-            Ok((socket, is_public)) => Ok(Some(Self { socket, handover: None, is_public })),
+            Ok((socket, is_public)) => Ok(Some(Self { socket, handover: None, namespace: None, is_public })),
             Err(error) if is_absence(&error) => Ok(None),
             // A file stands where the tunnels' directory belongs, so there is no keeper. Claiming the name reports the
             // file.
@@ -85,7 +88,12 @@ impl Lease {
     /// If the keeper refuses or does not answer.
     pub(crate) fn join(mut self) -> io::Result<Option<Self>> {
         match self.request(ClientRequest::Join, None)? {
-            Some((KeeperEvent::Welcome, _)) => Ok(Some(self)),
+            Some((KeeperEvent::Welcome, _)) if Scope::current() == Scope::System => Ok(Some(self)),
+            // Its namespace follows.
+            Some((KeeperEvent::Welcome, _)) => match self.next_event()? {
+                Some(KeeperEvent::Named) if self.namespace.is_some() => Ok(Some(self)),
+                _ => Ok(None),
+            },
             Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
             _ => Ok(None),
         }
@@ -161,6 +169,8 @@ impl Lease {
         let Some((event, mut file)) = receive_event(&self.socket)? else { return Ok(None) };
         if matches!(event, KeeperEvent::Welcome | KeeperEvent::Changed) {
             self.handover = file.take();
+        } else if event == KeeperEvent::Named {
+            self.namespace = file.take().map(NetworkNamespace::from).or(self.namespace.take());
         }
         Ok(Some((event, file)))
     }
@@ -168,6 +178,11 @@ impl Lease {
     /// Returns the file that a successor of the keeper needs ([`super::handover`]).
     pub fn handover(&self) -> Option<BorrowedFd<'_>> {
         self.handover.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Returns the tunnel's network namespace, if the tunnel is rootless and its namespace exists.
+    pub fn namespace(&self) -> Option<&NetworkNamespace> {
+        self.namespace.as_ref()
     }
 
     /// Makes the tunnel a standing one, which stays up when no lease is left.
@@ -279,7 +294,7 @@ pub(super) fn request(
 /// Sends a request over a connection to a public socket and waits for the answer. Returns None if the process at the
 /// other end ends first.
 pub(super) fn request_over(socket: OwnedFd, request: ClientRequest) -> io::Result<Option<Reply>> {
-    Lease { socket, handover: None, is_public: true }.request(request, None)
+    Lease { socket, handover: None, namespace: None, is_public: true }.request(request, None)
 }
 
 /// Returns the file of an answer, if the request was carried out. The outer None means that there is no keeper.
@@ -343,10 +358,12 @@ pub fn take_down_if(name: &TunnelName, is_meant: &dyn Fn(&TunnelState) -> bool) 
 ///
 /// # Errors
 /// If the keeper refuses or does not answer.
-pub fn hand_over(name: &TunnelName) -> Result<Option<OwnedFd>, Failure> {
-    let Some(lock) = expect_done(request(name, ClientRequest::HandOver, None))? else { return Ok(None) };
+pub fn hand_over(name: &TunnelName) -> Result<Option<(OwnedFd, Option<NetworkNamespace>)>, Failure> {
+    let Some(mut connection) = Lease::connect(name, ANSWER_TIMEOUT).doing(TALKING)? else { return Ok(None) };
+    let Some(lock) = expect_done(connection.request(ClientRequest::HandOver, None))? else { return Ok(None) };
     let missing = || io::Error::new(io::ErrorKind::InvalidData, "it did not pass the lock");
-    lock.ok_or_else(missing).doing(TALKING).map(Some)
+    let lock = lock.ok_or_else(missing).doing(TALKING)?;
+    Ok(Some((lock, connection.namespace.take())))
 }
 
 #[cfg(test)]
@@ -354,7 +371,7 @@ mod tests {
     use super::*;
 
     fn lease(socket: OwnedFd) -> Lease {
-        Lease { socket, handover: None, is_public: false }
+        Lease { socket, handover: None, namespace: None, is_public: false }
     }
 
     /// A keeper that is killed may leave a connection in its queue. It breaks before or after the request was sent.

@@ -24,7 +24,7 @@ const MAX_ANSWER: usize = 64 << 20;
 /// An event that the keeper sends to a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeeperEvent {
-    /// The namespace exists, has its name, and contains only `lo`.
+    /// The namespace exists, and contains only `lo`. It has its name, or is passed if the tunnel is rootless.
     Named,
     /// The tunnel is up: programs can start, and nothing passes but through WireGuard. There may be no handshake yet.
     Made,

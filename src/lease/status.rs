@@ -16,7 +16,7 @@ use crate::linux::namespace;
 use crate::linux::process;
 use crate::names::{ContainerId, InterfaceName, TunnelName};
 use crate::plan::DomainPlan;
-use crate::registry::{self, Container, TunnelState};
+use crate::registry::{self, Container, Scope, TunnelState};
 use crate::wireguard::Backend;
 
 /// The condition of a tunnel.
@@ -59,8 +59,8 @@ pub struct Status {
     pub standing: bool,
     /// The WireGuard implementation. None if the keeper was killed before the tunnel was up.
     pub backend: Option<Backend>,
-    /// The path of the namespace's name.
-    pub namespace: PathBuf,
+    /// The path of the namespace's name. None if the tunnel is rootless.
+    pub namespace: Option<PathBuf>,
     /// The process ID of the keeper, which may have been killed.
     pub keeper: u32,
     /// The number of launchers that hold a lease.
@@ -249,7 +249,7 @@ fn without_keeper(name: &TunnelName, state: &TunnelState) -> Status {
         state: if is_busy { Condition::Busy } else { Condition::Failed },
         standing: state.standing,
         backend: state.made,
-        namespace: namespace::path_of(name.as_str()),
+        namespace: (Scope::current() == Scope::System).then(|| namespace::path_of(name.as_str())),
         keeper: state.keeper,
         leases: 0,
         container: state.container.as_ref().map(ContainerReport::from),

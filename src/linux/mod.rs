@@ -30,6 +30,7 @@ pub mod sysctl;
 pub mod terminal;
 pub mod tun;
 pub mod unix_sockets;
+pub mod user_namespace;
 
 use std::error::Error;
 use std::io;

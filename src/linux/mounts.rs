@@ -48,6 +48,15 @@ pub fn empty_tmpfs() -> io::Result<OwnedFd> {
     Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
+/// Covers a directory with an empty, read-only tmpfs.
+///
+/// # Errors
+/// Fails as [`empty_tmpfs`] and move_mount(2) do.
+pub fn empty(directory: &Path) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(empty_tmpfs()?, "", CWD, directory, flags)?)
+}
+
 /// Bind-mounts `source` on `target`.
 ///
 /// # Errors

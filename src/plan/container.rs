@@ -17,7 +17,8 @@ pub fn plan_in_container(config: &Config, facts: &AttachmentFacts) -> Result<Pla
     let no_program = ProgramOptions::default();
     Ok(Plan {
         name: attachment.name.clone(),
-        namespace: Path::new(NAMESPACES).join(config.name.as_str()),
+        namespace: Some(Path::new(NAMESPACES).join(config.name.as_str())),
+        rootless: false,
         backend: attachment.backend,
         wireguard: attachment.wireguard.clone(),
         veth: None,

@@ -159,6 +159,27 @@ pub enum PlanError {
         /// The port.
         port: u16,
     },
+    /// The kernel's WireGuard, which an ordinary user cannot give a socket of the host.
+    #[error("the kernel's WireGuard needs root: its encrypted packets would not leave by the host's network")]
+    RootlessKernel,
+    /// A mark of the encrypted packets.
+    #[error("the file's FwMark needs root: only a privileged process of the host marks packets")]
+    RootlessMark,
+    /// Another user or group for the program.
+    #[error("another user or group for the program needs root")]
+    RootlessUser,
+    /// A port of the host for which a process needs a privilege.
+    #[error("port {port} of the host needs root: net.ipv4.ip_unprivileged_port_start reserves it")]
+    RootlessPort {
+        /// The port.
+        port: u16,
+    },
+    /// A hook that is to be run.
+    #[error("the file's {kind} needs root: hooks change the host's network")]
+    RootlessHook {
+        /// When it would be run.
+        kind: HookKind,
+    },
     /// A port of the host's loopback on which resolvers listen.
     #[error(
         "port {port} of the host cannot be reached by the program: the host's resolver would answer DNS queries \
@@ -258,6 +279,14 @@ impl PlanError {
             }
             Self::PublishedTwice { .. } => "leave one out; a port on all addresses of the host is on each of them",
             Self::PublishedForWireguard { .. } => "publish another port, or remove ListenPort from the file",
+            Self::RootlessKernel => "use --backend userspace, or run it with sudo",
+            Self::RootlessMark => "remove FwMark from the file, or run it with sudo",
+            Self::RootlessUser => "leave out --user and --group, or run it with sudo",
+            Self::RootlessPort { .. } => {
+                "choose a port of 1024 or more, run it with sudo, or lower net.ipv4.ip_unprivileged_port_start \
+                 (sysctl(8)) to that port"
+            }
+            Self::RootlessHook { .. } => "leave out --allow-hooks, or run it with sudo",
             Self::HostPortForNames { .. } => "leave it out; the program asks the tunnel's resolvers",
             Self::HostPortPublished { .. } => "leave one out, or publish on another port or on one address of the host",
             Self::SecretInHook { .. } => "make the hook read the key from a file, or leave out --allow-hooks",

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::rootless::RootlessFacts;
+
 /// What is read from the host, once, before a tunnel is planned.
 ///
 /// The reader leaves out the tunnel's own veth and its routes. Otherwise a plan for a tunnel that is already up would
@@ -24,6 +26,8 @@ pub struct Facts {
     pub without_ipv6: bool,
     /// Whether the host can forward IPv6 for a single interface.
     pub ipv6_forwarding: Ipv6Forwarding,
+    /// The facts about an ordinary user's tunnels, if this is to be one. None if root makes it.
+    pub rootless: Option<RootlessFacts>,
 }
 
 /// A firewall chain of the host that drops forwarded packets unless a rule accepts them.

@@ -16,6 +16,7 @@
 //! - `host_sockets` and `hidden_paths`: which unix sockets of the host the program may use.
 //! - `privileges`: the program's capabilities.
 //! - `hooks`: which hooks of the file are run.
+//! - `rootless`: what a tunnel cannot have that an ordinary user makes.
 //!
 //! Errors and notes of all of these are collected and reported together. `render` prints a plan as text. [`diff()`]
 //! compares two plans for a reload. [`mod@drop_in`] is separate from plans: it writes a systemd drop-in that puts a
@@ -39,6 +40,7 @@ mod mtu;
 mod name_hash;
 mod privileges;
 mod render;
+mod rootless;
 mod veth_addresses;
 mod wireguard;
 
@@ -61,6 +63,7 @@ pub use host_sockets::SocketsPlan;
 pub use local_networks::LocalNetworksPlan;
 pub use mtu::wireguard_mtu;
 pub use privileges::PrivilegesPlan;
+pub use rootless::RootlessFacts;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
 use attachment::AttachmentPlan;
@@ -80,8 +83,12 @@ const NAMESPACES: &str = "/run/netns";
 pub struct Plan {
     /// The tunnel's name.
     pub name: TunnelName,
-    /// The path of the named namespace: `/run/netns/NAME`.
-    pub namespace: PathBuf,
+    /// The path of the named namespace: `/run/netns/NAME`. None if the tunnel is rootless: a user cannot mount anything
+    /// that others see, so its namespace has no name.
+    pub namespace: Option<PathBuf>,
+    /// Whether an ordinary user makes the tunnel, in a user namespace (user_namespaces(7)).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rootless: bool,
     /// The WireGuard implementation to use.
     pub backend: BackendChoice,
     /// The WireGuard interface.
@@ -201,6 +208,9 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
 
     wireguard::check(config, "the host", &mut findings);
     wireguard::note_mark(config, &mut findings);
+    if let Some(facts) = facts.rootless {
+        rootless::check(config, facts, &mut findings);
+    }
     let without_ipv6 = facts.without_ipv6.then_some(wireguard::WithoutIpv6::Kernel);
     let mut routing = wireguard::routing(file, without_ipv6, &mut findings);
     let mtu = mtu::decide(config.mtu(), routing.ipv6, facts, &mut findings);
@@ -210,7 +220,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
     let resolvers = dns::all_resolvers(config, &servers);
     let veth = veth_addresses::derive(config, facts, &resolvers, veth_ipv6, &mut findings);
     let local = local_networks::decide(config, facts, &servers, &mut routing, veth_ipv6, &mut findings);
-    if let (Some(names), false) = (&interfaces, local.networks.is_empty()) {
+    if let (Some(names), false) = (&interfaces, local.networks.is_empty() || facts.rootless.is_some()) {
         local_networks::note_firewalls(&local, &names.host, facts, &mut findings);
     }
     let dns = dns::decide(config, servers, &routing, &local.networks, veth.as_ref(), &mut findings);
@@ -220,6 +230,9 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
     let privileges = privileges::decide(&config.program, facts.last_capability, &mut findings);
     let hooks =
         interfaces.as_ref().map(|names| hooks::decide(file, &names.wireguard, config.allow_hooks, &mut findings));
+    if let (Some(_), Some(hooks)) = (facts.rootless, &hooks) {
+        rootless::check_hooks(hooks, &mut findings);
+    }
 
     let (Some(interfaces), Some(veth), Some(hooks), []) = (interfaces, veth, hooks, findings.errors.as_slice()) else {
         return Err(PlanErrors { what: format!("make the tunnel {}", config.name), reasons: findings.errors });
@@ -254,8 +267,9 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
     });
     Ok(Plan {
         name: config.name.clone(),
-        namespace: Path::new(NAMESPACES).join(config.name.as_str()),
-        backend: config.backend,
+        namespace: facts.rootless.is_none().then(|| Path::new(NAMESPACES).join(config.name.as_str())),
+        rootless: facts.rootless.is_some(),
+        backend: if facts.rootless.is_some() { BackendChoice::Userspace } else { config.backend },
         wireguard,
         veth: Some(veth),
         local,

@@ -24,7 +24,10 @@ impl Display for Plan {
 
 fn tunnel(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(f, "Tunnel {}", plan.name)?;
-    row(f, "namespace", plan.namespace.display())?;
+    match &plan.namespace {
+        Some(namespace) => row(f, "namespace", namespace.display())?,
+        None => row(f, "namespace", "without a name, in a user namespace: no root is needed")?,
+    }
     backend(plan.backend, f)?;
     wireguard(&plan.wireguard, f)
 }

@@ -14,6 +14,8 @@ use super::{DEFAULT_PATH, Program, enter, exec_failure, helpers, privileges, vie
 use crate::config::SessionBus;
 use crate::failure::{Doing, Failure};
 use crate::fault;
+use crate::linux::local_socket;
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::process;
 use crate::linux::signals::{self, InheritedSignals};
 
@@ -24,7 +26,7 @@ pub(super) struct Child<'a> {
     pub(super) parent: u32,
     /// The signal mask from before the launcher blocked signals.
     pub(super) inherited: InheritedSignals,
-    /// The pipe with a byte for each stage: one before the tunnel is entered, one before the program is executed.
+    /// The socket with a message for each stage: one before the tunnel is entered, one before the program is executed.
     pub(super) stages: &'a OwnedFd,
     pub(super) notify_relay: Option<&'a NotifyRelay>,
     pub(super) guards: &'a Guards,
@@ -63,8 +65,8 @@ impl Child<'_> {
         self.notify_relay.map_or(Ok(()), NotifyRelay::bind).doing("relay messages to the service manager")?;
         guards.open_bus().doing("open the program's session bus")?;
         tracing::debug!("the program's process waits for the namespace");
-        self.await_stage()?;
-        enter::enter(program, isolated)?;
+        let namespace = self.await_stage()?;
+        enter::enter(program, isolated, namespace)?;
         tracing::debug!("the program's process is in the namespace");
         // Needs privileges that are dropped next.
         guards.guard_sockets().doing("guard unix sockets")?;
@@ -86,20 +88,20 @@ impl Child<'_> {
         Ok(ExecArguments { arguments, environment, search_path })
     }
 
-    /// Waits for the launcher's byte that begins the next stage.
-    fn await_stage(&self) -> Result<(), Failure> {
+    /// Waits for the launcher's message that begins the next stage. Returns the namespace that it passes, if any.
+    fn await_stage(&self) -> Result<Option<NetworkNamespace>, Failure> {
         let what = "wait for the tunnel";
-        match rustix::io::retry_on_intr(|| rustix::io::read(self.stages, &mut [0_u8])).doing(what)? {
+        match local_socket::receive(self.stages, &mut [0_u8]).doing(what)? {
             // The launcher has ended, or has given up.
-            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof)).doing(what),
-            _ => Ok(()),
+            None => Err(io::Error::from(io::ErrorKind::UnexpectedEof)).doing(what),
+            Some((_, namespace)) => Ok(namespace.map(NetworkNamespace::from)),
         }
     }
 
     /// Returns the program's environment as `NAME=VALUE` strings.
     fn environment(&self) -> impl Iterator<Item = Result<CString, std::ffi::NulError>> + use<> {
         let context = EnvironmentContext {
-            tunnel: self.program.namespace.file_name(),
+            tunnel: Some(self.program.tunnel.as_str().as_ref()),
             launcher: self.parent,
             listens: self.program.listen_fds > 0,
             notify_socket: self.notify_relay.map(|_| notify::SOCKET),

@@ -12,8 +12,8 @@ use crate::linux::namespace::{NameLookup, NamesDirectory, NetworkNamespace};
 
 /// A process in its own mount namespace, with what it has kept from the host's.
 pub(super) struct Isolated {
-    /// The host's directory of namespace names.
-    names: NamesDirectory,
+    /// The host's directory of namespace names, if the tunnel's namespace has one.
+    names: Option<NamesDirectory>,
     /// The working directory.
     directory: io::Result<PathBuf>,
     /// The program's view of the host's files.
@@ -26,7 +26,8 @@ pub(super) struct Isolated {
 /// # Errors
 /// Returns an error if a file system cannot be mounted, or a file of the host not be read.
 pub(super) fn isolate(program: &Program) -> Result<Isolated, Failure> {
-    let names = NamesDirectory::open().doing("open the tunnel's namespace")?;
+    let has_name = program.namespace.is_some();
+    let names = has_name.then(NamesDirectory::open).transpose().doing("open the tunnel's namespace")?;
     let directory = std::env::current_dir();
     mounts::unshare().doing("make a mount namespace")?;
     let mirror = view::show(program)?;
@@ -37,16 +38,21 @@ pub(super) fn isolate(program: &Program) -> Result<Isolated, Failure> {
     Ok(Isolated { names, directory, mirror })
 }
 
-/// Moves an isolated process into the tunnel's network namespace.
+/// Moves an isolated process into the tunnel's network namespace, which is `passed` if it has no name.
 ///
 /// # Errors
 /// Returns an error if the namespace does not exist, or cannot be entered.
-pub(super) fn enter(program: &Program, isolated: Isolated) -> Result<(), Failure> {
+pub(super) fn enter(program: &Program, isolated: Isolated, passed: Option<NetworkNamespace>) -> Result<(), Failure> {
     let what = "open the tunnel's namespace";
-    match isolated.names.look_up(&program.namespace).doing(what)? {
-        NameLookup::Namespace(namespace) => join(namespace).doing("enter the tunnel's namespace")?,
-        NameLookup::File(_) | NameLookup::Free => return Err(io::Error::from(io::ErrorKind::NotFound)).doing(what),
-    }
+    let namespace = match (isolated.names, &program.namespace) {
+        (Some(names), Some(path)) => match names.look_up(path).doing(what)? {
+            NameLookup::Namespace(namespace) => Some(namespace),
+            NameLookup::File(_) | NameLookup::Free => None,
+        },
+        _ => passed,
+    };
+    let namespace = namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).doing(what)?;
+    join(namespace).doing("enter the tunnel's namespace")?;
     // A sysfs shows the network namespace in which it was mounted.
     mount_sysfs().doing("mount /sys for the tunnel's namespace")?;
     if !program.new_privileges

@@ -19,6 +19,8 @@ use super::signal_probe::SignalProbe;
 use super::{Program, ProgramOutcome, privileges, supervise};
 use crate::failure::{Doing, FAILED, Failure};
 use crate::lease::Lease;
+use crate::linux::local_socket;
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked};
 use crate::linux::signals::Signals;
@@ -30,8 +32,8 @@ use crate::names::TunnelName;
 pub struct Launch<'a> {
     program: &'a Program,
     process: PendingProcess,
-    /// The pipe from which the process reads a byte before it enters the tunnel, and another before it executes the
-    /// program.
+    /// The socket from which the process reads a message before it enters the tunnel, with its namespace if that has no
+    /// name, and another before it executes the program.
     stages: OwnedFd,
     has_entered: bool,
     /// The pipe on which the process reports that it cannot execute the program.
@@ -81,7 +83,7 @@ impl Drop for PendingProcess {
 pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'a>, Failure> {
     process::become_subreaper().doing("become the parent of orphaned processes")?;
     let (failure, failure_writer) = pipe_with(PipeFlags::CLOEXEC).doing("create a pipe")?;
-    let (stages_reader, stages) = pipe_with(PipeFlags::CLOEXEC).doing("create a pipe")?;
+    let (stages_reader, stages) = local_socket::pair().doing("create a socket")?;
     let (helpers, launcher) = Helpers::pair().doing("create a socket")?;
     let parent = std::process::id();
     let notify_relay = NotifyRelay::open().unwrap_or_else(|error| {
@@ -117,10 +119,11 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'
 }
 
 impl Launch<'_> {
-    /// Lets the process enter the tunnel's namespace, which must have its name now, and drop its privileges there.
-    pub fn enter(&mut self) {
+    /// Lets the process enter the tunnel's namespace, which must have its name now or be passed here, and drop its
+    /// privileges there.
+    pub fn enter(&mut self, namespace: Option<&NetworkNamespace>) {
         if !std::mem::replace(&mut self.has_entered, true) {
-            self.begin_next_stage();
+            self.begin_next_stage(namespace);
         }
     }
 
@@ -137,9 +140,9 @@ impl Launch<'_> {
         Ok(wait_for(&[self.failure.as_fd()], Some(Duration::ZERO))?[0])
     }
 
-    fn begin_next_stage(&self) {
+    fn begin_next_stage(&self, namespace: Option<&NetworkNamespace>) {
         // If the process has ended already, it has reported its failure.
-        let _ = rustix::io::write(&self.stages, &[1]);
+        let _ = local_socket::send(&self.stages, &[1], namespace.map(AsFd::as_fd));
     }
 
     /// Runs the program in its tunnel, which must be made, and forwards `signals` to it. Returns once the program has
@@ -149,12 +152,12 @@ impl Launch<'_> {
     /// Returns an error if the program cannot be executed, or was killed because of the tunnel. Processes that the
     /// program has started may still run then.
     pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<ProgramOutcome, Failure> {
-        self.enter();
+        self.enter(lease.namespace());
         self.companions.guards.await_ready()?;
         if let Some(terminal) = &self.program.terminal {
             terminal.begin(self.process.0).doing("give the program its terminal")?;
         }
-        self.begin_next_stage();
+        self.begin_next_stage(None);
         // From now on the launcher only forwards signals, and cleans up if the keeper dies.
         privileges::limit_supervisor(self.program).doing("drop privileges")?;
         let Self { program, process, failure, companions, .. } = self;

@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use crate::config::{Buses, SessionBus};
 use crate::fault;
 use crate::linux::capabilities::CapabilitySet;
+use crate::names::TunnelName;
 use crate::plan::{DnsPlan, SocketsPlan};
 use identity::Identity;
 pub use launch::{Launch, start};
@@ -47,8 +48,11 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 pub struct Program {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// The file of the tunnel's network namespace, as in ip-netns(8).
-    pub namespace: PathBuf,
+    /// The tunnel's name.
+    pub tunnel: TunnelName,
+    /// The file of the tunnel's network namespace, as in ip-netns(8). None if the tunnel is rootless: the keeper passes
+    /// its namespace.
+    pub namespace: Option<PathBuf>,
     /// The host's file that the program sees as `/etc/resolv.conf`, with all its later changes.
     pub resolv_conf: PathBuf,
     /// An existing directory of the host that the program does not need, over which its private files are mounted.
@@ -57,6 +61,8 @@ pub struct Program {
     pub names: DnsPlan,
     /// The paths that the program does not see: those of [`crate::plan::hidden_paths`].
     pub hidden: Vec<PathBuf>,
+    /// A directory that the program sees empty: that of a user's tunnels, as the program is the keeper's own user.
+    pub emptied: Option<PathBuf>,
     /// The unix sockets of the host that the program may connect to.
     pub sockets: SocketsPlan,
     /// The message buses of the host that the program can reach.

@@ -88,6 +88,9 @@ pub(super) fn show(program: &Program) -> Result<Mirror, Failure> {
             mirror.cover(directory).doing("hide the host's resolvers")?;
         }
     }
+    if let Some(directory) = &program.emptied {
+        mounts::empty(directory).doing(format!("hide {}", directory.display()))?;
+    }
     Ok(mirror)
 }
 

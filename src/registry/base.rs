@@ -3,14 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::FlockOperation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::directory::is_at;
-use super::{BASE, read_json, remove_file, temporary};
+use super::{Scope, read_json, remove_file, temporary};
 use crate::linux::namespace::{self, NamesSetup};
 
 /// The shared file that records what the first tunnel had to set up for `/run/netns`.
@@ -38,7 +38,7 @@ impl PlanningLock {
 
 /// Locks the directory of tunnels against other tunnels that start or end. Held briefly.
 fn lock() -> io::Result<File> {
-    let base = File::open(BASE)?;
+    let base = File::open(Scope::current().directory())?;
     rustix::fs::flock(base.as_fd(), FlockOperation::LockExclusive)?;
     Ok(base)
 }
@@ -101,16 +101,19 @@ pub(super) fn release() -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         base => base?,
     };
-    if !is_at(&base, Path::new(BASE)) || has_tunnels(&base)? {
+    let path = Scope::current().directory();
+    if !is_at(&base, &path) || has_tunnels(&base)? {
         return Ok(());
     }
-    namespace::tear_down_names_directory(read_names_setup()?)?;
+    if Scope::current() == Scope::System {
+        namespace::tear_down_names_directory(read_names_setup()?)?;
+    }
     // A temporary file remains if a keeper was killed while it wrote.
     let forwarding = shared_file(FORWARDING_FILE);
     for file in [shared_file(NETNS_FILE), temporary(&forwarding), forwarding] {
         remove_file(&file)?;
     }
-    match fs::remove_dir(BASE) {
+    match fs::remove_dir(path) {
         // A tunnel that starts does not take the lock to create its directory.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::ENOENT)) => Ok(()),
         other => other,
@@ -131,7 +134,7 @@ fn has_tunnels(base: &File) -> io::Result<bool> {
 }
 
 fn shared_file(name: &str) -> PathBuf {
-    Path::new(BASE).join(name)
+    Scope::current().directory().join(name)
 }
 
 fn read_names_setup() -> io::Result<NamesSetup> {

@@ -10,16 +10,12 @@ use rustix::fs::FlockOperation;
 
 use super::lookup_files::{HOSTS, NSSWITCH_CONF, read_host_file, write_mounted};
 use super::{
-    BASE, PLAN, PUBLIC_SOCKET, RESOLV_CONF, SOCKET, STATE, TunnelState, base, path_of, read_json, remove_file,
+    PLAN, PUBLIC_SOCKET, RESOLV_CONF, SOCKET, STATE, Scope, TunnelState, base, path_of, read_json, remove_file,
     temporary,
 };
 use crate::failure::Failure;
 use crate::names::TunnelName;
 use crate::plan::{DnsPlan, Plan};
-
-/// The mode of the directories. A user who can open one for reading can lock it (flock(2)) and keep its owner waiting,
-/// so other users can only reach the files in it, whose names are known.
-const DIRECTORY_MODE: u32 = 0o711;
 
 /// The files in a tunnel's directory.
 const FILES: [&str; 9] =
@@ -48,7 +44,10 @@ impl TunnelDirectory {
                 let failure = Failure::of(format!("use {}", path.display()), error);
                 match error.kind() {
                     io::ErrorKind::NotADirectory => failure,
-                    _ => failure.advise("/run must exist and be writable for root"),
+                    _ => failure.advise(match Scope::current() {
+                        Scope::System => "/run must exist and be writable for root",
+                        Scope::User => "XDG_RUNTIME_DIR must name a directory of yours that nobody else can write to",
+                    }),
                 }
             };
             let lock = open_directory(&path).map_err(|error| {
@@ -168,6 +167,10 @@ impl TunnelDirectory {
     /// # Errors
     /// If it cannot be created or mounted.
     pub fn prepare_names(&self) -> io::Result<()> {
+        if Scope::current() == Scope::User {
+            // A user cannot mount anything that others see.
+            return Ok(());
+        }
         base::prepare_names()
     }
 
@@ -191,19 +194,18 @@ impl TunnelDirectory {
 /// Opens a tunnel's directory. Creates it and the directory of tunnels if needed. Removes what it created after an
 /// error.
 fn open_directory(path: &Path) -> io::Result<File> {
+    let scope = Scope::current();
     let mut is_created = false;
     loop {
-        for directory in [Path::new(BASE), path] {
-            match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                Err(_) => {}
-                Ok(()) => is_created |= directory == path,
-            }
+        scope.create_directory()?;
+        match fs::DirBuilder::new().mode(scope.mode()).create(path) {
+            Ok(()) => is_created = true,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {}
+            Err(error) => return Err(error),
         }
         match fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path) {
-            // The last tunnel has removed the directory of tunnels meanwhile. Without /run, trying again is useless.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/run").exists() => {}
+            // The last tunnel has removed the directory of tunnels meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 if is_created {
                     let _ = fs::remove_dir(path);

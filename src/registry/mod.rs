@@ -1,4 +1,5 @@
-//! The files that describe the machine's tunnels, below `/run/vpn-exec`. None of them holds a key.
+//! The files that describe tunnels, below `/run/vpn-exec` for the machine's, and in another directory for those of a user
+//! ([`Scope`]). None of them holds a key.
 //!
 //! Each tunnel has a directory of its name, which its keeper locks ([`TunnelDirectory`]). The directory contains:
 //!
@@ -9,13 +10,14 @@
 //! - `resolv.conf`: the file that programs inside see as `/etc/resolv.conf`. `hosts` and `nsswitch.conf` are the same
 //!   for services, whose mounts the service manager makes.
 //!
-//! Beside the directories are the files that all tunnels share, `.netns` and `.forwarding`. The lock on `/run/vpn-exec`
-//! itself protects these and the choice of addresses ([`PlanningLock`]).
+//! Beside the directories are the files that all tunnels share, `.netns` and `.forwarding`. The lock on the
+//! directory of all tunnels itself protects these and the choice of addresses ([`PlanningLock`]).
 
 mod base;
 mod directory;
 mod lookup_files;
 mod mark;
+mod scope;
 mod state;
 
 use std::fs;
@@ -32,10 +34,8 @@ pub(crate) use base::{FORWARDING_FILE, change_shared};
 pub use directory::TunnelDirectory;
 pub use lookup_files::{HOSTS, NSSWITCH_CONF, read_host_file};
 pub use mark::Mark;
+pub use scope::Scope;
 pub use state::{Container, Holder, NetworkAttachment, TunnelState};
-
-/// The directory of all tunnels.
-pub const BASE: &str = "/run/vpn-exec";
 
 const STATE: &str = "state";
 const PLAN: &str = "plan";
@@ -45,7 +45,7 @@ const RESOLV_CONF: &str = "resolv.conf";
 
 /// Returns the path of a tunnel's directory.
 pub fn path_of(name: &TunnelName) -> PathBuf {
-    Path::new(BASE).join(name.as_str())
+    Scope::current().directory().join(name.as_str())
 }
 
 /// Returns the path of the keeper's socket.
@@ -88,14 +88,17 @@ pub fn read_plan(name: &TunnelName) -> io::Result<Option<Plan>> {
 pub fn names() -> io::Result<Vec<TunnelName>> {
     let unreadable =
         |path: &str, error: io::Error| io::Error::new(error.kind(), format!("cannot read {path}: {error}"));
-    let entries = match fs::read_dir(BASE) {
+    let scope = Scope::current();
+    scope.check()?;
+    let base = scope.directory();
+    let entries = match fs::read_dir(&base) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match fs::read_dir(namespace::NAMES_DIRECTORY)
         {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(|error| unreadable(namespace::NAMES_DIRECTORY, error))?,
         },
-        other => other.map_err(|error| unreadable(BASE, error))?,
+        other => other.map_err(|error| unreadable(&base.display().to_string(), error))?,
     };
     let name =
         |entry: io::Result<fs::DirEntry>| -> Option<TunnelName> { entry.ok()?.file_name().to_str()?.parse().ok() };

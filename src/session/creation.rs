@@ -2,10 +2,11 @@
 
 use std::io;
 
-use super::{Origin, recovery};
+use super::{Origin, Privileges, recovery};
 use crate::config::BackendChoice;
 use crate::failure::{Doing, Failure};
 use crate::keeper::{KeeperSpec, KeeperStart};
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
@@ -17,7 +18,8 @@ use crate::wireguard::Backend;
 /// Prepares a keeper for a claimed name: it adopts what a killed keeper left if that is still in use, or makes the
 /// tunnel anew.
 ///
-/// The request is consumed: of the provider's file, this process keeps only what the keeper gets.
+/// The request is consumed: of the provider's file, this process keeps only what the keeper gets. `passed` is the
+/// namespace of a rootless tunnel whose keeper has handed it over. The process gains the privileges that it needs.
 ///
 /// # Errors
 /// If the remains cannot be removed, or cannot be changed to what is requested, or if no plan can be made. A claim on a
@@ -25,18 +27,27 @@ use crate::wireguard::Backend;
 pub(crate) fn keeper_spec(
     request: Box<TunnelRequest>,
     directory: TunnelDirectory,
+    passed: Option<NetworkNamespace>,
     listen_fds: i32,
+    privileges: &Privileges,
 ) -> Result<(KeeperSpec, Origin), Failure> {
     let left = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted);
     if let Some(state) = left
         && let Some(plan) = directory.plan().map_err(Failure::new)?
     {
-        require_changeable(&request, &state, &plan)?;
-        return Ok((spec(request, directory, plan, KeeperStart::TakeOver(state), listen_fds)?, Origin::Adopted));
+        let namespace = passed.or_else(|| tunnel::rootless::find_namespace(&state).filter(|_| plan.rootless));
+        // Without a process in it, the namespace of a rootless tunnel has ended with its keeper.
+        if namespace.is_some() || !plan.rootless {
+            require_changeable(&request, &state, &plan)?;
+            privileges.gain(namespace.as_ref())?;
+            let spec = spec(request, directory, plan, KeeperStart::TakeOver(state), listen_fds)?;
+            return Ok((KeeperSpec { namespace, ..spec }, Origin::Adopted));
+        }
     }
     let directory = clear(directory, &request.config.name)?;
     // After the remains are gone: they are no facts about the host.
-    match make_plan(|| request.plan(), &directory) {
+    let planned = make_plan(|| request.plan(), &directory);
+    match planned.and_then(|plan| privileges.gain(None).map(|()| plan)) {
         Ok(plan) => Ok((spec(request, directory, plan, KeeperStart::Create, listen_fds)?, Origin::New)),
         Err(failure) => {
             let _ = directory.release();
@@ -147,7 +158,9 @@ fn plan_like(request: &TunnelRequest, living: &Plan) -> Result<Plan, Failure> {
     if living.attachment.is_none() {
         return request.plan();
     }
-    let namespace = tunnel::open_namespace(&living.namespace)?;
+    let missing = || io::Error::from_raw_os_error(libc::ENOENT);
+    let path = living.namespace.as_ref().ok_or_else(missing).doing("find the container's namespace")?;
+    let namespace = tunnel::open_namespace(path)?;
     let mut host = Netlink::open().doing("open a netlink socket")?;
     tunnel::plan_in(&mut host, &namespace, &request.config)
 }
@@ -183,5 +196,5 @@ fn spec(
     };
     // The file is wiped here, before a fork has a copy of it.
     let TunnelRequest { config, .. } = *request;
-    Ok(KeeperSpec { plan, directory, config, handover, start, listen_fds, reread: None })
+    Ok(KeeperSpec { plan, directory, config, handover, start, namespace: None, listen_fds, reread: None })
 }

@@ -4,10 +4,12 @@
 //! - [`acquire`], [`acquire_requested`]: the ways to a session.
 //! - `approach`: finding out which of the ways is open. `creation`: preparing a keeper.
 //! - `readiness`: waiting until the tunnel is made and connected.
+//! - [`Privileges`]: what a launcher may do, as root or in a user namespace.
 //! - `recovery`: what is done about a killed keeper.
 
 pub(crate) mod approach;
 mod creation;
+mod privileges;
 mod readiness;
 pub(crate) mod recovery;
 
@@ -16,7 +18,8 @@ use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease::handover::Handover;
 use crate::lease::{self, Lease};
-use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::capabilities::CapabilitySet;
+use crate::linux::namespace::NetworkNamespace;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
 use crate::registry::{self, TunnelDirectory};
@@ -24,6 +27,7 @@ use crate::request::{RequestedTunnel, TunnelRequest};
 use crate::tunnel::ContainerPlace;
 use approach::{Approach, approach};
 pub(crate) use creation::{keeper_spec, require_living_changeable};
+pub(crate) use privileges::{Privileges, choose_scope, choose_scope_of, require_privileges};
 pub(crate) use readiness::{Progress, Readiness};
 
 /// How a session came to its tunnel.
@@ -51,10 +55,14 @@ pub(crate) struct Session {
 ///
 /// # Errors
 /// If the tunnel is up with another configuration, or cannot be joined, adopted or made.
-pub(crate) fn acquire(request: Box<TunnelRequest>, listen_fds: i32) -> Result<Session, Failure> {
+pub(crate) fn acquire(
+    request: Box<TunnelRequest>,
+    listen_fds: i32,
+    privileges: &Privileges,
+) -> Result<Session, Failure> {
     match approach(&request.config.name)? {
-        Approach::Joined(lease) => join(&request, lease),
-        Approach::Claimed(directory) => start(request, directory, listen_fds),
+        Approach::Joined(lease) => join(&request, lease, privileges),
+        Approach::Claimed(directory) => start(request, directory, None, listen_fds, privileges),
     }
 }
 
@@ -62,10 +70,14 @@ pub(crate) fn acquire(request: Box<TunnelRequest>, listen_fds: i32) -> Result<Se
 ///
 /// # Errors
 /// As [`acquire`]; also if the keeper of a living tunnel was killed.
-pub(crate) fn acquire_requested(tunnel: RequestedTunnel, listen_fds: i32) -> Result<Session, Failure> {
+pub(crate) fn acquire_requested(
+    tunnel: RequestedTunnel,
+    listen_fds: i32,
+    privileges: &Privileges,
+) -> Result<Session, Failure> {
     match tunnel {
-        RequestedTunnel::Configured(request) => acquire(request, listen_fds),
-        RequestedTunnel::Living(name) => acquire_living(&name)?.ok_or_else(|| {
+        RequestedTunnel::Configured(request) => acquire(request, listen_fds, privileges),
+        RequestedTunnel::Living(name) => acquire_living(&name, privileges)?.ok_or_else(|| {
             Failure::new(format!("the keeper of the tunnel {name} was killed, and its configuration is not known here"))
                 .advise(format!("start it again with `vpn-exec up FILE --name {name}`"))
         }),
@@ -82,16 +94,18 @@ pub(crate) fn needed_capabilities(tunnel: &RequestedTunnel) -> CapabilitySet {
     keeper::needed_capabilities() | ports
 }
 
-/// Starts a keeper for a claimed name.
+/// Starts a keeper for a claimed name. `namespace` is that of a rootless tunnel whose keeper has handed it over.
 ///
 /// # Errors
 /// As [`acquire`].
 pub(crate) fn start(
     request: Box<TunnelRequest>,
     directory: TunnelDirectory,
+    namespace: Option<NetworkNamespace>,
     listen_fds: i32,
+    privileges: &Privileges,
 ) -> Result<Session, Failure> {
-    let (spec, origin) = keeper_spec(request, directory, listen_fds)?;
+    let (spec, origin) = keeper_spec(request, directory, namespace, listen_fds, privileges)?;
     let plan = spec.plan.clone();
     let lease = keeper::start(spec).doing("start the keeper")?;
     Ok(Session { lease, plan, origin })
@@ -136,15 +150,19 @@ fn serves_this_machine(name: &TunnelName) -> Failure {
 ///
 /// # Errors
 /// If its keeper cannot be reached or refuses.
-fn acquire_living(name: &TunnelName) -> Result<Option<Session>, Failure> {
+fn acquire_living(name: &TunnelName, privileges: &Privileges) -> Result<Option<Session>, Failure> {
     let Some(lease) = approach::join_soon(name)? else { return Ok(None) };
+    privileges.gain(lease.namespace())?;
     let plan = living_plan(name)?;
     Ok(Some(Session { lease, plan, origin: Origin::Joined }))
 }
 
 /// Joins a living tunnel if its configuration is the requested one.
-fn join(request: &TunnelRequest, lease: Lease) -> Result<Session, Failure> {
-    match require_same_configuration(request, &lease).and_then(|()| living_plan(&request.config.name)) {
+fn join(request: &TunnelRequest, lease: Lease, privileges: &Privileges) -> Result<Session, Failure> {
+    let joined = require_same_configuration(request, &lease)
+        .and_then(|()| privileges.gain(lease.namespace()))
+        .and_then(|()| living_plan(&request.config.name));
+    match joined {
         Ok(plan) => Ok(Session { lease, plan, origin: Origin::Joined }),
         Err(failure) => {
             let _ = lease.leave();
@@ -217,25 +235,4 @@ impl Session {
         tracing::debug!("the session has ended");
         Ok(left.is_ok())
     }
-}
-
-/// Checks for the privileges that making a tunnel needs, before anything is touched.
-///
-/// # Errors
-/// If a capability is missing.
-pub(crate) fn require_privileges() -> Result<(), Failure> {
-    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP;
-    if capabilities::permitted().doing("read the capabilities")?.contains(needed) {
-        return Ok(());
-    }
-    Err(Failure::new("vpn-exec needs root, or the capabilities CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP")
-        .advise("run it as root: `sudo vpn-exec …`; the program still runs as you, without privileges"))
-}
-
-/// Drops all capabilities but `needed` from the calling process.
-///
-/// # Errors
-/// What the system refuses.
-pub(crate) fn limit_privileges(needed: CapabilitySet) -> Result<(), Failure> {
-    capabilities::limit(needed, needed).doing("drop privileges")
 }

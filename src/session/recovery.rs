@@ -11,6 +11,7 @@ use crate::keeper::{self, KeeperSpec, KeeperStart};
 use crate::lease::Lease;
 use crate::lease::handover::Handover;
 use crate::linux::capabilities;
+use crate::linux::namespace::NetworkNamespace;
 use crate::names::TunnelName;
 use crate::registry::{Container, TunnelDirectory, TunnelState};
 use crate::tunnel;
@@ -63,7 +64,8 @@ fn start_successor(directory: TunnelDirectory, lost: &Lease) -> io::Result<Lease
     let handover = lost.handover().ok_or_else(gone)?.try_clone_to_owned()?;
     let config = Handover::open(handover.as_fd())?.config().map_err(io::Error::other)?;
     let start = KeeperStart::TakeOver(state);
-    keeper::start(KeeperSpec { plan, directory, config, handover, start, listen_fds: 0, reread: None })
+    let namespace = lost.namespace().map(NetworkNamespace::try_clone).transpose()?;
+    keeper::start(KeeperSpec { plan, directory, config, handover, start, namespace, listen_fds: 0, reread: None })
 }
 
 /// Removes the remains of a killed keeper, unless the tunnel is in use or has a new keeper.

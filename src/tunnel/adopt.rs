@@ -56,13 +56,19 @@ impl Tunnel {
     /// Opens the namespace, if it is the one in the state and as planned.
     fn find(&mut self, state: &TunnelState) -> Result<OpenNamespace, Failure> {
         let path = self.plan.namespace.clone();
+        let shown = path.as_ref().map_or_else(|| "the namespace".to_owned(), |path| path.display().to_string());
         let foreign = |what: &str| {
-            let error = io::Error::new(io::ErrorKind::InvalidData, format!("{} {what}", path.display()));
+            let error = io::Error::new(io::ErrorKind::InvalidData, format!("{shown} {what}"));
             Failure::of(TAKING_OVER, &error)
         };
-        let NameLookup::Namespace(namespace) = namespace::look_up(&path).doing(TAKING_OVER)? else {
-            return Err(foreign("is not a namespace any more"));
+        let found = match &path {
+            Some(path) => match namespace::look_up(path).doing(TAKING_OVER)? {
+                NameLookup::Namespace(namespace) => Some(namespace),
+                NameLookup::Free | NameLookup::File(_) => None,
+            },
+            None => self.place.take(),
         };
+        let Some(mut namespace) = found else { return Err(foreign("is not there any more")) };
         if namespace.id().doing(TAKING_OVER)? != state.namespace {
             return Err(foreign("is a different namespace now"));
         }
@@ -70,11 +76,18 @@ impl Tunnel {
         let mark = state.mark.text();
         let is_marked = |link: &Option<Link>| link.as_ref().and_then(|link| link.alias.as_deref()) == Some(mark);
         let mut has_marks = is_marked(&netlink.link("lo").doing(TAKING_OVER)?);
-        if let Some(veth) = &self.plan.veth {
+        if let Some(veth) = self.plan.veth.as_ref().filter(|_| !self.plan.rootless) {
             has_marks &= is_marked(&self.host.link(veth.host_interface.as_str()).doing(TAKING_OVER)?);
         }
         if !has_marks {
             return Err(foreign("does not carry the tunnel's mark"));
+        }
+        if self.plan.rootless {
+            // Whatever has become of it, its other end was in the former keeper's gateway.
+            let rules = namespace.run(Nftables::open).doing(TAKING_OVER)?;
+            self.inner = Some(OpenNamespace { namespace, netlink, rules });
+            self.renew_link()?;
+            OpenNamespace { namespace, netlink, .. } = self.inner.take().ok_or_else(|| foreign("is gone"))?;
         }
         let deviation = match &self.plan.veth {
             Some(veth) => deviation(&mut netlink, &self.plan, veth, state.made),
@@ -93,7 +106,9 @@ impl Tunnel {
             }
             None => container::complete(&mut netlink, &mut rules, &self.plan)?,
         }
-        self.host_rules.open(&self.plan, &self.mark)?;
+        if !self.plan.rootless {
+            self.host_rules.open(&self.plan, &self.mark)?;
+        }
         Ok(OpenNamespace { namespace, netlink, rules })
     }
 }

@@ -26,8 +26,8 @@ pub(super) const OPENING: &str = "configure WireGuard's interface";
 impl Tunnel {
     /// Creates the tunnel. After a failure the parts that were created remain: call [`Tunnel::take_down`].
     ///
-    /// `on_data_path_start` runs first in the thread of an embedded device, and `on_named` when the namespace has its
-    /// name. `standing` and `holders` are written down.
+    /// `on_data_path_start` runs first in the thread of an embedded device, and `on_named` when processes can enter the
+    /// namespace. `standing` and `holders` are written down.
     ///
     /// # Errors
     /// If the kernel refuses a step, or a hook fails.
@@ -37,7 +37,7 @@ impl Tunnel {
         standing: bool,
         holders: Vec<Holder>,
         on_data_path_start: fn() -> io::Result<()>,
-        on_named: impl FnOnce(),
+        on_named: impl FnOnce(&NetworkNamespace),
     ) -> Result<DeviceEvents, Failure> {
         match self.place.take() {
             Some(namespace) => self.close_container(namespace)?,
@@ -49,8 +49,9 @@ impl Tunnel {
         self.directory.prepare_names().doing(format!("prepare {}", namespace::NAMES_DIRECTORY))?;
         fault::point("after the directory of names")?;
         self.name_namespace()?;
-        on_named();
+        on_named(&self.inner()?.namespace);
         fault::point("after the name")?;
+        self.create_gateway()?;
         self.create_link()?;
         fault::point("after the veth pair")?;
         self.refresh_host_rules()?;
@@ -103,7 +104,8 @@ impl Tunnel {
     }
 
     pub(super) fn name_namespace(&mut self) -> Result<(), Failure> {
-        let (path, mark) = (self.plan.namespace.clone(), self.mark.clone());
+        let Some(path) = self.plan.namespace.clone() else { return Ok(()) };
+        let mark = self.mark.clone();
         let named = namespace::bind_name(&self.inner()?.namespace, &path, mark.text());
         let is_taken = matches!(&named, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
         named.doing(format!("name the namespace {}", path.display())).map_err(|failure| match is_taken {
@@ -119,21 +121,20 @@ impl Tunnel {
     }
 
     /// Creates the veth pair, with one end inside. Its only route leads to the host's end.
-    fn create_link(&mut self) -> Result<(), Failure> {
+    pub(super) fn create_link(&mut self) -> Result<(), Failure> {
         const CONNECTING: &str = "connect the namespace to the host";
         let Some(veth) = self.plan.veth.clone() else { return Ok(()) };
         let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
         let mark = self.mark.clone();
         let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
         let add = NetlinkRequest::add_veth(outer, inner, TargetNamespace::Other(namespace.as_fd()));
-        self.host.execute_one(add).doing(CONNECTING)?;
-        let index = self.host.link_index(outer).doing(format!("find {outer}"))?;
-        parameters::prepare_host_interface(outer, veth.host_ipv6.is_some())
-            .doing(format!("set the parameters of {outer}"))?;
+        self.outside().execute_one(add).doing(CONNECTING)?;
+        let index = self.outside().link_index(outer).doing(format!("find {outer}"))?;
+        self.prepare_outer_interface(outer, veth.host_ipv6.is_some())?;
         let mut requests = vec![NetlinkRequest::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(link_addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
         requests.push(NetlinkRequest::set_up(index, outer.as_str()));
-        self.host.execute(requests).doing(CONNECTING)?;
+        self.outside().execute(requests).doing(CONNECTING)?;
 
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(inner).doing(format!("find {inner}"))?;

@@ -13,8 +13,8 @@ use crate::linux::netlink::link::Link;
 use crate::linux::netlink::route::{Route, RouteKind};
 use crate::linux::nftables::{DroppingChain, Nftables};
 use crate::linux::sysctl;
-use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute};
-use crate::registry;
+use crate::plan::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, RootlessFacts};
+use crate::registry::{self, Scope};
 
 /// Reads the facts. `host` is a netlink socket in the host's namespace.
 ///
@@ -62,9 +62,27 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
         }
     }
     let (last_capability, ipv6_forwarding) = (capabilities::last()?, forwarding::of_ipv6()?);
-    let forward_drops = if local.networks.is_empty() && !local.lan { Vec::new() } else { forward_drops() };
+    let has_local_networks = !local.networks.is_empty() || local.lan;
+    let forward_drops = if !has_local_networks || Scope::current() == Scope::User { Vec::new() } else { forward_drops() };
     let without_ipv6 = sysctl::get_if_present("net/ipv6/conf/all/disable_ipv6")?.is_none();
-    Ok(Facts { interfaces, routes, endpoint_routes, last_capability, forward_drops, without_ipv6, ipv6_forwarding })
+    let rootless = match Scope::current() {
+        Scope::System => None,
+        Scope::User => {
+            let first = sysctl::get_if_present("net/ipv4/ip_unprivileged_port_start")?;
+            let first_port = first.and_then(|first| first.parse().ok()).unwrap_or(1024);
+            Some(RootlessFacts { first_port })
+        }
+    };
+    Ok(Facts {
+        interfaces,
+        routes,
+        endpoint_routes,
+        last_capability,
+        forward_drops,
+        without_ipv6,
+        ipv6_forwarding,
+        rootless,
+    })
 }
 
 /// Returns the firewall chains of other programs that may drop forwarded packets. Returns none if the user may not read

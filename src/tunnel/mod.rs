@@ -16,8 +16,10 @@
 //! - `create`, `adopt`, `apply`, `take_down`: creates a tunnel, takes it over from a keeper that was killed, changes
 //!   it, and removes it.
 //! - `container`: the differences of a tunnel in a container's namespace, which belongs to the container's engine.
+//! - `gateway`: what stands in place of the host at the other end of a rootless tunnel's link.
 //! - `reclaim`: removes what a killed tunnel has left.
 //! - [`attachment`]: applies the plan of a tunnel in a namespace that is not its own.
+//! - [`rootless`]: finds the namespaces of a rootless tunnel.
 //! - `device`, `hooks`, `parameters`, `processes`: the parts that these use.
 //! - `host_rules`, `forwarding`: what the host does for local networks.
 //! - [`facts`]: what a plan needs to know of the host.
@@ -30,11 +32,13 @@ mod create;
 pub mod device;
 pub mod facts;
 mod forwarding;
+mod gateway;
 mod hooks;
 mod host_rules;
 mod parameters;
 mod processes;
 mod reclaim;
+pub mod rootless;
 mod take_down;
 
 use std::fmt;
@@ -57,6 +61,7 @@ use crate::registry::{Container, Holder, Mark, TunnelDirectory, TunnelState};
 use crate::wireguard::{Backend, Device};
 pub use container::{ContainerPlace, open_namespace, plan_in};
 pub use device::DeviceEvents;
+use gateway::Gateway;
 use host_rules::HostRules;
 pub use reclaim::reclaim;
 pub use take_down::Remains;
@@ -88,8 +93,10 @@ pub struct Tunnel {
     host_rules: HostRules,
     /// The container whose namespace the tunnel is in. None if the namespace is the tunnel's own.
     container: Option<Container>,
-    /// That namespace, until the tunnel is created in it.
+    /// That namespace, until the tunnel is created in it; or that of a rootless tunnel, until the tunnel is taken over.
     place: Option<NetworkNamespace>,
+    /// The namespace at the other end of a rootless tunnel's link.
+    gateway: Option<Gateway>,
 }
 
 /// The namespace, and sockets in it.
@@ -120,12 +127,19 @@ impl Tunnel {
         Ok(tunnel)
     }
 
-    /// Prepares to take over the tunnel of a claimed directory. Nothing is changed yet.
+    /// Prepares to take over the tunnel of a claimed directory. Nothing is changed yet. A rootless tunnel's `namespace`
+    /// has no name by which it could be found.
     ///
     /// # Errors
     /// If a netlink socket cannot be opened.
-    pub fn existing(plan: Plan, directory: TunnelDirectory, state: &TunnelState) -> Result<Self, Failure> {
+    pub fn existing(
+        plan: Plan,
+        directory: TunnelDirectory,
+        state: &TunnelState,
+        namespace: Option<NetworkNamespace>,
+    ) -> Result<Self, Failure> {
         let mut tunnel = Self::with_mark(plan, directory, state.mark.clone())?;
+        tunnel.place = namespace;
         tunnel.container.clone_from(&state.container);
         Ok(tunnel)
     }
@@ -146,6 +160,7 @@ impl Tunnel {
             host_rules: HostRules::default(),
             container: None,
             place: None,
+            gateway: None,
         })
     }
 
@@ -254,7 +269,7 @@ impl Tunnel {
     /// # Errors
     /// If the kernel refuses, or another program has a table of the same name.
     pub fn refresh_host_rules(&mut self) -> Result<(), Failure> {
-        if self.plan.local.networks.is_empty() {
+        if self.plan.local.networks.is_empty() || self.plan.rootless {
             return Ok(());
         }
         self.host_rules.open(&self.plan, &self.mark)

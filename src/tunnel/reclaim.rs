@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::container;
 use super::host_rules::HostRules;
-use super::processes;
+use super::{processes, rootless};
 use super::take_down::{remove_links, wait_for_links};
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{self, NameLookup};
 use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
-use crate::registry::{Mark, TunnelDirectory, TunnelState};
+use crate::registry::{Mark, Scope, TunnelDirectory, TunnelState};
 
 /// Removes what a killed tunnel of this name has left, programs included unless they are a container's. Waits for the
 /// links of a tunnel that has ended properly.
@@ -18,6 +18,9 @@ use crate::registry::{Mark, TunnelDirectory, TunnelState};
 /// # Errors
 /// If a part cannot be removed.
 pub fn reclaim(directory: &TunnelDirectory, name: &TunnelName) -> Result<(), Failure> {
+    if Scope::current() == Scope::User {
+        return reclaim_rootless(directory, name);
+    }
     let mut host = Netlink::open().doing("open a netlink socket")?;
     if let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? {
         tracing::info!("removing what a killed tunnel {name} has left");
@@ -27,6 +30,21 @@ pub fn reclaim(directory: &TunnelDirectory, name: &TunnelName) -> Result<(), Fai
     }
     // Links that stay belong to a tunnel of this name in a container that shares this network but not this /run.
     wait_for_links(&mut host, &Mark::of_name(name)).map(drop)
+}
+
+/// Removes what a killed rootless tunnel has left: the programs, without which its namespaces end.
+fn reclaim_rootless(directory: &TunnelDirectory, name: &TunnelName) -> Result<(), Failure> {
+    let Some(state) = directory.state().doing(format!("read the state below {}", directory.path().display()))? else {
+        return Ok(());
+    };
+    // Another namespace may have its number now, so the mark decides.
+    let Some(namespace) = rootless::find_namespace(&state) else { return Ok(()) };
+    let alias = rootless::alias_of_loopback(&namespace).doing("look into the namespace of a killed tunnel")?;
+    if alias.as_deref() == Some(state.mark.text()) {
+        tracing::info!("ending the programs of the killed tunnel {name}");
+        processes::kill_all(state.namespace).doing("kill the programs of a killed tunnel")?;
+    }
+    Ok(())
 }
 
 fn reclaim_namespace(state: &TunnelState, directory: &TunnelDirectory, path: &Path) -> Result<(), Failure> {

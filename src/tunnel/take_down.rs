@@ -34,10 +34,7 @@ impl Tunnel {
         let pre_down = if self.post_down_due { self.run_hooks(HookKind::PreDown) } else { Ok(()) };
         // Before the name, by which another process would find the interface if this one is killed.
         let interface = self.remove_from_container();
-        let path = &self.plan.namespace;
-        let unnamed = namespace::look_up(path)
-            .and_then(|found| if self.is_own(&found) { namespace::remove_name(path) } else { Ok(()) })
-            .doing(format!("remove {}", path.display()));
+        let unnamed = self.remove_name();
         self.name_left = unnamed.is_err();
         let post_down = if self.post_down_due { self.run_hooks(HookKind::PostDown) } else { Ok(()) };
         self.post_down_due = false;
@@ -45,6 +42,13 @@ impl Tunnel {
         let host = self.remove_host_rules();
         fault::point("after the host's rules are gone")?;
         closed.and(pre_down).and(unnamed).and(post_down).and(host).and(interface)
+    }
+
+    fn remove_name(&self) -> Result<(), Failure> {
+        let Some(path) = &self.plan.namespace else { return Ok(()) };
+        namespace::look_up(path)
+            .and_then(|found| if self.is_own(&found) { namespace::remove_name(path) } else { Ok(()) })
+            .doing(format!("remove {}", path.display()))
     }
 
     /// Removes WireGuard's interface from a container's namespace, which does not end with the tunnel. The next tunnel
@@ -69,7 +73,7 @@ impl Tunnel {
     }
 
     fn remove_host_rules(&mut self) -> Result<(), Failure> {
-        if self.plan.local.networks.is_empty() {
+        if self.plan.local.networks.is_empty() || self.plan.rootless {
             return Ok(());
         }
         self.host_rules.close(&self.plan.name, &self.mark)
@@ -90,13 +94,13 @@ impl Tunnel {
     /// If the directory cannot be removed. If the namespace's name could not be removed, the directory stays so that
     /// [`super::reclaim`] finds it.
     pub fn release(mut self) -> Result<Remains, Failure> {
-        if self.name_left {
-            let (name, path) = (&self.plan.name, self.plan.namespace.display());
+        if let Some(path) = self.plan.namespace.as_ref().filter(|_| self.name_left) {
+            let (name, path) = (&self.plan.name, path.display());
             return Err(io::Error::from_raw_os_error(libc::EBUSY))
                 .doing(format!("release the name {name}: {path} still exists"));
         }
         let remains = Remains {
-            host: self.host,
+            outside: self.gateway.take().map_or(self.host, |gateway| gateway.netlink),
             mark: self.mark.clone(),
             wireguard_interface: self.plan.wireguard.interface.clone(),
             inner: self.inner.take().filter(|_| self.device.is_some()),
@@ -111,7 +115,8 @@ impl Tunnel {
 
 /// The parts of a tunnel that the kernel removes in its own time.
 pub struct Remains {
-    host: Netlink,
+    /// A netlink socket where the link's other end is.
+    outside: Netlink,
     mark: Mark,
     wireguard_interface: InterfaceName,
     inner: Option<OpenNamespace>,
@@ -143,7 +148,7 @@ impl Remains {
                 None => {}
             }
         }
-        remove_links(&mut self.host, self.mark.text())
+        remove_links(&mut self.outside, self.mark.text())
     }
 }
 

@@ -34,8 +34,9 @@ impl PortRelays {
         let bind_one = |port: &RelayedPort| relay::bind(std::slice::from_ref(port)).map(|mut bound| bound.pop());
         let published = RelayChange::prepare(&self.published, &ports, bind_one)?;
         let relayed_host_ports = bind::relayed_host_ports(changed);
-        let host_ports = match RelayChange::prepare(&self.host_ports, &relayed_host_ports, bind::bind_unless_reachable)
-        {
+        let host_ports = match RelayChange::prepare(&self.host_ports, &relayed_host_ports, |port| {
+            tunnel.run_outside(|_| bind::bind_unless_reachable(port))
+        }) {
             Ok(change) => change,
             Err(failure) => {
                 published.abandon(&self.published);

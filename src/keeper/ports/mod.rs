@@ -30,14 +30,18 @@ impl ReservedPorts {
     }
 
     /// Binds to the ports of a new tunnel's link.
-    pub(super) fn reserve_host_ports(&mut self, plan: &Plan) -> Result<(), Failure> {
-        self.host_ports = bind::bind_host_ports(plan)?;
+    pub(super) fn reserve_host_ports(&mut self, tunnel: &Tunnel) -> Result<(), Failure> {
+        self.host_ports = tunnel.run_outside(bind::bind_host_ports)?;
         Ok(())
     }
 
     /// Binds to the ports of the link of a tunnel that is taken over, as far as possible.
-    pub(super) fn take_over_host_ports(&mut self, plan: &Plan) {
-        self.host_ports = bind::rebind_host_ports(plan);
+    ///
+    /// # Errors
+    /// If the namespace of the link's other end cannot be entered.
+    pub(super) fn take_over_host_ports(&mut self, tunnel: &Tunnel) -> Result<(), Failure> {
+        self.host_ports = tunnel.run_outside(|plan| Ok(bind::rebind_host_ports(plan)))?;
+        Ok(())
     }
 
     /// Starts the relays that are needed.

@@ -1,0 +1,116 @@
+//! The privileges of a launcher: those that root has, or those that a user gains in a user namespace.
+
+use std::os::fd::AsFd;
+
+use crate::failure::{Doing, Failure};
+use crate::linux::capabilities::{self, CapabilitySet};
+use crate::linux::namespace::NetworkNamespace;
+use crate::linux::{sysctl, user_namespace};
+use crate::names::TunnelName;
+use crate::registry::{self, Scope};
+
+/// The capabilities without which no tunnel can be made on the host.
+fn of_root() -> CapabilitySet {
+    CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP
+}
+
+/// Chooses whose tunnels this process deals with: the machine's if it has the privileges for that, or else those of its
+/// user. `rootless` forces the latter.
+///
+/// # Errors
+/// If the capabilities cannot be read.
+pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
+    let is_privileged = capabilities::permitted().doing("read the capabilities")?.contains(of_root());
+    if is_privileged && !rootless { Scope::System.enter() } else { Scope::User.enter() }
+    Ok(())
+}
+
+/// Chooses the scope of a running tunnel: a user's own tunnel goes before the machine's of that name.
+///
+/// # Errors
+/// As [`choose_scope`].
+pub(crate) fn choose_scope_of(name: &TunnelName) -> Result<(), Failure> {
+    choose_scope(false)?;
+    if Scope::current() == Scope::User && !registry::path_of(name).is_dir() {
+        Scope::System.enter();
+        if !registry::path_of(name).is_dir() {
+            Scope::User.enter();
+        }
+    }
+    Ok(())
+}
+
+/// Checks for the privileges that making a tunnel of the machine needs, before anything is touched.
+///
+/// # Errors
+/// If a capability is missing.
+pub(crate) fn require_privileges() -> Result<(), Failure> {
+    if Scope::current() == Scope::User || capabilities::permitted().doing("read the capabilities")?.contains(of_root())
+    {
+        return Ok(());
+    }
+    Err(Failure::new("vpn-exec needs root, or the capabilities CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP")
+        .advise("run it as root: `sudo vpn-exec …`; the program still runs as you, without privileges"))
+}
+
+/// The capabilities of a launcher. Root has them already; a user gains them with [`Privileges::gain`].
+#[derive(Debug)]
+pub(crate) struct Privileges {
+    needed: CapabilitySet,
+}
+
+impl Privileges {
+    /// Drops all capabilities but `needed` from the calling process.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub(crate) fn limit(needed: CapabilitySet) -> Result<Self, Failure> {
+        if Scope::current() == Scope::System {
+            capabilities::limit(needed, needed).doing("drop privileges")?;
+        }
+        Ok(Self { needed })
+    }
+
+    /// Moves the calling process into a user namespace, if it deals with a user's tunnel: that of the tunnel's
+    /// `namespace`, or a new one. It has the needed capabilities there, and no others. Does nothing otherwise.
+    ///
+    /// # Errors
+    /// If the system forbids user namespaces, with the remedy.
+    pub(crate) fn gain(&self, namespace: Option<&NetworkNamespace>) -> Result<(), Failure> {
+        if Scope::current() == Scope::System {
+            return Ok(());
+        }
+        match namespace {
+            Some(namespace) => user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?,
+            None => user_namespace::create()
+                .and_then(|()| NetworkNamespace::create(|| Ok(())).map(drop))
+                .map_err(|error| forbidden(&error))?,
+        }
+        capabilities::limit(self.needed, self.needed).doing("drop privileges")
+    }
+}
+
+/// Returns the failure to make a user namespace, with what forbids it. AppArmor lets a user make one and forbids what
+/// is done in it, so all failures up to the first network namespace are the same.
+fn forbidden(error: &std::io::Error) -> Failure {
+    let is = |parameter: &str, value: &str| {
+        sysctl::get_if_present(parameter).ok().flatten().is_some_and(|present| present == value)
+    };
+    let advice = if is("user/max_user_namespaces", "0") {
+        "allow them: `sysctl user.max_user_namespaces=15000`; or run it with sudo".to_owned()
+    } else if is("kernel/unprivileged_userns_clone", "0") {
+        "allow them: `sysctl kernel.unprivileged_userns_clone=1`; or run it with sudo".to_owned()
+    } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        let program = std::env::current_exe().map_or_else(|_| "/usr/bin/vpn-exec".into(), |path| path.display().to_string());
+        format!(
+            "AppArmor restricts them: allow this program with `echo 'abi <abi/4.0>, profile vpn-exec {program} \
+             flags=(unconfined) {{ userns, }}' >/etc/apparmor.d/vpn-exec && apparmor_parser -r \
+             /etc/apparmor.d/vpn-exec`; or run it with sudo"
+        )
+    } else if ["/.dockerenv", "/run/.containerenv"].iter().any(|file| std::path::Path::new(file).exists()) {
+        "in a container, use `vpn-exec attach` (docs/how-to/containers.md), or let the container nest others".to_owned()
+    } else {
+        "run it with sudo, or see user_namespaces(7) for what may forbid them".to_owned()
+    };
+    Failure::of("make a user namespace, in which no root is needed", error).advise(advice)
+}

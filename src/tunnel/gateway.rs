@@ -1,0 +1,80 @@
+//! The gateway of a rootless tunnel: a network namespace that stands at the other end of the link in place of the host's,
+//! where an ordinary user can create nothing.
+//!
+//! So the namespace of the programs, its link, its routes and its packet rules are the same whoever makes the tunnel.
+//! The gateway has no way out. What the programs send to the host or to local networks ends at sockets there, and the
+//! keeper, which is in the host's namespace, relays it ([`crate::relay`]).
+
+use super::{Tunnel, parameters};
+use crate::failure::{Doing, Failure};
+use crate::linux::namespace::NetworkNamespace;
+use crate::linux::netlink::{Netlink, NetlinkRequest};
+use crate::names::InterfaceName;
+use crate::plan::Plan;
+
+/// A namespace in place of the host's, which ends with the keeper.
+pub(super) struct Gateway {
+    pub(super) namespace: NetworkNamespace,
+    pub(super) netlink: Netlink,
+}
+
+impl Gateway {
+    fn create() -> Result<Self, Failure> {
+        let (namespace, mut netlink) = NetworkNamespace::create(Netlink::open).doing("create the gateway's namespace")?;
+        netlink.execute_one(NetlinkRequest::set_up(1, "lo")).doing("create the gateway's namespace")?;
+        Ok(Self { namespace, netlink })
+    }
+}
+
+impl Tunnel {
+    /// Creates the gateway, if the tunnel is rootless.
+    pub(super) fn create_gateway(&mut self) -> Result<(), Failure> {
+        if self.plan.rootless {
+            self.gateway = Some(Gateway::create()?);
+        }
+        Ok(())
+    }
+
+    /// Returns the netlink socket in the namespace where the link's other end is: the host's, or the gateway's.
+    pub(super) fn outside(&mut self) -> &mut Netlink {
+        self.gateway.as_mut().map_or(&mut self.host, |gateway| &mut gateway.netlink)
+    }
+
+    /// Sets the kernel parameters of the link's other end.
+    pub(super) fn prepare_outer_interface(&self, name: &InterfaceName, ipv6: bool) -> Result<(), Failure> {
+        let prepare = || parameters::prepare_host_interface(name, ipv6);
+        let prepared = match &self.gateway {
+            Some(gateway) => gateway.namespace.run(prepare),
+            None => prepare(),
+        };
+        prepared.doing(format!("set the parameters of {name}"))
+    }
+
+    /// Runs a function in the namespace where the link's other end is.
+    ///
+    /// # Errors
+    /// Fails as entering the namespace and the function do.
+    pub fn run_outside<T: Send>(
+        &self,
+        work: impl FnOnce(&Plan) -> Result<T, Failure> + Send,
+    ) -> Result<T, Failure> {
+        let plan = &self.plan;
+        match &self.gateway {
+            Some(gateway) => gateway.namespace.run(|| Ok(work(plan))).doing("enter the gateway's namespace")?,
+            None => work(plan),
+        }
+    }
+
+    /// Creates the link of a tunnel that is taken over, whose gateway has ended with its keeper.
+    pub(super) fn renew_link(&mut self) -> Result<(), Failure> {
+        const RENEWING: &str = "connect the namespace to the host";
+        let Some(veth) = self.plan.veth.clone() else { return Ok(()) };
+        self.create_gateway()?;
+        let netlink = &mut self.inner()?.netlink;
+        if let Some(link) = netlink.link(veth.inner_interface.as_str()).doing(RENEWING)? {
+            // The kernel may have removed it meanwhile, which is not an error.
+            netlink.execute_one(NetlinkRequest::delete_link(link.index, &link.name)).doing(RENEWING)?;
+        }
+        self.create_link()
+    }
+}

@@ -1,0 +1,23 @@
+//! Tunnels without root: an ordinary user makes them in a user namespace.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use lab::{Lab, Launcher, PROVIDER, Peer, Reach, WEB};
+
+/// The time in which a tunnel carries its first packet, with the handshake.
+const BEGIN: Duration = Duration::from_secs(20);
+
+fn rootless(lab: &Lab, reach: Reach) -> Result<Launcher> {
+    Ok(Launcher::new(lab.file(&lab.wg_quick_text(reach))?).option("--rootless"))
+}
+
+#[test]
+fn a_program_is_in_a_tunnel_without_privileges() {
+    lab::test(Peer::Ours, |lab| {
+        let mut agent = rootless(lab, Reach::Ipv4)?.start_agent()?.begun()?;
+        let page = agent.succeed_within(BEGIN, &format!("get http://{}/", WEB.ipv4))?;
+        assert_eq!(page, PROVIDER.ipv4.to_string());
+        agent.finish_well().map(drop)
+    });
+}
