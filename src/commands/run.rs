@@ -172,6 +172,10 @@ fn take_signal(signals: &mut Signals) -> std::io::Result<Option<i32>> {
 
 /// Returns the user and group that the program is to run as.
 fn choose_identity(options: &ProgramOptions) -> Result<Identity, Failure> {
+    // A user namespace has one user. Plans refuse the choice of another.
+    if Scope::current() == Scope::User {
+        return Ok(Identity::Unchanged);
+    }
     identity::choose(options.user.as_deref(), options.group.as_deref(), environment)
 }
 

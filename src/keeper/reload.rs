@@ -78,12 +78,12 @@ impl Keeper {
         let dns = match self.dns.prepare(&self.tunnel, &plan) {
             Ok(dns) => dns,
             Err(failure) => {
-                self.ports.abandon(ports);
+                self.ports.abandon(&self.tunnel, ports);
                 return Err(failure);
             }
         };
         if let Err(failure) = change_tunnel(&mut self.tunnel, &change, plan, &former, &device) {
-            self.ports.abandon(ports);
+            self.ports.abandon(&self.tunnel, ports);
             return Err(failure);
         }
         self.ports.commit(&self.tunnel, ports);

@@ -9,6 +9,7 @@ use super::{Tunnel, parameters};
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
+use crate::linux::sysctl;
 use crate::names::InterfaceName;
 use crate::plan::Plan;
 
@@ -20,7 +21,12 @@ pub(super) struct Gateway {
 
 impl Gateway {
     fn create() -> Result<Self, Failure> {
-        let (namespace, mut netlink) = NetworkNamespace::create(Netlink::open).doing("create the gateway's namespace")?;
+        let (namespace, mut netlink) = NetworkNamespace::create(|| {
+            // Nobody else is here. A program may reach any port of the host that it is given.
+            sysctl::set_if_present("net/ipv4/ip_unprivileged_port_start", "0")?;
+            Netlink::open()
+        })
+        .doing("create the gateway's namespace")?;
         netlink.execute_one(NetlinkRequest::set_up(1, "lo")).doing("create the gateway's namespace")?;
         Ok(Self { namespace, netlink })
     }
@@ -50,7 +56,12 @@ impl Tunnel {
         prepared.doing(format!("set the parameters of {name}"))
     }
 
-    /// Runs a function in the namespace where the link's other end is.
+    /// Returns whether the link's other end is in a gateway, and not in the host's namespace.
+    pub fn has_gateway(&self) -> bool {
+        self.gateway.is_some()
+    }
+
+    /// Runs a function in the namespace where the link's other end is. Entering a gateway needs CAP_SYS_ADMIN.
     ///
     /// # Errors
     /// Fails as entering the namespace and the function do.

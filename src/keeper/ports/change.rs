@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use super::{PortRelays, bind};
+use super::{PortRelays, bind, run_at_link};
 use crate::failure::{Doing, Failure};
 use crate::plan::Plan;
 use crate::relay::{self, ListenSocket, PortDiff, Relay, RelayedPort};
@@ -35,18 +35,18 @@ impl PortRelays {
         let published = RelayChange::prepare(&self.published, &ports, bind_one)?;
         let relayed_host_ports = bind::relayed_host_ports(changed);
         let host_ports = match RelayChange::prepare(&self.host_ports, &relayed_host_ports, |port| {
-            tunnel.run_outside(|_| bind::bind_unless_reachable(port))
+            run_at_link(tunnel, |_| bind::bind_unless_reachable(port))
         }) {
             Ok(change) => change,
             Err(failure) => {
-                published.abandon(&self.published);
+                published.abandon(&self.published, relay::bind);
                 return Err(failure);
             }
         };
         let change = PortsChange { published, host_ports };
         // Starting a thread is the last step that can fail.
         if let Err(failure) = self.start_missing(tunnel, &change) {
-            self.abandon(change);
+            self.abandon(tunnel, change);
             return Err(failure);
         }
         Ok(change)
@@ -76,9 +76,9 @@ impl PortRelays {
     }
 
     /// Closes the ports that were bound for a change.
-    pub(in crate::keeper) fn abandon(&mut self, change: PortsChange) {
-        change.published.abandon(&self.published);
-        change.host_ports.abandon(&self.host_ports);
+    pub(in crate::keeper) fn abandon(&mut self, tunnel: &Tunnel, change: PortsChange) {
+        change.published.abandon(&self.published, relay::bind);
+        change.host_ports.abandon(&self.host_ports, |ports| run_at_link(tunnel, |_| relay::bind(ports)));
         end_if_unused(&mut self.published);
         end_if_unused(&mut self.host_ports);
     }
@@ -102,7 +102,11 @@ impl RelayChange {
             match bind_all(&prepared.change.open_after_close) {
                 Ok(bound) => prepared.bound.extend(bound),
                 Err(error) => {
-                    prepared.abandon(&Some(relay));
+                    let bind = |ports: &[RelayedPort]| {
+                        let bound = ports.iter().map(&bind_one).collect::<Result<Vec<_>, _>>()?;
+                        Ok(bound.into_iter().flatten().collect())
+                    };
+                    prepared.abandon(&Some(relay), bind);
                     return Err(error);
                 }
             }
@@ -119,11 +123,15 @@ impl RelayChange {
         end_if_unused(relay);
     }
 
-    fn abandon(self, relay: &Option<impl Borrow<Relay>>) {
+    fn abandon(
+        self,
+        relay: &Option<impl Borrow<Relay>>,
+        bind: impl Fn(&[RelayedPort]) -> Result<Vec<ListenSocket>, Failure>,
+    ) {
         let Some(relay) = relay else { return };
         drop(self.bound);
         let closed = self.change.conflicting();
-        let reopened = match relay::bind(&closed) {
+        let reopened = match bind(&closed) {
             Ok(bound) => relay.borrow().restore(bound),
             Err(error) => Err(error.into()),
         };

@@ -14,6 +14,17 @@ use crate::plan::Plan;
 use crate::relay::{Budget, Limits, ListenSocket, Relay};
 use crate::tunnel::Tunnel;
 
+/// Runs a function in the namespace where the host's end of the link is.
+fn run_at_link<T: Send>(
+    tunnel: &Tunnel,
+    work: impl FnOnce(&Plan) -> Result<T, Failure> + Send,
+) -> Result<T, Failure> {
+    match tunnel.has_gateway() {
+        true => with_all_capabilities(|| tunnel.run_outside(work)).doing("enter the gateway's namespace")?,
+        false => work(tunnel.plan()),
+    }
+}
+
 /// Bound ports whose relays have not started yet.
 pub(super) struct ReservedPorts {
     published: Vec<ListenSocket>,
@@ -31,7 +42,7 @@ impl ReservedPorts {
 
     /// Binds to the ports of a new tunnel's link.
     pub(super) fn reserve_host_ports(&mut self, tunnel: &Tunnel) -> Result<(), Failure> {
-        self.host_ports = tunnel.run_outside(bind::bind_host_ports)?;
+        self.host_ports = run_at_link(tunnel, bind::bind_host_ports)?;
         Ok(())
     }
 
@@ -40,7 +51,7 @@ impl ReservedPorts {
     /// # Errors
     /// If the namespace of the link's other end cannot be entered.
     pub(super) fn take_over_host_ports(&mut self, tunnel: &Tunnel) -> Result<(), Failure> {
-        self.host_ports = tunnel.run_outside(|plan| Ok(bind::rebind_host_ports(plan)))?;
+        self.host_ports = run_at_link(tunnel, |plan| Ok(bind::rebind_host_ports(plan)))?;
         Ok(())
     }
 
