@@ -2,6 +2,7 @@
 //! in the syntax of nft(8).
 
 use std::fmt::{self, Display, Formatter};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
@@ -176,6 +177,10 @@ pub enum Verdict {
     /// or [`Match::UdpPort`], a chain that translates destinations, and a server that is bound to the loopback address:
     /// another one would answer the sender from an address for which there is no connection.
     RedirectTo(u16),
+    /// It is accepted, and goes to the transparent socket (`IP_TRANSPARENT` of ip(7)) at this address, without a change
+    /// of its destination. Without such a socket, the rules that follow decide. Needs [`Hook::Prerouting`], a match of
+    /// [`Match::TcpPort`] or [`Match::UdpPort`], and a local route to the packet's destination.
+    RelayBy(SocketAddr),
 }
 
 impl Rule {
@@ -278,6 +283,9 @@ impl Display for Rule {
             Verdict::SetMark(mark) => write!(f, "meta mark set {mark:#010x}"),
             Verdict::SetConnectionMark(mark) => write!(f, "ct mark set {mark:#010x}"),
             Verdict::RedirectTo(port) => write!(f, "redirect to :{port}"),
+            Verdict::RelayBy(address) => {
+                write!(f, "tproxy {} to {address} accept", if address.is_ipv4() { "ip" } else { "ip6" })
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use vpn_exec::config::ports::parse_publish;
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
-use vpn_exec::relay::{self, Budget, Limits, Relay, RelayedPort};
+use vpn_exec::relay::{self, Budget, Limits, Relay, RelayedPort, Targets};
 use vpn_exec::{lease::status, registry};
 
 const NAME: &str = "many";
@@ -384,7 +384,7 @@ fn relay(ports: &str, limits: Limits) -> Result<Relay> {
     for text in ports.split(',') {
         relayed.extend(parse_publish(text).map_err(anyhow::Error::msg)?.iter().map(RelayedPort::from));
     }
-    Ok(Relay::start(relay::bind(&relayed)?, vec![HOST.into()], None, limits, || Ok(()))?)
+    Ok(Relay::start(relay::bind(&relayed)?, Targets::Addresses(vec![HOST.into()]), None, limits, || Ok(()))?)
 }
 
 fn socket(port: u16) -> Result<UdpSocket> {

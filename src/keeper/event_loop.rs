@@ -167,6 +167,9 @@ impl Keeper {
         if self.host_network.drain_network()? {
             self.endpoints.network_changed(&mut self.tunnel);
             host_network::update_local_networks(&mut self.tunnel, &self.configuration.config);
+            if let Err(failure) = self.ports.follow_local_networks(&self.tunnel) {
+                tracing::warn!("{failure}");
+            }
             self.dns.follow(&self.tunnel);
             self.host_network.watch_rules(&mut self.tunnel);
         }

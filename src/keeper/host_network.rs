@@ -40,7 +40,8 @@ impl HostNetwork {
 
     /// Starts or stops to watch the host's firewall rules, depending on whether the tunnel has local networks.
     pub(super) fn watch_rules(&mut self, tunnel: &mut Tunnel) {
-        if tunnel.plan().local.networks.is_empty() {
+        // Nothing is changed at the host for a rootless tunnel.
+        if tunnel.plan().local.networks.is_empty() || tunnel.plan().rootless {
             self.rules = None;
         } else if self.rules.is_none() {
             match Monitor::of_rules() {

@@ -72,6 +72,12 @@ pub(super) fn limit_relay() -> io::Result<()> {
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
 }
 
+/// Limits the calling thread to opening the sockets from which the relay to local networks replies.
+pub(super) fn limit_replies() -> io::Result<()> {
+    system_calls::replies()?.install()?;
+    capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
+}
+
 /// Limits the calling thread to the work of the DNS forwarder: accepting clients, and connecting sockets that are open
 /// already.
 ///

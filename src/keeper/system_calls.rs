@@ -71,6 +71,9 @@ const CONNECTIONS: &[libc::c_long] = &[
     libc::SYS_fcntl,
 ];
 
+/// The calls of the thread that opens the sockets from which the relay to local networks replies.
+const REPLIES: &[libc::c_long] = &[libc::SYS_bind, libc::SYS_setsockopt];
+
 /// The calls of the DNS forwarder's thread. It opens no sockets: those that it has are in the tunnel's namespace.
 const DNS_FORWARDER: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_connect, libc::SYS_ppoll, libc::SYS_fcntl];
 
@@ -201,6 +204,11 @@ pub(super) fn attached() -> io::Result<SyscallFilter> {
 /// Returns the filter of a thread that relays ports: it opens connections and pipes.
 pub(super) fn relay() -> io::Result<SyscallFilter> {
     SyscallFilter::allow_only(&[DATA, legacy::DATA, CONNECTIONS].concat(), &[libc::AF_INET, libc::AF_INET6])
+}
+
+/// Returns the filter of the thread that opens the sockets from which the relay to local networks replies.
+pub(super) fn replies() -> io::Result<SyscallFilter> {
+    SyscallFilter::allow_only(&[DATA, legacy::DATA, REPLIES].concat(), &[libc::AF_INET, libc::AF_INET6])
 }
 
 /// Returns the filter of the DNS forwarder's thread.

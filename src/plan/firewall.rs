@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dns_forwarding::{DNS_PORT, RESOLVER_MARK};
 use super::local_networks::{self, LocalNetworksPlan};
-use super::{DnsPlan, Plan, VethPlan, WireguardPlan, interface_names};
+use super::{DnsPlan, Plan, VethPlan, WireguardPlan, gateway, interface_names};
 use crate::config::{OpenPorts, Protocol};
 use crate::names::{InterfaceName, TunnelName};
 use crate::ruleset::{Chain, Family, Hook, Interface, Match, Policy, Rule, Table, Transport, Verdict};
@@ -36,7 +36,8 @@ pub const RULES_TABLE: &str = "vpn-exec";
 pub struct FirewallPlan {
     /// The rules of the tunnel's namespace.
     pub inside: Table,
-    /// The rules of the host, if there are local networks.
+    /// The rules at the host's end of the link: those of the host, if there are local networks; or those of a rootless
+    /// tunnel's gateway.
     pub host: Option<Table>,
 }
 
@@ -58,19 +59,23 @@ pub(super) struct Inputs<'a> {
     pub(super) local: &'a LocalNetworksPlan,
     pub(super) dns: &'a DnsPlan,
     pub(super) open: &'a [OpenPorts],
+    pub(super) rootless: bool,
 }
 
 impl FirewallPlan {
     /// Returns the rules for a plan whose other parts are decided. Those of a container do not follow from a link.
     pub(super) fn of(plan: &Plan) -> Self {
-        let Plan { name, wireguard, veth, local, dns, open, firewall, .. } = plan;
+        let Plan { name, wireguard, veth, local, dns, open, firewall, rootless, .. } = plan;
         let Some(veth) = veth else { return firewall.clone() };
-        Self::new(&Inputs { name, wireguard, veth, local, dns, open })
+        Self::new(&Inputs { name, wireguard, veth, local, dns, open, rootless: *rootless })
     }
 
     pub(super) fn new(inputs: &Inputs<'_>) -> Self {
-        let has_networks = !inputs.local.networks.is_empty();
-        Self { inside: inputs.inside_rules(), host: has_networks.then(|| inputs.host_rules()) }
+        let host = match inputs.rootless {
+            true => Some(gateway::rules(inputs)),
+            false => (!inputs.local.networks.is_empty()).then(|| inputs.host_rules()),
+        };
+        Self { inside: inputs.inside_rules(), host }
     }
 
     /// Returns the host's table with rules for interfaces that forward only because tunnels need it. From these, only
@@ -134,8 +139,7 @@ impl Inputs<'_> {
     /// and its routes with it. `matches` returns what the packets of a network have in common, which is local or not.
     fn local_rules(&self, matches: impl Fn(IpNet, bool) -> Vec<Match>) -> Vec<Rule> {
         let host = self.host_addresses().map(|address| (IpNet::from(address), true));
-        let networks = by_prefix(&self.local.networks, tunnel_routes(self.wireguard));
-        network_rules(host.chain(networks), matches)
+        network_rules(host.chain(local_destinations(self.local, self.wireguard)), matches)
     }
 
     /// Returns the namespace's address on the link, of the family of another address.
@@ -145,7 +149,7 @@ impl Inputs<'_> {
     }
 
     /// Returns the host's addresses on the link.
-    fn host_addresses(&self) -> impl Iterator<Item = IpAddr> {
+    pub(super) fn host_addresses(&self) -> impl Iterator<Item = IpAddr> {
         [Some(IpAddr::from(self.veth.host_ipv4)), self.veth.host_ipv6.map(IpAddr::from)].into_iter().flatten()
     }
 
@@ -199,6 +203,12 @@ impl Inputs<'_> {
 /// Returns the networks that are routed into the tunnel.
 pub(super) fn tunnel_routes(wireguard: &WireguardPlan) -> impl Iterator<Item = IpNet> {
     wireguard.routes.iter().copied().chain(wireguard.addresses.iter().map(IpNet::trunc))
+}
+
+/// Returns the local networks, and the networks within them that are not reached through the host, as [`by_prefix`]
+/// does.
+pub(super) fn local_destinations(local: &LocalNetworksPlan, wireguard: &WireguardPlan) -> Vec<(IpNet, bool)> {
+    by_prefix(&local.networks, tunnel_routes(wireguard).chain(local.except.iter().copied()))
 }
 
 /// Returns the local networks, and the networks within them that are routed into the tunnel, each with whether it is

@@ -24,8 +24,13 @@ use crate::names::InterfaceName;
 pub struct LocalNetworksPlan {
     /// The networks.
     pub networks: Vec<IpNet>,
-    /// The interfaces of the host by which they are reached.
+    /// The interfaces of the host by which they are reached. None if the tunnel is rootless: the host's connections to
+    /// them are the keeper's own, and nothing is forwarded.
     pub interfaces: Vec<InterfaceName>,
+    /// Networks within them that a rootless tunnel does not reach: links to the namespaces of other tunnels. These
+    /// accept connections from the host's address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<IpNet>,
 }
 
 /// Returns the shortest prefix length of a local network: that of the largest private ones, 10.0.0.0/8 (RFC 1918) and
@@ -69,7 +74,10 @@ pub(super) fn decide(
         findings.note(format!("The local network {net} is public: it sees the program under the host's address."));
     }
     let interfaces = interfaces_to(&networks, facts, findings);
-    LocalNetworksPlan { networks, interfaces }
+    match facts.rootless {
+        Some(_) => LocalNetworksPlan { interfaces: Vec::new(), except: links_to_tunnels(&networks, facts), networks },
+        None => LocalNetworksPlan { networks, interfaces, except: Vec::new() },
+    }
 }
 
 /// Returns why a network cannot be reached through the host.
@@ -81,7 +89,7 @@ fn refusal(net: IpNet, facts: &Facts, routing: &Routing, link_ipv6: bool) -> Opt
         if !link_ipv6 {
             return Some(PlanError::LocalWithoutIpv6 { network: net });
         }
-        if facts.ipv6_forwarding == Ipv6Forwarding::Never {
+        if facts.rootless.is_none() && facts.ipv6_forwarding == Ipv6Forwarding::Never {
             return Some(PlanError::LocalIpv6NotForwarded { network: net });
         }
     }
@@ -120,6 +128,16 @@ fn attached_networks(facts: &Facts) -> BTreeSet<IpNet> {
         .map(|route| route.destination)
         .filter(is_private)
         .collect()
+}
+
+/// Returns the links to the namespaces of other tunnels that are within some networks.
+fn links_to_tunnels(networks: &[IpNet], facts: &Facts) -> Vec<IpNet> {
+    let is_link = |interface: &super::HostInterface| interface.name.starts_with(interface_names::HOST_PREFIX);
+    let routes = facts.routes.iter().filter(|route| {
+        route.attached && route.interface.and_then(|index| facts.interface(index)).is_some_and(is_link)
+    });
+    let links: BTreeSet<IpNet> = routes.map(|route| route.destination).collect();
+    links.into_iter().filter(|link| networks.iter().any(|net| net.contains(link))).collect()
 }
 
 /// Returns whether an interface leads out of the host: it is neither the loopback nor a link to a tunnel's namespace.

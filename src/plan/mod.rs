@@ -11,6 +11,7 @@
 //! - `veth_addresses`: the addresses of the veth pair, which links the namespace to the host.
 //! - `local_networks`: networks that the program reaches through the host.
 //! - `firewall`: the packet rules.
+//! - `gateway`: the packet rules at the other end of a rootless tunnel's link.
 //! - `dns`: the resolvers, and the files in `/etc` that name them.
 //! - `dns_forwarding`: domains whose names have resolvers of their own.
 //! - `host_sockets` and `hidden_paths`: which unix sockets of the host the program may use.
@@ -31,6 +32,7 @@ pub mod drop_in;
 mod error;
 mod facts;
 mod firewall;
+mod gateway;
 mod hidden_paths;
 mod hooks;
 pub mod host_sockets;
@@ -57,6 +59,7 @@ pub use dns_forwarding::{DNS_PORT, DomainPlan, FORWARDER_ADDRESSES, ForwarderPla
 pub use error::{PlanError, PlanErrors};
 pub use facts::{EndpointRoute, Facts, ForeignChain, ForwardDrop, HostInterface, HostRoute, Ipv6Forwarding};
 pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS, RULES_TABLE};
+pub use gateway::RELAY_ADDRESSES;
 pub use hidden_paths::hidden_paths;
 pub use hooks::HookPlan;
 pub use host_sockets::SocketsPlan;
@@ -264,6 +267,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
         local: &local,
         dns: &dns,
         open: &config.open,
+        rootless: facts.rootless.is_some(),
     });
     Ok(Plan {
         name: config.name.clone(),

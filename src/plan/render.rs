@@ -81,7 +81,10 @@ fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     row(f, "in the tunnel", end(&veth.inner_interface, &veth.inner_ipv4, veth.inner_ipv6))?;
     if !plan.local.networks.is_empty() {
         rows(f, "local networks", &plan.local.networks)?;
-        rows(f, "reached by", &plan.local.interfaces)?;
+        match plan.rootless {
+            true => row(f, "reached by", "connections of the keeper")?,
+            false => rows(f, "reached by", &plan.local.interfaces)?,
+        }
     }
     if !plan.publish.is_empty() {
         rows(f, "published ports", &plan.publish)?;
@@ -97,7 +100,8 @@ fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
 
 fn firewall(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
     let FirewallPlan { inside, host } = &plan.firewall;
-    for (place, table) in [("Packet rules in the tunnel", Some(inside)), ("Packet rules on the host", host.as_ref())] {
+    let at_host = if plan.rootless { "Packet rules at the link's other end" } else { "Packet rules on the host" };
+    for (place, table) in [("Packet rules in the tunnel", Some(inside)), (at_host, host.as_ref())] {
         let Some(table) = table else { continue };
         rules(place, table, f)?;
     }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use rustix::event::Timespec;
 use super::poller::{Event, Poller, WAKEUP};
 use super::tcp::TcpConnections;
 use super::udp::UdpFlows;
-use super::{Limits, ListenSocket, RelayCommand, RelayedPort};
+use super::{Limits, ListenSocket, RelayCommand, RelayedPort, Targets};
 use crate::config::Protocol;
 
 /// How long to wait before accepting again after the process has run out of descriptors.
@@ -25,7 +24,7 @@ pub(super) struct EventLoop {
     sockets: HashMap<u64, ListenSocket>,
     /// The ports of released sockets, by token, until they are restored or closed.
     released: HashMap<u64, RelayedPort>,
-    targets: Vec<IpAddr>,
+    targets: Targets,
     connections: TcpConnections,
     flows: UdpFlows,
     wakeup: OwnedFd,
@@ -43,7 +42,7 @@ pub(super) struct EventLoop {
 impl EventLoop {
     pub(super) fn new(
         sockets: Vec<ListenSocket>,
-        targets: Vec<IpAddr>,
+        targets: Targets,
         limits: Limits,
         wakeup: OwnedFd,
         commands: mpsc::Receiver<(RelayCommand, mpsc::SyncSender<()>)>,
@@ -154,7 +153,14 @@ impl EventLoop {
                     self.listen(socket)?;
                 }
             }
-            RelayCommand::SetTargets(targets) => self.targets = targets,
+            RelayCommand::SetTargets(targets) => self.targets = Targets::Addresses(targets),
+            RelayCommand::SetNetworks(networks) => {
+                if let Targets::Original(destinations) = &mut self.targets {
+                    destinations.set_networks(networks);
+                    self.connections.end_unless_allowed(destinations);
+                    self.flows.end_unless_allowed(destinations);
+                }
+            }
         }
         Ok(())
     }
@@ -238,6 +244,7 @@ mod tests {
             protocol: Protocol::Tcp,
             target_port: 1,
             proxy_protocol: None,
+            is_transparent: false,
         };
         let sockets = bind(&[port]).expect("a port");
         let address: SocketAddr =
@@ -245,7 +252,8 @@ mod tests {
         let (_commands, queue) = mpsc::channel();
         let wakeup = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
         let limits = Limits::new(Budget::new(0));
-        let mut event_loop = EventLoop::new(sockets, Vec::new(), limits, wakeup, queue).expect("a relay");
+        let mut event_loop =
+            EventLoop::new(sockets, Targets::Addresses(Vec::new()), limits, wakeup, queue).expect("a relay");
         let token = *event_loop.sockets.keys().next().expect("a port");
         let mut clients = Vec::new();
         let mut first_retry = None;

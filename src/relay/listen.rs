@@ -30,6 +30,9 @@ pub struct RelayedPort {
     pub target_port: u16,
     /// How the target is told the client's address; `None`: not at all. TCP only.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Whether packets to other hosts arrive here, by a packet rule ([`crate::ruleset::Verdict::RelayBy`]), and are
+    /// relayed there instead of to the target port.
+    pub is_transparent: bool,
 }
 
 /// The only client that may connect to a port: the other end of a link.
@@ -52,7 +55,20 @@ impl RelayedPort {
     pub fn of_host(port: HostPort, address: IpAddr, client: AllowedClient) -> Self {
         let HostPort { port, protocol } = port;
         let (address, allowed_client) = (Some(address), Some(client));
-        Self { address, allowed_client, port, protocol, target_port: port, proxy_protocol: None }
+        Self { address, allowed_client, port, protocol, target_port: port, proxy_protocol: None, is_transparent: false }
+    }
+
+    /// Returns the port at which the packets of the client at the other end of a link to other hosts arrive.
+    pub fn transparent(protocol: Protocol, address: SocketAddr, client: AllowedClient) -> Self {
+        Self {
+            address: Some(address.ip()),
+            allowed_client: Some(client),
+            port: address.port(),
+            protocol,
+            target_port: 0,
+            proxy_protocol: None,
+            is_transparent: true,
+        }
     }
 
     /// Sorts the addresses at which the program may listen by the order in which to try them.
@@ -81,7 +97,15 @@ impl RelayedPort {
 impl From<&Publish> for RelayedPort {
     fn from(port: &Publish) -> Self {
         let Publish { address, host_port, inner_port, protocol, proxy_protocol } = *port;
-        Self { address, allowed_client: None, port: host_port, protocol, target_port: inner_port, proxy_protocol }
+        Self {
+            address,
+            allowed_client: None,
+            port: host_port,
+            protocol,
+            target_port: inner_port,
+            proxy_protocol,
+            is_transparent: false,
+        }
     }
 }
 
@@ -162,6 +186,10 @@ fn open_at(address: IpAddr, port: &RelayedPort) -> nix::Result<OwnedFd> {
         // Before bind(2), so that no client can connect by another interface meanwhile.
         socket::setsockopt(&opened, sockopt::BindToDevice, &interface.as_str().into())?;
     }
+    if port.is_transparent {
+        // IPv6 sockets have the same flag.
+        socket::setsockopt(&opened, sockopt::IpTransparent, &true)?;
+    }
     match port.protocol {
         Protocol::Tcp => {
             // The next keeper can bind while connections of this one are still closing (tcp(7)).
@@ -169,7 +197,7 @@ fn open_at(address: IpAddr, port: &RelayedPort) -> nix::Result<OwnedFd> {
             // Accepted sockets inherit this: urgent data (tcp(7)) stays in order with the rest, and none of it is lost.
             socket::setsockopt(&opened, sockopt::OobInline, &true)?;
         }
-        Protocol::Udp => udp::report_destinations(&opened, address)?,
+        Protocol::Udp => udp::report_destinations(&opened, address, port.is_transparent)?,
     }
     socket::bind(opened.as_raw_fd(), &SockaddrStorage::from(address))?;
     if port.protocol == Protocol::Tcp {

@@ -1,13 +1,15 @@
 //! The port relay: passes connections and datagrams that arrive at a port on to another port, in user space.
 //!
-//! A keeper runs up to two relays. One passes traffic from published ports of the host (`--publish`) to the program.
-//! The other passes traffic from the program to ports of the host's loopback (`--host-port`). A relay translates no
-//! addresses, so it needs neither IP forwarding nor firewall rules, and serves IPv4 and IPv6 clients alike.
+//! A keeper runs up to three relays. One passes traffic from published ports of the host (`--publish`) to the program.
+//! Another passes traffic from the program to ports of the host's loopback (`--host-port`). The third passes the traffic
+//! of a rootless tunnel's program to local networks (`--local`): its ports are transparent, so that they receive what
+//! is sent to all addresses there, and it connects to the original destination. A relay translates no addresses, so it needs neither IP forwarding nor firewall rules, and serves IPv4 and IPv6 clients alike.
 //!
 //! - `listen`: which ports are relayed, and the sockets that listen on them.
 //! - `event_loop`: the relay's thread, which waits for events (`poller`) and dispatches them.
 //! - `tcp`: relays connections; the bytes stay in the kernel (splice(2)).
 //! - `udp`: relays datagrams; each client has a flow that ends when it is idle.
+//! - `destinations`: where clients of a transparent port are relayed to.
 //! - `proxy_protocol`: tells the program its client's address where that was requested.
 //! - `budget` and `clients`: how many descriptors are in use, and which client's connection is evicted when there are
 //!   no more.
@@ -18,6 +20,7 @@
 
 mod budget;
 mod clients;
+mod destinations;
 mod event_loop;
 mod listen;
 mod poller;
@@ -34,11 +37,13 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::linux::namespace::NetworkNamespace;
 pub use budget::Budget;
+pub use destinations::Destinations;
 use event_loop::EventLoop;
 pub use listen::{AllowedClient, ListenSocket, RelayedPort, bind};
 pub use port_diff::PortDiff;
@@ -93,10 +98,21 @@ enum RelayCommand {
     Apply(PortDiff, Vec<ListenSocket>),
     /// Connect new clients to the first of these addresses that accepts.
     SetTargets(Vec<IpAddr>),
+    /// Relay to these networks, and end the connections to others ([`Destinations::new`]).
+    SetNetworks(Vec<(IpNet, bool)>),
+}
+
+/// Where clients are relayed to.
+#[derive(Debug)]
+pub enum Targets {
+    /// To the port's target port of the first of these addresses that accepts.
+    Addresses(Vec<IpAddr>),
+    /// To the address that the client has sent to. For transparent ports.
+    Original(Destinations),
 }
 
 impl Relay {
-    /// Starts a thread that relays traffic from `sockets` to the first of `targets` that accepts.
+    /// Starts a thread that relays traffic from `sockets` to `targets`.
     ///
     /// The targets are addresses in `namespace`, or in the caller's network namespace if that is `None`. The thread
     /// enters the namespace, then calls `on_thread_start`, then begins to relay.
@@ -106,7 +122,7 @@ impl Relay {
     /// Returns an error if the thread cannot be started or cannot enter the namespace, or if `on_thread_start` fails.
     pub fn start(
         sockets: Vec<ListenSocket>,
-        targets: Vec<IpAddr>,
+        targets: Targets,
         namespace: Option<NetworkNamespace>,
         limits: Limits,
         on_thread_start: fn() -> io::Result<()>,
@@ -188,6 +204,16 @@ impl Relay {
     /// Returns an error if the relay's thread has ended.
     pub fn set_targets(&self, targets: Vec<IpAddr>) -> io::Result<()> {
         self.send(RelayCommand::SetTargets(targets))
+    }
+
+    /// Replaces the networks to which clients of transparent ports are relayed. Connections and flows to other networks
+    /// end.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the relay's thread has ended.
+    pub fn set_networks(&self, networks: Vec<(IpNet, bool)>) -> io::Result<()> {
+        self.send(RelayCommand::SetNetworks(networks))
     }
 
     /// Sends a command to the thread, and waits until it is done.

@@ -3,19 +3,20 @@
 
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, ControlMessage, ControlMessageOwned, MsgFlags, SockType, SockaddrLike, SockaddrStorage, sockopt,
+    self, ControlMessage, ControlMessageOwned, MsgFlags, SockType, SockaddrIn, SockaddrIn6, SockaddrLike,
+    SockaddrStorage, sockopt,
 };
 
 use super::budget::{Budget, Grant, PortBudget};
 use super::clients::{Clients, EVICTION_ATTEMPTS};
 use super::poller::Poller;
-use super::{Limits, ListenSocket, RelayedPort, is_connected_to_itself, new_socket};
+use super::{Destinations, Limits, ListenSocket, RelayedPort, Targets, is_connected_to_itself, new_socket};
 
 /// How long a flow may be idle by default. RFC 4787, REQ-5, requires at least two minutes.
 pub(super) const IDLE: Duration = Duration::from_secs(180);
@@ -33,9 +34,14 @@ const RESEND_BYTES: usize = 4 << 20;
 const DATAGRAMS_PER_TURN: usize = 256;
 
 /// Makes a socket report to which address of the host each datagram was sent, so that the reply comes from there
-/// (ip(7), ipv6(7)).
-pub(super) fn report_destinations(socket: &OwnedFd, address: SocketAddr) -> nix::Result<()> {
-    if address.is_ipv6() {
+/// (ip(7), ipv6(7)). A transparent socket reports to which address and port of another host.
+pub(super) fn report_destinations(socket: &OwnedFd, address: SocketAddr, is_transparent: bool) -> nix::Result<()> {
+    if is_transparent {
+        match address {
+            SocketAddr::V4(_) => socket::setsockopt(socket, sockopt::Ipv4OrigDstAddr, &true),
+            SocketAddr::V6(_) => socket::setsockopt(socket, sockopt::Ipv6OrigDstAddr, &true),
+        }
+    } else if address.is_ipv6() {
         // This covers IPv4 datagrams on an IPv6 socket, too.
         socket::setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)
     } else {
@@ -43,14 +49,18 @@ pub(super) fn report_destinations(socket: &OwnedFd, address: SocketAddr) -> nix:
     }
 }
 
-/// What identifies a flow: the token of the port, the client, and the host's address that the client sends to.
-type Key = (u64, SocketAddr, Option<HostAddress>);
+/// What identifies a flow: the token of the port, the client, and the address that the client sends to.
+type Key = (u64, SocketAddr, Option<Destination>);
 
-/// An address of the host, in the form of the kernel's control messages. The number is that of an interface.
+/// An address that a client sends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum HostAddress {
-    V4([u8; 4]),
-    V6([u8; 16], u32),
+enum Destination {
+    /// An IPv4 address of the host, in the form of the kernel's control messages.
+    HostV4([u8; 4]),
+    /// An IPv6 address of the host, and the number of an interface.
+    HostV6([u8; 16], u32),
+    /// An address of another host.
+    Other(SocketAddr),
 }
 
 /// All UDP flows of a relay.
@@ -72,6 +82,8 @@ struct Flow {
     _grants: [Grant; 2],
     /// The socket that is connected to the program.
     inside: OwnedFd,
+    /// The socket from which the client of a transparent port gets replies; `None`: from the port's.
+    replies: Option<OwnedFd>,
     token: u64,
     /// Addresses to try next if the program does not listen on this one; the next is last.
     remaining: Vec<SocketAddr>,
@@ -115,7 +127,7 @@ impl UdpFlows {
         &mut self,
         token: u64,
         socket: &ListenSocket,
-        targets: &[IpAddr],
+        targets: &Targets,
         poller: &mut Poller,
     ) -> nix::Result<()> {
         for _ in 0..DATAGRAMS_PER_TURN {
@@ -132,10 +144,7 @@ impl UdpFlows {
             }
             let key = (token, client, local);
             if !self.flows.contains_key(&key) {
-                let targets = socket.port.sort_targets(targets);
-                let targets = targets.into_iter().rev().map(|target| SocketAddr::new(target, target_port)).collect();
-                let grants = self.take_or_evict(&key).ok_or_else(|| Errno::EMFILE.into());
-                match grants.and_then(|grants| Flow::begin(targets, grants, poller)) {
+                match self.begin(&key, socket, targets, poller) {
                     Ok(flow) => self.insert(key, flow),
                     Err(error) => {
                         tracing::debug!("dropped a datagram to port {target_port}: {error}");
@@ -150,12 +159,38 @@ impl UdpFlows {
         Ok(())
     }
 
+    /// Begins a flow.
+    fn begin(
+        &mut self,
+        key: &Key,
+        socket: &ListenSocket,
+        targets: &Targets,
+        poller: &mut Poller,
+    ) -> std::io::Result<Flow> {
+        let (mut remaining, replies) = match (targets, key.2) {
+            (Targets::Addresses(targets), _) => {
+                let targets = socket.port.sort_targets(targets).into_iter().rev();
+                (targets.map(|target| SocketAddr::new(target, socket.port.target_port)).collect(), None)
+            }
+            (Targets::Original(destinations), Some(Destination::Other(to))) if destinations.allow(&to) => {
+                (vec![to], Some((destinations, to)))
+            }
+            (Targets::Original(_), _) => return Err(Errno::EACCES.into()),
+        };
+        let descriptors = 1 + usize::from(replies.is_some());
+        let grants = self.take_or_evict(key, descriptors).ok_or(Errno::EMFILE)?;
+        let replies = replies.map(|(destinations, to)| destinations.reply_from(to)).transpose()?;
+        let (inside, token) = connect(&mut remaining, poller)?;
+        Ok(Flow { _grants: grants, inside, replies, token, remaining, unanswered: None, used: Instant::now() })
+    }
+
     /// Takes what one more flow needs out of the budgets. If nothing is left, evicts the longest-idle flow of the
     /// client that holds most; not one of a port that uses no more than its reserved share.
-    fn take_or_evict(&mut self, (token, client, _): &Key) -> Option<[Grant; 2]> {
+    fn take_or_evict(&mut self, (token, client, _): &Key, descriptors: usize) -> Option<[Grant; 2]> {
         for _ in 0..EVICTION_ATTEMPTS {
             let own = self.ports.get(token)?;
-            let missing = match own.each_ref().map(|port| port.take(1)) {
+            let [of_descriptors, of_flows] = own;
+            let missing = match [of_descriptors.take(descriptors), of_flows.take(1)] {
                 [Some(descriptor), Some(flow)] => return Some([descriptor, flow]),
                 [None, _] => 0,
                 _ => 1,
@@ -191,6 +226,14 @@ impl UdpFlows {
         }
     }
 
+    /// Ends the flows to destinations that are not allowed.
+    pub(super) fn end_unless_allowed(&mut self, destinations: &Destinations) {
+        let is_allowed = |key: &Key| matches!(&key.2, Some(Destination::Other(to)) if destinations.allow(to));
+        for key in self.flows.keys().filter(|key| !is_allowed(key)).copied().collect::<Vec<_>>() {
+            self.remove(&key);
+        }
+    }
+
     /// Relays the program's replies in the flow of a token.
     pub(super) fn relay_replies(&mut self, token: u64, sockets: &HashMap<u64, ListenSocket>, poller: &mut Poller) {
         let Some(key) = self.by_token.get(&token).copied() else { return };
@@ -200,7 +243,8 @@ impl UdpFlows {
                 Ok(length) => {
                     (flow.used, flow.unanswered) = (Instant::now(), None);
                     flow.remaining.clear();
-                    if let Err(error) = send_to(&socket.socket, &self.buffer[..length], key.1, key.2) {
+                    let from = flow.replies.as_ref().unwrap_or(&socket.socket);
+                    if let Err(error) = send_to(from, &self.buffer[..length], key.1, key.2) {
                         tracing::trace!("dropped a reply to {}: {error}", key.1);
                     }
                 }
@@ -263,11 +307,6 @@ fn connect(addresses: &mut Vec<SocketAddr>, poller: &mut Poller) -> std::io::Res
 }
 
 impl Flow {
-    fn begin(mut remaining: Vec<SocketAddr>, grants: [Grant; 2], poller: &mut Poller) -> std::io::Result<Self> {
-        let (inside, token) = connect(&mut remaining, poller)?;
-        Ok(Self { _grants: grants, inside, token, remaining, unanswered: None, used: Instant::now() })
-    }
-
     fn send(&mut self, datagram: &[u8], resend_budget: &Budget) {
         self.used = Instant::now();
         self.unanswered = None;
@@ -279,18 +318,24 @@ impl Flow {
     }
 }
 
-fn receive_from(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<(usize, SocketAddr, Option<HostAddress>)> {
-    let mut space = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
+fn receive_from(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<(usize, SocketAddr, Option<Destination>)> {
+    let mut space = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo, libc::sockaddr_in6);
     let mut parts = [IoSliceMut::new(buffer)];
     let received =
         socket::recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
     let local = received.cmsgs()?.find_map(|message| match message {
-        ControlMessageOwned::Ipv4PacketInfo(info) => Some(HostAddress::V4(info.ipi_spec_dst.s_addr.to_ne_bytes())),
+        ControlMessageOwned::Ipv4PacketInfo(info) => Some(Destination::HostV4(info.ipi_spec_dst.s_addr.to_ne_bytes())),
         // The interface only matters for link-local addresses.
         ControlMessageOwned::Ipv6PacketInfo(info) => {
             let address = info.ipi6_addr.s6_addr;
             let is_link_local = address[0] == 0xfe && address[1] & 0xc0 == 0x80;
-            Some(HostAddress::V6(address, if is_link_local { info.ipi6_ifindex } else { 0 }))
+            Some(Destination::HostV6(address, if is_link_local { info.ipi6_ifindex } else { 0 }))
+        }
+        ControlMessageOwned::Ipv4OrigDstAddr(address) => {
+            Some(Destination::Other(SocketAddr::V4(SockaddrIn::from(address).into())))
+        }
+        ControlMessageOwned::Ipv6OrigDstAddr(address) => {
+            Some(Destination::Other(SocketAddr::V6(SockaddrIn6::from(address).into())))
         }
         _ => None,
     });
@@ -304,29 +349,30 @@ fn to_address(address: &SockaddrStorage) -> Option<SocketAddr> {
         .filter(|_| address.len() > 0)
 }
 
-fn send_to(socket: &OwnedFd, datagram: &[u8], client: SocketAddr, local: Option<HostAddress>) -> nix::Result<()> {
+fn send_to(socket: &OwnedFd, datagram: &[u8], client: SocketAddr, local: Option<Destination>) -> nix::Result<()> {
     let parts = [IoSlice::new(datagram)];
     let to = SockaddrStorage::from(client);
     let send = |messages: &[ControlMessage<'_>]| {
         socket::sendmsg(socket.as_raw_fd(), &parts, messages, MsgFlags::MSG_NOSIGNAL, Some(&to)).map(drop)
     };
     match local {
-        Some(HostAddress::V4(address)) => {
+        Some(Destination::HostV4(address)) => {
             let from = libc::in_addr { s_addr: u32::from_ne_bytes(address) };
             let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: from, ipi_addr: libc::in_addr { s_addr: 0 } };
             send(&[ControlMessage::Ipv4PacketInfo(&info)])
         }
-        Some(HostAddress::V6(address, interface)) => {
+        Some(Destination::HostV6(address, interface)) => {
             let from = libc::in6_addr { s6_addr: address };
             send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: interface })])
         }
-        None => send(&[]),
+        // A socket that has this address.
+        Some(Destination::Other(_)) | None => send(&[]),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, UdpSocket};
+    use std::net::{IpAddr, Ipv4Addr, UdpSocket};
     use std::os::fd::BorrowedFd;
 
     use super::*;
@@ -347,11 +393,13 @@ mod tests {
             protocol: Protocol::Udp,
             target_port: program.local_addr().expect("an address").port(),
             proxy_protocol: None,
+            is_transparent: false,
         };
         let wait = |fd: BorrowedFd<'_>| {
             let ready = wait_for(&[fd], Some(Duration::from_secs(60))).expect("it can be waited for");
             assert!(ready[0], "nothing arrives");
         };
+        let addresses = Targets::Addresses(targets.map(IpAddr::from).into());
         for (budget, is_kept) in [(0, false), (7, false), (8, true)] {
             let socket = bind(std::slice::from_ref(&relayed)).expect("a port").remove(0);
             let address: SocketAddr =
@@ -365,7 +413,7 @@ mod tests {
             for is_first in [true, false] {
                 client.send_to(b"8 bytes.", address).expect("room");
                 wait(sockets[&0].socket.as_fd());
-                flows.receive(0, &sockets[&0], &targets.map(IpAddr::from), &mut poller).expect("it is received");
+                flows.receive(0, &sockets[&0], &addresses, &mut poller).expect("it is received");
                 if is_first {
                     // The first address refuses the datagram.
                     wait(poller.epoll.as_fd());

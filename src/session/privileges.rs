@@ -21,7 +21,11 @@ fn of_root() -> CapabilitySet {
 /// If the capabilities cannot be read.
 pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
     let is_privileged = capabilities::permitted().doing("read the capabilities")?.contains(of_root());
-    if is_privileged && !rootless { Scope::System.enter() } else { Scope::User.enter() }
+    if is_privileged && !rootless {
+        Scope::System.enter()
+    } else {
+        Scope::User.enter()
+    }
     Ok(())
 }
 
@@ -81,7 +85,9 @@ impl Privileges {
             return Ok(());
         }
         match namespace {
-            Some(namespace) => user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?,
+            Some(namespace) => {
+                user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?
+            }
             None => user_namespace::create()
                 .and_then(|()| NetworkNamespace::create(|| Ok(())).map(drop))
                 .map_err(|error| forbidden(&error))?,
@@ -101,7 +107,8 @@ fn forbidden(error: &std::io::Error) -> Failure {
     } else if is("kernel/unprivileged_userns_clone", "0") {
         "allow them: `sysctl kernel.unprivileged_userns_clone=1`; or run it with sudo".to_owned()
     } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        let program = std::env::current_exe().map_or_else(|_| "/usr/bin/vpn-exec".into(), |path| path.display().to_string());
+        let program =
+            std::env::current_exe().map_or_else(|_| "/usr/bin/vpn-exec".into(), |path| path.display().to_string());
         format!(
             "AppArmor restricts them: allow this program with `echo 'abi <abi/4.0>, profile vpn-exec {program} \
              flags=(unconfined) {{ userns, }}' >/etc/apparmor.d/vpn-exec && apparmor_parser -r \

@@ -55,7 +55,11 @@ impl Tunnel {
         inner.netlink.execute(closing)?;
         if change.firewall {
             inner.rules.replace(&changed.firewall.inside, mark)?;
-            self.host_rules.open(changed, &self.mark).map_err(io::Error::other)?;
+            match &mut self.gateway {
+                Some(gateway) => gateway.set_local_networks(changed, &self.mark),
+                None => self.host_rules.open(changed, &self.mark),
+            }
+            .map_err(io::Error::other)?;
         }
         let mut requests: Vec<NetlinkRequest> = Vec::new();
         requests.extend(change.mtu.map(|mtu| NetlinkRequest::set_mtu(index, name, mtu)));

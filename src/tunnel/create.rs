@@ -13,6 +13,7 @@ use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::namespace::{self, NetworkNamespace};
 use crate::linux::netlink::link::TargetNamespace;
+use crate::linux::netlink::route::Route;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::names::InterfaceName;
@@ -134,6 +135,12 @@ impl Tunnel {
         let mut requests = vec![NetlinkRequest::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(link_addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);
         requests.push(NetlinkRequest::set_up(index, outer.as_str()));
+        if self.plan.rootless {
+            // A local network may contain the link, and the routes of the gateway's addresses are in this table.
+            let inner = veth.inner_addresses().map(IpNet::from);
+            requests
+                .extend(inner.map(|inner| NetlinkRequest::add_route_in(Route::LOCAL, index, outer.as_str(), inner)));
+        }
         self.outside().execute(requests).doing(CONNECTING)?;
 
         let netlink = &mut self.inner()?.netlink;

@@ -3,32 +3,74 @@
 //!
 //! So the namespace of the programs, its link, its routes and its packet rules are the same whoever makes the tunnel.
 //! The gateway has no way out. What the programs send to the host or to local networks ends at sockets there, and the
-//! keeper, which is in the host's namespace, relays it ([`crate::relay`]).
+//! keeper, which is in the host's namespace, relays it ([`crate::relay`]). To receive packets to local networks, the
+//! gateway has all of their addresses (routes of the type `local`), and rules that pass them to the relay's sockets.
 
-use super::{Tunnel, parameters};
+use std::io;
+
+use ipnet::IpNet;
+
+use super::{LOADING_RULES, Tunnel, parameters};
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
+use crate::linux::nftables::{self, Nftables};
 use crate::linux::sysctl;
 use crate::names::InterfaceName;
 use crate::plan::Plan;
+use crate::registry::Mark;
 
 /// A namespace in place of the host's, which ends with the keeper.
 pub(super) struct Gateway {
     pub(super) namespace: NetworkNamespace,
     pub(super) netlink: Netlink,
+    rules: Nftables,
+    /// The networks whose addresses it has.
+    networks: Vec<IpNet>,
+}
+
+/// The operation that a failure to take the addresses of local networks names.
+const RELAYING: &str = "relay to the local networks";
+
+/// Adds advice to a failure to load the gateway's rules, if the kernel lacks a part of nf_tables.
+fn advise_on_kernel(failure: Failure) -> Failure {
+    match failure.errno.map(io::Error::from_raw_os_error).is_some_and(|error| nftables::is_missing(&error)) {
+        true => failure.advise(
+            "this kernel lacks a part of nf_tables: load the module nft_tproxy as root, or leave out local networks",
+        ),
+        false => failure,
+    }
 }
 
 impl Gateway {
     fn create() -> Result<Self, Failure> {
-        let (namespace, mut netlink) = NetworkNamespace::create(|| {
+        let (namespace, (mut netlink, rules)) = NetworkNamespace::create(|| {
             // Nobody else is here. A program may reach any port of the host that it is given.
             sysctl::set_if_present("net/ipv4/ip_unprivileged_port_start", "0")?;
-            Netlink::open()
+            Ok((Netlink::open()?, Nftables::open()?))
         })
         .doing("create the gateway's namespace")?;
         netlink.execute_one(NetlinkRequest::set_up(1, "lo")).doing("create the gateway's namespace")?;
-        Ok(Self { namespace, netlink })
+        Ok(Self { namespace, netlink, rules, networks: Vec::new() })
+    }
+
+    /// Loads the rules of a plan, and takes the addresses of its local networks. Closes first, and opens last.
+    pub(super) fn set_local_networks(&mut self, plan: &Plan, mark: &Mark) -> Result<(), Failure> {
+        let without = |all: &[IpNet], except: &[IpNet]| -> Vec<IpNet> {
+            all.iter().filter(|net| !except.contains(net)).copied().collect()
+        };
+        let networks = &plan.local.networks;
+        let closing = without(&self.networks, networks).into_iter().map(NetlinkRequest::delete_local_route).collect();
+        self.netlink.execute(closing).doing(RELAYING)?;
+        self.networks.retain(|net| networks.contains(net));
+        if let Some(table) = &plan.firewall.host {
+            self.rules.replace(table, mark.text()).doing(LOADING_RULES).map_err(advise_on_kernel)?;
+        }
+        let opening = without(networks, &self.networks).into_iter().map(NetlinkRequest::add_local_route);
+        // After a failure, some of them may be there.
+        self.netlink.execute(opening.map(NetlinkRequest::or_exists).collect()).doing(RELAYING)?;
+        self.networks.clone_from(networks);
+        Ok(())
     }
 }
 
@@ -36,7 +78,9 @@ impl Tunnel {
     /// Creates the gateway, if the tunnel is rootless.
     pub(super) fn create_gateway(&mut self) -> Result<(), Failure> {
         if self.plan.rootless {
-            self.gateway = Some(Gateway::create()?);
+            let mut gateway = Gateway::create()?;
+            gateway.set_local_networks(&self.plan, &self.mark)?;
+            self.gateway = Some(gateway);
         }
         Ok(())
     }
@@ -65,10 +109,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// Fails as entering the namespace and the function do.
-    pub fn run_outside<T: Send>(
-        &self,
-        work: impl FnOnce(&Plan) -> Result<T, Failure> + Send,
-    ) -> Result<T, Failure> {
+    pub fn run_outside<T: Send>(&self, work: impl FnOnce(&Plan) -> Result<T, Failure> + Send) -> Result<T, Failure> {
         let plan = &self.plan;
         match &self.gateway {
             Some(gateway) => gateway.namespace.run(|| Ok(work(plan))).doing("enter the gateway's namespace")?,

@@ -45,7 +45,8 @@ impl PortRelays {
         };
         let change = PortsChange { published, host_ports };
         // Starting a thread is the last step that can fail.
-        if let Err(failure) = self.start_missing(tunnel, &change) {
+        let started = self.start_missing(tunnel, &change).and_then(|()| self.start_local(tunnel, changed));
+        if let Err(failure) = started {
             self.abandon(tunnel, change);
             return Err(failure);
         }
@@ -67,6 +68,9 @@ impl PortRelays {
     pub(in crate::keeper) fn commit(&mut self, tunnel: &Tunnel, change: PortsChange) {
         change.published.commit(&mut self.published);
         change.host_ports.commit(&mut self.host_ports);
+        if let Err(failure) = self.follow_local_networks(tunnel) {
+            tracing::error!("{failure}");
+        }
         // The program may listen at new addresses of the tunnel.
         if let Some(relay) = &self.published
             && let Err(error) = tunnel.inner_addresses().and_then(|(targets, _)| relay.set_targets(targets))
@@ -81,6 +85,9 @@ impl PortRelays {
         change.host_ports.abandon(&self.host_ports, |ports| run_at_link(tunnel, |_| relay::bind(ports)));
         end_if_unused(&mut self.published);
         end_if_unused(&mut self.host_ports);
+        if tunnel.plan().local.networks.is_empty() {
+            self.local = None;
+        }
     }
 }
 

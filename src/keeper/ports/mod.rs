@@ -1,8 +1,9 @@
-//! The ports that the keeper relays: published ports of the host, which lead inside, and ports of the link, which lead
-//! to the host's loopback. The relays themselves are threads ([`crate::relay`]).
+//! The ports that the keeper relays: published ports of the host, which lead inside; ports of the link, which lead to
+//! the host's loopback; and those that lead from a rootless tunnel to local networks (`local`). The relays themselves are threads ([`crate::relay`]).
 
 mod bind;
 mod change;
+mod local;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -11,14 +12,11 @@ use super::KeeperStart;
 use super::privileges::{limit_relay, with_all_capabilities};
 use crate::failure::{Doing, Failure};
 use crate::plan::Plan;
-use crate::relay::{Budget, Limits, ListenSocket, Relay};
+use crate::relay::{Budget, Limits, ListenSocket, Relay, Targets};
 use crate::tunnel::Tunnel;
 
 /// Runs a function in the namespace where the host's end of the link is.
-fn run_at_link<T: Send>(
-    tunnel: &Tunnel,
-    work: impl FnOnce(&Plan) -> Result<T, Failure> + Send,
-) -> Result<T, Failure> {
+fn run_at_link<T: Send>(tunnel: &Tunnel, work: impl FnOnce(&Plan) -> Result<T, Failure> + Send) -> Result<T, Failure> {
     match tunnel.has_gateway() {
         true => with_all_capabilities(|| tunnel.run_outside(work)).doing("enter the gateway's namespace")?,
         false => work(tunnel.plan()),
@@ -57,13 +55,14 @@ impl ReservedPorts {
 
     /// Starts the relays that are needed.
     pub(super) fn start(self, tunnel: &Tunnel) -> Result<PortRelays, Failure> {
-        let mut ports = PortRelays { published: None, host_ports: None, descriptors: self.descriptors };
+        let mut ports = PortRelays { published: None, host_ports: None, local: None, descriptors: self.descriptors };
         if !self.published.is_empty() {
             ports.published = Some(ports.start_published(tunnel, self.published)?);
         }
         if !self.host_ports.is_empty() {
             ports.host_ports = Some(ports.start_host_ports(self.host_ports)?);
         }
+        ports.follow_local_networks(tunnel)?;
         Ok(ports)
     }
 }
@@ -74,14 +73,16 @@ pub(super) struct PortRelays {
     published: Option<Relay>,
     /// The relay to the host's loopback, if it has ports.
     host_ports: Option<Relay>,
-    /// The number of descriptors that both relays may open. Set when the first relay starts.
+    /// The relay to local networks, if a rootless tunnel has some.
+    local: Option<Relay>,
+    /// The number of descriptors that all relays may open. Set when the first relay starts.
     descriptors: Option<Budget>,
 }
 
 impl PortRelays {
     /// Ends the relays and all their connections.
     pub(super) fn close(&mut self) {
-        (self.published, self.host_ports, self.descriptors) = (None, None, None);
+        (self.published, self.host_ports, self.local, self.descriptors) = (None, None, None, None);
     }
 
     /// Starts the relay from the host to the program.
@@ -89,6 +90,7 @@ impl PortRelays {
         let start = || {
             let (targets, namespace) = tunnel.inner_addresses()?;
             let limits = self.limits()?;
+            let targets = Targets::Addresses(targets);
             with_all_capabilities(|| Relay::start(ports, targets, Some(namespace), limits, limit_relay))?
         };
         start().doing("publish ports")
@@ -97,7 +99,7 @@ impl PortRelays {
     /// Starts the relay from inside to the host's loopback.
     fn start_host_ports(&mut self, ports: Vec<ListenSocket>) -> Result<Relay, Failure> {
         let start = || {
-            let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            let loopback = Targets::Addresses(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
             let limits = self.limits()?;
             with_all_capabilities(|| Relay::start(ports, loopback, None, limits, limit_relay))?
         };

@@ -175,6 +175,11 @@ fn unreachable(table: u32, destination: IpNet, metric: u32) -> RouteMessageBuild
     route(destination).table_id(table).priority(metric).kind(RouteType::Unreachable)
 }
 
+/// Builds a route that delivers a network's packets to the namespace itself. `lo` is its first interface.
+fn local(destination: IpNet) -> RouteMessageBuilder<IpAddr> {
+    route(destination).table_id(Route::LOCAL).kind(RouteType::Local).output_interface(1)
+}
+
 impl NetlinkRequest {
     /// Adds a route to the main table, by an interface and, if given, through a router.
     pub fn add_route(index: u32, name: &str, destination: IpNet, gateway: Option<IpAddr>) -> Self {
@@ -198,6 +203,17 @@ impl NetlinkRequest {
             format!("add the route {destination} through {name} to table {table}"),
             RouteNetlinkMessage::NewRoute(message.build()),
         )
+    }
+
+    /// Adds a route that makes all addresses of a network local, as if `lo` had them (`RTN_LOCAL` of rtnetlink(7)).
+    pub fn add_local_route(destination: IpNet) -> Self {
+        let what = format!("make the addresses of {destination} local");
+        Self::create(what, RouteNetlinkMessage::NewRoute(local(destination).scope(RouteScope::Host).build()))
+    }
+
+    /// Removes a route that [`Self::add_local_route`] has added, unless it is gone already.
+    pub fn delete_local_route(destination: IpNet) -> Self {
+        Self::remove_route(format!("make the addresses of {destination} foreign"), local(destination))
     }
 
     /// Adds a route to a table that refuses packets with `EHOSTUNREACH`. `metric` decides between it and other routes

@@ -1,5 +1,6 @@
 //! Translates tables of [`crate::ruleset`] into nf_tables messages.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
@@ -54,6 +55,11 @@ const IP_CT_DIR_REPLY: u8 = 1;
 
 /// The attribute of a redir expression that names the register of the port (`enum nft_redir_attributes`).
 const NFTA_REDIR_REG_PROTO_MIN: u16 = 1;
+
+/// The attributes of a tproxy expression (`enum nft_tproxy_attributes`).
+const NFTA_TPROXY_FAMILY: u16 = 1;
+const NFTA_TPROXY_REG_ADDR: u16 = 2;
+const NFTA_TPROXY_REG_PORT: u16 = 3;
 
 /// The type of a comment in a table's user data (`NFTNL_UDATA_TABLE_COMMENT` of libnftnl).
 const UDATA_TABLE_COMMENT: u8 = 0;
@@ -161,6 +167,21 @@ fn verdict_expressions(verdict: Verdict) -> Vec<Expressions> {
         }
         Verdict::RedirectTo(port) => {
             vec![load(port.to_be_bytes()), other("redir", [(NFTA_REDIR_REG_PROTO_MIN, Register::Reg1.into())])]
+        }
+        Verdict::RelayBy(to) => {
+            let (family, address) = match to.ip() {
+                IpAddr::V4(ip) => (NFPROTO_IPV4, ip.octets().to_vec()),
+                IpAddr::V6(ip) => (NFPROTO_IPV6, ip.octets().to_vec()),
+            };
+            let relay = [
+                (NFTA_TPROXY_FAMILY, family.into()),
+                (NFTA_TPROXY_REG_ADDR, Register::Reg1.into()),
+                (NFTA_TPROXY_REG_PORT, Register::Reg2.into()),
+            ];
+            // The expression needs a rule that matches one family.
+            let of_family = [meta(MetaKey::Nfproto), compare(Operator::Equal, [family])];
+            let registers = [load(address), load_into(Register::Reg2, to.port().to_be_bytes())];
+            of_family.into_iter().chain(registers).chain([other("tproxy", relay), code(NF_ACCEPT)]).collect()
         }
     }
 }
@@ -280,8 +301,12 @@ fn connection(key: u32) -> Expressions {
 
 /// Loads a constant into the register.
 fn load(value: impl Into<Vec<u8>>) -> Expressions {
+    load_into(Register::Reg1, value)
+}
+
+fn load_into(register: Register, value: impl Into<Vec<u8>>) -> Expressions {
     let data = DataAttribute::Value(value.into());
-    Expressions::Immediate(vec![Immediate::DestinationRegister(Register::Reg1), Immediate::Data(data)])
+    Expressions::Immediate(vec![Immediate::DestinationRegister(register), Immediate::Data(data)])
 }
 
 /// Returns an expression of a type that the library does not know, with its attributes and their numbers.

@@ -23,6 +23,8 @@ pub(super) struct Connection {
     pub(super) tokens: [u64; 2],
     /// While the program's socket is being connected: the addresses to try next; the next is last.
     connecting: Option<Vec<SocketAddr>>,
+    /// Whether they are addresses of other hosts.
+    to_others: bool,
     /// The rest of the PROXY protocol header, which is sent before the client's first byte.
     header: Vec<u8>,
     /// From client to program, and back.
@@ -50,7 +52,7 @@ impl Connection {
         port: u64,
         sockets: [OwnedFd; 2],
         tokens: [u64; 2],
-        remaining: Vec<SocketAddr>,
+        (remaining, to_others): (Vec<SocketAddr>, bool),
         header: Vec<u8>,
         grant: Grant,
     ) -> Self {
@@ -60,6 +62,7 @@ impl Connection {
             sockets,
             tokens,
             connecting: Some(remaining),
+            to_others,
             header,
             directions: Default::default(),
             used: Instant::now(),
@@ -80,7 +83,8 @@ impl Connection {
                 Err(_) => {
                     // A reset frees the port of a socket that was connected to itself.
                     reset(&self.sockets[1]);
-                    let next = connect(remaining).and_then(|next| Ok((poller.add(next.as_fd())?, next)));
+                    let next =
+                        connect(remaining, self.to_others).and_then(|next| Ok((poller.add(next.as_fd())?, next)));
                     let Ok((token, next)) = next else { return Outcome::Reset };
                     (self.sockets[1], self.tokens[1]) = (next, token);
                     return Outcome::Unfinished;
@@ -110,12 +114,15 @@ impl Connection {
 }
 
 /// Begins to connect to the last address that can be tried, and removes it and those after it from the list.
-pub(super) fn connect(addresses: &mut Vec<SocketAddr>) -> io::Result<OwnedFd> {
+/// `to_others` says whether the addresses are those of other hosts.
+pub(super) fn connect(addresses: &mut Vec<SocketAddr>, to_others: bool) -> io::Result<OwnedFd> {
     let mut last_error = Errno::ECONNREFUSED;
     while let Some(address) = addresses.pop() {
         let connecting = new_socket(address, SockType::Stream).and_then(|socket| {
             socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
-            use_reno(&socket);
+            if !to_others {
+                use_reno(&socket);
+            }
             let _ = socket::setsockopt(&socket, sockopt::OobInline, &true);
             match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
                 Err(Errno::EINPROGRESS) | Ok(()) => Ok(socket),
@@ -197,7 +204,7 @@ mod tests {
             client.shutdown(std::net::Shutdown::Write).expect("a socket");
             let grant = budget.take(2).expect("descriptors");
             let mut connection =
-                Connection::new(0, [from_client, to_program], [1, 2], Vec::new(), header.clone(), grant);
+                Connection::new(0, [from_client, to_program], [1, 2], (Vec::new(), false), header.clone(), grant);
             connection.connecting = None;
             let (mut poller, mut pipes) = (Poller::new().expect("a poller"), Pipes::new(budget));
             assert!(connection.relay(&mut poller, &mut pipes) == Outcome::Wait && !connection.header.is_empty());

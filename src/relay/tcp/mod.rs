@@ -8,7 +8,7 @@ mod direction;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use self::direction::Pipes;
 use super::budget::{Budget, CONNECTION, Grant, PortBudget};
 use super::clients::{Client, Clients, EVICTION_ATTEMPTS};
 use super::poller::Poller;
-use super::{ListenSocket, proxy_protocol};
+use super::{Destinations, ListenSocket, Targets, proxy_protocol};
 use crate::config::ProxyProtocol;
 
 /// How many connections are accepted at one port before the other ports get their turn.
@@ -73,11 +73,10 @@ impl TcpConnections {
         &mut self,
         token: u64,
         listener: &ListenSocket,
-        targets: &[IpAddr],
+        targets: &Targets,
         poller: &mut Poller,
     ) -> nix::Result<bool> {
         let target_port = listener.port.target_port;
-        let targets = listener.port.sort_targets(targets);
         for _ in 0..ACCEPTS_PER_TURN {
             let grant = self.pipes.take_for_connection(self.ports.get(&token));
             // If there is nothing to evict, the client waits in the kernel's queue instead of being rejected.
@@ -121,6 +120,18 @@ impl TcpConnections {
                     continue;
                 }
             };
+            let addresses: Vec<SocketAddr> = match targets {
+                Targets::Addresses(targets) => {
+                    let sorted = listener.port.sort_targets(targets);
+                    sorted.into_iter().rev().map(|target| SocketAddr::new(target, target_port)).collect()
+                }
+                // The packet rules have decided already. They may have changed meanwhile.
+                Targets::Original(destinations) if destinations.allow(&to) => vec![to],
+                Targets::Original(_) => {
+                    reset(&client);
+                    continue;
+                }
+            };
             if listener.port.allowed_client.is_some() || from.ip() == to.ip() {
                 use_reno(&client);
             }
@@ -128,8 +139,8 @@ impl TcpConnections {
                 None => Vec::new(),
                 Some(ProxyProtocol::V2) => proxy_protocol::header(from, to),
             };
-            let addresses = targets.iter().rev().map(|target| SocketAddr::new(*target, target_port)).collect();
-            if let Err(error) = self.begin(token, (client, from), grant, header, addresses, poller) {
+            let to_others = listener.port.is_transparent;
+            if let Err(error) = self.begin(token, (client, from), grant, header, (addresses, to_others), poller) {
                 tracing::debug!("a connection to port {target_port} has failed: {error}");
             }
         }
@@ -167,13 +178,13 @@ impl TcpConnections {
         (client, from): (OwnedFd, SocketAddr),
         grant: Grant,
         header: Vec<u8>,
-        mut addresses: Vec<SocketAddr>,
+        (mut addresses, to_others): (Vec<SocketAddr>, bool),
         poller: &mut Poller,
     ) -> io::Result<()> {
         let _ = socket::setsockopt(&client, sockopt::TcpNoDelay, &true);
         // The program's own keepalive probes end at the relay, so the relay has to find out if the client has vanished.
         let _ = socket::setsockopt(&client, sockopt::KeepAlive, &true);
-        let program = match connect(&mut addresses) {
+        let program = match connect(&mut addresses, to_others) {
             Ok(program) => program,
             Err(error) => {
                 reset(&client);
@@ -182,7 +193,7 @@ impl TcpConnections {
         };
         let tokens = [poller.add(client.as_fd())?, poller.add(program.as_fd())?];
         self.by_token.extend(tokens.map(|token| (token, tokens[0])));
-        let connection = Connection::new(port, [client, program], tokens, addresses, header, grant);
+        let connection = Connection::new(port, [client, program], tokens, (addresses, to_others), header, grant);
         self.clients.add(tokens[0], from.into(), port, connection.used);
         self.connections.insert(tokens[0], connection);
         self.unfinished.push(tokens[0]);
@@ -221,6 +232,16 @@ impl TcpConnections {
         self.ports.remove(&port);
         let of_port = self.connections.iter().filter(|(_, connection)| connection.port == port).map(|(key, _)| *key);
         for key in of_port.collect::<Vec<_>>() {
+            self.remove(key, true);
+        }
+    }
+
+    /// Resets the connections to destinations that are not allowed.
+    pub(super) fn end_unless_allowed(&mut self, destinations: &Destinations) {
+        let is_allowed =
+            |connection: &Connection| local_address(&connection.sockets[0]).is_ok_and(|to| destinations.allow(&to));
+        let ended = self.connections.iter().filter(|(_, connection)| !is_allowed(connection)).map(|(key, _)| *key);
+        for key in ended.collect::<Vec<_>>() {
             self.remove(key, true);
         }
     }
