@@ -1,5 +1,7 @@
 //! Tunnels without root: an ordinary user makes them in a user namespace.
 
+mod local;
+
 use std::time::Duration;
 
 use anyhow::Result;
