@@ -1,21 +1,67 @@
 //! Local networks of a rootless tunnel: the relay reaches those that were opened and no others.
 
-use std::net::{IpAddr, SocketAddr};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::agent::{Agent, Echo};
-use lab::{HOST_ON_PRIVATE_LAN, LAN, Lab, PRIVATE_LAN, PROVIDER, Peer, Reach, WEB};
+use lab::dns::DnsServer;
+use lab::{
+    HOST_ON_PRIVATE_LAN, LAN, Lab, Launcher, PRIVATE_LAN, PROVIDER, Peer, Reach, TUNNEL_RESOLVER, WEB, variables,
+    vpn_exec,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vpn_exec::lease::status::Status;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
+use vpn_exec::plan::RELAY_ADDRESSES;
 
 use super::{BEGIN, rootless};
 
+/// The networks of [`Lab::join_private_lan`]. The host's kernel needs no forwarding for them.
 const LOCAL: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
+
+const PAGE: &str = "a page in the local network";
 
 fn inside(lab: &Lab, options: &[&str]) -> Result<Agent> {
     rootless(lab, Reach::Ipv4)?.options(options).start_agent()?.begun()
 }
 
+/// Starts the agent in a tunnel whose namespace has no packet rules, so that those of the gateway decide alone.
+fn inside_without_rules(lab: &Lab, options: &[&str]) -> Result<Agent> {
+    rootless(lab, Reach::Ipv4)?.options(options).env(variables::BREAK, "rules").start_agent()?.begun()
+}
+
 fn url(address: impl Into<IpAddr>, port: u16) -> String {
     format!("http://{}/", SocketAddr::new(address.into(), port))
+}
+
+fn status(name: &str) -> Result<Status> {
+    let output = user(vpn_exec(["status", name, "--json"])).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn user(mut command: Command) -> Command {
+    command.env("XDG_RUNTIME_DIR", super::RUNTIME);
+    command
+}
+
+/// Returns the namespace of an agent in a tunnel.
+fn namespace_of(agent: &mut Agent) -> Result<NetworkNamespace> {
+    let pid = agent.succeed("pid")?;
+    Ok(NetworkNamespace::from(OwnedFd::from(File::open(format!("/proc/{pid}/ns/net"))?)))
+}
+
+fn assert_no_leaks(lab: &Lab) -> Result<()> {
+    let leaks: Vec<_> = lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).collect();
+    ensure!(leaks.is_empty(), "{leaks:#?}");
+    Ok(())
 }
 
 #[test]
@@ -25,11 +71,12 @@ fn a_program_reaches_the_opened_networks_and_no_others() {
         let echo = Echo::start(&lab.lan, 7)?;
         let mut agent = inside(lab, &LOCAL)?;
         for address in PRIVATE_LAN.both() {
-            let page = agent.succeed(&format!("get {}", url(address, 80)))?;
-            ensure!(page == "a page in the local network", "{page}");
+            assert_eq!(agent.succeed(&format!("get {}", url(address, 80)))?, PAGE);
             for size in [100, 1400] {
                 agent.succeed(&format!("echo {} {size}", SocketAddr::new(address, 7)))?;
             }
+            // The relay has accepted the connection before it finds that the neighbour does not.
+            assert_eq!(agent.fail(&format!("get {}", url(address, 81)))?, "ECONNRESET");
         }
         let callers = lab.lan_page.clients();
         ensure!(callers == HOST_ON_PRIVATE_LAN.both(), "{callers:?}");
@@ -41,9 +88,207 @@ fn a_program_reaches_the_opened_networks_and_no_others() {
         let seen = agent.succeed_within(BEGIN, &format!("get {}", url(WEB.ipv4, 80)))?;
         ensure!(seen == PROVIDER.ipv4.to_string(), "{seen}");
         agent.finish_well()?;
-        let leaks: Vec<_> =
-            lab.capture.uplink()?.into_iter().filter(|packet| !packet.is_expected_on_uplink()).collect();
-        ensure!(leaks.is_empty(), "{leaks:#?}");
+        assert_no_leaks(lab)
+    });
+}
+
+/// The keeper connects from the host's namespace, where it could reach much more.
+#[test]
+fn the_hosts_own_addresses_are_reached_and_its_loopback_is_not() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let serve = |address: IpAddr, port| -> Result<()> {
+            let listener = TcpListener::bind((address, port))?;
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    let _ = stream.read(&mut [0; 4096]);
+                    let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nthe host");
+                }
+            });
+            Ok(())
+        };
+        let relay = RELAY_ADDRESSES[0].port();
+        for address in HOST_ON_PRIVATE_LAN.both() {
+            serve(address, 8000)?;
+        }
+        serve(Ipv4Addr::LOCALHOST.into(), 8001)?;
+        serve(Ipv4Addr::LOCALHOST.into(), relay)?;
+        serve(Ipv4Addr::LOCALHOST.into(), 8002)?;
+        let mut agent = inside(lab, &[&LOCAL[..], &["--host-port", "8002"]].concat())?;
+        for address in HOST_ON_PRIVATE_LAN.both() {
+            assert_eq!(agent.succeed(&format!("get {}", url(address, 8000)))?, "the host");
+            agent.fail(&format!("get {}", url(address, 8001)))?;
+        }
+        assert_eq!(agent.succeed("get http://host.internal:8002/")?, "the host");
+        for port in [8001, relay] {
+            assert_eq!(agent.fail(&format!("get http://host.internal:{port}/"))?, "ECONNREFUSED");
+        }
+        agent.finish_well().map(drop)
+    });
+}
+
+#[test]
+fn no_question_reaches_a_resolver_in_the_local_network_unless_it_is_configured() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let neighbours = DnsServer::start(&lab.lan, PRIVATE_LAN)?;
+        neighbours.set("web.example", &WEB.both());
+        let _echo = Echo::start(&lab.lan, 7)?;
+        for start in [inside, inside_without_rules] {
+            let mut agent = start(lab, &LOCAL)?;
+            for address in PRIVATE_LAN.both() {
+                agent.fail(&format!("lookup {address} web.example"))?;
+                agent.fail(&format!("get {}", url(address, 853)))?;
+                agent.succeed(&format!("echo {} 100", SocketAddr::new(address, 7)))?;
+            }
+            agent.finish_well()?;
+            ensure!(neighbours.questions().is_empty(), "{:?}", neighbours.questions());
+        }
+        let named: Vec<String> = PRIVATE_LAN.both().iter().map(|address| address.to_string()).collect();
+        let options = named.iter().flat_map(|address| ["--dns", address, "--local", address]).collect::<Vec<_>>();
+        let mut agent = inside(lab, &options)?;
+        for address in &named {
+            agent.succeed(&format!("lookup {address} web.example"))?;
+        }
+        agent.finish_well()?;
+        ensure!(neighbours.questions().len() == named.len(), "{:?}", neighbours.questions());
         Ok(())
+    });
+}
+
+/// Neither routes nor rules of the tunnel's namespace keep the program from the network.
+#[test]
+fn the_gateway_relays_to_no_other_network() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let echo = Echo::start(&lab.lan, 7)?;
+        let other = ["--local", "192.0.2.64/26", "--local", "2001:db8:2::/64"];
+        ensure!(other[1].parse::<ipnet::IpNet>()?.contains(&IpAddr::from(LAN.ipv4)), "the LAN is {LAN:?}");
+        for (options, is_reached) in [(&LOCAL[..], false), (&[&LOCAL[..], &other].concat(), true)] {
+            let mut agent = inside_without_rules(lab, options)?;
+            let namespace = namespace_of(&mut agent)?;
+            let hosts = agent.succeed("resolve host.internal")?;
+            namespace.run(|| {
+                let mut netlink = Netlink::open()?;
+                let index = netlink.link_index(&"host0".parse().expect("a name"))?;
+                let add = |(to, by): (IpAddr, &str)| {
+                    let by = by.parse().expect("an address");
+                    NetlinkRequest::add_route(index, "host0", to.into(), Some(by))
+                };
+                Ok(netlink.execute(LAN.both().into_iter().zip(hosts.split(' ')).map(add).collect())?)
+            })?;
+            for address in LAN.both() {
+                let get = format!("get {}", url(address, 80));
+                let send = format!("echo {} 100", SocketAddr::new(address, 7));
+                assert_eq!(agent.act(&get)?.is_ok(), is_reached, "{address}");
+                assert_eq!(agent.act(&send)?.is_ok(), is_reached, "{address}");
+            }
+            agent.finish_well()?;
+            assert_eq!(echo.seen().len(), if is_reached { 2 } else { 0 });
+            assert_eq!(lab.lan_page.clients().len(), if is_reached { 2 } else { 0 });
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_tunnel_takes_precedence_over_a_local_network() {
+    lab::test(Peer::Ours, |lab| {
+        for start in [inside, inside_without_rules] {
+            let mut agent = start(lab, &["--local", "10.0.0.0/8", "--name", "wins"])?;
+            let lookup = format!("lookup {} web.example", TUNNEL_RESOLVER.ipv4);
+            agent.succeed_within(BEGIN, &lookup)?;
+            lab.capture.forget()?;
+            // A stopped keeper does not notice that the interface is gone. Its relay does not run, either, but it
+            // continues afterwards with what has arrived.
+            let keeper = Pid::from_raw(status("wins")?.keeper.cast_signed());
+            kill(keeper, Signal::SIGSTOP)?;
+            namespace_of(&mut agent)?.run(|| {
+                let mut netlink = Netlink::open()?;
+                let index = netlink.link_index(&"wg0".parse().expect("a name"))?;
+                Ok(netlink.execute_one(NetlinkRequest::delete_link(index, "wg0"))?)
+            })?;
+            agent.fail(&lookup)?;
+            agent.fail(&format!("get {}", url(TUNNEL_RESOLVER.ipv4, 80)))?;
+            kill(keeper, Signal::SIGCONT)?;
+            let (status, _) = agent.end()?;
+            ensure!(!status.success(), "the tunnel has ended");
+            assert_no_leaks(lab)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_reload_opens_and_closes_networks_while_programs_run() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let _echo = Echo::start(&lab.lan, 7)?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let file = file.to_str().context("a path")?;
+        let run = |command: &str, more: &[&str]| -> Result<()> {
+            let options = [&[command, file, "--name", "changing", "--rootless"], more].concat();
+            let output = user(vpn_exec(options)).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        run("up", &[])?;
+        let launcher = Launcher::with_tunnel("changing").env("XDG_RUNTIME_DIR", super::RUNTIME);
+        let mut agent = launcher.start_agent()?.begun()?;
+        for options in [&[][..], &LOCAL[..2], &LOCAL, &LOCAL[2..], &[]] {
+            run("reload", options)?;
+            for address in PRIVATE_LAN.both() {
+                let is_open = options.iter().any(|net| net.starts_with(if address.is_ipv4() { "192" } else { "fd07" }));
+                let page = agent.act(&format!("get {}", url(address, 80)))?;
+                assert_eq!(page == Ok(PAGE.into()), is_open, "{page:?} of {address} with {options:?}");
+                let echo = agent.act(&format!("echo {} 100", SocketAddr::new(address, 7)))?;
+                assert_eq!(echo.is_ok(), is_open, "{echo:?} of {address} with {options:?}");
+            }
+        }
+        agent.finish_well()?;
+        let output = user(vpn_exec(["down", "changing"])).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    });
+}
+
+/// As after a laptop has moved to another network.
+#[test]
+fn the_hosts_networks_are_followed() {
+    lab::test(Peer::Ours, |lab| {
+        let mut agent = inside(lab, &["--lan"])?;
+        let get = |address| format!("get {}", url(address, 80));
+        agent.fail(&get(PRIVATE_LAN.ipv4.into()))?;
+        lab.join_private_lan()?;
+        for address in PRIVATE_LAN.both() {
+            let mut page = String::new();
+            lab::wait_until(lab::patience(Duration::from_secs(20)), "the network is not reached", || {
+                page = agent.act(&get(address))?.unwrap_or_default();
+                Ok(page == PAGE)
+            })?;
+        }
+        agent.finish_well().map(drop)
+    });
+}
+
+#[test]
+fn the_successor_of_a_killed_keeper_relays_to_the_same_networks() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let _echo = Echo::start(&lab.lan, 7)?;
+        let mut agent = inside(lab, &[&LOCAL[..], &["--name", "kept"]].concat())?;
+        let check = |agent: &mut Agent| -> Result<()> {
+            for address in PRIVATE_LAN.both() {
+                assert_eq!(agent.succeed_within(BEGIN, &format!("get {}", url(address, 80)))?, PAGE);
+                agent.succeed_within(BEGIN, &format!("echo {} 100", SocketAddr::new(address, 7)))?;
+            }
+            Ok(())
+        };
+        check(&mut agent)?;
+        let keeper = status("kept")?.keeper;
+        kill(Pid::from_raw(keeper.cast_signed()), Signal::SIGKILL)?;
+        check(&mut agent)?;
+        ensure!(status("kept")?.keeper != keeper);
+        agent.finish_well().map(drop)
     });
 }

@@ -10,8 +10,11 @@ use lab::{Lab, Launcher, PROVIDER, Peer, Reach, WEB};
 /// The time in which a tunnel carries its first packet, with the handshake.
 const BEGIN: Duration = Duration::from_secs(20);
 
+/// The directory of the user's tunnels in a test's world.
+const RUNTIME: &str = "/run/lab";
+
 fn rootless(lab: &Lab, reach: Reach) -> Result<Launcher> {
-    Ok(Launcher::new(lab.file(&lab.wg_quick_text(reach))?).option("--rootless"))
+    Ok(Launcher::new(lab.file(&lab.wg_quick_text(reach))?).option("--rootless").env("XDG_RUNTIME_DIR", RUNTIME))
 }
 
 #[test]
