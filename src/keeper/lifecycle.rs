@@ -88,9 +88,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         KeeperStart::CreateIn(place) => {
             create(plan, directory, Some(place), &config, runtime.foreground, &mut clients, &mut ports)?
         }
-        KeeperStart::TakeOver(state) => {
-            take_over(plan, directory, &config, (state, namespace), &clients, &mut ports)?
-        }
+        KeeperStart::TakeOver(state) => take_over(plan, directory, &config, (state, namespace), &clients, &mut ports)?,
     };
 
     let mtu = tunnel.plan().wireguard.mtu;

@@ -188,7 +188,20 @@ fn refuse_overrides(tunnel: &TunnelArgs) -> Result<(), Failure> {
 
 /// Returns whether the command line has options that say how a tunnel is made.
 pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
-    let TunnelArgs { backend, mtu, dns, dns_for, search, publish, host_port, local, lan, open, allow_hooks, rootless: _ } = tunnel;
+    let TunnelArgs {
+        backend,
+        mtu,
+        dns,
+        dns_for,
+        search,
+        publish,
+        host_port,
+        local,
+        lan,
+        open,
+        allow_hooks,
+        rootless: _,
+    } = tunnel;
     let ports = [publish.is_empty(), host_port.is_empty(), open.is_empty()];
     let lists = [dns.is_empty(), dns_for.is_empty(), search.is_empty(), local.is_empty()].into_iter().chain(ports);
     backend.is_some() || mtu.is_some() || !lists.into_iter().all(|is_empty| is_empty) || *lan || *allow_hooks

@@ -14,28 +14,36 @@ fn of_root() -> CapabilitySet {
     CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP
 }
 
-/// Chooses whose tunnels this process deals with: the machine's if it has the privileges for that, or else those of its
+/// Chooses whose tunnels this process uses: the machine's if it has the privileges for that, or else those of its
 /// user. `rootless` forces the latter.
 ///
 /// # Errors
 /// If the capabilities cannot be read.
 pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
     let is_privileged = capabilities::permitted().doing("read the capabilities")?.contains(of_root());
-    if is_privileged && !rootless { Scope::System.enter() } else { Scope::User.enter() }
+    if is_privileged && !rootless {
+        Scope::System.enter()
+    } else {
+        Scope::User.enter()
+    }
     Ok(())
 }
 
-/// Chooses the scope of a running tunnel: a user's own tunnel goes before the machine's of that name.
+/// Chooses the scope of a running tunnel: first that of [`choose_scope`], as a user's own tunnel goes before the
+/// machine's of that name, then the other.
 ///
 /// # Errors
 /// As [`choose_scope`].
 pub(crate) fn choose_scope_of(name: &TunnelName) -> Result<(), Failure> {
     choose_scope(false)?;
-    if Scope::current() == Scope::User && !registry::path_of(name).is_dir() {
-        Scope::System.enter();
-        if !registry::path_of(name).is_dir() {
-            Scope::User.enter();
-        }
+    let first = Scope::current();
+    let other = if first == Scope::System { Scope::User } else { Scope::System };
+    let exists = |scope: Scope| {
+        scope.enter();
+        registry::path_of(name).is_dir()
+    };
+    if !exists(first) && !exists(other) {
+        first.enter();
     }
     Ok(())
 }
@@ -81,7 +89,9 @@ impl Privileges {
             return Ok(());
         }
         match namespace {
-            Some(namespace) => user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?,
+            Some(namespace) => {
+                user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?
+            }
             None => user_namespace::create()
                 .and_then(|()| NetworkNamespace::create(|| Ok(())).map(drop))
                 .map_err(|error| forbidden(&error))?,
@@ -101,7 +111,8 @@ fn forbidden(error: &std::io::Error) -> Failure {
     } else if is("kernel/unprivileged_userns_clone", "0") {
         "allow them: `sysctl kernel.unprivileged_userns_clone=1`; or run it with sudo".to_owned()
     } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        let program = std::env::current_exe().map_or_else(|_| "/usr/bin/vpn-exec".into(), |path| path.display().to_string());
+        let program =
+            std::env::current_exe().map_or_else(|_| "/usr/bin/vpn-exec".into(), |path| path.display().to_string());
         format!(
             "AppArmor restricts them: allow this program with `echo 'abi <abi/4.0>, profile vpn-exec {program} \
              flags=(unconfined) {{ userns, }}' >/etc/apparmor.d/vpn-exec && apparmor_parser -r \

@@ -65,10 +65,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// Fails as entering the namespace and the function do.
-    pub fn run_outside<T: Send>(
-        &self,
-        work: impl FnOnce(&Plan) -> Result<T, Failure> + Send,
-    ) -> Result<T, Failure> {
+    pub fn run_outside<T: Send>(&self, work: impl FnOnce(&Plan) -> Result<T, Failure> + Send) -> Result<T, Failure> {
         let plan = &self.plan;
         match &self.gateway {
             Some(gateway) => gateway.namespace.run(|| Ok(work(plan))).doing("enter the gateway's namespace")?,

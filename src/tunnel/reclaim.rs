@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::container;
 use super::host_rules::HostRules;
-use super::{processes, rootless};
 use super::take_down::{remove_links, wait_for_links};
+use super::{processes, rootless};
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{self, NameLookup};
 use crate::linux::netlink::Netlink;

@@ -16,9 +16,9 @@ use crate::registry::TunnelState;
 pub fn find_namespace(state: &TunnelState) -> Option<NetworkNamespace> {
     let inside = process::in_namespace(state.namespace).unwrap_or_default();
     let opened = inside.into_iter().filter_map(|pid| File::open(format!("/proc/{pid}/ns/net")).ok());
-    opened.map(|file| NetworkNamespace::from(std::os::fd::OwnedFd::from(file))).find(|namespace| {
-        namespace.id().is_ok_and(|id| id == state.namespace)
-    })
+    opened
+        .map(|file| NetworkNamespace::from(std::os::fd::OwnedFd::from(file)))
+        .find(|namespace| namespace.id().is_ok_and(|id| id == state.namespace))
 }
 
 /// Moves the calling process, which must have one thread, into the user namespace of a rootless tunnel. It has all

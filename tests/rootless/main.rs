@@ -9,7 +9,8 @@ use lab::{Lab, Launcher, PROVIDER, Peer, Reach, WEB};
 const BEGIN: Duration = Duration::from_secs(20);
 
 fn rootless(lab: &Lab, reach: Reach) -> Result<Launcher> {
-    Ok(Launcher::new(lab.file(&lab.wg_quick_text(reach))?).option("--rootless"))
+    let launcher = Launcher::new(lab.file(&lab.wg_quick_text(reach))?);
+    Ok(if lab::tunnel::is_rootless() { launcher } else { launcher.option("--rootless") })
 }
 
 #[test]

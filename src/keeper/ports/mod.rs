@@ -15,10 +15,7 @@ use crate::relay::{Budget, Limits, ListenSocket, Relay};
 use crate::tunnel::Tunnel;
 
 /// Runs a function in the namespace where the host's end of the link is.
-fn run_at_link<T: Send>(
-    tunnel: &Tunnel,
-    work: impl FnOnce(&Plan) -> Result<T, Failure> + Send,
-) -> Result<T, Failure> {
+fn run_at_link<T: Send>(tunnel: &Tunnel, work: impl FnOnce(&Plan) -> Result<T, Failure> + Send) -> Result<T, Failure> {
     match tunnel.has_gateway() {
         true => with_all_capabilities(|| tunnel.run_outside(work)).doing("enter the gateway's namespace")?,
         false => work(tunnel.plan()),
