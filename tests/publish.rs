@@ -13,7 +13,7 @@ use lab::{HOST, HOST_ON_LAN, Lab, Peer, Reach, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::poll::wait_for;
 use vpn_exec::{lease::status, registry};
 
@@ -45,8 +45,7 @@ fn up_from(file: &Path, ports: &[&str]) -> Result<NetworkNamespace> {
 }
 
 fn inside() -> Result<NetworkNamespace> {
-    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { bail!("the name leads to no namespace") };
-    Ok(inside)
+    lab::tunnel::namespace(NAME)
 }
 
 fn down() -> Result<()> {

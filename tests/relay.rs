@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use lab::{HOST_ON_LAN, Lab, Peer, Reach, Skip};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vpn_exec::config::ports::parse_publish;
-use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl;
 use vpn_exec::relay::{self, Budget, Limits, Relay, RelayedPort, Targets};
@@ -35,10 +35,7 @@ fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
     let program = lab::launcher::binary();
     let output = Command::new("sh").arg("-c").arg(up).arg(program).arg(file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    match look_up(&path_of(NAME))? {
-        NameLookup::Namespace(inside) => Ok(inside),
-        _ => anyhow::bail!("the name leads to no namespace"),
-    }
+    lab::tunnel::namespace(NAME)
 }
 
 fn down() -> Result<()> {

@@ -11,7 +11,6 @@ use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::lease::status::{Condition, Status};
-use vpn_exec::linux::namespace::{NameLookup, look_up, path_of};
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::registry;
 
@@ -61,7 +60,7 @@ fn echo(lab: &Lab) -> Result<std::sync::mpsc::Receiver<std::net::IpAddr>> {
 
 /// Connects to the echo server from inside the tunnel.
 fn connect() -> Result<TcpStream> {
-    let NameLookup::Namespace(inside) = look_up(&path_of(NAME))? else { anyhow::bail!("the name is a namespace's") };
+    let inside = lab::tunnel::namespace(NAME)?;
     let stream = inside.run(|| TcpStream::connect_timeout(&(WEB.ipv4, PORT).into(), lab::patience(PATIENCE)))?;
     stream.set_read_timeout(Some(lab::patience(PATIENCE)))?;
     Ok(stream)

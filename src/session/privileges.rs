@@ -14,7 +14,7 @@ fn of_root() -> CapabilitySet {
     CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP
 }
 
-/// Chooses whose tunnels this process deals with: the machine's if it has the privileges for that, or else those of its
+/// Chooses whose tunnels this process uses: the machine's if it has the privileges for that, or else those of its
 /// user. `rootless` forces the latter.
 ///
 /// # Errors
@@ -29,17 +29,21 @@ pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Chooses the scope of a running tunnel: a user's own tunnel goes before the machine's of that name.
+/// Chooses the scope of a running tunnel: first that of [`choose_scope`], as a user's own tunnel goes before the
+/// machine's of that name, then the other.
 ///
 /// # Errors
 /// As [`choose_scope`].
 pub(crate) fn choose_scope_of(name: &TunnelName) -> Result<(), Failure> {
     choose_scope(false)?;
-    if Scope::current() == Scope::User && !registry::path_of(name).is_dir() {
-        Scope::System.enter();
-        if !registry::path_of(name).is_dir() {
-            Scope::User.enter();
-        }
+    let first = Scope::current();
+    let other = if first == Scope::System { Scope::User } else { Scope::System };
+    let exists = |scope: Scope| {
+        scope.enter();
+        registry::path_of(name).is_dir()
+    };
+    if !exists(first) && !exists(other) {
+        first.enter();
     }
     Ok(())
 }

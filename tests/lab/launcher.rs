@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent::Agent;
-use crate::patience;
 use crate::shared::variables;
+use crate::{patience, tunnel};
 
 /// The time in which a program that does not hang ends on an ordinary machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,8 +48,9 @@ fn built(name: &str) -> PathBuf {
 
 /// Returns a command line of vpn-exec, such as `down NAME`.
 pub fn vpn_exec<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command {
+    let arguments: Vec<I::Item> = arguments.into_iter().collect();
     let mut command = Command::new(binary());
-    command.args(arguments).stdin(Stdio::null());
+    command.args(tunnel::with_option(arguments.iter().map(AsRef::as_ref))).stdin(Stdio::null());
     command
 }
 

@@ -15,6 +15,7 @@
 //! - [`Pod`]: a network namespace with an uplink of its own, as container engines make it, for `vpn-exec attach`.
 //! - [`Launcher`]: the vpn-exec under test; [`agent`]: a program to run inside, which does what a test tells it.
 //! - [`Capture`]: the packets that left or reached the host. Leaks are judged by it, never by what a program says.
+//! - [`tunnel`]: a running tunnel, made by root or without.
 //! - [`Snapshot`]: the state of the host, for comparisons.
 //! - [`dns`], [`http`]: servers that log their clients, and clients for them.
 //! - [`nscd`], [`stand_in`]: resolvers of the host, real and pretended ones, which log their clients.
@@ -54,6 +55,7 @@ pub mod shared;
 mod skip;
 mod snapshot;
 pub mod stand_in;
+pub mod tunnel;
 pub mod world;
 
 use std::path::Path;

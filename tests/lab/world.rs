@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use vpn_exec::linux::netlink::Netlink;
 use crate::shared::addresses::ROUTER;
 use crate::shared::variables;
 use crate::skip::{self, SKIPPED, Skip};
-use crate::{nest, patience};
+use crate::{nest, patience, tunnel};
 
 /// The directory for files of the lab and of tests. It is part of the world and vanishes with it.
 pub const FILES: &str = "/run/lab";
@@ -108,6 +109,9 @@ pub fn enter(command: Command) -> Result<Child> {
 
 fn enter_for(mut command: Command, limit: Duration) -> Result<Child> {
     command.env(variables::IN_WORLD, "1");
+    if tunnel::is_rootless() {
+        command.env("XDG_RUNTIME_DIR", tunnel::RUNTIME_DIRECTORY);
+    }
     // The world has no such users, and vpn-exec would run the program as one of them.
     for name in ["SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_COMMAND"] {
         command.env_remove(name);
@@ -183,6 +187,10 @@ pub fn furnish() -> Result<()> {
     // wireguard-go would create /run/wireguard, which would look like a change of the host.
     for directory in [FILES, "/run/wireguard"] {
         fs::create_dir(directory)?;
+    }
+    if tunnel::is_rootless() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(tunnel::RUNTIME_DIRECTORY)?;
+        tunnel::enter_scope();
     }
     replace(&resolv_conf, &resolv_conf_text()).context("cannot replace /etc/resolv.conf")?;
     for (path, text) in [("/etc/nsswitch.conf", "hosts: files dns\n"), ("/etc/hosts", "127.0.0.1 localhost\n")] {

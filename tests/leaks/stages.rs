@@ -15,7 +15,7 @@ use lab::stamp::Protection;
 use lab::{Lab, Launcher, PRIVATE_LAN, PROVIDER, Peer, Reach, TUNNEL_CLIENT, WEB, variables};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::sysctl;
 use vpn_exec::{fault, registry};
 
@@ -74,8 +74,7 @@ pub(crate) fn allow_pings() -> std::io::Result<()> {
 }
 
 pub(crate) fn allow_pings_inside() -> Result<()> {
-    let NameLookup::Namespace(namespace) = look_up(&path_of(NAME))? else { bail!("the tunnel has no namespace") };
-    Ok(namespace.run(allow_pings)?)
+    Ok(lab::tunnel::namespace(NAME)?.run(allow_pings)?)
 }
 
 pub(crate) fn send(pid: i32, signal: Signal) -> Result<()> {
@@ -154,7 +153,7 @@ fn judge_life(lab: &Lab, judge: &Judge<'_>, broken: &str) -> Result<Vec<Verdict>
         let _ = send(program, Signal::SIGKILL);
     }
     agent.end()?;
-    wait_until("the tunnel is taken down", || Ok(!path_of(NAME).exists()))?;
+    wait_until("the tunnel is taken down", || Ok(!lab::tunnel::exists(NAME)?))?;
     std::thread::sleep(lab::patience(SOON));
     verdicts.push(alive.and(judge.verdict("launcher-killed")?));
     // Checked here, because later the keeper itself asks the host's resolvers for the endpoint's name.

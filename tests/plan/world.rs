@@ -97,6 +97,7 @@ pub(crate) fn host() -> Facts {
         }],
         last_capability: LAST_CAPABILITY,
         without_ipv6: false,
+        rootless: None,
         ipv6_forwarding: Ipv6Forwarding::Each,
         forward_drops: vec![],
     }

@@ -52,6 +52,11 @@ fn user(mut command: Command) -> Command {
     command
 }
 
+/// Returns the option by which vpn-exec needs no root, unless the lab adds it.
+fn option() -> &'static [&'static str] {
+    if lab::tunnel::is_rootless() { &[] } else { &["--rootless"] }
+}
+
 /// Returns the namespace of an agent in a tunnel.
 fn namespace_of(agent: &mut Agent) -> Result<NetworkNamespace> {
     let pid = agent.succeed("pid")?;
@@ -102,7 +107,8 @@ fn the_hosts_own_addresses_are_reached_and_its_loopback_is_not() {
             std::thread::spawn(move || {
                 for mut stream in listener.incoming().flatten() {
                     let _ = stream.read(&mut [0; 4096]);
-                    let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nthe host");
+                    let _ =
+                        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe host");
                 }
             });
             Ok(())
@@ -227,13 +233,13 @@ fn a_reload_opens_and_closes_networks_while_programs_run() {
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let file = file.to_str().context("a path")?;
         let run = |command: &str, more: &[&str]| -> Result<()> {
-            let options = [&[command, file, "--name", "changing", "--rootless"], more].concat();
+            let options = [&[command, file, "--name", "changing"], option(), more].concat();
             let output = user(vpn_exec(options)).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             Ok(())
         };
         run("up", &[])?;
-        let launcher = Launcher::with_tunnel("changing").env("XDG_RUNTIME_DIR", super::RUNTIME);
+        let launcher = Launcher::with_tunnel("changing").options(option()).env("XDG_RUNTIME_DIR", super::RUNTIME);
         let mut agent = launcher.start_agent()?.begun()?;
         for options in [&[][..], &LOCAL[..2], &LOCAL, &LOCAL[2..], &[]] {
             run("reload", options)?;

@@ -14,7 +14,8 @@ const BEGIN: Duration = Duration::from_secs(20);
 const RUNTIME: &str = "/run/lab";
 
 fn rootless(lab: &Lab, reach: Reach) -> Result<Launcher> {
-    Ok(Launcher::new(lab.file(&lab.wg_quick_text(reach))?).option("--rootless").env("XDG_RUNTIME_DIR", RUNTIME))
+    let launcher = Launcher::new(lab.file(&lab.wg_quick_text(reach))?).env("XDG_RUNTIME_DIR", RUNTIME);
+    Ok(if lab::tunnel::is_rootless() { launcher } else { launcher.option("--rootless") })
 }
 
 #[test]

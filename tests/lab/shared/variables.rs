@@ -7,6 +7,9 @@ pub const BIN: &str = "VPN_EXEC_BIN";
 /// The backend that tests have vpn-exec use unless they are about one: `userspace` (the default) or `kernel`.
 pub const BACKEND: &str = "VPN_EXEC_TEST_BACKEND";
 
+/// 1 has tests make tunnels without root, in a user namespace, as an ordinary user does.
+pub const ROOTLESS: &str = "VPN_EXEC_TEST_ROOTLESS";
+
 /// The WireGuard implementation of the provider in tests that do not need a certain one: `wireguard-go` or `kernel`
 /// instead of ours.
 pub const PEER: &str = "VPN_EXEC_TEST_PEER";
