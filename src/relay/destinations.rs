@@ -54,3 +54,31 @@ impl Destinations {
         Ok(self.clients.run(open)??)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::capabilities::CapabilitySet;
+    use crate::linux::namespace::NetworkNamespace;
+
+    #[test]
+    fn the_first_network_that_contains_an_address_decides() {
+        let here = NetworkNamespace::current().expect("a namespace");
+        let clients = NamespaceThread::start(here, CapabilitySet::empty()).expect("a thread");
+        let networks = [("10.1.2.0/24", true), ("10.1.0.0/16", false), ("10.0.0.0/8", true), ("fd07::/64", true)];
+        let networks = networks.map(|(net, is_allowed)| (net.parse().expect("a network"), is_allowed));
+        let destinations = Destinations::new(networks.into(), clients);
+        for (address, is_allowed) in [
+            ("10.1.2.3:80", true),
+            ("10.1.3.3:80", false),
+            ("10.2.0.1:80", true),
+            ("127.0.0.1:80", false),
+            ("[fd07::1]:80", true),
+            ("[fd08::1]:80", false),
+            ("[::ffff:10.2.0.1]:80", false),
+            ("[::1]:80", false),
+        ] {
+            assert_eq!(destinations.allow(&address.parse().expect("an address")), is_allowed, "{address}");
+        }
+    }
+}

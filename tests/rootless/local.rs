@@ -1,8 +1,8 @@
 //! Local networks of a rootless tunnel: the relay reaches those that were opened and no others.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::Duration;
@@ -94,6 +94,23 @@ fn a_program_reaches_the_opened_networks_and_no_others() {
         ensure!(seen == PROVIDER.ipv4.to_string(), "{seen}");
         agent.finish_well()?;
         assert_no_leaks(lab)
+    });
+}
+
+/// The link is then within a local network.
+#[test]
+fn a_program_reaches_networks_that_cover_all_private_addresses() {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let _echo = Echo::start(&lab.lan, 7)?;
+        let all = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fd00::/8"];
+        let options: Vec<&str> = all.iter().flat_map(|net| ["--local", net]).collect();
+        let mut agent = inside(lab, &options)?;
+        for address in PRIVATE_LAN.both() {
+            assert_eq!(agent.succeed(&format!("get {}", url(address, 80)))?, PAGE);
+            agent.succeed(&format!("echo {} 100", SocketAddr::new(address, 7)))?;
+        }
+        agent.finish_well().map(drop)
     });
 }
 
@@ -241,8 +258,24 @@ fn a_reload_opens_and_closes_networks_while_programs_run() {
         run("up", &[])?;
         let launcher = Launcher::with_tunnel("changing").options(option()).env("XDG_RUNTIME_DIR", super::RUNTIME);
         let mut agent = launcher.start_agent()?.begun()?;
+        let namespace = namespace_of(&mut agent)?;
+        let mut streams = Vec::new();
         for options in [&[][..], &LOCAL[..2], &LOCAL, &LOCAL[2..], &[]] {
             run("reload", options)?;
+            if options.len() == LOCAL.len() {
+                for address in PRIVATE_LAN.both() {
+                    streams.push(namespace.run(|| TcpStream::connect((address, 80)))?);
+                }
+            } else if let [ipv4, ipv6] = &mut streams[..] {
+                // The connection to the closed network is reset, and the other one continues.
+                ipv4.set_read_timeout(Some(lab::patience(BEGIN)))?;
+                let error = ipv4.read(&mut [0]).expect_err("the connection is reset");
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+                ipv6.set_read_timeout(Some(lab::patience(BEGIN)))?;
+                ipv6.write_all(b"GET / HTTP/1.1\r\nHost: lan\r\n\r\n")?;
+                ensure!(ipv6.read(&mut [0; 100])? > 0);
+                streams.clear();
+            }
             for address in PRIVATE_LAN.both() {
                 let is_open = options.iter().any(|net| net.starts_with(if address.is_ipv4() { "192" } else { "fd07" }));
                 let page = agent.act(&format!("get {}", url(address, 80)))?;
