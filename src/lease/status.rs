@@ -263,6 +263,21 @@ fn without_keeper(name: &TunnelName, state: &TunnelState) -> Status {
 /// # Errors
 /// `NotFound` if a tunnel in `names` does not exist.
 pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
+    let own = Scope::current();
+    if names.is_some() || own == Scope::System {
+        return of_scope(names);
+    }
+    // The user's own, and the machine's.
+    let mut found = of_scope(None)?;
+    Scope::System.enter();
+    let others = of_scope(None);
+    own.enter();
+    found.extend(others?);
+    Ok(found)
+}
+
+/// [`of_all`] in the present scope.
+fn of_scope(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     let all;
     let queried = match names {
         Some(names) => names,
