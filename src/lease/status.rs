@@ -263,16 +263,17 @@ fn without_keeper(name: &TunnelName, state: &TunnelState) -> Status {
 /// # Errors
 /// `NotFound` if a tunnel in `names` does not exist.
 pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
-    let own = Scope::current();
-    if names.is_some() || own == Scope::System {
+    if names.is_some() {
         return of_scope(names);
     }
     // The user's own, and the machine's.
-    let mut found = of_scope(None)?;
-    Scope::System.enter();
-    let others = of_scope(None);
-    own.enter();
-    found.extend(others?);
+    let scope = Scope::current();
+    let mut found = Vec::new();
+    for scope in [Scope::System, Scope::User] {
+        scope.enter();
+        found.extend(of_scope(None)?);
+    }
+    scope.enter();
     Ok(found)
 }
 

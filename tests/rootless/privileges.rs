@@ -68,6 +68,8 @@ fn the_namespace_has_no_name_and_the_tunnels_files_are_hidden() {
 #[test]
 fn a_nested_user_namespace_cannot_touch_the_tunnel() {
     lab::test(Peer::Ours, |lab: &Lab| {
+        // The user ID 0 cannot be nested without CAP_SETFCAP (user_namespaces(7)).
+        lab::require_users()?;
         lab::require_program("nft", lab::variables::REQUIRE_PEERS)?;
         let user = User::new(lab)?;
         let attempts = [
