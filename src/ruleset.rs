@@ -179,7 +179,8 @@ pub enum Verdict {
     RedirectTo(u16),
     /// It is accepted, and goes to the transparent socket (`IP_TRANSPARENT` of ip(7)) at this address, without a change
     /// of its destination. Without such a socket, the rules that follow decide. Needs [`Hook::Prerouting`], a match of
-    /// [`Match::TcpPort`] or [`Match::UdpPort`], and a local route to the packet's destination.
+    /// [`Match::TcpPort`] or [`Match::UdpPort`], one of [`Match::Of`] or of an address of the same family, and a local
+    /// route to the packet's destination.
     RelayBy(SocketAddr),
 }
 

@@ -86,6 +86,7 @@ fn choose_scope(cli: &Cli) -> Result<(), Failure> {
         Some(Command::Reload(arguments)) => session::choose_scope(arguments.tunnel.rootless),
         Some(Command::Down(arguments)) => session::choose_scope_of(&arguments.name),
         Some(Command::Status(StatusArgs { name: Some(name), .. })) => session::choose_scope_of(name),
+        Some(Command::Status(_) | Command::List(_)) => session::choose_scope(false),
         _ => Ok(()),
     }
 }

@@ -41,6 +41,10 @@ impl Keeper {
             self.refuse(id, not_permitted());
             return None;
         }
+        if request != ClientRequest::Report && self.comes_from_inside(id) {
+            self.refuse(id, Failure::new("a program in the tunnel may not request that"));
+            return None;
+        }
         match request {
             ClientRequest::Join => self.join(id),
             ClientRequest::Started { program } => self.note_program(id, program),
@@ -53,6 +57,16 @@ impl Keeper {
             ClientRequest::HandOver => return self.hand_over_to(id),
         }
         None
+    }
+
+    /// Returns whether a client is in the tunnel itself. The programs of a rootless tunnel are of the keeper's own user.
+    /// They do not see its socket; this is for one that has found a way to it.
+    fn comes_from_inside(&mut self, id: ConnectionId) -> bool {
+        let Some(client) = self.clients.get(id).filter(|_| self.tunnel.plan().rootless) else { return false };
+        let pid = client.pid;
+        let own = self.tunnel.inner_addresses().and_then(|(_, namespace)| namespace.id());
+        let of_client = with_all_capabilities(|| NamespaceId::of_process(pid)).and_then(|id| id);
+        matches!((own, of_client), (Ok(own), Ok(of_client)) if own == of_client)
     }
 
     /// Reads and answers the request of a user who may only query the status.

@@ -263,6 +263,22 @@ fn without_keeper(name: &TunnelName, state: &TunnelState) -> Status {
 /// # Errors
 /// `NotFound` if a tunnel in `names` does not exist.
 pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
+    if names.is_some() {
+        return of_scope(names);
+    }
+    // The user's own, and the machine's.
+    let scope = Scope::current();
+    let mut found = Vec::new();
+    for scope in [Scope::System, Scope::User] {
+        scope.enter();
+        found.extend(of_scope(None)?);
+    }
+    scope.enter();
+    Ok(found)
+}
+
+/// [`of_all`] in the present scope.
+fn of_scope(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     let all;
     let queried = match names {
         Some(names) => names,

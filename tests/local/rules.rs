@@ -14,6 +14,10 @@ use super::nft;
 
 fn every_kind() -> Result<Table> {
     let named = |name: &str| Ok::<_, anyhow::Error>(Interface::Named(name.parse()?));
+    let relay = |to: &str, port, by: &str| {
+        let verdict = Verdict::RelayBy(by.parse()?);
+        Ok::<_, anyhow::Error>(Rule { matches: vec![Match::Destination(to.parse()?), port], verdict })
+    };
     let input = vec![
         Rule::accept([Match::From(Interface::Loopback)]),
         Rule::accept([Match::Replies]),
@@ -34,6 +38,8 @@ fn every_kind() -> Result<Table> {
         Rule::set_connection_mark(0x7665, [Match::NotFrom(named("wg0")?), Match::NewConnection]),
         Rule::accept([Match::NotFrom(Interface::Loopback), Match::ConnectionMark(1)]),
         Rule::accept([Match::OpensTcp, Match::NewConnection]),
+        relay("192.168.7.0/24", Match::TcpPort(1..=65535), "127.0.0.1:4000")?,
+        relay("fd07::/64", Match::UdpPort(53..=53), "[::1]:4000")?,
     ];
     let reroute = vec![Rule::set_mark(0x7665, [Match::ConnectionMark(0x7665), Match::ReplyDirection])];
     let output_nat = vec![

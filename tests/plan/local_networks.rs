@@ -9,6 +9,7 @@ use vpn_exec::config::{Config, OpenPorts, Protocol};
 use vpn_exec::names::InterfaceName;
 use vpn_exec::plan::{
     Facts, ForeignChain, ForwardDrop, ForwardingInterface, HostInterface, Ipv6Forwarding, NAME_PORTS, Plan, PlanError,
+    RootlessFacts,
 };
 use vpn_exec::ruleset::{Family, Hook, Interface, Match, Policy, Table, Transport, Verdict};
 
@@ -155,6 +156,24 @@ fn packet_rules_are_printed() {
 }
 
 /// The forwarding interfaces of a host that is not a router.
+/// The keeper connects to the networks itself, so nothing is forwarded.
+#[test]
+fn a_rootless_tunnel_relays_local_networks_at_the_other_end_of_its_link() {
+    let mut facts = at_home();
+    facts.rootless = Some(RootlessFacts { first_port: 1024 });
+    facts.ipv6_forwarding = Ipv6Forwarding::Never;
+    let mut config = with_local(both(), &["10.0.0.0/8", "fd12:3456::/64"]);
+    config.dns.servers = Some(ips(&["10.77.0.1"]));
+    config.local.networks.extend(nets(&["10.77.0.1/32"]));
+    let plan = planned(&config, &facts);
+    assert!(plan.local.interfaces.is_empty());
+    assert_eq!(plan.local.except, nets(&["10.9.8.6/31"]), "another tunnel's link");
+    let rules = plan.firewall.host.expect("rules");
+    assert_snapshot!("rootless_rules", rules.to_string());
+    let without = planned(&both(), &facts).firewall.host.expect("rules without local networks");
+    assert!(!without.to_string().contains("tproxy"), "{without}");
+}
+
 fn forwarding_interfaces(plan: &Plan) -> Vec<ForwardingInterface> {
     let of = |interface: &InterfaceName| {
         [Family::Ipv4, Family::Ipv6].map(|family| ForwardingInterface { interface: interface.clone(), family })

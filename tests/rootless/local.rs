@@ -5,7 +5,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::{Agent, Echo};
@@ -21,20 +20,28 @@ use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::plan::RELAY_ADDRESSES;
 
-use super::{BEGIN, rootless};
+use super::PATIENCE;
+
+/// The directory of the user's tunnels.
+const RUNTIME: &str = lab::world::FILES;
 
 /// The networks of [`Lab::join_private_lan`]. The host's kernel needs no forwarding for them.
 const LOCAL: [&str; 4] = ["--local", "192.168.7.0/24", "--local", "fd07::/64"];
 
 const PAGE: &str = "a page in the local network";
 
+fn rootless(lab: &Lab) -> Result<Launcher> {
+    let launcher = Launcher::new(lab.wg_quick_file(Reach::Ipv4)?).options(option());
+    Ok(launcher.env("XDG_RUNTIME_DIR", RUNTIME))
+}
+
 fn inside(lab: &Lab, options: &[&str]) -> Result<Agent> {
-    rootless(lab, Reach::Ipv4)?.options(options).start_agent()?.begun()
+    rootless(lab)?.options(options).start_agent()?.begun()
 }
 
 /// Starts the agent in a tunnel whose namespace has no packet rules, so that those of the gateway decide alone.
 fn inside_without_rules(lab: &Lab, options: &[&str]) -> Result<Agent> {
-    rootless(lab, Reach::Ipv4)?.options(options).env(variables::BREAK, "rules").start_agent()?.begun()
+    rootless(lab)?.options(options).env(variables::BREAK, "rules").start_agent()?.begun()
 }
 
 fn url(address: impl Into<IpAddr>, port: u16) -> String {
@@ -48,7 +55,7 @@ fn status(name: &str) -> Result<Status> {
 }
 
 fn user(mut command: Command) -> Command {
-    command.env("XDG_RUNTIME_DIR", super::RUNTIME);
+    command.env("XDG_RUNTIME_DIR", RUNTIME);
     command
 }
 
@@ -90,7 +97,7 @@ fn a_program_reaches_the_opened_networks_and_no_others() {
             agent.fail(&format!("echo {} 100", SocketAddr::new(address, 7)))?;
         }
         ensure!(lab.lan_page.clients().len() == 2 && echo.seen().len() == 4, "{:?}", echo.seen());
-        let seen = agent.succeed_within(BEGIN, &format!("get {}", url(WEB.ipv4, 80)))?;
+        let seen = agent.succeed_within(PATIENCE, &format!("get {}", url(WEB.ipv4, 80)))?;
         ensure!(seen == PROVIDER.ipv4.to_string(), "{seen}");
         agent.finish_well()?;
         assert_no_leaks(lab)
@@ -220,7 +227,7 @@ fn the_tunnel_takes_precedence_over_a_local_network() {
         for start in [inside, inside_without_rules] {
             let mut agent = start(lab, &["--local", "10.0.0.0/8", "--name", "wins"])?;
             let lookup = format!("lookup {} web.example", TUNNEL_RESOLVER.ipv4);
-            agent.succeed_within(BEGIN, &lookup)?;
+            agent.succeed_within(PATIENCE, &lookup)?;
             lab.capture.forget()?;
             // A stopped keeper does not notice that the interface is gone. Its relay does not run, either, but it
             // continues afterwards with what has arrived.
@@ -256,7 +263,7 @@ fn a_reload_opens_and_closes_networks_while_programs_run() {
             Ok(())
         };
         run("up", &[])?;
-        let launcher = Launcher::with_tunnel("changing").options(option()).env("XDG_RUNTIME_DIR", super::RUNTIME);
+        let launcher = Launcher::with_tunnel("changing").options(option()).env("XDG_RUNTIME_DIR", RUNTIME);
         let mut agent = launcher.start_agent()?.begun()?;
         let namespace = namespace_of(&mut agent)?;
         let mut streams = Vec::new();
@@ -268,10 +275,10 @@ fn a_reload_opens_and_closes_networks_while_programs_run() {
                 }
             } else if let [ipv4, ipv6] = &mut streams[..] {
                 // The connection to the closed network is reset, and the other one continues.
-                ipv4.set_read_timeout(Some(lab::patience(BEGIN)))?;
+                ipv4.set_read_timeout(Some(lab::patience(PATIENCE)))?;
                 let error = ipv4.read(&mut [0]).expect_err("the connection is reset");
                 assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-                ipv6.set_read_timeout(Some(lab::patience(BEGIN)))?;
+                ipv6.set_read_timeout(Some(lab::patience(PATIENCE)))?;
                 ipv6.write_all(b"GET / HTTP/1.1\r\nHost: lan\r\n\r\n")?;
                 ensure!(ipv6.read(&mut [0; 100])? > 0);
                 streams.clear();
@@ -301,7 +308,7 @@ fn the_hosts_networks_are_followed() {
         lab.join_private_lan()?;
         for address in PRIVATE_LAN.both() {
             let mut page = String::new();
-            lab::wait_until(lab::patience(Duration::from_secs(20)), "the network is not reached", || {
+            lab::wait_until(lab::patience(PATIENCE), "the network is not reached", || {
                 page = agent.act(&get(address))?.unwrap_or_default();
                 Ok(page == PAGE)
             })?;
@@ -318,8 +325,8 @@ fn the_successor_of_a_killed_keeper_relays_to_the_same_networks() {
         let mut agent = inside(lab, &[&LOCAL[..], &["--name", "kept"]].concat())?;
         let check = |agent: &mut Agent| -> Result<()> {
             for address in PRIVATE_LAN.both() {
-                assert_eq!(agent.succeed_within(BEGIN, &format!("get {}", url(address, 80)))?, PAGE);
-                agent.succeed_within(BEGIN, &format!("echo {} 100", SocketAddr::new(address, 7)))?;
+                assert_eq!(agent.succeed_within(PATIENCE, &format!("get {}", url(address, 80)))?, PAGE);
+                agent.succeed_within(PATIENCE, &format!("echo {} 100", SocketAddr::new(address, 7)))?;
             }
             Ok(())
         };

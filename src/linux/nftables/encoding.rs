@@ -178,10 +178,8 @@ fn verdict_expressions(verdict: Verdict) -> Vec<Expressions> {
                 (NFTA_TPROXY_REG_ADDR, Register::Reg1.into()),
                 (NFTA_TPROXY_REG_PORT, Register::Reg2.into()),
             ];
-            // The expression needs a rule that matches one family.
-            let of_family = [meta(MetaKey::Nfproto), compare(Operator::Equal, [family])];
-            let registers = [load(address), load_into(Register::Reg2, to.port().to_be_bytes())];
-            of_family.into_iter().chain(registers).chain([other("tproxy", relay), code(NF_ACCEPT)]).collect()
+            let port = load_into(Register::Reg2, to.port().to_be_bytes());
+            vec![load(address), port, other("tproxy", relay), code(NF_ACCEPT)]
         }
     }
 }

@@ -1,0 +1,95 @@
+//! What a program of an ordinary user's tunnel is, sees and cannot do.
+
+use std::fs;
+
+use anyhow::ensure;
+use lab::agent::Agent;
+use lab::{Lab, PROVIDER, Peer, Snapshot, WEB};
+
+use crate::{PATIENCE, User, output};
+
+#[test]
+fn a_program_leaves_by_the_tunnel_and_the_host_is_untouched() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        let before = Snapshot::take()?;
+        let mut agent = Agent::start(&mut user.inside("mine", &["--wait", "20"], &[]))?.begun()?;
+        let seen = agent.succeed_within(PATIENCE, &format!("get http://{}/", WEB.ipv4))?;
+        ensure!(seen == PROVIDER.ipv4.to_string(), "the server saw {seen}");
+        agent.finish_well()?;
+        ensure!(!user.tunnels().exists(), "the tunnel's files are left");
+        let changes = before.changes_within(PATIENCE)?;
+        ensure!(changes.is_empty(), "the host has changed: {changes:#?}");
+        let leaks = lab.capture.leaks()?;
+        ensure!(leaks.is_empty(), "{leaks:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_program_is_its_user_without_capabilities() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        let status = output(user.inside("mine", &[], &["cat", "/proc/self/status"]))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.trim_start_matches(':').split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let id = user.id().to_string();
+        ensure!(field("Uid") == vec![id; 4], "{status}");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            ensure!(field(set) == ["0000000000000000"], "{set}: {status}");
+        }
+        ensure!(field("NoNewPrivs") == ["1"], "{status}");
+        Ok(())
+    });
+}
+
+/// The namespace has no name, and the program does not see the files by which it could give its keeper orders.
+#[test]
+fn the_namespace_has_no_name_and_the_tunnels_files_are_hidden() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        let script = "ls -A \"$XDG_RUNTIME_DIR/vpn-exec\" | wc -l; ls /run/netns 2>/dev/null | wc -l; \
+                      readlink /proc/self/ns/user; readlink /proc/self/ns/net";
+        let seen = output(user.inside("mine", &[], &["sh", "-c", script]))?;
+        let lines: Vec<&str> = seen.lines().collect();
+        ensure!(lines[..2] == ["0", "0"], "{seen}");
+        for (line, kind) in [(lines[2], "user"), (lines[3], "net")] {
+            let own = fs::read_link(format!("/proc/self/ns/{kind}"))?;
+            ensure!(own.to_string_lossy() != line, "the {kind} namespace is the host's");
+        }
+        Ok(())
+    });
+}
+
+/// Browsers' sandboxes and bubblewrap nest user namespaces. One that a program makes has no power over the tunnel's
+/// namespaces, which another owns.
+#[test]
+fn a_nested_user_namespace_cannot_touch_the_tunnel() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        // The user ID 0 cannot be nested without CAP_SETFCAP (user_namespaces(7)).
+        lab::require_users()?;
+        lab::require_program("nft", lab::variables::REQUIRE_PEERS)?;
+        let user = User::new(lab)?;
+        let attempts = [
+            "ip link set wg0 down",
+            "ip link delete host0",
+            "ip route add 198.51.100.0/26 dev host0",
+            "ip address add 192.0.2.9/32 dev host0",
+            "nft flush ruleset",
+            "umount /etc/resolv.conf",
+            "umount /etc",
+            "umount /run",
+        ];
+        let tried: String = attempts.iter().map(|attempt| format!("{attempt} 2>&- && echo '{attempt}'; ")).collect();
+        let script = format!("unshare -Urm sh -c \"id -u; {tried} ip link add dummy type veth && echo a link; true\"");
+        let seen = output(user.inside("mine", &[], &["sh", "-c", &script]))?;
+        ensure!(seen == "0\n", "a nested user namespace could: {seen}");
+        // The twin: with a network namespace of its own, it may.
+        let script = "unshare -Urmn sh -c 'ip link set lo up && nft flush ruleset && echo may'";
+        let seen = output(user.inside("mine", &[], &["sh", "-c", script]))?;
+        ensure!(seen == "may\n", "{seen}");
+        Ok(())
+    });
+}
