@@ -44,10 +44,7 @@ fn only_expected_datagrams_come_in() {
     lab::test(Peer::Ours, |lab| {
         let mut agent = inside(lab, &["--open", "9000/udp", "--name", "datagrams"])?;
         agent.succeed_within(WORKS, &format!("get {}", url(WEB.ipv4, 80)))?;
-        let namespace = vpn_exec::linux::namespace::look_up(&vpn_exec::linux::namespace::path_of("datagrams"))?;
-        let vpn_exec::linux::namespace::NameLookup::Namespace(namespace) = namespace else {
-            anyhow::bail!("there is a namespace")
-        };
+        let namespace = lab::tunnel::namespace("datagrams")?;
         let listen = |port: u16| {
             namespace.run(|| {
                 let socket = UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, port))?;

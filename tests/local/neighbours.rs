@@ -12,7 +12,7 @@ use lab::{
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::link::TargetNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::sysctl as parameters;
@@ -184,9 +184,7 @@ fn packets_to_the_host_never_have_the_tunnels_inner_address() {
         echo("[::]:7".parse()?)?;
         works(&["up", file(lab)?, "--name", "asked", "--backend", lab::backend()])?;
         let link = registry::read_plan(&"asked".parse()?)?.context("there is a plan")?.veth.context("a link")?;
-        let NameLookup::Namespace(namespace) = look_up(&path_of("asked"))? else {
-            anyhow::bail!("there is a namespace")
-        };
+        let namespace = lab::tunnel::namespace("asked")?;
         let ask = |from: IpAddr, to: IpAddr| -> std::io::Result<()> {
             let socket = namespace.run(|| UdpSocket::bind((from, 0)))?;
             socket.set_read_timeout(Some(lab::patience(Duration::from_secs(1))))?;
@@ -228,9 +226,7 @@ fn a_program_does_not_reach_a_program_in_another_tunnel() {
         lab.join_private_lan()?;
         works(&["up", file(lab)?, "--name", "other", "--backend", lab::backend()])?;
         let other = registry::read_plan(&"other".parse()?)?.context("there is a plan")?.veth.context("a link")?;
-        let NameLookup::Namespace(namespace) = look_up(&path_of("other"))? else {
-            anyhow::bail!("there is a namespace")
-        };
+        let namespace = lab::tunnel::namespace("other")?;
         let program = namespace.run(|| UdpSocket::bind("0.0.0.0:7"))?;
         program.set_read_timeout(Some(lab::patience(Duration::from_millis(500))))?;
         let mut heard = [0; 100];
@@ -266,9 +262,7 @@ fn the_tunnel_takes_precedence_over_a_local_network() {
         // A stopped keeper does not notice that the interface is gone.
         let keeper = keeper_of("wins")?;
         kill(Pid::from_raw(keeper), Signal::SIGSTOP)?;
-        let NameLookup::Namespace(namespace) = look_up(&path_of("wins"))? else {
-            anyhow::bail!("there is a namespace")
-        };
+        let namespace = lab::tunnel::namespace("wins")?;
         namespace.run(|| {
             let mut netlink = Netlink::open()?;
             let index = netlink.link_index(&"wg0".parse().expect("a name"))?;
@@ -297,9 +291,7 @@ fn local_networks_change_while_programs_run() {
             works(&[&[command, file, "--name", "changing", "--backend", lab::backend()], more].concat())
         };
         all("up", &[])?;
-        let NameLookup::Namespace(namespace) = look_up(&path_of("changing"))? else {
-            anyhow::bail!("there is a namespace")
-        };
+        let namespace = lab::tunnel::namespace("changing")?;
         let get_within = |usual, address| {
             let url = url(address, 80);
             namespace.run(|| lab::http::get(&url, lab::patience(usual)))

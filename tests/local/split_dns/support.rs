@@ -1,10 +1,8 @@
 //! A tunnel with a local resolver, questions from inside, and resolvers that answer as a test says.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
@@ -61,7 +59,7 @@ pub(super) fn assert_sides(lab: &Lab, local: &DnsServer) -> Result<()> {
 
 /// Opens the namespace of a tunnel.
 pub(super) fn namespace_of(name: &str) -> Result<NetworkNamespace> {
-    Ok(OwnedFd::from(File::open(format!("/run/netns/{name}"))?).into())
+    lab::tunnel::namespace(name)
 }
 
 /// The namespace of the agent's tunnel.
