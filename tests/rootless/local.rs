@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 
@@ -19,6 +19,7 @@ use vpn_exec::lease::status::Status;
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::plan::RELAY_ADDRESSES;
+use vpn_exec::registry;
 
 use super::PATIENCE;
 
@@ -294,6 +295,38 @@ fn a_reload_opens_and_closes_networks_while_programs_run() {
         agent.finish_well()?;
         let output = user(vpn_exec(["down", "changing"])).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    });
+}
+
+/// A program in another tunnel accepts what comes from the host's address on its link.
+#[test]
+fn a_program_does_not_reach_a_program_in_the_machines_tunnel() {
+    lab::test(Peer::Ours, |lab| {
+        if lab::tunnel::is_rootless() {
+            return Err(lab::Skip::error("only root makes tunnels of the machine", variables::REQUIRE_PEERS));
+        }
+        lab.join_private_lan()?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let file = file.to_str().context("a path")?;
+        let output = vpn_exec(["up", file, "--name", "other", "--backend", lab::backend()]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let link = registry::read_plan(&"other".parse()?)?.context("a plan")?.veth.context("a link")?;
+        let namespace = lab::tunnel::namespace("other")?;
+        let echo = Echo::start(&namespace, 7)?;
+        let to = SocketAddr::new(link.inner_ipv4.into(), 7);
+        UdpSocket::bind("0.0.0.0:0")?.send_to(b"from the host", to)?;
+        lab::wait_until(lab::patience(PATIENCE), "the host does not reach it", || Ok(!echo.seen().is_empty()))?;
+        let wide = format!("{}/8", Ipv4Addr::new(link.inner_ipv4.octets()[0], 0, 0, 0));
+        for start in [inside, inside_without_rules] {
+            let mut agent = start(lab, &["--local", &wide, "--local", "192.168.7.0/24"])?;
+            assert_eq!(agent.succeed(&format!("get {}", url(PRIVATE_LAN.ipv4, 80)))?, PAGE);
+            agent.fail(&format!("echo {to} 100"))?;
+            assert_eq!(echo.seen(), ["from the host"]);
+            agent.finish_well()?;
+        }
+        drop(namespace);
+        ensure!(vpn_exec(["down", "other", "--force"]).output()?.status.success());
         Ok(())
     });
 }
