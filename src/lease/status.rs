@@ -268,13 +268,13 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     }
     // The user's own, and the machine's.
     let scope = Scope::current();
-    let mut found = Vec::new();
-    for scope in [Scope::System, Scope::User] {
+    let found = [Scope::System, Scope::User].map(|scope| {
         scope.enter();
-        found.extend(of_scope(None)?);
-    }
+        of_scope(None)
+    });
     scope.enter();
-    Ok(found)
+    let [machine, own] = found;
+    Ok([machine?, own?].concat())
 }
 
 /// [`of_all`] in the present scope.
