@@ -1,9 +1,10 @@
 //! The port relay: passes connections and datagrams that arrive at a port on to another port, in user space.
 //!
 //! A keeper runs up to three relays. One passes traffic from published ports of the host (`--publish`) to the program.
-//! Another passes traffic from the program to ports of the host's loopback (`--host-port`). The third passes the traffic
-//! of a rootless tunnel's program to local networks (`--local`): its ports are transparent, so that they receive what
-//! is sent to all addresses there, and it connects to the original destination. A relay translates no addresses, so it needs neither IP forwarding nor firewall rules, and serves IPv4 and IPv6 clients alike.
+//! Another passes traffic from the program to ports of the host's loopback (`--host-port`). The third passes traffic
+//! from the program of a rootless tunnel to local networks (`--local`). Its ports are transparent: they receive packets
+//! to all addresses of these networks, and it connects to the original destination. A relay translates no addresses, so
+//! it needs neither IP forwarding nor rules of the host's firewall, and serves IPv4 and IPv6 clients alike.
 //!
 //! - `listen`: which ports are relayed, and the sockets that listen on them.
 //! - `event_loop`: the relay's thread, which waits for events (`poller`) and dispatches them.

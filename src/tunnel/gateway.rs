@@ -1,10 +1,10 @@
-//! The gateway of a rootless tunnel: a network namespace that stands at the other end of the link in place of the host's,
-//! where an ordinary user can create nothing.
+//! The gateway of a rootless tunnel: a network namespace at the other end of the link, in place of the host's, where an
+//! ordinary user can create nothing.
 //!
 //! So the namespace of the programs, its link, its routes and its packet rules are the same whoever makes the tunnel.
-//! The gateway has no way out. What the programs send to the host or to local networks ends at sockets there, and the
-//! keeper, which is in the host's namespace, relays it ([`crate::relay`]). To receive packets to local networks, the
-//! gateway has all of their addresses (routes of the type `local`), and rules that pass them to the relay's sockets.
+//! The gateway has no way out. Traffic from the programs to the host or to local networks ends at sockets there, and
+//! the keeper, which is in the host's namespace, relays it ([`crate::relay`]). To receive packets to local networks,
+//! the gateway has all of their addresses (routes of the type `local`). Its rules pass them to the relay's sockets.
 
 use std::io;
 

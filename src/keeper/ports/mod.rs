@@ -1,5 +1,6 @@
 //! The ports that the keeper relays: published ports of the host, which lead inside; ports of the link, which lead to
-//! the host's loopback; and those that lead from a rootless tunnel to local networks (`local`). The relays themselves are threads ([`crate::relay`]).
+//! the host's loopback; and those that lead from a rootless tunnel to local networks (`local`). The relays themselves
+//! are threads ([`crate::relay`]).
 
 mod bind;
 mod change;
