@@ -59,8 +59,8 @@ impl Keeper {
         None
     }
 
-    /// Returns whether a client is in the tunnel itself. The programs of a rootless tunnel are of the keeper's own user.
-    /// They do not see its socket; this is for one that has found a way to it.
+    /// Returns whether a client is in the tunnel itself. The programs of a rootless tunnel are of the keeper's own
+    /// user. They do not see its socket; this is for one that has found a way to it.
     fn comes_from_inside(&mut self, id: ConnectionId) -> bool {
         let Some(client) = self.clients.get(id).filter(|_| self.tunnel.plan().rootless) else { return false };
         let pid = client.pid;

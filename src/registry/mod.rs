@@ -1,5 +1,5 @@
-//! The files that describe tunnels, below `/run/vpn-exec` for the machine's, and in another directory for those of a user
-//! ([`Scope`]). None of them holds a key.
+//! The files that describe tunnels, below `/run/vpn-exec` for the machine's, and in another directory for those of a
+//! user ([`Scope`]). None of them holds a key.
 //!
 //! Each tunnel has a directory of its name, which its keeper locks ([`TunnelDirectory`]). The directory contains:
 //!

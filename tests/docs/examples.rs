@@ -19,11 +19,11 @@ use crate::pages::{page, root};
 /// Distinguishes hanging from working. Some programs need seconds to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const THROUGH_A_FILE: &str = "sudo vpn-exec mullvad.conf -- curl https://ifconfig.me";
+const THROUGH_A_FILE: &str = "vpn-exec mullvad.conf -- curl https://ifconfig.me";
 const OUTSIDE: &str = "curl https://ifconfig.me";
 const THROUGH_A_TUNNEL: &str = "sudo vpn-exec mullvad -- curl https://ifconfig.me";
 
-const TORRENT_CLIENT: &str = "sudo vpn-exec airvpn.conf --open 51413 -- qbittorrent";
+const TORRENT_CLIENT: &str = "vpn-exec airvpn.conf --open 51413 -- qbittorrent";
 const CHECK_PROFILE: &str = "sudo vpn-exec check airvpn";
 const THROUGH_THE_PROFILE: &str = "sudo vpn-exec airvpn -- curl https://ifconfig.me";
 const STATUS: &str = "vpn-exec status";

@@ -1,7 +1,7 @@
 //! A running tunnel as a test finds it, whoever made it.
 //!
-//! Where [`variables::ROOTLESS`] is set, tests have vpn-exec make its tunnels in a user namespace. Their namespaces have
-//! no names, and their files are in another directory.
+//! Where [`variables::ROOTLESS`] is set, tests have vpn-exec make its tunnels in a user namespace. Their namespaces
+//! have no names, and their files are in another directory.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
