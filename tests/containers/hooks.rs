@@ -128,6 +128,8 @@ pub(crate) fn has_the_tunnel(lab: &Lab, engine: &Engine, option: &str, says_why:
         // One key cannot serve two containers.
         let refused = engine.fail(["run", "--rm", option, APP, "true"])?;
         ensure!(!says_why || refused.contains("serves the container"), "it does not show the reason: {refused}");
+        let refused = engine.fail(["run", "--rm", "--network=host", option, APP, "true"])?;
+        ensure!(!says_why || refused.contains("shares the host's network"), "it does not show the reason: {refused}");
         if name == "second" {
             expect_closed_without_a_keeper(lab, &mut application)?;
         }
