@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::carrier::Attached;
 use super::{OWNER, Site};
-use crate::endpoints::{Carrier, Endpoints, STALE};
+use crate::endpoints::{Carrier, Endpoints, stale_after};
 use crate::failure::{Doing, Failure};
 use crate::keeper::PublicClients;
 use crate::lease::status::{self, Condition, DnsReport, InterfaceReport, LiveStatus, PeerReport, Status};
@@ -60,6 +60,8 @@ pub(super) fn answer(request: &Received, attached: &mut Attached, endpoints: &mu
 
 fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
     endpoints.read_device(attached);
+    // An idle tunnel looks like one whose peer is gone, until there is something to answer.
+    endpoints.renew_stale(attached);
     let summary = endpoints.summary();
     let statuses = attached.device().and_then(|device| device.peers().ok()).unwrap_or_default();
     let plan = &attached.plan;
@@ -186,6 +188,12 @@ fn ask_once() -> io::Result<Option<Status>> {
     result
 }
 
+/// Starts handshakes of the kernel's WireGuard, so that its next status tells an idle tunnel from one whose peer does
+/// not answer. The process that serves a tunnel does so by itself.
+pub(super) fn renew_kernel() -> io::Result<()> {
+    kernel::renew_older(&attachment::interface(), stale_after())
+}
+
 /// Returns the status of the kernel's WireGuard, which no process serves. Returns None if there is none.
 pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
     let name = attachment::interface();
@@ -211,7 +219,7 @@ pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
     };
     let state = match peers.iter().filter_map(|peer| peer.handshake_age).min() {
         None => Condition::Connecting,
-        Some(age) if age <= STALE => Condition::Up,
+        Some(age) if age <= stale_after() => Condition::Up,
         Some(_) => Condition::Stale,
     };
     Ok(Some(Status {

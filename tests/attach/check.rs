@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Output, Stdio};
+use std::time::Duration;
 
 use lab::launcher::{binary, errors_of, run};
-use lab::{Context, Lab, Peer, Pod, Reach, Result, WEB};
+use lab::{Context, Lab, Peer, Pod, Reach, Result, WEB, variables};
 
 use crate::support::{Sidecar, WORKS, application, check, get, require_closed, sidecar_runs, wait_until_up};
 
@@ -244,5 +245,32 @@ fn another_containers_connections_keep_no_check_waiting() {
             assert!(check.status.success(), "{}", errors_of(&check));
         }
         Ok(())
+    });
+}
+
+/// The age of a stale handshake in the tests. The embedded device makes no two handshakes within 5 s.
+const STALE: Duration = Duration::from_secs(6);
+
+/// WireGuard makes no handshakes while a tunnel is idle. A check has it make one.
+#[test]
+fn an_idle_tunnel_is_up_as_long_as_its_provider_answers() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let age = STALE.as_secs().to_string();
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        assert!(!std::fs::read_to_string(&file)?.contains("PersistentKeepalive"));
+        let _sidecar = Sidecar::start_with(&pod, &file, &[], (variables::STALE, &age))?;
+        wait_until_up(&pod)?;
+        for _ in 0..2 {
+            std::thread::sleep(STALE + Duration::from_secs(1));
+            assert_eq!(check(&pod)?, ("up".into(), Some(0)));
+        }
+        lab.provider.stop()?;
+        std::thread::sleep(STALE + Duration::from_secs(1));
+        for _ in 0..2 {
+            assert_eq!(check(&pod)?, ("stale".into(), Some(3)));
+        }
+        lab.provider.restart()?;
+        wait_until_up(&pod)
     });
 }
