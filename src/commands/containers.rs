@@ -8,7 +8,7 @@ use crate::lease;
 use crate::linux::{capabilities, process};
 use crate::names::TunnelName;
 use crate::registry::{self, Container, TunnelState};
-use crate::request::{self, NamedBy};
+use crate::request;
 use crate::session;
 use crate::session::approach::{SUCCESSION, claim_dead};
 use crate::tunnel::{ContainerPlace, reclaim};
@@ -19,10 +19,10 @@ const RETRY: Duration = Duration::from_millis(1);
 /// Makes a standing tunnel in a container's namespace. There may be no handshake yet when this function returns.
 ///
 /// # Errors
-/// If there is no such profile, if the tunnel serves another container or this machine, or if it cannot be made. Then
-/// nothing is left but a closed namespace.
-pub(super) fn create_tunnel(name: &TunnelName, named_by: NamedBy, place: ContainerPlace) -> Result<(), Failure> {
-    let request = Box::new(request::load_for_container(name, named_by)?);
+/// If there is no such profile, if it is not for containers, if the tunnel serves another container or this machine, or
+/// if it cannot be made. Then nothing is left but a closed namespace.
+pub(super) fn create_tunnel(name: &TunnelName, place: ContainerPlace) -> Result<(), Failure> {
+    let request = Box::new(request::load_for_container(name)?);
     session::require_privileges()?;
     process::set_umask(0o022);
     let ports = keeper::capabilities_for_ports(request.config.listened_ports());

@@ -78,6 +78,9 @@ fn a_pod_has_the_tunnel_of_its_annotation_until_its_network_is_removed() {
         ensure!(error["code"] == 100, "{error}");
         let error = cni("ADD", "pod1", pod, annotated("other"))?.expect_err("no such profile");
         ensure!(error["msg"].to_string().contains("there is no profile 'other'"), "{error}");
+        let error = cni("ADD", "pod1", pod, annotated("private"))?.expect_err("not for containers");
+        ensure!(error.to_string().contains("add the line `containers = true`"), "{error}");
+        require_nothing_left()?;
         require_no_leaks(lab)
     });
 }
@@ -112,8 +115,10 @@ fn garbage_collection_removes_the_tunnels_of_unknown_attachments() {
         done(cni("GC", "", pod, valid("pod7"))?)?;
         require_nothing_left()?;
         done(cni("STATUS", "", pod, json!({"tunnel": NAME}))?)?;
-        let error = cni("STATUS", "", pod, json!({"tunnel": "other"}))?.expect_err("no such profile");
-        ensure!(error["code"] == 50, "{error}");
+        for (name, reason) in [("other", "there is no profile"), ("private", "is not for containers")] {
+            let error = cni("STATUS", "", pod, json!({"tunnel": name}))?.expect_err(name);
+            ensure!(error["code"] == 50 && error["msg"].to_string().contains(reason), "{error}");
+        }
         let versions = done(cni("VERSION", "", pod, json!({}))?)?;
         ensure!(versions.contains("\"1.1.0\"") && versions.contains("\"1.0.0\""), "{versions}");
         require_no_leaks(lab)

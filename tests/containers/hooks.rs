@@ -42,7 +42,7 @@ fn furnish(lab: &Lab) -> Result<()> {
     vpn_exec::linux::mounts::bind(own, Path::new("/etc"))?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let text = format!(
-        "wireguard = \"{}\"\nbackend = \"userspace\"\n[local]\nnetworks = [\"192.168.7.0/24\"]\n",
+        "wireguard = \"{}\"\nbackend = \"userspace\"\ncontainers = true\n[local]\nnetworks = [\"192.168.7.0/24\"]\n",
         file.display()
     );
     fs::write(format!("/etc/vpn-exec/{NAME}.toml"), text)?;

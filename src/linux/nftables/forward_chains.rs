@@ -178,7 +178,7 @@ fn interface_name(value: &[u8]) -> Option<String> {
     Some(if end.is_some() { name.to_owned() } else { format!("{name}*") })
 }
 
-/// Inspects all parts of an answer that this module and [`super::encoding`] read, for a fuzzer.
+/// Inspects all that this module and [`super::encoding`] read of a table or chain, for a fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(in crate::linux) fn inspect_answer(answer: NetfilterMessage) {
     match answer.inner {
@@ -187,9 +187,6 @@ pub(in crate::linux) fn inspect_answer(answer: NetfilterMessage) {
         }
         NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) => {
             let _ = family_name(answer.header.family).and_then(|family| forward_chain(family, chain));
-        }
-        NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) => {
-            let _ = (table_of(&rule), chain_of(&rule), interfaces_in(&rule), stops_all(&rule));
         }
         _ => {}
     }
