@@ -19,11 +19,13 @@ use crate::support::{
 #[test]
 fn a_container_whose_network_comes_later_has_the_tunnel_from_its_first_packet() {
     test(|lab, pod| {
+        let everywhere = "0.0.0.0/0".parse()?;
         let index = pod.namespace.run(|| {
             vpn_exec::linux::sysctl::set("net/ipv6/conf/all/disable_ipv6", "1")?;
             vpn_exec::linux::sysctl::set("net/ipv6/conf/default/disable_ipv6", "1")?;
             let mut netlink = Netlink::open()?;
             let index = netlink.link("eth0")?.map_or(0, |link| link.index);
+            netlink.execute_one(NetlinkRequest::delete_route(index, "eth0", everywhere))?;
             netlink.execute_one(NetlinkRequest::delete_address(index, "eth0", address(POD.ipv4)))?;
             Ok(index)
         })?;
@@ -31,12 +33,11 @@ fn a_container_whose_network_comes_later_has_the_tunnel_from_its_first_packet() 
         succeed(container.create(NAME)?)?;
         pod.namespace.run(|| {
             let router = Some(POD_GATEWAY.ipv4.into());
-            let everywhere = "0.0.0.0/0".parse().map_err(std::io::Error::other)?;
-            let requests = vec![
-                NetlinkRequest::add_address(index, "eth0", address(POD.ipv4)),
-                NetlinkRequest::add_route(index, "eth0", everywhere, router).or_exists(),
-            ];
-            Ok(Netlink::open()?.execute(requests)?)
+            let mut netlink = Netlink::open()?;
+            netlink.execute_one(NetlinkRequest::add_address(index, "eth0", address(POD.ipv4)))?;
+            // Docker lets the kernel choose the interface of the default route, by the gateway's address.
+            let by = netlink.route_to(POD_GATEWAY.ipv4.into())?.interface.unwrap_or(0);
+            Ok(netlink.execute_one(NetlinkRequest::add_route(by, "eth0", everywhere, router))?)
         })?;
         require_tunnel(pod)?;
         let page = pod.namespace.run(|| lab::http::get(&format!("http://[{}]/", WEB.ipv6), lab::patience(PATIENCE)))?;

@@ -32,6 +32,9 @@ pub const UNSCD: &str = "VPN_EXEC_UNSCD";
 /// Docker's package, where it is not installed but unpacked: the directory with `usr`.
 pub const DOCKER: &str = "VPN_EXEC_DOCKER";
 
+/// The directory in which `tests/containers/setup` has made the newest container engines.
+pub const ENGINES: &str = "VPN_EXEC_ENGINES";
+
 /// 1 makes a missing or unusable /dev/net/tun a failure instead of a skip.
 pub const REQUIRE_TUN: &str = "VPN_EXEC_REQUIRE_TUN";
 
