@@ -55,6 +55,7 @@ fn every_kind() -> Vec<PolicyRule> {
             (Selector::To(outer), Route::MAIN),
             (Selector::From(any), 5),
             (Selector::Mark(1 << 31), u32::MAX),
+            (Selector::NotByDefault, Route::MAIN),
             (Selector::All, TABLE),
         ];
         let rule = move |(priority, (selector, table))| PolicyRule { family, priority, selector, table };

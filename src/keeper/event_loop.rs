@@ -255,7 +255,10 @@ impl Keeper {
 
 /// Ignores the error of a connection that cannot be accepted because descriptors or memory have run out, and pauses:
 /// the listener stays readable until a client leaves.
-fn pause_if_exhausted(accepted: io::Result<()>) -> io::Result<()> {
+///
+/// # Errors
+/// Any other error.
+pub(crate) fn pause_if_exhausted(accepted: io::Result<()>) -> io::Result<()> {
     match accepted {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
             tracing::warn!("cannot accept another connection: {error}");

@@ -64,6 +64,7 @@ use crate::registry::{Holder, TunnelDirectory, TunnelState};
 use crate::tunnel::ContainerPlace;
 pub(crate) use clients::ConnectionId;
 use clients::KeeperClients;
+pub(crate) use event_loop::pause_if_exhausted;
 pub(crate) use lifecycle::device_config;
 use lifecycle::{Runtime, live};
 pub use privileges::{capabilities_for_ports, gained_by_hooks, limit_dns_forwarder, needed_capabilities};

@@ -120,8 +120,8 @@ impl Tunnel {
     }
 
     /// Adapts the packet rules and the policy routing to the addresses that the container's interfaces have now. Docker
-    /// connects a container to its network after its hooks have run, and routers may give it other IPv6 addresses at any
-    /// time.
+    /// connects a container to its network after its hooks have run, and a router may give it other IPv6 addresses at
+    /// any time.
     ///
     /// # Errors
     /// If the kernel refuses. Then everything is as it was, as far as possible.
@@ -222,8 +222,8 @@ pub(super) fn change(inner: &mut OpenNamespace, change: &PlanDiff, changed: &Pla
     complete(&mut inner.netlink, &mut inner.rules, changed, change.mtu).map_err(io::Error::from)
 }
 
-/// Removes the WireGuard interface that a killed keeper has left in a container's namespace. The caller has checked that
-/// the namespace carries the tunnel's mark.
+/// Removes the WireGuard interface that a killed keeper has left in a container's namespace. The caller has checked the
+/// namespace's mark.
 pub(super) fn remove_interface(namespace: &NetworkNamespace, directory: &TunnelDirectory) -> Result<(), Failure> {
     let plan = directory.plan().doing(format!("read the plan below {}", directory.path().display()))?;
     let Some(interface) = plan.map(|plan| plan.wireguard.interface) else { return Ok(()) };

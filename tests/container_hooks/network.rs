@@ -20,7 +20,11 @@ use crate::support::{
     BRIEFLY, Container, NAME, PATIENCE, hook, require_no_leaks, require_nothing_left, require_tunnel, succeed, test,
 };
 
-/// Takes all addresses from a pod's interface `eth0`, as before an engine connects it. Returns them.
+/// The default routes of both families.
+const EVERYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
+
+/// Takes all addresses and default routes from a pod's interface `eth0`, as before an engine connects it. Returns the
+/// addresses.
 fn disconnect(pod: &Pod) -> Result<Vec<IpNet>> {
     let taken = pod.namespace.run(|| {
         let mut netlink = Netlink::open()?;
@@ -28,8 +32,10 @@ fn disconnect(pod: &Pod) -> Result<Vec<IpNet>> {
         let is_link_local = |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
         let present = netlink.addresses()?.into_iter().filter(|(of, net)| *of == index && !is_link_local(net));
         let present: Vec<IpNet> = present.map(|(_, net)| net).collect();
-        let remove = |net: &IpNet| NetlinkRequest::delete_address(index, "eth0", *net);
-        netlink.execute(present.iter().map(remove).collect())?;
+        let routes = EVERYWHERE.into_iter().filter_map(|net| net.parse().ok());
+        let routes = routes.map(|net: IpNet| NetlinkRequest::delete_route(index, "eth0", net));
+        let addresses = present.iter().map(|net| NetlinkRequest::delete_address(index, "eth0", *net));
+        netlink.execute(routes.chain(addresses).collect())?;
         Ok(present)
     })?;
     ensure!(taken.len() == 2, "{taken:?}");
@@ -39,15 +45,14 @@ fn disconnect(pod: &Pod) -> Result<Vec<IpNet>> {
 /// Gives a pod's interface an address and a default gateway.
 fn connect(pod: &Pod, net: IpNet) -> Result<()> {
     let gateway = if net.addr().is_ipv4() { POD_GATEWAY.ipv4.into() } else { IpAddr::from(POD_GATEWAY.ipv6) };
-    let everywhere: IpNet = if net.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse()?;
+    let everywhere: IpNet = EVERYWHERE[usize::from(net.addr().is_ipv6())].parse()?;
     pod.namespace.run(|| {
         let mut netlink = Netlink::open()?;
         let index = netlink.link_index(&"eth0".parse().map_err(std::io::Error::other)?)?;
-        let requests = vec![
-            NetlinkRequest::add_address(index, "eth0", net),
-            NetlinkRequest::add_route(index, "eth0", everywhere, Some(gateway)).or_exists(),
-        ];
-        Ok(netlink.execute(requests)?)
+        netlink.execute_one(NetlinkRequest::add_address(index, "eth0", net))?;
+        // Docker lets the kernel choose the interface of the default route, by the gateway's address.
+        let by = netlink.route_to(gateway)?.interface.unwrap_or(0);
+        Ok(netlink.execute_one(NetlinkRequest::add_route(by, "eth0", everywhere, Some(gateway)))?)
     })?;
     Ok(())
 }

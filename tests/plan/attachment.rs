@@ -118,6 +118,8 @@ fn table_of(plan: &AttachmentPlan, from: Option<IpAddr>, to: IpAddr, mark: u32) 
     let mut rules = plan.routing_rules.clone();
     rules.sort_by_key(|rule| rule.priority);
     let selects = |selector: &Selector| match selector {
+        // These plans are made without knowledge of the main table.
+        Selector::NotByDefault => false,
         Selector::All => true,
         Selector::Mark(own) => *own == mark,
         Selector::From(net) => from.is_some_and(|from| net.contains(&from)),

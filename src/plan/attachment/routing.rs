@@ -7,7 +7,9 @@
 //! - packets from an address of the container's own, which are replies to inbound connections as well. The reverse path
 //!   filter (`rp_filter` of the kernel's ip-sysctl.rst) looks inbound packets up by these rules, and so accepts them
 //!   without `src_valid_mark`;
-//! - packets to local networks. The longest prefix decides between these and the tunnel's routes.
+//! - packets to local networks. The longest prefix decides between these and the tunnel's routes;
+//! - in a container whose network an engine makes, packets to the networks of its interfaces. The engine looks up the
+//!   interface of the default route's gateway in that way, which is not the tunnel's.
 //!
 //! The packet rules drop all other packets that these rules let past the tunnel.
 
@@ -17,7 +19,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{AttachmentPlan, MARK};
+use super::{AttachmentPlan, MARK, Placement};
 use crate::linux::netlink::route::Route;
 use crate::linux::netlink::rule::{PolicyRule, Selector};
 use crate::plan::firewall;
@@ -31,6 +33,10 @@ const MARKED: u32 = 30300;
 const OWN: u32 = 30301;
 const LONGEST: u32 = 30302;
 const ALL: u32 = LONGEST + 129;
+
+/// The priority of the rule for the networks of a container's interfaces. It is that of the prefix length 0 of IPv6, which
+/// no local network has.
+const CONNECTED: u32 = ALL - 1;
 
 /// The priorities at which an attached tunnel has rules.
 pub const PRIORITIES: RangeInclusive<u32> = MARKED..=ALL;
@@ -59,6 +65,9 @@ pub(super) fn rules(plan: &AttachmentPlan, has_ipv6: bool) -> Vec<PolicyRule> {
             let priority = LONGEST + u32::from(net.max_prefix_len() - net.prefix_len());
             let table = if *is_local { Route::MAIN } else { TABLE };
             add(priority, Selector::To(*net), table);
+        }
+        if plan.placement == Placement::Container {
+            add(CONNECTED, Selector::NotByDefault, Route::MAIN);
         }
         add(ALL, Selector::All, TABLE);
     }
