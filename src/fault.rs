@@ -1,13 +1,13 @@
 //! Fault injection for tests: makes a step fail, kills or stops the process at a step, or leaves a protection out.
 //!
 //! A test that expects a failure to be undone, or a leak to be found, must see both happen. The environment variables
-//! `VPN_EXEC_TEST_FAIL` and `VPN_EXEC_TEST_BREAK` choose what does. They work only in builds with debug assertions. In
-//! a release these functions are empty.
+//! `VPN_EXEC_TEST_FAIL` and `VPN_EXEC_TEST_BREAK` choose what does, and `VPN_EXEC_TEST_STALE` shortens a wait. They
+//! work only in builds with debug assertions. In a release these functions are empty.
 
 #[cfg(not(debug_assertions))]
-pub(crate) use disabled::{die_at, fail_at, is_broken, point};
+pub(crate) use disabled::{die_at, fail_at, is_broken, point, stale_after};
 #[cfg(debug_assertions)]
-pub(crate) use enabled::{die_at, fail_at, is_broken, point};
+pub(crate) use enabled::{die_at, fail_at, is_broken, point, stale_after};
 
 /// The points of creating a tunnel, in order.
 pub const SET_UP: [&str; 9] = [
@@ -55,6 +55,7 @@ pub const PROTECTIONS: [&str; 9] =
 #[cfg(debug_assertions)]
 mod enabled {
     use std::io;
+    use std::time::Duration;
 
     use nix::sys::signal::{Signal, raise};
 
@@ -67,6 +68,9 @@ mod enabled {
 
     /// The protections that are left out, separated by commas.
     const BREAK: &str = "VPN_EXEC_TEST_BREAK";
+
+    /// The age in seconds at which handshakes are stale.
+    const STALE: &str = "VPN_EXEC_TEST_STALE";
 
     /// Fails, kills the process or stops it, if the test has chosen this point.
     pub(crate) fn point(name: &str) -> Result<(), Failure> {
@@ -106,10 +110,17 @@ mod enabled {
         assert!(PROTECTIONS.contains(&protection), "{protection:?} is missing in the list of protections");
         std::env::var(BREAK).is_ok_and(|broken| broken.split(',').any(|name| name == protection))
     }
+
+    /// Returns the age at which handshakes are stale, if the test has chosen one.
+    pub(crate) fn stale_after() -> Option<Duration> {
+        std::env::var(STALE).ok()?.parse().ok().map(Duration::from_secs)
+    }
 }
 
 #[cfg(not(debug_assertions))]
 mod disabled {
+    use std::time::Duration;
+
     use crate::failure::Failure;
 
     pub(crate) fn point(_name: &str) -> Result<(), Failure> {
@@ -124,5 +135,9 @@ mod disabled {
 
     pub(crate) fn is_broken(_protection: &str) -> bool {
         false
+    }
+
+    pub(crate) fn stale_after() -> Option<Duration> {
+        None
     }
 }

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::dns_forwarder::DnsForwarder;
 use crate::endpoints::Endpoints;
 use crate::failure::{Doing, Failure};
-use crate::keeper::{ConnectionId, PublicClients};
+use crate::keeper::{self, ConnectionId, PublicClients};
 use crate::linux::children;
 use crate::linux::clock::{Timer, boot_time};
 use crate::linux::code_pages;
@@ -39,7 +39,7 @@ pub(super) struct Server {
     signals: Signals,
     network: Monitor,
     timer: Timer,
-    /// None if another process has the address of the status.
+    /// None if the socket of the status cannot be opened.
     clients: Option<PublicClients>,
 }
 
@@ -209,9 +209,8 @@ impl Server {
             }
             EventSource::Client(id) => self.answer(id),
             EventSource::ClientListener => {
-                if let Some(clients) = &mut self.clients {
-                    clients.accept(boot_time())?;
-                }
+                let accepted = self.clients.as_mut().map_or(Ok(()), |clients| clients.accept(boot_time()));
+                keeper::pause_if_exhausted(accepted)?;
             }
         }
         Ok(false)

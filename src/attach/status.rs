@@ -1,12 +1,16 @@
 //! The status of an attached tunnel. The process of the embedded WireGuard answers queries at an abstract unix socket
 //! of the network namespace, since it has no directory to write to. The kernel's WireGuard is asked itself.
+//!
+//! Any process of the namespace can listen under any abstract name, and connect to any. So the name is a random one,
+//! which clients find in the kernel's list, and nothing follows from it: a client asks the listener that the kernel
+//! says to be a process of its own user and container.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::carrier::Attached;
 use super::{OWNER, Site};
-use crate::endpoints::{Carrier, Endpoints, STALE};
+use crate::endpoints::{Carrier, Endpoints, stale_after};
 use crate::failure::{Doing, Failure};
 use crate::keeper::PublicClients;
 use crate::lease::status::{self, Condition, DnsReport, InterfaceReport, LiveStatus, PeerReport, Status};
@@ -18,21 +22,27 @@ use crate::plan::attachment;
 use crate::tunnel::attachment::{Protection, protection};
 use crate::wireguard::{Backend, PeerStatus, kernel};
 
-/// The abstract name of the socket.
-const ADDRESS: &str = "vpn-exec";
+/// The beginning of the socket's abstract name. A random number follows.
+const PREFIX: &str = "vpn-exec-";
 
 /// The path of the network namespace of any process that reads it.
 const NAMESPACE: &str = "/proc/self/ns/net";
 
-/// How long the process may take to accept a connection.
+/// How long the process may be busy with other clients.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The delay between two attempts to query a busy process. Other containers may keep its backlog full.
+const RETRY_DELAY: Duration = Duration::from_millis(1);
 
 /// Listens for queries of the status.
 ///
 /// # Errors
-/// If another process has the name.
+/// If the kernel refuses the socket.
 pub(super) fn listen() -> io::Result<PublicClients> {
-    PublicClients::listen_on(LocalListener::bind_abstract(ADDRESS)?)
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())?;
+    let name = format!("{PREFIX}{:016x}", u64::from_ne_bytes(random));
+    PublicClients::listen_on(LocalListener::bind_abstract(&name)?)
 }
 
 /// Returns the answer to a client's request: only the status is reported.
@@ -50,6 +60,8 @@ pub(super) fn answer(request: &Received, attached: &mut Attached, endpoints: &mu
 
 fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
     endpoints.read_device(attached);
+    // An idle tunnel looks like one whose peer is gone, until there is something to answer.
+    endpoints.renew_stale(attached);
     let summary = endpoints.summary();
     let statuses = attached.device().and_then(|device| device.peers().ok()).unwrap_or_default();
     let plan = &attached.plan;
@@ -133,22 +145,53 @@ pub fn of_this_namespace() -> Result<Option<Status>, Failure> {
     }
 }
 
-/// Asks the process that serves the tunnel. Returns None if there is none.
+/// Asks the process that serves the tunnel. Returns None if there is none. Repeats the query for a while if the process
+/// is busy with other clients.
 ///
-/// Any process of the namespace may take the name of the socket, so only a process of the same user and of a visible
-/// PID namespace is believed.
+/// # Errors
+/// `WouldBlock` if it stays busy, and if it does not answer in time.
 pub(super) fn ask_process() -> io::Result<Option<Status>> {
-    let socket = match local_socket::connect_abstract(ADDRESS, PATIENCE) {
-        Ok(socket) => socket,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let peer = local_socket::peer_credentials(&socket)?;
-    if peer.pid == 0 || peer.uid != nix::unistd::geteuid().as_raw() {
-        tracing::warn!("ignoring a process of another user or container at the abstract socket @{ADDRESS}");
-        return Ok(None);
+    let begin = Instant::now();
+    loop {
+        match ask_once() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && begin.elapsed() < PATIENCE => {
+                std::thread::sleep(RETRY_DELAY);
+            }
+            other => return other,
+        }
     }
-    status::over(socket)
+}
+
+/// Asks the first process of the same user and of a visible PID namespace that listens. No other is believed.
+fn ask_once() -> io::Result<Option<Status>> {
+    let mut result = Ok(None);
+    for name in local_socket::listening_abstract_names(PREFIX)? {
+        let socket = match local_socket::connect_abstract(&name) {
+            Ok(socket) => socket,
+            // The kernel does not tell whose socket it is.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                result = Err(io::Error::new(error.kind(), "too many clients wait for it"));
+                continue;
+            }
+            // The process has ended since, or the name in the list was not a whole one.
+            Err(_) => continue,
+        };
+        let peer = local_socket::peer_credentials(&socket)?;
+        if peer.pid == 0 || peer.uid != nix::unistd::geteuid().as_raw() {
+            tracing::debug!("ignoring a process of another user or container at the abstract socket @{name}");
+            continue;
+        }
+        if let Some(status) = status::over(socket)? {
+            return Ok(Some(status));
+        }
+    }
+    result
+}
+
+/// Starts handshakes of the kernel's WireGuard, so that its next status tells an idle tunnel from one whose peer does
+/// not answer. The process that serves a tunnel does so by itself.
+pub(super) fn renew_kernel() -> io::Result<()> {
+    kernel::renew_older(&attachment::interface(), stale_after())
 }
 
 /// Returns the status of the kernel's WireGuard, which no process serves. Returns None if there is none.
@@ -176,7 +219,7 @@ pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
     };
     let state = match peers.iter().filter_map(|peer| peer.handshake_age).min() {
         None => Condition::Connecting,
-        Some(age) if age <= STALE => Condition::Up,
+        Some(age) if age <= stale_after() => Condition::Up,
         Some(_) => Condition::Stale,
     };
     Ok(Some(Status {

@@ -231,11 +231,12 @@ pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
 /// ends first.
 ///
 /// # Errors
-/// If the process refuses, or does not answer in time.
+/// `WouldBlock` if the process is busy with others. If it refuses, or does not answer in time.
 pub fn over(connection: OwnedFd) -> io::Result<Option<Status>> {
     match client::request_over(connection, ClientRequest::Report)? {
         Some((KeeperEvent::Done, file)) => Ok(Some(read_answer(file)?)),
         Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
+        Some((KeeperEvent::Busy, _)) => Err(io::Error::new(io::ErrorKind::WouldBlock, "it is busy with other clients")),
         _ => Ok(None),
     }
 }

@@ -65,6 +65,9 @@ pub const FAIL: &str = "VPN_EXEC_TEST_FAIL";
 /// Set by tests for vpn-exec: the protections of `fault` that it leaves out, separated by commas.
 pub const BREAK: &str = "VPN_EXEC_TEST_BREAK";
 
+/// Set by tests for vpn-exec: the age in seconds at which a handshake is stale.
+pub const STALE: &str = "VPN_EXEC_TEST_STALE";
+
 /// Set by tests for the agent: the addresses to which it sends all the time while it performs a task.
 pub const SEND_TO: &str = "VPN_EXEC_TEST_SEND_TO";
 
