@@ -41,24 +41,24 @@ const OF_FIRST_NAMESPACE: &str = "net/core/dev_weight";
 /// container lead to its machine alone.
 pub(super) fn require_container(site: &mut Site) -> Result<(), Failure> {
     let is_first = sysctl::get_if_present(OF_FIRST_NAMESPACE).doing("read /proc/sys")?.is_some();
-    let what = if is_first {
-        "the network namespace of the machine itself"
-    } else {
-        // Containers that started later, within a container whose sidecar starts again.
-        if protection(&mut site.netlink, &mut site.rules, super::OWNER)? != Protection::Open {
-            return Ok(());
-        }
-        let links = site.netlink.links().doing("list the network interfaces")?;
-        let ends: BTreeSet<i32> = links.iter().filter_map(|link| link.leads_to).collect();
-        if ends.len() <= 1 {
-            return Ok(());
-        }
-        "the network namespace of a machine that has containers"
-    };
-    Err(Failure::new(format!("this is {what}, which would lose its network")).advise(
+    if !is_first && !has_containers(site)? {
+        return Ok(());
+    }
+    Err(Failure::new("this is the network namespace of the machine itself, which would lose its network").advise(
         "run it in a container or a pod without `hostNetwork` or `--network host`; on a machine, use \
          `vpn-exec NAME|FILE -- PROGRAM`",
     ))
+}
+
+/// Returns whether an open namespace leads to several others. One that is closed already may have got containers of its
+/// own since: a sidecar may start again there.
+fn has_containers(site: &mut Site) -> Result<bool, Failure> {
+    if protection(&mut site.netlink, &mut site.rules, super::OWNER)? != Protection::Open {
+        return Ok(false);
+    }
+    let links = site.netlink.links().doing("list the network interfaces")?;
+    let ends: BTreeSet<i32> = links.iter().filter_map(|link| link.leads_to).collect();
+    Ok(ends.len() > 1)
 }
 
 /// Replaces general advice, which is for a machine, by what helps in a container. The process has CAP_NET_ADMIN: a

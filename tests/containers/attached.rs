@@ -236,7 +236,7 @@ fn a_sidecar_under_docker_keeps_its_promises() {
     keeps_its_promises(Engine::docker, false);
 }
 
-/// The lab's host is itself in a container, as a node of kind is. tests/vm/inside/host-network has a machine that is not.
+/// The lab's host is itself in a container, as a node of kind is. tests/vm/inside/host-network has an ordinary machine.
 #[test]
 fn a_container_that_shares_the_network_of_its_machine_is_refused() {
     lab::test(Peer::Ours, |lab| {
