@@ -39,6 +39,7 @@ use crate::linux::sysctl;
 use crate::plan::attachment::{self, AttachmentPlan, Placement};
 use crate::tunnel::attachment::{close, end_connections, load_rules, open};
 use crate::wireguard::Backend;
+use forwarder::Forwarding;
 use names::EndpointResolver;
 
 /// The text by which the packet rules of an attached tunnel are recognized.
@@ -130,7 +131,7 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     fault::point("after the resolvers")?;
     let backend = device.backend();
     tracing::info!("attached the tunnel {} with the {backend} WireGuard", plan.name);
-    let forwarder = forwarder::start(&plan)?;
+    let forwarder = Forwarding::start(&plan)?;
     let server = serve::Server::new(site, plan, config, &resolver, (device, events), signals)?;
     match (backend, forwarder) {
         (Backend::Kernel, None) => server.set_endpoints(),
