@@ -43,8 +43,8 @@ enum State {
 }
 
 impl Forwarding {
-    /// Opens the sockets to the resolvers, and starts the forwarder if its port is free. Returns None if the plan has no
-    /// forwarder.
+    /// Opens the sockets to the resolvers, and starts the forwarder if its port is free. Returns None if the plan has
+    /// no forwarder.
     ///
     /// # Errors
     /// If the kernel refuses a socket, or the forwarder cannot be started for another reason than that its port is in

@@ -139,8 +139,8 @@ impl Server {
         Ok(())
     }
 
-    /// Returns the capabilities that the remaining work needs: CAP_NET_ADMIN if the packet rules follow the addresses of
-    /// an endpoint, and that for the port of a forwarder which still waits for it.
+    /// Returns the capabilities that the remaining work needs: CAP_NET_ADMIN if the packet rules follow the addresses
+    /// of an endpoint, and that for the port of a forwarder which still waits for it.
     fn needed_capabilities(&self) -> CapabilitySet {
         let rules = if self.attached.follows_names { CapabilitySet::NET_ADMIN } else { CapabilitySet::empty() };
         rules | self.forwarder.as_ref().map_or(CapabilitySet::empty(), Forwarding::needed_capabilities)

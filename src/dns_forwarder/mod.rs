@@ -99,7 +99,7 @@ impl DnsForwarder {
         &self.addresses
     }
 
-    /// Returns a descriptor that becomes readable for good when the forwarder has ended by itself. Its messages say why.
+    /// Returns a descriptor that becomes readable for good when the forwarder has ended by itself. A message says why.
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.end.as_fd()
     }

@@ -99,8 +99,8 @@ fn split_dns(lab: &Lab, first_unprivileged_port: &str) -> Result<()> {
     Ok(())
 }
 
-/// A program of the pod has the forwarder's port when the sidecar starts. The tunnel works meanwhile, no name leaks, and
-/// the forwarder takes the port as soon as it is free.
+/// A program of the pod has the forwarder's port when the sidecar starts. The tunnel works meanwhile, no name leaks,
+/// and the forwarder takes the port as soon as it is free.
 #[test]
 fn a_forwarder_waits_for_its_port() {
     lab::test(Peer::Ours, |lab| {
