@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::Duration;
 
-use lab::launcher::binary;
+use lab::launcher::{binary, run};
 use lab::pod::SERVICE_NAME;
 use lab::{CLUSTER_RESOLVER, Context, Lab, PROVIDER, Peer, Pod, Reach, Result, WEB, variables};
 use nix::sys::signal::Signal;
@@ -40,6 +40,37 @@ fn an_endpoints_name_is_looked_up_and_followed() {
         let asked: Vec<String> = gateway_resolver.questions().into_iter().map(|asked| asked.name).collect();
         assert!(asked.iter().all(|name| name == "vpn.example") && asked.len() >= 4, "{asked:?}");
         app.finish_well().map(drop)
+    });
+}
+
+/// A program that writes the pod's resolv.conf does not learn the pod's address from the look-up of a restarted sidecar.
+#[test]
+fn a_restart_asks_no_resolver_that_a_program_has_chosen() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let gateway_resolver = Pod::start_gateway_resolver(lab)?;
+        gateway_resolver.set("vpn.example", &[PROVIDER.ipv4.into()]);
+        let file = lab.wg_quick_file(Reach::Name)?;
+        let first = Sidecar::start(&pod, &file, &[])?;
+        wait_until_up(&pod)?;
+        first.end_by(Signal::SIGKILL)?;
+        let written = fs::read_to_string(&pod.resolv_conf)?;
+        let former = "# Former nameservers, which vpn-exec asks for the names of endpoints:";
+        for chosen in [format!("{written}\n{former} {}\n", WEB.ipv4), format!("nameserver {}\n", WEB.ipv4)] {
+            fs::write(&pod.resolv_conf, chosen)?;
+            lab.capture.forget()?;
+            let next = Sidecar::start(&pod, &file, &[])?;
+            wait_until_up(&pod)?;
+            require_closed(lab, &[lab::POD_GATEWAY.ipv4.into()])?;
+            let rules = run(pod.sidecar(["nft", "list", "table", "inet", "vpn-exec"]))?;
+            let rules = String::from_utf8(rules.stdout)?;
+            assert!(
+                rules.contains(&lab::POD_GATEWAY.ipv4.to_string()) && !rules.contains(&WEB.ipv4.to_string()),
+                "{rules}"
+            );
+            next.end_by(Signal::SIGKILL)?;
+        }
+        Ok(())
     });
 }
 
