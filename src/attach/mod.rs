@@ -132,7 +132,7 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     let (device, events) = device::obtain(&mut site, &plan, config)?;
     fault::point("after the attached device")?;
     enable_ipv6(&plan).doing("switch IPv6 on for WireGuard's interface")?;
-    open(&mut site.netlink, &plan)?;
+    open(&mut site.netlink, &plan, Some(plan.wireguard.mtu))?;
     fault::point("after the attached routes")?;
     resolv_conf::write(&plan);
     fault::point("after the resolvers")?;

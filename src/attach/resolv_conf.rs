@@ -2,7 +2,7 @@
 //! a pod. It can only be written in place.
 //!
 //! Any container of the pod may write to the file. So its nameservers are believed only until the namespace is closed.
-//! The comment of the packet rules records them for a process that is started again and looks up the names of endpoints.
+//! The comment of the packet rules records them for a process that is started again and looks up endpoints.
 
 use std::fs;
 use std::net::IpAddr;

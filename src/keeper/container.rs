@@ -1,15 +1,58 @@
-//! The container whose network namespace a tunnel is in: the tunnel ends with it.
+//! The container whose network namespace a tunnel is in: the tunnel ends with it, and follows its addresses.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use crate::linux::clock::boot_time;
+use crate::linux::netlink::monitor::Monitor;
 use crate::linux::process::ProcessHandle;
 use crate::registry::Container;
+use crate::tunnel::Tunnel;
 
 /// The interval at which the keeper looks whether a pod still exists. Usually the pod's engine reports its end.
 const POD_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A watch for the addresses of a container's interfaces.
+#[derive(Debug)]
+pub(super) struct ContainerAddresses(Option<Monitor>);
+
+impl ContainerAddresses {
+    /// Begins to watch, if the tunnel is a container's, and adapts the tunnel to the present addresses.
+    ///
+    /// # Errors
+    /// If the monitor cannot be opened in the container's namespace.
+    pub(super) fn follow(tunnel: &mut Tunnel) -> io::Result<Self> {
+        let addresses = Self(tunnel.monitor_container()?);
+        follow(tunnel);
+        Ok(addresses)
+    }
+
+    /// Returns the descriptor that is readable after a change.
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Adapts the tunnel to the present addresses, after a change.
+    ///
+    /// # Errors
+    /// If the monitor fails.
+    pub(super) fn handle_change(&self, tunnel: &mut Tunnel) -> io::Result<()> {
+        if let Some(monitor) = &self.0 {
+            // Drained first: a change that follows is noticed.
+            monitor.drain()?;
+            follow(tunnel);
+        }
+        Ok(())
+    }
+}
+
+/// Adapts the tunnel to the present addresses. After a failure, the rules are stricter than need be at worst.
+fn follow(tunnel: &mut Tunnel) {
+    if let Err(failure) = tunnel.follow_container() {
+        tracing::warn!("cannot follow the container's addresses: {failure}");
+    }
+}
 
 /// A watch for the end of a container.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::clients::{ConnectionId, KeeperClients};
-use super::container::ContainerWatch;
+use super::container::{ContainerAddresses, ContainerWatch};
 use super::dns::DnsForwarding;
 use super::host_network::{self, HostNetwork};
 use super::leases::Leases;
@@ -38,6 +38,7 @@ pub(super) struct Keeper {
     pub(super) dns: DnsForwarding,
     pub(super) host_network: HostNetwork,
     pub(super) container: ContainerWatch,
+    pub(super) container_addresses: ContainerAddresses,
     pub(super) service: ServiceNotifier,
     pub(super) foreground: bool,
     /// The time since boot by which there must have been a handshake.
@@ -52,6 +53,7 @@ pub(super) struct Keeper {
 enum EventSource {
     Timer,
     Container,
+    ContainerAddresses,
     HostNetwork,
     Resolver,
     DeviceFailed,
@@ -94,6 +96,7 @@ impl Keeper {
         add(EventSource::Timer, self.timer.as_fd());
         // Before the clients: the next container of this name need not be refused.
         self.container.descriptor().into_iter().for_each(|fd| add(EventSource::Container, fd));
+        self.container_addresses.descriptor().into_iter().for_each(|fd| add(EventSource::ContainerAddresses, fd));
         add(EventSource::Resolver, self.endpoints.resolver());
         add(EventSource::Signals, self.signals.as_fd());
         self.host_network.descriptors().for_each(|fd| add(EventSource::HostNetwork, fd));
@@ -123,6 +126,7 @@ impl Keeper {
                 tracing::info!("the container has ended");
                 return Ok(Some(End::ContainerEnded));
             }
+            EventSource::ContainerAddresses => self.container_addresses.handle_change(&mut self.tunnel)?,
             EventSource::HostNetwork => self.host_network.note_change(boot_time()),
             EventSource::Resolver => self.endpoints.take_answers(),
             EventSource::DeviceFailed => {

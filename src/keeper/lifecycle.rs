@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::KeeperClients;
-use super::container::ContainerWatch;
+use super::container::{ContainerAddresses, ContainerWatch};
 use super::dns::DnsForwarding;
 use super::event_loop::Keeper;
 use super::host_network::HostNetwork;
@@ -98,6 +98,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
     }
     let host_network = HostNetwork::watch(&mut tunnel).doing("watch the host's network")?;
     let container = ContainerWatch::open(tunnel.container()).doing("watch the container")?;
+    let container_addresses = ContainerAddresses::follow(&mut tunnel).doing("watch the container's network")?;
     let timer = Timer::new().doing("create a timer")?;
     // Hooks at the end would inherit the filter, and they are the user's own commands.
     if !has_hooks {
@@ -121,6 +122,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         dns,
         host_network,
         container,
+        container_addresses,
         service: ServiceNotifier::new(runtime.service_manager, runtime.wait),
         foreground: runtime.foreground,
         handshake_deadline: runtime.wait.map(|wait| boot_time() + wait),

@@ -1,11 +1,24 @@
 //! The plan of a tunnel in the network namespace of a container. The container keeps its own interfaces, so there is no
 //! link to the host. The encrypted packets leave in the host's namespace.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::attachment::{self, AttachmentFacts, Placement};
 use super::{Findings, FirewallPlan, LocalNetworksPlan, NAMESPACES, Plan, PlanErrors, SocketsPlan, privileges};
 use crate::config::{Config, ProgramOptions};
+
+impl Plan {
+    /// Adapts the plan to the addresses that the container's interfaces have now. Returns whether anything has changed.
+    pub fn follow_container(&mut self, addresses: Vec<IpAddr>) -> bool {
+        let Some(attachment) = &mut self.attachment else { return false };
+        let has_changed = attachment.follow(addresses);
+        if has_changed {
+            self.firewall.inside = attachment.rules.clone();
+        }
+        has_changed
+    }
+}
 
 /// Plans a tunnel in a container's namespace.
 ///

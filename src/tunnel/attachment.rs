@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
+use super::create::{OPENING, open_interface};
 use super::{LOADING_RULES, host_rules};
 use crate::failure::{Doing, Failure};
 use crate::fault;
@@ -176,13 +177,12 @@ pub fn recorded_nameservers(rules: &mut Nftables, owner: &str) -> io::Result<Opt
     Ok(record(&comment, owner).map(|words| words.skip(1).filter_map(|word| word.parse().ok()).collect()))
 }
 
-/// Gives WireGuard's interface its MTU and addresses, brings it up, and adds the tunnel's routes. The caller has
-/// created the interface.
+/// Gives WireGuard's interface its MTU, if it is to change, and its addresses, brings it up, and adds the tunnel's
+/// routes. The caller has created the interface.
 ///
 /// # Errors
 /// If the kernel refuses a step. The namespace stays closed then.
-pub fn open(netlink: &mut Netlink, plan: &AttachmentPlan) -> Result<(), Failure> {
-    const OPENING: &str = "configure WireGuard's interface";
+pub fn open(netlink: &mut Netlink, plan: &AttachmentPlan, mtu: Option<u32>) -> Result<(), Failure> {
     let wireguard = &plan.wireguard;
     let name = wireguard.interface.as_str();
     let index = netlink.link_index(&wireguard.interface).doing(format!("find {name}"))?;
@@ -190,14 +190,9 @@ pub fn open(netlink: &mut Netlink, plan: &AttachmentPlan) -> Result<(), Failure>
     let present = netlink.addresses().doing(OPENING)?;
     let present: Vec<IpNet> = present.into_iter().filter(|(of, _)| *of == index).map(|(_, address)| address).collect();
 
-    // Without this, a TUN would take part in multicast, which no peer forwards.
-    let mut requests =
-        vec![NetlinkRequest::set_mtu(index, name, wireguard.mtu), NetlinkRequest::clear_multicast(index, name)];
-    let missing = addresses.iter().filter(|address| !present.contains(address));
-    requests.extend(missing.map(|address| NetlinkRequest::add_address(index, name, *address).or_exists()));
+    let mut requests = open_interface(index, &wireguard.interface, mtu, &addresses);
     let stale = present.iter().filter(|address| !addresses.contains(address) && !is_link_local(address));
     requests.extend(stale.map(|address| NetlinkRequest::delete_address(index, name, *address)));
-    requests.push(NetlinkRequest::set_up(index, name));
     let routes: Vec<IpNet> = plan.routes.iter().filter_map(through_tunnel).collect();
     requests.extend(routes.iter().map(|net| NetlinkRequest::add_route_in(TABLE, index, name, *net).or_exists()));
     let present = netlink.routes_of(TABLE).doing(OPENING)?;

@@ -43,7 +43,7 @@ fn an_endpoints_name_is_looked_up_and_followed() {
     });
 }
 
-/// A program that writes the pod's resolv.conf does not learn the pod's address from the look-up of a restarted sidecar.
+/// A program that writes the pod's resolv.conf does not learn the pod's address from a look-up of a restarted sidecar.
 #[test]
 fn a_restart_asks_no_resolver_that_a_program_has_chosen() {
     lab::test(Peer::Ours, |lab| {

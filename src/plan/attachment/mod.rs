@@ -25,7 +25,7 @@ use crate::config::{BackendChoice, Config, Endpoint, OpenPorts};
 use crate::keys::PrivateKey;
 use crate::linux::netlink::rule::PolicyRule;
 use crate::names::{InterfaceName, TunnelName};
-use crate::ruleset::Table;
+use crate::ruleset::{Family, Table};
 pub use routing::{AttachedRoute, PRIORITIES, TABLE};
 
 /// The mark of packets that take the container's own routes: WireGuard's encrypted packets, and replies to inbound
@@ -112,6 +112,19 @@ impl AttachmentPlan {
         }
         *endpoints = sorted;
         self.rules = rules::decide(self);
+        true
+    }
+
+    /// Replaces the addresses of the container's interfaces, and the rules that follow from them. Returns whether
+    /// anything has changed.
+    pub fn follow(&mut self, addresses: Vec<IpAddr>) -> bool {
+        if self.container_addresses == addresses {
+            return false;
+        }
+        self.container_addresses = addresses;
+        self.rules = rules::decide(self);
+        let has_ipv6 = self.routing_rules.iter().any(|rule| rule.family == Family::Ipv6);
+        self.routing_rules = routing::rules(self, has_ipv6);
         true
     }
 
