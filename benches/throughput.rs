@@ -11,9 +11,9 @@ mod sending;
 use std::process::{Command, ExitCode, Stdio};
 
 use lab::{Context, Lab, PROVIDER, PROVIDER_PORT, Peer, Reach, Result, TUNNEL_CLIENT, bail, ensure, world};
-use measure::{Spread, load, milliseconds, now};
+use measure::{Spread, load};
 use sending::TURN;
-use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use vpn_exec::linux::namespace::{NameLookup, look_up, path_of};
 
 const NAME: &str = "throughput";
 
