@@ -10,7 +10,7 @@ use vpn_exec::plan::PlanError;
 use vpn_exec::plan::attachment::{
     AttachedRoute, AttachmentFacts, AttachmentPlan, MARK, PRIORITIES, Placement, TABLE, known_endpoints, plan,
 };
-use vpn_exec::ruleset::{Family, Hook as RuleHook, Match, Rule, Verdict};
+use vpn_exec::ruleset::{Family, Hook as RuleHook, Match, Rule, Transport, Verdict};
 
 use crate::world::{both, config, host, ips, ipv4, nets, peer};
 
@@ -179,6 +179,7 @@ struct Packet {
 fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
     let chain = plan.rules.chains.iter().find(|chain| chain.hook == RuleHook::Output).expect("a chain");
     let is_named = |interface: &vpn_exec::ruleset::Interface| interface.to_string().trim_matches('"') == packet.to;
+    let own_transport = if packet.tcp { Transport::Tcp } else { Transport::Udp };
     let holds = |condition: &Match| match condition {
         Match::To(interface) => is_named(interface),
         Match::NotTo(interface) => !is_named(interface),
@@ -187,10 +188,8 @@ fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
         Match::Destination(net) => net.contains(&packet.destination.ip()),
         Match::TcpPort(ports) => packet.tcp && ports.contains(&packet.destination.port()),
         Match::UdpPort(ports) => !packet.tcp && ports.contains(&packet.destination.port()),
-        Match::NotTransport(transport) => {
-            let own = if packet.tcp { "tcp" } else { "udp" };
-            transport.to_string() != own
-        }
+        Match::Transport(transport) => *transport == own_transport,
+        Match::NotTransport(transport) => *transport != own_transport,
         Match::Mark(mark) => packet.mark == *mark,
         Match::ConnectionMark(mark) => packet.connection == *mark,
         Match::ReplyDirection | Match::Replies => packet.is_reply,
