@@ -82,7 +82,8 @@ pub(super) fn explain_rules(failure: Failure) -> Failure {
     match failure.errno {
         Some(libc::EPERM | libc::EACCES) => failure.advise(NET_ADMIN),
         Some(errno) if nftables::is_missing(&std::io::Error::from_raw_os_error(errno)) => failure.advise(
-            "load the kernel modules nf_tables, nft_ct and nf_conntrack on the host: a container cannot load modules",
+            "load the kernel modules nf_tables, nft_ct, nft_reject_inet and nf_conntrack on the host: a container cannot \
+             load modules",
         ),
         _ => failure,
     }

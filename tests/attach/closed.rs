@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::launcher::errors_of;
-use lab::{CLUSTER_SERVICE, Lab, POD, PROVIDER, Packet, Peer, Pod, Reach, WEB};
+use lab::{CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Packet, Peer, Pod, Reach, WEB};
 use nix::sys::socket::sockopt::BindToDevice;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vpn_exec::config::{self, Config, Endpoint, Interface, WgQuick};
@@ -53,7 +53,7 @@ fn close(pod: &Pod) -> Result<AttachmentPlan> {
         let (mut netlink, mut rules) = (Netlink::open()?, Nftables::open()?);
         let addresses = attachment::container_addresses(&mut netlink, &interface())?;
         let facts = AttachmentFacts { addresses, ..AttachmentFacts::default() };
-        let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new() };
+        let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new(), nameservers: Vec::new() };
         let plan = plan(&config, &facts, placement).map_err(|errors| io::Error::other(errors.to_string()))?;
         attachment::close(&mut netlink, &mut rules, &plan, "vpn-exec", |_| ())
             .map_err(|error| io::Error::other(error.to_string()))?;
@@ -181,13 +181,80 @@ fn tcp_connections_from_before_do_not_go_on() {
             let (mut accepted, _) = listener.accept()?;
             let plan = close(&pod)?;
             for _ in 0..3 {
-                accepted.write_all(b"hello")?;
+                // The first packet of the pod's end that is dropped resets it.
+                let _ = accepted.write_all(b"hello");
                 std::thread::sleep(Duration::from_millis(50));
-                stream.write_all(SECRET)?;
+                let _ = stream.write_all(SECRET);
             }
             std::thread::sleep(Duration::from_millis(300));
             expect_none(lab, "a connection from before")?;
+            let error =
+                stream.take_error()?.or_else(|| stream.write_all(SECRET).err()).context("the connection goes on")?;
+            ensure!([io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe].contains(&error.kind()), "{error}");
             reopen(&pod, &plan)?;
+        }
+        Ok(())
+    });
+}
+
+/// A connection that would leave by the pod's interface is refused at once, in either family.
+#[test]
+fn connections_past_the_tunnel_are_refused_at_once() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        close(&pod)?;
+        for (near, far) in POD.both().into_iter().zip(WEB.both()) {
+            let family = if near.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let refused = inside(&pod, CapabilitySet::empty(), || {
+                let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(Duration::from_secs(20)))?;
+                rustix::net::bind(&socket, &SocketAddr::new(near, 0))?;
+                Ok(rustix::net::connect(&socket, &SocketAddr::new(far, 80)))
+            })?;
+            ensure!(refused == Err(rustix::io::Errno::CONNREFUSED), "{far}: {refused:?}");
+        }
+        let index = lab.host.run(|| Netlink::open()?.link_index(&"pod0".parse().expect("a name")))?;
+        let far = WEB.both();
+        let is_far = |packet: &Packet| packet.flow.as_ref().is_some_and(|flow| far.contains(&flow.destination.ip()));
+        let leaked: Vec<Packet> = lab.capture.on(index)?.into_iter().filter(is_far).collect();
+        ensure!(leaked.is_empty(), "{leaked:#?}");
+        Ok(())
+    });
+}
+
+/// Neighbor discovery stays on the link, also if a program with CAP_NET_RAW writes its packets.
+#[test]
+fn neighbor_discovery_carries_nothing_to_the_internet() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        close(&pod)?;
+        let send = |kind: u8, hops: u8, to: IpAddr| {
+            inside(&pod, CapabilitySet::NET_RAW, || {
+                let socket =
+                    rustix::net::socket(AddressFamily::INET6, SocketType::RAW, Some(rustix::net::ipproto::ICMPV6))?;
+                sockopt::set_ipv6_unicast_hops(&socket, Some(hops))?;
+                sockopt::set_ipv6_multicast_hops(&socket, hops.into())?;
+                rustix::net::bind(&socket, &SocketAddr::new(POD.ipv6.into(), 0))?;
+                let packet = [&[kind, 0, 0, 0, 0, 0, 0, 0], SECRET].concat();
+                Ok(rustix::net::sendto(&socket, &packet, rustix::net::SendFlags::empty(), &SocketAddr::new(to, 0))
+                    .is_ok())
+            })
+        };
+        let (far, gateway) = (IpAddr::from(WEB.ipv6), IpAddr::from(POD_GATEWAY.ipv6));
+        let routers = "ff02::2".parse()?;
+        // The types of router and neighbor solicitation, of a neighbor advertisement, and of an echo request.
+        for (kind, hops, to, passes) in [
+            (133, 255, far, false),
+            (133, 255, routers, true),
+            (133, 64, routers, false),
+            (135, 64, far, false),
+            (135, 64, gateway, false),
+            (135, 255, gateway, true),
+            (136, 254, far, false),
+            (136, 255, gateway, true),
+            (128, 255, far, false),
+        ] {
+            ensure!(send(kind, hops, to)? == passes, "type {kind} with the hop limit {hops} to {to}");
         }
         Ok(())
     });

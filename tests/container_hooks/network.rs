@@ -1,16 +1,21 @@
 //! What a container with a tunnel reaches, and by which way.
 
 use std::fs;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use hickory_proto::rr::RecordType;
 use ipnet::IpNet;
 use lab::dns::DnsServer;
 use lab::http::{Page, WebServer};
-use lab::{CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Pod, WEB, pod, vpn_exec};
+use lab::{
+    CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Pod, Reach, TUNNEL_CLIENT, WEB, pod, vpn_exec,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::net::sockopt::Timeout;
+use rustix::net::{AddressFamily, SocketType};
 use vpn_exec::linux::netlink::rule::Selector;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::nftables::Nftables;
@@ -28,7 +33,7 @@ const EVERYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
 fn disconnect(pod: &Pod) -> Result<Vec<IpNet>> {
     let taken = pod.namespace.run(|| {
         let mut netlink = Netlink::open()?;
-        let index = netlink.link_index(&"eth0".parse().map_err(std::io::Error::other)?)?;
+        let index = netlink.link_index(&"eth0".parse().map_err(io::Error::other)?)?;
         let is_link_local = |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
         let present = netlink.addresses()?.into_iter().filter(|(of, net)| *of == index && !is_link_local(net));
         let present: Vec<IpNet> = present.map(|(_, net)| net).collect();
@@ -48,7 +53,7 @@ fn connect(pod: &Pod, net: IpNet) -> Result<()> {
     let everywhere: IpNet = EVERYWHERE[usize::from(net.addr().is_ipv6())].parse()?;
     pod.namespace.run(|| {
         let mut netlink = Netlink::open()?;
-        let index = netlink.link_index(&"eth0".parse().map_err(std::io::Error::other)?)?;
+        let index = netlink.link_index(&"eth0".parse().map_err(io::Error::other)?)?;
         netlink.execute_one(NetlinkRequest::add_address(index, "eth0", net))?;
         // Docker lets the kernel choose the interface of the default route, by the gateway's address.
         let by = netlink.route_to(gateway)?.interface.unwrap_or(0);
@@ -130,6 +135,53 @@ fn a_container_serves_the_internet_at_addresses_that_come_later() {
     });
 }
 
+/// A program tries the next address at once (RFC 8305), instead of waiting for a timeout.
+#[test]
+fn connections_that_the_tunnel_cannot_carry_are_refused_at_once() {
+    test(|lab, pod| {
+        // A provider without IPv6, and a pod with it.
+        let text = lab.wg_quick_text(Reach::Ipv4).replace(&format!(", {}/128", TUNNEL_CLIENT.ipv6), "");
+        let file = lab.file(&text.replace(", ::/0", ""))?;
+        let text = format!("wireguard = \"{}\"\nbackend = \"{}\"\n", file.display(), lab::backend());
+        fs::write(format!("/etc/vpn-exec/{NAME}.toml"), text + "containers = true\n")?;
+        let container = Container::start(pod, "c1")?;
+        succeed(container.create(NAME)?)?;
+        require_tunnel(pod)?;
+        for (from, to) in [
+            (None, WEB.ipv6.into()),
+            (Some(POD.ipv6.into()), WEB.ipv6.into()),
+            (Some(POD.ipv4.into()), IpAddr::from(WEB.ipv4)),
+        ] {
+            let (stream, datagram) = pod.namespace.run(|| Ok((connect_from(from, to)?, send_from(from, to)?)))?;
+            let reason = stream.as_ref().err().map(io::Error::kind);
+            ensure!(reason == Some(io::ErrorKind::ConnectionRefused), "from {from:?} to {to}: {stream:?}");
+            ensure!(datagram.is_err(), "from {from:?} to {to}: {datagram:?}");
+        }
+        require_no_leaks(lab)?;
+        require_tunnel(pod)?;
+        container.end()
+    });
+}
+
+/// Opens a TCP connection to a port, from an address if one is given.
+fn connect_from(from: Option<IpAddr>, to: IpAddr) -> io::Result<io::Result<()>> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+    // Longer than the test may take to notice that the connection waits for its timeout.
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    if let Some(from) = from {
+        rustix::net::bind(&socket, &SocketAddr::new(from, 0))?;
+    }
+    Ok(rustix::net::connect(&socket, &SocketAddr::new(to, 80)).map_err(io::Error::from))
+}
+
+/// Sends a datagram, from an address if one is given.
+fn send_from(from: Option<IpAddr>, to: IpAddr) -> io::Result<io::Result<usize>> {
+    let any = if to.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((from.unwrap_or(any), 0))?;
+    Ok(socket.send_to(b"leak", (to, 443)))
+}
+
 /// The guilty twins: without the packet rules, packets from the container's own address leave by its interface.
 #[test]
 fn without_its_protections_a_container_leaks() {
@@ -141,7 +193,7 @@ fn without_its_protections_a_container_leaks() {
             succeed(output)?;
             lab.capture.forget()?;
             pod.namespace.run(|| {
-                let socket = std::net::UdpSocket::bind((POD.ipv4, 0))?;
+                let socket = UdpSocket::bind((POD.ipv4, 0))?;
                 // The rules refuse the packet with an error.
                 let _ = socket.send_to(b"leak", (WEB.ipv4, 9));
                 Ok(())

@@ -10,7 +10,7 @@ use vpn_exec::plan::PlanError;
 use vpn_exec::plan::attachment::{
     AttachedRoute, AttachmentFacts, AttachmentPlan, MARK, PRIORITIES, Placement, TABLE, known_endpoints, plan,
 };
-use vpn_exec::ruleset::{Family, Hook as RuleHook, Match, Rule, Verdict};
+use vpn_exec::ruleset::{Family, Hook as RuleHook, Match, Rule, Transport, Verdict};
 
 use crate::world::{both, config, host, ips, ipv4, nets, peer};
 
@@ -24,8 +24,13 @@ fn pod() -> AttachmentFacts {
     }
 }
 
+/// The placement in a pod whose resolvers these are.
+fn in_pod(endpoints: Vec<SocketAddr>, resolvers: &[&str]) -> Placement {
+    Placement::Attached { endpoints, resolvers: ips(resolvers), nameservers: ips(resolvers) }
+}
+
 fn attached(config: &Config) -> AttachmentPlan {
-    let placement = Placement::Attached { endpoints: known_endpoints(config), resolvers: Vec::new() };
+    let placement = in_pod(known_endpoints(config), &[]);
     plan(config, &pod(), placement).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -174,6 +179,7 @@ struct Packet {
 fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
     let chain = plan.rules.chains.iter().find(|chain| chain.hook == RuleHook::Output).expect("a chain");
     let is_named = |interface: &vpn_exec::ruleset::Interface| interface.to_string().trim_matches('"') == packet.to;
+    let own_transport = if packet.tcp { Transport::Tcp } else { Transport::Udp };
     let holds = |condition: &Match| match condition {
         Match::To(interface) => is_named(interface),
         Match::NotTo(interface) => !is_named(interface),
@@ -182,10 +188,8 @@ fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
         Match::Destination(net) => net.contains(&packet.destination.ip()),
         Match::TcpPort(ports) => packet.tcp && ports.contains(&packet.destination.port()),
         Match::UdpPort(ports) => !packet.tcp && ports.contains(&packet.destination.port()),
-        Match::NotTransport(transport) => {
-            let own = if packet.tcp { "tcp" } else { "udp" };
-            transport.to_string() != own
-        }
+        Match::Transport(transport) => *transport == own_transport,
+        Match::NotTransport(transport) => *transport != own_transport,
         Match::Mark(mark) => packet.mark == *mark,
         Match::ConnectionMark(mark) => packet.connection == *mark,
         Match::ReplyDirection | Match::Replies => packet.is_reply,
@@ -246,13 +250,13 @@ fn only_intended_packets_leave_by_the_pods_interface() {
 fn resolvers_of_endpoint_names_may_be_asked_with_the_mark_only() {
     let mut config = ipv4();
     config.wireguard.peers = vec![peer(7, &["0.0.0.0/0"], Some("vpn.example:51820"))];
-    let placement = Placement::Attached { endpoints: known_endpoints(&config), resolvers: ips(&["10.43.0.10"]) };
+    let placement = in_pod(known_endpoints(&config), &["10.43.0.10"]);
     let mut plan = plan(&config, &pod(), placement).expect("a plan");
     let query = packet("eth0", "10.42.0.7", "10.43.0.10:53");
     assert!(!passes(&plan, &query));
     assert!(passes(&plan, &Packet { mark: MARK, ..query }));
     assert!(!passes(&plan, &packet("lo", "127.0.0.1", "127.0.0.11:40123")));
-    let docker = Placement::Attached { endpoints: Vec::new(), resolvers: ips(&["127.0.0.11"]) };
+    let docker = in_pod(Vec::new(), &["127.0.0.11"]);
     let in_docker = vpn_exec::plan::attachment::plan(&config, &pod(), docker).expect("a plan");
     assert!(!passes(&in_docker, &packet("lo", "127.0.0.1", "127.0.0.11:40123")));
     assert!(passes(&in_docker, &Packet { mark: MARK, ..packet("lo", "127.0.0.1", "127.0.0.11:40123") }));

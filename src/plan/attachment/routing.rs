@@ -34,8 +34,8 @@ const OWN: u32 = 30301;
 const LONGEST: u32 = 30302;
 const ALL: u32 = LONGEST + 129;
 
-/// The priority of the rule for the networks of a container's interfaces. It is that of IPv6's prefix length 0, and no
-/// local network has that.
+/// The priority of the rule for the networks of a container's interfaces. It is that of IPv6's prefix length 0, which
+/// no local network has.
 const CONNECTED: u32 = ALL - 1;
 
 /// The priorities at which an attached tunnel has rules.

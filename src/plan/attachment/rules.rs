@@ -2,13 +2,13 @@
 //! bound to an interface or an address, inbound packets, and queries to resolvers. They hold before WireGuard's
 //! interface exists and after it is gone.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
 use super::{AttachmentPlan, MARK, Placement};
 use crate::plan::dns_forwarding::{DNS_PORT, FORWARDER_ADDRESSES, ForwarderPlan};
-use crate::plan::firewall::{self, AllowedResolvers, NAME_PORTS, NEIGHBOR_DISCOVERY};
+use crate::plan::firewall::{self, AllowedResolvers, NAME_PORTS, NEIGHBOR_DISCOVERY, ON_LINK_HOPS};
 use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Transport};
 
 /// The address of Docker's resolver in every container of a network that the user has made.
@@ -16,6 +16,9 @@ const DOCKER_RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Router solicitation (RFC 4861 section 4.1). The kernel sends it for the container's own IPv6 routes.
 const ROUTER_SOLICITATION: u8 = 133;
+
+/// The multicast address of all routers of a link (RFC 4291 section 2.7.1).
+const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
 /// Returns the packet rules.
 pub(super) fn decide(plan: &AttachmentPlan) -> Table {
@@ -81,7 +84,7 @@ fn input(plan: &AttachmentPlan) -> Vec<Rule> {
 fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     let tunnel = || Interface::Named(plan.wireguard.interface.clone());
     let (endpoints, resolvers) = match &plan.placement {
-        Placement::Attached { endpoints, resolvers } => (endpoints.as_slice(), resolvers.as_slice()),
+        Placement::Attached { endpoints, resolvers, .. } => (endpoints.as_slice(), resolvers.as_slice()),
         Placement::Container => (&[][..], &[][..]),
     };
     let mut rules = docker_rules(resolvers);
@@ -94,8 +97,7 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     // No packet of the tunnel leaves by the container's interfaces, not even as a reply.
     rules.extend(own_addresses(plan).map(|address| Rule::drop([Match::Source(address)])));
     rules.push(Rule::accept([replies().as_slice(), &[Match::Replies]].concat()));
-    let discovery = [ROUTER_SOLICITATION].into_iter().chain(NEIGHBOR_DISCOVERY);
-    rules.extend(discovery.map(|kind| Rule::accept([Match::Icmpv6(kind)])));
+    rules.extend(neighbor_discovery());
     rules.push(firewall::other_transports(Match::NotTo(tunnel())));
     rules.extend([true, false].into_iter().filter_map(|is_ipv4| foreign_sources(plan, is_ipv4)));
     let resolvers = AllowedResolvers::of(&plan.dns, |server| plan.is_local(server));
@@ -112,6 +114,18 @@ fn foreign_sources(plan: &AttachmentPlan, is_ipv4: bool) -> Option<Rule> {
     let own = plan.container_addresses.iter().filter(|address| address.is_ipv4() == is_ipv4);
     let others: Vec<Match> = own.map(|address| Match::NotSource((*address).into())).collect();
     (!others.is_empty()).then(|| Rule::drop(others))
+}
+
+/// Returns the rules that accept what neighbor discovery needs. A solicited neighbor, or one that has solicited, may
+/// have any address: routers announce the networks of a link at any time (RFC 4861 section 6.3.4).
+fn neighbor_discovery() -> impl Iterator<Item = Rule> {
+    let to_routers = [Match::Icmpv6(ROUTER_SOLICITATION), Match::Destination(IpAddr::from(ALL_ROUTERS).into())];
+    let kinds = NEIGHBOR_DISCOVERY.map(|kind| vec![Match::Icmpv6(kind)]);
+    let on_link = |mut matches: Vec<Match>| {
+        matches.push(Match::HopLimit(ON_LINK_HOPS));
+        Rule::accept(matches)
+    };
+    std::iter::once(to_routers.into()).chain(kinds).map(on_link)
 }
 
 /// Returns the rule that accepts encrypted packets to an endpoint.
