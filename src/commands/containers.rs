@@ -17,8 +17,8 @@ use crate::tunnel::{ContainerPlace, reclaim};
 /// The delay between two attempts while a keeper ends.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// Makes a standing tunnel in a container's namespace, unless the container has it already. There may be no handshake yet
-/// when this function returns.
+/// Makes a standing tunnel in a container's namespace, unless the container has it already. There may be no handshake
+/// yet when this function returns.
 ///
 /// # Errors
 /// If there is no such profile, if it is not for containers, if the tunnel serves another container or this machine, or

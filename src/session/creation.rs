@@ -45,8 +45,8 @@ pub(crate) fn keeper_spec(
     }
 }
 
-/// Prepares a keeper for a claimed name, whose tunnel is in a container's namespace: it adopts what a killed keeper left
-/// for the same container, or makes the tunnel anew.
+/// Prepares a keeper for a claimed name, whose tunnel is in a container's namespace: it adopts what a killed keeper has
+/// left for the same container, or makes the tunnel anew.
 ///
 /// # Errors
 /// If a killed keeper's tunnel of that name is in use by another container or this machine, or as [`keeper_spec`].

@@ -97,8 +97,8 @@ pub(crate) fn start(
     Ok(Session { lease, plan, origin })
 }
 
-/// Starts a keeper whose tunnel is in the network namespace of a container. If the container has the tunnel already, and
-/// its keeper was killed, the new one takes it over.
+/// Starts a keeper whose tunnel is in the network namespace of a container. If the container has the tunnel already,
+/// and its keeper was killed, the new one takes it over.
 ///
 /// # Errors
 /// If the tunnel serves another container or this machine, or if it cannot be made.
