@@ -43,6 +43,9 @@ pub const ATTACHING: [&str; 5] = [
 /// The points at which the start of a program's guard can fail.
 pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter"];
 
+/// The points at which a thread can fail while it runs.
+pub const THREADS: [&str; 1] = ["in the DNS forwarder"];
+
 /// The protections that can be left out.
 ///
 /// Of a program: its network namespace, its view of the files for lookups, the loss of privileges and of inherited
@@ -59,7 +62,7 @@ mod enabled {
 
     use nix::sys::signal::{Signal, raise};
 
-    use super::{ATTACHING, GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN};
+    use super::{ATTACHING, GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN, THREADS};
     use crate::failure::{Doing, Failure};
 
     /// The points of creating or taking down a tunnel: `POINT` makes the point fail, `kill:POINT` kills the process
@@ -89,9 +92,10 @@ mod enabled {
         }
     }
 
-    /// Fails, if the test has chosen this point of a guard's start.
+    /// Fails, if the test has chosen this point of a guard's start, or of a thread.
     pub(crate) fn fail_at(name: &str) -> Result<(), Failure> {
-        assert!(GUARDS.contains(&name), "{name:?} is missing in the list of guards");
+        let is_listed = GUARDS.iter().chain(&THREADS).any(|point| *point == name);
+        assert!(is_listed, "{name:?} is missing in the lists of points");
         match std::env::var(FAIL).is_ok_and(|chosen| chosen == name) {
             true => Err(Failure::new(format!("cannot continue {name}: a test made it fail"))),
             false => Ok(()),

@@ -37,8 +37,9 @@ use crate::linux::netlink::Netlink;
 use crate::linux::nftables::Nftables;
 use crate::linux::sysctl;
 use crate::plan::attachment::{self, AttachmentPlan, Placement};
-use crate::tunnel::attachment::{close, end_connections, load_rules, open};
+use crate::tunnel::attachment::{close, end_connections, load_rules, open, recorded_nameservers};
 use crate::wireguard::Backend;
+use forwarder::Forwarding;
 use names::EndpointResolver;
 
 /// The text by which the packet rules of an attached tunnel are recognized.
@@ -69,7 +70,10 @@ impl Site {
 /// If the namespace cannot be read, or there is no plan for this configuration in it.
 pub fn plan(config: &Config) -> Result<AttachmentPlan, Failure> {
     let mut netlink = Netlink::open().doing("open a netlink socket")?;
-    plan_with(&mut netlink, config, &EndpointResolver::read(config), &attachment::known_endpoints(config))
+    // Without CAP_NET_ADMIN, the rules of this namespace cannot be read.
+    let recorded = Nftables::open().and_then(|mut rules| recorded_nameservers(&mut rules, OWNER));
+    let resolver = EndpointResolver::new(config, recorded.unwrap_or_default());
+    plan_with(&mut netlink, config, &resolver, &attachment::known_endpoints(config))
 }
 
 /// Plans a tunnel whose endpoints have these addresses, as far as they are known.
@@ -80,10 +84,13 @@ fn plan_with(
     endpoints: &[SocketAddr],
 ) -> Result<AttachmentPlan, Failure> {
     let facts = facts::read(netlink, endpoints).doing("read the network configuration")?;
-    let placement = Placement::Attached { endpoints: Vec::new(), resolvers: resolver.servers().to_vec() };
+    let placement = Placement::Attached {
+        endpoints: Vec::new(),
+        resolvers: resolver.servers().to_vec(),
+        nameservers: resolver.engine().to_vec(),
+    };
     let mut plan = attachment::plan(config, &facts, placement)?;
     plan.admit(endpoints);
-    resolv_conf::keep_former(&mut plan, resolver.engine());
     Ok(plan)
 }
 
@@ -98,9 +105,10 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     // The first process of a container loses signals that it does not block.
     let signals = serve::block_signals()?;
     let mut site = Site::open()?;
-    requirements::require_container()?;
+    requirements::require_container(&mut site)?;
     refuse_second_process()?;
-    let resolver = EndpointResolver::read(config);
+    let recorded = recorded_nameservers(&mut site.rules, OWNER).doing("read the packet rules")?;
+    let resolver = EndpointResolver::new(config, recorded);
     let known = attachment::known_endpoints(config);
     let first = plan_with(&mut site.netlink, config, &resolver, &known)?;
     for note in &first.notes {
@@ -130,7 +138,7 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     fault::point("after the resolvers")?;
     let backend = device.backend();
     tracing::info!("attached the tunnel {} with the {backend} WireGuard", plan.name);
-    let forwarder = forwarder::start(&plan)?;
+    let forwarder = Forwarding::start(&plan)?;
     let server = serve::Server::new(site, plan, config, &resolver, (device, events), signals)?;
     match (backend, forwarder) {
         (Backend::Kernel, None) => server.set_endpoints(),

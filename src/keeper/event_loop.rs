@@ -59,6 +59,7 @@ enum EventSource {
     DeviceFailed,
     Links,
     Handshakes,
+    ForwarderEnded,
     Signals,
     Client(ConnectionId),
     ClientListener,
@@ -102,6 +103,7 @@ impl Keeper {
         self.device_events.failed.iter().for_each(|fd| add(EventSource::DeviceFailed, fd.as_fd()));
         self.device_events.links.iter().for_each(|links| add(EventSource::Links, links.as_fd()));
         self.device_events.handshakes.iter().for_each(|fd| add(EventSource::Handshakes, fd.as_fd()));
+        self.dns.ended().into_iter().for_each(|fd| add(EventSource::ForwarderEnded, fd));
         // Clients come before the listener, because a client that leaves makes room.
         self.clients.descriptors().for_each(|(id, fd)| add(EventSource::Client(id), fd));
         self.clients.listener().into_iter().for_each(|fd| add(EventSource::ClientListener, fd));
@@ -143,6 +145,7 @@ impl Keeper {
                 }
                 self.endpoints.read_device(&self.tunnel);
             }
+            EventSource::ForwarderEnded => self.dns.restart(),
             EventSource::Signals => return self.handle_signals(),
             EventSource::Client(id) => return Ok(self.handle_client(id)),
             EventSource::ClientListener => {
@@ -164,6 +167,9 @@ impl Keeper {
         self.clients.close_idle(now);
         if let Some(public) = &mut self.public_clients {
             public.close_idle(now);
+        }
+        if self.dns.due().is_some_and(|due| due <= now) {
+            self.dns.start_again(&self.tunnel);
         }
         if !self.host_network.has_settled(now) {
             return Ok(());
@@ -239,6 +245,7 @@ impl Keeper {
             self.handshake_deadline,
             self.leases.due(),
             self.container.due(),
+            self.dns.due(),
             self.service.due(),
         ];
         all.into_iter().flatten().min()

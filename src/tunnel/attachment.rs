@@ -23,11 +23,14 @@ use crate::linux::nftables::{self, Nftables};
 use crate::linux::sysctl;
 use crate::names::InterfaceName;
 use crate::plan::RULES_TABLE;
-use crate::plan::attachment::{AttachedRoute, AttachmentPlan, PRIORITIES, TABLE};
+use crate::plan::attachment::{AttachedRoute, AttachmentPlan, PRIORITIES, Placement, TABLE};
 use crate::ruleset::Family;
 
 /// The metric of the last resort: any other route of the table wins.
 const LAST_METRIC: u32 = u32::MAX;
+
+/// The longest comment of a table in bytes. Longer ones are cut (nft(8)).
+const MAX_COMMENT: usize = 127;
 
 /// The protection of a namespace to which a tunnel is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,8 +145,36 @@ pub fn load_rules(rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> R
         Err(error) => return Err(error).doing(LOADING_RULES),
     }
     let count: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
-    let loaded = rules.replace(table, &format!("{owner} {count}")).doing(LOADING_RULES);
+    let loaded = rules.replace(table, &comment(owner, count, plan)).doing(LOADING_RULES);
     loaded.map_err(host_rules::advise_on_kernel)
+}
+
+/// Returns the comment of the table with the packet rules: the owner, the number of rules, and the nameservers of the
+/// container as far as they fit. In contrast to a file, only a process with CAP_NET_ADMIN can change it.
+fn comment(owner: &str, count: usize, plan: &AttachmentPlan) -> String {
+    let mut comment = format!("{owner} {count}");
+    if let Placement::Attached { nameservers, .. } = &plan.placement {
+        for word in nameservers.iter().map(|address| format!(" {address}")) {
+            if comment.len() + word.len() <= MAX_COMMENT {
+                comment.push_str(&word);
+            }
+        }
+    }
+    comment
+}
+
+/// Returns the nameservers that a container had before its namespace was closed for `owner`. Returns None if the
+/// namespace was never closed.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN, or if the kernel cannot be queried.
+pub fn recorded_nameservers(rules: &mut Nftables, owner: &str) -> io::Result<Option<Vec<IpAddr>>> {
+    let comment = match rules.comment(RULES_TABLE) {
+        Ok(comment) => comment.unwrap_or_default(),
+        Err(error) if nftables::is_missing(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(record(&comment, owner).map(|words| words.skip(1).filter_map(|word| word.parse().ok()).collect()))
 }
 
 /// Gives WireGuard's interface its MTU, if it is to change, and its addresses, brings it up, and adds the tunnel's
@@ -219,7 +250,12 @@ pub fn protection(netlink: &mut Netlink, rules: &mut Nftables, owner: &str) -> R
 
 /// Returns the number of rules that a table's comment records, if the table belongs to `owner`.
 fn recorded_count(comment: &str, owner: &str) -> Option<usize> {
-    comment.strip_prefix(owner)?.strip_prefix(' ')?.parse().ok()
+    record(comment, owner)?.next()?.parse().ok()
+}
+
+/// Returns the words of a table's comment after its owner, if that is `owner`.
+fn record<'a>(comment: &'a str, owner: &str) -> Option<impl Iterator<Item = &'a str>> {
+    Some(comment.strip_prefix(owner)?.strip_prefix(' ')?.split(' '))
 }
 
 /// Returns whether a policy rule is one that an attached tunnel has added.

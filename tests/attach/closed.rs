@@ -53,7 +53,7 @@ fn close(pod: &Pod) -> Result<AttachmentPlan> {
         let (mut netlink, mut rules) = (Netlink::open()?, Nftables::open()?);
         let addresses = attachment::container_addresses(&mut netlink, &interface())?;
         let facts = AttachmentFacts { addresses, ..AttachmentFacts::default() };
-        let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new() };
+        let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new(), nameservers: Vec::new() };
         let plan = plan(&config, &facts, placement).map_err(|errors| io::Error::other(errors.to_string()))?;
         attachment::close(&mut netlink, &mut rules, &plan, "vpn-exec", |_| ())
             .map_err(|error| io::Error::other(error.to_string()))?;

@@ -49,8 +49,13 @@ impl Sidecar {
     }
 
     /// Sends a signal, waits for the end, and returns the exit status and the messages.
-    pub(crate) fn end_by(mut self, signal: nix::sys::signal::Signal) -> Result<(Option<i32>, String)> {
+    pub(crate) fn end_by(self, signal: nix::sys::signal::Signal) -> Result<(Option<i32>, String)> {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal)?;
+        self.end()
+    }
+
+    /// Waits for the end, and returns the exit status and the messages.
+    pub(crate) fn end(mut self) -> Result<(Option<i32>, String)> {
         let output = output_of(self.0.take().context("a process")?)?;
         Ok((output.status.code(), errors_of(&output)))
     }

@@ -24,8 +24,13 @@ fn pod() -> AttachmentFacts {
     }
 }
 
+/// The placement in a pod whose resolvers these are.
+fn in_pod(endpoints: Vec<SocketAddr>, resolvers: &[&str]) -> Placement {
+    Placement::Attached { endpoints, resolvers: ips(resolvers), nameservers: ips(resolvers) }
+}
+
 fn attached(config: &Config) -> AttachmentPlan {
-    let placement = Placement::Attached { endpoints: known_endpoints(config), resolvers: Vec::new() };
+    let placement = in_pod(known_endpoints(config), &[]);
     plan(config, &pod(), placement).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -245,13 +250,13 @@ fn only_intended_packets_leave_by_the_pods_interface() {
 fn resolvers_of_endpoint_names_may_be_asked_with_the_mark_only() {
     let mut config = ipv4();
     config.wireguard.peers = vec![peer(7, &["0.0.0.0/0"], Some("vpn.example:51820"))];
-    let placement = Placement::Attached { endpoints: known_endpoints(&config), resolvers: ips(&["10.43.0.10"]) };
+    let placement = in_pod(known_endpoints(&config), &["10.43.0.10"]);
     let mut plan = plan(&config, &pod(), placement).expect("a plan");
     let query = packet("eth0", "10.42.0.7", "10.43.0.10:53");
     assert!(!passes(&plan, &query));
     assert!(passes(&plan, &Packet { mark: MARK, ..query }));
     assert!(!passes(&plan, &packet("lo", "127.0.0.1", "127.0.0.11:40123")));
-    let docker = Placement::Attached { endpoints: Vec::new(), resolvers: ips(&["127.0.0.11"]) };
+    let docker = in_pod(Vec::new(), &["127.0.0.11"]);
     let in_docker = vpn_exec::plan::attachment::plan(&config, &pod(), docker).expect("a plan");
     assert!(!passes(&in_docker, &packet("lo", "127.0.0.1", "127.0.0.11:40123")));
     assert!(passes(&in_docker, &Packet { mark: MARK, ..packet("lo", "127.0.0.1", "127.0.0.11:40123") }));

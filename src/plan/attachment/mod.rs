@@ -42,6 +42,8 @@ pub enum Placement {
         endpoints: Vec<SocketAddr>,
         /// The resolvers that look up the names of endpoints, if an endpoint is a name.
         resolvers: Vec<IpAddr>,
+        /// The nameservers of the container before a tunnel was attached to it, which a later process may need.
+        nameservers: Vec<IpAddr>,
     },
     /// In the host's namespace. The container's namespace carries no encrypted packets.
     Container,

@@ -18,7 +18,7 @@ impl Display for AttachmentPlan {
         row(f, "namespace", namespace)?;
         row(f, "encrypted", encrypted)?;
         backend(self.backend, f)?;
-        if let Placement::Attached { endpoints, resolvers } = &self.placement {
+        if let Placement::Attached { endpoints, resolvers, .. } = &self.placement {
             rows(f, "endpoints", endpoints)?;
             if !resolvers.is_empty() {
                 rows(f, "looked up by", resolvers)?;

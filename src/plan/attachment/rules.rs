@@ -84,7 +84,7 @@ fn input(plan: &AttachmentPlan) -> Vec<Rule> {
 fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     let tunnel = || Interface::Named(plan.wireguard.interface.clone());
     let (endpoints, resolvers) = match &plan.placement {
-        Placement::Attached { endpoints, resolvers } => (endpoints.as_slice(), resolvers.as_slice()),
+        Placement::Attached { endpoints, resolvers, .. } => (endpoints.as_slice(), resolvers.as_slice()),
         Placement::Container => (&[][..], &[][..]),
     };
     let mut rules = docker_rules(resolvers);
