@@ -8,7 +8,7 @@ use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::nftables;
 use crate::linux::sysctl;
 use crate::linux::tun;
-use crate::tunnel::attachment::{Protection, protection};
+use crate::tunnel::shared_namespace::{Protection, protection};
 
 /// How to add the capability in a manifest and on a command line.
 const NET_ADMIN: &str = "add `capabilities: {add: [NET_ADMIN]}` to the container's securityContext, or \

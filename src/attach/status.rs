@@ -18,8 +18,8 @@ use crate::lease::{ClientRequest, KeeperEvent, Received};
 use crate::linux::local_socket::{self, LocalListener};
 use crate::linux::netlink::Netlink;
 use crate::linux::netlink::link::LinkCounters;
-use crate::plan::attachment;
-use crate::tunnel::attachment::{Protection, protection};
+use crate::plan::shared_namespace;
+use crate::tunnel::shared_namespace::{Protection, protection};
 use crate::wireguard::{Backend, PeerStatus, kernel};
 
 /// The beginning of the socket's abstract name. A random number follows.
@@ -102,7 +102,7 @@ fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
 
 fn interface(mtu: u32, addresses: Vec<ipnet::IpNet>, counters: LinkCounters) -> InterfaceReport {
     InterfaceReport {
-        name: attachment::interface(),
+        name: shared_namespace::interface(),
         mtu,
         addresses,
         rx_bytes: counters.rx_bytes,
@@ -130,7 +130,7 @@ fn peer_report(status: &PeerStatus, configured_endpoint: Option<String>) -> Peer
 /// If the process that serves the tunnel does not answer, or the kernel cannot be queried.
 pub fn of_this_namespace() -> Result<Option<Status>, Failure> {
     // The process is asked only where its interface is: on a host, a stranger may listen there.
-    let link = Netlink::open().and_then(|mut netlink| netlink.link(attachment::interface().as_str()));
+    let link = Netlink::open().and_then(|mut netlink| netlink.link(shared_namespace::interface().as_str()));
     let link = link.doing("list the interfaces")?;
     if link.is_some_and(|link| link.kind.as_deref() == Some("tun"))
         && let Some(status) = ask_process().doing("query the attached tunnel")?
@@ -191,12 +191,12 @@ fn ask_once() -> io::Result<Option<Status>> {
 /// Starts handshakes of the kernel's WireGuard, so that its next status tells an idle tunnel from one whose peer does
 /// not answer. The process that serves a tunnel does so by itself.
 pub(super) fn renew_kernel() -> io::Result<()> {
-    kernel::renew_older(&attachment::interface(), stale_after())
+    kernel::renew_older(&shared_namespace::interface(), stale_after())
 }
 
 /// Returns the status of the kernel's WireGuard, which no process serves. Returns None if there is none.
 pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
-    let name = attachment::interface();
+    let name = shared_namespace::interface();
     let link = site.netlink.link(name.as_str())?;
     let Some(link) = link.filter(|link| link.kind.as_deref() == Some("wireguard")) else { return Ok(None) };
     let peers = kernel::peers_of(&name)?;

@@ -27,8 +27,8 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
             domains: plan.dns.forwarder.as_ref().map(|forwarder| forwarder.domains.clone()).unwrap_or_default(),
         },
         link,
-        local_networks: match &plan.attachment {
-            Some(attachment) => attachment.local_networks.clone(),
+        local_networks: match &plan.shared_namespace {
+            Some(shared) => shared.local_networks.clone(),
             None => plan.local.networks.clone(),
         },
         open_ports: plan.open.clone(),

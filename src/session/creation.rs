@@ -146,7 +146,7 @@ fn require_changeable(request: &TunnelRequest, state: &TunnelState, living: &Pla
 
 /// Plans a tunnel in the namespace of a living one: its own, or a container's.
 fn plan_like(request: &TunnelRequest, living: &Plan) -> Result<Plan, Failure> {
-    if living.attachment.is_none() {
+    if living.shared_namespace.is_none() {
         return request.plan();
     }
     let namespace = tunnel::open_namespace(&living.namespace)?;
