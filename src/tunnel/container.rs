@@ -101,7 +101,9 @@ impl Tunnel {
         let (mut netlink, mut rules) = sockets.doing("enter the container's network namespace")?;
         require_free(&mut netlink, &self.plan)?;
         let plan = attachment_of(&self.plan)?;
-        attachment::close(&mut netlink, &mut rules, plan, OWNER, |_| end_former_connections(&namespace, plan))?;
+        attachment::close(&mut netlink, &mut rules, plan, OWNER, |_| {
+            attachment::end_former_connections(&namespace, plan)
+        })?;
         // A container without a network may have `lo` down.
         let lo = vec![NetlinkRequest::set_alias(1, "lo", self.mark.text()), NetlinkRequest::set_up(1, "lo")];
         netlink.execute(lo).doing(CLOSING)?;
@@ -146,15 +148,6 @@ impl Tunnel {
         attachment::open(&mut inner.netlink, &plan, Some(wireguard.mtu)).map_err(advise_on_port)?;
         tracing::debug!("opened the tunnel");
         Ok(())
-    }
-}
-
-/// Ends the connections of other containers that share the namespace and were there before it was closed.
-fn end_former_connections(namespace: &NetworkNamespace, plan: &AttachmentPlan) {
-    match namespace.run(|| attachment::end_connections(&mut Netlink::open()?, plan)) {
-        Ok(0) => {}
-        Ok(count) => tracing::info!("ended {count} connections from before the namespace was closed"),
-        Err(error) => tracing::warn!("cannot end the connections from before the namespace was closed: {error}"),
     }
 }
 
