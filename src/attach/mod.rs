@@ -105,7 +105,7 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     // The first process of a container loses signals that it does not block.
     let signals = serve::block_signals()?;
     let mut site = Site::open()?;
-    requirements::require_container()?;
+    requirements::require_container(&mut site)?;
     refuse_second_process()?;
     let recorded = recorded_nameservers(&mut site.rules, OWNER).doing("read the packet rules")?;
     let resolver = EndpointResolver::new(config, recorded);

@@ -1,11 +1,15 @@
 //! Explains what a container lacks, each time with the line of the manifest or the option that adds it.
 
+use std::collections::BTreeSet;
+
+use super::Site;
 use crate::failure::{self, Doing, Failure};
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::nftables;
 use crate::linux::sysctl;
 use crate::linux::tun;
 use crate::tunnel::DeviceFailure;
+use crate::tunnel::attachment::{Protection, protection};
 
 /// How to add the capability in a manifest and on a command line.
 const NET_ADMIN: &str = "add `capabilities: {add: [NET_ADMIN]}` to the container's securityContext, or \
@@ -33,16 +37,29 @@ pub(super) fn require_net_admin() -> Result<(), Failure> {
 /// net/core/sysctl_net_core.c).
 const OF_FIRST_NAMESPACE: &str = "net/core/dev_weight";
 
-/// Fails in the network namespace of the machine itself. Closing that would cut the machine off.
-pub(super) fn require_container() -> Result<(), Failure> {
+/// Fails in the network namespace of a machine. Closing that would cut the machine off. A machine may be a container
+/// itself (a node of kind or k3d): then its interfaces lead to its containers and to the outside, where those of a
+/// container lead to its machine alone.
+pub(super) fn require_container(site: &mut Site) -> Result<(), Failure> {
     let is_first = sysctl::get_if_present(OF_FIRST_NAMESPACE).doing("read /proc/sys")?.is_some();
-    if !is_first {
+    if !is_first && !has_containers(site)? {
         return Ok(());
     }
     Err(Failure::new("this is the network namespace of the machine itself, which would lose its network").advise(
         "run it in a container or a pod without `hostNetwork` or `--network host`; on a machine, use \
          `vpn-exec NAME|FILE -- PROGRAM`",
     ))
+}
+
+/// Returns whether an open namespace leads to several others. One that is closed already may have got containers of its
+/// own since: a sidecar may start again there.
+fn has_containers(site: &mut Site) -> Result<bool, Failure> {
+    if protection(&mut site.netlink, &mut site.rules, super::OWNER)? != Protection::Open {
+        return Ok(false);
+    }
+    let links = site.netlink.links().doing("list the network interfaces")?;
+    let ends: BTreeSet<i32> = links.iter().filter_map(|link| link.leads_to).collect();
+    Ok(ends.len() > 1)
 }
 
 /// Replaces general advice, which is for a machine, by what helps in a container. The process has CAP_NET_ADMIN: a

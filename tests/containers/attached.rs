@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::agent::Agent;
 use lab::dns::{DnsServer, Question};
-use lab::launcher::{stdout, text_of};
+use lab::launcher::{run, stdout, text_of};
 use lab::{
     HOST, HOST_ON_PRIVATE_LAN, Lab, PRIVATE_LAN, PROVIDER, Packet, Peer, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
 };
@@ -234,4 +234,22 @@ fn a_sidecar_under_an_ordinary_users_podman_keeps_its_promises() {
 #[test]
 fn a_sidecar_under_docker_keeps_its_promises() {
     keeps_its_promises(Engine::docker, false);
+}
+
+/// The lab's host is itself in a container, as a node of kind is. tests/vm/inside/host-network has an ordinary machine.
+#[test]
+fn a_container_that_shares_the_network_of_its_machine_is_refused() {
+    lab::test(Peer::Ours, |lab| {
+        let engine = Engine::podman(Runtime::Runc)?;
+        let mount = format!("--volume={}:{FILE}:ro", lab.wg_quick_file(Reach::Ipv4)?.display());
+        for more in [&[][..], &["--closed"], &["--backend=kernel", "--closed"]] {
+            let words = [&["attach", FILE], more].concat();
+            let refused = run(engine.vpn_exec(&["--rm", "--network=host", &mount], &words))?;
+            ensure!(!refused.status.success(), "the host has the tunnel");
+            ensure!(text_of(&refused).contains("which would lose its network"), "{}", text_of(&refused));
+            let page = lab::http::get(&format!("http://{}/", WEB.ipv4), lab::patience(UP))?;
+            assert_eq!(page.trim(), HOST.ipv4.to_string());
+        }
+        Ok(())
+    });
 }

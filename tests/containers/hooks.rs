@@ -25,6 +25,9 @@ pub(crate) const NAME: &str = "pods";
 /// The device of [`NAME`], as engines name it.
 pub(crate) const DEVICE: &str = "--device=vpn-exec.io/tunnel=pods";
 
+/// The option for the strict reverse path filter (`rp_filter` of the kernel's ip-sysctl.rst).
+const STRICT: &str = "--sysctl=net.ipv4.conf.all.rp_filter=1";
+
 const HOOKS: &str = "/run/lab/hooks.d";
 
 /// The time in which a tunnel ends after its container, on an ordinary machine.
@@ -121,13 +124,15 @@ pub(crate) fn has_the_tunnel(lab: &Lab, engine: &Engine, option: &str, says_why:
     let resolver = format!("--dns={}", TUNNEL_RESOLVER.ipv4);
     // Twice: nothing of the first container is in the way of the second.
     for name in ["first", "second"] {
-        let mut application = engine.agent(&[option, &resolver, "--publish=8080:80", "--name", name])?;
+        let mut application = engine.agent(&[option, &resolver, STRICT, "--publish=8080:80", "--name", name])?;
         expect_the_tunnel(lab, &mut application)?;
         let status = stdout(vpn_exec(["status", NAME]))?;
         ensure!(status.contains("container"), "{status}");
         // One key cannot serve two containers.
         let refused = engine.fail(["run", "--rm", option, APP, "true"])?;
         ensure!(!says_why || refused.contains("serves the container"), "it does not show the reason: {refused}");
+        let refused = engine.fail(["run", "--rm", "--network=host", option, APP, "true"])?;
+        ensure!(!says_why || refused.contains("shares the host's network"), "it does not show the reason: {refused}");
         if name == "second" {
             expect_closed_without_a_keeper(lab, &mut application)?;
         }

@@ -27,6 +27,9 @@ pub struct Link {
     pub up: bool,
     /// The kind: "veth", "tun", "wireguard". None for an interface of the kernel's own, such as `lo`.
     pub kind: Option<String>,
+    /// The kernel's number of the network namespace to which the interface leads, such as that of a veth's other end.
+    /// None for the same namespace.
+    pub leads_to: Option<i32>,
 }
 
 /// The traffic of an interface since it was created, as the programs of its namespace see it.
@@ -132,12 +135,14 @@ fn parse(message: &LinkMessage) -> Link {
         alias: None,
         up: message.header.flags.contains(LinkFlags::Up),
         kind: None,
+        leads_to: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::LinkNetNsId(number) => link.leads_to = Some(*number),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
