@@ -31,8 +31,7 @@ impl Carrier for Attached {
     }
 
     fn link_mtu(&mut self, index: Option<u32>) -> io::Result<u32> {
-        let link = self.site.netlink.links()?.into_iter().find(|link| Some(link.index) == index);
-        link.map(|link| link.mtu).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+        self.site.netlink.mtu_of(index)
     }
 
     fn admit(&mut self, addresses: &[SocketAddr]) -> io::Result<()> {
