@@ -16,10 +16,6 @@ use crate::wireguard::{Backend, DeviceConfig};
 /// it stays with its addresses and routes, and drops all packets. A device of the implementation that was not chosen is
 /// removed.
 pub(super) fn obtain(site: &mut Site, plan: &SharedNamespacePlan, config: &Config) -> Result<CreatedDevice, Failure> {
-    obtain_device(site, plan, config).map_err(requirements::explain_device)
-}
-
-fn obtain_device(site: &mut Site, plan: &SharedNamespacePlan, config: &Config) -> Result<CreatedDevice, Failure> {
     let name = &plan.wireguard.interface;
     let mut device = keeper::device_config(config, plan.wireguard.mtu)?;
     device.fwmark = plan.wireguard.fwmark;
@@ -41,6 +37,7 @@ fn obtain_device(site: &mut Site, plan: &SharedNamespacePlan, config: &Config) -
     }
     let namespace = namespace()?;
     device::create(&mut site.netlink, (name, plan.backend), namespace, &device, privileges::limit_data_path)
+        .map_err(requirements::explain_device)
 }
 
 /// Takes a device over, unless it has another private key.
@@ -65,7 +62,7 @@ fn take_over(
         Err(failure) if failure.errno == Some(libc::EBUSY) => {
             Err(failure.advise(format!("another process has attached a tunnel here and serves {name}: end it first")))
         }
-        Err(failure) => Err(failure),
+        Err(failure) => Err(requirements::explain_tun(failure)),
     }
 }
 

@@ -37,7 +37,7 @@ use crate::linux::netlink::Netlink;
 use crate::linux::nftables::Nftables;
 use crate::linux::sysctl;
 use crate::plan::shared_namespace::{self, Placement, SharedNamespacePlan};
-use crate::tunnel::shared_namespace::{close, end_connections, load_rules, open, recorded_nameservers};
+use crate::tunnel::shared_namespace::{close, end_former_connections, load_rules, open, recorded_nameservers};
 use crate::wireguard::Backend;
 use forwarder::Forwarding;
 use names::EndpointResolver;
@@ -114,8 +114,8 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     for note in &first.notes {
         tracing::info!("{note}");
     }
-    let Site { netlink, rules, .. } = &mut site;
-    close(netlink, rules, &first, OWNER, |netlink| end_former_connections(netlink, &first))
+    let Site { namespace, netlink, rules } = &mut site;
+    close(netlink, rules, &first, OWNER, |_| end_former_connections(namespace, &first))
         .map_err(requirements::explain_rules)?;
     tracing::info!("closed the network namespace: packets leave by the tunnel and to local networks only");
     fault::point("after closing the namespace")?;
@@ -143,20 +143,6 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     match (backend, forwarder) {
         (Backend::Kernel, None) => server.set_endpoints(),
         (_, forwarder) => server.serve(forwarder),
-    }
-}
-
-/// Ends the connections of programs that ran before the namespace was closed. The packet rules stop all of them but
-/// exchanges of datagrams that go on, so a kernel that cannot end connections is no reason to fail.
-fn end_former_connections(netlink: &mut Netlink, plan: &SharedNamespacePlan) {
-    match end_connections(netlink, plan) {
-        Ok(0) => {}
-        Ok(count) => tracing::warn!(
-            "ended the connections of programs that ran here before ({count}): attach the tunnel before they start"
-        ),
-        Err(error) => tracing::warn!(
-            "cannot end the connections of programs that ran here before: {error}; restart these programs"
-        ),
     }
 }
 

@@ -17,10 +17,9 @@ use crate::lease::status::{self, Condition, DnsReport, InterfaceReport, LiveStat
 use crate::lease::{ClientRequest, KeeperEvent, Received};
 use crate::linux::local_socket::{self, LocalListener};
 use crate::linux::netlink::Netlink;
-use crate::linux::netlink::link::LinkCounters;
 use crate::plan::shared_namespace;
 use crate::tunnel::shared_namespace::{Protection, protection};
-use crate::wireguard::{Backend, PeerStatus, kernel};
+use crate::wireguard::{Backend, kernel};
 
 /// The beginning of the socket's abstract name. A random number follows.
 const PREFIX: &str = "vpn-exec-";
@@ -66,13 +65,14 @@ fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
     let statuses = attached.device().and_then(|device| device.peers().ok()).unwrap_or_default();
     let plan = &attached.plan;
     let counters = attached.site.netlink.counters(&plan.wireguard.interface).unwrap_or_default();
-    let configured = |peer: &PeerStatus| {
-        let planned = plan.wireguard.peers.iter().find(|planned| planned.public_key == peer.public_key);
-        planned.and_then(|planned| planned.endpoint.clone())
-    };
     let living = LiveStatus {
-        interface: interface(endpoints.mtu, plan.wireguard.addresses.clone(), counters),
-        peers: statuses.iter().map(|peer| peer_report(peer, configured(peer))).collect(),
+        interface: InterfaceReport::new(
+            plan.wireguard.interface.clone(),
+            endpoints.mtu,
+            plan.wireguard.addresses.clone(),
+            counters,
+        ),
+        peers: PeerReport::of_all(&statuses, &plan.wireguard.peers),
         dns: DnsReport {
             servers: plan.dns.servers.clone(),
             search: plan.dns.search.clone(),
@@ -97,29 +97,6 @@ fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
         container: None,
         living: Some(living),
         programs: Vec::new(),
-    }
-}
-
-fn interface(mtu: u32, addresses: Vec<ipnet::IpNet>, counters: LinkCounters) -> InterfaceReport {
-    InterfaceReport {
-        name: shared_namespace::interface(),
-        mtu,
-        addresses,
-        rx_bytes: counters.rx_bytes,
-        rx_packets: counters.rx_packets,
-        tx_bytes: counters.tx_bytes,
-        tx_packets: counters.tx_packets,
-    }
-}
-
-fn peer_report(status: &PeerStatus, configured_endpoint: Option<String>) -> PeerReport {
-    PeerReport {
-        public_key: status.public_key.to_string(),
-        configured_endpoint,
-        endpoint: status.endpoint,
-        handshake_age: status.handshake_age.map(|age| age.as_secs()),
-        rx_bytes: status.rx_bytes,
-        tx_bytes: status.tx_bytes,
     }
 }
 
@@ -202,12 +179,13 @@ pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
     let peers = kernel::peers_of(&name)?;
     let addresses = site.netlink.addresses()?.into_iter().filter(|(of, _)| *of == link.index);
     let living = LiveStatus {
-        interface: interface(
+        interface: InterfaceReport::new(
+            name.clone(),
             link.mtu,
             addresses.map(|(_, address)| address).collect(),
             site.netlink.counters(&name).unwrap_or_default(),
         ),
-        peers: peers.iter().map(|peer| peer_report(peer, None)).collect(),
+        peers: PeerReport::of_all(&peers, &[]),
         dns: DnsReport { servers: Vec::new(), search: Vec::new(), domains: Vec::new() },
         link: None,
         local_networks: Vec::new(),

@@ -102,7 +102,9 @@ impl Tunnel {
         let (mut netlink, mut rules) = sockets.doing("enter the container's network namespace")?;
         require_free(&mut netlink, &self.plan)?;
         let plan = shared_namespace_of(&self.plan)?;
-        shared_namespace::close(&mut netlink, &mut rules, plan, OWNER, |_| end_former_connections(&namespace, plan))?;
+        shared_namespace::close(&mut netlink, &mut rules, plan, OWNER, |_| {
+            shared_namespace::end_former_connections(&namespace, plan)
+        })?;
         // A container without a network may have `lo` down.
         let lo = vec![NetlinkRequest::set_alias(1, "lo", self.mark.text()), NetlinkRequest::set_up(1, "lo")];
         netlink.execute(lo).doing(CLOSING)?;
@@ -147,15 +149,6 @@ impl Tunnel {
         shared_namespace::open(&mut inner.netlink, &plan, Some(wireguard.mtu)).map_err(advise_on_port)?;
         tracing::debug!("opened the tunnel");
         Ok(())
-    }
-}
-
-/// Ends the connections of other containers that share the namespace and were there before it was closed.
-fn end_former_connections(namespace: &NetworkNamespace, plan: &SharedNamespacePlan) {
-    match namespace.run(|| shared_namespace::end_connections(&mut Netlink::open()?, plan)) {
-        Ok(0) => {}
-        Ok(count) => tracing::info!("ended {count} connections from before the namespace was closed"),
-        Err(error) => tracing::warn!("cannot end the connections from before the namespace was closed: {error}"),
     }
 }
 

@@ -56,7 +56,7 @@ use crate::plan::{Plan, VethPlan};
 use crate::registry::{Container, Holder, Mark, TunnelDirectory, TunnelState};
 use crate::wireguard::{Backend, Device};
 pub use container::{ContainerPlace, open_namespace, plan_in};
-pub use device::DeviceEvents;
+pub use device::{DeviceEvents, DeviceFailure};
 use host_rules::HostRules;
 pub use reclaim::reclaim;
 pub use take_down::Remains;

@@ -16,6 +16,7 @@ use super::{LOADING_RULES, host_rules};
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::internet_sockets::{InternetSocket, InternetSockets, SocketProtocol};
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::route::{Route, RouteKind};
 use crate::linux::netlink::rule::PolicyRule;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
@@ -46,9 +47,9 @@ pub enum Protection {
 /// Closes a namespace: no packet leaves it but through WireGuard's interface, and to local networks. `netlink` and
 /// `rules` are sockets in the namespace, and `owner` is a text by which the packet rules are recognized later.
 ///
-/// `end_former` ends connections from before, by [`end_connections`]. It is called when the packet rules are loaded,
-/// unless the namespace was closed already. If the process is killed meanwhile, the namespace is not closed yet, and
-/// the next one ends them.
+/// `end_former` ends connections from before, by [`end_former_connections`]. It is called when the packet rules are
+/// loaded, unless the namespace was closed already. If the process is killed meanwhile, the namespace is not closed
+/// yet, and the next one ends them.
 ///
 /// # Errors
 /// If the kernel refuses, or the packet rules of that name belong to another owner. After a failure to load the rules
@@ -84,6 +85,21 @@ pub fn close(
     let is_stale = |rule: &&PolicyRule| is_own(rule) && !plan.routing_rules.contains(rule);
     requests.extend(present.iter().filter(is_stale).map(NetlinkRequest::delete_rule));
     netlink.execute(requests).doing(ROUTING)
+}
+
+/// Ends the connections of programs that ran in a namespace before it was closed ([`end_connections`]), and says so.
+/// The packet rules stop all of them but exchanges of datagrams that go on, so a kernel that cannot end connections is
+/// no reason to fail.
+pub fn end_former_connections(namespace: &NetworkNamespace, plan: &SharedNamespacePlan) {
+    match namespace.run(|| end_connections(&mut Netlink::open()?, plan)) {
+        Ok(0) => {}
+        Ok(count) => tracing::warn!(
+            "ended the connections of programs that ran here before ({count}): attach the tunnel before they start"
+        ),
+        Err(error) => tracing::warn!(
+            "cannot end the connections of programs that ran here before: {error}; restart these programs"
+        ),
+    }
 }
 
 /// Ends the connections of programs that were in a namespace before it was closed, except those to the namespace itself
