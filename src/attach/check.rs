@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{OWNER, Site, status};
 use crate::failure::{Doing, Failure};
 use crate::lease::status::Condition;
-use crate::tunnel::attachment::{Protection, protection};
+use crate::tunnel::shared_namespace::{Protection, protection};
 
 /// How long a check waits for a handshake. A probe that ends after 5 s gets the answer.
 const PATIENCE: Duration = Duration::from_secs(3);

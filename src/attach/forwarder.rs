@@ -12,7 +12,7 @@ use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::linux::capabilities::CapabilitySet;
 use crate::linux::clock::boot_time;
-use crate::plan::attachment::AttachmentPlan;
+use crate::plan::shared_namespace::SharedNamespacePlan;
 use crate::plan::{DNS_PORT, ForwarderPlan};
 
 /// The delay between two attempts to get the port.
@@ -49,7 +49,7 @@ impl Forwarding {
     /// # Errors
     /// If the kernel refuses a socket, or the forwarder cannot be started for another reason than that its port is in
     /// use.
-    pub(super) fn start(plan: &AttachmentPlan) -> Result<Option<Self>, Failure> {
+    pub(super) fn start(plan: &SharedNamespacePlan) -> Result<Option<Self>, Failure> {
         let Some(plan) = plan.dns.forwarder.clone() else { return Ok(None) };
         let sockets = ResolverSockets::open(&plan).doing("open sockets to the resolvers")?;
         let now = boot_time();

@@ -18,7 +18,7 @@ use crate::config::{Config, Endpoint};
 use crate::endpoints::LookUp;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::plan::DNS_PORT;
-use crate::plan::attachment::MARK;
+use crate::plan::shared_namespace::MARK;
 
 /// How long a resolver may take to answer a question.
 const TIMEOUT: Duration = Duration::from_secs(2);

@@ -8,7 +8,8 @@ use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::nftables;
 use crate::linux::sysctl;
 use crate::linux::tun;
-use crate::tunnel::attachment::{Protection, protection};
+use crate::tunnel::DeviceFailure;
+use crate::tunnel::shared_namespace::{Protection, protection};
 
 /// How to add the capability in a manifest and on a command line.
 const NET_ADMIN: &str = "add `capabilities: {add: [NET_ADMIN]}` to the container's securityContext, or \
@@ -90,11 +91,22 @@ pub(super) fn explain_rules(failure: Failure) -> Failure {
 }
 
 /// Adds advice to a failure to create WireGuard's interface.
-pub(super) fn explain_device(failure: Failure) -> Failure {
-    let is_tun = failure.message.contains(tun::DEVICE);
+pub(super) fn explain_device(failure: DeviceFailure) -> Failure {
+    match failure {
+        DeviceFailure::Tun(error) => {
+            explain_tun(Failure::of(format!("create a TUN interface with {}", tun::DEVICE), &error))
+        }
+        DeviceFailure::Other(failure) if failure.errno == Some(libc::EPERM) => failure.advise(NET_ADMIN),
+        DeviceFailure::Other(failure) => failure,
+    }
+}
+
+/// Adds advice to a failure to open the TUN device.
+pub(super) fn explain_tun(failure: Failure) -> Failure {
     match failure.errno {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EACCES | libc::EPERM) if is_tun => failure.advise(TUN),
-        Some(libc::EPERM) => failure.advise(NET_ADMIN),
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EACCES | libc::EPERM | libc::ENOTTY) => {
+            failure.advise(TUN)
+        }
         _ => failure,
     }
 }

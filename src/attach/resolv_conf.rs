@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::linux::in_place;
-use crate::plan::attachment::AttachmentPlan;
+use crate::plan::shared_namespace::SharedNamespacePlan;
 
 /// The file.
 const PATH: &str = "/etc/resolv.conf";
@@ -39,7 +39,7 @@ fn parse(text: &str) -> Vec<IpAddr> {
 ///
 /// A file that cannot be written is no reason to fail, because no query reaches another resolver: a warning says what
 /// to set instead.
-pub(super) fn write(plan: &AttachmentPlan) {
+pub(super) fn write(plan: &SharedNamespacePlan) {
     let (servers, text) = (parse(&plan.dns.resolv_conf), &plan.dns.resolv_conf);
     if servers.is_empty() {
         return tracing::info!("the tunnel has no DNS server, so {PATH} stays as it is");

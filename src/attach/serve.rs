@@ -22,7 +22,7 @@ use crate::linux::code_pages;
 use crate::linux::netlink::monitor::Monitor;
 use crate::linux::poll::{Interest, wait_for_each};
 use crate::linux::signals::Signals;
-use crate::plan::attachment::AttachmentPlan;
+use crate::plan::shared_namespace::SharedNamespacePlan;
 use crate::tunnel::DeviceEvents;
 use crate::wireguard::Device;
 
@@ -68,7 +68,7 @@ pub(super) fn block_signals() -> Result<Signals, Failure> {
 impl Server {
     pub(super) fn new(
         site: Site,
-        plan: AttachmentPlan,
+        plan: SharedNamespacePlan,
         config: &Config,
         resolver: &EndpointResolver,
         (device, events): (Box<dyn Device>, DeviceEvents),

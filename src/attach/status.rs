@@ -17,10 +17,9 @@ use crate::lease::status::{self, Condition, DnsReport, InterfaceReport, LiveStat
 use crate::lease::{ClientRequest, KeeperEvent, Received};
 use crate::linux::local_socket::{self, LocalListener};
 use crate::linux::netlink::Netlink;
-use crate::linux::netlink::link::LinkCounters;
-use crate::plan::attachment;
-use crate::tunnel::attachment::{Protection, protection};
-use crate::wireguard::{Backend, PeerStatus, kernel};
+use crate::plan::shared_namespace;
+use crate::tunnel::shared_namespace::{Protection, protection};
+use crate::wireguard::{Backend, kernel};
 
 /// The beginning of the socket's abstract name. A random number follows.
 const PREFIX: &str = "vpn-exec-";
@@ -66,13 +65,14 @@ fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
     let statuses = attached.device().and_then(|device| device.peers().ok()).unwrap_or_default();
     let plan = &attached.plan;
     let counters = attached.site.netlink.counters(&plan.wireguard.interface).unwrap_or_default();
-    let configured = |peer: &PeerStatus| {
-        let planned = plan.wireguard.peers.iter().find(|planned| planned.public_key == peer.public_key);
-        planned.and_then(|planned| planned.endpoint.clone())
-    };
     let living = LiveStatus {
-        interface: interface(endpoints.mtu, plan.wireguard.addresses.clone(), counters),
-        peers: statuses.iter().map(|peer| peer_report(peer, configured(peer))).collect(),
+        interface: InterfaceReport::new(
+            plan.wireguard.interface.clone(),
+            endpoints.mtu,
+            plan.wireguard.addresses.clone(),
+            counters,
+        ),
+        peers: PeerReport::of_all(&statuses, &plan.wireguard.peers),
         dns: DnsReport {
             servers: plan.dns.servers.clone(),
             search: plan.dns.search.clone(),
@@ -100,29 +100,6 @@ fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
     }
 }
 
-fn interface(mtu: u32, addresses: Vec<ipnet::IpNet>, counters: LinkCounters) -> InterfaceReport {
-    InterfaceReport {
-        name: attachment::interface(),
-        mtu,
-        addresses,
-        rx_bytes: counters.rx_bytes,
-        rx_packets: counters.rx_packets,
-        tx_bytes: counters.tx_bytes,
-        tx_packets: counters.tx_packets,
-    }
-}
-
-fn peer_report(status: &PeerStatus, configured_endpoint: Option<String>) -> PeerReport {
-    PeerReport {
-        public_key: status.public_key.to_string(),
-        configured_endpoint,
-        endpoint: status.endpoint,
-        handshake_age: status.handshake_age.map(|age| age.as_secs()),
-        rx_bytes: status.rx_bytes,
-        tx_bytes: status.tx_bytes,
-    }
-}
-
 /// Returns the status of the tunnel that is attached to the namespace of this process. Returns None if there is none
 /// that this process may see.
 ///
@@ -130,7 +107,7 @@ fn peer_report(status: &PeerStatus, configured_endpoint: Option<String>) -> Peer
 /// If the process that serves the tunnel does not answer, or the kernel cannot be queried.
 pub fn of_this_namespace() -> Result<Option<Status>, Failure> {
     // The process is asked only where its interface is: on a host, a stranger may listen there.
-    let link = Netlink::open().and_then(|mut netlink| netlink.link(attachment::interface().as_str()));
+    let link = Netlink::open().and_then(|mut netlink| netlink.link(shared_namespace::interface().as_str()));
     let link = link.doing("list the interfaces")?;
     if link.is_some_and(|link| link.kind.as_deref() == Some("tun"))
         && let Some(status) = ask_process().doing("query the attached tunnel")?
@@ -191,23 +168,24 @@ fn ask_once() -> io::Result<Option<Status>> {
 /// Starts handshakes of the kernel's WireGuard, so that its next status tells an idle tunnel from one whose peer does
 /// not answer. The process that serves a tunnel does so by itself.
 pub(super) fn renew_kernel() -> io::Result<()> {
-    kernel::renew_older(&attachment::interface(), stale_after())
+    kernel::renew_older(&shared_namespace::interface(), stale_after())
 }
 
 /// Returns the status of the kernel's WireGuard, which no process serves. Returns None if there is none.
 pub(super) fn ask_kernel(site: &mut Site) -> io::Result<Option<Status>> {
-    let name = attachment::interface();
+    let name = shared_namespace::interface();
     let link = site.netlink.link(name.as_str())?;
     let Some(link) = link.filter(|link| link.kind.as_deref() == Some("wireguard")) else { return Ok(None) };
     let peers = kernel::peers_of(&name)?;
     let addresses = site.netlink.addresses()?.into_iter().filter(|(of, _)| *of == link.index);
     let living = LiveStatus {
-        interface: interface(
+        interface: InterfaceReport::new(
+            name.clone(),
             link.mtu,
             addresses.map(|(_, address)| address).collect(),
             site.netlink.counters(&name).unwrap_or_default(),
         ),
-        peers: peers.iter().map(|peer| peer_report(peer, None)).collect(),
+        peers: PeerReport::of_all(&peers, &[]),
         dns: DnsReport { servers: Vec::new(), search: Vec::new(), domains: Vec::new() },
         link: None,
         local_networks: Vec::new(),

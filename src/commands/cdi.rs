@@ -13,7 +13,7 @@ use crate::failure::{Doing, Failure};
 use crate::linux::netlink::Netlink;
 use crate::lookup;
 use crate::names::TunnelName;
-use crate::plan::attachment::AttachmentFacts;
+use crate::plan::shared_namespace::SharedNamespaceFacts;
 use crate::plan::{self, DnsPlan};
 use crate::request;
 use crate::tunnel::facts;
@@ -60,7 +60,7 @@ fn device(name: &TunnelName, directory: &Path) -> Result<TunnelDevice, Failure> 
     let request = request::load_for_container(name)?;
     let mut host = Netlink::open().doing("open a netlink socket")?;
     let underlay = facts::read(&mut host, &request.config).doing("read the host's network configuration")?;
-    let facts = AttachmentFacts { underlay, ..AttachmentFacts::default() };
+    let facts = SharedNamespaceFacts { underlay, ..SharedNamespaceFacts::default() };
     let dns = plan::plan_in_container(&request.config, &facts)?.dns;
     let path = (!dns.servers.is_empty()).then(|| directory.join(format!("{name}.resolv.conf")));
     match &path {

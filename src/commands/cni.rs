@@ -85,9 +85,6 @@ fn answer(request: &Request) -> Result<Option<serde_json::Value>, Error> {
 
 /// Makes the tunnel of a pod. A second network of the same pod needs no second tunnel.
 fn add(name: &TunnelName, network: &str, attachment: &Attachment, namespace: &Path) -> Result<(), Failure> {
-    if serves(name, attachment)?.is_some() {
-        return Ok(());
-    }
     let Attachment { container, interface } = attachment.clone();
     let path = namespace.to_owned();
     let namespace = tunnel::open_namespace(namespace)?;

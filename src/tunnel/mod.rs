@@ -17,14 +17,13 @@
 //!   it, and removes it.
 //! - `container`: the differences of a tunnel in a container's namespace, which belongs to the container's engine.
 //! - `reclaim`: removes what a killed tunnel has left.
-//! - [`attachment`]: applies the plan of a tunnel in a namespace that is not its own.
+//! - [`shared_namespace`]: applies the plan of a tunnel in a namespace that is not its own.
 //! - `device`, `hooks`, `parameters`, `processes`: the parts that these use.
 //! - `host_rules`, `forwarding`: what the host does for local networks.
 //! - [`facts`]: what a plan needs to know of the host.
 
 mod adopt;
 mod apply;
-pub mod attachment;
 mod container;
 mod create;
 pub mod device;
@@ -35,6 +34,7 @@ mod host_rules;
 mod parameters;
 mod processes;
 mod reclaim;
+pub mod shared_namespace;
 mod take_down;
 
 use std::fmt;
@@ -56,7 +56,7 @@ use crate::plan::{Plan, VethPlan};
 use crate::registry::{Container, Holder, Mark, TunnelDirectory, TunnelState};
 use crate::wireguard::{Backend, Device};
 pub use container::{ContainerPlace, open_namespace, plan_in};
-pub use device::DeviceEvents;
+pub use device::{DeviceEvents, DeviceFailure};
 use host_rules::HostRules;
 pub use reclaim::reclaim;
 pub use take_down::Remains;

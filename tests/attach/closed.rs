@@ -16,8 +16,8 @@ use vpn_exec::linux::capabilities::{self, CapabilitySet};
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::nftables::Nftables;
 use vpn_exec::plan::RULES_TABLE;
-use vpn_exec::plan::attachment::{AttachmentFacts, AttachmentPlan, Placement, interface, plan};
-use vpn_exec::tunnel::attachment;
+use vpn_exec::plan::shared_namespace::{Placement, SharedNamespaceFacts, SharedNamespacePlan, interface, plan};
+use vpn_exec::tunnel::shared_namespace;
 
 use crate::support::sidecar_runs;
 
@@ -31,7 +31,7 @@ const PORT: u16 = 7777;
 const SECRET: &[u8] = b"a packet that must not leave";
 
 /// Closes a pod as `vpn-exec attach --closed` does.
-fn close(pod: &Pod) -> Result<AttachmentPlan> {
+fn close(pod: &Pod) -> Result<SharedNamespacePlan> {
     let wireguard = WgQuick {
         interface: Interface {
             private_key: Some(PrivateKey::from([0x42; 32])),
@@ -51,11 +51,11 @@ fn close(pod: &Pod) -> Result<AttachmentPlan> {
     config.local.networks = vec!["10.43.0.0/24".parse()?, "fd2b::/64".parse()?];
     let plan = pod.namespace.run(|| {
         let (mut netlink, mut rules) = (Netlink::open()?, Nftables::open()?);
-        let addresses = attachment::container_addresses(&mut netlink, &interface())?;
-        let facts = AttachmentFacts { addresses, ..AttachmentFacts::default() };
+        let addresses = shared_namespace::container_addresses(&mut netlink, &interface())?;
+        let facts = SharedNamespaceFacts { addresses, ..SharedNamespaceFacts::default() };
         let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new(), nameservers: Vec::new() };
         let plan = plan(&config, &facts, placement).map_err(|errors| io::Error::other(errors.to_string()))?;
-        attachment::close(&mut netlink, &mut rules, &plan, "vpn-exec", |_| ())
+        shared_namespace::close(&mut netlink, &mut rules, &plan, "vpn-exec", |_| ())
             .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(plan)
     })?;
@@ -63,7 +63,7 @@ fn close(pod: &Pod) -> Result<AttachmentPlan> {
 }
 
 /// Undoes [`close`].
-fn reopen(pod: &Pod, plan: &AttachmentPlan) -> Result<()> {
+fn reopen(pod: &Pod, plan: &SharedNamespacePlan) -> Result<()> {
     pod.namespace.run(|| {
         Netlink::open()?.execute(plan.routing_rules.iter().map(NetlinkRequest::delete_rule).collect())?;
         Nftables::open()?.delete(RULES_TABLE)
@@ -286,7 +286,7 @@ fn datagrams_of_sockets_from_before_do_not_leave() {
             from.sort_unstable();
             let plan = close(&pod)?;
             if is_ended {
-                let ended = pod.namespace.run(|| attachment::end_connections(&mut Netlink::open()?, &plan))?;
+                let ended = pod.namespace.run(|| shared_namespace::end_connections(&mut Netlink::open()?, &plan))?;
                 ensure!(ended == 3, "{ended}");
                 let error = stream.take_error()?.context("the connection has ended")?;
                 ensure!(error.kind() == io::ErrorKind::ConnectionAborted, "{error}");

@@ -142,7 +142,7 @@ fn a_reload_keeps_the_mtu_that_fits_the_path() {
         fs::write(&profile, format!("{text}containers = true\n"))?;
         let container = Container::start(pod, "c1")?;
         succeed(container.create(NAME)?)?;
-        let interface = vpn_exec::plan::attachment::interface();
+        let interface = vpn_exec::plan::shared_namespace::interface();
         let mtu = || -> Result<u32> {
             let link = pod.namespace.run(|| Netlink::open()?.link(interface.as_str()))?;
             Ok(link.context("an interface")?.mtu)

@@ -58,6 +58,15 @@ impl Netlink {
         }
     }
 
+    /// Returns the MTU of the interface with an index, in bytes.
+    ///
+    /// # Errors
+    /// Fails with `ENODEV` without such an interface, or if the kernel refuses the request.
+    pub fn mtu_of(&mut self, index: Option<u32>) -> io::Result<u32> {
+        let link = self.links()?.into_iter().find(|link| Some(link.index) == index);
+        link.map(|link| link.mtu).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
     /// Returns the index of an interface.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Applies the plan of an attached tunnel to a network namespace that is not the tunnel's own: a pod's or a
+//! Applies the plan of a tunnel to a shared network namespace: one that is not the tunnel's own, but a pod's or a
 //! container's.
 //!
 //! [`close`] comes first, and closes the namespace without any WireGuard interface. [`open`] gives the interface its
@@ -16,6 +16,7 @@ use super::{LOADING_RULES, host_rules};
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::internet_sockets::{InternetSocket, InternetSockets, SocketProtocol};
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::route::{Route, RouteKind};
 use crate::linux::netlink::rule::PolicyRule;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
@@ -23,7 +24,7 @@ use crate::linux::nftables::{self, Nftables};
 use crate::linux::sysctl;
 use crate::names::InterfaceName;
 use crate::plan::RULES_TABLE;
-use crate::plan::attachment::{AttachedRoute, AttachmentPlan, PRIORITIES, Placement, TABLE};
+use crate::plan::shared_namespace::{PRIORITIES, Placement, SharedNamespacePlan, TABLE, TableRoute};
 use crate::ruleset::Family;
 
 /// The metric of the last resort: any other route of the table wins.
@@ -46,9 +47,9 @@ pub enum Protection {
 /// Closes a namespace: no packet leaves it but through WireGuard's interface, and to local networks. `netlink` and
 /// `rules` are sockets in the namespace, and `owner` is a text by which the packet rules are recognized later.
 ///
-/// `end_former` ends connections from before, by [`end_connections`]. It is called when the packet rules are loaded,
-/// unless the namespace was closed already. If the process is killed meanwhile, the namespace is not closed yet, and
-/// the next one ends them.
+/// `end_former` ends connections from before, by [`end_former_connections`]. It is called when the packet rules are
+/// loaded, unless the namespace was closed already. If the process is killed meanwhile, the namespace is not closed
+/// yet, and the next one ends them.
 ///
 /// # Errors
 /// If the kernel refuses, or the packet rules of that name belong to another owner. After a failure to load the rules
@@ -56,7 +57,7 @@ pub enum Protection {
 pub fn close(
     netlink: &mut Netlink,
     rules: &mut Nftables,
-    plan: &AttachmentPlan,
+    plan: &SharedNamespacePlan,
     owner: &str,
     end_former: impl FnOnce(&mut Netlink),
 ) -> Result<(), Failure> {
@@ -74,8 +75,8 @@ pub fn close(
     }
     // First the last resort and the rule that leads to it, so that no packet meets a half of the routing.
     let last = plan.routes.iter().filter_map(|route| match route {
-        AttachedRoute::Unreachable(net) => Some(*net),
-        AttachedRoute::Tunnel(_) => None,
+        TableRoute::Unreachable(net) => Some(*net),
+        TableRoute::Tunnel(_) => None,
     });
     let mut requests: Vec<NetlinkRequest> =
         last.map(|net| NetlinkRequest::add_unreachable_route(TABLE, net, LAST_METRIC).or_exists()).collect();
@@ -84,6 +85,21 @@ pub fn close(
     let is_stale = |rule: &&PolicyRule| is_own(rule) && !plan.routing_rules.contains(rule);
     requests.extend(present.iter().filter(is_stale).map(NetlinkRequest::delete_rule));
     netlink.execute(requests).doing(ROUTING)
+}
+
+/// Ends the connections of programs that ran in a namespace before it was closed ([`end_connections`]), and says so.
+/// The packet rules stop all of them but exchanges of datagrams that go on, so a kernel that cannot end connections is
+/// no reason to fail.
+pub fn end_former_connections(namespace: &NetworkNamespace, plan: &SharedNamespacePlan) {
+    match namespace.run(|| end_connections(&mut Netlink::open()?, plan)) {
+        Ok(0) => {}
+        Ok(count) => tracing::warn!(
+            "ended the connections of programs that ran here before ({count}): attach the tunnel before they start"
+        ),
+        Err(error) => tracing::warn!(
+            "cannot end the connections of programs that ran here before: {error}; restart these programs"
+        ),
+    }
 }
 
 /// Ends the connections of programs that were in a namespace before it was closed, except those to the namespace itself
@@ -96,7 +112,7 @@ pub fn close(
 ///
 /// # Errors
 /// Fails with `NotFound` or `EOPNOTSUPP` on a kernel that cannot list or end sockets.
-pub fn end_connections(netlink: &mut Netlink, plan: &AttachmentPlan) -> io::Result<usize> {
+pub fn end_connections(netlink: &mut Netlink, plan: &SharedNamespacePlan) -> io::Result<usize> {
     let own: Vec<IpAddr> = netlink.addresses()?.into_iter().map(|(_, address)| address.addr()).collect();
     let stays = |address: IpAddr| address.is_loopback() || own.contains(&address) || plan.is_local(&address);
     let chosen_by_kernel = kernel_chosen_ports()?;
@@ -130,7 +146,7 @@ fn kernel_chosen_ports() -> io::Result<RangeInclusive<u16>> {
 ///
 /// # Errors
 /// If the kernel refuses, or the packet rules of that name belong to another owner. Then nothing has changed.
-pub fn load_rules(rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> Result<(), Failure> {
+pub fn load_rules(rules: &mut Nftables, plan: &SharedNamespacePlan, owner: &str) -> Result<(), Failure> {
     let table = &plan.rules;
     match rules.comment(&table.name) {
         Ok(comment) if comment.as_deref().is_some_and(|comment| recorded_count(comment, owner).is_some()) => {}
@@ -151,7 +167,7 @@ pub fn load_rules(rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> R
 
 /// Returns the comment of the table with the packet rules: the owner, the number of rules, and the nameservers of the
 /// container as far as they fit. In contrast to a file, only a process with CAP_NET_ADMIN can change it.
-fn comment(owner: &str, count: usize, plan: &AttachmentPlan) -> String {
+fn comment(owner: &str, count: usize, plan: &SharedNamespacePlan) -> String {
     let mut comment = format!("{owner} {count}");
     if let Placement::Attached { nameservers, .. } = &plan.placement {
         for word in nameservers.iter().map(|address| format!(" {address}")) {
@@ -182,7 +198,7 @@ pub fn recorded_nameservers(rules: &mut Nftables, owner: &str) -> io::Result<Opt
 ///
 /// # Errors
 /// If the kernel refuses a step. The namespace stays closed then.
-pub fn open(netlink: &mut Netlink, plan: &AttachmentPlan, mtu: Option<u32>) -> Result<(), Failure> {
+pub fn open(netlink: &mut Netlink, plan: &SharedNamespacePlan, mtu: Option<u32>) -> Result<(), Failure> {
     let wireguard = &plan.wireguard;
     let name = wireguard.interface.as_str();
     let index = netlink.link_index(&wireguard.interface).doing(format!("find {name}"))?;
@@ -269,10 +285,10 @@ fn alone(address: &IpNet) -> IpNet {
     address.addr().into()
 }
 
-fn through_tunnel(route: &AttachedRoute) -> Option<IpNet> {
+fn through_tunnel(route: &TableRoute) -> Option<IpNet> {
     match route {
-        AttachedRoute::Tunnel(net) => Some(*net),
-        AttachedRoute::Unreachable(_) => None,
+        TableRoute::Tunnel(net) => Some(*net),
+        TableRoute::Unreachable(_) => None,
     }
 }
 

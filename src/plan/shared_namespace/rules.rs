@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::{AttachmentPlan, MARK, Placement};
+use super::{MARK, Placement, SharedNamespacePlan};
 use crate::plan::dns_forwarding::{DNS_PORT, FORWARDER_ADDRESSES, ForwarderPlan};
 use crate::plan::firewall::{self, AllowedResolvers, NAME_PORTS, NEIGHBOR_DISCOVERY, ON_LINK_HOPS};
 use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Transport};
@@ -21,7 +21,7 @@ const ROUTER_SOLICITATION: u8 = 133;
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
 /// Returns the packet rules.
-pub(super) fn decide(plan: &AttachmentPlan) -> Table {
+pub(super) fn decide(plan: &SharedNamespacePlan) -> Table {
     let closed = [(Hook::Input, input(plan)), (Hook::Forward, Vec::new()), (Hook::Output, output(plan))];
     let mut chains = marking(plan);
     chains.extend(plan.dns.forwarder.as_ref().and_then(redirection));
@@ -34,7 +34,7 @@ pub(super) fn decide(plan: &AttachmentPlan) -> Table {
 ///
 /// The kernel also takes a TCP connection to the Internet from before the rules for an inbound one, if the first packet
 /// that it tracks comes from the other end. So only the packet that opens a TCP connection counts.
-fn marking(plan: &AttachmentPlan) -> Vec<Chain> {
+fn marking(plan: &SharedNamespacePlan) -> Vec<Chain> {
     let inbound = |kind| {
         let matches = [
             Match::NotFrom(Interface::Loopback),
@@ -67,7 +67,7 @@ fn redirection(forwarder: &ForwarderPlan) -> Option<Chain> {
     (forwarder.port != DNS_PORT).then_some(chain)
 }
 
-fn input(plan: &AttachmentPlan) -> Vec<Rule> {
+fn input(plan: &SharedNamespacePlan) -> Vec<Rule> {
     let tunnel = Interface::Named(plan.wireguard.interface.clone());
     let mut rules = vec![
         Rule::accept([Match::From(Interface::Loopback)]),
@@ -81,7 +81,7 @@ fn input(plan: &AttachmentPlan) -> Vec<Rule> {
     rules
 }
 
-fn output(plan: &AttachmentPlan) -> Vec<Rule> {
+fn output(plan: &SharedNamespacePlan) -> Vec<Rule> {
     let tunnel = || Interface::Named(plan.wireguard.interface.clone());
     let (endpoints, resolvers) = match &plan.placement {
         Placement::Attached { endpoints, resolvers, .. } => (endpoints.as_slice(), resolvers.as_slice()),
@@ -110,7 +110,7 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
 /// Returns the rule that drops the packets of a family from an address that is not the container's, if the container
 /// has a known one. A program may choose any source in IPv6 (`IPV6_FREEBIND` of linux/in6.h): a local network would
 /// answer to that address on the Internet, or bring the packet back as an inbound connection from there.
-fn foreign_sources(plan: &AttachmentPlan, is_ipv4: bool) -> Option<Rule> {
+fn foreign_sources(plan: &SharedNamespacePlan, is_ipv4: bool) -> Option<Rule> {
     let own = plan.container_addresses.iter().filter(|address| address.is_ipv4() == is_ipv4);
     let others: Vec<Match> = own.map(|address| Match::NotSource((*address).into())).collect();
     (!others.is_empty()).then(|| Rule::drop(others))
@@ -156,6 +156,6 @@ fn endpoint_queries(resolver: &IpAddr) -> [Rule; 2] {
 }
 
 /// Returns the tunnel's own addresses.
-fn own_addresses(plan: &AttachmentPlan) -> impl Iterator<Item = IpNet> {
+fn own_addresses(plan: &SharedNamespacePlan) -> impl Iterator<Item = IpNet> {
     plan.wireguard.addresses.iter().map(|address| address.addr().into())
 }

@@ -19,7 +19,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{AttachmentPlan, MARK, Placement};
+use super::{MARK, Placement, SharedNamespacePlan};
 use crate::linux::netlink::route::Route;
 use crate::linux::netlink::rule::{PolicyRule, Selector};
 use crate::plan::firewall;
@@ -44,7 +44,7 @@ pub const PRIORITIES: RangeInclusive<u32> = MARKED..=ALL;
 /// A route of the tunnel's table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum AttachedRoute {
+pub enum TableRoute {
     /// The last resort of a family: packets to any other address fail at once.
     Unreachable(IpNet),
     /// A network that is reached through WireGuard's interface.
@@ -52,7 +52,7 @@ pub enum AttachedRoute {
 }
 
 /// Returns the policy rules.
-pub(super) fn rules(plan: &AttachmentPlan, has_ipv6: bool) -> Vec<PolicyRule> {
+pub(super) fn rules(plan: &SharedNamespacePlan, has_ipv6: bool) -> Vec<PolicyRule> {
     let networks = firewall::by_prefix(&plan.local_networks, firewall::tunnel_routes(&plan.wireguard));
     let mut rules = Vec::new();
     for family in families(has_ipv6) {
@@ -75,7 +75,7 @@ pub(super) fn rules(plan: &AttachmentPlan, has_ipv6: bool) -> Vec<PolicyRule> {
 }
 
 /// Returns the routes of the tunnel's table.
-pub(super) fn routes(plan: &AttachmentPlan, has_ipv6: bool) -> Vec<AttachedRoute> {
+pub(super) fn routes(plan: &SharedNamespacePlan, has_ipv6: bool) -> Vec<TableRoute> {
     let mut tunnel: Vec<IpNet> = firewall::tunnel_routes(&plan.wireguard).collect();
     tunnel.sort_unstable();
     tunnel.dedup();
@@ -83,7 +83,7 @@ pub(super) fn routes(plan: &AttachmentPlan, has_ipv6: bool) -> Vec<AttachedRoute
         Family::Ipv4 => IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
         Family::Ipv6 => IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),
     });
-    last.map(AttachedRoute::Unreachable).chain(tunnel.into_iter().map(AttachedRoute::Tunnel)).collect()
+    last.map(TableRoute::Unreachable).chain(tunnel.into_iter().map(TableRoute::Tunnel)).collect()
 }
 
 fn families(has_ipv6: bool) -> impl Iterator<Item = Family> {
