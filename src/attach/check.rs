@@ -8,8 +8,8 @@ use crate::failure::{Doing, Failure};
 use crate::lease::status::Condition;
 use crate::tunnel::shared_namespace::{Protection, protection};
 
-/// How long a check waits for a handshake. A probe that ends after 5 s gets the answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a check waits for a handshake. With a process that is busy, it takes 5 s at most.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The delay between two looks at a stale tunnel.
 const POLL_DELAY: Duration = Duration::from_millis(250);

@@ -42,6 +42,8 @@ pub(super) struct EndpointResolver {
 impl EndpointResolver {
     /// Creates a resolver that asks the `recorded` nameservers, or else those of the container's file.
     pub(super) fn new(config: &Config, recorded: Option<Vec<IpAddr>>) -> Self {
+        // Without a readable file at the first start, an empty list was recorded.
+        let recorded = recorded.filter(|servers| !servers.is_empty());
         Self { engine: recorded.unwrap_or_else(resolv_conf::engine_nameservers), is_needed: has_names(config) }
     }
 

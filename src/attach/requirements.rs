@@ -1,6 +1,9 @@
 //! Explains what a container lacks, each time with the line of the manifest or the option that adds it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::Site;
 use crate::failure::{self, Doing, Failure};
@@ -38,8 +41,7 @@ pub(super) fn require_net_admin() -> Result<(), Failure> {
 const OF_FIRST_NAMESPACE: &str = "net/core/dev_weight";
 
 /// Fails in the network namespace of a machine. Closing that would cut the machine off. A machine may be a container
-/// itself (a node of kind or k3d): then its interfaces lead to its containers and to the outside, where those of a
-/// container lead to its machine alone.
+/// itself (a node of kind or k3d): then some of its interfaces lead to its containers.
 pub(super) fn require_container(site: &mut Site) -> Result<(), Failure> {
     let is_first = sysctl::get_if_present(OF_FIRST_NAMESPACE).doing("read /proc/sys")?.is_some();
     if !is_first && !has_containers(site)? {
@@ -51,14 +53,27 @@ pub(super) fn require_container(site: &mut Site) -> Result<(), Failure> {
     ))
 }
 
-/// Returns whether an open namespace leads to several others. One that is closed already may have got containers of its
-/// own since: a sidecar may start again there.
+/// Returns whether interfaces of an open namespace lead to several containers. One that is closed already may have got
+/// containers of its own since: a sidecar may start again there.
+///
+/// The machine's end of a container's link is a port of a bridge, or has a route to the container's address alone. That
+/// of a container has a route to its network: a container in several networks, as Docker's overlays, has several.
 fn has_containers(site: &mut Site) -> Result<bool, Failure> {
     if protection(&mut site.netlink, &mut site.rules, super::OWNER)? != Protection::Open {
         return Ok(false);
     }
     let links = site.netlink.links().doing("list the network interfaces")?;
-    let ends: BTreeSet<i32> = links.iter().filter_map(|link| link.leads_to).collect();
+    let routes = site.netlink.routes().doing("list the routes")?;
+    let leads_to_network = |index: u32| {
+        let is_network = |net: &IpNet| net.prefix_len() < net.max_prefix_len() && !net.addr().is_multicast();
+        let is_own = |net: &IpNet| matches!(net.addr(), IpAddr::V6(address) if address.is_unicast_link_local());
+        routes.iter().any(|route| {
+            let net = &route.destination;
+            route.interface == Some(index) && is_network(net) && !is_own(net)
+        })
+    };
+    let to_containers = links.iter().filter(|link| !leads_to_network(link.index));
+    let ends: BTreeSet<i32> = to_containers.filter_map(|link| link.leads_to).collect();
     Ok(ends.len() > 1)
 }
 

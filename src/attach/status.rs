@@ -28,7 +28,7 @@ const PREFIX: &str = "vpn-exec-";
 const NAMESPACE: &str = "/proc/self/ns/net";
 
 /// How long the process may be busy with other clients.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The delay between two attempts to query a busy process. Other containers may keep its backlog full.
 const RETRY_DELAY: Duration = Duration::from_millis(1);
@@ -107,9 +107,7 @@ fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
 /// If the process that serves the tunnel does not answer, or the kernel cannot be queried.
 pub fn of_this_namespace() -> Result<Option<Status>, Failure> {
     // The process is asked only where its interface is: on a host, a stranger may listen there.
-    let link = Netlink::open().and_then(|mut netlink| netlink.link(shared_namespace::interface().as_str()));
-    let link = link.doing("list the interfaces")?;
-    if link.is_some_and(|link| link.kind.as_deref() == Some("tun"))
+    if has_tun().doing("list the interfaces")?
         && let Some(status) = ask_process().doing("query the attached tunnel")?
     {
         return Ok(Some(status));
@@ -123,7 +121,8 @@ pub fn of_this_namespace() -> Result<Option<Status>, Failure> {
 }
 
 /// Asks the process that serves the tunnel. Returns None if there is none. Repeats the query for a while if the process
-/// is busy with other clients.
+/// is busy with other clients, or is missing in the list though it has its interface: the kernel's list of sockets may
+/// lack one while others come and go.
 ///
 /// # Errors
 /// `WouldBlock` if it stays busy, and if it does not answer in time.
@@ -134,9 +133,16 @@ pub(super) fn ask_process() -> io::Result<Option<Status>> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && begin.elapsed() < PATIENCE => {
                 std::thread::sleep(RETRY_DELAY);
             }
+            Ok(None) if begin.elapsed() < PATIENCE && has_tun()? => std::thread::sleep(RETRY_DELAY),
             other => return other,
         }
     }
+}
+
+/// Returns whether the tunnel has the interface of the embedded WireGuard, which ends with its process.
+fn has_tun() -> io::Result<bool> {
+    let link = Netlink::open()?.link(shared_namespace::interface().as_str())?;
+    Ok(link.is_some_and(|link| link.kind.as_deref() == Some("tun")))
 }
 
 /// Asks the first process of the same user and of a visible PID namespace that listens. No other is believed.

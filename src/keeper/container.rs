@@ -13,9 +13,16 @@ use crate::tunnel::Tunnel;
 /// The interval at which the keeper looks whether a pod still exists. Usually the pod's engine reports its end.
 const POD_INTERVAL: Duration = Duration::from_secs(10);
 
+/// The delay until the keeper tries again to follow a container's addresses.
+const FOLLOW_DELAY: Duration = Duration::from_secs(1);
+
 /// A watch for the addresses of a container's interfaces.
 #[derive(Debug)]
-pub(super) struct ContainerAddresses(Option<Monitor>);
+pub(super) struct ContainerAddresses {
+    monitor: Option<Monitor>,
+    /// When to adapt the tunnel again after a failure, as time since boot.
+    retry_at: Option<Duration>,
+}
 
 impl ContainerAddresses {
     /// Begins to watch, if the tunnel is a container's, and adapts the tunnel to the present addresses.
@@ -23,34 +30,50 @@ impl ContainerAddresses {
     /// # Errors
     /// If the monitor cannot be opened in the container's namespace.
     pub(super) fn follow(tunnel: &mut Tunnel) -> io::Result<Self> {
-        let addresses = Self(tunnel.monitor_container()?);
-        follow(tunnel);
+        let mut addresses = Self { monitor: tunnel.monitor_container()?, retry_at: None };
+        addresses.adapt(tunnel);
         Ok(addresses)
     }
 
     /// Returns the descriptor that is readable after a change.
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.0.as_ref().map(AsFd::as_fd)
+        self.monitor.as_ref().map(AsFd::as_fd)
     }
 
     /// Adapts the tunnel to the present addresses, after a change.
     ///
     /// # Errors
     /// If the monitor fails.
-    pub(super) fn handle_change(&self, tunnel: &mut Tunnel) -> io::Result<()> {
-        if let Some(monitor) = &self.0 {
+    pub(super) fn handle_change(&mut self, tunnel: &mut Tunnel) -> io::Result<()> {
+        if let Some(monitor) = &self.monitor {
             // Drained first: a change that follows is noticed.
             monitor.drain()?;
-            follow(tunnel);
+            self.adapt(tunnel);
         }
         Ok(())
     }
-}
 
-/// Adapts the tunnel to the present addresses. After a failure, the rules are stricter than need be at worst.
-fn follow(tunnel: &mut Tunnel) {
-    if let Err(failure) = tunnel.follow_container() {
-        tracing::warn!("cannot follow the container's addresses: {failure}");
+    /// Returns when to adapt the tunnel again, as time since boot.
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.retry_at
+    }
+
+    /// Adapts the tunnel again if that is due, at a time since boot.
+    pub(super) fn retry(&mut self, tunnel: &mut Tunnel, now: Duration) {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.adapt(tunnel);
+        }
+    }
+
+    /// Adapts the tunnel to the present addresses. Until that succeeds, the rules are those of the former ones.
+    fn adapt(&mut self, tunnel: &mut Tunnel) {
+        self.retry_at = match tunnel.follow_container() {
+            Ok(()) => None,
+            Err(failure) => {
+                tracing::warn!("cannot follow the container's addresses, and tries again: {failure}");
+                Some(boot_time() + FOLLOW_DELAY)
+            }
+        };
     }
 }
 

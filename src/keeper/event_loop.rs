@@ -168,6 +168,7 @@ impl Keeper {
         if let Some(public) = &mut self.public_clients {
             public.close_idle(now);
         }
+        self.container_addresses.retry(&mut self.tunnel, now);
         if self.dns.due().is_some_and(|due| due <= now) {
             self.dns.start_again(&self.tunnel);
         }
@@ -245,6 +246,7 @@ impl Keeper {
             self.handshake_deadline,
             self.leases.due(),
             self.container.due(),
+            self.container_addresses.due(),
             self.dns.due(),
             self.service.due(),
         ];

@@ -115,7 +115,9 @@ pub fn renew_older(name: &InterfaceName, age: Duration) -> io::Result<()> {
     let device = control::Device::get(&control_name, control::Backend::Kernel).map_err(without_text)?;
     for info in device.peers {
         let is_old = info.stats.last_handshake_time.is_none_or(|at| at.elapsed().unwrap_or_default() > age);
-        let is_kept_alive = info.config.persistent_keepalive_interval.is_some_and(|seconds| seconds > 0);
+        // The largest interval is that of a process that was killed between the two updates below.
+        let interval = info.config.persistent_keepalive_interval;
+        let is_kept_alive = interval.is_some_and(|seconds| seconds > 0 && seconds < u16::MAX);
         if !is_old || is_kept_alive {
             continue;
         }

@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::process::Command;
 
 use lab::launcher::{binary, errors_of, run};
 use lab::{Context, Peer, Pod, Reach, Result, WEB};
 use nix::sys::signal::Signal;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
+use vpn_exec::names::InterfaceName;
 
 use crate::support::{Sidecar, WORKS, application, check, cluster, get, sidecar_runs, wait_until_up};
 
@@ -160,6 +165,31 @@ fn each_missing_thing_is_named_with_the_line_to_add() {
         }
         assert_eq!(check(&pod)?.0, "closed", "the namespace was closed first");
         Ok(())
+    });
+}
+
+/// Docker connects a container to several networks, each with a namespace of its own at the other end (overlays).
+#[test]
+fn a_container_in_several_networks_is_no_machine() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let others = [NetworkNamespace::create(|| Ok(()))?.0, NetworkNamespace::create(|| Ok(()))?.0];
+        pod.namespace.run(|| {
+            let mut netlink = Netlink::open()?;
+            for (number, other) in (1..).zip(&others) {
+                let name: InterfaceName = format!("eth{number}").parse().map_err(std::io::Error::other)?;
+                let inner = "inner".parse().map_err(std::io::Error::other)?;
+                netlink.execute_one(NetlinkRequest::add_veth(&name, &inner, TargetNamespace::Other(other.as_fd())))?;
+                let index = netlink.link_index(&name)?;
+                let net = format!("10.99.{number}.2/24").parse().map_err(std::io::Error::other)?;
+                netlink.execute_one(NetlinkRequest::add_address(index, name.as_str(), net))?;
+                netlink.execute_one(NetlinkRequest::set_up(index, name.as_str()))?;
+            }
+            Ok(())
+        })?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let _sidecar = Sidecar::start(&pod, &file, &[])?;
+        wait_until_up(&pod)
     });
 }
 

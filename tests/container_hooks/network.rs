@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use lab::dns::DnsServer;
 use lab::http::{Page, WebServer};
 use lab::{
-    CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Pod, Reach, TUNNEL_CLIENT, WEB, pod, vpn_exec,
+    CLUSTER_RESOLVER, CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Pod, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER,
+    WEB, pod, vpn_exec,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -92,6 +93,27 @@ fn a_container_whose_network_comes_later_has_the_tunnel_from_its_first_packet() 
         // Replies to inbound connections leave as they came in. Their packets are no leaks.
         let _service = WebServer::start(&pod.namespace, 80, Page::ClientAddress)?;
         require_served(lab, POD.ipv4.into())?;
+        container.end()
+    });
+}
+
+/// A cluster's network may cover the provider's resolver. The tunnel's routes to it go before the container's.
+#[test]
+fn a_route_of_the_container_takes_no_resolver_out_of_the_tunnel() {
+    test(|lab, pod| {
+        pod.namespace.run(|| {
+            let mut netlink = Netlink::open()?;
+            let index = netlink.link_index(&"eth0".parse().map_err(io::Error::other)?)?;
+            let net: IpNet = IpNet::new(TUNNEL_RESOLVER.ipv4.into(), 16).map_err(io::Error::other)?.trunc();
+            Ok(netlink.execute_one(NetlinkRequest::add_route(index, "eth0", net, Some(POD_GATEWAY.ipv4.into())))?)
+        })?;
+        let container = Container::start(pod, "c1")?;
+        succeed(container.create(NAME)?)?;
+        require_tunnel(pod)?;
+        let patience = lab::patience(PATIENCE);
+        let look_up = || lab::dns::lookup(TUNNEL_RESOLVER.ipv4.into(), "web.example", RecordType::A, patience);
+        ensure!(pod.namespace.run(look_up)? == [IpAddr::from(WEB.ipv4)], "another address");
+        require_no_leaks(lab)?;
         container.end()
     });
 }

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +14,9 @@ use lab::launcher::{run, stdout, text_of};
 use lab::{
     HOST, HOST_ON_PRIVATE_LAN, Lab, PRIVATE_LAN, PROVIDER, Packet, Peer, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
 };
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::plan::NAME_PORTS;
 
 use crate::engine::{Engine, Runtime};
@@ -242,6 +246,17 @@ fn a_container_that_shares_the_network_of_its_machine_is_refused() {
     lab::test(Peer::Ours, |lab| {
         let engine = Engine::podman(Runtime::Runc)?;
         let mount = format!("--volume={}:{FILE}:ro", lab.wg_quick_file(Reach::Ipv4)?.display());
+        // Two containers of the node, whose links are ports of a bridge.
+        let others = [NetworkNamespace::create(|| Ok(()))?.0, NetworkNamespace::create(|| Ok(()))?.0];
+        let mut netlink = Netlink::open()?;
+        for (port, other) in ["port1", "port2"].iter().zip(&others) {
+            let inner = "eth0".parse()?;
+            netlink.execute_one(NetlinkRequest::add_veth(
+                &port.parse()?,
+                &inner,
+                TargetNamespace::Other(other.as_fd()),
+            ))?;
+        }
         for more in [&[][..], &["--closed"], &["--backend=kernel", "--closed"]] {
             let words = [&["attach", FILE], more].concat();
             let refused = run(engine.vpn_exec(&["--rm", "--network=host", &mount], &words))?;

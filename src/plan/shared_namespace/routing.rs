@@ -8,11 +8,13 @@
 //!   filter (`rp_filter` of the kernel's ip-sysctl.rst) looks inbound packets up by these rules, and so accepts them
 //!   without `src_valid_mark`;
 //! - packets to local networks. The longest prefix decides between these and the tunnel's routes;
-//! - in a container whose network an engine makes, packets to the networks of its interfaces. The engine looks up the
-//!   interface of the default route's gateway in that way, which is not the tunnel's.
+//! - in a container whose network an engine makes, packets to the networks of its interfaces, except those to the
+//!   tunnel's resolvers and narrower networks. The engine looks up the interface of the default route's gateway in that
+//!   way, which is not the tunnel's.
 //!
 //! The packet rules drop all other packets that these rules let past the tunnel.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -22,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::{MARK, Placement, SharedNamespacePlan};
 use crate::linux::netlink::route::Route;
 use crate::linux::netlink::rule::{PolicyRule, Selector};
-use crate::plan::firewall;
+use crate::plan::{firewall, local_networks};
 use crate::ruleset::Family;
 
 /// The number of the tunnel's own routing table.
@@ -67,11 +69,29 @@ pub(super) fn rules(plan: &SharedNamespacePlan, has_ipv6: bool) -> Vec<PolicyRul
             add(priority, Selector::To(*net), table);
         }
         if plan.placement == Placement::Container {
+            for net in narrow_routes(plan).filter(|net| is_of(family, &net.addr())) {
+                let priority = LONGEST + u32::from(net.max_prefix_len() - net.prefix_len());
+                if !networks.contains(&(net, false)) {
+                    add(priority, Selector::To(net), TABLE);
+                }
+            }
             add(CONNECTED, Selector::NotByDefault, Route::MAIN);
         }
         add(ALL, Selector::All, TABLE);
     }
     rules
+}
+
+/// Returns the networks that are reached through the tunnel even if the container has a route to them: those of the
+/// tunnel's resolvers, and its routes that do not stand for the Internet. They rarely contain an engine's gateway.
+fn narrow_routes(plan: &SharedNamespacePlan) -> impl Iterator<Item = IpNet> {
+    let routes: Vec<IpNet> = firewall::tunnel_routes(&plan.wireguard).collect();
+    let reaches = |server: &IpAddr| routes.iter().any(|route| route.contains(server));
+    let local = |server: &IpAddr| plan.local_networks.iter().any(|net| net.contains(server));
+    let resolvers = plan.dns.servers.iter().filter(|server| reaches(server) && !local(server));
+    let mut narrow: BTreeSet<IpNet> = resolvers.map(|server| IpNet::from(*server)).collect();
+    narrow.extend(routes.iter().filter(|route| route.prefix_len() >= local_networks::min_prefix_len(route)));
+    narrow.into_iter()
 }
 
 /// Returns the routes of the tunnel's table.
