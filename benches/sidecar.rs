@@ -6,24 +6,18 @@
 //! and no packet rules. The provider is wireguard-go. It runs in a pretended Internet, and asserts nothing.
 
 mod measure;
+mod sending;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use lab::{Context, Lab, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, Result, TUNNEL_CLIENT, WEB, ensure, world};
 use measure::{Spread, load, milliseconds, now};
+use sending::TURN;
 
 /// The default number of rounds.
 const ROUNDS: usize = 5;
-
-/// The time for which each sends in a round.
-const TURN: Duration = Duration::from_secs(3);
-
-/// The server's port.
-const PORT: u16 = 5001;
 
 /// The time in which a tunnel comes up.
 const UP: Duration = Duration::from_secs(60);
@@ -35,12 +29,7 @@ fn main() -> ExitCode {
 
 fn measure(rounds: usize) -> Result<()> {
     let lab = Lab::start(Peer::WireguardGo)?;
-    let listener = lab.web_site.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
-    std::thread::spawn(move || {
-        for connection in listener.incoming().map_while(std::io::Result::ok) {
-            std::thread::spawn(move || count(connection));
-        }
-    });
+    sending::start_server(&lab)?;
     let text = lab.wg_quick_text(Reach::Ipv4);
     let file = lab.file(&text)?;
     let only_wg = |line: &&str| !["Address", "DNS"].iter().any(|key| line.starts_with(key));
@@ -59,7 +48,7 @@ fn measure(rounds: usize) -> Result<()> {
         let page = format!("http://{}/", WEB.ipv4);
         ensure!(pod.namespace.run(|| lab::http::get(&page, UP))? == format!("{}\n", PROVIDER.ipv4), "not the tunnel");
         used.push(milliseconds(now() - begin));
-        ours.push(send_from(&pod)?);
+        ours.push(sending::rate_from(&pod.namespace)?);
         memory.push(pss(sidecar.id())?);
         end(&mut sidecar)?;
         open_again(&pod)?;
@@ -119,7 +108,7 @@ fn through_wireguard_go(pod: &Pod, file: &Path) -> Result<f64> {
             POD_GATEWAY.ipv4
         ),
     )?;
-    let rate = send_from(pod)?;
+    let rate = sending::rate_from(&pod.namespace)?;
     end(&mut process)?;
     let _ = std::fs::remove_file("/run/wireguard/wg9.sock");
     in_pod(pod, &format!("ip route del {}", PROVIDER.ipv4))?;
@@ -132,33 +121,4 @@ fn pss(pid: u32) -> Result<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no line Pss")?;
     let kib: f64 = line.split_ascii_whitespace().next().context("no number")?.parse()?;
     Ok(kib / 1024.0)
-}
-
-/// Returns the rate at which the pod sends, in Mbit/s, by the bytes that the server received.
-fn send_from(pod: &Pod) -> Result<f64> {
-    let to = SocketAddr::from((WEB.ipv4, PORT));
-    let connect = || pod.namespace.run(|| TcpStream::connect_timeout(&to, UP));
-    // The handshake and the path MTU come before the measurement.
-    drop(connect()?);
-    let mut stream = connect()?;
-    let buffer = vec![0; 1 << 16];
-    let begin = now();
-    while now() - begin < TURN {
-        stream.write_all(&buffer)?;
-    }
-    stream.shutdown(std::net::Shutdown::Write)?;
-    let mut arrived = [0; 8];
-    stream.read_exact(&mut arrived)?;
-    Ok(u64::from_le_bytes(arrived) as f64 * 8.0 / 1e3 / milliseconds(now() - begin))
-}
-
-/// Reads all bytes, and answers with their number.
-fn count(mut connection: TcpStream) {
-    let mut buffer = vec![0; 1 << 18];
-    let mut arrived = 0_u64;
-    while let Ok(length @ 1..) = connection.read(&mut buffer) {
-        arrived += length as u64;
-    }
-    // The warm-up's connection may be closed already.
-    let _ = connection.write_all(&arrived.to_le_bytes());
 }

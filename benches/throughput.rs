@@ -6,26 +6,19 @@
 //! Internet, and asserts nothing.
 
 mod measure;
+mod sending;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
 
-use lab::{Context, Lab, PROVIDER, PROVIDER_PORT, Peer, Reach, Result, TUNNEL_CLIENT, WEB, bail, ensure, world};
-use measure::{Spread, load, milliseconds, now};
-use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
+use lab::{Context, Lab, PROVIDER, PROVIDER_PORT, Peer, Reach, Result, TUNNEL_CLIENT, bail, ensure, world};
+use measure::{Spread, load};
+use sending::TURN;
+use vpn_exec::linux::namespace::{NameLookup, look_up, path_of};
 
 const NAME: &str = "throughput";
 
 /// The default number of rounds.
 const ROUNDS: usize = 10;
-
-/// The time for which each sends in a round.
-const TURN: Duration = Duration::from_secs(3);
-
-/// The server's port.
-const PORT: u16 = 5001;
 
 fn main() -> ExitCode {
     let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
@@ -34,12 +27,7 @@ fn main() -> ExitCode {
 
 fn measure(rounds: usize) -> Result<()> {
     let lab = Lab::start(Peer::Kernel)?;
-    let listener = lab.web_site.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
-    std::thread::spawn(move || {
-        for connection in listener.incoming().map_while(std::io::Result::ok) {
-            std::thread::spawn(move || count(connection));
-        }
-    });
+    sending::start_server(&lab)?;
     let text = lab.wg_quick_text(Reach::Ipv4);
     let file = lab.file(&text)?;
     let file = file.to_str().context("a path in UTF-8")?;
@@ -81,7 +69,7 @@ fn run(command: &str, arguments: &[&str]) -> Result<()> {
 
 fn in_vpn_exec(file: &str) -> Result<f64> {
     run(&binary(), &["up", file, "--name", NAME, "--backend", "kernel", "--wait", "60"])?;
-    let rate = send_from(NAME)?;
+    let rate = rate_from(NAME)?;
     run(&binary(), &["down", NAME])?;
     Ok(rate)
 }
@@ -99,39 +87,15 @@ fn in_one_made_by_hand(file: &str) -> Result<f64> {
     ip("-n by-hand link set wg0 up")?;
     ip("-n by-hand route add default dev wg0")?;
     ip("-n by-hand -6 route add default dev wg0")?;
-    let rate = send_from("by-hand")?;
+    let rate = rate_from("by-hand")?;
     ip("netns delete by-hand")?;
     Ok(rate)
 }
 
-/// Returns the rate at which a program in a named namespace sends, in Mbit/s, by the bytes that the server received.
-fn send_from(name: &str) -> Result<f64> {
+/// Returns the rate at which a program in a named namespace sends, in Mbit/s.
+fn rate_from(name: &str) -> Result<f64> {
     let NameLookup::Namespace(inside) = look_up(&path_of(name))? else { bail!("{name} is no namespace's name") };
-    let to = SocketAddr::from((WEB.ipv4, PORT));
-    let connect = |inside: &NetworkNamespace| inside.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(60)));
-    // The handshake and the path MTU come before the measurement.
-    drop(connect(&inside)?);
-    let mut stream = connect(&inside)?;
-    let buffer = vec![0; 1 << 16];
-    let begin = now();
-    while now() - begin < TURN {
-        stream.write_all(&buffer)?;
-    }
-    stream.shutdown(std::net::Shutdown::Write)?;
-    let mut arrived = [0; 8];
-    stream.read_exact(&mut arrived)?;
-    Ok(u64::from_le_bytes(arrived) as f64 * 8.0 / 1e3 / milliseconds(now() - begin))
-}
-
-/// Reads all bytes, and answers with their number.
-fn count(mut connection: TcpStream) {
-    let mut buffer = vec![0; 1 << 18];
-    let mut arrived = 0_u64;
-    while let Ok(length @ 1..) = connection.read(&mut buffer) {
-        arrived += length as u64;
-    }
-    // The warm-up's connection may be closed already.
-    let _ = connection.write_all(&arrived.to_le_bytes());
+    sending::rate_from(&inside)
 }
 
 /// Returns the path of the vpn-exec to measure.

@@ -1,13 +1,13 @@
 //! Fault injection for tests: makes a step fail, kills or stops the process at a step, or leaves a protection out.
 //!
 //! A test that expects a failure to be undone, or a leak to be found, must see both happen. The environment variables
-//! `VPN_EXEC_TEST_FAIL` and `VPN_EXEC_TEST_BREAK` choose what does. They work only in builds with debug assertions. In
-//! a release these functions are empty.
+//! `VPN_EXEC_TEST_FAIL` and `VPN_EXEC_TEST_BREAK` choose what does, and `VPN_EXEC_TEST_STALE` shortens a wait. They
+//! work only in builds with debug assertions. In a release these functions are empty.
 
 #[cfg(not(debug_assertions))]
-pub(crate) use disabled::{die_at, fail_at, is_broken, point};
+pub(crate) use disabled::{die_at, fail_at, is_broken, point, stale_after};
 #[cfg(debug_assertions)]
-pub(crate) use enabled::{die_at, fail_at, is_broken, point};
+pub(crate) use enabled::{die_at, fail_at, is_broken, point, stale_after};
 
 /// The points of creating a tunnel, in order.
 pub const SET_UP: [&str; 9] = [
@@ -43,6 +43,9 @@ pub const ATTACHING: [&str; 5] = [
 /// The points at which the start of a program's guard can fail.
 pub const GUARDS: [&str; 2] = ["in the socket guard", "in the session bus filter"];
 
+/// The points at which a thread can fail while it runs.
+pub const THREADS: [&str; 1] = ["in the DNS forwarder"];
+
 /// The protections that can be left out.
 ///
 /// Of a program: its network namespace, its view of the files for lookups, the loss of privileges and of inherited
@@ -55,10 +58,11 @@ pub const PROTECTIONS: [&str; 9] =
 #[cfg(debug_assertions)]
 mod enabled {
     use std::io;
+    use std::time::Duration;
 
     use nix::sys::signal::{Signal, raise};
 
-    use super::{ATTACHING, GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN};
+    use super::{ATTACHING, GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN, THREADS};
     use crate::failure::{Doing, Failure};
 
     /// The points of creating or taking down a tunnel: `POINT` makes the point fail, `kill:POINT` kills the process
@@ -67,6 +71,9 @@ mod enabled {
 
     /// The protections that are left out, separated by commas.
     const BREAK: &str = "VPN_EXEC_TEST_BREAK";
+
+    /// The age in seconds at which handshakes are stale.
+    const STALE: &str = "VPN_EXEC_TEST_STALE";
 
     /// Fails, kills the process or stops it, if the test has chosen this point.
     pub(crate) fn point(name: &str) -> Result<(), Failure> {
@@ -85,9 +92,10 @@ mod enabled {
         }
     }
 
-    /// Fails, if the test has chosen this point of a guard's start.
+    /// Fails, if the test has chosen this point of a guard's start, or of a thread.
     pub(crate) fn fail_at(name: &str) -> Result<(), Failure> {
-        assert!(GUARDS.contains(&name), "{name:?} is missing in the list of guards");
+        let is_listed = GUARDS.iter().chain(&THREADS).any(|point| *point == name);
+        assert!(is_listed, "{name:?} is missing in the lists of points");
         match std::env::var(FAIL).is_ok_and(|chosen| chosen == name) {
             true => Err(Failure::new(format!("cannot continue {name}: a test made it fail"))),
             false => Ok(()),
@@ -106,10 +114,17 @@ mod enabled {
         assert!(PROTECTIONS.contains(&protection), "{protection:?} is missing in the list of protections");
         std::env::var(BREAK).is_ok_and(|broken| broken.split(',').any(|name| name == protection))
     }
+
+    /// Returns the age at which handshakes are stale, if the test has chosen one.
+    pub(crate) fn stale_after() -> Option<Duration> {
+        std::env::var(STALE).ok()?.parse().ok().map(Duration::from_secs)
+    }
 }
 
 #[cfg(not(debug_assertions))]
 mod disabled {
+    use std::time::Duration;
+
     use crate::failure::Failure;
 
     pub(crate) fn point(_name: &str) -> Result<(), Failure> {
@@ -124,5 +139,9 @@ mod disabled {
 
     pub(crate) fn is_broken(_protection: &str) -> bool {
         false
+    }
+
+    pub(crate) fn stale_after() -> Option<Duration> {
+        None
     }
 }

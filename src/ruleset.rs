@@ -99,10 +99,14 @@ pub enum Match {
     OpensTcp,
     /// It is a UDP packet to one of these ports.
     UdpPort(RangeInclusive<u16>),
+    /// Its transport protocol is this one.
+    Transport(Transport),
     /// Its transport protocol is not this one.
     NotTransport(Transport),
     /// It is an ICMPv6 packet of a type (RFC 4443 section 2.1).
     Icmpv6(u8),
+    /// It is an IPv6 packet with a hop limit.
+    HopLimit(u8),
     /// It belongs to a connection that was accepted before, or is an ICMP error about one.
     #[serde(rename = "answers")]
     Replies,
@@ -165,8 +169,11 @@ pub enum Interface {
 pub enum Verdict {
     /// It is accepted.
     Accept,
-    /// It is dropped. A local sender gets `EPERM`.
+    /// It is dropped. A local sender gets `EPERM`, but a TCP connection waits for its timeout.
     Drop,
+    /// It is dropped, and the TCP connection is refused or reset: its sender gets a TCP packet with the flag RST. Needs
+    /// a match of [`Match::Transport`] or [`Match::TcpPort`] for TCP.
+    Reset,
     /// It is accepted, and its source becomes the address of the interface that it leaves by.
     Masquerade,
     /// It gets a mark. The rules that follow decide whether it is accepted.
@@ -195,6 +202,20 @@ impl Rule {
         Self { matches: matches.into(), verdict: Verdict::Drop }
     }
 
+    /// Returns the rules that drop what a rule drops, and reset TCP connections.
+    fn resetting(self) -> Vec<Self> {
+        let is_other = |it: &Match| matches!(it, Match::UdpPort(_) | Match::Icmpv6(_) | Match::NotTransport(_));
+        if self.verdict != Verdict::Drop || self.matches.iter().any(is_other) {
+            return vec![self];
+        }
+        if self.matches.iter().any(|it| matches!(it, Match::TcpPort(_) | Match::OpensTcp)) {
+            return vec![Self { verdict: Verdict::Reset, ..self }];
+        }
+        let mut matches = self.matches.clone();
+        matches.push(Match::Transport(Transport::Tcp));
+        vec![Self { matches, verdict: Verdict::Reset }, self]
+    }
+
     /// Returns a rule that sets the mark of packets.
     pub fn set_mark(mark: u32, matches: impl Into<Vec<Match>>) -> Self {
         Self { matches: matches.into(), verdict: Verdict::SetMark(mark) }
@@ -212,13 +233,17 @@ impl Rule {
 }
 
 impl Chain {
-    /// Returns a chain that drops all packets that no rule accepts: by its policy, and by a last rule.
+    /// Returns a chain that drops all packets that no rule accepts: by its policy, and by a last rule. A program whose
+    /// TCP connection is dropped gets an error at once, so that it can try another address (RFC 8305 section 5).
     ///
     /// The last rule is needed when a table is replaced. The kernel activates the rules of all new chains at once, but
     /// their policies one by one after that; until then the policy is "accept" (`nft_chain_commit_drop_policy` in the
     /// kernel's net/netfilter/nf_tables_api.c).
     pub fn closed(hook: Hook, mut rules: Vec<Rule>) -> Self {
         rules.push(Rule::drop([]));
+        if hook == Hook::Output {
+            rules = rules.into_iter().flat_map(Rule::resetting).collect();
+        }
         Self { hook, policy: Policy::Drop, rules }
     }
 }
@@ -280,6 +305,7 @@ impl Display for Rule {
         match self.verdict {
             Verdict::Accept => f.write_str("accept"),
             Verdict::Drop => f.write_str("drop"),
+            Verdict::Reset => f.write_str("reject with tcp reset"),
             Verdict::Masquerade => f.write_str("masquerade"),
             Verdict::SetMark(mark) => write!(f, "meta mark set {mark:#010x}"),
             Verdict::SetConnectionMark(mark) => write!(f, "ct mark set {mark:#010x}"),
@@ -307,8 +333,10 @@ impl Display for Match {
             Self::UdpPort(ports) => write!(f, "udp dport {}", Ports(ports)),
             Self::Of(Family::Ipv4) => f.write_str("meta nfproto ipv4"),
             Self::Of(Family::Ipv6) => f.write_str("meta nfproto ipv6"),
+            Self::Transport(protocol) => write!(f, "meta l4proto {protocol}"),
             Self::NotTransport(protocol) => write!(f, "meta l4proto != {protocol}"),
             Self::Icmpv6(kind) => write!(f, "icmpv6 type {kind}"),
+            Self::HopLimit(hops) => write!(f, "ip6 hoplimit {hops}"),
             Self::Replies => f.write_str("ct state established,related"),
             Self::ReplyDirection => f.write_str("ct direction reply"),
             Self::NewConnection => f.write_str("ct state new"),

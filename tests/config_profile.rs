@@ -28,6 +28,7 @@ fn all_keys_are_parsed() {
         backend = "kernel"
         mtu = 1380
         wait = 20
+        containers = true
         [dns]
         servers = ["10.64.0.1", "fc00::1"]
         search = ["example.com"]
@@ -49,7 +50,7 @@ fn all_keys_are_parsed() {
     );
     assert_eq!(profile.wireguard, Path::new("/run/secrets/mullvad.conf"));
     assert_eq!((profile.backend, profile.wait), (BackendChoice::Kernel, Some(Duration::from_secs(20))));
-    assert_eq!(profile.mtu, Some(1380));
+    assert_eq!((profile.mtu, profile.containers), (Some(1380), true));
     assert_eq!(format!("{:?}", profile.dns.servers), "Some([10.64.0.1, fc00::1])");
     assert_eq!(profile.dns.search.as_deref(), Some(&["example.com".to_owned()][..]));
     assert_eq!(profile.dns.options, ["edns0", "ndots:2"]);

@@ -55,6 +55,7 @@ fn every_kind() -> Vec<PolicyRule> {
             (Selector::To(outer), Route::MAIN),
             (Selector::From(any), 5),
             (Selector::Mark(1 << 31), u32::MAX),
+            (Selector::NotByDefault, Route::MAIN),
             (Selector::All, TABLE),
         ];
         let rule = move |(priority, (selector, table))| PolicyRule { family, priority, selector, table };
@@ -112,7 +113,7 @@ fn the_kernel_has_the_displayed_policy_rules() {
             "uidrange 0-0 lookup 5",
             "to 10.0.0.0/8 dport 53 lookup 5",
             "from all unreachable",
-            "from all lookup main suppress_prefixlength 0",
+            "from all lookup main suppress_prefixlength 8",
         ] {
             ip(&format!("rule add priority 30300 {other}"))?;
             ensure!(netlink.policy_rules()? == untouched, "{other}");

@@ -172,8 +172,19 @@ in
 
     autoStart = mkOption {
       type = types.bool;
-      default = true;
+      default = !config.containers;
+      defaultText = lib.literalExpression "!containers";
       description = "Whether the tunnel starts with the system. Otherwise it starts with the first service inside.";
+    };
+
+    containers = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether the tunnel is for containers of the host's engines instead of services: `vpn-exec oci-hook`, `cdi` and `cni` may use it,
+        and so may every user who may create containers. One container has it at a time. The provider's file is read when a container
+        starts, so it is not a credential of the tunnel's service.
+      '';
     };
 
     settings = mkOption {
@@ -182,9 +193,11 @@ in
         options = {
           wireguard = mkOption {
             type = types.str;
-            default = "credential:${rules.credential name}";
+            default =
+              if config.containers then toString config.configFile else "credential:${rules.credential name}";
+            defaultText = lib.literalExpression ''"credential:vpn-exec.‹name›"'';
             readOnly = true;
-            description = "The place of the provider's file: a credential of the tunnel's service.";
+            description = "The place of the provider's file: a credential of the tunnel's service, or with `containers` the file itself.";
           };
           backend = unset (types.enum [
             "auto"
@@ -194,6 +207,7 @@ in
           mtu = unset (types.ints.between 68 65535) "See `mtu`.";
           wait = unset types.number "See `wait`.";
           open = unset strings "See `openPorts`.";
+          containers = unset types.bool "See `containers`.";
           dns = table "The table `[dns]`." {
             servers = unset strings "See `dns`. With an empty list there is no resolver.";
             search = unset strings "Search domains.";
@@ -252,6 +266,7 @@ in
       in
       {
         inherit (config) backend mtu wait;
+        containers = lib.mkIf config.containers true;
         open = given (map toString config.openPorts);
         dns.servers = given config.dns;
         dns.for = lib.mkIf (config.dnsFor != { }) config.dnsFor;

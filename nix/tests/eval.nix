@@ -596,6 +596,28 @@ let
         LoadCredential = [ "vpn-exec.lazy:/run/secrets/lazy.conf" ];
       };
     };
+    "a tunnel for containers waits for a container" = {
+      actual =
+        let
+          config = evaluate {
+            services.vpn-exec.tunnels.pods = {
+              configFile = "/run/secrets/pods.conf";
+              containers = true;
+            };
+          };
+        in
+        {
+          inherit (config.systemd.services."vpn-exec@pods") wantedBy;
+          profile = builtins.fromTOML config.environment.etc."vpn-exec/pods.toml".source.environment.text;
+        };
+      expected = {
+        wantedBy = [ ];
+        profile = {
+          wireguard = "/run/secrets/pods.conf";
+          containers = true;
+        };
+      };
+    };
     "enabled units start with the tunnel" = {
       actual = lib.mapAttrs (_: lib.mapAttrs (_: unit: unit.wantedBy)) {
         services = {

@@ -8,14 +8,14 @@ use super::{OWNER, Site};
 use crate::endpoints::Carrier;
 use crate::linux::netlink::NetlinkRequest;
 use crate::linux::netlink::route::Route;
-use crate::plan::attachment::{AttachmentPlan, MARK, Placement};
-use crate::tunnel::attachment::load_rules;
+use crate::plan::shared_namespace::{MARK, Placement, SharedNamespacePlan};
+use crate::tunnel::shared_namespace::load_rules;
 use crate::wireguard::Device;
 
 /// A tunnel that is attached to the namespace of this process.
 pub(super) struct Attached {
     pub(super) site: Site,
-    pub(super) plan: AttachmentPlan,
+    pub(super) plan: SharedNamespacePlan,
     pub(super) device: Box<dyn Device>,
     /// Whether the packet rules follow the addresses of endpoints, because an endpoint is a name.
     pub(super) follows_names: bool,
@@ -31,8 +31,7 @@ impl Carrier for Attached {
     }
 
     fn link_mtu(&mut self, index: Option<u32>) -> io::Result<u32> {
-        let link = self.site.netlink.links()?.into_iter().find(|link| Some(link.index) == index);
-        link.map(|link| link.mtu).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+        self.site.netlink.mtu_of(index)
     }
 
     fn admit(&mut self, addresses: &[SocketAddr]) -> io::Result<()> {

@@ -1,11 +1,18 @@
 //! `vpn-exec attach --check`: the answer for probes. It follows from the namespace alone.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use super::{OWNER, Site, status};
 use crate::failure::{Doing, Failure};
 use crate::lease::status::Condition;
-use crate::tunnel::attachment::{Protection, protection};
+use crate::tunnel::shared_namespace::{Protection, protection};
+
+/// How long a check waits for a handshake. With a process that is busy, it takes 5 s at most.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The delay between two looks at a stale tunnel.
+const POLL_DELAY: Duration = Duration::from_millis(250);
 
 /// The state of the namespace of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,19 +44,36 @@ impl fmt::Display for Health {
     }
 }
 
-/// Checks the namespace of this process.
+/// Checks the namespace of this process. If the last handshake is stale, waits a few seconds for another one: WireGuard
+/// makes none while a tunnel is idle, so the query of the status has started it.
 ///
 /// # Errors
 /// If the process lacks CAP_NET_ADMIN, or the kernel cannot be queried.
 pub fn check() -> Result<Health, Failure> {
+    let begin = Instant::now();
     let mut site = Site::open()?;
+    loop {
+        let health = look(&mut site)?;
+        if health != Health::Closed(Condition::Stale) || begin.elapsed() >= PATIENCE {
+            return Ok(health);
+        }
+        std::thread::sleep(POLL_DELAY);
+    }
+}
+
+fn look(site: &mut Site) -> Result<Health, Failure> {
     match protection(&mut site.netlink, &mut site.rules, OWNER)? {
         Protection::Open => return Ok(Health::Open),
         Protection::Damaged => return Ok(Health::Damaged),
         Protection::Closed => {}
     }
-    let tunnel = match status::ask_kernel(&mut site).doing("query the kernel's WireGuard")? {
-        Some(status) => Some(status),
+    let tunnel = match status::ask_kernel(site).doing("query the kernel's WireGuard")? {
+        Some(status) => {
+            if status.state != Condition::Up {
+                status::renew_kernel().doing("start a handshake of the kernel's WireGuard")?;
+            }
+            Some(status)
+        }
         None => status::ask_process().unwrap_or_else(|error| {
             tracing::warn!("the process of the attached tunnel does not answer: {error}");
             None

@@ -6,7 +6,7 @@ use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::linux::netlink::NetlinkRequest;
 use crate::linux::netlink::link::Link;
-use crate::plan::attachment::AttachmentPlan;
+use crate::plan::shared_namespace::SharedNamespacePlan;
 use crate::tunnel::device::{self, CreatedDevice};
 use crate::wireguard::{Backend, DeviceConfig};
 
@@ -15,11 +15,7 @@ use crate::wireguard::{Backend, DeviceConfig};
 /// The kernel's device keeps its sessions if its key is the same. A TUN interface is left when the process is killed:
 /// it stays with its addresses and routes, and drops all packets. A device of the implementation that was not chosen is
 /// removed.
-pub(super) fn obtain(site: &mut Site, plan: &AttachmentPlan, config: &Config) -> Result<CreatedDevice, Failure> {
-    obtain_device(site, plan, config).map_err(requirements::explain_device)
-}
-
-fn obtain_device(site: &mut Site, plan: &AttachmentPlan, config: &Config) -> Result<CreatedDevice, Failure> {
+pub(super) fn obtain(site: &mut Site, plan: &SharedNamespacePlan, config: &Config) -> Result<CreatedDevice, Failure> {
     let name = &plan.wireguard.interface;
     let mut device = keeper::device_config(config, plan.wireguard.mtu)?;
     device.fwmark = plan.wireguard.fwmark;
@@ -41,13 +37,14 @@ fn obtain_device(site: &mut Site, plan: &AttachmentPlan, config: &Config) -> Res
     }
     let namespace = namespace()?;
     device::create(&mut site.netlink, (name, plan.backend), namespace, &device, privileges::limit_data_path)
+        .map_err(requirements::explain_device)
 }
 
 /// Takes a device over, unless it has another private key.
 fn take_over(
     backend: Backend,
     site: &Site,
-    plan: &AttachmentPlan,
+    plan: &SharedNamespacePlan,
     config: &DeviceConfig,
 ) -> Result<Option<CreatedDevice>, Failure> {
     let name = &plan.wireguard.interface;
@@ -65,7 +62,7 @@ fn take_over(
         Err(failure) if failure.errno == Some(libc::EBUSY) => {
             Err(failure.advise(format!("another process has attached a tunnel here and serves {name}: end it first")))
         }
-        Err(failure) => Err(failure),
+        Err(failure) => Err(requirements::explain_tun(failure)),
     }
 }
 

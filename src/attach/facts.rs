@@ -9,15 +9,15 @@ use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::netlink::Netlink;
 use crate::linux::sysctl;
 use crate::linux::tun;
-use crate::plan::attachment::{self, AttachmentFacts, MARK, TABLE};
+use crate::plan::shared_namespace::{self, MARK, SharedNamespaceFacts, TABLE};
 use crate::plan::{DNS_PORT, EndpointRoute, Facts, HostInterface, HostRoute};
-use crate::tunnel::attachment::container_addresses;
+use crate::tunnel::shared_namespace::container_addresses;
 
 /// Reads the facts. `netlink` is a socket in the namespace, and `endpoints` are the known addresses of endpoints.
 ///
 /// The facts exclude what belongs to an attached tunnel, so that attaching it again gives the same plan.
-pub(super) fn read(netlink: &mut Netlink, endpoints: &[SocketAddr]) -> io::Result<AttachmentFacts> {
-    let wireguard = attachment::interface();
+pub(super) fn read(netlink: &mut Netlink, endpoints: &[SocketAddr]) -> io::Result<SharedNamespaceFacts> {
+    let wireguard = shared_namespace::interface();
     let (own, others): (Vec<_>, Vec<_>) =
         netlink.links()?.into_iter().partition(|link| link.name == wireguard.as_str());
     let own = own.first().map(|link| link.index);
@@ -46,7 +46,7 @@ pub(super) fn read(netlink: &mut Netlink, endpoints: &[SocketAddr]) -> io::Resul
         ..Facts::default()
     };
     let addresses = container_addresses(netlink, &wireguard)?;
-    Ok(AttachmentFacts {
+    Ok(SharedNamespaceFacts {
         underlay,
         addresses,
         ipv6_is_off: ipv6_is_off(wireguard.as_str())?,

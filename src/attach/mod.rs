@@ -3,7 +3,7 @@
 //! It has CAP_NET_ADMIN and nothing else: no file that it can write except `/etc/resolv.conf`, no other namespace, no
 //! kernel parameters. [`run`] is the story:
 //!
-//! 1. `facts` reads the namespace, the planner decides, and [`crate::tunnel::attachment`] closes the namespace.
+//! 1. `facts` reads the namespace, the planner decides, and [`crate::tunnel::shared_namespace`] closes the namespace.
 //! 2. `names` looks up the names of endpoints, and the rules let packets to these addresses pass.
 //! 3. `device` creates WireGuard's interface, or takes over the one that a former process has left.
 //! 4. The interface gets its addresses and routes, and `resolv_conf` writes the resolvers.
@@ -36,9 +36,10 @@ use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
 use crate::linux::nftables::Nftables;
 use crate::linux::sysctl;
-use crate::plan::attachment::{self, AttachmentPlan, Placement};
-use crate::tunnel::attachment::{close, end_connections, load_rules, open};
+use crate::plan::shared_namespace::{self, Placement, SharedNamespacePlan};
+use crate::tunnel::shared_namespace::{close, end_former_connections, load_rules, open, recorded_nameservers};
 use crate::wireguard::Backend;
+use forwarder::Forwarding;
 use names::EndpointResolver;
 
 /// The text by which the packet rules of an attached tunnel are recognized.
@@ -67,9 +68,12 @@ impl Site {
 ///
 /// # Errors
 /// If the namespace cannot be read, or there is no plan for this configuration in it.
-pub fn plan(config: &Config) -> Result<AttachmentPlan, Failure> {
+pub fn plan(config: &Config) -> Result<SharedNamespacePlan, Failure> {
     let mut netlink = Netlink::open().doing("open a netlink socket")?;
-    plan_with(&mut netlink, config, &EndpointResolver::read(config), &attachment::known_endpoints(config))
+    // Without CAP_NET_ADMIN, the rules of this namespace cannot be read.
+    let recorded = Nftables::open().and_then(|mut rules| recorded_nameservers(&mut rules, OWNER));
+    let resolver = EndpointResolver::new(config, recorded.unwrap_or_default());
+    plan_with(&mut netlink, config, &resolver, &shared_namespace::known_endpoints(config))
 }
 
 /// Plans a tunnel whose endpoints have these addresses, as far as they are known.
@@ -78,12 +82,15 @@ fn plan_with(
     config: &Config,
     resolver: &EndpointResolver,
     endpoints: &[SocketAddr],
-) -> Result<AttachmentPlan, Failure> {
+) -> Result<SharedNamespacePlan, Failure> {
     let facts = facts::read(netlink, endpoints).doing("read the network configuration")?;
-    let placement = Placement::Attached { endpoints: Vec::new(), resolvers: resolver.servers().to_vec() };
-    let mut plan = attachment::plan(config, &facts, placement)?;
+    let placement = Placement::Attached {
+        endpoints: Vec::new(),
+        resolvers: resolver.servers().to_vec(),
+        nameservers: resolver.engine().to_vec(),
+    };
+    let mut plan = shared_namespace::plan(config, &facts, placement)?;
     plan.admit(endpoints);
-    resolv_conf::keep_former(&mut plan, resolver.engine());
     Ok(plan)
 }
 
@@ -98,16 +105,17 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     // The first process of a container loses signals that it does not block.
     let signals = serve::block_signals()?;
     let mut site = Site::open()?;
-    requirements::require_container()?;
+    requirements::require_container(&mut site)?;
     refuse_second_process()?;
-    let resolver = EndpointResolver::read(config);
-    let known = attachment::known_endpoints(config);
+    let recorded = recorded_nameservers(&mut site.rules, OWNER).doing("read the packet rules")?;
+    let resolver = EndpointResolver::new(config, recorded);
+    let known = shared_namespace::known_endpoints(config);
     let first = plan_with(&mut site.netlink, config, &resolver, &known)?;
     for note in &first.notes {
         tracing::info!("{note}");
     }
-    let Site { netlink, rules, .. } = &mut site;
-    close(netlink, rules, &first, OWNER, |netlink| end_former_connections(netlink, &first))
+    let Site { namespace, netlink, rules } = &mut site;
+    close(netlink, rules, &first, OWNER, |_| end_former_connections(namespace, &first))
         .map_err(requirements::explain_rules)?;
     tracing::info!("closed the network namespace: packets leave by the tunnel and to local networks only");
     fault::point("after closing the namespace")?;
@@ -124,31 +132,17 @@ pub fn run(config: &Config, only_close: bool) -> Result<(), Failure> {
     let (device, events) = device::obtain(&mut site, &plan, config)?;
     fault::point("after the attached device")?;
     enable_ipv6(&plan).doing("switch IPv6 on for WireGuard's interface")?;
-    open(&mut site.netlink, &plan)?;
+    open(&mut site.netlink, &plan, Some(plan.wireguard.mtu))?;
     fault::point("after the attached routes")?;
     resolv_conf::write(&plan);
     fault::point("after the resolvers")?;
     let backend = device.backend();
     tracing::info!("attached the tunnel {} with the {backend} WireGuard", plan.name);
-    let forwarder = forwarder::start(&plan)?;
+    let forwarder = Forwarding::start(&plan)?;
     let server = serve::Server::new(site, plan, config, &resolver, (device, events), signals)?;
     match (backend, forwarder) {
         (Backend::Kernel, None) => server.set_endpoints(),
         (_, forwarder) => server.serve(forwarder),
-    }
-}
-
-/// Ends the connections of programs that ran before the namespace was closed. The packet rules stop all of them but
-/// exchanges of datagrams that go on, so a kernel that cannot end connections is no reason to fail.
-fn end_former_connections(netlink: &mut Netlink, plan: &AttachmentPlan) {
-    match end_connections(netlink, plan) {
-        Ok(0) => {}
-        Ok(count) => tracing::warn!(
-            "ended the connections of programs that ran here before ({count}): attach the tunnel before they start"
-        ),
-        Err(error) => tracing::warn!(
-            "cannot end the connections of programs that ran here before: {error}; restart these programs"
-        ),
     }
 }
 
@@ -170,7 +164,7 @@ fn refuse_second_process() -> Result<(), Failure> {
 }
 
 /// Switches IPv6 on for WireGuard's interface, if the tunnel has IPv6 and the namespace has it switched off.
-fn enable_ipv6(plan: &AttachmentPlan) -> io::Result<()> {
+fn enable_ipv6(plan: &SharedNamespacePlan) -> io::Result<()> {
     if !plan.wireguard.ipv6 {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -17,12 +17,10 @@ use super::resolv_conf;
 use crate::config::{Config, Endpoint};
 use crate::endpoints::LookUp;
 use crate::linux::capabilities::{self, CapabilitySet};
-use crate::plan::attachment::MARK;
+use crate::plan::DNS_PORT;
+use crate::plan::shared_namespace::MARK;
 
-/// The port of resolvers (RFC 1035 section 4.2).
-const PORT: u16 = 53;
-
-/// How long a resolver may take to answer.
+/// How long a resolver may take to answer a question.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often all resolvers are asked.
@@ -42,9 +40,11 @@ pub(super) struct EndpointResolver {
 }
 
 impl EndpointResolver {
-    /// Reads the container's resolvers.
-    pub(super) fn read(config: &Config) -> Self {
-        Self { engine: resolv_conf::engine_nameservers(), is_needed: has_names(config) }
+    /// Creates a resolver that asks the `recorded` nameservers, or else those of the container's file.
+    pub(super) fn new(config: &Config, recorded: Option<Vec<IpAddr>>) -> Self {
+        // Without a readable file at the first start, an empty list was recorded.
+        let recorded = recorded.filter(|servers| !servers.is_empty());
+        Self { engine: recorded.unwrap_or_else(resolv_conf::engine_nameservers), is_needed: has_names(config) }
     }
 
     /// Returns the resolvers that the packet rules have to let pass: none if no endpoint is a name.
@@ -128,7 +128,7 @@ fn ask_all(mut resolvers: Vec<Resolver>, host: &str) -> io::Result<Vec<IpAddr>> 
                 Ok(addresses) => return Ok(addresses),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
                 Err(error) => {
-                    last = io::Error::new(error.kind(), format!("{}: {error}", resolver.address));
+                    last = io::Error::new(error.kind(), format!("{}: {error}", resolver.address.ip()));
                 }
             }
         }
@@ -138,7 +138,7 @@ fn ask_all(mut resolvers: Vec<Resolver>, host: &str) -> io::Result<Vec<IpAddr>> 
 
 /// Sockets for the queries to one resolver.
 struct Resolver {
-    address: IpAddr,
+    address: SocketAddr,
     udp: UdpSocket,
     /// For an answer that does not fit into a datagram.
     tcp: Option<OwnedFd>,
@@ -148,11 +148,10 @@ impl Resolver {
     /// Opens the sockets, which carry the mark. This needs CAP_NET_ADMIN.
     fn open(address: IpAddr) -> io::Result<Self> {
         let udp = UdpSocket::from(marked(address, SocketType::DGRAM)?);
-        udp.set_read_timeout(Some(TIMEOUT))?;
         let tcp = TcpStream::from(marked(address, SocketType::STREAM)?);
-        tcp.set_read_timeout(Some(TIMEOUT))?;
+        // Also the time for connecting (socket(7)).
         tcp.set_write_timeout(Some(TIMEOUT))?;
-        Ok(Self { address, udp, tcp: Some(tcp.into()) })
+        Ok(Self { address: SocketAddr::new(address, DNS_PORT), udp, tcp: Some(tcp.into()) })
     }
 
     /// Returns the addresses of a name: IPv4 addresses first.
@@ -160,7 +159,7 @@ impl Resolver {
     /// # Errors
     /// `NotFound` if the resolver says that there are none.
     fn ask(&mut self, name: &Name) -> io::Result<Vec<IpAddr>> {
-        self.udp.connect((self.address, PORT))?;
+        self.udp.connect(self.address)?;
         let mut addresses = Vec::new();
         for kind in TYPES {
             addresses.extend(self.ask_for(name, kind)?);
@@ -181,8 +180,11 @@ impl Resolver {
         let question = message.to_vec().map_err(io::Error::other)?;
         self.udp.send(&question)?;
         let mut buffer = vec![0; UDP_MESSAGE];
+        // Datagrams that are not the answer do not prolong the wait.
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            let length = self.udp.recv(&mut buffer)?;
+            self.udp.set_read_timeout(Some(time_until(deadline)?))?;
+            let length = self.udp.recv(&mut buffer).map_err(in_words)?;
             let Some(answer) = answer_to(&buffer[..length], &message) else { continue };
             if answer.metadata.truncation {
                 return addresses(&self.ask_over_tcp(&question, &message)?);
@@ -195,16 +197,47 @@ impl Resolver {
     fn ask_over_tcp(&mut self, question: &[u8], message: &Message) -> io::Result<Message> {
         let truncated = || io::Error::other("the answer does not fit into a datagram");
         let socket = self.tcp.take().ok_or_else(truncated)?;
-        rustix::net::connect(&socket, &SocketAddr::new(self.address, PORT))?;
+        rustix::net::connect(&socket, &self.address)?;
         let mut stream = TcpStream::from(socket);
+        let deadline = Instant::now() + TIMEOUT;
         let length = u16::try_from(question.len()).map_err(io::Error::other)?;
         stream.write_all(&[&length.to_be_bytes(), question].concat())?;
         let mut length = [0; 2];
-        stream.read_exact(&mut length)?;
+        read_until(deadline, &mut stream, &mut length)?;
         let mut answer = vec![0; u16::from_be_bytes(length).into()];
-        stream.read_exact(&mut answer)?;
+        read_until(deadline, &mut stream, &mut answer)?;
         answer_to(&answer, message).ok_or_else(|| io::Error::other("the answer is not one to the question"))
     }
+}
+
+/// Returns the time until a deadline.
+///
+/// # Errors
+/// `TimedOut` if it has passed.
+fn time_until(deadline: Instant) -> io::Result<Duration> {
+    let rest = deadline.saturating_duration_since(Instant::now());
+    if rest.is_zero() { Err(no_answer()) } else { Ok(rest) }
+}
+
+/// Fills a buffer with what a resolver sends.
+fn read_until(deadline: Instant, stream: &mut TcpStream, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        stream.set_read_timeout(Some(time_until(deadline)?))?;
+        match stream.read(buffer).map_err(in_words)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => buffer = &mut buffer[length..],
+        }
+    }
+    Ok(())
+}
+
+fn no_answer() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", TIMEOUT.as_secs()))
+}
+
+/// Replaces the error of a read that has timed out, EAGAIN.
+fn in_words(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { no_answer() } else { error }
 }
 
 /// Opens a socket with the mark, which the kernel's own routes of the container carry.
@@ -282,5 +315,44 @@ mod tests {
         wrong.queries.clear();
         assert!(answer_to(&bytes, &wrong).is_none(), "another question");
         assert!(answer_to(&bytes[..bytes.len() - 3], &question()).is_none(), "cut off");
+    }
+
+    #[test]
+    fn other_datagrams_do_not_prolong_the_wait() {
+        let server = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let address = server.local_addr().expect("an address");
+        let sender = std::thread::spawn(move || {
+            let (_, client) = server.recv_from(&mut [0; 512]).expect("a question");
+            // Much longer than the resolver may take, with less between two datagrams.
+            for _ in 0..60 * 4 {
+                std::thread::sleep(Duration::from_millis(250));
+                if server.send_to(b"not an answer", client).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut resolver = Resolver { address, udp, tcp: None };
+        let error = resolver.ask(&name("vpn.example.")).expect_err("no answer");
+        assert_eq!(error.to_string(), "no answer within 2 s");
+        assert!(!sender.is_finished(), "it waited until no more datagrams came");
+    }
+
+    #[test]
+    fn an_answer_over_tcp_has_a_time_as_well() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let mut stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
+        let sender = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("a client");
+            for _ in 0..60 * 4 {
+                std::thread::sleep(Duration::from_millis(250));
+                if client.write_all(b"x").is_err() {
+                    return;
+                }
+            }
+        });
+        let error = read_until(Instant::now() + TIMEOUT, &mut stream, &mut [0; 4096]).expect_err("too slow");
+        assert_eq!(error.to_string(), "no answer within 2 s");
+        assert!(!sender.is_finished(), "it waited until no more bytes came");
     }
 }

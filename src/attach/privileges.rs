@@ -5,14 +5,17 @@ use std::io;
 use crate::keeper;
 use crate::linux::capabilities::{self, CapabilitySet};
 
-/// Limits the process to what its remaining work needs. It keeps CAP_NET_ADMIN only if the packet rules have to follow
-/// an endpoint whose address may change.
-pub(super) fn limit(keeps_net_admin: bool) -> io::Result<()> {
-    let kept = if keeps_net_admin { CapabilitySet::NET_ADMIN } else { CapabilitySet::empty() };
+/// Limits the process to what its remaining work needs, and to these capabilities.
+pub(super) fn limit(kept: CapabilitySet) -> io::Result<()> {
     // It executes nothing, so the bounding set does not matter. Dropping from it would need CAP_SETPCAP.
     capabilities::set_no_new_privileges()?;
     capabilities::limit(kept, kept)?;
     keeper::limit_attached_process()
+}
+
+/// Drops further capabilities of the process, once they are not needed any more.
+pub(super) fn keep_only(kept: CapabilitySet) -> io::Result<()> {
+    capabilities::limit(kept, kept)
 }
 
 /// Limits the calling thread to the data path's work.

@@ -1,21 +1,21 @@
 //! The resolvers of the container: the file `/etc/resolv.conf`, which a container engine mounts into each container of
 //! a pod. It can only be written in place.
 //!
-//! The former nameservers stay in the file as a comment. A process that is started again needs them to look up the
-//! names of endpoints.
+//! Any container of the pod may write to the file. So its nameservers are believed only until the namespace is closed.
+//! The comment of the packet rules records them for a process that is started again and looks up endpoints.
 
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
 use crate::linux::in_place;
-use crate::plan::attachment::AttachmentPlan;
+use crate::plan::shared_namespace::SharedNamespacePlan;
 
 /// The file.
 const PATH: &str = "/etc/resolv.conf";
 
-/// The beginning of the comment with the former nameservers.
-const FORMER: &str = "# Former nameservers, which vpn-exec asks for the names of endpoints:";
+/// The number of nameservers that count (`MAXNS` of the C library's resolv.h).
+const MAX_NAMESERVERS: usize = 3;
 
 /// Returns the nameservers that the engine has written. Returns none if there is no such file.
 pub(super) fn engine_nameservers() -> Vec<IpAddr> {
@@ -28,37 +28,25 @@ pub(super) fn engine_nameservers() -> Vec<IpAddr> {
     }
 }
 
-/// Returns the former nameservers of a file that vpn-exec has written, else the nameservers (resolv.conf(5)).
+/// Returns the nameservers of a text (resolv.conf(5)).
 fn parse(text: &str) -> Vec<IpAddr> {
-    let addresses = |words: &str| words.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<_>>();
-    if let Some(former) = text.lines().find_map(|line| line.strip_prefix(FORMER)) {
-        return addresses(former);
-    }
     let servers = text.lines().filter_map(|line| line.trim_start().strip_prefix("nameserver"));
     let servers = servers.filter(|rest| rest.starts_with(char::is_whitespace));
-    servers.filter_map(|rest| rest.split_whitespace().next()?.parse().ok()).collect()
-}
-
-/// Adds the comment with the former nameservers to the planned text.
-pub(super) fn keep_former(plan: &mut AttachmentPlan, former: &[IpAddr]) {
-    if !former.is_empty() {
-        let list: Vec<String> = former.iter().map(IpAddr::to_string).collect();
-        plan.dns.resolv_conf.push_str(&format!("{FORMER} {}\n", list.join(" ")));
-    }
+    servers.filter_map(|rest| rest.split_whitespace().next()?.parse().ok()).take(MAX_NAMESERVERS).collect()
 }
 
 /// Writes the planned text, unless the tunnel has no resolvers or the file names them already.
 ///
 /// A file that cannot be written is no reason to fail, because no query reaches another resolver: a warning says what
 /// to set instead.
-pub(super) fn write(plan: &AttachmentPlan) {
-    let (servers, text) = (nameservers(&plan.dns.resolv_conf), &plan.dns.resolv_conf);
+pub(super) fn write(plan: &SharedNamespacePlan) {
+    let (servers, text) = (parse(&plan.dns.resolv_conf), &plan.dns.resolv_conf);
     if servers.is_empty() {
         return tracing::info!("the tunnel has no DNS server, so {PATH} stays as it is");
     }
     let Err(error) = in_place::set_text(Path::new(PATH), text) else { return };
     let present = fs::read_to_string(PATH).unwrap_or_default();
-    if suffices(&nameservers(&present), &servers) {
+    if suffices(&parse(&present), &servers) {
         return;
     }
     let list: Vec<String> = servers.iter().map(IpAddr::to_string).collect();
@@ -75,12 +63,6 @@ pub(super) fn write(plan: &AttachmentPlan) {
 /// rules keep the container from asking.
 fn suffices(present: &[IpAddr], of_tunnel: &[IpAddr]) -> bool {
     !present.is_empty() && present.iter().all(|server| of_tunnel.contains(server))
-}
-
-/// Returns the nameservers of a text, without the comment.
-fn nameservers(text: &str) -> Vec<IpAddr> {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(FORMER)).collect();
-    parse(&lines.join("\n"))
 }
 
 #[cfg(test)]
@@ -105,12 +87,5 @@ mod tests {
         assert!(suffices(&addresses(&["10.64.0.1"]), &of_tunnel));
         assert!(!suffices(&addresses(&["10.64.0.1", "10.43.0.10"]), &of_tunnel));
         assert!(!suffices(&[], &of_tunnel));
-    }
-
-    #[test]
-    fn the_former_nameservers_survive_a_restart() {
-        let written = format!("nameserver 10.64.0.1\n{FORMER} 10.43.0.10 fd00::10\n");
-        assert_eq!(parse(&written), addresses(&["10.43.0.10", "fd00::10"]));
-        assert_eq!(nameservers(&written), addresses(&["10.64.0.1"]));
     }
 }

@@ -8,20 +8,21 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::carrier::Attached;
+use super::forwarder::Forwarding;
 use super::names::{self, EndpointResolver};
 use super::{Site, privileges, status};
 use crate::config::Config;
-use crate::dns_forwarder::DnsForwarder;
 use crate::endpoints::Endpoints;
 use crate::failure::{Doing, Failure};
-use crate::keeper::{ConnectionId, PublicClients};
+use crate::keeper::{self, ConnectionId, PublicClients};
+use crate::linux::capabilities::CapabilitySet;
 use crate::linux::children;
 use crate::linux::clock::{Timer, boot_time};
 use crate::linux::code_pages;
 use crate::linux::netlink::monitor::Monitor;
 use crate::linux::poll::{Interest, wait_for_each};
 use crate::linux::signals::Signals;
-use crate::plan::attachment::AttachmentPlan;
+use crate::plan::shared_namespace::SharedNamespacePlan;
 use crate::tunnel::DeviceEvents;
 use crate::wireguard::Device;
 
@@ -39,8 +40,9 @@ pub(super) struct Server {
     signals: Signals,
     network: Monitor,
     timer: Timer,
-    /// None if another process has the address of the status.
+    /// None if the socket of the status cannot be opened.
     clients: Option<PublicClients>,
+    forwarder: Option<Forwarding>,
 }
 
 /// A descriptor that the process waits for.
@@ -52,6 +54,7 @@ enum EventSource {
     Network,
     DeviceFailed,
     Handshakes,
+    ForwarderEnded,
     Client(ConnectionId),
     ClientListener,
 }
@@ -65,7 +68,7 @@ pub(super) fn block_signals() -> Result<Signals, Failure> {
 impl Server {
     pub(super) fn new(
         site: Site,
-        plan: AttachmentPlan,
+        plan: SharedNamespacePlan,
         config: &Config,
         resolver: &EndpointResolver,
         (device, events): (Box<dyn Device>, DeviceEvents),
@@ -82,6 +85,7 @@ impl Server {
             network: Monitor::of_network().doing("watch the network")?,
             timer: Timer::new().doing("create a timer")?,
             clients: None,
+            forwarder: None,
         })
     }
 
@@ -117,8 +121,9 @@ impl Server {
     /// Serves the tunnel until SIGTERM or SIGINT.
     ///
     /// # Errors
-    /// If privileges cannot be dropped, or the data path fails.
-    pub(super) fn serve(mut self, forwarder: Option<DnsForwarder>) -> Result<(), Failure> {
+    /// If privileges cannot be dropped, or the data path or the DNS forwarder fails.
+    pub(super) fn serve(mut self, forwarder: Option<Forwarding>) -> Result<(), Failure> {
+        self.forwarder = forwarder;
         match status::listen() {
             Ok(clients) => self.clients = Some(clients),
             Err(error) => tracing::warn!("cannot answer queries of the status: {error}"),
@@ -127,11 +132,27 @@ impl Server {
         if let Err(error) = code_pages::unmap() {
             tracing::debug!(%error, "cannot unmap the code of the start");
         }
-        privileges::limit(self.attached.follows_names).doing("drop privileges")?;
+        privileges::limit(self.needed_capabilities()).doing("drop privileges")?;
         self.run().doing("keep the tunnel up")?;
-        drop(forwarder);
+        self.forwarder = None;
         tracing::info!("the tunnel has ended; the network namespace stays closed");
         Ok(())
+    }
+
+    /// Returns the capabilities that the remaining work needs: CAP_NET_ADMIN if the packet rules follow the addresses
+    /// of an endpoint, and that for the port of a forwarder which still waits for it.
+    fn needed_capabilities(&self) -> CapabilitySet {
+        let rules = if self.attached.follows_names { CapabilitySet::NET_ADMIN } else { CapabilitySet::empty() };
+        rules | self.forwarder.as_ref().map_or(CapabilitySet::empty(), Forwarding::needed_capabilities)
+    }
+
+    /// Starts the forwarder, if it waits for its port and gets it now.
+    fn start_forwarder(&mut self) -> io::Result<()> {
+        let Some(forwarder) = self.forwarder.as_mut().filter(|forwarder| forwarder.due().is_some()) else {
+            return Ok(());
+        };
+        forwarder.work()?;
+        if forwarder.due().is_none() { privileges::keep_only(self.needed_capabilities()) } else { Ok(()) }
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -145,8 +166,10 @@ impl Server {
             if silence_due.take_if(|due| *due <= boot_time()).is_some() {
                 self.warn_of_silence();
             }
+            self.start_forwarder()?;
             let clients = self.clients.as_ref().and_then(PublicClients::due);
-            self.timer.set([self.endpoints.due(), clients, silence_due].into_iter().flatten().min())?;
+            let forwarder = self.forwarder.as_ref().and_then(Forwarding::due);
+            self.timer.set([self.endpoints.due(), clients, forwarder, silence_due].into_iter().flatten().min())?;
             for source in self.wait()? {
                 if self.handle(source)? {
                     return Ok(());
@@ -175,6 +198,8 @@ impl Server {
         add(EventSource::Network, self.network.as_fd());
         self.events.failed.iter().for_each(|fd| add(EventSource::DeviceFailed, fd.as_fd()));
         self.events.handshakes.iter().for_each(|fd| add(EventSource::Handshakes, fd.as_fd()));
+        let forwarder = self.forwarder.as_ref().and_then(Forwarding::running);
+        forwarder.iter().for_each(|forwarder| add(EventSource::ForwarderEnded, forwarder.ended()));
         if let Some(clients) = &self.clients {
             sources.extend(clients.descriptors().map(|(id, fd, interest)| (EventSource::Client(id), fd, interest)));
             sources.extend(clients.listener().map(|fd| (EventSource::ClientListener, fd, Interest::Readable)));
@@ -201,6 +226,8 @@ impl Server {
                 }
             }
             EventSource::DeviceFailed => return Err(io::Error::other("its WireGuard device failed")),
+            // Its marked sockets need a capability that this process has dropped. The next process has it again.
+            EventSource::ForwarderEnded => return Err(io::Error::other("its DNS forwarder has ended")),
             EventSource::Handshakes => {
                 if let Some(handshakes) = &self.events.handshakes {
                     let _ = rustix::io::read(handshakes, &mut [0_u8; 8]);
@@ -209,9 +236,8 @@ impl Server {
             }
             EventSource::Client(id) => self.answer(id),
             EventSource::ClientListener => {
-                if let Some(clients) = &mut self.clients {
-                    clients.accept(boot_time())?;
-                }
+                let accepted = self.clients.as_mut().map_or(Ok(()), |clients| clients.accept(boot_time()));
+                keeper::pause_if_exhausted(accepted)?;
             }
         }
         Ok(false)

@@ -413,7 +413,7 @@ pub struct OciHookArgs {
     #[arg(value_enum)]
     pub stage: OciHookStage,
 
-    /// The tunnel's name: that of a profile, or of a file in /etc/wireguard [default: the container's annotation]
+    /// The tunnel's name: that of a profile with `containers = true` [default: the container's annotation]
     #[arg(add = ArgValueCandidates::new(completion::names))]
     pub name: Option<TunnelName>,
 }
@@ -432,7 +432,7 @@ pub enum OciHookStage {
 /// The arguments of `vpn-exec cdi`.
 #[derive(Debug, Args)]
 pub struct CdiArgs {
-    /// The tunnels' names: those of profiles, or of files in /etc/wireguard [default: all profiles in /etc/vpn-exec]
+    /// The tunnels' names [default: all profiles in /etc/vpn-exec with `containers = true`]
     #[arg(value_name = "NAME", add = ArgValueCandidates::new(completion::names))]
     pub names: Vec<TunnelName>,
 

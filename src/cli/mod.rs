@@ -237,7 +237,8 @@ Exit status of --check:
 
 const OCI_HOOK_AFTER_HELP: &str = "\
 The runtime passes the container's state on standard input. Without NAME, the container's annotation vpn-exec.tunnel \
-names a profile in /etc/vpn-exec; without an annotation, nothing happens.";
+names a profile in /etc/vpn-exec; without an annotation, nothing happens. The profile needs the line \
+`containers = true`.";
 
 const CDI_AFTER_HELP: &str = "\
 Examples:

@@ -13,9 +13,9 @@ use crate::failure::{Doing, Failure};
 use crate::linux::netlink::Netlink;
 use crate::lookup;
 use crate::names::TunnelName;
-use crate::plan::attachment::AttachmentFacts;
+use crate::plan::shared_namespace::SharedNamespaceFacts;
 use crate::plan::{self, DnsPlan};
-use crate::request::{self, NamedBy};
+use crate::request;
 use crate::tunnel::facts;
 
 pub(super) fn run(arguments: &CdiArgs) -> Result<ExitCode, Failure> {
@@ -40,12 +40,14 @@ fn names(arguments: &CdiArgs) -> Result<Vec<(TunnelName, bool)>, Failure> {
     if !arguments.names.is_empty() {
         return Ok(arguments.names.iter().map(|name| (name.clone(), true)).collect());
     }
-    let all: Vec<(TunnelName, bool)> = lookup::machine_profiles().into_iter().map(|name| (name, false)).collect();
-    if all.is_empty() {
-        return Err(Failure::new(format!("there is no profile in {}", lookup::PROFILES))
-            .advise("write one, or name a file in /etc/wireguard: `vpn-exec cdi NAME`"));
+    // One that cannot be read is kept: the warning about it says more.
+    let is_listed = |name: &TunnelName| request::is_for_containers(name).unwrap_or(true);
+    let listed: Vec<TunnelName> = lookup::machine_profiles().into_iter().filter(is_listed).collect();
+    if listed.is_empty() {
+        return Err(Failure::new(format!("no profile in {} is for containers", lookup::PROFILES))
+            .advise("add the line `containers = true` to a profile, above the first table"));
     }
-    Ok(all)
+    Ok(listed.into_iter().map(|name| (name, false)).collect())
 }
 
 /// Returns a tunnel as a device. Writes the file that its containers see as `/etc/resolv.conf`, which must exist before
@@ -55,10 +57,10 @@ fn device(name: &TunnelName, directory: &Path) -> Result<TunnelDevice, Failure> 
         return Err(Failure::new(format!("{name} is not a valid name of a CDI device"))
             .advise("choose a name of letters, digits, and `_`, `-` and `.` between them"));
     }
-    let request = request::load_for_container(name, NamedBy::Administrator)?;
+    let request = request::load_for_container(name)?;
     let mut host = Netlink::open().doing("open a netlink socket")?;
     let underlay = facts::read(&mut host, &request.config).doing("read the host's network configuration")?;
-    let facts = AttachmentFacts { underlay, ..AttachmentFacts::default() };
+    let facts = SharedNamespaceFacts { underlay, ..SharedNamespaceFacts::default() };
     let dns = plan::plan_in_container(&request.config, &facts)?.dns;
     let path = (!dns.servers.is_empty()).then(|| directory.join(format!("{name}.resolv.conf")));
     match &path {

@@ -13,7 +13,7 @@ use crate::linux::namespace::NamespaceId;
 use crate::linux::process;
 use crate::names::TunnelName;
 use crate::registry::{self, Container, NetworkAttachment};
-use crate::request::{self, NamedBy};
+use crate::request;
 use crate::session;
 use crate::tunnel::{self, ContainerPlace};
 
@@ -67,7 +67,7 @@ fn answer(request: &Request) -> Result<Option<serde_json::Value>, Error> {
         }
         Operation::Status => {
             let is_ready = session::require_privileges().and_then(|()| match &request.tunnel {
-                Some(name) => request::load_for_container(name, NamedBy::Annotation).map(drop),
+                Some(name) => request::load_for_container(name).map(drop),
                 None => Ok(()),
             });
             is_ready.map_err(|failure| Error::new(ErrorCode::NotAvailable, failure))?;
@@ -85,16 +85,13 @@ fn answer(request: &Request) -> Result<Option<serde_json::Value>, Error> {
 
 /// Makes the tunnel of a pod. A second network of the same pod needs no second tunnel.
 fn add(name: &TunnelName, network: &str, attachment: &Attachment, namespace: &Path) -> Result<(), Failure> {
-    if serves(name, attachment)?.is_some() {
-        return Ok(());
-    }
     let Attachment { container, interface } = attachment.clone();
     let path = namespace.to_owned();
     let namespace = tunnel::open_namespace(namespace)?;
     let id = namespace.id().doing("identify the pod's network namespace")?;
     let attachment = NetworkAttachment { network: network.to_owned(), interface, path, namespace: id };
     let container = Container { id: container, process: None, attachment: Some(attachment) };
-    containers::create_tunnel(name, NamedBy::Annotation, ContainerPlace { namespace, container })
+    containers::create_tunnel(name, ContainerPlace { namespace, container })
 }
 
 /// Fails if the tunnel of a pod does not exist as it was made. Whether a peer answers is not the network's fault.

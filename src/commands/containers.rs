@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease;
+use crate::lease::status::{self, Condition};
 use crate::linux::{capabilities, process};
 use crate::names::TunnelName;
 use crate::registry::{self, Container, TunnelState};
-use crate::request::{self, NamedBy};
+use crate::request;
 use crate::session;
 use crate::session::approach::{SUCCESSION, claim_dead};
 use crate::tunnel::{ContainerPlace, reclaim};
@@ -16,18 +17,23 @@ use crate::tunnel::{ContainerPlace, reclaim};
 /// The delay between two attempts while a keeper ends.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// Makes a standing tunnel in a container's namespace. There may be no handshake yet when this function returns.
+/// Makes a standing tunnel in a container's namespace, unless the container has it already. There may be no handshake
+/// yet when this function returns.
 ///
 /// # Errors
-/// If there is no such profile, if the tunnel serves another container or this machine, or if it cannot be made. Then
-/// nothing is left but a closed namespace.
-pub(super) fn create_tunnel(name: &TunnelName, named_by: NamedBy, place: ContainerPlace) -> Result<(), Failure> {
-    let request = Box::new(request::load_for_container(name, named_by)?);
+/// If there is no such profile, if it is not for containers, if the tunnel serves another container or this machine, or
+/// if it cannot be made. Then nothing is left but a closed namespace.
+pub(super) fn create_tunnel(name: &TunnelName, place: ContainerPlace) -> Result<(), Failure> {
+    let request = Box::new(request::load_for_container(name)?);
+    if is_up_for(name, &place.container)? {
+        return Ok(());
+    }
     session::require_privileges()?;
     process::set_umask(0o022);
     let ports = keeper::capabilities_for_ports(request.config.listened_ports());
-    session::Privileges::limit(keeper::needed_capabilities() | ports | capabilities::CapabilitySet::SETPCAP)?;
-    let mut session = session::start_in(request, place)?;
+    let needed = keeper::needed_capabilities() | ports | capabilities::CapabilitySet::SETPCAP;
+    let privileges = session::Privileges::limit(needed)?;
+    let mut session = session::start_in(request, place, &privileges)?;
     let made = session.wait_until_ready(None).and_then(|()| session.lease.stand(name));
     let is_kept = session.end(made.is_ok())?;
     made?;
@@ -35,6 +41,16 @@ pub(super) fn create_tunnel(name: &TunnelName, named_by: NamedBy, place: Contain
         true => Ok(()),
         false => Err(Failure::new("the tunnel's keeper was killed")),
     }
+}
+
+/// Returns whether a tunnel with a living keeper serves a container.
+fn is_up_for(name: &TunnelName, container: &Container) -> Result<bool, Failure> {
+    let state = registry::read(name).map_err(Failure::new)?;
+    if !state.and_then(|state| state.container).is_some_and(|served| served.is_same(container)) {
+        return Ok(false);
+    }
+    let status = status::of(name).map_err(Failure::new)?;
+    Ok(status.is_some_and(|status| status.state != Condition::Failed))
 }
 
 /// Removes the tunnels of the containers that `is_meant` selects. Does nothing if there are none.

@@ -13,7 +13,6 @@ use crate::failure::{Doing, Failure};
 use crate::linux::process::{self, ProcessHandle, ProcessId};
 use crate::names::TunnelName;
 use crate::registry::Container;
-use crate::request::NamedBy;
 use crate::tunnel::{self, ContainerPlace};
 
 pub(super) fn run(arguments: &OciHookArgs) -> Result<ExitCode, Failure> {
@@ -32,19 +31,17 @@ pub(super) fn run(arguments: &OciHookArgs) -> Result<ExitCode, Failure> {
 
 /// Makes the tunnel that the command line or the container's annotation names. Does nothing for a container without.
 fn create(state: &State, argument: Option<&TunnelName>) -> Result<(), Failure> {
-    let (name, named_by) = match argument {
-        Some(name) => (name.clone(), NamedBy::Administrator),
-        None => match annotated(state)? {
-            Some(name) => (name, NamedBy::Annotation),
-            None => return Ok(()),
-        },
+    let named = match argument {
+        Some(name) => Some(name.clone()),
+        None => annotated(state)?,
     };
+    let Some(name) = named else { return Ok(()) };
     let pid = state.pid.ok_or_else(|| {
         Failure::new(format!("the state of the container {} has no process ID", state.id))
             .advise("run this command as a createRuntime hook; the other stages come too early or too late")
     })?;
     let place = place(state, pid)?;
-    containers::create_tunnel(&name, named_by, place)
+    containers::create_tunnel(&name, place)
 }
 
 /// Returns the tunnel that the container's annotation names: in its state, else in its configuration.

@@ -284,4 +284,6 @@ pub struct Profile {
     pub program: ProgramOptions,
     /// How long to wait for the first handshake before the program starts. `None`: not at all.
     pub wait: Option<Duration>,
+    /// Whether the tunnel is for containers: users who may create containers may use it.
+    pub containers: bool,
 }

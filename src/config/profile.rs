@@ -24,7 +24,7 @@ use crate::names::closest;
 
 /// The tables of a profile with their keys. The first is the top level of the file.
 pub const TABLES: [(&str, &[&str]); 4] = [
-    ("", &["wireguard", "backend", "mtu", "wait", "open", "dns", "local", "program"]),
+    ("", &["wireguard", "backend", "mtu", "wait", "open", "containers", "dns", "local", "program"]),
     ("dns", &["servers", "search", "options", "for"]),
     ("local", &["networks", "lan", "publish", "host-ports"]),
     ("program", &["user", "group", "capabilities", "new-privileges", "dbus", "dbus-talk", "sockets"]),
@@ -97,6 +97,7 @@ impl Reader<'_> {
                 "mtu" => self.mtu(value),
                 "wait" => self.wait(value),
                 "open" => self.profile.open = self.list(value, ports::open),
+                "containers" => self.boolean(value, |profile| &mut profile.containers),
                 "dns" | "local" | "program" => match value.get_ref() {
                     DeValue::Table(inner) => self.table(name, inner),
                     _ => self.wrong_type(value, "a table", Some(format!("write `[{name}]` on a line of its own"))),

@@ -15,6 +15,7 @@ use super::message::{Question, Refusal};
 use super::routes::Routes;
 use super::sockets::{Kind, Listeners, ResolverSockets};
 use super::tcp_clients::TcpClients;
+use crate::fault;
 use crate::linux::poll::{Interest, wait_for_each};
 use crate::plan::{ForwarderPlan, ResolverPlan};
 
@@ -102,7 +103,10 @@ impl EventLoop {
                             return Ok(());
                         }
                     }
-                    Source::Questions(index) => self.receive(index, now),
+                    Source::Questions(index) => {
+                        fault::fail_at("in the DNS forwarder")?;
+                        self.receive(index, now);
+                    }
                     Source::Connections(index) => self.accept(index, now),
                     Source::Client(number) => self.clients.handle(number, now),
                     Source::Exchange(number) => self.proceed(number, now),

@@ -21,7 +21,7 @@ mod tcp_clients;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -43,7 +43,17 @@ pub struct DnsForwarder {
     changes: Option<mpsc::Sender<Change>>,
     /// An eventfd(2) that wakes the thread when a change was sent.
     wakeup: OwnedFd,
+    end: OwnedFd,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Makes an eventfd(2) readable when the thread that has it ends, even by a panic.
+struct EndSignal(OwnedFd);
+
+impl Drop for EndSignal {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
 }
 
 impl DnsForwarder {
@@ -65,8 +75,11 @@ impl DnsForwarder {
         let wakeup = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (changes, queue) = mpsc::channel();
         let event_loop = EventLoop::new(plan, listeners, sockets, wakeup.try_clone()?, queue);
+        let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let signal = EndSignal(end.try_clone()?);
         let (sender, started) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(THREAD_NAME.into()).spawn(move || {
+            let _signal = signal;
             let limited = on_thread_start();
             let is_limited = limited.is_ok();
             if sender.send(limited).is_err() || !is_limited {
@@ -76,7 +89,7 @@ impl DnsForwarder {
                 tracing::error!("the DNS forwarder has stopped: {error}");
             }
         })?;
-        let forwarder = Self { addresses, changes: Some(changes), wakeup, thread: Some(thread) };
+        let forwarder = Self { addresses, changes: Some(changes), wakeup, end, thread: Some(thread) };
         started.recv().map_err(|_| ended())??;
         Ok(forwarder)
     }
@@ -84,6 +97,11 @@ impl DnsForwarder {
     /// Returns the addresses at which it listens.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Returns a descriptor that becomes readable for good when the forwarder has ended by itself. A message says why.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.end.as_fd()
     }
 
     /// Makes the forwarder follow another plan, with sockets that were opened for it. Questions under way begin again.

@@ -21,7 +21,7 @@ use crate::linux::netlink::route::Route;
 use crate::wireguard::{Backend, Device, PeerStatus};
 use resolver::Resolver;
 pub use resolver::look_up;
-pub use search::STALE;
+pub use search::stale_after;
 use search::{Health, Search, SearchAction};
 
 /// How long the search tries one address with an embedded device. Three initiations fit: REKEY_TIMEOUT is 5 s, but a
@@ -307,6 +307,18 @@ impl Endpoints {
         };
         for status in statuses {
             self.observe(&status, now);
+        }
+    }
+
+    /// Starts a handshake with each peer to which nothing was sent since its last handshake became stale. So the status
+    /// soon tells an idle tunnel from one whose peer does not answer.
+    pub fn renew_stale(&self, carrier: &dyn Carrier) {
+        let now = boot_time();
+        for (peer, _) in self.peers.iter().filter(|(_, path)| path.search.is_idle(now)) {
+            let Some(device) = carrier.device() else { return };
+            if let Err(error) = device.initiate_handshake(peer) {
+                tracing::debug!(%error, "cannot start a handshake");
+            }
         }
     }
 

@@ -5,22 +5,23 @@
 //! do not answer. Each address is tried for a while. When all were tried without success, the name is resolved again. A
 //! completed handshake is the proof that an address works; nothing is pinged.
 //!
-//! A peer that has answered is left alone until its last handshake is older than [`STALE`]. Then there are two cases.
-//! If the peer was sent packets since, it does not answer, and the search begins again. If not, the tunnel is merely
-//! idle: only the name is resolved again, and the search begins if it has other addresses now. A change of the host's
-//! network begins a search at once.
+//! A peer that has answered is left alone until its last handshake is stale ([`stale_after`]). Then there are two
+//! cases. If the peer was sent packets since, it does not answer, and the search begins again. If not, the tunnel is
+//! merely idle: only the name is resolved again, and the search begins if it has other addresses now. A change of the
+//! host's network begins a search at once.
 //!
 //! [`Search`] decides for one peer. It uses no clock and no network of its own.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::fault;
 use crate::wireguard::PeerStatus;
 
 /// The age at which a handshake is stale. A tunnel in use repeats the handshake after 120 s (REKEY_AFTER_TIME,
 /// WireGuard paper, section 6.1). 15 s later it has had time for three attempts. `reresolve-dns.sh` of wireguard-tools
 /// uses the same limit.
-pub const STALE: Duration = Duration::from_secs(135);
+const STALE: Duration = Duration::from_secs(135);
 
 /// The delay before the first repeated lookup of a name that does not resolve. Each further delay is twice as long.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -33,6 +34,11 @@ const FIRST_IDLE_DELAY: Duration = Duration::from_secs(60);
 
 /// The longest delay between two lookups while the tunnel is idle.
 const LONGEST_IDLE_DELAY: Duration = Duration::from_secs(300);
+
+/// Returns the age at which a handshake is stale.
+pub fn stale_after() -> Duration {
+    fault::stale_after().unwrap_or(STALE)
+}
 
 /// The next action for a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +134,7 @@ impl Search {
     pub(super) fn due(&self) -> Option<Duration> {
         let next = match self.searching_since {
             Some(_) => self.trying.filter(|_| !self.candidates.is_empty()).map(|(_, since)| since + self.try_for),
-            None if self.sent_before.is_none() => self.handshake_at.map(|at| at + STALE),
+            None if self.sent_before.is_none() => self.handshake_at.map(|at| at + stale_after()),
             None => None,
         };
         [next, self.resolve_at].into_iter().flatten().min()
@@ -178,7 +184,7 @@ impl Search {
             return;
         }
         self.in_use = status.endpoint.or(self.in_use);
-        if age < STALE {
+        if age < stale_after() {
             self.sent_before = None;
             // The peer answers, so a lookup that was scheduled because it did not is no longer needed.
             self.resolve_at = None;
@@ -212,9 +218,14 @@ impl Search {
     pub(super) fn health(&self, now: Duration) -> Health {
         match self.handshake_at {
             None => Health::Connecting,
-            Some(at) if now.saturating_sub(at) <= STALE => Health::Up,
+            Some(at) if now.saturating_sub(at) <= stale_after() => Health::Up,
             Some(_) => Health::Stale,
         }
+    }
+
+    /// Returns whether the last handshake is stale and no search is under way, because nothing was sent since.
+    pub(super) fn is_idle(&self, now: Duration) -> bool {
+        self.searching_since.is_none() && self.health(now) == Health::Stale
     }
 
     fn begin(&mut self, now: Duration) {

@@ -18,8 +18,7 @@ impl Carrier for Tunnel {
     }
 
     fn link_mtu(&mut self, index: Option<u32>) -> io::Result<u32> {
-        let link = self.host().links()?.into_iter().find(|link| Some(link.index) == index);
-        link.map(|link| link.mtu).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+        self.host().mtu_of(index)
     }
 
     /// Does nothing, because no rules of a tunnel match the host's packets.

@@ -1,25 +1,41 @@
 //! The forwarder of DNS questions, if the plan has one. It runs as a thread ([`crate::dns_forwarder`]).
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use super::privileges::{limit_dns_forwarder, with_all_capabilities};
 use crate::dns_forwarder::{DnsForwarder, Listeners, ResolverSockets};
 use crate::failure::{Doing, Failure};
+use crate::linux::clock::boot_time;
 use crate::linux::namespace::NetworkNamespace;
 use crate::plan::{ForwarderPlan, Plan};
 use crate::tunnel::Tunnel;
 
-/// How long a keeper that hands over, or was killed, may take to close its sockets.
-const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a keeper that hands over, or was killed, may take to close its sockets, before a message says that names do
+/// not resolve.
+const HANDOVER_TIME: Duration = Duration::from_secs(2);
 
-/// The delay between two attempts to bind.
-const RETRY_DELAY: Duration = Duration::from_millis(5);
+/// The delay before the first further attempt to start the forwarder. Each further delay is twice as long.
+const FIRST_DELAY: Duration = Duration::from_millis(5);
+
+/// The longest delay between two attempts.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
 /// The forwarder of a tunnel.
 #[derive(Default)]
 pub(super) struct DnsForwarding {
     running: Option<Running>,
+    /// Set while the forwarder could not be started yet, or has to be started again.
+    retry: Option<Retry>,
+}
+
+/// When to start the forwarder again. Times are since boot.
+struct Retry {
+    since: Duration,
+    at: Duration,
+    delay: Duration,
+    is_reported: bool,
 }
 
 struct Running {
@@ -52,20 +68,52 @@ impl DnsForwarding {
     }
 
     /// Starts the forwarder of a tunnel that is taken over. Failing to do so is no reason to end the programs inside:
-    /// they cannot resolve names then.
+    /// they cannot resolve names until it succeeds.
     pub(super) fn take_over(tunnel: &Tunnel) -> Self {
-        let begin = Instant::now();
-        loop {
-            match Self::start(tunnel) {
-                Ok(forwarding) => return forwarding,
+        let mut forwarding = Self::default();
+        forwarding.start_again(tunnel);
+        forwarding
+    }
+
+    /// Returns a descriptor that is readable when the forwarder has ended by itself.
+    pub(super) fn ended(&self) -> Option<BorrowedFd<'_>> {
+        self.running.as_ref().map(|running| running.forwarder.ended())
+    }
+
+    /// Returns the time since boot of the next attempt to start the forwarder.
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.retry.as_ref().map(|retry| retry.at)
+    }
+
+    /// Makes a forwarder that has ended start again, after a pause.
+    pub(super) fn restart(&mut self) {
+        self.running = None;
+        let now = boot_time();
+        self.retry = Some(Retry { since: now, at: now + LONGEST_DELAY, delay: LONGEST_DELAY, is_reported: true });
+    }
+
+    /// Tries to start the forwarder. Schedules another attempt if that fails.
+    pub(super) fn start_again(&mut self, tunnel: &Tunnel) {
+        let now = boot_time();
+        let mut retry =
+            self.retry.take().unwrap_or(Retry { since: now, at: now, delay: FIRST_DELAY, is_reported: false });
+        match self.prepare(tunnel, tunnel.plan()) {
+            Ok(change) => {
+                self.commit(change);
+                if retry.is_reported {
+                    tracing::info!("answering DNS questions again");
+                }
+            }
+            Err(failure) => {
                 // The former keeper may still have the port.
-                Err(failure) if failure.errno == Some(libc::EADDRINUSE) && begin.elapsed() < HANDOVER_TIMEOUT => {
-                    std::thread::sleep(RETRY_DELAY);
+                let is_expected = failure.errno == Some(libc::EADDRINUSE) && now - retry.since < HANDOVER_TIME;
+                if !is_expected && !retry.is_reported {
+                    tracing::error!("the programs inside cannot resolve names yet: {failure}");
+                    retry.is_reported = true;
                 }
-                Err(failure) => {
-                    tracing::error!("the programs inside cannot resolve names: {failure}");
-                    return Self::default();
-                }
+                retry.at = now + retry.delay;
+                retry.delay = (retry.delay * 2).min(LONGEST_DELAY);
+                self.retry = Some(retry);
             }
         }
     }
@@ -103,7 +151,10 @@ impl DnsForwarding {
         match change {
             DnsChange::Keep => {}
             DnsChange::Stop => self.close(),
-            DnsChange::Start(forwarder, plan) => self.running = Some(Running { forwarder, plan }),
+            DnsChange::Start(forwarder, plan) => {
+                self.running = Some(Running { forwarder, plan });
+                self.retry = None;
+            }
             DnsChange::Follow(plan, sockets) => {
                 let Some(running) = &mut self.running else { return };
                 if let Err(error) = running.forwarder.change(plan.clone(), sockets) {
@@ -124,7 +175,7 @@ impl DnsForwarding {
 
     /// Ends the forwarder.
     pub(super) fn close(&mut self) {
-        self.running = None;
+        (self.running, self.retry) = (None, None);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::clients::{ConnectionId, KeeperClients};
-use super::container::ContainerWatch;
+use super::container::{ContainerAddresses, ContainerWatch};
 use super::dns::DnsForwarding;
 use super::host_network::{self, HostNetwork};
 use super::leases::Leases;
@@ -38,6 +38,7 @@ pub(super) struct Keeper {
     pub(super) dns: DnsForwarding,
     pub(super) host_network: HostNetwork,
     pub(super) container: ContainerWatch,
+    pub(super) container_addresses: ContainerAddresses,
     pub(super) service: ServiceNotifier,
     pub(super) foreground: bool,
     /// The time since boot by which there must have been a handshake.
@@ -52,11 +53,13 @@ pub(super) struct Keeper {
 enum EventSource {
     Timer,
     Container,
+    ContainerAddresses,
     HostNetwork,
     Resolver,
     DeviceFailed,
     Links,
     Handshakes,
+    ForwarderEnded,
     Signals,
     Client(ConnectionId),
     ClientListener,
@@ -93,12 +96,14 @@ impl Keeper {
         add(EventSource::Timer, self.timer.as_fd());
         // Before the clients: the next container of this name need not be refused.
         self.container.descriptor().into_iter().for_each(|fd| add(EventSource::Container, fd));
+        self.container_addresses.descriptor().into_iter().for_each(|fd| add(EventSource::ContainerAddresses, fd));
         add(EventSource::Resolver, self.endpoints.resolver());
         add(EventSource::Signals, self.signals.as_fd());
         self.host_network.descriptors().for_each(|fd| add(EventSource::HostNetwork, fd));
         self.device_events.failed.iter().for_each(|fd| add(EventSource::DeviceFailed, fd.as_fd()));
         self.device_events.links.iter().for_each(|links| add(EventSource::Links, links.as_fd()));
         self.device_events.handshakes.iter().for_each(|fd| add(EventSource::Handshakes, fd.as_fd()));
+        self.dns.ended().into_iter().for_each(|fd| add(EventSource::ForwarderEnded, fd));
         // Clients come before the listener, because a client that leaves makes room.
         self.clients.descriptors().for_each(|(id, fd)| add(EventSource::Client(id), fd));
         self.clients.listener().into_iter().for_each(|fd| add(EventSource::ClientListener, fd));
@@ -121,6 +126,7 @@ impl Keeper {
                 tracing::info!("the container has ended");
                 return Ok(Some(End::ContainerEnded));
             }
+            EventSource::ContainerAddresses => self.container_addresses.handle_change(&mut self.tunnel)?,
             EventSource::HostNetwork => self.host_network.note_change(boot_time()),
             EventSource::Resolver => self.endpoints.take_answers(),
             EventSource::DeviceFailed => {
@@ -139,6 +145,7 @@ impl Keeper {
                 }
                 self.endpoints.read_device(&self.tunnel);
             }
+            EventSource::ForwarderEnded => self.dns.restart(),
             EventSource::Signals => return self.handle_signals(),
             EventSource::Client(id) => return Ok(self.handle_client(id)),
             EventSource::ClientListener => {
@@ -160,6 +167,10 @@ impl Keeper {
         self.clients.close_idle(now);
         if let Some(public) = &mut self.public_clients {
             public.close_idle(now);
+        }
+        self.container_addresses.retry(&mut self.tunnel, now);
+        if self.dns.due().is_some_and(|due| due <= now) {
+            self.dns.start_again(&self.tunnel);
         }
         if !self.host_network.has_settled(now) {
             return Ok(());
@@ -238,6 +249,8 @@ impl Keeper {
             self.handshake_deadline,
             self.leases.due(),
             self.container.due(),
+            self.container_addresses.due(),
+            self.dns.due(),
             self.service.due(),
         ];
         all.into_iter().flatten().min()
@@ -254,7 +267,10 @@ impl Keeper {
 
 /// Ignores the error of a connection that cannot be accepted because descriptors or memory have run out, and pauses:
 /// the listener stays readable until a client leaves.
-fn pause_if_exhausted(accepted: io::Result<()>) -> io::Result<()> {
+///
+/// # Errors
+/// Any other error.
+pub(crate) fn pause_if_exhausted(accepted: io::Result<()>) -> io::Result<()> {
     match accepted {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
             tracing::warn!("cannot accept another connection: {error}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::KeeperClients;
-use super::container::ContainerWatch;
+use super::container::{ContainerAddresses, ContainerWatch};
 use super::dns::DnsForwarding;
 use super::event_loop::Keeper;
 use super::host_network::HostNetwork;
@@ -100,6 +100,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
     }
     let host_network = HostNetwork::watch(&mut tunnel).doing("watch the host's network")?;
     let container = ContainerWatch::open(tunnel.container()).doing("watch the container")?;
+    let container_addresses = ContainerAddresses::follow(&mut tunnel).doing("watch the container's network")?;
     let timer = Timer::new().doing("create a timer")?;
     // Hooks at the end would inherit the filter, and they are the user's own commands.
     if !has_hooks {
@@ -123,6 +124,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         dns,
         host_network,
         container,
+        container_addresses,
         service: ServiceNotifier::new(runtime.service_manager, runtime.wait),
         foreground: runtime.foreground,
         handshake_deadline: runtime.wait.map(|wait| boot_time() + wait),
@@ -207,6 +209,9 @@ fn take_over(
     match adopted {
         Ok(events) => {
             tracing::info!("took over the tunnel {name} from its former keeper");
+            if let Some(namespace) = tunnel.unnamed_namespace()? {
+                clients.broadcast_with(&KeeperEvent::Named, Some(namespace.as_fd()));
+            }
             ports.take_over_host_ports(&tunnel)?;
             Ok((tunnel, events))
         }

@@ -21,7 +21,7 @@
 //! - `leases`: which launchers hold the tunnel, and which are expected back after a takeover.
 //! - `carrier`: the tunnel as [`crate::endpoints`] sees it.
 //! - `ports`: published ports, and ports of the host's loopback.
-//! - `container`: the end of the container whose namespace the tunnel is in.
+//! - `container`: the end and the addresses of the container whose namespace the tunnel is in.
 //! - `dns`: the forwarder of DNS questions.
 //! - `host_network`: changes of the host's network and firewall rules.
 //! - `service`: notifications to systemd.
@@ -65,6 +65,7 @@ use crate::registry::{Holder, TunnelDirectory, TunnelState};
 use crate::tunnel::ContainerPlace;
 pub(crate) use clients::ConnectionId;
 use clients::KeeperClients;
+pub(crate) use event_loop::pause_if_exhausted;
 pub(crate) use lifecycle::device_config;
 use lifecycle::{Runtime, live};
 pub use privileges::{capabilities_for_ports, gained_by_hooks, limit_dns_forwarder, needed_capabilities};

@@ -8,6 +8,10 @@
 //! - Each client is answered once, with bytes only: descriptors that wait to be received count against the keeper's own
 //!   limit.
 //! - Their connections are closed on another thread.
+//!
+//! The process of an attached tunnel serves its clients in the same way. There, a process of another container may have
+//! the same user. It has another PID namespace as a rule, so the clients whose process ID is not visible here are
+//! counted apart, and leave room for the others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,6 +32,9 @@ const SOCKET_MODE: u32 = 0o666;
 /// The number of open connections. Further ones wait at the socket.
 const MAX_OPEN: usize = 128;
 
+/// The number of open connections of other PID namespaces. The rest is for the clients of this one.
+const MAX_OPEN_OF_OTHER_NAMESPACES: usize = MAX_OPEN / 2;
+
 /// The number of connections of one user that are served at a time.
 const MAX_SERVED_PER_USER: usize = 16;
 
@@ -42,10 +49,18 @@ const MAX_ACCEPTED_AT_ONCE: usize = 16;
 /// How long a connection may stay open. A client sends its request when it connects, and leaves when it has the answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Whose connections are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holder {
+    user: u32,
+    /// Whether the process is in this PID namespace, or in one below it.
+    is_visible: bool,
+}
+
 /// A connection.
 struct PublicClient {
     socket: OwnedFd,
-    user: u32,
+    holder: Holder,
     /// The time since boot at which it is closed.
     until: Duration,
     /// Whether the answer was sent, so that the keeper only waits for the client to close the connection. If the keeper
@@ -84,10 +99,12 @@ impl PublicClients {
         for _ in 0..MAX_ACCEPTED_AT_ONCE {
             let Some(listener) = self.listener.as_ref().filter(|_| self.all.len() < MAX_OPEN) else { break };
             let Some((socket, credentials)) = listener.accept()? else { break };
-            let user = credentials.uid;
-            let open = self.all.values().filter(|client| client.user == user).count();
-            let mut client = PublicClient { socket, user, until: now + TIMEOUT, is_answered: false };
-            if open >= MAX_OPEN_PER_USER {
+            let holder = Holder { user: credentials.uid, is_visible: credentials.pid != 0 };
+            let open = self.all.values().filter(|client| client.holder == holder).count();
+            let invisible = self.all.values().filter(|client| !client.holder.is_visible).count();
+            let mut client = PublicClient { socket, holder, until: now + TIMEOUT, is_answered: false };
+            let has_room = holder.is_visible || invisible < MAX_OPEN_OF_OTHER_NAMESPACES;
+            if open >= MAX_OPEN_PER_USER || !has_room {
                 client.close();
                 continue;
             }

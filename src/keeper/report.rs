@@ -2,15 +2,15 @@
 
 use super::event_loop::Keeper;
 use crate::lease::status::{ContainerReport, DnsReport, HostLink, InterfaceReport, LiveStatus, PeerReport, Status};
-use crate::tunnel::Tunnel;
-use crate::wireguard::PeerStatus;
 
 /// Returns the status of a keeper's tunnel.
 pub(super) fn status(keeper: &mut Keeper) -> Status {
     keeper.endpoints.read_device(&keeper.tunnel);
     let summary = keeper.endpoints.summary();
-    let interface = interface(&mut keeper.tunnel, keeper.endpoints.mtu);
+    let counters = keeper.tunnel.counters().unwrap_or_default();
+    let statuses = keeper.tunnel.device().and_then(|device| device.peers().ok()).unwrap_or_default();
     let plan = keeper.tunnel.plan();
+    let wireguard = &plan.wireguard;
     let link = plan.veth.as_ref().map(|veth| HostLink {
         interface: veth.host_interface.clone(),
         host_ipv4: veth.host_ipv4,
@@ -19,16 +19,21 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
         inner_ipv6: veth.inner_ipv6,
     });
     let living = LiveStatus {
-        interface,
-        peers: peers(&keeper.tunnel),
+        interface: InterfaceReport::new(
+            wireguard.interface.clone(),
+            keeper.endpoints.mtu,
+            wireguard.addresses.clone(),
+            counters,
+        ),
+        peers: PeerReport::of_all(&statuses, &wireguard.peers),
         dns: DnsReport {
             servers: plan.dns.servers.clone(),
             search: plan.dns.search.clone(),
             domains: plan.dns.forwarder.as_ref().map(|forwarder| forwarder.domains.clone()).unwrap_or_default(),
         },
         link,
-        local_networks: match &plan.attachment {
-            Some(attachment) => attachment.local_networks.clone(),
+        local_networks: match &plan.shared_namespace {
+            Some(shared) => shared.local_networks.clone(),
             None => plan.local.networks.clone(),
         },
         open_ports: plan.open.clone(),
@@ -49,33 +54,4 @@ pub(super) fn status(keeper: &mut Keeper) -> Status {
         living: Some(living),
         programs: Vec::new(),
     }
-}
-
-fn interface(tunnel: &mut Tunnel, mtu: u32) -> InterfaceReport {
-    let counters = tunnel.counters().unwrap_or_default();
-    let wireguard = &tunnel.plan().wireguard;
-    InterfaceReport {
-        name: wireguard.interface.clone(),
-        mtu,
-        addresses: wireguard.addresses.clone(),
-        rx_bytes: counters.rx_bytes,
-        rx_packets: counters.rx_packets,
-        tx_bytes: counters.tx_bytes,
-        tx_packets: counters.tx_packets,
-    }
-}
-
-fn peers(tunnel: &Tunnel) -> Vec<PeerReport> {
-    let statuses = tunnel.device().and_then(|device| device.peers().ok()).unwrap_or_default();
-    let configured = &tunnel.plan().wireguard.peers;
-    let endpoint = |key| configured.iter().find(|peer| peer.public_key == key)?.endpoint.clone();
-    let peer = |status: PeerStatus| PeerReport {
-        public_key: status.public_key.to_string(),
-        configured_endpoint: endpoint(status.public_key),
-        endpoint: status.endpoint,
-        handshake_age: status.handshake_age.map(|age| age.as_secs()),
-        rx_bytes: status.rx_bytes,
-        tx_bytes: status.tx_bytes,
-    };
-    statuses.into_iter().map(peer).collect()
 }

@@ -118,13 +118,15 @@ impl Keeper {
     }
 
     /// Passes the namespace of a rootless tunnel, which has no name by which a client could find it.
-    fn pass_namespace(&self, id: ConnectionId) {
-        if !self.tunnel.plan().rootless {
-            return;
-        }
-        match self.tunnel.inner_addresses() {
-            Ok((_, namespace)) => drop(self.clients.send(id, &KeeperEvent::Named, Some(namespace.as_fd()))),
-            Err(error) => tracing::debug!(%error, "cannot pass the namespace to a client"),
+    fn pass_namespace(&mut self, id: ConnectionId) {
+        match self.tunnel.unnamed_namespace() {
+            Ok(Some(namespace)) => drop(self.clients.send(id, &KeeperEvent::Named, Some(namespace.as_fd()))),
+            Ok(None) => {}
+            Err(failure) => {
+                tracing::warn!("{failure}");
+                // A client that waits for it learns that it does not come.
+                self.clients.close(id);
+            }
         }
     }
 

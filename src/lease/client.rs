@@ -62,6 +62,7 @@ impl Lease {
     /// # Errors
     /// `TimedOut` if the keeper does not accept the connection in time.
     pub(crate) fn connect(name: &TunnelName, timeout: Duration) -> io::Result<Option<Self>> {
+        Scope::current().check()?;
         let connected = match local_socket::connect(&registry::socket_of(name), timeout) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 local_socket::connect(&registry::public_socket_of(name), timeout).map(|socket| (socket, true))

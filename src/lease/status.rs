@@ -13,11 +13,12 @@ use super::client;
 use super::messages::{ClientRequest, KeeperEvent, read_answer};
 use crate::config::{HostPort, OpenPorts, Publish};
 use crate::linux::namespace;
+use crate::linux::netlink::link::LinkCounters;
 use crate::linux::process;
 use crate::names::{ContainerId, InterfaceName, TunnelName};
-use crate::plan::DomainPlan;
+use crate::plan::{DomainPlan, PeerPlan};
 use crate::registry::{self, Container, Scope, TunnelState};
-use crate::wireguard::Backend;
+use crate::wireguard::{Backend, PeerStatus};
 
 /// The condition of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -156,6 +157,21 @@ pub struct InterfaceReport {
     pub tx_packets: u64,
 }
 
+impl InterfaceReport {
+    /// Reports an interface with the kernel's counters of it.
+    pub(crate) fn new(name: InterfaceName, mtu: u32, addresses: Vec<IpNet>, counters: LinkCounters) -> Self {
+        Self {
+            name,
+            mtu,
+            addresses,
+            rx_bytes: counters.rx_bytes,
+            rx_packets: counters.rx_packets,
+            tx_bytes: counters.tx_bytes,
+            tx_packets: counters.tx_packets,
+        }
+    }
+}
+
 /// A peer of a running tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerReport {
@@ -171,6 +187,26 @@ pub struct PeerReport {
     pub rx_bytes: u64,
     /// Bytes sent to it, encrypted.
     pub tx_bytes: u64,
+}
+
+impl PeerReport {
+    /// Reports a device's status of a peer. `configured_endpoint` is that in the file.
+    pub(crate) fn new(status: &PeerStatus, configured_endpoint: Option<String>) -> Self {
+        Self {
+            public_key: status.public_key.to_string(),
+            configured_endpoint,
+            endpoint: status.endpoint,
+            handshake_age: status.handshake_age.map(|age| age.as_secs()),
+            rx_bytes: status.rx_bytes,
+            tx_bytes: status.tx_bytes,
+        }
+    }
+
+    /// Reports a device's status of the planned peers.
+    pub(crate) fn of_all(statuses: &[PeerStatus], planned: &[PeerPlan]) -> Vec<Self> {
+        let endpoint = |key| planned.iter().find(|peer| peer.public_key == key)?.endpoint.clone();
+        statuses.iter().map(|status| Self::new(status, endpoint(status.public_key))).collect()
+    }
 }
 
 /// How programs inside resolve names.
@@ -231,11 +267,12 @@ pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
 /// ends first.
 ///
 /// # Errors
-/// If the process refuses, or does not answer in time.
+/// `WouldBlock` if the process is busy with others. If it refuses, or does not answer in time.
 pub fn over(connection: OwnedFd) -> io::Result<Option<Status>> {
     match client::request_over(connection, ClientRequest::Report)? {
         Some((KeeperEvent::Done, file)) => Ok(Some(read_answer(file)?)),
         Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
+        Some((KeeperEvent::Busy, _)) => Err(io::Error::new(io::ErrorKind::WouldBlock, "it is busy with other clients")),
         _ => Ok(None),
     }
 }
@@ -274,7 +311,13 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     });
     scope.enter();
     let [machine, own] = found;
-    Ok([machine?, own?].concat())
+    let (this, other) = if scope == Scope::System { (machine, own) } else { (own, machine) };
+    let mut all = this?;
+    match other {
+        Ok(found) => all.extend(found),
+        Err(error) => tracing::warn!("{error}"),
+    }
+    Ok(all)
 }
 
 /// [`of_all`] in the present scope.

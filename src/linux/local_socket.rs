@@ -20,6 +20,12 @@ use rustix::net::{
 /// architectures use the generic number.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
+/// The list of the unix sockets in the network namespace of the process (proc_pid_net(5)).
+const LIST: &str = "/proc/net/unix";
+
+/// The flag of a listening socket in that list (`__SO_ACCEPTCON` of the kernel's include/linux/net.h).
+const LISTENING: &str = "00010000";
+
 /// The maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -175,13 +181,33 @@ pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     connect_to(&address(path)?, patience)
 }
 
-/// Connects to the socket with an abstract name in the network namespace of the calling thread. The connection blocks
-/// and is closed on exec.
+/// Connects to the socket with an abstract name in the network namespace of the calling thread, without waiting. The
+/// connection blocks and is closed on exec.
 ///
 /// # Errors
-/// Fails with `ECONNREFUSED` if no process listens, and with `WouldBlock` if the backlog stays full for `patience`.
-pub fn connect_abstract(name: &str, patience: Duration) -> io::Result<OwnedFd> {
-    connect_to(&abstract_address(name)?, patience)
+/// Fails with `ECONNREFUSED` if no process listens, and with `WouldBlock` if the backlog is full.
+pub fn connect_abstract(name: &str) -> io::Result<OwnedFd> {
+    let socket = new_socket(SocketFlags::NONBLOCK)?;
+    rustix::net::connect(&socket, &abstract_address(name)?)?;
+    rustix::io::ioctl_fionbio(&socket, false)?;
+    Ok(socket)
+}
+
+/// Returns the abstract names with a prefix at which processes listen in the network namespace of this process. Any of
+/// its processes can add names, also such that do not exist.
+///
+/// # Errors
+/// Fails if `/proc/net/unix` cannot be read.
+pub fn listening_abstract_names(prefix: &str) -> io::Result<Vec<String>> {
+    let list = std::fs::read(LIST)?;
+    let prefix = format!("@{prefix}");
+    let name = |line: &[u8]| {
+        let line = std::str::from_utf8(line).ok()?;
+        let name = line.split_ascii_whitespace().nth(7)?;
+        let is_wanted = line.split_ascii_whitespace().nth(3) == Some(LISTENING) && name.starts_with(&prefix);
+        is_wanted.then(|| name[1..].to_owned())
+    };
+    Ok(list.split(|byte| *byte == b'\n').filter_map(name).collect())
 }
 
 fn connect_to(address: &SocketAddrUnix, patience: Duration) -> io::Result<OwnedFd> {
@@ -338,12 +364,14 @@ mod tests {
     #[test]
     fn an_abstract_name_belongs_to_one_listener_that_its_clients_can_check() {
         let name = format!("vpn-exec-test-{}", std::process::id());
-        let refused = connect_abstract(&name, PATIENCE).expect_err("no process listens");
+        let refused = connect_abstract(&name).expect_err("no process listens");
         assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
         let listener = LocalListener::bind_abstract(&name).expect("a listener");
         let second = LocalListener::bind_abstract(&name).expect_err("the name is taken");
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
-        let connection = connect_abstract(&name, PATIENCE).expect("connected");
+        let prefix = &name[..name.len() - 1];
+        assert_eq!(listening_abstract_names(prefix).expect("a list"), [name.as_str()]);
+        let connection = connect_abstract(&name).expect("connected");
         let (accepted, client) = listener.accept().expect("accepted").expect("a connection");
         let this = PeerCredentials {
             pid: std::process::id().cast_signed(),
@@ -354,9 +382,15 @@ mod tests {
         send(&accepted, b"status", None).expect("sent");
         assert_eq!(receive(&connection, &mut [0; 8]).expect("received").expect("a message").0, 6);
         assert!(!Path::new(&name).exists(), "there is no file");
+        // Connecting to a listener that does not accept fails at once.
+        let waiting: Vec<_> = std::iter::from_fn(|| connect_abstract(&name).ok()).take(1000).collect();
+        assert!(waiting.len() < 1000);
+        assert_eq!(connect_abstract(&name).expect_err("the backlog is full").kind(), io::ErrorKind::WouldBlock);
+        drop(waiting);
         drop(listener);
+        assert_eq!(listening_abstract_names(prefix).expect("a list"), [""; 0]);
         drop(LocalListener::bind_abstract(&name).expect("the name is free again"));
-        let long = connect_abstract(&"x".repeat(200), PATIENCE).expect_err("too long");
+        let long = connect_abstract(&"x".repeat(200)).expect_err("too long");
         assert_eq!(long.kind(), io::ErrorKind::InvalidInput);
     }
 }

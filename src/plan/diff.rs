@@ -70,8 +70,8 @@ pub fn diff(current: &Plan, new: &Plan, backend: BackendChoice) -> Result<PlanDi
         dns: (current.dns != new.dns).then(|| new.dns.clone()),
         add_local: without(&new.local.networks, &current.local.networks),
         remove_local: without(&current.local.networks, &new.local.networks),
-        firewall: (&current.firewall, &current.local, &current.attachment)
-            != (&new.firewall, &new.local, &new.attachment),
+        firewall: (&current.firewall, &current.local, &current.shared_namespace)
+            != (&new.firewall, &new.local, &new.shared_namespace),
     })
 }
 
@@ -81,7 +81,7 @@ fn without(all: &[IpNet], except: &[IpNet]) -> Vec<IpNet> {
 
 fn unsupported_changes(current: &Plan, new: &Plan, backend: BackendChoice) -> Vec<String> {
     let mut reasons = Vec::new();
-    match (&current.attachment, &new.attachment) {
+    match (&current.shared_namespace, &new.shared_namespace) {
         (Some(_), None) => reasons.push("the tunnel is in the network namespace of a container".into()),
         (None, Some(_)) => reasons.push("the tunnel is in a network namespace of its own".into()),
         _ => {}

@@ -3,7 +3,7 @@
 //!
 //! Only the forwarder may ask a resolver in a local network. A program that asked one directly could ask it about any
 //! name, which would be a DNS leak. The packets of the forwarder's sockets for local resolvers carry [`RESOLVER_MARK`],
-//! which needs CAP_NET_ADMIN, and the packet rules demand it.
+//! which needs CAP_NET_ADMIN or, since Linux 5.17, CAP_NET_RAW (`SO_MARK` of socket(7)). The packet rules demand it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

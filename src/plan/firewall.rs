@@ -28,6 +28,9 @@ const RESOLVER_PORTS: [u16; 2] = [53, 853];
 /// Neighbor solicitation and advertisement (RFC 4861 section 4), which IPv6 needs on a link.
 pub(super) const NEIGHBOR_DISCOVERY: [u8; 2] = [135, 136];
 
+/// The hop limit of neighbor discovery (RFC 4861 sections 4.1 to 4.5): a packet that a router has forwarded has less.
+pub(super) const ON_LINK_HOPS: u8 = 255;
+
 /// The name of the table in the namespace, and the prefix of that on the host.
 pub const RULES_TABLE: &str = "vpn-exec";
 
@@ -123,8 +126,9 @@ impl Inputs<'_> {
             [source, vec![Match::Destination(net)]].concat()
         }));
         for kind in NEIGHBOR_DISCOVERY.into_iter().filter(|_| ipv6) {
-            input.push(Rule::accept([Match::From(link()), Match::Icmpv6(kind)]));
-            output.push(Rule::accept([Match::To(link()), Match::Icmpv6(kind)]));
+            let discovery = |by| Rule::accept([by, Match::Icmpv6(kind), Match::HopLimit(ON_LINK_HOPS)]);
+            input.push(discovery(Match::From(link())));
+            output.push(discovery(Match::To(link())));
         }
         input.extend(open_rules(&tunnel(), self.open));
         let chains = [(Hook::Input, input), (Hook::Forward, Vec::new()), (Hook::Output, output)];

@@ -3,8 +3,8 @@
 //! [`plan()`] is a pure function of the [`Config`] and of [`Facts`] that were read once from the host. It decides
 //! everything and touches nothing, so all decisions are tested without root. Each module decides about one subject:
 //!
-//! - [`attachment`]: the plan of a tunnel in a namespace that is not the tunnel's own. `container`: the same for a
-//!   keeper's tunnel.
+//! - [`shared_namespace`]: the plan of a tunnel in a namespace that is not the tunnel's own. `container`: the same for
+//!   a keeper's tunnel.
 //! - `wireguard`: the interface's addresses, routes and peers.
 //! - `mtu`: the interface's MTU.
 //! - `interface_names`: the names of the interfaces.
@@ -23,7 +23,6 @@
 //! compares two plans for a reload. [`mod@drop_in`] is separate from plans: it writes a systemd drop-in that puts a
 //! service into a tunnel.
 
-pub mod attachment;
 mod container;
 mod diff;
 mod dns;
@@ -43,6 +42,7 @@ mod name_hash;
 mod privileges;
 mod render;
 mod rootless;
+pub mod shared_namespace;
 mod veth_addresses;
 mod wireguard;
 
@@ -69,7 +69,7 @@ pub use privileges::PrivilegesPlan;
 pub use rootless::RootlessFacts;
 pub use wireguard::{PeerPlan, WireguardPlan};
 
-use attachment::AttachmentPlan;
+use shared_namespace::SharedNamespacePlan;
 
 use crate::config::listen_addresses::ListenAddresses;
 use crate::config::{BackendChoice, Config, HostPort, Local, OpenPorts, ProgramOptions, Protocol, Publish};
@@ -129,7 +129,7 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// The rules and routes of a container's namespace, if the tunnel is made in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attachment: Option<AttachmentPlan>,
+    pub shared_namespace: Option<SharedNamespacePlan>,
 }
 
 /// A kernel parameter (sysctl(8)).
@@ -288,7 +288,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, PlanErrors> {
         privileges,
         hooks,
         notes: findings.notes,
-        attachment: None,
+        shared_namespace: None,
     })
 }
 

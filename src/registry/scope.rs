@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The directory of the machine's tunnels.
@@ -34,12 +35,16 @@ impl Scope {
 
     /// Returns the directory of all tunnels.
     ///
-    /// A user's is `$XDG_RUNTIME_DIR/vpn-exec`. Where that variable is missing, as after su(1), it is below
-    /// `/run/user`, and on a machine without it, in `/tmp`.
+    /// A user's is `$XDG_RUNTIME_DIR/vpn-exec`. Where that variable is not set, as after su(1), it is below
+    /// `/run/user`, and on a machine without it, in `/tmp`; root's is below `/run`. It is found once: a program of the
+    /// user may change what is there.
     pub fn directory(self) -> PathBuf {
         match self {
             Self::System => SYSTEM_DIRECTORY.into(),
-            Self::User => user_directory(),
+            Self::User => {
+                static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+                DIRECTORY.get_or_init(user_directory).clone()
+            }
         }
     }
 
@@ -57,7 +62,7 @@ impl Scope {
     ///
     /// # Errors
     /// If it belongs to another user, or others may write to it.
-    pub(super) fn check(self) -> io::Result<()> {
+    pub(crate) fn check(self) -> io::Result<()> {
         if self == Self::System {
             return Ok(());
         }
@@ -85,9 +90,12 @@ impl Scope {
 fn user_directory() -> PathBuf {
     let uid = nix::unistd::geteuid();
     let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let usual = PathBuf::from(format!("/run/user/{uid}"));
-    let runtime = named.into_iter().chain([usual]).find(|path| is_private(path));
-    runtime.map_or_else(|| format!("/tmp/vpn-exec-{uid}").into(), |runtime| runtime.join("vpn-exec"))
+    let usual = || Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|path| is_private(path));
+    match named.or_else(usual) {
+        Some(runtime) => runtime.join("vpn-exec"),
+        None if uid.is_root() => "/run/vpn-exec-rootless".into(),
+        None => format!("/tmp/vpn-exec-{uid}").into(),
+    }
 }
 
 /// Returns whether a directory is the user's, and nobody else may write to it.

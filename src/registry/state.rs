@@ -83,6 +83,13 @@ impl Container {
         self.process.map_or_else(has_network, |process| process.is_alive())
     }
 
+    /// Returns whether another value stands for the same container, or for the same pod, which may be attached to
+    /// several networks.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let namespace = |it: &Self| it.attachment.as_ref().map(|attachment| attachment.namespace);
+        self.id == other.id && self.process == other.process && namespace(self) == namespace(other)
+    }
+
     /// Returns the refusal of another use of the container's tunnel.
     pub fn refuse_other_use(&self, name: &TunnelName) -> Failure {
         Failure::new(format!("the tunnel {name} serves the {self}: a key cannot serve two")).advise(

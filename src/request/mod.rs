@@ -26,9 +26,9 @@ use crate::plan::{self, Plan};
 use crate::registry;
 use crate::tunnel::facts;
 use files::{read, render};
-use profiles::{configuration_of, credential_of, credential_path, machine_configuration_of, read_profile};
+use profiles::{configuration_of, container_profile_of, credential_of, credential_path, read_profile};
 
-pub(crate) use profiles::check_profile;
+pub(crate) use profiles::{check_profile, is_for_containers};
 
 /// A request to run a program.
 #[derive(Debug)]
@@ -207,23 +207,14 @@ pub(crate) fn has_overrides(tunnel: &TunnelArgs) -> bool {
     backend.is_some() || mtu.is_some() || !lists.into_iter().all(|is_empty| is_empty) || *lan || *allow_hooks
 }
 
-/// Who has named the tunnel of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NamedBy {
-    /// The machine's administrator, in the configuration of an engine. Names a profile or a file in `/etc/wireguard`.
-    Administrator,
-    /// A user who may create containers. Names a profile: the files in `/etc/wireguard` serve the machine itself, and a
-    /// container with the same key would take its packets.
-    Annotation,
-}
-
-/// Reads and checks the configuration of a container's tunnel. Only the machine's own configuration counts, and not
-/// that of the user who runs the engine.
+/// Reads and checks the configuration of a container's tunnel. Only a profile of the machine counts, and only one that
+/// is for containers: whoever may create a container may name any tunnel, and a container with the key of the machine's
+/// own tunnel would take its packets.
 ///
 /// # Errors
-/// If there is no such configuration, or it is invalid.
-pub(crate) fn load_for_container(name: &TunnelName, named_by: NamedBy) -> Result<TunnelRequest, Failure> {
-    let profile = machine_configuration_of(name, named_by == NamedBy::Administrator)?;
+/// If there is no such profile, or it is invalid.
+pub(crate) fn load_for_container(name: &TunnelName) -> Result<TunnelRequest, Failure> {
+    let profile = container_profile_of(name)?;
     let path = match credential_of(&profile.wireguard) {
         Some(id) => credential_path(&id)?,
         None => profile.wireguard.clone(),

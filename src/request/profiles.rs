@@ -42,22 +42,36 @@ pub(super) fn configuration_of(name: &TunnelName) -> Result<Profile, Failure> {
     }
 }
 
-/// Returns the machine's configuration of a name: its profile in `/etc/vpn-exec`, else, with `or_wg_quick`, the file
-/// that wg-quick would use.
-pub(super) fn machine_configuration_of(name: &TunnelName, or_wg_quick: bool) -> Result<Profile, Failure> {
-    let profile = Path::new(PROFILES).join(format!("{name}.toml"));
-    if profile.exists() {
-        return read_profile_at(&profile);
+/// Returns the profile of a name that is for containers.
+pub(super) fn container_profile_of(name: &TunnelName) -> Result<Profile, Failure> {
+    let path = machine_profile(name);
+    if !path.exists() {
+        let missing = format!("there is no profile '{name}' for a container ({} not found)", path.display());
+        return Err(Failure::new(missing).advise(format!(
+            "write it: the lines `wireguard = \"FILE\"`, with the provider's file, and `containers = true`; check it with \
+             `vpn-exec check {name}`"
+        )));
     }
-    let wg_quick = wg_quick_path(name);
-    if or_wg_quick && wg_quick.exists() {
-        return Ok(Profile { wireguard: wg_quick, ..Profile::default() });
+    let profile = read_profile_at(&path)?;
+    if !profile.containers {
+        return Err(Failure::new(format!("the profile {} is not for containers", path.display())).advise(
+            "to let everyone who may create containers use this tunnel, add the line `containers = true` above the \
+             first table",
+        ));
     }
-    Err(Failure::new(format!("there is no profile '{name}' for a container ({} not found)", profile.display())).advise(
-        format!(
-            "write it: at least `wireguard = \"FILE\"`, with the provider's file; check it with `vpn-exec check {name}`"
-        ),
-    ))
+    Ok(profile)
+}
+
+/// Returns whether the machine's profile of a name is for containers.
+///
+/// # Errors
+/// If it cannot be read or is invalid.
+pub(crate) fn is_for_containers(name: &TunnelName) -> Result<bool, Failure> {
+    Ok(parse_profile(&machine_profile(name))?.containers)
+}
+
+fn machine_profile(name: &TunnelName) -> PathBuf {
+    Path::new(PROFILES).join(format!("{name}.toml"))
 }
 
 /// Creates the failure of a name that has no configuration. `unreadable` is the error of looking into the folder of

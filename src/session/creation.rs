@@ -56,28 +56,33 @@ pub(crate) fn keeper_spec(
     }
 }
 
-/// Prepares a keeper for a claimed name, whose tunnel is in a container's namespace.
+/// Prepares a keeper for a claimed name, whose tunnel is in a container's namespace: it adopts what a killed keeper has
+/// left for the same container, or makes the tunnel anew.
 ///
 /// # Errors
-/// If a killed keeper's tunnel of that name is still in use, or as [`keeper_spec`].
+/// If a killed keeper's tunnel of that name is in use by another container or this machine, or as [`keeper_spec`].
 pub(crate) fn keeper_spec_in(
     request: Box<TunnelRequest>,
     directory: TunnelDirectory,
     place: ContainerPlace,
-) -> Result<KeeperSpec, Failure> {
+    privileges: &Privileges,
+) -> Result<(KeeperSpec, Origin), Failure> {
     let name = request.config.name.clone();
     if let Some(state) = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted) {
-        return Err(match state.container {
-            Some(container) => container.refuse_other_use(&name),
-            None => super::serves_this_machine(&name),
-        });
+        return match &state.container {
+            Some(container) if container.is_same(&place.container) => {
+                keeper_spec(request, directory, None, 0, privileges)
+            }
+            Some(container) => Err(container.refuse_other_use(&name)),
+            None => Err(super::serves_this_machine(&name)),
+        };
     }
     let directory = clear(directory, &name)?;
     let planned = Netlink::open()
         .doing("open a netlink socket")
         .and_then(|mut host| make_plan(|| tunnel::plan_in(&mut host, &place.namespace, &request.config), &directory));
     match planned {
-        Ok(plan) => spec(request, directory, plan, KeeperStart::CreateIn(place), 0),
+        Ok(plan) => Ok((spec(request, directory, plan, KeeperStart::CreateIn(place), 0)?, Origin::New)),
         Err(failure) => {
             let _ = directory.release();
             Err(failure)
@@ -155,7 +160,7 @@ fn require_changeable(request: &TunnelRequest, state: &TunnelState, living: &Pla
 
 /// Plans a tunnel in the namespace of a living one: its own, or a container's.
 fn plan_like(request: &TunnelRequest, living: &Plan) -> Result<Plan, Failure> {
-    if living.attachment.is_none() {
+    if living.shared_namespace.is_none() {
         return request.plan();
     }
     let missing = || io::Error::from_raw_os_error(libc::ENOENT);

@@ -111,14 +111,20 @@ pub(crate) fn start(
     Ok(Session { lease, plan, origin })
 }
 
-/// Starts a keeper whose tunnel is in the network namespace of a container.
+/// Starts a keeper whose tunnel is in the network namespace of a container. If the container has the tunnel already,
+/// and its keeper was killed, the new one takes it over.
 ///
 /// # Errors
 /// If the tunnel serves another container or this machine, or if it cannot be made.
-pub(crate) fn start_in(request: Box<TunnelRequest>, place: ContainerPlace) -> Result<Session, Failure> {
+pub(crate) fn start_in(
+    request: Box<TunnelRequest>,
+    place: ContainerPlace,
+    privileges: &Privileges,
+) -> Result<Session, Failure> {
     let name = request.config.name.clone();
     let state = registry::read(&name).map_err(Failure::new)?;
-    if let Some(former) = state.and_then(|state| state.container) {
+    let other = state.and_then(|state| state.container).filter(|former| !former.is_same(&place.container));
+    if let Some(former) = other {
         if former.is_alive() {
             return Err(former.refuse_other_use(&name));
         }
@@ -132,10 +138,10 @@ pub(crate) fn start_in(request: Box<TunnelRequest>, place: ContainerPlace) -> Re
             return Err(serves_this_machine(&name));
         }
     };
-    let spec = creation::keeper_spec_in(request, directory, place)?;
+    let (spec, origin) = creation::keeper_spec_in(request, directory, place, privileges)?;
     let plan = spec.plan.clone();
     let lease = keeper::start(spec).doing("start the keeper")?;
-    Ok(Session { lease, plan, origin: Origin::New })
+    Ok(Session { lease, plan, origin })
 }
 
 /// Returns the refusal of a tunnel for a container that is up with a namespace of its own.

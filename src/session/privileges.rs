@@ -18,14 +18,17 @@ fn of_root() -> CapabilitySet {
 /// user. `rootless` forces the latter.
 ///
 /// # Errors
-/// If the capabilities cannot be read.
+/// If the capabilities cannot be read, or if the caller of sudo would get a program that runs as root.
 pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
     let is_privileged = capabilities::permitted().doing("read the capabilities")?.contains(of_root());
-    if is_privileged && !rootless {
-        Scope::System.enter()
-    } else {
-        Scope::User.enter()
+    let caller = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"].iter().find(|name| std::env::var_os(name).is_some());
+    if is_privileged && rootless && caller.is_some() {
+        // The program would be root: root's user namespace has no other user.
+        return Err(Failure::new("--rootless makes a tunnel of the user who runs vpn-exec, who is root here")
+            .advise("run it without sudo"));
     }
+    let scope = if is_privileged && !rootless { Scope::System } else { Scope::User };
+    scope.enter();
     Ok(())
 }
 

@@ -104,7 +104,7 @@ impl Tunnel {
                 let loaded = rules.replace(&self.plan.firewall.inside, mark);
                 loaded.doing(LOADING_RULES).map_err(host_rules::advise_on_kernel)?;
             }
-            None => container::complete(&mut netlink, &mut rules, &self.plan)?,
+            None => container::complete(&mut netlink, &mut rules, &self.plan, Some(self.plan.wireguard.mtu))?,
         }
         if !self.plan.rootless {
             self.host_rules.open(&self.plan, &self.mark)?;

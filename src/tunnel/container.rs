@@ -2,7 +2,8 @@
 //! namespace of the tunnel's own:
 //!
 //! - It has interfaces already, and may get more. So it is closed first, by packet rules and policy routing, before
-//!   anything else is done ([`super::routing`]).
+//!   anything else is done ([`shared_namespace`]). The keeper adapts them to the addresses that the interfaces get
+//!   later.
 //! - Its processes are the engine's: the keeper never kills them.
 //! - It outlives the tunnel. The packet rules and the policy routing stay there, so it stays closed.
 
@@ -11,15 +12,16 @@ use std::path::Path;
 
 use super::adopt::kind_of;
 use super::create::{OPENING, advise_on_port};
-use super::{OpenNamespace, Tunnel, attachment, facts};
+use super::{OpenNamespace, Tunnel, facts, shared_namespace};
 use crate::config::Config;
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{self, NameLookup, NetworkNamespace};
+use crate::linux::netlink::monitor::Monitor;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::linux::sysctl;
 use crate::names::{InterfaceName, TunnelName};
-use crate::plan::attachment::{AttachmentFacts, AttachmentPlan};
+use crate::plan::shared_namespace::{SharedNamespaceFacts, SharedNamespacePlan};
 use crate::plan::{self, Plan, PlanDiff};
 use crate::registry::{self, Container, Mark, TunnelDirectory};
 use crate::wireguard::Backend;
@@ -30,6 +32,9 @@ const OWNER: &str = "vpn-exec:container";
 
 /// The operation that a failure to prepare the namespace names.
 const CLOSING: &str = "close the container's network namespace";
+
+/// The operation that a failure to read the container's addresses names.
+const READING: &str = "read the container's network configuration";
 
 /// A container's network namespace, in which a tunnel is to be made.
 #[derive(Debug)]
@@ -69,10 +74,10 @@ pub fn plan_in(host: &mut Netlink, namespace: &NetworkNamespace, config: &Config
 /// [`plan_in`] with a netlink socket in the container's namespace.
 fn plan_with(host: &mut Netlink, inside: &mut Netlink, config: &Config) -> Result<Plan, Failure> {
     let underlay = facts::read(host, config).doing("read the host's network configuration")?;
-    let addresses = attachment::container_addresses(inside, &plan::attachment::interface());
-    let addresses = addresses.doing("read the container's network configuration")?;
+    let addresses = shared_namespace::container_addresses(inside, &plan::shared_namespace::interface());
+    let addresses = addresses.doing(READING)?;
     // An engine may have switched IPv6 off in the namespace, but this process can switch it on for one interface.
-    let facts = AttachmentFacts { underlay, addresses, ..AttachmentFacts::default() };
+    let facts = SharedNamespaceFacts { underlay, addresses, ..SharedNamespaceFacts::default() };
     Ok(plan::plan_in_container(config, &facts)?)
 }
 
@@ -96,8 +101,10 @@ impl Tunnel {
         let sockets = namespace.run(|| Ok((Netlink::open()?, Nftables::open()?)));
         let (mut netlink, mut rules) = sockets.doing("enter the container's network namespace")?;
         require_free(&mut netlink, &self.plan)?;
-        let plan = attachment_of(&self.plan)?;
-        attachment::close(&mut netlink, &mut rules, plan, OWNER, |_| end_former_connections(&namespace, plan))?;
+        let plan = shared_namespace_of(&self.plan)?;
+        shared_namespace::close(&mut netlink, &mut rules, plan, OWNER, |_| {
+            shared_namespace::end_former_connections(&namespace, plan)
+        })?;
         // A container without a network may have `lo` down.
         let lo = vec![NetlinkRequest::set_alias(1, "lo", self.mark.text()), NetlinkRequest::set_up(1, "lo")];
         netlink.execute(lo).doing(CLOSING)?;
@@ -106,24 +113,42 @@ impl Tunnel {
         Ok(())
     }
 
+    /// Monitors the addresses in the container's namespace. Returns None if the tunnel is no container's.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or the monitor cannot be opened.
+    pub fn monitor_container(&self) -> io::Result<Option<Monitor>> {
+        let inner = self.inner.as_ref().filter(|_| self.container.is_some());
+        inner.map(|inner| inner.namespace.run(Monitor::of_addresses)).transpose()
+    }
+
+    /// Adapts the packet rules and the policy routing to the addresses that the container's interfaces have now. Docker
+    /// connects a container to its network after its hooks have run, and a router may give it other IPv6 addresses at
+    /// any time.
+    ///
+    /// # Errors
+    /// If the kernel refuses. Then everything is as it was, as far as possible.
+    pub fn follow_container(&mut self) -> Result<(), Failure> {
+        let Some(inner) = self.inner.as_mut().filter(|_| self.container.is_some()) else { return Ok(()) };
+        let interface = &self.plan.wireguard.interface;
+        let addresses = shared_namespace::container_addresses(&mut inner.netlink, interface).doing(READING)?;
+        let mut changed = self.plan.clone();
+        if !changed.follow_container(addresses) {
+            return Ok(());
+        }
+        tracing::debug!("the container's addresses have changed");
+        self.apply(&PlanDiff { firewall: true, ..PlanDiff::default() }, changed)
+    }
+
     /// Opens WireGuard's interface in the container's namespace.
     pub(super) fn open_container(&mut self) -> Result<(), Failure> {
-        let plan = attachment_of(&self.plan)?.clone();
+        let plan = shared_namespace_of(&self.plan)?.clone();
         let inner = self.inner()?;
         let wireguard = &plan.wireguard;
         inner.namespace.run(|| prepare_interface(&wireguard.interface, wireguard.ipv6)).doing(OPENING)?;
-        attachment::open(&mut inner.netlink, &plan).map_err(advise_on_port)?;
+        shared_namespace::open(&mut inner.netlink, &plan, Some(wireguard.mtu)).map_err(advise_on_port)?;
         tracing::debug!("opened the tunnel");
         Ok(())
-    }
-}
-
-/// Ends the connections of other containers that share the namespace and were there before it was closed.
-fn end_former_connections(namespace: &NetworkNamespace, plan: &AttachmentPlan) {
-    match namespace.run(|| attachment::end_connections(&mut Netlink::open()?, plan)) {
-        Ok(0) => {}
-        Ok(count) => tracing::info!("ended {count} connections from before the namespace was closed"),
-        Err(error) => tracing::warn!("cannot end the connections from before the namespace was closed: {error}"),
     }
 }
 
@@ -168,12 +193,18 @@ pub(super) fn deviation(netlink: &mut Netlink, plan: &Plan, made: Option<Backend
     })
 }
 
-/// Brings a container's namespace into the state of a plan. Closes first, and opens last.
-pub(super) fn complete(netlink: &mut Netlink, rules: &mut Nftables, plan: &Plan) -> Result<(), Failure> {
-    let attachment = attachment_of(plan)?;
+/// Brings a container's namespace into the state of a plan, and sets the MTU of WireGuard's interface if it is to
+/// change. Closes first, and opens last.
+pub(super) fn complete(
+    netlink: &mut Netlink,
+    rules: &mut Nftables,
+    plan: &Plan,
+    mtu: Option<u32>,
+) -> Result<(), Failure> {
+    let shared = shared_namespace_of(plan)?;
     // The connections of the container are the tunnel's own by now.
-    attachment::close(netlink, rules, attachment, OWNER, |_| ())?;
-    attachment::open(netlink, attachment)
+    shared_namespace::close(netlink, rules, shared, OWNER, |_| ())?;
+    shared_namespace::open(netlink, shared, mtu)
 }
 
 /// Changes a container's namespace to another plan.
@@ -181,11 +212,12 @@ pub(super) fn change(inner: &mut OpenNamespace, change: &PlanDiff, changed: &Pla
     if *change == PlanDiff::default() {
         return Ok(());
     }
-    complete(&mut inner.netlink, &mut inner.rules, changed).map_err(io::Error::from)
+    // The keeper has adapted the MTU to the path to the endpoint, so it stays unless the planned one changes.
+    complete(&mut inner.netlink, &mut inner.rules, changed, change.mtu).map_err(io::Error::from)
 }
 
-/// Removes the WireGuard interface that a killed keeper has left in a container's namespace, which carries the tunnel's
-/// mark.
+/// Removes the WireGuard interface that a killed keeper has left in a container's namespace. The caller has checked the
+/// namespace's mark.
 pub(super) fn remove_interface(namespace: &NetworkNamespace, directory: &TunnelDirectory) -> Result<(), Failure> {
     let plan = directory.plan().doing(format!("read the plan below {}", directory.path().display()))?;
     let Some(interface) = plan.map(|plan| plan.wireguard.interface) else { return Ok(()) };
@@ -199,6 +231,6 @@ pub(super) fn remove_interface(namespace: &NetworkNamespace, directory: &TunnelD
     removed.doing(format!("remove the interface {interface} of the container"))
 }
 
-fn attachment_of(plan: &Plan) -> Result<&AttachmentPlan, Failure> {
-    plan.attachment.as_ref().ok_or_else(|| Failure::new("the plan of the tunnel is not one for a container"))
+fn shared_namespace_of(plan: &Plan) -> Result<&SharedNamespacePlan, Failure> {
+    plan.shared_namespace.as_ref().ok_or_else(|| Failure::new("the plan of the tunnel is not one for a container"))
 }

@@ -17,7 +17,7 @@ use crate::linux::netlink::route::Route;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
 use crate::linux::nftables::Nftables;
 use crate::names::InterfaceName;
-use crate::plan::{Plan, WireguardPlan};
+use crate::plan::Plan;
 use crate::registry::{Holder, TunnelState};
 use crate::wireguard::DeviceConfig;
 
@@ -98,13 +98,13 @@ impl Tunnel {
     }
 
     /// Writes the state down before anything exists that could outlive the keeper.
-    pub(super) fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
+    fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
         let namespace = self.inner()?.namespace.id().doing("identify the namespace")?;
         let (mark, keeper, container) = (self.mark.clone(), std::process::id(), self.container.clone());
         self.write_state(TunnelState { mark, namespace, keeper, made: None, standing, holders, container })
     }
 
-    pub(super) fn name_namespace(&mut self) -> Result<(), Failure> {
+    fn name_namespace(&mut self) -> Result<(), Failure> {
         let Some(path) = self.plan.namespace.clone() else { return Ok(()) };
         let mark = self.mark.clone();
         let named = namespace::bind_name(&self.inner()?.namespace, &path, mark.text());
@@ -152,7 +152,7 @@ impl Tunnel {
         Ok(())
     }
 
-    pub(super) fn create_device(
+    fn create_device(
         &mut self,
         config: &DeviceConfig,
         on_data_path_start: fn() -> io::Result<()>,
@@ -173,7 +173,7 @@ impl Tunnel {
         let name = plan.interface.as_str();
         let netlink = &mut self.inner()?.netlink;
         let index = netlink.link_index(&plan.interface).doing(format!("find {name}"))?;
-        let mut requests = open_interface(index, &plan);
+        let mut requests = open_interface(index, &plan.interface, Some(plan.mtu), &plan.addresses);
         requests.extend(tunnel_routes.iter().map(|route| {
             let request = NetlinkRequest::add_route(index, name, *route, None);
             // The kernel adds the route to the network of each IPv4 address when the interface is taken up.
@@ -190,13 +190,19 @@ impl Tunnel {
     }
 }
 
-/// Returns the requests that give WireGuard's interface its MTU and its addresses, and take it up.
-pub(super) fn open_interface(index: u32, plan: &WireguardPlan) -> Vec<NetlinkRequest> {
-    let name = plan.interface.as_str();
+/// Returns the requests that give WireGuard's interface its MTU, if it is to change, and its addresses, and take it up.
+pub(super) fn open_interface(
+    index: u32,
+    interface: &InterfaceName,
+    mtu: Option<u32>,
+    addresses: &[IpNet],
+) -> Vec<NetlinkRequest> {
+    let name = interface.as_str();
+    let mut requests: Vec<NetlinkRequest> =
+        mtu.map(|mtu| NetlinkRequest::set_mtu(index, name, mtu)).into_iter().collect();
     // Without clearing the flag, a TUN would take part in multicast, which no peer forwards.
-    let mut requests =
-        vec![NetlinkRequest::set_mtu(index, name, plan.mtu), NetlinkRequest::clear_multicast(index, name)];
-    requests.extend(plan.addresses.iter().map(|address| NetlinkRequest::add_address(index, name, *address)));
+    requests.push(NetlinkRequest::clear_multicast(index, name));
+    requests.extend(addresses.iter().map(|address| NetlinkRequest::add_address(index, name, *address).or_exists()));
     requests.push(NetlinkRequest::set_up(index, name));
     requests
 }

@@ -36,6 +36,37 @@ pub struct DeviceEvents {
 /// A device, and the descriptors by which it reports events.
 pub type CreatedDevice = (Box<dyn Device>, DeviceEvents);
 
+/// The reason why a device cannot be created.
+#[derive(Debug)]
+pub enum DeviceFailure {
+    /// The kernel refuses a TUN interface, or there is no TUN device that this process may open.
+    Tun(io::Error),
+    /// Another reason.
+    Other(Failure),
+}
+
+impl From<Failure> for DeviceFailure {
+    fn from(failure: Failure) -> Self {
+        Self::Other(failure)
+    }
+}
+
+impl From<DeviceFailure> for Failure {
+    /// Adds advice for a machine. A container needs other steps.
+    fn from(failure: DeviceFailure) -> Self {
+        match failure {
+            DeviceFailure::Tun(error) => {
+                let advice = match error.raw_os_error() {
+                    Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
+                    _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
+                };
+                Failure::of(format!("create a TUN interface with {}", tun::DEVICE), &error).advise(advice)
+            }
+            DeviceFailure::Other(failure) => failure,
+        }
+    }
+}
+
 /// Creates a device in a namespace. `host` is a netlink socket in the host's namespace, which is where the encrypted
 /// packets leave.
 ///
@@ -49,7 +80,7 @@ pub fn create(
     namespace: NetworkNamespace,
     config: &DeviceConfig,
     on_data_path_start: fn() -> io::Result<()>,
-) -> Result<CreatedDevice, Failure> {
+) -> Result<CreatedDevice, DeviceFailure> {
     if backend != BackendChoice::Userspace {
         match kernel::create(host, &namespace, name) {
             Ok(()) => {
@@ -60,23 +91,18 @@ pub fn create(
                 return Ok((Box::new(device), events));
             }
             Err(error) if backend == BackendChoice::Kernel => {
-                return Err(error).doing("use the kernel's WireGuard").map_err(|failure| match failure.errno {
+                let failure = Failure::of("use the kernel's WireGuard", &error.into());
+                return Err(DeviceFailure::Other(match failure.errno {
                     Some(libc::EOPNOTSUPP) => failure.advise(
                         "this kernel has no WireGuard (module wireguard, Linux 5.6 or newer): use --backend userspace",
                     ),
                     _ => failure,
-                });
+                }));
             }
             Err(error) => tracing::info!("{error}: using the embedded WireGuard instead"),
         }
     }
-    let tun = namespace.run(|| tun::create(name)).map_err(|error| {
-        let advice = match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
-            _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
-        };
-        Failure::of(format!("create a TUN interface with {}", tun::DEVICE), &error).advise(advice)
-    })?;
+    let tun = namespace.run(|| tun::create(name)).map_err(DeviceFailure::Tun)?;
     let embedded = embed(config, tun, on_data_path_start)?;
     tracing::info!("using the embedded WireGuard");
     Ok(embedded)

@@ -109,7 +109,7 @@ pub(super) fn advise_on_kernel(failure: Failure) -> Failure {
         return failure;
     }
     failure.advise(
-        "this kernel lacks nf_tables or a part of it: load the modules nf_tables, nft_ct, nft_masq (every distribution \
-         has them)",
+        "this kernel lacks nf_tables or a part of it: load the modules nf_tables, nft_ct, nft_reject_inet, nft_masq \
+         (every distribution has them)",
     )
 }

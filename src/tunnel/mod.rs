@@ -18,7 +18,7 @@
 //! - `container`: the differences of a tunnel in a container's namespace, which belongs to the container's engine.
 //! - `gateway`: what stands in place of the host at the other end of a rootless tunnel's link.
 //! - `reclaim`: removes what a killed tunnel has left.
-//! - [`attachment`]: applies the plan of a tunnel in a namespace that is not its own.
+//! - [`shared_namespace`]: applies the plan of a tunnel in a namespace that is not its own.
 //! - [`rootless`]: finds the namespaces of a rootless tunnel.
 //! - `device`, `hooks`, `parameters`, `processes`: the parts that these use.
 //! - `host_rules`, `forwarding`: what the host does for local networks.
@@ -26,7 +26,6 @@
 
 mod adopt;
 mod apply;
-pub mod attachment;
 mod container;
 mod create;
 pub mod device;
@@ -39,6 +38,7 @@ mod parameters;
 mod processes;
 mod reclaim;
 pub mod rootless;
+pub mod shared_namespace;
 mod take_down;
 
 use std::fmt;
@@ -60,7 +60,7 @@ use crate::plan::{Plan, VethPlan};
 use crate::registry::{Container, Holder, Mark, TunnelDirectory, TunnelState};
 use crate::wireguard::{Backend, Device};
 pub use container::{ContainerPlace, open_namespace, plan_in};
-pub use device::DeviceEvents;
+pub use device::{DeviceEvents, DeviceFailure};
 use gateway::Gateway;
 use host_rules::HostRules;
 pub use reclaim::reclaim;
@@ -245,6 +245,15 @@ impl Tunnel {
     /// If they cannot be removed.
     pub fn remove_sockets(&self) -> Result<(), Failure> {
         self.directory.remove_sockets().doing("close the keeper's socket")
+    }
+
+    /// Returns the namespace of a rootless tunnel, which has no name by which a client could find it.
+    ///
+    /// # Errors
+    /// If its descriptor cannot be duplicated.
+    pub fn unnamed_namespace(&self) -> Result<Option<NetworkNamespace>, Failure> {
+        let inner = self.inner.as_ref().filter(|_| self.plan.rootless);
+        inner.map(|inner| inner.namespace.try_clone()).transpose().doing("pass the namespace on")
     }
 
     /// Returns the addresses inside at which a program may listen, and their namespace. Loopback comes last, because

@@ -104,6 +104,33 @@ pub fn peers_of(name: &InterfaceName) -> io::Result<Vec<PeerStatus>> {
     Ok(device.peers.iter().map(peer).collect())
 }
 
+/// Starts a handshake with the peers of an interface in the calling thread's namespace whose last handshake is older
+/// than `age`, or that have not completed one. Leaves peers alone that have a persistent keepalive: the kernel starts
+/// their handshakes by itself. Within a session that the other end has started, the kernel sends a keepalive instead.
+///
+/// # Errors
+/// Fails without CAP_NET_ADMIN, or if the interface is not WireGuard's.
+pub fn renew_older(name: &InterfaceName, age: Duration) -> io::Result<()> {
+    let control_name = name.as_str().parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let device = control::Device::get(&control_name, control::Backend::Kernel).map_err(without_text)?;
+    for info in device.peers {
+        let is_old = info.stats.last_handshake_time.is_none_or(|at| at.elapsed().unwrap_or_default() > age);
+        // The largest interval is that of a process that was killed between the two updates below.
+        let interval = info.config.persistent_keepalive_interval;
+        let is_kept_alive = interval.is_some_and(|seconds| seconds > 0 && seconds < u16::MAX);
+        if !is_old || is_kept_alive {
+            continue;
+        }
+        // An interval that becomes non-zero, as in `initiate_handshake`.
+        for seconds in [u16::MAX, 0] {
+            let peer = control::PeerConfigBuilder::new(&info.config.public_key);
+            let update = control::DeviceUpdate::new().add_peer(peer.set_persistent_keepalive_interval(seconds));
+            update.apply(&control_name, control::Backend::Kernel).map_err(without_text)?;
+        }
+    }
+    Ok(())
+}
+
 impl KernelDevice {
     /// Configures an interface from [`create`].
     ///

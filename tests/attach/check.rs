@@ -1,11 +1,13 @@
 //! `attach --check`, `attach --closed`, `status` and `plan --attach`.
 
-use std::process::Output;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Output, Stdio};
+use std::time::Duration;
 
 use lab::launcher::{binary, errors_of, run};
-use lab::{Context, Peer, Pod, Reach, Result, WEB};
+use lab::{Context, Lab, Peer, Pod, Reach, Result, WEB, variables};
 
-use crate::support::{Sidecar, application, check, get, require_closed, sidecar_runs, wait_until_up};
+use crate::support::{Sidecar, WORKS, application, check, get, require_closed, sidecar_runs, wait_until_up};
 
 /// Returns the standard output of a process that has succeeded.
 fn printed(output: Output) -> Result<String> {
@@ -103,5 +105,177 @@ fn a_stranger_at_the_status_socket_is_not_believed() {
         let text = printed(run(pod.container("+all", apart))?)?;
         assert_eq!(text.trim(), "no tunnel is up");
         Ok(())
+    });
+}
+
+/// A sidecar in a container of its own, which has a PID namespace of its own as well. It ends with this value: this is
+/// the process that has made the namespace.
+struct Container(Child);
+
+/// The rights of the sidecar's container.
+const RIGHTS: [&str; 3] = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"];
+
+impl Container {
+    /// Starts the container, and waits until its tunnel is up.
+    fn start(lab: &Lab, pod: &Pod) -> Result<Self> {
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let (program, file) = (binary().to_str().context("a path")?, file.to_str().context("a path")?);
+        let apart = ["unshare", "--pid", "--fork", "--kill-child"];
+        let attach = [program, "attach", file, "--backend", "userspace", "--name", "mullvad"];
+        let mut command = pod.container("+all", apart.into_iter().chain(RIGHTS).chain(attach));
+        let container = Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        lab::wait_until(lab::patience(WORKS), "the tunnel is not up", || {
+            Ok(container.runs(pod, &["attach", "--check"]).is_ok_and(|check| check.status.success()))
+        })?;
+        Ok(container)
+    }
+
+    /// Runs vpn-exec in the container, as a probe does.
+    fn runs(&self, pod: &Pod, arguments: &[&str]) -> Result<Output> {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.0.id()))?;
+        let first = children.split_whitespace().next().context("the first process of the container")?;
+        let namespace = format!("--pid=/proc/{first}/ns/pid");
+        let words = ["nsenter", &namespace].into_iter().chain(RIGHTS);
+        let program = [binary().to_str().context("a path")?];
+        run(pod.container("+all", words.chain(program).chain(arguments.iter().copied())))
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process of another container, whose user is the same. It ends with this value.
+struct OtherContainer(Child);
+
+impl OtherContainer {
+    /// Runs a Python program, and waits until it has printed a line.
+    fn run(pod: &Pod, program: &str) -> Result<Self> {
+        let mut command = pod.application(["/usr/bin/python3", "-I", "-S", "-c", program]);
+        let mut other = Self(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
+        let output = other.0.stdout.as_mut().context("its output")?;
+        let mut line = String::new();
+        lab::ensure!(BufReader::new(output).read_line(&mut line)? > 0, "the other container's process has ended");
+        Ok(other)
+    }
+}
+
+impl Drop for OtherContainer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Listens at names that look like the sidecar's, at some of them with a full backlog.
+const LISTENER: &str = "import socket, time
+def listen(name):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.bind(name)
+    s.listen(0)
+    return s
+def connect(name):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.setblocking(False)
+    try:
+        s.connect(name)
+    except BlockingIOError:
+        pass
+    return s
+names = ['\\0vpn-exec'] + ['\\0vpn-exec-%016x' % number for number in range(100)]
+listeners = [listen(name) for name in names]
+clients = [connect(name) for name in names[1::2] for _ in range(3)]
+print('begun', flush=True)
+time.sleep(1000)
+";
+
+#[test]
+fn another_containers_listeners_keep_no_check_from_the_sidecar() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let first = Container::start(lab, &pod)?;
+        drop(first);
+        // It takes the names while the sidecar restarts, and does not stand in for it.
+        let _other = OtherContainer::run(&pod, LISTENER)?;
+        let second = Container::start(lab, &pod)?;
+        for _ in 0..10 {
+            let check = second.runs(&pod, &["attach", "--check"])?;
+            assert!(check.status.success(), "{}", errors_of(&check));
+        }
+        let text = printed(second.runs(&pod, &["status"])?)?;
+        assert!(text.starts_with("mullvad: up"), "{text}");
+        drop(second);
+        assert_eq!(check(&pod)?, ("closed".into(), Some(3)));
+        Ok(())
+    });
+}
+
+/// Keeps as many connections to the sidecar open as it gets, by four threads.
+const CLIENTS: &str = "import socket, threading
+names = {line.split()[-1] for line in open('/proc/net/unix') if '@vpn-exec' in line}
+def flood():
+    clients = []
+    while True:
+        for name in names:
+            s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                s.connect('\\0' + name[1:])
+                clients = clients[-60:] + [s]
+            except OSError:
+                pass
+            if len(clients) == 60 and not begun.is_set():
+                print('begun', flush=True)
+                begun.set()
+begun = threading.Event()
+for _ in range(4):
+    threading.Thread(target=flood).start()
+";
+
+#[test]
+fn another_containers_connections_keep_no_check_waiting() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let sidecar = Container::start(lab, &pod)?;
+        let _other = OtherContainer::run(&pod, CLIENTS)?;
+        for _ in 0..10 {
+            // A probe that fails once is repeated by its engine.
+            lab::wait_until(lab::patience(WORKS), "no check succeeds", || {
+                Ok(sidecar.runs(&pod, &["attach", "--check"])?.status.success())
+            })?;
+        }
+        Ok(())
+    });
+}
+
+/// The age of a stale handshake in the tests. The embedded device makes no two handshakes within 5 s.
+const STALE: Duration = Duration::from_secs(6);
+
+/// WireGuard makes no handshakes while a tunnel is idle. A check has it make one.
+#[test]
+fn an_idle_tunnel_is_up_as_long_as_its_provider_answers() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let age = STALE.as_secs().to_string();
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        assert!(!std::fs::read_to_string(&file)?.contains("PersistentKeepalive"));
+        let _sidecar = Sidecar::start_with(&pod, &file, &[], (variables::STALE, &age))?;
+        wait_until_up(&pod)?;
+        for _ in 0..2 {
+            std::thread::sleep(STALE + Duration::from_secs(1));
+            // On a busy machine, the handshake may take longer than a check waits.
+            lab::wait_until(lab::patience(WORKS), "the idle tunnel is not up", || {
+                Ok(check(&pod)? == ("up".into(), Some(0)))
+            })?;
+        }
+        lab.provider.stop()?;
+        std::thread::sleep(STALE + Duration::from_secs(1));
+        for _ in 0..2 {
+            assert_eq!(check(&pod)?, ("stale".into(), Some(3)));
+        }
+        lab.provider.restart()?;
+        wait_until_up(&pod)
     });
 }

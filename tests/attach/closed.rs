@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::launcher::errors_of;
-use lab::{CLUSTER_SERVICE, Lab, POD, PROVIDER, Packet, Peer, Pod, Reach, WEB};
+use lab::{CLUSTER_SERVICE, Lab, POD, POD_GATEWAY, PROVIDER, Packet, Peer, Pod, Reach, WEB};
 use nix::sys::socket::sockopt::BindToDevice;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vpn_exec::config::{self, Config, Endpoint, Interface, WgQuick};
@@ -16,8 +16,8 @@ use vpn_exec::linux::capabilities::{self, CapabilitySet};
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::linux::nftables::Nftables;
 use vpn_exec::plan::RULES_TABLE;
-use vpn_exec::plan::attachment::{AttachmentFacts, AttachmentPlan, Placement, interface, plan};
-use vpn_exec::tunnel::attachment;
+use vpn_exec::plan::shared_namespace::{Placement, SharedNamespaceFacts, SharedNamespacePlan, interface, plan};
+use vpn_exec::tunnel::shared_namespace;
 
 use crate::support::sidecar_runs;
 
@@ -31,7 +31,7 @@ const PORT: u16 = 7777;
 const SECRET: &[u8] = b"a packet that must not leave";
 
 /// Closes a pod as `vpn-exec attach --closed` does.
-fn close(pod: &Pod) -> Result<AttachmentPlan> {
+fn close(pod: &Pod) -> Result<SharedNamespacePlan> {
     let wireguard = WgQuick {
         interface: Interface {
             private_key: Some(PrivateKey::from([0x42; 32])),
@@ -51,11 +51,11 @@ fn close(pod: &Pod) -> Result<AttachmentPlan> {
     config.local.networks = vec!["10.43.0.0/24".parse()?, "fd2b::/64".parse()?];
     let plan = pod.namespace.run(|| {
         let (mut netlink, mut rules) = (Netlink::open()?, Nftables::open()?);
-        let addresses = attachment::container_addresses(&mut netlink, &interface())?;
-        let facts = AttachmentFacts { addresses, ..AttachmentFacts::default() };
-        let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new() };
+        let addresses = shared_namespace::container_addresses(&mut netlink, &interface())?;
+        let facts = SharedNamespaceFacts { addresses, ..SharedNamespaceFacts::default() };
+        let placement = Placement::Attached { endpoints: Vec::new(), resolvers: Vec::new(), nameservers: Vec::new() };
         let plan = plan(&config, &facts, placement).map_err(|errors| io::Error::other(errors.to_string()))?;
-        attachment::close(&mut netlink, &mut rules, &plan, "vpn-exec", |_| ())
+        shared_namespace::close(&mut netlink, &mut rules, &plan, "vpn-exec", |_| ())
             .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(plan)
     })?;
@@ -63,7 +63,7 @@ fn close(pod: &Pod) -> Result<AttachmentPlan> {
 }
 
 /// Undoes [`close`].
-fn reopen(pod: &Pod, plan: &AttachmentPlan) -> Result<()> {
+fn reopen(pod: &Pod, plan: &SharedNamespacePlan) -> Result<()> {
     pod.namespace.run(|| {
         Netlink::open()?.execute(plan.routing_rules.iter().map(NetlinkRequest::delete_rule).collect())?;
         Nftables::open()?.delete(RULES_TABLE)
@@ -181,13 +181,80 @@ fn tcp_connections_from_before_do_not_go_on() {
             let (mut accepted, _) = listener.accept()?;
             let plan = close(&pod)?;
             for _ in 0..3 {
-                accepted.write_all(b"hello")?;
+                // The first packet of the pod's end that is dropped resets it.
+                let _ = accepted.write_all(b"hello");
                 std::thread::sleep(Duration::from_millis(50));
-                stream.write_all(SECRET)?;
+                let _ = stream.write_all(SECRET);
             }
             std::thread::sleep(Duration::from_millis(300));
             expect_none(lab, "a connection from before")?;
+            let error =
+                stream.take_error()?.or_else(|| stream.write_all(SECRET).err()).context("the connection goes on")?;
+            ensure!([io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe].contains(&error.kind()), "{error}");
             reopen(&pod, &plan)?;
+        }
+        Ok(())
+    });
+}
+
+/// A connection that would leave by the pod's interface is refused at once, in either family.
+#[test]
+fn connections_past_the_tunnel_are_refused_at_once() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        close(&pod)?;
+        for (near, far) in POD.both().into_iter().zip(WEB.both()) {
+            let family = if near.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let refused = inside(&pod, CapabilitySet::empty(), || {
+                let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(Duration::from_secs(20)))?;
+                rustix::net::bind(&socket, &SocketAddr::new(near, 0))?;
+                Ok(rustix::net::connect(&socket, &SocketAddr::new(far, 80)))
+            })?;
+            ensure!(refused == Err(rustix::io::Errno::CONNREFUSED), "{far}: {refused:?}");
+        }
+        let index = lab.host.run(|| Netlink::open()?.link_index(&"pod0".parse().expect("a name")))?;
+        let far = WEB.both();
+        let is_far = |packet: &Packet| packet.flow.as_ref().is_some_and(|flow| far.contains(&flow.destination.ip()));
+        let leaked: Vec<Packet> = lab.capture.on(index)?.into_iter().filter(is_far).collect();
+        ensure!(leaked.is_empty(), "{leaked:#?}");
+        Ok(())
+    });
+}
+
+/// Neighbor discovery stays on the link, also if a program with CAP_NET_RAW writes its packets.
+#[test]
+fn neighbor_discovery_carries_nothing_to_the_internet() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        close(&pod)?;
+        let send = |kind: u8, hops: u8, to: IpAddr| {
+            inside(&pod, CapabilitySet::NET_RAW, || {
+                let socket =
+                    rustix::net::socket(AddressFamily::INET6, SocketType::RAW, Some(rustix::net::ipproto::ICMPV6))?;
+                sockopt::set_ipv6_unicast_hops(&socket, Some(hops))?;
+                sockopt::set_ipv6_multicast_hops(&socket, hops.into())?;
+                rustix::net::bind(&socket, &SocketAddr::new(POD.ipv6.into(), 0))?;
+                let packet = [&[kind, 0, 0, 0, 0, 0, 0, 0], SECRET].concat();
+                Ok(rustix::net::sendto(&socket, &packet, rustix::net::SendFlags::empty(), &SocketAddr::new(to, 0))
+                    .is_ok())
+            })
+        };
+        let (far, gateway) = (IpAddr::from(WEB.ipv6), IpAddr::from(POD_GATEWAY.ipv6));
+        let routers = "ff02::2".parse()?;
+        // The types of router and neighbor solicitation, of a neighbor advertisement, and of an echo request.
+        for (kind, hops, to, passes) in [
+            (133, 255, far, false),
+            (133, 255, routers, true),
+            (133, 64, routers, false),
+            (135, 64, far, false),
+            (135, 64, gateway, false),
+            (135, 255, gateway, true),
+            (136, 254, far, false),
+            (136, 255, gateway, true),
+            (128, 255, far, false),
+        ] {
+            ensure!(send(kind, hops, to)? == passes, "type {kind} with the hop limit {hops} to {to}");
         }
         Ok(())
     });
@@ -219,7 +286,7 @@ fn datagrams_of_sockets_from_before_do_not_leave() {
             from.sort_unstable();
             let plan = close(&pod)?;
             if is_ended {
-                let ended = pod.namespace.run(|| attachment::end_connections(&mut Netlink::open()?, &plan))?;
+                let ended = pod.namespace.run(|| shared_namespace::end_connections(&mut Netlink::open()?, &plan))?;
                 ensure!(ended == 3, "{ended}");
                 let error = stream.take_error()?.context("the connection has ended")?;
                 ensure!(error.kind() == io::ErrorKind::ConnectionAborted, "{error}");

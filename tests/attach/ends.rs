@@ -2,10 +2,16 @@
 
 use std::fs;
 use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::process::Command;
 
 use lab::launcher::{binary, errors_of, run};
 use lab::{Context, Peer, Pod, Reach, Result, WEB};
 use nix::sys::signal::Signal;
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
+use vpn_exec::names::InterfaceName;
 
 use crate::support::{Sidecar, WORKS, application, check, cluster, get, sidecar_runs, wait_until_up};
 
@@ -145,18 +151,45 @@ fn each_missing_thing_is_named_with_the_line_to_add() {
         assert!(errors_of(&output).contains("capabilities: {add: [NET_ADMIN]}"), "{}", errors_of(&output));
         assert_eq!(check(&pod)?.0, "open", "nothing was changed");
 
-        let hidden = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev/net && exec \"$@\"", "sh"];
-        let mut command = std::process::Command::new(hidden[0]);
-        command.args(&hidden[1..]).arg("nsenter").arg(format!("--net={}", pod.path().display()));
-        command.args(["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"]).args(words);
-        let output = run({
+        // Without the device, and with a file that is not the device.
+        for make in ["true", "touch /dev/net/tun"] {
+            let script = format!("mount -t tmpfs none /dev/net && {make} && exec \"$@\"");
+            let mut command = Command::new("unshare");
+            command.args(["-m", "sh", "-c", &script, "sh", "nsenter"]).arg(format!("--net={}", pod.path().display()));
+            command.args(["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"]).args(words);
             command.args(["--backend", "userspace"]);
-            command
-        })?;
-        assert_eq!(output.status.code(), Some(125));
-        assert!(errors_of(&output).contains("--device /dev/net/tun"), "{}", errors_of(&output));
+            let output = run(command)?;
+            assert_eq!(output.status.code(), Some(125));
+            let errors = errors_of(&output);
+            assert!(errors.contains("--device /dev/net/tun") && !errors.contains("as root"), "{errors}");
+        }
         assert_eq!(check(&pod)?.0, "closed", "the namespace was closed first");
         Ok(())
+    });
+}
+
+/// Docker connects a container to several networks, each with a namespace of its own at the other end (overlays).
+#[test]
+fn a_container_in_several_networks_is_no_machine() {
+    lab::test(Peer::Ours, |lab| {
+        let pod = Pod::start(lab)?;
+        let others = [NetworkNamespace::create(|| Ok(()))?.0, NetworkNamespace::create(|| Ok(()))?.0];
+        pod.namespace.run(|| {
+            let mut netlink = Netlink::open()?;
+            for (number, other) in (1..).zip(&others) {
+                let name: InterfaceName = format!("eth{number}").parse().map_err(std::io::Error::other)?;
+                let inner = "inner".parse().map_err(std::io::Error::other)?;
+                netlink.execute_one(NetlinkRequest::add_veth(&name, &inner, TargetNamespace::Other(other.as_fd())))?;
+                let index = netlink.link_index(&name)?;
+                let net = format!("10.99.{number}.2/24").parse().map_err(std::io::Error::other)?;
+                netlink.execute_one(NetlinkRequest::add_address(index, name.as_str(), net))?;
+                netlink.execute_one(NetlinkRequest::set_up(index, name.as_str()))?;
+            }
+            Ok(())
+        })?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let _sidecar = Sidecar::start(&pod, &file, &[])?;
+        wait_until_up(&pod)
     });
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lab::agent::Agent;
 use lab::launcher::{binary, errors_of, output_of, run};
 use lab::pod::CLUSTER_NETWORKS;
-use lab::{Context, Lab, PROVIDER, Packet, Pod, Result, ensure};
+use lab::{Context, Lab, PROVIDER, Packet, Pod, Result, ensure, variables};
 use vpn_exec::linux::netlink::Netlink;
 
 /// The time in which an action succeeds that works at all.
@@ -20,19 +20,25 @@ pub(crate) struct Sidecar(pub(crate) Option<Child>);
 impl Sidecar {
     /// Starts the sidecar without waiting for it.
     pub(crate) fn start(pod: &Pod, file: &Path, options: &[&str]) -> Result<Self> {
-        Self::start_with(pod, file, options, "")
+        Self::start_with(pod, file, options, (variables::BREAK, ""))
     }
 
     /// Starts the sidecar without protections ([`vpn_exec::fault::PROTECTIONS`]).
     pub(crate) fn broken(pod: &Pod, file: &Path, protections: &str) -> Result<Self> {
-        Self::start_with(pod, file, &[], protections)
+        Self::start_with(pod, file, &[], (variables::BREAK, protections))
     }
 
-    fn start_with(pod: &Pod, file: &Path, options: &[&str], protections: &str) -> Result<Self> {
+    /// Starts the sidecar with a variable of [`vpn_exec::fault`].
+    pub(crate) fn start_with(
+        pod: &Pod,
+        file: &Path,
+        options: &[&str],
+        (variable, value): (&str, &str),
+    ) -> Result<Self> {
         let file = file.to_str().context("a path")?;
         let words = [binary().to_str().context("a path")?, "attach", file, "--backend", lab::backend()];
         let mut command = pod.sidecar(words.iter().chain(options));
-        command.env("VPN_EXEC_TEST_BREAK", protections);
+        command.env(variable, value);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         Ok(Self(Some(child)))
     }
@@ -43,8 +49,13 @@ impl Sidecar {
     }
 
     /// Sends a signal, waits for the end, and returns the exit status and the messages.
-    pub(crate) fn end_by(mut self, signal: nix::sys::signal::Signal) -> Result<(Option<i32>, String)> {
+    pub(crate) fn end_by(self, signal: nix::sys::signal::Signal) -> Result<(Option<i32>, String)> {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal)?;
+        self.end()
+    }
+
+    /// Waits for the end, and returns the exit status and the messages.
+    pub(crate) fn end(mut self) -> Result<(Option<i32>, String)> {
         let output = output_of(self.0.take().context("a process")?)?;
         Ok((output.status.code(), errors_of(&output)))
     }

@@ -1,9 +1,11 @@
 //! When a container's tunnel begins and ends, and what is left after crashes.
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use lab::{Peer, Pod, TUNNEL_CLIENT, vpn_exec};
+use anyhow::{Context, Result, ensure};
+use lab::{PROVIDER, Peer, Pod, ROUTER, Reach, TUNNEL_CLIENT, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::fault;
@@ -11,8 +13,8 @@ use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::registry;
 
 use crate::support::{
-    Container, NAME, furnish, hook, refused, require_closed, require_no_leaks, require_nothing_left, require_tunnel,
-    status, succeed, test,
+    Container, NAME, PATIENCE, furnish, hook, refused, require_closed, require_no_leaks, require_nothing_left,
+    require_tunnel, status, succeed, test,
 };
 
 #[test]
@@ -90,7 +92,13 @@ fn a_killed_keeper_leaves_the_container_closed_until_another_takes_over() {
         require_tunnel(pod)?;
         let keeper = registry::read(&NAME.parse()?)?.context("a state")?.keeper.cast_signed();
         kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
-        require_closed(lab, pod)?;
+        if lab::backend() == "kernel" {
+            // The kernel's WireGuard needs no process.
+            require_tunnel(pod)?;
+            require_no_leaks(lab)?;
+        } else {
+            require_closed(lab, pod)?;
+        }
         ensure!(status()?["container"]["id"] == "c1", "the container is known without a keeper");
         refused(&vpn_exec(["down", NAME]).output()?, "the container c1 is running in the tunnel pods")?;
         succeed(vpn_exec(["up", NAME]).output()?)?;
@@ -114,6 +122,38 @@ fn a_killed_keeper_leaves_the_container_closed_until_another_takes_over() {
         require_nothing_left()?;
         require_closed(lab, pod)?;
         next.end()
+    });
+}
+
+/// The plan knows no route to an endpoint that is a name, but the keeper does.
+#[test]
+fn a_reload_keeps_the_mtu_that_fits_the_path() {
+    test(|lab, pod| {
+        for (to, by) in PROVIDER.both().into_iter().zip(ROUTER.both()) {
+            let narrow = lab.host.run(|| {
+                let [to, by] = [to.to_string(), by.to_string()];
+                Command::new("ip").args(["route", "add", &to, "via", &by, "mtu", "1400"]).status()
+            })?;
+            ensure!(narrow.success(), "{narrow}");
+        }
+        let profile = format!("/etc/vpn-exec/{NAME}.toml");
+        let file = lab.wg_quick_file(Reach::Name)?;
+        let text = format!("wireguard = \"{}\"\nbackend = \"{}\"\n", file.display(), lab::backend());
+        fs::write(&profile, format!("{text}containers = true\n"))?;
+        let container = Container::start(pod, "c1")?;
+        succeed(container.create(NAME)?)?;
+        let interface = vpn_exec::plan::shared_namespace::interface();
+        let mtu = || -> Result<u32> {
+            let link = pod.namespace.run(|| Netlink::open()?.link(interface.as_str()))?;
+            Ok(link.context("an interface")?.mtu)
+        };
+        lab::wait_until(lab::patience(PATIENCE), "the MTU does not follow the route", || Ok(mtu()? == 1320))?;
+        require_tunnel(pod)?;
+        fs::write(&profile, format!("{text}open = [\"51413\"]\n"))?;
+        let changes = succeed(vpn_exec(["reload", NAME]).output()?)?;
+        ensure!(changes.contains("51413") && mtu()? == 1320, "{}: {changes}", mtu()?);
+        require_tunnel(pod)?;
+        container.end()
     });
 }
 

@@ -21,8 +21,13 @@ fn only_profiles_of_the_machine_can_be_named() {
         refused(&annotated("/run/lab/wg0.conf")?, "does not name a tunnel")?;
         refused(&annotated("")?, "does not name a tunnel")?;
         succeed(hook(&["poststop"], &container.state(Some("../x")), &[])?)?;
-        // A file of the machine's own tunnel, which only the administrator may give to a container.
-        refused(&annotated("host")?, "there is no profile 'host'")?;
+        // A tunnel of the machine's own programs, also if a device or the engine's configuration names it.
+        for (name, reason) in [("host", "there is no profile 'host'"), ("private", "add the line `containers = true`")]
+        {
+            refused(&annotated(name)?, reason)?;
+            refused(&hook(&["createRuntime", name], &container.state(None), &[])?, reason)?;
+            refused(&vpn_exec(["cdi", name]).output()?, reason)?;
+        }
         succeed(hook(&["createRuntime"], &container.state(None), &[])?)?;
         ensure!(!Path::new("/run/vpn-exec").exists(), "a container without the annotation gets nothing");
         let shared = json!({"id": "c3", "pid": std::process::id(), "annotations": {"vpn-exec.tunnel": NAME}});
@@ -33,7 +38,7 @@ fn only_profiles_of_the_machine_can_be_named() {
         fs::write("/run/lab/bundle/config.json", r#"{"annotations": {"vpn-exec.tunnel": "other"}}"#)?;
         refused(&hook(&["createRuntime"], &container.state(None), &[])?, "there is no profile 'other'")?;
         require_nothing_left()?;
-        succeed(hook(&["createRuntime", "host"], &container.state(None), &[])?)?;
+        succeed(hook(&["createRuntime", NAME], &container.state(None), &[])?)?;
         require_tunnel(pod)?;
         container.end()?;
         require_no_leaks(lab)
@@ -43,7 +48,7 @@ fn only_profiles_of_the_machine_can_be_named() {
 #[test]
 fn the_hooks_of_the_cdi_file_make_the_tunnel() {
     test(|lab, pod| {
-        fs::write("/etc/vpn-exec/broken.toml", "wireguard = \"/nonexistent\"\n")?;
+        fs::write("/etc/vpn-exec/broken.toml", "wireguard = \"/nonexistent\"\ncontainers = true\n")?;
         let mut command = vpn_exec(["cdi", "--resolv-conf-dir", "/run/lab/cdi"]);
         let text = succeed(command.output()?)?;
         let file: Value = serde_json::from_str(&text)?;
@@ -59,6 +64,9 @@ fn the_hooks_of_the_cdi_file_make_the_tunnel() {
         succeed(hook(&arguments, &container.state(None), &[])?)?;
         require_tunnel(pod)?;
         refused(&vpn_exec(["cdi", "broken"]).output()?, "/nonexistent")?;
+        fs::remove_file("/etc/vpn-exec/broken.toml")?;
+        fs::remove_file(format!("/etc/vpn-exec/{NAME}.toml"))?;
+        refused(&vpn_exec(["cdi"]).output()?, "no profile in /etc/vpn-exec is for containers")?;
         container.end()?;
         require_no_leaks(lab)
     });

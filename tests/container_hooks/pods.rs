@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use lab::launcher::text_of;
 use lab::{Pod, vpn_exec};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use vpn_exec::linux::namespace::{bind_name, remove_name};
+use vpn_exec::registry;
 
 use crate::support::{
     NAME, refused, require_closed, require_no_leaks, require_nothing_left, require_tunnel, run_with_input, status, test,
@@ -19,6 +22,17 @@ fn pod_path(id: &str) -> PathBuf {
 
 /// Runs the network plugin as a runtime does. Returns its answer if it succeeds.
 fn cni(command: &str, id: &str, pod: &Pod, more: Value) -> Result<Result<String, Value>> {
+    cni_with(&[], command, id, pod, more)
+}
+
+/// [`cni`] with more environment variables.
+fn cni_with(
+    environment: &[(&str, &str)],
+    command: &str,
+    id: &str,
+    pod: &Pod,
+    more: Value,
+) -> Result<Result<String, Value>> {
     let mut configuration = json!({
         "cniVersion": "1.1.0", "name": "cluster", "type": "vpn-exec-cni",
         "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.42.0.2/24"}]},
@@ -27,7 +41,12 @@ fn cni(command: &str, id: &str, pod: &Pod, more: Value) -> Result<Result<String,
         configuration[key] = value.clone();
     }
     let mut plugin = vpn_exec(["cni"]);
-    plugin.env_clear().env("CNI_COMMAND", command).env("CNI_CONTAINERID", id).env("CNI_IFNAME", "eth0");
+    plugin
+        .env_clear()
+        .envs(environment.iter().copied())
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", id)
+        .env("CNI_IFNAME", "eth0");
     if command == "ADD" || command == "CHECK" {
         let path = pod_path(id);
         plugin.env("CNI_NETNS", &path);
@@ -78,6 +97,38 @@ fn a_pod_has_the_tunnel_of_its_annotation_until_its_network_is_removed() {
         ensure!(error["code"] == 100, "{error}");
         let error = cni("ADD", "pod1", pod, annotated("other"))?.expect_err("no such profile");
         ensure!(error["msg"].to_string().contains("there is no profile 'other'"), "{error}");
+        let error = cni("ADD", "pod1", pod, annotated("private"))?.expect_err("not for containers");
+        ensure!(error.to_string().contains("add the line `containers = true`"), "{error}");
+        require_nothing_left()?;
+        require_no_leaks(lab)
+    });
+}
+
+/// An engine repeats ADD if it was interrupted. The keeper may have been killed meanwhile.
+#[test]
+fn a_repeated_request_brings_back_the_tunnel_of_a_killed_keeper() {
+    test(|lab, pod| {
+        let done = |answer: Result<String, Value>| answer.map_err(|error| anyhow::anyhow!("{error}"));
+        let killed = ("VPN_EXEC_TEST_FAIL", "kill:after the routes");
+        cni_with(&[killed], "ADD", "pod1", pod, annotated(NAME))?.expect_err("its keeper was killed");
+        let first = done(cni("ADD", "pod1", pod, annotated(NAME))?)?;
+        require_tunnel(pod)?;
+        let before = registry::read(&NAME.parse()?)?.context("a state")?;
+        kill(Pid::from_raw(before.keeper.cast_signed()), Signal::SIGKILL)?;
+        require_closed(lab, pod)?;
+        ensure!(cni("CHECK", "pod1", pod, annotated(NAME))?.is_err(), "the check tells of the killed keeper");
+        let error = cni("ADD", "pod2", pod, annotated(NAME))?.expect_err("another pod");
+        ensure!(error["msg"].to_string().contains("serves the pod pod1"), "{error}");
+        ensure!(done(cni("ADD", "pod1", pod, annotated(NAME))?)? == first, "the same result");
+        require_tunnel(pod)?;
+        ensure!(done(cni("CHECK", "pod1", pod, annotated(NAME))?)?.is_empty());
+        let after = registry::read(&NAME.parse()?)?.context("a state")?;
+        ensure!((after.mark, after.container) == (before.mark, before.container), "the tunnel is taken over");
+        // The keeper that lives is left alone.
+        done(cni("ADD", "pod1", pod, annotated(NAME))?)?;
+        ensure!(registry::read(&NAME.parse()?)?.context("a state")?.keeper == after.keeper);
+        done(cni("DEL", "pod1", pod, annotated(NAME))?)?;
+        require_nothing_left()?;
         require_no_leaks(lab)
     });
 }
@@ -112,8 +163,10 @@ fn garbage_collection_removes_the_tunnels_of_unknown_attachments() {
         done(cni("GC", "", pod, valid("pod7"))?)?;
         require_nothing_left()?;
         done(cni("STATUS", "", pod, json!({"tunnel": NAME}))?)?;
-        let error = cni("STATUS", "", pod, json!({"tunnel": "other"}))?.expect_err("no such profile");
-        ensure!(error["code"] == 50, "{error}");
+        for (name, reason) in [("other", "there is no profile"), ("private", "is not for containers")] {
+            let error = cni("STATUS", "", pod, json!({"tunnel": name}))?.expect_err(name);
+            ensure!(error["code"] == 50 && error["msg"].to_string().contains(reason), "{error}");
+        }
         let versions = done(cni("VERSION", "", pod, json!({}))?)?;
         ensure!(versions.contains("\"1.1.0\"") && versions.contains("\"1.0.0\""), "{versions}");
         require_no_leaks(lab)

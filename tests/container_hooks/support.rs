@@ -21,7 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a page is waited for that must not come.
 pub(crate) const BRIEFLY: Duration = Duration::from_millis(700);
 
-/// Gives the world an `/etc` of its own with profiles for the provider. Nothing of the machine's changes.
+/// Gives the world an `/etc` of its own with profiles for the provider: [`NAME`], and `private`, which is not for
+/// containers. Nothing of the machine's changes.
 pub(crate) fn furnish(lab: &Lab) -> Result<()> {
     let own = Path::new("/run/lab/etc");
     fs::create_dir(own)?;
@@ -38,7 +39,8 @@ pub(crate) fn furnish(lab: &Lab) -> Result<()> {
     fs::write("/run/lab/bundle/config.json", r#"{"ociVersion": "1.0.2", "linux": {}}"#)?;
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let text = format!("wireguard = \"{}\"\nbackend = \"{}\"\n", file.display(), lab::backend());
-    Ok(fs::write(format!("/etc/vpn-exec/{NAME}.toml"), text)?)
+    fs::write("/etc/vpn-exec/private.toml", &text)?;
+    Ok(fs::write(format!("/etc/vpn-exec/{NAME}.toml"), text + "containers = true\n")?)
 }
 
 /// Runs a test with a lab, a pod and a profile.

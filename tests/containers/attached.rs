@@ -4,15 +4,19 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::Agent;
 use lab::dns::{DnsServer, Question};
-use lab::launcher::{stdout, text_of};
+use lab::launcher::{run, stdout, text_of};
 use lab::{
     HOST, HOST_ON_PRIVATE_LAN, Lab, PRIVATE_LAN, PROVIDER, Packet, Peer, Reach, TUNNEL_CLIENT, TUNNEL_RESOLVER, WEB,
 };
+use vpn_exec::linux::namespace::NetworkNamespace;
+use vpn_exec::linux::netlink::link::TargetNamespace;
+use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::plan::NAME_PORTS;
 
 use crate::engine::{Engine, Runtime};
@@ -234,4 +238,33 @@ fn a_sidecar_under_an_ordinary_users_podman_keeps_its_promises() {
 #[test]
 fn a_sidecar_under_docker_keeps_its_promises() {
     keeps_its_promises(Engine::docker, false);
+}
+
+/// The lab's host is itself in a container, as a node of kind is. tests/vm/inside/host-network has an ordinary machine.
+#[test]
+fn a_container_that_shares_the_network_of_its_machine_is_refused() {
+    lab::test(Peer::Ours, |lab| {
+        let engine = Engine::podman(Runtime::Runc)?;
+        let mount = format!("--volume={}:{FILE}:ro", lab.wg_quick_file(Reach::Ipv4)?.display());
+        // Two containers of the node, whose links are ports of a bridge.
+        let others = [NetworkNamespace::create(|| Ok(()))?.0, NetworkNamespace::create(|| Ok(()))?.0];
+        let mut netlink = Netlink::open()?;
+        for (port, other) in ["port1", "port2"].iter().zip(&others) {
+            let inner = "eth0".parse()?;
+            netlink.execute_one(NetlinkRequest::add_veth(
+                &port.parse()?,
+                &inner,
+                TargetNamespace::Other(other.as_fd()),
+            ))?;
+        }
+        for more in [&[][..], &["--closed"], &["--backend=kernel", "--closed"]] {
+            let words = [&["attach", FILE], more].concat();
+            let refused = run(engine.vpn_exec(&["--rm", "--network=host", &mount], &words))?;
+            ensure!(!refused.status.success(), "the host has the tunnel");
+            ensure!(text_of(&refused).contains("which would lose its network"), "{}", text_of(&refused));
+            let page = lab::http::get(&format!("http://{}/", WEB.ipv4), lab::patience(UP))?;
+            assert_eq!(page.trim(), HOST.ipv4.to_string());
+        }
+        Ok(())
+    });
 }

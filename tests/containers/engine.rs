@@ -181,8 +181,16 @@ impl Engine {
     /// # Errors
     /// [`lab::Skip`] where it cannot run.
     pub(crate) fn docker() -> Result<Self> {
+        Self::docker_in(std::env::var_os(variables::DOCKER).map(PathBuf::from))
+    }
+
+    /// [`Engine::docker`] as it is installed, not that of [`variables::DOCKER`].
+    pub(crate) fn installed_docker() -> Result<Self> {
+        Self::docker_in(None)
+    }
+
+    fn docker_in(unpacked: Option<PathBuf>) -> Result<Self> {
         require_users()?;
-        let unpacked = std::env::var_os(variables::DOCKER).map(PathBuf::from);
         let path = |name: &str| unpacked.as_ref().map_or_else(|| name.into(), |root| root.join("usr").join(name));
         let (client, daemon) = match &unpacked {
             Some(_) => (path("bin/docker"), path("sbin/dockerd")),

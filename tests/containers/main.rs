@@ -10,6 +10,7 @@
 //! - [`docker`]: what is particular to Docker.
 //! - [`hooks`]: tunnels of the host in containers, by the OCI hook, CDI and CNI.
 //! - [`named_namespace`]: containers that join a tunnel by the name of its network namespace.
+//! - [`newest`]: podman 5 and Docker 28, which the script `setup` beside this file gets from Debian's unstable release.
 //!
 //! Root only: an ordinary user's world has no other users, which engines need. Where an engine is missing, its tests
 //! are skipped, unless `VPN_EXEC_REQUIRE_ENGINES` is 1.
@@ -24,3 +25,4 @@ mod images;
 mod kube_play;
 mod kubernetes;
 mod named_namespace;
+mod newest;

@@ -50,7 +50,7 @@ fn commands() -> Result<Vec<CommandLine>> {
     let output = Command::new("/usr/bin/python3").arg(&script).arg("--commands").output();
     let output = match output {
         Ok(output) if output.status.success() => output,
-        Ok(output) if String::from_utf8_lossy(&output.stderr).contains("No module named 'yaml'") => {
+        Ok(output) if output.status.code() == Some(77) => {
             return Err(Skip::error("PyYAML is missing (Debian: python3-yaml)", REQUIRED_BY));
         }
         Ok(output) => anyhow::bail!("{}: {}", script.display(), String::from_utf8_lossy(&output.stderr)),

@@ -2,9 +2,11 @@
 //! the judge watches is the pod's: all of the pod's packets pass its interface `pod0`.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::slice::from_mut;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::Agent;
@@ -20,6 +22,9 @@ use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use crate::judge::{Judge, Verdict};
 use crate::stages::{NONE, SOON, judged, send, wait_until};
 use crate::vectors::Vector;
+
+/// A time after which a handshake is stale.
+const STALE: Duration = Duration::from_secs(137);
 
 /// Returns whether a vector applies to a container. Its files are the image's, and it inherits no descriptors.
 fn applies(vector: &Vector) -> bool {
@@ -131,7 +136,7 @@ fn a_pod_with_an_attached_tunnel_leaks_nothing_in_any_stage() {
     });
 }
 
-/// Judges the application while the sidecar is stopped at each point of its start, and after it was killed there.
+/// Judges the application while the sidecar is stopped at each point of its start.
 #[test]
 fn nothing_leaks_at_any_point_of_attaching() {
     lab::test(Peer::Ours, |lab| {
@@ -139,7 +144,7 @@ fn nothing_leaks_at_any_point_of_attaching() {
         let judge = Judge::of_network(lab)?;
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let pod = Pod::start(lab)?;
-        let mut sidecar = attach(&pod, &file, &["--local", "192.168.7.0/24"]).env(variables::FAIL, "stop").spawn()?;
+        let sidecar = attach(&pod, &file, &["--local", "192.168.7.0/24"]).env(variables::FAIL, "stop").spawn()?;
         let pid = sidecar.id().cast_signed();
         // No application runs before the first point: it would not be in a closed namespace.
         let mut application = None;
@@ -154,19 +159,57 @@ fn nothing_leaks_at_any_point_of_attaching() {
             judged(from_mut(application), &judge, &stage, NONE)?.expect_no_leak_by(applies)?;
             send(pid, Signal::SIGCONT)?;
         }
-        let mut application = application.context("the application runs")?;
-        sidecar.kill()?;
-        sidecar.wait()?;
-        for point in fault::ATTACHING {
-            let mut sidecar = attach(&pod, &file, &[]).env(variables::FAIL, format!("kill:{point}")).spawn()?;
-            ensure!(!sidecar.wait()?.success(), "it was not killed");
-            let stage = format!("killed-{}", point.replace(' ', "-"));
-            judged(from_mut(&mut application), &judge, &stage, NONE)?.expect_no_leak_by(applies)?;
-        }
-        end(start_sidecar(&pod, &file, &[])?, Signal::SIGTERM)?;
+        let application = application.context("the application runs")?;
+        end(sidecar, Signal::SIGKILL)?;
         application.finish()?;
         Ok(())
     });
+}
+
+/// Kills the first sidecar of a pod at a point of its start. Judges the application then, and while the next sidecar
+/// starts and runs.
+fn nothing_leaks_after_a_kill(point: &str) {
+    lab::test(Peer::Ours, |lab| {
+        lab.join_private_lan()?;
+        let judge = Judge::of_network(lab)?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let pod = Pod::start(lab)?;
+        let mut sidecar = attach(&pod, &file, &[]).env(variables::FAIL, format!("kill:{point}")).spawn()?;
+        ensure!(sidecar.wait()?.signal() == Some(Signal::SIGKILL as i32), "it was not killed {point}");
+        let mut command = pod.application(["env"]);
+        let mut application = Agent::start(command.env(variables::STAGE, "killed"))?.begun()?;
+        judged(from_mut(&mut application), &judge, "killed", NONE)?.expect_no_leak_by(applies)?;
+        let sidecar = start_sidecar(&pod, &file, &[])?;
+        judged(from_mut(&mut application), &judge, "restarted", NONE)?.expect_no_leak_by(applies)?;
+        end(sidecar, Signal::SIGTERM)?;
+        application.finish()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_leaks_after_a_kill_with_the_rules_loaded() {
+    nothing_leaks_after_a_kill("after the attached rules");
+}
+
+#[test]
+fn nothing_leaks_after_a_kill_with_the_namespace_closed() {
+    nothing_leaks_after_a_kill("after closing the namespace");
+}
+
+#[test]
+fn nothing_leaks_after_a_kill_with_a_device() {
+    nothing_leaks_after_a_kill("after the attached device");
+}
+
+#[test]
+fn nothing_leaks_after_a_kill_with_routes() {
+    nothing_leaks_after_a_kill("after the attached routes");
+}
+
+#[test]
+fn nothing_leaks_after_a_kill_with_resolvers() {
+    nothing_leaks_after_a_kill("after the resolvers");
 }
 
 fn is_stopped(pid: i32) -> Result<bool> {
@@ -195,6 +238,29 @@ fn an_init_container_with_the_kernels_wireguard_leaks_nothing() {
         lab.provider.stop()?;
         judged(from_mut(&mut application), &judge, "kernel-provider-dead", NONE)?.expect_no_leak_by(applies)?;
         application.finish()?;
+        Ok(())
+    });
+}
+
+/// WireGuard makes no handshake while a tunnel is idle, unless a check starts one.
+#[test]
+fn an_init_container_stays_up_while_its_tunnel_is_idle() {
+    lab::test_within(STALE * 3, Peer::Ours, |lab| {
+        require_kernel_wireguard()?;
+        let pod = Pod::start(lab)?;
+        let mut init = in_sidecar(&pod, &["attach"]);
+        init.arg(&lab.wg_quick_file(Reach::Ipv4)?).args(["--backend", "kernel"]);
+        stdout(init)?;
+        let check = || in_sidecar(&pod, &["attach", "--check"]);
+        wait_until("the tunnel is up", || Ok(check().output()?.status.success()))?;
+        std::thread::sleep(STALE);
+        let status = stdout(in_sidecar(&pod, &["status"]))?;
+        ensure!(status.contains(": stale"), "{status}");
+        stdout(check())?;
+        lab.provider.stop()?;
+        std::thread::sleep(Duration::from_secs(2));
+        let output = check().env(variables::STALE, "1").output()?;
+        assert_eq!(String::from_utf8(output.stdout)?, "stale\n");
         Ok(())
     });
 }

@@ -51,6 +51,10 @@ fn no_question_reaches_a_resolver_of_the_host() {
         hosts.set("web.example", &WEB.both());
         for address in [ipv4, ipv6] {
             agent.fail(&format!("lookup {address} web.example"))?;
+            // At once, so that a program tries the next resolver.
+            let at = if address == ipv4 { format!("{address}:53") } else { format!("[{address}]:53") };
+            let error = agent.fail(&format!("get http://{at}/"))?;
+            ensure!(error == "ECONNREFUSED", "{error}");
         }
         ensure!(hosts.questions().is_empty(), "{:?}", hosts.questions());
         // The resolver works, and the program reaches other ports of the host.

@@ -23,7 +23,7 @@ fn every_kind() -> Result<Table> {
         Rule::accept([Match::Replies]),
         Rule::accept([Match::From(named("wg0")?), Match::TcpPort(80..=80)]),
         Rule::drop([Match::From(named("fifteen-letters")?), Match::UdpPort(8000..=8010)]),
-        Rule::accept([Match::From(named("host0")?), Match::Icmpv6(135)]),
+        Rule::accept([Match::From(named("host0")?), Match::Icmpv6(135), Match::HopLimit(255)]),
         Rule::accept([Match::Source("10.0.0.0/8".parse()?)]),
         Rule::drop([Match::From(named("wg0")?), Match::Of(Family::Ipv4)]),
         Rule::accept([Match::Of(Family::Ipv6), Match::Replies]),
@@ -34,6 +34,8 @@ fn every_kind() -> Result<Table> {
         Rule::accept([Match::NotTo(Interface::Prefix("ve-".into())), Match::Destination("2001:db8::1/128".parse()?)]),
         Rule::drop([Match::NotTo(named("wg0")?), Match::Source("192.168.4.0/22".parse()?)]),
     ];
+    let output = Chain::closed(Hook::Output, output);
+    ensure!(output.rules.iter().filter(|rule| rule.verdict == Verdict::Reset).count() == 2, "{output}");
     let prerouting = vec![
         Rule::set_connection_mark(0x7665, [Match::NotFrom(named("wg0")?), Match::NewConnection]),
         Rule::accept([Match::NotFrom(Interface::Loopback), Match::ConnectionMark(1)]),
@@ -57,7 +59,7 @@ fn every_kind() -> Result<Table> {
             chain(Hook::Prerouting, Policy::Accept, prerouting),
             chain(Hook::Input, Policy::Drop, input),
             chain(Hook::Forward, Policy::Accept, vec![]),
-            chain(Hook::Output, Policy::Accept, output),
+            output,
             chain(Hook::Reroute, Policy::Accept, reroute),
             chain(Hook::OutputNat, Policy::Accept, output_nat),
             chain(Hook::Postrouting, Policy::Accept, vec![hide]),

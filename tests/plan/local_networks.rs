@@ -202,6 +202,10 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
         Interface::Prefix(prefix) => name.starts_with(prefix.as_str()),
         Interface::Loopback => name == "lo",
     };
+    let transport = match packet.protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+    };
     let holds = |condition: &Match| match condition {
         Match::From(interface) => is(interface, packet.from),
         Match::NotFrom(interface) => !is(interface, packet.from),
@@ -213,11 +217,9 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
         Match::TcpPort(ports) => packet.protocol == Protocol::Tcp && ports.contains(&packet.port),
         Match::OpensTcp => packet.protocol == Protocol::Tcp && !packet.is_reply,
         Match::UdpPort(ports) => packet.protocol == Protocol::Udp && ports.contains(&packet.port),
-        Match::NotTransport(protocol) => match packet.protocol {
-            Protocol::Tcp => *protocol != Transport::Tcp,
-            Protocol::Udp => *protocol != Transport::Udp,
-        },
-        Match::Icmpv6(_) => false,
+        Match::Transport(protocol) => *protocol == transport,
+        Match::NotTransport(protocol) => *protocol != transport,
+        Match::Icmpv6(_) | Match::HopLimit(_) => false,
         Match::Of(family) => (*family == Family::Ipv4) == packet.source.is_ipv4(),
         Match::Replies | Match::ReplyDirection => packet.is_reply,
         Match::NewConnection => !packet.is_reply,
@@ -225,7 +227,7 @@ fn accepts(table: &Table, hook: Hook, packet: &Packet) -> bool {
     };
     let decisive = chain.rules.iter().find(|rule| rule.matches.iter().all(&holds));
     match decisive {
-        Some(rule) => rule.verdict != Verdict::Drop,
+        Some(rule) => ![Verdict::Drop, Verdict::Reset].contains(&rule.verdict),
         None => chain.policy == Policy::Accept,
     }
 }

@@ -95,9 +95,9 @@ fn only_marked_questions_leave_to_local_resolvers_and_none_of_them_enters_the_tu
         output.lines().position(|line| line.contains(text)).unwrap_or_else(|| panic!("{text} is missing in {output}"))
     };
     assert!(line("oifname \"wg0\" meta mark 0x00007666 drop") < line("oifname \"wg0\" accept"), "{output}");
-    for transport in ["udp", "tcp"] {
+    for (transport, verdict) in [("udp", "drop"), ("tcp", "reject with tcp reset")] {
         let accepted = line(&format!("ip daddr 192.168.1.1 {transport} dport 53 meta mark 0x00007666 accept"));
-        assert!(accepted < line(&format!("oifname \"host0\" {transport} dport 53 drop")), "{output}");
+        assert!(accepted < line(&format!("oifname \"host0\" {transport} dport 53 {verdict}")), "{output}");
     }
     let of_resolver: Vec<&str> = output.lines().filter(|line| line.contains("192.168.1.1 ")).collect();
     assert_eq!(of_resolver.len(), 2, "{of_resolver:#?}");

@@ -195,6 +195,43 @@ func refused(name string, err error, reason string) {
 	report(name, err != nil && strings.Contains(err.Error(), reason), fmt.Sprintf("%v, and not: %s", err, reason))
 }
 
+// Sidecars that could run another program, or have more privileges than `attach` needs.
+var sidecarsThatDoMore = map[string]func(*corev1.Container){
+	"another image":        func(c *corev1.Container) { c.Image = "other" },
+	"a command":            func(c *corev1.Container) { c.Command = []string{"/vpn-exec"} },
+	"no arguments":         func(c *corev1.Container) { c.Args = nil },
+	"another command line": func(c *corev1.Container) { c.Args[0] = "up" },
+	"a hook": func(c *corev1.Container) {
+		c.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/etc/wireguard/x"}}}}
+	},
+	"another startup probe":  func(c *corev1.Container) { c.StartupProbe.Exec.Command[0] = "/etc/wireguard/x" },
+	"another liveness probe": func(c *corev1.Container) { c.LivenessProbe.Exec.Command[0] = "/etc/wireguard/x" },
+	"another readiness probe": func(c *corev1.Container) {
+		c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/etc/wireguard/x"}}}}
+	},
+	"a mount over its program": func(c *corev1.Container) {
+		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "vpn-exec-wireguard", MountPath: "/vpn-exec", SubPath: "x"})
+	},
+	"such a mount by a detour": func(c *corev1.Container) {
+		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "vpn-exec-wireguard", MountPath: "/var/run/secrets/../../../vpn-exec", SubPath: "x"})
+	},
+	"a block device": func(c *corev1.Container) {
+		c.VolumeDevices = []corev1.VolumeDevice{{Name: "v", DevicePath: "/dev/v"}}
+	},
+	"all privileges": func(c *corev1.Container) { c.SecurityContext.Privileged = new(bool); *c.SecurityContext.Privileged = true },
+	"SYS_ADMIN": func(c *corev1.Container) {
+		c.SecurityContext.Capabilities.Add = append(c.SecurityContext.Capabilities.Add, "SYS_ADMIN")
+	},
+	"no seccomp": func(c *corev1.Container) { c.SecurityContext.SeccompProfile.Type = "Unconfined" },
+	"no AppArmor": func(c *corev1.Container) {
+		c.SecurityContext.AppArmorProfile = &corev1.AppArmorProfile{Type: "Unconfined"}
+	},
+	"all of /proc": func(c *corev1.Container) {
+		unmasked := corev1.UnmaskedProcMount
+		c.SecurityContext.ProcMount = &unmasked
+	},
+}
+
 func main() {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "wg", Namespace: "default"}, Data: map[string][]byte{"wg0.conf": nil}}
 	wrongKey := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "wg", Namespace: "wrong"}, Data: map[string][]byte{"other": nil}}
@@ -306,13 +343,38 @@ spec:
 
 	admitted, err := all.create(podOf(podText))
 	check(err)
+	// The pod's author brings the sidecar.
+	own, err := all.create(admitted)
+	report("a sidecar of one's own that is the policy's is admitted", err == nil, err)
+	for name, change := range sidecarsThatDoMore {
+		pod := own.DeepCopy()
+		change(&pod.Spec.InitContainers[0])
+		_, err = all.create(pod)
+		refused("refused is a sidecar of one's own with "+name, err, "the sidecar vpn-exec has another image")
+	}
+	for _, argument := range []string{"--local=0.0.0.0/1", "--dns-for=example=192.0.2.53", "--closed", "/tmp/wg0.conf"} {
+		pod := own.DeepCopy()
+		pod.Spec.InitContainers[0].Args = append(pod.Spec.InitContainers[0].Args, argument)
+		_, err = all.create(pod)
+		refused("refused is a sidecar of one's own with the argument "+argument, err, "arguments that are not")
+	}
+	changed := admitted.DeepCopy()
+	changed.Spec.InitContainers[0].Image = "other"
+	_, err = all.request(changed, admitted, admission.Update, "")
+	refused("another image for a running sidecar is refused", err, "the sidecar vpn-exec has another image")
+	before := admitted.DeepCopy()
+	before.Spec.InitContainers[0].Image = "localhost/vpn-exec:0.0.9"
+	changed = before.DeepCopy()
+	changed.Labels["more"] = "yes"
+	_, err = all.request(changed, before, admission.Update, "")
+	report("a pod with the image of earlier settings can be changed", err == nil, err)
 	_, err = all.request(podWith(func(pod *corev1.Pod) { pod.Labels["vpn-exec.tunnel"] = "other" }), admitted, admission.Update, "")
 	refused("another tunnel for a running pod is refused", err, "cannot be changed")
 	_, err = all.request(podWith(func(pod *corev1.Pod) { pod.Labels = nil }), admitted, admission.Update, "")
 	refused("taking the label away is refused", err, "cannot be changed")
 	_, err = all.request(podOf(podText), podWith(func(pod *corev1.Pod) { pod.Labels = nil }), admission.Update, "")
 	refused("a label for a running pod is refused", err, "cannot be changed")
-	changed := admitted.DeepCopy()
+	changed = admitted.DeepCopy()
 	changed.Finalizers = nil
 	_, err = all.request(changed, admitted, admission.Update, "")
 	report("another update is admitted", err == nil, err)
@@ -344,8 +406,12 @@ spec:
 		"a container is privileged": func(pod *corev1.Pod) {
 			pod.Spec.InitContainers = []corev1.Container{{Name: "vpn-exec", Image: "other", SecurityContext: &corev1.SecurityContext{Privileged: &yes}}}
 		},
-		"must not be privileged": func(pod *corev1.Pod) {
-			pod.Spec.InitContainers = []corev1.Container{{Name: "vpn-exec", Image: "localhost/vpn-exec:0.1.0", SecurityContext: &corev1.SecurityContext{Privileged: &yes}}}
+		"the pod is unconfined": func(pod *corev1.Pod) {
+			pod.Spec.SecurityContext = &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: "Unconfined"}}
+		},
+		"only the sidecar": func(pod *corev1.Pod) {
+			pod.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/dev/net/tun", Type: &device}}}}
+			pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/dev/net/tun"}}
 		},
 		"host ports": func(pod *corev1.Pod) {
 			pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 80}}
@@ -358,6 +424,28 @@ spec:
 	withSecret := start(append(load(), append(namespaces, secretThere)...)...)
 	_, err = withSecret.create(podWith(func(pod *corev1.Pod) { pod.Namespace = "downloads" }))
 	report("the namespace admits a pod with a tunnel", err == nil, err)
+	ours := func(change func(*corev1.Container)) *corev1.Pod {
+		return inNamespace(func(pod *corev1.Pod) {
+			pod.Spec.InitContainers, pod.Spec.Volumes = own.DeepCopy().Spec.InitContainers, own.DeepCopy().Spec.Volumes
+			change(&pod.Spec.InitContainers[0])
+		})
+	}
+	there, err := all.create(ours(func(*corev1.Container) {}))
+	report("the namespace admits a sidecar of one's own", err == nil, err)
+	_, err = all.create(ours(func(sidecar *corev1.Container) { sidecar.Args = append(sidecar.Args, "--local=192.168.1.0/24") }))
+	report("the namespace admits one with other arguments", err == nil, err)
+	for name, change := range sidecarsThatDoMore {
+		_, err = all.create(ours(change))
+		refused("the namespace refuses a sidecar with "+name, err, "adds a capability that is forbidden here")
+	}
+	changed = there.DeepCopy()
+	changed.Spec.InitContainers[0].Image = "other"
+	_, err = all.request(changed, there, admission.Update, "")
+	refused("the namespace refuses another image for a running sidecar", err, "adds a capability that is forbidden here")
+	before = there.DeepCopy()
+	before.Spec.InitContainers[0].Image = "localhost/vpn-exec:0.0.9"
+	_, err = all.request(before.DeepCopy(), before, admission.Update, "")
+	report("a pod there with the image of earlier settings can be changed", err == nil, err)
 
 	unbound := start(append(load("MutatingAdmissionPolicyBinding"), namespaces...)...)
 	_, err = unbound.create(podOf(podText))

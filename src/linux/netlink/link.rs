@@ -27,6 +27,9 @@ pub struct Link {
     pub up: bool,
     /// The kind: "veth", "tun", "wireguard". None for an interface of the kernel's own, such as `lo`.
     pub kind: Option<String>,
+    /// The kernel's number of the network namespace to which the interface leads, such as that of a veth's other end.
+    /// None for the same namespace.
+    pub leads_to: Option<i32>,
 }
 
 /// The traffic of an interface since it was created, as the programs of its namespace see it.
@@ -53,6 +56,15 @@ impl Netlink {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns the MTU of the interface with an index, in bytes.
+    ///
+    /// # Errors
+    /// Fails with `ENODEV` without such an interface, or if the kernel refuses the request.
+    pub fn mtu_of(&mut self, index: Option<u32>) -> io::Result<u32> {
+        let link = self.links()?.into_iter().find(|link| Some(link.index) == index);
+        link.map(|link| link.mtu).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
     }
 
     /// Returns the index of an interface.
@@ -132,12 +144,14 @@ fn parse(message: &LinkMessage) -> Link {
         alias: None,
         up: message.header.flags.contains(LinkFlags::Up),
         kind: None,
+        leads_to: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::LinkNetNsId(number) => link.leads_to = Some(*number),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

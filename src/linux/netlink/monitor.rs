@@ -16,6 +16,9 @@ use rustix::net::RecvFlags;
 /// `RTNLGRP_IPV6_NETCONF` (25).
 const NETWORK_GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400 | 1 << 23 | 1 << 24;
 
+/// The multicast groups for addresses: `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` of linux/rtnetlink.h.
+const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
+
 /// The multicast group for interfaces, `RTMGRP_LINK` of linux/rtnetlink.h.
 const LINK_GROUPS: u32 = 1;
 
@@ -33,6 +36,14 @@ impl Monitor {
     /// Fails as socket(2) and bind(2) do.
     pub fn of_network() -> io::Result<Self> {
         Self::open(NETLINK_ROUTE, NETWORK_GROUPS)
+    }
+
+    /// Monitors addresses in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Fails as socket(2) and bind(2) do.
+    pub fn of_addresses() -> io::Result<Self> {
+        Self::open(NETLINK_ROUTE, ADDRESS_GROUPS)
     }
 
     /// Monitors interfaces in the network namespace of the calling thread.

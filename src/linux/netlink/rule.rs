@@ -32,6 +32,8 @@ pub struct PolicyRule {
 pub enum Selector {
     /// All packets.
     All,
+    /// Packets for which the table has another route than the default one.
+    NotByDefault,
     /// Packets with a mark (`SO_MARK` of socket(7)).
     Mark(u32),
     /// Packets from a network.
@@ -45,12 +47,13 @@ impl Display for PolicyRule {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "priority {} ", self.priority)?;
         match self.selector {
-            Selector::All => {}
+            Selector::All | Selector::NotByDefault => {}
             Selector::Mark(mark) => write!(f, "fwmark {mark:#x} ")?,
             Selector::From(net) => write!(f, "from {net} ")?,
             Selector::To(net) => write!(f, "to {net} ")?,
         }
-        write!(f, "lookup {}", self.table)
+        write!(f, "lookup {}", self.table)?;
+        if self.selector == Selector::NotByDefault { f.write_str(" suppress_prefixlength 0") } else { Ok(()) }
     }
 }
 
@@ -66,6 +69,7 @@ impl PolicyRule {
         message.attributes.push(RuleAttribute::Table(self.table));
         match self.selector {
             Selector::All => {}
+            Selector::NotByDefault => message.attributes.push(RuleAttribute::SuppressPrefixLen(0)),
             Selector::Mark(mark) => {
                 message.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(u32::MAX)]);
             }
@@ -114,6 +118,7 @@ fn parse(message: &RuleMessage) -> Option<PolicyRule> {
             RuleAttribute::FwMark(mark) => select(Selector::Mark(*mark)),
             RuleAttribute::Source(source) => select(Selector::From(IpNet::new(*source, header.src_len).ok()?)),
             RuleAttribute::Destination(to) => select(Selector::To(IpNet::new(*to, header.dst_len).ok()?)),
+            RuleAttribute::SuppressPrefixLen(0) => select(Selector::NotByDefault),
             // The kernel always reports these. All bits set means that the feature is not used.
             RuleAttribute::Protocol(_) | RuleAttribute::FwMask(u32::MAX) => {}
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}

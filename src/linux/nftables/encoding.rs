@@ -53,6 +53,11 @@ const RELATED: u32 = 1 << 2;
 const NEW: u32 = 1 << 3;
 const IP_CT_DIR_REPLY: u8 = 1;
 
+/// The attribute and the value of a reject expression that name its answer (`enum nft_reject_attributes`,
+/// `enum nft_reject_types`).
+const NFTA_REJECT_TYPE: u16 = 1;
+const NFT_REJECT_TCP_RST: u32 = 1;
+
 /// The attribute of a redir expression that names the register of the port (`enum nft_redir_attributes`).
 const NFTA_REDIR_REG_PROTO_MIN: u16 = 1;
 
@@ -154,6 +159,7 @@ fn verdict_expressions(verdict: Verdict) -> Vec<Expressions> {
     match verdict {
         Verdict::Accept => vec![code(NF_ACCEPT)],
         Verdict::Drop => vec![code(NF_DROP)],
+        Verdict::Reset => vec![other("reject", [(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST)])],
         Verdict::Masquerade => vec![other("masq", [])],
         Verdict::SetMark(mark) => {
             let set = Expressions::Meta(vec![Meta::Key(MetaKey::Mark), Meta::SourceRegister(Register::Reg1)]);
@@ -210,6 +216,9 @@ fn match_expressions(matched: &Match) -> Vec<Expressions> {
         Match::UdpPort(ports) => port(UDP, ports),
         Match::Of(Family::Ipv4) => vec![meta(MetaKey::Nfproto), compare(Operator::Equal, [NFPROTO_IPV4])],
         Match::Of(Family::Ipv6) => vec![meta(MetaKey::Nfproto), compare(Operator::Equal, [NFPROTO_IPV6])],
+        Match::Transport(protocol) => {
+            vec![meta(MetaKey::L4Proto), compare(Operator::Equal, [protocol_number(*protocol)])]
+        }
         Match::NotTransport(protocol) => {
             vec![meta(MetaKey::L4Proto), compare(Operator::NotEqual, [protocol_number(*protocol)])]
         }
@@ -220,6 +229,13 @@ fn match_expressions(matched: &Match) -> Vec<Expressions> {
             compare(Operator::Equal, [ICMPV6]),
             payload(TRANSPORT_HEADER, 0, 1),
             compare(Operator::Equal, [*kind]),
+        ],
+        // The hop limit is at offset 7 of the header (RFC 8200 section 3).
+        Match::HopLimit(hops) => vec![
+            meta(MetaKey::Nfproto),
+            compare(Operator::Equal, [NFPROTO_IPV6]),
+            payload(NETWORK_HEADER, 7, 1),
+            compare(Operator::Equal, [*hops]),
         ],
         Match::Replies => state(ESTABLISHED | RELATED),
         Match::NewConnection => state(NEW),

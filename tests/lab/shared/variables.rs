@@ -35,6 +35,9 @@ pub const UNSCD: &str = "VPN_EXEC_UNSCD";
 /// Docker's package, where it is not installed but unpacked: the directory with `usr`.
 pub const DOCKER: &str = "VPN_EXEC_DOCKER";
 
+/// The directory in which `tests/containers/setup` has made the newest container engines.
+pub const ENGINES: &str = "VPN_EXEC_ENGINES";
+
 /// 1 makes a missing or unusable /dev/net/tun a failure instead of a skip.
 pub const REQUIRE_TUN: &str = "VPN_EXEC_REQUIRE_TUN";
 
@@ -64,6 +67,9 @@ pub const FAIL: &str = "VPN_EXEC_TEST_FAIL";
 
 /// Set by tests for vpn-exec: the protections of `fault` that it leaves out, separated by commas.
 pub const BREAK: &str = "VPN_EXEC_TEST_BREAK";
+
+/// Set by tests for vpn-exec: the age in seconds at which a handshake is stale.
+pub const STALE: &str = "VPN_EXEC_TEST_STALE";
 
 /// Set by tests for the agent: the addresses to which it sends all the time while it performs a task.
 pub const SEND_TO: &str = "VPN_EXEC_TEST_SEND_TO";

@@ -7,11 +7,13 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::UdpSocket;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use hickory_proto::op::{Message, ResponseCode};
 use lab::dns::{DnsServer, RecordType, lookup};
-use lab::{PRIVATE_LAN, Peer, WEB, local_networks};
+use lab::launcher::Launcher;
+use lab::{PRIVATE_LAN, Peer, WEB, local_networks, variables};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -232,6 +234,59 @@ fn a_successor_of_a_killed_keeper_forwards_again() {
         ensure!(keeper_of(&name)? != former);
         assert_sides(lab, &local)?;
         finish(agent)?;
+        Ok(())
+    });
+}
+
+/// A program has the forwarder's port when the keeper is succeeded: the successor takes it as soon as it is free.
+#[test]
+fn a_successor_waits_for_the_port() {
+    lab::test(Peer::Ours, |lab| {
+        let local = neighbours(lab)?;
+        let mut agent = agent_with(lab, &options())?;
+        agent.succeed("resolve nas.home.example")?;
+        let name = name_of_tunnel(lab)?;
+        let former = keeper_of(&name)?;
+        let inside = namespace_of(&name)?;
+        kill(Pid::from_raw(former), Signal::SIGSTOP)?;
+        // Both can bind, once the former listens no more.
+        let taken = std::thread::scope(|scope| {
+            let taken = scope.spawn(|| {
+                loop {
+                    if let Ok(socket) = inside.run(|| UdpSocket::bind("127.0.0.1:53")) {
+                        return socket;
+                    }
+                }
+            });
+            kill(Pid::from_raw(former), Signal::SIGKILL)?;
+            taken.join().map_err(|_| anyhow::anyhow!("the thread has panicked"))
+        })?;
+        lab::wait_until(WORKS, "there is no successor", || Ok(keeper_of(&name).is_ok_and(|keeper| keeper != former)))?;
+        // Longer than the time after which it reports that.
+        std::thread::sleep(Duration::from_secs(3));
+        agent.fail("resolve nas.home.example")?;
+        drop(taken);
+        agent.succeed_within(WORKS, "resolve nas.home.example")?;
+        assert_sides(lab, &local)?;
+        let messages = finish(agent)?;
+        ensure!(messages.matches("the programs inside cannot resolve names yet").count() == 1, "{messages}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_forwarder_that_fails_is_started_again() {
+    lab::test(Peer::Ours, |lab| {
+        let local = neighbours(lab)?;
+        let options = options();
+        let launcher = Launcher::new(file(lab)?).options(options.iter().map(String::as_str));
+        let mut agent = launcher.env(variables::FAIL, "in the DNS forwarder").start_agent()?.begun()?;
+        agent.fail("resolve nas.home.example")?;
+        std::thread::sleep(Duration::from_secs(3));
+        agent.fail("resolve nas.home.example")?;
+        assert_sides(lab, &local)?;
+        let messages = finish(agent)?;
+        ensure!(messages.matches("the DNS forwarder has stopped").count() > 1, "{messages}");
         Ok(())
     });
 }

@@ -7,29 +7,34 @@ use ipnet::IpNet;
 use vpn_exec::config::{Config, Hook, HookKind, OpenPorts};
 use vpn_exec::linux::netlink::rule::Selector;
 use vpn_exec::plan::PlanError;
-use vpn_exec::plan::attachment::{
-    AttachedRoute, AttachmentFacts, AttachmentPlan, MARK, PRIORITIES, Placement, TABLE, known_endpoints, plan,
+use vpn_exec::plan::shared_namespace::{
+    MARK, PRIORITIES, Placement, SharedNamespaceFacts, SharedNamespacePlan, TABLE, TableRoute, known_endpoints, plan,
 };
-use vpn_exec::ruleset::{Family, Hook as RuleHook, Match, Rule, Verdict};
+use vpn_exec::ruleset::{Family, Hook as RuleHook, Match, Rule, Transport, Verdict};
 
 use crate::world::{both, config, host, ips, ipv4, nets, peer};
 
 /// A pod with an address of each family.
-fn pod() -> AttachmentFacts {
-    AttachmentFacts {
+fn pod() -> SharedNamespaceFacts {
+    SharedNamespaceFacts {
         underlay: host(),
         addresses: ips(&["10.42.0.7", "fd00:42::7"]),
         ipv6_is_off: false,
-        ..AttachmentFacts::default()
+        ..SharedNamespaceFacts::default()
     }
 }
 
-fn attached(config: &Config) -> AttachmentPlan {
-    let placement = Placement::Attached { endpoints: known_endpoints(config), resolvers: Vec::new() };
+/// The placement in a pod whose resolvers these are.
+fn in_pod(endpoints: Vec<SocketAddr>, resolvers: &[&str]) -> Placement {
+    Placement::Attached { endpoints, resolvers: ips(resolvers), nameservers: ips(resolvers) }
+}
+
+fn attached(config: &Config) -> SharedNamespacePlan {
+    let placement = in_pod(known_endpoints(config), &[]);
     plan(config, &pod(), placement).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-fn refused(config: &Config, facts: &AttachmentFacts) -> Vec<PlanError> {
+fn refused(config: &Config, facts: &SharedNamespaceFacts) -> Vec<PlanError> {
     plan(config, facts, Placement::Container).expect_err("a refusal").reasons
 }
 
@@ -59,7 +64,7 @@ fn a_pod_in_a_cluster_as_json() {
 
 #[test]
 fn a_container_whose_addresses_are_unknown() {
-    let facts = AttachmentFacts { addresses: Vec::new(), ..pod() };
+    let facts = SharedNamespaceFacts { addresses: Vec::new(), ..pod() };
     assert_snapshot!(plan(&ipv4(), &facts, Placement::Container).expect("a plan"));
 }
 
@@ -78,13 +83,13 @@ fn settings_that_do_not_apply_are_named() {
 
 #[test]
 fn without_ipv6_in_the_namespace_the_tunnel_has_ipv4_and_says_so_once() {
-    let facts = AttachmentFacts { ipv6_is_off: true, ..pod() };
+    let facts = SharedNamespaceFacts { ipv6_is_off: true, ..pod() };
     let off = plan(&both(), &facts, Placement::Container).expect("a plan");
     assert!(!off.wireguard.ipv6 && off.wireguard.addresses == nets(&["10.66.1.2/32"]));
     let said: Vec<_> = off.notes.iter().filter(|note| note.contains("IPv6 is switched off here")).collect();
     assert_eq!(said.len(), 1, "{:?}", off.notes);
     // IPv6 stays closed.
-    assert!(off.routes.contains(&AttachedRoute::Unreachable(nets(&["::/0"])[0])), "{:?}", off.routes);
+    assert!(off.routes.contains(&TableRoute::Unreachable(nets(&["::/0"])[0])), "{:?}", off.routes);
     let only = config(&["fd00:6::2/128"], &[], &["::/0"]);
     assert_eq!(refused(&only, &facts), [PlanError::Ipv6SwitchedOff]);
 }
@@ -95,8 +100,8 @@ fn a_kernel_without_ipv6_gets_no_rules_of_it() {
     facts.underlay.without_ipv6 = true;
     let plan = plan(&both(), &facts, Placement::Container).expect("a plan");
     assert!(plan.routing_rules.iter().all(|rule| rule.family == Family::Ipv4), "{:?}", plan.routing_rules);
-    assert_eq!(plan.routes[0], AttachedRoute::Unreachable(nets(&["0.0.0.0/0"])[0]));
-    assert!(!plan.routes.contains(&AttachedRoute::Unreachable(nets(&["::/0"])[0])), "{:?}", plan.routes);
+    assert_eq!(plan.routes[0], TableRoute::Unreachable(nets(&["0.0.0.0/0"])[0]));
+    assert!(!plan.routes.contains(&TableRoute::Unreachable(nets(&["::/0"])[0])), "{:?}", plan.routes);
 }
 
 #[test]
@@ -114,10 +119,12 @@ fn networks_that_cannot_be_local_are_refused() {
 }
 
 /// What the policy rules do with a packet: the table of the first rule that selects it.
-fn table_of(plan: &AttachmentPlan, from: Option<IpAddr>, to: IpAddr, mark: u32) -> u32 {
+fn table_of(plan: &SharedNamespacePlan, from: Option<IpAddr>, to: IpAddr, mark: u32) -> u32 {
     let mut rules = plan.routing_rules.clone();
     rules.sort_by_key(|rule| rule.priority);
     let selects = |selector: &Selector| match selector {
+        // These plans are made without knowledge of the main table.
+        Selector::NotByDefault => false,
         Selector::All => true,
         Selector::Mark(own) => *own == mark,
         Selector::From(net) => from.is_some_and(|from| net.contains(&from)),
@@ -169,9 +176,10 @@ struct Packet {
 }
 
 /// Returns whether the output rules let a packet pass.
-fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
+fn passes(plan: &SharedNamespacePlan, packet: &Packet) -> bool {
     let chain = plan.rules.chains.iter().find(|chain| chain.hook == RuleHook::Output).expect("a chain");
     let is_named = |interface: &vpn_exec::ruleset::Interface| interface.to_string().trim_matches('"') == packet.to;
+    let own_transport = if packet.tcp { Transport::Tcp } else { Transport::Udp };
     let holds = |condition: &Match| match condition {
         Match::To(interface) => is_named(interface),
         Match::NotTo(interface) => !is_named(interface),
@@ -180,10 +188,8 @@ fn passes(plan: &AttachmentPlan, packet: &Packet) -> bool {
         Match::Destination(net) => net.contains(&packet.destination.ip()),
         Match::TcpPort(ports) => packet.tcp && ports.contains(&packet.destination.port()),
         Match::UdpPort(ports) => !packet.tcp && ports.contains(&packet.destination.port()),
-        Match::NotTransport(transport) => {
-            let own = if packet.tcp { "tcp" } else { "udp" };
-            transport.to_string() != own
-        }
+        Match::Transport(transport) => *transport == own_transport,
+        Match::NotTransport(transport) => *transport != own_transport,
         Match::Mark(mark) => packet.mark == *mark,
         Match::ConnectionMark(mark) => packet.connection == *mark,
         Match::ReplyDirection | Match::Replies => packet.is_reply,
@@ -244,14 +250,14 @@ fn only_intended_packets_leave_by_the_pods_interface() {
 fn resolvers_of_endpoint_names_may_be_asked_with_the_mark_only() {
     let mut config = ipv4();
     config.wireguard.peers = vec![peer(7, &["0.0.0.0/0"], Some("vpn.example:51820"))];
-    let placement = Placement::Attached { endpoints: known_endpoints(&config), resolvers: ips(&["10.43.0.10"]) };
+    let placement = in_pod(known_endpoints(&config), &["10.43.0.10"]);
     let mut plan = plan(&config, &pod(), placement).expect("a plan");
     let query = packet("eth0", "10.42.0.7", "10.43.0.10:53");
     assert!(!passes(&plan, &query));
     assert!(passes(&plan, &Packet { mark: MARK, ..query }));
     assert!(!passes(&plan, &packet("lo", "127.0.0.1", "127.0.0.11:40123")));
-    let docker = Placement::Attached { endpoints: Vec::new(), resolvers: ips(&["127.0.0.11"]) };
-    let in_docker = vpn_exec::plan::attachment::plan(&config, &pod(), docker).expect("a plan");
+    let docker = in_pod(Vec::new(), &["127.0.0.11"]);
+    let in_docker = vpn_exec::plan::shared_namespace::plan(&config, &pod(), docker).expect("a plan");
     assert!(!passes(&in_docker, &packet("lo", "127.0.0.1", "127.0.0.11:40123")));
     assert!(passes(&in_docker, &Packet { mark: MARK, ..packet("lo", "127.0.0.1", "127.0.0.11:40123") }));
     // The rules follow the endpoint.
@@ -276,5 +282,5 @@ fn a_containers_namespace_carries_no_encrypted_packets() {
 fn the_networks_of_addresses_are_routed_into_the_tunnel() {
     let plan = attached(&config(&["10.2.0.2/24"], &[], &["0.0.0.0/0"]));
     let routes: Vec<IpNet> = nets(&["0.0.0.0/0", "10.2.0.0/24"]);
-    assert_eq!(plan.routes[2..], routes.into_iter().map(AttachedRoute::Tunnel).collect::<Vec<_>>());
+    assert_eq!(plan.routes[2..], routes.into_iter().map(TableRoute::Tunnel).collect::<Vec<_>>());
 }

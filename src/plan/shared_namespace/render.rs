@@ -2,11 +2,11 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{AttachedRoute, AttachmentPlan, MARK, Placement, TABLE};
+use super::{MARK, Placement, SharedNamespacePlan, TABLE, TableRoute};
 use crate::plan::render::{Escaped, backend, forwarder, notes, row, rows, rules, wireguard};
 use crate::ruleset::Family;
 
-impl Display for AttachmentPlan {
+impl Display for SharedNamespacePlan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "Tunnel {}", self.name)?;
         let (namespace, encrypted) = match &self.placement {
@@ -18,7 +18,7 @@ impl Display for AttachmentPlan {
         row(f, "namespace", namespace)?;
         row(f, "encrypted", encrypted)?;
         backend(self.backend, f)?;
-        if let Placement::Attached { endpoints, resolvers } = &self.placement {
+        if let Placement::Attached { endpoints, resolvers, .. } = &self.placement {
             rows(f, "endpoints", endpoints)?;
             if !resolvers.is_empty() {
                 rows(f, "looked up by", resolvers)?;
@@ -37,8 +37,8 @@ impl Display for AttachmentPlan {
         writeln!(f, "\nRoutes of the table {TABLE}")?;
         for route in &self.routes {
             match route {
-                AttachedRoute::Unreachable(net) => writeln!(f, "  unreachable {net} metric {}", u32::MAX)?,
-                AttachedRoute::Tunnel(net) => writeln!(f, "  {net} dev {}", self.wireguard.interface)?,
+                TableRoute::Unreachable(net) => writeln!(f, "  unreachable {net} metric {}", u32::MAX)?,
+                TableRoute::Tunnel(net) => writeln!(f, "  {net} dev {}", self.wireguard.interface)?,
             }
         }
         wireguard(&self.wireguard, f)?;

@@ -1,4 +1,4 @@
-//! Applies the plan of an attached tunnel to a network namespace that is not the tunnel's own: a pod's or a
+//! Applies the plan of a tunnel to a shared network namespace: one that is not the tunnel's own, but a pod's or a
 //! container's.
 //!
 //! [`close`] comes first, and closes the namespace without any WireGuard interface. [`open`] gives the interface its
@@ -11,10 +11,12 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
+use super::create::{OPENING, open_interface};
 use super::{LOADING_RULES, host_rules};
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::internet_sockets::{InternetSocket, InternetSockets, SocketProtocol};
+use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::route::{Route, RouteKind};
 use crate::linux::netlink::rule::PolicyRule;
 use crate::linux::netlink::{Netlink, NetlinkRequest};
@@ -22,11 +24,14 @@ use crate::linux::nftables::{self, Nftables};
 use crate::linux::sysctl;
 use crate::names::InterfaceName;
 use crate::plan::RULES_TABLE;
-use crate::plan::attachment::{AttachedRoute, AttachmentPlan, PRIORITIES, TABLE};
+use crate::plan::shared_namespace::{PRIORITIES, Placement, SharedNamespacePlan, TABLE, TableRoute};
 use crate::ruleset::Family;
 
 /// The metric of the last resort: any other route of the table wins.
 const LAST_METRIC: u32 = u32::MAX;
+
+/// The longest comment of a table in bytes. Longer ones are cut (nft(8)).
+const MAX_COMMENT: usize = 127;
 
 /// The protection of a namespace to which a tunnel is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +47,9 @@ pub enum Protection {
 /// Closes a namespace: no packet leaves it but through WireGuard's interface, and to local networks. `netlink` and
 /// `rules` are sockets in the namespace, and `owner` is a text by which the packet rules are recognized later.
 ///
-/// `end_former` ends connections from before, by [`end_connections`]. It is called when the packet rules are loaded,
-/// unless the namespace was closed already. If the process is killed meanwhile, the namespace is not closed yet, and
-/// the next one ends them.
+/// `end_former` ends connections from before, by [`end_former_connections`]. It is called when the packet rules are
+/// loaded, unless the namespace was closed already. If the process is killed meanwhile, the namespace is not closed
+/// yet, and the next one ends them.
 ///
 /// # Errors
 /// If the kernel refuses, or the packet rules of that name belong to another owner. After a failure to load the rules
@@ -52,7 +57,7 @@ pub enum Protection {
 pub fn close(
     netlink: &mut Netlink,
     rules: &mut Nftables,
-    plan: &AttachmentPlan,
+    plan: &SharedNamespacePlan,
     owner: &str,
     end_former: impl FnOnce(&mut Netlink),
 ) -> Result<(), Failure> {
@@ -70,8 +75,8 @@ pub fn close(
     }
     // First the last resort and the rule that leads to it, so that no packet meets a half of the routing.
     let last = plan.routes.iter().filter_map(|route| match route {
-        AttachedRoute::Unreachable(net) => Some(*net),
-        AttachedRoute::Tunnel(_) => None,
+        TableRoute::Unreachable(net) => Some(*net),
+        TableRoute::Tunnel(_) => None,
     });
     let mut requests: Vec<NetlinkRequest> =
         last.map(|net| NetlinkRequest::add_unreachable_route(TABLE, net, LAST_METRIC).or_exists()).collect();
@@ -80,6 +85,21 @@ pub fn close(
     let is_stale = |rule: &&PolicyRule| is_own(rule) && !plan.routing_rules.contains(rule);
     requests.extend(present.iter().filter(is_stale).map(NetlinkRequest::delete_rule));
     netlink.execute(requests).doing(ROUTING)
+}
+
+/// Ends the connections of programs that ran in a namespace before it was closed ([`end_connections`]), and says so.
+/// The packet rules stop all of them but exchanges of datagrams that go on, so a kernel that cannot end connections is
+/// no reason to fail.
+pub fn end_former_connections(namespace: &NetworkNamespace, plan: &SharedNamespacePlan) {
+    match namespace.run(|| end_connections(&mut Netlink::open()?, plan)) {
+        Ok(0) => {}
+        Ok(count) => tracing::warn!(
+            "ended the connections of programs that ran here before ({count}): attach the tunnel before they start"
+        ),
+        Err(error) => tracing::warn!(
+            "cannot end the connections of programs that ran here before: {error}; restart these programs"
+        ),
+    }
 }
 
 /// Ends the connections of programs that were in a namespace before it was closed, except those to the namespace itself
@@ -92,7 +112,7 @@ pub fn close(
 ///
 /// # Errors
 /// Fails with `NotFound` or `EOPNOTSUPP` on a kernel that cannot list or end sockets.
-pub fn end_connections(netlink: &mut Netlink, plan: &AttachmentPlan) -> io::Result<usize> {
+pub fn end_connections(netlink: &mut Netlink, plan: &SharedNamespacePlan) -> io::Result<usize> {
     let own: Vec<IpAddr> = netlink.addresses()?.into_iter().map(|(_, address)| address.addr()).collect();
     let stays = |address: IpAddr| address.is_loopback() || own.contains(&address) || plan.is_local(&address);
     let chosen_by_kernel = kernel_chosen_ports()?;
@@ -126,7 +146,7 @@ fn kernel_chosen_ports() -> io::Result<RangeInclusive<u16>> {
 ///
 /// # Errors
 /// If the kernel refuses, or the packet rules of that name belong to another owner. Then nothing has changed.
-pub fn load_rules(rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> Result<(), Failure> {
+pub fn load_rules(rules: &mut Nftables, plan: &SharedNamespacePlan, owner: &str) -> Result<(), Failure> {
     let table = &plan.rules;
     match rules.comment(&table.name) {
         Ok(comment) if comment.as_deref().is_some_and(|comment| recorded_count(comment, owner).is_some()) => {}
@@ -141,17 +161,44 @@ pub fn load_rules(rules: &mut Nftables, plan: &AttachmentPlan, owner: &str) -> R
         Err(error) => return Err(error).doing(LOADING_RULES),
     }
     let count: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
-    let loaded = rules.replace(table, &format!("{owner} {count}")).doing(LOADING_RULES);
+    let loaded = rules.replace(table, &comment(owner, count, plan)).doing(LOADING_RULES);
     loaded.map_err(host_rules::advise_on_kernel)
 }
 
-/// Gives WireGuard's interface its MTU and addresses, brings it up, and adds the tunnel's routes. The caller has
-/// created the interface.
+/// Returns the comment of the table with the packet rules: the owner, the number of rules, and the nameservers of the
+/// container as far as they fit. In contrast to a file, only a process with CAP_NET_ADMIN can change it.
+fn comment(owner: &str, count: usize, plan: &SharedNamespacePlan) -> String {
+    let mut comment = format!("{owner} {count}");
+    if let Placement::Attached { nameservers, .. } = &plan.placement {
+        for word in nameservers.iter().map(|address| format!(" {address}")) {
+            if comment.len() + word.len() <= MAX_COMMENT {
+                comment.push_str(&word);
+            }
+        }
+    }
+    comment
+}
+
+/// Returns the nameservers that a container had before its namespace was closed for `owner`. Returns None if the
+/// namespace was never closed.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN, or if the kernel cannot be queried.
+pub fn recorded_nameservers(rules: &mut Nftables, owner: &str) -> io::Result<Option<Vec<IpAddr>>> {
+    let comment = match rules.comment(RULES_TABLE) {
+        Ok(comment) => comment.unwrap_or_default(),
+        Err(error) if nftables::is_missing(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(record(&comment, owner).map(|words| words.skip(1).filter_map(|word| word.parse().ok()).collect()))
+}
+
+/// Gives WireGuard's interface its MTU, if it is to change, and its addresses, brings it up, and adds the tunnel's
+/// routes. The caller has created the interface.
 ///
 /// # Errors
 /// If the kernel refuses a step. The namespace stays closed then.
-pub fn open(netlink: &mut Netlink, plan: &AttachmentPlan) -> Result<(), Failure> {
-    const OPENING: &str = "configure WireGuard's interface";
+pub fn open(netlink: &mut Netlink, plan: &SharedNamespacePlan, mtu: Option<u32>) -> Result<(), Failure> {
     let wireguard = &plan.wireguard;
     let name = wireguard.interface.as_str();
     let index = netlink.link_index(&wireguard.interface).doing(format!("find {name}"))?;
@@ -159,14 +206,9 @@ pub fn open(netlink: &mut Netlink, plan: &AttachmentPlan) -> Result<(), Failure>
     let present = netlink.addresses().doing(OPENING)?;
     let present: Vec<IpNet> = present.into_iter().filter(|(of, _)| *of == index).map(|(_, address)| address).collect();
 
-    // Without this, a TUN would take part in multicast, which no peer forwards.
-    let mut requests =
-        vec![NetlinkRequest::set_mtu(index, name, wireguard.mtu), NetlinkRequest::clear_multicast(index, name)];
-    let missing = addresses.iter().filter(|address| !present.contains(address));
-    requests.extend(missing.map(|address| NetlinkRequest::add_address(index, name, *address).or_exists()));
+    let mut requests = open_interface(index, &wireguard.interface, mtu, &addresses);
     let stale = present.iter().filter(|address| !addresses.contains(address) && !is_link_local(address));
     requests.extend(stale.map(|address| NetlinkRequest::delete_address(index, name, *address)));
-    requests.push(NetlinkRequest::set_up(index, name));
     let routes: Vec<IpNet> = plan.routes.iter().filter_map(through_tunnel).collect();
     requests.extend(routes.iter().map(|net| NetlinkRequest::add_route_in(TABLE, index, name, *net).or_exists()));
     let present = netlink.routes_of(TABLE).doing(OPENING)?;
@@ -224,7 +266,12 @@ pub fn protection(netlink: &mut Netlink, rules: &mut Nftables, owner: &str) -> R
 
 /// Returns the number of rules that a table's comment records, if the table belongs to `owner`.
 fn recorded_count(comment: &str, owner: &str) -> Option<usize> {
-    comment.strip_prefix(owner)?.strip_prefix(' ')?.parse().ok()
+    record(comment, owner)?.next()?.parse().ok()
+}
+
+/// Returns the words of a table's comment after its owner, if that is `owner`.
+fn record<'a>(comment: &'a str, owner: &str) -> Option<impl Iterator<Item = &'a str>> {
+    Some(comment.strip_prefix(owner)?.strip_prefix(' ')?.split(' '))
 }
 
 /// Returns whether a policy rule is one that an attached tunnel has added.
@@ -238,10 +285,10 @@ fn alone(address: &IpNet) -> IpNet {
     address.addr().into()
 }
 
-fn through_tunnel(route: &AttachedRoute) -> Option<IpNet> {
+fn through_tunnel(route: &TableRoute) -> Option<IpNet> {
     match route {
-        AttachedRoute::Tunnel(net) => Some(*net),
-        AttachedRoute::Unreachable(_) => None,
+        TableRoute::Tunnel(net) => Some(*net),
+        TableRoute::Unreachable(_) => None,
     }
 }
 

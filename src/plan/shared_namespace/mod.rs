@@ -1,4 +1,5 @@
-//! The plan of a tunnel that is attached to a network namespace which is not its own: a pod's or a container's.
+//! The plan of a tunnel in a shared network namespace: one that is not the tunnel's own, but a pod's or a container's.
+//! `vpn-exec attach` carries it out from inside, and the keeper of a container's tunnel from the host.
 //!
 //! There is no link to the host. The container keeps its own interfaces, and packet rules and policy routing decide
 //! which packets may leave by them. The rules come first, and hold without any route or WireGuard interface:
@@ -25,8 +26,8 @@ use crate::config::{BackendChoice, Config, Endpoint, OpenPorts};
 use crate::keys::PrivateKey;
 use crate::linux::netlink::rule::PolicyRule;
 use crate::names::{InterfaceName, TunnelName};
-use crate::ruleset::Table;
-pub use routing::{AttachedRoute, PRIORITIES, TABLE};
+use crate::ruleset::{Family, Table};
+pub use routing::{PRIORITIES, TABLE, TableRoute};
 
 /// The mark of packets that take the container's own routes: WireGuard's encrypted packets, and replies to inbound
 /// connections. In ASCII it reads "ve".
@@ -42,6 +43,8 @@ pub enum Placement {
         endpoints: Vec<SocketAddr>,
         /// The resolvers that look up the names of endpoints, if an endpoint is a name.
         resolvers: Vec<IpAddr>,
+        /// The nameservers of the container before a tunnel was attached to it, which a later process may need.
+        nameservers: Vec<IpAddr>,
     },
     /// In the host's namespace. The container's namespace carries no encrypted packets.
     Container,
@@ -49,7 +52,7 @@ pub enum Placement {
 
 /// What is read from the namespace, once, before the tunnel is planned.
 #[derive(Clone, Debug, Default)]
-pub struct AttachmentFacts {
+pub struct SharedNamespaceFacts {
     /// The interfaces and the routes by which encrypted packets leave, without those of this tunnel. For
     /// [`Placement::Container`], they are the host's.
     pub underlay: Facts,
@@ -64,12 +67,12 @@ pub struct AttachmentFacts {
     pub dns_port_is_privileged: bool,
 }
 
-/// A tunnel as it will be attached, without any secret.
+/// A tunnel as it will be made in a shared namespace, without any secret.
 ///
 /// `vpn-exec plan --attach --json` prints its serialization, `vpn-exec plan --attach` its
 /// [`Display`](std::fmt::Display).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttachmentPlan {
+pub struct SharedNamespacePlan {
     /// The tunnel's name.
     pub name: TunnelName,
     /// Where the UDP socket of the encrypted packets is.
@@ -89,7 +92,7 @@ pub struct AttachmentPlan {
     /// The policy rules, in the order in which the kernel tries them.
     pub routing_rules: Vec<PolicyRule>,
     /// The routes of the tunnel's own table, [`TABLE`].
-    pub routes: Vec<AttachedRoute>,
+    pub routes: Vec<TableRoute>,
     /// How programs resolve names.
     #[serde(rename = "names")]
     pub dns: DnsPlan,
@@ -97,7 +100,7 @@ pub struct AttachmentPlan {
     pub notes: Vec<String>,
 }
 
-impl AttachmentPlan {
+impl SharedNamespacePlan {
     /// Replaces the addresses to which encrypted packets may be sent, and the packet rules that follow from them.
     /// Returns whether anything has changed.
     pub fn admit(&mut self, addresses: &[SocketAddr]) -> bool {
@@ -113,6 +116,19 @@ impl AttachmentPlan {
         true
     }
 
+    /// Replaces the addresses of the container's interfaces, and the rules that follow from them. Returns whether
+    /// anything has changed.
+    pub fn follow(&mut self, addresses: Vec<IpAddr>) -> bool {
+        if self.container_addresses == addresses {
+            return false;
+        }
+        self.container_addresses = addresses;
+        self.rules = rules::decide(self);
+        let has_ipv6 = self.routing_rules.iter().any(|rule| rule.family == Family::Ipv6);
+        self.routing_rules = routing::rules(self, has_ipv6);
+        true
+    }
+
     /// Returns whether an address is reached outside the tunnel.
     pub fn is_local(&self, address: &IpAddr) -> bool {
         let tunnel: Vec<IpNet> = firewall::tunnel_routes(&self.wireguard).collect();
@@ -125,7 +141,11 @@ impl AttachmentPlan {
 /// # Errors
 ///
 /// Returns all reasons why the tunnel cannot be attached.
-pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> Result<AttachmentPlan, PlanErrors> {
+pub fn plan(
+    config: &Config,
+    facts: &SharedNamespaceFacts,
+    placement: Placement,
+) -> Result<SharedNamespacePlan, PlanErrors> {
     let mut findings = Findings::default();
     let file = &config.wireguard;
     let is_attached = matches!(placement, Placement::Attached { .. });
@@ -135,8 +155,8 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
         wireguard::note_mark(config, &mut findings);
     }
     let without_ipv6 = match facts {
-        AttachmentFacts { underlay, .. } if underlay.without_ipv6 => Some(wireguard::WithoutIpv6::Kernel),
-        AttachmentFacts { ipv6_is_off: true, .. } => Some(wireguard::WithoutIpv6::SwitchedOff),
+        SharedNamespaceFacts { underlay, .. } if underlay.without_ipv6 => Some(wireguard::WithoutIpv6::Kernel),
+        SharedNamespaceFacts { ipv6_is_off: true, .. } => Some(wireguard::WithoutIpv6::SwitchedOff),
         _ => None,
     };
     let mut routing = wireguard::routing(file, without_ipv6, &mut findings);
@@ -164,7 +184,7 @@ pub fn plan(config: &Config, facts: &AttachmentFacts, placement: Placement) -> R
         public_key: file.interface.private_key.as_ref().map(PrivateKey::public_key),
         peers: wireguard::peers(file),
     };
-    let mut plan = AttachmentPlan {
+    let mut plan = SharedNamespacePlan {
         name: config.name.clone(),
         placement,
         backend: match config.backend {

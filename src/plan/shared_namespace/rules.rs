@@ -2,13 +2,13 @@
 //! bound to an interface or an address, inbound packets, and queries to resolvers. They hold before WireGuard's
 //! interface exists and after it is gone.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::{AttachmentPlan, MARK, Placement};
+use super::{MARK, Placement, SharedNamespacePlan};
 use crate::plan::dns_forwarding::{DNS_PORT, FORWARDER_ADDRESSES, ForwarderPlan};
-use crate::plan::firewall::{self, AllowedResolvers, NAME_PORTS, NEIGHBOR_DISCOVERY};
+use crate::plan::firewall::{self, AllowedResolvers, NAME_PORTS, NEIGHBOR_DISCOVERY, ON_LINK_HOPS};
 use crate::ruleset::{Chain, Hook, Interface, Match, Policy, Rule, Table, Transport};
 
 /// The address of Docker's resolver in every container of a network that the user has made.
@@ -17,8 +17,11 @@ const DOCKER_RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// Router solicitation (RFC 4861 section 4.1). The kernel sends it for the container's own IPv6 routes.
 const ROUTER_SOLICITATION: u8 = 133;
 
+/// The multicast address of all routers of a link (RFC 4291 section 2.7.1).
+const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+
 /// Returns the packet rules.
-pub(super) fn decide(plan: &AttachmentPlan) -> Table {
+pub(super) fn decide(plan: &SharedNamespacePlan) -> Table {
     let closed = [(Hook::Input, input(plan)), (Hook::Forward, Vec::new()), (Hook::Output, output(plan))];
     let mut chains = marking(plan);
     chains.extend(plan.dns.forwarder.as_ref().and_then(redirection));
@@ -31,7 +34,7 @@ pub(super) fn decide(plan: &AttachmentPlan) -> Table {
 ///
 /// The kernel also takes a TCP connection to the Internet from before the rules for an inbound one, if the first packet
 /// that it tracks comes from the other end. So only the packet that opens a TCP connection counts.
-fn marking(plan: &AttachmentPlan) -> Vec<Chain> {
+fn marking(plan: &SharedNamespacePlan) -> Vec<Chain> {
     let inbound = |kind| {
         let matches = [
             Match::NotFrom(Interface::Loopback),
@@ -64,7 +67,7 @@ fn redirection(forwarder: &ForwarderPlan) -> Option<Chain> {
     (forwarder.port != DNS_PORT).then_some(chain)
 }
 
-fn input(plan: &AttachmentPlan) -> Vec<Rule> {
+fn input(plan: &SharedNamespacePlan) -> Vec<Rule> {
     let tunnel = Interface::Named(plan.wireguard.interface.clone());
     let mut rules = vec![
         Rule::accept([Match::From(Interface::Loopback)]),
@@ -78,10 +81,10 @@ fn input(plan: &AttachmentPlan) -> Vec<Rule> {
     rules
 }
 
-fn output(plan: &AttachmentPlan) -> Vec<Rule> {
+fn output(plan: &SharedNamespacePlan) -> Vec<Rule> {
     let tunnel = || Interface::Named(plan.wireguard.interface.clone());
     let (endpoints, resolvers) = match &plan.placement {
-        Placement::Attached { endpoints, resolvers } => (endpoints.as_slice(), resolvers.as_slice()),
+        Placement::Attached { endpoints, resolvers, .. } => (endpoints.as_slice(), resolvers.as_slice()),
         Placement::Container => (&[][..], &[][..]),
     };
     let mut rules = docker_rules(resolvers);
@@ -94,8 +97,7 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
     // No packet of the tunnel leaves by the container's interfaces, not even as a reply.
     rules.extend(own_addresses(plan).map(|address| Rule::drop([Match::Source(address)])));
     rules.push(Rule::accept([replies().as_slice(), &[Match::Replies]].concat()));
-    let discovery = [ROUTER_SOLICITATION].into_iter().chain(NEIGHBOR_DISCOVERY);
-    rules.extend(discovery.map(|kind| Rule::accept([Match::Icmpv6(kind)])));
+    rules.extend(neighbor_discovery());
     rules.push(firewall::other_transports(Match::NotTo(tunnel())));
     rules.extend([true, false].into_iter().filter_map(|is_ipv4| foreign_sources(plan, is_ipv4)));
     let resolvers = AllowedResolvers::of(&plan.dns, |server| plan.is_local(server));
@@ -108,10 +110,22 @@ fn output(plan: &AttachmentPlan) -> Vec<Rule> {
 /// Returns the rule that drops the packets of a family from an address that is not the container's, if the container
 /// has a known one. A program may choose any source in IPv6 (`IPV6_FREEBIND` of linux/in6.h): a local network would
 /// answer to that address on the Internet, or bring the packet back as an inbound connection from there.
-fn foreign_sources(plan: &AttachmentPlan, is_ipv4: bool) -> Option<Rule> {
+fn foreign_sources(plan: &SharedNamespacePlan, is_ipv4: bool) -> Option<Rule> {
     let own = plan.container_addresses.iter().filter(|address| address.is_ipv4() == is_ipv4);
     let others: Vec<Match> = own.map(|address| Match::NotSource((*address).into())).collect();
     (!others.is_empty()).then(|| Rule::drop(others))
+}
+
+/// Returns the rules that accept what neighbor discovery needs. A solicited neighbor, or one that has solicited, may
+/// have any address: routers announce the networks of a link at any time (RFC 4861 section 6.3.4).
+fn neighbor_discovery() -> impl Iterator<Item = Rule> {
+    let to_routers = [Match::Icmpv6(ROUTER_SOLICITATION), Match::Destination(IpAddr::from(ALL_ROUTERS).into())];
+    let kinds = NEIGHBOR_DISCOVERY.map(|kind| vec![Match::Icmpv6(kind)]);
+    let on_link = |mut matches: Vec<Match>| {
+        matches.push(Match::HopLimit(ON_LINK_HOPS));
+        Rule::accept(matches)
+    };
+    std::iter::once(to_routers.into()).chain(kinds).map(on_link)
 }
 
 /// Returns the rule that accepts encrypted packets to an endpoint.
@@ -142,6 +156,6 @@ fn endpoint_queries(resolver: &IpAddr) -> [Rule; 2] {
 }
 
 /// Returns the tunnel's own addresses.
-fn own_addresses(plan: &AttachmentPlan) -> impl Iterator<Item = IpNet> {
+fn own_addresses(plan: &SharedNamespacePlan) -> impl Iterator<Item = IpNet> {
     plan.wireguard.addresses.iter().map(|address| address.addr().into())
 }
