@@ -32,6 +32,26 @@ fn a_program_starts_no_service_outside() {
     });
 }
 
+/// A rootless program is of the user and in the user namespace of vpn-exec's own processes, some of which see the
+/// host's files.
+#[test]
+fn no_process_leads_a_rootless_program_to_the_hosts_files() {
+    test_at_desk(|desk| {
+        if !lab::tunnel::is_rootless() {
+            return Ok(());
+        }
+        require("gdbus")?;
+        desk.start_session_bus()?;
+        let script = "gdbus call --timeout 5 --session -d org.freedesktop.DBus -o / \
+                      -m org.freedesktop.DBus.GetId >&2; own=$(stat -c %d:%i /run); \
+                      for process in /proc/[0-9]*; do there=$(stat -c %d:%i $process/root/run 2>&-) \
+                      && [ $there != $own ] && cat $process/cmdline; done; true";
+        let output = run(desk.inside(&[], &["sh", "-c", script]))?;
+        ensure!(output.status.success() && output.stdout.is_empty(), "{}", text_of(&output));
+        Ok(())
+    });
+}
+
 #[test]
 fn an_option_opens_a_service_on_the_session_bus() {
     test_at_desk(|desk| opened(desk, &["--dbus-talk", "net.example.Fetcher"]));

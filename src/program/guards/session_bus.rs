@@ -66,6 +66,11 @@ impl BusFilter {
         let names = program.buses.talk.iter().filter_map(|name| name.parse().ok());
         let policy = BusPolicy::default_desktop().with_talk(names);
         let identity = program.identity.clone();
+        // A rootless program is of the filter's user and in its user namespace, and the filter's root directory is the
+        // host's. One capability more than the program has keeps it from there (ptrace(2)). The system call filter
+        // makes it useless.
+        let is_rootless = program.namespace.is_none();
+        let capabilities = if is_rootless { CapabilitySet::KILL } else { CapabilitySet::empty() };
         let work: GuardWork = Box::new(move |reporter, launcher| {
             fault::fail_at("in the session bus filter")?;
             process::raise_file_limit().doing("raise the limit of open files")?;
@@ -73,7 +78,7 @@ impl BusFilter {
                 identity: &identity,
                 launcher,
                 descriptors: &mut [listener.as_raw_fd(), wait.as_raw_fd(), reporter.descriptor()],
-                capabilities: CapabilitySet::empty(),
+                capabilities,
                 calls: CALLS,
                 families: &[libc::AF_UNIX],
                 // Portals look at a caller's root directory, to recognize sandboxes. This process has no secrets.
