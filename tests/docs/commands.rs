@@ -16,6 +16,7 @@ const NOT_RUN: [(&str, &str); 74] = [
     ("cargo build --release", ".ci/run builds it"),
     ("cargo bench --bench launch", "takes minutes"),
     ("cargo bench --bench standing", "takes minutes"),
+    ("cargo bench --bench sidecar", "takes minutes"),
     ("cargo bench --bench relay", "takes minutes"),
     ("sudo install -m 755 target/release/vpn-exec /usr/local/bin/", "changes the machine"),
     ("sudo install -D -m 600 mullvad.conf /etc/wireguard/mullvad.conf", "changes the machine"),
