@@ -16,8 +16,8 @@ use lab::{Context, Lab, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, Result, TUNNEL_
 use measure::{Spread, load, milliseconds, now};
 use sending::TURN;
 
-/// The default number of rounds.
-const ROUNDS: usize = 5;
+/// The default number of rounds. More than four exceed the time of a world.
+const ROUNDS: usize = 3;
 
 /// The time in which a tunnel comes up.
 const UP: Duration = Duration::from_secs(60);

@@ -64,14 +64,12 @@ fn has_containers(site: &mut Site) -> Result<bool, Failure> {
     }
     let links = site.netlink.links().doing("list the network interfaces")?;
     let routes = site.netlink.routes().doing("list the routes")?;
-    let leads_to_network = |index: u32| {
-        let is_network = |net: &IpNet| net.prefix_len() < net.max_prefix_len() && !net.addr().is_multicast();
-        let is_own = |net: &IpNet| matches!(net.addr(), IpAddr::V6(address) if address.is_unicast_link_local());
-        routes.iter().any(|route| {
-            let net = &route.destination;
-            route.interface == Some(index) && is_network(net) && !is_own(net)
-        })
+    let is_network = |net: &IpNet| {
+        let is_link_local = matches!(net.addr(), IpAddr::V6(address) if address.is_unicast_link_local());
+        net.prefix_len() < net.max_prefix_len() && !net.addr().is_multicast() && !is_link_local
     };
+    let leads_to_network =
+        |index: u32| routes.iter().any(|route| route.interface == Some(index) && is_network(&route.destination));
     let to_containers = links.iter().filter(|link| !leads_to_network(link.index));
     let ends: BTreeSet<i32> = to_containers.filter_map(|link| link.leads_to).collect();
     Ok(ends.len() > 1)
@@ -98,8 +96,8 @@ pub(super) fn explain_rules(failure: Failure) -> Failure {
     match failure.errno {
         Some(libc::EPERM | libc::EACCES) => failure.advise(NET_ADMIN),
         Some(errno) if nftables::is_missing(&std::io::Error::from_raw_os_error(errno)) => failure.advise(
-            "load the kernel modules nf_tables, nft_ct, nft_reject_inet and nf_conntrack on the host: a container cannot \
-             load modules",
+            "load the kernel modules nf_tables, nft_ct, nft_reject_inet and nf_conntrack on the host: a container \
+             cannot load modules",
         ),
         _ => failure,
     }

@@ -48,8 +48,8 @@ pub(super) fn container_profile_of(name: &TunnelName) -> Result<Profile, Failure
     if !path.exists() {
         let missing = format!("there is no profile '{name}' for a container ({} not found)", path.display());
         return Err(Failure::new(missing).advise(format!(
-            "write it: the lines `wireguard = \"FILE\"`, with the provider's file, and `containers = true`; check it with \
-             `vpn-exec check {name}`"
+            "write it: the lines `wireguard = \"FILE\"`, with the provider's file, and `containers = true`; check it \
+             with `vpn-exec check {name}`"
         )));
     }
     let profile = read_profile_at(&path)?;

@@ -10,12 +10,13 @@ use crate::examples::RUN;
 use crate::pages::{page, published};
 
 /// The published commands that no test here runs, with the place of their test or the reason.
-const NOT_RUN: [(&str, &str); 74] = [
+const NOT_RUN: [(&str, &str); 75] = [
     ("cargo run --release --example demo", ".ci/run runs it"),
     ("cargo test", "this runs in it"),
     ("cargo build --release", ".ci/run builds it"),
     ("cargo bench --bench launch", "takes minutes"),
     ("cargo bench --bench standing", "takes minutes"),
+    ("cargo bench --bench sidecar", "takes minutes"),
     ("cargo bench --bench relay", "takes minutes"),
     ("sudo install -m 755 target/release/vpn-exec /usr/local/bin/", "changes the machine"),
     ("sudo install -D -m 600 mullvad.conf /etc/wireguard/mullvad.conf", "changes the machine"),

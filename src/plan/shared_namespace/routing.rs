@@ -55,7 +55,11 @@ pub enum TableRoute {
 
 /// Returns the policy rules.
 pub(super) fn rules(plan: &SharedNamespacePlan, has_ipv6: bool) -> Vec<PolicyRule> {
-    let networks = firewall::by_prefix(&plan.local_networks, firewall::tunnel_routes(&plan.wireguard));
+    let mut networks = firewall::by_prefix(&plan.local_networks, firewall::tunnel_routes(&plan.wireguard));
+    if plan.placement == Placement::Container {
+        let others: Vec<IpNet> = narrow_routes(plan).filter(|net| !networks.contains(&(*net, false))).collect();
+        networks.extend(others.into_iter().map(|net| (net, false)));
+    }
     let mut rules = Vec::new();
     for family in families(has_ipv6) {
         let mut add = |priority, selector, table| rules.push(PolicyRule { family, priority, selector, table });
@@ -69,12 +73,6 @@ pub(super) fn rules(plan: &SharedNamespacePlan, has_ipv6: bool) -> Vec<PolicyRul
             add(priority, Selector::To(*net), table);
         }
         if plan.placement == Placement::Container {
-            for net in narrow_routes(plan).filter(|net| is_of(family, &net.addr())) {
-                let priority = LONGEST + u32::from(net.max_prefix_len() - net.prefix_len());
-                if !networks.contains(&(net, false)) {
-                    add(priority, Selector::To(net), TABLE);
-                }
-            }
             add(CONNECTED, Selector::NotByDefault, Route::MAIN);
         }
         add(ALL, Selector::All, TABLE);
@@ -86,9 +84,9 @@ pub(super) fn rules(plan: &SharedNamespacePlan, has_ipv6: bool) -> Vec<PolicyRul
 /// tunnel's resolvers, and its routes that do not stand for the Internet. They rarely contain an engine's gateway.
 fn narrow_routes(plan: &SharedNamespacePlan) -> impl Iterator<Item = IpNet> {
     let routes: Vec<IpNet> = firewall::tunnel_routes(&plan.wireguard).collect();
-    let reaches = |server: &IpAddr| routes.iter().any(|route| route.contains(server));
-    let local = |server: &IpAddr| plan.local_networks.iter().any(|net| net.contains(server));
-    let resolvers = plan.dns.servers.iter().filter(|server| reaches(server) && !local(server));
+    let is_reached = |server: &IpAddr| routes.iter().any(|route| route.contains(server));
+    let is_local = |server: &IpAddr| local_networks::is_local(&plan.local_networks, &routes, server);
+    let resolvers = plan.dns.servers.iter().filter(|server| is_reached(server) && !is_local(server));
     let mut narrow: BTreeSet<IpNet> = resolvers.map(|server| IpNet::from(*server)).collect();
     narrow.extend(routes.iter().filter(|route| route.prefix_len() >= local_networks::min_prefix_len(route)));
     narrow.into_iter()
