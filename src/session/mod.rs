@@ -217,9 +217,8 @@ impl Session {
 
     /// Applies the requested configuration to a tunnel that was adopted.
     fn bring_up_to_date(&mut self) -> Result<(), Failure> {
-        if let Some(handover) = self.lease.handover().filter(|_| self.origin == Origin::Adopted) {
-            let name = &self.plan.name;
-            let changed = lease::reload(name, Some(handover))?.ok_or_else(|| lease::not_up(name))?;
+        if self.origin == Origin::Adopted {
+            let changed = self.lease.reload(&self.plan.name)?;
             tracing::debug!(?changed, "the adopted tunnel is up to date");
         }
         Ok(())
