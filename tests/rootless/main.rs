@@ -7,6 +7,7 @@ mod lifetime;
 mod local;
 mod privileges;
 mod refusals;
+mod security;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
