@@ -16,7 +16,7 @@ use super::lifecycle::End;
 use super::ports::PortRelays;
 use super::privileges::with_all_capabilities;
 use super::public_clients::PublicClients;
-use super::reload::Configuration;
+use super::reload::{self, Configuration};
 use super::service::ServiceNotifier;
 use crate::endpoints::Endpoints;
 use crate::failure::Failure;
@@ -179,7 +179,10 @@ impl Keeper {
         }
         if self.host_network.drain_network()? {
             self.endpoints.network_changed(&mut self.tunnel);
-            host_network::update_local_networks(&mut self.tunnel, &self.configuration.config);
+            let Configuration { config, handover, .. } = &mut self.configuration;
+            host_network::update_local_networks(&mut self.tunnel, config, |plan| {
+                reload::pass_plan(handover, &self.clients, plan)
+            });
             if let Err(failure) = self.ports.follow_local_networks(&self.tunnel) {
                 tracing::warn!("{failure}");
             }

@@ -215,7 +215,10 @@ impl Keeper {
     /// keeper.
     fn hand_over_to(&mut self, id: ConnectionId) -> Option<End> {
         // A client that has gone meanwhile takes nothing over.
-        self.pass_namespace(id);
+        if self.tunnel.plan().rootless {
+            self.clients.send(id, &KeeperEvent::Changed, Some(self.configuration.handover.as_fd()));
+            self.pass_namespace(id);
+        }
         let is_passed = self.clients.send(id, &KeeperEvent::Done, Some(self.tunnel.lock()));
         is_passed.then_some(End::HandedOver)
     }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::messages::{ClientRequest, KeeperEvent, MAX_MESSAGE, read_answer, receive_event, send};
+use super::unnamed::UnnamedTunnel;
 use crate::failure::{Doing, Failure};
 use crate::linux::local_socket;
 use crate::linux::memory_file;
@@ -399,12 +400,13 @@ pub fn take_down_if(name: &TunnelName, is_meant: &dyn Fn(&TunnelState) -> bool) 
 ///
 /// # Errors
 /// If the keeper refuses or does not answer.
-pub fn hand_over(name: &TunnelName) -> Result<Option<(OwnedFd, Option<NetworkNamespace>)>, Failure> {
+pub fn hand_over(name: &TunnelName) -> Result<Option<(OwnedFd, Option<UnnamedTunnel>)>, Failure> {
     let Some(mut connection) = Lease::connect(name, ANSWER_TIMEOUT).doing(TALKING)? else { return Ok(None) };
     let Some(lock) = expect_done(connection.request(ClientRequest::HandOver, None))? else { return Ok(None) };
     let missing = || io::Error::new(io::ErrorKind::InvalidData, "it did not pass the lock");
     let lock = lock.ok_or_else(missing).doing(TALKING)?;
-    Ok(Some((lock, connection.namespace.take())))
+    let unnamed = (Scope::current() == Scope::User).then(|| connection.unnamed()).transpose().doing(TALKING)?;
+    Ok(Some((lock, unnamed)))
 }
 
 #[cfg(test)]

@@ -111,6 +111,17 @@ impl User {
     }
 }
 
+impl User {
+    /// Kills a tunnel's keeper and waits for its successor.
+    fn replace_keeper(&self, name: &str) -> Result<()> {
+        let first = self.keeper(name)?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGKILL)?;
+        lab::wait_until(lab::patience(PATIENCE), "no successor", || {
+            Ok(self.keeper(name).is_ok_and(|keeper| keeper != first))
+        })
+    }
+}
+
 /// Runs a command, which must succeed, and returns its output.
 fn output(mut command: Command) -> Result<String> {
     let output = run(&mut command)?;

@@ -1,18 +1,20 @@
 //! A program in a user's tunnel cannot give orders to its keeper, which is a process of the same user.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use lab::agent::Agent;
 use lab::{Lab, Peer};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{User, output};
+use crate::{PATIENCE, User, output};
 
 /// Sends a request to a keeper and prints the answer: `client.py SOCKET REQUEST WAY`. The ways are `plain`; `proved`,
 /// with the own user namespace as a proof; and `ended`, from a process that has ended since.
@@ -114,7 +116,7 @@ fn a_program_inside_gives_the_keeper_no_orders() {
             let answer = outside(&user, &door.client("mine", request, "proved"))?;
             ensure!(answer.contains(expected), "{request} from outside: {answer}");
         }
-        lab::wait_until(lab::patience(crate::PATIENCE), "the tunnel is taken down", || Ok(!user.tunnels().exists()))
+        lab::wait_until(lab::patience(PATIENCE), "the tunnel is taken down", || Ok(!user.tunnels().exists()))
     });
 }
 
@@ -135,7 +137,7 @@ impl Foreground {
         let mut command = user.up(name);
         let mut keeper = command.args(["--foreground", "-v"]).stderr(Stdio::piped()).spawn()?;
         let messages = BufReader::new(keeper.stderr.take().context("a pipe")?).lines();
-        lab::wait_until(lab::patience(crate::PATIENCE), "the tunnel is up", || {
+        lab::wait_until(lab::patience(PATIENCE), "the tunnel is up", || {
             Ok(user.about(&["status", name]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success())
         })?;
         Ok(Self { keeper, messages })
@@ -209,5 +211,81 @@ fn a_program_inside_has_the_keeper_read_no_file_again() {
         let message = keeper.await_message(&outcomes)?;
         ensure!(message.contains("the configuration is unchanged"), "{message}");
         keeper.end()
+    });
+}
+
+/// Starts an agent in a tunnel with a port of the host, and the service at that port and at another one.
+fn start_with_host_port(user: &User) -> Result<Agent> {
+    for port in [OPENED, PLANTED] {
+        let listener = TcpListener::bind(("127.0.0.1", port))?;
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe host");
+            }
+        });
+    }
+    Agent::start(&mut user.inside("mine", &["--host-port", &OPENED.to_string()], &[]))?.begun()
+}
+
+const OPENED: u16 = 18_002;
+const PLANTED: u16 = 18_001;
+
+fn get(port: u16) -> String {
+    format!("get http://host.internal:{port}/")
+}
+
+/// Any program of the user can replace the files. The successor would do what the plan says, on the host.
+#[test]
+fn the_successor_of_a_killed_keeper_follows_no_plan_from_the_disk() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        let mut agent = start_with_host_port(&user)?;
+        let plan = user.tunnels().join("mine/plan");
+        let planted = fs::read_to_string(&plan)?.replace(&OPENED.to_string(), &PLANTED.to_string());
+        for text in [&planted[..], "{}"] {
+            fs::write(&plan, text)?;
+            user.replace_keeper("mine")?;
+            ensure!(agent.succeed_within(PATIENCE, &get(OPENED))? == "the host");
+            ensure!(agent.fail(&get(PLANTED))? == "ECONNREFUSED");
+        }
+        // One that joins gets the plan from the keeper as well.
+        output(user.inside("mine", &["--host-port", &OPENED.to_string()], &["true"]))?;
+        agent.finish_well().map(drop)
+    });
+}
+
+/// The successor of the next keeper has the plan after the reload.
+#[test]
+fn a_reload_changes_the_plan_that_a_successor_follows() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        let mut agent = start_with_host_port(&user)?;
+        let mut reload = user.vpn_exec(&["reload"]);
+        reload.arg(&user.file).args(["--name", "mine", "--host-port", &PLANTED.to_string()]);
+        output(reload)?;
+        for _ in 0..2 {
+            ensure!(agent.succeed_within(PATIENCE, &get(PLANTED))? == "the host");
+            ensure!(agent.fail(&get(OPENED))? == "ECONNREFUSED");
+            user.replace_keeper("mine")?;
+        }
+        agent.finish_well().map(drop)
+    });
+}
+
+#[test]
+fn a_state_of_another_namespace_is_not_taken_over() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        let agent = Agent::start(&mut user.inside("mine", &[], &[]))?.begun()?;
+        let file = user.tunnels().join("mine/state");
+        let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&file)?)?;
+        state["namespace"]["inode"] = fs::metadata("/proc/self/ns/net")?.ino().into();
+        fs::write(&file, state.to_string())?;
+        kill(Pid::from_raw(user.keeper("mine")?), Signal::SIGKILL)?;
+        let (status, errors) = agent.end()?;
+        ensure!(!status.success(), "the tunnel was taken over");
+        ensure!(errors.contains("its state on the disk is that of another tunnel"), "{errors}");
+        Ok(())
     });
 }
