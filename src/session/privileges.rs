@@ -32,6 +32,17 @@ pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Returns why [`choose_scope`] has chosen as it has.
+pub(crate) fn reason_of_scope(rootless: bool) -> &'static str {
+    match (Scope::current(), nix::unistd::geteuid().is_root()) {
+        (Scope::System, true) => "you are root",
+        (Scope::System, false) => "this process has CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP",
+        (Scope::User, _) if rootless => "--rootless was given",
+        (Scope::User, true) => "this process lacks CAP_SYS_ADMIN, CAP_NET_ADMIN or CAP_SETPCAP",
+        (Scope::User, false) => "you are not root",
+    }
+}
+
 /// Chooses the scope of a running tunnel: first that of [`choose_scope`], as a user's own tunnel goes before the
 /// machine's of that name, then the other.
 ///
