@@ -41,13 +41,13 @@ const NOT_RUN: [(&str, &str); 75] = [
     ("sudo nft delete table inet test", "the same"),
     ("sudo kill -9 \"$(vpn-exec status mullvad --json | jq .keeper)\"", "tests/lifecycle/ kills keepers"),
     ("sudo vpn-exec mullvad --user crawler -- /srv/crawler/run", "needs a user of that name; tests/program/"),
-    ("sudo vpn-exec mullvad.conf --local 192.168.1.10/32 -- curl http://192.168.1.10/", "tests/local/"),
+    ("vpn-exec mullvad.conf --local 192.168.1.10/32 -- curl http://192.168.1.10/", "tests/local/"),
     (
-        "sudo vpn-exec mullvad.conf --lan --dns-for home.arpa=192.168.1.1 -- curl http://nas.home.arpa/",
+        "vpn-exec mullvad.conf --lan --dns-for home.arpa=192.168.1.1 -- curl http://nas.home.arpa/",
         "tests/local/split_dns/",
     ),
-    ("sudo vpn-exec mullvad.conf --host-port 5432 -- psql --host host.internal", "tests/host_ports.rs"),
-    ("sudo vpn-exec mullvad.conf --host-port 5432 -- ./crawl --database host.internal:5432", "the same"),
+    ("vpn-exec mullvad.conf --host-port 5432 -- psql --host host.internal", "tests/host_ports.rs"),
+    ("vpn-exec mullvad.conf --host-port 5432 -- ./crawl --database host.internal:5432", "the same"),
     (
         "sops -d mullvad.conf.enc | sudo vpn-exec --config - --name mullvad -- curl https://ifconfig.me",
         "needs sops; tests/secrets.rs reads files from pipes",

@@ -29,7 +29,7 @@ const THROUGH_THE_PROFILE: &str = "sudo vpn-exec airvpn -- curl https://ifconfig
 const STATUS: &str = "vpn-exec status";
 const DOWN: &str = "sudo vpn-exec down mullvad";
 const PLAN_TUNNEL: &str = "vpn-exec plan mullvad";
-const WEB_SERVER: &str = "sudo vpn-exec mullvad.conf --publish 8080:80 -- python3 -m http.server 80";
+const WEB_SERVER: &str = "vpn-exec mullvad.conf --publish 8080:80 -- python3 -m http.server 80";
 const RELOAD: &str = "sudo vpn-exec reload mullvad";
 
 /// The commands of the tutorial, in its order.
@@ -54,9 +54,9 @@ const STAND_INS: [&str; 6] = [
     "sudo vpn-exec mullvad.conf -- firefox --no-remote -P vpn",
     "sudo vpn-exec mullvad.conf -- chromium --user-data-dir=/home/me/.config/chromium-vpn",
     "sudo --preserve-env=GTK_THEME vpn-exec mullvad.conf -- firefox --no-remote -P vpn",
-    "sudo vpn-exec mullvad.conf --wait 20 -- wget --mirror https://example.org/",
-    "sudo vpn-exec mullvad.conf -- ./crawl --part 1 &",
-    "sudo vpn-exec proton.conf -- ./crawl --part 2 &",
+    "vpn-exec mullvad.conf --wait 20 -- wget --mirror https://example.org/",
+    "vpn-exec mullvad.conf -- ./crawl --part 1 &",
+    "vpn-exec proton.conf -- ./crawl --part 2 &",
 ];
 const UP_FILE_AND_WAIT: &str = "sudo vpn-exec up mullvad.conf --wait 20";
 
@@ -300,7 +300,7 @@ fn a_web_server_at_port_80_is_reached_at_the_hosts_port_8080() {
         ensure!(page("README.md").text.contains("`--publish 8080:80`"), "the README has another example");
         let place = Place::prepare(lab)?;
         // Where ports below 1024 are open to every program inside, this needs no capability.
-        let first_port = "sudo vpn-exec mullvad.conf -- cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
+        let first_port = "vpn-exec mullvad.conf -- cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
         let command = match place.works(first_port)?.trim() {
             "0" => WEB_SERVER.to_owned(),
             _ => WEB_SERVER.replace(" -- ", " --keep-cap net_bind_service -- "),

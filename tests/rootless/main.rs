@@ -5,6 +5,7 @@
 
 mod lifetime;
 mod local;
+mod plan;
 mod privileges;
 mod refusals;
 mod security;
