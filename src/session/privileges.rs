@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use crate::failure::{Doing, Failure};
+use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::{sysctl, user_namespace};
@@ -30,6 +31,17 @@ pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
     let scope = if is_privileged && !rootless { Scope::System } else { Scope::User };
     scope.enter();
     Ok(())
+}
+
+/// Returns why [`choose_scope`] has chosen as it has.
+pub(crate) fn reason_of_scope(rootless: bool) -> &'static str {
+    match (Scope::current(), nix::unistd::geteuid().is_root()) {
+        (Scope::System, true) => "you are root",
+        (Scope::System, false) => "this process has CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP",
+        (Scope::User, _) if rootless => "--rootless was given",
+        (Scope::User, true) => "this process lacks CAP_SYS_ADMIN, CAP_NET_ADMIN or CAP_SETPCAP",
+        (Scope::User, false) => "you are not root",
+    }
 }
 
 /// Chooses the scope of a running tunnel: first that of [`choose_scope`], as a user's own tunnel goes before the
@@ -92,6 +104,7 @@ impl Privileges {
             return Ok(());
         }
         match namespace {
+            _ if fault::is_broken("user-namespace") => {}
             Some(namespace) => {
                 user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?
             }
