@@ -45,6 +45,7 @@ mod allowed_ips;
 mod clock;
 mod data_path;
 mod device;
+mod noise;
 mod peer;
 mod sockets;
 mod wiped;
