@@ -1,4 +1,4 @@
-//! The clock of the device: the time since boot, including suspend, which `boringtun` uses as well. After an hour of
+//! The clock of the device: the time since boot, including suspend. After an hour of
 //! suspend, session keys must have expired, so the monotonic clock, which stops meanwhile, is not suitable.
 
 use std::time::Duration;

@@ -194,7 +194,7 @@ fn drain_socket(
         match sockets::receive(socket, buffer) {
             Ok((length, from)) => {
                 *errors = 0;
-                core.on_datagram(&buffer[..length], from, now, wire);
+                core.on_datagram(&mut buffer[..length], from, now, wire);
             }
             Err(Errno::AGAIN) => {
                 *errors = 0;

@@ -5,17 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, Tunn, TunnResult};
-use boringtun::x25519;
-
 use super::allowed_ips::{AllowedIps, PeerIndex};
-use super::peer::{Context, DatagramVerdict, PeerState};
-use crate::keys::PublicKey;
+use super::ip;
+use super::noise::{DATA_OVERHEAD, MacChecker, MacVerdict, Message, Responder};
+use super::peer::{Context, DatagramVerdict, PeerState, SESSION_INDEX_BITS};
+use crate::keys::{PrivateKey, PublicKey};
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
 /// The maximum length of an IP packet and of a datagram, whose length fields have 16 bits.
@@ -27,17 +23,11 @@ const PADDING_MULTIPLE: usize = 16;
 /// The size of a buffer for packets, which are padded in place.
 pub(super) const PACKET_BUFFER: usize = MAX_PACKET.next_multiple_of(PADDING_MULTIPLE);
 
-/// The length of the header and the authentication tag of a data message (WireGuard paper, section 5.4.6).
-const DATA_OVERHEAD: usize = 32;
-
-/// The length of a cookie reply (WireGuard paper, section 5.4.7).
-const COOKIE_REPLY: usize = 64;
-
 /// The number of handshake messages per second above which the device is under load and demands cookies.
 const HANDSHAKES_PER_SECOND: u64 = 100;
 
-/// The bits of a session index that identify the peer. `boringtun` numbers sessions in the other 8 bits.
-const PEER_INDEX_BITS: u32 = 24;
+/// The bits of a session index that identify the peer.
+const PEER_INDEX_BITS: u32 = u32::BITS - SESSION_INDEX_BITS;
 
 /// The output of the device: the TUN and the sockets, or their replacement in a test.
 pub(super) trait Sink {
@@ -72,10 +62,17 @@ pub struct Dropped {
     pub not_delivered: u64,
 }
 
+/// The context of an event for one of the device's peers, which is borrowed at the same time.
+macro_rules! context {
+    ($core:ident, $now:ident, $sink:ident) => {
+        Context { now: $now, private_key: &$core.private_key, scratch: &mut $core.scratch, sink: $sink }
+    };
+}
+
 /// The device's state: keys, peers and routing.
 pub(super) struct Core {
-    private_key: x25519::StaticSecret,
-    public_key: x25519::PublicKey,
+    private_key: PrivateKey,
+    public_key: PublicKey,
     mtu: usize,
     /// A peer keeps its index while it exists, since the session indices on the wire contain it.
     peers: Vec<Option<PeerState>>,
@@ -83,15 +80,15 @@ pub(super) struct Core {
     allowed_ips: AllowedIps,
     /// Hides the peers' indices in the session indices on the wire.
     index_mask: u32,
-    limiter: RateLimiter,
+    macs: MacChecker,
     scratch: Box<[u8]>,
     dropped: Dropped,
 }
 
 impl Core {
     pub(super) fn new(config: &DeviceConfig, now: Duration) -> io::Result<Self> {
-        let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
-        let public_key = x25519::PublicKey::from(&private_key);
+        check_peers(config)?;
+        let public_key = config.private_key.public_key();
         let random = RandomState::new().hash_one(now) as u32;
         let mut core = Self {
             public_key,
@@ -99,13 +96,13 @@ impl Core {
             peers: Vec::with_capacity(config.peers.len()),
             by_key: HashMap::with_capacity(config.peers.len()),
             allowed_ips: AllowedIps::default(),
-            index_mask: random >> (u32::BITS - PEER_INDEX_BITS),
-            limiter: RateLimiter::new(&public_key, HANDSHAKES_PER_SECOND),
+            index_mask: random >> SESSION_INDEX_BITS,
+            macs: MacChecker::new(&public_key, HANDSHAKES_PER_SECOND, now)?,
             scratch: vec![0; PACKET_BUFFER + DATA_OVERHEAD].into_boxed_slice(),
             dropped: Dropped::default(),
-            private_key,
+            private_key: config.private_key.clone(),
         };
-        core.replace_peers(config, now)?;
+        core.replace_peers(config, true, now);
         Ok(core)
     }
 
@@ -114,30 +111,19 @@ impl Core {
     /// # Errors
     /// Fails if the configuration is invalid. Then nothing has changed.
     pub(super) fn reconfigure(&mut self, config: &DeviceConfig, now: Duration) -> io::Result<Vec<PeerIndex>> {
-        let former = (self.private_key.clone(), self.public_key);
-        let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
-        let public_key = x25519::PublicKey::from(&private_key);
+        check_peers(config)?;
+        let public_key = config.private_key.public_key();
         let has_new_key = public_key != self.public_key;
-        (self.private_key, self.public_key) = (private_key, public_key);
-        if let Err(error) = check_peers(&self.private_key, config) {
-            (self.private_key, self.public_key) = former;
-            return Err(error);
-        }
         if has_new_key {
-            self.limiter = RateLimiter::new(&self.public_key, HANDSHAKES_PER_SECOND);
-            // Sessions end with the private key. The peers keep their endpoints.
-            for peer in self.peers.iter_mut().flatten() {
-                peer.forget_keys();
-            }
+            self.macs = MacChecker::new(&public_key, HANDSHAKES_PER_SECOND, now)?;
+            (self.private_key, self.public_key) = (config.private_key.clone(), public_key);
         }
         self.mtu = config.mtu as usize;
-        self.replace_peers(config, now)
+        Ok(self.replace_peers(config, has_new_key, now))
     }
 
-    fn replace_peers(&mut self, config: &DeviceConfig, now: Duration) -> io::Result<Vec<PeerIndex>> {
-        check_peers(&self.private_key, config)?;
-        // Each `Tunn` has a limiter that checks and counts again. The limiter of the device decides alone.
-        let no_limit = Arc::new(RateLimiter::new(&self.public_key, u64::MAX));
+    /// Replaces the peers, and returns the new ones. Sessions end with the private key; the peers keep their endpoints.
+    fn replace_peers(&mut self, config: &DeviceConfig, has_new_key: bool, now: Duration) -> Vec<PeerIndex> {
         for peer in &mut self.peers {
             peer.take_if(|peer| !config.peers.iter().any(|configured| configured.public_key == *peer.public_key()));
         }
@@ -155,22 +141,13 @@ impl Core {
             }
             let before = self.peers[index].take();
             self.peers[index] = Some(match before {
-                Some(mut peer) if peer.has_key(configured.preshared_key.as_ref()) => {
+                Some(mut peer) if !has_new_key && peer.has_key(configured.preshared_key.as_ref()) => {
                     peer.set_persistent_keepalive(configured.persistent_keepalive);
                     peer
                 }
                 before => {
                     new.push(index);
-                    let tunn = Tunn::new(
-                        self.private_key.clone(),
-                        x25519::PublicKey::from(*configured.public_key.as_bytes()),
-                        configured.preshared_key.as_ref().map(|key| *key.as_bytes()),
-                        // `PeerState` sends the persistent keepalives.
-                        None,
-                        index as u32 ^ self.index_mask,
-                        Some(Arc::clone(&no_limit)),
-                    );
-                    PeerState::new(index, configured, tunn, before.as_ref(), now)
+                    PeerState::new(index, session_base(index, self.index_mask), configured, before.as_ref(), now)
                 }
             });
             self.by_key.insert(configured.public_key, index);
@@ -178,7 +155,7 @@ impl Core {
                 self.allowed_ips.claim(*prefix, index);
             }
         }
-        Ok(new)
+        new
     }
 
     /// Returns the index of a peer.
@@ -189,20 +166,20 @@ impl Core {
     /// Starts the handshakes of peers with a persistent keepalive.
     pub(super) fn start<S: Sink>(&mut self, now: Duration, sink: &mut S) {
         for peer in self.peers.iter_mut().flatten() {
-            peer.start(&mut Context { now, scratch: &mut self.scratch, sink });
+            peer.start(&mut context!(self, now, sink));
         }
     }
 
     /// Starts the handshake of a new peer if it has a persistent keepalive.
     pub(super) fn start_peer<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
         if let Some(Some(peer)) = self.peers.get_mut(index) {
-            peer.start(&mut Context { now, scratch: &mut self.scratch, sink });
+            peer.start(&mut context!(self, now, sink));
         }
     }
 
     /// Processes a packet of the TUN: the first `length` bytes of `buffer`. The rest is room for padding.
     pub(super) fn on_packet<S: Sink>(&mut self, buffer: &mut [u8], length: usize, now: Duration, sink: &mut S) {
-        let Some(destination) = Tunn::dst_address(&buffer[..length]) else {
+        let Some(destination) = ip::destination(&buffer[..length]) else {
             self.dropped.not_ip += 1;
             return;
         };
@@ -213,46 +190,69 @@ impl Core {
         let padded = padded_length(length, self.mtu).min(buffer.len());
         buffer[length..padded].fill(0);
         if let Some(Some(peer)) = self.peers.get_mut(index) {
-            peer.send(&buffer[..padded], &mut Context { now, scratch: &mut self.scratch, sink });
+            peer.send(&buffer[..padded], &mut context!(self, now, sink));
         }
     }
 
-    /// Processes a datagram of a socket.
-    pub(super) fn on_datagram<S: Sink>(&mut self, datagram: &[u8], from: SocketAddr, now: Duration, sink: &mut S) {
-        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else {
-            self.dropped.not_authentic += 1;
-            return;
-        };
-        if matches!(packet, Packet::HandshakeInit(_) | Packet::HandshakeResponse(_))
-            && !self.passes_limiter(datagram, from, sink)
-        {
-            return;
-        }
-        let index = match &packet {
-            // The message contains the peer's public key, encrypted for this device.
-            Packet::HandshakeInit(initiation) => parse_handshake_anon(&self.private_key, &self.public_key, initiation)
-                .ok()
-                .and_then(|half| self.by_key.get(&PublicKey::from(half.peer_static_public)).copied()),
-            Packet::HandshakeResponse(response) => self.peer_of_session(response.receiver_idx),
-            Packet::PacketCookieReply(reply) => self.peer_of_session(reply.receiver_idx),
-            Packet::PacketData(data) => self.peer_of_session(data.receiver_idx),
-        };
-        let Some(Some(peer)) = index.and_then(|index| self.peers.get_mut(index)) else {
-            self.dropped.not_authentic += 1;
-            return;
-        };
-        let mut context = Context { now, scratch: &mut self.scratch, sink };
-        let verdict = match packet {
-            Packet::HandshakeInit(_) => peer.receive_initiation(from, datagram, &mut context),
-            Packet::HandshakeResponse(_) => peer.receive_response(from, datagram, &mut context),
-            Packet::PacketCookieReply(_) => peer.receive_cookie(datagram, &mut context),
-            Packet::PacketData(_) => peer.receive_data(from, datagram, &self.allowed_ips, &mut context),
+    /// Processes a datagram of a socket, which is decrypted in place.
+    pub(super) fn on_datagram<S: Sink>(&mut self, datagram: &mut [u8], from: SocketAddr, now: Duration, sink: &mut S) {
+        let verdict = match Message::parse(datagram) {
+            Some(Message::Data { receiver, counter }) => match self.peer_of_session(receiver) {
+                Some(peer) => {
+                    let context = &mut context!(self, now, sink);
+                    self.peers[peer].as_mut().map_or(DatagramVerdict::NotAuthentic, |peer| {
+                        peer.receive_data(from, (receiver, counter), datagram, &self.allowed_ips, context)
+                    })
+                }
+                None => DatagramVerdict::NotAuthentic,
+            },
+            Some(message) => self.on_handshake(message, from, now, sink),
+            None => DatagramVerdict::NotAuthentic,
         };
         match verdict {
             DatagramVerdict::Accepted => {}
             DatagramVerdict::NotAuthentic => self.dropped.not_authentic += 1,
             DatagramVerdict::Malformed => self.dropped.malformed += 1,
             DatagramVerdict::SourceNotAllowed => self.dropped.source_not_allowed += 1,
+        }
+    }
+
+    fn on_handshake<S: Sink>(
+        &mut self,
+        message: Message<'_>,
+        from: SocketAddr,
+        now: Duration,
+        sink: &mut S,
+    ) -> DatagramVerdict {
+        // Before any expensive work.
+        let has_valid_macs = match &message {
+            Message::Initiation(text) => self.has_valid_macs(*text, from, now, sink),
+            Message::Response(text) => self.has_valid_macs(*text, from, now, sink),
+            _ => Ok(()),
+        };
+        if let Err(verdict) = has_valid_macs {
+            return verdict;
+        }
+        let mut responder = None;
+        let index = match &message {
+            // The message contains the peer's public key, encrypted for this device.
+            Message::Initiation(text) => {
+                responder = Responder::open(&self.private_key, text);
+                responder.as_ref().and_then(|responder| self.by_key.get(responder.peer()).copied())
+            }
+            Message::Response(text) => self.peer_of_session(receiver_of(*text, 8)),
+            Message::CookieReply(text) => self.peer_of_session(receiver_of(*text, 4)),
+            Message::Data { .. } => None,
+        };
+        let Some(Some(peer)) = index.and_then(|index| self.peers.get_mut(index)) else {
+            return DatagramVerdict::NotAuthentic;
+        };
+        let context = &mut context!(self, now, sink);
+        match (message, responder) {
+            (Message::Initiation(_), Some(responder)) => peer.receive_initiation(from, responder, context),
+            (Message::Response(text), _) => peer.receive_response(from, text, context),
+            (Message::CookieReply(text), _) => peer.receive_cookie(text, now),
+            _ => DatagramVerdict::NotAuthentic,
         }
     }
 
@@ -264,7 +264,7 @@ impl Core {
     /// Does what is due: retransmissions, keepalives, renewal and expiry of keys.
     pub(super) fn tick<S: Sink>(&mut self, now: Duration, sink: &mut S) {
         for peer in self.peers.iter_mut().flatten() {
-            peer.tick(&mut Context { now, scratch: &mut self.scratch, sink });
+            peer.tick(&mut context!(self, now, sink));
         }
     }
 
@@ -277,14 +277,14 @@ impl Core {
         sink: &mut S,
     ) {
         if let Some(Some(peer)) = self.peers.get_mut(index) {
-            peer.set_endpoint(endpoint, &mut Context { now, scratch: &mut self.scratch, sink });
+            peer.set_endpoint(endpoint, &mut context!(self, now, sink));
         }
     }
 
     /// Starts a handshake with a peer, unless one is in flight or was just completed.
     pub(super) fn initiate_handshake<S: Sink>(&mut self, index: PeerIndex, now: Duration, sink: &mut S) {
         if let Some(Some(peer)) = self.peers.get_mut(index) {
-            peer.initiate(&mut Context { now, scratch: &mut self.scratch, sink });
+            peer.initiate(&mut context!(self, now, sink));
         }
     }
 
@@ -298,31 +298,43 @@ impl Core {
         self.dropped
     }
 
-    /// Checks the MAC of a handshake message before any expensive work. Under load, also checks with a cookie reply
-    /// that the sender receives packets at its address.
-    fn passes_limiter<S: Sink>(&mut self, datagram: &[u8], from: SocketAddr, sink: &mut S) -> bool {
-        // This resets the count once per second.
-        self.limiter.reset_count();
-        let mut reply = [0; COOKIE_REPLY];
-        match self.limiter.verify_packet(Some(from.ip()), datagram, &mut reply) {
-            Ok(_) => true,
-            Err(TunnResult::WriteToNetwork(reply)) => {
+    /// Checks the MACs of a handshake message. Under load, a cookie is demanded.
+    fn has_valid_macs<S: Sink>(
+        &mut self,
+        message: &[u8],
+        from: SocketAddr,
+        now: Duration,
+        sink: &mut S,
+    ) -> Result<(), DatagramVerdict> {
+        match self.macs.check(message, from, now) {
+            MacVerdict::Valid => Ok(()),
+            MacVerdict::Invalid => Err(DatagramVerdict::NotAuthentic),
+            MacVerdict::CookieDemanded(reply) => {
                 self.dropped.cookie_demanded += 1;
-                sink.send(from, reply);
-                false
-            }
-            Err(_) => {
-                self.dropped.not_authentic += 1;
-                false
+                sink.send(from, &reply);
+                // It is counted already.
+                Err(DatagramVerdict::Accepted)
             }
         }
     }
 
     /// Returns the peer of a session index that this device has issued.
     fn peer_of_session(&self, session: u32) -> Option<PeerIndex> {
-        let index = (session >> (u32::BITS - PEER_INDEX_BITS)) ^ self.index_mask;
-        usize::try_from(index).ok()
+        let index = usize::try_from((session >> SESSION_INDEX_BITS) ^ self.index_mask).ok()?;
+        self.peers.get(index)?.as_ref().map(|_| index)
     }
+}
+
+/// Returns the bits that all session indices of a peer have in common. The mask hides how many peers there are.
+fn session_base(peer: PeerIndex, mask: u32) -> u32 {
+    ((peer as u32 & ((1 << PEER_INDEX_BITS) - 1)) ^ mask) << SESSION_INDEX_BITS
+}
+
+/// Reads the receiver's session index of a message.
+fn receiver_of(message: &[u8], at: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&message[at..at + 4]);
+    u32::from_le_bytes(bytes)
 }
 
 /// Returns the length to which a packet is padded with zeros: a multiple of 16, but at most the MTU, as in Linux. Of a
@@ -337,10 +349,11 @@ fn padded_length(length: usize, mtu: usize) -> usize {
 }
 
 /// Refuses invalid peers.
-fn check_peers(private_key: &x25519::StaticSecret, config: &DeviceConfig) -> io::Result<()> {
+fn check_peers(config: &DeviceConfig) -> io::Result<()> {
+    let private_key = x25519_dalek::StaticSecret::from(*config.private_key.as_bytes());
     let mut seen = HashSet::with_capacity(config.peers.len());
     for peer in &config.peers {
-        let peer_key = x25519::PublicKey::from(*peer.public_key.as_bytes());
+        let peer_key = x25519_dalek::PublicKey::from(*peer.public_key.as_bytes());
         if !private_key.diffie_hellman(&peer_key).was_contributory() {
             return Err(invalid(format!("the public key of the peer {} is weak", peer.public_key)));
         }

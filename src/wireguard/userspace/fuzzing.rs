@@ -95,7 +95,7 @@ pub fn device(mut script: &[u8]) {
         script = rest;
         let first = body.first().copied().unwrap_or(0);
         match act % 9 {
-            0 => ours.on_datagram(body, outsider, now, &mut from_us),
+            0 => ours.on_datagram(&mut body.to_vec(), outsider, now, &mut from_us),
             1 => {
                 let mut buffer = vec![0xff; PACKET_BUFFER];
                 buffer[..body.len()].copy_from_slice(body);
@@ -113,7 +113,7 @@ pub fn device(mut script: &[u8]) {
                     message[at..at + 4].copy_from_slice(index);
                 }
                 sign(&our_key, &mut message);
-                ours.on_datagram(&message, outsider, now, &mut from_us);
+                ours.on_datagram(&mut message, outsider, now, &mut from_us);
             }
             3 => {
                 let (mut buffer, length) = packet([10, 0, 0, 1], [10, 0, 1, 1], body);
@@ -161,12 +161,12 @@ pub fn device(mut script: &[u8]) {
                 for (to, message) in std::mem::take(&mut from_us.sent) {
                     last.clone_from(&message);
                     if to == two {
-                        theirs.on_datagram(&message, one, now, &mut from_them);
+                        theirs.on_datagram(&mut message.clone(), one, now, &mut from_them);
                     }
                 }
                 for (to, message) in std::mem::take(&mut from_them.sent) {
                     if to == one {
-                        ours.on_datagram(&message, two, now, &mut from_us);
+                        ours.on_datagram(&mut message.clone(), two, now, &mut from_us);
                     }
                 }
                 assert!(from_us.sent.len() < MANY && from_them.sent.len() < MANY, "a message causes too many others");

@@ -1,9 +1,10 @@
-//! WireGuard without the kernel's module. `boringtun` has the protocol's state machine and cryptography; the device
-//! around them is here. It only needs an open TUN: no capability, no configuration interface, no other file.
+//! WireGuard without the kernel's module. It only needs an open TUN: no capability, no configuration interface, no other
+//! file.
 //!
+//! - `noise`: the protocol's messages, handshake and sessions, whose cryptography other crates do.
 //! - `device`: finds the peer of a packet or a datagram. Does no input or output itself.
-//! - `peer`: one peer: `boringtun`'s `Tunn` and its timers.
-//! - `allowed_ips`: longest-prefix routing in both directions.
+//! - `peer`: one peer: its handshakes and timers. `sessions`: its sessions.
+//! - `allowed_ips`: longest-prefix routing in both directions. `ip`: the fields of packets that this needs.
 //! - `sockets`: the UDP sockets, which stay in the host's network namespace.
 //! - `data_path`: the thread that moves packets.
 //!
@@ -20,11 +21,9 @@
 //!
 //! # Keys in memory
 //!
-//! The copies of the private key here, and `x25519-dalek`'s static, ephemeral and shared secrets, are wiped when
-//! dropped. The memory of each `Tunn`, with the preshared key and `ring`'s session keys, is overwritten when the device
-//! ends. Not wiped are the arrays on the stack from which `boringtun` derives session keys, the copies that moves leave
-//! behind, and the keys of replaced or expired sessions, whose bytes stay in the `Tunn` until a later session
-//! overwrites them.
+//! All private, preshared, ephemeral and session keys are wiped when they are no longer needed: `x25519-dalek` and
+//! [`crate::keys`] do so themselves, the memory of `snow`'s handshakes and of `ring`'s keys is overwritten after them.
+//! Not wiped are the arrays on the stack from which `snow` derives session keys, and the copies that moves leave behind.
 
 use std::io;
 use std::net::SocketAddr;
@@ -45,8 +44,10 @@ mod allowed_ips;
 mod clock;
 mod data_path;
 mod device;
+mod ip;
 mod noise;
 mod peer;
+mod sessions;
 mod sockets;
 mod wiped;
 

@@ -1,57 +1,44 @@
-//! One peer: `boringtun`'s state machine, and the parts of the kernel's WireGuard that `boringtun` lacks or hides:
-//! roaming, persistent keepalives without end, the handshake in flight, the time of the next timer, and counters.
-//!
-//! Properties of `boringtun` that this file deals with:
-//!
-//! - Its time only advances in `update_timers`. After a quiet period, every method calls [`PeerState::update`] first.
-//!   Otherwise a new handshake would seem to have started long ago, and would be given up.
-//! - All messages between two calls of that have the same time. So it can overlook that a keepalive is due, and the
-//!   first packet after a silence seems unanswered at the next call. For this reason the calls are rare, and unanswered
-//!   packets and due keepalives are tracked here, as in the kernel.
-//! - It gives up after 90 s without an answer, and 540 s after the last handshake, until a new handshake is started.
-//! - A responder may only send after the initiator has confirmed the session with a packet, so queued packets are sent
-//!   then, and not together with the response.
-//! - It has no jitter for retransmissions, and does not limit the number of a session's packets.
+//! One peer: its handshakes, its sessions and its timers (WireGuard paper, section 6), as in the kernel's WireGuard.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
-
-use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::{Tunn, TunnResult};
 
 use super::allowed_ips::{AllowedIps, PeerIndex};
 use super::device::Sink;
-use super::wiped::Wiped;
-use crate::keys::{PresharedKey, PublicKey};
+use super::ip;
+use super::noise::{
+    COOKIE_REPLY, DATA_HEADER, DATA_OVERHEAD, INITIATION, Initiator, MacWriter, REKEY_AFTER_MESSAGES, RESPONSE,
+    Responder, Session, SessionKeys, Timestamp,
+};
+use super::sessions::{Active, REJECT_AFTER_TIME, Sessions};
+use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::wireguard::{PeerConfig, PeerStatus};
 
 // Constants of the WireGuard paper, section 6.1.
 const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
-const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
 /// The exclusive upper bound of a retransmission's jitter in milliseconds (WireGuard paper, section 6.1).
 const JITTER_MILLISECONDS: u16 = 334;
 
-/// The maximum age of `boringtun`'s time when a message is processed.
-const CLOCK_STEP: Duration = Duration::from_secs(1);
+/// The least time between two initiations of a peer that are answered, as in the kernel.
+const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The age at which `boringtun` has certainly dropped a session, given that it rounds to its own time.
-const SESSION_GONE_AFTER: Duration = REJECT_AFTER_TIME.saturating_add(CLOCK_STEP);
+/// The number of packets that wait for a session, as in the kernel. After that the oldest is dropped.
+const MAX_QUEUED: usize = 128;
 
-/// The size of `boringtun`'s ring of sessions, which the low bits of their index select.
-const SESSIONS: usize = 8;
+/// The bits of a session index that are free for a peer's sessions. The others identify the peer.
+pub(super) const SESSION_INDEX_BITS: u32 = 8;
 
-// Message types, the first byte of a message (WireGuard paper, section 5.4).
-const HANDSHAKE_INITIATION: u8 = 1;
-const DATA: u8 = 4;
-
-/// The arguments of a peer's methods: the time of the event, a buffer for one message, and the output.
+/// The arguments of a peer's methods: the time of the event, the device's key, a buffer for one message, and the
+/// output.
 pub(super) struct Context<'a, S> {
     pub(super) now: Duration,
+    pub(super) private_key: &'a PrivateKey,
     pub(super) scratch: &'a mut [u8],
     pub(super) sink: &'a mut S,
 }
@@ -70,41 +57,40 @@ pub(super) enum DatagramVerdict {
 }
 
 /// A handshake that this device has started and the peer has not answered yet.
-struct Initiation {
-    /// The session index that it offers.
-    index: u32,
+struct Attempt {
+    initiator: Initiator,
+    /// The initiation before this one, which the peer may still answer.
+    earlier: Option<Initiator>,
     /// The time of the first unanswered initiation.
     begun_at: Duration,
+    /// The time of this initiation.
+    sent_at: Duration,
     /// The time of the next retransmission.
     again_at: Duration,
-}
-
-/// The times of the newest session.
-struct SessionTimes {
-    /// The time of its handshake.
-    made_at: Duration,
-    /// Whether this device was the initiator.
-    initiator: bool,
 }
 
 /// A peer of the device.
 pub(super) struct PeerState {
     index: PeerIndex,
     public_key: PublicKey,
-    /// The preshared key. The outer option is none once the private key was replaced.
-    preshared_key: Option<Option<PresharedKey>>,
-    tunn: Wiped<Tunn>,
+    preshared_key: Option<PresharedKey>,
+    macs: MacWriter,
     persistent_keepalive: Option<Duration>,
     endpoint: Option<SocketAddr>,
-    endpoint_set_at: Option<Duration>,
-    /// Whether a session was needed and there was none. If so, a new endpoint starts another attempt.
+    endpoint_set_at: Duration,
+    /// Whether a session was needed and there was none. If so, a new endpoint starts an attempt.
     session_needed: bool,
-    initiation: Option<Initiation>,
-    /// The newest session, until all keys have expired.
-    session: Option<SessionTimes>,
-    /// Sessions as a responder that no packet of the initiator has confirmed yet.
-    unconfirmed: [Option<u32>; SESSIONS],
-    updated_at: Duration,
+    attempt: Option<Attempt>,
+    sessions: Sessions,
+    /// Whether the current session was renewed because it was about to expire, which is tried once.
+    is_renewed: bool,
+    /// The upper bits of all session indices of the peer, and the lower bits of the last one.
+    index_base: u32,
+    last_session: u32,
+    /// The timestamp of the last initiation of the peer, and when it came. An earlier one is a replay.
+    last_initiation: Option<(Timestamp, Duration)>,
+    /// Padded packets that wait for a session.
+    queue: VecDeque<Box<[u8]>>,
     /// The time of the first non-empty packet sent since the last received message.
     unanswered_since: Option<Duration>,
     /// The time of the first non-empty packet received since the last sent message.
@@ -118,11 +104,11 @@ pub(super) struct PeerState {
 
 impl PeerState {
     /// Creates a peer without a session. It takes over the endpoint and the counters of the peer `before` it, which has
-    /// the same public key.
+    /// the same public key, and its last timestamp. `index_base` has the upper bits of its session indices.
     pub(super) fn new(
         index: PeerIndex,
+        index_base: u32,
         config: &PeerConfig,
-        tunn: Tunn,
         before: Option<&PeerState>,
         now: Duration,
     ) -> Self {
@@ -130,16 +116,19 @@ impl PeerState {
         Self {
             index,
             public_key: config.public_key,
-            preshared_key: Some(config.preshared_key.clone()),
-            tunn: Wiped::new(tunn),
+            preshared_key: config.preshared_key.clone(),
+            macs: MacWriter::new(&config.public_key),
             persistent_keepalive: interval(config.persistent_keepalive),
             endpoint: endpoint.map(canonical),
-            endpoint_set_at: endpoint.map(|_| now),
+            endpoint_set_at: now,
             session_needed: false,
-            initiation: None,
-            session: None,
-            unconfirmed: [None; SESSIONS],
-            updated_at: now,
+            attempt: None,
+            sessions: Sessions::default(),
+            is_renewed: false,
+            index_base,
+            last_session: before.map_or(0, |before| before.last_session),
+            last_initiation: before.and_then(|before| before.last_initiation),
+            queue: VecDeque::new(),
             unanswered_since: None,
             keepalive_owed_since: None,
             traffic_at: now,
@@ -153,14 +142,9 @@ impl PeerState {
         &self.public_key
     }
 
-    /// Returns whether the peer's sessions use this preshared key.
+    /// Returns whether the peer has this preshared key.
     pub(super) fn has_key(&self, preshared_key: Option<&PresharedKey>) -> bool {
-        self.preshared_key.as_ref().is_some_and(|key| key.as_ref() == preshared_key)
-    }
-
-    /// Makes [`Self::has_key`] return false, since the private key was replaced.
-    pub(super) fn forget_keys(&mut self) {
-        self.preshared_key = None;
+        self.preshared_key.as_ref() == preshared_key
     }
 
     pub(super) fn set_persistent_keepalive(&mut self, seconds: Option<u16>) {
@@ -175,9 +159,9 @@ impl PeerState {
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
             unanswered_for: self
-                .initiation
+                .attempt
                 .as_ref()
-                .map(|initiation| now.saturating_sub(initiation.begun_at))
+                .map(|attempt| now.saturating_sub(attempt.begun_at))
                 .filter(|since| *since >= REKEY_TIMEOUT),
         }
     }
@@ -192,61 +176,61 @@ impl PeerState {
     /// Starts a handshake, unless one is in flight or was just completed. Peers drop a handshake that follows another
     /// one too soon as a flood.
     pub(super) fn initiate<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        self.update(context);
-        if self.session.as_ref().is_some_and(|session| context.now < session.made_at + REKEY_TIMEOUT) {
+        if self.sessions.last_made().is_some_and(|made_at| context.now < made_at + REKEY_TIMEOUT) {
             return;
         }
-        self.session_needed = true;
-        self.send_initiation(false, context);
+        self.request_session(context);
     }
 
     /// Replaces the endpoint. A handshake in flight is sent to the new endpoint at once.
     pub(super) fn set_endpoint<S: Sink>(&mut self, endpoint: SocketAddr, context: &mut Context<'_, S>) {
         let endpoint = canonical(endpoint);
-        self.update(context);
         let changed = self.endpoint.replace(endpoint) != Some(endpoint);
-        self.endpoint_set_at = Some(context.now);
-        if self.initiation.is_some() {
+        self.endpoint_set_at = context.now;
+        if self.attempt.is_some() {
             if changed {
-                self.send_initiation(true, context);
+                self.send_initiation(context);
             }
-        } else if self.session.is_none() && (self.session_needed || self.persistent_keepalive.is_some()) {
-            self.send_initiation(false, context);
+        } else if self.sessions.last_made().is_none() && (self.session_needed || self.persistent_keepalive.is_some()) {
+            self.send_initiation(context);
         }
     }
 
     /// Sends a padded packet, or queues it while there is no session.
     pub(super) fn send<S: Sink>(&mut self, packet: &[u8], context: &mut Context<'_, S>) {
-        self.update(context);
-        match self.tunn.encapsulate(packet, context.scratch) {
-            TunnResult::WriteToNetwork(message) => {
-                if message[0] == DATA {
-                    self.unanswered_since.get_or_insert(context.now);
-                }
-                self.transmit(message, context.now, context.sink);
+        if !self.send_data(packet, context) {
+            if self.queue.len() == MAX_QUEUED {
+                self.queue.pop_front();
             }
-            _ => self.session_needed = true,
+            self.queue.push_back(packet.into());
+            self.request_session(context);
         }
     }
 
-    /// Answers a handshake initiation whose MAC has been checked.
+    /// Answers a handshake initiation of this peer, whose MAC has been checked.
     pub(super) fn receive_initiation<S: Sink>(
         &mut self,
         from: SocketAddr,
-        message: &[u8],
+        responder: Responder,
         context: &mut Context<'_, S>,
     ) -> DatagramVerdict {
-        self.update(context);
-        let TunnResult::WriteToNetwork(response) = self.tunn.decapsulate(None, message, context.scratch) else {
-            return DatagramVerdict::NotAuthentic;
+        let timestamp = responder.timestamp();
+        let is_replay_or_flood = |(last, at): (Timestamp, Duration)| {
+            timestamp <= last || context.now < at.saturating_add(INITIATION_INTERVAL)
         };
-        self.authenticated(from, message.len(), context.now);
-        // The new session replaces a handshake of this device's own.
-        self.initiation = None;
-        self.session = Some(SessionTimes { made_at: context.now, initiator: false });
-        let index = read_u32(response, 4);
-        self.unconfirmed[index as usize % SESSIONS] = Some(index);
-        self.transmit(response, context.now, context.sink);
+        if self.last_initiation.is_some_and(is_replay_or_flood) {
+            return DatagramVerdict::NotAuthentic;
+        }
+        let (index, mut response) = (self.new_index(), [0; RESPONSE]);
+        let session = responder
+            .respond(self.preshared_key.as_ref(), index, &mut response)
+            .and_then(|made| self.session(made, index, false, context.now));
+        let Some(session) = session else { return DatagramVerdict::NotAuthentic };
+        self.last_initiation = Some((timestamp, context.now));
+        self.authenticated(from, INITIATION, context.now);
+        self.sessions.add_answered(session);
+        self.macs.write(&mut response, context.now);
+        self.transmit(&response, context.now, context.sink);
         DatagramVerdict::Accepted
     }
 
@@ -254,79 +238,78 @@ impl PeerState {
     pub(super) fn receive_response<S: Sink>(
         &mut self,
         from: SocketAddr,
-        message: &[u8],
+        response: &[u8; RESPONSE],
         context: &mut Context<'_, S>,
     ) -> DatagramVerdict {
-        self.update(context);
-        let TunnResult::WriteToNetwork(keepalive) = self.tunn.decapsulate(None, message, context.scratch) else {
-            return DatagramVerdict::NotAuthentic;
-        };
-        self.authenticated(from, message.len(), context.now);
-        // An answer to an earlier initiation leaves the last one in flight.
-        let answered = read_u32(message, 8);
-        self.initiation.take_if(|initiation| initiation.index == answered);
-        self.session = Some(SessionTimes { made_at: context.now, initiator: true });
-        self.transmit(keepalive, context.now, context.sink);
+        let Some(attempt) = &mut self.attempt else { return DatagramVerdict::NotAuthentic };
+        let both = [Some(&mut attempt.initiator), attempt.earlier.as_mut()];
+        let preshared_key = self.preshared_key.as_ref();
+        let made = both
+            .into_iter()
+            .flatten()
+            .find_map(|initiator| initiator.complete(preshared_key, response).map(|made| (made, initiator.index())));
+        let session = made.and_then(|(made, index)| self.session(made, index, true, context.now));
+        let Some(session) = session else { return DatagramVerdict::NotAuthentic };
+        self.authenticated(from, RESPONSE, context.now);
+        self.sessions.add_begun(session);
+        self.is_renewed = false;
+        // The peer may only send after it has received something.
+        if self.queue.is_empty() {
+            self.send_data(&[], context);
+        }
         self.established(context);
         DatagramVerdict::Accepted
     }
 
     /// Stores a cookie for the next handshake message. The endpoint stays, since the peer's key does not authenticate a
     /// cookie.
-    pub(super) fn receive_cookie<S: Sink>(&mut self, message: &[u8], context: &mut Context<'_, S>) -> DatagramVerdict {
-        self.update(context);
-        match self.tunn.decapsulate(None, message, context.scratch) {
-            TunnResult::Done => DatagramVerdict::Accepted,
-            _ => DatagramVerdict::NotAuthentic,
+    pub(super) fn receive_cookie(&mut self, reply: &[u8; COOKIE_REPLY], now: Duration) -> DatagramVerdict {
+        match self.macs.take_cookie(reply, now) {
+            true => DatagramVerdict::Accepted,
+            false => DatagramVerdict::NotAuthentic,
         }
     }
 
-    /// Decrypts a data message and delivers its packet if the source is in the peer's AllowedIPs.
+    /// Decrypts a data message in place, and delivers its packet if the source is in the peer's AllowedIPs.
     pub(super) fn receive_data<S: Sink>(
         &mut self,
         from: SocketAddr,
-        message: &[u8],
+        (receiver, counter): (u32, u64),
+        message: &mut [u8],
         allowed_ips: &AllowedIps,
         context: &mut Context<'_, S>,
     ) -> DatagramVerdict {
-        // Counters beyond the limit are invalid, and would overflow in `boringtun`.
-        if read_u64(message, 8) >= REJECT_AFTER_MESSAGES {
+        let length = message.len();
+        let Some(active) = self.sessions.by_index(receiver, context.now).cloned() else {
+            return DatagramVerdict::NotAuthentic;
+        };
+        let Some(packet) = active.session.open(counter, message) else { return DatagramVerdict::NotAuthentic };
+        if !active.session.accept(counter) {
             return DatagramVerdict::NotAuthentic;
         }
-        self.update(context);
-        let mut has_content = true;
-        let verdict = match self.tunn.decapsulate(None, message, context.scratch) {
-            TunnResult::Done => {
-                has_content = false;
-                DatagramVerdict::Accepted
-            }
-            TunnResult::WriteToTunnelV4(packet, source) => {
-                deliver(self.index, packet, source.into(), allowed_ips, context.sink)
-            }
-            TunnResult::WriteToTunnelV6(packet, source) => {
-                deliver(self.index, packet, source.into(), allowed_ips, context.sink)
-            }
-            // The message was parsed before, so its content is malformed.
-            TunnResult::Err(WireGuardError::InvalidPacket) => DatagramVerdict::Malformed,
-            _ => return DatagramVerdict::NotAuthentic,
-        };
-        self.authenticated(from, message.len(), context.now);
-        if has_content {
-            self.keepalive_owed_since.get_or_insert(context.now);
-        }
-        let index = read_u32(message, 4);
-        if self.unconfirmed[index as usize % SESSIONS].take_if(|unconfirmed| *unconfirmed == index).is_some() {
+        self.authenticated(from, length, context.now);
+        if self.sessions.confirm(receiver) {
+            self.is_renewed = false;
             self.established(context);
         }
-        verdict
+        self.renew_before_expiry(&active, context);
+        if packet.is_empty() {
+            return DatagramVerdict::Accepted;
+        }
+        self.keepalive_owed_since.get_or_insert(context.now);
+        let Some((source, length)) = ip::source_and_length(packet) else { return DatagramVerdict::Malformed };
+        if allowed_ips.peer_of(source) != Some(self.index) {
+            return DatagramVerdict::SourceNotAllowed;
+        }
+        context.sink.deliver(&packet[..length]);
+        DatagramVerdict::Accepted
     }
 
     /// Returns the time at which [`Self::tick`] must be called, or none while nothing is pending.
     pub(super) fn next_tick(&self) -> Option<Duration> {
-        let keys_expire = self.session.as_ref().map(|session| session.made_at + SESSION_GONE_AFTER);
         [
-            keys_expire.map(|at| at.max(self.updated_at + CLOCK_STEP)),
-            self.initiation.as_ref().map(|initiation| initiation.again_at),
+            self.sessions.next_expiry(),
+            self.attempt.as_ref().map(|attempt| attempt.again_at),
             self.answer_overdue(),
             self.answer_due(),
             self.keepalive_due(),
@@ -342,59 +325,39 @@ impl PeerState {
         if self.next_tick().is_none_or(|at| at > now) {
             return;
         }
-        // Reported before the retransmission, which `update` may do as well.
-        if self.initiation.as_ref().is_some_and(|initiation| initiation.again_at <= now) {
+        self.sessions.expire(now);
+        if self.attempt.as_ref().is_some_and(|attempt| attempt.again_at <= now) {
             context.sink.handshake_unanswered();
+            self.try_again(context);
         }
-        // Gives up attempts that took too long, drops old keys, and may do some of the rest.
-        self.update(context);
         let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
-        if self.initiation.as_ref().is_some_and(|initiation| initiation.again_at <= now) {
-            self.send_initiation(true, context);
-        }
         if due(self.answer_overdue()) {
             self.unanswered_since = None;
-            self.send_initiation(false, context);
+            self.request_session(context);
         }
         if due(self.answer_due()) {
             self.keepalive_owed_since = None;
-            self.send_keepalive(context);
+            self.send_data(&[], context);
         }
         if due(self.keepalive_due()) {
-            self.persist(context);
+            // The next one is due an interval later, even if this one cannot be sent.
+            self.traffic_at = now;
+            if !self.send_data(&[], context) {
+                self.request_session(context);
+            }
         }
     }
 
-    /// Advances `boringtun`'s time, and sends what is due by that.
-    fn update<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        if context.now < self.updated_at + CLOCK_STEP {
-            return;
+    /// Repeats an unanswered initiation, or gives the attempt up: the next packet or persistent keepalive starts
+    /// another one. A new endpoint gets a full attempt.
+    fn try_again<S: Sink>(&mut self, context: &mut Context<'_, S>) {
+        let tried_since = self.attempt.as_ref().map(|attempt| attempt.begun_at.max(self.endpoint_set_at));
+        if tried_since.is_some_and(|since| context.now < since + REKEY_ATTEMPT_TIME) {
+            return self.send_initiation(context);
         }
-        self.updated_at = context.now;
-        self.session.take_if(|session| context.now >= session.made_at + SESSION_GONE_AFTER);
-        match self.tunn.update_timers(context.scratch) {
-            TunnResult::WriteToNetwork(message) => self.transmit(message, context.now, context.sink),
-            TunnResult::Err(WireGuardError::ConnectionExpired) => self.given_up(context),
-            _ => {}
-        }
-    }
-
-    /// Resets the peer after `boringtun` has given up. As in the kernel, the next packet or persistent keepalive starts
-    /// a new attempt. A new attempt starts at once if the last one was cut short: it started shortly before the reset,
-    /// or the endpoint is newer than the attempt.
-    fn given_up<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        let cut_short = self.initiation.take().is_some_and(|initiation| {
-            let tried_since = self.endpoint_set_at.unwrap_or_default().max(initiation.begun_at);
-            // To `boringtun`, the attempt may have started earlier by the age of its time.
-            context.now + CLOCK_STEP < tried_since + REKEY_ATTEMPT_TIME
-        });
-        self.session = None;
+        self.attempt = None;
+        self.queue.clear();
         self.unanswered_since = None;
-        self.keepalive_owed_since = None;
-        self.unconfirmed = [None; SESSIONS];
-        if cut_short {
-            self.send_initiation(false, context);
-        }
     }
 
     /// Returns the time of a new handshake because the peer does not answer packets.
@@ -413,47 +376,100 @@ impl PeerState {
         self.persistent_keepalive.map(|interval| self.traffic_at + interval)
     }
 
-    /// Sends the persistent keepalive, or starts the handshake that it needs.
-    fn persist<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        // The next one is due an interval later, even if this one cannot be sent.
-        self.traffic_at = context.now;
-        let Some(session) = &self.session else {
-            return self.send_initiation(false, context);
+    /// Starts a handshake, unless one was started a short time ago.
+    fn request_session<S: Sink>(&mut self, context: &mut Context<'_, S>) {
+        self.session_needed = true;
+        if self.attempt.as_ref().is_none_or(|attempt| context.now >= attempt.sent_at + REKEY_TIMEOUT) {
+            self.send_initiation(context);
+        }
+    }
+
+    /// Sends an initiation, if the endpoint is known.
+    fn send_initiation<S: Sink>(&mut self, context: &mut Context<'_, S>) {
+        self.session_needed = true;
+        if self.endpoint.is_none() {
+            return;
+        }
+        let (index, mut message, now) = (self.new_index(), [0; INITIATION], context.now);
+        let timestamp = Timestamp::now();
+        let Some(initiator) = Initiator::begin(context.private_key, &self.public_key, index, timestamp, &mut message)
+        else {
+            // The kernel has no random bytes, which does not happen after it was seeded.
+            return;
         };
-        // `boringtun` renews a session for non-empty packets only, the kernel for all packets.
-        let stale = session.initiator && context.now >= session.made_at + REKEY_AFTER_TIME;
-        self.send_keepalive(context);
-        if stale {
-            self.send_initiation(false, context);
+        // These bytes belong to an ephemeral public key, so they are random.
+        let jitter = u16::from_le_bytes([message[8], message[9]]) % JITTER_MILLISECONDS;
+        let former = self.attempt.take();
+        self.attempt = Some(Attempt {
+            initiator,
+            begun_at: former.as_ref().map_or(now, |attempt| attempt.begun_at),
+            earlier: former.map(|attempt| attempt.initiator),
+            sent_at: now,
+            again_at: now + REKEY_TIMEOUT + Duration::from_millis(jitter.into()),
+        });
+        self.macs.write(&mut message, now);
+        self.transmit(&message, now, context.sink);
+    }
+
+    /// Returns a session index that none of the peer's sessions has.
+    fn new_index(&mut self) -> u32 {
+        let attempt = self.attempt.as_ref();
+        let begun = attempt.into_iter().flat_map(|attempt| [Some(&attempt.initiator), attempt.earlier.as_ref()]);
+        let of_handshakes = begun.flatten().map(Initiator::index);
+        let used: Vec<u32> = of_handshakes.chain(self.sessions.all().map(|active| active.session.index())).collect();
+        loop {
+            self.last_session = self.last_session.wrapping_add(1) % (1 << SESSION_INDEX_BITS);
+            let index = self.index_base | self.last_session;
+            if !used.contains(&index) {
+                return index;
+            }
         }
     }
 
-    fn send_keepalive<S: Sink>(&mut self, context: &mut Context<'_, S>) {
-        // Without a current session, `boringtun` would queue the keepalive. A responder has none until it is confirmed.
-        if self.tunn.time_since_last_handshake().is_some()
-            && let TunnResult::WriteToNetwork(message) = self.tunn.encapsulate(&[], context.scratch)
-        {
-            self.transmit(message, context.now, context.sink);
-        }
+    fn session(
+        &self,
+        (keys, remote): (SessionKeys, u32),
+        local: u32,
+        is_initiator: bool,
+        now: Duration,
+    ) -> Option<Active> {
+        let session = Arc::new(Session::new(&keys, local, remote)?);
+        Some(Active { session, made_at: now, is_initiator })
     }
 
-    fn send_initiation<S: Sink>(&mut self, even_if_in_flight: bool, context: &mut Context<'_, S>) {
-        let result = self.tunn.format_handshake_initiation(context.scratch, even_if_in_flight);
-        if let TunnResult::WriteToNetwork(message) = result {
-            self.transmit(message, context.now, context.sink);
+    /// Sends a padded packet in the current session. Returns false if there is none. An empty one is a keepalive.
+    fn send_data<S: Sink>(&mut self, packet: &[u8], context: &mut Context<'_, S>) -> bool {
+        let Some(active) = self.sessions.current(context.now).cloned() else { return false };
+        let Some(counter) = active.session.reserve(1) else { return false };
+        let message = &mut context.scratch[..packet.len() + DATA_OVERHEAD];
+        message[DATA_HEADER..DATA_HEADER + packet.len()].copy_from_slice(packet);
+        if !active.session.seal(counter, message) {
+            return false;
+        }
+        if !packet.is_empty() {
+            self.unanswered_since.get_or_insert(context.now);
+        }
+        let length = message.len();
+        let now = context.now;
+        self.transmit(&context.scratch[..length], now, context.sink);
+        let is_old = active.age(now) >= REKEY_AFTER_TIME || active.session.sent() > REKEY_AFTER_MESSAGES;
+        if active.is_initiator && is_old {
+            self.request_session(context);
+        }
+        true
+    }
+
+    /// Renews a session that is about to expire and is received on, but not sent on.
+    fn renew_before_expiry<S: Sink>(&mut self, active: &Active, context: &mut Context<'_, S>) {
+        const LAST_CHANCE: Duration = REJECT_AFTER_TIME.saturating_sub(KEEPALIVE_TIMEOUT).saturating_sub(REKEY_TIMEOUT);
+        if active.is_initiator && !self.is_renewed && active.age(context.now) >= LAST_CHANCE {
+            self.is_renewed = true;
+            self.request_session(context);
         }
     }
 
     /// Sends a message to the peer if its endpoint is known.
     fn transmit<S: Sink>(&mut self, message: &[u8], now: Duration, sink: &mut S) {
-        if message[0] == HANDSHAKE_INITIATION {
-            self.session_needed = true;
-            // The bytes after the index belong to an ephemeral public key, so they are random.
-            let jitter = u16::from_le_bytes([message[8], message[9]]) % JITTER_MILLISECONDS;
-            let again_at = now + REKEY_TIMEOUT + Duration::from_millis(jitter.into());
-            let begun_at = self.initiation.as_ref().map_or(now, |initiation| initiation.begun_at);
-            self.initiation = Some(Initiation { index: read_u32(message, 4), begun_at, again_at });
-        }
         self.keepalive_owed_since = None;
         self.traffic_at = now;
         if let Some(endpoint) = self.endpoint
@@ -474,35 +490,13 @@ impl PeerState {
     /// Sends queued packets after a completed handshake.
     fn established<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         self.session_needed = false;
+        self.attempt = None;
         self.handshake_at = Some(context.now);
-        while let TunnResult::WriteToNetwork(message) = self.tunn.decapsulate(None, &[], context.scratch) {
-            if message[0] == DATA {
-                self.unanswered_since.get_or_insert(context.now);
-            }
-            self.transmit(message, context.now, context.sink);
+        for packet in std::mem::take(&mut self.queue) {
+            self.send_data(&packet, context);
         }
         context.sink.handshake_completed();
     }
-}
-
-/// Delivers a decrypted packet if its source is in the AllowedIPs of the peer that sent it.
-fn deliver<S: Sink>(
-    index: PeerIndex,
-    packet: &[u8],
-    source: IpAddr,
-    allowed_ips: &AllowedIps,
-    sink: &mut S,
-) -> DatagramVerdict {
-    /// The minimum length of an IPv4 header (RFC 791 section 3.1), which `boringtun` does not check.
-    const IPV4_HEADER: usize = 20;
-    if packet.len() < IPV4_HEADER {
-        return DatagramVerdict::Malformed;
-    }
-    if allowed_ips.peer_of(source) != Some(index) {
-        return DatagramVerdict::SourceNotAllowed;
-    }
-    sink.deliver(packet);
-    DatagramVerdict::Accepted
 }
 
 /// Returns the interval of a persistent keepalive. 0 means none.
@@ -517,16 +511,4 @@ fn canonical(endpoint: SocketAddr) -> SocketAddr {
         // Unchanged, with its scope ID.
         IpAddr::V6(_) => endpoint,
     }
-}
-
-fn read_u32(message: &[u8], at: usize) -> u32 {
-    let mut bytes = [0; 4];
-    bytes.copy_from_slice(&message[at..at + 4]);
-    u32::from_le_bytes(bytes)
-}
-
-fn read_u64(message: &[u8], at: usize) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&message[at..at + 8]);
-    u64::from_le_bytes(bytes)
 }

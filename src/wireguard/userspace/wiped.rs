@@ -1,5 +1,5 @@
-//! A box that zeroes its memory after its value is dropped. `boringtun` keeps the preshared key, and `ring` the session
-//! keys, inside their values, and neither wipes them.
+//! A box that zeroes its memory after its value is dropped. `snow` keeps the preshared key and the chaining key, and
+//! `ring` the session keys, inside their values, and neither wipes them.
 
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};

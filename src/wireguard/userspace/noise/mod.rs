@@ -17,3 +17,8 @@ mod session;
 
 #[cfg(test)]
 mod tests;
+
+pub(super) use cookie::{MacChecker, MacVerdict, MacWriter};
+pub(super) use handshake::{Initiator, Responder, Timestamp};
+pub(super) use message::{COOKIE_REPLY, DATA_HEADER, DATA_OVERHEAD, INITIATION, Message, RESPONSE};
+pub(super) use session::{REKEY_AFTER_MESSAGES, Session, SessionKeys};

@@ -159,9 +159,10 @@ impl Cipher for ChaChaPoly {
     fn encrypt(&self, counter: u64, authtext: &[u8], plaintext: &[u8], out: &mut [u8]) -> usize {
         let (text, rest) = out.split_at_mut(plaintext.len());
         text.copy_from_slice(plaintext);
-        let sealed = self.0.as_ref().and_then(|key| {
-            key.seal_in_place_separate_tag(nonce(counter), Aad::from(authtext), text).ok()
-        });
+        let sealed = self
+            .0
+            .as_ref()
+            .and_then(|key| key.seal_in_place_separate_tag(nonce(counter), Aad::from(authtext), text).ok());
         match sealed {
             Some(tag) => rest[..TAG].copy_from_slice(tag.as_ref()),
             // snow sets a key first, and ring seals texts of up to 256 GiB. The text must not leave in any case.

@@ -96,7 +96,11 @@ impl Session {
 
     /// Opens a data message of this session in place, and returns the packet in it. None if it is not authentic.
     /// [`Self::accept`] decides whether it is new.
-    pub(in crate::wireguard::userspace) fn open<'a>(&self, counter: u64, message: &'a mut [u8]) -> Option<&'a mut [u8]> {
+    pub(in crate::wireguard::userspace) fn open<'a>(
+        &self,
+        counter: u64,
+        message: &'a mut [u8],
+    ) -> Option<&'a mut [u8]> {
         // Not even opened if it cannot be accepted.
         if counter >= REJECT_AFTER_MESSAGES {
             return None;

@@ -129,10 +129,7 @@ fn a_forged_response_leaves_the_handshake_waiting() {
     }
     assert!(begun.complete(Some(&preshared()), &response).is_none(), "another preshared key");
     let session = session(begun.complete(None, &response).expect("completed"));
-    assert!(matches!(
-        other.decapsulate(None, &sealed(&session), &mut [0; 2048]),
-        TunnResult::WriteToTunnelV4(..)
-    ));
+    assert!(matches!(other.decapsulate(None, &sealed(&session), &mut [0; 2048]), TunnResult::WriteToTunnelV4(..)));
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl Node {
     }
 
     pub(super) fn receive(&mut self, datagram: &[u8], from: SocketAddr) {
-        self.core.on_datagram(datagram, from, clock::now(), &mut self.sink);
+        self.core.on_datagram(&mut datagram.to_vec(), from, clock::now(), &mut self.sink);
     }
 
     pub(super) fn tick(&mut self) {
