@@ -46,6 +46,7 @@ mod data_path;
 mod device;
 mod ip;
 mod noise;
+mod offload;
 mod peer;
 mod sessions;
 mod sockets;
