@@ -6,6 +6,7 @@ pub mod capabilities;
 pub mod children;
 pub mod clock;
 pub mod code_pages;
+pub mod datagrams;
 pub mod dynamic_user;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;

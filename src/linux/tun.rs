@@ -39,14 +39,35 @@ nix::ioctl_write_int_bad!(
     libc::TUNSETOWNER
 );
 
+nix::ioctl_write_int_bad!(
+    /// Sets which packets the reader of a TUN with [`libc::IFF_VNET_HDR`] takes.
+    tun_set_offload,
+    libc::TUNSETOFFLOAD
+);
+
+// What the reader takes (linux/if_tun.h): packets whose checksum is still to be computed, large ones of TCP, and, since
+// Linux 6.2, of UDP.
+const CHECKSUMS: i32 = 0x01;
+const LARGE_TCP: i32 = 0x02 | 0x04 | 0x08;
+const LARGE_UDP: i32 = 0x20 | 0x40;
+
+/// The kinds of large packets, of several segments, that an interface and its descriptor pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Whether TCP's are passed.
+    pub tcp: bool,
+    /// Whether UDP's are passed.
+    pub udp: bool,
+}
+
 /// A user ID that no user has: the last one is invalid (credentials(7)), and this is the one before it.
 const NO_USER: i32 = -2;
 
 /// Creates a TUN interface in the calling thread's network namespace, and returns a descriptor for its packets.
 ///
-/// The descriptor does not block. Each read or write is one IP packet without a header of TUN's own. The interface
-/// outlives the descriptor with its addresses and routes, but drops all packets without one. It is removed explicitly,
-/// or with its namespace.
+/// The descriptor does not block. Each read or write is one IP packet after a `struct virtio_net_hdr`
+/// (linux/virtio_net.h). [`set_offloads`] says which large packets pass. The interface outlives the descriptor with its
+/// addresses and routes, but drops all packets without one. It is removed explicitly, or with its namespace.
 ///
 /// # Errors
 /// Fails with `ENOENT` or `EACCES` if [`DEVICE`] cannot be opened, with `EPERM` without CAP_NET_ADMIN in the namespace,
@@ -94,7 +115,7 @@ fn open(name: &InterfaceName) -> io::Result<(OwnedFd, bool)> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the descriptor is open, and `request` is a live `ifreq`. Its name ends with a NUL, since an interface's
     // name is shorter than the field.
     unsafe { tun_set_iff(device.as_raw_fd(), &raw const request) }?;
@@ -103,6 +124,29 @@ fn open(name: &InterfaceName) -> io::Result<(OwnedFd, bool)> {
     // SAFETY: the kernel has just written the flags, which are the field in use.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     Ok((device.into(), i32::from(flags) & IFF_PERSIST != 0))
+}
+
+/// Sets all offloads that the kernel has, and returns which large packets pass in both directions. An interface keeps
+/// the offloads of the process that was attached before. None if the descriptor is not one of [`create`] or [`attach`],
+/// and its packets have no header.
+pub fn set_offloads(device: &OwnedFd) -> Option<Offloads> {
+    // SAFETY: `ifreq` is plain data for which all zeros is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, and `request` is a live `ifreq` for the kernel to write to.
+    unsafe { tun_get_iff(device.as_raw_fd(), &raw mut request) }.ok()?;
+    // SAFETY: the kernel has just written the flags, which are the field in use.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    if i32::from(flags) & libc::IFF_VNET_HDR == 0 {
+        return None;
+    }
+    // SAFETY: the descriptor is open, and the request takes a number.
+    let set = |offloads| unsafe { tun_set_offload(device.as_raw_fd(), offloads) }.is_ok();
+    let udp = set(CHECKSUMS | LARGE_TCP | LARGE_UDP);
+    let tcp = udp || set(CHECKSUMS | LARGE_TCP);
+    if !tcp {
+        set(0);
+    }
+    Some(Offloads { tcp, udp })
 }
 
 /// Sets whether an interface outlives its descriptor.
@@ -125,6 +169,9 @@ mod tests {
     use crate::linux::namespace::NetworkNamespace;
     use crate::linux::netlink::{Netlink, NetlinkRequest};
     use crate::linux::poll::wait_for;
+
+    /// The length of the header before a packet.
+    const VNET_HEADER: usize = 10;
 
     /// Runs a test in a new namespace. Skips it without root or a usable [`DEVICE`].
     fn in_namespace(test: impl FnOnce() -> io::Result<()> + Send) {
@@ -182,7 +229,7 @@ mod tests {
                 wait_for(&[second.as_fd()], Some(Duration::from_millis(50)))?;
                 match rustix::io::read(&second, &mut packet) {
                     // The kernel's own IPv6 packets, such as router solicitations, are skipped.
-                    Ok(length) if packet[0] >> 4 == 4 => {
+                    Ok(length) if packet[VNET_HEADER] >> 4 == 4 => {
                         assert_eq!(&packet[length - 5..length], b"hello");
                         break;
                     }

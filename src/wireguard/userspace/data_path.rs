@@ -1,8 +1,7 @@
 //! The thread of the data path: waits for packets, datagrams and commands, and passes them to the [`Core`].
 //!
-//! Packets are read in batches, so that many share a wake-up, and in turns, so that neither direction starves the
-//! other. Offloads (several segments in one packet of the TUN, several datagrams in one system call) would change this
-//! file and [`Wire`], but not the code behind [`Sink`].
+//! Packets are moved in batches, so that many share a wake-up and a system call, and in turns, so that neither direction
+//! starves the other.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,17 +14,16 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::clock;
-use super::device::{Core, Dropped, MAX_PACKET, PACKET_BUFFER, Sink};
-use super::sockets::{self, Sockets};
+use super::device::{Core, Dropped, Sink};
+use super::inward::Inward;
+use super::outward::Outward;
+use super::sockets::Sockets;
+use super::tun_io::TunIo;
 use crate::keys::PublicKey;
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
-/// The maximum number of packets read from one descriptor before the next has its turn.
-const BATCH: usize = 64;
-
-/// The maximum number of consecutive errors of a socket without a datagram or a pause. Errors of single datagrams
-/// (ICMP) are common, but a socket that only reports errors is broken, and would keep the thread busy.
-const SOCKET_ERRORS: usize = 1_000;
+/// The maximum number of packets of one descriptor before the next has its turn.
+pub(super) const BATCH: usize = 64;
 
 /// The maximum number of sockets: one for each address family.
 const MAX_SOCKETS: usize = 2;
@@ -47,7 +45,7 @@ pub(super) enum DataPathCommand {
 /// The state of the data path's thread.
 pub(super) struct DataPath {
     pub(super) core: Core,
-    pub(super) tun: OwnedFd,
+    pub(super) tun: TunIo,
     pub(super) sockets: Sockets,
     pub(super) commands: mpsc::Receiver<DataPathCommand>,
     /// An eventfd that is readable while there may be commands.
@@ -69,11 +67,12 @@ impl DataPath {
         epoll::add(&epoll, &**wake, epoll::EventData::new_u64(COMMANDS), readable)?;
         watch(&epoll, sockets)?;
 
-        let mut buffer = vec![0; PACKET_BUFFER].into_boxed_slice();
+        let (mut outward, mut inward) = (Outward::new(), Inward::new(tun.offloads()));
+        inward.prepare(sockets);
         let mut errors = [0; MAX_SOCKETS];
-        let mut counts = Counts::default();
+        let mut unsent = 0;
         let mut events = [epoll::Event { flags: readable, data: epoll::EventData::new_u64(0) }; 4];
-        core.start(clock::now(), &mut Wire::new(tun, sockets, handshakes, &mut counts));
+        core.start(clock::now(), &mut Wire::new(sockets, handshakes, &mut unsent));
         loop {
             let timeout = core.next_tick().map(|at| at.saturating_sub(clock::now()));
             let ready = match epoll::wait(&epoll, &mut events, timeout.map(timespec).as_ref()) {
@@ -83,9 +82,9 @@ impl DataPath {
             };
             let now = clock::now();
             for event in &events[..ready] {
-                let mut wire = Wire::new(tun, sockets, handshakes, &mut counts);
+                let mut wire = Wire::new(sockets, handshakes, &mut unsent);
                 match event.data.u64() {
-                    TUN => drain_tun(core, &mut buffer, now, &mut wire)?,
+                    TUN => outward.drain(core, tun, now, &mut wire)?,
                     COMMANDS => {
                         clear(wake)?;
                         while let Ok(command) = commands.try_recv() {
@@ -94,6 +93,7 @@ impl DataPath {
                                 DataPathCommand::Rebind(new, reply) => {
                                     let watched = watch(&epoll, &new);
                                     if watched.is_ok() {
+                                        inward.prepare(&new);
                                         // Closing the former sockets removes them from epoll.
                                         *sockets = new;
                                     }
@@ -101,7 +101,7 @@ impl DataPath {
                                 }
                                 DataPathCommand::Stop => return Ok(()),
                                 other => {
-                                    execute(other, core, now, &mut Wire::new(tun, sockets, handshakes, &mut counts))
+                                    execute(other, core, tun, now, &mut Wire::new(sockets, handshakes, &mut unsent))
                                 }
                             }
                         }
@@ -113,11 +113,11 @@ impl DataPath {
                         else {
                             continue;
                         };
-                        drain_socket(core, socket, &mut buffer[..MAX_PACKET], now, &mut wire, errors)?;
+                        inward.drain(core, tun, socket, now, &mut wire, errors)?;
                     }
                 }
             }
-            core.tick(now, &mut Wire::new(tun, sockets, handshakes, &mut counts));
+            core.tick(now, &mut Wire::new(sockets, handshakes, &mut unsent));
         }
     }
 }
@@ -131,7 +131,7 @@ fn watch(epoll: &OwnedFd, sockets: &Sockets) -> io::Result<()> {
 }
 
 /// Executes a command that concerns peers. The owner may have stopped waiting for the reply.
-fn execute(command: DataPathCommand, core: &mut Core, now: Duration, wire: &mut Wire<'_>) {
+fn execute(command: DataPathCommand, core: &mut Core, tun: &TunIo, now: Duration, wire: &mut Wire<'_>) {
     match command {
         DataPathCommand::SetEndpoint(peer, endpoint) => {
             if let Some(peer) = core.index_of(&peer) {
@@ -152,85 +152,24 @@ fn execute(command: DataPathCommand, core: &mut Core, now: Duration, wire: &mut 
             let _ = reply.send(changed);
         }
         DataPathCommand::Status(reply) => {
-            let dropped =
-                Dropped { not_sent: wire.counts.unsent, not_delivered: wire.counts.refused, ..core.dropped() };
+            let dropped = Dropped { not_sent: *wire.unsent, not_delivered: tun.refused(), ..core.dropped() };
             let _ = reply.send((core.status(now), dropped));
         }
         DataPathCommand::Rebind(..) | DataPathCommand::Stop => {}
     }
 }
 
-/// Reads packets from the TUN until it has none or the batch is full.
-///
-/// # Errors
-/// Fails if the TUN is gone: the kernel's drivers/net/tun.c returns `EBADFD` once the device is detached, and `EIO`
-/// once it is unregistered.
-fn drain_tun(core: &mut Core, buffer: &mut [u8], now: Duration, wire: &mut Wire<'_>) -> io::Result<()> {
-    for _ in 0..BATCH {
-        match rustix::io::read(wire.tun, &mut buffer[..MAX_PACKET]) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the TUN was closed")),
-            Ok(length) => core.on_packet(buffer, length, now, wire),
-            Err(Errno::AGAIN) => break,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(broken("the TUN is gone", errno)),
-        }
-    }
-    Ok(())
-}
-
-/// Reads datagrams from a socket until it has none or the batch is full.
-///
-/// # Errors
-/// Fails after [`SOCKET_ERRORS`] consecutive errors of the socket.
-fn drain_socket(
-    core: &mut Core,
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    now: Duration,
-    wire: &mut Wire<'_>,
-    errors: &mut usize,
-) -> io::Result<()> {
-    for _ in 0..BATCH {
-        match sockets::receive(socket, buffer) {
-            Ok((length, from)) => {
-                *errors = 0;
-                core.on_datagram(&mut buffer[..length], from, now, wire);
-            }
-            Err(Errno::AGAIN) => {
-                *errors = 0;
-                break;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => {
-                tracing::debug!(%errno, "a socket reported an error");
-                *errors += 1;
-                if *errors > SOCKET_ERRORS {
-                    return Err(broken("a socket is broken", errno));
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The number of packets that could not be written.
-#[derive(Default)]
-struct Counts {
-    unsent: u64,
-    refused: u64,
-}
-
-/// The real TUN and the real sockets. Writing to them never waits: a packet without room is dropped, as in a network.
-struct Wire<'a> {
-    tun: BorrowedFd<'a>,
-    sockets: &'a Sockets,
+/// The real sockets. Writing to them never waits: a packet without room is dropped, as in a network.
+pub(super) struct Wire<'a> {
+    pub(super) sockets: &'a Sockets,
     handshakes: BorrowedFd<'a>,
-    counts: &'a mut Counts,
+    /// The number of datagrams that were not sent.
+    pub(super) unsent: &'a mut u64,
 }
 
 impl<'a> Wire<'a> {
-    fn new(tun: &'a OwnedFd, sockets: &'a Sockets, handshakes: &'a OwnedFd, counts: &'a mut Counts) -> Self {
-        Self { tun: tun.as_fd(), sockets, handshakes: handshakes.as_fd(), counts }
+    fn new(sockets: &'a Sockets, handshakes: &'a OwnedFd, unsent: &'a mut u64) -> Self {
+        Self { sockets, handshakes: handshakes.as_fd(), unsent }
     }
 }
 
@@ -240,17 +179,9 @@ impl Sink for Wire<'_> {
         if let Err(errno) = result {
             // No route, no permission or no room: all of them may be temporary.
             tracing::trace!(%endpoint, %errno, "cannot send a datagram");
-            self.counts.unsent += 1;
+            *self.unsent += 1;
         }
         result.is_ok()
-    }
-
-    fn deliver(&mut self, packet: &[u8]) {
-        if let Err(errno) = rustix::io::write(self.tun, packet) {
-            // A TUN that is down returns EIO. If the TUN is gone, the next read fails.
-            tracing::trace!(%errno, "cannot deliver a packet");
-            self.counts.refused += 1;
-        }
     }
 
     fn handshake_completed(&mut self) {
@@ -263,7 +194,7 @@ impl Sink for Wire<'_> {
     }
 }
 
-fn broken(what: &str, errno: Errno) -> io::Error {
+pub(super) fn broken(what: &str, errno: Errno) -> io::Error {
     io::Error::new(errno.kind(), format!("{what}: {errno}"))
 }
 

@@ -1,16 +1,17 @@
 //! The device without its input and output: receives packets of the TUN and datagrams of the sockets, finds the peer of
-//! each, and sends and delivers through a [`Sink`].
+//! each, and sends through a [`Sink`].
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::allowed_ips::{AllowedIps, PeerIndex};
 use super::ip;
 use super::noise::{DATA_OVERHEAD, MacChecker, MacVerdict, Message, Responder};
-use super::peer::{Context, DatagramVerdict, PeerState, SESSION_INDEX_BITS};
+use super::peer::{Context, DatagramVerdict, PeerState, Reserved, SESSION_INDEX_BITS};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::wireguard::{DeviceConfig, PeerStatus};
 
@@ -29,12 +30,10 @@ const HANDSHAKES_PER_SECOND: u64 = 100;
 /// The bits of a session index that identify the peer.
 const PEER_INDEX_BITS: u32 = u32::BITS - SESSION_INDEX_BITS;
 
-/// The output of the device: the TUN and the sockets, or their replacement in a test.
+/// The output of the device: the sockets, or their replacement in a test.
 pub(super) trait Sink {
     /// Sends a datagram, and returns whether it was sent.
     fn send(&mut self, endpoint: SocketAddr, datagram: &[u8]) -> bool;
-    /// Delivers a packet to the TUN.
-    fn deliver(&mut self, packet: &[u8]);
     /// Reports that a handshake was completed.
     fn handshake_completed(&mut self);
     /// Reports that a handshake was not answered in time.
@@ -177,6 +176,11 @@ impl Core {
         }
     }
 
+    /// Counts a packet of the TUN that is not what its header says.
+    pub(super) fn drop_malformed(&mut self) {
+        self.dropped.not_ip += 1;
+    }
+
     /// Processes a packet of the TUN: the first `length` bytes of `buffer`. The rest is room for padding.
     pub(super) fn on_packet<S: Sink>(&mut self, buffer: &mut [u8], length: usize, now: Duration, sink: &mut S) {
         let Some(destination) = ip::destination(&buffer[..length]) else {
@@ -194,8 +198,42 @@ impl Core {
         }
     }
 
-    /// Processes a datagram of a socket, which is decrypted in place.
-    pub(super) fn on_datagram<S: Sink>(&mut self, datagram: &mut [u8], from: SocketAddr, now: Duration, sink: &mut S) {
+    /// Reserves the counters of packets of the TUN that have the same addresses, of which `packet` begins with the IP
+    /// header. `bytes` is the length of all messages. None if they have to go one by one by [`Self::on_packet`].
+    pub(super) fn reserve<S: Sink>(
+        &mut self,
+        packet: &[u8],
+        count: usize,
+        bytes: usize,
+        now: Duration,
+        sink: &mut S,
+    ) -> Option<(PeerIndex, Reserved)> {
+        let index = self.allowed_ips.peer_of(ip::destination(packet)?)?;
+        let context = &mut context!(self, now, sink);
+        let reserved = self.peers.get_mut(index)?.as_mut()?.reserve(count as u64, bytes as u64, context)?;
+        Some((index, reserved))
+    }
+
+    /// Notes that some bytes of reserved packets were not sent.
+    pub(super) fn not_sent(&mut self, peer: PeerIndex, bytes: u64) {
+        if let Some(Some(peer)) = self.peers.get_mut(peer) {
+            peer.not_sent(bytes);
+        }
+    }
+
+    /// Returns the length of the message that a packet of this length makes.
+    pub(super) fn message_length(&self, length: usize) -> usize {
+        padded_length(length, self.mtu) + DATA_OVERHEAD
+    }
+
+    /// Processes a datagram of a socket, which is decrypted in place. Returns where in it a packet for the TUN is.
+    pub(super) fn on_datagram<S: Sink>(
+        &mut self,
+        datagram: &mut [u8],
+        from: SocketAddr,
+        now: Duration,
+        sink: &mut S,
+    ) -> Option<Range<usize>> {
         let verdict = match Message::parse(datagram) {
             Some(Message::Data { receiver, counter }) => match self.peer_of_session(receiver) {
                 Some(peer) => {
@@ -214,7 +252,9 @@ impl Core {
             DatagramVerdict::NotAuthentic => self.dropped.not_authentic += 1,
             DatagramVerdict::Malformed => self.dropped.malformed += 1,
             DatagramVerdict::SourceNotAllowed => self.dropped.source_not_allowed += 1,
+            DatagramVerdict::Packet(range) => return Some(range),
         }
+        None
     }
 
     fn on_handshake<S: Sink>(

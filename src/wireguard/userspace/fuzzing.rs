@@ -29,10 +29,6 @@ impl Sink for Record {
         true
     }
 
-    fn deliver(&mut self, packet: &[u8]) {
-        assert!(packet.len() >= 20, "a delivered packet has an IP header");
-    }
-
     fn handshake_completed(&mut self) {}
 
     fn handshake_unanswered(&mut self) {}
@@ -80,6 +76,13 @@ fn packet(source: [u8; 4], destination: [u8; 4], body: &[u8]) -> (Vec<u8>, usize
     (buffer, 20 + body.len())
 }
 
+/// Passes a datagram to a device.
+fn receive(device: &mut Core, datagram: &mut [u8], from: SocketAddr, now: Duration, record: &mut Record) {
+    if let Some(packet) = device.on_datagram(datagram, from, now, record) {
+        assert!(datagram[packet].len() >= 20, "a delivered packet has an IP header");
+    }
+}
+
 /// Runs a script. In each step, the first byte selects the action, and the second is the length of the data that
 /// follow.
 pub fn device(mut script: &[u8]) {
@@ -95,7 +98,7 @@ pub fn device(mut script: &[u8]) {
         script = rest;
         let first = body.first().copied().unwrap_or(0);
         match act % 9 {
-            0 => ours.on_datagram(&mut body.to_vec(), outsider, now, &mut from_us),
+            0 => receive(&mut ours, &mut body.to_vec(), outsider, now, &mut from_us),
             1 => {
                 let mut buffer = vec![0xff; PACKET_BUFFER];
                 buffer[..body.len()].copy_from_slice(body);
@@ -113,7 +116,7 @@ pub fn device(mut script: &[u8]) {
                     message[at..at + 4].copy_from_slice(index);
                 }
                 sign(&our_key, &mut message);
-                ours.on_datagram(&mut message, outsider, now, &mut from_us);
+                receive(&mut ours, &mut message, outsider, now, &mut from_us);
             }
             3 => {
                 let (mut buffer, length) = packet([10, 0, 0, 1], [10, 0, 1, 1], body);
@@ -161,12 +164,12 @@ pub fn device(mut script: &[u8]) {
                 for (to, message) in std::mem::take(&mut from_us.sent) {
                     last.clone_from(&message);
                     if to == two {
-                        theirs.on_datagram(&mut message.clone(), one, now, &mut from_them);
+                        receive(&mut theirs, &mut message.clone(), one, now, &mut from_them);
                     }
                 }
                 for (to, message) in std::mem::take(&mut from_them.sent) {
                     if to == one {
-                        ours.on_datagram(&mut message.clone(), two, now, &mut from_us);
+                        receive(&mut ours, &mut message.clone(), two, now, &mut from_us);
                     }
                 }
                 assert!(from_us.sent.len() < MANY && from_them.sent.len() < MANY, "a message causes too many others");

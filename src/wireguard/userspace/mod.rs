@@ -6,7 +6,8 @@
 //! - `peer`: one peer: its handshakes and timers. `sessions`: its sessions.
 //! - `allowed_ips`: longest-prefix routing in both directions. `ip`: the fields of packets that this needs.
 //! - `sockets`: the UDP sockets, which stay in the host's network namespace.
-//! - `data_path`: the thread that moves packets.
+//! - `data_path`: the thread that moves packets. `outward`, `inward`: the two ways. `tun_io`: the TUN.
+//! - `offload`: packets of several segments.
 //!
 //! # Threads
 //!
@@ -36,6 +37,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use self::data_path::{DataPath, DataPathCommand};
 use self::device::Core;
+use self::tun_io::TunIo;
 use super::{Backend, Device, DeviceConfig, PeerStatus};
 use crate::keys::PublicKey;
 use crate::linux::tun;
@@ -44,12 +46,15 @@ mod allowed_ips;
 mod clock;
 mod data_path;
 mod device;
+mod inward;
 mod ip;
 mod noise;
 mod offload;
+mod outward;
 mod peer;
 mod sessions;
 mod sockets;
+mod tun_io;
 mod wiped;
 
 #[cfg(any(test, fuzzing))]
@@ -79,8 +84,8 @@ pub struct UserspaceDevice {
 }
 
 impl UserspaceDevice {
-    /// Starts moving packets between `tun` and `sockets`. `tun` is a descriptor of `IFF_TUN | IFF_NO_PI`, or any other
-    /// descriptor that reads and writes whole IP packets. The interface may still be down.
+    /// Starts moving packets between `tun` and `sockets`. `tun` is a descriptor of [`tun::create`] or [`tun::attach`], or
+    /// any other descriptor that reads and writes whole IP packets. The interface may still be down.
     ///
     /// `on_thread_start` runs first in the new thread, to drop capabilities that the thread does not need. The process
     /// must not fork afterwards. `config.listen_port` and `config.fwmark` are ignored: [`Sockets::bind`] has applied
@@ -104,7 +109,7 @@ impl UserspaceDevice {
         let same_tun = tun.try_clone()?;
         let mut data_path = DataPath {
             core,
-            tun,
+            tun: TunIo::new(tun),
             sockets,
             commands: receiver,
             wake: Arc::clone(&wake),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,10 +45,12 @@ pub(super) struct Context<'a, S> {
 }
 
 /// The result of processing a datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DatagramVerdict {
     /// It was authentic and was processed.
     Accepted,
+    /// It was authentic, and has a packet for the TUN in this part.
+    Packet(Range<usize>),
     /// It was not authentic, or not fresh.
     NotAuthentic,
     /// It was authentic, but does not contain an IP packet.
@@ -67,6 +70,14 @@ struct Attempt {
     sent_at: Duration,
     /// The time of the next retransmission.
     again_at: Duration,
+}
+
+/// What it takes to seal and send packets.
+pub(super) struct Reserved {
+    pub(super) session: Arc<Session>,
+    /// The counter of the first packet. Each of the others has the next one.
+    pub(super) first: u64,
+    pub(super) endpoint: SocketAddr,
 }
 
 /// A peer of the device.
@@ -196,6 +207,30 @@ impl PeerState {
         }
     }
 
+    /// Reserves the counters of a number of packets, which the caller seals and sends. `bytes` is the length of their
+    /// messages. None if there is no session or no endpoint: then the packets go one by one by [`Self::send`].
+    pub(super) fn reserve<S: Sink>(
+        &mut self,
+        count: u64,
+        bytes: u64,
+        context: &mut Context<'_, S>,
+    ) -> Option<Reserved> {
+        let endpoint = self.endpoint?;
+        let active = self.sessions.current(context.now)?.clone();
+        let first = active.session.reserve(count)?;
+        self.unanswered_since.get_or_insert(context.now);
+        self.keepalive_owed_since = None;
+        self.traffic_at = context.now;
+        self.tx_bytes += bytes;
+        self.renew_if_old(&active, context);
+        Some(Reserved { session: active.session, first, endpoint })
+    }
+
+    /// Notes that some bytes of reserved packets were not sent.
+    pub(super) fn not_sent(&mut self, bytes: u64) {
+        self.tx_bytes = self.tx_bytes.saturating_sub(bytes);
+    }
+
     /// Sends a padded packet, or queues it while there is no session.
     pub(super) fn send<S: Sink>(&mut self, packet: &[u8], context: &mut Context<'_, S>) {
         if !self.send_data(packet, context) {
@@ -270,7 +305,7 @@ impl PeerState {
         }
     }
 
-    /// Decrypts a data message in place, and delivers its packet if the source is in the peer's AllowedIPs.
+    /// Decrypts a data message in place, and says where in it the packet is, if the source is in the peer's AllowedIPs.
     pub(super) fn receive_data<S: Sink>(
         &mut self,
         from: SocketAddr,
@@ -301,8 +336,7 @@ impl PeerState {
         if allowed_ips.peer_of(source) != Some(self.index) {
             return DatagramVerdict::SourceNotAllowed;
         }
-        context.sink.deliver(&packet[..length]);
-        DatagramVerdict::Accepted
+        DatagramVerdict::Packet(DATA_HEADER..DATA_HEADER + length)
     }
 
     /// Returns the time at which [`Self::tick`] must be called, or none while nothing is pending.
@@ -452,11 +486,16 @@ impl PeerState {
         let length = message.len();
         let now = context.now;
         self.transmit(&context.scratch[..length], now, context.sink);
-        let is_old = active.age(now) >= REKEY_AFTER_TIME || active.session.sent() > REKEY_AFTER_MESSAGES;
+        self.renew_if_old(&active, context);
+        true
+    }
+
+    /// Renews a session that is sent on.
+    fn renew_if_old<S: Sink>(&mut self, active: &Active, context: &mut Context<'_, S>) {
+        let is_old = active.age(context.now) >= REKEY_AFTER_TIME || active.session.sent() > REKEY_AFTER_MESSAGES;
         if active.is_initiator && is_old {
             self.request_session(context);
         }
-        true
     }
 
     /// Renews a session that is about to expire and is received on, but not sent on.

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover, set_ipv6_v6only,
 };
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
 /// The requested size of the sockets' buffers in bytes, as in wireguard-go. Without CAP_NET_ADMIN, the kernel limits it
 /// (`net.core.rmem_max`, `wmem_max`).
@@ -76,21 +76,19 @@ impl Sockets {
         std::iter::once(self.ipv4.as_fd()).chain(self.ipv6.as_ref().map(OwnedFd::as_fd))
     }
 
+    /// Returns the socket of an endpoint's address family, if the host has the family.
+    pub(super) fn of(&self, endpoint: &SocketAddr) -> Option<BorrowedFd<'_>> {
+        match endpoint {
+            SocketAddr::V4(_) => Some(self.ipv4.as_fd()),
+            SocketAddr::V6(_) => self.ipv6.as_ref().map(OwnedFd::as_fd),
+        }
+    }
+
     /// Sends one datagram.
     pub(super) fn send(&self, endpoint: SocketAddr, datagram: &[u8]) -> Result<(), Errno> {
-        let socket = match endpoint {
-            SocketAddr::V4(_) => &self.ipv4,
-            SocketAddr::V6(_) => self.ipv6.as_ref().ok_or(Errno::AFNOSUPPORT)?,
-        };
+        let socket = self.of(&endpoint).ok_or(Errno::AFNOSUPPORT)?;
         rustix::net::sendto(socket, datagram, SendFlags::empty(), &endpoint).map(drop)
     }
-}
-
-/// Receives one datagram and its sender from one of the [`Sockets::descriptors`].
-pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, SocketAddr), Errno> {
-    let (length, _, from) = rustix::net::recvfrom(socket, buffer, RecvFlags::empty())?;
-    let from = from.and_then(|from| SocketAddr::try_from(from).ok()).ok_or(Errno::AFNOSUPPORT)?;
-    Ok((length, from))
 }
 
 fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
@@ -138,8 +136,7 @@ mod tests {
         for socket in sockets.descriptors() {
             let address = SocketAddr::try_from(rustix::net::getsockname(socket).expect("name")).expect("address");
             assert_eq!(address.port(), sockets.port());
-            let mut buffer = [0; 16];
-            assert_eq!(receive(socket, &mut buffer), Err(Errno::WOULDBLOCK));
+            assert_eq!(rustix::io::read(socket, &mut [0; 16]), Err(Errno::WOULDBLOCK));
             assert!(rustix::io::fcntl_getfd(socket).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
         }
         let error = Sockets::bind(sockets.port(), 0).expect_err("the port is taken");

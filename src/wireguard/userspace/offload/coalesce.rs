@@ -40,8 +40,8 @@ struct Joined {
 /// Joins the packets of one buffer.
 pub(in crate::wireguard::userspace) struct Coalescer {
     /// Whether the TUN takes large packets of TCP, and of UDP.
-    pub(in crate::wireguard::userspace) tcp: bool,
-    pub(in crate::wireguard::userspace) udp: bool,
+    tcp: bool,
+    udp: bool,
     joined: Option<Joined>,
     /// The list of a packet that was written, to be used again.
     spare: Vec<Range<usize>>,
@@ -50,6 +50,11 @@ pub(in crate::wireguard::userspace) struct Coalescer {
 impl Coalescer {
     pub(in crate::wireguard::userspace) fn new(tcp: bool, udp: bool) -> Self {
         Self { tcp, udp, joined: None, spare: Vec::with_capacity(MAX_SEGMENTS) }
+    }
+
+    /// Says which large packets the TUN takes from now on.
+    pub(in crate::wireguard::userspace) fn limit(&mut self, tcp: bool, udp: bool) {
+        (self.tcp, self.udp) = (tcp, udp);
     }
 
     /// Takes a packet, which is a part of the buffer. The buffer must stay as it is until [`Self::flush`].

@@ -15,6 +15,6 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-pub(super) use coalesce::Coalescer;
+pub(super) use coalesce::{Coalescer, PieceWriter};
 pub(super) use header::{HEADER, Header};
 pub(super) use segment::Segments;

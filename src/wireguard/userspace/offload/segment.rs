@@ -27,6 +27,11 @@ impl Segments {
         Some(Some(Self { layout, size, content: packet.len() - layout.content }))
     }
 
+    /// Returns whether they are of TCP. Otherwise they are of UDP.
+    pub(in crate::wireguard::userspace) fn is_tcp(&self) -> bool {
+        self.layout.is_tcp
+    }
+
     /// Returns the number of segments, which is not zero.
     pub(in crate::wireguard::userspace) fn count(&self) -> usize {
         self.content.div_ceil(self.size)

@@ -31,10 +31,6 @@ impl Sink for Recorder {
         !self.unreachable
     }
 
-    fn deliver(&mut self, packet: &[u8]) {
-        self.delivered.push(packet.to_vec());
-    }
-
     fn handshake_completed(&mut self) {
         self.handshakes += 1;
     }
@@ -72,7 +68,10 @@ impl Node {
     }
 
     pub(super) fn receive(&mut self, datagram: &[u8], from: SocketAddr) {
-        self.core.on_datagram(&mut datagram.to_vec(), from, clock::now(), &mut self.sink);
+        let mut datagram = datagram.to_vec();
+        if let Some(packet) = self.core.on_datagram(&mut datagram, from, clock::now(), &mut self.sink) {
+            self.sink.delivered.push(datagram[packet].to_vec());
+        }
     }
 
     pub(super) fn tick(&mut self) {
