@@ -25,15 +25,42 @@ const MAX_MESSAGE: usize = 65_535;
 /// lines of the processor's cache.
 const STRIDE: usize = 65_536 + 1_600;
 
-/// Room for one control message with a number.
+/// Room for two control messages with a number each.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Control([u8; 32]);
+struct Control([u8; CONTROL]);
+
+/// The room that a control message with a number of type int takes: its header and the number, aligned.
+const CONTROL_MESSAGE: usize = 24;
+
+const CONTROL: usize = 2 * CONTROL_MESSAGE;
+
+/// The congestion bits of a datagram's IP header (RFC 3168 section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ecn(u8);
+
+impl Ecn {
+    /// The transport does not know congestion bits.
+    pub const NOT_CAPABLE: Self = Self(0);
+    /// A router met congestion.
+    pub const CONGESTION: Self = Self(3);
+
+    /// Takes the bits of a header's byte, which has DSCP as well.
+    pub fn of(traffic_class: u8) -> Self {
+        Self(traffic_class & 3)
+    }
+
+    /// Returns the two bits.
+    pub fn bits(self) -> u8 {
+        self.0
+    }
+}
 
 /// Datagrams of one size for one endpoint. The last may be shorter.
 #[derive(Clone, Copy, Debug)]
 struct Train {
     endpoint: SocketAddr,
+    ecn: Ecn,
     start: usize,
     end: usize,
     size: usize,
@@ -90,12 +117,13 @@ impl Outbox {
     }
 
     /// Takes the datagram that was written to [`Self::room`].
-    pub fn push(&mut self, endpoint: SocketAddr, length: usize) {
+    pub fn push(&mut self, endpoint: SocketAddr, ecn: Ecn, length: usize) {
         let (start, end) = (self.used, (self.used + length).min(self.buffer.len()));
         self.used = end;
         if let Some(last) = self.trains.last_mut()
             && self.segments
             && last.endpoint == endpoint
+            && last.ecn == ecn
             && (last.end - last.start) % last.size == 0
             && length <= last.size
             && last.count() < MAX_IN_TRAIN
@@ -104,7 +132,7 @@ impl Outbox {
             last.end = end;
             return;
         }
-        self.trains.push(Train { endpoint, start, end, size: length.max(1) });
+        self.trains.push(Train { endpoint, ecn, start, end, size: length.max(1) });
     }
 
     /// Sends everything, by the socket of each endpoint's address family, and returns what was not sent. A message of
@@ -225,13 +253,24 @@ impl Name {
     }
 }
 
+/// Writes a control message (`struct cmsghdr`, cmsg(3)), and returns the room that it takes.
+fn put_control(room: &mut [u8], level: libc::c_int, kind: libc::c_int, value: &[u8]) -> usize {
+    let header = size_of::<libc::cmsghdr>();
+    let length = header + value.len();
+    room[..size_of::<usize>()].copy_from_slice(&length.to_ne_bytes());
+    room[size_of::<usize>()..][..4].copy_from_slice(&level.to_ne_bytes());
+    room[size_of::<usize>() + 4..][..4].copy_from_slice(&kind.to_ne_bytes());
+    room[header..length].copy_from_slice(value);
+    CONTROL_MESSAGE
+}
+
 /// Sends messages, and returns how many were sent.
 fn send_trains(socket: BorrowedFd<'_>, buffer: &[u8], trains: &[Train]) -> Result<usize, Errno> {
     let count = trains.len().min(MAX_TRAINS);
     // SAFETY: all zeros is valid for these, which are plain data.
     let (mut messages, mut pieces): ([libc::mmsghdr; MAX_TRAINS], [libc::iovec; MAX_TRAINS]) =
         unsafe { MaybeUninit::zeroed().assume_init() };
-    let (mut names, mut controls) = ([Name::zeroed(); MAX_TRAINS], [Control([0; 32]); MAX_TRAINS]);
+    let (mut names, mut controls) = ([Name::zeroed(); MAX_TRAINS], [Control([0; CONTROL]); MAX_TRAINS]);
     for (index, train) in trains[..count].iter().enumerate() {
         let bytes = &buffer[train.start..train.end];
         pieces[index] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -240,17 +279,20 @@ fn send_trains(socket: BorrowedFd<'_>, buffer: &[u8], trains: &[Train]) -> Resul
         let header = &mut messages[index].msg_hdr;
         (header.msg_iov, header.msg_iovlen) = (&raw mut pieces[index], 1);
         (header.msg_name, header.msg_namelen) = ((&raw mut names[index]).cast(), length);
+        let control = &mut controls[index].0;
+        let mut used = 0;
         if train.count() > 1 {
-            header.msg_control = (&raw mut controls[index]).cast();
-            // SAFETY: the control buffer has room for a message of two bytes, and is aligned for its header.
-            unsafe {
-                header.msg_controllen = libc::CMSG_SPACE(2) as _;
-                let message = libc::CMSG_FIRSTHDR(header);
-                (*message).cmsg_level = libc::SOL_UDP;
-                (*message).cmsg_type = libc::UDP_SEGMENT;
-                (*message).cmsg_len = libc::CMSG_LEN(2) as _;
-                libc::CMSG_DATA(message).cast::<u16>().write_unaligned(train.size as u16);
-            }
+            used += put_control(&mut control[used..], libc::SOL_UDP, libc::UDP_SEGMENT, &(train.size as u16).to_ne_bytes());
+        }
+        if train.ecn != Ecn::NOT_CAPABLE {
+            let (level, kind) = match train.endpoint {
+                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+            };
+            used += put_control(&mut control[used..], level, kind, &i32::from(train.ecn.bits()).to_ne_bytes());
+        }
+        if used > 0 {
+            (header.msg_control, header.msg_controllen) = (control.as_mut_ptr().cast(), used as _);
         }
     }
     // SAFETY: everything that the messages point to lives until the call returns. The kernel does not write to the
@@ -263,8 +305,8 @@ fn send_trains(socket: BorrowedFd<'_>, buffer: &[u8], trains: &[Train]) -> Resul
 pub struct Inbox {
     buffer: Box<[u8]>,
     count: usize,
-    /// The length, the sender and the size of the datagrams of each message of the last call.
-    received: Vec<(usize, Option<SocketAddr>, usize)>,
+    /// The messages of the last call. None for one that is empty, or from an unknown address family.
+    received: Vec<Option<ReceivedMessage>>,
 }
 
 impl std::fmt::Debug for Inbox {
@@ -285,6 +327,8 @@ pub struct ReceivedMessage {
     pub from: SocketAddr,
     /// The length of a datagram. The last one may be shorter.
     pub size: usize,
+    /// The congestion bits of all datagrams, if the socket reports them ([`set_received_ecn`]).
+    pub ecn: Ecn,
 }
 
 impl ReceivedMessage {
@@ -311,7 +355,7 @@ impl Inbox {
         // SAFETY: all zeros is valid for these, which are plain data.
         let (mut messages, mut pieces): ([libc::mmsghdr; MAX_RECEIVED], [libc::iovec; MAX_RECEIVED]) =
             unsafe { MaybeUninit::zeroed().assume_init() };
-        let (mut names, mut controls) = ([Name::zeroed(); MAX_RECEIVED], [Control([0; 32]); MAX_RECEIVED]);
+        let (mut names, mut controls) = ([Name::zeroed(); MAX_RECEIVED], [Control([0; CONTROL]); MAX_RECEIVED]);
         for (index, room) in self.buffer.chunks_exact_mut(STRIDE).take(self.count).enumerate() {
             pieces[index] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: MAX_MESSAGE };
             let header = &mut messages[index].msg_hdr;
@@ -327,20 +371,21 @@ impl Inbox {
             libc::recvmmsg(socket.as_raw_fd(), messages, count, libc::MSG_DONTWAIT as _, std::ptr::null_mut())
         };
         let got = usize::try_from(got).map_err(|_| last_error())?;
-        for (message, name) in messages[..got].iter().zip(&names) {
+        for (index, (message, name)) in messages[..got].iter().zip(&names).enumerate() {
             let length = (message.msg_len as usize).min(MAX_MESSAGE);
-            let size = segment_size(&message.msg_hdr).filter(|size| *size > 0).unwrap_or(length);
-            self.received.push((length, name.endpoint(), size));
+            let told = message.msg_hdr.msg_controllen as usize;
+            let (size, ecn) = read_controls(&controls[index].0[..told.min(CONTROL)]);
+            let range = index * STRIDE..index * STRIDE + length;
+            let size = size.filter(|size| *size > 0).unwrap_or(length);
+            let from = name.endpoint().filter(|_| length > 0);
+            self.received.push(from.map(|from| ReceivedMessage { range, from, size, ecn }));
         }
         Ok(got)
     }
 
     /// Returns a message of the last call. None if it is empty, or from an unknown address family.
-    pub fn message(&self, index: usize) -> Option<ReceivedMessage> {
-        let (length, from, size) = *self.received.get(index)?;
-        let start = index * STRIDE;
-        (length > 0).then_some(())?;
-        Some(ReceivedMessage { range: start..start + length, from: from?, size })
+    pub fn message(&self, index: usize) -> Option<&ReceivedMessage> {
+        self.received.get(index)?.as_ref()
     }
 
     /// Returns the memory that messages are in.
@@ -349,16 +394,36 @@ impl Inbox {
     }
 }
 
-/// Returns the size of the datagrams of a received message, if the kernel has joined several.
-fn segment_size(header: &libc::msghdr) -> Option<usize> {
-    // SAFETY: the kernel has written the control messages and their length, and the buffer of `header` is still alive.
-    unsafe {
-        let message = libc::CMSG_FIRSTHDR(header);
-        if message.is_null() || (*message).cmsg_level != libc::SOL_UDP || (*message).cmsg_type != libc::UDP_GRO {
-            return None;
+/// Reads the control messages of a received message: the size of its datagrams, if the kernel has joined several, and
+/// the congestion bits.
+fn read_controls(mut controls: &[u8]) -> (Option<usize>, Ecn) {
+    let (mut size, mut ecn) = (None, Ecn::NOT_CAPABLE);
+    let header = size_of::<libc::cmsghdr>();
+    let number = |at: usize, controls: &[u8]| {
+        controls.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes)
+    };
+    while let Some(bytes) = controls.first_chunk().copied() {
+        let length = usize::from_ne_bytes(bytes);
+        if length < header || length > controls.len() {
+            break;
         }
-        usize::try_from(libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned()).ok()
+        let at = size_of::<usize>();
+        match (number(at, controls), number(at + 4, controls)) {
+            (Some(libc::SOL_UDP), Some(libc::UDP_GRO)) => {
+                size = number(header, controls).and_then(|size| usize::try_from(size).ok());
+            }
+            // One byte for IPv4, and a number for IPv6, whose low bits come first or last.
+            (Some(libc::IPPROTO_IP), Some(libc::IP_TOS)) => {
+                ecn = controls.get(header).copied().map_or(ecn, Ecn::of);
+            }
+            (Some(libc::IPPROTO_IPV6), Some(libc::IPV6_TCLASS)) => {
+                ecn = number(header, controls).map_or(ecn, |class| Ecn::of(class as u8));
+            }
+            _ => {}
+        }
+        controls = controls.get(length.next_multiple_of(size_of::<usize>())..).unwrap_or_default();
     }
+    (size, ecn)
 }
 
 /// Has the kernel join datagrams of a flow that arrive together.
@@ -366,11 +431,27 @@ fn segment_size(header: &libc::msghdr) -> Option<usize> {
 /// # Errors
 /// Fails with `ENOPROTOOPT` before Linux 5.0.
 pub fn set_joined_receive(socket: impl AsFd) -> io::Result<()> {
+    switch_on(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO)
+}
+
+/// Has the kernel report the congestion bits of received datagrams (`IP_RECVTOS` of ip(7), `IPV6_RECVTCLASS` of
+/// RFC 3542 section 6.5).
+///
+/// # Errors
+/// Fails as setsockopt(2) does.
+pub fn set_received_ecn(socket: impl AsFd, is_ipv6: bool) -> io::Result<()> {
+    let (level, option) = match is_ipv6 {
+        true => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+        false => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+    };
+    switch_on(socket.as_fd(), level, option)
+}
+
+fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = size_of::<libc::c_int>() as libc::socklen_t;
-    let socket = socket.as_fd().as_raw_fd();
     // SAFETY: the option is a number, which lives until the call returns.
-    let set = unsafe { libc::setsockopt(socket, libc::SOL_UDP, libc::UDP_GRO, (&raw const on).cast(), length) };
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), length) };
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -389,15 +470,15 @@ mod tests {
         socket().zip(socket())
     }
 
-    fn received(inbox: &mut Inbox, socket: &UdpSocket, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    fn received(inbox: &mut Inbox, socket: &UdpSocket, wanted: usize) -> Vec<(SocketAddr, Ecn, Vec<u8>)> {
         let mut all = Vec::new();
         while all.len() < wanted {
             crate::linux::poll::wait_for(&[socket.as_fd()], Some(std::time::Duration::from_secs(20))).expect("a wait");
             let count = inbox.receive(socket.as_fd()).expect("messages");
             for index in 0..count {
-                let message = inbox.message(index).expect("a message");
+                let message = inbox.message(index).expect("a message").clone();
                 for range in message.datagrams() {
-                    all.push((message.from, inbox.buffer()[range].to_vec()));
+                    all.push((message.from, message.ecn, inbox.buffer()[range].to_vec()));
                 }
             }
         }
@@ -412,6 +493,7 @@ mod tests {
             // The machine may have no IPv6.
             let Some((from, to)) = sockets(address) else { continue };
             let endpoint = to.local_addr().expect("an address");
+            set_received_ecn(&to, endpoint.is_ipv6()).expect("the option");
             for (segments, joins) in [(false, false), (true, false), (false, true), (true, true)] {
                 if joins {
                     set_joined_receive(&to).expect("the option");
@@ -421,13 +503,13 @@ mod tests {
                 for (number, length) in lengths.into_iter().enumerate() {
                     assert!(outbox.has_room(1, length));
                     outbox.room(length).expect("room").fill(number as u8);
-                    outbox.push(endpoint, length);
+                    outbox.push(endpoint, Ecn::of(number as u8 / 4), length);
                 }
                 assert_eq!(outbox.flush(|_| Some(from.as_fd())), Unsent::default());
                 assert!(outbox.is_empty());
-                let expected = lengths.into_iter().enumerate().map(|(number, length)| vec![number as u8; length]);
                 let source = from.local_addr().expect("an address");
-                let expected: Vec<_> = expected.map(|datagram| (source, datagram)).collect();
+                let datagram = |(number, length)| (source, Ecn::of(number as u8 / 4), vec![number as u8; length]);
+                let expected: Vec<_> = lengths.into_iter().enumerate().map(datagram).collect();
                 assert_eq!(received(&mut inbox, &to, lengths.len()), expected, "{segments} {joins}");
             }
         }
@@ -438,7 +520,7 @@ mod tests {
         let mut outbox = Outbox::new(1_000, true);
         for _ in 0..3 {
             outbox.room(100).expect("room").fill(0);
-            outbox.push("127.0.0.1:9".parse().expect("an endpoint"), 100);
+            outbox.push("127.0.0.1:9".parse().expect("an endpoint"), Ecn::NOT_CAPABLE, 100);
         }
         assert!(outbox.has_room(7, 100) && !outbox.has_room(8, 100) && outbox.room(701).is_none());
         assert_eq!(outbox.flush(|_| None), Unsent { datagrams: 3, bytes: 300 });

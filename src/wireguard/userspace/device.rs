@@ -55,6 +55,8 @@ pub struct Dropped {
     pub not_authentic: u64,
     /// Handshake messages that were answered with a cookie, under load.
     pub cookie_demanded: u64,
+    /// Packets of a peer that met congestion, and whose transport learns of it by their loss (RFC 6040 section 4.2).
+    pub congested: u64,
     /// Datagrams that the network refused or had no room for.
     pub not_sent: u64,
     /// Packets that the TUN refused, because it is down or has no room.
@@ -179,6 +181,11 @@ impl Core {
     /// Counts a packet of the TUN that is not what its header says.
     pub(super) fn drop_malformed(&mut self) {
         self.dropped.not_ip += 1;
+    }
+
+    /// Counts a packet that met congestion, and whose transport would not learn of it otherwise.
+    pub(super) fn drop_congested(&mut self) {
+        self.dropped.congested += 1;
     }
 
     /// Processes a packet of the TUN: the first `length` bytes of `buffer`. The rest is room for padding.

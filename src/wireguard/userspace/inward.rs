@@ -8,10 +8,11 @@ use rustix::io::Errno;
 
 use super::data_path::{BATCH, Wire, broken};
 use super::device::Core;
+use super::ip;
 use super::offload::Coalescer;
 use super::sockets::Sockets;
 use super::tun_io::TunIo;
-use crate::linux::datagrams::{self, Inbox};
+use crate::linux::datagrams::{self, Ecn, Inbox};
 use crate::linux::tun::Offloads;
 
 /// The number of messages that are received together. Each has up to 64 KiB, which stay in memory once they were used.
@@ -32,10 +33,13 @@ impl Inward {
         Self { inbox: Inbox::new(MESSAGES), coalescer: Coalescer::new(offloads.tcp, offloads.udp) }
     }
 
-    /// Has the kernel join the datagrams of new sockets, if it can.
+    /// Has the kernel join the datagrams of new sockets, and report their congestion bits, if it can.
     pub(super) fn prepare(&self, sockets: &Sockets) {
-        for socket in sockets.descriptors() {
-            if let Err(error) = datagrams::set_joined_receive(socket) {
+        for (number, socket) in sockets.descriptors().enumerate() {
+            // The first one is of IPv4.
+            let is_set = datagrams::set_joined_receive(socket)
+                .and_then(|()| datagrams::set_received_ecn(socket, number > 0));
+            if let Err(error) = is_set {
                 tracing::debug!(%error, "the kernel does not join datagrams");
             }
         }
@@ -86,12 +90,16 @@ impl Inward {
     fn deliver(&mut self, count: usize, core: &mut Core, tun: &mut TunIo, now: Duration, wire: &mut Wire<'_>) -> usize {
         let mut datagrams = 0;
         for message in 0..count {
-            let Some(message) = self.inbox.message(message) else { continue };
+            let Some(message) = self.inbox.message(message).cloned() else { continue };
             for range in message.datagrams() {
                 datagrams += 1;
                 let datagram = &mut self.inbox.buffer()[range.clone()];
                 if let Some(packet) = core.on_datagram(datagram, message.from, now, wire) {
                     let packet = range.start + packet.start..range.start + packet.end;
+                    if message.ecn == Ecn::CONGESTION && !ip::mark_congestion(&mut self.inbox.buffer()[packet.clone()]) {
+                        core.drop_congested();
+                        continue;
+                    }
                     self.coalescer.push(self.inbox.buffer(), packet, tun);
                 }
             }

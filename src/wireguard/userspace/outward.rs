@@ -9,10 +9,11 @@ use rustix::io::Errno;
 use super::allowed_ips::PeerIndex;
 use super::data_path::{BATCH, Wire, broken};
 use super::device::{Core, MAX_PACKET, PACKET_BUFFER};
+use super::ip;
 use super::noise::DATA_HEADER;
 use super::offload::{HEADER, Header, Segments};
 use super::tun_io::TunIo;
-use crate::linux::datagrams::Outbox;
+use crate::linux::datagrams::{Ecn, Outbox};
 
 /// The bytes that are sent together: a large packet as messages, and then as many as the processor's cache holds.
 const OUTBOX: usize = 192 << 10;
@@ -92,6 +93,8 @@ impl Outward {
             self.flush(core, wire);
             self.peer = Some(peer);
         }
+        // The whole path may mark congestion (RFC 6040 section 4.1).
+        let ecn = ip::traffic_class(packet).map_or(Ecn::NOT_CAPABLE, Ecn::of);
         for (number, counter) in (0..count).zip(reserved.first..) {
             let (length, whole) = (length_of(number), core.message_length(length_of(number)));
             let Some(message) = self.outbox.room(whole) else { return };
@@ -103,7 +106,7 @@ impl Outward {
             // The tag comes at its end.
             padding.fill(0);
             if reserved.session.seal(counter, message) {
-                self.outbox.push(reserved.endpoint, whole);
+                self.outbox.push(reserved.endpoint, ecn, whole);
             }
         }
     }
