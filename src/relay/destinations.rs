@@ -9,14 +9,15 @@ use nix::sys::socket::{self, SockType, SockaddrStorage, sockopt};
 
 use super::new_socket;
 use crate::linux::namespace::NamespaceThread;
-use crate::plan::NAME_PORTS;
 
 /// The destinations that are allowed.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedDestinations {
     /// The first network that contains an address decides whether it is allowed.
     pub networks: Vec<(IpNet, bool)>,
-    /// The resolvers that are allowed at the ports of name resolution. All others are refused there.
+    /// The ports of name resolution, where only the resolvers are allowed.
+    pub name_ports: &'static [u16],
+    /// The resolvers that are allowed, with the port at which each is asked.
     pub resolvers: Vec<SocketAddr>,
 }
 
@@ -40,7 +41,7 @@ impl Destinations {
 
     /// Returns whether clients are relayed to an address.
     pub(super) fn allow(&self, destination: &SocketAddr) -> bool {
-        if NAME_PORTS.contains(&destination.port()) {
+        if self.allowed.name_ports.contains(&destination.port()) {
             return self.allowed.resolvers.contains(destination);
         }
         let mut networks = self.allowed.networks.iter();
@@ -80,7 +81,10 @@ mod tests {
         let networks = networks.map(|(net, is_allowed)| (net.parse().expect("a network"), is_allowed));
         let resolvers =
             vec!["10.1.2.53:53".parse().expect("an address"), "[fd08::53]:853".parse().expect("an address")];
-        let destinations = Destinations::new(AllowedDestinations { networks: networks.into(), resolvers }, clients);
+        let destinations = Destinations::new(
+            AllowedDestinations { networks: networks.into(), name_ports: &[53, 853, 5353, 5355], resolvers },
+            clients,
+        );
         for (address, is_allowed) in [
             ("10.1.2.3:80", true),
             ("10.1.3.3:80", false),

@@ -11,7 +11,7 @@ use super::{PortRelays, run_at_link};
 use crate::config::Protocol;
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{NamespaceThread, NetworkNamespace};
-use crate::plan::{Plan, RELAY_ADDRESSES};
+use crate::plan::{NAME_PORTS, Plan, RELAY_ADDRESSES};
 use crate::relay::{self, AllowedClient, AllowedDestinations, Destinations, ListenSocket, Relay, RelayedPort, Targets};
 use crate::tunnel::Tunnel;
 
@@ -45,7 +45,8 @@ impl PortRelays {
         match &self.local {
             Some(relay) => {
                 let (networks, resolvers) = (plan.local_destinations(), plan.local_resolvers());
-                relay.set_destinations(AllowedDestinations { networks, resolvers }).doing(RELAYING)
+                let allowed = AllowedDestinations { networks, name_ports: &NAME_PORTS, resolvers };
+                relay.set_destinations(allowed).doing(RELAYING)
             }
             None => Ok(()),
         }
