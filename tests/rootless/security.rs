@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{PATIENCE, User, output};
+use crate::{PATIENCE, User, failure, output};
 
 /// Sends a request to a keeper and prints the answer: `client.py SOCKET REQUEST WAY`. The ways are `plain`; `proved`,
 /// with the own user namespace as a proof; and `ended`, from a process that has ended since.
@@ -163,6 +163,56 @@ impl Foreground {
         ensure!(self.keeper.wait()?.success(), "the keeper failed");
         Ok(())
     }
+}
+
+/// Answers one request to join, and passes the network namespace of a process: `keeper.py SOCKET PID`.
+const FORGER: &str = r#"
+import array, os, socket, sys
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1])
+listener.listen()
+print("ready", flush=True)
+client = listener.accept()[0]
+while client.recv(8192) != b'"Join"':
+    pass
+client.send(b'"Welcome"')
+namespace = array.array("i", [os.open(f"/proc/{sys.argv[2]}/ns/net", os.O_RDONLY)])
+client.sendmsg([b'"Named"'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, namespace)])
+client.recv(8192)
+"#;
+
+/// Another program of the user can take the place of a keeper. A namespace that a program inside could have made is not
+/// entered.
+#[test]
+fn a_launcher_enters_no_namespace_that_a_program_inside_could_have_made() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        lab::require_users()?;
+        let user = User::new(lab)?;
+        let tunnel = user.tunnels().join("mine");
+        output(user.up("mine"))?;
+        kill(Pid::from_raw(user.keeper("mine")?), Signal::SIGKILL)?;
+        for (unshare, expected) in [
+            ("unshare -Ur unshare -Urn", "cannot enter the tunnel's user namespace"),
+            // The twin: it is entered, and something else is missing.
+            ("unshare -Urn", "its keeper did not pass its plan"),
+        ] {
+            let script = format!(
+                "rm {tunnel}/socket; {unshare} sh -c 'echo $$; exec sleep 1000' | {{ read pid; \
+                 exec /usr/bin/python3 -c \"$0\" {tunnel}/socket $pid; }}",
+                tunnel = tunnel.display()
+            );
+            let mut command = user.command(Path::new("/bin/sh"));
+            let mut forger = command.args(["-c", &script, FORGER]).stdout(Stdio::piped()).spawn()?;
+            let mut line = String::new();
+            BufReader::new(forger.stdout.take().context("a pipe")?).read_line(&mut line)?;
+            ensure!(line == "ready\n", "{line:?}");
+            let message = failure(user.about(&["--tunnel", "mine", "--", "true"]))?;
+            ensure!(message.contains(expected), "{unshare}: {message}");
+            forger.kill()?;
+            forger.wait()?;
+        }
+        Ok(())
+    });
 }
 
 /// Makes a shell that the user may execute and not read, so that no process of the user can look into it.
