@@ -51,9 +51,21 @@ pub const THREADS: [&str; 1] = ["in the DNS forwarder"];
 /// Of a program: its network namespace, its view of the files for lookups, the loss of privileges and of inherited
 /// descriptors, the routes into the tunnel, the packet rules, and the socket guard. Of a keeper: that the
 /// kernel rejects descriptors of other users (as before Linux 6.16), and that their connections are closed in the
-/// background.
-pub const PROTECTIONS: [&str; 9] =
-    ["namespace", "names", "privileges", "descriptors", "routes", "rules", "sockets", "passrights", "apart"];
+/// background. Of a rootless tunnel: its gateway, without which its link leads to the host, as that of root's tunnels;
+/// and its user namespace, without which root's privileges hold for the host.
+pub const PROTECTIONS: [&str; 11] = [
+    "namespace",
+    "names",
+    "privileges",
+    "descriptors",
+    "routes",
+    "rules",
+    "sockets",
+    "passrights",
+    "apart",
+    "gateway",
+    "user-namespace",
+];
 
 #[cfg(debug_assertions)]
 mod enabled {

@@ -57,7 +57,7 @@ fn plan_shows_everything_but_the_keys() {
     let path = files.file("mullvad.conf", FILE);
     let (text, said, status) = outcome(vpn_exec().arg("plan").arg("--config").arg(&path));
     assert_eq!((said.as_str(), status), ("", 0));
-    for expected in ["/run/netns/mullvad", "10.64.3.2/32", "0.0.0.0/0", "::/0", "nameserver 10.64.0.1", "ve-mullvad"] {
+    for expected in ["Tunnel mullvad\n", "10.64.3.2/32", "0.0.0.0/0", "::/0", "nameserver 10.64.0.1", "ve-mullvad"] {
         assert!(text.contains(expected), "{expected} is missing in:\n{text}");
     }
     assert!(!text.contains(KEY), "{text}");
@@ -73,11 +73,11 @@ fn plan_shows_everything_but_the_keys() {
 fn plan_reads_standard_input_and_descriptors() {
     let (text, _, status) = outcome(vpn_exec().args(["plan", "--config", "-"]).write_stdin(FILE));
     assert_eq!(status, 0);
-    assert!(text.contains("/run/netns/vpn"), "{text}");
+    assert!(text.contains("Tunnel vpn\n"), "{text}");
     let (text, _, status) =
         outcome(vpn_exec().args(["plan", "--name", "piped", "--config", "/proc/self/fd/0"]).write_stdin(FILE));
     assert_eq!(status, 0);
-    assert!(text.contains("/run/netns/piped"), "{text}");
+    assert!(text.contains("Tunnel piped\n"), "{text}");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn an_invalid_file_name_becomes_a_tunnel_name() {
     let path = files.file("my vpn (1).conf", FILE);
     let (text, messages, status) = outcome(vpn_exec().arg("plan").arg("--config").arg(&path));
     assert_eq!(status, 0, "{messages}");
-    assert!(text.contains("/run/netns/my-vpn-1-"), "{text}");
+    assert!(text.contains("Tunnel my-vpn-1-"), "{text}");
     assert!(messages.contains("the file name \"my vpn (1).conf\" is not a valid tunnel name"), "{messages}");
     assert!(messages.contains("--name"), "{messages}");
     let (_, messages, _) = outcome(vpn_exec().args(["plan", "--name", "wg0", "--config"]).arg(&path));
@@ -190,7 +190,7 @@ fn a_profile_is_found_by_its_name() {
     command.env("HOME", &home).env_remove("XDG_CONFIG_HOME");
     let (text, said, status) = outcome(command.args(["plan", "--tunnel", "se-got"]));
     assert_eq!(status, 0, "{said}");
-    assert!(text.contains("/run/netns/se-got") && text.contains("CAP_NET_RAW"), "{text}");
+    assert!(text.contains("Tunnel se-got\n") && text.contains("CAP_NET_RAW"), "{text}");
 
     fs::write(home.join(".config/vpn-exec/typo.toml"), "wireguard = \"x\"\nbackand = \"auto\"\n").expect("a file");
     let mut command = vpn_exec();
@@ -225,7 +225,7 @@ fn a_profile_names_the_providers_file_by_a_home_or_beside_itself() {
     ] {
         let (text, said, status) = plan(path);
         assert_eq!((said.as_str(), status), ("", 0), "{path}");
-        assert!(text.contains("/run/netns/own"), "{path}");
+        assert!(text.contains("Tunnel own\n"), "{path}");
     }
     for (path, complaint) in [
         ("~ann/provider.conf", "cannot look up the home directory of another user (`~ann`)"),
@@ -388,6 +388,7 @@ fn each_command_has_a_man_page() {
         "-check",
         "-cni",
         "-completions",
+        "-desktop",
         "-down",
         "-help",
         "-list",
@@ -551,7 +552,7 @@ fn a_tunnel_is_named_by_position_by_option_or_by_the_environment() {
     ] {
         let (text, said, status) = plan(arguments, variables);
         assert_eq!(status, 0, "{arguments:?} {variables:?}: {said}");
-        assert!(text.contains(&format!("/run/netns/{namespace}")), "{arguments:?} {variables:?}: {text}");
+        assert!(text.contains(&format!("Tunnel {namespace}\n")), "{arguments:?} {variables:?}: {text}");
     }
     let (_, said, status) = plan(&["mulvad"], &[]);
     assert_eq!(status, 125);

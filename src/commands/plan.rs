@@ -1,6 +1,6 @@
 //! `vpn-exec plan`: shows all that would be done, and changes nothing.
 
-use std::fmt::Display;
+use std::fmt::{self, Display, Formatter};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -9,10 +9,27 @@ use super::print;
 use crate::attach;
 use crate::cli::PlanArgs;
 use crate::failure::{Doing, Failure};
-use crate::plan;
+use crate::plan::{self, Plan};
 use crate::program::closed_sockets;
 use crate::program::identity;
 use crate::request;
+use crate::session;
+
+/// A plan, and the way in which the tunnel is made: with root's privileges, or in a user namespace.
+#[derive(Serialize)]
+struct Shown {
+    /// Why that way is used; `rootless` says which one it is.
+    way_reason: &'static str,
+    #[serde(flatten)]
+    plan: Plan,
+}
+
+impl Display for Shown {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let way = if self.plan.rootless { "Made without root, in a user namespace" } else { "Made by root" };
+        write!(f, "{way}: {}\n\n{}", self.way_reason, self.plan)
+    }
+}
 
 pub(super) fn run(arguments: &PlanArgs) -> Result<ExitCode, Failure> {
     let request = request::load(&arguments.source, &arguments.tunnel, &arguments.identity)?;
@@ -30,7 +47,7 @@ pub(super) fn run(arguments: &PlanArgs) -> Result<ExitCode, Failure> {
             Err(error) => tracing::debug!(%error, "cannot list the host's unix sockets"),
         }
     }
-    show(&plan, arguments.json)
+    show(&Shown { way_reason: session::reason_of_scope(arguments.tunnel.rootless), plan }, arguments.json)
 }
 
 fn show(plan: &(impl Serialize + Display), as_json: bool) -> Result<ExitCode, Failure> {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use crate::cli::UpArgs;
 use crate::failure::{Doing, Failure};
 use crate::keeper;
-use crate::lease;
-use crate::linux::namespace::NetworkNamespace;
+use crate::lease::{self, UnnamedTunnel};
 use crate::linux::{capabilities, process};
 use crate::registry::TunnelDirectory;
 use crate::request::{self, TunnelRequest};
@@ -29,17 +28,17 @@ pub(super) fn run(arguments: &UpArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-/// The claim on the name of a running tunnel, and the tunnel's namespace if it is rootless.
-type Claim = (TunnelDirectory, Option<NetworkNamespace>);
+/// The claim on the name of a running tunnel, and the tunnel if it is rootless.
+type Claim = (TunnelDirectory, Option<UnnamedTunnel>);
 
 /// Ends the keeper of a running tunnel for this one, and returns its claim on the name. None if there is no such
 /// tunnel.
 fn replace(request: &TunnelRequest) -> Result<Option<Claim>, Failure> {
     let name = &request.config.name;
     session::require_living_changeable(request)?;
-    let Some((lock, namespace)) = lease::hand_over(name)? else { return Ok(None) };
+    let Some((lock, passed)) = lease::hand_over(name)? else { return Ok(None) };
     let directory = TunnelDirectory::from_lock(name, lock).doing(format!("take over the tunnel {name}"))?;
-    Ok(Some((directory, namespace)))
+    Ok(Some((directory, passed)))
 }
 
 /// Runs the keeper in the foreground until it exits.
@@ -51,7 +50,7 @@ fn keep(
     privileges: &session::Privileges,
 ) -> Result<ExitCode, Failure> {
     let name = &request.config.name.clone();
-    let (directory, namespace) = match claim {
+    let (directory, passed) = match claim {
         Some(claim) => claim,
         None => match approach(name)? {
             Approach::Claimed(directory) => (directory, None),
@@ -63,7 +62,7 @@ fn keep(
             }
         },
     };
-    let (mut spec, _) = session::keeper_spec(request, directory, namespace, 0, privileges)?;
+    let (mut spec, _) = session::keeper_spec(request, directory, passed, 0, privileges)?;
     let (source, tunnel) = (arguments.source.clone(), arguments.tunnel.clone());
     spec.reread = Some(Box::new(move || request::load_tunnel(&source, &tunnel).map(|request| request.handover())));
     keeper::run(spec, wait).inspect_err(|_| {
@@ -81,7 +80,7 @@ fn start(
     privileges: &session::Privileges,
 ) -> Result<ExitCode, Failure> {
     let mut session = match claim {
-        Some((directory, namespace)) => session::start(request, directory, namespace, 0, privileges)?,
+        Some((directory, passed)) => session::start(request, directory, passed, 0, privileges)?,
         None => session::acquire(request, 0, privileges)?,
     };
     let name = session.plan.name.clone();

@@ -30,6 +30,8 @@ pub(super) struct KeeperClient {
     /// Whether it is the keeper's own user, who may request anything.
     pub(super) trusted: bool,
     pub(super) pid: i32,
+    /// Whether it has proved to be outside of the tunnel, or began there.
+    pub(super) is_outside: bool,
     pub(super) role: Role,
     /// The number of connections to processes outside the tunnel that were refused to its programs.
     refused_connections: u64,
@@ -92,7 +94,8 @@ impl KeeperClients {
     pub(super) fn add_starter(&mut self, socket: OwnedFd, holder: Holder) {
         let pid = holder.process.pid;
         self.starter = Some(self.next);
-        self.add(KeeperClient { socket, trusted: true, pid, role: Role::Lease(Some(holder)), refused_connections: 0 });
+        let role = Role::Lease(Some(holder));
+        self.add(KeeperClient { socket, trusted: true, pid, is_outside: true, role, refused_connections: 0 });
     }
 
     /// Accepts all connections that wait.
@@ -109,7 +112,8 @@ impl KeeperClients {
         let untrusted = self.all.values().filter(|client| !client.trusted).count();
         if trusted || untrusted < MAX_UNTRUSTED {
             let pid = credentials.pid;
-            self.add(KeeperClient { socket, trusted, pid, role: Role::Idle(now), refused_connections: 0 });
+            let role = Role::Idle(now);
+            self.add(KeeperClient { socket, trusted, pid, is_outside: false, role, refused_connections: 0 });
         }
     }
 

@@ -14,15 +14,17 @@ use super::host_network::{self, HostNetwork};
 use super::leases::Leases;
 use super::lifecycle::End;
 use super::ports::PortRelays;
+use super::privileges::with_all_capabilities;
 use super::public_clients::PublicClients;
-use super::reload::Configuration;
+use super::reload::{self, Configuration};
 use super::service::ServiceNotifier;
 use crate::endpoints::Endpoints;
 use crate::failure::Failure;
 use crate::lease::KeeperEvent;
 use crate::linux::clock::{Timer, boot_time};
 use crate::linux::poll::{Interest, wait_for_each};
-use crate::linux::signals::Signals;
+use crate::linux::signals::{ReceivedSignal, Signals};
+use crate::linux::user_namespace;
 use crate::tunnel::{DeviceEvents, Tunnel};
 
 /// A keeper whose tunnel is up.
@@ -177,7 +179,10 @@ impl Keeper {
         }
         if self.host_network.drain_network()? {
             self.endpoints.network_changed(&mut self.tunnel);
-            host_network::update_local_networks(&mut self.tunnel, &self.configuration.config);
+            let Configuration { config, handover, .. } = &mut self.configuration;
+            host_network::update_local_networks(&mut self.tunnel, config, |plan| {
+                reload::pass_plan(handover, &self.clients, plan)
+            });
             if let Err(failure) = self.ports.follow_local_networks(&self.tunnel) {
                 tracing::warn!("{failure}");
             }
@@ -195,6 +200,9 @@ impl Keeper {
 
     fn handle_signals(&mut self) -> io::Result<Option<End>> {
         while let Some(received) = self.signals.receive()? {
+            if received.is(Signal::SIGHUP) && self.ignores(&received) {
+                continue;
+            }
             if received.is(Signal::SIGHUP) {
                 self.service.reloading();
                 self.reload_and_log();
@@ -208,6 +216,28 @@ impl Keeper {
             }
         }
         Ok(None)
+    }
+
+    /// Returns whether a signal to read the configuration again is to be ignored, and says why: a program in a rootless
+    /// tunnel is of the keeper's user, and may have changed the file.
+    fn ignores(&self, signal: &ReceivedSignal) -> bool {
+        if !self.tunnel.plan().rootless || signal.from_kernel {
+            return false;
+        }
+        let reason = match signal.is_sender_certain {
+            true => match with_all_capabilities(|| user_namespace::require_original(signal.sender)) {
+                Ok(Ok(())) => return false,
+                Ok(Err(error)) if is_absence(&error) => "it has ended".into(),
+                Ok(Err(error)) | Err(error) => error.to_string(),
+            },
+            false => "it may have named another process".into(),
+        };
+        tracing::warn!(
+            "ignoring SIGHUP from the process {}, which may be a program in the tunnel: {reason}; to change the tunnel, \
+             use `vpn-exec reload`",
+            signal.sender
+        );
+        true
     }
 
     /// Returns the reason to end, if the tunnel is no longer used or no peer has answered in time.
@@ -263,6 +293,11 @@ impl Keeper {
         self.public_clients = None;
         removed
     }
+}
+
+/// Returns whether an error means that a process has ended.
+fn is_absence(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Ignores the error of a connection that cannot be accepted because descriptors or memory have run out, and pauses:

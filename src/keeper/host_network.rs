@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::linux::clock::boot_time;
 use crate::linux::netlink::monitor::Monitor;
-use crate::plan;
+use crate::plan::{self, Plan};
 use crate::tunnel::Tunnel;
 
 /// The delay between a change of the host's network and the keeper's reaction. One change arrives as many messages, and
@@ -98,19 +98,28 @@ impl HostNetwork {
 }
 
 /// Adapts the tunnel's local networks to the host's changed network: the interfaces that lead to them, and the networks
-/// themselves if the configuration asks for all of the host's.
-pub(super) fn update_local_networks(tunnel: &mut Tunnel, config: &Config) {
+/// themselves if the configuration asks for all of the host's. `pass_plan` passes a changed plan on, before and after a
+/// failure.
+pub(super) fn update_local_networks(
+    tunnel: &mut Tunnel,
+    config: &Config,
+    pass_plan: impl FnMut(&Plan) -> Result<(), Failure>,
+) {
     // A container reaches local networks by its own interfaces.
     let has_none = config.local.networks.is_empty() && !config.local.lan;
     if has_none || tunnel.container().is_some() {
         return;
     }
-    if let Err(failure) = try_update(tunnel, config) {
+    if let Err(failure) = try_update(tunnel, config, pass_plan) {
         tracing::warn!("cannot update the local networks: {failure}");
     }
 }
 
-fn try_update(tunnel: &mut Tunnel, config: &Config) -> Result<(), Failure> {
+fn try_update(
+    tunnel: &mut Tunnel,
+    config: &Config,
+    mut pass_plan: impl FnMut(&Plan) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let now = tunnel.plan_again(config)?;
     let running = tunnel.plan();
     let mut changed = running.clone();
@@ -122,7 +131,11 @@ fn try_update(tunnel: &mut Tunnel, config: &Config) -> Result<(), Failure> {
         plan::diff(running, &changed, tunnel.running_backend()).map_err(|reasons| Failure::new(reasons.join("; ")))?;
     if change != plan::PlanDiff::default() {
         tracing::info!("the local networks have changed");
-        tunnel.apply(&change, changed)?;
+        pass_plan(&changed)?;
+        if let Err(failure) = tunnel.apply(&change, changed) {
+            pass_plan(tunnel.plan())?;
+            return Err(failure);
+        }
     }
     // Whether the host itself forwards packets is not a part of the plan.
     tunnel.refresh_host_rules()

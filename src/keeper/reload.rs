@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::Reread;
+use super::clients::KeeperClients;
 use super::event_loop::Keeper;
 use super::lifecycle::device_config;
 use super::privileges::capabilities_for_ports;
@@ -64,12 +65,12 @@ impl Keeper {
         if config.name != current.config.name {
             return Err(Failure::new(format!("this configuration is for the tunnel {}", config.name)));
         }
-        let sealed = handover.seal().doing("keep the configuration")?;
         let differences = config::difference(&current.config, &config);
         let former = device_config(&current.config, self.endpoints.mtu)?;
         let mut plan = self.tunnel.plan_again(&config)?;
         plan.keep_link(self.tunnel.plan());
         let device = device_config(&config, plan.wireguard.mtu)?;
+        let sealed = handover.seal_with(&plan).doing("keep the configuration")?;
         let change = plan::diff(self.tunnel.plan(), &plan, self.tunnel.running_backend())
             .map_err(|reasons| unchangeable(&reasons, &config))?;
 
@@ -82,7 +83,10 @@ impl Keeper {
                 return Err(failure);
             }
         };
+        // Before the change: a keeper that is killed meanwhile leaves a successor that completes it.
+        self.clients.broadcast_with(&KeeperEvent::Changed, Some(sealed.as_fd()));
         if let Err(failure) = change_tunnel(&mut self.tunnel, &change, plan, &former, &device) {
+            self.clients.broadcast_with(&KeeperEvent::Changed, Some(self.configuration.handover.as_fd()));
             self.ports.abandon(&self.tunnel, ports);
             return Err(failure);
         }
@@ -95,9 +99,18 @@ impl Keeper {
         if let Some(mtu) = change.mtu {
             self.endpoints.mtu = mtu;
         }
-        self.clients.broadcast_with(&KeeperEvent::Changed, Some(configuration.handover.as_fd()));
         Ok(differences.iter().map(config::Difference::as_change).collect())
     }
+}
+
+/// Passes the changed plan of a rootless tunnel to the clients, one of which may start a successor. The plan of the
+/// machine's tunnels is on the disk, where only root can change it.
+pub(super) fn pass_plan(handover: &mut OwnedFd, clients: &KeeperClients, plan: &Plan) -> Result<(), Failure> {
+    if plan.rootless {
+        *handover = Handover::open(handover.as_fd()).and_then(|read| read.seal_with(plan)).doing("keep the plan")?;
+        clients.broadcast_with(&KeeperEvent::Changed, Some(handover.as_fd()));
+    }
+    Ok(())
 }
 
 /// Changes the WireGuard device, its interface and the rules. After a failure they are as they were.

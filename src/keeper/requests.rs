@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::lease::{self, ClientRequest, KeeperEvent, Received, status};
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
+use crate::linux::user_namespace;
 use crate::registry::Holder;
 
 /// The number of processes that a refusal to take the tunnel down names.
@@ -36,16 +37,25 @@ impl Keeper {
     }
 
     fn handle_request(&mut self, id: ConnectionId, request: ClientRequest, descriptor: Option<OwnedFd>) -> Option<End> {
+        let is_rootless = self.tunnel.plan().rootless;
         let client = self.clients.get(id)?;
+        if request == ClientRequest::Outside {
+            let is_original = |passed: OwnedFd| user_namespace::is_original(passed.as_fd()).unwrap_or(false);
+            client.is_outside = descriptor.is_some_and(is_original);
+            return None;
+        }
         if request != ClientRequest::Report && !client.trusted {
             self.refuse(id, not_permitted());
             return None;
         }
-        if request != ClientRequest::Report && self.comes_from_inside(id) {
-            self.refuse(id, Failure::new("a program in the tunnel may not request that"));
+        // The programs of a rootless tunnel are of the keeper's own user. They do not see its socket; this is for one
+        // that has found a way to it.
+        if request != ClientRequest::Report && is_rootless && !client.is_outside {
+            self.refuse(id, from_inside());
             return None;
         }
         match request {
+            ClientRequest::Outside => {}
             ClientRequest::Join => self.join(id),
             ClientRequest::Started { program } => self.note_program(id, program),
             ClientRequest::Refused { count } => self.clients.set_refused_connections(id, count),
@@ -57,16 +67,6 @@ impl Keeper {
             ClientRequest::HandOver => return self.hand_over_to(id),
         }
         None
-    }
-
-    /// Returns whether a client is in the tunnel itself. The programs of a rootless tunnel are of the keeper's own
-    /// user. They do not see its socket; this is for one that has found a way to it.
-    fn comes_from_inside(&mut self, id: ConnectionId) -> bool {
-        let Some(client) = self.clients.get(id).filter(|_| self.tunnel.plan().rootless) else { return false };
-        let pid = client.pid;
-        let own = self.tunnel.inner_addresses().and_then(|(_, namespace)| namespace.id());
-        let of_client = with_all_capabilities(|| NamespaceId::of_process(pid)).and_then(|id| id);
-        matches!((own, of_client), (Ok(own), Ok(of_client)) if own == of_client)
     }
 
     /// Reads and answers the request of a user who may only query the status.
@@ -215,7 +215,10 @@ impl Keeper {
     /// keeper.
     fn hand_over_to(&mut self, id: ConnectionId) -> Option<End> {
         // A client that has gone meanwhile takes nothing over.
-        self.pass_namespace(id);
+        if self.tunnel.plan().rootless {
+            self.clients.send(id, &KeeperEvent::Changed, Some(self.configuration.handover.as_fd()));
+            self.pass_namespace(id);
+        }
         let is_passed = self.clients.send(id, &KeeperEvent::Done, Some(self.tunnel.lock()));
         is_passed.then_some(End::HandedOver)
     }
@@ -255,6 +258,12 @@ fn not_permitted() -> Failure {
         false => (format!("the user {user}"), "run it as that user"),
     };
     Failure::new(format!("only {holder}, who holds the tunnel, may request that")).advise(advice)
+}
+
+/// Returns the refusal of a request that a program in a rootless tunnel may not send.
+fn from_inside() -> Failure {
+    Failure::new("a program in the tunnel, or in another user namespace, may not request that")
+        .advise("run it outside, in the user namespace in which the tunnel was started")
 }
 
 /// Returns the refusal of a request that a newer client has sent. The connection stays open, and with it the lease.

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::messages::{ClientRequest, KeeperEvent, MAX_MESSAGE, read_answer, receive_event, send};
+use super::unnamed::UnnamedTunnel;
 use crate::failure::{Doing, Failure};
 use crate::linux::local_socket;
 use crate::linux::memory_file;
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::poll::{wait_for, wait_with_signals_unblocked};
+use crate::linux::user_namespace;
 use crate::names::TunnelName;
 use crate::registry::{self, Scope, TunnelState};
 
@@ -60,9 +62,11 @@ impl Lease {
     /// Connects to the keeper of a tunnel. Returns None if there is no keeper.
     ///
     /// # Errors
-    /// `TimedOut` if the keeper does not accept the connection in time.
+    /// `TimedOut` if the keeper does not accept the connection in time; `PermissionDenied` if it is another user's
+    /// process, although the tunnel is one of this user.
     pub(crate) fn connect(name: &TunnelName, timeout: Duration) -> io::Result<Option<Self>> {
-        Scope::current().check()?;
+        let scope = Scope::current();
+        scope.check()?;
         let connected = match local_socket::connect(&registry::socket_of(name), timeout) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 local_socket::connect(&registry::public_socket_of(name), timeout).map(|socket| (socket, true))
@@ -70,7 +74,15 @@ impl Lease {
             other => other.map(|socket| (socket, false)),
         };
         match connected {
-            Ok((socket, is_public)) => Ok(Some(Self { socket, handover: None, namespace: None, is_public })),
+            Ok((socket, is_public)) => {
+                if scope == Scope::User && !is_public {
+                    match introduce(&socket) {
+                        Err(error) if is_absence(&error) => return Ok(None),
+                        introduced => introduced?,
+                    }
+                }
+                Ok(Some(Self { socket, handover: None, namespace: None, is_public }))
+            }
             Err(error) if is_absence(&error) => Ok(None),
             // A file stands where the tunnels' directory belongs, so there is no keeper. Claiming the name reports the
             // file.
@@ -91,10 +103,15 @@ impl Lease {
         match self.request(ClientRequest::Join, None)? {
             Some((KeeperEvent::Welcome, _)) if Scope::current() == Scope::System => Ok(Some(self)),
             // Its namespace follows.
-            Some((KeeperEvent::Welcome, _)) => match self.next_event()? {
-                Some(KeeperEvent::Named) if self.namespace.is_some() => Ok(Some(self)),
-                _ => Ok(None),
-            },
+            Some((KeeperEvent::Welcome, _)) => {
+                if !self.wait_readable(ANSWER_TIMEOUT)? {
+                    return Err(self.did_not_answer(ANSWER_TIMEOUT));
+                }
+                match self.next_event()? {
+                    Some(KeeperEvent::Named) if self.namespace.is_some() => Ok(Some(self)),
+                    _ => Ok(None),
+                }
+            }
             Some((KeeperEvent::Refused(failure), _)) => Err(io::Error::other(failure)),
             _ => Ok(None),
         }
@@ -116,11 +133,7 @@ impl Lease {
         let begin = Instant::now();
         loop {
             if !self.wait_readable(timeout.saturating_sub(begin.elapsed()))? {
-                let keeper = local_socket::peer_credentials(&self.socket)?.pid;
-                let seconds = timeout.as_secs();
-                return Err(timed_out(format!(
-                    "the tunnel's keeper, process {keeper}, did not answer within {seconds} s"
-                )));
+                return Err(self.did_not_answer(timeout));
             }
             match self.next_reply() {
                 Ok(Some((
@@ -134,6 +147,13 @@ impl Lease {
                 other => return other,
             }
         }
+    }
+
+    /// Returns the error of a keeper that has not answered in time.
+    fn did_not_answer(&self, timeout: Duration) -> io::Error {
+        let keeper = local_socket::peer_credentials(&self.socket).map(|peer| format!(", process {},", peer.pid));
+        let (keeper, seconds) = (keeper.unwrap_or_default(), timeout.as_secs());
+        timed_out(format!("the tunnel's keeper{keeper} did not answer within {seconds} s"))
     }
 
     /// Receives all messages until the keeper shuts the connection down, and joins them.
@@ -193,6 +213,16 @@ impl Lease {
     pub fn stand(&mut self, name: &TunnelName) -> Result<(), Failure> {
         let answer = self.request(ClientRequest::Stand, None);
         expect_done(answer)?.map(drop).ok_or_else(|| not_up(name))
+    }
+
+    /// Asks the keeper to change the tunnel to the configuration of this lease's [handover](super::handover) file.
+    ///
+    /// # Errors
+    /// As [`reload`]; also if the keeper has ended.
+    pub fn reload(&mut self, name: &TunnelName) -> Result<Vec<String>, Failure> {
+        let handover = self.handover.as_ref().map(OwnedFd::try_clone).transpose().doing(TALKING)?;
+        let answer = self.request(ClientRequest::Reload, handover.as_ref().map(AsFd::as_fd));
+        read_answer(expect_done(answer)?.ok_or_else(|| not_up(name))?).doing(TALKING)
     }
 
     /// Tells the keeper that the program of this lease has started.
@@ -261,6 +291,17 @@ impl AsFd for Lease {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Checks that the process at the other end of a connection is of the calling user, and proves to it that the caller is
+/// not in the tunnel.
+fn introduce(socket: &OwnedFd) -> io::Result<()> {
+    let (own, peer) = (nix::unistd::geteuid().as_raw(), local_socket::peer_credentials(socket)?.uid);
+    if peer != own {
+        let what = format!("the tunnel's socket is that of the user {peer}");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    }
+    send(socket, &ClientRequest::Outside, Some(user_namespace::original()?))
 }
 
 fn timed_out(message: String) -> io::Error {
@@ -359,12 +400,13 @@ pub fn take_down_if(name: &TunnelName, is_meant: &dyn Fn(&TunnelState) -> bool) 
 ///
 /// # Errors
 /// If the keeper refuses or does not answer.
-pub fn hand_over(name: &TunnelName) -> Result<Option<(OwnedFd, Option<NetworkNamespace>)>, Failure> {
+pub fn hand_over(name: &TunnelName) -> Result<Option<(OwnedFd, Option<UnnamedTunnel>)>, Failure> {
     let Some(mut connection) = Lease::connect(name, ANSWER_TIMEOUT).doing(TALKING)? else { return Ok(None) };
     let Some(lock) = expect_done(connection.request(ClientRequest::HandOver, None))? else { return Ok(None) };
     let missing = || io::Error::new(io::ErrorKind::InvalidData, "it did not pass the lock");
     let lock = lock.ok_or_else(missing).doing(TALKING)?;
-    Ok(Some((lock, connection.namespace.take())))
+    let unnamed = (Scope::current() == Scope::User).then(|| connection.unnamed()).transpose().doing(TALKING)?;
+    Ok(Some((lock, unnamed)))
 }
 
 #[cfg(test)]

@@ -64,6 +64,9 @@ impl KeeperEvent {
 /// A request that a client sends to the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ClientRequest {
+    /// Note that the client is not in the tunnel, if the user namespace that is passed is the one in which the keeper
+    /// began. The keeper of a user's tunnel wants to know that before all requests but [`Self::Report`]. Not answered.
+    Outside,
     /// Give the client a lease.
     Join,
     /// Keep the tunnel up when no lease is left.
@@ -182,6 +185,7 @@ mod tests {
     #[test]
     fn every_request_is_decoded_as_it_was_sent() {
         for request in [
+            ClientRequest::Outside,
             ClientRequest::Join,
             ClientRequest::Started { program: 7 },
             ClientRequest::Refused { count: u64::MAX },

@@ -9,12 +9,15 @@
 //! - `client`: the client's side. The keeper's side is in [`crate::keeper`].
 //! - [`status`]: the answer to a query of the status.
 //! - [`handover`]: the configuration that every lease holder gets, to start a successor of a keeper that was killed.
+//! - `unnamed`: what such a successor needs besides, if the tunnel is rootless.
 
 mod client;
 pub mod handover;
 mod messages;
 pub mod status;
+mod unnamed;
 
 pub use client::{ANSWER_TIMEOUT, Lease, hand_over, not_up, reload, take_down, take_down_if};
 pub use messages::KeeperEvent;
 pub(crate) use messages::{ClientRequest, MAX_MESSAGE, Received, answer_file, receive_request, send};
+pub use unnamed::UnnamedTunnel;

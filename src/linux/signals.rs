@@ -16,6 +16,12 @@ use signal_hook::low_level::emulate_default_handler;
 /// The `si_code` of a signal from the kernel itself, such as the terminal's SIGINT for Ctrl-C (sigaction(2)).
 const SI_KERNEL: i32 = 0x80;
 
+/// The `si_code` of a signal that kill(2) sent.
+const SI_USER: i32 = 0;
+
+/// The `si_code` of a signal that tgkill(2) sent.
+const SI_TKILL: i32 = -6;
+
 /// Blocked signals, to be read one by one.
 #[derive(Debug)]
 pub struct Signals {
@@ -56,6 +62,8 @@ pub struct ReceivedSignal {
     /// The process that sent the signal. Zero for the kernel, and for a process in a PID namespace that is not visible
     /// from here.
     pub sender: i32,
+    /// Whether the kernel vouches for the sender. Whoever queues a signal names its sender (rt_sigqueueinfo(2)).
+    pub is_sender_certain: bool,
 }
 
 impl ReceivedSignal {
@@ -114,7 +122,8 @@ impl Signals {
         let from_kernel = info.ssi_code == SI_KERNEL;
         let from_self = !from_kernel && info.ssi_pid == std::process::id();
         let (number, sender) = (info.ssi_signo.cast_signed(), info.ssi_pid.cast_signed());
-        Ok(Some(ReceivedSignal { number, from_kernel, from_self, sender }))
+        let is_sender_certain = from_kernel || [SI_USER, SI_TKILL].contains(&info.ssi_code);
+        Ok(Some(ReceivedSignal { number, from_kernel, from_self, sender, is_sender_certain }))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::failure::{Doing, Failure};
 use crate::lease::{ANSWER_TIMEOUT, Lease};
 use crate::names::TunnelName;
-use crate::registry::{self, TunnelDirectory};
+use crate::registry::{self, Scope, TunnelDirectory};
 
 /// How long a tunnel may take to come up or to go away. This includes the time that killed programs take to end.
 const PASSING: Duration = Duration::from_secs(10);
@@ -22,17 +22,33 @@ pub(crate) enum Approach {
     Joined(Lease),
 }
 
-/// Joins the living tunnel of a name, or claims the name. Waits while another process makes or removes the tunnel.
+/// Joins the living tunnel of a name, or claims the name. Waits while another process makes or removes the tunnel, and
+/// until a launcher with a lease has taken over a user's tunnel: only launchers know the plan of that for certain.
 ///
 /// # Errors
 /// If the keeper cannot be reached or refuses, or if the registry cannot be used.
 pub(crate) fn approach(name: &TunnelName) -> Result<Approach, Failure> {
+    approach_unless(name, |directory| {
+        let state = directory.state().ok().flatten().filter(|_| Scope::current() == Scope::User);
+        state.is_some_and(|state| state.made.is_some() && state.holders.iter().any(|holder| holder.process.is_alive()))
+    })
+}
+
+/// Like [`approach`], for a launcher that has lost its keeper.
+///
+/// # Errors
+/// As [`approach`].
+pub(super) fn approach_again(name: &TunnelName) -> Result<Approach, Failure> {
+    approach_unless(name, |_| false)
+}
+
+fn approach_unless(name: &TunnelName, is_left: impl Fn(&TunnelDirectory) -> bool) -> Result<Approach, Failure> {
     let begin = Instant::now();
     loop {
         if let Some(lease) = join(name)? {
             return Ok(Approach::Joined(lease));
         }
-        if let Some(directory) = TunnelDirectory::try_claim(name)? {
+        if let Some(directory) = TunnelDirectory::try_claim(name)?.filter(|directory| !is_left(directory)) {
             return Ok(Approach::Claimed(directory));
         }
         if begin.elapsed() > PASSING {

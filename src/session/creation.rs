@@ -6,11 +6,12 @@ use super::{Origin, Privileges, recovery};
 use crate::config::BackendChoice;
 use crate::failure::{Doing, Failure};
 use crate::keeper::{KeeperSpec, KeeperStart};
+use crate::lease::UnnamedTunnel;
 use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, PlanningLock, TunnelDirectory, TunnelState};
+use crate::registry::{self, PlanningLock, Scope, TunnelDirectory, TunnelState};
 use crate::request::TunnelRequest;
 use crate::tunnel::{self, ContainerPlace};
 use crate::wireguard::Backend;
@@ -19,7 +20,7 @@ use crate::wireguard::Backend;
 /// tunnel anew.
 ///
 /// The request is consumed: of the provider's file, this process keeps only what the keeper gets. `passed` is the
-/// namespace of a rootless tunnel whose keeper has handed it over. The process gains the privileges that it needs.
+/// rootless tunnel that its keeper has handed over, without which no rootless tunnel is adopted. The process gains the privileges that it needs.
 ///
 /// # Errors
 /// If the remains cannot be removed, or cannot be changed to what is requested, or if no plan can be made. A claim on a
@@ -27,22 +28,18 @@ use crate::wireguard::Backend;
 pub(crate) fn keeper_spec(
     request: Box<TunnelRequest>,
     directory: TunnelDirectory,
-    passed: Option<NetworkNamespace>,
+    passed: Option<UnnamedTunnel>,
     listen_fds: i32,
     privileges: &Privileges,
 ) -> Result<(KeeperSpec, Origin), Failure> {
     let left = directory.state().map_err(Failure::new)?.filter(recovery::is_wanted);
     if let Some(state) = left
-        && let Some(plan) = directory.plan().map_err(Failure::new)?
+        && let Some((plan, namespace)) = adoptable(&directory, &state, passed)?
     {
-        let namespace = passed.or_else(|| tunnel::rootless::find_namespace(&state).filter(|_| plan.rootless));
-        // Without a process in it, the namespace of a rootless tunnel has ended with its keeper.
-        if namespace.is_some() || !plan.rootless {
-            require_changeable(&request, &state, &plan)?;
-            privileges.gain_in(namespace.as_ref())?;
-            let spec = spec(request, directory, plan, KeeperStart::TakeOver(state), listen_fds)?;
-            return Ok((KeeperSpec { namespace, ..spec }, Origin::Adopted));
-        }
+        require_changeable(&request, &state, &plan)?;
+        privileges.gain_in(namespace.as_ref())?;
+        let spec = spec(request, directory, plan, KeeperStart::TakeOver(state), listen_fds)?;
+        return Ok((KeeperSpec { namespace, ..spec }, Origin::Adopted));
     }
     let directory = clear(directory, &request.config.name)?;
     // After the remains are gone: they are no facts about the host.
@@ -55,6 +52,24 @@ pub(crate) fn keeper_spec(
         Err(failure) => {
             let _ = directory.release();
             Err(failure)
+        }
+    }
+}
+
+/// Returns the plan of a tunnel that is to be adopted, and its namespace if that has no name. The plan of a user's
+/// tunnel is not taken from the disk, where any program of the user can replace it: the launchers know it, and what
+/// they have left is removed.
+fn adoptable(
+    directory: &TunnelDirectory,
+    state: &TunnelState,
+    passed: Option<UnnamedTunnel>,
+) -> Result<Option<(Plan, Option<NetworkNamespace>)>, Failure> {
+    match (Scope::current(), passed) {
+        (Scope::System, _) => Ok(directory.plan().map_err(Failure::new)?.map(|plan| (plan, None))),
+        (Scope::User, None) => Ok(None),
+        (Scope::User, Some(passed)) => {
+            passed.require_state(state).doing(format!("take over the tunnel {}", passed.plan.name))?;
+            Ok(Some((passed.plan, Some(passed.namespace))))
         }
     }
 }
@@ -193,7 +208,7 @@ fn spec(
     start: KeeperStart,
     listen_fds: i32,
 ) -> Result<KeeperSpec, Failure> {
-    let handover = match request.handover().seal().doing("make a file in memory") {
+    let handover = match request.handover().seal_with(&plan).doing("make a file in memory") {
         Ok(handover) => handover,
         Err(failure) => {
             if !matches!(start, KeeperStart::TakeOver(_)) {

@@ -17,17 +17,16 @@ use crate::config;
 use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease::handover::Handover;
-use crate::lease::{self, Lease};
+use crate::lease::{self, Lease, UnnamedTunnel};
 use crate::linux::capabilities::CapabilitySet;
-use crate::linux::namespace::NetworkNamespace;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, TunnelDirectory};
+use crate::registry::{self, Scope, TunnelDirectory};
 use crate::request::{RequestedTunnel, TunnelRequest};
 use crate::tunnel::ContainerPlace;
 use approach::{Approach, approach};
 pub(crate) use creation::{keeper_spec, require_living_changeable};
-pub(crate) use privileges::{Privileges, choose_scope, choose_scope_of, require_privileges};
+pub(crate) use privileges::{Privileges, choose_scope, choose_scope_of, reason_of_scope, require_privileges};
 pub(crate) use readiness::{Progress, Readiness};
 
 /// How a session came to its tunnel.
@@ -94,18 +93,18 @@ pub(crate) fn needed_capabilities(tunnel: &RequestedTunnel) -> CapabilitySet {
     keeper::needed_capabilities() | ports
 }
 
-/// Starts a keeper for a claimed name. `namespace` is that of a rootless tunnel whose keeper has handed it over.
+/// Starts a keeper for a claimed name. `passed` is a rootless tunnel that its keeper has handed over.
 ///
 /// # Errors
 /// As [`acquire`].
 pub(crate) fn start(
     request: Box<TunnelRequest>,
     directory: TunnelDirectory,
-    namespace: Option<NetworkNamespace>,
+    passed: Option<UnnamedTunnel>,
     listen_fds: i32,
     privileges: &Privileges,
 ) -> Result<Session, Failure> {
-    let (spec, origin) = keeper_spec(request, directory, namespace, listen_fds, privileges)?;
+    let (spec, origin) = keeper_spec(request, directory, passed, listen_fds, privileges)?;
     let plan = spec.plan.clone();
     let lease = keeper::start(spec).doing("start the keeper")?;
     Ok(Session { lease, plan, origin })
@@ -159,7 +158,7 @@ fn serves_this_machine(name: &TunnelName) -> Failure {
 fn acquire_living(name: &TunnelName, privileges: &Privileges) -> Result<Option<Session>, Failure> {
     let Some(lease) = approach::join_soon(name)? else { return Ok(None) };
     privileges.gain_in(lease.namespace())?;
-    let plan = living_plan(name)?;
+    let plan = living_plan(name, &lease)?;
     Ok(Some(Session { lease, plan, origin: Origin::Joined }))
 }
 
@@ -167,7 +166,7 @@ fn acquire_living(name: &TunnelName, privileges: &Privileges) -> Result<Option<S
 fn join(request: &TunnelRequest, lease: Lease, privileges: &Privileges) -> Result<Session, Failure> {
     let joined = require_same_configuration(request, &lease)
         .and_then(|()| privileges.gain_in(lease.namespace()))
-        .and_then(|()| living_plan(&request.config.name));
+        .and_then(|()| living_plan(&request.config.name, &lease));
     match joined {
         Ok(plan) => Ok(Session { lease, plan, origin: Origin::Joined }),
         Err(failure) => {
@@ -195,7 +194,10 @@ fn require_same_configuration(request: &TunnelRequest, lease: &Lease) -> Result<
         .advise("apply yours with `vpn-exec reload`, or choose another name with --name"))
 }
 
-fn living_plan(name: &TunnelName) -> Result<Plan, Failure> {
+fn living_plan(name: &TunnelName, lease: &Lease) -> Result<Plan, Failure> {
+    if Scope::current() == Scope::User {
+        return lease.unnamed().map(|unnamed| unnamed.plan).doing(format!("join the tunnel {name}"));
+    }
     let plan = registry::read_plan(name).map_err(Failure::new)?;
     plan.ok_or_else(|| Failure::new(format!("the tunnel {name} has ended meanwhile")))
 }
@@ -217,9 +219,8 @@ impl Session {
 
     /// Applies the requested configuration to a tunnel that was adopted.
     fn bring_up_to_date(&mut self) -> Result<(), Failure> {
-        if let Some(handover) = self.lease.handover().filter(|_| self.origin == Origin::Adopted) {
-            let name = &self.plan.name;
-            let changed = lease::reload(name, Some(handover))?.ok_or_else(|| lease::not_up(name))?;
+        if self.origin == Origin::Adopted {
+            let changed = self.lease.reload(&self.plan.name)?;
             tracing::debug!(?changed, "the adopted tunnel is up to date");
         }
         Ok(())

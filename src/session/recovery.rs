@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use super::approach::{Approach, approach, claim_dead};
+use super::approach::{Approach, approach_again, claim_dead};
 use super::{Progress, Readiness};
 use crate::failure::Doing;
 use crate::failure::Failure;
@@ -11,9 +11,8 @@ use crate::keeper::{self, KeeperSpec, KeeperStart};
 use crate::lease::Lease;
 use crate::lease::handover::Handover;
 use crate::linux::capabilities;
-use crate::linux::namespace::NetworkNamespace;
 use crate::names::TunnelName;
-use crate::registry::{Container, TunnelDirectory, TunnelState};
+use crate::registry::{Container, Scope, TunnelDirectory, TunnelState};
 use crate::tunnel;
 
 /// How many successors are started in a row if each is killed before it has taken over.
@@ -39,7 +38,7 @@ pub(crate) fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, Failure>
     let what = || format!("take over the tunnel {name}, whose keeper was killed");
     capabilities::raise(keeper::needed_capabilities()).doing(what())?;
     for _ in 0..SUCCESSORS {
-        let directory = match approach(name).doing(what())? {
+        let directory = match approach_again(name).doing(what())? {
             Approach::Joined(lease) => return Ok(lease),
             Approach::Claimed(directory) => directory,
         };
@@ -60,11 +59,17 @@ pub(crate) fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, Failure>
 fn start_successor(directory: TunnelDirectory, lost: &Lease) -> io::Result<Lease> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "its state is gone");
     let state = directory.state()?.ok_or_else(gone)?;
-    let plan = directory.plan()?.ok_or_else(gone)?;
     let handover = lost.handover().ok_or_else(gone)?.try_clone_to_owned()?;
     let config = Handover::open(handover.as_fd())?.config().map_err(io::Error::other)?;
+    let (plan, namespace) = match Scope::current() {
+        Scope::System => (directory.plan()?.ok_or_else(gone)?, None),
+        Scope::User => {
+            let unnamed = lost.unnamed()?;
+            unnamed.require_state(&state)?;
+            (unnamed.plan, Some(unnamed.namespace))
+        }
+    };
     let start = KeeperStart::TakeOver(state);
-    let namespace = lost.namespace().map(NetworkNamespace::try_clone).transpose()?;
     keeper::start(KeeperSpec { plan, directory, config, handover, start, namespace, listen_fds: 0, reread: None })
 }
 

@@ -8,6 +8,7 @@
 
 mod attached;
 mod first;
+mod gateway;
 mod judge;
 mod protections;
 mod resolvers;

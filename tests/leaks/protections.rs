@@ -7,7 +7,7 @@ use std::slice::from_mut;
 use vpn_exec::fault;
 
 use crate::judge::{Judge, Verdict};
-use crate::stages::{Expected, InheritedSocket, NONE, allow_pings, inside, judged};
+use crate::stages::{Expected, InheritedSocket, NONE, allow_pings, inside, judged, with_second_barrier};
 
 /// Judges a program without some protections, which are separated by commas.
 fn judge_without(lab: &Lab, protection: &str, expected: Expected) -> Result<Verdict> {
@@ -60,7 +60,7 @@ fn the_socket_guard_stops_lookups_without_the_view_of_files() {
 #[test]
 fn with_privileges_a_program_leaves_its_namespace() {
     let leaves: Expected = |vector| ["join-host", "packet"].contains(&vector.name.as_str());
-    lab::test(Peer::Ours, move |lab| expect_leaks_without(lab, "privileges", leaves));
+    lab::test(Peer::Ours, move |lab| expect_leaks_without(lab, &with_second_barrier("privileges"), leaves));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn without_the_closing_of_descriptors_a_program_sends_by_an_inherited_socket() {
 fn without_routes_and_rules_a_program_sends_to_the_host() {
     let routed: Expected =
         |vector| ["udp4-internet", "udp6-internet", "dns-udp4-resolver", "getent"].contains(&vector.name.as_str());
-    lab::test(Peer::Ours, move |lab| expect_leaks_without(lab, "routes,rules", routed));
+    lab::test(Peer::Ours, move |lab| expect_leaks_without(lab, &with_second_barrier("routes,rules"), routed));
 }
 
 #[test]
@@ -85,5 +85,5 @@ fn the_rules_stop_leaks_without_the_routes() {
 #[test]
 fn without_the_rules_multicast_and_names_reach_the_host() {
     let ruled: Expected = |vector| vector.protection == Protection::Rules && vector.name != "broadcast-neighbours";
-    lab::test(Peer::Ours, move |lab| expect_leaks_without(lab, "rules", ruled));
+    lab::test(Peer::Ours, move |lab| expect_leaks_without(lab, &with_second_barrier("rules"), ruled));
 }

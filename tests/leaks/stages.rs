@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::slice::from_mut;
 use std::time::{Duration, Instant};
@@ -28,8 +28,17 @@ pub(crate) const NAME: &str = "leaks";
 /// All protections that keep a program in its tunnel, except the routes (see [`fault::PROTECTIONS`]).
 pub(crate) const ALL_PROTECTIONS: &str = "namespace,names,privileges,descriptors,sockets";
 
+/// Returns the protections to leave out so that nothing else stops what they stop. A rootless tunnel has a second
+/// barrier behind them: a link that leads nowhere, and a user namespace without power over the host.
+pub(crate) fn with_second_barrier(protections: &str) -> String {
+    match lab::tunnel::is_rootless() {
+        true => format!("{protections},gateway,user-namespace"),
+        false => protections.to_owned(),
+    }
+}
+
 /// The time after which a condition is taken for hanging.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The time that a packet may take to the host's interfaces.
 pub(crate) const SOON: Duration = Duration::from_millis(100);
@@ -208,7 +217,7 @@ fn without_protections_a_tunnel_leaks_by_every_vector_in_every_stage() {
     lab::test(Peer::Ours, |lab| {
         allow_pings()?;
         let judge = Judge::new(lab, None)?;
-        for verdict in judge_life(lab, &judge, ALL_PROTECTIONS)? {
+        for verdict in judge_life(lab, &judge, &with_second_barrier(ALL_PROTECTIONS))? {
             verdict.expect_leaks(|_| true)?;
         }
         Ok(())
@@ -275,7 +284,7 @@ fn judge_set_up_and_tear_down(lab: &Lab, judge: &Judge<'_>, inside: bool) -> Res
             intruders[0].succeed(&format!("enter {}", path.display()))?;
         }
         if point == "after the name" && inside {
-            intruders.push(enter_by_name()?);
+            intruders.push(enter_from_host(&namespace_of(keeper)?)?);
         }
         verdicts.push(judged(&mut intruders, judge, &point.replace(|c: char| !c.is_alphanumeric(), "-"), expected)?);
         // The keeper runs when this returns (signal(7)), so the next iteration does not find it stopped.
@@ -289,10 +298,16 @@ fn judge_set_up_and_tear_down(lab: &Lab, judge: &Judge<'_>, inside: bool) -> Res
     Ok(verdicts)
 }
 
-/// Starts an agent that enters the namespace by its name.
-fn enter_by_name() -> Result<Agent> {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", NAME]);
+/// Starts an agent that enters the namespace by its name, or by a path if it has none.
+fn enter_from_host(namespace: &Path) -> Result<Agent> {
+    let mut command = match lab::tunnel::is_rootless() {
+        true => Command::new("nsenter"),
+        false => Command::new("ip"),
+    };
+    match lab::tunnel::is_rootless() {
+        true => command.arg(format!("--net={}", namespace.display())),
+        false => command.args(["netns", "exec", NAME]),
+    };
     let mut intruder = Agent::start(&mut command)?.begun()?;
     // It is inside already. This makes it give up root's privileges, which are not what this test is about.
     intruder.succeed("enter /proc/self/ns/net")?;

@@ -3,10 +3,13 @@
 //!
 //! The suites of other promises run this way as well, with `VPN_EXEC_TEST_ROOTLESS=1`.
 
+mod browsers;
 mod lifetime;
 mod local;
+mod plan;
 mod privileges;
 mod refusals;
+mod security;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -107,6 +110,17 @@ impl User {
         let state: serde_json::Value = serde_json::from_slice(&fs::read(self.tunnels().join(name).join("state"))?)?;
         let keeper = state["keeper"].as_i64().context("a process ID")?;
         Ok(keeper.try_into()?)
+    }
+}
+
+impl User {
+    /// Kills a tunnel's keeper and waits for its successor.
+    fn replace_keeper(&self, name: &str) -> Result<()> {
+        let first = self.keeper(name)?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGKILL)?;
+        lab::wait_until(lab::patience(PATIENCE), "no successor", || {
+            Ok(self.keeper(name).is_ok_and(|keeper| keeper != first))
+        })
     }
 }
 

@@ -85,8 +85,7 @@ impl NetworkNamespace {
     /// # Errors
     /// Fails as fstat(2) does.
     pub fn id(&self) -> io::Result<NamespaceId> {
-        let status = rustix::fs::fstat(&self.0)?;
-        Ok(NamespaceId { device: status.st_dev, inode: status.st_ino })
+        NamespaceId::of(&self.0)
     }
 
     /// Runs `inside` in the namespace, on a thread that ends with this call.
@@ -115,6 +114,15 @@ impl NetworkNamespace {
 }
 
 impl NamespaceId {
+    /// Returns the identity of an open namespace.
+    ///
+    /// # Errors
+    /// Fails as fstat(2) does.
+    pub fn of(namespace: impl AsFd) -> io::Result<Self> {
+        let status = rustix::fs::fstat(namespace)?;
+        Ok(Self { device: status.st_dev, inode: status.st_ino })
+    }
+
     /// Returns the network namespace of a process: that of its first thread, or of another one if the first has ended.
     ///
     /// # Errors
