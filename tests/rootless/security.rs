@@ -239,6 +239,31 @@ fn a_socket_of_another_user_is_not_talked_to() {
     });
 }
 
+/// A launcher with a program is in the user namespace of its tunnel. It proves that it was outside.
+#[test]
+fn all_launchers_join_the_successor_of_a_killed_or_replaced_keeper() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        output(user.up("mine"))?;
+        let start = || Agent::start(&mut user.inside("mine", &[], &[]))?.begun();
+        let mut agents = [start()?, start()?, start()?];
+        for _ in 0..3 {
+            user.replace_keeper("mine")?;
+        }
+        let mut replace = user.up("mine");
+        replace.arg("--replace");
+        output(replace)?;
+        user.replace_keeper("mine")?;
+        for agent in &mut agents {
+            agent.succeed("pid")?;
+        }
+        for agent in agents {
+            agent.finish_well()?;
+        }
+        output(user.about(&["down", "mine"])).map(drop)
+    });
+}
+
 /// Only launchers know the plan for certain.
 #[test]
 fn a_tunnel_without_launchers_is_made_anew() {
@@ -259,9 +284,11 @@ fn a_tunnel_without_launchers_is_made_anew() {
         }
         launcher.wait()?;
         ensure!(kill(Pid::from_raw(orphan), None).is_ok(), "the orphan has ended by itself");
+        // A plan that was followed would be an error.
+        fs::write(user.tunnels().join("mine/plan"), "{}")?;
         output(user.up("mine"))?;
         let state = fs::read_to_string(format!("/proc/{orphan}/stat")).unwrap_or_default();
-        ensure!(state.is_empty() || state.contains(") Z "), "the tunnel was taken over: {state}");
+        ensure!(state.is_empty() || state.contains(") Z "), "{state}");
         output(user.inside("mine", &[], &["true"]))?;
         output(user.about(&["down", "mine"])).map(drop)
     });
