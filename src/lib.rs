@@ -23,6 +23,7 @@
 //! | [`plan`] | the decisions, as a pure function of a configuration and of facts about the host |
 //! | [`relay`] | published ports |
 //! | [`container`] | the formats of container engines: hooks, devices, network plugins |
+//! | `desktop_entry` | the entries of programs in menus |
 //! | [`config_file`], [`config`] | the user's files, read, parsed and checked |
 //! | [`fault`] | the switches by which tests make a step fail or take a protection away |
 //! | [`failure`] | the one error type |
@@ -40,6 +41,7 @@ pub mod commands;
 pub mod config;
 pub mod config_file;
 pub mod container;
+mod desktop_entry;
 pub mod dns_forwarder;
 pub mod endpoints;
 pub mod escape;

@@ -388,6 +388,7 @@ fn each_command_has_a_man_page() {
         "-check",
         "-cni",
         "-completions",
+        "-desktop",
         "-down",
         "-help",
         "-list",

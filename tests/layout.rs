@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, from top to bottom. A module uses only itself and modules below it.
-const MODULES: [&str; 31] = [
+const MODULES: [&str; 32] = [
     "commands",
     "program",
     "session",
@@ -25,6 +25,7 @@ const MODULES: [&str; 31] = [
     "plan",
     "relay",
     "container",
+    "desktop_entry",
     "config_file",
     "config",
     "fault",

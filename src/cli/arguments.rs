@@ -84,7 +84,7 @@ pub struct TunnelArgs {
 }
 
 /// The identity and the privileges of the program, and the services of the host that it can reach.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Program options")]
 pub struct ProgramArgs {
     /// Run as this user (name or ID) [default: the caller of sudo, else the current user]
@@ -404,6 +404,39 @@ pub struct UnitArgs {
     /// Write the drop-in to /etc/systemd/system and reload systemd
     #[arg(long)]
     pub install: bool,
+}
+
+/// The arguments of `vpn-exec desktop`.
+#[derive(Debug, Args)]
+pub struct DesktopArgs {
+    /// The program: the ID of its entry (firefox.desktop), its command, or its name in menus
+    #[arg(value_name = "PROGRAM", add = ArgValueCandidates::new(completion::applications))]
+    pub program: String,
+
+    /// The tunnel's name
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        required_unless_present = "config",
+        add = ArgValueCandidates::new(completion::names)
+    )]
+    pub tunnel: Option<TunnelName>,
+
+    /// The provider's wg-quick file, instead of a name
+    #[arg(short, long, value_name = "FILE", conflicts_with = "tunnel", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
+    /// Remove the entry; a profile stays
+    #[arg(long)]
+    pub remove: bool,
+}
+
+impl DesktopArgs {
+    /// Returns the tunnel.
+    pub fn source(&self) -> SourceArgs {
+        SourceArgs { target: None, config: self.config.clone(), tunnel: self.tunnel.clone(), name: None }
+    }
 }
 
 /// The arguments of `vpn-exec oci-hook`.

@@ -15,6 +15,7 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathComplete
 use clap_complete::env::Shells;
 
 use super::Cli;
+use crate::desktop_entry::DataFolders;
 use crate::lookup;
 
 /// The environment variable that asks for a completion. It is not `COMPLETE`, the default of `clap_complete`: a
@@ -128,6 +129,12 @@ pub(super) fn services() -> Vec<CompletionCandidate> {
     let names = UNIT_FOLDERS.iter().flat_map(|folder| file_names(&PathBuf::from(folder)).collect::<Vec<_>>());
     let services: BTreeSet<String> = names.filter_map(|name| Some(name.strip_suffix(".service")?.to_owned())).collect();
     candidates(services)
+}
+
+/// Offers the programs that have an entry in menus.
+pub(super) fn applications() -> Vec<CompletionCandidate> {
+    let folders = DataFolders::find(|name| std::env::var_os(name));
+    candidates(folders.map(|folders| folders.programs()).unwrap_or_default().into_iter().map(|found| found.id))
 }
 
 /// Offers the commands of vpn-exec.

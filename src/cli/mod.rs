@@ -186,6 +186,9 @@ pub enum Command {
     Check(CheckArgs),
     /// Print the systemd drop-in that puts a service into a standing tunnel
     Unit(UnitArgs),
+    /// Write the launcher entry of a program that starts it in a tunnel, for the menus of desktops
+    #[command(after_help = DESKTOP_AFTER_HELP)]
+    Desktop(DesktopArgs),
     /// Make or remove the tunnel of a container, as a hook of its OCI runtime
     #[command(after_help = OCI_HOOK_AFTER_HELP)]
     OciHook(OciHookArgs),
@@ -234,6 +237,15 @@ Exit status of --check:
   3    the tunnel exists, but is connecting, stale, busy or failed
   4    there is no such tunnel
   125  vpn-exec failed";
+
+const DESKTOP_AFTER_HELP: &str = "\
+The entry is written to applications/ in $XDG_DATA_HOME (~/.local/share). Browsers and Thunderbird get a profile of \
+their own in vpn-exec/NAME/PROGRAM there, as an instance outside may use the ordinary one. The entry opens no types of \
+files: these stay with the program outside.
+
+Examples:
+  vpn-exec desktop firefox --tunnel mullvad
+  vpn-exec desktop firefox --tunnel mullvad --remove";
 
 const OCI_HOOK_AFTER_HELP: &str = "\
 The runtime passes the container's state on standard input. Without NAME, the container's annotation vpn-exec.tunnel \

@@ -6,6 +6,7 @@ mod check;
 mod cni;
 mod completions;
 mod containers;
+mod desktop;
 mod down;
 mod help;
 mod list;
@@ -66,6 +67,7 @@ pub fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Check(arguments)) => check::run(&arguments),
         Some(Command::Unit(arguments)) => unit::run(&arguments),
+        Some(Command::Desktop(arguments)) => desktop::run(&arguments),
         Some(Command::OciHook(arguments)) => oci_hook::run(&arguments),
         Some(Command::Cdi(arguments)) => cdi::run(&arguments),
         Some(Command::Cni) => cni::run(),
@@ -86,7 +88,7 @@ fn choose_scope(cli: &Cli) -> Result<(), Failure> {
         Some(Command::Reload(arguments)) => session::choose_scope(arguments.tunnel.rootless),
         Some(Command::Down(arguments)) => session::choose_scope_of(&arguments.name),
         Some(Command::Status(StatusArgs { name: Some(name), .. })) => session::choose_scope_of(name),
-        Some(Command::Status(_) | Command::List(_)) => session::choose_scope(false),
+        Some(Command::Status(_) | Command::List(_) | Command::Desktop(_)) => session::choose_scope(false),
         _ => Ok(()),
     }
 }

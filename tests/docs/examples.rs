@@ -51,8 +51,8 @@ const LIST: &str = "vpn-exec list";
 
 /// The commands whose programs are stand-ins that print their arguments.
 const STAND_INS: [&str; 6] = [
-    "sudo vpn-exec mullvad.conf -- firefox --no-remote -P vpn",
-    "sudo vpn-exec mullvad.conf -- chromium --user-data-dir=/home/me/.config/chromium-vpn",
+    "vpn-exec mullvad.conf -- firefox --no-remote -P vpn",
+    "vpn-exec mullvad.conf -- chromium --user-data-dir=/home/me/.config/chromium-vpn",
     "sudo --preserve-env=GTK_THEME vpn-exec mullvad.conf -- firefox --no-remote -P vpn",
     "vpn-exec mullvad.conf --wait 20 -- wget --mirror https://example.org/",
     "vpn-exec mullvad.conf -- ./crawl --part 1 &",

@@ -18,6 +18,7 @@
 //! - [`tunnel`]: a running tunnel, made by root or without.
 //! - [`Snapshot`]: the state of the host, for comparisons.
 //! - [`dns`], [`http`]: servers that log their clients, and clients for them.
+//! - [`browsing`]: a page that reports the addresses which a browser shows, and a STUN server.
 //! - [`nscd`], [`stand_in`]: resolvers of the host, real and pretended ones, which log their clients.
 //! - [`nat`]: masquerading, for the provider, and for tests that want a firewall on the host.
 //! - [`variables`]: every environment variable that tests read. [`Skip`]: tests that this machine cannot run.
@@ -39,6 +40,7 @@
 //! does not use causes no warning.
 
 pub mod agent;
+pub mod browsing;
 mod capture;
 pub mod dns;
 pub mod http;

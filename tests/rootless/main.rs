@@ -3,6 +3,7 @@
 //!
 //! The suites of other promises run this way as well, with `VPN_EXEC_TEST_ROOTLESS=1`.
 
+mod browsers;
 mod lifetime;
 mod local;
 mod plan;

@@ -1,0 +1,319 @@
+//! Browsers in an ordinary user's tunnel, with their sandboxes: the address that servers see, the resolvers that are
+//! asked, and the addresses that WebRTC shows to a page. Each test has a twin without the tunnel, which shows the
+//! host's.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::browsing::{BrowsedSite, PAGE_PORT, Report};
+use lab::{HOST, HOST_ON_LAN, Lab, PROVIDER, Peer, Reach, launcher, variables, world};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{USER, failure, output};
+
+/// The time in which a browser starts and opens a page.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The time that a test with two starts of a browser may take.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
+
+/// Firefox's settings by which it makes no requests by itself, and does not replace its addresses by names of mDNS.
+const PREFERENCES: [(&str, &str); 14] = [
+    ("app.normandy.enabled", "false"),
+    ("app.update.enabled", "false"),
+    ("browser.aboutwelcome.enabled", "false"),
+    ("browser.safebrowsing.update.enabled", "false"),
+    ("browser.shell.checkDefaultBrowser", "false"),
+    ("browser.startup.homepage_override.mstone", "\"ignore\""),
+    ("browser.startup.page", "0"),
+    ("datareporting.policy.dataSubmissionEnabled", "false"),
+    ("extensions.update.enabled", "false"),
+    ("media.peerconnection.ice.obfuscate_host_addresses", "false"),
+    ("network.captive-portal-service.enabled", "false"),
+    ("network.connectivity-service.enabled", "false"),
+    ("services.settings.server", "\"http://127.0.0.1/\""),
+    ("toolkit.telemetry.enabled", "false"),
+];
+
+/// The same for Chromium.
+const CHROMIUM: [&str; 11] = [
+    "chromium",
+    "--headless=new",
+    "--no-first-run",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--password-store=basic",
+    "--disable-features=WebRtcHideLocalIpsWithMdns",
+];
+
+/// An ordinary user with a home, in any world. Browsers' sandboxes do not work for a user whose ID is 0.
+struct Desk<'a> {
+    lab: &'a Lab,
+    site: BrowsedSite,
+    home: PathBuf,
+}
+
+impl<'a> Desk<'a> {
+    fn new(lab: &'a Lab) -> Result<Self> {
+        vpn_exec::linux::mounts::mount_tmpfs("/tmp".as_ref())?;
+        fs::set_permissions("/tmp", std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
+        let desk = Self { lab, site: BrowsedSite::start(&lab.web_site)?, home: "/tmp/home".into() };
+        for folder in ["", "runtime", "firefox", ".config", ".config/vpn-exec"] {
+            desk.make_folder(&desk.home.join(folder))?;
+        }
+        fs::set_permissions(world::FILES, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        desk.write(&desk.file(), &lab.wg_quick_text(Reach::Ipv4))?;
+        desk.write(&desk.home.join("firefox/user.js"), &preferences())?;
+        Ok(desk)
+    }
+
+    /// Returns the path of the provider's file.
+    fn file(&self) -> PathBuf {
+        self.home.join("browsed.conf")
+    }
+
+    fn own(&self, path: &Path, mode: u32) -> Result<()> {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+        if world::has_users()? {
+            std::os::unix::fs::chown(path, Some(USER), Some(USER))?;
+        }
+        Ok(())
+    }
+
+    fn make_folder(&self, path: &Path) -> Result<()> {
+        fs::create_dir_all(path)?;
+        self.own(path, 0o700)
+    }
+
+    fn write(&self, path: &Path, text: &str) -> Result<()> {
+        fs::write(path, text)?;
+        self.own(path, 0o600)
+    }
+
+    /// Returns a command of the user. Where a world has one user only, a nested user namespace gives the other ID.
+    fn command(&self, words: &[&str]) -> Result<Command> {
+        let mut command = match world::has_users()? {
+            true => Command::new("setpriv"),
+            false => Command::new("unshare"),
+        };
+        match world::has_users()? {
+            true => command.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all"]),
+            false => command.args(["--user", "--map-user=1000", "--map-group=1000", "--"]),
+        };
+        command.args(words).env_clear().stdin(Stdio::null()).current_dir(&self.home);
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LANG", "C.UTF-8");
+        command.env("HOME", &self.home).env("XDG_RUNTIME_DIR", self.home.join("runtime"));
+        Ok(command)
+    }
+
+    /// Returns a command line of vpn-exec.
+    fn vpn_exec(&self, words: &[&str]) -> Result<Command> {
+        let binary = launcher::binary().to_str().context("UTF-8")?;
+        self.command(&[&[binary], words].concat())
+    }
+
+    /// Starts a program in the tunnel.
+    fn inside(&self, program: &[&str]) -> Result<Running> {
+        let file = self.file();
+        Running::start(self.vpn_exec(&[&["--config", file.to_str().context("UTF-8")?, "--"], program].concat())?)
+    }
+
+    fn outside(&self, program: &[&str]) -> Result<Running> {
+        Running::start(self.command(program)?)
+    }
+
+    /// Waits for the next report of the page.
+    fn report(&self, earlier: usize) -> Result<Report> {
+        let reported = || Ok(self.site.reports().len() > earlier);
+        lab::wait_until(lab::patience(PATIENCE), "the browser has not reported", reported)?;
+        self.site.reports().pop().context("a report")
+    }
+
+    /// Checks what a browser without the tunnel has shown, so that the checks of [`Self::expect_confined`] can fail.
+    fn expect_exposed(&self, report: &Report) -> Result<()> {
+        ensure!(HOST.both().contains(&report.client), "{report:?}");
+        ensure!(report.addresses(None).contains(&HOST.ipv4.to_string()), "{report:?}");
+        ensure!(asked_for_the_page(&self.lab.resolver), "the host's resolver was not asked");
+        ensure!(!asked_for_the_page(&self.lab.tunnel_resolver), "the tunnel's resolver was asked");
+        ensure!(!self.lab.capture.leaks()?.is_empty(), "no packet has left the host");
+        self.lab.capture.forget()
+    }
+
+    /// Checks what a browser in the tunnel has shown. `earlier` is the number of questions that the host's resolver had
+    /// before.
+    fn expect_confined(&self, report: &Report, earlier: usize) -> Result<()> {
+        ensure!(PROVIDER.both().contains(&report.client), "the server saw {}", report.client);
+        let seen = report.addresses(Some("srflx"));
+        ensure!(seen.contains(&PROVIDER.ipv4.to_string()), "{report:?}");
+        let own = PROVIDER.both().map(|address| address.to_string());
+        ensure!(seen.iter().all(|address| own.contains(address)), "{report:?}");
+        let all = report.addresses(None);
+        let hosts = [HOST, HOST_ON_LAN].into_iter().flat_map(|place| place.both()).map(|address| address.to_string());
+        ensure!(!hosts.into_iter().any(|host| all.contains(&host)), "{report:?}");
+        ensure!(asked_for_the_page(&self.lab.tunnel_resolver), "the tunnel's resolver was not asked");
+        let questions = self.lab.resolver.questions();
+        ensure!(questions.len() == earlier, "the host's resolver was asked: {:?}", &questions[earlier..]);
+        let leaks = self.lab.capture.leaks()?;
+        ensure!(leaks.is_empty(), "{leaks:#?}");
+        Ok(())
+    }
+}
+
+/// A process that ends with its value.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> Result<Self> {
+        Ok(Self(command.stdout(Stdio::null()).spawn().with_context(|| format!("{command:?}"))?))
+    }
+
+    fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM)?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+fn preferences() -> String {
+    PREFERENCES.iter().map(|(name, value)| format!("user_pref(\"{name}\", {value});\n")).collect()
+}
+
+fn asked_for_the_page(server: &lab::dns::DnsServer) -> bool {
+    server.questions().iter().any(|question| question.name == "web.example")
+}
+
+fn page() -> String {
+    format!("http://web.example:{PAGE_PORT}/")
+}
+
+/// Returns the process IDs of programs with a word in their command line.
+fn processes(word: &str) -> Result<Vec<u32>> {
+    let all = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let has = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        // A process that was forked by another of its browser has one argument with them all.
+        line.split(|byte| [0, b' '].contains(byte)).any(|argument| argument == word.as_bytes())
+    };
+    Ok(all.filter(has).collect())
+}
+
+/// Returns the namespaces of a browser's sandbox: those of its processes for pages that are not the browser's own.
+/// `word` is in the command lines of these processes.
+fn sandbox(browser: &str, profile: &str, word: &str) -> Result<BTreeSet<&'static str>> {
+    let is_browser = |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path.ends_with(browser));
+    let main = processes(profile)?.into_iter().filter(is_browser).min().context("there is no browser")?;
+    let of = |pid: u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+    let pages: Vec<u32> = processes(word)?.into_iter().filter(is_browser).collect();
+    ensure!(!pages.is_empty(), "there is no process of a page");
+    let mut all = BTreeSet::from(["user", "pid", "net"]);
+    for page in pages {
+        let mut differing = BTreeSet::new();
+        for kind in &all {
+            if of(page, kind)? != of(main, kind)? {
+                differing.insert(*kind);
+            }
+        }
+        all = differing;
+    }
+    Ok(all)
+}
+
+#[test]
+fn chromium_shows_the_tunnels_addresses_only() {
+    lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {
+        lab::require_program("chromium", variables::REQUIRE_PROGRAMS)?;
+        let desk = Desk::new(lab)?;
+        let page = page();
+        let words = |profile| [&CHROMIUM[..], &[profile, &page]].concat();
+        let profile = "--user-data-dir=/tmp/home/twin";
+        let twin = desk.outside(&[&words(profile)[..], &["--no-sandbox"]].concat())?;
+        desk.expect_exposed(&desk.report(0)?)?;
+        ensure!(sandbox("chromium", profile, "--type=renderer")?.is_empty(), "the twin has a sandbox");
+        twin.stop()?;
+        let earlier = lab.resolver.questions().len();
+
+        let profile = "--user-data-dir=/tmp/home/inside";
+        let running = desk.inside(&words(profile))?;
+        desk.expect_confined(&desk.report(1)?, earlier)?;
+        let namespaces = sandbox("chromium", profile, "--type=renderer")?;
+        ensure!(namespaces == BTreeSet::from(["user", "pid", "net"]), "{namespaces:?}");
+        running.stop()
+    });
+}
+
+#[test]
+fn firefox_shows_the_tunnels_addresses_only() {
+    lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {
+        lab::require_program("firefox-esr", variables::REQUIRE_PROGRAMS)?;
+        let desk = Desk::new(lab)?;
+        let page = page();
+        let words = ["firefox-esr", "--headless", "--no-remote", "--profile", "/tmp/home/firefox", &page];
+        let mut twin = desk.command(&words)?;
+        twin.env("MOZ_DISABLE_CONTENT_SANDBOX", "1");
+        let twin = Running::start(twin)?;
+        desk.expect_exposed(&desk.report(0)?)?;
+        ensure!(sandbox("firefox-esr", words[4], "tab")?.is_empty(), "the twin has a sandbox");
+        twin.stop()?;
+        let earlier = lab.resolver.questions().len();
+
+        let running = desk.inside(&words)?;
+        desk.expect_confined(&desk.report(1)?, earlier)?;
+        let namespaces = sandbox("firefox-esr", words[4], "tab")?;
+        ensure!(namespaces.contains("user") && namespaces.contains("net"), "{namespaces:?}");
+        running.stop()
+    });
+}
+
+/// The entry is started as a desktop does it.
+#[test]
+fn a_launcher_entry_starts_a_browser_inside() {
+    lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {
+        for program in ["firefox-esr", "gio", "desktop-file-validate"] {
+            lab::require_program(program, variables::REQUIRE_PROGRAMS)?;
+        }
+        let desk = Desk::new(lab)?;
+        let folder = desk.home.join(".config/vpn-exec");
+        desk.write(&folder.join("browsed.toml"), &format!("wireguard = \"{}\"\n", desk.file().display()))?;
+        let entry = "/tmp/home/.local/share/applications/vpn-exec-browsed-firefox-esr.desktop";
+        let said = output(desk.vpn_exec(&["desktop", "firefox-esr", "--tunnel", "browsed"])?)?;
+        ensure!(said == format!("wrote {entry}\n"), "{said}");
+        output(desk.command(&["desktop-file-validate", entry])?)?;
+
+        let profile = Path::new("/tmp/home/.local/share/vpn-exec/browsed/firefox-esr");
+        desk.write(&profile.join("user.js"), &preferences())?;
+        let earlier = lab.resolver.questions().len();
+        // The line is the entry's, so the environment has the browser do without a display.
+        let mut launch = desk.command(&["gio", "launch", entry, &page()])?;
+        let status = launch.env("MOZ_HEADLESS", "1").stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+        ensure!(status.success(), "{status}");
+        desk.expect_confined(&desk.report(0)?, earlier)?;
+        ensure!(profile.join("prefs.js").exists(), "the browser has another profile");
+        output(desk.vpn_exec(&["down", "--force", "browsed"])?)?;
+
+        let said = output(desk.vpn_exec(&["desktop", "firefox-esr", "--tunnel", "browsed", "--remove"])?)?;
+        ensure!(said == format!("removed {entry}\n") && !Path::new(entry).exists(), "{said}");
+        ensure!(profile.join("prefs.js").exists(), "the profile is gone");
+
+        // A tunnel that this user cannot make.
+        desk.write(
+            &folder.join("roots.toml"),
+            &format!("wireguard = \"{}\"\nbackend = \"kernel\"\n", desk.file().display()),
+        )?;
+        let refusal = failure(desk.vpn_exec(&["desktop", "firefox-esr", "--tunnel", "roots"])?)?;
+        ensure!(
+            refusal.contains("kernel")
+                && !Path::new(entry).with_file_name("vpn-exec-roots-firefox-esr.desktop").exists(),
+            "{refusal}"
+        );
+        Ok(())
+    });
+}
