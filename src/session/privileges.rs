@@ -108,25 +108,36 @@ impl Privileges {
             Some(namespace) => {
                 user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?
             }
-            None => user_namespace::create()
-                .and_then(|()| NetworkNamespace::create(|| Ok(())).map(drop))
-                .map_err(|error| forbidden(&error))?,
+            None => {
+                // Read now, as a new user namespace has limits of its own.
+                let limit =
+                    ["user", "net"].into_iter().find(|kind| is_set(&format!("user/max_{kind}_namespaces"), "0"));
+                user_namespace::create()
+                    .and_then(|()| NetworkNamespace::create(|| Ok(())).map(drop))
+                    .map_err(|error| forbidden(&error, limit))?;
+            }
         }
         capabilities::limit(self.needed, self.needed).doing("drop privileges")
     }
 }
 
+/// Returns whether a kernel parameter exists and has a value.
+fn is_set(parameter: &str, value: &str) -> bool {
+    sysctl::get_if_present(parameter).ok().flatten().is_some_and(|present| present == value)
+}
+
 /// Returns the failure to make a user namespace, with what forbids it. AppArmor lets a user make one and forbids what
 /// is done in it, so all failures up to the first network namespace are the same.
-fn forbidden(error: &std::io::Error) -> Failure {
-    let is = |parameter: &str, value: &str| {
-        sysctl::get_if_present(parameter).ok().flatten().is_some_and(|present| present == value)
-    };
-    let advice = if is("user/max_user_namespaces", "0") {
-        "allow them: `sysctl user.max_user_namespaces=15000`; or run it with sudo".to_owned()
-    } else if is("kernel/unprivileged_userns_clone", "0") {
+/// `limit` is the kind of namespaces of which a user may have none.
+fn forbidden(error: &std::io::Error, limit: Option<&str>) -> Failure {
+    let advice = if let Some(kind) = limit {
+        format!("allow them: `sysctl user.max_{kind}_namespaces=15000`; or run it with sudo")
+    } else if error.raw_os_error() == Some(libc::ENOSPC) {
+        "raise the limits user.max_user_namespaces and user.max_net_namespaces (sysctl(8)); or run it with sudo"
+            .to_owned()
+    } else if is_set("kernel/unprivileged_userns_clone", "0") {
         "allow them: `sysctl kernel.unprivileged_userns_clone=1`; or run it with sudo".to_owned()
-    } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+    } else if is_set("kernel/apparmor_restrict_unprivileged_userns", "1") {
         let program =
             std::env::current_exe().map_or_else(|_| "/usr/bin/vpn-exec".into(), |path| path.display().to_string());
         format!(

@@ -9,6 +9,7 @@ mod local;
 mod plan;
 mod privileges;
 mod refusals;
+mod scope;
 mod security;
 
 use std::fs;
