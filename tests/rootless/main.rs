@@ -6,6 +6,7 @@
 mod browsers;
 mod lifetime;
 mod local;
+mod nested;
 mod plan;
 mod privileges;
 mod refusals;
