@@ -37,15 +37,18 @@ pub(crate) fn keeper_spec(
         && let Some((plan, namespace)) = adoptable(&directory, &state, passed)?
     {
         require_changeable(&request, &state, &plan)?;
-        privileges.gain(namespace.as_ref())?;
+        privileges.gain_in(namespace.as_ref())?;
         let spec = spec(request, directory, plan, KeeperStart::TakeOver(state), listen_fds)?;
         return Ok((KeeperSpec { namespace, ..spec }, Origin::Adopted));
     }
     let directory = clear(directory, &request.config.name)?;
     // After the remains are gone: they are no facts about the host.
     let planned = make_plan(|| request.plan(), &directory);
-    match planned.and_then(|plan| privileges.gain(None).map(|()| plan)) {
-        Ok(plan) => Ok((spec(request, directory, plan, KeeperStart::Create, listen_fds)?, Origin::New)),
+    match planned.and_then(|plan| Ok((plan, privileges.gain()?))) {
+        Ok((plan, namespace)) => {
+            let spec = spec(request, directory, plan, KeeperStart::Create, listen_fds)?;
+            Ok((KeeperSpec { namespace, ..spec }, Origin::New))
+        }
         Err(failure) => {
             let _ = directory.release();
             Err(failure)

@@ -157,7 +157,7 @@ fn serves_this_machine(name: &TunnelName) -> Failure {
 /// If its keeper cannot be reached or refuses.
 fn acquire_living(name: &TunnelName, privileges: &Privileges) -> Result<Option<Session>, Failure> {
     let Some(lease) = approach::join_soon(name)? else { return Ok(None) };
-    privileges.gain(lease.namespace())?;
+    privileges.gain_in(lease.namespace())?;
     let plan = living_plan(name, &lease)?;
     Ok(Some(Session { lease, plan, origin: Origin::Joined }))
 }
@@ -165,7 +165,7 @@ fn acquire_living(name: &TunnelName, privileges: &Privileges) -> Result<Option<S
 /// Joins a living tunnel if its configuration is the requested one.
 fn join(request: &TunnelRequest, lease: Lease, privileges: &Privileges) -> Result<Session, Failure> {
     let joined = require_same_configuration(request, &lease)
-        .and_then(|()| privileges.gain(lease.namespace()))
+        .and_then(|()| privileges.gain_in(lease.namespace()))
         .and_then(|()| living_plan(&request.config.name, &lease));
     match joined {
         Ok(plan) => Ok(Session { lease, plan, origin: Origin::Joined }),

@@ -94,30 +94,39 @@ impl Privileges {
         Ok(Self { needed })
     }
 
-    /// Moves the calling process into a user namespace, if it deals with a user's tunnel: that of the tunnel's
-    /// `namespace`, or a new one. It has the needed capabilities there, and no others. Does nothing otherwise.
+    /// Moves the calling process into the user namespace of a user's tunnel, whose network namespace this is. It has the
+    /// needed capabilities there, and no others. Does nothing for a tunnel of the machine.
     ///
     /// # Errors
-    /// If the system forbids user namespaces, with the remedy.
-    pub(crate) fn gain(&self, namespace: Option<&NetworkNamespace>) -> Result<(), Failure> {
+    /// If the user namespace belongs to another user, or if the keeper has not passed the network namespace.
+    pub(crate) fn gain_in(&self, namespace: Option<&NetworkNamespace>) -> Result<(), Failure> {
         if Scope::current() == Scope::System {
             return Ok(());
         }
-        match namespace {
-            _ if fault::is_broken("user-namespace") => {}
-            Some(namespace) => {
-                user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?
-            }
-            None => {
-                // Read now, as a new user namespace has limits of its own.
-                let limit =
-                    ["user", "net"].into_iter().find(|kind| is_set(&format!("user/max_{kind}_namespaces"), "0"));
-                user_namespace::create()
-                    .and_then(|()| NetworkNamespace::create(|| Ok(())).map(drop))
-                    .map_err(|error| forbidden(&error, limit))?;
-            }
+        let namespace = namespace.ok_or_else(|| Failure::new("the keeper has not passed the tunnel's namespace"))?;
+        if !fault::is_broken("user-namespace") {
+            user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?;
         }
         capabilities::limit(self.needed, self.needed).doing("drop privileges")
+    }
+
+    /// Moves the calling process into a new user namespace, as [`Privileges::gain_in`] does. Returns the network
+    /// namespace for the tunnel, which is created here: some systems allow the former and forbid the latter. Does
+    /// nothing for a tunnel of the machine.
+    ///
+    /// # Errors
+    /// If the system forbids user namespaces, with the remedy.
+    pub(crate) fn gain(&self) -> Result<Option<NetworkNamespace>, Failure> {
+        if Scope::current() == Scope::System {
+            return Ok(None);
+        }
+        // Read now, as a new user namespace has limits of its own.
+        let limit = ["user", "net"].into_iter().find(|kind| is_set(&format!("user/max_{kind}_namespaces"), "0"));
+        let user = if fault::is_broken("user-namespace") { Ok(()) } else { user_namespace::create() };
+        let created = user.and_then(|()| NetworkNamespace::create(|| Ok(())));
+        let (namespace, ()) = created.map_err(|error| forbidden(&error, limit))?;
+        capabilities::limit(self.needed, self.needed).doing("drop privileges")?;
+        Ok(Some(namespace))
     }
 }
 

@@ -164,6 +164,9 @@ fn bubblewrap_sandboxes_work_inside() {
         lab::tunnel::needs_root("another user for the program")?;
         require("bwrap")?;
         require_users()?;
+        if has_one_user() {
+            return Ok(());
+        }
         std::fs::set_permissions("/tmp/home", std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
         let _outside = lab::stand_in::StandIn::listen("/tmp/home/x.sock", lab::stand_in::Protocol::None)?;
         let client = "import socket; s=socket.socket(socket.AF_UNIX)\n\

@@ -1,6 +1,7 @@
 //! The rule for unix sockets, with simple servers.
 
 use std::fs;
+use std::process::Stdio;
 
 use anyhow::ensure;
 use lab::stand_in::{Protocol, StandIn};
@@ -113,13 +114,19 @@ fn refused_connections_are_counted() {
         lab::tunnel::needs_root("the program of a rootless tunnel cannot query its keeper")?;
         require(PYTHON)?;
         let _outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
-        let script = format!(
-            "for n in 1 2 3; do {PYTHON} -c \"$0\" /tmp/home/x.sock; done; sleep 1.5; {} status nowhere",
-            lab::launcher::binary().display()
-        );
-        let output = run(desk.inside(&[], &["sh", "-c", &script, CLIENT]))?;
-        let text = text_of(&output);
-        ensure!(text.split_whitespace().collect::<Vec<_>>().join(" ").contains("refused 3 connections"), "{text}");
+        let script = format!("for n in 1 2 3; do {PYTHON} -c \"$0\" /tmp/home/x.sock; done; exec cat");
+        let mut command = desk.inside(&[], &["sh", "-c", &script, CLIENT]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let binary = lab::launcher::binary().to_string_lossy();
+        let mut status = String::new();
+        let is_counted = || {
+            status = text_of(&run(desk.on_host(&[&binary, "status", "nowhere"]))?);
+            Ok(status.split_whitespace().collect::<Vec<_>>().join(" ").contains("refused 3 connections"))
+        };
+        let counted = lab::wait_until(PATIENCE, "they are not counted", is_counted);
+        drop(child.stdin.take());
+        let text = text_of(&child.wait_with_output()?);
+        ensure!(counted.is_ok(), "{status}: {text}");
         ensure!(text.matches("--socket").count() == 1, "it is said once: {text}");
         Ok(())
     });
@@ -232,6 +239,9 @@ fn sockets_outside_are_closed_to_a_program_of_another_user() {
         lab::tunnel::needs_root("another user for the program")?;
         require(PYTHON)?;
         require_users()?;
+        if has_one_user() {
+            return Ok(());
+        }
         fs::create_dir("/tmp/ann")?;
         std::os::unix::fs::chown("/tmp/ann", Some(1234), Some(1234))?;
         fs::set_permissions("/tmp/ann", std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
@@ -358,6 +368,9 @@ fn paths_are_resolved_in_the_callers_sandbox() {
         require(PYTHON)?;
         require("bwrap")?;
         require_users()?;
+        if has_one_user() {
+            return Ok(());
+        }
         fs::set_permissions("/tmp/home", std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
         let outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
         std::os::unix::fs::symlink("/media/x.sock", "/tmp/home/link")?;

@@ -4,6 +4,8 @@
 //! The suites of other promises run this way as well, with `VPN_EXEC_TEST_ROOTLESS=1`.
 
 mod browsers;
+mod desk;
+mod desktop;
 mod lifetime;
 mod local;
 mod nested;
