@@ -206,13 +206,16 @@ fn take_over(
     let mut tunnel = Tunnel::existing(plan, directory, &state, namespace)?;
     let adopted =
         device_config(config, mtu).and_then(|device| tunnel.adopt(state, &device, privileges::limit_data_path));
+    let adopted = adopted.and_then(|events| {
+        if let Some(namespace) = tunnel.unnamed_namespace()? {
+            clients.broadcast_with(&KeeperEvent::Named, Some(namespace.as_fd()));
+        }
+        ports.take_over_host_ports(&tunnel)?;
+        Ok(events)
+    });
     match adopted {
         Ok(events) => {
             tracing::info!("took over the tunnel {name} from its former keeper");
-            if let Some(namespace) = tunnel.unnamed_namespace()? {
-                clients.broadcast_with(&KeeperEvent::Named, Some(namespace.as_fd()));
-            }
-            ports.take_over_host_ports(&tunnel)?;
             Ok((tunnel, events))
         }
         Err(failure) => {

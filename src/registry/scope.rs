@@ -88,13 +88,28 @@ impl Scope {
 }
 
 fn user_directory() -> PathBuf {
-    let uid = nix::unistd::geteuid();
     let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let usual = || Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|path| is_private(path));
-    match named.or_else(usual) {
-        Some(runtime) => runtime.join("vpn-exec"),
-        None if uid.is_root() => "/run/vpn-exec-rootless".into(),
-        None => format!("/tmp/vpn-exec-{uid}").into(),
+    let usual = || Some(usual_runtime_directory()).filter(|path| is_private(path));
+    named.or_else(usual).map_or_else(directory_without_runtime, |runtime| runtime.join("vpn-exec"))
+}
+
+/// Returns the directories in which tunnels of the user may be. Those of a login without `XDG_RUNTIME_DIR` are not in
+/// the directory of this process.
+pub(crate) fn user_directories() -> Vec<PathBuf> {
+    let usual = [usual_runtime_directory().join("vpn-exec"), directory_without_runtime()];
+    let own = Scope::User.directory();
+    let others = usual.into_iter().filter(|path| *path != own).collect::<Vec<_>>();
+    std::iter::once(own).chain(others).collect()
+}
+
+fn usual_runtime_directory() -> PathBuf {
+    format!("/run/user/{}", nix::unistd::geteuid()).into()
+}
+
+fn directory_without_runtime() -> PathBuf {
+    match nix::unistd::geteuid() {
+        uid if uid.is_root() => "/run/vpn-exec-rootless".into(),
+        uid => format!("/tmp/vpn-exec-{uid}").into(),
     }
 }
 

@@ -20,7 +20,8 @@ use crate::wireguard::Backend;
 /// tunnel anew.
 ///
 /// The request is consumed: of the provider's file, this process keeps only what the keeper gets. `passed` is the
-/// rootless tunnel that its keeper has handed over, without which no rootless tunnel is adopted. The process gains the privileges that it needs.
+/// rootless tunnel that its keeper has handed over, without which no rootless tunnel is adopted. The process gains the
+/// privileges that it needs.
 ///
 /// # Errors
 /// If the remains cannot be removed, or cannot be changed to what is requested, or if no plan can be made. A claim on a

@@ -4,11 +4,12 @@
 //! - [`acquire`], [`acquire_requested`]: the ways to a session.
 //! - `approach`: finding out which of the ways is open. `creation`: preparing a keeper.
 //! - `readiness`: waiting until the tunnel is made and connected.
-//! - [`Privileges`]: what a launcher may do, as root or in a user namespace.
+//! - [`Privileges`]: what a launcher may do, as root or in a user namespace. `obstacles`: what forbids the latter.
 //! - `recovery`: what is done about a killed keeper.
 
 pub(crate) mod approach;
 mod creation;
+mod obstacles;
 mod privileges;
 mod readiness;
 pub(crate) mod recovery;

@@ -2,11 +2,12 @@
 
 use std::os::fd::AsFd;
 
+use super::obstacles;
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::namespace::NetworkNamespace;
-use crate::linux::{sysctl, user_namespace};
+use crate::linux::user_namespace;
 use crate::names::TunnelName;
 use crate::registry::{self, Scope};
 
@@ -122,34 +123,8 @@ impl Privileges {
         }
         let user = if fault::is_broken("user-namespace") { Ok(()) } else { user_namespace::create() };
         let created = user.and_then(|()| NetworkNamespace::create(|| Ok(())));
-        let (namespace, ()) = created.map_err(|error| forbidden(&error))?;
+        let (namespace, ()) = created.map_err(|error| obstacles::explain(&error))?;
         capabilities::limit(self.needed, self.needed).doing("drop privileges")?;
         Ok(Some(namespace))
     }
-}
-
-/// Returns the failure to make a user namespace, with what forbids it. AppArmor lets a user make one and forbids what
-/// is done in it, so all failures up to the first network namespace are the same.
-fn forbidden(error: &std::io::Error) -> Failure {
-    let is = |parameter: &str, value: &str| {
-        sysctl::get_if_present(parameter).ok().flatten().is_some_and(|present| present == value)
-    };
-    let advice = if is("user/max_user_namespaces", "0") {
-        "allow them: `sysctl user.max_user_namespaces=15000`; or run it with sudo".to_owned()
-    } else if is("kernel/unprivileged_userns_clone", "0") {
-        "allow them: `sysctl kernel.unprivileged_userns_clone=1`; or run it with sudo".to_owned()
-    } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        let program =
-            std::env::current_exe().map_or_else(|_| "/usr/bin/vpn-exec".into(), |path| path.display().to_string());
-        format!(
-            "AppArmor restricts them: allow this program with `echo 'abi <abi/4.0>, profile vpn-exec {program} \
-             flags=(unconfined) {{ userns, }}' >/etc/apparmor.d/vpn-exec && apparmor_parser -r \
-             /etc/apparmor.d/vpn-exec`; or run it with sudo"
-        )
-    } else if ["/.dockerenv", "/run/.containerenv"].iter().any(|file| std::path::Path::new(file).exists()) {
-        "in a container, use `vpn-exec attach` (docs/how-to/containers.md), or let the container nest others".to_owned()
-    } else {
-        "run it with sudo, or see user_namespaces(7) for what may forbid them".to_owned()
-    };
-    Failure::of("make a user namespace, in which no root is needed", error).advise(advice)
 }

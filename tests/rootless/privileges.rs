@@ -1,10 +1,12 @@
 //! What a program of an ordinary user's tunnel is, sees and cannot do.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::ensure;
 use lab::agent::Agent;
 use lab::{Lab, PROVIDER, Peer, Snapshot, WEB};
+use nix::mount::{MsFlags, mount};
 
 use crate::{PATIENCE, User, output};
 
@@ -55,6 +57,17 @@ fn the_namespace_has_no_name_and_the_tunnels_files_are_hidden() {
         let seen = output(user.inside("mine", &[], &["sh", "-c", script]))?;
         let lines: Vec<&str> = seen.lines().collect();
         ensure!(lines[..2] == ["0", "0"], "{seen}");
+        // Those of a login with another environment. A file of that name does no harm.
+        let other = format!("/tmp/vpn-exec-{}", user.id());
+        if user.id() != 0 {
+            mount(Some("tmp"), "/tmp", Some("tmpfs"), MsFlags::empty(), Some("mode=1777"))?;
+            fs::create_dir_all(Path::new(&other).join("theirs"))?;
+            let seen = output(user.inside("mine", &[], &["ls", "-A", &other]))?;
+            ensure!(seen.is_empty(), "{seen}");
+            fs::remove_dir_all(&other)?;
+            fs::write(&other, "a file")?;
+            output(user.inside("mine", &[], &["true"]))?;
+        }
         for (line, kind) in [(lines[2], "user"), (lines[3], "net")] {
             let own = fs::read_link(format!("/proc/self/ns/{kind}"))?;
             ensure!(own.to_string_lossy() != line, "the {kind} namespace is the host's");

@@ -25,6 +25,9 @@ fn what_needs_root_is_refused_with_the_reason() {
         let user = User::new(lab)?;
         refused(&user, &["--backend", "kernel"], &["the kernel's WireGuard needs root", "--backend userspace"])?;
         refused(&user, &["--user", "1"], &["another user or group", "sudo"])?;
+        for capability in ["SYS_ADMIN", "net_admin", "CAP_SYS_PTRACE"] {
+            refused(&user, &["--keep-cap", capability], &["needs root", "the tunnel's own namespaces", "sudo"])?;
+        }
         refused(&user, &["--publish", "80:80"], &["port 80", "net.ipv4.ip_unprivileged_port_start"])?;
         Ok(())
     });
