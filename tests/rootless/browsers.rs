@@ -174,6 +174,33 @@ fn chromium_shows_the_tunnels_addresses_only() {
     });
 }
 
+/// As a second click on its launcher entry does. Both are in the same tunnel.
+#[test]
+fn a_second_start_of_chromium_opens_its_page_in_the_first() {
+    lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {
+        for program in ["chromium", "Xvfb"] {
+            lab::require_program(program, variables::REQUIRE_PROGRAMS)?;
+        }
+        let browsing = Browsing::new(lab)?;
+        let desk = &browsing.desk;
+        let page = page();
+        let words: Vec<&str> = CHROMIUM.into_iter().filter(|word| *word != "--headless=new").collect();
+        let words = [&words[..], &["--user-data-dir=/tmp/home/inside", &page]].concat();
+        let _display = desk.start_display()?;
+        let start = || -> Result<std::process::Command> {
+            let mut command = desk.inside(&words)?;
+            command.env("DISPLAY", DISPLAY);
+            Ok(command)
+        };
+        let first = Running::start(start()?)?;
+        browsing.expect_confined(&browsing.report(0)?, 0)?;
+        let said = output(start()?)?;
+        ensure!(said.contains("existing browser session"), "{said}");
+        browsing.expect_confined(&browsing.report(1)?, 0)?;
+        first.stop()
+    });
+}
+
 #[test]
 fn firefox_shows_the_tunnels_addresses_only() {
     lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lab::stand_in::{Protocol, StandIn};
 use lab::{Lab, Peer, Reach, launcher, variables};
 
-use crate::desk::{Desk, RUNTIME, Running};
+use crate::desk::{Desk, FILE, RUNTIME, Running};
 use crate::{output, run};
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -95,6 +95,26 @@ fn portals_that_act_for_the_desktop_are_reached_and_others_are_not() {
         // The twin.
         output(desk.command(&open)?)?;
         ensure!(std::fs::read_to_string("/tmp/home/log")?.contains("OpenURI"), "the twin's address was not opened");
+        Ok(())
+    });
+}
+
+/// A socket of another tunnel is not taken for a stale file: a browser would take over the profile of the instance
+/// there.
+#[test]
+fn a_socket_of_another_tunnel_is_closed() {
+    test_at_desk(&[PYTHON], |desk| {
+        let server = "import socket,time\ns=socket.socket(socket.AF_UNIX); s.bind('/tmp/home/other'); s.listen(9)\n\
+                      print('listens', flush=True); time.sleep(1000)";
+        let file = std::fs::read_to_string(FILE)?;
+        desk.write("other.conf", &file)?;
+        let mut other = desk.vpn_exec(&["--config", "/tmp/home/other.conf", "--", PYTHON, "-c", server])?;
+        let mut other = other.stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(other.stdout.take().context("a pipe")?).read_line(&mut line)?;
+        ensure!(line == "listens\n", "{line}");
+        let seen = output(desk.inside(&[PYTHON, "-c", CLIENT, "/tmp/home/other"])?)?;
+        ensure!(seen == "Permission denied\n", "{seen}");
         Ok(())
     });
 }
