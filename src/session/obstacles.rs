@@ -11,6 +11,10 @@ use crate::linux::sysctl;
 struct System<'a> {
     /// Returns the value of a kernel parameter, if there is one of that name.
     parameter: &'a dyn Fn(&str) -> Option<String>,
+    /// The kind of namespaces of which the user may have none.
+    limit: Option<&'static str>,
+    /// Whether a limit of namespaces was reached.
+    is_exhausted: bool,
     /// Whether the kernel's parameters can be read at all.
     has_parameters: bool,
     /// The mounts that this process sees: `/proc/self/mountinfo`.
@@ -23,12 +27,25 @@ struct System<'a> {
     program: PathBuf,
 }
 
+/// Returns the kind of namespaces, `user` or `net`, of which a user of the calling process's user namespace may have
+/// none. A new user namespace has limits of its own.
+pub(super) fn zero_limit() -> Option<&'static str> {
+    let is_zero = |kind: &&str| {
+        let limit = sysctl::get_if_present(&format!("user/max_{kind}_namespaces")).ok().flatten();
+        limit.is_some_and(|limit| limit == "0")
+    };
+    ["user", "net"].into_iter().find(is_zero)
+}
+
 /// Returns the failure to make a user namespace, with what forbids it. AppArmor lets a user make one and forbids what
-/// is done in it, so all failures up to the first network namespace are the same.
-pub(super) fn explain(error: &io::Error) -> Failure {
+/// is done in it, so all failures up to the first network namespace are the same. `limit` is what [`zero_limit`] has
+/// returned before.
+pub(super) fn explain(error: &io::Error, limit: Option<&'static str>) -> Failure {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let system = System {
         parameter: &|name| sysctl::get_if_present(name).ok().flatten(),
+        limit,
+        is_exhausted: error.raw_os_error() == Some(libc::ENOSPC),
         has_parameters: Path::new("/proc/sys/user").exists(),
         mounts: fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
         is_filtered: status.lines().any(|line| line.starts_with("Seccomp:") && !line.ends_with('0')),
@@ -45,10 +62,12 @@ fn remedy(system: &System<'_>) -> String {
     let is_chroot = !system.mounts.is_empty() && !system.mounts.lines().any(has_root);
     if !system.has_parameters {
         "mount /proc with its directory sys, which tells what forbids them; or run it with sudo".to_owned()
-    } else if is("user/max_user_namespaces", "0") {
-        "allow them: `sysctl user.max_user_namespaces=15000`; or run it with sudo".to_owned()
-    } else if is("user/max_net_namespaces", "0") {
-        "allow network namespaces: `sysctl user.max_net_namespaces=15000`; or run it with sudo".to_owned()
+    } else if let Some(kind) = system.limit {
+        let what = if kind == "net" { "network namespaces" } else { "them" };
+        format!("allow {what}: `sysctl user.max_{kind}_namespaces=15000`; or run it with sudo")
+    } else if system.is_exhausted {
+        "raise the limits user.max_user_namespaces and user.max_net_namespaces (sysctl(8)); or run it with sudo"
+            .to_owned()
     } else if is("kernel/unprivileged_userns_clone", "0") {
         "allow them: `sysctl kernel.unprivileged_userns_clone=1`; or run it with sudo".to_owned()
     } else if is_chroot {
@@ -101,6 +120,8 @@ mod tests {
         };
         let mut system = System {
             parameter: &parameter,
+            limit: None,
+            is_exhausted: false,
             has_parameters: true,
             mounts: ROOT.into(),
             is_filtered: false,
@@ -114,8 +135,6 @@ mod tests {
     #[test]
     fn each_obstacle_has_its_remedy() {
         for (parameter, value, expected) in [
-            ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces="),
-            ("user/max_net_namespaces", "0", "sysctl user.max_net_namespaces="),
             ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
             ("kernel/apparmor_restrict_unprivileged_userns", "1", "profile vpn-exec /home/ann/bin/vpn-exec flags"),
             ("user/max_user_namespaces", "100", "see user_namespaces(7)"),
@@ -123,6 +142,12 @@ mod tests {
             let said = remedy_with(&[(parameter, value)], |_| {});
             assert!(said.contains(expected), "{parameter}: {said}");
         }
+        for kind in ["user", "net"] {
+            let said = remedy_with(&[], |system| system.limit = Some(kind));
+            assert!(said.contains(&format!("sysctl user.max_{kind}_namespaces=")), "{said}");
+        }
+        let said = remedy_with(&[], |system| system.is_exhausted = true);
+        assert!(said.contains("raise the limits user.max_user_namespaces"), "{said}");
         let said = remedy_with(&[], |system| system.has_parameters = false);
         assert!(said.contains("mount /proc"), "{said}");
         let said = remedy_with(&[], |system| system.mounts = ROOT.replace("/ / rw", "/ /mnt rw"));

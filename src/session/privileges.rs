@@ -121,9 +121,11 @@ impl Privileges {
         if Scope::current() == Scope::System {
             return Ok(None);
         }
+        // Read now, as a new user namespace has limits of its own.
+        let limit = obstacles::zero_limit();
         let user = if fault::is_broken("user-namespace") { Ok(()) } else { user_namespace::create() };
         let created = user.and_then(|()| NetworkNamespace::create(|| Ok(())));
-        let (namespace, ()) = created.map_err(|error| obstacles::explain(&error))?;
+        let (namespace, ()) = created.map_err(|error| obstacles::explain(&error, limit))?;
         capabilities::limit(self.needed, self.needed).doing("drop privileges")?;
         Ok(Some(namespace))
     }

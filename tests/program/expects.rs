@@ -10,6 +10,7 @@ use crate::support::*;
 #[test]
 fn an_unprivileged_program_can_bind_to_every_port() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("another user for the program")?;
         let bind = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); s.listen(); print('listens')";
         let options: &[&[&str]] = if lab::world::has_users()? { &[&[], &["--user", "4321"]] } else { &[&[]] };
         for options in options {
@@ -23,6 +24,7 @@ fn an_unprivileged_program_can_bind_to_every_port() {
 #[test]
 fn ping_works_with_and_without_cap_net_raw() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("another user for the program")?;
         let others = lab::world::has_users()?;
         let options: &[&[&str]] = match others {
             true => {

@@ -51,6 +51,7 @@ def search():
 #[test]
 fn a_program_of_another_user_has_no_keys_of_the_caller() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("another user for the program")?;
         let inside = format!("{SEARCH}search()");
         // A new session keyring with a key, as pam_keyinit(8) creates it at a login.
         let outside = format!(

@@ -154,6 +154,7 @@ fn each_process_has_only_the_capabilities_of_its_next_steps() {
 #[test]
 fn a_program_of_another_user_has_its_ids_and_kept_capabilities() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("another user for the program")?;
         lab::require_users()?;
         let options = ["--user", "4321", "--group", "8765", "--keep-cap", "CAP_NET_RAW"];
         let status = Launcher::new(&config).options(&options).program(["cat", "/proc/self/status"]).stdout()?;
@@ -175,6 +176,7 @@ fn a_program_of_another_user_has_its_ids_and_kept_capabilities() {
 #[test]
 fn under_sudo_the_program_runs_as_the_caller() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("vpn-exec under sudo")?;
         lab::require_users()?;
         let mut command =
             Launcher::new(&config).program(["sh", "-c", "id -u; id -g; echo $HOME; echo ${SUDO_UID-none}"]).command();
@@ -193,6 +195,7 @@ fn under_sudo_the_program_runs_as_the_caller() {
 #[test]
 fn under_sudo_the_program_finds_the_callers_desktop_sockets() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("vpn-exec under sudo")?;
         lab::require_users()?;
         let runtime = Path::new("/run/user/65534");
         fs::create_dir_all(runtime)?;

@@ -8,9 +8,11 @@ mod desk;
 mod desktop;
 mod lifetime;
 mod local;
+mod nested;
 mod plan;
 mod privileges;
 mod refusals;
+mod scope;
 mod security;
 
 use std::fs;

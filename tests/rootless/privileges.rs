@@ -75,34 +75,3 @@ fn the_namespace_has_no_name_and_the_tunnels_files_are_hidden() {
         Ok(())
     });
 }
-
-/// Browsers' sandboxes and bubblewrap nest user namespaces. One that a program makes has no power over the tunnel's
-/// namespaces, which another owns.
-#[test]
-fn a_nested_user_namespace_cannot_touch_the_tunnel() {
-    lab::test(Peer::Ours, |lab: &Lab| {
-        // The user ID 0 cannot be nested without CAP_SETFCAP (user_namespaces(7)).
-        lab::require_users()?;
-        lab::require_program("nft", lab::variables::REQUIRE_PEERS)?;
-        let user = User::new(lab)?;
-        let attempts = [
-            "ip link set wg0 down",
-            "ip link delete host0",
-            "ip route add 198.51.100.0/26 dev host0",
-            "ip address add 192.0.2.9/32 dev host0",
-            "nft flush ruleset",
-            "umount /etc/resolv.conf",
-            "umount /etc",
-            "umount /run",
-        ];
-        let tried: String = attempts.iter().map(|attempt| format!("{attempt} 2>&- && echo '{attempt}'; ")).collect();
-        let script = format!("unshare -Urm sh -c \"id -u; {tried} ip link add dummy type veth && echo a link; true\"");
-        let seen = output(user.inside("mine", &[], &["sh", "-c", &script]))?;
-        ensure!(seen == "0\n", "a nested user namespace could: {seen}");
-        // The twin: with a network namespace of its own, it may.
-        let script = "unshare -Urmn sh -c 'ip link set lo up && nft flush ruleset && echo may'";
-        let seen = output(user.inside("mine", &[], &["sh", "-c", script]))?;
-        ensure!(seen == "may\n", "{seen}");
-        Ok(())
-    });
-}

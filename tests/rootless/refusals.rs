@@ -48,11 +48,16 @@ fn marks_and_hooks_of_the_file_are_refused() {
 fn a_system_without_user_namespaces_gets_the_remedy() {
     lab::test(Peer::Ours, |lab: &Lab| {
         let user = User::new(lab)?;
-        let allowed = sysctl::get("user/max_user_namespaces")?;
-        sysctl::set("user/max_user_namespaces", "0")?;
-        let refused = refused(&user, &[], &["cannot make a user namespace", "sysctl user.max_user_namespaces="]);
-        sysctl::set("user/max_user_namespaces", &allowed)?;
-        refused
+        // The world's user namespace has these limits.
+        for kind in ["user", "net"] {
+            let parameter = format!("user/max_{kind}_namespaces");
+            let allowed = sysctl::get(&parameter)?;
+            sysctl::set(&parameter, "0")?;
+            let remedy = format!("sysctl user.max_{kind}_namespaces=15000");
+            refused(&user, &[], &["cannot make a user namespace", &remedy])?;
+            sysctl::set(&parameter, &allowed)?;
+        }
+        Ok(())
     });
 }
 
