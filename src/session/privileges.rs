@@ -95,8 +95,8 @@ impl Privileges {
         Ok(Self { needed })
     }
 
-    /// Moves the calling process into the user namespace of a user's tunnel, whose network namespace this is. It has the
-    /// needed capabilities there, and no others. Does nothing for a tunnel of the machine.
+    /// Moves the calling process into the user namespace of a user's tunnel, whose network namespace this is. It has
+    /// the needed capabilities there, and no others. Does nothing for a tunnel of the machine.
     ///
     /// # Errors
     /// If the user namespace belongs to another user, or if the keeper has not passed the network namespace.
