@@ -1,8 +1,8 @@
 //! A program in a user's tunnel cannot give orders to its keeper, which is a process of the same user.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{PATIENCE, User, failure, output};
+use crate::{PATIENCE, User, failure, output, serve};
 
 /// Sends a request to a keeper and prints the answer: `client.py SOCKET REQUEST WAY`. The ways are `plain`; `proved`,
 /// with the own user namespace as a proof; and `ended`, from a process that has ended since.
@@ -402,13 +402,7 @@ fn a_program_inside_has_the_keeper_read_no_file_again() {
 /// Starts an agent in a tunnel with a port of the host, and the service at that port and at another one.
 fn start_with_host_port(user: &User) -> Result<Agent> {
     for port in [OPENED, PLANTED] {
-        let listener = TcpListener::bind(("127.0.0.1", port))?;
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let _ = stream.read(&mut [0; 4096]);
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe host");
-            }
-        });
+        serve(Ipv4Addr::LOCALHOST.into(), port)?;
     }
     Agent::start(&mut user.inside("mine", &["--host-port", &OPENED.to_string()], &[]))?.begun()
 }
