@@ -206,7 +206,8 @@ impl Relay {
         self.send(RelayCommand::SetTargets(targets))
     }
 
-    /// Replaces the destinations to which clients of transparent ports are relayed. Connections and flows to others end.
+    /// Replaces the destinations to which clients of transparent ports are relayed. Connections and flows to others
+    /// end.
     ///
     /// # Errors
     ///

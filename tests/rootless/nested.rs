@@ -1,5 +1,5 @@
-//! User namespaces that a program makes inside, as browsers' sandboxes, bubblewrap and flatpak do. They work, and have no
-//! power over the tunnel's namespaces, which another user namespace owns.
+//! User namespaces that a program makes inside, as browsers' sandboxes, bubblewrap and flatpak do. They work, and have
+//! no power over the tunnel's namespaces, which another user namespace owns.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +9,12 @@ use lab::{Lab, PROVIDER, Peer, WEB};
 
 use crate::{PATIENCE, User, output};
 
-/// Makes a user namespace with all capabilities, and a mount namespace of its own, and runs Python there. No user has to
-/// be mapped for that, which the user ID 0 could not be (user_namespaces(7)).
+/// Makes a user namespace with all capabilities, and a mount namespace of its own, and runs Python there. No user has
+/// to be mapped for that, which the user ID 0 could not be (user_namespaces(7)).
 const NESTED: [&str; 6] = ["unshare", "--user", "--keep-caps", "--mount", "/usr/bin/python3", "-c"];
 
-/// Prints a line for each attempt that did not fail as it must, and how many were made. The first line has the effective
-/// capabilities: without any, it would be no wonder.
+/// Prints a line for each attempt that did not fail as it must, and whether there were many. The first line tells
+/// whether it has capabilities: without any, all would fail.
 const ATTEMPTS: &str = r#"
 import ctypes, errno, os, re, subprocess
 libc = ctypes.CDLL(None, use_errno=True)
@@ -53,7 +53,8 @@ MNT_DETACH, MS_BIND, MS_REC, MS_MOVE, MS_REMOUNT = 2, 4096, 16384, 8192, 32
 points = [line.split()[4].encode().decode('unicode_escape') for line in read('/proc/self/mountinfo').splitlines()]
 before = {path: read(path) for path in ['/etc/resolv.conf', '/etc/hosts', '/etc/nsswitch.conf']}
 for point in dict.fromkeys(points):
-    must(f'umount {point}', result(libc.umount2(point.encode(), MNT_DETACH)), ['EINVAL', 'EPERM', 'EBUSY', 'ENOENT', 'EACCES'])
+    taken_off = libc.umount2(point.encode(), MNT_DETACH)
+    must(f'umount {point}', result(taken_off), ['EINVAL', 'EPERM', 'EBUSY', 'ENOENT', 'EACCES'])
     moved = libc.mount(point.encode(), b'/mnt', None, MS_MOVE, None)
     must(f'move {point}', result(moved), ['EINVAL', 'EPERM', 'EBUSY', 'ENOENT', 'EACCES', 'ELOOP'])
 # A copy of the tree without what is mounted in it would uncover the rest.

@@ -215,6 +215,85 @@ fn a_launcher_enters_no_namespace_that_a_program_inside_could_have_made() {
     });
 }
 
+/// In a directory that others may write to, another user could make the socket.
+#[test]
+fn a_socket_of_another_user_is_not_talked_to() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        lab::require_users()?;
+        let user = User::new(lab)?;
+        output(user.up("mine"))?;
+        kill(Pid::from_raw(user.keeper("mine")?), Signal::SIGKILL)?;
+        let socket = user.tunnels().join("mine/socket");
+        fs::remove_file(&socket)?;
+        let mut command = Command::new("sh");
+        let script = "umask 0; exec /usr/bin/python3 -c \"$0\" \"$@\"";
+        command.args(["-c", script, FORGER]).arg(&socket).arg(std::process::id().to_string());
+        let mut forger = command.stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(forger.stdout.take().context("a pipe")?).read_line(&mut line)?;
+        let message = failure(user.about(&["--tunnel", "mine", "--", "true"]))?;
+        ensure!(message.contains("the tunnel's socket is that of the user 0"), "{message}");
+        forger.kill()?;
+        forger.wait()?;
+        Ok(())
+    });
+}
+
+/// A launcher with a program is in the user namespace of its tunnel. It proves that it was outside.
+#[test]
+fn all_launchers_join_the_successor_of_a_killed_or_replaced_keeper() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        output(user.up("mine"))?;
+        let start = || Agent::start(&mut user.inside("mine", &[], &[]))?.begun();
+        let mut agents = [start()?, start()?, start()?];
+        for _ in 0..3 {
+            user.replace_keeper("mine")?;
+        }
+        let mut replace = user.up("mine");
+        replace.arg("--replace");
+        output(replace)?;
+        user.replace_keeper("mine")?;
+        for agent in &mut agents {
+            agent.succeed("pid")?;
+        }
+        for agent in agents {
+            agent.finish_well()?;
+        }
+        output(user.about(&["down", "mine"])).map(drop)
+    });
+}
+
+/// Only launchers know the plan for certain.
+#[test]
+fn a_tunnel_without_launchers_is_made_anew() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        output(user.up("mine"))?;
+        let script = "(setsid sh -c 'echo $$; exec sleep 1000' &); exec cat";
+        let mut command = user.inside("mine", &[], &["sh", "-c", script]);
+        let mut launcher = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(launcher.stdout.take().context("a pipe")?).read_line(&mut line)?;
+        let orphan: i32 = line.trim().parse()?;
+        let keeper = user.keeper("mine")?;
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in [launcher.id().cast_signed(), keeper] {
+                kill(Pid::from_raw(pid), signal)?;
+            }
+        }
+        launcher.wait()?;
+        ensure!(kill(Pid::from_raw(orphan), None).is_ok(), "the orphan has ended by itself");
+        // A plan that was followed would be an error.
+        fs::write(user.tunnels().join("mine/plan"), "{}")?;
+        output(user.up("mine"))?;
+        let state = fs::read_to_string(format!("/proc/{orphan}/stat")).unwrap_or_default();
+        ensure!(state.is_empty() || state.contains(") Z "), "{state}");
+        output(user.inside("mine", &[], &["true"]))?;
+        output(user.about(&["down", "mine"])).map(drop)
+    });
+}
+
 /// Makes a shell that the user may execute and not read, so that no process of the user can look into it.
 fn unreadable_shell(place: &tempfile::TempDir) -> Result<String> {
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755))?;
