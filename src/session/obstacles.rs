@@ -5,14 +5,37 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
+use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::sysctl;
+
+/// What has to be looked at before a user namespace is made: a new one has limits and capabilities of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Before {
+    /// The kind of namespaces, `user` or `net`, of which the user may have none.
+    limit: Option<&'static str>,
+    /// Whether this is root without CAP_SETFCAP. Since Linux 5.12 such a process has no user namespace in which it is
+    /// itself.
+    is_bare_root: bool,
+}
+
+impl Before {
+    /// Looks at the calling process and its user namespace.
+    pub(super) fn look() -> Self {
+        let is_zero = |kind: &&str| {
+            let limit = sysctl::get_if_present(&format!("user/max_{kind}_namespaces")).ok().flatten();
+            limit.is_some_and(|limit| limit == "0")
+        };
+        let can_map = capabilities::permitted().is_ok_and(|permitted| permitted.contains(CapabilitySet::SETFCAP));
+        let is_bare_root = nix::unistd::geteuid().is_root() && !can_map;
+        Self { limit: ["user", "net"].into_iter().find(is_zero), is_bare_root }
+    }
+}
 
 /// What is known about the system.
 struct System<'a> {
     /// Returns the value of a kernel parameter, if there is one of that name.
     parameter: &'a dyn Fn(&str) -> Option<String>,
-    /// The kind of namespaces of which the user may have none.
-    limit: Option<&'static str>,
+    before: Before,
     /// Whether a limit of namespaces was reached.
     is_exhausted: bool,
     /// Whether the kernel's parameters can be read at all.
@@ -27,24 +50,13 @@ struct System<'a> {
     program: PathBuf,
 }
 
-/// Returns the kind of namespaces, `user` or `net`, of which a user of the calling process's user namespace may have
-/// none. A new user namespace has limits of its own.
-pub(super) fn zero_limit() -> Option<&'static str> {
-    let is_zero = |kind: &&str| {
-        let limit = sysctl::get_if_present(&format!("user/max_{kind}_namespaces")).ok().flatten();
-        limit.is_some_and(|limit| limit == "0")
-    };
-    ["user", "net"].into_iter().find(is_zero)
-}
-
 /// Returns the failure to make a user namespace, with what forbids it. AppArmor lets a user make one and forbids what
-/// is done in it, so all failures up to the first network namespace are the same. `limit` is what [`zero_limit`] has
-/// returned before.
-pub(super) fn explain(error: &io::Error, limit: Option<&'static str>) -> Failure {
+/// is done in it, so all failures up to the first network namespace are the same.
+pub(super) fn explain(error: &io::Error, before: Before) -> Failure {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let system = System {
         parameter: &|name| sysctl::get_if_present(name).ok().flatten(),
-        limit,
+        before,
         is_exhausted: error.raw_os_error() == Some(libc::ENOSPC),
         has_parameters: Path::new("/proc/sys/user").exists(),
         mounts: fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
@@ -62,7 +74,7 @@ fn remedy(system: &System<'_>) -> String {
     let is_chroot = !system.mounts.is_empty() && !system.mounts.lines().any(has_root);
     if !system.has_parameters {
         "mount /proc with its directory sys, which tells what forbids them; or run it with sudo".to_owned()
-    } else if let Some(kind) = system.limit {
+    } else if let Some(kind) = system.before.limit {
         let what = if kind == "net" { "network namespaces" } else { "them" };
         format!("allow {what}: `sysctl user.max_{kind}_namespaces=15000`; or run it with sudo")
     } else if system.is_exhausted {
@@ -70,6 +82,10 @@ fn remedy(system: &System<'_>) -> String {
             .to_owned()
     } else if is("kernel/unprivileged_userns_clone", "0") {
         "allow them: `sysctl kernel.unprivileged_userns_clone=1`; or run it with sudo".to_owned()
+    } else if system.before.is_bare_root {
+        "root needs the capability CAP_SETFCAP for that, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SETPCAP to do without: \
+         run it with sudo, or let the container or service have them"
+            .to_owned()
     } else if is_chroot {
         "the kernel allows none in a chroot: run it outside, or in a container instead".to_owned()
     } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
@@ -120,7 +136,7 @@ mod tests {
         };
         let mut system = System {
             parameter: &parameter,
-            limit: None,
+            before: Before::default(),
             is_exhausted: false,
             has_parameters: true,
             mounts: ROOT.into(),
@@ -143,11 +159,13 @@ mod tests {
             assert!(said.contains(expected), "{parameter}: {said}");
         }
         for kind in ["user", "net"] {
-            let said = remedy_with(&[], |system| system.limit = Some(kind));
+            let said = remedy_with(&[], |system| system.before.limit = Some(kind));
             assert!(said.contains(&format!("sysctl user.max_{kind}_namespaces=")), "{said}");
         }
         let said = remedy_with(&[], |system| system.is_exhausted = true);
         assert!(said.contains("raise the limits user.max_user_namespaces"), "{said}");
+        let said = remedy_with(&[], |system| system.before.is_bare_root = true);
+        assert!(said.contains("CAP_SETFCAP"), "{said}");
         let said = remedy_with(&[], |system| system.has_parameters = false);
         assert!(said.contains("mount /proc"), "{said}");
         let said = remedy_with(&[], |system| system.mounts = ROOT.replace("/ / rw", "/ /mnt rw"));

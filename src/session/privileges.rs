@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use super::obstacles;
+use super::obstacles::{self, Before};
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
@@ -121,11 +121,10 @@ impl Privileges {
         if Scope::current() == Scope::System {
             return Ok(None);
         }
-        // Read now, as a new user namespace has limits of its own.
-        let limit = obstacles::zero_limit();
+        let before = Before::look();
         let user = if fault::is_broken("user-namespace") { Ok(()) } else { user_namespace::create() };
         let created = user.and_then(|()| NetworkNamespace::create(|| Ok(())));
-        let (namespace, ()) = created.map_err(|error| obstacles::explain(&error, limit))?;
+        let (namespace, ()) = created.map_err(|error| obstacles::explain(&error, before))?;
         capabilities::limit(self.needed, self.needed).doing("drop privileges")?;
         Ok(Some(namespace))
     }
