@@ -313,6 +313,8 @@ fn an_unprivileged_user_is_advised_to_use_sudo() {
         for arguments in [format!("--config {config} -- true"), format!("up {config}")] {
             // Root, but without a capability: neither way is open.
             told(&format!("{bare} {program} {arguments}"), "root needs the capability CAP_SETFCAP")?;
+            // Under sudo the program is never root's.
+            told(&format!("SUDO_UID=1000 {bare} {program} {arguments}"), "would be root's")?;
         }
         // Which tunnels exist is known to every user.
         let other = run(&format!("{bare} {program} down other"))?;

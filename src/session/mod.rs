@@ -27,7 +27,9 @@ use crate::request::{RequestedTunnel, TunnelRequest};
 use crate::tunnel::ContainerPlace;
 use approach::{Approach, approach};
 pub(crate) use creation::{keeper_spec, require_living_changeable};
-pub(crate) use privileges::{Privileges, choose_scope, choose_scope_of, reason_of_scope, require_privileges};
+pub(crate) use privileges::{
+    Privileges, choose_scope, choose_scope_of, choose_scope_to_look, reason_of_scope, require_privileges,
+};
 pub(crate) use readiness::{Progress, Readiness};
 
 /// How a session came to its tunnel.

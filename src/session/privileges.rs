@@ -22,15 +22,29 @@ fn of_root() -> CapabilitySet {
 /// # Errors
 /// If the capabilities cannot be read, or if the caller of sudo would get a program that runs as root.
 pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
-    let is_privileged = capabilities::permitted().doing("read the capabilities")?.contains(of_root());
+    let scope = scope_for(rootless)?;
     let caller = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"].iter().find(|name| std::env::var_os(name).is_some());
-    if is_privileged && rootless && caller.is_some() {
-        // The program would be root: root's user namespace has no other user.
-        return Err(Failure::new("--rootless makes a tunnel of the user who runs vpn-exec, who is root here")
+    if scope == Scope::User && nix::unistd::geteuid().is_root() && caller.is_some() {
+        // Root's user namespace has no other user.
+        let why = if rootless { "--rootless was given" } else { "root lacks the capabilities for another one here" };
+        return Err(Failure::new(format!("the tunnel and its program would be root's, because {why}"))
             .advise("run it without sudo"));
     }
-    let scope = if is_privileged && !rootless { Scope::System } else { Scope::User };
     scope.enter();
+    Ok(())
+}
+
+fn scope_for(rootless: bool) -> Result<Scope, Failure> {
+    let is_privileged = capabilities::permitted().doing("read the capabilities")?.contains(of_root());
+    Ok(if is_privileged && !rootless { Scope::System } else { Scope::User })
+}
+
+/// Chooses the scope for a command that starts no program. A list has the tunnels of both.
+///
+/// # Errors
+/// If the capabilities cannot be read.
+pub(crate) fn choose_scope_to_look() -> Result<(), Failure> {
+    scope_for(false)?.enter();
     Ok(())
 }
 
@@ -49,9 +63,9 @@ pub(crate) fn reason_of_scope(rootless: bool) -> &'static str {
 /// machine's of that name, then the other.
 ///
 /// # Errors
-/// As [`choose_scope`].
+/// If the capabilities cannot be read.
 pub(crate) fn choose_scope_of(name: &TunnelName) -> Result<(), Failure> {
-    choose_scope(false)?;
+    choose_scope_to_look()?;
     let first = Scope::current();
     let other = if first == Scope::System { Scope::User } else { Scope::System };
     let exists = |scope: Scope| {
