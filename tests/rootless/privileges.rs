@@ -47,6 +47,20 @@ fn a_program_is_its_user_without_capabilities() {
     });
 }
 
+/// Ordinary programs expect both. A file capability of ping has no effect in a user namespace of one user.
+#[test]
+fn a_program_may_ping_and_listen_on_every_port() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        let said = output(user.inside("mine", &[], &["ping", "-c", "1", "-W", "20", "127.0.0.1"]))?;
+        ensure!(said.contains(" 0% packet loss"), "{said}");
+        let bind = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); s.listen(); print('listens')";
+        let said = output(user.inside("mine", &[], &["/usr/bin/python3", "-c", bind]))?;
+        ensure!(said.trim() == "listens", "{said}");
+        Ok(())
+    });
+}
+
 /// The namespace has no name, and the program does not see the files by which it could give its keeper orders.
 #[test]
 fn the_namespace_has_no_name_and_the_tunnels_files_are_hidden() {
