@@ -211,7 +211,8 @@ fn warn_of_incompatibility(
         Identity::Unchanged => nix::unistd::geteuid().is_root(),
     };
     let variable = |name: &str| std::env::var_os(name);
-    let program = compatibility::program_warning(command, options.new_privileges, is_root, variable);
+    let is_rootless = Scope::current() == Scope::User;
+    let program = compatibility::program_warning(command, options.new_privileges, is_rootless, is_root, variable);
     let display = compatibility::display_warning(environment("DISPLAY").as_deref(), has_host_port);
     for warning in [program, display].into_iter().flatten() {
         tracing::warn!("{warning}");
