@@ -3,7 +3,8 @@
 //! The parts, all of them by default:
 //!
 //! - `launch`: from exec of `vpn-exec FILE -- true` to its exit. `unshare -Urn true` is the least that a namespace of
-//!   an ordinary user takes. `again`: under the name of a tunnel that has just ended.
+//!   an ordinary user takes, and other programs that make one take part if they are installed. Also under the name of
+//!   a tunnel that has just ended.
 //! - `join`: from exec of `vpn-exec --tunnel NAME -- true` to its exit, in a standing tunnel.
 //! - `memory`: PSS of all of vpn-exec's processes for one program in a tunnel of its own, and the kernel's memory.
 //! - `throughput`: one TCP connection from a program in the tunnel to a server behind the provider.
@@ -103,6 +104,12 @@ fn measure() -> Result<()> {
 /// The two ways to make a tunnel.
 const WAYS: [(&str, &[&str]); 2] = [("root's tunnel", &[]), ("without root", &["--rootless"])];
 
+/// Other programs that run a program in a network namespace, by the words before that program.
+const PEERS: [(&str, &[&str]); 2] = [
+    ("bwrap --unshare-net: no network", &["bwrap", "--unshare-net", "--dev-bind", "/", "/"]),
+    ("pasta --config-net: the host's network", &["pasta", "--config-net", "--"]),
+];
+
 /// A candidate: its title and the words before the program.
 type Candidate = (&'static str, Vec<String>);
 
@@ -121,6 +128,8 @@ impl Bench {
 
     fn launch(&self, again: bool) -> Result<()> {
         let title = if again { "again at once, under the same name" } else { "a launch: `true`, from exec to exit" };
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let peers = PEERS.iter().filter(|(_, peer)| time(&words(peer)).is_ok()).collect::<Vec<_>>();
         let candidates = |round: usize| {
             let name = if again { "same".to_owned() } else { format!("b{}", round % 8) };
             let mut candidates: Vec<Candidate> = vec![];
@@ -129,6 +138,7 @@ impl Bench {
                 candidates.push(("unshare -Urn", vec!["unshare".to_owned(), "-Urn".to_owned()]));
                 candidates.push(("unshare -n", vec!["unshare".to_owned(), "-n".to_owned()]));
                 candidates.push(("the program alone", vec![]));
+                candidates.extend(peers.iter().map(|(title, peer)| (*title, words(peer))));
             }
             candidates
         };
