@@ -146,6 +146,7 @@ fn nothing_is_written_by_mistake() -> Result<()> {
         ensure!(said.contains("was not written by vpn-exec"), "{said}");
     }
     ensure!(fs::read_to_string(home.entry())? == FIREFOX, "the file has changed");
+    ensure!(!home.path("own/vpn-exec").exists(), "a profile was made");
     fs::remove_file(home.entry())?;
     std::os::unix::fs::symlink("/nonexistent/x", home.entry())?;
     ensure!(home.fails(&["firefox", "--tunnel", "mullvad"])?.contains("was not written by vpn-exec"));

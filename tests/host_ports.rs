@@ -135,6 +135,7 @@ fn route_from_lan(lab: &Lab, link: &HostLink) -> Result<()> {
 #[test]
 fn a_program_reaches_requested_ports_of_the_hosts_loopback_and_no_other_client_does() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("other clients have no way to the gateway of a rootless tunnel")?;
         page(Ipv4Addr::LOCALHOST, 5432, "over IPv4")?;
         page(Ipv6Addr::LOCALHOST, 5433, "over IPv6")?;
         page(Ipv4Addr::LOCALHOST, 5434, "not requested")?;
@@ -206,6 +207,7 @@ fn a_service_on_all_addresses_is_reached_without_a_relay() {
 #[test]
 fn a_port_that_is_bound_without_a_listener_is_an_error_and_nothing_is_left() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("the ports of a rootless tunnel are bound in a namespace of their own")?;
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
         use std::os::fd::AsRawFd;
 

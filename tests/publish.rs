@@ -323,6 +323,7 @@ fn more_ports_than_the_soft_limit_of_open_files_are_published() {
 #[test]
 fn the_successor_of_a_killed_keeper_publishes_the_same_ports() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("without a program inside, a rootless tunnel ends with its keeper")?;
         let inside = up(lab, &["8080:80", "5300:53/udp"])?;
         shout(&inside, Ipv4Addr::LOCALHOST, 80)?;
         let _open = connect(&lab.host, Ipv4Addr::LOCALHOST, 8080)?;
@@ -606,6 +607,7 @@ fn a_program_that_listens_on_a_new_address_of_its_tunnel_is_reached() {
 #[test]
 fn a_reload_with_ports_that_cannot_be_bound_changes_nothing() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("ports below 1024")?;
         let file = lab.wg_quick_file(Reach::Ipv4)?;
         let inside = up_from(&file, &["8080:80", "8081:81"])?;
         shout(&inside, Ipv4Addr::UNSPECIFIED, 80)?;

@@ -31,7 +31,8 @@ const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Takes up a tunnel that publishes port 80 as 8080, from a shell that sets a limit first.
 fn up(lab: &Lab, limit: &str) -> Result<NetworkNamespace> {
     let file = lab.wg_quick_file(Reach::Ipv4)?;
-    let up = format!("{limit} && exec \"$0\" up \"$1\" --name {NAME} --backend userspace --publish 8080:80");
+    let way = if lab::tunnel::is_rootless() { "--rootless" } else { "" };
+    let up = format!("{limit} && exec \"$0\" up {way} \"$1\" --name {NAME} --backend userspace --publish 8080:80");
     let program = lab::launcher::binary();
     let output = Command::new("sh").arg("-c").arg(up).arg(program).arg(file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

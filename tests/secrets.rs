@@ -249,7 +249,8 @@ fn vpn_execs_processes_cannot_be_inspected_by_their_own_user() {
             return Err(Skip::error(reason, variables::REQUIRE_TUN));
         }
         let (_, file) = pieces_and_file(lab)?;
-        for path in [file.as_path(), Path::new("/run")] {
+        let runtime = Path::new(lab::tunnel::RUNTIME_DIRECTORY);
+        for path in [file.as_path(), Path::new("/run"), runtime].into_iter().filter(|path| path.exists()) {
             nix::unistd::chown(path, Some(Uid::from_raw(USER)), None)?;
         }
         let mut command = agent::task_on_host(&format!("as-user {USER}"));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::launcher::text_of;
-use lab::{Lab, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
+use lab::{Lab, Launcher, PROVIDER, Peer, ROUTER, Reach, TUNNEL_CLIENT, WEB, vpn_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vpn_exec::lease::status::{Condition, Status};
@@ -82,6 +82,12 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     run(&up)?;
     let first = status()?;
     assert_eq!(first.state, Condition::Up, "{first:?}");
+    // Without a program inside, a rootless tunnel ends with its keeper.
+    let inside = lab::tunnel::is_rootless().then(|| Launcher::with_tunnel(NAME).program(["sleep", "1000"]).start());
+    let mut inside = inside.transpose()?;
+    lab::wait_until(lab::patience(PATIENCE), "the program is not inside", || {
+        Ok(status()?.programs.len() == usize::from(inside.is_some()))
+    })?;
     let mut stream = connect()?;
     assert_eq!(callers.recv_timeout(lab::patience(PATIENCE))?, PROVIDER.ipv4);
     ask(&mut stream, "before")?;
@@ -114,6 +120,10 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     assert!(callers.try_recv().is_err(), "it was one connection all the time");
     assert_eq!(lab.capture.leaks()?, []);
     drop(stream);
+    if let Some(inside) = &mut inside {
+        kill(Pid::from_raw(inside.id().cast_signed()), Signal::SIGTERM)?;
+        inside.wait()?;
+    }
     run(&["down", NAME]).map(drop)
 }
 

@@ -53,12 +53,12 @@ fn write(arguments: &DesktopArgs, tunnel: &TunnelName, folders: &DataFolders) ->
             let what = format!("cannot make an entry of {}: {error}", installed.path.display());
             Failure::new(what).advise(error.advice())
         })?;
+    let path = path_of(tunnel, &installed.id, folders);
+    require_own(&path)?;
     for profile in &confined.profiles {
         let create = DirBuilder::new().recursive(true).mode(0o700).create(profile);
         create.map_err(|error| cannot("create", Path::new(profile), &error))?;
     }
-    let path = path_of(tunnel, &installed.id, folders);
-    require_own(&path)?;
     replace(&path, &confined.text).map_err(|error| cannot("write", &path, &error))?;
     print(&format!("wrote {}\n", path.display()))?;
     warn_of_shared_data(&confined);

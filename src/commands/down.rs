@@ -8,7 +8,7 @@ use crate::cli::DownArgs;
 use crate::failure::{Doing, Failure};
 use crate::keeper;
 use crate::lease;
-use crate::linux::{namespace, process};
+use crate::linux::process;
 use crate::names::TunnelName;
 use crate::registry::path_of;
 use crate::session;
@@ -83,8 +83,7 @@ fn remove_remains(name: &TunnelName, force: bool) -> Result<Remains, Failure> {
         None => Vec::new(),
     };
     if !force && !inside.is_empty() {
-        let path = namespace::path_of(name.as_str());
-        return Err(Failure::new(format!("programs {inside:?} are running in {}", path.display()))
+        return Err(Failure::new(format!("programs {inside:?} are running in the tunnel {name}"))
             .advise("end them first, or kill them with --force"));
     }
     reclaim(&directory, name)?;

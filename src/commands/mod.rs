@@ -88,7 +88,9 @@ fn choose_scope(cli: &Cli) -> Result<(), Failure> {
         Some(Command::Reload(arguments)) => session::choose_scope(arguments.tunnel.rootless),
         Some(Command::Down(arguments)) => session::choose_scope_of(&arguments.name),
         Some(Command::Status(StatusArgs { name: Some(name), .. })) => session::choose_scope_of(name),
-        Some(Command::Status(_) | Command::List(_) | Command::Desktop(_)) => session::choose_scope(false),
+        Some(Command::Status(_) | Command::List(_)) => session::choose_scope_to_look(),
+        Some(Command::Desktop(_)) => session::choose_scope(false),
+        Some(Command::Logs(arguments)) => session::choose_scope_of(&arguments.name),
         _ => Ok(()),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,6 +50,9 @@ pub(super) fn run(
     // All users can read the files made for the tunnel, whatever the caller's mask. The program gets that mask back.
     let umask = process::set_umask(0o022);
     let signals = Signals::block(program::forwarded_signals()).doing("watch for signals")?;
+    if Scope::current() == Scope::User {
+        require_staging(STAGING.as_ref())?;
+    }
     let mut session = session::acquire_requested(tunnel, listen_fds, &privileges)?;
     let program = Program {
         command,
@@ -60,7 +64,7 @@ pub(super) fn run(
         sockets: plan::host_sockets::for_program(&options, environment),
         buses: options.buses.clone(),
         hidden: plan::hidden_paths(options.buses.system),
-        emptied: session.plan.rootless.then(|| Scope::User.directory()),
+        emptied: if session.plan.rootless { registry::user_directories() } else { Vec::new() },
         identity,
         kept,
         last_capability: capabilities::last().doing("read /proc")?,
@@ -75,6 +79,16 @@ pub(super) fn run(
     let outcome = run_program(&program, &options, &mut session, signals, wait);
     session.end(outcome.is_ok())?;
     Ok(end_as(outcome?))
+}
+
+/// Checks for the directory at which a user's program builds its copies, before anything is made.
+fn require_staging(directory: &Path) -> Result<(), Failure> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let shown = directory.display();
+    Err(Failure::new(format!("cannot build the program's copies of /etc and /run: {shown} is not a directory"))
+        .advise(format!("make it as root: `install -d -m 1777 {shown}`")))
 }
 
 /// The two processes after the caller's terminal was replaced; only the launcher if it was not.
@@ -197,7 +211,8 @@ fn warn_of_incompatibility(
         Identity::Unchanged => nix::unistd::geteuid().is_root(),
     };
     let variable = |name: &str| std::env::var_os(name);
-    let program = compatibility::program_warning(command, options.new_privileges, is_root, variable);
+    let is_rootless = Scope::current() == Scope::User;
+    let program = compatibility::program_warning(command, options.new_privileges, is_rootless, is_root, variable);
     let display = compatibility::display_warning(environment("DISPLAY").as_deref(), has_host_port);
     for warning in [program, display].into_iter().flatten() {
         tracing::warn!("{warning}");
@@ -255,5 +270,20 @@ fn end_as(outcome: ProgramOutcome) -> ExitCode {
             }
             ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_directory_for_the_programs_copies_is_reported_with_the_remedy() {
+        let folder = tempfile::tempdir().expect("a folder");
+        require_staging(folder.path()).expect("a directory");
+        let missing = folder.path().join("missing");
+        let failure = require_staging(&missing).expect_err("no directory");
+        assert!(failure.to_string().contains(&missing.display().to_string()), "{failure}");
+        assert!(format!("{failure:?}").contains("install -d -m 1777"), "{failure:?}");
     }
 }

@@ -121,7 +121,7 @@ fn describe(tunnel: &Status, is_colored: bool) -> String {
     let name = color::paint(tunnel.name.as_str(), color::HEADING, is_colored);
     let mut lines = Lines(format!("{name}: {state} ({kind}{backend})\n"));
     match &tunnel.living {
-        Some(living) => describe_living(&mut lines, living),
+        Some(living) => describe_living(&mut lines, living, tunnel.namespace.is_none()),
         None if tunnel.state == Condition::Busy => {
             lines.row("keeper", format_args!("process {} is busy: try again", tunnel.keeper));
         }
@@ -154,7 +154,7 @@ fn describe(tunnel: &Status, is_colored: bool) -> String {
     lines.0
 }
 
-fn describe_living(lines: &mut Lines, living: &LiveStatus) {
+fn describe_living(lines: &mut Lines, living: &LiveStatus, is_rootless: bool) {
     if let Some(problem) = &living.problem {
         lines.row("problem", problem);
     }
@@ -177,7 +177,11 @@ fn describe_living(lines: &mut Lines, living: &LiveStatus) {
     let ipv6 = |address: Option<std::net::Ipv6Addr>| address.map(|address| format!(", {address}")).unwrap_or_default();
     if let Some(link) = &living.link {
         lines.row("host, inside", format_args!("{}{}", link.host_ipv4, ipv6(link.host_ipv6)));
-        lines.row("from the host", format_args!("{}{} by {}", link.inner_ipv4, ipv6(link.inner_ipv6), link.interface));
+        // The host has no link to a rootless tunnel.
+        if !is_rootless {
+            let inner = format_args!("{}{} by {}", link.inner_ipv4, ipv6(link.inner_ipv6), link.interface);
+            lines.row("from the host", inner);
+        }
     }
     if !living.local_networks.is_empty() {
         lines.row("local networks", list(&living.local_networks));

@@ -39,7 +39,9 @@ impl EntryError {
     /// Returns what the user can do about it.
     pub(crate) fn advice(&self) -> &'static str {
         match self {
-            Self::Flatpak | Self::Snap => "install the program as a package of the distribution",
+            Self::Flatpak | Self::Snap => {
+                "install the program as an ordinary package, which on Ubuntu its maker may have"
+            }
             _ => "name another entry, or start the program in a terminal: `vpn-exec NAME -- PROGRAM`",
         }
     }
@@ -160,6 +162,8 @@ impl Entry {
         let mut profiles = BTreeSet::new();
         confined.drop_actions_of_the_bus();
         for group in &mut confined.groups {
+            // KDE's library takes `Exec[xx]` and `Exec[$e]` before `Exec`.
+            group.lines.retain(|line| line.key().is_none_or(|key| !key.starts_with("Exec[")));
             // Also those of actions, and of groups that only some desktops know: no line may start it outside.
             for (_, value) in group.lines.iter_mut().filter_map(Line::pair_mut).filter(|(key, _)| *key == "Exec") {
                 let wrapped = wrap(value, &launcher, &profile_of, &mut profiles);

@@ -29,7 +29,7 @@ use crate::linux::signals::Signals;
 use crate::linux::stderr;
 use crate::plan::Plan;
 use crate::registry::{TunnelDirectory, TunnelState};
-use crate::tunnel::{self, ContainerPlace, DeviceEvents, Remains, Tunnel};
+use crate::tunnel::{self, DeviceEvents, Remains, Tunnel};
 use crate::wireguard::{Device, DeviceConfig, PeerConfig};
 
 /// The circumstances that a keeper runs in.
@@ -84,9 +84,13 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
     let KeeperSpec { plan, directory, config, handover, start, namespace, reread, .. } = spec;
     let is_taken_over = matches!(start, KeeperStart::TakeOver(_));
     let (mut tunnel, device_events) = match start {
-        KeeperStart::Create => create(plan, directory, None, &config, runtime.foreground, &mut clients, &mut ports)?,
+        KeeperStart::Create => {
+            let tunnel = Tunnel::new(plan, directory, namespace)?;
+            create(tunnel, &config, runtime.foreground, &mut clients, &mut ports)?
+        }
         KeeperStart::CreateIn(place) => {
-            create(plan, directory, Some(place), &config, runtime.foreground, &mut clients, &mut ports)?
+            let tunnel = Tunnel::new_in(plan, directory, place)?;
+            create(tunnel, &config, runtime.foreground, &mut clients, &mut ports)?
         }
         KeeperStart::TakeOver(state) => take_over(plan, directory, &config, (state, namespace), &clients, &mut ports)?,
     };
@@ -156,17 +160,13 @@ fn reserve_ports(spec: KeeperSpec) -> Result<(KeeperSpec, ReservedPorts), Failur
 /// Creates the tunnel, and reserves the ports that lead from inside to the host's loopback. Undoes everything after a
 /// failure.
 fn create(
-    plan: Plan,
-    directory: TunnelDirectory,
-    place: Option<ContainerPlace>,
+    mut tunnel: Tunnel,
     config: &Config,
     foreground: bool,
     clients: &mut KeeperClients,
     ports: &mut ReservedPorts,
 ) -> Result<(Tunnel, DeviceEvents), Failure> {
-    let is_rootless = plan.rootless;
-    let mut tunnel = Tunnel::new(plan, directory, place)?;
-    let mtu = tunnel.plan().wireguard.mtu;
+    let (is_rootless, mtu) = (tunnel.plan().rootless, tunnel.plan().wireguard.mtu);
     let created = device_config(config, mtu).and_then(|device| {
         tunnel.create(&device, foreground, clients.holders(), privileges::limit_data_path, |namespace| {
             // A rootless tunnel's namespace has no name by which it could be found.
@@ -206,13 +206,16 @@ fn take_over(
     let mut tunnel = Tunnel::existing(plan, directory, &state, namespace)?;
     let adopted =
         device_config(config, mtu).and_then(|device| tunnel.adopt(state, &device, privileges::limit_data_path));
+    let adopted = adopted.and_then(|events| {
+        if let Some(namespace) = tunnel.unnamed_namespace()? {
+            clients.broadcast_with(&KeeperEvent::Named, Some(namespace.as_fd()));
+        }
+        ports.take_over_host_ports(&tunnel)?;
+        Ok(events)
+    });
     match adopted {
         Ok(events) => {
             tracing::info!("took over the tunnel {name} from its former keeper");
-            if let Some(namespace) = tunnel.unnamed_namespace()? {
-                clients.broadcast_with(&KeeperEvent::Named, Some(namespace.as_fd()));
-            }
-            ports.take_over_host_ports(&tunnel)?;
             Ok((tunnel, events))
         }
         Err(failure) => {

@@ -87,7 +87,7 @@ pub struct KeeperSpec {
     pub handover: OwnedFd,
     /// Whether to create the tunnel or to take it over.
     pub start: KeeperStart,
-    /// The namespace of a rootless tunnel that is taken over.
+    /// The network namespace of a rootless tunnel: a new one, or that of the tunnel that is taken over.
     pub namespace: Option<NetworkNamespace>,
     /// The number of descriptors, from 3 on, that belong to the program. The keeper closes them.
     pub listen_fds: i32,

@@ -122,7 +122,10 @@ fn change_tunnel(
     device: &DeviceConfig,
 ) -> Result<(), Failure> {
     if let Some((port, mark)) = change.socket {
-        require_port(port)?;
+        // The plan has compared a rootless tunnel's port with those that need no privilege.
+        if !plan.rootless {
+            require_port(port)?;
+        }
         let rebound = tunnel.device_mut().map_or(Ok(()), |device| device.rebind(port, mark));
         rebound.doing(format!("use the UDP port {port}"))?;
     }

@@ -311,13 +311,19 @@ pub fn of_all(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     });
     scope.enter();
     let [machine, own] = found;
-    let (this, other) = if scope == Scope::System { (machine, own) } else { (own, machine) };
-    let mut all = this?;
-    match other {
-        Ok(found) => all.extend(found),
-        Err(error) => tracing::warn!("{error}"),
+    if let (Scope::System, Ok(_), Err(error)) = (scope, &machine, &own) {
+        // Root in another user's session, whose `XDG_RUNTIME_DIR` it has.
+        tracing::debug!("{error}");
+        return machine;
     }
-    Ok(all)
+    match if scope == Scope::System { (machine, own) } else { (own, machine) } {
+        (Ok(first), Ok(second)) => Ok([first, second].concat()),
+        (Err(error), Err(_)) => Err(error),
+        (Ok(found), Err(error)) | (Err(error), Ok(found)) => {
+            tracing::warn!("{error}");
+            Ok(found)
+        }
+    }
 }
 
 /// [`of_all`] in the present scope.

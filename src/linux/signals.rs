@@ -62,7 +62,8 @@ pub struct ReceivedSignal {
     /// The process that sent the signal. Zero for the kernel, and for a process in a PID namespace that is not visible
     /// from here.
     pub sender: i32,
-    /// Whether the kernel vouches for the sender. Whoever queues a signal names its sender (rt_sigqueueinfo(2)).
+    /// Whether the kernel vouches for the sender. A process that queues a signal names the
+    /// sender itself (rt_sigqueueinfo(2)).
     pub is_sender_certain: bool,
 }
 

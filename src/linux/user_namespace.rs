@@ -118,7 +118,7 @@ fn has_no_new_privileges(process: impl std::fmt::Display) -> io::Result<bool> {
 /// group stay what they are. No other user or group exists there, so the process cannot drop or change its groups.
 ///
 /// # Errors
-/// Fails with `EPERM`, `ENOSPC` or `EUSERS` where the system forbids it: see [`explain`].
+/// Fails with `EPERM`, `ENOSPC` or `EUSERS` where the system forbids it: user_namespaces(7).
 pub fn create() -> io::Result<()> {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
     origin()?;

@@ -168,6 +168,12 @@ pub enum PlanError {
     /// Another user or group for the program.
     #[error("another user or group for the program needs root")]
     RootlessUser,
+    /// A capability for the program with which it controls its own tunnel.
+    #[error("keeping {name} needs root: without, it is a capability over the tunnel's own namespaces")]
+    RootlessCapability {
+        /// The capability.
+        name: &'static str,
+    },
     /// A port of the host for which a process needs a privilege.
     #[error("port {port} of the host needs root: net.ipv4.ip_unprivileged_port_start reserves it")]
     RootlessPort {
@@ -282,6 +288,7 @@ impl PlanError {
             Self::RootlessKernel => "use --backend userspace, or run it with sudo",
             Self::RootlessMark => "remove FwMark from the file, or run it with sudo",
             Self::RootlessUser => "leave out --user and --group, or run it with sudo",
+            Self::RootlessCapability { .. } => "leave out --keep-cap for it, or run it with sudo",
             Self::RootlessPort { .. } => {
                 "choose a port of 1024 or more, run it with sudo, or lower net.ipv4.ip_unprivileged_port_start \
                  (sysctl(8)) to that port"

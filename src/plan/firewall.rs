@@ -6,7 +6,7 @@
 //! least of all by the host, where resolvers listen on all addresses.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -260,6 +260,12 @@ impl AllowedResolvers {
                 Self { servers, ports: &RESOLVER_PORTS, mark: None }
             }
         }
+    }
+
+    /// Returns the addresses and ports at which the resolvers may be asked.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let of = |server: &IpAddr| self.ports.iter().map(|port| SocketAddr::new(*server, *port)).collect::<Vec<_>>();
+        self.servers.iter().flat_map(of).collect()
     }
 
     /// Allows queries without a mark.

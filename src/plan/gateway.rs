@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 
 use super::firewall::{AllowedResolvers, Inputs, NEIGHBOR_DISCOVERY, RULES_TABLE, name_rules, other_transports};
-use super::{Plan, firewall};
+use super::{DnsPlan, LocalNetworksPlan, Plan, WireguardPlan, firewall};
 use crate::ruleset::{Chain, Hook, Interface, Match, Rule, Table, Verdict};
 
 /// The addresses of the gateway at which the relay listens for packets to local networks. No packet from the link can
@@ -26,6 +26,11 @@ impl Plan {
     pub fn local_destinations(&self) -> Vec<(IpNet, bool)> {
         firewall::local_destinations(&self.local, &self.wireguard)
     }
+
+    /// Returns the configured resolvers in local networks, with the ports at which the program may ask them.
+    pub fn local_resolvers(&self) -> Vec<SocketAddr> {
+        allowed_resolvers(&self.dns, &self.local, &self.wireguard).addresses()
+    }
 }
 
 /// Returns the rules of the gateway.
@@ -41,10 +46,7 @@ pub(super) fn rules(inputs: &Inputs<'_>) -> Table {
     let own: Vec<Rule> = inputs.host_addresses().map(|address| Rule::accept(to(address.into()))).collect();
     let neighbors = || NEIGHBOR_DISCOVERY.map(|kind| Rule::accept([link(), Match::Icmpv6(kind)]));
     let destinations = firewall::local_destinations(local, wireguard);
-    let tunnel: Vec<IpNet> = destinations.iter().filter(|(_, is_local)| !is_local).map(|(net, _)| *net).collect();
-    let is_local = |server: &IpAddr| super::local_networks::is_local(&local.networks, &tunnel, server);
-    // Marks do not leave the tunnel's namespace, whose rules have checked them.
-    let resolvers = AllowedResolvers::of(inputs.dns, is_local).with_any_mark();
+    let resolvers = allowed_resolvers(inputs.dns, local, wireguard);
     let names = name_rules(&resolvers, |server| server.map_or_else(|| vec![link()], from_tunnel));
 
     let mut prerouting = vec![other_transports(link())];
@@ -70,6 +72,15 @@ pub(super) fn rules(inputs: &Inputs<'_>) -> Table {
     }
     let chains = [(Hook::Prerouting, prerouting), (Hook::Input, input), (Hook::Forward, Vec::new())];
     Table { name: RULES_TABLE.into(), chains: chains.map(|(hook, rules)| Chain::closed(hook, rules)).into() }
+}
+
+/// Returns the configured resolvers in local networks.
+fn allowed_resolvers(dns: &DnsPlan, local: &LocalNetworksPlan, wireguard: &WireguardPlan) -> AllowedResolvers {
+    let destinations = firewall::local_destinations(local, wireguard).into_iter();
+    let tunnel: Vec<IpNet> = destinations.filter(|(_, is_local)| !is_local).map(|(net, _)| net).collect();
+    let is_local = |server: &IpAddr| super::local_networks::is_local(&local.networks, &tunnel, server);
+    // Marks do not leave the tunnel's namespace, whose rules have checked them.
+    AllowedResolvers::of(dns, is_local).with_any_mark()
 }
 
 /// Returns a rule that passes packets to the relay.

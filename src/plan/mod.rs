@@ -304,8 +304,8 @@ pub fn join(running: &Plan, program: &ProgramOptions, last_capability: u8) -> Re
     if has_ipv6 && privileges::could_use_host_as_router(program, &mut findings) {
         findings.refuse(PlanError::OpenLink { tunnel: running.name.clone() });
     }
-    if running.rootless && (program.user.is_some() || program.group.is_some()) {
-        findings.refuse(PlanError::RootlessUser);
+    if running.rootless {
+        rootless::check_program(program, &mut findings);
     }
     findings.notes.clear();
     privileges::decide(program, last_capability, &mut findings);

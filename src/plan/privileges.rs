@@ -40,6 +40,16 @@ pub(super) fn could_use_host_as_router(options: &ProgramOptions, findings: &mut 
     capability.is_some()
 }
 
+/// Refuses the capabilities with which a program of a rootless tunnel could leave it. The program is in the user
+/// namespace that owns the tunnel's other namespaces, so CAP_NET_ADMIN changes its packet rules, and CAP_SYS_ADMIN
+/// uncovers its files. The others have no more power there than for root's tunnels, so they are kept.
+pub(super) fn check_rootless(options: &ProgramOptions, findings: &mut Findings) {
+    let kept = options.capabilities.iter().filter_map(|requested| capability::lookup(requested));
+    for (_, name) in kept.filter(|(_, name)| ESCAPES.contains(name)) {
+        findings.refuse(PlanError::RootlessCapability { name });
+    }
+}
+
 /// The program's privileges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrivilegesPlan {

@@ -76,8 +76,10 @@ fn link(plan: &Plan, f: &mut Formatter<'_>) -> fmt::Result {
         let ipv6 = ipv6.map(|address| format!(", {address}/127")).unwrap_or_default();
         format!("{name}: {ipv4}/31{ipv6}")
     };
-    writeln!(f, "\nLink to the host (local traffic only)")?;
-    row(f, "on the host", end(&veth.host_interface, &veth.host_ipv4, veth.host_ipv6))?;
+    let (other_end, label) =
+        if plan.rootless { ("the gateway", "at the gateway") } else { ("the host", "on the host") };
+    writeln!(f, "\nLink to {other_end} (local traffic only)")?;
+    row(f, label, end(&veth.host_interface, &veth.host_ipv4, veth.host_ipv6))?;
     row(f, "in the tunnel", end(&veth.inner_interface, &veth.inner_ipv4, veth.inner_ipv6))?;
     if !plan.local.networks.is_empty() {
         rows(f, "local networks", &plan.local.networks)?;

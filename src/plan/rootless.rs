@@ -2,8 +2,8 @@
 //! changes the host, or needs a privilege there.
 
 use super::error::PlanError;
-use super::{Findings, HookPlan};
-use crate::config::{BackendChoice, Config};
+use super::{Findings, HookPlan, privileges};
+use crate::config::{BackendChoice, Config, ProgramOptions};
 
 /// What a rootless tunnel depends on besides the facts of every tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +22,7 @@ pub(super) fn check(config: &Config, facts: RootlessFacts, findings: &mut Findin
     if interface.fwmark.is_some_and(|mark| mark != 0) {
         findings.refuse(PlanError::RootlessMark);
     }
-    if config.program.user.is_some() || config.program.group.is_some() {
-        findings.refuse(PlanError::RootlessUser);
-    }
+    check_program(&config.program, findings);
     let listen = interface.listen_port.filter(|port| *port > 0);
     let published = config.local.publish.iter().map(|port| port.host_port);
     let mut ports: Vec<u16> = listen.into_iter().chain(published).filter(|port| *port < facts.first_port).collect();
@@ -33,6 +31,14 @@ pub(super) fn check(config: &Config, facts: RootlessFacts, findings: &mut Findin
     for port in ports {
         findings.refuse(PlanError::RootlessPort { port });
     }
+}
+
+/// Refuses what a program cannot have.
+pub(super) fn check_program(program: &ProgramOptions, findings: &mut Findings) {
+    if program.user.is_some() || program.group.is_some() {
+        findings.refuse(PlanError::RootlessUser);
+    }
+    privileges::check_rootless(program, findings);
 }
 
 /// Refuses hooks: what they are written for, such as routes and rules of the host, needs root.

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::DEFAULT_PATH;
 
-/// Returns the warning about a program, if there is one. `is_root` is whether it runs as root; `variable` reads its
-/// environment.
+/// Returns the warning about a program, if there is one. `is_rootless` is whether its tunnel is, so that no file's
+/// privileges have an effect; `is_root` is whether it runs as root; `variable` reads its environment.
 pub fn program_warning(
     command: &[OsString],
     new_privileges: bool,
+    is_rootless: bool,
     is_root: bool,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Option<String> {
@@ -26,6 +27,10 @@ pub fn program_warning(
     match name {
         "fusermount" | "fusermount3" => Some(format!(
             "{name} cannot mount inside: mount outside, or for an AppImage set APPIMAGE_EXTRACT_AND_RUN=1"
+        )),
+        "sudo" | "su" | "doas" | "pkexec" if is_rootless => Some(format!(
+            "{name} cannot become another user in a tunnel without root: start vpn-exec with sudo, and give \
+             --new-privs"
         )),
         _ if new_privileges => None,
         "sudo" | "su" | "doas" | "pkexec" => {
@@ -82,7 +87,7 @@ mod tests {
 
     fn warning(command: &[&str], new_privileges: bool, is_root: bool) -> String {
         let command: Vec<OsString> = command.iter().map(Into::into).collect();
-        program_warning(&command, new_privileges, is_root, |_| None).unwrap_or_default()
+        program_warning(&command, new_privileges, false, is_root, |_| None).unwrap_or_default()
     }
 
     #[test]
@@ -97,6 +102,8 @@ mod tests {
             assert_eq!(warning(&[command], new_privileges, is_root), "", "{command}");
         }
         assert_eq!(warning(&[], false, true), "");
+        let rootless = program_warning(&["sudo".into()], true, true, false, |_| None).unwrap_or_default();
+        assert!(rootless.contains("start vpn-exec with sudo"), "{rootless}");
     }
 
     #[test]
@@ -126,7 +133,7 @@ mod tests {
         assert_eq!(warning(&[&file("other", b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0")], false, false), "");
         assert_eq!(warning(&[&file("short", b"\x7fELF")], false, false), "");
         assert_eq!(
-            program_warning(&[image.into()], false, false, |_| Some("1".into())),
+            program_warning(&[image.into()], false, false, false, |_| Some("1".into())),
             None,
             "the variable is set already"
         );

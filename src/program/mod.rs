@@ -61,8 +61,8 @@ pub struct Program {
     pub names: DnsPlan,
     /// The paths that the program does not see: those of [`crate::plan::hidden_paths`].
     pub hidden: Vec<PathBuf>,
-    /// A directory that the program sees empty: that of a user's tunnels, as the program is the keeper's own user.
-    pub emptied: Option<PathBuf>,
+    /// Directories that the program sees empty: those of a user's tunnels, as the program is the keeper's own user.
+    pub emptied: Vec<PathBuf>,
     /// The unix sockets of the host that the program may connect to.
     pub sockets: SocketsPlan,
     /// The message buses of the host that the program can reach.

@@ -88,7 +88,10 @@ pub(super) fn show(program: &Program) -> Result<Mirror, Failure> {
             mirror.cover(directory).doing("hide the host's resolvers")?;
         }
     }
-    if let Some(directory) = &program.emptied {
+    let is_directory = |path: &&PathBuf| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    for directory in program.emptied.iter().filter(is_directory) {
+        // This is no barrier: the directory above is the user's, so a program can rename this one in a mount namespace
+        // of its own, which takes the mount off. The keeper refuses orders from inside, and no plan is taken from here.
         mounts::empty(directory).doing(format!("hide {}", directory.display()))?;
     }
     Ok(mirror)

@@ -44,10 +44,7 @@ impl TunnelDirectory {
                 let failure = Failure::of(format!("use {}", path.display()), error);
                 match error.kind() {
                     io::ErrorKind::NotADirectory => failure,
-                    _ => failure.advise(match Scope::current() {
-                        Scope::System => "/run must exist and be writable for root",
-                        Scope::User => "XDG_RUNTIME_DIR must name a directory of yours that nobody else can write to",
-                    }),
+                    _ => failure.advise(Scope::current().advice()),
                 }
             };
             let lock = open_directory(&path).map_err(|error| {

@@ -35,6 +35,7 @@ pub use directory::TunnelDirectory;
 pub use lookup_files::{HOSTS, NSSWITCH_CONF, read_host_file};
 pub use mark::Mark;
 pub use scope::Scope;
+pub(crate) use scope::user_directories;
 pub use state::{Container, Holder, NetworkAttachment, TunnelState};
 
 const STATE: &str = "state";

@@ -57,29 +57,39 @@ impl Scope {
         }
     }
 
-    /// Checks that a user's directory of tunnels, if it exists, is the user's alone. In `/tmp`, any user can make one
-    /// of that name first.
+    /// Checks that a user's directory of tunnels, if it exists, is the user's alone, and that no other user can replace
+    /// it. In `/tmp`, any user can make one of that name first.
     ///
     /// # Errors
-    /// If it belongs to another user, or others may write to it.
+    /// If it belongs to another user, or others may write to it; or if that is so of `$XDG_RUNTIME_DIR`.
     pub(crate) fn check(self) -> io::Result<()> {
         if self == Self::System {
             return Ok(());
         }
         let path = self.directory();
+        let refuse = |what: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        if let Some(runtime) = named_directory().filter(|runtime| runtime.exists() && !is_private(runtime)) {
+            return refuse(format!("{} belongs to another user, or others may write to it", runtime.display()));
+        }
         match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Ok(found) if found.is_dir() && is_own(&found) && found.mode() & 0o077 == 0 => Ok(()),
-            Ok(_) => {
-                let what = format!("{} is not a directory of this user alone", path.display());
-                Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
-            }
+            Ok(_) => refuse(format!("{} is not a directory of this user alone", path.display())),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Returns what to do where the directory of all tunnels cannot be used.
+    pub(crate) fn advice(self) -> &'static str {
+        match self {
+            Self::System => "/run must exist and be writable for root",
+            Self::User => "XDG_RUNTIME_DIR must name a directory of yours that nobody else can write to",
         }
     }
 
     /// Creates the directory of all tunnels, unless it exists.
     pub(super) fn create_directory(self) -> io::Result<()> {
+        self.check()?;
         match fs::DirBuilder::new().mode(self.mode()).create(self.directory()) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => self.check(),
@@ -87,14 +97,33 @@ impl Scope {
     }
 }
 
+/// Returns `$XDG_RUNTIME_DIR`. A relative path is to be ignored (XDG Base Directory Specification).
+fn named_directory() -> Option<PathBuf> {
+    std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
 fn user_directory() -> PathBuf {
-    let uid = nix::unistd::geteuid();
-    let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let usual = || Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|path| is_private(path));
-    match named.or_else(usual) {
-        Some(runtime) => runtime.join("vpn-exec"),
-        None if uid.is_root() => "/run/vpn-exec-rootless".into(),
-        None => format!("/tmp/vpn-exec-{uid}").into(),
+    let usual = || Some(usual_runtime_directory()).filter(|path| is_private(path));
+    named_directory().or_else(usual).map_or_else(directory_without_runtime, |runtime| runtime.join("vpn-exec"))
+}
+
+/// Returns the directories in which tunnels of the user may be. Those of a login without `XDG_RUNTIME_DIR` are not in
+/// the directory of this process.
+pub(crate) fn user_directories() -> Vec<PathBuf> {
+    let usual = [usual_runtime_directory().join("vpn-exec"), directory_without_runtime()];
+    let own = Scope::User.directory();
+    let others = usual.into_iter().filter(|path| *path != own).collect::<Vec<_>>();
+    std::iter::once(own).chain(others).collect()
+}
+
+fn usual_runtime_directory() -> PathBuf {
+    format!("/run/user/{}", nix::unistd::geteuid()).into()
+}
+
+fn directory_without_runtime() -> PathBuf {
+    match nix::unistd::geteuid() {
+        uid if uid.is_root() => "/run/vpn-exec-rootless".into(),
+        uid => format!("/tmp/vpn-exec-{uid}").into(),
     }
 }
 

@@ -10,29 +10,41 @@ use nix::sys::socket::{self, SockType, SockaddrStorage, sockopt};
 use super::new_socket;
 use crate::linux::namespace::NamespaceThread;
 
+/// The destinations that are allowed.
+#[derive(Clone, Debug, Default)]
+pub struct AllowedDestinations {
+    /// The first network that contains an address decides whether it is allowed.
+    pub networks: Vec<(IpNet, bool)>,
+    /// The ports of name resolution, where only the resolvers are allowed.
+    pub name_ports: &'static [u16],
+    /// The resolvers that are allowed, with the port at which each is asked.
+    pub resolvers: Vec<SocketAddr>,
+}
+
 /// The destinations to which a transparent port relays, and the means to reply from them.
 #[derive(Debug)]
 pub struct Destinations {
-    /// The first network that contains an address decides whether it is allowed.
-    networks: Vec<(IpNet, bool)>,
+    allowed: AllowedDestinations,
     /// A thread in the namespace of the clients, where these addresses are local.
     clients: NamespaceThread,
 }
 
 impl Destinations {
-    /// Returns the allowed ones of these networks. Of those that contain an address, the first decides. `clients` is a
-    /// thread in the namespace of the clients.
-    pub fn new(networks: Vec<(IpNet, bool)>, clients: NamespaceThread) -> Self {
-        Self { networks, clients }
+    /// Returns the allowed destinations. `clients` is a thread in the namespace of the clients.
+    pub fn new(allowed: AllowedDestinations, clients: NamespaceThread) -> Self {
+        Self { allowed, clients }
     }
 
-    pub(super) fn set_networks(&mut self, networks: Vec<(IpNet, bool)>) {
-        self.networks = networks;
+    pub(super) fn set_allowed(&mut self, allowed: AllowedDestinations) {
+        self.allowed = allowed;
     }
 
     /// Returns whether clients are relayed to an address.
     pub(super) fn allow(&self, destination: &SocketAddr) -> bool {
-        let mut networks = self.networks.iter();
+        if self.allowed.name_ports.contains(&destination.port()) {
+            return self.allowed.resolvers.contains(destination);
+        }
+        let mut networks = self.allowed.networks.iter();
         networks.find(|(net, _)| net.contains(&destination.ip())).is_some_and(|(_, is_allowed)| *is_allowed)
     }
 
@@ -62,12 +74,17 @@ mod tests {
     use crate::linux::namespace::NetworkNamespace;
 
     #[test]
-    fn the_first_network_that_contains_an_address_decides() {
+    fn the_first_network_that_contains_an_address_decides_except_at_the_ports_of_name_resolution() {
         let here = NetworkNamespace::current().expect("a namespace");
         let clients = NamespaceThread::start(here, CapabilitySet::empty()).expect("a thread");
         let networks = [("10.1.2.0/24", true), ("10.1.0.0/16", false), ("10.0.0.0/8", true), ("fd07::/64", true)];
         let networks = networks.map(|(net, is_allowed)| (net.parse().expect("a network"), is_allowed));
-        let destinations = Destinations::new(networks.into(), clients);
+        let resolvers =
+            vec!["10.1.2.53:53".parse().expect("an address"), "[fd08::53]:853".parse().expect("an address")];
+        let destinations = Destinations::new(
+            AllowedDestinations { networks: networks.into(), name_ports: &[53, 853, 5353, 5355], resolvers },
+            clients,
+        );
         for (address, is_allowed) in [
             ("10.1.2.3:80", true),
             ("10.1.3.3:80", false),
@@ -77,6 +94,12 @@ mod tests {
             ("[fd08::1]:80", false),
             ("[::ffff:10.2.0.1]:80", false),
             ("[::1]:80", false),
+            ("10.1.2.53:53", true),
+            ("10.1.2.53:853", false),
+            ("10.1.2.3:53", false),
+            ("10.1.2.3:5353", false),
+            ("[fd08::53]:853", true),
+            ("[fd07::1]:5355", false),
         ] {
             assert_eq!(destinations.allow(&address.parse().expect("an address")), is_allowed, "{address}");
         }

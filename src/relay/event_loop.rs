@@ -154,9 +154,9 @@ impl EventLoop {
                 }
             }
             RelayCommand::SetTargets(targets) => self.targets = Targets::Addresses(targets),
-            RelayCommand::SetNetworks(networks) => {
+            RelayCommand::SetDestinations(allowed) => {
                 if let Targets::Original(destinations) = &mut self.targets {
-                    destinations.set_networks(networks);
+                    destinations.set_allowed(allowed);
                     self.connections.end_unless_allowed(destinations);
                     self.flows.end_unless_allowed(destinations);
                 }

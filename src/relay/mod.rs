@@ -38,13 +38,12 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::linux::namespace::NetworkNamespace;
 pub use budget::Budget;
-pub use destinations::Destinations;
+pub use destinations::{AllowedDestinations, Destinations};
 use event_loop::EventLoop;
 pub use listen::{AllowedClient, ListenSocket, RelayedPort, bind};
 pub use port_diff::PortDiff;
@@ -99,8 +98,8 @@ enum RelayCommand {
     Apply(PortDiff, Vec<ListenSocket>),
     /// Connect new clients to the first of these addresses that accepts.
     SetTargets(Vec<IpAddr>),
-    /// Relay to these networks, and end the connections to others ([`Destinations::new`]).
-    SetNetworks(Vec<(IpNet, bool)>),
+    /// Relay to these destinations, and end the connections to others.
+    SetDestinations(AllowedDestinations),
 }
 
 /// Where clients are relayed to.
@@ -207,14 +206,14 @@ impl Relay {
         self.send(RelayCommand::SetTargets(targets))
     }
 
-    /// Replaces the networks to which clients of transparent ports are relayed. Connections and flows to other networks
+    /// Replaces the destinations to which clients of transparent ports are relayed. Connections and flows to others
     /// end.
     ///
     /// # Errors
     ///
     /// Returns an error if the relay's thread has ended.
-    pub fn set_networks(&self, networks: Vec<(IpNet, bool)>) -> io::Result<()> {
-        self.send(RelayCommand::SetNetworks(networks))
+    pub fn set_destinations(&self, allowed: AllowedDestinations) -> io::Result<()> {
+        self.send(RelayCommand::SetDestinations(allowed))
     }
 
     /// Sends a command to the thread, and waits until it is done.

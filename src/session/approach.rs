@@ -100,6 +100,8 @@ pub(crate) fn join_soon(name: &TunnelName) -> Result<Option<Lease>, Failure> {
 /// # Errors
 /// If the keeper refuses.
 pub(crate) fn join(name: &TunnelName) -> Result<Option<Lease>, Failure> {
+    let scope = Scope::current();
+    scope.check().doing("look for the tunnel").map_err(|failure| failure.advise(scope.advice()))?;
     Lease::connect(name, ANSWER_TIMEOUT)
         .and_then(|connection| connection.map_or(Ok(None), Lease::join))
         .doing(format!("join the tunnel {name}"))

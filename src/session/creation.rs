@@ -20,7 +20,8 @@ use crate::wireguard::Backend;
 /// tunnel anew.
 ///
 /// The request is consumed: of the provider's file, this process keeps only what the keeper gets. `passed` is the
-/// rootless tunnel that its keeper has handed over, without which no rootless tunnel is adopted. The process gains the privileges that it needs.
+/// rootless tunnel that its keeper has handed over, without which no rootless tunnel is adopted. The process gains the
+/// privileges that it needs.
 ///
 /// # Errors
 /// If the remains cannot be removed, or cannot be changed to what is requested, or if no plan can be made. A claim on a
@@ -37,15 +38,18 @@ pub(crate) fn keeper_spec(
         && let Some((plan, namespace)) = adoptable(&directory, &state, passed)?
     {
         require_changeable(&request, &state, &plan)?;
-        privileges.gain(namespace.as_ref())?;
+        privileges.gain_in(namespace.as_ref())?;
         let spec = spec(request, directory, plan, KeeperStart::TakeOver(state), listen_fds)?;
         return Ok((KeeperSpec { namespace, ..spec }, Origin::Adopted));
     }
     let directory = clear(directory, &request.config.name)?;
     // After the remains are gone: they are no facts about the host.
     let planned = make_plan(|| request.plan(), &directory);
-    match planned.and_then(|plan| privileges.gain(None).map(|()| plan)) {
-        Ok(plan) => Ok((spec(request, directory, plan, KeeperStart::Create, listen_fds)?, Origin::New)),
+    match planned.and_then(|plan| Ok((plan, privileges.gain()?))) {
+        Ok((plan, namespace)) => {
+            let spec = spec(request, directory, plan, KeeperStart::Create, listen_fds)?;
+            Ok((KeeperSpec { namespace, ..spec }, Origin::New))
+        }
         Err(failure) => {
             let _ = directory.release();
             Err(failure)

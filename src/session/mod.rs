@@ -4,11 +4,12 @@
 //! - [`acquire`], [`acquire_requested`]: the ways to a session.
 //! - `approach`: finding out which of the ways is open. `creation`: preparing a keeper.
 //! - `readiness`: waiting until the tunnel is made and connected.
-//! - [`Privileges`]: what a launcher may do, as root or in a user namespace.
+//! - [`Privileges`]: what a launcher may do, as root or in a user namespace. `obstacles`: what forbids the latter.
 //! - `recovery`: what is done about a killed keeper.
 
 pub(crate) mod approach;
 mod creation;
+mod obstacles;
 mod privileges;
 mod readiness;
 pub(crate) mod recovery;
@@ -26,7 +27,9 @@ use crate::request::{RequestedTunnel, TunnelRequest};
 use crate::tunnel::ContainerPlace;
 use approach::{Approach, approach};
 pub(crate) use creation::{keeper_spec, require_living_changeable};
-pub(crate) use privileges::{Privileges, choose_scope, choose_scope_of, reason_of_scope, require_privileges};
+pub(crate) use privileges::{
+    Privileges, choose_scope, choose_scope_of, choose_scope_to_look, reason_of_scope, require_privileges,
+};
 pub(crate) use readiness::{Progress, Readiness};
 
 /// How a session came to its tunnel.
@@ -157,7 +160,7 @@ fn serves_this_machine(name: &TunnelName) -> Failure {
 /// If its keeper cannot be reached or refuses.
 fn acquire_living(name: &TunnelName, privileges: &Privileges) -> Result<Option<Session>, Failure> {
     let Some(lease) = approach::join_soon(name)? else { return Ok(None) };
-    privileges.gain(lease.namespace())?;
+    privileges.gain_in(lease.namespace())?;
     let plan = living_plan(name, &lease)?;
     Ok(Some(Session { lease, plan, origin: Origin::Joined }))
 }
@@ -165,7 +168,7 @@ fn acquire_living(name: &TunnelName, privileges: &Privileges) -> Result<Option<S
 /// Joins a living tunnel if its configuration is the requested one.
 fn join(request: &TunnelRequest, lease: Lease, privileges: &Privileges) -> Result<Session, Failure> {
     let joined = require_same_configuration(request, &lease)
-        .and_then(|()| privileges.gain(lease.namespace()))
+        .and_then(|()| privileges.gain_in(lease.namespace()))
         .and_then(|()| living_plan(&request.config.name, &lease));
     match joined {
         Ok(plan) => Ok(Session { lease, plan, origin: Origin::Joined }),

@@ -2,11 +2,12 @@
 
 use std::os::fd::AsFd;
 
+use super::obstacles::{self, Before};
 use crate::failure::{Doing, Failure};
 use crate::fault;
 use crate::linux::capabilities::{self, CapabilitySet};
 use crate::linux::namespace::NetworkNamespace;
-use crate::linux::{sysctl, user_namespace};
+use crate::linux::user_namespace;
 use crate::names::TunnelName;
 use crate::registry::{self, Scope};
 
@@ -21,15 +22,29 @@ fn of_root() -> CapabilitySet {
 /// # Errors
 /// If the capabilities cannot be read, or if the caller of sudo would get a program that runs as root.
 pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
-    let is_privileged = capabilities::permitted().doing("read the capabilities")?.contains(of_root());
+    let scope = scope_for(rootless)?;
     let caller = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"].iter().find(|name| std::env::var_os(name).is_some());
-    if is_privileged && rootless && caller.is_some() {
-        // The program would be root: root's user namespace has no other user.
-        return Err(Failure::new("--rootless makes a tunnel of the user who runs vpn-exec, who is root here")
+    if scope == Scope::User && nix::unistd::geteuid().is_root() && caller.is_some() {
+        // Root's user namespace has no other user.
+        let why = if rootless { "--rootless was given" } else { "root lacks the capabilities for another one here" };
+        return Err(Failure::new(format!("the tunnel and its program would be root's, because {why}"))
             .advise("run it without sudo"));
     }
-    let scope = if is_privileged && !rootless { Scope::System } else { Scope::User };
     scope.enter();
+    Ok(())
+}
+
+fn scope_for(rootless: bool) -> Result<Scope, Failure> {
+    let is_privileged = capabilities::permitted().doing("read the capabilities")?.contains(of_root());
+    Ok(if is_privileged && !rootless { Scope::System } else { Scope::User })
+}
+
+/// Chooses the scope for a command that starts no program. A list has the tunnels of both.
+///
+/// # Errors
+/// If the capabilities cannot be read.
+pub(crate) fn choose_scope_to_look() -> Result<(), Failure> {
+    scope_for(false)?.enter();
     Ok(())
 }
 
@@ -48,9 +63,9 @@ pub(crate) fn reason_of_scope(rootless: bool) -> &'static str {
 /// machine's of that name, then the other.
 ///
 /// # Errors
-/// As [`choose_scope`].
+/// If the capabilities cannot be read.
 pub(crate) fn choose_scope_of(name: &TunnelName) -> Result<(), Failure> {
-    choose_scope(false)?;
+    choose_scope_to_look()?;
     let first = Scope::current();
     let other = if first == Scope::System { Scope::User } else { Scope::System };
     let exists = |scope: Scope| {
@@ -94,50 +109,37 @@ impl Privileges {
         Ok(Self { needed })
     }
 
-    /// Moves the calling process into a user namespace, if it deals with a user's tunnel: that of the tunnel's
-    /// `namespace`, or a new one. It has the needed capabilities there, and no others. Does nothing otherwise.
+    /// Moves the calling process into the user namespace of a user's tunnel, whose network namespace this is. It has
+    /// the needed capabilities there, and no others. Does nothing for a tunnel of the machine.
     ///
     /// # Errors
-    /// If the system forbids user namespaces, with the remedy.
-    pub(crate) fn gain(&self, namespace: Option<&NetworkNamespace>) -> Result<(), Failure> {
+    /// If the user namespace belongs to another user, or if the keeper has not passed the network namespace.
+    pub(crate) fn gain_in(&self, namespace: Option<&NetworkNamespace>) -> Result<(), Failure> {
         if Scope::current() == Scope::System {
             return Ok(());
         }
-        match namespace {
-            _ if fault::is_broken("user-namespace") => {}
-            Some(namespace) => {
-                user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?
-            }
-            None => user_namespace::create()
-                .and_then(|()| NetworkNamespace::create(|| Ok(())).map(drop))
-                .map_err(|error| forbidden(&error))?,
+        let namespace = namespace.ok_or_else(|| Failure::new("the keeper has not passed the tunnel's namespace"))?;
+        if !fault::is_broken("user-namespace") {
+            user_namespace::enter_owner(namespace.as_fd()).doing("enter the tunnel's user namespace")?;
         }
         capabilities::limit(self.needed, self.needed).doing("drop privileges")
     }
-}
 
-/// Returns the failure to make a user namespace, with what forbids it. AppArmor lets a user make one and forbids what
-/// is done in it, so all failures up to the first network namespace are the same.
-fn forbidden(error: &std::io::Error) -> Failure {
-    let is = |parameter: &str, value: &str| {
-        sysctl::get_if_present(parameter).ok().flatten().is_some_and(|present| present == value)
-    };
-    let advice = if is("user/max_user_namespaces", "0") {
-        "allow them: `sysctl user.max_user_namespaces=15000`; or run it with sudo".to_owned()
-    } else if is("kernel/unprivileged_userns_clone", "0") {
-        "allow them: `sysctl kernel.unprivileged_userns_clone=1`; or run it with sudo".to_owned()
-    } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        let program =
-            std::env::current_exe().map_or_else(|_| "/usr/bin/vpn-exec".into(), |path| path.display().to_string());
-        format!(
-            "AppArmor restricts them: allow this program with `echo 'abi <abi/4.0>, profile vpn-exec {program} \
-             flags=(unconfined) {{ userns, }}' >/etc/apparmor.d/vpn-exec && apparmor_parser -r \
-             /etc/apparmor.d/vpn-exec`; or run it with sudo"
-        )
-    } else if ["/.dockerenv", "/run/.containerenv"].iter().any(|file| std::path::Path::new(file).exists()) {
-        "in a container, use `vpn-exec attach` (docs/how-to/containers.md), or let the container nest others".to_owned()
-    } else {
-        "run it with sudo, or see user_namespaces(7) for what may forbid them".to_owned()
-    };
-    Failure::of("make a user namespace, in which no root is needed", error).advise(advice)
+    /// Moves the calling process into a new user namespace, as [`Privileges::gain_in`] does. Returns the network
+    /// namespace for the tunnel, which is created here: some systems allow the former and forbid the latter. Does
+    /// nothing for a tunnel of the machine.
+    ///
+    /// # Errors
+    /// If the system forbids user namespaces, with the remedy.
+    pub(crate) fn gain(&self) -> Result<Option<NetworkNamespace>, Failure> {
+        if Scope::current() == Scope::System {
+            return Ok(None);
+        }
+        let before = Before::look();
+        let user = if fault::is_broken("user-namespace") { Ok(()) } else { user_namespace::create() };
+        let created = user.and_then(|()| NetworkNamespace::create(|| Ok(())));
+        let (namespace, ()) = created.map_err(|error| obstacles::explain(&error, before))?;
+        capabilities::limit(self.needed, self.needed).doing("drop privileges")?;
+        Ok(Some(namespace))
+    }
 }

@@ -41,8 +41,8 @@ impl Tunnel {
         on_named: impl FnOnce(&NetworkNamespace),
     ) -> Result<DeviceEvents, Failure> {
         match self.place.take() {
-            Some(namespace) => self.close_container(namespace)?,
-            None => self.create_namespace()?,
+            Some(namespace) if self.container.is_some() => self.close_container(namespace)?,
+            new => self.create_namespace(new)?,
         }
         fault::point("after the namespace")?;
         self.write_first_state(standing, holders)?;
@@ -73,15 +73,19 @@ impl Tunnel {
         Ok(events)
     }
 
-    /// Creates the namespace with its mark, its packet rules and `lo`.
-    fn create_namespace(&mut self) -> Result<(), Failure> {
+    /// Creates the namespace, unless there is a `new` one, with its mark, its packet rules and `lo`.
+    fn create_namespace(&mut self, new: Option<NetworkNamespace>) -> Result<(), Failure> {
         let ipv6 = self.plan.wireguard.ipv6;
-        let (namespace, (mut netlink, mut rules)) = NetworkNamespace::create(|| {
+        let prepare = || {
             parameters::prepare_ipv4()?;
             parameters::prepare_ipv6(ipv6)?;
             Ok((Netlink::open()?, Nftables::open()?))
-        })
-        .doing("create a network namespace")?;
+        };
+        let created = match new {
+            Some(namespace) => namespace.run(prepare).map(|sockets| (namespace, sockets)),
+            None => NetworkNamespace::create(prepare),
+        };
+        let (namespace, (mut netlink, mut rules)) = created.doing("create a network namespace")?;
         let mark = self.mark.text();
         if !fault::is_broken("rules") {
             rules

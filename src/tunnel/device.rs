@@ -57,8 +57,12 @@ impl From<DeviceFailure> for Failure {
         match failure {
             DeviceFailure::Tun(error) => {
                 let advice = match error.raw_os_error() {
-                    Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "load the kernel's TUN driver: `modprobe tun`",
-                    _ => "give access to it (distributions ship it with mode 0666), or run vpn-exec as root",
+                    Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                        "load the kernel's TUN driver as root: `modprobe tun`"
+                    }
+                    _ => {
+                        "let users open it, as distributions do: `chmod 0666 /dev/net/tun` as root; or run it with sudo"
+                    }
                 };
                 Failure::of(format!("create a TUN interface with {}", tun::DEVICE), &error).advise(advice)
             }

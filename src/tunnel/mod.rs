@@ -93,7 +93,7 @@ pub struct Tunnel {
     host_rules: HostRules,
     /// The container whose namespace the tunnel is in. None if the namespace is the tunnel's own.
     container: Option<Container>,
-    /// That namespace, until the tunnel is created in it; or that of a rootless tunnel, until the tunnel is taken over.
+    /// That namespace, or that of a rootless tunnel, until the tunnel is created in it or is taken over.
     place: Option<NetworkNamespace>,
     /// The namespace at the other end of a rootless tunnel's link.
     gateway: Option<Gateway>,
@@ -113,18 +113,23 @@ impl fmt::Debug for Tunnel {
 }
 
 impl Tunnel {
-    /// Prepares to create a tunnel in a claimed directory, in a namespace of its own or in a container's. Nothing is
-    /// created yet.
+    /// Prepares to create a tunnel in a claimed directory, in a network namespace of its own: a new one, or the given
+    /// one, in which nothing has been done yet. Nothing is created yet.
     ///
     /// # Errors
     /// If a netlink socket cannot be opened.
-    pub fn new(plan: Plan, directory: TunnelDirectory, place: Option<ContainerPlace>) -> Result<Self, Failure> {
+    pub fn new(plan: Plan, directory: TunnelDirectory, namespace: Option<NetworkNamespace>) -> Result<Self, Failure> {
         let mark = Mark::random(&plan.name).doing("get random bytes")?;
-        let mut tunnel = Self::with_mark(plan, directory, mark)?;
-        if let Some(ContainerPlace { namespace, container }) = place {
-            (tunnel.place, tunnel.container) = (Some(namespace), Some(container));
-        }
-        Ok(tunnel)
+        Ok(Self { place: namespace, ..Self::with_mark(plan, directory, mark)? })
+    }
+
+    /// Prepares to create a tunnel in a claimed directory, in the network namespace of a container.
+    ///
+    /// # Errors
+    /// As [`Tunnel::new`].
+    pub fn new_in(plan: Plan, directory: TunnelDirectory, place: ContainerPlace) -> Result<Self, Failure> {
+        let ContainerPlace { namespace, container } = place;
+        Ok(Self { container: Some(container), ..Self::new(plan, directory, Some(namespace))? })
     }
 
     /// Prepares to take over the tunnel of a claimed directory. Nothing is changed yet. A rootless tunnel's `namespace`

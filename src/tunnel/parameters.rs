@@ -24,24 +24,27 @@ pub(super) fn prepare_ipv4() -> io::Result<()> {
     Ok(())
 }
 
-/// Limits a range of group IDs that begins at 0 to those of the calling process's user namespace. The kernel accepts no
-/// others.
+/// Limits a range of group IDs that begins at 0 to those of the calling process's user namespace: the kernel accepts no
+/// others. If 0 is none of these, returns the range that the process's own group is in.
 fn mapped(range: &str) -> io::Result<String> {
     let map = std::fs::read_to_string("/proc/self/gid_map")?;
-    let mut ends: Vec<(u64, u64)> = map
-        .lines()
-        .filter_map(|line| {
-            let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
-            let (first, _, count) = (numbers.next()?.ok()?, numbers.next()?, numbers.next()?.ok()?);
-            Some((first, first + count))
-        })
-        .collect();
-    ends.sort_unstable();
-    let end = ends.into_iter().fold(0, |end, (first, after)| if first == end { after } else { end });
-    match range.strip_prefix("0\t") {
-        Some(_) if end > 0 => Ok(format!("0\t{}", end - 1)),
-        _ => Err(io::ErrorKind::InvalidInput.into()),
-    }
+    let own = nix::unistd::getegid().as_raw().into();
+    range.strip_prefix("0\t").and_then(|_| mapped_range(&map, own)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+fn mapped_range(map: &str, own: u64) -> Option<String> {
+    let extent = |line: &str| {
+        let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
+        let (first, _, count) = (numbers.next()?.ok()?, numbers.next()?, numbers.next()?.ok()?);
+        Some((first, first + count))
+    };
+    let mut extents: Vec<(u64, u64)> = map.lines().filter_map(extent).collect();
+    extents.sort_unstable();
+    let start = extents.iter().map(|(first, _)| *first).find(|first| *first == 0);
+    let own_start = || extents.iter().find(|(first, end)| (*first..*end).contains(&own)).map(|(first, _)| *first);
+    let start = start.or_else(own_start)?;
+    let end = extents.iter().fold(start, |end, (first, after)| if *first == end { *after } else { end });
+    Some(format!("{start}\t{}", end - 1))
 }
 
 /// Sets the IPv6 parameters of a new namespace, before it has interfaces. `enabled` is whether the tunnel has IPv6;
@@ -86,4 +89,24 @@ pub(super) fn prepare_host_interface(name: &InterfaceName, ipv6: bool) -> io::Re
         sysctl::set_if_present(&format!("net/{family}/conf/{name}/{parameter}"), value)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_limited_to_those_of_the_user_namespace() {
+        for (map, own, range) in [
+            ("0 0 4294967295\n", 0, Some("0\t4294967294")),
+            ("0 1000 1\n1 100000 65536\n", 0, Some("0\t65536")),
+            ("1 100000 10\n0 1000 1\n20 200000 10\n", 25, Some("0\t10")),
+            // That of an ordinary user's tunnel.
+            ("1000 1000 1\n", 1000, Some("1000\t1000")),
+            ("1000 1000 1\n", 65534, None),
+            ("", 0, None),
+        ] {
+            assert_eq!(mapped_range(map, own).as_deref(), range, "{map}");
+        }
+    }
 }

@@ -15,6 +15,10 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const KILL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Kills all processes in a network namespace until there are none.
+///
+/// In a rootless tunnel, this process cannot look into one that has executed a file which the user may not read (mode
+/// 0711, for example), and so does not find it. Such a process stays, confined to a namespace without any interface but
+/// `lo`: the tunnel's device has ended with the keeper, and the link with the gateway.
 pub(super) fn kill_all(namespace: NamespaceId) -> io::Result<()> {
     kill_until_none(|| process::in_namespace(namespace))
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::gateway::Gateway;
 use super::host_rules::HostRules;
 use super::{OpenNamespace, Tunnel};
 use crate::config::HookKind;
@@ -100,7 +101,8 @@ impl Tunnel {
                 .doing(format!("release the name {name}: {path} still exists"));
         }
         let remains = Remains {
-            outside: self.gateway.take().map_or(self.host, |gateway| gateway.netlink),
+            host: self.host,
+            gateway: self.gateway.take(),
             mark: self.mark.clone(),
             wireguard_interface: self.plan.wireguard.interface.clone(),
             inner: self.inner.take().filter(|_| self.device.is_some()),
@@ -115,8 +117,9 @@ impl Tunnel {
 
 /// The parts of a tunnel that the kernel removes in its own time.
 pub struct Remains {
-    /// A netlink socket where the link's other end is.
-    outside: Netlink,
+    host: Netlink,
+    /// Closing its rules' socket takes the kernel some time.
+    gateway: Option<Gateway>,
     mark: Mark,
     wireguard_interface: InterfaceName,
     inner: Option<OpenNamespace>,
@@ -148,7 +151,12 @@ impl Remains {
                 None => {}
             }
         }
-        remove_links(&mut self.outside, self.mark.text())
+        match self.gateway {
+            // The link ends with either of its namespaces. No other process holds this one, and the next start needs
+            // none of its names.
+            Some(_) => Ok(()),
+            None => remove_links(&mut self.host, self.mark.text()),
+        }
     }
 }
 

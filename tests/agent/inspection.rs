@@ -11,9 +11,16 @@ use crate::shared::key_search::{Findings, Pieces};
 pub(crate) fn inspect(tunnel: &str) -> io::Result<Findings> {
     let pieces = Pieces::read()?;
     let name = tunnel.parse().map_err(io::Error::other)?;
-    let state = registry::read(&name).map_err(io::Error::other)?;
-    let keeper = state.ok_or_else(|| io::Error::other("the tunnel has no state"))?.keeper.cast_signed();
     let launcher = nix::unistd::getppid().as_raw();
+    let keeper = match registry::read(&name).map_err(io::Error::other)? {
+        Some(state) => state.keeper.cast_signed(),
+        // The state of a rootless tunnel is hidden. Its keeper is the launcher's first child.
+        None => {
+            let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"))?;
+            let first = children.split_ascii_whitespace().next().and_then(|pid| pid.parse().ok());
+            first.ok_or(io::ErrorKind::NotFound)?
+        }
+    };
     let mut descriptors = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         let path = entry?.path();

@@ -20,6 +20,7 @@ fn page(address: &str, port: u16) -> String {
 #[test]
 fn host_and_program_reach_each_other() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("the host reaches a rootless tunnel's programs by published ports only")?;
         let server = WebServer::start(&lab.host, 8080, Page::ClientAddress)?;
         // Also while the provider does not answer.
         lab.provider.stop()?;

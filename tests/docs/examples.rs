@@ -358,8 +358,11 @@ fn debians_transmission_answers_at_its_page_and_others_do_not_reach_it() {
         let daemon = place.command(daemon)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let at = |address: IpAddr, port| SocketAddr::new(address, port);
         // 409: the client lacks the session ID that this answer carries. 403: the client is not on the whitelist.
-        let page = answered(&lab.host, at(Ipv4Addr::LOCALHOST.into(), 9091), "/transmission/rpc")?;
-        ensure!(page.contains(" 409 "), "{page}");
+        // While the daemon starts, its loopback may refuse a connection an instant before its other addresses take it.
+        lab::wait_until(lab::patience(PATIENCE), "the page does not know the host", || {
+            let page = answered(&lab.host, at(Ipv4Addr::LOCALHOST.into(), 9091), "/transmission/rpc")?;
+            Ok(page.contains(" 409 "))
+        })?;
         place.works("vpn-exec reload airvpn --publish 9092:9091")?;
         // A port that is published for all does not lead to the program's loopback.
         for (from, to) in [(&lab.lan, HOST_ON_LAN.ipv4.into()), (&lab.host, IpAddr::from(Ipv4Addr::LOCALHOST))] {

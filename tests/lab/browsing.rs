@@ -17,7 +17,7 @@ pub const PAGE_PORT: u16 = 8080;
 const STUN_PORT: u16 = 3478;
 
 /// The time that a browser may take for its next request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The longest report, in bytes.
 const MAX_REPORT: usize = 1 << 16;

@@ -16,7 +16,7 @@ pub(crate) const SKIPPED: &str = "skipped: ";
 pub struct Skip {
     /// What is missing.
     pub reason: String,
-    /// The environment variable that, set to 1, makes this a failure.
+    /// The environment variable that, set to 1, makes this a failure. Empty if nothing does.
     pub unless: &'static str,
 }
 
@@ -24,6 +24,11 @@ impl Skip {
     /// Returns the error for something that is missing, which is a failure if the variable `unless` is 1.
     pub fn error(reason: impl Display, unless: &'static str) -> anyhow::Error {
         Self { reason: reason.to_string(), unless }.into()
+    }
+
+    /// Returns the error of a test that does not apply to what is tested.
+    pub fn by_design(reason: impl Display) -> anyhow::Error {
+        Self { reason: reason.to_string(), unless: "" }.into()
     }
 }
 

@@ -26,6 +26,9 @@ const COUNTERS: [&str; 1] = ["/proc/sys/net/netfilter/nf_conntrack_count"];
 /// The socket of the lab's provider, which is not part of the host.
 const PROVIDERS: &str = "/run/wireguard/provider0.sock";
 
+/// The line of vpn-exec's own processes.
+const OWN_PROGRAM: &str = "program: vpn-exec";
+
 /// The state of the host: links, addresses, routes of all tables, policy rules, mounts, kernel parameters of the
 /// network, nftables, the tree `/run`, the resolver's files and the running programs, but no counters.
 ///
@@ -53,11 +56,13 @@ impl Snapshot {
     }
 
     /// Returns the changes from this snapshot to a later one: a line with `-` for each removed thing, and one with `+`
-    /// for each new thing.
+    /// for each new thing. The end of a process of vpn-exec is no change: a keeper reports the end of its tunnel an
+    /// instant before its own.
     pub fn changes_to(&self, later: &Self) -> Vec<String> {
         let more = |sign, here: &BTreeMap<String, usize>, there: &BTreeMap<String, usize>| {
             here.iter()
                 .filter(|(line, count)| there.get(*line).is_none_or(|other| other < *count))
+                .filter(|(line, _)| sign == '+' || *line != OWN_PROGRAM)
                 .map(|(line, _)| format!("{sign} {line}"))
                 .collect::<Vec<_>>()
         };

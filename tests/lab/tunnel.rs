@@ -23,6 +23,14 @@ pub fn is_rootless() -> bool {
     variables::is_set(variables::ROOTLESS)
 }
 
+/// Requires that tunnels are root's, for a test of what only these can have.
+///
+/// # Errors
+/// [`Skip`](crate::Skip) if vpn-exec makes them without root.
+pub fn needs_root(what: &str) -> Result<()> {
+    if is_rootless() { Err(crate::Skip::by_design(format_args!("it needs root's tunnels: {what}"))) } else { Ok(()) }
+}
+
 /// Makes the calling process look for tunnels where vpn-exec has them.
 pub(crate) fn enter_scope() {
     if is_rootless() {

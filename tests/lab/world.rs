@@ -189,7 +189,9 @@ pub fn furnish() -> Result<()> {
         fs::create_dir(directory)?;
     }
     if tunnel::is_rootless() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(tunnel::RUNTIME_DIRECTORY)?;
+        // Other users have theirs beside it.
+        fs::create_dir("/run/user")?;
+        fs::DirBuilder::new().mode(0o700).create(tunnel::RUNTIME_DIRECTORY)?;
         tunnel::enter_scope();
     }
     replace(&resolv_conf, &resolv_conf_text()).context("cannot replace /etc/resolv.conf")?;

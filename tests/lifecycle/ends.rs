@@ -79,8 +79,7 @@ fn removing_the_wireguard_interface_ends_the_program_and_the_tunnel() {
         let before = Snapshot::take()?;
         let running = start("ends", "daemon")?;
         // A privileged process inside removes the WireGuard interface.
-        let inside = vpn_exec::linux::namespace::look_up("/run/netns/ends".as_ref())?;
-        let vpn_exec::linux::namespace::NameLookup::Namespace(inside) = inside else { anyhow::bail!("{inside:?}") };
+        let inside = lab::tunnel::namespace("ends")?;
         inside.run(|| {
             let mut netlink = Netlink::open()?;
             let index = netlink.link_index(&"wg0".parse().map_err(std::io::Error::other)?)?;
@@ -97,6 +96,7 @@ fn removing_the_wireguard_interface_ends_the_program_and_the_tunnel() {
 #[test]
 fn a_running_tunnel_changes_only_its_own_objects() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("a rootless tunnel has no link to the host")?;
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("differ", "wait")?;

@@ -57,6 +57,7 @@ fn hooks_do_not_run_without_their_option() {
 #[test]
 fn hooks_run_inside_in_their_order_with_few_privileges() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("hooks")?;
         prepare()?;
         write_hooks(&ALL, "")?;
         let before = Snapshot::take()?;
@@ -87,6 +88,7 @@ fn hooks_run_inside_in_their_order_with_few_privileges() {
 #[test]
 fn a_hook_that_fails_before_the_program_undoes_the_tunnel() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("hooks")?;
         prepare()?;
         for (kind, then) in [("PreUp", &["PreUp"] as &[&str]), ("PostUp", &["PreUp", "PostUp", "PreDown", "PostDown"])]
         {
@@ -107,6 +109,7 @@ fn a_hook_that_fails_before_the_program_undoes_the_tunnel() {
 #[test]
 fn a_hook_that_fails_after_the_program_is_reported_and_keeps_nothing() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("hooks")?;
         prepare()?;
         for kind in ["PreDown", "PostDown"] {
             write_hooks(&[], &format!("{kind} = exit 7\n"))?;

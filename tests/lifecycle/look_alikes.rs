@@ -60,6 +60,7 @@ fn forge_state(name: &str, mark: &str, namespace: &NetworkNamespace, wrong_by: u
 #[test]
 fn a_foreign_namespace_of_the_same_name_is_not_touched() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the namespace of a rootless tunnel has no name")?;
         prepare()?;
         make_names()?;
         let (foreign, ()) = NetworkNamespace::create(|| Ok(()))?;
@@ -74,6 +75,7 @@ fn a_foreign_namespace_of_the_same_name_is_not_touched() {
 #[test]
 fn a_forged_state_does_not_expose_a_foreign_namespace() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the namespace of a rootless tunnel has no name")?;
         prepare()?;
         make_names()?;
         let mark = format!("vpn-exec:taken:{}", "0123456789abcdef".repeat(2));
@@ -110,6 +112,7 @@ fn a_forged_state_does_not_expose_a_foreign_namespace() {
 #[test]
 fn a_foreign_file_or_link_of_the_same_name_is_not_touched() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the namespace of a rootless tunnel has no name")?;
         prepare()?;
         make_names()?;
         fs::write("/run/lab/target", "foreign")?;
@@ -164,6 +167,7 @@ pub(crate) fn plant_neighbours(suffix: &str) -> Result<()> {
 #[test]
 fn objects_with_similar_names_are_not_touched() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("a rootless tunnel has no link to the host")?;
         prepare()?;
         make_names()?;
         plant_neighbours("")?;

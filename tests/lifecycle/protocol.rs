@@ -33,6 +33,7 @@ impl Client {
 #[test]
 fn an_unknown_request_is_refused_and_the_lease_lives_on() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the clients of a rootless tunnel first prove that they are outside")?;
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("older", "wait")?;
@@ -52,7 +53,7 @@ fn an_unknown_request_is_refused_and_the_lease_lives_on() {
         assert_eq!(lease::status::of(&"older".parse()?)?.context("a tunnel")?.leases, 1);
         drop(client);
         let until = Instant::now() + lab::patience(PATIENCE);
-        while is_there("/run/vpn-exec") {
+        while is_there(vpn_exec::registry::Scope::current().directory()) {
             ensure!(Instant::now() < until, "the tunnel outlives its last lease");
             std::thread::sleep(Duration::from_millis(1));
         }

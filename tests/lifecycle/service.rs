@@ -10,7 +10,7 @@ use lab::vpn_exec;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    CONFIG, CONFIG_TEXT, PATIENCE, assert_refused, ended, errors, is_there, output_of, prepare, send, write_config,
+    CONFIG, CONFIG_TEXT, PATIENCE, assert_refused, ended, errors, output_of, prepare, send, write_config,
 };
 
 const SOCKET: &str = "/run/lab/notify";
@@ -63,7 +63,7 @@ fn a_keeper_notifies_the_service_manager_of_its_states() {
         let child = manager.start(&[], &[])?;
         let first = manager.hear()?;
         assert_eq!(first, "READY=1\nSTATUS=Connecting, no handshake yet");
-        ensure!(is_there("/run/netns/service"), "ready before the tunnel exists");
+        ensure!(lab::tunnel::exists("service")?, "ready before the tunnel exists");
 
         let before = vpn_exec::linux::service_manager::monotonic_usec();
         send(child.id().cast_signed(), Signal::SIGHUP)?;
@@ -83,7 +83,7 @@ fn a_keeper_notifies_the_service_manager_of_its_states() {
         assert_eq!(manager.hear_of("STOPPING=")?, "1");
         let output = output_of(child)?;
         assert_eq!(ended(output.status), Ok(0), "{}", errors(&output));
-        ensure!(!is_there("/run/netns/service"), "it has taken the tunnel down");
+        ensure!(!lab::tunnel::exists("service")?, "it has taken the tunnel down");
         Ok(())
     });
 }
@@ -99,7 +99,11 @@ fn a_keeper_reloads_its_own_configuration_on_request() {
         let reload = |more: &[&str]| {
             lab::launcher::run(vpn_exec(["reload", "--by-keeper", CONFIG, "--name", "service"].iter().chain(more)))
         };
-        let names = || std::fs::read_to_string("/run/vpn-exec/service/resolv.conf");
+        let names = || {
+            Ok::<_, anyhow::Error>(std::fs::read_to_string(
+                vpn_exec::registry::path_of(&"service".parse()?).join("resolv.conf"),
+            )?)
+        };
         let output = reload(&[])?;
         assert_eq!(
             (ended(output.status), &*output.stdout),

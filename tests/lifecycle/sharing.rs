@@ -36,6 +36,7 @@ fn no_mount_remains_with_shared_or_private_mounts() {
 #[test]
 fn a_removed_name_vanishes_in_other_mount_namespaces() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the namespace of a rootless tunnel has no name")?;
         prepare()?;
         let running = start("mounts", "wait")?;
         // The program's mount namespace has the mount, as has any that was created since.
@@ -53,6 +54,7 @@ fn a_removed_name_vanishes_in_other_mount_namespaces() {
 #[test]
 fn names_that_other_programs_add_survive_and_are_visible() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the namespace of a rootless tunnel has no name")?;
         prepare()?;
         let running = start("ours", "wait")?;
         let (foreign, ()) = NetworkNamespace::create(|| Ok(()))?;
@@ -80,6 +82,7 @@ fn names_that_other_programs_add_survive_and_are_visible() {
 #[test]
 fn ip_netns_accepts_the_namespace() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the namespace of a rootless tunnel has no name")?;
         prepare()?;
         let ip = |arguments: &[&str]| Command::new("ip").args(arguments).stdin(Stdio::null()).output();
         if let Err(error) = ip(&["-Version"]) {
@@ -108,6 +111,7 @@ fn guest(name: &str) -> Result<std::process::Child> {
 #[test]
 fn a_foreign_process_outlives_the_tunnel_without_a_link() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the namespace of a rootless tunnel has no name")?;
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("visited", "daemon")?;
@@ -149,6 +153,7 @@ fn a_foreign_process_outlives_the_tunnel_without_a_link() {
 #[test]
 fn reclaiming_an_abandoned_tunnel_ends_foreign_processes_in_it() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("the namespace of a rootless tunnel has no name")?;
         prepare()?;
         let before = Snapshot::take()?;
         let running = start("visited", "wait")?;

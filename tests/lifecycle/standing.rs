@@ -11,13 +11,12 @@ use nix::sys::signal::Signal;
 use rustix::mount::MountFlags;
 use vpn_exec::lease::status::{Condition, Status};
 use vpn_exec::linux::local_socket;
-use vpn_exec::linux::namespace::{self, NameLookup};
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::registry;
 
 use crate::support::{
-    CONFIG, CONFIG_TEXT, PATIENCE, assert_none_soon, assert_refused, assert_unchanged, doing, ended, errors, is_there,
-    output_of, prepare, run, send, started, vpn_exec, with_task, write_config,
+    CONFIG, CONFIG_TEXT, PATIENCE, assert_none_soon, assert_refused, assert_unchanged, doing, ended, errors, output_of,
+    prepare, run, send, started, vpn_exec, with_task, write_config,
 };
 
 /// Returns a command line of vpn-exec with its output in pipes.
@@ -93,7 +92,7 @@ fn a_standing_tunnel_stays_until_down() {
 
         let message = assert_refused(&run(command(&["down", "stays"]))?);
         assert!(message.contains(&running.program.pid.to_string()) && message.contains("--force"), "{message}");
-        assert!(is_there("/run/netns/stays"), "what was refused has changed nothing");
+        assert!(lab::tunnel::exists("stays")?, "what was refused has changed nothing");
         works(&["down", "stays", "--force"])?;
         let output = output_of(running.child)?;
         assert!(assert_refused(&output).contains("taken down"), "{}", errors(&output));
@@ -184,9 +183,7 @@ fn a_changed_file_is_applied_without_interruption_or_refused_completely() {
         assert_eq!(fs::metadata(format!("{inside}/ns/net"))?.ino(), running.program.namespace);
         let names = fs::read_to_string(format!("{inside}/root/etc/resolv.conf"))?;
         assert!(names.contains("nameserver 10.64.0.53\n") && !names.contains("10.64.0.1\n"), "{names}");
-        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
-            anyhow::bail!("the name is a namespace's")
-        };
+        let there = lab::tunnel::namespace("stays")?;
         let (links, addresses, routes) = there.run(|| {
             let mut netlink = Netlink::open()?;
             Ok((netlink.links()?, netlink.addresses()?, netlink.routes()?))
@@ -214,6 +211,7 @@ fn a_changed_file_is_applied_without_interruption_or_refused_completely() {
 #[test]
 fn a_killed_or_replaced_keeper_gets_a_successor() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("without a program inside, a rootless tunnel ends with its keeper")?;
         prepare()?;
         let before = Snapshot::take()?;
         works(&up())?;
@@ -245,6 +243,7 @@ fn a_killed_or_replaced_keeper_gets_a_successor() {
 #[test]
 fn a_tunnel_that_was_tampered_with_is_not_taken_over() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("only the launchers of a rootless tunnel know its plan")?;
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
@@ -252,9 +251,7 @@ fn a_tunnel_that_was_tampered_with_is_not_taken_over() {
         send(running.launcher(), Signal::SIGSTOP)?;
         send(keeper()?, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
-        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
-            anyhow::bail!("the name is a namespace's")
-        };
+        let there = lab::tunnel::namespace("stays")?;
         there.run(|| {
             let mut netlink = Netlink::open()?;
             let host0 = "host0".parse().map_err(std::io::Error::other)?;
@@ -268,7 +265,7 @@ fn a_tunnel_that_was_tampered_with_is_not_taken_over() {
         assert_none_soon(&["wait"], "after it could not be taken over")?;
         send(running.launcher(), Signal::SIGCONT)?;
         assert!(assert_refused(&output_of(running.child)?).contains("tunnel has ended"));
-        assert!(!is_there("/run/netns/stays") && !is_there("/run/vpn-exec"));
+        assert!(!lab::tunnel::exists("stays")?);
         Ok(())
     });
 }
@@ -414,9 +411,7 @@ fn on_a_full_run_a_reload_changes_nothing_and_programs_continue() {
         let filler = fill_run()?;
         let message = assert_refused(&run(command(&reload()))?);
         assert!(message.contains("No space left"), "{message}");
-        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
-            anyhow::bail!("the name is a namespace's")
-        };
+        let there = lab::tunnel::namespace("stays")?;
         let has = |address: &str| -> Result<bool> {
             let addresses = there.run(|| Netlink::open()?.addresses())?;
             Ok(addresses.iter().any(|(_, there)| there.to_string() == address))
@@ -455,6 +450,7 @@ fn a_keeper_in_the_background_refuses_to_reload_by_itself() {
 #[test]
 fn a_keeper_that_was_killed_during_a_reload_gets_a_successor() {
     lab::world::test(|| {
+        lab::tunnel::needs_root("only the launchers of a rootless tunnel know its plan")?;
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
@@ -462,15 +458,13 @@ fn a_keeper_that_was_killed_during_a_reload_gets_a_successor() {
         send(running.launcher(), Signal::SIGSTOP)?;
         send(keeper()?, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
-        let plan = "/run/vpn-exec/stays/plan";
+        let plan = &registry::path_of(&"stays".parse()?).join("plan");
         let text = fs::read_to_string(plan)?;
         fs::write(plan, text.replace("10.64.0.2/32", "10.64.0.7/32").replace("0.0.0.0/0", "10.0.0.0/8"))?;
         send(running.launcher(), Signal::SIGCONT)?;
         wait_for("no keeper takes over", || Ok(status()?.state == Condition::Connecting))?;
         assert_eq!(doing("wait")?, [running.program.pid], "the program goes on");
-        let NameLookup::Namespace(there) = namespace::look_up("/run/netns/stays".as_ref())? else {
-            anyhow::bail!("the name is a namespace's")
-        };
+        let there = lab::tunnel::namespace("stays")?;
         let (addresses, routes) = there.run(|| {
             let mut netlink = Netlink::open()?;
             Ok((netlink.addresses()?, netlink.routes()?))
@@ -503,6 +497,10 @@ fn a_keeper_is_not_replaced_by_one_with_an_incompatible_configuration() {
         let peers = |status: &Status| status.living.as_ref().map(|living| living.peers[0].public_key.clone());
         assert_eq!(peers(&status()?), peers(&before), "nothing has changed");
         running.end()?;
+        if lab::tunnel::is_rootless() {
+            // Without a program inside, such a tunnel ends with its keeper.
+            return works(&["down", "stays"]).map(drop);
+        }
         send(first, Signal::SIGKILL)?;
         wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
         assert!(assert_refused(&run(command(&up()))?).contains("IPv6"));
@@ -544,13 +542,14 @@ fn list_shows_other_tunnels_if_one_cannot_be_queried() {
         let connect = || vpn_exec::linux::local_socket::connect(&socket, patience).ok();
         let waiting: Vec<_> = std::iter::from_fn(connect).collect();
         // A directory without a tunnel.
-        fs::create_dir("/run/vpn-exec/broken")?;
-        fs::write("/run/vpn-exec/broken/state", "x")?;
+        let broken = registry::path_of(&"broken".parse()?);
+        fs::create_dir(&broken)?;
+        fs::write(broken.join("state"), "x")?;
         let listed: Vec<Status> = serde_json::from_str(&works(&["list", "--json"])?)?;
         let states: Vec<_> = listed.iter().map(|status| (status.name.as_str(), status.state)).collect();
         assert_eq!(states, [("answers", Condition::Connecting), ("stays", Condition::Failed)]);
         assert!(assert_refused(&run(command(&["status", "broken"]))?).contains("broken/state"));
-        fs::remove_dir_all("/run/vpn-exec/broken")?;
+        fs::remove_dir_all(broken)?;
         drop(waiting);
         send(keeper()?, Signal::SIGCONT)?;
         works(&["down", "stays"])?;
@@ -585,7 +584,7 @@ fn a_client_between_a_killed_keeper_and_its_successor_waits() {
             send(keeper()?, Signal::SIGKILL)?;
             works(&["down", "stays", "--force"])?;
             output_of(running.child)?;
-            ensure!(!is_there("/run/netns/stays") && !is_there("/run/vpn-exec"), "it is taken down");
+            ensure!(!lab::tunnel::exists("stays")?, "it is taken down");
         }
         Ok(())
     });

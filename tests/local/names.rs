@@ -44,6 +44,7 @@ fn no_question_reaches_a_resolver_in_the_local_network() {
 #[test]
 fn no_question_reaches_a_resolver_of_the_host() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("a rootless tunnel has no link to the host")?;
         let mut agent = inside(lab, &[])?;
         let addresses = agent.succeed("resolve host.internal")?;
         let Some((ipv4, ipv6)) = addresses.split_once(' ') else { bail!("one of each family: {addresses}") };

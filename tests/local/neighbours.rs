@@ -27,6 +27,7 @@ use super::{
 #[test]
 fn a_program_reaches_the_opened_network_and_no_other() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let echo = Echo::start(&lab.lan, 7)?;
         let before = untouched(lab)?;
@@ -144,6 +145,7 @@ fn the_host_does_not_forward_to_other_containers() {
 #[test]
 fn the_option_lan_opens_all_private_networks_of_the_host() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let file = file(lab)?;
         // Not local networks: a multicast group, the host's own addresses, an unreachable one, and networks behind
@@ -176,6 +178,7 @@ fn the_option_lan_opens_all_private_networks_of_the_host() {
 #[test]
 fn packets_to_the_host_never_have_the_tunnels_inner_address() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("a rootless tunnel has no link to the host")?;
         for (parameter, value) in [("all/rp_filter", "2"), ("default/rp_filter", "2")] {
             // systemd's setting.
             parameters::set(&format!("net/ipv4/conf/{parameter}"), value)?;
@@ -223,6 +226,7 @@ fn echo(address: SocketAddr) -> std::io::Result<()> {
 #[test]
 fn a_program_does_not_reach_a_program_in_another_tunnel() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rootless tunnels are not connected")?;
         lab.join_private_lan()?;
         works(&["up", file(lab)?, "--name", "other", "--backend", lab::backend()])?;
         let other = registry::read_plan(&"other".parse()?)?.context("there is a plan")?.veth.context("a link")?;
@@ -319,6 +323,7 @@ fn local_networks_change_while_programs_run() {
 #[test]
 fn an_ipv6_network_is_refused_if_the_kernel_would_forward_on_all_interfaces() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         if lab::forwards_ipv6_by_interface() {
             // As on such a kernel.

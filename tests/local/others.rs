@@ -28,6 +28,7 @@ fn neighbours_page() -> String {
 #[test]
 fn a_firewall_that_drops_forwarded_packets_is_reported() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         nft(
@@ -55,6 +56,7 @@ fn a_firewall_that_drops_forwarded_packets_is_reported() {
 #[test]
 fn a_firewall_whose_last_rule_rejects_is_reported() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let chain =
@@ -93,6 +95,7 @@ fn a_firewall_whose_last_rule_rejects_is_reported() {
 #[test]
 fn an_older_firewall_is_reported() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         for (tool, at) in ["iptables-legacy", "ip6tables-legacy"].into_iter().zip(reachable(PRIVATE_LAN)) {
             let run = |arguments: &[&str]| -> Result<()> {
@@ -132,6 +135,7 @@ fn an_older_firewall_is_reported() {
 #[test]
 fn flushed_rules_are_restored() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let mut agent = inside(lab, &[local_networks(), &["--name", "flushed"]].concat())?;
@@ -157,6 +161,7 @@ fn flushed_rules_are_restored() {
 #[test]
 fn rules_that_are_flushed_during_the_start_are_restored() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let up = [&["up", file(lab)?, "--name", "early", "--backend", lab::backend()], local_networks()].concat();
@@ -179,6 +184,7 @@ fn rules_that_are_flushed_during_the_start_are_restored() {
 #[test]
 fn a_host_that_becomes_a_router_stays_one() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let closed = || {
@@ -205,6 +211,7 @@ fn a_host_that_becomes_a_router_stays_one() {
 #[test]
 fn forwarding_stays_on_while_another_tunnel_needs_it() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let before = untouched(lab)?;
         let one = inside(lab, &[local_networks(), &["--name", "one"]].concat())?;
@@ -221,6 +228,7 @@ fn forwarding_stays_on_while_another_tunnel_needs_it() {
 #[test]
 fn a_renamed_interface_forwards_only_for_the_tunnel_and_only_while_it_is_up() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         let rename = |from: &str, to: &str| -> Result<()> {
@@ -248,6 +256,7 @@ fn a_renamed_interface_forwards_only_for_the_tunnel_and_only_while_it_is_up() {
 #[test]
 fn interfaces_of_another_namespace_are_not_touched() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let (other, ()) = NetworkNamespace::create(|| Ok(()))?;
         let ip = |arguments: &str| -> Result<()> {
@@ -310,6 +319,7 @@ fn a_successor_takes_over_forwarding_and_reverts_it_at_the_end() {
 #[test]
 fn a_foreign_table_of_the_same_name_is_not_touched() {
     lab::test(Peer::Ours, |lab| {
+        lab::tunnel::needs_root("rules and forwarding of the host")?;
         lab.join_private_lan()?;
         let host = NetworkNamespace::current()?;
         nft(&host, &["add table inet vpn-exec-taken { comment \"vpn-exec:taken:0\"; }"])?;

@@ -42,8 +42,8 @@ fn no_process_leads_a_rootless_program_to_the_hosts_files() {
         }
         require("gdbus")?;
         desk.start_session_bus()?;
-        let script = "gdbus call --timeout 5 --session -d org.freedesktop.DBus -o / \
-                      -m org.freedesktop.DBus.GetId >&2; own=$(stat -c %d:%i /run); \
+        let script = "gdbus call --timeout 20 --session -d org.freedesktop.DBus -o / \
+                      -m org.freedesktop.DBus.GetId >&2 || exit 1; own=$(stat -c %d:%i /run); \
                       for process in /proc/[0-9]*; do there=$(stat -c %d:%i $process/root/run 2>&-) \
                       && [ $there != $own ] && cat $process/cmdline; done; true";
         let output = run(desk.inside(&[], &["sh", "-c", script]))?;

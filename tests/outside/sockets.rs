@@ -1,6 +1,7 @@
 //! The rule for unix sockets, with simple servers.
 
 use std::fs;
+use std::process::Stdio;
 
 use anyhow::ensure;
 use lab::stand_in::{Protocol, StandIn};
@@ -110,15 +111,22 @@ fn datagrams_to_a_socket_of_a_process_outside_are_refused() {
 #[test]
 fn refused_connections_are_counted() {
     test_at_desk(|desk| {
+        lab::tunnel::needs_root("the program of a rootless tunnel cannot query its keeper")?;
         require(PYTHON)?;
         let _outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
-        let script = format!(
-            "for n in 1 2 3; do {PYTHON} -c \"$0\" /tmp/home/x.sock; done; sleep 1.5; {} status nowhere",
-            lab::launcher::binary().display()
-        );
-        let output = run(desk.inside(&[], &["sh", "-c", &script, CLIENT]))?;
-        let text = text_of(&output);
-        ensure!(text.split_whitespace().collect::<Vec<_>>().join(" ").contains("refused 3 connections"), "{text}");
+        let script = format!("for n in 1 2 3; do {PYTHON} -c \"$0\" /tmp/home/x.sock; done; exec cat");
+        let mut command = desk.inside(&[], &["sh", "-c", &script, CLIENT]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let binary = lab::launcher::binary().to_string_lossy();
+        let mut status = String::new();
+        let is_counted = || {
+            status = text_of(&run(desk.on_host(&[&binary, "status", "nowhere"]))?);
+            Ok(status.split_whitespace().collect::<Vec<_>>().join(" ").contains("refused 3 connections"))
+        };
+        let counted = lab::wait_until(PATIENCE, "they are not counted", is_counted);
+        drop(child.stdin.take());
+        let text = text_of(&child.wait_with_output()?);
+        ensure!(counted.is_ok(), "{status}: {text}");
         ensure!(text.matches("--socket").count() == 1, "it is said once: {text}");
         Ok(())
     });
@@ -228,8 +236,12 @@ fn the_plan_lists_listening_sockets_that_will_be_closed() {
 #[test]
 fn sockets_outside_are_closed_to_a_program_of_another_user() {
     test_at_desk(|desk| {
+        lab::tunnel::needs_root("another user for the program")?;
         require(PYTHON)?;
         require_users()?;
+        if has_one_user() {
+            return Ok(());
+        }
         fs::create_dir("/tmp/ann")?;
         std::os::unix::fs::chown("/tmp/ann", Some(1234), Some(1234))?;
         fs::set_permissions("/tmp/ann", std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
@@ -336,11 +348,8 @@ fn a_socket_of_a_process_in_another_tunnel_is_closed() {
         let pipe = child.stdout.take().expect("a pipe");
         std::io::BufRead::read_line(&mut std::io::BufReader::new(pipe), &mut String::new())?;
         let output = run(desk.inside(&[], &[PYTHON, "-c", CLIENT, "/tmp/home/other"]))?;
-        ensure!(
-            output.stdout == b"Permission denied\n" && text_of(&output).contains("outside"),
-            "{}",
-            text_of(&output)
-        );
+        let text = text_of(&output);
+        ensure!(output.stdout == b"Permission denied\n" && text.contains("outside"), "{text}");
         vpn_exec::linux::process::kill(child.id().cast_signed(), nix::sys::signal::Signal::SIGTERM)?;
         child.wait()?;
         Ok(())
@@ -351,9 +360,13 @@ fn a_socket_of_a_process_in_another_tunnel_is_closed() {
 #[test]
 fn paths_are_resolved_in_the_callers_sandbox() {
     test_at_desk(|desk| {
+        lab::tunnel::needs_root("another user for the program")?;
         require(PYTHON)?;
         require("bwrap")?;
         require_users()?;
+        if has_one_user() {
+            return Ok(());
+        }
         fs::set_permissions("/tmp/home", std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
         let outside = StandIn::listen("/tmp/home/x.sock", Protocol::None)?;
         std::os::unix::fs::symlink("/media/x.sock", "/tmp/home/link")?;

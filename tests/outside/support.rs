@@ -128,7 +128,10 @@ impl Desk {
     fn furnish(&self, command: &mut Command) {
         command.env_clear().stdin(Stdio::null());
         let path = std::env::var_os("PATH").unwrap_or_default();
-        command.env("PATH", path).env("HOME", HOME).env("XDG_RUNTIME_DIR", RUNTIME);
+        command.env("PATH", path).env("HOME", HOME);
+        if Path::new(RUNTIME).exists() {
+            command.env("XDG_RUNTIME_DIR", RUNTIME);
+        }
         command.env("LANG", "C.UTF-8").env("TERM", "xterm").env("SHELL", "/bin/sh").current_dir(HOME);
         if Path::new(BUS).exists() {
             command.env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={BUS}"));
@@ -165,6 +168,16 @@ pub(crate) fn serve(mut command: Command) -> Result<Child> {
 /// [`lab::Skip`] if it is not installed.
 pub(crate) fn require(program: &str) -> Result<()> {
     lab::require_program(program, variables::REQUIRE_PROGRAMS)
+}
+
+/// Returns whether tests run with tunnels that have one user only, root. tests/rootless/desktop.rs has those with
+/// another one.
+pub(crate) fn has_one_user() -> bool {
+    let is_rootless = lab::tunnel::is_rootless();
+    if is_rootless {
+        println!("a rootless tunnel has no other user");
+    }
+    is_rootless
 }
 
 /// Waits until a file exists.

@@ -11,6 +11,7 @@ use crate::support::*;
 #[test]
 fn sudo_and_runuser_work_with_new_privileges() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("programs that change their user")?;
         lab::require_users()?;
         if !loosen_etc()? {
             return Ok(());
@@ -51,6 +52,7 @@ fn sudo_and_runuser_work_with_new_privileges() {
 #[test]
 fn apt_get_works_with_new_privileges() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("programs that change their user")?;
         lab::require_users()?;
         let root = std::path::Path::new("/run/lab/apt");
         for folder in ["repo", "state/lists/partial", "cache/archives/partial"] {

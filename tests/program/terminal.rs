@@ -206,6 +206,7 @@ const WHOSE: &str = "stat -L -c \"is %u\" /proc/self/fd/0; tty; (echo \"al\"so h
 #[test]
 fn a_program_of_another_user_has_a_terminal_of_its_own() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("another user for the program")?;
         lab::require_users()?;
         let (mut terminal, shell, line) = shell_and_line(&config, &["--user", "4321"], WHOSE)?;
         terminal.send("echo \"bef\"ore; tty\n")?;
@@ -225,6 +226,7 @@ fn a_program_of_another_user_has_a_terminal_of_its_own() {
 #[test]
 fn under_sudo_a_program_keeps_the_callers_terminal() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("vpn-exec under sudo")?;
         lab::require_users()?;
         let (mut terminal, shell, line) = shell_and_line(&config, &[], WHOSE)?;
         // The caller owns the terminal, as after a login.

@@ -4,20 +4,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::browsing::{BrowsedSite, PAGE_PORT, Report};
-use lab::{HOST, HOST_ON_LAN, Lab, PROVIDER, Peer, Reach, launcher, variables, world};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use lab::{HOST, HOST_ON_LAN, Lab, PROVIDER, Peer, Reach, variables};
 
-use crate::{USER, failure, output};
+use crate::desk::{DISPLAY, Desk, FILE, Running};
+use crate::{failure, output};
 
 /// The time in which a browser starts and opens a page.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The time that a test with two starts of a browser may take.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
@@ -55,80 +54,19 @@ const CHROMIUM: [&str; 11] = [
     "--disable-features=WebRtcHideLocalIpsWithMdns",
 ];
 
-/// An ordinary user with a home, in any world. Browsers' sandboxes do not work for a user whose ID is 0.
-struct Desk<'a> {
+/// The desk of a user who browses a page.
+struct Browsing<'a> {
     lab: &'a Lab,
     site: BrowsedSite,
-    home: PathBuf,
+    desk: Desk,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> Browsing<'a> {
     fn new(lab: &'a Lab) -> Result<Self> {
-        vpn_exec::linux::mounts::mount_tmpfs("/tmp".as_ref())?;
-        fs::set_permissions("/tmp", std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
-        let desk = Self { lab, site: BrowsedSite::start(&lab.web_site)?, home: "/tmp/home".into() };
-        for folder in ["", "runtime", "firefox", ".config", ".config/vpn-exec"] {
-            desk.make_folder(&desk.home.join(folder))?;
-        }
-        fs::set_permissions(world::FILES, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        desk.write(&desk.file(), &lab.wg_quick_text(Reach::Ipv4))?;
-        desk.write(&desk.home.join("firefox/user.js"), &preferences())?;
-        Ok(desk)
-    }
-
-    /// Returns the path of the provider's file.
-    fn file(&self) -> PathBuf {
-        self.home.join("browsed.conf")
-    }
-
-    fn own(&self, path: &Path, mode: u32) -> Result<()> {
-        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-        if world::has_users()? {
-            std::os::unix::fs::chown(path, Some(USER), Some(USER))?;
-        }
-        Ok(())
-    }
-
-    fn make_folder(&self, path: &Path) -> Result<()> {
-        fs::create_dir_all(path)?;
-        self.own(path, 0o700)
-    }
-
-    fn write(&self, path: &Path, text: &str) -> Result<()> {
-        fs::write(path, text)?;
-        self.own(path, 0o600)
-    }
-
-    /// Returns a command of the user. Where a world has one user only, a nested user namespace gives the other ID.
-    fn command(&self, words: &[&str]) -> Result<Command> {
-        let mut command = match world::has_users()? {
-            true => Command::new("setpriv"),
-            false => Command::new("unshare"),
-        };
-        match world::has_users()? {
-            true => command.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all"]),
-            false => command.args(["--user", "--map-user=1000", "--map-group=1000", "--"]),
-        };
-        command.args(words).env_clear().stdin(Stdio::null()).current_dir(&self.home);
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LANG", "C.UTF-8");
-        command.env("HOME", &self.home).env("XDG_RUNTIME_DIR", self.home.join("runtime"));
-        Ok(command)
-    }
-
-    /// Returns a command line of vpn-exec.
-    fn vpn_exec(&self, words: &[&str]) -> Result<Command> {
-        let binary = launcher::binary().to_str().context("UTF-8")?;
-        self.command(&[&[binary], words].concat())
-    }
-
-    /// Starts a program in the tunnel.
-    fn inside(&self, program: &[&str]) -> Result<Running> {
-        let file = self.file();
-        Running::start(self.vpn_exec(&[&["--config", file.to_str().context("UTF-8")?, "--"], program].concat())?)
-    }
-
-    fn outside(&self, program: &[&str]) -> Result<Running> {
-        Running::start(self.command(program)?)
+        let desk = Desk::new(&lab.wg_quick_text(Reach::Ipv4))?;
+        desk.make_folder("firefox")?;
+        desk.write("firefox/user.js", &preferences())?;
+        Ok(Self { lab, site: BrowsedSite::start(&lab.web_site)?, desk })
     }
 
     /// Waits for the next report of the page.
@@ -168,21 +106,6 @@ impl<'a> Desk<'a> {
     }
 }
 
-/// A process that ends with its value.
-struct Running(Child);
-
-impl Running {
-    fn start(mut command: Command) -> Result<Self> {
-        Ok(Self(command.stdout(Stdio::null()).spawn().with_context(|| format!("{command:?}"))?))
-    }
-
-    fn stop(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM)?;
-        self.0.wait()?;
-        Ok(())
-    }
-}
-
 fn preferences() -> String {
     PREFERENCES.iter().map(|(name, value)| format!("user_pref(\"{name}\", {value});\n")).collect()
 }
@@ -211,42 +134,67 @@ fn processes(word: &str) -> Result<Vec<u32>> {
 fn sandbox(browser: &str, profile: &str, word: &str) -> Result<BTreeSet<&'static str>> {
     let is_browser = |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path.ends_with(browser));
     let main = processes(profile)?.into_iter().filter(is_browser).min().context("there is no browser")?;
-    let of = |pid: u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}"));
-    let pages: Vec<u32> = processes(word)?.into_iter().filter(is_browser).collect();
+    const KINDS: [&str; 3] = ["user", "pid", "net"];
+    // None of a process that has ended meanwhile.
+    let namespaces = |pid: u32| {
+        let links = KINDS.iter().map(|kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")));
+        links.collect::<std::io::Result<Vec<_>>>().ok()
+    };
+    let own = namespaces(main).context("the browser has ended")?;
+    let pages: Vec<_> = processes(word)?.into_iter().filter(is_browser).filter_map(namespaces).collect();
     ensure!(!pages.is_empty(), "there is no process of a page");
-    let mut all = BTreeSet::from(["user", "pid", "net"]);
-    for page in pages {
-        let mut differing = BTreeSet::new();
-        for kind in &all {
-            if of(page, kind)? != of(main, kind)? {
-                differing.insert(*kind);
-            }
-        }
-        all = differing;
-    }
-    Ok(all)
+    let differs = |at: &usize| pages.iter().all(|page| page[*at] != own[*at]);
+    Ok((0..KINDS.len()).filter(differs).map(|at| KINDS[at]).collect())
 }
 
 #[test]
 fn chromium_shows_the_tunnels_addresses_only() {
     lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {
         lab::require_program("chromium", variables::REQUIRE_PROGRAMS)?;
-        let desk = Desk::new(lab)?;
+        let browsing = Browsing::new(lab)?;
+        let desk = &browsing.desk;
         let page = page();
         let words = |profile| [&CHROMIUM[..], &[profile, &page]].concat();
         let profile = "--user-data-dir=/tmp/home/twin";
-        let twin = desk.outside(&[&words(profile)[..], &["--no-sandbox"]].concat())?;
-        desk.expect_exposed(&desk.report(0)?)?;
+        let twin = Running::start(desk.command(&[&words(profile)[..], &["--no-sandbox"]].concat())?)?;
+        browsing.expect_exposed(&browsing.report(0)?)?;
         ensure!(sandbox("chromium", profile, "--type=renderer")?.is_empty(), "the twin has a sandbox");
         twin.stop()?;
         let earlier = lab.resolver.questions().len();
 
         let profile = "--user-data-dir=/tmp/home/inside";
-        let running = desk.inside(&words(profile))?;
-        desk.expect_confined(&desk.report(1)?, earlier)?;
+        let running = Running::start(desk.inside(&words(profile))?)?;
+        browsing.expect_confined(&browsing.report(1)?, earlier)?;
         let namespaces = sandbox("chromium", profile, "--type=renderer")?;
         ensure!(namespaces == BTreeSet::from(["user", "pid", "net"]), "{namespaces:?}");
         running.stop()
+    });
+}
+
+/// As a second click on its launcher entry does. Both are in the same tunnel.
+#[test]
+fn a_second_start_of_chromium_opens_its_page_in_the_first() {
+    lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {
+        for program in ["chromium", "Xvfb"] {
+            lab::require_program(program, variables::REQUIRE_PROGRAMS)?;
+        }
+        let browsing = Browsing::new(lab)?;
+        let desk = &browsing.desk;
+        let page = page();
+        let words: Vec<&str> = CHROMIUM.into_iter().filter(|word| *word != "--headless=new").collect();
+        let words = [&words[..], &["--user-data-dir=/tmp/home/inside", &page]].concat();
+        let _display = desk.start_display()?;
+        let start = || -> Result<std::process::Command> {
+            let mut command = desk.inside(&words)?;
+            command.env("DISPLAY", DISPLAY);
+            Ok(command)
+        };
+        let first = Running::start(start()?)?;
+        browsing.expect_confined(&browsing.report(0)?, 0)?;
+        let said = output(start()?)?;
+        ensure!(said.contains("existing browser session"), "{said}");
+        browsing.expect_confined(&browsing.report(1)?, 0)?;
+        first.stop()
     });
 }
 
@@ -254,19 +202,20 @@ fn chromium_shows_the_tunnels_addresses_only() {
 fn firefox_shows_the_tunnels_addresses_only() {
     lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {
         lab::require_program("firefox-esr", variables::REQUIRE_PROGRAMS)?;
-        let desk = Desk::new(lab)?;
+        let browsing = Browsing::new(lab)?;
+        let desk = &browsing.desk;
         let page = page();
         let words = ["firefox-esr", "--headless", "--no-remote", "--profile", "/tmp/home/firefox", &page];
         let mut twin = desk.command(&words)?;
         twin.env("MOZ_DISABLE_CONTENT_SANDBOX", "1");
         let twin = Running::start(twin)?;
-        desk.expect_exposed(&desk.report(0)?)?;
+        browsing.expect_exposed(&browsing.report(0)?)?;
         ensure!(sandbox("firefox-esr", words[4], "tab")?.is_empty(), "the twin has a sandbox");
         twin.stop()?;
         let earlier = lab.resolver.questions().len();
 
-        let running = desk.inside(&words)?;
-        desk.expect_confined(&desk.report(1)?, earlier)?;
+        let running = Running::start(desk.inside(&words)?)?;
+        browsing.expect_confined(&browsing.report(1)?, earlier)?;
         let namespaces = sandbox("firefox-esr", words[4], "tab")?;
         ensure!(namespaces.contains("user") && namespaces.contains("net"), "{namespaces:?}");
         running.stop()
@@ -277,25 +226,26 @@ fn firefox_shows_the_tunnels_addresses_only() {
 #[test]
 fn a_launcher_entry_starts_a_browser_inside() {
     lab::test_within(TIME_LIMIT, Peer::Ours, |lab: &Lab| {
-        for program in ["firefox-esr", "gio", "desktop-file-validate"] {
+        for program in ["firefox-esr", "gio", "desktop-file-validate", "Xvfb"] {
             lab::require_program(program, variables::REQUIRE_PROGRAMS)?;
         }
-        let desk = Desk::new(lab)?;
-        let folder = desk.home.join(".config/vpn-exec");
-        desk.write(&folder.join("browsed.toml"), &format!("wireguard = \"{}\"\n", desk.file().display()))?;
+        let browsing = Browsing::new(lab)?;
+        let desk = &browsing.desk;
+        let profile_of = |rest: &str| format!("wireguard = \"{FILE}\"\n{rest}");
+        desk.write(".config/vpn-exec/browsed.toml", &profile_of(""))?;
         let entry = "/tmp/home/.local/share/applications/vpn-exec-browsed-firefox-esr.desktop";
         let said = output(desk.vpn_exec(&["desktop", "firefox-esr", "--tunnel", "browsed"])?)?;
         ensure!(said == format!("wrote {entry}\n"), "{said}");
         output(desk.command(&["desktop-file-validate", entry])?)?;
 
         let profile = Path::new("/tmp/home/.local/share/vpn-exec/browsed/firefox-esr");
-        desk.write(&profile.join("user.js"), &preferences())?;
+        desk.write(".local/share/vpn-exec/browsed/firefox-esr/user.js", &preferences())?;
         let earlier = lab.resolver.questions().len();
-        // The line is the entry's, so the environment has the browser do without a display.
+        let _display = desk.start_display()?;
         let mut launch = desk.command(&["gio", "launch", entry, &page()])?;
-        let status = launch.env("MOZ_HEADLESS", "1").stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+        let status = launch.env("DISPLAY", DISPLAY).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
         ensure!(status.success(), "{status}");
-        desk.expect_confined(&desk.report(0)?, earlier)?;
+        browsing.expect_confined(&browsing.report(0)?, earlier)?;
         ensure!(profile.join("prefs.js").exists(), "the browser has another profile");
         output(desk.vpn_exec(&["down", "--force", "browsed"])?)?;
 
@@ -304,10 +254,7 @@ fn a_launcher_entry_starts_a_browser_inside() {
         ensure!(profile.join("prefs.js").exists(), "the profile is gone");
 
         // A tunnel that this user cannot make.
-        desk.write(
-            &folder.join("roots.toml"),
-            &format!("wireguard = \"{}\"\nbackend = \"kernel\"\n", desk.file().display()),
-        )?;
+        desk.write(".config/vpn-exec/roots.toml", &profile_of("backend = \"kernel\"\n"))?;
         let refusal = failure(desk.vpn_exec(&["desktop", "firefox-esr", "--tunnel", "roots"])?)?;
         ensure!(
             refusal.contains("kernel")

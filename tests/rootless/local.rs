@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 
@@ -21,7 +21,7 @@ use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
 use vpn_exec::plan::RELAY_ADDRESSES;
 use vpn_exec::registry;
 
-use super::PATIENCE;
+use super::{PATIENCE, serve};
 
 /// The directory of the user's tunnels.
 const RUNTIME: &str = lab::world::FILES;
@@ -127,17 +127,6 @@ fn a_program_reaches_networks_that_cover_all_private_addresses() {
 fn the_hosts_own_addresses_are_reached_and_its_loopback_is_not() {
     lab::test(Peer::Ours, |lab| {
         lab.join_private_lan()?;
-        let serve = |address: IpAddr, port| -> Result<()> {
-            let listener = TcpListener::bind((address, port))?;
-            std::thread::spawn(move || {
-                for mut stream in listener.incoming().flatten() {
-                    let _ = stream.read(&mut [0; 4096]);
-                    let _ =
-                        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe host");
-                }
-            });
-            Ok(())
-        };
         let relay = RELAY_ADDRESSES[0].port();
         for address in HOST_ON_PRIVATE_LAN.both() {
             serve(address, 8000)?;

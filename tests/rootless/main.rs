@@ -4,14 +4,20 @@
 //! The suites of other promises run this way as well, with `VPN_EXEC_TEST_ROOTLESS=1`.
 
 mod browsers;
+mod desk;
+mod desktop;
 mod lifetime;
 mod local;
+mod nested;
 mod plan;
 mod privileges;
 mod refusals;
+mod scope;
 mod security;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -122,6 +128,25 @@ impl User {
             Ok(self.keeper(name).is_ok_and(|keeper| keeper != first))
         })
     }
+}
+
+/// Answers requests at an address of the host with the page "the host".
+fn serve(address: IpAddr, port: u16) -> Result<()> {
+    let listener = TcpListener::bind((address, port))?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // The whole request: the kernel resets a connection that is closed before everything is read.
+            let (mut request, mut piece) = (Vec::new(), [0; 4096]);
+            while !request.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut piece) {
+                    Ok(length) if length > 0 => request.extend_from_slice(&piece[..length]),
+                    _ => break,
+                }
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe host");
+        }
+    });
+    Ok(())
 }
 
 /// Runs a command, which must succeed, and returns its output.

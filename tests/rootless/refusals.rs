@@ -25,6 +25,9 @@ fn what_needs_root_is_refused_with_the_reason() {
         let user = User::new(lab)?;
         refused(&user, &["--backend", "kernel"], &["the kernel's WireGuard needs root", "--backend userspace"])?;
         refused(&user, &["--user", "1"], &["another user or group", "sudo"])?;
+        for capability in ["SYS_ADMIN", "net_admin", "CAP_SYS_PTRACE"] {
+            refused(&user, &["--keep-cap", capability], &["needs root", "the tunnel's own namespaces", "sudo"])?;
+        }
         refused(&user, &["--publish", "80:80"], &["port 80", "net.ipv4.ip_unprivileged_port_start"])?;
         Ok(())
     });
@@ -45,11 +48,16 @@ fn marks_and_hooks_of_the_file_are_refused() {
 fn a_system_without_user_namespaces_gets_the_remedy() {
     lab::test(Peer::Ours, |lab: &Lab| {
         let user = User::new(lab)?;
-        let allowed = sysctl::get("user/max_user_namespaces")?;
-        sysctl::set("user/max_user_namespaces", "0")?;
-        let refused = refused(&user, &[], &["cannot make a user namespace", "sysctl user.max_user_namespaces="]);
-        sysctl::set("user/max_user_namespaces", &allowed)?;
-        refused
+        // The world's user namespace has these limits.
+        for kind in ["user", "net"] {
+            let parameter = format!("user/max_{kind}_namespaces");
+            let allowed = sysctl::get(&parameter)?;
+            sysctl::set(&parameter, "0")?;
+            let remedy = format!("sysctl user.max_{kind}_namespaces=15000");
+            refused(&user, &[], &["cannot make a user namespace", &remedy])?;
+            sysctl::set(&parameter, &allowed)?;
+        }
+        Ok(())
     });
 }
 

@@ -1,8 +1,8 @@
 //! A program in a user's tunnel cannot give orders to its keeper, which is a process of the same user.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{PATIENCE, User, output};
+use crate::{PATIENCE, User, failure, output, serve};
 
 /// Sends a request to a keeper and prints the answer: `client.py SOCKET REQUEST WAY`. The ways are `plain`; `proved`,
 /// with the own user namespace as a proof; and `ended`, from a process that has ended since.
@@ -165,17 +165,203 @@ impl Foreground {
     }
 }
 
+/// Answers one request to join, and passes the network namespace of a process: `keeper.py SOCKET PID`.
+const FORGER: &str = r#"
+import array, os, socket, sys
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1])
+listener.listen()
+print("ready", flush=True)
+client = listener.accept()[0]
+while client.recv(8192) != b'"Join"':
+    pass
+client.send(b'"Welcome"')
+namespace = array.array("i", [os.open(f"/proc/{sys.argv[2]}/ns/net", os.O_RDONLY)])
+client.sendmsg([b'"Named"'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, namespace)])
+client.recv(8192)
+"#;
+
+/// Another program of the user can take the place of a keeper. A namespace that a program inside could have made is not
+/// entered.
+#[test]
+fn a_launcher_enters_no_namespace_that_a_program_inside_could_have_made() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        lab::require_users()?;
+        let user = User::new(lab)?;
+        let tunnel = user.tunnels().join("mine");
+        output(user.up("mine"))?;
+        kill(Pid::from_raw(user.keeper("mine")?), Signal::SIGKILL)?;
+        for (unshare, expected) in [
+            ("unshare -Ur unshare -Urn", "cannot enter the tunnel's user namespace"),
+            // The twin: it is entered, and something else is missing.
+            ("unshare -Urn", "its keeper did not pass its plan"),
+        ] {
+            let script = format!(
+                "rm {tunnel}/socket; {unshare} sh -c 'echo $$; exec sleep 1000' | {{ read pid; \
+                 exec /usr/bin/python3 -c \"$0\" {tunnel}/socket $pid; }}",
+                tunnel = tunnel.display()
+            );
+            let mut command = user.command(Path::new("/bin/sh"));
+            let mut forger = command.args(["-c", &script, FORGER]).stdout(Stdio::piped()).spawn()?;
+            let mut line = String::new();
+            BufReader::new(forger.stdout.take().context("a pipe")?).read_line(&mut line)?;
+            ensure!(line == "ready\n", "{line:?}");
+            let message = failure(user.about(&["--tunnel", "mine", "--", "true"]))?;
+            ensure!(message.contains(expected), "{unshare}: {message}");
+            forger.kill()?;
+            forger.wait()?;
+        }
+        Ok(())
+    });
+}
+
+/// In a directory that others may write to, another user could make the socket.
+#[test]
+fn a_socket_of_another_user_is_not_talked_to() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        lab::require_users()?;
+        let user = User::new(lab)?;
+        output(user.up("mine"))?;
+        kill(Pid::from_raw(user.keeper("mine")?), Signal::SIGKILL)?;
+        let socket = user.tunnels().join("mine/socket");
+        fs::remove_file(&socket)?;
+        let mut command = Command::new("sh");
+        let script = "umask 0; exec /usr/bin/python3 -c \"$0\" \"$@\"";
+        command.args(["-c", script, FORGER]).arg(&socket).arg(std::process::id().to_string());
+        let mut forger = command.stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(forger.stdout.take().context("a pipe")?).read_line(&mut line)?;
+        let message = failure(user.about(&["--tunnel", "mine", "--", "true"]))?;
+        ensure!(message.contains("the tunnel's socket is that of the user 0"), "{message}");
+        forger.kill()?;
+        forger.wait()?;
+        Ok(())
+    });
+}
+
+/// A launcher with a program is in the user namespace of its tunnel. It proves that it was outside.
+#[test]
+fn all_launchers_join_the_successor_of_a_killed_or_replaced_keeper() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        output(user.up("mine"))?;
+        let start = || Agent::start(&mut user.inside("mine", &[], &[]))?.begun();
+        let mut agents = [start()?, start()?, start()?];
+        for _ in 0..3 {
+            user.replace_keeper("mine")?;
+        }
+        let mut replace = user.up("mine");
+        replace.arg("--replace");
+        output(replace)?;
+        user.replace_keeper("mine")?;
+        for agent in &mut agents {
+            agent.succeed("pid")?;
+        }
+        for agent in agents {
+            agent.finish_well()?;
+        }
+        output(user.about(&["down", "mine"])).map(drop)
+    });
+}
+
+/// Only launchers know the plan for certain.
+#[test]
+fn a_tunnel_without_launchers_is_made_anew() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        let user = User::new(lab)?;
+        output(user.up("mine"))?;
+        let script = "(setsid sh -c 'echo $$; exec sleep 1000' &); exec cat";
+        let mut command = user.inside("mine", &[], &["sh", "-c", script]);
+        let mut launcher = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(launcher.stdout.take().context("a pipe")?).read_line(&mut line)?;
+        let orphan: i32 = line.trim().parse()?;
+        let keeper = user.keeper("mine")?;
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in [launcher.id().cast_signed(), keeper] {
+                kill(Pid::from_raw(pid), signal)?;
+            }
+        }
+        launcher.wait()?;
+        ensure!(kill(Pid::from_raw(orphan), None).is_ok(), "the orphan has ended by itself");
+        // A plan that was followed would be an error.
+        fs::write(user.tunnels().join("mine/plan"), "{}")?;
+        output(user.up("mine"))?;
+        let state = fs::read_to_string(format!("/proc/{orphan}/stat")).unwrap_or_default();
+        ensure!(state.is_empty() || state.contains(") Z "), "{state}");
+        output(user.inside("mine", &[], &["true"]))?;
+        output(user.about(&["down", "mine"])).map(drop)
+    });
+}
+
+/// Makes a shell that the user may execute and not read, so that no process of the user can look into it.
+fn unreadable_shell(place: &tempfile::TempDir) -> Result<String> {
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755))?;
+    let file = place.path().join("unreadable");
+    fs::copy("/bin/sh", &file)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o711))?;
+    Ok(file.to_str().context("UTF-8")?.to_owned())
+}
+
+/// The keeper does not find it.
+#[test]
+fn a_process_that_cannot_be_looked_into_is_left_without_a_link() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        lab::require_users()?;
+        let user = User::new(lab)?;
+        let place = tempfile::tempdir()?;
+        let shell = unreadable_shell(&place)?;
+        let [ask, answer] = ["ask", "answer"].map(|name| user.runtime.join(name));
+        let script = format!(
+            "echo $$ >{answer}; while read _ <{ask}; do n=; while read name _; do n=\"$n $name\"; done </proc/net/dev; \
+             echo $n >{answer}; done",
+            ask = ask.display(),
+            answer = answer.display()
+        );
+        let interfaces = |shell: &str| -> Result<(i32, String)> {
+            output(user.up("mine"))?;
+            let setup = "mkfifo $0 $1; setsid $2 -c \"$3\" >/dev/null 2>&1 & read pid <$1; echo $pid; read _";
+            let words = [&ask.to_string_lossy(), &answer.to_string_lossy(), shell, &script];
+            let mut command = user.inside("mine", &[], &[&["sh", "-c", setup][..], &words].concat());
+            let mut launcher = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let mut line = String::new();
+            BufReader::new(launcher.stdout.take().context("a pipe")?).read_line(&mut line)?;
+            let pid = line.trim().parse()?;
+            // A living launcher knows all of its program's processes.
+            launcher.kill()?;
+            launcher.wait()?;
+            output(user.about(&["down", "--force", "mine"]))?;
+            let mut seen = String::new();
+            let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if !state.is_empty() && !state.contains(") Z ") {
+                // The kernel removes them in its own time.
+                lab::wait_until(lab::patience(PATIENCE), "it has a link", || {
+                    fs::write(&ask, "now\n")?;
+                    seen = fs::read_to_string(&answer)?;
+                    Ok(!seen.contains("wg0") && !seen.contains("host0"))
+                })?;
+            }
+            fs::remove_file(&ask)?;
+            fs::remove_file(&answer)?;
+            Ok((pid, seen))
+        };
+        let (pid, seen) = interfaces(&shell)?;
+        ensure!(seen.trim().ends_with(" lo:"), "{seen:?}");
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        // The twin: an ordinary one is found and ended.
+        let (_, seen) = interfaces("/bin/sh")?;
+        ensure!(seen.is_empty(), "{seen:?}");
+        Ok(())
+    });
+}
+
 /// The program may have changed the file.
 #[test]
 fn a_program_inside_has_the_keeper_read_no_file_again() {
     lab::test(Peer::Ours, |lab: &Lab| {
         let user = User::new(lab)?;
         let place = tempfile::tempdir()?;
-        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755))?;
-        // A file that the user may execute and not read, so that its process cannot be looked into.
-        let unreadable = place.path().join("unreadable");
-        fs::copy("/bin/sh", &unreadable)?;
-        fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o711))?;
+        let unreadable = unreadable_shell(&place)?;
         let mut keeper = Foreground::start(&user, "mine")?;
         let outcomes = ["ignoring SIGHUP", "the configuration", "changed"];
         let pid = keeper.pid().to_string();
@@ -186,10 +372,9 @@ fn a_program_inside_has_the_keeper_read_no_file_again() {
              assert ctypes.CDLL(None).syscall(129, {pid}, 1, info) == 0",
             own = std::process::id()
         );
-        let unreadable = unreadable.to_str().context("UTF-8")?;
         let mut attempts = vec![
             vec!["sh", "-c", &signal],
-            vec![unreadable, "-c", &signal],
+            vec![&unreadable, "-c", &signal],
             vec!["sh", "-c", &signal[..signal.find(';').unwrap_or_default()]],
         ];
         if cfg!(target_arch = "x86_64") {
@@ -217,13 +402,7 @@ fn a_program_inside_has_the_keeper_read_no_file_again() {
 /// Starts an agent in a tunnel with a port of the host, and the service at that port and at another one.
 fn start_with_host_port(user: &User) -> Result<Agent> {
     for port in [OPENED, PLANTED] {
-        let listener = TcpListener::bind(("127.0.0.1", port))?;
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let _ = stream.read(&mut [0; 4096]);
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe host");
-            }
-        });
+        serve(Ipv4Addr::LOCALHOST.into(), port)?;
     }
     Agent::start(&mut user.inside("mine", &["--host-port", &OPENED.to_string()], &[]))?.begun()
 }

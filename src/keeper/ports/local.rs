@@ -11,8 +11,8 @@ use super::{PortRelays, run_at_link};
 use crate::config::Protocol;
 use crate::failure::{Doing, Failure};
 use crate::linux::namespace::{NamespaceThread, NetworkNamespace};
-use crate::plan::{Plan, RELAY_ADDRESSES};
-use crate::relay::{self, AllowedClient, Destinations, ListenSocket, Relay, RelayedPort, Targets};
+use crate::plan::{NAME_PORTS, Plan, RELAY_ADDRESSES};
+use crate::relay::{self, AllowedClient, AllowedDestinations, Destinations, ListenSocket, Relay, RelayedPort, Targets};
 use crate::tunnel::Tunnel;
 
 /// The operation that a failure names.
@@ -26,7 +26,7 @@ impl PortRelays {
             return Ok(());
         }
         let (ports, clients) = run_at_link(tunnel, listen)?;
-        let targets = Targets::Original(Destinations::new(Vec::new(), clients));
+        let targets = Targets::Original(Destinations::new(AllowedDestinations::default(), clients));
         let limits = self.limits().doing(RELAYING)?;
         let started =
             with_all_capabilities(|| Relay::start(ports, targets, None, limits, limit_relay)).doing(RELAYING)?;
@@ -43,7 +43,11 @@ impl PortRelays {
         }
         self.start_local(tunnel, plan)?;
         match &self.local {
-            Some(relay) => relay.set_networks(plan.local_destinations()).doing(RELAYING),
+            Some(relay) => {
+                let (networks, resolvers) = (plan.local_destinations(), plan.local_resolvers());
+                let allowed = AllowedDestinations { networks, name_ports: &NAME_PORTS, resolvers };
+                relay.set_destinations(allowed).doing(RELAYING)
+            }
             None => Ok(()),
         }
     }

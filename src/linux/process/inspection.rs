@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
@@ -115,14 +116,16 @@ pub fn socket_owner(inode: u32) -> Option<(i32, String)> {
     Some((pid, name.trim_end().escape_debug().to_string()))
 }
 
-/// Returns whether a socket in the network namespace of any process is bound to a path. Namespaces of other users'
-/// processes are visible only with CAP_SYS_PTRACE.
+/// Returns whether a socket in the network namespace of any process is bound to a path.
 pub fn is_socket_path_bound(path: &Path) -> bool {
     let mut seen = BTreeSet::new();
     let path = path.as_os_str().as_bytes();
     all().unwrap_or_default().into_iter().any(|pid| {
-        let is_new = fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|namespace| seen.insert(namespace));
-        let listed = is_new.then(|| fs::read(format!("/proc/{pid}/net/unix")).ok()).flatten().unwrap_or_default();
+        let list = format!("/proc/{pid}/net/unix");
+        // Each network namespace has an inode of its own for it. Unlike `ns/net`, it can be looked at without the right
+        // to trace the process, which a process in a user namespace does not have outside of that.
+        let is_new = fs::metadata(&list).is_ok_and(|found| seen.insert(found.ino()));
+        let listed = is_new.then(|| fs::read(&list).ok()).flatten().unwrap_or_default();
         // The path is the last column (proc_pid_net(5)).
         listed.split(|byte| *byte == b'\n').any(|line| line.strip_suffix(path).is_some_and(|rest| rest.ends_with(b" ")))
     })

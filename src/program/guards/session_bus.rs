@@ -67,10 +67,10 @@ impl BusFilter {
         let policy = BusPolicy::default_desktop().with_talk(names);
         let identity = program.identity.clone();
         // A rootless program is of the filter's user and in its user namespace, and the filter's root directory is the
-        // host's. One capability more than the program has keeps it from there (ptrace(2)). The system call filter
+        // host's. A capability that no such program may keep keeps it from there (ptrace(2)). The system call filter
         // makes it useless.
         let is_rootless = program.namespace.is_none();
-        let capabilities = if is_rootless { CapabilitySet::KILL } else { CapabilitySet::empty() };
+        let capabilities = if is_rootless { CapabilitySet::SYS_PTRACE } else { CapabilitySet::empty() };
         let work: GuardWork = Box::new(move |reporter, launcher| {
             fault::fail_at("in the session bus filter")?;
             process::raise_file_limit().doing("raise the limit of open files")?;
