@@ -79,7 +79,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     let file = lab.wg_quick_file(Reach::Ipv4)?;
     let file = file.to_str().context("a path in UTF-8")?;
     let up = ["up", file, "--name", NAME, "--backend", lab::backend(), "--wait", "20"];
-    run(&up)?;
+    run(&up).context("at first")?;
     let first = status()?;
     assert_eq!(first.state, Condition::Up, "{first:?}");
     // Without a program inside, a rootless tunnel ends with its keeper.
@@ -95,7 +95,7 @@ fn connections_survive(lab: &Lab) -> Result<()> {
     kill(Pid::from_raw(keeper()?), Signal::SIGKILL)?;
     // Sent while no keeper carries it.
     stream.write_all(b"meanwhile")?;
-    run(&up)?;
+    run(&up).context("after the keeper was killed")?;
     let mut answer = [0; 9];
     stream.read_exact(&mut answer).context("nothing comes after the keeper was killed")?;
     assert_eq!(&answer, b"meanwhile");

@@ -46,6 +46,8 @@ pub struct Lease {
     namespace: Option<NetworkNamespace>,
     /// Whether the connection is to the public socket, where users may only query the status.
     is_public: bool,
+    /// Whether the keeper has told that the tunnel is connected, also while an answer was waited for.
+    is_connected: bool,
 }
 
 impl Lease {
@@ -56,7 +58,10 @@ impl Lease {
     /// If the sockets cannot be created.
     pub(crate) fn pair(handover: OwnedFd) -> io::Result<(Self, OwnedFd)> {
         let (socket, keeper_end) = local_socket::pair()?;
-        Ok((Self { socket, handover: Some(handover), namespace: None, is_public: false }, keeper_end))
+        Ok((
+            Self { socket, handover: Some(handover), namespace: None, is_public: false, is_connected: false },
+            keeper_end,
+        ))
     }
 
     /// Connects to the keeper of a tunnel. Returns None if there is no keeper.
@@ -81,7 +86,7 @@ impl Lease {
                         introduced => introduced?,
                     }
                 }
-                Ok(Some(Self { socket, handover: None, namespace: None, is_public }))
+                Ok(Some(Self { socket, handover: None, namespace: None, is_public, is_connected: false }))
             }
             Err(error) if is_absence(&error) => Ok(None),
             // A file stands where the tunnels' directory belongs, so there is no keeper. Claiming the name reports the
@@ -193,7 +198,13 @@ impl Lease {
         } else if event == KeeperEvent::Named {
             self.namespace = file.take().map(NetworkNamespace::from).or(self.namespace.take());
         }
+        self.is_connected |= event == KeeperEvent::Connected;
         Ok(Some((event, file)))
+    }
+
+    /// Returns whether the keeper has told that the tunnel is connected.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.is_connected
     }
 
     /// Returns the file that a successor of the keeper needs ([`super::handover`]).
@@ -336,7 +347,7 @@ pub(super) fn request(
 /// Sends a request over a connection to a public socket and waits for the answer. Returns None if the process at the
 /// other end ends first.
 pub(super) fn request_over(socket: OwnedFd, request: ClientRequest) -> io::Result<Option<Reply>> {
-    Lease { socket, handover: None, namespace: None, is_public: true }.request(request, None)
+    Lease { socket, handover: None, namespace: None, is_public: true, is_connected: false }.request(request, None)
 }
 
 /// Returns the file of an answer, if the request was carried out. The outer None means that there is no keeper.
@@ -414,7 +425,7 @@ mod tests {
     use super::*;
 
     fn lease(socket: OwnedFd) -> Lease {
-        Lease { socket, handover: None, namespace: None, is_public: false }
+        Lease { socket, handover: None, namespace: None, is_public: false, is_connected: false }
     }
 
     /// A keeper that is killed may leave a connection in its queue. It breaks before or after the request was sent.
@@ -451,6 +462,7 @@ mod tests {
         let mut lease = lease(socket);
         let refused = expect_done(lease.request(ClientRequest::Stand, None)).expect_err("refused");
         assert_eq!(refused, refusal, "the failure arrives with its advice");
+        assert!(lease.is_connected(), "the news are not lost");
         lease.stand(&"wg0".parse().expect("a name")).expect("done");
     }
 }

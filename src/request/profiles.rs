@@ -11,7 +11,7 @@ use crate::config::{Profile, profile};
 use crate::failure::Failure;
 use crate::lookup::{self, PROFILES, profile_paths, wg_quick_path};
 use crate::names::TunnelName;
-use crate::registry;
+use crate::registry::{self, Scope};
 
 /// Marks a service's credential (systemd.exec(5)) in a profile, in place of the provider's file.
 const CREDENTIAL: &str = "credential:";
@@ -77,6 +77,15 @@ fn machine_profile(name: &TunnelName) -> PathBuf {
 /// Creates the failure of a name that has no configuration. `unreadable` is the error of looking into the folder of
 /// wg-quick's files.
 fn no_configuration(name: &TunnelName, unreadable: Option<&io::Error>) -> Failure {
+    if Scope::current() == Scope::User && Scope::System.directory().join(name.as_str()).is_dir() {
+        return Failure::new(format!(
+            "the tunnel {name} is the machine's: joining it needs root, or the capabilities CAP_SYS_ADMIN, \
+             CAP_NET_ADMIN and CAP_SETPCAP"
+        ))
+        .advise(
+            "run this as root (`sudo vpn-exec …`), or make a tunnel of your own from the provider's file: --config FILE",
+        );
+    }
     let wg_quick = wg_quick_path(name);
     let missing = profile_paths(name).chain(unreadable.is_none().then(|| wg_quick.clone()));
     let missing: Vec<String> = missing.map(|path| path.display().to_string()).collect();

@@ -72,6 +72,8 @@ impl Readiness {
     /// # Errors
     /// The keeper's own failure to make the tunnel; system errors.
     pub(crate) fn advance(&mut self, lease: &mut Lease, others: &[BorrowedFd<'_>]) -> Result<Progress, Failure> {
+        // The news may have come while another request was answered.
+        self.is_connected |= lease.is_connected();
         if self.is_made && (self.is_connected || self.wait.is_none()) {
             return Ok(Progress::Ready);
         }

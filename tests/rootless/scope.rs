@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use lab::{Lab, Peer, Snapshot, launcher};
+use lab::{Lab, Peer, Reach, Snapshot, launcher};
 use rustix::mount::MountFlags;
 
 use crate::{PATIENCE, User, failure, output};
@@ -47,6 +47,28 @@ fn life(user: &User, runtime: Option<&Path>, directory: &Path) -> Result<()> {
 fn own_tmp() -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     Ok(rustix::mount::mount("lab-tmp", "/tmp", c"tmpfs", flags, Some(c"mode=1777"))?)
+}
+
+/// Joining takes capabilities over the machine's namespaces.
+#[test]
+fn the_machines_tunnel_is_not_joined_without_root() {
+    lab::test(Peer::Ours, |lab: &Lab| {
+        if !lab::world::has_users()? {
+            lab::skipped("this world has no user without privileges in it");
+            return Ok(());
+        }
+        let user = User::new(lab)?;
+        let file = lab.wg_quick_file(Reach::Ipv4)?;
+        let up = Command::new(launcher::binary()).arg("up").arg(file).args(["--name", "shared"]).status()?;
+        ensure!(up.success(), "up: {up}");
+        let refused = failure(user.about(&["--tunnel", "shared", "--", "true"]))?;
+        ensure!(refused.contains("the tunnel shared is the machine's") && refused.contains("sudo"), "{refused}");
+        let list = output(user.about(&["list"]))?;
+        ensure!(list.contains("shared"), "{list}");
+        let down = Command::new(launcher::binary()).args(["down", "shared"]).status()?;
+        ensure!(down.success(), "down: {down}");
+        Ok(())
+    });
 }
 
 /// After su(1) or in cron(8), the variable is not set.
