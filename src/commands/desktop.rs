@@ -12,6 +12,7 @@ use crate::desktop_entry::{self, Confined, DataFolders, NotFound};
 use crate::failure::{Doing, Failure};
 use crate::names::TunnelName;
 use crate::request;
+use crate::session;
 
 pub(super) fn run(arguments: &DesktopArgs) -> Result<ExitCode, Failure> {
     refuse_sudo()?;
@@ -28,10 +29,9 @@ pub(super) fn run(arguments: &DesktopArgs) -> Result<ExitCode, Failure> {
 
 /// Refuses to write the entry of root's desktop where the caller's is meant.
 fn refuse_sudo() -> Result<(), Failure> {
-    let caller = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"].iter().find(|name| std::env::var_os(name).is_some());
-    match caller.filter(|_| nix::unistd::geteuid().is_root()) {
-        None => Ok(()),
-        Some(_) => Err(Failure::new("the entry would be in root's menu")
+    match session::is_root_for_caller() {
+        false => Ok(()),
+        true => Err(Failure::new("the entry would be in root's menu")
             .advise("run it without sudo: the entry starts the program as you, and makes a tunnel that needs no root")),
     }
 }

@@ -10,6 +10,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::failure::{Doing, Failure};
 use crate::linux::dynamic_user;
+use crate::session::CALLERS;
 
 /// The identity of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +44,6 @@ pub struct UserEntry {
     /// The login shell.
     pub shell: PathBuf,
 }
-
-/// The variables by which sudo, doas and pkexec name their caller.
-const CALLERS: [&str; 3] = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"];
 
 /// Returns the identity of the program. `variable` reads the environment.
 ///

@@ -28,7 +28,8 @@ use crate::tunnel::ContainerPlace;
 use approach::{Approach, approach};
 pub(crate) use creation::{keeper_spec, require_living_changeable};
 pub(crate) use privileges::{
-    Privileges, choose_scope, choose_scope_of, choose_scope_to_look, reason_of_scope, require_privileges,
+    CALLERS, Privileges, choose_scope, choose_scope_of, choose_scope_to_look, is_root_for_caller, reason_of_scope,
+    require_privileges,
 };
 pub(crate) use readiness::{Progress, Readiness};
 

@@ -16,6 +16,14 @@ fn of_root() -> CapabilitySet {
     CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SETPCAP
 }
 
+/// The variables by which sudo, doas and pkexec name their caller.
+pub(crate) const CALLERS: [&str; 3] = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"];
+
+/// Returns whether this process is root's on behalf of a caller of sudo or the like.
+pub(crate) fn is_root_for_caller() -> bool {
+    nix::unistd::geteuid().is_root() && CALLERS.iter().any(|name| std::env::var_os(name).is_some())
+}
+
 /// Chooses whose tunnels this process uses: the machine's if it has the privileges for that, or else those of its
 /// user. `rootless` forces the latter.
 ///
@@ -23,8 +31,7 @@ fn of_root() -> CapabilitySet {
 /// If the capabilities cannot be read, or if the caller of sudo would get a program that runs as root.
 pub(crate) fn choose_scope(rootless: bool) -> Result<(), Failure> {
     let scope = scope_for(rootless)?;
-    let caller = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"].iter().find(|name| std::env::var_os(name).is_some());
-    if scope == Scope::User && nix::unistd::geteuid().is_root() && caller.is_some() {
+    if scope == Scope::User && is_root_for_caller() {
         // Root's user namespace has no other user.
         let why = if rootless { "--rootless was given" } else { "root lacks the capabilities for another one here" };
         return Err(Failure::new(format!("the tunnel and its program would be root's, because {why}"))

@@ -38,7 +38,6 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 pub(crate) struct Readiness {
     is_made: bool,
-    is_connected: bool,
     /// How long the first handshake may take once the tunnel is made. None if it is not waited for.
     wait: Option<Duration>,
     deadline: Option<Instant>,
@@ -49,7 +48,7 @@ pub(crate) struct Readiness {
 impl Readiness {
     /// Begins to wait. Without `wait`, a tunnel is ready as soon as it is made.
     pub(crate) fn new(is_made: bool, wait: Option<Duration>) -> Self {
-        let mut readiness = Self { is_made: false, is_connected: false, wait, deadline: None, notice_due: None };
+        let mut readiness = Self { is_made: false, wait, deadline: None, notice_due: None };
         if is_made {
             readiness.made();
         }
@@ -72,9 +71,8 @@ impl Readiness {
     /// # Errors
     /// The keeper's own failure to make the tunnel; system errors.
     pub(crate) fn advance(&mut self, lease: &mut Lease, others: &[BorrowedFd<'_>]) -> Result<Progress, Failure> {
-        // The news may have come while another request was answered.
-        self.is_connected |= lease.is_connected();
-        if self.is_made && (self.is_connected || self.wait.is_none()) {
+        // The news may have come while another request was answered, so the lease knows.
+        if self.is_made && (lease.is_connected() || self.wait.is_none()) {
             return Ok(Progress::Ready);
         }
         let due = self.notice_due.into_iter().chain(self.deadline).min();
@@ -99,10 +97,7 @@ impl Readiness {
                 self.made();
                 Progress::Made
             }
-            Some(KeeperEvent::Connected) => {
-                self.is_connected = true;
-                Progress::Ready
-            }
+            Some(KeeperEvent::Connected) => Progress::Ready,
             Some(KeeperEvent::Failed(failure)) => return Err(failure),
             Some(KeeperEvent::Gone) | None => Progress::KeeperKilled,
             Some(_) => Progress::Other,
