@@ -68,7 +68,6 @@ impl DataPath {
         watch(&epoll, sockets)?;
 
         let (mut outward, mut inward) = (Outward::new(), Inward::new(tun.offloads()));
-        inward.prepare(sockets);
         let mut errors = [0; MAX_SOCKETS];
         let mut unsent = 0;
         let mut events = [epoll::Event { flags: readable, data: epoll::EventData::new_u64(0) }; 4];
@@ -93,7 +92,6 @@ impl DataPath {
                                 DataPathCommand::Rebind(new, reply) => {
                                     let watched = watch(&epoll, &new);
                                     if watched.is_ok() {
-                                        inward.prepare(&new);
                                         // Closing the former sockets removes them from epoll.
                                         *sockets = new;
                                     }

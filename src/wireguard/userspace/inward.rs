@@ -10,9 +10,8 @@ use super::data_path::{BATCH, Wire, broken};
 use super::device::Core;
 use super::ip;
 use super::offload::Coalescer;
-use super::sockets::Sockets;
 use super::tun_io::TunIo;
-use crate::linux::datagrams::{self, Ecn, Inbox};
+use crate::linux::datagrams::{Ecn, Inbox};
 use crate::linux::tun::Offloads;
 
 /// The number of messages that are received together. Each has up to 64 KiB, which stay in memory once they were used.
@@ -31,18 +30,6 @@ pub(super) struct Inward {
 impl Inward {
     pub(super) fn new(offloads: Offloads) -> Self {
         Self { inbox: Inbox::new(MESSAGES), coalescer: Coalescer::new(offloads.tcp, offloads.udp) }
-    }
-
-    /// Has the kernel join the datagrams of new sockets, and report their congestion bits, if it can.
-    pub(super) fn prepare(&self, sockets: &Sockets) {
-        for (number, socket) in sockets.descriptors().enumerate() {
-            // The first one is of IPv4.
-            let is_set = datagrams::set_joined_receive(socket)
-                .and_then(|()| datagrams::set_received_ecn(socket, number > 0));
-            if let Err(error) = is_set {
-                tracing::debug!(%error, "the kernel does not join datagrams");
-            }
-        }
     }
 
     /// Reads datagrams from a socket until it has none or the batch is full, and delivers their packets.
@@ -96,7 +83,8 @@ impl Inward {
                 let datagram = &mut self.inbox.buffer()[range.clone()];
                 if let Some(packet) = core.on_datagram(datagram, message.from, now, wire) {
                     let packet = range.start + packet.start..range.start + packet.end;
-                    if message.ecn == Ecn::CONGESTION && !ip::mark_congestion(&mut self.inbox.buffer()[packet.clone()]) {
+                    if message.ecn == Ecn::CONGESTION && !ip::mark_congestion(&mut self.inbox.buffer()[packet.clone()])
+                    {
                         core.drop_congested();
                         continue;
                     }

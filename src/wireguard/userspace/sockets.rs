@@ -12,6 +12,8 @@ use rustix::net::sockopt::{
 };
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
+use crate::linux::datagrams;
+
 /// The requested size of the sockets' buffers in bytes, as in wireguard-go. Without CAP_NET_ADMIN, the kernel limits it
 /// (`net.core.rmem_max`, `wmem_max`).
 const BUFFER_SIZE: usize = 7 << 20;
@@ -112,6 +114,11 @@ fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
         .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER_SIZE));
     let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER_SIZE)
         .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &BUFFER_SIZE));
+    // The data path's thread may not set options (its system calls are filtered), so they are set here.
+    let options = [datagrams::set_joined_receive(&socket), datagrams::set_received_ecn(&socket, address.is_ipv6())];
+    for error in options.into_iter().filter_map(Result::err) {
+        tracing::debug!(%error, "the kernel does not join datagrams, or does not report their congestion bits");
+    }
     rustix::net::bind(&socket, &address)?;
     Ok(socket)
 }
