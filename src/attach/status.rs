@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::carrier::Attached;
 use super::{OWNER, Site};
-use crate::endpoints::{Carrier, Endpoints, stale_after};
+use crate::endpoints::{Endpoints, stale_after};
 use crate::failure::{Doing, Failure};
 use crate::keeper::PublicClients;
 use crate::lease::status::{self, Condition, DnsReport, InterfaceReport, LiveStatus, PeerReport, Status};
@@ -58,11 +58,10 @@ pub(super) fn answer(request: &Received, attached: &mut Attached, endpoints: &mu
 }
 
 fn report(attached: &mut Attached, endpoints: &mut Endpoints) -> Status {
-    endpoints.read_device(attached);
+    let statuses = endpoints.read_device(attached);
     // An idle tunnel looks like one whose peer is gone, until there is something to answer.
     endpoints.renew_stale(attached);
     let summary = endpoints.summary();
-    let statuses = attached.device().and_then(|device| device.peers().ok()).unwrap_or_default();
     let plan = &attached.plan;
     let counters = attached.site.netlink.counters(&plan.wireguard.interface).unwrap_or_default();
     let living = LiveStatus {

@@ -293,21 +293,19 @@ impl Endpoints {
         }
     }
 
-    /// Reads the peers' status from the device.
-    pub fn read_device(&mut self, carrier: &dyn Carrier) {
+    /// Reads the peers' status from the device, and returns it. There is none if the device cannot be read.
+    pub fn read_device(&mut self, carrier: &dyn Carrier) -> Vec<PeerStatus> {
         let now = boot_time();
         self.poll.advance(now);
-        let Some(device) = carrier.device() else { return };
-        let statuses = match device.peers() {
-            Ok(statuses) => statuses,
-            Err(error) => {
-                tracing::debug!(%error, "cannot read the device's status");
-                return;
-            }
-        };
-        for status in statuses {
-            self.observe(&status, now);
+        let Some(device) = carrier.device() else { return Vec::new() };
+        let statuses = device.peers().unwrap_or_else(|error| {
+            tracing::debug!(%error, "cannot read the device's status");
+            Vec::new()
+        });
+        for status in &statuses {
+            self.observe(status, now);
         }
+        statuses
     }
 
     /// Starts a handshake with each peer to which nothing was sent since its last handshake became stale. So the status

@@ -5,10 +5,9 @@ use crate::lease::status::{ContainerReport, DnsReport, HostLink, InterfaceReport
 
 /// Returns the status of a keeper's tunnel.
 pub(super) fn status(keeper: &mut Keeper) -> Status {
-    keeper.endpoints.read_device(&keeper.tunnel);
+    let statuses = keeper.endpoints.read_device(&keeper.tunnel);
     let summary = keeper.endpoints.summary();
     let counters = keeper.tunnel.counters().unwrap_or_default();
-    let statuses = keeper.tunnel.device().and_then(|device| device.peers().ok()).unwrap_or_default();
     let plan = keeper.tunnel.plan();
     let wireguard = &plan.wireguard;
     let link = plan.veth.as_ref().map(|veth| HostLink {

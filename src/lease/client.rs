@@ -122,20 +122,22 @@ impl Lease {
         }
     }
 
-    /// Sends a request and waits for the answer, which is the first event that is not news of the tunnel. Returns None
-    /// if the keeper ends first.
+    /// Sends a request and waits for the answer. Returns None if the keeper ends first.
     fn request(&mut self, request: ClientRequest, passed: Option<BorrowedFd<'_>>) -> io::Result<Option<Reply>> {
-        match self.try_request(request, passed) {
+        match self.send_request(&request, passed).and_then(|()| self.wait_for_answer(request, Instant::now())) {
             Err(error) if is_absence(&error) => Ok(None),
             other => other,
         }
     }
 
-    fn try_request(&mut self, request: ClientRequest, passed: Option<BorrowedFd<'_>>) -> io::Result<Option<Reply>> {
+    fn send_request(&self, request: &ClientRequest, passed: Option<BorrowedFd<'_>>) -> io::Result<()> {
         // The kernel would reject another user's descriptor and the request with it. The keeper's refusal says more.
-        send(&self.socket, &request, passed.filter(|_| !self.is_public))?;
+        send(&self.socket, request, passed.filter(|_| !self.is_public))
+    }
+
+    /// Waits for the answer to a request that was sent at `begin`: the first event that is not news of the tunnel.
+    fn wait_for_answer(&mut self, request: ClientRequest, begin: Instant) -> io::Result<Option<Reply>> {
         let timeout = timeout_of(request);
-        let begin = Instant::now();
         loop {
             if !self.wait_readable(timeout.saturating_sub(begin.elapsed()))? {
                 return Err(self.did_not_answer(timeout));
@@ -331,13 +333,36 @@ fn is_absence(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| gone.contains(&number))
 }
 
+/// A question for the status of a tunnel that was sent to its keeper.
+pub(super) struct StatusQuery {
+    connection: Lease,
+    sent: Instant,
+}
+
+impl StatusQuery {
+    /// Sends the question. Returns None if there is no keeper.
+    pub(super) fn send(name: &TunnelName) -> io::Result<Option<Self>> {
+        let sent = Instant::now();
+        let Some(connection) = Lease::connect(name, REPORT_TIMEOUT)? else { return Ok(None) };
+        match connection.send_request(&ClientRequest::Report, None) {
+            Ok(()) => Ok(Some(Self { connection, sent })),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for the answer. Returns None if the keeper ends first.
+    pub(super) fn answer(mut self) -> io::Result<Option<Reply>> {
+        match self.connection.wait_for_answer(ClientRequest::Report, self.sent) {
+            Err(error) if is_absence(&error) => Ok(None),
+            other => other,
+        }
+    }
+}
+
 /// Sends a request to the keeper of a tunnel and waits for the answer. Returns None if there is no keeper, or if it
 /// ends first.
-pub(super) fn request(
-    name: &TunnelName,
-    request: ClientRequest,
-    passed: Option<BorrowedFd<'_>>,
-) -> io::Result<Option<Reply>> {
+fn request(name: &TunnelName, request: ClientRequest, passed: Option<BorrowedFd<'_>>) -> io::Result<Option<Reply>> {
     match Lease::connect(name, timeout_of(request))? {
         Some(mut connection) => connection.request(request, passed),
         None => Ok(None),

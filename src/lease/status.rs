@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::client;
+use super::client::{self, StatusQuery};
 use super::messages::{ClientRequest, KeeperEvent, read_answer};
 use crate::config::{HostPort, OpenPorts, Publish};
 use crate::linux::namespace;
@@ -247,12 +247,21 @@ pub struct RunningProgram {
     pub command: String,
 }
 
+/// The number of keepers that are asked at the same time. Each takes two descriptors, of the 1024 that a process may
+/// have as a rule.
+const ASKED_AT_ONCE: usize = 256;
+
 /// Queries the status of a tunnel, without the processes inside. Returns None if no tunnel of that name exists.
 ///
 /// # Errors
 /// If the keeper refuses, or the state of a killed keeper's tunnel cannot be read.
 pub fn of(name: &TunnelName) -> io::Result<Option<Status>> {
-    let answer = match client::request(name, ClientRequest::Report, None) {
+    answer_to(name, StatusQuery::send(name))
+}
+
+/// Waits for the answer to a query.
+fn answer_to(name: &TunnelName, query: io::Result<Option<StatusQuery>>) -> io::Result<Option<Status>> {
+    let answer = match query.and_then(|query| query.map_or(Ok(None), StatusQuery::answer)) {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => None,
         other => other?,
     };
@@ -337,17 +346,21 @@ fn of_scope(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
         }
     };
     let mut found = Vec::with_capacity(queried.len());
-    for name in queried {
-        match of(name) {
-            Ok(Some(status)) => found.push(status),
-            Ok(None) if names.is_some() => {
-                return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no tunnel {name}")));
+    for some in queried.chunks(ASKED_AT_ONCE) {
+        // All are asked before the first answer is waited for, so that keepers work, or do not answer, at the same time.
+        let queries: Vec<_> = some.iter().map(StatusQuery::send).collect();
+        for (name, query) in some.iter().zip(queries) {
+            match answer_to(name, query) {
+                Ok(Some(status)) => found.push(status),
+                Ok(None) if names.is_some() => {
+                    return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no tunnel {name}")));
+                }
+                // It has ended since it was listed.
+                Ok(None) => {}
+                Err(error) if names.is_some() => return Err(error),
+                // One tunnel that cannot be queried does not keep the others from being listed.
+                Err(error) => tracing::warn!("cannot query the tunnel {name}: {error}"),
             }
-            // It has ended since it was listed.
-            Ok(None) => {}
-            Err(error) if names.is_some() => return Err(error),
-            // One tunnel that cannot be queried does not keep the others from being listed.
-            Err(error) => tracing::warn!("cannot query the tunnel {name}: {error}"),
         }
     }
     // Reads all of /proc once, however many tunnels there are.

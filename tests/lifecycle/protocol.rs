@@ -1,12 +1,14 @@
 //! The protocol between a keeper and clients of another version.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::Snapshot;
 use serde_json::{Value, json};
-use vpn_exec::linux::local_socket;
+use vpn_exec::linux::local_socket::{self, LocalListener};
+use vpn_exec::linux::memory_file;
 use vpn_exec::linux::poll::wait_for;
 use vpn_exec::{lease, registry};
 
@@ -58,5 +60,40 @@ fn an_unknown_request_is_refused_and_the_lease_lives_on() {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_unchanged(&before, "at the end")
+    });
+}
+
+/// The first of two keepers answers only after the second was asked. If each was asked in turn, the first would count
+/// as hanging.
+#[test]
+fn all_keepers_are_asked_before_the_first_answer_is_waited_for() {
+    lab::world::test(|| {
+        let listeners = ["first", "second"].map(|name| -> Result<LocalListener> {
+            let directory = Path::new("/run/vpn-exec").join(name);
+            std::fs::create_dir_all(&directory)?;
+            Ok(LocalListener::bind(&directory.join("socket"), 0o600)?)
+        });
+        let list = std::thread::spawn(|| lab::vpn_exec(["list", "--json"]).output());
+        let mut asked = Vec::new();
+        for (name, listener) in ["first", "second"].into_iter().zip(listeners) {
+            let listener = listener?;
+            ensure!(wait_for(&[listener.as_fd()], Some(lab::patience(PATIENCE)))? == [true], "{name} is not asked");
+            let (client, _) = listener.accept()?.context("a client")?;
+            ensure!(wait_for(&[client.as_fd()], Some(lab::patience(PATIENCE)))? == [true], "{name} is not asked");
+            local_socket::receive(&client, &mut [0; 256])?;
+            asked.push((name, client));
+        }
+        for (name, client) in asked {
+            let status = json!({
+                "name": name, "state": "up", "standing": true, "backend": null, "namespace": null, "keeper": 1,
+                "leases": 0, "living": null,
+            });
+            let answer = memory_file::seal(status.to_string().as_bytes())?;
+            local_socket::send(&client, br#""Done""#, Some(answer.as_fd()))?;
+        }
+        let listed: Value = serde_json::from_slice(&list.join().expect("a thread")?.stdout)?;
+        let states: Vec<_> = (0..2).map(|number| (&listed[number]["name"], &listed[number]["state"])).collect();
+        ensure!(states == [(&json!("first"), &json!("up")), (&json!("second"), &json!("up"))], "{listed}");
+        Ok(())
     });
 }
