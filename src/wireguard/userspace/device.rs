@@ -53,7 +53,7 @@ pub struct Dropped {
     pub malformed: u64,
     /// Datagrams that are not WireGuard messages, not for this device, not authentic, or replayed.
     pub not_authentic: u64,
-    /// Handshake messages that were answered with a cookie, under load.
+    /// Handshake messages without a cookie, under load. Some are answered with one.
     pub cookie_demanded: u64,
     /// Packets of a peer that met congestion, and whose transport learns of it by their loss (RFC 6040 section 4.2).
     pub congested: u64,
@@ -358,7 +358,9 @@ impl Core {
             MacVerdict::Invalid => Err(DatagramVerdict::NotAuthentic),
             MacVerdict::CookieDemanded(reply) => {
                 self.dropped.cookie_demanded += 1;
-                sink.send(from, &reply);
+                if let Some(reply) = reply {
+                    sink.send(from, &reply);
+                }
                 // It is counted already.
                 Err(DatagramVerdict::Accepted)
             }

@@ -2,6 +2,7 @@
 //! that the sender knows the receiver's public key. A device under load demands the second one as well, whose key is a
 //! cookie: it shows that the sender receives what is sent to its address.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -23,6 +24,10 @@ const MAC: usize = 16;
 
 /// How long a cookie is valid (WireGuard paper, section 5.4.7).
 const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
+
+/// The number of groups of addresses that are told apart. Each gets one cookie reply a second: a reply costs several
+/// times as much as the check of a message, and the data of the peers waits in the same queue.
+const GROUPS: usize = 1024;
 
 type Cookie = [u8; MAC];
 
@@ -88,8 +93,9 @@ pub(in crate::wireguard::userspace) enum MacVerdict {
     Valid,
     /// The sender does not know this device's public key.
     Invalid,
-    /// The device is under load, and the sender has to show a cookie: this reply has one.
-    CookieDemanded([u8; COOKIE_REPLY]),
+    /// The device is under load, and the sender has to show a cookie: this reply has one. There is none if the sender's
+    /// group of addresses got one in the current second.
+    CookieDemanded(Option<[u8; COOKIE_REPLY]>),
 }
 
 /// Checks the MACs of the messages to this device.
@@ -103,6 +109,10 @@ pub(in crate::wireguard::userspace) struct MacChecker {
     count: u64,
     second: Duration,
     limit: u64,
+    /// The groups of addresses that got a cookie reply in the current second, a bit for each.
+    answered: [u64; GROUPS / 64],
+    /// Assigns addresses to groups. A sender cannot find out which addresses share its group.
+    groups: RandomState,
 }
 
 impl MacChecker {
@@ -121,6 +131,8 @@ impl MacChecker {
             count: 0,
             second: now,
             limit,
+            answered: [0; GROUPS / 64],
+            groups: RandomState::new(),
         })
     }
 
@@ -138,17 +150,34 @@ impl MacChecker {
             return MacVerdict::Invalid;
         }
         if now >= self.second + Duration::from_secs(1) {
-            (self.second, self.count) = (now, 0);
+            (self.second, self.count, self.answered) = (now, 0, [0; GROUPS / 64]);
         }
         self.count += 1;
         if self.count <= self.limit {
             return MacVerdict::Valid;
         }
+        let (word, bit) = self.group_of(from.ip());
+        let is_answered = self.answered[word] & bit != 0;
+        // A sender without a cookie leaves the second MAC empty.
+        let has_cookie = macs[MAC..] != [0; MAC];
+        if is_answered && !has_cookie {
+            return MacVerdict::CookieDemanded(None);
+        }
         let cookie = self.cookie_of(from, now);
-        if is_mac(&cookie, &[text, &macs[..MAC]], &macs[MAC..]) {
+        if has_cookie && is_mac(&cookie, &[text, &macs[..MAC]], &macs[MAC..]) {
             return MacVerdict::Valid;
         }
-        self.demand(message, &macs[..MAC], cookie).map_or(MacVerdict::Invalid, MacVerdict::CookieDemanded)
+        if is_answered {
+            return MacVerdict::CookieDemanded(None);
+        }
+        self.answered[word] |= bit;
+        MacVerdict::CookieDemanded(self.demand(message, &macs[..MAC], cookie))
+    }
+
+    /// Returns the place of the bit of an address's group.
+    fn group_of(&self, address: IpAddr) -> (usize, u64) {
+        let group = self.groups.hash_one(address) as usize % GROUPS;
+        (group / 64, 1 << (group % 64))
     }
 
     /// Returns the cookie of an address and port. A new secret ends all cookies after two minutes.

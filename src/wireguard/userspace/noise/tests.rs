@@ -205,7 +205,9 @@ fn cookies_are_exchanged_with_another_implementation() {
     let mut other = Tunn::new(key, us, None, None, 9, Some(limiter));
     let mut checker = MacChecker::new(&public(1), 0, NOW).expect("random bytes");
     let initiation = sent(other.format_handshake_initiation(&mut buffer, false)).expect("an initiation");
-    let MacVerdict::CookieDemanded(reply) = checker.check(&initiation, from(), NOW) else { panic!("not demanded") };
+    let MacVerdict::CookieDemanded(Some(reply)) = checker.check(&initiation, from(), NOW) else {
+        panic!("not demanded")
+    };
     assert!(matches!(other.decapsulate(None, &reply, &mut buffer), TunnResult::Done));
     let again = sent(other.format_handshake_initiation(&mut buffer, true)).expect("an initiation");
     assert_eq!(checker.check(&again, from(), NOW), MacVerdict::Valid);
@@ -228,4 +230,22 @@ fn the_load_is_counted_by_the_second() {
     }
     assert!(matches!(checker.check(&message, from(), NOW), MacVerdict::CookieDemanded(_)));
     assert_eq!(checker.check(&message, from(), NOW + Duration::from_secs(1)), MacVerdict::Valid);
+}
+
+/// A flood is not answered message by message. Senders at other addresses still get their cookies.
+#[test]
+fn an_address_gets_one_cookie_a_second() {
+    let (_, message) = begin(2, 1);
+    let mut checker = MacChecker::new(&public(1), 0, NOW).expect("random bytes");
+    let mut replies = |from: SocketAddr, at: Duration| {
+        let verdicts = (0..1000).map(|_| checker.check(&message, from, at));
+        verdicts.filter(|verdict| matches!(verdict, MacVerdict::CookieDemanded(Some(_)))).count()
+    };
+    let others: Vec<SocketAddr> = (1..=8).map(|last| SocketAddr::from(([198, 51, 100, last], 1000))).collect();
+    assert_eq!(replies(from(), NOW), 1);
+    // Two addresses in one group are unlikely.
+    let answered: usize = others.iter().map(|other| replies(*other, NOW)).sum();
+    assert!((4..=8).contains(&answered), "{answered}");
+    assert_eq!(replies(from(), NOW + Duration::from_millis(999)), 0);
+    assert_eq!(replies(from(), NOW + Duration::from_secs(1)), 1);
 }
