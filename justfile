@@ -52,7 +52,11 @@ record:
 static:
     CC_x86_64_unknown_linux_musl=musl-gcc cargo build --release --target x86_64-unknown-linux-musl
 
-# Measure: launch, standing, relay or throughput
+# Run all benchmarks, and write target/benches/measured.md: `just measure --quick`
+measure *ARGS:
+    benches/run {{ARGS}}
+
+# Run one benchmark: launch, standing, relay, rootless, sidecar or throughput
 bench NAME:
     cargo bench --bench {{NAME}}
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use measure::{Spread, load, milliseconds, now};
+use measure::{Role, Spread, load, milliseconds, now, record};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::wait;
@@ -313,6 +313,8 @@ fn report(candidates: &[Candidate], launches: &[Vec<Launch>]) {
                 .collect();
             let spread = Spread::of(times);
             let ratio = Spread::of(ratios).median;
+            let role = if *candidate == VpnExec { Role::Ours } else { Role::Other };
+            record(title, role, candidate.title(), &spread, "ms");
             let ratio =
                 if ratio.is_finite() && ratio < 1e3 { format!("{ratio:8.2} times that") } else { String::new() };
             println!(

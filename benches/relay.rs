@@ -15,7 +15,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
-use measure::{Spread, load, milliseconds, now};
+use measure::{Role, Spread, load, milliseconds, now, record};
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 use vpn_exec::linux::sysctl;
 use vpn_exec::registry;
@@ -93,8 +93,14 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
     for ((title, ..), [rates, trips, costs]) in ways.iter().zip(results) {
         let ratio = Spread::of(rates.iter().zip(&direct[0]).map(|(own, direct)| own / direct).collect()).median;
         let longer = Spread::of(trips.iter().zip(&direct[1]).map(|(own, direct)| own / direct).collect()).median;
-        let cost = if costs.is_empty() { "-".to_owned() } else { format!("{:.2} s", Spread::of(costs).median) };
-        let (rate, trip) = (Spread::of(rates), Spread::of(trips));
+        let (rate, trip, cost) = (Spread::of(rates), Spread::of(trips), Spread::of(costs));
+        let role = if title == "a published port" { Role::Ours } else { Role::Other };
+        record(&format!("bulk through a published port, {control_there}"), role, title, &rate, "GB/s");
+        record(&format!("a byte's round trip through a published port, {control_there}"), role, title, &trip, "ms");
+        if cost.median.is_finite() {
+            record(&format!("processor time of a published port, {control_there}"), role, title, &cost, "s per GB");
+        }
+        let cost = if cost.median.is_finite() { format!("{:.2} s", cost.median) } else { "-".to_owned() };
         println!(
             "{title:<24} {:5.2} ({:.2} - {:.2}) GB/s {ratio:6.2} {:9.3} ms {longer:6.2} {cost:>12}",
             rate.median, rate.least, rate.most, trip.median

@@ -24,7 +24,7 @@ use std::thread;
 use std::time::Duration;
 
 use lab::{Context, Lab, Peer, Reach, Result, ensure, world};
-use measure::{Spread, load, milliseconds, now};
+use measure::{Role, Spread, load, milliseconds, now, record};
 use sending::TURN;
 use vpn_exec::linux::namespace::NetworkNamespace;
 
@@ -325,11 +325,14 @@ fn kib(text: &str, what: &str) -> Result<f64> {
 
 /// Prints the values of candidates, and their ratios to the first of them.
 fn report(title: &str, unit: &str, candidates: &[(&str, Vec<f64>)]) {
+    let what = title;
     println!("\n{title:<64}   median (min - max) {unit}");
     let Some((first, reference)) = candidates.first() else { return };
     for (title, values) in candidates {
         let spread = Spread::of(values.clone());
         let (median, least, most) = (spread.median, spread.least, spread.most);
+        let role = if *title == WAYS[1].0 { Role::Ours } else { Role::Other };
+        record(what, role, title, &spread, unit);
         let ratio = Spread::of(values.iter().zip(reference).map(|(value, reference)| value / reference).collect());
         let ratio = match title == first {
             true => String::new(),

@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use lab::{Context, Lab, POD_GATEWAY, PROVIDER, Peer, Pod, Reach, Result, TUNNEL_CLIENT, WEB, ensure, world};
-use measure::{Spread, load, milliseconds, now};
+use measure::{Role, Spread, load, milliseconds, now, record};
 use sending::TURN;
 
 /// The default number of rounds. More than four exceed the time of a world.
@@ -62,6 +62,17 @@ fn measure(rounds: usize) -> Result<()> {
         ("one TCP connection through wireguard-go", "Mbit/s", theirs),
     ] {
         let spread = Spread::of(values);
+        let (what, role) = match title.strip_suffix(" through wireguard-go") {
+            Some(what) => (what, Role::Other),
+            None => (title, Role::Ours),
+        };
+        record(
+            &format!("a sidecar: {what}"),
+            role,
+            if role == Role::Ours { "vpn-exec" } else { "wireguard-go" },
+            &spread,
+            unit,
+        );
         println!("  {title:<48} {:7.1} ({:.1} - {:.1}) {unit}", spread.median, spread.least, spread.most);
     }
     println!("({rounds} rounds of {} s each; load {})", TURN.as_secs(), load()?);

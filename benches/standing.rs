@@ -1,11 +1,11 @@
-//! The costs of a standing tunnel: `cargo bench --bench standing [-- ROUNDS] [kernel]`. With the embedded WireGuard, or
+//! The costs of a standing tunnel: `cargo bench --bench standing [-- ROUNDS] [kernel] [quick]`. With the embedded WireGuard, or
 //! the kernel's, if the machine has it (`benches/in-vm`).
 //!
 //! Three measurements in a pretended Internet, as an ordinary user and without effect on the machine:
 //!
 //! - The start of a program in a standing tunnel, compared with `ip netns exec` and `nsenter`, which confine nothing.
 //!   All candidates take turns within each round, and ratios are computed per round.
-//! - The start of the hundredth tunnel, compared with the first.
+//! - The start of the hundredth tunnel, compared with the first, and `list` with two hundred.
 //! - The memory and the wake-ups of an idle keeper, compared with `wireguard-go` at the other end of the same tunnel.
 //!
 //! Nothing is asserted, as absolute times depend on the machine.
@@ -19,7 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use lab::{Context, Lab, Peer, Reach, Result, bail, ensure, world};
-use measure::{Spread, load, milliseconds, now};
+use measure::{Role, Spread, load, milliseconds, now, record};
 use vpn_exec::registry;
 
 /// The default number of rounds.
@@ -35,6 +35,10 @@ const NAME: &str = "standing";
 const MANY: usize = 100;
 const SERIES: usize = 3;
 
+/// The number of tunnels that are listed, and the repetitions of that.
+const LISTED: usize = 200;
+const LISTINGS: usize = 10;
+
 /// The time for which an idle keeper is observed.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -48,7 +52,11 @@ fn main() -> ExitCode {
 
 /// Returns the backend to measure.
 fn backend() -> &'static str {
-    if std::env::args().any(|argument| argument == "kernel") { "kernel" } else { "userspace" }
+    if is_given("kernel") { "kernel" } else { "userspace" }
+}
+
+fn is_given(option: &str) -> bool {
+    std::env::args().any(|argument| argument == option)
 }
 
 fn measure(rounds: usize) -> Result<()> {
@@ -120,6 +128,8 @@ fn join(rounds: usize) -> Result<()> {
     for ((title, _), times) in ways.iter().zip(times) {
         let ratio = Spread::of(times.iter().zip(&ours).map(|(theirs, ours)| ours / theirs).collect()).median;
         let spread = Spread::of(times);
+        let role = if title.starts_with("vpn-exec") { Role::Ours } else { Role::Other };
+        record("a program in a standing tunnel, to exit", role, title, &spread, "ms");
         println!(
             "  {title:<48}   {:6.2} ({:.2} - {:.2}) {ratio:8.2} times that",
             spread.median, spread.least, spread.most
@@ -131,12 +141,17 @@ fn join(rounds: usize) -> Result<()> {
 
 fn many(file: &str) -> Result<()> {
     let mut times: Vec<Vec<f64>> = (0..MANY).map(|_| Vec::new()).collect();
-    for series in 0..SERIES {
+    let is_quick = is_given("quick");
+    let series_count = if is_quick { 1 } else { SERIES };
+    for series in 0..series_count {
         let names: Vec<String> = (0..MANY).map(|number| format!("s{series}n{number}")).collect();
         for (name, times) in names.iter().zip(&mut times) {
             let begin = now();
             vpn_exec(&["up", file, "--name", name, "--backend", backend()])?;
             times.push(milliseconds(now() - begin));
+        }
+        if series == 0 {
+            list(file, &names)?;
         }
         for name in &names {
             vpn_exec(&["down", name])?;
@@ -152,6 +167,8 @@ fn many(file: &str) -> Result<()> {
     println!("\n{:<50}   median (min - max) ms", "`vpn-exec up`, with as many tunnels up before it");
     for number in [0, 9, MANY - 1] {
         let spread = if number == 0 { Spread::of(times[0].clone()) } else { around(number) };
+        let role = if number == MANY - 1 { Role::Ours } else { Role::Other };
+        record("`vpn-exec up` beside other tunnels", role, &format!("{number} others"), &spread, "ms");
         println!(
             "  {:<48}   {:6.2} ({:.2} - {:.2})",
             format!("{number} others"),
@@ -160,7 +177,30 @@ fn many(file: &str) -> Result<()> {
             spread.most
         );
     }
-    println!("  ({SERIES} series; but for the first, with the two before and after it)");
+    println!("  ({series_count} series; but for the first, with the two before and after it)");
+    Ok(())
+}
+
+/// Measures `list` with more tunnels than are up.
+fn list(file: &str, up: &[String]) -> Result<()> {
+    let more: Vec<String> = (up.len()..LISTED).map(|number| format!("l{number}")).collect();
+    for name in &more {
+        vpn_exec(&["up", file, "--name", name, "--backend", backend()])?;
+    }
+    let mut times = Vec::new();
+    for _ in 0..LISTINGS {
+        let begin = now();
+        vpn_exec(&["list"])?;
+        times.push(milliseconds(now() - begin));
+    }
+    let spread = Spread::of(times);
+    record("`vpn-exec list`", Role::Ours, &format!("{LISTED} tunnels"), &spread, "ms");
+    println!("\n{:<50}   median (min - max) ms", "`vpn-exec list`");
+    let title = format!("{LISTED} tunnels");
+    println!("  {title:<48}   {:6.2} ({:.2} - {:.2})", spread.median, spread.least, spread.most);
+    for name in &more {
+        vpn_exec(&["down", name])?;
+    }
     Ok(())
 }
 
@@ -172,16 +212,20 @@ fn idle(peer: Peer) -> Result<()> {
     }
     thread::sleep(CALM);
     let before = processes.iter().map(|(_, pid)| switches(*pid)).collect::<Result<Vec<_>>>()?;
-    thread::sleep(IDLE);
+    let idle = if is_given("quick") { IDLE / 6 } else { IDLE };
+    thread::sleep(idle);
     println!("\n{:<50}   memory (PSS)     its own part   woken up", "an idle tunnel with a session");
     for ((title, pid), before) in processes.iter().zip(before) {
         let woken = switches(*pid)? - before;
         let of = |what| rollup(*pid, what);
+        let role = if *title == "the keeper" { Role::Ours } else { Role::Other };
+        let size = Spread::of(vec![of("Pss:")? as f64 / 1024.0]);
+        record("memory of an idle tunnel (PSS)", role, title, &size, "MiB");
         println!(
             "  {title:<48}   {:6} KiB       {:6} KiB   {woken} times in {} s",
             of("Pss:")?,
             of("Private_Dirty:")?,
-            IDLE.as_secs()
+            idle.as_secs()
         );
     }
     Ok(())

@@ -11,7 +11,7 @@ mod sending;
 use std::process::{Command, ExitCode, Stdio};
 
 use lab::{Context, Lab, PROVIDER, PROVIDER_PORT, Peer, Reach, Result, TUNNEL_CLIENT, bail, ensure, world};
-use measure::{Spread, load};
+use measure::{Role, Spread, load, record};
 use sending::TURN;
 use vpn_exec::linux::namespace::{NameLookup, look_up, path_of};
 
@@ -49,6 +49,8 @@ fn measure(rounds: usize) -> Result<()> {
     println!("{:<44} median (min - max) Mbit/s", "one TCP connection through the kernel's WireGuard");
     for (title, rates) in [("vpn-exec", ours), ("by hand, the same addresses", by_hand)] {
         let spread = Spread::of(rates);
+        let role = if title == "vpn-exec" { Role::Ours } else { Role::Other };
+        record("one TCP connection, the kernel's WireGuard", role, title, &spread, "Mbit/s");
         println!("  {title:<48} {:7.1} ({:.1} - {:.1})", spread.median, spread.least, spread.most);
     }
     println!("  vpn-exec has {:.3} times the other's ({:.3} - {:.3})", ratio.median, ratio.least, ratio.most);

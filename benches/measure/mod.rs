@@ -1,7 +1,11 @@
-//! What the benchmarks have in common: the clock, and medians.
+//! What the benchmarks have in common: the clock, medians, and the results for `benches/run`.
 
-use nix::time::{ClockId, clock_gettime};
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::time::Duration;
+
+use lab::variables;
+use nix::time::{ClockId, clock_gettime};
 
 /// The monotonic clock, which all processes of a machine share.
 pub(crate) fn now() -> Duration {
@@ -37,4 +41,28 @@ impl Spread {
 pub(crate) fn load() -> std::io::Result<String> {
     let load = std::fs::read_to_string("/proc/loadavg")?;
     Ok(load.split(' ').take(3).collect::<Vec<_>>().join(" "))
+}
+
+/// A candidate of a comparison, as `benches/run` tabulates it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// vpn-exec, which is compared with the others.
+    Ours,
+    /// Another program, or a floor.
+    Other,
+}
+
+/// Adds a result to the file that `benches/run` names, if it runs this benchmark: a line of JSON. `what` is the same for
+/// all candidates of a comparison.
+pub(crate) fn record(what: &str, role: Role, title: &str, spread: &Spread, unit: &str) {
+    let Some(path) = std::env::var_os(variables::BENCH_RESULTS) else { return };
+    let result = serde_json::json!({
+        "what": what, "ours": role == Role::Ours, "title": title, "unit": unit,
+        "median": spread.median, "least": spread.least, "most": spread.most,
+    });
+    let written =
+        OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| writeln!(file, "{result}"));
+    if let Err(error) = written {
+        eprintln!("cannot record a result in {}: {error}", path.display());
+    }
 }

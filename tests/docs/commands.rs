@@ -10,12 +10,13 @@ use crate::examples::RUN;
 use crate::pages::{page, published};
 
 /// The published commands that no test here runs, with the place of their test or the reason.
-const NOT_RUN: [(&str, &str); 78] = [
+const NOT_RUN: [(&str, &str); 79] = [
     ("vpn-exec desktop firefox --tunnel mullvad", "needs Mozilla's Firefox; tests/desktop.rs and tests/rootless/"),
     ("vpn-exec desktop firefox --tunnel mullvad --remove", "the same"),
     ("cargo run --release --example demo", ".ci/run runs it"),
     ("cargo test", "this runs in it"),
     ("cargo build --release", ".ci/run builds it"),
+    ("benches/run --update", "takes minutes; tests/docs/benchmarks.rs checks its output"),
     ("cargo bench --bench launch", "takes minutes"),
     ("cargo bench --bench standing", "takes minutes"),
     ("cargo bench --bench rootless", "takes minutes"),

@@ -1,5 +1,6 @@
 //! The documents: the README and the book in `docs/`. Their links resolve, and their examples work.
 
+mod benchmarks;
 mod book;
 mod commands;
 mod deploy;
