@@ -263,7 +263,8 @@ fn what_differs_in_a_header_is_not_joined() {
         change(&mut packets[1]);
         let layout = Layout::of_plain(&packets[1]).expect("a layout");
         checksum::write_ipv4(&mut packets[1][..20]);
-        checksum::write_transport(&mut packets[1], &layout);
+        let pseudo_header = checksum::pseudo_header(&packets[1], &layout, 0);
+        checksum::write_transport(&mut packets[1], &layout, pseudo_header);
         packets
     };
     assert_eq!(join(&packets(&|_| {}), true, true).len(), 1);
