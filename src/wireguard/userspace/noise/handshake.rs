@@ -11,7 +11,7 @@ use super::session::SessionKeys;
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::wireguard::userspace::wiped::Wiped;
 
-const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
+pub(super) const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 
 /// The place of the preshared key in the pattern: after the second message.
