@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::clock;
 use super::device::{Core, Dropped, Sink};
 use super::inward::Inward;
+use super::levels::Levels;
 use super::outward::Outward;
 use super::sockets::Sockets;
 use super::tun_io::TunIo;
@@ -47,6 +48,7 @@ pub(super) struct DataPath {
     pub(super) core: Core,
     pub(super) tun: TunIo,
     pub(super) sockets: Sockets,
+    pub(super) levels: Levels,
     pub(super) commands: mpsc::Receiver<DataPathCommand>,
     /// An eventfd that is readable while there may be commands.
     pub(super) wake: Arc<OwnedFd>,
@@ -60,14 +62,14 @@ impl DataPath {
     /// # Errors
     /// Fails if the TUN is gone or a socket is broken.
     pub(super) fn run(&mut self) -> io::Result<()> {
-        let Self { core, tun, sockets, commands, wake, handshakes } = self;
+        let Self { core, tun, sockets, levels, commands, wake, handshakes } = self;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let readable = epoll::EventFlags::IN;
         epoll::add(&epoll, &*tun, epoll::EventData::new_u64(TUN), readable)?;
         epoll::add(&epoll, &**wake, epoll::EventData::new_u64(COMMANDS), readable)?;
         watch(&epoll, sockets)?;
 
-        let (mut outward, mut inward) = (Outward::new(), Inward::new(tun.offloads()));
+        let (mut outward, mut inward) = (Outward::new(*levels), Inward::new(tun.offloads(), *levels));
         inward.prepare(sockets);
         let mut errors = [0; MAX_SOCKETS];
         let mut unsent = 0;
@@ -94,7 +96,10 @@ impl DataPath {
                                     let watched = watch(&epoll, &new);
                                     if watched.is_ok() {
                                         inward.prepare(&new);
-                                        // Closing the former sockets removes them from epoll.
+                                        // Closing the former ones would not do: the new ones can be duplicates.
+                                        for former in sockets.descriptors() {
+                                            epoll::delete(&epoll, former)?;
+                                        }
                                         *sockets = new;
                                     }
                                     let _ = reply.send(watched);

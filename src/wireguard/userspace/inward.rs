@@ -9,10 +9,11 @@ use rustix::io::Errno;
 use super::data_path::{BATCH, Wire, broken};
 use super::device::Core;
 use super::ip;
+use super::levels::Levels;
 use super::offload::Coalescer;
 use super::sockets::Sockets;
 use super::tun_io::TunIo;
-use crate::linux::datagrams::{self, Ecn, Inbox};
+use crate::linux::datagrams::{self, Inbox};
 use crate::linux::tun::Offloads;
 
 /// The number of messages that are received together. Each has up to 64 KiB, which stay in memory once they were used.
@@ -26,21 +27,30 @@ const SOCKET_ERRORS: usize = 1_000;
 pub(super) struct Inward {
     inbox: Inbox,
     coalescer: Coalescer,
+    /// Whether the kernel is to join datagrams.
+    joins: bool,
 }
 
 impl Inward {
-    pub(super) fn new(offloads: Offloads) -> Self {
-        Self { inbox: Inbox::new(MESSAGES), coalescer: Coalescer::new(offloads.tcp, offloads.udp) }
+    pub(super) fn new(offloads: Offloads, levels: Levels) -> Self {
+        Self {
+            inbox: Inbox::new(MESSAGES, levels.receive_many),
+            coalescer: Coalescer::new(offloads.tcp, offloads.udp),
+            joins: levels.receive_joined,
+        }
     }
 
     /// Has the kernel join the datagrams of new sockets, and report their congestion bits, if it can.
     pub(super) fn prepare(&self, sockets: &Sockets) {
         for (number, socket) in sockets.descriptors().enumerate() {
-            // The first one is of IPv4.
-            let is_set = datagrams::set_joined_receive(socket)
-                .and_then(|()| datagrams::set_received_ecn(socket, number > 0));
-            if let Err(error) = is_set {
+            if self.joins
+                && let Err(error) = datagrams::set_joined_receive(socket)
+            {
                 tracing::debug!(%error, "the kernel does not join datagrams");
+            }
+            // The first one is of IPv4.
+            if let Err(error) = datagrams::set_received_ecn(socket, number > 0) {
+                tracing::debug!(%error, "the kernel does not report congestion bits");
             }
         }
     }
@@ -64,7 +74,7 @@ impl Inward {
                 Ok(count) => {
                     *errors = 0;
                     taken += self.deliver(count, core, tun, now, wire);
-                    if count < MESSAGES {
+                    if count < self.inbox.most() {
                         // That was all; epoll reports what has come since.
                         break;
                     }
@@ -96,7 +106,8 @@ impl Inward {
                 let datagram = &mut self.inbox.buffer()[range.clone()];
                 if let Some(packet) = core.on_datagram(datagram, message.from, now, wire) {
                     let packet = range.start + packet.start..range.start + packet.end;
-                    if message.ecn == Ecn::CONGESTION && !ip::mark_congestion(&mut self.inbox.buffer()[packet.clone()]) {
+                    let bytes = &mut self.inbox.buffer()[packet.clone()];
+                    if !ip::combine_congestion(bytes, message.ecn.bits()) {
                         core.drop_congested();
                         continue;
                     }
