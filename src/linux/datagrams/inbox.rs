@@ -124,7 +124,8 @@ impl Inbox {
         let got = usize::try_from(got).map_err(|_| last_error())?;
         for (index, (message, name)) in messages[..got].iter().zip(&names).enumerate() {
             let length = (message.msg_len as usize).min(MAX_MESSAGE);
-            let told = message.msg_hdr.msg_controllen as usize;
+            // musl has another type for it.
+            let told = message.msg_hdr.msg_controllen as u64 as usize;
             let (size, ecn) = read_controls(&controls[index].0[..told.min(CONTROL)]);
             let range = index * STRIDE..index * STRIDE + length;
             let size = size.filter(|size| *size > 0).unwrap_or(length);

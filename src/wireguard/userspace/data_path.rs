@@ -1,7 +1,7 @@
 //! The thread of the data path: waits for packets, datagrams and commands, and passes them to the [`Core`].
 //!
-//! Packets are moved in batches, so that many share a wake-up and a system call, and in turns, so that neither direction
-//! starves the other.
+//! Packets are moved in batches, so that many share a wake-up and a system call, and in turns, so that neither
+//! direction starves the other.
 
 use std::io;
 use std::net::SocketAddr;

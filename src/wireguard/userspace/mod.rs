@@ -1,5 +1,5 @@
-//! WireGuard without the kernel's module. It only needs an open TUN: no capability, no configuration interface, no other
-//! file.
+//! WireGuard without the kernel's module. It only needs an open TUN: no capability, no configuration interface, no
+//! other file.
 //!
 //! - `noise`: the protocol's messages, handshake and sessions, whose cryptography other crates do.
 //! - `device`: finds the peer of a packet or a datagram. Does no input or output itself.
@@ -23,7 +23,8 @@
 //!
 //! All private, preshared, ephemeral and session keys are wiped when they are no longer needed: `x25519-dalek` and
 //! [`crate::keys`] do so themselves, the memory of `snow`'s handshakes and of `ring`'s keys is overwritten after them.
-//! Not wiped are the arrays on the stack from which `snow` derives session keys, and the copies that moves leave behind.
+//! Not wiped are the arrays on the stack from which `snow` derives session keys, and the copies that moves leave
+//! behind.
 
 use std::io;
 use std::net::SocketAddr;
@@ -85,8 +86,8 @@ pub struct UserspaceDevice {
 }
 
 impl UserspaceDevice {
-    /// Starts moving packets between `tun` and `sockets`. `tun` is a descriptor of [`tun::create`] or [`tun::attach`], or
-    /// any other descriptor that reads and writes whole IP packets. The interface may still be down.
+    /// Starts moving packets between `tun` and `sockets`. `tun` is a descriptor of [`tun::create`] or [`tun::attach`],
+    /// or any other descriptor that reads and writes whole IP packets. The interface may still be down.
     ///
     /// `on_thread_start` runs first in the new thread, to drop capabilities that the thread does not need. The process
     /// must not fork afterwards. `config.listen_port` and `config.fwmark` are ignored: [`Sockets::bind`] has applied

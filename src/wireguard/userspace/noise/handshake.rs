@@ -1,4 +1,5 @@
-//! The handshake (WireGuard paper, sections 5.4.1 to 5.4.5): `Noise_IKpsk2` of the Noise protocol framework, by [`snow`].
+//! The handshake (WireGuard paper, sections 5.4.1 to 5.4.5): `Noise_IKpsk2` of the Noise protocol framework, by
+//! [`snow`].
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -86,8 +86,8 @@ impl Coalescer {
         self.joined = Some(Joined { layout, headers, contents, length, next, is_open });
     }
 
-    /// Returns the layout of a packet that may be joined: with content, right checksums, and no flags of TCP but ACK and
-    /// PSH.
+    /// Returns the layout of a packet that may be joined: with content, right checksums, and no flags of TCP but ACK
+    /// and PSH.
     fn joinable(&self, packet: &[u8]) -> Option<Layout> {
         let layout = Layout::of_plain(packet)?;
         let is_plain = match layout.is_tcp {
