@@ -50,12 +50,12 @@ impl Ecn {
     }
 }
 
-/// Has the kernel join datagrams of a flow that arrive together.
+/// Sets whether the kernel joins datagrams of a flow that arrive together.
 ///
 /// # Errors
 /// Fails with `ENOPROTOOPT` before Linux 5.0.
-pub fn set_joined_receive(socket: impl AsFd) -> io::Result<()> {
-    switch_on(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO)
+pub fn set_joined_receive(socket: impl AsFd, is_on: bool) -> io::Result<()> {
+    switch(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, is_on)
 }
 
 /// Has the kernel report the congestion bits of received datagrams (`IP_RECVTOS` of ip(7), `IPV6_RECVTCLASS` of
@@ -68,11 +68,11 @@ pub fn set_received_ecn(socket: impl AsFd, is_ipv6: bool) -> io::Result<()> {
         true => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
         false => (libc::IPPROTO_IP, libc::IP_RECVTOS),
     };
-    switch_on(socket.as_fd(), level, option)
+    switch(socket.as_fd(), level, option, true)
 }
 
-fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
+fn switch(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, is_on: bool) -> io::Result<()> {
+    let on = libc::c_int::from(is_on);
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the option is a number, which lives until the call returns.
     let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), length) };

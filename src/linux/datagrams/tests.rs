@@ -47,12 +47,9 @@ fn datagrams_arrive_as_they_were_sent_at_every_level() {
         let Some((from, to)) = sockets(address) else { continue };
         let endpoint = to.local_addr().expect("an address");
         set_received_ecn(&to, endpoint.is_ipv6()).expect("the option");
-        // What joins datagrams at the receiver stays on.
         for levels in (0..16u8).map(|bits| [8, 4, 2, 1].map(|bit| bits & bit != 0)) {
             let [joins, segments, sends_many, receives_many] = levels;
-            if joins {
-                set_joined_receive(&to).expect("the option");
-            }
+            set_joined_receive(&to, joins).expect("the option");
             let (mut outbox, mut inbox) = (Outbox::new(64 << 10, segments, sends_many), Inbox::new(4, receives_many));
             let expected = fill(&mut outbox, &from, endpoint);
             assert_eq!(outbox.flush(|_| Some(from.as_fd())), Unsent::default());

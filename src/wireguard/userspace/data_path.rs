@@ -70,7 +70,6 @@ impl DataPath {
         watch(&epoll, sockets)?;
 
         let (mut outward, mut inward) = (Outward::new(*levels), Inward::new(tun.offloads(), *levels));
-        inward.prepare(sockets);
         let mut errors = [0; MAX_SOCKETS];
         let mut unsent = 0;
         let mut events = [epoll::Event { flags: readable, data: epoll::EventData::new_u64(0) }; 4];
@@ -95,7 +94,6 @@ impl DataPath {
                                 DataPathCommand::Rebind(new, reply) => {
                                     let watched = watch(&epoll, &new);
                                     if watched.is_ok() {
-                                        inward.prepare(&new);
                                         // Closing the former ones would not do: the new ones can be duplicates.
                                         for former in sockets.descriptors() {
                                             epoll::delete(&epoll, former)?;

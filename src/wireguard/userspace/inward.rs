@@ -11,9 +11,8 @@ use super::device::Core;
 use super::ip;
 use super::levels::Levels;
 use super::offload::Coalescer;
-use super::sockets::Sockets;
 use super::tun_io::TunIo;
-use crate::linux::datagrams::{self, Inbox};
+use crate::linux::datagrams::Inbox;
 use crate::linux::tun::Offloads;
 
 /// The number of messages that are received together. Each has up to 64 KiB, which stay in memory once they were used.
@@ -27,32 +26,11 @@ const SOCKET_ERRORS: usize = 1_000;
 pub(super) struct Inward {
     inbox: Inbox,
     coalescer: Coalescer,
-    /// Whether the kernel is to join datagrams.
-    joins: bool,
 }
 
 impl Inward {
     pub(super) fn new(offloads: Offloads, levels: Levels) -> Self {
-        Self {
-            inbox: Inbox::new(MESSAGES, levels.receive_many),
-            coalescer: Coalescer::new(offloads.tcp, offloads.udp),
-            joins: levels.receive_joined,
-        }
-    }
-
-    /// Has the kernel join the datagrams of new sockets, and report their congestion bits, if it can.
-    pub(super) fn prepare(&self, sockets: &Sockets) {
-        for (number, socket) in sockets.descriptors().enumerate() {
-            if self.joins
-                && let Err(error) = datagrams::set_joined_receive(socket)
-            {
-                tracing::debug!(%error, "the kernel does not join datagrams");
-            }
-            // The first one is of IPv4.
-            if let Err(error) = datagrams::set_received_ecn(socket, number > 0) {
-                tracing::debug!(%error, "the kernel does not report congestion bits");
-            }
-        }
+        Self { inbox: Inbox::new(MESSAGES, levels.receive_many), coalescer: Coalescer::new(offloads.tcp, offloads.udp) }
     }
 
     /// Reads datagrams from a socket until it has none or the batch is full, and delivers their packets.

@@ -130,6 +130,9 @@ impl UserspaceDevice {
     ) -> io::Result<Self> {
         let core = Core::new(config, clock::now())?;
         rustix::io::ioctl_fionbio(&same_tun, true)?;
+        if !levels.receive_joined {
+            sockets.set_joined_receive(false)?;
+        }
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(new_eventfd()?);
         let handshakes = Arc::new(new_eventfd()?);
