@@ -73,6 +73,11 @@ impl Sockets {
         Ok(())
     }
 
+    /// Sets whether the kernel joins received datagrams, which it does from the beginning.
+    pub(super) fn set_joined_receive(&self, is_on: bool) -> io::Result<()> {
+        self.descriptors().try_for_each(|socket| datagrams::set_joined_receive(socket, is_on))
+    }
+
     /// Returns the descriptors, to wait for datagrams.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.ipv4.as_fd()).chain(self.ipv6.as_ref().map(OwnedFd::as_fd))
@@ -115,7 +120,8 @@ fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
     let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER_SIZE)
         .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &BUFFER_SIZE));
     // The data path's thread may not set options (its system calls are filtered), so they are set here.
-    let options = [datagrams::set_joined_receive(&socket), datagrams::set_received_ecn(&socket, address.is_ipv6())];
+    let options =
+        [datagrams::set_joined_receive(&socket, true), datagrams::set_received_ecn(&socket, address.is_ipv6())];
     for error in options.into_iter().filter_map(Result::err) {
         tracing::debug!(%error, "the kernel does not join datagrams, or does not report their congestion bits");
     }
