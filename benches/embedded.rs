@@ -22,7 +22,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use lab::{Context, Result, bail, ensure, world};
-use measure::{Spread, load, milliseconds, now};
+use measure::{Role, Spread, load, milliseconds, now, record};
 use vpn_exec::linux::namespace::{NameLookup, NetworkNamespace, look_up, path_of};
 
 /// The default number of rounds.
@@ -135,6 +135,11 @@ fn measure(case: &Case, rounds: usize) -> Result<()> {
         Spread::of(ours.iter().zip(&theirs).map(|(ours, theirs)| of(ours) / of(theirs)).collect()).median
     };
     let unit = if matches!(case.traffic, Traffic::Requests) { "ms" } else { "Mbit/s" };
+    for (role, title, turns) in [(Role::Ours, "vpn-exec", &ours), (Role::Other, "wireguard-go", &theirs)] {
+        let of = |value: fn(&Turn) -> f64| Spread::of(turns.iter().map(value).collect());
+        record(case.name, role, title, &of(|turn| turn.value), unit);
+        record(&format!("{}: processor time", case.name), role, title, &of(|turn| turn.cost), "s per Gbit");
+    }
     println!(
         "{:<48} {:>26} {:>26} {:>7.2} {:>7.2} {unit}",
         case.name,

@@ -94,7 +94,7 @@ fn measure(rounds: usize, control: Option<&str>) -> Result<()> {
         let ratio = Spread::of(rates.iter().zip(&direct[0]).map(|(own, direct)| own / direct).collect()).median;
         let longer = Spread::of(trips.iter().zip(&direct[1]).map(|(own, direct)| own / direct).collect()).median;
         let (rate, trip, cost) = (Spread::of(rates), Spread::of(trips), Spread::of(costs));
-        let role = if title == "a published port" { Role::Ours } else { Role::Other };
+        let role = if *title == "a published port" { Role::Ours } else { Role::Other };
         record(&format!("bulk through a published port, {control_there}"), role, title, &rate, "GB/s");
         record(&format!("a byte's round trip through a published port, {control_there}"), role, title, &trip, "ms");
         if cost.median.is_finite() {
