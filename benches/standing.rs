@@ -1,5 +1,5 @@
-//! The costs of a standing tunnel: `cargo bench --bench standing [-- ROUNDS] [kernel] [quick]`. With the embedded WireGuard, or
-//! the kernel's, if the machine has it (`benches/in-vm`).
+//! The costs of a standing tunnel: `cargo bench --bench standing [-- ROUNDS] [kernel] [quick]`. With the embedded
+//! WireGuard, or the kernel's, if the machine has it (`benches/in-vm`).
 //!
 //! Three measurements in a pretended Internet, as an ordinary user and without effect on the machine:
 //!

@@ -52,8 +52,8 @@ pub(crate) enum Role {
     Other,
 }
 
-/// Adds a result to the file that `benches/run` names, if it runs this benchmark: a line of JSON. `what` is the same for
-/// all candidates of a comparison.
+/// Adds a result to the file that `benches/run` names, if it runs this benchmark: a line of JSON. `what` is the same
+/// for all candidates of a comparison.
 pub(crate) fn record(what: &str, role: Role, title: &str, spread: &Spread, unit: &str) {
     let Some(path) = std::env::var_os(variables::BENCH_RESULTS) else { return };
     let result = serde_json::json!({

@@ -347,7 +347,7 @@ fn of_scope(names: Option<&[TunnelName]>) -> io::Result<Vec<Status>> {
     };
     let mut found = Vec::with_capacity(queried.len());
     for some in queried.chunks(ASKED_AT_ONCE) {
-        // All are asked before the first answer is waited for, so that keepers work, or do not answer, at the same time.
+        // All are asked before the first answer is waited for: they work, or let this process wait, at the same time.
         let queries: Vec<_> = some.iter().map(StatusQuery::send).collect();
         for (name, query) in some.iter().zip(queries) {
             match answer_to(name, query) {

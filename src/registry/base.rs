@@ -37,7 +37,7 @@ impl PlanningLock {
         lock().map(|_base| Self { _base })
     }
 
-    /// Returns what is planned for all tunnels, and keeps it for the next launcher. The caller's tunnel has no plan yet.
+    /// Returns what is planned for all tunnels, and keeps it for the next launcher. The caller has no plan yet.
     ///
     /// # Errors
     /// If the tunnels cannot be listed.
