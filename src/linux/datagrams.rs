@@ -282,7 +282,8 @@ fn send_trains(socket: BorrowedFd<'_>, buffer: &[u8], trains: &[Train]) -> Resul
         let control = &mut controls[index].0;
         let mut used = 0;
         if train.count() > 1 {
-            used += put_control(&mut control[used..], libc::SOL_UDP, libc::UDP_SEGMENT, &(train.size as u16).to_ne_bytes());
+            used +=
+                put_control(&mut control[used..], libc::SOL_UDP, libc::UDP_SEGMENT, &(train.size as u16).to_ne_bytes());
         }
         if train.ecn != Ecn::NOT_CAPABLE {
             let (level, kind) = match train.endpoint {

@@ -37,8 +37,8 @@ impl Inward {
     pub(super) fn prepare(&self, sockets: &Sockets) {
         for (number, socket) in sockets.descriptors().enumerate() {
             // The first one is of IPv4.
-            let is_set = datagrams::set_joined_receive(socket)
-                .and_then(|()| datagrams::set_received_ecn(socket, number > 0));
+            let is_set =
+                datagrams::set_joined_receive(socket).and_then(|()| datagrams::set_received_ecn(socket, number > 0));
             if let Err(error) = is_set {
                 tracing::debug!(%error, "the kernel does not join datagrams");
             }
@@ -96,7 +96,8 @@ impl Inward {
                 let datagram = &mut self.inbox.buffer()[range.clone()];
                 if let Some(packet) = core.on_datagram(datagram, message.from, now, wire) {
                     let packet = range.start + packet.start..range.start + packet.end;
-                    if message.ecn == Ecn::CONGESTION && !ip::mark_congestion(&mut self.inbox.buffer()[packet.clone()]) {
+                    if message.ecn == Ecn::CONGESTION && !ip::mark_congestion(&mut self.inbox.buffer()[packet.clone()])
+                    {
                         core.drop_congested();
                         continue;
                     }
