@@ -212,11 +212,18 @@ fn in_namespace<T>(link: LinkMessageBuilder<T>, namespace: TargetNamespace<'_>) 
     }
 }
 
+fn one_queue<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
+    link.append_extra_attribute(LinkAttribute::NumTxQueues(1)).append_extra_attribute(LinkAttribute::NumRxQueues(1))
+}
+
 impl NetlinkRequest {
-    /// Creates a veth pair (veth(4)): one end in the namespace of the socket, the other in `namespace`.
+    /// Creates a veth pair (veth(4)): one end in the namespace of the socket, the other in `namespace`. Each end has one
+    /// queue. The kernel would make one for each processor, each with its own directories in sysfs. It uses them only
+    /// with XDP or with generic receive offload, which nothing switches on here.
     pub fn add_veth(name: &InterfaceName, peer: &InterfaceName, namespace: TargetNamespace<'_>) -> Self {
-        let peer_link = in_namespace(LinkUnspec::new_with_name(peer.as_str()), namespace).build();
-        let link = LinkVeth::new(name.as_str(), peer.as_str()).set_info_data(InfoData::Veth(InfoVeth::Peer(peer_link)));
+        let peer_link = in_namespace(one_queue(LinkUnspec::new_with_name(peer.as_str())), namespace).build();
+        let link = one_queue(LinkVeth::new(name.as_str(), peer.as_str()));
+        let link = link.set_info_data(InfoData::Veth(InfoVeth::Peer(peer_link)));
         Self::create(format!("create the veth pair {name} and {peer}"), RouteNetlinkMessage::NewLink(link.build()))
     }
 
