@@ -67,13 +67,13 @@ const NO_USER: i32 = -2;
 ///
 /// The descriptor does not block. Each read or write is one IP packet after a `struct virtio_net_hdr`
 /// (linux/virtio_net.h). [`set_offloads`] says which large packets pass. The interface outlives the descriptor with its
-/// addresses and routes, but drops all packets without one. It is removed explicitly, or with its namespace.
+/// addresses, routes and offloads, but drops all packets without one. It is removed explicitly, or with its namespace.
 ///
 /// # Errors
 /// Fails with `ENOENT` or `EACCES` if [`DEVICE`] cannot be opened, with `EPERM` without CAP_NET_ADMIN in the namespace,
 /// and with `EEXIST` if the name is taken.
 pub fn create(name: &InterfaceName) -> io::Result<OwnedFd> {
-    let (device, stays) = open(name)?;
+    let (device, stays) = open(name, libc::IFF_VNET_HDR)?;
     if stays {
         // The interface existed already. Closing the descriptor leaves it as it was.
         return Err(io::Error::from_raw_os_error(libc::EEXIST));
@@ -101,13 +101,24 @@ fn set_owner(device: &OwnedFd) -> io::Result<()> {
 /// # Errors
 /// Fails with `ENODEV` if there is no such interface, and with `EBUSY` if a process is attached to it.
 pub fn attach(name: &InterfaceName) -> io::Result<OwnedFd> {
-    let (device, stays) = open(name)?;
+    let (device, stays) = open(name, libc::IFF_VNET_HDR)?;
     // If the interface does not exist, the kernel creates it. Not being persistent, it is removed with the descriptor.
     if stays { Ok(device) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
 }
 
+/// Attaches to an interface as vpn-exec 0.1.0 does, whose packets have no header. Creates it if it does not exist.
+///
+/// # Errors
+/// Fails as [`attach`] does.
+#[cfg(test)]
+pub(crate) fn attach_as_0_1_0(name: &InterfaceName) -> io::Result<OwnedFd> {
+    let (device, _) = open(name, 0)?;
+    set_persistent(&device, true)?;
+    Ok(device)
+}
+
 /// Attaches to an interface, which the kernel creates if necessary, and returns whether it outlives its descriptor.
-fn open(name: &InterfaceName) -> io::Result<(OwnedFd, bool)> {
+fn open(name: &InterfaceName, header: libc::c_int) -> io::Result<(OwnedFd, bool)> {
     let device =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(DEVICE)?;
     // SAFETY: `ifreq` is plain data for which all zeros is valid.
@@ -115,7 +126,7 @@ fn open(name: &InterfaceName) -> io::Result<(OwnedFd, bool)> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | header) as libc::c_short;
     // SAFETY: the descriptor is open, and `request` is a live `ifreq`. Its name ends with a NUL, since an interface's
     // name is shorter than the field.
     unsafe { tun_set_iff(device.as_raw_fd(), &raw const request) }?;
@@ -126,10 +137,10 @@ fn open(name: &InterfaceName) -> io::Result<(OwnedFd, bool)> {
     Ok((device.into(), i32::from(flags) & IFF_PERSIST != 0))
 }
 
-/// Sets all offloads that the kernel has, and returns which large packets pass in both directions. An interface keeps
-/// the offloads of the process that was attached before. None if the descriptor is not one of [`create`] or [`attach`],
-/// and its packets have no header.
-pub fn set_offloads(device: &OwnedFd) -> Option<Offloads> {
+/// Sets the offloads that are wanted and that the kernel has, and returns which large packets pass in both directions.
+/// An interface keeps the offloads of the process that was attached before, so they are set in any case. None if the
+/// descriptor is not one of [`create`] or [`attach`], and its packets have no header.
+pub fn set_offloads(device: &OwnedFd, wanted: Offloads) -> Option<Offloads> {
     // SAFETY: `ifreq` is plain data for which all zeros is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open, and `request` is a live `ifreq` for the kernel to write to.
@@ -141,9 +152,10 @@ pub fn set_offloads(device: &OwnedFd) -> Option<Offloads> {
     }
     // SAFETY: the descriptor is open, and the request takes a number.
     let set = |offloads| unsafe { tun_set_offload(device.as_raw_fd(), offloads) }.is_ok();
-    let udp = set(CHECKSUMS | LARGE_TCP | LARGE_UDP);
-    let tcp = udp || set(CHECKSUMS | LARGE_TCP);
-    if !tcp {
+    let tcp = if wanted.tcp { LARGE_TCP } else { 0 };
+    let udp = wanted.udp && set(CHECKSUMS | tcp | LARGE_UDP);
+    let tcp = wanted.tcp && (udp || set(CHECKSUMS | LARGE_TCP));
+    if !tcp && !udp {
         set(0);
     }
     Some(Offloads { tcp, udp })

@@ -1,7 +1,7 @@
 //! The thread of the data path: waits for packets, datagrams and commands, and passes them to the [`Core`].
 //!
-//! Packets are moved in batches, so that many share a wake-up and a system call, and in turns, so that neither direction
-//! starves the other.
+//! Packets are moved in batches, so that many share a wake-up and a system call, and in turns, so that neither
+//! direction starves the other.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::clock;
 use super::device::{Core, Dropped, Sink};
 use super::inward::Inward;
+use super::levels::Levels;
 use super::outward::Outward;
 use super::sockets::Sockets;
 use super::tun_io::TunIo;
@@ -47,6 +48,7 @@ pub(super) struct DataPath {
     pub(super) core: Core,
     pub(super) tun: TunIo,
     pub(super) sockets: Sockets,
+    pub(super) levels: Levels,
     pub(super) commands: mpsc::Receiver<DataPathCommand>,
     /// An eventfd that is readable while there may be commands.
     pub(super) wake: Arc<OwnedFd>,
@@ -60,15 +62,14 @@ impl DataPath {
     /// # Errors
     /// Fails if the TUN is gone or a socket is broken.
     pub(super) fn run(&mut self) -> io::Result<()> {
-        let Self { core, tun, sockets, commands, wake, handshakes } = self;
+        let Self { core, tun, sockets, levels, commands, wake, handshakes } = self;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let readable = epoll::EventFlags::IN;
         epoll::add(&epoll, &*tun, epoll::EventData::new_u64(TUN), readable)?;
         epoll::add(&epoll, &**wake, epoll::EventData::new_u64(COMMANDS), readable)?;
         watch(&epoll, sockets)?;
 
-        let (mut outward, mut inward) = (Outward::new(), Inward::new(tun.offloads()));
-        inward.prepare(sockets);
+        let (mut outward, mut inward) = (Outward::new(*levels), Inward::new(tun.offloads(), *levels));
         let mut errors = [0; MAX_SOCKETS];
         let mut unsent = 0;
         let mut events = [epoll::Event { flags: readable, data: epoll::EventData::new_u64(0) }; 4];
@@ -93,8 +94,10 @@ impl DataPath {
                                 DataPathCommand::Rebind(new, reply) => {
                                     let watched = watch(&epoll, &new);
                                     if watched.is_ok() {
-                                        inward.prepare(&new);
-                                        // Closing the former sockets removes them from epoll.
+                                        // Closing the former ones would not do: the new ones can be duplicates.
+                                        for former in sockets.descriptors() {
+                                            epoll::delete(&epoll, former)?;
+                                        }
                                         *sockets = new;
                                     }
                                     let _ = reply.send(watched);

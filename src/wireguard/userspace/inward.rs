@@ -9,10 +9,10 @@ use rustix::io::Errno;
 use super::data_path::{BATCH, Wire, broken};
 use super::device::Core;
 use super::ip;
+use super::levels::Levels;
 use super::offload::Coalescer;
-use super::sockets::Sockets;
 use super::tun_io::TunIo;
-use crate::linux::datagrams::{self, Ecn, Inbox};
+use crate::linux::datagrams::Inbox;
 use crate::linux::tun::Offloads;
 
 /// The number of messages that are received together. Each has up to 64 KiB, which stay in memory once they were used.
@@ -29,20 +29,8 @@ pub(super) struct Inward {
 }
 
 impl Inward {
-    pub(super) fn new(offloads: Offloads) -> Self {
-        Self { inbox: Inbox::new(MESSAGES), coalescer: Coalescer::new(offloads.tcp, offloads.udp) }
-    }
-
-    /// Has the kernel join the datagrams of new sockets, and report their congestion bits, if it can.
-    pub(super) fn prepare(&self, sockets: &Sockets) {
-        for (number, socket) in sockets.descriptors().enumerate() {
-            // The first one is of IPv4.
-            let is_set =
-                datagrams::set_joined_receive(socket).and_then(|()| datagrams::set_received_ecn(socket, number > 0));
-            if let Err(error) = is_set {
-                tracing::debug!(%error, "the kernel does not join datagrams");
-            }
-        }
+    pub(super) fn new(offloads: Offloads, levels: Levels) -> Self {
+        Self { inbox: Inbox::new(MESSAGES, levels.receive_many), coalescer: Coalescer::new(offloads.tcp, offloads.udp) }
     }
 
     /// Reads datagrams from a socket until it has none or the batch is full, and delivers their packets.
@@ -64,7 +52,7 @@ impl Inward {
                 Ok(count) => {
                     *errors = 0;
                     taken += self.deliver(count, core, tun, now, wire);
-                    if count < MESSAGES {
+                    if count < self.inbox.most() {
                         // That was all; epoll reports what has come since.
                         break;
                     }
@@ -96,8 +84,8 @@ impl Inward {
                 let datagram = &mut self.inbox.buffer()[range.clone()];
                 if let Some(packet) = core.on_datagram(datagram, message.from, now, wire) {
                     let packet = range.start + packet.start..range.start + packet.end;
-                    if message.ecn == Ecn::CONGESTION && !ip::mark_congestion(&mut self.inbox.buffer()[packet.clone()])
-                    {
+                    let bytes = &mut self.inbox.buffer()[packet.clone()];
+                    if !ip::combine_congestion(bytes, message.ecn.bits()) {
                         core.drop_congested();
                         continue;
                     }

@@ -39,22 +39,27 @@ pub(super) fn traffic_class(packet: &[u8]) -> Option<u8> {
     }
 }
 
-/// Marks a packet whose outer packet met congestion. Returns false if its transport would not understand that: then the
-/// packet is to be dropped (RFC 6040 section 4.2).
-pub(super) fn mark_congestion(packet: &mut [u8]) -> bool {
+/// Combines the congestion bits of a received packet with those of its outer packet. Returns false if the outer packet
+/// met congestion and the transport would not understand that: then the packet is to be dropped (RFC 6040 section 4.2,
+/// figure 4).
+pub(super) fn combine_congestion(packet: &mut [u8], outer: u8) -> bool {
+    const NOT_CAPABLE: u8 = 0;
+    const CAPABLE_1: u8 = 1;
+    const CAPABLE_0: u8 = 2;
     const CONGESTION: u8 = 3;
-    match traffic_class(packet).map(|class| class & CONGESTION) {
-        None | Some(0) => return false,
-        Some(CONGESTION) => return true,
-        Some(_) => {}
-    }
+    let combined = match (traffic_class(packet).map_or(NOT_CAPABLE, |class| class & CONGESTION), outer) {
+        (NOT_CAPABLE, CONGESTION) => return false,
+        (CAPABLE_0 | CAPABLE_1, CONGESTION) => CONGESTION,
+        (CAPABLE_0, CAPABLE_1) => CAPABLE_1,
+        _ => return true,
+    };
     if packet[0] >> 4 == 6 {
-        packet[1] |= CONGESTION << 4;
+        packet[1] = packet[1] & !(CONGESTION << 4) | combined << 4;
         return true;
     }
     // The checksum of the header follows the change of one word (RFC 1624, equation 3).
     let before = u16::from_be_bytes([packet[0], packet[1]]);
-    packet[1] |= CONGESTION;
+    packet[1] = packet[1] & !CONGESTION | combined;
     let after = u16::from_be_bytes([packet[0], packet[1]]);
     let checksum = u16::from_be_bytes([packet[10], packet[11]]);
     let sum = u32::from(!checksum) + u32::from(!before) + u32::from(after);
@@ -96,25 +101,34 @@ mod tests {
         (sum & 0xffff) + (sum >> 16) == 0xffff
     }
 
+    /// All of figure 4 of RFC 6040. The bits in order: not capable, capable (1), capable (0), congestion.
     #[test]
-    fn congestion_is_marked_where_it_is_understood() {
-        for (ecn, marked) in [(0, None), (1, Some(3)), (2, Some(3)), (3, Some(3))] {
-            let mut builder = Vec::new();
+    fn congestion_bits_are_combined_as_in_the_rfc() {
+        const COMBINED: [[Option<u8>; 4]; 4] = [
+            [Some(0), Some(0), Some(0), None],
+            [Some(1), Some(1), Some(1), Some(3)],
+            [Some(2), Some(1), Some(2), Some(3)],
+            [Some(3), Some(3), Some(3), Some(3)],
+        ];
+        let pairs = (0..4u8).flat_map(|inner| (0..4u8).map(move |outer| (inner, outer)));
+        for (inner, outer) in pairs {
+            let expected = COMBINED[usize::from(inner)][usize::from(outer)];
+            let mut ipv4 = Vec::new();
             let mut header = etherparse::Ipv4Header::new(0, 9, etherparse::IpNumber::TCP, [10, 0, 0, 1], [10, 0, 0, 2])
                 .expect("a header");
-            header.ecn = ecn.try_into().expect("two bits");
+            header.dscp = 46.try_into().expect("six bits");
+            header.ecn = inner.try_into().expect("two bits");
             header.header_checksum = header.calc_header_checksum();
-            header.write(&mut builder).expect("written");
-            assert!(has_right_checksum(&builder));
-            assert_eq!(mark_congestion(&mut builder), marked.is_some(), "{ecn}");
-            assert!(has_right_checksum(&builder), "{ecn}");
-            assert_eq!(traffic_class(&builder).map(|class| class & 3), Some(marked.unwrap_or(ecn)));
+            header.write(&mut ipv4).expect("written");
+            assert_eq!(combine_congestion(&mut ipv4, outer), expected.is_some(), "{inner} in {outer}");
+            assert!(has_right_checksum(&ipv4), "{inner} in {outer}");
+            assert_eq!(traffic_class(&ipv4), Some(46 << 2 | expected.unwrap_or(inner)), "{inner} in {outer}");
             let mut ipv6 = [0; 40];
-            (ipv6[0], ipv6[1]) = (0x6a, ecn << 4 | 5);
-            assert_eq!(mark_congestion(&mut ipv6), marked.is_some());
-            assert_eq!((ipv6[0], ipv6[1]), (0x6a, marked.unwrap_or(ecn) << 4 | 5), "nothing else is changed");
+            (ipv6[0], ipv6[1]) = (0x6a, inner << 4 | 5);
+            assert_eq!(combine_congestion(&mut ipv6, outer), expected.is_some());
+            assert_eq!((ipv6[0], ipv6[1]), (0x6a, expected.unwrap_or(inner) << 4 | 5), "nothing else is changed");
         }
-        assert!(!mark_congestion(&mut []));
+        assert!(!combine_congestion(&mut [], 3));
     }
 
     proptest! {

@@ -1,5 +1,5 @@
-//! WireGuard without the kernel's module. It only needs an open TUN: no capability, no configuration interface, no other
-//! file.
+//! WireGuard without the kernel's module. It only needs an open TUN: no capability, no configuration interface, no
+//! other file.
 //!
 //! - `noise`: the protocol's messages, handshake and sessions, whose cryptography other crates do.
 //! - `device`: finds the peer of a packet or a datagram. Does no input or output itself.
@@ -7,7 +7,7 @@
 //! - `allowed_ips`: longest-prefix routing in both directions. `ip`: the fields of packets that this needs.
 //! - `sockets`: the UDP sockets, which stay in the host's network namespace.
 //! - `data_path`: the thread that moves packets. `outward`, `inward`: the two ways. `tun_io`: the TUN.
-//! - `offload`: packets of several segments.
+//! - `offload`: packets of several segments. `levels`: the offloads, each of which can be missing.
 //!
 //! # Threads
 //!
@@ -17,14 +17,14 @@
 //! # Differences from the kernel's WireGuard
 //!
 //! A packet for an address of no peer is dropped and counted. The kernel also answers it with an ICMP error, so that a
-//! program sees "no route to host" instead of a timeout. The congestion bits (ECN) are not copied between the inner and
-//! the outer header. The host's routes choose the local address of answers.
+//! program sees "no route to host" instead of a timeout. The host's routes choose the local address of answers.
 //!
 //! # Keys in memory
 //!
 //! All private, preshared, ephemeral and session keys are wiped when they are no longer needed: `x25519-dalek` and
 //! [`crate::keys`] do so themselves, the memory of `snow`'s handshakes and of `ring`'s keys is overwritten after them.
-//! Not wiped are the arrays on the stack from which `snow` derives session keys, and the copies that moves leave behind.
+//! Not wiped are the arrays on the stack from which `snow` derives session keys, and the copies that moves leave
+//! behind.
 
 use std::io;
 use std::net::SocketAddr;
@@ -40,7 +40,7 @@ use self::device::Core;
 use self::tun_io::TunIo;
 use super::{Backend, Device, DeviceConfig, PeerStatus};
 use crate::keys::PublicKey;
-use crate::linux::tun;
+use crate::linux::tun::{self, Offloads};
 
 mod allowed_ips;
 mod clock;
@@ -48,6 +48,7 @@ mod data_path;
 mod device;
 mod inward;
 mod ip;
+mod levels;
 mod noise;
 mod offload;
 mod outward;
@@ -63,6 +64,7 @@ pub(crate) mod fuzzing;
 mod tests;
 
 pub use self::device::Dropped;
+pub use self::levels::Levels;
 pub use self::sockets::Sockets;
 
 /// The name of the data path's thread, which `ps -L` and `top -H` show.
@@ -84,8 +86,8 @@ pub struct UserspaceDevice {
 }
 
 impl UserspaceDevice {
-    /// Starts moving packets between `tun` and `sockets`. `tun` is a descriptor of [`tun::create`] or [`tun::attach`], or
-    /// any other descriptor that reads and writes whole IP packets. The interface may still be down.
+    /// Starts moving packets between `tun` and `sockets`. `tun` is a descriptor of [`tun::create`] or [`tun::attach`],
+    /// or any other descriptor that reads and writes whole IP packets. The interface may still be down.
     ///
     /// `on_thread_start` runs first in the new thread, to drop capabilities that the thread does not need. The process
     /// must not fork afterwards. `config.listen_port` and `config.fwmark` are ignored: [`Sockets::bind`] has applied
@@ -99,18 +101,48 @@ impl UserspaceDevice {
         sockets: Sockets,
         on_thread_start: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<Self> {
+        Self::start_with(Levels::ALL, config, tun, sockets, on_thread_start)
+    }
+
+    /// Starts a device as [`Self::start`] does, with some of the offloads only.
+    ///
+    /// # Errors
+    /// Fails as [`Self::start`] does.
+    pub fn start_with(
+        levels: Levels,
+        config: &DeviceConfig,
+        tun: OwnedFd,
+        sockets: Sockets,
+        on_thread_start: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
+        let same_tun = tun.try_clone()?;
+        let tun = TunIo::new(tun, levels);
+        Self::start_on((tun, same_tun), levels, config, sockets, on_thread_start)
+    }
+
+    /// Starts a device on a TUN, of which the second descriptor is for the device itself.
+    fn start_on(
+        (tun, same_tun): (TunIo, OwnedFd),
+        levels: Levels,
+        config: &DeviceConfig,
+        sockets: Sockets,
+        on_thread_start: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
         let core = Core::new(config, clock::now())?;
-        rustix::io::ioctl_fionbio(&tun, true)?;
+        rustix::io::ioctl_fionbio(&same_tun, true)?;
+        if !levels.receive_joined {
+            sockets.set_joined_receive(false)?;
+        }
         let (commands, receiver) = mpsc::channel();
         let wake = Arc::new(new_eventfd()?);
         let handshakes = Arc::new(new_eventfd()?);
         let ended = Arc::new(Ended { signal: new_eventfd()?, cause: OnceLock::new() });
         let (port, bound) = (sockets.port(), sockets.try_clone()?);
-        let same_tun = tun.try_clone()?;
         let mut data_path = DataPath {
             core,
-            tun: TunIo::new(tun),
+            tun,
             sockets,
+            levels,
             commands: receiver,
             wake: Arc::clone(&wake),
             handshakes: Arc::clone(&handshakes),
@@ -252,6 +284,8 @@ impl Drop for UserspaceDevice {
             // A panic of the thread was printed when it happened, and `failed` reports it.
             let _ = thread.join();
         }
+        // An older vpn-exec, to which the TUN may be handed over, reads packets without a header.
+        let _ = tun::set_offloads(&self.tun, Offloads::default());
     }
 }
 

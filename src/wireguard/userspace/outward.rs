@@ -10,6 +10,7 @@ use super::allowed_ips::PeerIndex;
 use super::data_path::{BATCH, Wire, broken};
 use super::device::{Core, MAX_PACKET, PACKET_BUFFER};
 use super::ip;
+use super::levels::Levels;
 use super::noise::DATA_HEADER;
 use super::offload::{HEADER, Header, Segments};
 use super::tun_io::TunIo;
@@ -28,11 +29,11 @@ pub(super) struct Outward {
 }
 
 impl Outward {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(levels: Levels) -> Self {
         Self {
             packet: vec![0; HEADER + PACKET_BUFFER].into_boxed_slice(),
             segment: vec![0; PACKET_BUFFER].into_boxed_slice(),
-            outbox: Outbox::new(OUTBOX, true),
+            outbox: Outbox::new(OUTBOX, levels.send_segments, levels.send_many),
             peer: None,
         }
     }

@@ -12,6 +12,8 @@ use rustix::net::sockopt::{
 };
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
+use crate::linux::datagrams;
+
 /// The requested size of the sockets' buffers in bytes, as in wireguard-go. Without CAP_NET_ADMIN, the kernel limits it
 /// (`net.core.rmem_max`, `wmem_max`).
 const BUFFER_SIZE: usize = 7 << 20;
@@ -71,6 +73,11 @@ impl Sockets {
         Ok(())
     }
 
+    /// Sets whether the kernel joins received datagrams, which it does from the beginning.
+    pub(super) fn set_joined_receive(&self, is_on: bool) -> io::Result<()> {
+        self.descriptors().try_for_each(|socket| datagrams::set_joined_receive(socket, is_on))
+    }
+
     /// Returns the descriptors, to wait for datagrams.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.ipv4.as_fd()).chain(self.ipv6.as_ref().map(OwnedFd::as_fd))
@@ -112,6 +119,12 @@ fn open(address: SocketAddr, fwmark: u32) -> Result<OwnedFd, Errno> {
         .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER_SIZE));
     let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER_SIZE)
         .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &BUFFER_SIZE));
+    // The data path's thread may not set options (its system calls are filtered), so they are set here.
+    let options =
+        [datagrams::set_joined_receive(&socket, true), datagrams::set_received_ecn(&socket, address.is_ipv6())];
+    for error in options.into_iter().filter_map(Result::err) {
+        tracing::debug!(%error, "the kernel does not join datagrams, or does not report their congestion bits");
+    }
     rustix::net::bind(&socket, &address)?;
     Ok(socket)
 }

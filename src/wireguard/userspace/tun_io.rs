@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::levels::Levels;
 use super::offload::{HEADER, Header, PieceWriter, Segments};
 use crate::linux::tun::{self, Offloads};
 
@@ -21,12 +22,17 @@ pub(super) struct TunIo {
 
 impl TunIo {
     /// Takes a descriptor of [`tun::create`] or [`tun::attach`], and sets its offloads. Others have no header.
-    pub(super) fn new(descriptor: OwnedFd) -> Self {
-        let (has_header, offloads) = match tun::set_offloads(&descriptor) {
-            Some(offloads) => (true, offloads),
-            None => (false, Offloads::default()),
-        };
-        Self { descriptor, has_header, offloads, refused: 0 }
+    pub(super) fn new(descriptor: OwnedFd, levels: Levels) -> Self {
+        match tun::set_offloads(&descriptor, Offloads { tcp: levels.tun_tcp, udp: levels.tun_udp }) {
+            Some(offloads) => Self::with_header(descriptor, offloads, levels),
+            None => Self { descriptor, has_header: false, offloads: Offloads::default(), refused: 0 },
+        }
+    }
+
+    /// Takes a descriptor whose packets have the header.
+    pub(super) fn with_header(descriptor: OwnedFd, given: Offloads, levels: Levels) -> Self {
+        let offloads = if levels.coalesce { given } else { Offloads::default() };
+        Self { descriptor, has_header: true, offloads, refused: 0 }
     }
 
     /// Returns the large packets that may be written now.
@@ -65,7 +71,7 @@ impl TunIo {
         for number in 0..segments.count() {
             let end = HEADER + segments.length(number);
             segments.write(packet, number, &mut segment[HEADER..end]);
-            if rustix::io::write(&self.descriptor, &segment[..end]).is_err() {
+            if write_pieces(&self.descriptor, &[IoSlice::new(&segment[..end])]).is_err() {
                 self.refused += 1;
             }
         }
@@ -73,14 +79,26 @@ impl TunIo {
     }
 }
 
+fn write_pieces(descriptor: &OwnedFd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    #[cfg(test)]
+    {
+        use crate::linux::datagrams::forced::{self, Call};
+        // A large packet has its header, its headers and several contents.
+        forced::check(if pieces.len() > 3 { Call::WriteLarge } else { Call::WriteSmall })?;
+    }
+    rustix::io::writev(descriptor, pieces)
+}
+
 impl PieceWriter for TunIo {
     fn write(&mut self, pieces: &[IoSlice<'_>]) {
+        // Before the contents of a large packet are two headers.
+        let packets = pieces.len().saturating_sub(2).max(1) as u64;
         let pieces = if self.has_header { pieces } else { &pieces[1..] };
-        let Err(errno) = rustix::io::writev(&self.descriptor, pieces) else { return };
+        let Err(errno) = write_pieces(&self.descriptor, pieces) else { return };
         // A TUN that is down returns EIO. If the TUN is gone, the next read fails.
         tracing::trace!(%errno, "cannot deliver a packet");
         if errno != Errno::INVAL || !self.has_header || !self.write_apart(pieces) {
-            self.refused += 1;
+            self.refused += packets;
         }
     }
 }

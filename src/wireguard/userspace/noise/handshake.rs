@@ -1,4 +1,5 @@
-//! The handshake (WireGuard paper, sections 5.4.1 to 5.4.5): `Noise_IKpsk2` of the Noise protocol framework, by [`snow`].
+//! The handshake (WireGuard paper, sections 5.4.1 to 5.4.5): `Noise_IKpsk2` of the Noise protocol framework, by
+//! [`snow`].
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use super::session::SessionKeys;
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::wireguard::userspace::wiped::Wiped;
 
-const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
+pub(super) const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 
 /// The place of the preshared key in the pattern: after the second message.

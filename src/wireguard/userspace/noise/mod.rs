@@ -17,6 +17,8 @@ mod session;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
 
 pub(super) use cookie::{MacChecker, MacVerdict, MacWriter};
 pub(super) use handshake::{Initiator, Responder, Timestamp};

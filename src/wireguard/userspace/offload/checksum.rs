@@ -34,11 +34,22 @@ pub(super) fn pseudo_header(packet: &[u8], layout: &Layout, length: usize) -> u6
     add(addresses, protocol + u64::from(u16::from_ne_bytes((length as u16).to_be_bytes())))
 }
 
-/// Writes the checksum of a transport header and its content, which end the packet.
-pub(super) fn write_transport(packet: &mut [u8], layout: &Layout) {
+/// Returns the sum of the pseudo-header without the length, from a large packet in whose checksum the kernel has left
+/// that with the length. The destination of the pseudo-header is not the one of the IP header if there is a routing
+/// header (RFC 8200 section 8.1).
+pub(super) fn pseudo_header_of_large(packet: &[u8], layout: &Layout) -> u64 {
+    let at = layout.checksum();
+    let length = ((packet.len() - layout.transport) as u16).to_be_bytes();
+    u64::from(u16::from_ne_bytes([packet[at], packet[at + 1]])) + u64::from(!u16::from_ne_bytes(length))
+}
+
+/// Writes the checksum of a transport header and its content, which end the packet. `pseudo_header` is the sum of the
+/// pseudo-header without the length.
+pub(super) fn write_transport(packet: &mut [u8], layout: &Layout, pseudo_header: u64) {
     let (start, at) = (layout.transport, layout.checksum());
     packet[at..at + 2].fill(0);
-    let sum = add(&packet[start..], pseudo_header(packet, layout, packet.len() - start));
+    let length = u16::from_ne_bytes(((packet.len() - start) as u16).to_be_bytes());
+    let sum = add(&packet[start..], pseudo_header + u64::from(length));
     let checksum = complement(sum, layout.is_tcp);
     packet[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
 }
@@ -55,6 +66,11 @@ pub(super) fn complement(sum: u64, may_be_zero: bool) -> u16 {
 pub(super) fn is_transport_valid(packet: &[u8], layout: &Layout) -> bool {
     let length = packet.len() - layout.transport;
     fold(add(&packet[layout.transport..], pseudo_header(packet, layout, length))) == 0xffff
+}
+
+/// Returns whether the checksum of an IPv4 header is right. IPv6 has none.
+pub(super) fn is_ipv4_valid(packet: &[u8], layout: &Layout) -> bool {
+    layout.is_ipv6 || fold(add(&packet[..layout.transport], 0)) == 0xffff
 }
 
 /// Writes the checksum of an IPv4 header.

@@ -86,7 +86,7 @@ impl Coalescer {
         self.joined = Some(Joined { layout, headers, contents, length, next, is_open });
     }
 
-    /// Returns the layout of a packet that may be joined: with content, a right checksum, and no flags of TCP but ACK
+    /// Returns the layout of a packet that may be joined: with content, right checksums, and no flags of TCP but ACK
     /// and PSH.
     fn joinable(&self, packet: &[u8]) -> Option<Layout> {
         let layout = Layout::of_plain(packet)?;
@@ -100,7 +100,9 @@ impl Coalescer {
             }
         };
         let has_content = layout.content < packet.len() && layout.content <= MAX_HEADERS;
-        (is_plain && has_content && checksum::is_transport_valid(packet, &layout)).then_some(layout)
+        // The kernel drops a packet whose checksums are wrong. The joined one would have right ones.
+        let is_valid = || checksum::is_ipv4_valid(packet, &layout) && checksum::is_transport_valid(packet, &layout);
+        (is_plain && has_content && is_valid()).then_some(layout)
     }
 
     /// Writes the packet that is being joined.

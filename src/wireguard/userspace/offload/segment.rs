@@ -14,6 +14,8 @@ pub(in crate::wireguard::userspace) struct Segments {
     /// The length of a segment's content. The last one may be shorter.
     size: usize,
     content: usize,
+    /// The sum of the pseudo-header without the length.
+    pseudo_header: u64,
 }
 
 impl Segments {
@@ -24,7 +26,8 @@ impl Segments {
             return Some(None);
         }
         let (layout, size) = header.segments(packet)?;
-        Some(Some(Self { layout, size, content: packet.len() - layout.content }))
+        let pseudo_header = checksum::pseudo_header_of_large(packet, &layout);
+        Some(Some(Self { layout, size, content: packet.len() - layout.content, pseudo_header }))
     }
 
     /// Returns whether they are of TCP. Otherwise they are of UDP.
@@ -77,6 +80,6 @@ impl Segments {
             }
         }
         layout.write_length(headers, length);
-        checksum::write_transport(out, layout);
+        checksum::write_transport(out, layout, self.pseudo_header);
     }
 }

@@ -263,11 +263,14 @@ fn what_differs_in_a_header_is_not_joined() {
         change(&mut packets[1]);
         let layout = Layout::of_plain(&packets[1]).expect("a layout");
         checksum::write_ipv4(&mut packets[1][..20]);
-        checksum::write_transport(&mut packets[1], &layout);
+        let pseudo_header = checksum::pseudo_header(&packets[1], &layout, 0);
+        checksum::write_transport(&mut packets[1], &layout, pseudo_header);
         packets
     };
     assert_eq!(join(&packets(&|_| {}), true, true).len(), 1);
-    let changes: [(&str, &dyn Fn(&mut [u8])); 9] = [
+    type Change = &'static dyn Fn(&mut [u8]);
+    let changes: [(&str, Change); 10] = [
+        ("checksum of IPv4", &|_| {}),
         ("ECN", &|packet| packet[1] |= 3),
         ("DSCP", &|packet| packet[1] |= 0x20),
         ("TTL", &|packet| packet[8] -= 1),
@@ -279,7 +282,11 @@ fn what_differs_in_a_header_is_not_joined() {
         ("options", &|packet| packet[51] ^= 1),
     ];
     for (what, change) in changes {
-        assert_eq!(join(&packets(change), true, true).len(), 2, "{what}");
+        let mut packets = packets(change);
+        if what == "checksum of IPv4" {
+            packets[1][10] ^= 1;
+        }
+        assert_eq!(join(&packets, true, true).len(), 2, "{what}");
     }
     for flag in [1, 2, 4, 0x20, 0x40, 0x80] {
         assert_eq!(join(&packets(&|packet| packet[33] |= flag), true, true).len(), 2, "the flag {flag:#x}");
