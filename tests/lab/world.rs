@@ -125,11 +125,16 @@ fn enter_for(mut command: Command, limit: Duration) -> Result<Child> {
 /// Runs the work of a program, such as a benchmark, in a world of its own: executes the program once more with the same
 /// arguments. `name` precedes an error message.
 pub fn run(name: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
+    run_within(name, TIME_LIMIT, work)
+}
+
+/// [`run()`] for work that may take another time than [`TIME_LIMIT`] on an ordinary machine.
+pub fn run_within(name: &str, limit: Duration, work: impl FnOnce() -> Result<()>) -> ExitCode {
     let again = || {
         crate::require_tun()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(std::env::args_os().skip(1));
-        Ok(enter(command)?.wait()?.success())
+        Ok(enter_for(command, limit)?.wait()?.success())
     };
     let outcome = if is_inside() { furnish().and_then(|()| work()).map(|()| true) } else { again() };
     match outcome {
