@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
 pub use crate::linux::fuzzing::{iptables, netlink};
-pub use crate::wireguard::userspace::fuzzing::device;
+pub use crate::wireguard::userspace::fuzzing::{device, received, tun_frame};
 use crate::{config, dns_forwarder, lease, linux, names, plan, program, registry, relay};
 
 /// Parses messages of other processes and files of the host. The first byte selects the parser of the rest.
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     /// The inputs to start from, with real ones first.
-    const SEEDS: [&[u8]; 10] = [
+    const SEEDS: [&[u8]; 12] = [
         b"\0\"Join\"",
         b"\x03READY=1\nMAINPID=12\nSTATUS=x",
         b"\x05127.0.0.1:8000-8009:9000-9009/udp,proxy-protocol=v2",
@@ -173,6 +173,12 @@ mod tests {
         // A handshake, packets in both directions, messages changed on the way, and one of a stranger.
         b"\x06\0\x03\x02\x01\x02\x83\x03\x01\x02\x03\x07\x03\x01\xff\x03\x04\x01\x09\x05\x01\x82\x02\x02\0\x09\x02\x01\
           \x01\x02\x01\x02\x02\x01\x03\x08\x01\0\x05\x01\x0a\x06\0",
+        // A frame of TCP in segments of ten bytes.
+        b"\x03\x01\x01\x28\0\x0a\0\x14\0\x10\0\x45\0\0\x5a\0\x01\x40\0\x40\x06\0\0\x0a\0\0\x01\x0a\0\0\x02\0\x01\0\
+          \x02\0\0\0\x03\0\0\0\x04\x50\x18\x01\0\0\0\0\0It is cut into five pieces, of which the last is short.",
+        // Two packets of a flow, and one more that differs in a byte.
+        b"\x03\0\x34\x45\0\0\x34\0\x01\x40\0\x40\x06\0\0\x0a\0\0\x01\x0a\0\0\x02\0\x01\0\x02\0\0\0\x03\0\0\0\x04\x50\
+          \x10\x01\0\0\0\0\0twelve bytes\x01\x01\xff\x03\x02\x22\x01",
     ];
 
     /// Runs a target with each seed and with changed seeds. The changes are reproducible, and need no fuzzer.
@@ -209,6 +215,12 @@ mod tests {
     #[test]
     fn embedded_device_keeps_its_invariants() {
         run(device, 100);
+    }
+
+    #[test]
+    fn segments_are_whole_and_joined_packets_lose_nothing() {
+        run(tun_frame, 1000);
+        run(received, 1000);
     }
 
     #[test]

@@ -12,6 +12,16 @@ use super::device::{Core, PACKET_BUFFER, Sink};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::wireguard::{DeviceConfig, PeerConfig};
 
+/// Cuts a frame of a TUN into segments.
+pub fn tun_frame(input: &[u8]) {
+    super::offload::fuzzing::tun_frame(input);
+}
+
+/// Joins received packets.
+pub fn received(input: &[u8]) {
+    super::offload::fuzzing::received(input);
+}
+
 /// The start time of the devices.
 const START: Duration = Duration::from_secs(1000);
 

@@ -12,6 +12,8 @@ mod header;
 mod layout;
 mod segment;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;
 

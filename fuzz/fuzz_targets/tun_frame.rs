@@ -1,0 +1,4 @@
+//! See fuzz/README.md.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| vpn_exec::fuzzing::tun_frame(input));
