@@ -100,6 +100,8 @@ struct Turn {
     value: f64,
     /// Processor time: seconds for each gigabit.
     cost: f64,
+    /// The memory (PSS) of the process that carries the traffic, after it, in MiB.
+    memory: f64,
 }
 
 fn main() -> ExitCode {
@@ -108,7 +110,10 @@ fn main() -> ExitCode {
     let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
     let wanted = arguments.iter().find(|argument| argument.parse::<usize>().is_err());
     world::run_within("embedded", CASE * CASES.len() as u32, || {
-        println!("{:<48} {:>26} {:>26} {:>7} {:>7}", "", "vpn-exec (least-most)", "wireguard-go", "ratio", "cost");
+        println!(
+            "{:<48} {:>26} {:>26} {:>7} {:>7} {:>11}",
+            "", "vpn-exec (least-most)", "wireguard-go", "ratio", "cost", "MiB"
+        );
         for case in CASES.iter().filter(|case| wanted.is_none_or(|wanted| case.name.contains(wanted.as_str()))) {
             measure(case, rounds)?;
         }
@@ -140,13 +145,16 @@ fn measure(case: &Case, rounds: usize) -> Result<()> {
         record(case.name, role, title, &of(|turn| turn.value), unit);
         record(&format!("{}: processor time", case.name), role, title, &of(|turn| turn.cost), "s per Gbit");
     }
+    let memory = |turns: &[Turn]| Spread::of(turns.iter().map(|turn| turn.memory).collect()).median;
     println!(
-        "{:<48} {:>26} {:>26} {:>7.2} {:>7.2} {unit}",
+        "{:<48} {:>26} {:>26} {:>7.2} {:>7.2} {:>5.1} {:>5.1} {unit}",
         case.name,
         spread(&ours),
         spread(&theirs),
         ratio(|turn| turn.value),
-        ratio(|turn| turn.cost)
+        ratio(|turn| turn.cost),
+        memory(&ours),
+        memory(&theirs)
     );
     Ok(())
 }
@@ -308,7 +316,7 @@ fn transfer(case: &Case, from: &str, to: &str, process: &str) -> Result<Turn> {
     let sum = &report["end"]["sum_received"];
     let rate = sum["bits_per_second"].as_f64().with_context(|| format!("no rate in {report}"))? / 1e6;
     let cost = used / elapsed.as_secs_f64() / (rate / 1e3);
-    Ok(Turn { value: requests.unwrap_or(rate), cost })
+    Ok(Turn { value: requests.unwrap_or(rate), cost, memory: memory(process)? })
 }
 
 fn namespace(name: &str) -> Result<NetworkNamespace> {
@@ -318,21 +326,31 @@ fn namespace(name: &str) -> Result<NetworkNamespace> {
     }
 }
 
+/// Returns a file of each process of a name. A process may end meanwhile.
+fn of_processes(name: &str, file: &str) -> Result<Vec<String>> {
+    let read = |path: &Path, file: &str| fs::read_to_string(path.join(file)).ok();
+    let processes = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+    let named = processes.filter(|path| read(path, "comm").is_some_and(|comm| comm.starts_with(name)));
+    Ok(named.filter_map(|path| read(&path, file)).collect())
+}
+
 /// Returns the processor time of all processes of a name so far, in seconds (proc_pid_stat(5)).
 fn processor_time(name: &str) -> Result<f64> {
-    let mut ticks = 0;
-    for entry in fs::read_dir("/proc")?.flatten() {
-        // A process may end meanwhile.
-        let Ok(text) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some((start, rest)) = text.rsplit_once(") ") else { continue };
-        if start.split_once('(').is_some_and(|(_, comm)| comm.starts_with(name)) {
-            let fields: Vec<&str> = rest.split(' ').collect();
-            let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-            ticks += number(11) + number(12);
-        }
-    }
+    let ticks = of_processes(name, "stat")?.into_iter().map(|text| {
+        let fields: Vec<&str> = text.rsplit_once(") ").map_or(vec![], |(_, rest)| rest.split(' ').collect());
+        fields.iter().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>()
+    });
     // The kernel reports in hundredths of a second (USER_HZ).
-    Ok(ticks as f64 / 100.0)
+    Ok(ticks.sum::<u64>() as f64 / 100.0)
+}
+
+/// Returns the largest memory of a process of a name, in MiB.
+fn memory(name: &str) -> Result<f64> {
+    let kib = of_processes(name, "smaps_rollup")?.into_iter().filter_map(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        line.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    });
+    Ok(kib.max().unwrap_or(0) as f64 / 1024.0)
 }
 
 /// Sends one request after the other for a second, and returns the median time until the answer, in milliseconds.

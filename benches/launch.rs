@@ -25,9 +25,12 @@ use measure::{Role, Spread, load, milliseconds, now, record};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::wait;
+use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::link::TargetNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
+use vpn_exec::linux::nftables::Nftables;
 use vpn_exec::names::InterfaceName;
+use vpn_exec::ruleset::{Chain, Hook, Policy, Table};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -159,14 +162,17 @@ enum Candidate {
     Nothing,
     Unshare,
     VpnExec,
+    /// As [`Self::VpnExec`], while another network namespace has packet rules.
+    VpnExecBesideRules,
     VpnExecSameName,
     ByHand,
     ByHandWithoutNft,
 }
 
-use Candidate::{ByHand, ByHandWithoutNft, Nothing, Unshare, VpnExec, VpnExecSameName};
+use Candidate::{ByHand, ByHandWithoutNft, Nothing, Unshare, VpnExec, VpnExecBesideRules, VpnExecSameName};
 
-const CANDIDATES: [Candidate; 6] = [Nothing, Unshare, VpnExec, VpnExecSameName, ByHand, ByHandWithoutNft];
+const CANDIDATES: [Candidate; 7] =
+    [Nothing, Unshare, VpnExec, VpnExecBesideRules, VpnExecSameName, ByHand, ByHandWithoutNft];
 
 impl Candidate {
     fn title(self) -> &'static str {
@@ -174,6 +180,7 @@ impl Candidate {
             Nothing => "the program alone",
             Unshare => "unshare -n",
             VpnExec => "vpn-exec",
+            VpnExecBesideRules => "vpn-exec, not the machine's first packet rules",
             VpnExecSameName => "vpn-exec, again at once, same name",
             ByHand => "ip -batch, nft -f",
             ByHandWithoutNft => "ip -batch",
@@ -188,7 +195,9 @@ impl Candidate {
         let words: &[&str] = match self {
             Nothing => &[],
             Unshare => &["unshare", "-n"],
-            VpnExec => &[&binary(), "--config", CONFIG, "--backend", backend, "--name", &name, "--"],
+            VpnExec | VpnExecBesideRules => {
+                &[&binary(), "--config", CONFIG, "--backend", backend, "--name", &name, "--"]
+            }
             VpnExecSameName => &[&binary(), "--config", CONFIG, "--backend", backend, "--name", "same", "--"],
             ByHand => &[&[BY_HAND], kernels, &[&name]].concat(),
             ByHandWithoutNft => &[&[BY_HAND, "--no-nft"], kernels, &[&name]].concat(),
@@ -209,6 +218,7 @@ struct Launch {
 }
 
 fn launch(candidate: Candidate, turn: usize, own: &str) -> Outcome<Launch> {
+    let _rules = (candidate == VpnExecBesideRules).then(rules_elsewhere).transpose()?;
     clear_the_way(candidate, turn)?;
     let mut command = candidate.command(turn, &["true"]);
     let begin = now();
@@ -227,6 +237,16 @@ fn launch(candidate: Candidate, turn: usize, own: &str) -> Outcome<Launch> {
         .parse()
         .map_err(|_| format!("{command:?} did not run its program: {}", output.status))?;
     Ok(Launch { total, first: milliseconds(Duration::from_nanos(stamp) - begin) })
+}
+
+/// Creates a network namespace with packet rules at the hooks that a tunnel uses. The first rules of a machine at a hook
+/// take longer than all later ones: the kernel changes its own code.
+fn rules_elsewhere() -> Outcome<NetworkNamespace> {
+    let chain = |hook| Chain { hook, policy: Policy::Accept, rules: Vec::new() };
+    let chains = [Hook::Input, Hook::Forward, Hook::Output].map(chain).into();
+    let table = Table { name: "elsewhere".to_owned(), chains };
+    let (namespace, ()) = NetworkNamespace::create(|| Nftables::open()?.create(&table, "benchmark"))?;
+    Ok(namespace)
 }
 
 fn clear_the_way(candidate: Candidate, turn: usize) -> Outcome<()> {

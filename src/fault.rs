@@ -22,6 +22,9 @@ pub const SET_UP: [&str; 9] = [
     "at the end",
 ];
 
+/// The point after the tunnel was announced. A program may run then.
+pub const ANNOUNCED: [&str; 1] = ["after the announcement"];
+
 /// The points of taking a tunnel down, in order. A process can be killed or stopped there. A failure does not keep the
 /// other steps from being taken.
 pub const TAKE_DOWN: [&str; 4] = [
@@ -74,7 +77,7 @@ mod enabled {
 
     use nix::sys::signal::{Signal, raise};
 
-    use super::{ATTACHING, GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN, THREADS};
+    use super::{ANNOUNCED, ATTACHING, GUARDS, PROTECTIONS, SET_UP, TAKE_DOWN, THREADS};
     use crate::failure::{Doing, Failure};
 
     /// The points of creating or taking down a tunnel: `POINT` makes the point fail, `kill:POINT` kills the process
@@ -89,7 +92,7 @@ mod enabled {
 
     /// Fails, kills the process or stops it, if the test has chosen this point.
     pub(crate) fn point(name: &str) -> Result<(), Failure> {
-        let is_listed = SET_UP.iter().chain(&TAKE_DOWN).chain(&ATTACHING).any(|point| *point == name);
+        let is_listed = SET_UP.iter().chain(&ANNOUNCED).chain(&TAKE_DOWN).chain(&ATTACHING).any(|point| *point == name);
         assert!(is_listed, "{name:?} is missing in the lists of points");
         let Ok(chosen) = std::env::var(FAIL) else { return Ok(()) };
         match chosen.as_str() {

@@ -158,8 +158,9 @@ Examples:
   sudo vpn-exec shell wg0
   vpn-exec plan wg0.conf";
 
-/// The commands.
+/// The commands. Their arguments are declared only for the command that is run.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Create a standing tunnel, which stays up until `vpn-exec down`
     Up(UpArgs),

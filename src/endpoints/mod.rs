@@ -172,7 +172,6 @@ impl Endpoints {
             problem: None,
         };
         endpoints.configure(config);
-        endpoints.read_device(carrier);
         Ok(endpoints)
     }
 

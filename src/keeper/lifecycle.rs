@@ -20,6 +20,7 @@ use super::{KeeperSpec, KeeperStart, close_standard_error};
 use crate::config::Config;
 use crate::endpoints::{self, Endpoints};
 use crate::failure::{Doing, Failure};
+use crate::fault;
 use crate::lease::KeeperEvent;
 use crate::linux::capabilities;
 use crate::linux::clock::{Timer, boot_time};
@@ -62,13 +63,29 @@ pub(super) enum End {
 
 /// Lives the life of a keeper.
 pub(super) fn live(spec: KeeperSpec, clients: KeeperClients, runtime: Runtime) -> Result<(), Failure> {
+    let is_new = !matches!(spec.start, KeeperStart::TakeOver(_));
     let mut keeper = set_up(spec, clients, runtime)?;
+    // The programs start now, while the keeper gets ready to serve.
     keeper.clients.broadcast(&KeeperEvent::Made);
-    let end = keeper.run().unwrap_or_else(|error| End::Broken(format!("its keeper failed: {error}")));
+    let end = settle(is_new)
+        .and_then(|()| keeper.run())
+        .unwrap_or_else(|error| End::Broken(format!("its keeper failed: {error}")));
     finish(keeper, end)
 }
 
-/// Brings the tunnel up, and leaves the process with the privileges that it needs from then on.
+/// Does what is due before the keeper serves, and after the programs may run: leaves the process with the privileges that
+/// it needs from then on, and starts the thread that writes messages.
+fn settle(is_new: bool) -> io::Result<()> {
+    if is_new {
+        fault::point("after the announcement").map_err(io::Error::other)?;
+    }
+    // The reader of standard error may be paused, and no program may wait for it. This thread cannot start earlier: it
+    // has a stricter system call filter of its own, and the keeper's is installed in all threads.
+    stderr::start_queue(privileges::limit_data_path)?;
+    privileges::limit_to_running()
+}
+
+/// Brings the tunnel up, limits the system calls of the process, and starts the threads that the programs need.
 fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Result<Keeper, Failure> {
     let has_hooks = spec.plan.hooks.iter().any(|hook| hook.run);
     let needed = needed_capabilities() | capabilities_for_ports(spec.config.listened_ports());
@@ -98,7 +115,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
     let mtu = tunnel.plan().wireguard.mtu;
     let endpoints = Endpoints::new(&tunnel, &config, mtu, Arc::new(endpoints::look_up));
     let endpoints = endpoints.doing("look up the peers' endpoints")?;
-    let leases = Leases::inherit(&tunnel, &clients)?;
+    let leases = if is_taken_over { Leases::inherit(&tunnel, &clients)? } else { Leases::default() };
     if runtime.foreground {
         tunnel.update_state(|state| state.standing = true)?;
     }
@@ -111,9 +128,6 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         privileges::limit_system_calls(tunnel.device().map(Device::backend))
             .doing("limit the keeper's system calls")?;
     }
-    // The reader of standard error may be paused, and no program may wait for it. This thread cannot start earlier: it
-    // has a stricter system call filter of its own, and the keeper's is installed in all threads.
-    stderr::start_queue(privileges::limit_data_path).doing("start the thread that writes messages")?;
     let ports = ports.start(&tunnel)?;
     let dns = if is_taken_over { DnsForwarding::take_over(&tunnel) } else { DnsForwarding::start(&tunnel)? };
 
@@ -141,7 +155,6 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         // No client will ask for it. A setting that cannot be changed now stays as it was, and so does the tunnel.
         keeper.reload_own();
     }
-    privileges::limit_to_running().doing("drop privileges")?;
     Ok(keeper)
 }
 
@@ -242,6 +255,8 @@ fn finish(mut keeper: Keeper, end: End) -> Result<(), Failure> {
     keeper.service.stopping();
     keeper.ports.close();
     keeper.dns.close();
+    // Its end takes a thread, for which no program need wait.
+    let _public_clients = keeper.public_clients.take();
     // Killing programs takes time. New launchers must not join meanwhile: they wait for the name.
     let closed = keeper.close_sockets();
     if let Some(reason) = reason {

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::sync::OnceLock;
 
 use caps::CapSet;
 pub use rustix::thread::CapabilitySet;
@@ -17,7 +18,12 @@ use rustix::thread::{CapabilitiesSecureBits, CapabilitySets};
 /// # Errors
 /// Fails if `/proc/sys/kernel/cap_last_cap` cannot be read.
 pub fn last() -> io::Result<u8> {
-    fs::read_to_string("/proc/sys/kernel/cap_last_cap")?.trim().parse().map_err(io::Error::other)
+    static LAST: OnceLock<u8> = OnceLock::new();
+    if let Some(last) = LAST.get() {
+        return Ok(*last);
+    }
+    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap")?.trim().parse().map_err(io::Error::other)?;
+    Ok(*LAST.get_or_init(|| last))
 }
 
 /// Returns the set that holds only the capability of a number. It is empty for numbers above 63.

@@ -135,6 +135,8 @@ impl Tunnel {
         let add = NetlinkRequest::add_veth(outer, inner, TargetNamespace::Other(namespace.as_fd()));
         self.outside().execute_one(add).doing(CONNECTING)?;
         let index = self.outside().link_index(outer).doing(format!("find {outer}"))?;
+        let limits = parameters::limit_host_interface(index, outer);
+        self.outside().execute(limits).doing(CONNECTING)?;
         self.prepare_outer_interface(outer, veth.host_ipv6.is_some())?;
         let mut requests = vec![NetlinkRequest::set_alias(index, outer.as_str(), mark.text())];
         requests.extend(link_addresses(index, outer, veth.host_ipv4, veth.host_ipv6)?);

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::linux::netlink::NetlinkRequest;
+use crate::linux::netlink::link::Ipv4Parameter;
 use crate::linux::sysctl;
 use crate::names::InterfaceName;
 use crate::plan::{self, Parameter};
@@ -62,38 +64,90 @@ pub(super) fn prepare_ipv6(enabled: bool) -> io::Result<()> {
     sysctl::set("net/ipv6/conf/lo/disable_ipv6", "0")
 }
 
-/// Sets the parameters of the veth's end on the host. The host does not forward packets that arrive there, answers ARP
-/// for its own address only, and accepts neither redirects nor source routes.
+/// Returns the requests that set the parameters of the veth's end on the host. The host does not forward packets that
+/// arrive there, answers ARP for its own address only, and accepts neither redirects nor source routes.
 ///
 /// A write to `net.ipv4.ip_forward` while the tunnel is up sets `forwarding` on every interface, including this one. So
 /// the other parameters must suffice without it, whatever `conf.all` says for all interfaces: `medium_id` -1 forbids
 /// proxy ARP even if `proxy_arp` is on (the kernel's `arp_fwd_proxy()`), and a source route is refused if either of the
 /// two says so.
+pub(super) fn limit_host_interface(index: u32, name: &InterfaceName) -> Vec<NetlinkRequest> {
+    let ipv4 = [
+        (Ipv4Parameter::Forwarding, 0),
+        (Ipv4Parameter::ArpIgnore, 1),
+        (Ipv4Parameter::ProxyArp, 0),
+        (Ipv4Parameter::MediumId, -1),
+        (Ipv4Parameter::AcceptSourceRoute, 0),
+        (Ipv4Parameter::AcceptRedirects, 0),
+        (Ipv4Parameter::SendRedirects, 0),
+    ];
+    vec![
+        NetlinkRequest::set_ipv4_parameters(index, name.as_str(), &ipv4),
+        NetlinkRequest::forbid_link_local_addresses(index, name.as_str()),
+    ]
+}
+
+/// Sets the parameters of the veth's end on the host that netlink does not offer.
 ///
 /// IPv6 forwarding can be switched off for the whole host only. So the interface has no IPv6 at all unless `ipv6` asks
 /// for it.
 pub(super) fn prepare_host_interface(name: &InterfaceName, ipv6: bool) -> io::Result<()> {
-    for (family, parameter, value) in [
-        ("ipv4", "forwarding", "0"),
-        ("ipv4", "arp_ignore", "1"),
-        ("ipv4", "proxy_arp", "0"),
-        ("ipv4", "medium_id", "-1"),
-        ("ipv4", "accept_source_route", "0"),
-        ("ipv4", "accept_redirects", "0"),
-        ("ipv4", "send_redirects", "0"),
-        ("ipv6", "accept_ra", "0"),
-        ("ipv6", "addr_gen_mode", "1"),
-        ("ipv6", "disable_ipv6", if ipv6 { "0" } else { "1" }),
-    ] {
-        // A kernel without IPv6, or an older one without the parameter, has nothing to set.
-        sysctl::set_if_present(&format!("net/{family}/conf/{name}/{parameter}"), value)?;
-    }
-    Ok(())
+    // A kernel without IPv6 has nothing to set.
+    let conf = format!("net/ipv6/conf/{name}");
+    sysctl::set_if_present(&format!("{conf}/accept_ra"), "0")?;
+    sysctl::set_if_present(&format!("{conf}/disable_ipv6"), if ipv6 { "0" } else { "1" })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linux::namespace::NetworkNamespace;
+    use crate::linux::netlink::Netlink;
+    use crate::linux::netlink::link::TargetNamespace;
+
+    #[test]
+    fn the_hosts_end_is_limited_whatever_the_host_has_as_default() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        const LIMITS: [(&str, &str, &str); 9] = [
+            ("ipv4", "forwarding", "0"),
+            ("ipv4", "arp_ignore", "1"),
+            ("ipv4", "proxy_arp", "0"),
+            ("ipv4", "medium_id", "-1"),
+            ("ipv4", "accept_source_route", "0"),
+            ("ipv4", "accept_redirects", "0"),
+            ("ipv4", "send_redirects", "0"),
+            ("ipv6", "accept_ra", "0"),
+            ("ipv6", "addr_gen_mode", "1"),
+        ];
+        for ipv6 in [false, true] {
+            let read =
+                |interface: &str, family, parameter| sysctl::get(&format!("net/{family}/conf/{interface}/{parameter}"));
+            NetworkNamespace::create(|| {
+                for (family, parameter, value) in LIMITS {
+                    let opposite = if value == "0" { "1" } else { "0" };
+                    sysctl::set(&format!("net/{family}/conf/default/{parameter}"), opposite)?;
+                }
+                sysctl::set("net/ipv6/conf/default/disable_ipv6", if ipv6 { "1" } else { "0" })?;
+                let (name, peer): (InterfaceName, InterfaceName) =
+                    ("outer".parse().expect("a name"), "inner".parse().expect("a name"));
+                let mut netlink = Netlink::open()?;
+                netlink.execute_one(NetlinkRequest::add_veth(&name, &peer, TargetNamespace::Current))?;
+                let index = netlink.link_index(&name)?;
+                netlink.execute(limit_host_interface(index, &name))?;
+                prepare_host_interface(&name, ipv6)?;
+                for (family, parameter, value) in LIMITS {
+                    assert_eq!(read("outer", family, parameter)?, value, "{family} {parameter}");
+                    assert_ne!(read("inner", family, parameter)?, value, "{family} {parameter} of another interface");
+                }
+                assert_eq!(read("outer", "ipv6", "disable_ipv6")?, if ipv6 { "0" } else { "1" });
+                Ok(())
+            })
+            .expect("a namespace");
+        }
+    }
 
     #[test]
     fn groups_are_limited_to_those_of_the_user_namespace() {

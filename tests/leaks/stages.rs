@@ -271,7 +271,8 @@ fn judge_set_up_and_tear_down(lab: &Lab, judge: &Judge<'_>, inside: bool) -> Res
     let mut child = launcher.env(variables::FAIL, "stop").start()?;
     let launcher = child.id().cast_signed();
     let mut verdicts = Vec::new();
-    for (number, point) in fault::SET_UP.into_iter().chain(fault::TAKE_DOWN).enumerate() {
+    let points = fault::SET_UP.into_iter().chain(fault::ANNOUNCED).chain(fault::TAKE_DOWN);
+    for (number, point) in points.enumerate() {
         let mut keeper = None;
         wait_until(&format!("the keeper stops at {point:?}"), || {
             keeper = stopped_keeper(launcher);

@@ -63,11 +63,34 @@ fn a_kill_of_the_keeper_after_any_step_is_reported_and_undone() {
 }
 
 #[test]
+fn a_failure_or_a_kill_after_the_announcement_leaves_nothing_behind() {
+    lab::world::test(|| {
+        prepare()?;
+        let before = Snapshot::take()?;
+        for point in fault::ANNOUNCED {
+            // The program runs already, or its process is being prepared, and ends with the tunnel.
+            let mut command = whole(&[], "nap");
+            command.env(variables::FAIL, point);
+            assert_refused(&run(command)?);
+            assert_none_soon(&["nap"], point)?;
+            assert_unchanged(&before, point)?;
+            // The tunnel is complete, so another keeper takes it over.
+            let mut command = whole(&["-vv"], "exit 3");
+            command.env(variables::FAIL, format!("kill:{point}"));
+            let output = run(command)?;
+            assert_eq!(ended(output.status), Ok(3), "{}", errors(&output));
+            assert_unchanged(&before, point)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn when_launcher_and_keeper_are_killed_after_any_step_the_next_start_reclaims_the_tunnel() {
     lab::world::test(|| {
         prepare()?;
         let before = Snapshot::take()?;
-        for point in fault::SET_UP.into_iter().chain(fault::TAKE_DOWN) {
+        for point in fault::SET_UP.into_iter().chain(fault::ANNOUNCED).chain(fault::TAKE_DOWN) {
             let mut command = whole(&[], "nap");
             command.env(variables::FAIL, format!("kill:{point}"));
             let mut child = command.spawn()?;

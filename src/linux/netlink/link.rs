@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, InfoData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkWireguard};
 
@@ -63,8 +65,8 @@ impl Netlink {
     /// # Errors
     /// Fails with `ENODEV` without such an interface, or if the kernel refuses the request.
     pub fn mtu_of(&mut self, index: Option<u32>) -> io::Result<u32> {
-        let link = self.links()?.into_iter().find(|link| Some(link.index) == index);
-        link.map(|link| link.mtu).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+        let index = index.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+        Ok(parse(&self.without_counters(LinkUnspec::new_with_index(index))?).mtu)
     }
 
     /// Returns the index of an interface.
@@ -72,7 +74,7 @@ impl Netlink {
     /// # Errors
     /// Fails with `ENODEV` if there is no such interface.
     pub fn link_index(&mut self, name: &InterfaceName) -> io::Result<u32> {
-        Ok(self.link_message(name.as_str())?.header.index)
+        Ok(self.without_counters(LinkUnspec::new_with_name(name.as_str()))?.header.index)
     }
 
     /// Returns the traffic counters of an interface.
@@ -113,7 +115,15 @@ impl Netlink {
     }
 
     fn link_message(&mut self, name: &str) -> io::Result<LinkMessage> {
-        match self.query(RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build()))? {
+        self.one_link(LinkUnspec::new_with_name(name).build())
+    }
+
+    fn without_counters(&mut self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<LinkMessage> {
+        self.one_link(link.append_extra_attribute(skip_counters()).build())
+    }
+
+    fn one_link(&mut self, link: LinkMessage) -> io::Result<LinkMessage> {
+        match self.query(RouteNetlinkMessage::GetLink(link))? {
             RouteNetlinkMessage::NewLink(message) => Ok(message),
             _ => Err(io::Error::from_raw_os_error(libc::ENODEV)),
         }
@@ -124,9 +134,7 @@ impl Netlink {
     /// # Errors
     /// Fails if the kernel refuses the request.
     pub fn links(&mut self) -> io::Result<Vec<Link>> {
-        // The per-CPU counters make up half of an answer, and take most of the kernel's time.
-        let without_counters = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
-        let message = LinkMessageBuilder::<LinkUnspec>::new().append_extra_attribute(without_counters).build();
+        let message = LinkMessageBuilder::<LinkUnspec>::new().append_extra_attribute(skip_counters()).build();
         let answers = self.dump(RouteNetlinkMessage::GetLink(message))?;
         let link = |answer| match answer {
             RouteNetlinkMessage::NewLink(message) => Some(parse(&message)),
@@ -134,6 +142,12 @@ impl Netlink {
         };
         Ok(answers.into_iter().filter_map(link).collect())
     }
+}
+
+/// Returns the attribute of a question that leaves the counters out of the answer. They are per CPU, make up half of an
+/// answer, and take most of the kernel's time.
+fn skip_counters() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
 fn parse(message: &LinkMessage) -> Link {
@@ -173,6 +187,24 @@ pub enum TargetNamespace<'a> {
     Other(BorrowedFd<'a>),
 }
 
+/// A parameter of an interface, `net.ipv4.conf.NAME.*` (the kernel's Documentation/networking/ip-sysctl.rst), by its
+/// number (`IPV4_DEVCONF_*` of linux/ip.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "they have the names of the kernel's parameters")]
+#[repr(u16)]
+pub enum Ipv4Parameter {
+    Forwarding = 1,
+    ProxyArp = 3,
+    AcceptRedirects = 4,
+    SendRedirects = 6,
+    AcceptSourceRoute = 9,
+    MediumId = 14,
+    ArpIgnore = 19,
+}
+
+/// The attribute of a link's IPv4 parameters (`IFLA_INET_CONF` of linux/if_link.h).
+const IFLA_INET_CONF: u16 = 1;
+
 fn in_namespace<T>(link: LinkMessageBuilder<T>, namespace: TargetNamespace<'_>) -> LinkMessageBuilder<T> {
     match namespace {
         TargetNamespace::Current => link,
@@ -180,11 +212,18 @@ fn in_namespace<T>(link: LinkMessageBuilder<T>, namespace: TargetNamespace<'_>) 
     }
 }
 
+fn one_queue<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
+    link.append_extra_attribute(LinkAttribute::NumTxQueues(1)).append_extra_attribute(LinkAttribute::NumRxQueues(1))
+}
+
 impl NetlinkRequest {
-    /// Creates a veth pair (veth(4)): one end in the namespace of the socket, the other in `namespace`.
+    /// Creates a veth pair (veth(4)): one end in the namespace of the socket, the other in `namespace`. Each end has one
+    /// queue. The kernel would make one for each processor, each with its own directories in sysfs. It uses them only
+    /// with XDP or with generic receive offload, which nothing switches on here.
     pub fn add_veth(name: &InterfaceName, peer: &InterfaceName, namespace: TargetNamespace<'_>) -> Self {
-        let peer_link = in_namespace(LinkUnspec::new_with_name(peer.as_str()), namespace).build();
-        let link = LinkVeth::new(name.as_str(), peer.as_str()).set_info_data(InfoData::Veth(InfoVeth::Peer(peer_link)));
+        let peer_link = in_namespace(one_queue(LinkUnspec::new_with_name(peer.as_str())), namespace).build();
+        let link = one_queue(LinkVeth::new(name.as_str(), peer.as_str()));
+        let link = link.set_info_data(InfoData::Veth(InfoVeth::Peer(peer_link)));
         Self::create(format!("create the veth pair {name} and {peer}"), RouteNetlinkMessage::NewLink(link.build()))
     }
 
@@ -205,6 +244,31 @@ impl NetlinkRequest {
     /// Clears the multicast flag of an interface, which the kernel's WireGuard interfaces do not have.
     pub fn clear_multicast(index: u32, name: &str) -> Self {
         Self::set_link(format!("disable multicast on {name}"), LinkUnspec::new_with_index(index).multicast(false))
+    }
+
+    /// Sets IPv4 parameters of an interface.
+    pub fn set_ipv4_parameters(index: u32, name: &str, parameters: &[(Ipv4Parameter, i32)]) -> Self {
+        // The library leaves out zeros, so the list is encoded here.
+        let encode = |(parameter, value): &(Ipv4Parameter, i32)| {
+            let (length, kind) = (8_u16.to_ne_bytes(), (*parameter as u16).to_ne_bytes());
+            [length.as_slice(), &kind, &value.to_ne_bytes()].concat()
+        };
+        let list = DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, parameters.iter().flat_map(encode).collect());
+        let families = vec![AfSpecUnspec::Inet(vec![AfSpecInet::Other(list)])];
+        Self::set_families(format!("set the IPv4 parameters of {name}"), index, families)
+    }
+
+    /// Keeps the kernel from giving an interface link-local IPv6 addresses (`net.ipv6.conf.NAME.addr_gen_mode`). Does
+    /// nothing if the kernel has no IPv6.
+    pub fn forbid_link_local_addresses(index: u32, name: &str) -> Self {
+        let families = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])];
+        let request = Self::set_families(format!("forbid link-local addresses on {name}"), index, families);
+        Self { tolerated: &[libc::EAFNOSUPPORT], ..request }
+    }
+
+    fn set_families(what: String, index: u32, families: Vec<AfSpecUnspec>) -> Self {
+        let families = LinkAttribute::AfSpecUnspec(families);
+        Self::set_link(what, LinkUnspec::new_with_index(index).append_extra_attribute(families))
     }
 
     /// Sets the alias of an interface.

@@ -1,7 +1,7 @@
 //! An assembler for the kernel's classic BPF, in which seccomp filters are written (linux/bpf_common.h), and the system
 //! call numbers of the architectures whose programs the kernel executes.
 
-use seccompiler::sock_filter;
+use libc::sock_filter;
 
 /// The offsets at which a filter reads the system call (`struct seccomp_data` of linux/seccomp.h).
 pub(super) const NUMBER: u32 = 0;
@@ -82,8 +82,40 @@ pub(super) enum Instruction<L> {
 
 const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+const JUMP: u32 = libc::BPF_JMP | libc::BPF_JA;
 const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const JUMP_IF_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+
+/// Loads 32 bits of the system call, at an offset.
+pub(super) fn load(offset: u32) -> sock_filter {
+    instruction(LOAD, 0, 0, offset)
+}
+
+/// Skips `yes` instructions if the loaded value is equal, `no` instructions if not.
+pub(super) fn if_equal(value: u32, yes: u8, no: u8) -> sock_filter {
+    instruction(JUMP_IF_EQUAL, yes, no, value)
+}
+
+/// Skips `yes` instructions if the loaded value is equal or greater, `no` instructions if not.
+pub(super) fn if_at_least(value: u32, yes: u8, no: u8) -> sock_filter {
+    instruction(JUMP_IF_AT_LEAST, yes, no, value)
+}
+
+/// Skips instructions.
+pub(super) fn skip(count: u32) -> sock_filter {
+    instruction(JUMP, 0, 0, count)
+}
+
+/// Ends the program with an action (`SECCOMP_RET_*`).
+pub(super) fn ret(action: u32) -> sock_filter {
+    instruction(RETURN, 0, 0, action)
+}
+
+/// Returns an instruction. All codes are of 16 bits.
+fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
+    sock_filter { code: code as u16, jt, jf, k }
+}
 
 /// Translates instructions into a program for the kernel.
 ///
@@ -100,15 +132,14 @@ pub(super) fn assemble<L: Copy + PartialEq>(instructions: &[Instruction<L>]) -> 
     for instruction in instructions.iter().filter(is_code) {
         // Distances count from the instruction after the jump.
         let distance = |label: L| u8::try_from(place(label) - program.len() - 1).expect("labels are near");
-        let (code, jt, jf, k) = match *instruction {
-            Instruction::Load(offset) => (LOAD, 0, 0, offset),
-            Instruction::Mask(mask) => (AND, 0, 0, mask),
-            Instruction::IfEqual(value, label) => (JUMP_IF_EQUAL, distance(label), 0, value),
-            Instruction::Unless(value, label) => (JUMP_IF_EQUAL, 0, distance(label), value),
-            Instruction::Return(action) => (RETURN, 0, 0, action),
+        program.push(match *instruction {
+            Instruction::Load(offset) => load(offset),
+            Instruction::Mask(mask) => self::instruction(AND, 0, 0, mask),
+            Instruction::IfEqual(value, label) => if_equal(value, distance(label), 0),
+            Instruction::Unless(value, label) => if_equal(value, 0, distance(label)),
+            Instruction::Return(action) => ret(action),
             Instruction::Label(_) => continue,
-        };
-        program.push(sock_filter { code: code as u16, jt, jf, k });
+        });
     }
     program
 }
@@ -132,7 +163,9 @@ pub(super) fn run(program: &[sock_filter], architecture: u32, number: u32, argum
                 }
             }
             AND => loaded &= k,
+            JUMP => at += k as usize,
             JUMP_IF_EQUAL => at += usize::from(if loaded == k { jt } else { jf }),
+            JUMP_IF_AT_LEAST => at += usize::from(if loaded >= k { jt } else { jf }),
             RETURN => return k,
             other => panic!("unknown instruction {other}"),
         }

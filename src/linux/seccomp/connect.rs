@@ -10,10 +10,10 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use libc::sock_filter;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use seccompiler::sock_filter;
 
 use super::bpf::{self, ARCHITECTURE, ARCHITECTURES, Instruction, NUMBER, X32, argument};
 

@@ -1,16 +1,13 @@
 //! Filters that limit the system calls of a thread (seccomp(2)).
 
+mod allow_list;
 mod bpf;
 pub mod connect;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
-};
+use libc::sock_filter;
 
 use bpf::{ARCHITECTURE, ARCHITECTURES, Architecture, Instruction, NUMBER, X32, argument};
 
@@ -23,7 +20,7 @@ const REFUSAL: i32 = libc::EPERM;
 const TYPING: [u32; 2] = [0x5412, 0x541c];
 
 /// A filter that forbids system calls: they fail with `EPERM`.
-pub struct SyscallFilter(BpfProgram);
+pub struct SyscallFilter(Vec<sock_filter>);
 
 /// The kernel's form of a filter (`struct sock_fprog` of linux/filter.h).
 #[repr(C)]
@@ -42,25 +39,12 @@ impl SyscallFilter {
     /// Creates a filter that allows only `calls`, and socket(2) and socketpair(2) for the address families `families`.
     ///
     /// # Errors
-    /// Fails with `Unsupported` on an architecture that seccompiler does not support.
+    /// Fails with `Unsupported` on an architecture whose numbers are not known here.
     pub fn allow_only(calls: &[libc::c_long], families: &[libc::c_int]) -> io::Result<Self> {
-        let other = |error: seccompiler::BackendError| io::Error::other(error);
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.iter().map(|call| (*call, Vec::new())).collect();
-        let family = |family: &libc::c_int| {
-            let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family.unsigned_abs().into())?;
-            SeccompRule::new(vec![is])
-        };
-        let sockets = families.iter().map(family).collect::<Result<Vec<_>, _>>().map_err(other)?;
-        // A call with an empty list of rules would be allowed with any arguments.
-        if !sockets.is_empty() {
-            rules.insert(libc::SYS_socket, sockets.clone());
-            rules.insert(libc::SYS_socketpair, sockets);
+        match cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+            true => Ok(Self(allow_list::program(calls, families))),
+            false => Err(io::ErrorKind::Unsupported.into()),
         }
-        let architecture = TargetArch::try_from(std::env::consts::ARCH)
-            .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error.to_string()))?;
-        let refuse = SeccompAction::Errno(REFUSAL.unsigned_abs());
-        let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, architecture).map_err(other)?;
-        Ok(Self(filter.try_into().map_err(other)?))
     }
 
     /// Creates the filter of the programs inside. It forbids two things, in 32-bit programs as well:
