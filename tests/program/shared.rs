@@ -186,7 +186,6 @@ fn programs_start_and_stay_confined_without_their_view_server() {
     });
 }
 
-/// A service's processes end with it, so its launcher leaves no server behind. (tests/vm has real units.)
 #[test]
 fn a_program_that_may_mount_has_a_view_of_its_own() {
     with_shared_view(|config| {
@@ -195,5 +194,19 @@ fn a_program_that_may_mount_has_a_view_of_its_own() {
         ensure!(servers()?.is_empty());
         shell.say("true")?;
         shell.end()
+    });
+}
+
+/// The end of a service must not take the views of other programs along, nor theirs its own.
+#[test]
+fn a_service_has_a_view_of_its_own() {
+    with_shared_view(|config| {
+        let line = Launcher::new(&config).program(["cat", "/etc/resolv.conf"]).line();
+        let mut service = Command::new("sh");
+        service.args(["-c", &format!("export SYSTEMD_EXEC_PID=$$; exec {line}")]);
+        ensure!(lab::launcher::stdout(service)?.contains("nameserver 10.64.0.1"));
+        ensure!(servers()?.is_empty());
+        Launcher::new(&config).program(["true"]).stdout()?;
+        server().map(drop)
     });
 }
