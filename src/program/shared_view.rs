@@ -260,7 +260,7 @@ struct Server<'a> {
     key: String,
     template: MountNamespace,
     mirror: Mirror,
-    /// The socket at which launchers connect. None once the keeper has ended, whose successor may be of another version.
+    /// The socket at which launchers connect. None once the keeper has ended: its successor may be of another version.
     listener: Option<ViewListener>,
     /// The tunnel's keeper.
     keeper: ProcessHandle,
