@@ -239,8 +239,8 @@ fn launch(candidate: Candidate, turn: usize, own: &str) -> Outcome<Launch> {
     Ok(Launch { total, first: milliseconds(Duration::from_nanos(stamp) - begin) })
 }
 
-/// Creates a network namespace with packet rules at the hooks that a tunnel uses. The first rules of a machine at a hook
-/// take longer than all later ones: the kernel changes its own code.
+/// Creates a network namespace with packet rules at the hooks that a tunnel uses. The first rules of a machine at a
+/// hook take longer than all later ones: the kernel changes its own code.
 fn rules_elsewhere() -> Outcome<NetworkNamespace> {
     let chain = |hook| Chain { hook, policy: Policy::Accept, rules: Vec::new() };
     let chains = [Hook::Input, Hook::Forward, Hook::Output].map(chain).into();

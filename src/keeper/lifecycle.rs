@@ -73,8 +73,8 @@ pub(super) fn live(spec: KeeperSpec, clients: KeeperClients, runtime: Runtime) -
     finish(keeper, end)
 }
 
-/// Does what is due before the keeper serves, and after the programs may run: leaves the process with the privileges that
-/// it needs from then on, and starts the thread that writes messages.
+/// Does what is due before the keeper serves, and after the programs may run: leaves the process with the privileges
+/// that it needs from then on, and starts the thread that writes messages.
 fn settle(is_new: bool) -> io::Result<()> {
     if is_new {
         fault::point("after the announcement").map_err(io::Error::other)?;

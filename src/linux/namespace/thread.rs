@@ -72,8 +72,8 @@ pub(super) fn run_briefly<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) 
 struct WayBack(NetworkNamespace);
 
 impl WayBack {
-    /// Returns none if the thread could not return to its namespace. Entering the namespace that it is in needs the same
-    /// capabilities.
+    /// Returns none if the thread could not return to its namespace. Entering the namespace that it is in needs the
+    /// same capabilities.
     fn find() -> Option<Self> {
         let own = NetworkNamespace::current().ok()?;
         move_to(&own).ok().map(|()| Self(own))

@@ -217,9 +217,9 @@ fn one_queue<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
 }
 
 impl NetlinkRequest {
-    /// Creates a veth pair (veth(4)): one end in the namespace of the socket, the other in `namespace`. Each end has one
-    /// queue. The kernel would make one for each processor, each with its own directories in sysfs. It uses them only
-    /// with XDP or with generic receive offload, which nothing switches on here.
+    /// Creates a veth pair (veth(4)): one end in the namespace of the socket, the other in `namespace`. Each end has
+    /// one queue. The kernel would make one for each processor, each with its own directories in sysfs. It uses them
+    /// only with XDP or with generic receive offload, which nothing switches on here.
     pub fn add_veth(name: &InterfaceName, peer: &InterfaceName, namespace: TargetNamespace<'_>) -> Self {
         let peer_link = in_namespace(one_queue(LinkUnspec::new_with_name(peer.as_str())), namespace).build();
         let link = one_queue(LinkVeth::new(name.as_str(), peer.as_str()));

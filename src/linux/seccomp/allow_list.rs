@@ -1,8 +1,8 @@
 //! The program of a filter that allows a list of system calls.
 //!
-//! When a filter is installed, the kernel runs it for each number of a system call, to remember the verdicts that depend
-//! on the number alone (`seccomp_cache_prepare()` in kernel/seccomp.c). So the program is a binary search, whose time
-//! grows with the logarithm of the list's length.
+//! When a filter is installed, the kernel runs it for each number of a system call, to remember the verdicts that
+//! depend on the number alone (`seccomp_cache_prepare()` in kernel/seccomp.c). So the program is a binary search, whose
+//! time grows with the logarithm of the list's length.
 
 use std::collections::BTreeMap;
 
