@@ -27,9 +27,8 @@ const NOISE_OF_RESPONSE: std::ops::Range<usize> = 12..60;
 pub(in crate::wireguard::userspace) struct Timestamp([u8; 12]);
 
 impl Timestamp {
-    /// The label of the time 1970-01-01 00:00:00 TAI, and the seconds that TAI is ahead of UTC (since 2017). Version
-    /// 0.1.0 adds them: peers would take earlier times for replays, for as many seconds after an update.
-    const EPOCH: u64 = (1 << 62) + 37;
+    /// The label of the time 1970-01-01 00:00:00 TAI.
+    const EPOCH: u64 = 1 << 62;
 
     /// Returns the time of day. Its resolution is about 17 ms, as in the kernel's WireGuard: a finer one would tell the
     /// peer more of this machine than it needs.

@@ -175,15 +175,6 @@ fn later_timestamps_are_greater() {
     assert!(Responder::open(&private(1), &message).expect("authentic").timestamp() > first);
 }
 
-/// A peer of version 0.1.0, which had the other implementation, accepts initiations of this one at once.
-#[test]
-fn timestamps_are_not_behind_those_of_another_implementation() {
-    let message = sent(theirs(2, 1, None).format_handshake_initiation(&mut [0; 2048], false)).expect("an initiation");
-    let message: [u8; INITIATION] = message.try_into().expect("of the right length");
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(Timestamp::now() > Responder::open(&private(1), &message).expect("authentic").timestamp());
-}
-
 /// The other implementation demands a cookie, and accepts ours; and the other way around.
 #[test]
 fn cookies_are_exchanged_with_another_implementation() {
