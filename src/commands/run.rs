@@ -21,7 +21,7 @@ use crate::program::terminal::{self, OwnTerminal, Replaced};
 use crate::program::{self, Launch, Program, ProgramOutcome};
 use crate::registry::Scope;
 use crate::request::RunRequest;
-use crate::session::{self, Progress, Session};
+use crate::session::{self, Origin, Progress, Session};
 use crate::{fault, keeper, registry};
 
 /// The directory at which a user's program builds its copies. It must be the root of no mount that the user's namespace
@@ -65,6 +65,7 @@ pub(super) fn run(
         buses: options.buses.clone(),
         hidden: plan::hidden_paths(options.buses.system),
         emptied: if session.plan.rootless { registry::user_directories() } else { Vec::new() },
+        joins: session.origin == Origin::Joined,
         identity,
         kept,
         last_capability: capabilities::last().doing("read /proc")?,

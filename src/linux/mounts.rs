@@ -2,18 +2,106 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
-use rustix::fs::CWD;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags,
 };
+use rustix::thread::LinkNameSpaceType;
 
-/// Moves the calling thread into a new mount namespace. Its mounts stay inside, while mounts of the host still appear
-/// and disappear in it.
+/// A mount namespace, kept alive by an open descriptor.
+#[derive(Debug)]
+pub struct MountNamespace(OwnedFd);
+
+impl MountNamespace {
+    /// Opens the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Fails as open(2) does.
+    pub fn current() -> io::Result<Self> {
+        fs::File::open("/proc/thread-self/ns/mnt").map(|file| Self(file.into()))
+    }
+
+    /// Moves the calling process, which must have one thread, into the namespace. Its root and its working directory
+    /// are the root of the namespace then.
+    ///
+    /// # Errors
+    /// Fails with `EPERM` without CAP_SYS_ADMIN and CAP_SYS_CHROOT, and with `EINVAL` for another kind of file.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(rustix::thread::move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Mount))?)
+    }
+}
+
+impl AsFd for MountNamespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for MountNamespace {
+    fn from(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+}
+
+/// The mount namespace and the root directory of a process, for its return.
+#[derive(Debug)]
+pub struct Whereabouts {
+    namespace: MountNamespace,
+    root: OwnedFd,
+}
+
+impl Whereabouts {
+    /// Opens those of the calling process.
+    ///
+    /// # Errors
+    /// Fails as open(2) does.
+    pub fn current() -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { namespace: MountNamespace::current()?, root: rustix::fs::open("/", flags, Mode::empty())? })
+    }
+
+    /// Returns there. The working directory is the root directory then.
+    ///
+    /// # Errors
+    /// Fails as [`MountNamespace::enter`] and chroot(2) do.
+    pub fn return_to(&self) -> io::Result<()> {
+        self.namespace.enter()?;
+        rustix::process::fchdir(&self.root)?;
+        Ok(rustix::process::chroot(".")?)
+    }
+}
+
+/// Moves the calling process to the root of its mount namespace, and returns whether its root was there already.
+///
+/// # Errors
+/// Fails as [`MountNamespace::enter`] and statx(2) do.
+pub fn enter_own_root(namespace: &MountNamespace) -> io::Result<bool> {
+    let root = || -> io::Result<_> {
+        let found = rustix::fs::statx(CWD, "/", AtFlags::empty(), StatxFlags::INO | StatxFlags::MNT_ID)?;
+        let has_mount = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        Ok(has_mount.then_some((found.stx_mnt_id, found.stx_ino)))
+    };
+    let before = root()?;
+    namespace.enter()?;
+    Ok(before.is_some() && root()? == before)
+}
+
+/// Makes all mounts of the calling thread's mount namespace known to the namespaces that are copied from it: what is
+/// mounted or unmounted here appears or disappears there.
+///
+/// # Errors
+/// Fails as mount(2) does.
+pub fn share() -> io::Result<()> {
+    Ok(rustix::mount::mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)?)
+}
+
+/// Moves the calling thread into a new mount namespace. Its mounts stay inside, while mounts of the former one still
+/// appear and disappear in it.
 ///
 /// # Errors
 /// Fails with `EPERM` without CAP_SYS_ADMIN.

@@ -152,6 +152,16 @@ pub fn enter_owner(of: BorrowedFd<'_>) -> io::Result<()> {
     process::disable_ptrace_and_core_dumps()
 }
 
+/// Returns whether the calling process's user namespace owns another namespace. Only a process with CAP_SYS_ADMIN in
+/// a user namespace can have made a namespace that it owns.
+///
+/// # Errors
+/// Fails as open(2) and ioctl(2) do.
+pub fn owns(namespace: BorrowedFd<'_>) -> io::Result<bool> {
+    let own = NamespaceId::of(File::open("/proc/self/ns/user")?)?;
+    Ok(NamespaceId::of(related(namespace, NS_GET_USERNS)?)? == own)
+}
+
 /// Opens the user namespace that owns another namespace, or the parent of one (ioctl_ns(2)).
 fn related(of: BorrowedFd<'_>, request: u64) -> io::Result<OwnedFd> {
     // SAFETY: the requests take no argument, and return a new descriptor or -1.

@@ -7,10 +7,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
+use super::enter::Starter;
 use super::environment::{self, BusVariable, EnvironmentContext};
 use super::guards::Guards;
 use super::notify::{self, NotifyRelay};
-use super::{DEFAULT_PATH, Program, enter, exec_failure, helpers, privileges, view};
+use super::shared_view::SharedView;
+use super::{DEFAULT_PATH, Program, enter, exec_failure, helpers, privileges};
 use crate::config::SessionBus;
 use crate::failure::{Doing, Failure};
 use crate::fault;
@@ -40,9 +42,10 @@ struct ExecArguments {
 }
 
 impl Child<'_> {
-    /// Executes the program. Returns only on failure. `launcher` is the socket at which helpers announce themselves.
-    pub(super) fn become_program(&self, launcher: OwnedFd) -> Failure {
-        let prepared = match self.prepare(launcher) {
+    /// Executes the program. Returns only on failure. `launcher` is the socket at which helpers announce themselves,
+    /// and `shared` the view that the tunnel's programs share.
+    pub(super) fn become_program(&self, launcher: OwnedFd, shared: Option<SharedView>) -> Failure {
+        let prepared = match self.prepare(launcher, shared) {
             Ok(prepared) => prepared,
             Err(failure) => return failure,
         };
@@ -52,14 +55,10 @@ impl Child<'_> {
         exec_failure::explain(Path::new(&self.program.command[0]), &error)
     }
 
-    fn prepare(&self, launcher: OwnedFd) -> Result<ExecArguments, Failure> {
+    fn prepare(&self, launcher: OwnedFd, shared: Option<SharedView>) -> Result<ExecArguments, Failure> {
         let Self { program, guards, .. } = self;
-        let mut isolated = enter::isolate(program)?;
-        if let Err(error) = view::keep_up_to_date(&mut isolated.mirror, self.parent, program.last_capability, &launcher)
-        {
-            // The program then misses later changes of the host's files.
-            tracing::debug!(%error, "cannot keep the program's view up to date");
-        }
+        let starter = Starter { launcher: self.parent, helpers: &launcher, inherited: self.inherited };
+        let isolated = enter::isolate(program, shared, &starter)?;
         fault::die_at("after the process that keeps the view");
         drop(launcher);
         self.notify_relay.map_or(Ok(()), NotifyRelay::bind).doing("relay messages to the service manager")?;

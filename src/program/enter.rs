@@ -1,14 +1,16 @@
 //! Moves the program's process into its own mount namespace, and then into the tunnel's network namespace.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use super::shared_view::SharedView;
 use super::{Program, gnupg, view};
 use crate::failure::{Doing, Failure};
 use crate::fault;
-use crate::linux::mirror::Mirror;
 use crate::linux::mounts;
 use crate::linux::namespace::{NameLookup, NamesDirectory, NetworkNamespace};
+use crate::linux::signals::InheritedSignals;
 
 /// A process in its own mount namespace, with what it has kept from the host's.
 pub(super) struct Isolated {
@@ -16,26 +18,48 @@ pub(super) struct Isolated {
     names: Option<NamesDirectory>,
     /// The working directory.
     directory: io::Result<PathBuf>,
-    /// The program's view of the host's files.
-    pub(super) mirror: Mirror,
 }
 
-/// Moves the calling process into its own mount namespace, with the program's view of files. Does not need the tunnel
-/// yet.
+/// The process that starts the program's process, and what that needs of it.
+pub(super) struct Starter<'a> {
+    /// The launcher's PID.
+    pub(super) launcher: u32,
+    /// The socket at which helpers announce themselves.
+    pub(super) helpers: &'a OwnedFd,
+    /// The signal mask from before the launcher blocked signals.
+    pub(super) inherited: InheritedSignals,
+}
+
+/// Moves the calling process into its own mount namespace, with the program's view of files: the one that the tunnel's
+/// programs share, or one of its own. Starts the process that keeps it up to date. Does not need the tunnel yet.
 ///
 /// # Errors
 /// Returns an error if a file system cannot be mounted, or a file of the host not be read.
-pub(super) fn isolate(program: &Program) -> Result<Isolated, Failure> {
+pub(super) fn isolate(
+    program: &Program,
+    shared: Option<SharedView>,
+    starter: &Starter<'_>,
+) -> Result<Isolated, Failure> {
     let has_name = program.namespace.is_some();
     let names = has_name.then(NamesDirectory::open).transpose().doing("open the tunnel's namespace")?;
     let directory = std::env::current_dir();
-    mounts::unshare().doing("make a mount namespace")?;
-    let mirror = view::show(program)?;
+    let entered = shared.map(|view| view.enter(program, starter));
+    if let Some(Err(failure)) = &entered {
+        tracing::debug!(%failure, "the program gets a view of its own");
+    }
+    if !matches!(entered, Some(Ok(()))) {
+        mounts::unshare().doing("make a mount namespace")?;
+        let mut mirror = view::show(program)?;
+        if let Err(error) = view::keep_up_to_date(&mut mirror, program.last_capability, starter) {
+            // The program then misses later changes of the host's files.
+            tracing::debug!(%error, "cannot keep the program's view up to date");
+        }
+    }
     // With `--socket any` the program is to use the host's services.
     if program.has_guarded_sockets() {
         gnupg::hide_dirmngr(&program.identity).doing("hide GnuPG's dirmngr")?;
     }
-    Ok(Isolated { names, directory, mirror })
+    Ok(Isolated { names, directory })
 }
 
 /// Moves an isolated process into the tunnel's network namespace, which is `passed` if it has no name.

@@ -15,6 +15,7 @@ use super::child::Child;
 use super::guards::Guards;
 use super::helpers::Helpers;
 use super::notify::NotifyRelay;
+use super::shared_view::SharedView;
 use super::signal_probe::SignalProbe;
 use super::{Program, ProgramOutcome, privileges, supervise};
 use crate::failure::{Doing, FAILED, Failure};
@@ -52,6 +53,8 @@ pub(super) struct Companions {
     pub(super) notify_relay: Option<NotifyRelay>,
     /// The signal probe, if the launcher is the main process of a service.
     pub(super) signal_probe: Option<SignalProbe>,
+    /// The connection to the view server, if the program shares its view.
+    pub(super) view_server: Option<OwnedFd>,
 }
 
 /// The program's process before it executes the program. It is killed when this is dropped.
@@ -94,6 +97,8 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'
     let mut guards = Guards::start(program)?;
     // A process that became vpn-exec by execve(2) may have other children, which are not the program's.
     let unrelated = process::children().doing("list the children of this process")?;
+    // A service's view depends on no process outside of the service, and the views of others on none of its own.
+    let shared = if signal_probe.is_none() { SharedView::find(program) } else { None };
     match process::fork().doing("create the program's process")? {
         Forked::Child => {
             drop((failure, stages, helpers));
@@ -105,14 +110,15 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'
                 notify_relay: notify_relay.as_ref(),
                 guards: &guards,
             };
-            let failure = child.become_program(launcher);
+            let failure = child.become_program(launcher, shared);
             let report = serde_json::to_vec(&failure).unwrap_or_default();
             let _ = rustix::io::write(&failure_writer, &report);
             process::exit_now(FAILED.into())
         }
         Forked::Parent(pid) => {
             guards.leave_to_child();
-            let companions = Companions { unrelated, helpers, guards, notify_relay, signal_probe };
+            let view_server = shared.map(SharedView::into_connection);
+            let companions = Companions { unrelated, helpers, guards, notify_relay, signal_probe, view_server };
             Ok(Launch { program, process: PendingProcess(pid), stages, has_entered: false, failure, companions })
         }
     }

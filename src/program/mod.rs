@@ -22,6 +22,7 @@ pub mod identity;
 mod launch;
 pub(crate) mod notify;
 mod privileges;
+mod shared_view;
 mod signal_probe;
 mod supervise;
 pub mod terminal;
@@ -63,6 +64,8 @@ pub struct Program {
     pub hidden: Vec<PathBuf>,
     /// Directories that the program sees empty: those of a user's tunnels, as the program is the keeper's own user.
     pub emptied: Vec<PathBuf>,
+    /// Whether the tunnel was up, so that other programs may run in it.
+    pub joins: bool,
     /// The unix sockets of the host that the program may connect to.
     pub sockets: SocketsPlan,
     /// The message buses of the host that the program can reach.
@@ -108,7 +111,7 @@ fn is_unguarded() -> bool {
 
 /// Returns the capabilities that the launcher needs to become a program with this identity and these capabilities.
 pub fn needed_capabilities(identity: &Identity, kept: CapabilitySet) -> CapabilitySet {
-    let mut needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP | kept;
+    let mut needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_CHROOT | CapabilitySet::SETPCAP | kept;
     if *identity != Identity::Unchanged {
         needed |= CapabilitySet::SETUID | CapabilitySet::SETGID;
     }

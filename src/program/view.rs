@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::enter::Starter;
 use super::{Program, helpers};
 use crate::failure::{Doing, Failure};
 use crate::fault;
@@ -19,13 +20,14 @@ use crate::linux::seccomp::SyscallFilter;
 use crate::registry::{self, HOSTS, NSSWITCH_CONF};
 
 /// The directories to copy. `/run` comes last: the copies are built there, which covering it hides.
-const COVERED: [&str; 4] = [ETC, "/var/run", "/var/lib/sss", "/run"];
+pub(super) const COVERED: [&str; 4] = [ETC, "/var/run", "/var/lib/sss", RUN];
 
 const ETC: &str = "/etc";
+const RUN: &str = "/run";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The system calls of the process that keeps the copies up to date, besides [`helpers::BASE_CALLS`].
-const CALLS: &[libc::c_long] = &[
+pub(super) const CALLS: &[libc::c_long] = &[
     // Looking at the host's files.
     libc::SYS_openat,
     libc::SYS_fstat,
@@ -61,6 +63,21 @@ pub(super) fn show(program: &Program) -> Result<Mirror, Failure> {
     if shows_host_names() {
         return Ok(mirror);
     }
+    cover_shared(program, &mut mirror, &linked, false)?;
+    cover_run(program, &mut mirror)?;
+    Ok(mirror)
+}
+
+/// Covers all but `/run`. If the copies are `shared` by several programs, none of them can write to any.
+///
+/// # Errors
+/// As [`show`].
+pub(super) fn cover_shared(
+    program: &Program,
+    mirror: &mut Mirror,
+    linked: &[(&Path, PathBuf)],
+    shared: bool,
+) -> Result<(), Failure> {
     // Opened before the copies cover it.
     let resolv_conf = fs::File::open(&program.resolv_conf).doing("open the tunnel's resolv.conf")?;
     let own_files = [
@@ -69,7 +86,8 @@ pub(super) fn show(program: &Program) -> Result<Mirror, Failure> {
         (NSSWITCH_CONF, program.names.nsswitch_file(&read(NSSWITCH_CONF)?)),
     ];
     // Watched before they are read, so that no change in between is missed.
-    for directory in COVERED.into_iter().map(Path::new).chain(linked.iter().map(|(_, target)| &**target)) {
+    let covered = COVERED.into_iter().filter(|directory| *directory != RUN).map(Path::new);
+    for directory in covered.chain(linked.iter().map(|(_, target)| &**target)) {
         mirror.guard(directory);
     }
     mirror.cover(ETC.as_ref()).doing("copy /etc")?;
@@ -82,11 +100,26 @@ pub(super) fn show(program: &Program) -> Result<Mirror, Failure> {
     mounts::bind(&source, RESOLV_CONF.as_ref())
         .and_then(|()| mounts::make_read_only(RESOLV_CONF.as_ref()))
         .doing("show the tunnel's resolv.conf")?;
-    let others = COVERED.into_iter().filter(|directory| *directory != ETC).map(Path::new);
+    let others = COVERED.into_iter().filter(|directory| ![ETC, RUN].contains(directory)).map(Path::new);
     for directory in linked.iter().map(|(_, target)| &**target).chain(others) {
         if fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir()) {
             mirror.cover(directory).doing("hide the host's resolvers")?;
+            if shared {
+                mounts::make_read_only(directory).doing("protect the copies that programs share")?;
+            }
         }
+    }
+    Ok(())
+}
+
+/// Covers `/run`, and the directories that a program is to see empty.
+///
+/// # Errors
+/// As [`show`].
+pub(super) fn cover_run(program: &Program, mirror: &mut Mirror) -> Result<(), Failure> {
+    mirror.guard(RUN.as_ref());
+    if fs::symlink_metadata(RUN).is_ok_and(|found| found.is_dir()) {
+        mirror.cover(RUN.as_ref()).doing("hide the host's resolvers")?;
     }
     let is_directory = |path: &&PathBuf| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     for directory in program.emptied.iter().filter(is_directory) {
@@ -94,17 +127,17 @@ pub(super) fn show(program: &Program) -> Result<Mirror, Failure> {
         // of its own, which takes the mount off. The keeper refuses orders from inside, and no plan is taken from here.
         mounts::empty(directory).doing(format!("hide {}", directory.display()))?;
     }
-    Ok(mirror)
+    Ok(())
 }
 
 /// Returns whether a test has the program see the host's name resolution.
-fn shows_host_names() -> bool {
+pub(super) fn shows_host_names() -> bool {
     fault::is_broken("names")
 }
 
 /// Returns the directories that are symbolic links to other places, such as another disk, and their targets. On most
 /// systems `/var/run` is a link to `/run`, which is covered anyway.
-fn linked_directories() -> Vec<(&'static Path, PathBuf)> {
+pub(super) fn linked_directories() -> Vec<(&'static Path, PathBuf)> {
     let is_covered = |target: &Path| COVERED.iter().any(|directory| Path::new(directory) == target);
     let links = COVERED.into_iter().map(Path::new).filter(|directory| directory.is_symlink());
     let targets = links.filter_map(|directory| Some((directory, fs::canonicalize(directory).ok()?)));
@@ -112,7 +145,7 @@ fn linked_directories() -> Vec<(&'static Path, PathBuf)> {
 }
 
 /// Returns the paths that the copies lack. On older systems `/var/run` is a directory with the same entries as `/run`.
-fn hidden_paths(program: &Program, linked: &[(&Path, PathBuf)]) -> HiddenPaths {
+pub(super) fn hidden_paths(program: &Program, linked: &[(&Path, PathBuf)]) -> HiddenPaths {
     let in_run = program.hidden.iter().filter_map(|path| path.strip_prefix("/run").ok());
     let in_var_run = in_run.map(|rest| Path::new("/var/run").join(rest));
     let own = [RESOLV_CONF, HOSTS, NSSWITCH_CONF].map(PathBuf::from);
@@ -125,13 +158,14 @@ fn hidden_paths(program: &Program, linked: &[(&Path, PathBuf)]) -> HiddenPaths {
     HiddenPaths(hidden)
 }
 
-/// Starts the process that keeps the copies up to date until `launcher`, the caller's parent, ends or closes the other
-/// end of `socket`. The process is the launcher's child: the program, which the caller becomes, must not have unknown
+/// Starts the process that keeps the copies up to date until the launcher ends or closes the other end of the helpers'
+/// socket. The process is the launcher's child: the program, which the caller becomes, must not have unknown
 /// children.
 ///
 /// # Errors
 /// Returns an error if the process cannot be created.
-pub(super) fn keep_up_to_date(mirror: &mut Mirror, launcher: u32, last: u8, socket: &OwnedFd) -> io::Result<()> {
+pub(super) fn keep_up_to_date(mirror: &mut Mirror, last: u8, starter: &Starter<'_>) -> io::Result<()> {
+    let socket = starter.helpers;
     if mirror.changes().is_none() {
         return Ok(());
     }
@@ -139,7 +173,7 @@ pub(super) fn keep_up_to_date(mirror: &mut Mirror, launcher: u32, last: u8, sock
         Forked::Parent(_) => Ok(()),
         Forked::Child => {
             let updated = helpers::announce(socket)
-                .and_then(|()| confine(mirror, launcher, last, socket))
+                .and_then(|()| confine(mirror, starter.launcher, last, socket))
                 .and_then(|()| update(mirror, socket));
             process::exit_now(i32::from(updated.is_err()))
         }

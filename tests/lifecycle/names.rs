@@ -31,11 +31,13 @@ fn a_running_tunnel_accepts_the_same_configuration_and_refuses_another() {
 
         running.end()?;
         // The state lists the holders of leases, which have changed. The first view helper ends a moment after its
-        // launcher.
+        // launcher, and the second program has started a view server.
         let begin = Instant::now();
         loop {
             let mut changes = during.changes_within(Duration::ZERO)?;
-            changes.retain(|change| !change.contains("/vpn-exec/used/state"));
+            changes.retain(|change| {
+                !["state", "view"].iter().any(|file| change.contains(&format!("/vpn-exec/used/{file}")))
+            });
             if changes.is_empty() {
                 break;
             }

@@ -5,6 +5,7 @@
 //! - `view`: files, working directory and umask.
 //! - `hidden`: files of the host that stay hidden.
 //! - `renewed`: files of the host that appear, change and vanish meanwhile.
+//! - `shared`: the view of files that the programs of a tunnel share.
 //! - `terminal`: keys, signals and job control.
 //! - `lent`: resources of the caller that it cannot use.
 //! - `service`: the main process of a systemd service.
@@ -22,6 +23,7 @@ mod lent;
 mod privileges;
 mod renewed;
 mod service;
+mod shared;
 mod support;
 mod terminal;
 mod view;

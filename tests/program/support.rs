@@ -34,6 +34,29 @@ pub(crate) fn test_with_file<F: FnOnce(PathBuf) -> Result<()>>(body: F) {
     });
 }
 
+/// Runs a test like [`test_with_file`], in a tunnel that is up already, where programs share a view of files.
+pub(crate) fn with_shared_view<F: FnOnce(PathBuf) -> Result<()>>(body: F) {
+    test_with_file(|config| {
+        up(&config)?;
+        body(config)?;
+        down()
+    });
+}
+
+/// Starts the tunnel of [`config_file`] for several programs.
+pub(crate) fn up(config: &Path) -> Result<()> {
+    let config = config.to_str().context("a path in UTF-8")?;
+    let output = lab::launcher::run(lab::vpn_exec(["up", config, "--backend", lab::backend()]))?;
+    ensure!(output.status.success(), "{}", text_of(&output));
+    Ok(())
+}
+
+pub(crate) fn down() -> Result<()> {
+    let output = lab::launcher::run(lab::vpn_exec(["down", "nowhere", "--force"]))?;
+    ensure!(output.status.success(), "{}", text_of(&output));
+    Ok(())
+}
+
 pub(crate) fn config_file() -> Result<PathBuf> {
     use std::os::unix::fs::OpenOptionsExt;
 

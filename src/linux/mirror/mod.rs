@@ -14,8 +14,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use rustix::fs::{CWD, FileType, Mode, inotify};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, inotify};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
@@ -39,8 +40,8 @@ pub struct Mirror {
     staging: PathBuf,
     /// The directories that are copied entry by entry, by their paths.
     directories: BTreeMap<PathBuf, MirroredDirectory>,
-    /// Reports changes. None if the machine's limit of inotify instances was reached.
-    inotify: Option<OwnedFd>,
+    /// Reports changes, also to other mirrors. None if the machine's limit of inotify instances was reached.
+    inotify: Option<Rc<OwnedFd>>,
     /// The copied directories by their watches.
     watches: HashMap<i32, PathBuf>,
     /// The parents of guarded directories and the names of these, by the watches of the parents.
@@ -50,6 +51,15 @@ pub struct Mirror {
     /// Sockets and directories that are hidden or contain hidden entries. They stay hidden after the host renames them:
     /// a service still listens in a renamed directory.
     withheld: HashSet<FileIdentity>,
+}
+
+/// An event of inotify.
+#[derive(Debug)]
+pub enum MirrorEvent {
+    /// Events were lost.
+    Lost,
+    /// The entry of this name has changed in the directory with this watch.
+    Entry(i32, OsString),
 }
 
 /// The entries of a directory that may have changed.
@@ -79,6 +89,16 @@ impl Mirror {
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
         // At the machine's limit (fs.inotify.max_user_instances), the copies are not kept up to date.
         let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "cannot watch directories for changes")).ok();
+        Self::watching(hidden, staging, inotify.map(Rc::new))
+    }
+
+    /// Creates a mirror of the same originals, or of others, that gets its events together with this one: a machine has
+    /// few inotify instances, and closing one takes 20 ms. [`Self::read_events`] of either returns those of both.
+    pub fn beside(&self, hidden: HiddenPaths, staging: &Path) -> Self {
+        Self::watching(hidden, staging, self.inotify.clone())
+    }
+
+    fn watching(hidden: HiddenPaths, staging: &Path, inotify: Option<Rc<OwnedFd>>) -> Self {
         let staging = staging.to_owned();
         let (directories, watches, guarded, own, withheld) = Default::default();
         Self { hidden, staging, directories, inotify, watches, guarded, own, withheld }
@@ -94,11 +114,12 @@ impl Mirror {
     /// namespace.
     pub fn cover(&mut self, directory: &Path) -> io::Result<()> {
         mounts::mount_tmpfs(&self.staging)?;
-        let source = rustix::fs::open(directory, READ, Mode::empty())?;
-        let shown = rustix::fs::open(&self.staging, PATH, Mode::empty())?;
+        let source = rustix::fs::openat(CWD, directory, READ, Mode::empty())?;
+        let shown = rustix::fs::openat(CWD, &self.staging, PATH, Mode::empty())?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let writable = rustix::mount::open_tree(CWD, &self.staging, flags)?;
-        rustix::fs::chmod(&self.staging, Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode))?;
+        let mode = Mode::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
+        rustix::fs::chmodat(CWD, &self.staging, mode, AtFlags::empty())?;
         self.own.insert(device(&shown, OsStr::new(""))?);
         self.copy(directory, source, shown, writable)?;
         mounts::move_mount(&self.staging, directory)
@@ -109,7 +130,7 @@ impl Mirror {
     pub fn guard(&mut self, directory: &Path) {
         let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else { return };
         let Some(inotify) = &self.inotify else { return };
-        let watched = rustix::fs::open(parent, PATH, Mode::empty()).and_then(|parent| {
+        let watched = rustix::fs::openat(CWD, parent, PATH, Mode::empty()).and_then(|parent| {
             let by_descriptor = format!("/proc/self/fd/{}", parent.as_raw_fd());
             Ok((inotify::add_watch(inotify, by_descriptor, ENTRY_CHANGES)?, parent))
         });
@@ -136,14 +157,14 @@ impl Mirror {
 
     /// Returns the descriptor that is readable when [`Self::update`] has work. None if directories cannot be watched.
     pub fn changes(&self) -> Option<BorrowedFd<'_>> {
-        self.inotify.as_ref().map(AsFd::as_fd)
+        self.inotify.as_ref().map(|inotify| inotify.as_fd())
     }
 
     /// Returns all descriptors that the mirror needs.
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
         let of_directories = self.directories.values().flat_map(|it| [&it.source, &it.shown, &it.writable]);
         let of_parents = self.guarded.values().map(|(parent, _)| parent);
-        of_directories.chain(of_parents).chain(&self.inotify).map(AsRawFd::as_raw_fd)
+        of_directories.chain(of_parents).chain(self.inotify.as_deref()).map(AsRawFd::as_raw_fd)
     }
 
     /// Brings the copies up to date with the originals.
@@ -151,7 +172,14 @@ impl Mirror {
     /// # Errors
     /// Fails if the changes cannot be read. An entry that cannot be shown is hidden instead.
     pub fn update(&mut self) -> io::Result<()> {
-        let Changes { copied, guarded } = self.read_changes()?;
+        let events = self.read_events()?;
+        self.follow(&events);
+        Ok(())
+    }
+
+    /// Brings the copies up to date, as far as these events tell.
+    pub fn follow(&mut self, events: &[MirrorEvent]) {
+        let Changes { copied, guarded } = self.changes_of(events);
         for (watch, name) in guarded {
             if let Err(error) = self.cover_again(watch, &name) {
                 tracing::debug!(?name, %error, "cannot cover a directory again");
@@ -162,39 +190,56 @@ impl Mirror {
                 tracing::debug!(path = %path.display(), %error, "a copy is out of date");
             }
         }
-        Ok(())
     }
 
     /// Reads all pending events of inotify.
-    fn read_changes(&self) -> io::Result<Changes> {
-        let mut changes = Changes::default();
-        let Some(inotify) = &self.inotify else { return Ok(changes) };
+    ///
+    /// # Errors
+    /// Fails as read(2) does.
+    pub fn read_events(&self) -> io::Result<Vec<MirrorEvent>> {
+        let mut read = Vec::new();
+        let Some(inotify) = &self.inotify else { return Ok(read) };
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
         let mut events = inotify::Reader::new(inotify, &mut buffer);
         loop {
             match events.next() {
                 Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
+                    read.push(MirrorEvent::Lost);
+                }
+                Ok(event) => {
+                    let Some(name) = event.file_name() else { continue };
+                    read.push(MirrorEvent::Entry(event.wd(), OsString::from_vec(name.to_bytes().to_vec())));
+                }
+                Err(Errno::AGAIN) => return Ok(read),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Returns what these events are about, as far as this mirror watches it.
+    fn changes_of(&self, events: &[MirrorEvent]) -> Changes {
+        let mut changes = Changes::default();
+        for event in events {
+            match event {
+                MirrorEvent::Lost => {
                     changes.copied.extend(self.directories.keys().map(|path| (path.clone(), ChangedNames::All)));
                     for (watch, (_, names)) in &self.guarded {
                         changes.guarded.extend(names.iter().map(|name| (*watch, name.clone())));
                     }
                 }
-                Ok(event) => {
-                    let Some(name) = event.file_name() else { continue };
-                    let name = OsString::from_vec(name.to_bytes().to_vec());
-                    if self.guarded.contains_key(&event.wd()) {
-                        changes.guarded.insert((event.wd(), name));
-                    } else if let Some(path) = self.watches.get(&event.wd())
+                MirrorEvent::Entry(watch, name) => {
+                    if self.guarded.contains_key(watch) {
+                        changes.guarded.insert((*watch, name.clone()));
+                    } else if let Some(path) = self.watches.get(watch)
                         && let ChangedNames::These(names) = changes.copied.entry(path.clone()).or_default()
                     {
-                        names.insert(name);
+                        names.insert(name.clone());
                     }
                 }
-                Err(Errno::AGAIN) => return Ok(changes),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
             }
         }
+        changes
     }
 
     /// Copies a directory entry by entry, and watches it.

@@ -15,7 +15,7 @@ use rustix::process::{WaitOptions, WaitStatus};
 
 use super::guards::RefusalReport;
 use super::launch::Companions;
-use super::{Program, ProgramOutcome, privileges};
+use super::{Program, ProgramOutcome, privileges, shared_view};
 use crate::failure::{Doing, Failure};
 use crate::lease::{KeeperEvent, Lease};
 use crate::linux::poll::wait_for;
@@ -103,6 +103,7 @@ impl Supervision<'_> {
             watched.extend(self.declared_main.as_ref().map(AsFd::as_fd));
             watched.extend(self.companions.helpers.descriptor());
             watched.extend(self.companions.guards.descriptors());
+            watched.extend(self.companions.view_server.as_ref().map(AsFd::as_fd));
             if self.outcome.is_some() {
                 self.notices.program_ended();
             }
@@ -110,6 +111,7 @@ impl Supervision<'_> {
             // Before the end of its sender is noticed, to which a last message belongs.
             self.relay_notifications()?;
             self.receive_from_guards();
+            self.note_end_of_view_server();
             // Before signals: one that came after the program's end is for the processes that it left behind.
             self.reap()?;
             while let Some(signal) = signals.receive()? {
@@ -250,6 +252,20 @@ impl Supervision<'_> {
         self.receive_from_guards();
         if let Some(message) = self.companions.guards.describe_end(pid, status) {
             tracing::warn!("{message}");
+        }
+    }
+
+    /// Tells the user if the view server has ended. It sends nothing more once the program runs.
+    fn note_end_of_view_server(&mut self) {
+        let Some(server) = &self.companions.view_server else { return };
+        if shared_view::has_ended(server) {
+            self.companions.view_server = None;
+            if self.outcome.is_none() {
+                tracing::warn!(
+                    "the process that keeps the program's copies of /etc and /run up to date was killed: the program \
+                     does not see later changes of the host's files"
+                );
+            }
         }
     }
 
