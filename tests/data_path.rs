@@ -134,7 +134,7 @@ fn rough_path(lab: &Lab, to: Addresses, is_ipv6: bool) -> Result<Running> {
     }))
 }
 
-/// Starts servers behind the tunnel that send back what they receive: over TCP once all is there, and datagrams at once.
+/// Starts servers behind the tunnel that send back what they receive: over TCP once all is there, datagrams at once.
 fn start_servers(site: &NetworkNamespace) -> Result<Running> {
     let (listener, socket) = site.run(|| {
         let any = (Ipv6Addr::UNSPECIFIED, PORT);

@@ -7,6 +7,7 @@ use super::coalesce::{Coalescer, PieceWriter};
 use super::header::{HEADER, Header};
 use super::layout::Layout;
 use super::segment::Segments;
+use crate::wireguard::userspace::ip::source_and_length;
 
 /// The most segments of a packet that are looked at.
 const MANY: usize = 70;
@@ -139,6 +140,9 @@ pub(crate) fn received(mut input: &[u8]) {
             let sum = checksum::pseudo_header(&packet, &layout, 0);
             checksum::write_transport(&mut packet, &layout, sum);
         }
+        // The device passes packets on as long as their headers say.
+        let Some((_, length)) = source_and_length(&packet) else { continue };
+        packet.truncate(length);
         packets.push(packet);
         if packets.len() == 2 * MANY {
             break;

@@ -255,6 +255,55 @@ fn a_bulk_transfer_becomes_few_packets() {
     }
 }
 
+/// The kernel takes no longer packet, and no more pieces.
+#[test]
+fn the_longest_packets_are_within_the_kernels_limits() {
+    for (size, count, expected) in [(1_400, 64, 2), (100, 64, 1), (100, 65, 2), (1_000, 65, 2)] {
+        for (is_ipv6, is_tcp) in [(false, true), (true, false)] {
+            let packets = plain(is_ipv6, is_tcp).segments(&vec![7; size * count], size);
+            let given = join(&packets, true, true);
+            assert_eq!(given.len(), expected, "{count} of {size} bytes");
+            assert!(given.iter().all(|(_, packet)| packet.len() <= 65_535));
+            assert_eq!(taken_apart(&given), packets);
+        }
+    }
+}
+
+/// A checksum of UDP that comes out as zero is written as its other form, since zero says that there is none.
+#[test]
+fn a_segment_of_udp_always_has_a_checksum() {
+    let mut flow = plain(false, false);
+    flow.push = false;
+    // The content of the second segment makes its sum zero.
+    let second = (0..=u16::MAX).map(|word| word.to_be_bytes()).find(|word| {
+        let packet = flow.packet(1, 2, true, word);
+        packet[26..28] == [0xff, 0xff]
+    });
+    let content = [[1, 2], second.expect("a content")].concat();
+    let (header, packet) = flow.large(&content, 2);
+    assert_eq!(segment(&header, &packet), flow.segments(&content, 2));
+}
+
+/// A segment with PSH ends a packet, and so does one whose ID is not the next where it matters.
+#[test]
+fn nothing_follows_a_pushed_segment_or_another_id() {
+    let mut flow = plain(false, true);
+    flow.push = false;
+    let mut packets = flow.segments(&[7; 3_000], 1_000);
+    packets[1] = Flow { push: true, ..flow.clone() }.packet(1, 1_000, true, &[7; 1_000]);
+    let given = join(&packets, true, true);
+    assert_eq!(given.len(), 2);
+    assert_eq!(taken_apart(&given), packets);
+
+    flow.dont_fragment = false;
+    let mut packets = flow.segments(&[7; 3_000], 1_000);
+    assert_eq!(join(&packets, true, true).len(), 1);
+    packets[1] = flow.packet(9, 1_000, false, &[7; 1_000]);
+    let given = join(&packets, true, true);
+    assert_eq!(given.len(), 3);
+    assert_eq!(taken_apart(&given), packets);
+}
+
 /// What must reach the program as it was sent is not joined.
 #[test]
 fn what_differs_in_a_header_is_not_joined() {

@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::network::{device, peer};
 use crate::linux::datagrams::forced::{self, Call};
+use crate::linux::datagrams::{self, Ecn, Inbox, Outbox};
 use crate::linux::poll::wait_for;
 use crate::linux::tun::Offloads;
 use crate::wireguard::DeviceConfig;
@@ -163,6 +164,75 @@ fn each_offload_can_be_missing() {
     }
 }
 
+/// The outer packet has the congestion bits of the inner one, and what it meets on its way reaches the inner one
+/// (RFC 6040). A relay between the devices stands for a router.
+#[test]
+fn congestion_bits_pass_in_both_directions() {
+    let relay = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    datagrams::set_received_ecn(&relay, false).expect("the option");
+    let server = start(Levels::ALL, &device(2, vec![peer(1, &["10.0.0.1/32"], None)]), &[]);
+    let to_server = format!("127.0.0.1:{}", server.1.listen_port()).parse().expect("an address");
+    let endpoint = relay.local_addr().expect("an address").to_string();
+    let client = start(Levels::ALL, &device(1, vec![peer(2, &["0.0.0.0/0"], Some(&endpoint))]), &[]);
+    let to_client = format!("127.0.0.1:{}", client.1.listen_port()).parse().expect("an address");
+    let (mut inbox, mut outbox) = (Inbox::new(8, true), Outbox::new(1 << 20, true, true));
+    // Passes on all that comes until the server has a number of packets, or until none can come. Returns the bits of
+    // data messages to the server, and the packets.
+    let mut pass_on = |wanted: usize, marked: Ecn| {
+        let (mut seen, mut got) = (Vec::new(), Vec::new());
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while got.len() < wanted || seen.len() < wanted.max(COUNT) {
+            assert!(std::time::Instant::now() < deadline, "{} of {wanted} packets", got.len());
+            wait_for(&[relay.as_fd(), server.0.as_fd()], Some(Duration::from_millis(20))).expect("a wait");
+            for index in 0..inbox.receive(relay.as_fd()).unwrap_or(0) {
+                let message = inbox.message(index).expect("a message").clone();
+                let is_from_client = message.from == to_client;
+                for range in message.datagrams() {
+                    let datagram = inbox.buffer()[range].to_vec();
+                    // Data of some length: no keepalive.
+                    let is_data = is_from_client && datagram.len() > 32 && datagram[0] == 4;
+                    seen.extend(is_data.then_some(message.ecn));
+                    outbox.room(datagram.len()).expect("room").copy_from_slice(&datagram);
+                    let to = if is_from_client { to_server } else { to_client };
+                    outbox.push(to, if is_data { marked } else { Ecn::NOT_CAPABLE }, datagram.len());
+                }
+            }
+            outbox.flush(|_| Some(relay.as_fd()));
+            while let Some(packets) = read(&server.0, Duration::ZERO) {
+                got.extend(packets);
+            }
+        }
+        (seen, got)
+    };
+    let with_bits = |number: usize, bits: u8| -> Vec<Vec<u8>> {
+        let mark = |mut packet: Vec<u8>| {
+            packet[1] = bits;
+            packet[10..12].fill(0);
+            let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+            packet[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+            packet
+        };
+        segments(true, number).into_iter().map(mark).collect()
+    };
+    // The first packets wait for the handshake, and have no bits outside.
+    rustix::io::write(&client.0, &large_frame(true, &with_bits(0, 2))).expect("write");
+    pass_on(COUNT, Ecn::NOT_CAPABLE);
+    let cases = [(2, 0, Some(2)), (1, 0, Some(1)), (2, 3, Some(3)), (1, 3, Some(3)), (3, 0, Some(3)), (0, 3, None)];
+    for (number, (inner, outer, arrives)) in cases.into_iter().enumerate() {
+        rustix::io::write(&client.0, &large_frame(true, &with_bits(number + 1, inner))).expect("write");
+        let (seen, got) = pass_on(if arrives.is_some() { COUNT } else { 0 }, Ecn::of(outer));
+        assert_eq!(seen, vec![Ecn::of(inner); COUNT], "{inner} inside");
+        if let Some(bits) = arrives {
+            assert_eq!(got, with_bits(number + 1, bits), "{inner} inside, {outer} outside");
+        }
+    }
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while server.1.dropped().expect("counters").congested < COUNT as u64 {
+        assert!(std::time::Instant::now() < deadline, "packets of a flow without congestion bits are dropped");
+    }
+    assert_eq!(read(&server.0, Duration::ZERO), None);
+}
+
 /// What is refused falls away or is counted, and the tunnel goes on.
 #[test]
 fn refused_calls_do_not_end_the_tunnel() {
@@ -182,6 +252,7 @@ fn refused_calls_do_not_end_the_tunnel() {
             let pair = pair("127.0.0.1", Levels::ALL, &[(call, errno, times)]);
             let mut arrived = 0;
             for number in 0..ROUNDS {
+                let mut frames = 0;
                 // The last ones arrive in any case.
                 let sent = segments(true, number);
                 send(&pair, Levels::ALL, true, &sent);
@@ -191,7 +262,9 @@ fn refused_calls_do_not_end_the_tunnel() {
                 };
                 let deadline = std::time::Instant::now() + PATIENCE;
                 while (arrived as u64) + lost() < (COUNT * (number + 1)) as u64 {
-                    arrived += read(&pair.server.0, Duration::from_millis(5)).map_or(0, |packets| packets.len());
+                    if let Some(packets) = read(&pair.server.0, Duration::from_millis(5)) {
+                        (arrived, frames) = (arrived + packets.len(), frames + 1);
+                    }
                     assert!(std::time::Instant::now() < deadline, "{what}: {arrived} and {} lost", lost());
                 }
                 assert!(number + 1 < ROUNDS || lost() < (COUNT * (ROUNDS - 1)) as u64, "{what}: {} lost", lost());
@@ -201,6 +274,8 @@ fn refused_calls_do_not_end_the_tunnel() {
                     (Call::SendTrain, Errno::IO | Errno::INVAL | Errno::MSGSIZE) | (Call::WriteLarge, Errno::INVAL)
                 );
                 assert!(!falls_away || lost() == 0, "{what}: {} lost", lost());
+                let is_left = (call, errno) == (Call::WriteLarge, Errno::INVAL) && number + 1 == ROUNDS;
+                assert!(!is_left || frames == COUNT, "the TUN is given large packets again");
             }
             assert!(arrived > 0, "{what}");
         }
