@@ -302,7 +302,7 @@ fn the_answer_to_a_later_initiation_counts_after_that_to_an_earlier_one() {
     client.send(&outbound());
     let (_, first) = client.take_sent().remove(0);
     // Two initiations of the same moment are a replay.
-    std::thread::sleep(Duration::from_millis(40));
+    travel::advance(Duration::from_millis(40));
     client.set_endpoint(0, ELSEWHERE);
     let (_, second) = client.take_sent().remove(0);
     for initiation in [&first, &second] {
