@@ -100,6 +100,10 @@ impl Tunnel {
             return Err(io::Error::from_raw_os_error(libc::EBUSY))
                 .doing(format!("release the name {name}: {path} still exists"));
         }
+        if let Some(device) = &mut self.device {
+            // Another program may want its port at once.
+            device.stop();
+        }
         let remains = Remains {
             host: self.host,
             gateway: self.gateway.take(),

@@ -365,6 +365,8 @@ impl Device for KernelDevice {
         self.apply(control::DeviceUpdate::new().set_fwmark(fwmark))
     }
 
+    fn stop(&mut self) {}
+
     fn remove_interface_on_drop(&self) -> io::Result<bool> {
         Ok(false)
     }

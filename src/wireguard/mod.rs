@@ -117,6 +117,10 @@ pub trait Device: Send {
     /// Fails with `EADDRINUSE` if the port is taken. Then nothing has changed.
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> std::io::Result<()>;
 
+    /// Stops sending and receiving, and frees the UDP port. The interface stays. The kernel's device does nothing: its
+    /// port becomes free with the interface.
+    fn stop(&mut self);
+
     /// Makes the interface end with this value, instead of waiting for a successor. Returns false for the kernel's
     /// device, whose interface stays in any case.
     ///

@@ -103,6 +103,24 @@ fn a_standing_tunnel_stays_until_down() {
 }
 
 #[test]
+fn the_port_is_free_as_soon_as_the_tunnel_is_down() {
+    // The kernel's device keeps its port until the kernel has removed it.
+    if lab::backend() == "kernel" {
+        return;
+    }
+    lab::world::test(|| {
+        prepare()?;
+        write_config(&CONFIG_TEXT.replace("[Interface]", "[Interface]\nListenPort = 51900"))?;
+        for _ in 0..10 {
+            works(&up())?;
+            works(&["down", "stays"])?;
+            std::net::UdpSocket::bind(("0.0.0.0", 51900)).context("the tunnel's port")?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn the_mtu_option_overrides_the_file_at_start_reload_and_takeover() {
     lab::world::test(|| {
         prepare()?;

@@ -26,6 +26,10 @@ use crate::wireguard::{DeviceConfig, PeerStatus};
 /// The maximum number of packets of one descriptor before the next has its turn.
 pub(super) const BATCH: usize = 64;
 
+/// The maximum number of consecutive errors of a descriptor without a packet or a pause. Errors of single datagrams
+/// (ICMP) are common, but a socket that only reports errors is broken, and would keep the thread busy.
+pub(super) const MAX_ERRORS: usize = 1_000;
+
 /// The maximum number of sockets: one for each address family.
 const MAX_SOCKETS: usize = 2;
 

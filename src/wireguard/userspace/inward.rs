@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::data_path::{BATCH, Wire, broken};
+use super::data_path::{BATCH, MAX_ERRORS, Wire, broken};
 use super::device::Core;
 use super::ip;
 use super::levels::Levels;
@@ -17,10 +17,6 @@ use crate::linux::tun::Offloads;
 
 /// The number of messages that are received together. Each has up to 64 KiB, which stay in memory once they were used.
 const MESSAGES: usize = 8;
-
-/// The maximum number of consecutive errors of a socket without a datagram or a pause. Errors of single datagrams
-/// (ICMP) are common, but a socket that only reports errors is broken, and would keep the thread busy.
-const SOCKET_ERRORS: usize = 1_000;
 
 /// The buffers of the way in.
 pub(super) struct Inward {
@@ -36,7 +32,7 @@ impl Inward {
     /// Reads datagrams from a socket until it has none or the batch is full, and delivers their packets.
     ///
     /// # Errors
-    /// Fails after [`SOCKET_ERRORS`] consecutive errors of the socket.
+    /// Fails after [`MAX_ERRORS`] consecutive errors of the socket.
     pub(super) fn drain(
         &mut self,
         core: &mut Core,
@@ -51,7 +47,8 @@ impl Inward {
             match self.inbox.receive(socket) {
                 Ok(count) => {
                     *errors = 0;
-                    taken += self.deliver(count, core, tun, now, wire);
+                    // A message may have no datagram, and costs time all the same.
+                    taken += self.deliver(count, core, tun, now, wire).max(count);
                     if count < self.inbox.most() {
                         // That was all; epoll reports what has come since.
                         break;
@@ -65,7 +62,7 @@ impl Inward {
                 Err(errno) => {
                     tracing::debug!(%errno, "a socket reported an error");
                     *errors += 1;
-                    if *errors > SOCKET_ERRORS {
+                    if *errors > MAX_ERRORS {
                         return Err(broken("a socket is broken", errno));
                     }
                 }

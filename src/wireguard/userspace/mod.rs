@@ -76,8 +76,8 @@ pub struct UserspaceDevice {
     /// The same TUN as the thread's.
     tun: OwnedFd,
     port: u16,
-    /// The same sockets as the thread's.
-    bound: Sockets,
+    /// The same sockets as the thread's, until it is stopped.
+    bound: Option<Sockets>,
     commands: mpsc::Sender<DataPathCommand>,
     wake: Arc<OwnedFd>,
     handshakes: Arc<OwnedFd>,
@@ -137,7 +137,7 @@ impl UserspaceDevice {
         let wake = Arc::new(new_eventfd()?);
         let handshakes = Arc::new(new_eventfd()?);
         let ended = Arc::new(Ended { signal: new_eventfd()?, cause: OnceLock::new() });
-        let (port, bound) = (sockets.port(), sockets.try_clone()?);
+        let (port, bound) = (sockets.port(), Some(sockets.try_clone()?));
         let mut data_path = DataPath {
             core,
             tun,
@@ -260,15 +260,25 @@ impl Device for UserspaceDevice {
     fn rebind(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
         // The device's own port cannot be bound a second time.
         let sockets = if listen_port == self.port || listen_port == 0 {
-            self.bound.try_clone()?
+            self.bound.as_ref().ok_or_else(|| self.ended.error())?.try_clone()?
         } else {
             Sockets::bind(listen_port, fwmark)?
         };
         sockets.set_mark(fwmark)?;
         let (bound, port) = (sockets.try_clone()?, sockets.port());
         self.command_and_wait(|reply| DataPathCommand::Rebind(sockets, reply))?;
-        (self.bound, self.port) = (bound, port);
+        (self.bound, self.port) = (Some(bound), port);
         Ok(())
+    }
+
+    fn stop(&mut self) {
+        // An error means that the thread has ended already.
+        let _ = self.command(DataPathCommand::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was printed when it happened, and `failed` reports it.
+            let _ = thread.join();
+        }
+        self.bound = None;
     }
 
     fn remove_interface_on_drop(&self) -> io::Result<bool> {
@@ -278,12 +288,7 @@ impl Device for UserspaceDevice {
 
 impl Drop for UserspaceDevice {
     fn drop(&mut self) {
-        // An error means that the thread has ended already.
-        let _ = self.command(DataPathCommand::Stop);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was printed when it happened, and `failed` reports it.
-            let _ = thread.join();
-        }
+        self.stop();
         // An older vpn-exec, to which the TUN may be handed over, reads packets without a header.
         let _ = tun::set_offloads(&self.tun, Offloads::default());
     }

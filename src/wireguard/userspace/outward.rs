@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::allowed_ips::PeerIndex;
-use super::data_path::{BATCH, Wire, broken};
+use super::data_path::{BATCH, MAX_ERRORS, Wire, broken};
 use super::device::{Core, MAX_PACKET, PACKET_BUFFER};
 use super::ip;
 use super::levels::Levels;
@@ -26,6 +26,8 @@ pub(super) struct Outward {
     outbox: Outbox,
     /// The peer of what is in the outbox.
     peer: Option<PeerIndex>,
+    /// The consecutive errors of the TUN.
+    errors: usize,
 }
 
 impl Outward {
@@ -35,13 +37,14 @@ impl Outward {
             segment: vec![0; PACKET_BUFFER].into_boxed_slice(),
             outbox: Outbox::new(OUTBOX, levels.send_segments, levels.send_many),
             peer: None,
+            errors: 0,
         }
     }
 
     /// Reads packets from the TUN until it has none or the batch is full, and sends them.
     ///
     /// # Errors
-    /// Fails if the TUN is gone: the kernel's drivers/net/tun.c returns `EBADFD` once the device is detached, and `EIO`
+    /// Fails after [`MAX_ERRORS`] consecutive errors of the TUN, and if it is gone: the kernel's drivers/net/tun.c returns `EBADFD` once the device is detached, and `EIO`
     /// once it is unregistered.
     pub(super) fn drain(&mut self, core: &mut Core, tun: &TunIo, now: Duration, wire: &mut Wire<'_>) -> io::Result<()> {
         let result = self.read_batch(core, tun, now, wire);
@@ -57,12 +60,19 @@ impl Outward {
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the TUN was closed"));
                 }
                 Ok((header, range)) => {
+                    self.errors = 0;
                     let mut buffer = std::mem::take(&mut self.packet);
                     self.send(&header, &mut buffer[range], core, now, wire);
                     self.packet = buffer;
                 }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
+                // A packet that the kernel cannot describe (EINVAL): it is lost, and the next one may be read.
+                Err(errno) if errno != Errno::IO && errno != Errno::BADFD && self.errors < MAX_ERRORS => {
+                    tracing::debug!(%errno, "the TUN reported an error");
+                    self.errors += 1;
+                    core.drop_malformed();
+                }
                 Err(errno) => return Err(broken("the TUN is gone", errno)),
             }
         }

@@ -59,6 +59,12 @@ pub(super) enum DatagramVerdict {
     SourceNotAllowed,
 }
 
+/// A newer initiation than the one that was answered. The peer may answer it as well, and then knows that session only.
+struct Overtaken {
+    initiator: Initiator,
+    since: Duration,
+}
+
 /// A handshake that this device has started and the peer has not answered yet.
 struct Attempt {
     initiator: Initiator,
@@ -66,8 +72,6 @@ struct Attempt {
     earlier: Option<Initiator>,
     /// The time of the first unanswered initiation.
     begun_at: Duration,
-    /// The time of this initiation.
-    sent_at: Duration,
     /// The time of the next retransmission.
     again_at: Duration,
 }
@@ -92,6 +96,9 @@ pub(super) struct PeerState {
     /// Whether a session was needed and there was none. If so, a new endpoint starts an attempt.
     session_needed: bool,
     attempt: Option<Attempt>,
+    overtaken: Option<Overtaken>,
+    /// The time of the last message of a handshake to the peer.
+    handshake_sent_at: Option<Duration>,
     sessions: Sessions,
     /// Whether the current session was renewed because it was about to expire, which is tried once.
     is_renewed: bool,
@@ -134,6 +141,8 @@ impl PeerState {
             endpoint_set_at: now,
             session_needed: false,
             attempt: None,
+            overtaken: None,
+            handshake_sent_at: None,
             sessions: Sessions::default(),
             is_renewed: false,
             index_base,
@@ -265,6 +274,7 @@ impl PeerState {
         self.authenticated(from, INITIATION, context.now);
         self.sessions.add_answered(session);
         self.macs.write(&mut response, context.now);
+        self.handshake_sent_at = Some(context.now);
         self.transmit(&response, context.now, context.sink);
         DatagramVerdict::Accepted
     }
@@ -276,17 +286,18 @@ impl PeerState {
         response: &[u8; RESPONSE],
         context: &mut Context<'_, S>,
     ) -> DatagramVerdict {
-        let Some(attempt) = &mut self.attempt else { return DatagramVerdict::NotAuthentic };
-        let both = [Some(&mut attempt.initiator), attempt.earlier.as_mut()];
+        let now = context.now;
+        self.overtaken.take_if(|overtaken| now >= overtaken.since + REKEY_TIMEOUT);
         let preshared_key = self.preshared_key.as_ref();
-        let made = both
-            .into_iter()
-            .flatten()
+        let made = Self::begun(&mut self.attempt, &mut self.overtaken)
             .find_map(|initiator| initiator.complete(preshared_key, response).map(|made| (made, initiator.index())));
-        let session = made.and_then(|(made, index)| self.session(made, index, true, context.now));
+        let session = made.and_then(|(made, index)| self.session(made, index, true, now));
         let Some(session) = session else { return DatagramVerdict::NotAuthentic };
         self.authenticated(from, RESPONSE, context.now);
+        let index = session.session.index();
         self.sessions.add_begun(session);
+        let newer = self.attempt.take().map(|attempt| attempt.initiator).filter(|newer| newer.index() != index);
+        self.overtaken = newer.map(|initiator| Overtaken { initiator, since: now });
         self.is_renewed = false;
         // The peer may only send after it has received something.
         if self.queue.is_empty() {
@@ -413,7 +424,7 @@ impl PeerState {
     /// Starts a handshake, unless one was started a short time ago.
     fn request_session<S: Sink>(&mut self, context: &mut Context<'_, S>) {
         self.session_needed = true;
-        if self.attempt.as_ref().is_none_or(|attempt| context.now >= attempt.sent_at + REKEY_TIMEOUT) {
+        if self.handshake_sent_at.is_none_or(|sent_at| context.now >= sent_at + REKEY_TIMEOUT) {
             self.send_initiation(context);
         }
     }
@@ -438,18 +449,26 @@ impl PeerState {
             initiator,
             begun_at: former.as_ref().map_or(now, |attempt| attempt.begun_at),
             earlier: former.map(|attempt| attempt.initiator),
-            sent_at: now,
             again_at: now + REKEY_TIMEOUT + Duration::from_millis(jitter.into()),
         });
         self.macs.write(&mut message, now);
+        self.handshake_sent_at = Some(now);
         self.transmit(&message, now, context.sink);
+    }
+
+    /// Returns the handshakes that the peer may answer.
+    fn begun<'a>(
+        attempt: &'a mut Option<Attempt>,
+        overtaken: &'a mut Option<Overtaken>,
+    ) -> impl Iterator<Item = &'a mut Initiator> {
+        let attempt = attempt.iter_mut().flat_map(|attempt| [Some(&mut attempt.initiator), attempt.earlier.as_mut()]);
+        attempt.flatten().chain(overtaken.iter_mut().map(|overtaken| &mut overtaken.initiator))
     }
 
     /// Returns a session index that none of the peer's sessions has.
     fn new_index(&mut self) -> u32 {
-        let attempt = self.attempt.as_ref();
-        let begun = attempt.into_iter().flat_map(|attempt| [Some(&attempt.initiator), attempt.earlier.as_ref()]);
-        let of_handshakes = begun.flatten().map(Initiator::index);
+        let begun = Self::begun(&mut self.attempt, &mut self.overtaken);
+        let of_handshakes = begun.map(|initiator| initiator.index());
         let used: Vec<u32> = of_handshakes.chain(self.sessions.all().map(|active| active.session.index())).collect();
         loop {
             self.last_session = self.last_session.wrapping_add(1) % (1 << SESSION_INDEX_BITS);

@@ -29,6 +29,9 @@ const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 /// times as much as the check of a message, and the data of the peers waits in the same queue.
 const GROUPS: usize = 1024;
 
+/// How long a peer's cookie is used: it may have been made some time before it came, as the kernel assumes.
+const COOKIE_USE: Duration = COOKIE_LIFETIME.saturating_sub(Duration::from_secs(5));
+
 type Cookie = [u8; MAC];
 
 /// Parts of a cookie reply.
@@ -64,7 +67,7 @@ impl MacWriter {
         message[end..end + MAC].copy_from_slice(&mac1);
         self.last_mac1 = Some(mac1);
         // An old one would be refused, and cost the peer another reply.
-        self.cookie.take_if(|(_, since)| now >= *since + COOKIE_LIFETIME);
+        self.cookie.take_if(|(_, since)| now >= *since + COOKIE_USE);
         let mac2 = self.cookie.map_or([0; MAC], |(cookie, _)| mac(&cookie, &[&message[..end + MAC]]));
         message[end + MAC..].copy_from_slice(&mac2);
     }

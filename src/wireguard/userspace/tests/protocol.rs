@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::network::*;
 use crate::keys::PresharedKey;
-use crate::wireguard::userspace::clock;
+use crate::wireguard::userspace::clock::{self, travel};
 use crate::wireguard::userspace::device::{Core, Dropped};
 use crate::wireguard::{DeviceConfig, PeerConfig};
 
@@ -293,6 +293,44 @@ fn an_answer_to_an_earlier_initiation_completes_the_handshake() {
     assert_eq!(client.status(0).endpoint, Some(address(SERVER)), "where the answer came from");
     let sent = pass(Duration::from_secs(60), &mut [&mut client, &mut server]).log;
     assert!(sent.iter().all(|(_, _, datagram)| datagram[0] == 4), "the last one is not repeated: {sent:?}");
+}
+
+/// The server knows the last session that it has answered only, so the first one leads nowhere.
+#[test]
+fn the_answer_to_a_later_initiation_counts_after_that_to_an_earlier_one() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    let (_, first) = client.take_sent().remove(0);
+    // Two initiations of the same moment are a replay.
+    travel::advance(Duration::from_millis(40));
+    client.set_endpoint(0, ELSEWHERE);
+    let (_, second) = client.take_sent().remove(0);
+    for initiation in [&first, &second] {
+        // The server takes two that follow too closely for a flood.
+        travel::advance(Duration::from_millis(40));
+        server.receive(initiation, address(CLIENT));
+        let (_, answer) = server.take_sent().remove(0);
+        client.receive(&answer, address(SERVER));
+    }
+    assert_eq!(client.sink.handshakes, 2);
+    client.take_sent();
+    client.send(&outbound());
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.take_delivered(), [outbound()]);
+}
+
+#[test]
+fn no_handshake_begins_right_after_one_was_answered() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    let (_, initiation) = client.take_sent().remove(0);
+    server.receive(&initiation, address(CLIENT));
+    assert_eq!(server.take_sent().len(), 1);
+    server.send(&inbound());
+    assert!(server.take_sent().is_empty(), "the client's first packet opens the session");
+    travel::advance(Duration::from_secs(5));
+    server.send(&inbound());
+    assert_eq!(server.take_sent().len(), 1, "that packet was lost");
 }
 
 #[test]

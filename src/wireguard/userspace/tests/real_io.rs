@@ -101,13 +101,16 @@ fn an_endpoint_can_be_set_later_and_an_unknown_peer_is_an_error() {
 
 #[test]
 fn a_device_stops_promptly_and_closes_its_descriptors() {
-    let (tun, device) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
+    let (tun, mut device) = start(&device(1, vec![peer(2, &["0.0.0.0/0"], None)]));
     let port = device.listen_port();
     let begin = Instant::now();
-    drop(device);
+    device.stop();
     assert!(begin.elapsed() < Duration::from_secs(1));
-    assert!(read(&tun).is_empty(), "the TUN is closed");
     Sockets::bind(port, 0).expect("the port is free again");
+    assert!(!readable(tun.as_fd(), Duration::ZERO), "the TUN is still there");
+    assert!(device.peers().is_err() && device.rebind(port, 0).is_err());
+    drop(device);
+    assert!(read(&tun).is_empty(), "the TUN is closed");
 }
 
 #[test]
