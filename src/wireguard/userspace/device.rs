@@ -274,7 +274,7 @@ impl Core {
         // Before any expensive work.
         let has_valid_macs = match &message {
             Message::Initiation(text) => self.has_valid_macs(*text, from, now, sink),
-            Message::Response(text) => self.has_valid_macs(*text, from, now, sink),
+            Message::Response(text) => self.is_awaited(*text).then_some(()).ok_or(DatagramVerdict::NotAuthentic),
             _ => Ok(()),
         };
         if let Err(verdict) = has_valid_macs {
@@ -345,7 +345,15 @@ impl Core {
         self.dropped
     }
 
-    /// Checks the MACs of a handshake message. Under load, a cookie is demanded.
+    /// Returns whether a response answers an initiation of this device. Its index and the first MAC tell that at any
+    /// load: whoever floods the device does not see the index, and the peer's answers need no cookie.
+    fn is_awaited(&mut self, response: &[u8]) -> bool {
+        let index = receiver_of(response, 8);
+        let Some(peer) = self.peer_of_session(index) else { return false };
+        self.peers[peer].as_mut().is_some_and(|peer| peer.awaits(index)) && self.macs.has_first(response)
+    }
+
+    /// Checks the MACs of an initiation. Under load, a cookie is demanded.
     fn has_valid_macs<S: Sink>(
         &mut self,
         message: &[u8],

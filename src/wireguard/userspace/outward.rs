@@ -44,8 +44,8 @@ impl Outward {
     /// Reads packets from the TUN until it has none or the batch is full, and sends them.
     ///
     /// # Errors
-    /// Fails after [`MAX_ERRORS`] consecutive errors of the TUN, and if it is gone: the kernel's drivers/net/tun.c returns `EBADFD` once the device is detached, and `EIO`
-    /// once it is unregistered.
+    /// Fails after [`MAX_ERRORS`] consecutive errors of the TUN, and if it is gone: the kernel's drivers/net/tun.c
+    /// returns `EBADFD` once the device is detached, and `EIO` once it is unregistered.
     pub(super) fn drain(&mut self, core: &mut Core, tun: &TunIo, now: Duration, wire: &mut Wire<'_>) -> io::Result<()> {
         let result = self.read_batch(core, tun, now, wire);
         self.flush(core, wire);

@@ -279,6 +279,11 @@ impl PeerState {
         DatagramVerdict::Accepted
     }
 
+    /// Returns whether a handshake with this session index has begun and was not answered yet.
+    pub(super) fn awaits(&mut self, index: u32) -> bool {
+        Self::begun(&mut self.attempt, &mut self.overtaken).any(|initiator| initiator.index() == index)
+    }
+
     /// Completes a handshake with its response, whose MAC has been checked.
     pub(super) fn receive_response<S: Sink>(
         &mut self,

@@ -139,6 +139,17 @@ impl MacChecker {
         })
     }
 
+    /// Returns whether a message has the first MAC, at any load.
+    pub(in crate::wireguard::userspace) fn has_first(&self, message: &[u8]) -> bool {
+        self.checked(message).is_some()
+    }
+
+    /// Returns the text and the MACs of a message with the first MAC.
+    fn checked<'a>(&self, message: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+        let (text, macs) = message.split_at_checked(message.len().checked_sub(2 * MAC)?)?;
+        is_mac(&self.mac1_key, &[text], &macs[..MAC]).then_some((text, macs))
+    }
+
     /// Checks a handshake message before any expensive work.
     pub(in crate::wireguard::userspace) fn check(
         &mut self,
@@ -146,12 +157,7 @@ impl MacChecker {
         from: std::net::SocketAddr,
         now: Duration,
     ) -> MacVerdict {
-        let Some((text, macs)) = message.len().checked_sub(2 * MAC).map(|end| message.split_at(end)) else {
-            return MacVerdict::Invalid;
-        };
-        if !is_mac(&self.mac1_key, &[text], &macs[..MAC]) {
-            return MacVerdict::Invalid;
-        }
+        let Some((text, macs)) = self.checked(message) else { return MacVerdict::Invalid };
         if now >= self.second + Duration::from_secs(1) {
             (self.second, self.count, self.answered) = (now, 0, [0; GROUPS / 64]);
         }

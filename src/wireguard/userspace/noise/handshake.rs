@@ -27,9 +27,9 @@ const NOISE_OF_RESPONSE: std::ops::Range<usize> = 12..60;
 pub(in crate::wireguard::userspace) struct Timestamp([u8; 12]);
 
 impl Timestamp {
-    /// The label of the time 1970-01-01 00:00:00 UTC, which was ten seconds later in TAI. The kernel's WireGuard has the
-    /// same, and like it counts no leap seconds since: a peer refuses whoever is behind its last initiation, so another
-    /// implementation with the same key has to agree.
+    /// The label of the time 1970-01-01 00:00:00 UTC, which was ten seconds later in TAI. It is the kernel's, and leap
+    /// seconds since are not counted: a peer refuses whoever is behind its last initiation, so all implementations
+    /// with the same key have to agree.
     const EPOCH: u64 = (1 << 62) + 10;
 
     /// Returns the time of day. Its resolution is about 17 ms, as in the kernel's WireGuard: a finer one would tell the

@@ -178,9 +178,13 @@ fn an_authentic_cookie_reply_does_not_change_the_endpoint() {
     assert_eq!(client.status(0).endpoint, Some(address(SERVER)));
 }
 
-/// Sends enough initiations with a valid first MAC to put the device under load.
 fn exhaust(server: &mut Node) {
-    let mut stranger = Node::new(ELSEWHERE, &device(9, vec![peer(2, &["0.0.0.0/0"], Some(SERVER))]));
+    flood(server, 2);
+}
+
+/// Sends enough initiations with a valid first MAC to put the device with this number under load.
+fn flood(server: &mut Node, number: u8) {
+    let mut stranger = Node::new(ELSEWHERE, &device(9, vec![peer(number, &["0.0.0.0/0"], Some(SERVER))]));
     for _ in 0..100 {
         stranger.set_endpoint(0, SERVER);
         stranger.set_endpoint(0, "198.51.100.9:9");
@@ -189,6 +193,20 @@ fn exhaust(server: &mut Node) {
         server.receive(&initiation, address(ELSEWHERE));
     }
     assert!(server.take_sent().iter().all(|(_, datagram)| datagram[0] == 3), "a stranger is never answered");
+}
+
+/// A flood from many addresses can leave no cookie for the peer's.
+#[test]
+fn under_load_the_answer_of_a_peer_needs_no_cookie() {
+    let (mut client, mut server) = client_and_server();
+    client.send(&outbound());
+    let (_, initiation) = client.take_sent().remove(0);
+    flood(&mut client, 1);
+    flood(&mut client, 1);
+    assert!(client.core.dropped().cookie_demanded > 0);
+    server.receive(&initiation, address(CLIENT));
+    settle(&mut [&mut client, &mut server]);
+    assert_eq!(server.take_delivered(), [outbound()]);
 }
 
 #[test]
