@@ -47,7 +47,7 @@ pub struct ReceivedMessage {
     pub from: SocketAddr,
     /// The length of a datagram. The last one may be shorter.
     pub size: usize,
-    /// The congestion bits of all datagrams, if the socket reports them ([`set_received_ecn`]).
+    /// The congestion bits of all datagrams, if the socket reports them ([`super::set_received_ecn`]).
     pub ecn: Ecn,
 }
 
