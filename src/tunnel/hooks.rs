@@ -19,6 +19,6 @@ pub(super) fn run(namespace: &NetworkNamespace, hook: &HookPlan) -> io::Result<(
     // The keeper blocks all signals.
     signals::unblock_all_in(&mut command);
     // The thread enters the namespace, and its child starts there.
-    let status = namespace.run_on_thread(|| command.status())?;
+    let status = namespace.run(|| command.status())?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("the command ended with {status}"))) }
 }

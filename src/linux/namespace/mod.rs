@@ -59,12 +59,12 @@ impl NetworkNamespace {
 
     /// Creates a namespace, and runs `inside` in it before any other code can run there.
     ///
-    /// The calling thread is back in its own namespace when this call returns, also after an error or a panic.
+    /// A thread that ends with this call does the work, so the calling thread stays in its namespace even on errors.
     ///
     /// # Errors
     /// Fails with `EPERM` without CAP_SYS_ADMIN, with `ENOSPC` at the limit of namespaces, and as `inside` does.
     pub fn create<T: Send>(inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<(Self, T)> {
-        thread::run_briefly(|| {
+        thread::run_scoped(|| {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
             let namespace = Self::current()?;
             let value = inside()?;
@@ -88,24 +88,11 @@ impl NetworkNamespace {
         NamespaceId::of(&self.0)
     }
 
-    /// Runs `inside`, which must not take long, in the namespace. The calling thread is back in its own namespace when
-    /// this call returns, also after an error or a panic.
+    /// Runs `inside` in the namespace, on a thread that ends with this call.
     ///
     /// # Errors
     /// Fails as [`Self::enter`] and `inside` do.
     pub fn run<T: Send>(&self, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        thread::run_briefly(|| {
-            self.enter()?;
-            inside()
-        })
-    }
-
-    /// Runs `inside` in the namespace, on a thread that ends with this call. For work that takes long: meanwhile the
-    /// process as a whole, which other processes see in `/proc`, stays in its own namespace.
-    ///
-    /// # Errors
-    /// Fails as [`Self::enter`] and `inside` do.
-    pub fn run_on_thread<T: Send>(&self, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         thread::run_scoped(|| {
             self.enter()?;
             inside()

@@ -1,11 +1,7 @@
-//! Work in a network namespace that is not the calling thread's own.
+//! Threads that work in a network namespace, so that the calling thread can stay in its own.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::process;
 use std::sync::mpsc;
-
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::NetworkNamespace;
 use crate::linux::capabilities::{self, CapabilitySet};
@@ -57,43 +53,6 @@ impl NamespaceThread {
     }
 }
 
-/// Runs `work`, which changes the network namespace, so that the calling thread keeps its own.
-///
-/// Where the calling thread can return to its namespace, it does the work itself: a thread of its own costs about
-/// 0.1 ms. In a user namespace that does not own the calling thread's network namespace, there is no way back.
-pub(super) fn run_briefly<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    match WayBack::find() {
-        Some(_way_back) => work(),
-        None => run_scoped(work),
-    }
-}
-
-/// The calling thread's network namespace, to which it returns when this is dropped.
-struct WayBack(NetworkNamespace);
-
-impl WayBack {
-    /// Returns none if the thread could not return to its namespace. Entering the namespace that it is in needs the
-    /// same capabilities.
-    fn find() -> Option<Self> {
-        let own = NetworkNamespace::current().ok()?;
-        move_to(&own).ok().map(|()| Self(own))
-    }
-}
-
-fn move_to(namespace: &NetworkNamespace) -> io::Result<()> {
-    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
-}
-
-impl Drop for WayBack {
-    fn drop(&mut self) {
-        if move_to(&self.0).is_err() {
-            // The thread would go on in another namespace: the keeper's encrypted packets would have no way out, and a
-            // program that is forked here would be in the wrong network. Only a lack of memory can be the reason.
-            process::abort();
-        }
-    }
-}
-
 /// Runs `work` on a thread that ends with this call.
 pub(super) fn run_scoped<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
@@ -101,55 +60,4 @@ pub(super) fn run_scoped<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -
             std::thread::Builder::new().name("namespace".into()).stack_size(STACK_SIZE).spawn_scoped(scope, work)?;
         thread.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::panic::{self, AssertUnwindSafe};
-
-    use super::*;
-    use crate::linux::namespace::NamespaceId;
-
-    fn own_namespace() -> NamespaceId {
-        NetworkNamespace::current().and_then(|own| own.id()).expect("a namespace")
-    }
-
-    #[test]
-    fn the_calling_thread_keeps_its_namespace_after_success_error_and_panic() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return;
-        }
-        let own = own_namespace();
-        let (other, seen) = NetworkNamespace::create(|| Ok(own_namespace())).expect("a namespace");
-        assert_eq!(other.id().expect("an identity"), seen);
-        assert_ne!(seen, own);
-        assert_eq!(own_namespace(), own);
-        let thread = rustix::thread::gettid();
-        let ran = other.run(|| Ok((own_namespace(), rustix::thread::gettid()))).expect("run");
-        assert_eq!(ran, (seen, thread), "without a thread of its own");
-        assert_eq!(own_namespace(), own);
-        let ran = other.run_on_thread(|| Ok((own_namespace(), rustix::thread::gettid()))).expect("run");
-        assert_eq!(ran.0, seen);
-        assert_ne!(ran.1, thread);
-        other.run(|| Err::<(), _>(io::ErrorKind::Other.into())).expect_err("an error");
-        assert_eq!(own_namespace(), own);
-        panic::catch_unwind(AssertUnwindSafe(|| other.run(|| -> io::Result<()> { panic!("on purpose") })))
-            .expect_err("a panic");
-        assert_eq!(own_namespace(), own);
-    }
-
-    #[test]
-    fn a_thread_that_cannot_return_has_another_one_do_the_work() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return;
-        }
-        let worker = std::thread::spawn(|| {
-            capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty()).expect("fewer capabilities");
-            run_briefly(|| Ok(rustix::thread::gettid())).map(|worker| (worker, rustix::thread::gettid()))
-        });
-        let (worker, caller) = worker.join().expect("a thread").expect("run");
-        assert_ne!(worker, caller);
-    }
 }
