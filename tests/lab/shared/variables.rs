@@ -20,7 +20,7 @@ pub const PATIENCE: &str = "VPN_EXEC_TEST_PATIENCE";
 /// The file to which each skipped test is appended, one line each.
 pub const SKIPS: &str = "VPN_EXEC_TEST_SKIPS";
 
-/// The file to which benchmarks add each result, as a line of JSON. `benches/run` sets it.
+/// Set by `benches/run`: the file to which benchmarks add each result, as a line of JSON.
 pub const BENCH_RESULTS: &str = "VPN_EXEC_BENCH_RESULTS";
 
 /// The number from which the random kills of `lifecycle::chaos` are derived: replays a run that has failed.
