@@ -10,10 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::directory::is_at;
-use super::summaries::{self, PLANS_FILE};
-use super::{PlanSummary, Scope, names, read_json, remove_file, temporary};
+use super::{Scope, read_json, remove_file, temporary};
 use crate::linux::namespace::{self, NamesSetup};
-use crate::names::TunnelName;
 
 /// The shared file that records what the first tunnel had to set up for `/run/netns`.
 const NETNS_FILE: &str = ".netns";
@@ -35,19 +33,6 @@ impl PlanningLock {
     /// If there is no directory of tunnels.
     pub fn take() -> io::Result<Self> {
         lock().map(|_base| Self { _base })
-    }
-
-    /// Returns what is planned for all tunnels, and keeps it for the next launcher. The caller has no plan yet.
-    ///
-    /// # Errors
-    /// If the tunnels cannot be listed.
-    pub fn plans(&self) -> io::Result<Vec<(TunnelName, PlanSummary)>> {
-        let base = Scope::current().directory();
-        let (summaries, is_stale) = summaries::read(&base, names()?);
-        if is_stale && let Err(error) = summaries::write(&base, &summaries) {
-            tracing::debug!(%error, "cannot keep the summaries of the plans");
-        }
-        Ok(summaries.into_iter().map(|(name, entry)| (name, entry.summary)).collect())
     }
 }
 
@@ -124,8 +109,8 @@ pub(super) fn release() -> io::Result<()> {
         namespace::tear_down_names_directory(read_names_setup()?)?;
     }
     // A temporary file remains if a keeper was killed while it wrote.
-    let (forwarding, plans) = (shared_file(FORWARDING_FILE), shared_file(PLANS_FILE));
-    for file in [shared_file(NETNS_FILE), temporary(&forwarding), forwarding, temporary(&plans), plans] {
+    let forwarding = shared_file(FORWARDING_FILE);
+    for file in [shared_file(NETNS_FILE), temporary(&forwarding), forwarding] {
         remove_file(&file)?;
     }
     match fs::remove_dir(path) {

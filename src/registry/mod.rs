@@ -12,9 +12,8 @@
 //! - `resolv.conf`: the file that programs inside see as `/etc/resolv.conf`. `hosts` and `nsswitch.conf` are the same
 //!   for services, whose mounts the service manager makes.
 //!
-//! Beside the directories are the files that all tunnels share: `.netns`, `.forwarding`, and `.plans`, a cache of what
-//! other tunnels have to know of the plans ([`PlanSummary`]). The lock on the directory of all tunnels itself protects
-//! these and the choice of addresses ([`PlanningLock`]).
+//! Beside the directories are the files that all tunnels share, `.netns` and `.forwarding`. The lock on the
+//! directory of all tunnels itself protects these and the choice of addresses ([`PlanningLock`]).
 
 mod base;
 mod directory;
@@ -22,7 +21,6 @@ mod lookup_files;
 mod mark;
 mod scope;
 mod state;
-mod summaries;
 
 use std::fs;
 use std::io;
@@ -32,7 +30,7 @@ use serde::de::DeserializeOwned;
 
 use crate::linux::namespace;
 use crate::names::TunnelName;
-use crate::plan::Plan;
+use crate::plan::{Plan, VethPlan};
 pub use base::PlanningLock;
 pub(crate) use base::{FORWARDING_FILE, change_shared};
 pub use directory::TunnelDirectory;
@@ -41,7 +39,6 @@ pub use mark::Mark;
 pub use scope::Scope;
 pub(crate) use scope::user_directories;
 pub use state::{Container, Holder, NetworkAttachment, TunnelState};
-pub use summaries::PlanSummary;
 
 const STATE: &str = "state";
 const PLAN: &str = "plan";
@@ -112,27 +109,21 @@ pub fn names() -> io::Result<Vec<TunnelName>> {
         },
         other => other.map_err(|error| unreadable(&base.display().to_string(), error))?,
     };
-    let name = |entry: io::Result<fs::DirEntry>| -> Option<TunnelName> {
-        let entry = entry.ok()?;
-        let name: TunnelName = entry.file_name().to_str()?.parse().ok()?;
-        // The names of namespaces are files. The directory itself tells the kind of each entry without another call.
-        let is_tunnel = entry.file_type().is_ok_and(|kind| kind.is_dir()) || path_of(&name).is_dir();
-        is_tunnel.then_some(name)
-    };
-    let mut names: Vec<TunnelName> = entries.filter_map(name).collect();
+    let name =
+        |entry: io::Result<fs::DirEntry>| -> Option<TunnelName> { entry.ok()?.file_name().to_str()?.parse().ok() };
+    let mut names: Vec<TunnelName> = entries.filter_map(name).filter(|name| path_of(name).is_dir()).collect();
     names.sort_unstable();
     Ok(names)
 }
 
-/// Returns what is planned for the machine's other tunnels, including those that are being created.
+/// Returns the links to the host that the machine's other tunnels have chosen, including those that are being created.
 ///
 /// # Errors
 /// If the tunnels cannot be listed.
-pub fn plans_of_others(own: &TunnelName) -> io::Result<Vec<PlanSummary>> {
-    let others = names()?.into_iter().filter(|name| name != own).collect();
+pub fn chosen_by_others(own: &TunnelName) -> io::Result<Vec<VethPlan>> {
+    let others = names()?.into_iter().filter(|name| name != own);
     // If a plan cannot be read, the interface itself shows what is in use.
-    let (summaries, _) = summaries::read(&Scope::current().directory(), others);
-    Ok(summaries.into_values().map(|entry| entry.summary).collect())
+    Ok(others.filter_map(|name| read_plan(&name).ok()??.veth).collect())
 }
 
 /// Reads a JSON file. Returns None if it does not exist.

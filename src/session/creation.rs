@@ -11,7 +11,7 @@ use crate::linux::namespace::NetworkNamespace;
 use crate::linux::netlink::Netlink;
 use crate::names::TunnelName;
 use crate::plan::{self, Plan};
-use crate::registry::{self, PlanSummary, PlanningLock, Scope, TunnelDirectory, TunnelState};
+use crate::registry::{self, PlanningLock, Scope, TunnelDirectory, TunnelState};
 use crate::request::TunnelRequest;
 use crate::tunnel::{self, ContainerPlace};
 use crate::wireguard::Backend;
@@ -130,7 +130,6 @@ fn make_plan(plan: impl FnOnce() -> Result<Plan, Failure>, directory: &TunnelDir
         if error.kind() == io::ErrorKind::StorageFull { failure.advise("free space in /run") } else { failure }
     };
     let lock = PlanningLock::take().map_err(write)?;
-    let others = lock.plans().unwrap_or_default();
     let plan = plan()?;
     directory.write_plan(&plan).and_then(|()| directory.write_names(&plan.dns)).map_err(write)?;
     drop(lock);
@@ -138,18 +137,21 @@ fn make_plan(plan: impl FnOnce() -> Result<Plan, Failure>, directory: &TunnelDir
     for note in &plan.notes {
         tracing::warn!("{note}");
     }
-    warn_of_shared_key(&plan, &others);
+    warn_of_shared_key(&plan);
     Ok(plan)
 }
 
 /// Warns if another tunnel of this machine has the same private key and a peer in common. A peer answers the endpoint
 /// that it heard last, so each tunnel would take the other's packets.
-fn warn_of_shared_key(plan: &Plan, others: &[(TunnelName, PlanSummary)]) {
-    let own = &plan.wireguard;
-    let Some(key) = own.public_key else { return };
-    let shares_peer = |other: &PlanSummary| own.peers.iter().any(|peer| other.peers.contains(&peer.public_key));
-    for (name, other) in others.iter().filter(|(name, _)| *name != plan.name) {
-        if other.public_key == Some(key) && shares_peer(other) {
+fn warn_of_shared_key(plan: &Plan) {
+    let Some(key) = plan.wireguard.public_key else { return };
+    for name in registry::names().unwrap_or_default().into_iter().filter(|name| *name != plan.name) {
+        let other = registry::read_plan(&name).ok().flatten();
+        let shares_peer = |other: &Plan| {
+            let is_own = |key| plan.wireguard.peers.iter().any(|own| own.public_key == key);
+            other.wireguard.peers.iter().any(|peer| is_own(peer.public_key))
+        };
+        if other.is_some_and(|other| other.wireguard.public_key == Some(key) && shares_peer(&other)) {
             tracing::warn!(
                 "the tunnel {name} has the same private key and peer: each takes the other's answers away; use one tunnel for both \
                  programs (--tunnel {name}), or a key of its own for each"
