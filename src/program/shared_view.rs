@@ -31,7 +31,7 @@ use crate::linux::poll::wait_for;
 use crate::linux::process::{self, Forked, ProcessHandle};
 use crate::linux::seccomp::SyscallFilter;
 use crate::linux::user_namespace;
-use crate::registry::{self, HOSTS, NSSWITCH_CONF};
+use crate::registry::{self, HOSTS, NSSWITCH_CONF, Scope};
 
 /// How long the server stays for the next program.
 const LINGER: Duration = Duration::from_secs(10);
@@ -191,11 +191,13 @@ pub(super) fn has_ended(connection: &OwnedFd) -> bool {
 }
 
 /// Returns whether a program may use a view together with others. Programs that may mount must not: they could change
-/// what the server sees. Neither may those that see the host's files for a test, nor those on a machine where more
-/// directories than `/run` are written to.
+/// what the server sees. Neither may those of a user's own tunnel, as all processes of the user could stand in for the
+/// server, nor those that see the host's files for a test, nor those on a machine where more directories than `/run`
+/// are written to.
 fn can_share(program: &Program) -> bool {
     let is_directory = |path: &str| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     program.joins
+        && Scope::current() == Scope::System
         && !program.kept.contains(CapabilitySet::SYS_ADMIN)
         && !view::shows_host_names()
         && view::linked_directories().is_empty()

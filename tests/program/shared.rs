@@ -41,6 +41,7 @@ fn signal(pid: i32, signal: Signal) -> Result<()> {
 #[test]
 fn programs_share_one_view_server_that_may_only_mount_and_ends_with_the_tunnel() {
     test_with_file(|config| {
+        lab::tunnel::needs_root("programs of a user's own tunnel share no view")?;
         up(&config)?;
         ensure!(servers()?.is_empty(), "before the first program");
         let mut one = Shell::start(&config, &[])?;
@@ -67,6 +68,24 @@ fn programs_share_one_view_server_that_may_only_mount_and_ends_with_the_tunnel()
         ensure!(server()? == pid, "it waits for the next program");
         down()?;
         wait_until("the server has ended", || Ok(servers()?.is_empty()))
+    });
+}
+
+/// Any process of the user could stand in for the server, whose answers hide the host's sockets.
+#[test]
+fn programs_of_a_users_own_tunnel_share_no_view() {
+    test_with_file(|config| {
+        if !lab::tunnel::is_rootless() {
+            return Ok(());
+        }
+        up(&config)?;
+        let mut one = Shell::start(&config, &[])?;
+        let other = Shell::start(&config, &[])?;
+        ensure!(one.say("echo there")? == "there\n");
+        ensure!(servers()?.is_empty(), "there is a server");
+        one.end()?;
+        other.end()?;
+        down()
     });
 }
 
