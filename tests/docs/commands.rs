@@ -10,7 +10,7 @@ use crate::examples::RUN;
 use crate::pages::{page, published};
 
 /// The published commands that no test here runs, with the place of their test or the reason.
-const NOT_RUN: [(&str, &str); 79] = [
+const NOT_RUN: [(&str, &str); 80] = [
     ("vpn-exec desktop firefox --tunnel mullvad", "needs Mozilla's Firefox; tests/desktop.rs and tests/rootless/"),
     ("vpn-exec desktop firefox --tunnel mullvad --remove", "the same"),
     ("cargo run --release --example demo", ".ci/run runs it"),
@@ -22,6 +22,7 @@ const NOT_RUN: [(&str, &str); 79] = [
     ("cargo bench --bench rootless", "takes minutes"),
     ("cargo bench --bench sidecar", "takes minutes"),
     ("cargo bench --bench relay", "takes minutes"),
+    ("cargo bench --bench embedded", "takes minutes"),
     ("sudo install -m 755 target/release/vpn-exec /usr/local/bin/", "changes the machine"),
     ("sudo install -D -m 600 mullvad.conf /etc/wireguard/mullvad.conf", "changes the machine"),
     ("sudo apt install rustup", "changes the machine"),
