@@ -22,15 +22,10 @@ use crate::endpoints::Endpoints;
 use crate::failure::Failure;
 use crate::lease::KeeperEvent;
 use crate::linux::clock::{Timer, boot_time};
-use crate::linux::code_pages;
 use crate::linux::poll::{Interest, wait_for_each};
 use crate::linux::signals::{ReceivedSignal, Signals};
 use crate::linux::user_namespace;
 use crate::tunnel::{DeviceEvents, Tunnel};
-
-/// How long a tunnel is up before its keeper unmaps the code of its start. A program that ends sooner does not wait for
-/// that.
-pub(super) const SETTLED: Duration = Duration::from_secs(3);
 
 /// A keeper whose tunnel is up.
 pub(super) struct Keeper {
@@ -53,8 +48,6 @@ pub(super) struct Keeper {
     pub(super) signals: Signals,
     pub(super) device_events: DeviceEvents,
     pub(super) timer: Timer,
-    /// When the code of the start is unmapped, until it is.
-    pub(super) settled_at: Option<Duration>,
 }
 
 /// A descriptor that the keeper waits for.
@@ -177,11 +170,6 @@ impl Keeper {
         if let Some(public) = &mut self.public_clients {
             public.close_idle(now);
         }
-        if self.settled_at.take_if(|at| *at <= now).is_some()
-            && let Err(error) = code_pages::unmap()
-        {
-            tracing::debug!(%error, "cannot unmap the code of the start");
-        }
         self.container_addresses.retry(&mut self.tunnel, now);
         if self.dns.due().is_some_and(|due| due <= now) {
             self.dns.start_again(&self.tunnel);
@@ -294,7 +282,6 @@ impl Keeper {
             self.container_addresses.due(),
             self.dns.due(),
             self.service.due(),
-            self.settled_at,
         ];
         all.into_iter().flatten().min()
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::clients::KeeperClients;
 use super::container::{ContainerAddresses, ContainerWatch};
 use super::dns::DnsForwarding;
-use super::event_loop::{Keeper, SETTLED};
+use super::event_loop::Keeper;
 use super::host_network::HostNetwork;
 use super::leases::Leases;
 use super::ports::ReservedPorts;
@@ -149,7 +149,6 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         signals: runtime.signals,
         device_events,
         timer,
-        settled_at: Some(boot_time() + SETTLED),
     };
     if is_taken_over && runtime.foreground {
         // No client will ask for it. A setting that cannot be changed now stays as it was, and so does the tunnel.

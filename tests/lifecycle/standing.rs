@@ -629,39 +629,3 @@ fn a_client_that_waits_for_a_hanging_keeper_can_be_interrupted() {
         works(&["down", "stays", "--force"]).map(drop)
     });
 }
-
-/// Returns how much of the program's code a process has mapped, in KiB (proc_pid_smaps(5)).
-fn mapped_code(pid: u32) -> Result<u64> {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    let program = fs::read_link(format!("/proc/{pid}/exe"))?;
-    let program = program.to_str().context("UTF-8")?;
-    let mut is_code = false;
-    let mut sum = 0;
-    for line in smaps.lines() {
-        if line.ends_with(program) {
-            is_code = line.contains(" r-xp ");
-        } else if let Some(rss) = line.strip_prefix("Rss:").filter(|_| is_code) {
-            sum += rss.trim().trim_end_matches(" kB").parse::<u64>()?;
-            is_code = false;
-        }
-    }
-    Ok(sum)
-}
-
-#[test]
-fn a_keeper_unmaps_the_code_of_its_start_and_goes_on() {
-    lab::world::test(|| {
-        prepare()?;
-        works(&up())?;
-        let keeper = registry::read(&"stays".parse()?)?.context("a tunnel")?.keeper;
-        let mut most = mapped_code(keeper)?;
-        lab::wait_until(lab::patience(PATIENCE), "the keeper keeps its code mapped", || {
-            let now = mapped_code(keeper)?;
-            most = most.max(now);
-            Ok(now < most / 2)
-        })?;
-        works(&["status", "stays"])?;
-        works(&["down", "stays"])?;
-        Ok(())
-    });
-}
