@@ -292,6 +292,8 @@ fn transfer(case: &Case, from: &str, to: &str, process: &str) -> Result<Turn> {
     let (near, far) = (namespace(from)?, namespace(to)?);
     let is_up = || Ok(near.run(|| std::net::TcpStream::connect((server, IPERF))).is_ok());
     lab::wait_until(START, "the tunnel or iperf3 does not start", is_up)?;
+    // The server may still be busy with that connection, and would refuse another.
+    std::thread::sleep(Duration::from_millis(500));
 
     let seconds = TURN.to_string();
     let mut client = inside(from, "iperf3");
