@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::identity::Identity;
 use crate::linux::mirror::HiddenPaths;
@@ -25,8 +25,11 @@ pub(crate) fn notes(plan: &Plan, identity: &Identity) -> io::Result<Vec<String>>
         Identity::Other(account) => account.uid,
     };
     let home = identity.home();
-    let hidden = HiddenPaths(plan.hidden.clone());
-    let is_hidden = |path: &Path| path.ancestors().any(|part| hidden.has(part));
+    let hidden = HiddenPaths::new(plan.hidden.iter().cloned());
+    let is_hidden = |path: &Path| {
+        let path: PathBuf = path.components().collect();
+        path.ancestors().any(|part| hidden.has(part))
+    };
     let is_closed = |bound: &BoundSocket| {
         bound.is_listening
             && bound.path.is_absolute()

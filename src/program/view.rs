@@ -155,7 +155,7 @@ pub(super) fn hidden_paths(program: &Program, linked: &[(&Path, PathBuf)]) -> Hi
         let in_target: Vec<PathBuf> = below.map(|rest| target.join(rest)).collect();
         hidden.extend(in_target);
     }
-    HiddenPaths(hidden)
+    HiddenPaths::new(hidden)
 }
 
 /// Starts the process that keeps the copies up to date until the launcher ends or closes the other end of the helpers'

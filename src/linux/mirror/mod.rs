@@ -113,6 +113,8 @@ impl Mirror {
     /// Fails as mount(2) and the like do. The directory may be covered partly then, so no program may run in this mount
     /// namespace.
     pub fn cover(&mut self, directory: &Path) -> io::Result<()> {
+        // Hidden paths are compared byte by byte.
+        let directory: &Path = &directory.components().collect::<PathBuf>();
         mounts::mount_tmpfs(&self.staging)?;
         let source = rustix::fs::openat(CWD, directory, READ, Mode::empty())?;
         let shown = rustix::fs::openat(CWD, &self.staging, PATH, Mode::empty())?;
