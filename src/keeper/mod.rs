@@ -118,7 +118,8 @@ pub enum KeeperStart {
 pub fn start(spec: KeeperSpec) -> io::Result<Lease> {
     let forked = ProcessId::of(std::process::id().cast_signed()).and_then(|launcher| {
         let pair = Lease::pair(spec.handover.try_clone()?)?;
-        Ok((launcher, pair, process::fork()?))
+        // A launch takes as long as its slowest process, which is the keeper, or the one that becomes the program.
+        Ok((launcher, pair, process::fork_aside()?))
     });
     let (launcher, (lease, keeper_end), side) = match forked {
         Ok(forked) => forked,

@@ -211,13 +211,13 @@ pub fn detach(target: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(target, UnmountFlags::DETACH)?)
 }
 
-/// Replaces `/sys` by that of the calling thread's network namespace, and carries over the mounts below it, such as
+/// Replaces `/sys` by that of the calling thread's network namespace, and carries over the mounts `below` it, such as
 /// `/sys/fs/cgroup`. A sysfs shows the interfaces of the namespace in which it was mounted.
 ///
 /// # Errors
 /// Fails with `EPERM` in a user namespace that does not own the network namespace, as in some containers.
-pub fn replace_sysfs() -> io::Result<()> {
-    let below = BindCopies::below("/sys")?;
+pub fn replace_sysfs(below: &[PathBuf]) -> io::Result<()> {
+    let below = BindCopies::of(below);
     let read_only = rustix::fs::statvfs("/sys")?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     if read_only {
@@ -238,12 +238,17 @@ impl BindCopies {
     /// # Errors
     /// Fails if `/proc/self/mountinfo` cannot be read.
     pub fn below(directory: &str) -> io::Result<Self> {
+        Ok(Self::of(&mounted_below(directory)?))
+    }
+
+    /// Copies these mounts, with all below them. Mounts that cannot be copied are left out.
+    fn of(mounts: &[PathBuf]) -> Self {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let copied = |path: PathBuf| {
-            let tree = rustix::mount::open_tree(CWD, &path, flags).ok()?;
-            Some((path, tree))
+        let copied = |path: &PathBuf| {
+            let tree = rustix::mount::open_tree(CWD, path, flags).ok()?;
+            Some((path.clone(), tree))
         };
-        Ok(Self(mounted_below(directory)?.into_iter().filter_map(copied).collect()))
+        Self(mounts.iter().filter_map(copied).collect())
     }
 
     /// Attaches the copies at their former places.
@@ -273,7 +278,10 @@ pub fn hide_sysfs_interfaces() -> io::Result<()> {
 }
 
 /// Returns the topmost mounts below a directory (proc_pid_mountinfo(5)).
-fn mounted_below(directory: &str) -> io::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// Fails if `/proc/self/mountinfo` cannot be read.
+pub fn mounted_below(directory: &str) -> io::Result<Vec<PathBuf>> {
     let mut found: Vec<String> = Vec::new();
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         let Some(path) = line.split(' ').nth(4).map(unescape) else { continue };

@@ -18,6 +18,8 @@ pub(super) struct Isolated {
     names: Option<NamesDirectory>,
     /// The working directory.
     directory: io::Result<PathBuf>,
+    /// The mounts below `/sys`.
+    in_sysfs: io::Result<Vec<PathBuf>>,
 }
 
 /// The process that starts the program's process, and what that needs of it.
@@ -43,6 +45,8 @@ pub(super) fn isolate(
     let has_name = program.namespace.is_some();
     let names = has_name.then(NamesDirectory::open).transpose().doing("open the tunnel's namespace")?;
     let directory = std::env::current_dir();
+    // Read before the view is made: that has hundreds of mounts, which the kernel would list as well.
+    let in_sysfs = mounts::mounted_below("/sys");
     let entered = shared.map(|view| view.enter(program, starter));
     if let Some(Err(failure)) = &entered {
         tracing::debug!(%failure, "the program gets a view of its own");
@@ -59,7 +63,7 @@ pub(super) fn isolate(
     if program.has_guarded_sockets() {
         gnupg::hide_dirmngr(&program.identity).doing("hide GnuPG's dirmngr")?;
     }
-    Ok(Isolated { names, directory })
+    Ok(Isolated { names, directory, in_sysfs })
 }
 
 /// Moves an isolated process into the tunnel's network namespace, which is `passed` if it has no name.
@@ -78,7 +82,7 @@ pub(super) fn enter(program: &Program, isolated: Isolated, passed: Option<Networ
     let namespace = namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).doing(what)?;
     join(namespace).doing("enter the tunnel's namespace")?;
     // A sysfs shows the network namespace in which it was mounted.
-    mount_sysfs().doing("mount /sys for the tunnel's namespace")?;
+    mount_sysfs(isolated.in_sysfs).doing("mount /sys for the tunnel's namespace")?;
     if !program.new_privileges
         && let Err(error) = mounts::set_nosuid_everywhere()
     {
@@ -96,11 +100,11 @@ fn join(namespace: NetworkNamespace) -> io::Result<()> {
 }
 
 /// Mounts a sysfs for the tunnel's namespace, or hides the interfaces in the host's.
-fn mount_sysfs() -> io::Result<()> {
+fn mount_sysfs(below: io::Result<Vec<PathBuf>>) -> io::Result<()> {
     if !Path::new("/sys/class/net").exists() {
         return Ok(());
     }
-    mounts::replace_sysfs().or_else(|error| {
+    below.and_then(|below| mounts::replace_sysfs(&below)).or_else(|error| {
         tracing::debug!(%error, "cannot mount a sysfs, so its interfaces are hidden");
         mounts::hide_sysfs_interfaces()
     })

@@ -98,8 +98,7 @@ impl MirroredDirectory {
         if kind == FileType::Directory {
             rustix::fs::mkdirat(&self.writable, name, Mode::from_raw_mode(0o755))?;
         } else {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            rustix::fs::openat(&self.writable, name, flags, Mode::from_raw_mode(0o644))?;
+            rustix::fs::mknodat(&self.writable, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0)?;
         }
         let mounted = self.mount(name, recursive, MoveMountFlags::empty());
         if mounted.is_err() {

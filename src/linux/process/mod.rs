@@ -9,8 +9,9 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::Signal;
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::{ForkResult, Pid, SysconfVar, sysconf};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 pub use descriptors::{
@@ -44,6 +45,42 @@ pub fn fork() -> io::Result<Forked> {
         ForkResult::Parent { child } => Ok(Forked::Parent(child)),
         ForkResult::Child => Ok(Forked::Child),
     }
+}
+
+/// Forks the calling process, as [`fork`] does, into a process that another CPU is to run if it can.
+///
+/// The kernel tends to leave the new process to the CPU of a caller that is young itself, behind all that the caller
+/// does and starts next, even if another CPU has nothing to do.
+///
+/// # Errors
+/// Fails as [`fork`] does.
+pub fn fork_aside() -> io::Result<Forked> {
+    let forked = fork()?;
+    if let Forked::Parent(child) = forked
+        && let Err(error) = move_aside(child)
+    {
+        tracing::debug!(%error, "cannot choose the CPU of a process");
+    }
+    Ok(forked)
+}
+
+/// Moves a child to another CPU than the calling process's, once. Does nothing if the caller may not use all CPUs: its
+/// choice of them could not be told from that of its control group, which the child is to follow later on.
+fn move_aside(child: Pid) -> nix::Result<()> {
+    let here = sched_getcpu()?;
+    let mut others = sched_getaffinity(Pid::from_raw(0))?;
+    let allowed = (0..CpuSet::count()).filter(|cpu| others.is_set(*cpu) == Ok(true)).count();
+    let online = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.and_then(|count| usize::try_from(count).ok());
+    if allowed < 2 || Some(allowed) != online {
+        return Ok(());
+    }
+    others.unset(here)?;
+    let mut all = CpuSet::new();
+    for cpu in 0..CpuSet::count() {
+        all.set(cpu)?;
+    }
+    sched_setaffinity(child, &others)?;
+    sched_setaffinity(child, &all)
 }
 
 /// Forks the calling process, which must have one thread only. The new process is a child of the caller's parent.
