@@ -223,7 +223,7 @@ impl<'a> Server<'a> {
         Ok(())
     }
 
-    /// Returns whether a mount of the host has appeared, disappeared or changed. Not all of them spread to the template.
+    /// Returns whether a mount of the host has appeared, disappeared or changed. Not all spread to the template.
     fn have_host_mounts_changed(&self) -> bool {
         // The list is always readable, and reports a change as an error.
         let changed = wait_for_each(&[(self.host_mounts.as_fd(), Interest::Closed)], Some(Duration::ZERO));
