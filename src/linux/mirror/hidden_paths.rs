@@ -10,12 +10,11 @@ pub struct HiddenPaths(pub Vec<PathBuf>);
 impl HiddenPaths {
     /// Returns whether a path is hidden itself.
     pub fn has(&self, path: &Path) -> bool {
-        self.0.iter().any(|hidden| {
-            let wildcard = hidden.file_name().and_then(|name| name.as_bytes().strip_suffix(b"*"));
-            match (wildcard, path.file_name()) {
-                (Some(begin), Some(name)) => hidden.parent() == path.parent() && name.as_bytes().starts_with(begin),
-                _ => hidden == path,
-            }
+        // Compared as bytes, as this is done for each entry: neither side has a slash too many.
+        let path = path.as_os_str().as_bytes();
+        self.0.iter().map(|hidden| hidden.as_os_str().as_bytes()).any(|hidden| match hidden.strip_suffix(b"*") {
+            Some(begin) => path.strip_prefix(begin).is_some_and(|rest| !rest.contains(&b'/')),
+            None => hidden == path,
         })
     }
 
