@@ -24,9 +24,13 @@ check:
     cargo deny check
     .ci/text
 
-# Run the built tests as an ordinary user (as root)
+# Run the tests as an ordinary user (as root)
 as-user:
-    .ci/as-user
+    .ci/tests nobody
+
+# Run the tests as CI does, three executables at a time (as root): `just runs self nobody rootless`
+runs *RUNS:
+    .ci/tests {{RUNS}}
 
 # Run the tests under systemd in a container (as root): `just systemd -s trixie reload`
 systemd *ARGS:
@@ -68,6 +72,6 @@ fuzz TARGET SECONDS="60":
 snapshots:
     cargo insta review
 
-# Everything that CI runs, on a machine that may be changed (installs packages; as root; about 45 minutes)
+# Everything that CI runs, on a machine that may be changed (installs packages; as root; about 40 minutes)
 ci:
     .ci/run

@@ -128,7 +128,7 @@ fn run_program(
     wait: Option<Duration>,
 ) -> Result<ProgramOutcome, Failure> {
     session.admit(options, program.last_capability)?;
-    let mut launch = program::start(program, &mut signals)?;
+    let mut launch = program::start(program, &session.lease, &mut signals)?;
     if let Some(signal) = await_tunnel(session, &mut launch, &mut signals, wait)? {
         return Ok(ProgramOutcome::Signaled(signal));
     }

@@ -18,9 +18,10 @@ use super::privileges::with_all_capabilities;
 use super::public_clients::PublicClients;
 use super::reload::{self, Configuration};
 use super::service::ServiceNotifier;
+use super::view_servers::ViewServers;
 use crate::endpoints::Endpoints;
 use crate::failure::Failure;
-use crate::lease::KeeperEvent;
+use crate::lease::{KeeperEvent, ViewKey};
 use crate::linux::clock::{Timer, boot_time};
 use crate::linux::poll::{Interest, wait_for_each};
 use crate::linux::signals::{ReceivedSignal, Signals};
@@ -35,6 +36,7 @@ pub(super) struct Keeper {
     /// None once the keeper is about to end.
     pub(super) public_clients: Option<PublicClients>,
     pub(super) leases: Leases,
+    pub(super) view_servers: ViewServers,
     pub(super) endpoints: Endpoints,
     pub(super) ports: PortRelays,
     pub(super) dns: DnsForwarding,
@@ -65,6 +67,7 @@ enum EventSource {
     Signals,
     Client(ConnectionId),
     ClientListener,
+    ViewServer(ViewKey),
     PublicClient(ConnectionId),
     PublicListener,
 }
@@ -109,6 +112,8 @@ impl Keeper {
         // Clients come before the listener, because a client that leaves makes room.
         self.clients.descriptors().for_each(|(id, fd)| add(EventSource::Client(id), fd));
         self.clients.listener().into_iter().for_each(|fd| add(EventSource::ClientListener, fd));
+        let servers = self.view_servers.descriptors();
+        sources.extend(servers.map(|(key, fd)| (EventSource::ViewServer(key), fd, Interest::Closed)));
         // Users who may only query the status come last.
         if let Some(public) = &self.public_clients {
             sources
@@ -154,6 +159,7 @@ impl Keeper {
                 let accepted = self.clients.accept(boot_time());
                 pause_if_exhausted(accepted)?;
             }
+            EventSource::ViewServer(key) => self.view_servers.remove(key),
             EventSource::PublicClient(id) => self.handle_public_client(id),
             EventSource::PublicListener => {
                 let accepted = self.public_clients.as_mut().map_or(Ok(()), |public| public.accept(boot_time()));

@@ -16,6 +16,7 @@ use super::privileges::{self, capabilities_for_ports, needed_capabilities};
 use super::public_clients::PublicClients;
 use super::reload::Configuration;
 use super::service::ServiceNotifier;
+use super::view_servers::ViewServers;
 use super::{KeeperSpec, KeeperStart, close_standard_error};
 use crate::config::Config;
 use crate::endpoints::{self, Endpoints};
@@ -137,6 +138,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
         clients,
         public_clients: Some(public_clients),
         leases,
+        view_servers: ViewServers::default(),
         endpoints,
         ports,
         dns,

@@ -18,6 +18,7 @@
 //!
 //! - `clients`: connections of the keeper's own user. `public_clients`: connections of users who may only query the
 //!   status.
+//! - `view_servers`: which processes keep the programs' views of files up to date.
 //! - `leases`: which launchers hold the tunnel, and which are expected back after a takeover.
 //! - `carrier`: the tunnel as [`crate::endpoints`] sees it.
 //! - `ports`: published ports, and ports of the host's loopback.
@@ -44,6 +45,7 @@ mod report;
 mod requests;
 mod service;
 mod system_calls;
+mod view_servers;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -11,7 +11,7 @@ use super::privileges::with_all_capabilities;
 use super::report;
 use crate::escape;
 use crate::failure::Failure;
-use crate::lease::{self, ClientRequest, KeeperEvent, Received, status};
+use crate::lease::{self, ClientRequest, KeeperEvent, Received, ViewKey, status};
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
 use crate::linux::user_namespace;
@@ -59,6 +59,8 @@ impl Keeper {
             ClientRequest::Join => self.join(id),
             ClientRequest::Started { program } => self.note_program(id, program),
             ClientRequest::Refused { count } => self.clients.set_refused_connections(id, count),
+            ClientRequest::View { key } => self.pass_to_view_server(id, key, descriptor),
+            ClientRequest::ViewServer { key } => self.add_view_server(id, key, descriptor),
             ClientRequest::Leave => self.disconnect(id, true),
             ClientRequest::Report => self.report(id),
             ClientRequest::Stand => self.stand(id),
@@ -167,6 +169,25 @@ impl Keeper {
         }
         self.clients.send(id, &KeeperEvent::Left, None);
         self.clients.close(id);
+    }
+
+    /// Passes the connection of a launcher on to the view server of a key.
+    fn pass_to_view_server(&mut self, id: ConnectionId, key: ViewKey, connection: Option<OwnedFd>) {
+        if let Some(connection) = connection.filter(|_| self.has_lease(id)) {
+            self.view_servers.pass_on(key, &connection);
+        }
+    }
+
+    /// Notes the view server that a launcher starts.
+    fn add_view_server(&mut self, id: ConnectionId, key: ViewKey, server: Option<OwnedFd>) {
+        let Some(server) = server.filter(|_| self.has_lease(id)) else { return };
+        if let Err(error) = self.view_servers.add(key, server) {
+            tracing::debug!(%error, "cannot use a view server");
+        }
+    }
+
+    fn has_lease(&mut self, id: ConnectionId) -> bool {
+        self.clients.get(id).is_some_and(|client| matches!(client.role, Role::Lease(_)))
     }
 
     /// Returns whether the tunnel is standing, has a lease, or expects a launcher back.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::messages::{ClientRequest, KeeperEvent, MAX_MESSAGE, read_answer, receive_event, send};
+use super::messages::{ClientRequest, KeeperEvent, MAX_MESSAGE, ViewKey, read_answer, receive_event, send};
 use super::unnamed::UnnamedTunnel;
 use crate::failure::{Doing, Failure};
 use crate::linux::local_socket;
@@ -247,6 +247,22 @@ impl Lease {
     /// Tells the keeper the number of connections to processes outside the tunnel that were refused until now.
     pub fn refused(&self, count: u64) {
         let _ = send(&self.socket, &ClientRequest::Refused { count }, None);
+    }
+
+    /// Has the keeper pass a connection on to the view server of a key. An older keeper closes it.
+    ///
+    /// # Errors
+    /// If the keeper has ended.
+    pub(crate) fn ask_for_view(&self, key: ViewKey, connection: BorrowedFd<'_>) -> io::Result<()> {
+        send(&self.socket, &ClientRequest::View { key }, Some(connection))
+    }
+
+    /// Tells the keeper of a new view server, by the keeper's end of its connection.
+    ///
+    /// # Errors
+    /// If the keeper has ended.
+    pub(crate) fn add_view_server(&self, key: ViewKey, connection: BorrowedFd<'_>) -> io::Result<()> {
+        send(&self.socket, &ClientRequest::ViewServer { key }, Some(connection))
     }
 
     /// Ends the lease, and waits until the tunnel is gone or stays up for others.

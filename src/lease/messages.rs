@@ -21,6 +21,12 @@ const MAX_REASON: usize = 4096;
 /// The most bytes of an answer: more than a machine full of peers.
 const MAX_ANSWER: usize = 64 << 20;
 
+/// The identity of all that a view of files is made from ([`crate::program`]).
+pub(crate) type ViewKey = [u8; 32];
+
+/// The message over a launcher's connection for a view if no view server of its key is known.
+pub(crate) const NO_VIEW_SERVER: u8 = 0;
+
 /// An event that the keeper sends to a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeeperEvent {
@@ -81,6 +87,17 @@ pub(crate) enum ClientRequest {
     Refused {
         /// The number until now.
         count: u64,
+    },
+    /// Pass the connection that comes with this on to the view server of a key. Answered over that connection only: by
+    /// the server, or with [`NO_VIEW_SERVER`].
+    View {
+        /// The identity of the view.
+        key: ViewKey,
+    },
+    /// Note the view server of a key. Its end of a connection to the keeper comes with this. Not answered.
+    ViewServer {
+        /// The identity of its views.
+        key: ViewKey,
     },
     /// End the lease. The client has killed the processes that its program left behind, or they are meant to stay.
     Leave,
@@ -191,6 +208,7 @@ mod tests {
             ClientRequest::Refused { count: u64::MAX },
             ClientRequest::Down { force: true },
             ClientRequest::HandOver,
+            ClientRequest::View { key: [255; 32] },
         ] {
             let message = serde_json::to_vec(&request).expect("JSON");
             assert_eq!(Received::decode(&message).expect("a request"), Received::Known(request));

@@ -19,5 +19,7 @@ mod unnamed;
 
 pub use client::{ANSWER_TIMEOUT, Lease, hand_over, not_up, reload, take_down, take_down_if};
 pub use messages::KeeperEvent;
-pub(crate) use messages::{ClientRequest, MAX_MESSAGE, Received, answer_file, receive_request, send};
+pub(crate) use messages::{
+    ClientRequest, MAX_MESSAGE, NO_VIEW_SERVER, Received, ViewKey, answer_file, receive_request, send,
+};
 pub use unnamed::UnnamedTunnel;

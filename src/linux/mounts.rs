@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags,
@@ -45,34 +45,6 @@ impl AsFd for MountNamespace {
 impl From<OwnedFd> for MountNamespace {
     fn from(descriptor: OwnedFd) -> Self {
         Self(descriptor)
-    }
-}
-
-/// The mount namespace and the root directory of a process, for its return.
-#[derive(Debug)]
-pub struct Whereabouts {
-    namespace: MountNamespace,
-    root: OwnedFd,
-}
-
-impl Whereabouts {
-    /// Opens those of the calling process.
-    ///
-    /// # Errors
-    /// Fails as open(2) does.
-    pub fn current() -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { namespace: MountNamespace::current()?, root: rustix::fs::open("/", flags, Mode::empty())? })
-    }
-
-    /// Returns there. The working directory is the root directory then.
-    ///
-    /// # Errors
-    /// Fails as [`MountNamespace::enter`] and chroot(2) do.
-    pub fn return_to(&self) -> io::Result<()> {
-        self.namespace.enter()?;
-        rustix::process::fchdir(&self.root)?;
-        Ok(rustix::process::chroot(".")?)
     }
 }
 

@@ -15,8 +15,8 @@ use super::child::Child;
 use super::guards::Guards;
 use super::helpers::Helpers;
 use super::notify::NotifyRelay;
-use super::shared_view::SharedView;
-use super::signal_probe::SignalProbe;
+use super::shared_view::{SharedView, ViewQuery};
+use super::signal_probe::{SignalProbe, is_main_process_of_service};
 use super::{Program, ProgramOutcome, privileges, supervise};
 use crate::failure::{Doing, FAILED, Failure};
 use crate::lease::Lease;
@@ -83,7 +83,9 @@ impl Drop for PendingProcess {
 ///
 /// # Errors
 /// Returns an error if the process, or one of the helpers and guards, cannot be started.
-pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'a>, Failure> {
+pub fn start<'a>(program: &'a Program, lease: &Lease, signals: &mut Signals) -> Result<Launch<'a>, Failure> {
+    // A service's view depends on no process outside of the service, and the views of others on none of its own.
+    let query = if is_main_process_of_service() { None } else { ViewQuery::send(program, lease) };
     process::become_subreaper().doing("become the parent of orphaned processes")?;
     let (failure, failure_writer) = pipe_with(PipeFlags::CLOEXEC).doing("create a pipe")?;
     let (stages_reader, stages) = local_socket::pair().doing("create a socket")?;
@@ -97,8 +99,7 @@ pub fn start<'a>(program: &'a Program, signals: &mut Signals) -> Result<Launch<'
     let mut guards = Guards::start(program)?;
     // A process that became vpn-exec by execve(2) may have other children, which are not the program's.
     let unrelated = process::children().doing("list the children of this process")?;
-    // A service's view depends on no process outside of the service, and the views of others on none of its own.
-    let shared = if signal_probe.is_none() { SharedView::find(program) } else { None };
+    let shared = query.and_then(|query| query.answer(lease));
     match process::fork().doing("create the program's process")? {
         Forked::Child => {
             drop((failure, stages, helpers));

@@ -41,21 +41,25 @@ pub(super) struct SignalProbe {
     reported: HashMap<i32, Instant>,
 }
 
+/// Returns whether the calling process is the main process of a service.
+pub(super) fn is_main_process_of_service() -> bool {
+    // Before version 248, systemd does not name the main process, which then is its child.
+    match std::env::var("SYSTEMD_EXEC_PID") {
+        Ok(pid) => pid.parse() == Ok(std::process::id()),
+        Err(_) => std::env::var_os("INVOCATION_ID").is_some() && nix::unistd::getppid().as_raw() == 1,
+    }
+}
+
 impl SignalProbe {
     /// Starts the probe if the calling process is the main process of a service. It watches for `signals`.
     ///
     /// # Errors
     /// Returns an error if the probe's process cannot be created.
     pub(super) fn start(signals: &mut Signals) -> io::Result<Option<Self>> {
-        let own = std::process::id();
-        // Before version 248, systemd does not name the main process, which then is its child.
-        let is_main = match std::env::var("SYSTEMD_EXEC_PID") {
-            Ok(pid) => pid.parse() == Ok(own),
-            Err(_) => std::env::var_os("INVOCATION_ID").is_some() && nix::unistd::getppid().as_raw() == 1,
-        };
-        if !is_main {
+        if !is_main_process_of_service() {
             return Ok(None);
         }
+        let own = std::process::id();
         let manager = nix::unistd::getppid().as_raw();
         let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
         let (reports, writer) = rustix::pipe::pipe_with(flags)?;

@@ -40,6 +40,7 @@ pub(super) const CALLS: &[libc::c_long] = &[
     libc::SYS_inotify_rm_watch,
     // Changing the copies.
     libc::SYS_mkdirat,
+    // Files to mount on. The process lacks the capability to make device nodes.
     libc::SYS_mknodat,
     libc::SYS_symlinkat,
     libc::SYS_unlinkat,

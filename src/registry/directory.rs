@@ -10,16 +10,16 @@ use rustix::fs::FlockOperation;
 
 use super::lookup_files::{HOSTS, NSSWITCH_CONF, read_host_file, write_mounted};
 use super::{
-    PLAN, PUBLIC_SOCKET, RESOLV_CONF, SOCKET, STATE, Scope, TunnelState, VIEW_SOCKET, base, path_of, read_json,
-    remove_file, temporary,
+    PLAN, PUBLIC_SOCKET, RESOLV_CONF, SOCKET, STATE, Scope, TunnelState, base, path_of, read_json, remove_file,
+    temporary,
 };
 use crate::failure::Failure;
 use crate::names::TunnelName;
 use crate::plan::{DnsPlan, Plan};
 
 /// The files in a tunnel's directory.
-const FILES: [&str; 10] =
-    [STATE, "state.new", PLAN, "plan.new", SOCKET, PUBLIC_SOCKET, VIEW_SOCKET, RESOLV_CONF, "hosts", "nsswitch.conf"];
+const FILES: [&str; 9] =
+    [STATE, "state.new", PLAN, "plan.new", SOCKET, PUBLIC_SOCKET, RESOLV_CONF, "hosts", "nsswitch.conf"];
 
 /// A claim on a tunnel's name: its locked directory.
 ///

@@ -7,8 +7,6 @@
 //!   own objects.
 //! - `plan`: the [`Plan`], which also reserves the addresses and the interface's name among the machine's tunnels.
 //! - `socket`, `public`: the sockets at which clients connect to the keeper ([`crate::lease`]).
-//! - `view`: the socket at which the launchers of programs get the view of files that these share
-//!   ([`crate::program`]).
 //! - `resolv.conf`: the file that programs inside see as `/etc/resolv.conf`. `hosts` and `nsswitch.conf` are the same
 //!   for services, whose mounts the service manager makes.
 //!
@@ -44,7 +42,6 @@ const STATE: &str = "state";
 const PLAN: &str = "plan";
 const SOCKET: &str = "socket";
 const PUBLIC_SOCKET: &str = "public";
-const VIEW_SOCKET: &str = "view";
 const RESOLV_CONF: &str = "resolv.conf";
 
 /// Returns the path of a tunnel's directory.
@@ -60,11 +57,6 @@ pub fn socket_of(name: &TunnelName) -> PathBuf {
 /// Returns the path of the keeper's socket for users who may only query the status.
 pub fn public_socket_of(name: &TunnelName) -> PathBuf {
     path_of(name).join(PUBLIC_SOCKET)
-}
-
-/// Returns the path of the socket at which launchers get the view of files that the programs of a tunnel share.
-pub fn view_socket_of(name: &TunnelName) -> PathBuf {
-    path_of(name).join(VIEW_SOCKET)
 }
 
 /// Returns the path of the file that the programs inside see as `/etc/resolv.conf`.

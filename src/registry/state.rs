@@ -27,9 +27,6 @@ pub struct TunnelState {
     pub standing: bool,
     /// The launchers that hold a lease.
     pub holders: Vec<Holder>,
-    /// Whether the keeper removes the socket of a [shared view](crate::program) with the tunnel. Older ones do not.
-    #[serde(default)]
-    pub shares_views: bool,
     /// The container whose network namespace the tunnel is in. None if the namespace is the tunnel's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,

@@ -46,12 +46,8 @@ impl Tunnel {
         self.device = Some(device);
         self.post_down_due = true;
         self.state = Some(state);
-        // The programs inside do without. A full disk is no reason to end them.
-        let updated = self.update_state(|state| {
-            state.keeper = std::process::id();
-            state.shares_views = true;
-        });
-        if let Err(failure) = updated {
+        // Only people read the keeper's process ID. A full disk is no reason to end the programs inside.
+        if let Err(failure) = self.update_state(|state| state.keeper = std::process::id()) {
             tracing::warn!("{failure}");
         }
         Ok(events)

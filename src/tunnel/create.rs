@@ -105,8 +105,7 @@ impl Tunnel {
     fn write_first_state(&mut self, standing: bool, holders: Vec<Holder>) -> Result<(), Failure> {
         let namespace = self.inner()?.namespace.id().doing("identify the namespace")?;
         let (mark, keeper, container) = (self.mark.clone(), std::process::id(), self.container.clone());
-        let (made, shares_views) = (None, true);
-        self.write_state(TunnelState { mark, namespace, keeper, made, standing, holders, shares_views, container })
+        self.write_state(TunnelState { mark, namespace, keeper, made: None, standing, holders, container })
     }
 
     fn name_namespace(&mut self) -> Result<(), Failure> {

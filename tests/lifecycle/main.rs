@@ -11,6 +11,7 @@ mod look_alikes;
 mod names;
 mod obstacles;
 mod protocol;
+mod reload;
 mod service;
 mod sharing;
 mod standing;

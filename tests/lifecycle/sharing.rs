@@ -1,12 +1,15 @@
-//! `/run/netns` is shared with ip-netns(8), with processes in the namespaces, and with other mount namespaces.
+//! `/run/netns` is shared with ip-netns(8), with processes in the namespaces, and with other mount namespaces; the CPUs
+//! with all of the machine.
 
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::Snapshot;
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use vpn_exec::linux::namespace::{self, NameLookup, NetworkNamespace};
 use vpn_exec::linux::netlink::Netlink;
@@ -181,6 +184,30 @@ fn a_private_key_of_two_tunnels_is_warned_about() {
         one.end()?;
         let said = errors(&run(vpn_exec("two", "exit 0"))?);
         ensure!(!said.contains("same private key"), "{said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_keeper_may_use_the_same_cpus_as_its_launcher() {
+    lab::world::test(|| {
+        prepare()?;
+        let allowed = |pid: i32| -> Result<String> {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status.lines().find(|line| line.starts_with("Cpus_allowed:"));
+            Ok(line.context("the kernel lists the CPUs")?.to_owned())
+        };
+        let own = allowed(std::process::id().cast_signed())?;
+        let running = start("all", "wait")?;
+        assert_eq!(allowed(running.keeper())?, own);
+        running.end()?;
+        // A user's choice (taskset(1)) holds for the keeper as well.
+        let mut one = CpuSet::new();
+        one.set(sched_getcpu()?)?;
+        sched_setaffinity(Pid::from_raw(0), &one)?;
+        let running = start("one", "wait")?;
+        assert_eq!(allowed(running.keeper())?, allowed(running.launcher())?);
+        running.end()?;
         Ok(())
     });
 }

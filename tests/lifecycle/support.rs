@@ -13,6 +13,7 @@ use lab::surroundings::Surroundings;
 use lab::{Launcher, Snapshot, agent};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use vpn_exec::lease::status::Status;
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::netlink::link::Link;
 use vpn_exec::registry::{self, TunnelState};
@@ -212,4 +213,48 @@ pub(crate) fn assert_none_soon(tasks: &[&str], when: impl std::fmt::Display) -> 
 /// Returns whether a path exists, even as a dangling link.
 pub(crate) fn is_there(path: impl AsRef<Path>) -> bool {
     fs::symlink_metadata(path).is_ok()
+}
+
+/// Returns a command line of vpn-exec with its output in pipes.
+pub(crate) fn command(arguments: &[&str]) -> Command {
+    let mut command = lab::vpn_exec(arguments);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+}
+
+/// Runs a command that must succeed, and returns its standard output.
+pub(crate) fn works(arguments: &[&str]) -> Result<String> {
+    let output = run(command(arguments))?;
+    ensure!(ended(output.status) == Ok(0), "{arguments:?}: {}", errors(&output));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Returns the command line that starts the standing tunnel.
+pub(crate) fn up() -> [&'static str; 6] {
+    ["up", CONFIG, "--backend", lab::backend(), "--name", "stays"]
+}
+
+/// Returns the command line that reads its file again.
+pub(crate) fn reload() -> [&'static str; 6] {
+    ["reload", CONFIG, "--backend", lab::backend(), "--name", "stays"]
+}
+
+/// Returns its status.
+pub(crate) fn status() -> Result<Status> {
+    Ok(serde_json::from_str(&works(&["status", "stays", "--json"])?)?)
+}
+
+/// Joins the standing tunnel by its name alone.
+pub(crate) fn joined(task: &str) -> Command {
+    with_task(Launcher::with_tunnel("stays"), task)
+}
+
+/// Returns the process ID of its keeper.
+pub(crate) fn keeper() -> Result<i32> {
+    Ok(registry::read(&"stays".parse()?)?.context("a tunnel that stays has a state")?.keeper.cast_signed())
+}
+
+/// Waits until something is so, at most [`PATIENCE`].
+pub(crate) fn wait_for(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    lab::wait_until(lab::patience(PATIENCE), what, is_so)
 }

@@ -13,7 +13,7 @@ use vpn_exec::linux::mounts;
 
 use crate::support::*;
 
-/// Returns the process IDs of the view servers: those that listen at the tunnel's socket for views, or once did.
+/// Returns the process IDs of the view servers: those with a watch of directories and an open mount namespace.
 fn servers() -> Result<Vec<i32>> {
     let is_server = |pid: &i32| {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
@@ -41,7 +41,6 @@ fn signal(pid: i32, signal: Signal) -> Result<()> {
 #[test]
 fn programs_share_one_view_server_that_may_only_mount_and_ends_with_the_tunnel() {
     test_with_file(|config| {
-        lab::tunnel::needs_root("programs of a user's own tunnel share no view")?;
         up(&config)?;
         ensure!(servers()?.is_empty(), "before the first program");
         let mut one = Shell::start(&config, &[])?;
@@ -68,24 +67,6 @@ fn programs_share_one_view_server_that_may_only_mount_and_ends_with_the_tunnel()
         ensure!(server()? == pid, "it waits for the next program");
         down()?;
         wait_until("the server has ended", || Ok(servers()?.is_empty()))
-    });
-}
-
-/// Any process of the user could stand in for the server, whose answers hide the host's sockets.
-#[test]
-fn programs_of_a_users_own_tunnel_share_no_view() {
-    test_with_file(|config| {
-        if !lab::tunnel::is_rootless() {
-            return Ok(());
-        }
-        up(&config)?;
-        let mut one = Shell::start(&config, &[])?;
-        let other = Shell::start(&config, &[])?;
-        ensure!(one.say("echo there")? == "there\n");
-        ensure!(servers()?.is_empty(), "there is a server");
-        one.end()?;
-        other.end()?;
-        down()
     });
 }
 
@@ -230,4 +211,67 @@ fn a_service_has_a_view_of_its_own() {
         Launcher::new(&config).program(["true"]).stdout()?;
         server().map(drop)
     });
+}
+
+/// The server has the limits of the launcher that has started it.
+#[test]
+fn a_program_with_other_limits_has_another_server() {
+    with_shared_view(|config| {
+        let first = Shell::start(&config, &[])?;
+        let line = Launcher::new(&config).program(["cat", "/etc/resolv.conf"]).line();
+        for (limit, count) in [("-f unlimited", 1), ("-f 1000000", 2)] {
+            let mut limited = Command::new("sh");
+            limited.args(["-c", &format!("ulimit {limit}; {line}")]);
+            ensure!(lab::launcher::stdout(limited)?.contains("nameserver 10.64.0.1"));
+            ensure!(servers()?.len() == count, "{limit}: {} view servers", servers()?.len());
+        }
+        first.end()
+    });
+}
+
+/// The successor of a keeper knows no server: its programs stay with it, and the next ones get another.
+#[test]
+fn programs_keep_their_view_server_when_their_keeper_is_killed() {
+    with_shared_view(|config| {
+        let mut before = Shell::start(&config, &[])?;
+        let pid = server()?;
+        let former = keeper()?;
+        signal(former, Signal::SIGKILL)?;
+        wait_until("a successor", || Ok(keeper().is_ok_and(|keeper| keeper != former)))?;
+        let mut after = Shell::start(&config, &[])?;
+        ensure!(servers()?.len() == 2 && servers()?.contains(&pid), "{:?}", servers()?);
+        fs::create_dir("/run/later")?;
+        for shell in [&mut before, &mut after] {
+            wait_until("a new entry", || Ok(shell.say("[ -d /run/later ] && echo there")? == "there\n"))?;
+        }
+        before.end()?;
+        wait_until("it ends with its last program", || Ok(!servers()?.contains(&pid)))?;
+        after.end()
+    });
+}
+
+/// A directory is renamed away and back while many programs watch it.
+#[test]
+fn a_directory_that_is_renamed_and_returns_is_still_followed() {
+    with_shared_view(|config| {
+        fs::create_dir_all("/run/systemd/resolve")?;
+        let mut shells = (0..4).map(|_| Shell::start(&config, &[])).collect::<Result<Vec<_>>>()?;
+        for _ in 0..50 {
+            fs::rename("/run/systemd", "/run/elsewhere")?;
+            fs::rename("/run/elsewhere", "/run/systemd")?;
+        }
+        fs::create_dir("/run/systemd/later")?;
+        for shell in &mut shells {
+            wait_until("a new entry", || Ok(shell.say("[ -d /run/systemd/later ] && echo there")? == "there\n"))?;
+        }
+        shells.into_iter().try_for_each(Shell::end)
+    });
+}
+
+/// Returns the process ID of the tunnel's keeper.
+fn keeper() -> Result<i32> {
+    let output = lab::launcher::stdout(lab::vpn_exec(["status", "nowhere", "--json"]))?;
+    let status: serde_json::Value = serde_json::from_str(&output)?;
+    let keeper = status["keeper"].as_i64().context("a keeper")?;
+    Ok(keeper.try_into()?)
 }

@@ -40,7 +40,15 @@ print(answer.decode() or "closed", flush=True)
 "#;
 
 /// The orders, and how a keeper refuses them.
-const ORDERS: [&str; 5] = [r#""Join""#, r#""Stand""#, r#""Reload""#, r#"{"Down":{"force":true}}"#, r#""HandOver""#];
+const ORDERS: [&str; 7] = [
+    r#""Join""#,
+    r#""Stand""#,
+    r#""Reload""#,
+    r#"{"Down":{"force":true}}"#,
+    r#""HandOver""#,
+    r#"{"View":{"key":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}}"#,
+    r#"{"ViewServer":{"key":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}}"#,
+];
 const REFUSAL: &str = "a program in the tunnel, or in another user namespace, may not request that";
 
 /// A way to the user's tunnels that is not hidden inside.

@@ -6,31 +6,25 @@
 
 mod directory;
 mod hidden_paths;
+mod watcher;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, inotify};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, FileType, Mode};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 pub use hidden_paths::HiddenPaths;
+pub use watcher::MirrorEvent;
 
 use super::mounts;
 use directory::{FileIdentity, MirroredDirectory, MirroredEntry, PATH, READ, device};
-
-/// The events that change a directory's list of entries.
-const ENTRY_CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
-    .union(inotify::WatchFlags::DELETE)
-    .union(inotify::WatchFlags::MOVED_FROM)
-    .union(inotify::WatchFlags::MOVED_TO)
-    .union(inotify::WatchFlags::ONLYDIR);
+use watcher::Watcher;
 
 /// Copies of directories in the calling process's mount namespace.
 #[derive(Debug)]
@@ -41,7 +35,7 @@ pub struct Mirror {
     /// The directories that are copied entry by entry, by their paths.
     directories: BTreeMap<PathBuf, MirroredDirectory>,
     /// Reports changes, also to other mirrors. None if the machine's limit of inotify instances was reached.
-    inotify: Option<Rc<OwnedFd>>,
+    watcher: Option<Rc<Watcher>>,
     /// The copied directories by their watches.
     watches: HashMap<i32, PathBuf>,
     /// The parents of guarded directories and the names of these, by the watches of the parents.
@@ -51,15 +45,6 @@ pub struct Mirror {
     /// Sockets and directories that are hidden or contain hidden entries. They stay hidden after the host renames them:
     /// a service still listens in a renamed directory.
     withheld: HashSet<FileIdentity>,
-}
-
-/// An event of inotify.
-#[derive(Debug)]
-pub enum MirrorEvent {
-    /// Events were lost.
-    Lost,
-    /// The entry of this name has changed in the directory with this watch.
-    Entry(i32, OsString),
 }
 
 /// The entries of a directory that may have changed.
@@ -86,22 +71,22 @@ impl Default for ChangedNames {
 impl Mirror {
     /// Creates a mirror without copies. Copies will lack the `hidden` paths and be built at the directory `staging`.
     pub fn new(hidden: HiddenPaths, staging: &Path) -> Self {
-        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
-        // At the machine's limit (fs.inotify.max_user_instances), the copies are not kept up to date.
-        let inotify = inotify.inspect_err(|error| tracing::debug!(%error, "cannot watch directories for changes")).ok();
-        Self::watching(hidden, staging, inotify.map(Rc::new))
+        // At the machine's limit of instances, the copies are not kept up to date.
+        let watcher =
+            Watcher::new().inspect_err(|error| tracing::debug!(%error, "cannot watch directories for changes"));
+        Self::watching(hidden, staging, watcher.ok().map(Rc::new))
     }
 
     /// Creates a mirror of the same originals, or of others, that gets its events together with this one: a machine has
     /// few inotify instances, and closing one takes 20 ms. [`Self::read_events`] of either returns those of both.
     pub fn beside(&self, hidden: HiddenPaths, staging: &Path) -> Self {
-        Self::watching(hidden, staging, self.inotify.clone())
+        Self::watching(hidden, staging, self.watcher.clone())
     }
 
-    fn watching(hidden: HiddenPaths, staging: &Path, inotify: Option<Rc<OwnedFd>>) -> Self {
+    fn watching(hidden: HiddenPaths, staging: &Path, watcher: Option<Rc<Watcher>>) -> Self {
         let staging = staging.to_owned();
         let (directories, watches, guarded, own, withheld) = Default::default();
-        Self { hidden, staging, directories, inotify, watches, guarded, own, withheld }
+        Self { hidden, staging, directories, watcher, watches, guarded, own, withheld }
     }
 
     /// Covers a directory with a copy that lacks the hidden entries, in it or below.
@@ -131,16 +116,16 @@ impl Mirror {
     /// When the directory is created again, or for the first time, an empty tmpfs covers it a moment later.
     pub fn guard(&mut self, directory: &Path) {
         let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else { return };
-        let Some(inotify) = &self.inotify else { return };
-        let watched = rustix::fs::openat(CWD, parent, PATH, Mode::empty()).and_then(|parent| {
-            let by_descriptor = format!("/proc/self/fd/{}", parent.as_raw_fd());
-            Ok((inotify::add_watch(inotify, by_descriptor, ENTRY_CHANGES)?, parent))
-        });
-        match watched {
-            Ok((watch, parent)) => {
-                let (_, names) = self.guarded.entry(watch).or_insert_with(|| (parent, HashSet::new()));
-                names.insert(name.to_owned());
-            }
+        let Some(watcher) = &self.watcher else { return };
+        let opened = rustix::fs::openat(CWD, parent, PATH, Mode::empty()).map_err(io::Error::from);
+        match opened.and_then(|parent| Ok((watcher.watch(&parent)?, parent))) {
+            Ok((watch, parent)) => match self.guarded.entry(watch) {
+                Entry::Occupied(mut others) => {
+                    watcher.release(watch);
+                    others.get_mut().1.insert(name.to_owned());
+                }
+                Entry::Vacant(first) => drop(first.insert((parent, HashSet::from([name.to_owned()])))),
+            },
             Err(error) => tracing::debug!(path = %directory.display(), %error, "cannot watch a directory for changes"),
         }
     }
@@ -159,14 +144,24 @@ impl Mirror {
 
     /// Returns the descriptor that is readable when [`Self::update`] has work. None if directories cannot be watched.
     pub fn changes(&self) -> Option<BorrowedFd<'_>> {
-        self.inotify.as_ref().map(|inotify| inotify.as_fd())
+        self.watcher.as_ref().map(|watcher| watcher.as_fd())
     }
 
     /// Returns all descriptors that the mirror needs.
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
         let of_directories = self.directories.values().flat_map(|it| [&it.source, &it.shown, &it.writable]);
         let of_parents = self.guarded.values().map(|(parent, _)| parent);
-        of_directories.chain(of_parents).chain(self.inotify.as_deref()).map(AsRawFd::as_raw_fd)
+        let of_watcher = self.watcher.iter().map(|watcher| watcher.as_fd().as_raw_fd());
+        of_directories.chain(of_parents).map(AsRawFd::as_raw_fd).chain(of_watcher)
+    }
+
+    /// Ends the watches of a mirror that is not needed any more. Others of the same inotify instance keep theirs. This
+    /// is not done when a mirror is dropped: a fork of this process may have the same instance.
+    pub fn unwatch(&mut self) {
+        if let Some(watcher) = self.watcher.take() {
+            let copied = self.directories.values().filter_map(|directory| directory.watch);
+            copied.chain(self.guarded.keys().copied()).for_each(|watch| watcher.release(watch));
+        }
     }
 
     /// Brings the copies up to date with the originals.
@@ -199,24 +194,7 @@ impl Mirror {
     /// # Errors
     /// Fails as read(2) does.
     pub fn read_events(&self) -> io::Result<Vec<MirrorEvent>> {
-        let mut read = Vec::new();
-        let Some(inotify) = &self.inotify else { return Ok(read) };
-        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
-        let mut events = inotify::Reader::new(inotify, &mut buffer);
-        loop {
-            match events.next() {
-                Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
-                    read.push(MirrorEvent::Lost);
-                }
-                Ok(event) => {
-                    let Some(name) = event.file_name() else { continue };
-                    read.push(MirrorEvent::Entry(event.wd(), OsString::from_vec(name.to_bytes().to_vec())));
-                }
-                Err(Errno::AGAIN) => return Ok(read),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.watcher.as_ref().map_or_else(|| Ok(Vec::new()), |watcher| watcher.read_events())
     }
 
     /// Returns what these events are about, as far as this mirror watches it.
@@ -247,10 +225,7 @@ impl Mirror {
     /// Copies a directory entry by entry, and watches it.
     fn copy(&mut self, path: &Path, source: OwnedFd, shown: OwnedFd, writable: OwnedFd) -> io::Result<()> {
         // The watch is added before the directory is read, so that no change is missed.
-        let watch = self.inotify.as_ref().and_then(|inotify| {
-            let by_descriptor = format!("/proc/self/fd/{}", source.as_raw_fd());
-            inotify::add_watch(inotify, by_descriptor, ENTRY_CHANGES).ok()
-        });
+        let watch = self.watcher.as_ref().and_then(|watcher| watcher.watch(&source).ok());
         self.watches.extend(watch.map(|watch| (watch, path.to_owned())));
         let directory = MirroredDirectory { source, shown, writable, entries: HashMap::new(), watch };
         self.directories.insert(path.to_owned(), directory);
@@ -356,10 +331,9 @@ impl Mirror {
             for name in std::mem::take(&mut copied.entries).into_keys() {
                 self.remove(&copied, &path.join(name));
             }
-            if let (Some(watch), Some(inotify)) = (copied.watch, &self.inotify) {
+            if let (Some(watch), Some(watcher)) = (copied.watch, &self.watcher) {
                 self.watches.remove(&watch);
-                // The kernel has usually removed the watch with the directory.
-                let _ = inotify::remove_watch(inotify, watch);
+                watcher.release(watch);
             }
         }
         directory.remove(path.file_name().unwrap_or_default());

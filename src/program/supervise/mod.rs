@@ -72,6 +72,7 @@ pub(super) fn supervise(
         notices: Notices::new(program.awaits_handshake),
         killed_instance: None,
     };
+    supervision.drop_unused_view();
     supervision.watch(&mut signals).doing("watch the program")?;
     let was_killed = supervision.outcome == Some(ProgramOutcome::Signaled(Signal::SIGKILL as i32));
     if was_killed {
@@ -253,6 +254,11 @@ impl Supervision<'_> {
         if let Some(message) = self.companions.guards.describe_end(pid, status) {
             tracing::warn!("{message}");
         }
+    }
+
+    /// Closes the connection to the view server if the program has got a view of its own instead.
+    fn drop_unused_view(&mut self) {
+        self.companions.view_server.take_if(|server| shared_view::has_ended(server));
     }
 
     /// Tells the user if the view server has ended. It sends nothing more once the program runs.
