@@ -32,6 +32,11 @@ pub(crate) fn fail(call: Call, errno: Errno, times: usize) {
     FORCED.with_borrow_mut(|forced| forced.push((call, errno, times)));
 }
 
+/// Returns how many more times a call fails.
+pub(crate) fn left(call: Call) -> usize {
+    FORCED.with_borrow(|forced| forced.iter().filter(|(of, ..)| *of == call).map(|(.., times)| times).sum())
+}
+
 /// Fails if a test has chosen this call.
 pub(crate) fn check(call: Call) -> Result<(), Errno> {
     FORCED.with_borrow_mut(|forced| {

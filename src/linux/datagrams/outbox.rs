@@ -36,6 +36,23 @@ impl Train {
     }
 }
 
+/// The number of datagrams that go singly after a train of them was refused. Then a train is tried again, because the
+/// route may have changed.
+pub(super) const SINGLE_AFTER_REFUSAL: usize = 4_096;
+
+/// The most endpoints whose refusals are remembered.
+const MAX_REFUSALS: usize = 8;
+
+/// A refusal of trains that is due to the path to an endpoint.
+#[derive(Clone, Copy, Debug)]
+struct Refusal {
+    endpoint: SocketAddr,
+    /// The least size of a datagram whose trains were refused.
+    size: usize,
+    /// The number of datagrams until the next try.
+    left: usize,
+}
+
 /// Datagrams that wait to be sent together.
 #[derive(Debug)]
 pub struct Outbox {
@@ -46,6 +63,7 @@ pub struct Outbox {
     segments: bool,
     /// Whether several messages may go in one call. Without it, each takes one.
     many: bool,
+    refusals: Vec<Refusal>,
 }
 
 /// What became of the datagrams of an [`Outbox`].
@@ -62,13 +80,13 @@ impl Outbox {
     /// sendmmsg(2).
     pub fn new(capacity: usize, segments: bool, many: bool) -> Self {
         let buffer = vec![0; capacity].into_boxed_slice();
-        Self { buffer, used: 0, trains: Vec::with_capacity(MAX_TRAINS), segments, many }
+        Self { buffer, used: 0, trains: Vec::with_capacity(MAX_TRAINS), segments, many, refusals: Vec::new() }
     }
 
     /// Returns whether there is room for a number of datagrams of a length.
     pub fn has_room(&self, count: usize, length: usize) -> bool {
         // Each may begin a train in the worst case, without `UDP_SEGMENT`.
-        let trains = if self.segments { count.div_ceil(MAX_IN_TRAIN) + 1 } else { count };
+        let trains = if self.segments && self.refusals.is_empty() { count.div_ceil(MAX_IN_TRAIN) + 1 } else { count };
         self.is_empty() && count * length <= self.buffer.len()
             || self.trains.len() + trains <= MAX_TRAINS && self.used + count * length <= self.buffer.len()
     }
@@ -93,8 +111,10 @@ impl Outbox {
     pub fn push(&mut self, endpoint: SocketAddr, ecn: Ecn, length: usize) {
         let (start, end) = (self.used, (self.used + length).min(self.buffer.len()));
         self.used = end;
+        let is_refused = self.is_refused(endpoint, length);
         if let Some(last) = self.trains.last_mut()
             && self.segments
+            && !is_refused
             && last.endpoint == endpoint
             && last.ecn == ecn
             && (last.end - last.start) % last.size == 0
@@ -108,9 +128,31 @@ impl Outbox {
         self.trains.push(Train { endpoint, ecn, start, end, size: length.max(1) });
     }
 
+    /// Returns whether trains of such a datagram were refused a short time ago, and counts the datagram.
+    fn is_refused(&mut self, endpoint: SocketAddr, length: usize) -> bool {
+        let is_meant = |refusal: &Refusal| refusal.endpoint == endpoint && length >= refusal.size;
+        let Some(index) = self.refusals.iter().position(is_meant) else { return false };
+        let refusal = &mut self.refusals[index];
+        refusal.left -= 1;
+        if refusal.left == 0 {
+            self.refusals.swap_remove(index);
+        }
+        true
+    }
+
+    /// Notes that trains of a size were refused.
+    fn refuse(&mut self, Train { endpoint, size, .. }: Train) {
+        let former = self.refusals.iter().position(|refusal| refusal.endpoint == endpoint);
+        let size = former.map_or(size, |index| self.refusals.remove(index).size.min(size));
+        if self.refusals.len() == MAX_REFUSALS {
+            self.refusals.remove(0);
+        }
+        self.refusals.push(Refusal { endpoint, size, left: SINGLE_AFTER_REFUSAL });
+    }
+
     /// Sends everything, by the socket of each endpoint's address family, and returns what was not sent. A message of
-    /// several datagrams that is refused is sent as single ones, and no more such messages are made if the kernel does
-    /// not know them.
+    /// several datagrams that is refused is sent as single ones. No more such messages are made if the interface cannot
+    /// send them, and for some time none to an endpoint whose path does not take them.
     pub fn flush<'a>(&mut self, socket_of: impl Fn(&SocketAddr) -> Option<BorrowedFd<'a>>) -> Unsent {
         let (mut unsent, mut done) = (Unsent::default(), 0);
         while done < self.trains.len() {
@@ -152,6 +194,8 @@ impl Outbox {
         let is_too_much = train.count() > 1 && matches!(errno, Errno::IO | Errno::INVAL | Errno::MSGSIZE);
         if train.count() > 1 && errno == Errno::IO {
             self.segments = false;
+        } else if is_too_much {
+            self.refuse(*train);
         }
         let socket = socket_of(&train.endpoint).filter(|_| is_too_much);
         let single = |start: usize| Train { start, end: (start + train.size).min(train.end), ..*train };

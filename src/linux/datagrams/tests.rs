@@ -1,6 +1,7 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use super::forced::{self, Call};
+use super::outbox::SINGLE_AFTER_REFUSAL;
 use super::*;
 
 fn sockets(address: &str) -> Option<(UdpSocket, UdpSocket)> {
@@ -87,6 +88,38 @@ fn a_refused_level_falls_away() {
             if call != Call::ReceiveMany {
                 assert_eq!(outbox.levels(), (errno != Errno::IO, errno != Errno::NOSYS), "{call:?} {errno}");
             }
+        };
+        std::thread::spawn(case).join().expect("no failure");
+    }
+}
+
+/// A path that does not take trains of a length is not asked at each flush, and asked again later. Another endpoint's
+/// trains, and shorter datagrams, go on.
+#[test]
+fn a_refusal_by_the_path_is_remembered_for_some_time() {
+    for errno in [Errno::INVAL, Errno::MSGSIZE] {
+        let case = move || {
+            let (from, to) = sockets("127.0.0.1:0").expect("sockets");
+            let other = sockets("127.0.0.1:0").expect("sockets").1;
+            let mut outbox = Outbox::new(64 << 10, true, true);
+            let mut send = |to: &UdpSocket, length: usize, rounds: usize| {
+                for _ in 0..rounds {
+                    for _ in 0..32 {
+                        outbox.room(length).expect("room").fill(7);
+                        outbox.push(to.local_addr().expect("an address"), Ecn::NOT_CAPABLE, length);
+                    }
+                    assert_eq!(outbox.flush(|_| Some(from.as_fd())), Unsent::default());
+                }
+                100 - forced::left(Call::SendTrain)
+            };
+            forced::fail(Call::SendTrain, errno, 100);
+            let rounds = SINGLE_AFTER_REFUSAL / 32;
+            assert_eq!(send(&to, 1_000, rounds), 1, "{errno}: it is remembered");
+            assert_eq!(send(&other, 1_000, 1), 2, "{errno}: of one endpoint");
+            assert_eq!(send(&to, 1_000, 1), 2, "{errno}: as many datagrams have been single");
+            assert_eq!(send(&to, 1_000, rounds), 3, "{errno}: it is tried again");
+            assert_eq!(send(&to, 999, 2), 4, "{errno}: of shorter ones");
+            assert_eq!(send(&to, 1_000, 2), 4, "{errno}: longer ones are refused as well");
         };
         std::thread::spawn(case).join().expect("no failure");
     }
