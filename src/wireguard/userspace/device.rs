@@ -55,6 +55,8 @@ pub struct Dropped {
     pub not_authentic: u64,
     /// Handshake messages without a cookie, under load. Some are answered with one.
     pub cookie_demanded: u64,
+    /// Handshake messages with a cookie, under load, beyond the rate of their address.
+    pub too_frequent: u64,
     /// Packets of a peer that met congestion, and whose transport learns of it by their loss (RFC 6040 section 4.2).
     pub congested: u64,
     /// Datagrams that the network refused or had no room for.
@@ -370,6 +372,10 @@ impl Core {
                     sink.send(from, &reply);
                 }
                 // It is counted already.
+                Err(DatagramVerdict::Accepted)
+            }
+            MacVerdict::TooFrequent => {
+                self.dropped.too_frequent += 1;
                 Err(DatagramVerdict::Accepted)
             }
         }

@@ -13,6 +13,7 @@ use chacha20poly1305::aead::AeadInPlace;
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 
 use super::message::{COOKIE_REPLY, kind};
+use super::rate::RateLimiter;
 use super::resolver::fill_random;
 use crate::keys::PublicKey;
 
@@ -99,6 +100,8 @@ pub(in crate::wireguard::userspace) enum MacVerdict {
     /// The device is under load, and the sender has to show a cookie: this reply has one. There is none if the sender's
     /// group of addresses got one in the current second.
     CookieDemanded(Option<[u8; COOKIE_REPLY]>),
+    /// The device is under load, and the sender has shown a cookie more often than an address may.
+    TooFrequent,
 }
 
 /// Checks the MACs of the messages to this device.
@@ -116,6 +119,8 @@ pub(in crate::wireguard::userspace) struct MacChecker {
     answered: [u64; GROUPS / 64],
     /// Assigns addresses to groups. A sender cannot find out which addresses share its group.
     groups: RandomState,
+    /// What the senders with a cookie may still send.
+    rates: RateLimiter,
 }
 
 impl MacChecker {
@@ -136,6 +141,7 @@ impl MacChecker {
             limit,
             answered: [0; GROUPS / 64],
             groups: RandomState::new(),
+            rates: RateLimiter::default(),
         })
     }
 
@@ -174,7 +180,7 @@ impl MacChecker {
         }
         let cookie = self.cookie_of(from, now);
         if has_cookie && is_mac(&cookie, &[text, &macs[..MAC]], &macs[MAC..]) {
-            return MacVerdict::Valid;
+            return if self.rates.allows(from.ip(), now) { MacVerdict::Valid } else { MacVerdict::TooFrequent };
         }
         if is_answered {
             return MacVerdict::CookieDemanded(None);

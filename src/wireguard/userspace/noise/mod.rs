@@ -5,12 +5,14 @@
 //!
 //! - `message`: the layout of messages.
 //! - `handshake`: both ends of a handshake. `resolver`: the primitives for it.
-//! - `cookie`: the MACs of handshake messages, and what a device under load demands.
+//! - `cookie`: the MACs of handshake messages, and what a device under load demands. `rate`: how many handshakes an
+//!   address may begin then.
 //! - `session`, `replay`: the keys of a session, its counters, and the window of what was received.
 
 mod cookie;
 mod handshake;
 mod message;
+mod rate;
 mod replay;
 mod resolver;
 mod session;

@@ -231,6 +231,14 @@ fn under_load_a_cookie_is_demanded_and_accepted() {
     server.receive(&sent[0].2, address(CLIENT));
     settle(&mut [&mut client, &mut server]);
     assert_eq!(server.take_delivered(), [outbound()]);
+
+    // One address cannot have the device do the work of a handshake again and again.
+    let before = server.core.dropped();
+    for _ in 0..10 {
+        server.receive(&sent[0].2, address(CLIENT));
+    }
+    let after = server.core.dropped();
+    assert_eq!((after.not_authentic - before.not_authentic, after.too_frequent), (4, 6), "replays, beyond the burst");
 }
 
 #[test]
