@@ -58,7 +58,11 @@ pub(crate) fn recover(name: &TunnelName, lost: &Lease) -> Result<Lease, Failure>
 /// Starts a keeper that takes over the remains in a claimed directory.
 fn start_successor(directory: TunnelDirectory, lost: &Lease) -> io::Result<Lease> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "its state is gone");
-    let state = directory.state()?.ok_or_else(gone)?;
+    let Some(state) = directory.state()? else {
+        // The tunnel was taken down meanwhile, and the claim has created its directory again.
+        let _ = directory.release();
+        return Err(gone());
+    };
     let handover = lost.handover().ok_or_else(gone)?.try_clone_to_owned()?;
     let config = Handover::open(handover.as_fd())?.config().map_err(io::Error::other)?;
     let (plan, namespace) = match Scope::current() {

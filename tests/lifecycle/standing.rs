@@ -352,8 +352,8 @@ fn a_client_between_a_killed_keeper_and_its_successor_waits() {
             let running = started(joined("wait"), "stays")?;
             send(keeper()?, Signal::SIGKILL)?;
             works(&["down", "stays", "--force"])?;
-            output_of(running.child)?;
-            ensure!(!lab::tunnel::exists("stays")?, "it is taken down");
+            let output = output_of(running.child)?;
+            ensure!(!lab::tunnel::exists("stays")?, "it is taken down: {}", errors(&output));
         }
         Ok(())
     });

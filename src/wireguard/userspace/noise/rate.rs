@@ -1,4 +1,4 @@
-//! The rate of the handshakes of an address under load, as in the kernel's WireGuard (drivers/net/wireguard/ratelimiter.c).
+//! The rate of the handshakes of an address under load, as in the kernel (drivers/net/wireguard/ratelimiter.c).
 //! A cookie shows that a sender receives what is sent to its address. It does not limit the sender's handshakes.
 
 use std::collections::HashMap;
