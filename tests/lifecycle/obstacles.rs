@@ -185,3 +185,32 @@ fn a_limit_of_open_files_is_reported_however_low() {
         Ok(())
     });
 }
+
+/// A filter of system calls, as services have by `SystemCallFilter=~@resources`, that kills who chooses CPUs.
+const WITHOUT_CHOICE_OF_CPUS: &str = "
+import ctypes, os, platform, struct, sys
+call = {'x86_64': 203, 'aarch64': 122}[platform.machine()]
+rules = [(0x20, 0, 0, 0), (0x15, 0, 1, call), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7fff0000)]
+text = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *rule) for rule in rules))
+program = ctypes.create_string_buffer(struct.pack('HP', len(rules), ctypes.addressof(text)))
+if ctypes.CDLL(None).prctl(22, 2, program, 0, 0):
+    sys.exit('cannot install the filter')
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+#[test]
+fn a_filter_of_system_calls_that_forbids_to_choose_cpus_is_respected() {
+    lab::world::test(|| {
+        prepare()?;
+        let launch = vpn_exec("filtered", "exit 7");
+        let mut filtered = Command::new("/usr/bin/python3");
+        filtered.args(["-c", WITHOUT_CHOICE_OF_CPUS]).arg(launch.get_program()).args(launch.get_args());
+        for (name, value) in launch.get_envs() {
+            filtered.env(name, value.unwrap_or_default());
+        }
+        filtered.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = run(filtered)?;
+        assert_eq!(ended(output.status), Ok(7), "{}", errors(&output));
+        Ok(())
+    });
+}

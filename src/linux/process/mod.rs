@@ -13,6 +13,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, SysconfVar, sysconf};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::{SecureComputingMode, secure_computing_mode};
 
 pub use descriptors::{
     clear_close_on_exec, close_all_except, close_range, is_open, redirect_to_null, set_close_on_exec_from,
@@ -65,8 +66,12 @@ pub fn fork_aside() -> io::Result<Forked> {
 }
 
 /// Moves a child to another CPU than the calling process's, once. Does nothing if the caller may not use all CPUs: its
-/// choice of them could not be told from that of its control group, which the child is to follow later on.
+/// choice of them could not be told from that of its control group, which the child is to follow later on. Nor under a
+/// filter of system calls, as a service's often kills a caller of sched_setaffinity(2) (`SystemCallFilter=~@resources`).
 fn move_aside(child: Pid) -> nix::Result<()> {
+    if secure_computing_mode() != Ok(SecureComputingMode::Disabled) {
+        return Ok(());
+    }
     let here = sched_getcpu()?;
     let mut others = sched_getaffinity(Pid::from_raw(0))?;
     let allowed = (0..CpuSet::count()).filter(|cpu| others.is_set(*cpu) == Ok(true)).count();
