@@ -67,7 +67,7 @@ pub fn fork_aside() -> io::Result<Forked> {
 
 /// Moves a child to another CPU than the calling process's, once. Does nothing if the caller may not use all CPUs: its
 /// choice of them could not be told from that of its control group, which the child is to follow later on. Nor under a
-/// filter of system calls, as a service's often kills a caller of sched_setaffinity(2) (`SystemCallFilter=~@resources`).
+/// filter of system calls: a service's often kills a caller of sched_setaffinity(2) (`SystemCallFilter=~@resources`).
 fn move_aside(child: Pid) -> nix::Result<()> {
     if secure_computing_mode() != Ok(SecureComputingMode::Disabled) {
         return Ok(());
