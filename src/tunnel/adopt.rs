@@ -46,7 +46,7 @@ impl Tunnel {
         self.device = Some(device);
         self.post_down_due = true;
         self.state = Some(state);
-        // Only people read the keeper's process ID. A full disk is no reason to end the programs inside.
+        // Only people read the keeper's process ID. A full disk must not end the programs inside.
         if let Err(failure) = self.update_state(|state| state.keeper = std::process::id()) {
             tracing::warn!("{failure}");
         }

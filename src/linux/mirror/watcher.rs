@@ -18,7 +18,8 @@ const ENTRY_CHANGES: inotify::WatchFlags = inotify::WatchFlags::CREATE
     .union(inotify::WatchFlags::MOVED_TO)
     .union(inotify::WatchFlags::ONLYDIR);
 
-/// An inotify instance. A directory has one watch in it, whoever asks for it: it is removed when all have released it.
+/// An inotify instance. All who watch a directory share one watch, which is removed when the last one has
+/// released it.
 #[derive(Debug)]
 pub(super) struct Watcher {
     inotify: OwnedFd,

@@ -75,7 +75,7 @@ impl ViewQuery {
         sent().inspect_err(|error| tracing::debug!(%error, "cannot ask for the view of the tunnel's programs")).ok()
     }
 
-    /// Waits for the answer. If there is no view server yet, prepares one, and tells the keeper of it. Returns none if
+    /// Waits for the answer. Without a view server, prepares one, and tells the keeper of it. Returns none if
     /// the program must have a view of its own.
     pub(super) fn answer(self, lease: &Lease) -> Option<SharedView> {
         self.try_answer(lease).unwrap_or_else(|error| {
@@ -138,7 +138,7 @@ fn start_server(new: NewServer, program: &Program, starter: &Starter<'_>) -> io:
 
 /// Returns whether the server at the other end of a connection has ended, or the program has a view of its own.
 pub(super) fn has_ended(connection: &OwnedFd) -> bool {
-    // A late answer to a program that has not waited for it is no end.
+    // A late answer, for which the program did not wait, does not mean that the server has ended.
     let closed = wait_for_each(&[(connection.as_fd(), Interest::Closed)], Some(Duration::ZERO));
     closed.is_ok_and(|closed| closed == [true])
 }
