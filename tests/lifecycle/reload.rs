@@ -12,8 +12,8 @@ use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::registry;
 
 use crate::support::{
-    CONFIG, CONFIG_TEXT, assert_refused, assert_unchanged, command, doing, ended, errors, joined, keeper, prepare,
-    reload, run, send, started, status, up, vpn_exec, wait_for, works, write_config,
+    CONFIG, CONFIG_TEXT, assert_refused, assert_unchanged, command, doing, ended, errors, joined, keeper,
+    kill_keeper_of_stopped, prepare, reload, run, send, started, status, up, vpn_exec, wait_for, works, write_config,
 };
 
 #[test]
@@ -202,9 +202,7 @@ fn a_keeper_that_was_killed_during_a_reload_gets_a_successor() {
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
         // The state is ahead of the tunnel, as if the keeper was killed in between.
-        send(running.launcher(), Signal::SIGSTOP)?;
-        send(keeper()?, Signal::SIGKILL)?;
-        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        kill_keeper_of_stopped(&running)?;
         let plan = &registry::path_of(&"stays".parse()?).join("plan");
         let text = fs::read_to_string(plan)?;
         fs::write(plan, text.replace("10.64.0.2/32", "10.64.0.7/32").replace("0.0.0.0/0", "10.0.0.0/8"))?;

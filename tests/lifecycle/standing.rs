@@ -13,7 +13,8 @@ use vpn_exec::registry;
 
 use crate::support::{
     CONFIG, CONFIG_TEXT, PATIENCE, assert_none_soon, assert_refused, assert_unchanged, command, doing, ended, errors,
-    joined, keeper, output_of, prepare, reload, run, send, started, status, up, wait_for, works, write_config,
+    joined, keeper, kill_keeper_of_stopped, output_of, prepare, reload, run, send, started, status, up, wait_for,
+    works, write_config,
 };
 
 /// The time to wait for a keeper whose queue of connections is full.
@@ -145,10 +146,7 @@ fn a_tunnel_that_was_tampered_with_is_not_taken_over() {
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
-        // A running launcher would take over at once.
-        send(running.launcher(), Signal::SIGSTOP)?;
-        send(keeper()?, Signal::SIGKILL)?;
-        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        kill_keeper_of_stopped(&running)?;
         let there = lab::tunnel::namespace("stays")?;
         there.run(|| {
             let mut netlink = Netlink::open()?;
@@ -332,10 +330,7 @@ fn a_client_between_a_killed_keeper_and_its_successor_waits() {
         prepare()?;
         works(&up())?;
         let running = started(joined("wait"), "stays")?;
-        // A running launcher would take over at once.
-        send(running.launcher(), Signal::SIGSTOP)?;
-        send(keeper()?, Signal::SIGKILL)?;
-        wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))?;
+        kill_keeper_of_stopped(&running)?;
         let second = joined("exit 7").spawn()?;
         let third = command(&reload()).spawn()?;
         std::thread::sleep(Duration::from_millis(300));

@@ -13,7 +13,7 @@ use lab::surroundings::Surroundings;
 use lab::{Launcher, Snapshot, agent};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vpn_exec::lease::status::Status;
+use vpn_exec::lease::status::{Condition, Status};
 use vpn_exec::linux::netlink::Netlink;
 use vpn_exec::linux::netlink::link::Link;
 use vpn_exec::registry::{self, TunnelState};
@@ -257,4 +257,11 @@ pub(crate) fn keeper() -> Result<i32> {
 /// Waits until something is so, at most [`PATIENCE`].
 pub(crate) fn wait_for(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     lab::wait_until(lab::patience(PATIENCE), what, is_so)
+}
+
+/// Stops a launcher, which would take over at once, and kills the keeper of `stays`. Waits until the tunnel has failed.
+pub(crate) fn kill_keeper_of_stopped(running: &Running) -> Result<()> {
+    send(running.launcher(), Signal::SIGSTOP)?;
+    send(keeper()?, Signal::SIGKILL)?;
+    wait_for("a killed keeper is not told", || Ok(status()?.state == Condition::Failed))
 }
