@@ -246,6 +246,13 @@ pub struct Local {
     pub host_ports: Vec<HostPort>,
 }
 
+impl Local {
+    /// Returns whether networks are reached through the host, if it is attached to any.
+    pub fn has_networks(&self) -> bool {
+        self.lan || !self.networks.is_empty()
+    }
+}
+
 /// The identity and privileges of the program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramOptions {

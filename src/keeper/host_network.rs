@@ -11,8 +11,7 @@ use crate::linux::netlink::monitor::Monitor;
 use crate::plan::{self, Plan};
 use crate::tunnel::Tunnel;
 
-/// The delay between a change of the host's network and the keeper's reaction. One change arrives as many messages, and
-/// the start of any tunnel is a change for all others.
+/// The delay between a change of the host's network and the keeper's reaction. One change arrives as many messages.
 const SETTLE_DELAY: Duration = Duration::from_millis(250);
 
 /// The shortest sleep of the machine after which the keeper searches for the peers again.
@@ -31,11 +30,21 @@ pub(super) struct HostNetwork {
 
 impl HostNetwork {
     /// Starts to watch.
-    pub(super) fn watch(tunnel: &mut Tunnel) -> io::Result<Self> {
+    pub(super) fn watch(tunnel: &mut Tunnel, config: &Config) -> io::Result<Self> {
         let network = Monitor::of_network()?;
         let mut watched = Self { network, rules: None, settle_at: None, slept: time_slept() };
+        watched.watch_links(tunnel, config);
         watched.watch_rules(tunnel);
         Ok(watched)
+    }
+
+    /// Starts to watch the links of other tunnels if the tunnel is to have local networks: these may contain the links.
+    /// Otherwise stops to watch them, because the start of a tunnel would wake all keepers.
+    pub(super) fn watch_links(&self, tunnel: &Tunnel, config: &Config) {
+        let ignored = (!config.local.has_networks()).then(|| plan::links_of_others(tunnel.plan().veth.as_ref()));
+        if let Err(error) = self.network.ignore(ignored) {
+            tracing::warn!("cannot choose the changes of the host's network to watch: {error}");
+        }
     }
 
     /// Starts or stops to watch the host's firewall rules, depending on whether the tunnel has local networks.
@@ -106,8 +115,7 @@ pub(super) fn update_local_networks(
     pass_plan: impl FnMut(&Plan) -> Result<(), Failure>,
 ) {
     // A container reaches local networks by its own interfaces.
-    let has_none = config.local.networks.is_empty() && !config.local.lan;
-    if has_none || tunnel.container().is_some() {
+    if !config.local.has_networks() || tunnel.container().is_some() {
         return;
     }
     if let Err(failure) = try_update(tunnel, config, pass_plan) {

@@ -120,7 +120,7 @@ fn set_up(spec: KeeperSpec, mut clients: KeeperClients, runtime: Runtime) -> Res
     if runtime.foreground {
         tunnel.update_state(|state| state.standing = true)?;
     }
-    let host_network = HostNetwork::watch(&mut tunnel).doing("watch the host's network")?;
+    let host_network = HostNetwork::watch(&mut tunnel, &config).doing("watch the host's network")?;
     let container = ContainerWatch::open(tunnel.container()).doing("watch the container")?;
     let container_addresses = ContainerAddresses::follow(&mut tunnel).doing("watch the container's network")?;
     let timer = Timer::new().doing("create a timer")?;

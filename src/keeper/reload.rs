@@ -67,6 +67,10 @@ impl Keeper {
         }
         let differences = config::difference(&current.config, &config);
         let former = device_config(&current.config, self.endpoints.mtu)?;
+        if config.local.has_networks() {
+            // A link that appears after the facts are read is reported.
+            self.host_network.watch_links(&self.tunnel, &config);
+        }
         let mut plan = self.tunnel.plan_again(&config)?;
         plan.keep_link(self.tunnel.plan());
         let device = device_config(&config, plan.wireguard.mtu)?;
@@ -95,6 +99,7 @@ impl Keeper {
         let configuration = &mut self.configuration;
         (configuration.config, configuration.handover) = (config, sealed);
         self.endpoints.configure(&configuration.config);
+        self.host_network.watch_links(&self.tunnel, &self.configuration.config);
         self.host_network.watch_rules(&mut self.tunnel);
         if let Some(mtu) = change.mtu {
             self.endpoints.mtu = mtu;

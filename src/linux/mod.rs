@@ -2,6 +2,7 @@
 //! filters. They know nothing of VPNs and decide nothing.
 
 pub mod background_close;
+mod bpf;
 pub mod capabilities;
 pub mod children;
 pub mod clock;

@@ -9,6 +9,7 @@
 //! - `mtu`: the interface's MTU.
 //! - `interface_names`: the names of the interfaces.
 //! - `veth_addresses`: the addresses of the veth pair, which links the namespace to the host.
+//! - `host_index`: the index of the veth pair's end on the host.
 //! - `local_networks`: networks that the program reaches through the host.
 //! - `firewall`: the packet rules.
 //! - `gateway`: the packet rules at the other end of a rootless tunnel's link.
@@ -34,6 +35,7 @@ mod firewall;
 mod gateway;
 mod hidden_paths;
 mod hooks;
+mod host_index;
 pub mod host_sockets;
 mod interface_names;
 mod local_networks;
@@ -62,6 +64,7 @@ pub use firewall::{FirewallPlan, ForwardingInterface, NAME_PORTS, RULES_TABLE};
 pub use gateway::RELAY_ADDRESSES;
 pub use hidden_paths::hidden_paths;
 pub use hooks::HookPlan;
+pub use host_index::links_of_others;
 pub use host_sockets::SocketsPlan;
 pub use local_networks::LocalNetworksPlan;
 pub use mtu::wireguard_mtu;

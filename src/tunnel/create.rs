@@ -132,9 +132,17 @@ impl Tunnel {
         let (outer, inner) = (&veth.host_interface, &veth.inner_interface);
         let mark = self.mark.clone();
         let namespace = self.inner()?.namespace.try_clone().doing("use the namespace")?;
-        let add = NetlinkRequest::add_veth(outer, inner, TargetNamespace::Other(namespace.as_fd()));
-        self.outside().execute_one(add).doing(CONNECTING)?;
-        let index = self.outside().link_index(outer).doing(format!("find {outer}"))?;
+        let add = |index| {
+            NetlinkRequest::add_veth_with_index((outer, index), inner, TargetNamespace::Other(namespace.as_fd()))
+        };
+        let index = match self.outside().execute_one(add(veth.host_index())) {
+            // The index belongs to another interface, or the name does.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                self.outside().execute_one(add(0)).doing(CONNECTING)?;
+                self.outside().link_index(outer).doing(format!("find {outer}"))?
+            }
+            added => added.map(|()| veth.host_index()).doing(CONNECTING)?,
+        };
         let limits = parameters::limit_host_interface(index, outer);
         self.outside().execute(limits).doing(CONNECTING)?;
         self.prepare_outer_interface(outer, veth.host_ipv6.is_some())?;

@@ -62,9 +62,8 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
         }
     }
     let (last_capability, ipv6_forwarding) = (capabilities::last()?, forwarding::of_ipv6()?);
-    let has_local_networks = !local.networks.is_empty() || local.lan;
     let forward_drops =
-        if !has_local_networks || Scope::current() == Scope::User { Vec::new() } else { forward_drops() };
+        if !local.has_networks() || Scope::current() == Scope::User { Vec::new() } else { forward_drops() };
     let without_ipv6 = sysctl::get_if_present("net/ipv6/conf/all/disable_ipv6")?.is_none();
     let rootless = match Scope::current() {
         Scope::System => None,

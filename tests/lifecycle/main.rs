@@ -7,6 +7,7 @@ mod chaos;
 mod ends;
 mod faults;
 mod hooks;
+mod links_of_others;
 mod look_alikes;
 mod names;
 mod obstacles;

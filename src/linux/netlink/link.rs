@@ -221,8 +221,18 @@ impl NetlinkRequest {
     /// one queue. The kernel would make one for each processor, each with its own directories in sysfs. It uses them
     /// only with XDP or with generic receive offload, which nothing switches on here.
     pub fn add_veth(name: &InterfaceName, peer: &InterfaceName, namespace: TargetNamespace<'_>) -> Self {
+        Self::add_veth_with_index((name, 0), peer, namespace)
+    }
+
+    /// Creates a veth pair as [`Self::add_veth`]. Its first end gets an index, or one that the kernel chooses if that is
+    /// 0. The request fails with `EEXIST` if there is an interface of that index or name.
+    pub fn add_veth_with_index(
+        (name, index): (&InterfaceName, u32),
+        peer: &InterfaceName,
+        namespace: TargetNamespace<'_>,
+    ) -> Self {
         let peer_link = in_namespace(one_queue(LinkUnspec::new_with_name(peer.as_str())), namespace).build();
-        let link = one_queue(LinkVeth::new(name.as_str(), peer.as_str()));
+        let link = one_queue(LinkVeth::new(name.as_str(), peer.as_str())).index(index);
         let link = link.set_info_data(InfoData::Veth(InfoVeth::Peer(peer_link)));
         Self::create(format!("create the veth pair {name} and {peer}"), RouteNetlinkMessage::NewLink(link.build()))
     }

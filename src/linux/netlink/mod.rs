@@ -8,6 +8,7 @@
 pub mod address;
 pub(super) mod channel;
 pub mod link;
+pub mod link_filter;
 pub mod monitor;
 pub mod route;
 pub mod rule;

@@ -11,6 +11,9 @@ use netlink_sys::{
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
+use super::link_filter::IgnoredLinks;
+use crate::linux::bpf;
+
 /// The multicast groups for addresses, routes and forwarding switches: `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`,
 /// `RTMGRP_IPV6_IFADDR` and `RTMGRP_IPV6_ROUTE` of linux/rtnetlink.h, and its groups `RTNLGRP_IPV4_NETCONF` (24) and
 /// `RTNLGRP_IPV6_NETCONF` (25).
@@ -67,6 +70,17 @@ impl Monitor {
         socket.bind(&SocketAddr::new(0, groups))?;
         socket.set_non_blocking(true)?;
         Ok(Self(socket))
+    }
+
+    /// Stops or starts to report the kernel's messages about certain links, of a monitor of the network.
+    ///
+    /// # Errors
+    /// Fails as setsockopt(2) does.
+    pub fn ignore(&self, links: Option<IgnoredLinks>) -> io::Result<()> {
+        match links {
+            Some(links) => bpf::attach(self.as_fd(), &links.program()),
+            None => bpf::detach(self.as_fd()),
+        }
     }
 
     /// Discards all pending notifications, and returns whether there were any.

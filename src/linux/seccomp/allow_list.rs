@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use libc::sock_filter;
 
 use super::REFUSAL;
-use super::bpf::{ARCHITECTURE, ARCHITECTURES, NUMBER, argument, if_at_least, if_equal, load, ret, skip};
+use super::architecture::{ARCHITECTURE, ARCHITECTURES, NUMBER, argument};
+use crate::linux::bpf::{if_at_least, if_equal, load, ret, skip};
 
 /// What a filter decides about a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +106,9 @@ mod tests {
     };
 
     use super::*;
+    use crate::linux::bpf::{self, Instruction};
     use crate::linux::capabilities;
-    use crate::linux::seccomp::bpf::{self, Instruction, X32};
+    use crate::linux::seccomp::architecture::{self, X32};
 
     /// Returns the program that seccompiler makes of the same lists, which compares the number with one after another.
     fn linear(calls: &[libc::c_long], families: &[libc::c_int]) -> Vec<sock_filter> {
@@ -147,8 +149,8 @@ mod tests {
             };
             for first in first {
                 for audit in AUDIT {
-                    let [list, search] =
-                        [&list, &search].map(|program| bpf::run(program, audit, number, [first, 1, 2, 3, 4, 5]));
+                    let [list, search] = [&list, &search]
+                        .map(|program| architecture::run(program, audit, number, [first, 1, 2, 3, 4, 5]));
                     assert_eq!(list, search, "call {number:#x} of {audit:#x}, first argument {first:#x}");
                 }
             }
@@ -234,7 +236,7 @@ mod tests {
         let verdicts = thread.join().expect("the thread ends normally");
         let mut seen = BTreeSet::new();
         for (number, first, error) in verdicts {
-            let verdict = bpf::run(&list, ARCHITECTURES[0].audit, number, [first as u64, 0, 0, 0, 0, 0]);
+            let verdict = architecture::run(&list, ARCHITECTURES[0].audit, number, [first as u64, 0, 0, 0, 0, 0]);
             let expected = if verdict == libc::SECCOMP_RET_ALLOW { ALLOWED } else { REFUSAL };
             assert_eq!(error, Some(expected), "call {number:#x}, first argument {first}");
             seen.insert(expected);

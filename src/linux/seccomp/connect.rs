@@ -15,7 +15,8 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::bpf::{self, ARCHITECTURE, ARCHITECTURES, Instruction, NUMBER, X32, argument};
+use super::architecture::{ARCHITECTURE, ARCHITECTURES, NUMBER, X32, argument};
+use crate::linux::bpf::{self, Instruction};
 
 /// The maximum length of an address in bytes (`struct sockaddr_un` of unix(7)).
 const MAX_ADDRESS: usize = mem::size_of::<libc::sockaddr_un>();
@@ -290,14 +291,14 @@ fn read_memory(thread: i32, address: u64, buffer: &mut [u8]) -> io::Result<usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linux::seccomp::bpf::Architecture;
+    use crate::linux::seccomp::architecture::{self, Architecture};
 
     #[test]
     fn connections_are_held_in_programs_of_all_architectures() {
         const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
         const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
         let program = program();
-        let verdict = |architecture, number, arguments| bpf::run(&program, architecture, number, arguments);
+        let verdict = |architecture, number, arguments| architecture::run(&program, architecture, number, arguments);
         for Architecture { audit, connect, sendto, socketcall, .. } in ARCHITECTURES {
             for bit in [0, X32] {
                 assert_eq!(verdict(audit, connect | bit, [3, 0x7fff_0000, 110, 0, 0, 0]), NOTIFY);

@@ -1,7 +1,7 @@
 //! Filters that limit the system calls of a thread (seccomp(2)).
 
 mod allow_list;
-mod bpf;
+mod architecture;
 pub mod connect;
 
 use std::fmt;
@@ -9,7 +9,8 @@ use std::io;
 
 use libc::sock_filter;
 
-use bpf::{ARCHITECTURE, ARCHITECTURES, Architecture, Instruction, NUMBER, X32, argument};
+use super::bpf::{self, Instruction};
+use architecture::{ARCHITECTURE, ARCHITECTURES, Architecture, NUMBER, X32, argument};
 
 /// The error of a forbidden call. Libraries fall back as on an older kernel.
 const REFUSAL: i32 = libc::EPERM;
@@ -21,13 +22,6 @@ const TYPING: [u32; 2] = [0x5412, 0x541c];
 
 /// A filter that forbids system calls: they fail with `EPERM`.
 pub struct SyscallFilter(Vec<sock_filter>);
-
-/// The kernel's form of a filter (`struct sock_fprog` of linux/filter.h).
-#[repr(C)]
-struct SockFprog {
-    length: libc::c_ushort,
-    filter: *const sock_filter,
-}
 
 impl fmt::Debug for SyscallFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,8 +123,7 @@ impl SyscallFilter {
 /// Installs a filter in the calling thread, and returns the result of seccomp(2): a descriptor if the flags ask for
 /// one.
 fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
-    let length = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let program = SockFprog { length, filter: program.as_ptr() };
+    let program = bpf::Program::of(program)?;
     // SAFETY: the kernel reads the program and the filter that it points to, both of which live until the call returns.
     match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
         -1 => Err(io::Error::last_os_error()),
@@ -145,7 +138,7 @@ mod tests {
 
     /// Returns the filter's verdict on a call with these second and third arguments.
     fn verdict(filter: &SyscallFilter, architecture: u32, number: u32, second: u64, third: u64) -> u32 {
-        bpf::run(&filter.0, architecture, number, [0, second, third, 0, 0, 0])
+        architecture::run(&filter.0, architecture, number, [0, second, third, 0, 0, 0])
     }
 
     const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | REFUSAL as u32;
