@@ -17,6 +17,7 @@ mod base;
 mod directory;
 mod lookup_files;
 mod mark;
+mod reservation;
 mod scope;
 mod state;
 
@@ -28,12 +29,13 @@ use serde::de::DeserializeOwned;
 
 use crate::linux::namespace;
 use crate::names::TunnelName;
-use crate::plan::{Plan, VethPlan};
+use crate::plan::Plan;
 pub use base::PlanningLock;
 pub(crate) use base::{FORWARDING_FILE, change_shared};
 pub use directory::TunnelDirectory;
 pub use lookup_files::{HOSTS, NSSWITCH_CONF, read_host_file};
 pub use mark::Mark;
+pub use reservation::Reservation;
 pub use scope::Scope;
 pub(crate) use scope::user_directories;
 pub use state::{Container, Holder, NetworkAttachment, TunnelState};
@@ -108,14 +110,14 @@ pub fn names() -> io::Result<Vec<TunnelName>> {
     Ok(names)
 }
 
-/// Returns the links to the host that the machine's other tunnels have chosen, including those that are being created.
+/// Returns what the machine's other tunnels reserve, including those that are being created.
 ///
 /// # Errors
 /// If the tunnels cannot be listed.
-pub fn chosen_by_others(own: &TunnelName) -> io::Result<Vec<VethPlan>> {
+pub fn reservations_of_others(own: &TunnelName) -> io::Result<Vec<Reservation>> {
     let others = names()?.into_iter().filter(|name| name != own);
     // If a plan cannot be read, the interface itself shows what is in use.
-    Ok(others.filter_map(|name| read_plan(&name).ok()??.veth).collect())
+    Ok(others.filter_map(|name| read_json(&path_of(&name).join(PLAN)).ok()?).collect())
 }
 
 /// Reads a JSON file. Returns None if it does not exist.

@@ -144,19 +144,12 @@ fn make_plan(plan: impl FnOnce() -> Result<Plan, Failure>, directory: &TunnelDir
 /// Warns if another tunnel of this machine has the same private key and a peer in common. A peer answers the endpoint
 /// that it heard last, so each tunnel would take the other's packets.
 fn warn_of_shared_key(plan: &Plan) {
-    let Some(key) = plan.wireguard.public_key else { return };
-    for name in registry::names().unwrap_or_default().into_iter().filter(|name| *name != plan.name) {
-        let other = registry::read_plan(&name).ok().flatten();
-        let shares_peer = |other: &Plan| {
-            let is_own = |key| plan.wireguard.peers.iter().any(|own| own.public_key == key);
-            other.wireguard.peers.iter().any(|peer| is_own(peer.public_key))
-        };
-        if other.is_some_and(|other| other.wireguard.public_key == Some(key) && shares_peer(&other)) {
-            tracing::warn!(
-                "the tunnel {name} has the same private key and peer: each takes the other's answers away; use one tunnel for both \
-                 programs (--tunnel {name}), or a key of its own for each"
-            );
-        }
+    let others = registry::reservations_of_others(&plan.name).unwrap_or_default();
+    for name in others.into_iter().filter(|other| other.has_keys_of(plan)).map(|other| other.name) {
+        tracing::warn!(
+            "the tunnel {name} has the same private key and peer: each takes the other's answers away; use one tunnel for both \
+             programs (--tunnel {name}), or a key of its own for each"
+        );
     }
 }
 

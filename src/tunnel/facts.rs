@@ -43,7 +43,7 @@ pub fn read(host: &mut Netlink, config: &Config) -> io::Result<Facts> {
         })
         .collect();
     // A user who may not read the plans of others cannot create a tunnel either.
-    for veth in registry::chosen_by_others(name).unwrap_or_default() {
+    for veth in registry::reservations_of_others(name).unwrap_or_default().into_iter().filter_map(|other| other.veth) {
         if !interfaces.iter().any(|interface| interface.name == veth.host_interface.as_str()) {
             interfaces.push(HostInterface { name: veth.host_interface.to_string(), index: 0, mtu: 0 });
         }

@@ -1,5 +1,5 @@
-//! A keeper is told of changes of the host's network, but not of other tunnels' links. Otherwise the start of one tunnel
-//! would wake the keepers of all.
+//! The links of other tunnels. A keeper is told of changes of the host's network, but not of these: otherwise the start
+//! of one tunnel would wake the keepers of all. A launcher knows them from the other tunnels' plans.
 
 use std::collections::HashSet;
 use std::fs;
@@ -147,5 +147,28 @@ fn a_keeper_with_local_networks_is_told_of_other_tunnels_links() {
             works(&["down", name])?;
         }
         Ok(())
+    });
+}
+
+/// A tunnel that is being created has a plan, and no interface yet.
+#[test]
+fn a_link_that_another_tunnel_has_planned_is_not_used() {
+    lab::world::test(|| {
+        lab::tunnel::needs_root("a user's tunnels have their plans elsewhere")?;
+        prepare()?;
+        up("tune")?;
+        let link = link_of("tune")?;
+        let mut plan: serde_json::Value = serde_json::from_slice(&fs::read("/run/vpn-exec/tune/plan")?)?;
+        down("tune")?;
+
+        plan["name"] = "other".into();
+        fs::create_dir_all("/run/vpn-exec/other")?;
+        fs::write("/run/vpn-exec/other/plan", plan.to_string())?;
+        up("tune")?;
+        let chosen = link_of("tune")?;
+        assert_ne!(chosen.host_interface, link.host_interface);
+        assert_ne!(chosen.host_ipv4, link.host_ipv4);
+        assert_ne!(chosen.host_ipv6, link.host_ipv6);
+        down("tune")
     });
 }
