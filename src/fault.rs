@@ -55,8 +55,9 @@ pub const THREADS: [&str; 1] = ["in the DNS forwarder"];
 /// descriptors, the routes into the tunnel, the packet rules, and the socket guard. Of a keeper: that the
 /// kernel rejects descriptors of other users (as before Linux 6.16), and that their connections are closed in the
 /// background. Of a rootless tunnel: its gateway, without which its link leads to the host, as that of root's tunnels;
-/// and its user namespace, without which root's privileges hold for the host.
-pub const PROTECTIONS: [&str; 11] = [
+/// its user namespace, without which root's privileges hold for the host; and that its keeper looks at the network
+/// namespace of its clients, as before Linux 5.14.
+pub const PROTECTIONS: [&str; 12] = [
     "namespace",
     "names",
     "privileges",
@@ -68,6 +69,7 @@ pub const PROTECTIONS: [&str; 11] = [
     "apart",
     "gateway",
     "user-namespace",
+    "client-namespace",
 ];
 
 #[cfg(debug_assertions)]

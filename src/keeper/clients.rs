@@ -7,8 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::fault;
 use crate::lease::{self, ClientRequest, KeeperEvent, Received};
 use crate::linux::local_socket::{LocalListener, PeerCredentials};
+use crate::linux::namespace::share_namespace;
+use crate::linux::user_namespace;
 use crate::registry::Holder;
 
 /// The mode of the keeper's socket: only its own user may connect.
@@ -30,8 +33,10 @@ pub(super) struct KeeperClient {
     /// Whether it is the keeper's own user, who may request anything.
     pub(super) trusted: bool,
     pub(super) pid: i32,
-    /// Whether it has proved to be outside of the tunnel, or began there.
+    /// Whether it is certain to be outside of a rootless tunnel.
     pub(super) is_outside: bool,
+    /// Whether it made its socket in the keeper's network namespace, where no program of a tunnel can make one.
+    shares_namespace: bool,
     pub(super) role: Role,
     /// The number of connections to processes outside the tunnel that were refused to its programs.
     refused_connections: u64,
@@ -95,7 +100,15 @@ impl KeeperClients {
         let pid = holder.process.pid;
         self.starter = Some(self.next);
         let role = Role::Lease(Some(holder));
-        self.add(KeeperClient { socket, trusted: true, pid, is_outside: true, role, refused_connections: 0 });
+        self.add(KeeperClient {
+            socket,
+            trusted: true,
+            pid,
+            is_outside: true,
+            shares_namespace: true,
+            role,
+            refused_connections: 0,
+        });
     }
 
     /// Accepts all connections that wait.
@@ -113,8 +126,25 @@ impl KeeperClients {
         if trusted || untrusted < MAX_UNTRUSTED {
             let pid = credentials.pid;
             let role = Role::Idle(now);
-            self.add(KeeperClient { socket, trusted, pid, is_outside: false, role, refused_connections: 0 });
+            let shares_namespace = self.is_in_own_namespace(&socket);
+            self.add(KeeperClient {
+                socket,
+                trusted,
+                pid,
+                is_outside: false,
+                shares_namespace,
+                role,
+                refused_connections: 0,
+            });
         }
+    }
+
+    /// Returns whether a client made its socket in the keeper's network namespace. Linux before 5.14 does not tell, so
+    /// there the user namespace that the client passes has to do.
+    fn is_in_own_namespace(&self, socket: &OwnedFd) -> bool {
+        let Some(listener) = &self.listener else { return false };
+        fault::is_broken("client-namespace")
+            || share_namespace(listener, socket).is_ok_and(|shares| shares.unwrap_or(true))
     }
 
     fn add(&mut self, client: KeeperClient) {
@@ -224,6 +254,17 @@ impl KeeperClients {
     /// Closes the connections that have been idle for too long.
     pub(super) fn close_idle(&mut self, now: Duration) {
         self.all.retain(|_, client| !matches!(client.role, Role::Idle(since) if since + IDLE_TIMEOUT <= now));
+    }
+}
+
+impl KeeperClient {
+    /// Notes whether a client is outside of a rootless tunnel, by the user namespace that it passes as a proof.
+    ///
+    /// The descriptor alone would not do: a process that listens at the place of the keeper's socket gets that of each
+    /// client.
+    pub(super) fn prove(&mut self, proof: Option<OwnedFd>) {
+        let is_original = |passed: OwnedFd| user_namespace::is_original(passed.as_fd()).unwrap_or(false);
+        self.is_outside = self.shares_namespace && proof.is_some_and(is_original);
     }
 }
 

@@ -14,7 +14,6 @@ use crate::failure::Failure;
 use crate::lease::{self, ClientRequest, KeeperEvent, Received, ViewKey, status};
 use crate::linux::namespace::NamespaceId;
 use crate::linux::process::ProcessId;
-use crate::linux::user_namespace;
 use crate::registry::Holder;
 
 /// The number of processes that a refusal to take the tunnel down names.
@@ -40,8 +39,7 @@ impl Keeper {
         let is_rootless = self.tunnel.plan().rootless;
         let client = self.clients.get(id)?;
         if request == ClientRequest::Outside {
-            let is_original = |passed: OwnedFd| user_namespace::is_original(passed.as_fd()).unwrap_or(false);
-            client.is_outside = descriptor.is_some_and(is_original);
+            client.prove(descriptor);
             return None;
         }
         if request != ClientRequest::Report && !client.trusted {
@@ -283,8 +281,8 @@ fn not_permitted() -> Failure {
 
 /// Returns the refusal of a request that a program in a rootless tunnel may not send.
 fn from_inside() -> Failure {
-    Failure::new("a program in the tunnel, or in another user namespace, may not request that")
-        .advise("run it outside, in the user namespace in which the tunnel was started")
+    Failure::new("a program in the tunnel, or in another namespace, may not request that")
+        .advise("run it outside, in the user and network namespaces in which the tunnel was started")
 }
 
 /// Returns the refusal of a request that a newer client has sent. The connection stays open, and with it the lease.

@@ -71,7 +71,8 @@ impl KeeperEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ClientRequest {
     /// Note that the client is not in the tunnel, if the user namespace that is passed is the one in which the keeper
-    /// began. The keeper of a user's tunnel wants to know that before all requests but [`Self::Report`]. Not answered.
+    /// began, and if the client's socket is in the keeper's network namespace. The keeper of a user's tunnel wants to
+    /// know that before all requests but [`Self::Report`]. Not answered.
     Outside,
     /// Give the client a lease.
     Join,

@@ -45,7 +45,8 @@ fn origin() -> io::Result<&'static Origin> {
 
 /// Opens the user namespace in which this process began. A process in a nested namespace cannot open it: it can open
 /// its own and those that it may trace, and can ask for ancestors only up to its own (`ns_get_owner()` in the kernel's
-/// kernel/user_namespace.c). So the descriptor proves that its sender is, or was, outside of the nested namespaces.
+/// kernel/user_namespace.c). So the descriptor proves that its sender is, or was, outside of the nested namespaces, or
+/// that a process outside has passed it to the sender.
 ///
 /// # Errors
 /// Fails as open(2) does.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent::Agent;
 use crate::shared::variables;
+use crate::skip::Skip;
 use crate::{patience, tunnel};
 
 /// The time in which a program that does not hang ends on an ordinary machine.
@@ -46,10 +47,25 @@ fn built(name: &str) -> PathBuf {
     path
 }
 
+/// Returns the vpn-exec of version 0.1.0 that `tests/previous/setup` has built.
+///
+/// # Errors
+/// [`Skip`] if [`variables::PREVIOUS`] does not name it.
+pub fn previous_binary() -> Result<PathBuf> {
+    let named = std::env::var_os(variables::PREVIOUS).filter(|path| !path.is_empty());
+    let missing = || Skip::error("VPN_EXEC_PREVIOUS is not set: see tests/previous/setup", variables::PREVIOUS);
+    named.map(PathBuf::from).ok_or_else(missing)
+}
+
 /// Returns a command line of vpn-exec, such as `down NAME`.
 pub fn vpn_exec<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command {
+    vpn_exec_at(binary(), arguments)
+}
+
+/// Returns a command line of another vpn-exec than the one under test.
+pub fn vpn_exec_at<I: IntoIterator<Item: AsRef<OsStr>>>(binary: &Path, arguments: I) -> Command {
     let arguments: Vec<I::Item> = arguments.into_iter().collect();
-    let mut command = Command::new(binary());
+    let mut command = Command::new(binary);
     command.args(tunnel::with_option(arguments.iter().map(AsRef::as_ref))).stdin(Stdio::null());
     command
 }

@@ -12,6 +12,7 @@ mod nested;
 mod plan;
 mod privileges;
 mod refusals;
+mod replaced_socket;
 mod scope;
 mod security;
 

@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{PATIENCE, User, failure, output, serve};
+use crate::{PATIENCE, User, output, serve};
 
 /// Sends a request to a keeper and prints the answer: `client.py SOCKET REQUEST WAY`. The ways are `plain`; `proved`,
 /// with the own user namespace as a proof; and `ended`, from a process that has ended since.
@@ -40,7 +40,7 @@ print(answer.decode() or "closed", flush=True)
 "#;
 
 /// The orders, and how a keeper refuses them.
-const ORDERS: [&str; 7] = [
+pub(super) const ORDERS: [&str; 7] = [
     r#""Join""#,
     r#""Stand""#,
     r#""Reload""#,
@@ -49,15 +49,15 @@ const ORDERS: [&str; 7] = [
     r#"{"View":{"key":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}}"#,
     r#"{"ViewServer":{"key":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}}"#,
 ];
-const REFUSAL: &str = "a program in the tunnel, or in another user namespace, may not request that";
+pub(super) const REFUSAL: &str = "a program in the tunnel, or in another namespace, may not request that";
 
 /// A way to the user's tunnels that is not hidden inside.
-struct Door {
+pub(super) struct Door {
     place: tempfile::TempDir,
 }
 
 impl Door {
-    fn open(user: &User) -> Result<Self> {
+    pub(super) fn open(user: &User) -> Result<Self> {
         let place = tempfile::tempdir()?;
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755))?;
         fs::write(place.path().join("client.py"), CLIENT)?;
@@ -71,7 +71,7 @@ impl Door {
         self.place.path().join("client.py").display().to_string()
     }
 
-    fn socket(&self, name: &str) -> String {
+    pub(super) fn socket(&self, name: &str) -> String {
         self.place.path().join("tunnels/vpn-exec").join(name).join("socket").display().to_string()
     }
 
@@ -171,80 +171,6 @@ impl Foreground {
         ensure!(self.keeper.wait()?.success(), "the keeper failed");
         Ok(())
     }
-}
-
-/// Answers one request to join, and passes the network namespace of a process: `keeper.py SOCKET PID`.
-const FORGER: &str = r#"
-import array, os, socket, sys
-listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-listener.bind(sys.argv[1])
-listener.listen()
-print("ready", flush=True)
-client = listener.accept()[0]
-while client.recv(8192) != b'"Join"':
-    pass
-client.send(b'"Welcome"')
-namespace = array.array("i", [os.open(f"/proc/{sys.argv[2]}/ns/net", os.O_RDONLY)])
-client.sendmsg([b'"Named"'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, namespace)])
-client.recv(8192)
-"#;
-
-/// Another program of the user can take the place of a keeper. A namespace that a program inside could have made is not
-/// entered.
-#[test]
-fn a_launcher_enters_no_namespace_that_a_program_inside_could_have_made() {
-    lab::test(Peer::Ours, |lab: &Lab| {
-        lab::require_users()?;
-        let user = User::new(lab)?;
-        let tunnel = user.tunnels().join("mine");
-        output(user.up("mine"))?;
-        kill(Pid::from_raw(user.keeper("mine")?), Signal::SIGKILL)?;
-        for (unshare, expected) in [
-            ("unshare -Ur unshare -Urn", "cannot enter the tunnel's user namespace"),
-            // The twin: it is entered, and something else is missing.
-            ("unshare -Urn", "its keeper did not pass its plan"),
-        ] {
-            let script = format!(
-                "rm {tunnel}/socket; {unshare} sh -c 'echo $$; exec sleep 1000' | {{ read pid; \
-                 exec /usr/bin/python3 -c \"$0\" {tunnel}/socket $pid; }}",
-                tunnel = tunnel.display()
-            );
-            let mut command = user.command(Path::new("/bin/sh"));
-            let mut forger = command.args(["-c", &script, FORGER]).stdout(Stdio::piped()).spawn()?;
-            let mut line = String::new();
-            BufReader::new(forger.stdout.take().context("a pipe")?).read_line(&mut line)?;
-            ensure!(line == "ready\n", "{line:?}");
-            let message = failure(user.about(&["--tunnel", "mine", "--", "true"]))?;
-            ensure!(message.contains(expected), "{unshare}: {message}");
-            forger.kill()?;
-            forger.wait()?;
-        }
-        Ok(())
-    });
-}
-
-/// In a directory that others may write to, another user could make the socket.
-#[test]
-fn a_socket_of_another_user_is_not_talked_to() {
-    lab::test(Peer::Ours, |lab: &Lab| {
-        lab::require_users()?;
-        let user = User::new(lab)?;
-        output(user.up("mine"))?;
-        kill(Pid::from_raw(user.keeper("mine")?), Signal::SIGKILL)?;
-        let socket = user.tunnels().join("mine/socket");
-        fs::remove_file(&socket)?;
-        let mut command = Command::new("sh");
-        let script = "umask 0; exec /usr/bin/python3 -c \"$0\" \"$@\"";
-        command.args(["-c", script, FORGER]).arg(&socket).arg(std::process::id().to_string());
-        let mut forger = command.stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(forger.stdout.take().context("a pipe")?).read_line(&mut line)?;
-        let message = failure(user.about(&["--tunnel", "mine", "--", "true"]))?;
-        ensure!(message.contains("the tunnel's socket is that of the user 0"), "{message}");
-        forger.kill()?;
-        forger.wait()?;
-        Ok(())
-    });
 }
 
 /// A launcher with a program is in the user namespace of its tunnel. It proves that it was outside.

@@ -1,6 +1,7 @@
 //! Network namespaces (network_namespaces(7)): creating them, working inside of them, and their names in `/run/netns`.
 
 mod names;
+mod sockets;
 mod thread;
 
 use std::fs::{self, File};
@@ -17,6 +18,7 @@ pub use names::{
     NAMES_DIRECTORY, NameLookup, NamesDirectory, NamesSetup, bind_name, look_up, missing_names_setup, path_of,
     remove_name, set_up_names_directory, tear_down_names_directory,
 };
+pub use sockets::share_namespace;
 pub use thread::NamespaceThread;
 
 /// A network namespace, kept alive by an open descriptor.

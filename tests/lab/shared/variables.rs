@@ -41,6 +41,9 @@ pub const DOCKER: &str = "VPN_EXEC_DOCKER";
 /// The directory in which `tests/containers/setup` has made the newest container engines.
 pub const ENGINES: &str = "VPN_EXEC_ENGINES";
 
+/// The vpn-exec of version 0.1.0 that `tests/previous/setup` has built.
+pub const PREVIOUS: &str = "VPN_EXEC_PREVIOUS";
+
 /// 1 makes a missing or unusable /dev/net/tun a failure instead of a skip.
 pub const REQUIRE_TUN: &str = "VPN_EXEC_REQUIRE_TUN";
 

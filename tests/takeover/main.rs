@@ -1,5 +1,7 @@
 //! Connections of a program survive when the keeper is killed or replaced, or the configuration reloaded.
 
+mod versions;
+
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::process::Output;
