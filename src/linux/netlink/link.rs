@@ -224,8 +224,8 @@ impl NetlinkRequest {
         Self::add_veth_with_index((name, 0), peer, namespace)
     }
 
-    /// Creates a veth pair as [`Self::add_veth`]. Its first end gets an index, or one that the kernel chooses if that is
-    /// 0. The request fails with `EEXIST` if there is an interface of that index or name.
+    /// Creates a veth pair as [`Self::add_veth`]. Its first end gets an index, or one that the kernel chooses if that
+    /// is 0. The request fails with `EEXIST` if there is an interface of that index or name.
     pub fn add_veth_with_index(
         (name, index): (&InterfaceName, u32),
         peer: &InterfaceName,
