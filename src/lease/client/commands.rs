@@ -60,8 +60,8 @@ pub fn not_up(name: &TunnelName) -> Failure {
     Failure::new(format!("the tunnel {name} is not up")).advise("see `vpn-exec list`")
 }
 
-/// Asks the keeper of a tunnel to change it to the configuration in a [handover](crate::lease::handover) file. Without one,
-/// the keeper reads the configuration again. Returns a phrase for each change, or None if there is no keeper.
+/// Asks the keeper of a tunnel to change it to the configuration in a [handover](crate::lease::handover) file. Without
+/// one, the keeper reads the configuration again. Returns a phrase for each change, or None if there is no keeper.
 ///
 /// # Errors
 /// If the keeper refuses or does not answer. If it refuses, nothing has changed.
