@@ -1,5 +1,6 @@
 //! The embedded WireGuard's data path against other implementations, with each offload missing, over a path that loses,
-//! repeats and reorders datagrams, and with small and large MTUs.
+//! repeats and reorders datagrams, and with small and large MTUs. The keeper's filter of system calls limits the data
+//! path.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use lab::{Addresses, Lab, PROVIDER, PROVIDER_PORT, Peer, ROUTER, TUNNEL_CLIENT, TUNNEL_RESOLVER, patience};
+use vpn_exec::keeper::limit_data_path;
 use vpn_exec::linux::datagrams::{Ecn, Outbox};
 use vpn_exec::linux::namespace::NetworkNamespace;
 use vpn_exec::linux::netlink::{Netlink, NetlinkRequest};
@@ -188,7 +190,7 @@ impl Client {
             Ok(tun)
         })?;
         let config = DeviceConfig { mtu, ..config.clone() };
-        Ok(Self { inside, device: UserspaceDevice::start_with(levels, &config, tun, sockets, || Ok(()))? })
+        Ok(Self { inside, device: UserspaceDevice::start_with(levels, &config, tun, sockets, limit_data_path)? })
     }
 
     /// Sends bytes over TCP, which must come back.
@@ -292,6 +294,12 @@ fn each_offload_can_be_missing_with_wireguard_go() {
     lab::test(Peer::WireguardGo, |lab| works_at_each_level(lab, &lab.provider.customers_device()));
 }
 
+/// It has offloads of its own, unlike the one of Debian 12.
+#[test]
+fn each_offload_can_be_missing_with_the_newest_wireguard_go() {
+    lab::test(Peer::NewestWireguardGo, |lab| works_at_each_level(lab, &lab.provider.customers_device()));
+}
+
 #[test]
 fn each_offload_can_be_missing_with_boringtun() {
     lab::test(Peer::Ours, |lab| {
@@ -308,6 +316,11 @@ fn packets_of_any_mtu_pass_with_our_own_peer() {
 #[test]
 fn packets_of_any_mtu_pass_with_wireguard_go() {
     lab::test(Peer::WireguardGo, |lab| works_with_each_mtu(lab, &lab.provider.customers_device()));
+}
+
+#[test]
+fn packets_of_any_mtu_pass_with_the_newest_wireguard_go() {
+    lab::test(Peer::NewestWireguardGo, |lab| works_with_each_mtu(lab, &lab.provider.customers_device()));
 }
 
 #[test]

@@ -70,8 +70,9 @@ use clients::KeeperClients;
 pub(crate) use event_loop::pause_if_exhausted;
 pub(crate) use lifecycle::device_config;
 use lifecycle::{Runtime, live};
+pub(crate) use privileges::limit_attached_process;
+pub use privileges::limit_data_path;
 pub use privileges::{capabilities_for_ports, gained_by_hooks, limit_dns_forwarder, needed_capabilities};
-pub(crate) use privileges::{limit_attached_process, limit_data_path};
 pub(crate) use public_clients::PublicClients;
 
 /// How long the keeper waits for the reader of standard error to read the last messages.

@@ -56,7 +56,10 @@ pub(super) fn limit_system_calls(backend: Option<Backend>) -> io::Result<()> {
 }
 
 /// Limits the calling thread to the data path's work: moving bytes between descriptors that are open already.
-pub(crate) fn limit_data_path() -> io::Result<()> {
+///
+/// # Errors
+/// Fails if the kernel refuses the filter of system calls, or to drop the capabilities.
+pub fn limit_data_path() -> io::Result<()> {
     system_calls::data_path()?.install()?;
     capabilities::limit(CapabilitySet::empty(), CapabilitySet::empty())
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +47,8 @@ pub enum Peer {
     Ours,
     /// wireguard-go, which shares no code with ours.
     WireguardGo,
+    /// The wireguard-go that the variable [`variables::WIREGUARD_GO`] names.
+    NewestWireguardGo,
     /// The kernel's, configured with wg(8).
     Kernel,
 }
@@ -63,15 +65,28 @@ impl Peer {
         }
         let program = match self {
             Peer::Ours => return Ok(()),
-            Peer::WireguardGo => "wireguard-go",
-            Peer::Kernel => "wg",
+            Peer::WireguardGo | Peer::NewestWireguardGo => self.wireguard_go()?,
+            Peer::Kernel => "wg".into(),
         };
-        match Command::new(program).arg("--version").stdin(Stdio::null()).output() {
+        match Command::new(&program).arg("--version").stdin(Stdio::null()).output() {
             Ok(_) => Ok(()),
             Err(error) => {
-                let reason = format!("cannot run {program}: {error}");
+                let reason = format!("cannot run {}: {error}", program.display());
                 Err(Skip::error(reason, variables::REQUIRE_PEERS))
             }
+        }
+    }
+
+    /// Returns the wireguard-go that this peer is.
+    fn wireguard_go(self) -> Result<PathBuf> {
+        let named = std::env::var_os(variables::WIREGUARD_GO).filter(|path| !path.is_empty());
+        match (self, named) {
+            (Peer::NewestWireguardGo, None) => Err(Skip::error(
+                "VPN_EXEC_WIREGUARD_GO is not set: see tests/containers/setup",
+                variables::WIREGUARD_GO,
+            )),
+            (Peer::NewestWireguardGo, Some(path)) => Ok(path.into()),
+            _ => Ok("wireguard-go".into()),
         }
     }
 
@@ -192,7 +207,7 @@ impl Inner {
         self.stop()?;
         let running = match self.peer {
             Peer::Ours => Running::Ours(self.start_ours()?),
-            Peer::WireguardGo => Running::WireguardGo(self.start_wireguard_go()?),
+            Peer::WireguardGo | Peer::NewestWireguardGo => Running::WireguardGo(self.start_wireguard_go()?),
             Peer::Kernel => {
                 self.start_kernel()?;
                 Running::Kernel
@@ -247,7 +262,7 @@ impl Inner {
     }
 
     fn start_wireguard_go(&self) -> Result<Child> {
-        let mut command = Command::new("wireguard-go");
+        let mut command = Command::new(self.peer.wireguard_go()?);
         command.args(["-f", INTERFACE]).env("LOG_LEVEL", "error").stdin(Stdio::null());
         let child = self.site.run(|| command.spawn()).context("cannot start wireguard-go")?;
         let configured = self.configure_wireguard_go();

@@ -44,6 +44,9 @@ pub const ENGINES: &str = "VPN_EXEC_ENGINES";
 /// The vpn-exec of version 0.1.0 that `tests/previous/setup` has built.
 pub const PREVIOUS: &str = "VPN_EXEC_PREVIOUS";
 
+/// The newest wireguard-go, beside the one that is installed, which may have no offloads.
+pub const WIREGUARD_GO: &str = "VPN_EXEC_WIREGUARD_GO";
+
 /// 1 makes a missing or unusable /dev/net/tun a failure instead of a skip.
 pub const REQUIRE_TUN: &str = "VPN_EXEC_REQUIRE_TUN";
 
