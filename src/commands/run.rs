@@ -18,7 +18,7 @@ use crate::plan;
 use crate::program::compatibility;
 use crate::program::identity::{self, Identity};
 use crate::program::terminal::{self, OwnTerminal, Replaced};
-use crate::program::{self, Launch, Program, ProgramOutcome};
+use crate::program::{self, Launch, Program, ProgramOutcome, Remainder};
 use crate::registry::Scope;
 use crate::request::RunRequest;
 use crate::session::{self, Origin, Progress, Session};
@@ -77,9 +77,11 @@ pub(super) fn run(
         awaits_handshake: wait.is_some(),
         keeper_bounding_set: keeper::gained_by_hooks(session.plan.hooks.iter().any(|hook| hook.run)),
     };
-    let outcome = run_program(&program, &options, &mut session, signals, wait);
-    session.end(outcome.is_ok())?;
-    Ok(end_as(outcome?))
+    let ended = run_program(&program, &options, &mut session, signals, wait);
+    session.end(ended.is_ok())?;
+    let (outcome, remainder) = ended?;
+    drop(remainder);
+    Ok(end_as(outcome))
 }
 
 /// Checks for the directory at which a user's program builds its copies, before anything is made.
@@ -126,15 +128,15 @@ fn run_program(
     session: &mut Session,
     mut signals: Signals,
     wait: Option<Duration>,
-) -> Result<ProgramOutcome, Failure> {
+) -> Result<(ProgramOutcome, Remainder), Failure> {
     session.admit(options, program.last_capability)?;
     let mut launch = program::start(program, &session.lease, &mut signals)?;
     if let Some(signal) = await_tunnel(session, &mut launch, &mut signals, wait)? {
-        return Ok(ProgramOutcome::Signaled(signal));
+        return Ok((ProgramOutcome::Signaled(signal), Remainder::default()));
     }
-    let outcome = launch.run(&session.plan.name, &mut session.lease, signals)?;
+    let ended = launch.run(&session.plan.name, &mut session.lease, signals)?;
     tracing::debug!("the program has ended");
-    Ok(outcome)
+    Ok(ended)
 }
 
 /// Waits until the tunnel is ready, and lets the program's process enter the namespace as soon as that exists. Returns

@@ -57,6 +57,14 @@ pub(super) struct Companions {
     pub(super) view_server: Option<OwnedFd>,
 }
 
+/// What is left of a launch once the program has ended. Its end takes processor time, so this is dropped when the
+/// keeper has answered. That waits for the guards' processes.
+#[derive(Debug, Default)]
+pub struct Remainder {
+    _guards: Guards,
+    _view_server: Option<OwnedFd>,
+}
+
 /// The program's process before it executes the program. It is killed when this is dropped.
 #[derive(Debug)]
 struct PendingProcess(Pid);
@@ -158,7 +166,12 @@ impl Launch<'_> {
     /// # Errors
     /// Returns an error if the program cannot be executed, or was killed because of the tunnel. Processes that the
     /// program has started may still run then.
-    pub fn run(mut self, tunnel: &TunnelName, lease: &mut Lease, signals: Signals) -> Result<ProgramOutcome, Failure> {
+    pub fn run(
+        mut self,
+        tunnel: &TunnelName,
+        lease: &mut Lease,
+        signals: Signals,
+    ) -> Result<(ProgramOutcome, Remainder), Failure> {
         self.enter(lease.namespace());
         self.companions.guards.await_ready()?;
         if let Some(terminal) = &self.program.terminal {
@@ -167,13 +180,15 @@ impl Launch<'_> {
         self.begin_next_stage(None);
         // From now on the launcher only forwards signals, and cleans up if the keeper dies.
         privileges::limit_supervisor(self.program).doing("drop privileges")?;
-        let Self { program, process, failure, companions, .. } = self;
+        let Self { program, process, failure, mut companions, .. } = self;
         let failure = read_failure(failure).doing("learn whether the program was executed")?;
         let pid = process.release();
         // The keeper finds processes of the program by its mount namespace, which exists now.
         lease.started(pid.as_raw());
-        let outcome = supervise::supervise(program, pid, companions, tunnel, lease, signals);
-        failure.map_or(outcome, Err)
+        let outcome = supervise::supervise(program, pid, &mut companions, tunnel, lease, signals);
+        let Companions { mut guards, view_server, .. } = companions;
+        guards.dismiss();
+        failure.map_or(outcome, Err).map(|outcome| (outcome, Remainder { _guards: guards, _view_server: view_server }))
     }
 }
 

@@ -38,7 +38,7 @@ use crate::linux::capabilities::CapabilitySet;
 use crate::names::TunnelName;
 use crate::plan::{DnsPlan, SocketsPlan};
 use identity::Identity;
-pub use launch::{Launch, start};
+pub use launch::{Launch, Remainder, start};
 pub use supervise::forwarded_signals;
 
 /// The directories in which programs are searched if PATH is not set (confstr(3), `_CS_PATH`).

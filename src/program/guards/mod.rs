@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::process::WaitStatus;
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,11 @@ impl Reporter {
         local_socket::send(&self.0, &serde_json::to_vec(message)?, None)
     }
 
+    /// Waits until the launcher closes the connection. It sends nothing.
+    fn await_end(&self) -> io::Result<()> {
+        wait_for(&[self.0.as_fd()], None).map(drop)
+    }
+
     fn descriptor(&self) -> i32 {
         self.0.as_raw_fd()
     }
@@ -115,7 +121,7 @@ impl GuardKind {
     }
 }
 
-/// The launcher's record of a guard.
+/// The launcher's record of a guard, whose process is killed when this is dropped.
 #[derive(Debug)]
 struct Guard {
     kind: GuardKind,
@@ -128,7 +134,7 @@ struct Guard {
     failure: Option<Failure>,
 }
 
-/// The guards of a program.
+/// The guards of a program. Their processes are killed when this is dropped, which waits for their ends.
 #[derive(Debug, Default)]
 pub(super) struct Guards {
     socket_guard: Option<SocketGuard>,
@@ -207,6 +213,11 @@ impl Guards {
         self.bus_filter = None;
     }
 
+    /// Lets the guards end, since no process of the program is left. Does not wait for that.
+    pub(super) fn dismiss(&mut self) {
+        self.guards.iter_mut().for_each(|guard| guard.socket = None);
+    }
+
     /// Waits until all guards work.
     ///
     /// # Errors
@@ -246,6 +257,16 @@ impl Guards {
         };
         let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
         Some(format!("{} {ending}{reason}: {} from now on", guard.kind.process(), guard.kind.consequence()))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid {
+            // It is a child that was not waited for, so the PID is still its own.
+            let _ = linux_process::kill(pid.as_raw(), Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, None);
+        }
     }
 }
 

@@ -68,13 +68,8 @@ impl SocketGuard {
     /// Prepares the guard of a program. Returns the work of its process.
     ///
     /// # Errors
-    /// Returns an error if the kernel does not list unix sockets. Without that list, sockets inside could not be told
-    /// apart.
+    /// Returns an error if a socket cannot be created.
     pub(super) fn prepare(program: &Program) -> Result<(Self, GuardWork), Failure> {
-        UnixSockets::open().and_then(|sockets| sockets.bound()).map_err(|error| {
-            Failure::new(format!("cannot guard unix sockets: the kernel does not list them (unix_diag): {error}"))
-                .advise("use a kernel with CONFIG_UNIX_DIAG, or give --socket any to open all sockets of the host")
-        })?;
         let (guard, program_end) = local_socket::pair().doing(GuardKind::Sockets.task())?;
         let (open, identity) = (program.sockets.clone(), program.identity.clone());
         let work: GuardWork =
@@ -94,7 +89,7 @@ impl SocketGuard {
     }
 }
 
-/// Runs the guard in the calling process until no process of the program is left.
+/// Runs the guard in the calling process until no process of the program is left, and the launcher knows.
 fn run(
     open: SocketsPlan,
     identity: &Identity,
@@ -103,7 +98,7 @@ fn run(
     reporter: &Reporter,
 ) -> Result<(), Failure> {
     fault::fail_at("in the socket guard")?;
-    let outside = UnixSockets::open().doing("list unix sockets")?;
+    let outside = list_outside()?;
     let home = identity.home();
     let confinement = Confinement {
         identity,
@@ -133,7 +128,22 @@ fn run(
         reported: 0,
         reported_at: None,
     };
-    judge.run().doing("answer the kernel")
+    judge.run().doing("answer the kernel")?;
+    // The launcher has something to do now, maybe on this processor.
+    reporter.await_end().doing("wait for the launcher")
+}
+
+/// Returns the sockets of the host's network namespace.
+///
+/// # Errors
+/// Returns an error if the kernel does not list unix sockets. Without that list, sockets inside could not be told
+/// apart.
+fn list_outside() -> Result<UnixSockets, Failure> {
+    let listed = UnixSockets::open().and_then(|sockets| sockets.bound().map(|_| sockets));
+    listed.map_err(|error| {
+        Failure::new(format!("the kernel does not list them (unix_diag): {error}"))
+            .advise("use a kernel with CONFIG_UNIX_DIAG, or give --socket any to open all sockets of the host")
+    })
 }
 
 fn receive_descriptor(program: &OwnedFd) -> io::Result<Option<OwnedFd>> {

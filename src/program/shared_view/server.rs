@@ -23,6 +23,10 @@ use crate::linux::seccomp::SyscallFilter;
 /// How long the server stays for the next program.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// How long the server does nothing after its last work, before it makes a namespace for the next program: a launch
+/// that it has just served needs the processors.
+const REST: Duration = Duration::from_millis(20);
+
 /// The number of programs of one server. Further ones get views of their own.
 const MAX_PROGRAMS: usize = 256;
 
@@ -138,20 +142,24 @@ impl<'a> Server<'a> {
     /// Serves until no program is left.
     fn serve(mut self) -> io::Result<()> {
         let mut deadline = Instant::now() + LINGER;
+        let mut spare_failed = false;
         loop {
-            if self.spare.is_none() && self.orders.is_some() {
-                // Without one, the next program waits for its own.
-                self.spare = self.make_view().ok();
-            }
-            let mut left = None;
+            let lacks_spare = self.spare.is_none() && self.orders.is_some() && !spare_failed;
+            let mut left = lacks_spare.then_some(REST);
             if self.programs.is_empty() {
                 let rest = deadline.saturating_duration_since(Instant::now());
                 if self.orders.is_none() || rest.is_zero() {
                     return Ok(());
                 }
-                left = Some(rest);
+                left = Some(left.map_or(rest, |left| left.min(rest)));
             }
-            for event in self.wait(left)?.into_iter().rev() {
+            let events = self.wait(left)?;
+            if events.is_empty() && lacks_spare {
+                // Without one, the next program waits for its own.
+                self.spare = self.make_view().ok();
+                spare_failed = self.spare.is_none();
+            }
+            for event in events.into_iter().rev() {
                 // From the last program to the first, so that the numbers of those to come stay right.
                 match event {
                     Event::End(number) => {
@@ -161,6 +169,7 @@ impl<'a> Server<'a> {
                     Event::Changes => self.follow_host()?,
                     Event::Orders => {
                         self.take_order()?;
+                        spare_failed = false;
                         deadline = Instant::now() + LINGER;
                     }
                 }

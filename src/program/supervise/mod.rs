@@ -41,7 +41,7 @@ struct Supervision<'a> {
     lease: &'a mut Lease,
     /// Why the tunnel has ended under the program.
     tunnel_end: Option<Failure>,
-    companions: Companions,
+    companions: &'a mut Companions,
     notices: Notices,
     /// The process that a guard has killed as it would have taken the place of a running instance, and the reason.
     killed_instance: Option<(i32, String)>,
@@ -54,7 +54,7 @@ struct Supervision<'a> {
 pub(super) fn supervise(
     program: &Program,
     pid: Pid,
-    companions: Companions,
+    companions: &mut Companions,
     tunnel: &TunnelName,
     lease: &mut Lease,
     mut signals: Signals,
